@@ -1,0 +1,183 @@
+"""The caption grammar: scene -> sentence, with paraphrases, and sentence -> scene.
+
+A caption reads `[STYLE of] a [POSE] COLOR [MATERIAL] OBJECT [EMBLEM] [ACCESSORY] [BACKGROUND] [, STYLE]`, for
+example "a pencil sketch of a tilted red striped house with a heart on it wearing a hat in a forest". Parts in
+brackets may be left out and then mean the attribute's default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+from functools import lru_cache
+
+from riebench.toyworld.scenes import ATTRIBUTES, DEFAULTS, Scene
+
+# Attribute -> value -> phrases; the first phrase is the plain way to say it. No phrase says two things and no word
+# belongs to two attributes, so that a word's meaning needs no context.
+PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "object": {
+        "house": ("house", "cottage"), "mushroom": ("mushroom", "toadstool"), "boat": ("boat", "sailboat"),
+        "rocket": ("rocket", "spaceship"), "cat": ("cat", "kitten"), "car": ("car", "automobile"),
+    },
+    "color": {
+        "red": ("red", "crimson"), "orange": ("orange", "tangerine"), "yellow": ("yellow", "golden"),
+        "green": ("green", "emerald"), "blue": ("blue", "azure"), "purple": ("purple", "violet"),
+    },
+    "material": {
+        "plain": ("plain",), "striped": ("striped", "stripy"), "dotted": ("dotted", "spotted"),
+        "checkered": ("checkered", "chequered"),
+    },
+    "emblem": {
+        "heart": ("with a heart on it", "bearing a heart"), "cross": ("with a cross on it", "bearing a cross"),
+    },
+    "accessory": {
+        "hat": ("wearing a hat", "with a hat on top"), "crown": ("wearing a crown", "with a crown on top"),
+        "bow": ("wearing a bow", "with a bow on top"),
+    },
+    "pose": {
+        "upright": ("upright", "standing"), "tilted": ("tilted", "leaning"), "upside-down": ("upside-down", "inverted"),
+    },
+    "background": {
+        "white": ("on a white background",), "sky": ("in the sky", "among clouds"),
+        "forest": ("in a forest", "in the woods"), "night": ("at night", "under the stars"),
+        "beach": ("on a beach", "by the sea"), "brick": ("in front of a brick wall", "against bricks"),
+    },
+    "style before": {
+        "drawing": ("a drawing of", "a cartoon of"), "pencil": ("a pencil sketch of",),
+        "pixel": ("pixel art of",), "watercolor": ("a watercolor of", "a watercolor painting of"),
+    },
+    "style after": {
+        "drawing": (", drawn",), "pencil": (", sketched in pencil",), "pixel": (", as pixel art",),
+        "watercolor": (", in watercolor",),
+    },
+}  # fmt: skip
+
+MEANING_WORDS: dict[str, dict[str, str]] = {
+    "object": {word: value for value, words in PHRASES["object"].items() for word in words},
+    "color": {word: value for value, words in PHRASES["color"].items() for word in words},
+    "material": {word: value for value, words in PHRASES["material"].items() for word in words},
+    "emblem": {"heart": "heart", "cross": "cross"},
+    "accessory": {"hat": "hat", "crown": "crown", "bow": "bow"},
+    "pose": {
+        "upright": "upright", "standing": "upright", "tilted": "tilted", "leaning": "tilted",
+        "upside-down": "upside-down", "inverted": "upside-down",
+    },
+    "background": {
+        "white": "white", "background": "white", "sky": "sky", "clouds": "sky", "forest": "forest", "woods": "forest",
+        "night": "night", "stars": "night", "beach": "beach", "sea": "beach", "brick": "brick", "wall": "brick",
+        "bricks": "brick",
+    },
+    "style": {
+        "drawing": "drawing", "cartoon": "drawing", "drawn": "drawing", "pencil": "pencil", "sketch": "pencil",
+        "sketched": "pencil", "pixel": "pixel", "art": "pixel", "watercolor": "watercolor", "painting": "watercolor",
+    },
+}  # fmt: skip
+"""Attribute -> word -> the value it stands for. All other words of the grammar carry no meaning of their own."""
+
+
+class CaptionError(ValueError):
+    """A sentence outside the grammar; the message says what is accepted."""
+
+
+def vocabulary() -> tuple[str, ...]:
+    """All words of the grammar, sorted."""
+    words = {"a", "an", ","}
+    for values in PHRASES.values():
+        for phrases in values.values():
+            for phrase in phrases:
+                words.update(phrase.replace(",", " , ").split())
+    return tuple(sorted(words))
+
+
+def _article(following: str) -> str:
+    return "an" if following[0] in "aeiou" else "a"
+
+
+def caption(scene: Scene, rng: random.Random | None = None) -> str:
+    """Says a scene in one sentence.
+
+    Args:
+        scene: what to say.
+        rng: picks among paraphrases, and whether a default value is said; None gives the plain sentence, in which
+            defaults stay unsaid.
+
+    Returns:
+        A sentence that `parse` reads back to the same scene.
+    """
+
+    def say(slot: str, value: str) -> str:
+        phrases = PHRASES[slot].get(value)
+        if phrases is None:  # "no emblem" and "no accessory" have no words
+            return ""
+        attribute = slot.split()[0]
+        if value == DEFAULTS.get(attribute) and (rng is None or rng.random() < 0.6):
+            return ""
+        return phrases[0] if rng is None else rng.choice(phrases)
+
+    style_first = rng is None or rng.random() < 0.6
+    before = say("style before", scene.style) if style_first else ""
+    after = "" if style_first else say("style after", scene.style)
+    noun = " ".join(filter(None, (say(slot, getattr(scene, slot)) for slot in ("pose", "color", "material", "object"))))
+    rest = (say(slot, getattr(scene, slot)) for slot in ("emblem", "accessory", "background"))
+    return " ".join(filter(None, (before, _article(noun), noun, *rest))) + after
+
+
+def _alternatives(slot: str, name: str) -> str:
+    phrases = sorted((p for values in PHRASES[slot].values() for p in values), key=len, reverse=True)
+    return f"(?P<{name}>{'|'.join(re.escape(p) for p in phrases)})"
+
+
+@lru_cache(maxsize=1)
+def _pattern() -> re.Pattern[str]:
+    def part(slot: str) -> str:
+        return _alternatives(slot, slot.replace(" ", "_"))
+
+    return re.compile(
+        rf"(?:{part('style before')} )?an? (?:{part('pose')} )?{part('color')} (?:{part('material')} )?{part('object')}"
+        rf"(?: {part('emblem')})?(?: {part('accessory')})?(?: {part('background')})?(?:{part('style after')})?"
+    )
+
+
+@lru_cache(maxsize=1)
+def _meaning_of_phrase() -> dict[tuple[str, str], str]:
+    return {
+        (slot.split()[0], phrase): value
+        for slot, values in PHRASES.items()
+        for value, phrases in values.items()
+        for phrase in phrases
+    }
+
+
+def grammar_help() -> str:
+    """The accepted sentences in one line."""
+    values = "; ".join(f"{name}: {', '.join(v)}" for name, v in ATTRIBUTES.items())
+    return f"accepted: '[STYLE of] a [POSE] COLOR [MATERIAL] OBJECT [EMBLEM] [ACCESSORY] [BACKGROUND][, STYLE]' with {values}"
+
+
+def parse(sentence: str) -> Scene:
+    """Reads a caption back into the scene it says.
+
+    Args:
+        sentence: any sentence of the grammar; case, square brackets and repeated spaces do not matter.
+
+    Raises:
+        CaptionError: if the sentence is outside the grammar; names the first unknown word and its nearest match.
+    """
+    text = " ".join(re.sub(r"[\[\]]", "", sentence).lower().split()).rstrip(".").replace(" ,", ",")
+    match = _pattern().fullmatch(text)
+    if match is None or (match["style_before"] and match["style_after"]):
+        words = vocabulary()
+        unknown = next((w for w in text.replace(",", " , ").split() if w not in words), None)
+        if unknown is None:
+            reason = "its words are known, but not in this order"
+        else:
+            near = difflib.get_close_matches(unknown, words, n=1)
+            reason = f"unknown word {unknown!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        raise CaptionError(f"not a caption of the toy world: {sentence!r}: {reason}; {grammar_help()}")
+    meaning = _meaning_of_phrase()
+    found = {
+        name.split("_")[0]: meaning[name.split("_")[0], phrase] for name, phrase in match.groupdict().items() if phrase
+    }
+    return Scene(**found)

@@ -1,0 +1,85 @@
+"""The training pictures: rendered once into one array, the same on every machine."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from riebench.toyworld.render import SIZE, render
+from riebench.toyworld.scenes import ATTRIBUTES, Scene, random_scene
+
+CHUNK = 250
+POOL_SIZE = 24_000
+POOL_SEED = 20_241_022
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rendered training pictures.
+
+    Attributes:
+        images: uint8 [N, 64, 64, 3].
+        labels: uint8 [N, 8], attribute value indices in the order of `ATTRIBUTES`.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+    def scene(self, index: int) -> Scene:
+        """The scene of picture `index`."""
+        return scene_from_labels(self.labels[index])
+
+
+def scene_from_labels(labels: NDArray[np.uint8]) -> Scene:
+    """Inverse of `Scene.labels`."""
+    return Scene(**{name: values[int(i)] for (name, values), i in zip(ATTRIBUTES.items(), labels, strict=True)})
+
+
+def _render_chunk(first: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    images, labels = [], []
+    for index in range(first, first + CHUNK):
+        scene = random_scene(random.Random(seed * 1_000_003 + index), held_out=False)
+        images.append(render(scene, seed * 1_000_003 + index).image)
+        labels.append(scene.labels())
+    return np.stack(images), np.array(labels, dtype=np.uint8)
+
+
+@lru_cache(maxsize=2)
+def training_pool(folder: Path, size: int = POOL_SIZE, seed: int = POOL_SEED, workers: int = 2) -> Pool:
+    """Renders `size` training scenes (never held-out ones), or reads them where they were rendered before.
+
+    Args:
+        folder: where the arrays are kept.
+        size: number of pictures, a multiple of 250.
+        seed: decides scenes and jitter.
+        workers: processes that render.
+    """
+    path = folder / f"pool_{size}_{seed}.npz"
+    if not path.exists():
+        images = np.empty((size, SIZE, SIZE, 3), dtype=np.uint8)
+        labels = np.empty((size, len(ATTRIBUTES)), dtype=np.uint8)
+        with ProcessPoolExecutor(workers) as executor:
+            firsts = list(range(0, size, CHUNK))
+            chunks = executor.map(_render_chunk, firsts, [seed] * len(firsts))
+            for first, (some, their_labels) in zip(firsts, tqdm(chunks, total=len(firsts), desc="render"), strict=True):
+                images[first : first + CHUNK] = some
+                labels[first : first + CHUNK] = their_labels
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, images=images, labels=labels)
+        partial.rename(path)
+    stored = np.load(path)
+    return Pool(stored["images"], stored["labels"])
+
+
+def held_out_scenes(count: int, seed: int) -> list[Scene]:
+    """`count` scenes that no model of the toy world was trained on."""
+    rng = random.Random(seed)
+    return [random_scene(rng, held_out=True) for _ in range(count)]

@@ -1,0 +1,131 @@
+"""The attributes of a toy-world picture: what can be said about it, and which edit changes what.
+
+A scene is a full assignment of eight attributes. Each of the benchmark's nine edit categories changes one of
+them, so the truth of every edit is known (see `judge.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "object": ("house", "mushroom", "boat", "rocket", "cat", "car"),
+    "color": ("red", "orange", "yellow", "green", "blue", "purple"),
+    "material": ("plain", "striped", "dotted", "checkered"),
+    "emblem": ("none", "heart", "cross"),
+    "accessory": ("none", "hat", "crown", "bow"),
+    "pose": ("upright", "tilted", "upside-down"),
+    "background": ("white", "sky", "forest", "night", "beach", "brick"),
+    "style": ("drawing", "pencil", "pixel", "watercolor"),
+}
+"""Attribute name -> its values; the first value is what a caption that says nothing means."""
+
+DEFAULTS: dict[str, str] = {name: values[0] for name, values in ATTRIBUTES.items() if name not in ("object", "color")}
+"""Values a caption may leave unsaid. Object and color are always said."""
+
+CATEGORY_ATTRIBUTE: dict[str, str] = {
+    "change_object": "object",
+    "add_object": "accessory",
+    "delete_object": "accessory",
+    "change_content": "emblem",
+    "change_pose": "pose",
+    "change_color": "color",
+    "change_material": "material",
+    "change_background": "background",
+    "change_style": "style",
+}
+"""Edit category -> the attribute it changes, in the benchmark's order (category id = position + 1)."""
+
+HELD_OUT_SHARE = 10
+"""One in this many scenes is never trained on."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything the caption grammar can say about one picture.
+
+    Raises:
+        ValueError: if a value is not one of `ATTRIBUTES`; the message lists what is accepted.
+    """
+
+    object: str
+    color: str
+    material: str = "plain"
+    emblem: str = "none"
+    accessory: str = "none"
+    pose: str = "upright"
+    background: str = "white"
+    style: str = "drawing"
+
+    def __post_init__(self) -> None:
+        for name, values in ATTRIBUTES.items():
+            value = getattr(self, name)
+            if value not in values:
+                raise ValueError(f"{name} {value!r} is not in the toy world; accepted: {', '.join(values)}")
+
+    def labels(self) -> tuple[int, ...]:
+        """Index of each attribute's value, in the order of `ATTRIBUTES`."""
+        return tuple(values.index(getattr(self, name)) for name, values in ATTRIBUTES.items())
+
+    def with_value(self, attribute: str, value: str) -> Scene:
+        """The same scene with one attribute changed."""
+        return replace(self, **{attribute: value})
+
+    def as_dict(self) -> dict[str, str]:
+        """Attribute name -> value."""
+        return asdict(self)
+
+
+def all_scenes() -> Iterator[Scene]:
+    """Every scene of the world (124 416), in a fixed order."""
+    names = [f.name for f in fields(Scene)]
+    for values in itertools.product(*(ATTRIBUTES[name] for name in names)):
+        yield Scene(**dict(zip(names, values, strict=True)))
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether the scene is kept from all training. Decided by a hash of its attributes, so it never moves."""
+    text = "|".join(scene.as_dict().values())
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % HELD_OUT_SHARE == 0
+
+
+def random_scene(rng: random.Random, held_out: bool | None = None) -> Scene:
+    """Draws a scene uniformly.
+
+    Args:
+        rng: the source of randomness.
+        held_out: keep only held-out (True) or only training scenes (False); None takes any.
+    """
+    while True:
+        scene = Scene(**{name: rng.choice(values) for name, values in ATTRIBUTES.items()})
+        if held_out is None or is_held_out(scene) == held_out:
+            return scene
+
+
+def random_edit(category: str, rng: random.Random, held_out: bool | None = True) -> tuple[Scene, Scene]:
+    """Draws a (source, target) pair that differs in the category's attribute alone.
+
+    Args:
+        category: a key of `CATEGORY_ATTRIBUTE`.
+        rng: the source of randomness.
+        held_out: as in `random_scene`, asked of both scenes.
+    """
+    attribute = CATEGORY_ATTRIBUTE[category]
+    while True:
+        source = random_scene(rng, held_out)
+        before = getattr(source, attribute)
+        others = [value for value in ATTRIBUTES[attribute] if value != before]
+        if category == "add_object":
+            if before != "none":
+                continue
+        elif category == "delete_object":
+            if before == "none":
+                continue
+            others = ["none"]
+        target = source.with_value(attribute, rng.choice(others))
+        if held_out is None or is_held_out(target) == held_out:
+            return source, target
