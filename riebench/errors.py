@@ -1,0 +1,47 @@
+"""Errors a user can cause and mend: one line saying what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RiebenchError(Exception):
+    """Base of every error that is the input's fault, not the program's.
+
+    The message is one line: what is wrong, and how to mend it. The command line prints it without a traceback and
+    exits with code 2.
+    """
+
+
+class TaskFileError(RiebenchError):
+    """A task or setting file that cannot be used; the message names file, key and nearest match."""
+
+
+class IdentityError(RiebenchError):
+    """A run folder that belongs to another run; the message names the fields that differ."""
+
+
+class FolderInUseError(RiebenchError):
+    """A run folder that another process is writing to."""
+
+
+class StoreError(RiebenchError):
+    """A run folder whose files contradict each other or cannot be written."""
+
+
+def near_match(word: str, known: Iterable[str]) -> str:
+    """Says which known word was probably meant.
+
+    Args:
+        word: what the user wrote.
+        known: what would have been accepted.
+
+    Returns:
+        " (did you mean 'X'?)", or " (known: A, B, ...)" if nothing is near.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    if near:
+        return f" (did you mean {near[0]!r}?)"
+    return f" (known: {', '.join(names)})" if names else ""

@@ -1,0 +1,113 @@
+"""Names the user may write -> the objects they stand for.
+
+What ships with the package is listed at the bottom, lazily, so that listing names imports neither torch nor a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+from riebench.errors import RiebenchError, near_match
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A table of named objects of one kind, some of them imported only when asked for.
+
+    Args:
+        kind: what the objects are, for messages ("method", "metric", ...).
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._objects: dict[str, T] = {}
+        self._lazy: dict[str, str] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that enters an object under a name.
+
+        Raises:
+            ValueError: if the name is taken by another object. A lazy entry's own object may fill its name.
+        """
+
+        def enter(thing: T) -> T:
+            if name in self._objects:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._objects[name] = thing
+            return thing
+
+        return enter
+
+    def register_lazy(self, name: str, target: str) -> None:
+        """Enters "module:attribute", imported at the first `get`.
+
+        Raises:
+            ValueError: if the name is taken or the target has no colon.
+        """
+        if name in self._lazy or name in self._objects:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        if ":" not in target:
+            raise ValueError(f"{self.kind} {name!r}: {target!r} is not 'module:attribute'")
+        self._lazy[name] = target
+
+    def get(self, name: str) -> T:
+        """The object of that name.
+
+        Raises:
+            RiebenchError: if there is none; names the nearest match.
+        """
+        if name not in self._objects:
+            if name not in self._lazy:
+                raise RiebenchError(f"unknown {self.kind} {name!r}{near_match(name, self.names())}")
+            module, attribute = self._lazy[name].split(":")
+            # Importing may itself run `register(name)`; either way the attribute is the object.
+            thing = getattr(importlib.import_module(module), attribute)
+            self._objects.setdefault(name, cast(T, thing))
+        return self._objects[name]
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted, without importing anything."""
+        return tuple(sorted({*self._objects, *self._lazy}))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._objects or name in self._lazy
+
+
+METHODS: Registry[Any] = Registry("method")
+METRICS: Registry[Any] = Registry("metric")
+SAE_FORMATS: Registry[Any] = Registry("SAE format")
+REGIONS: Registry[Any] = Registry("region provider")
+
+for _name, _target in {
+    "no_edit": "riebench.methods.controls:no_edit",
+    "target_prompt": "riebench.methods.controls:target_prompt",
+    "random_features": "riebench.methods.controls:random_features",
+    "sae": "riebench.methods.features:sae",
+    "activation_patch": "riebench.methods.activations:activation_patch",
+    "mean_steering": "riebench.methods.activations:mean_steering",
+    "neurons": "riebench.methods.activations:neurons",
+}.items():
+    METHODS.register_lazy(_name, _target)
+
+for _name, _target in {
+    "clip_target": "riebench.metrics.clip:clip_target",
+    "clip_gain": "riebench.metrics.clip:clip_gain",
+    "clip_margin": "riebench.metrics.clip:clip_margin",
+    "clip_direction": "riebench.metrics.clip:clip_direction",
+    "clip_image": "riebench.metrics.clip:clip_image",
+    "clip_region_gain": "riebench.metrics.clip:clip_region_gain",
+    "lpips": "riebench.metrics.lpips:lpips",
+    "lpips_bg": "riebench.metrics.lpips:lpips_bg",
+    "mse_bg": "riebench.metrics.pixel:mse_bg",
+    "psnr_bg": "riebench.metrics.pixel:psnr_bg",
+    "ssim_bg": "riebench.metrics.pixel:ssim_bg",
+    "judge_target": "riebench.metrics.judge:judge_target",
+    "judge_kept": "riebench.metrics.judge:judge_kept",
+}.items():
+    METRICS.register_lazy(_name, _target)
+
+SAE_FORMATS.register_lazy("sdxl-unbox", "riebench.saes.formats:read_sdxl_unbox")
+REGIONS.register_lazy("attention", "riebench.regions:attention_regions")

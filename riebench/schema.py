@@ -1,0 +1,404 @@
+"""Every stored type: frozen, strict about unknown keys, free of torch so that reading results is quick."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SPEC_VERSION = 1
+"""Raised when the meaning of a stored number changes; runs of different versions never share a folder."""
+
+CATEGORIES: dict[str, int] = {
+    "change_object": 1,
+    "add_object": 2,
+    "delete_object": 3,
+    "change_content": 4,
+    "change_pose": 5,
+    "change_color": 6,
+    "change_material": 7,
+    "change_background": 8,
+    "change_style": 9,
+}
+"""Edit category -> its number in the benchmark."""
+
+BLOCKS: tuple[str, ...] = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
+"""The four blocks of the published experiments."""
+
+ALL_BLOCKS = "all"
+"""Name of the block set that is exactly `BLOCKS`."""
+
+NO_BLOCKS = "none"
+"""Name of the block set of methods that touch no block."""
+
+JsonScalar = str | bool | int | float | None
+JsonValue = JsonScalar | list[JsonScalar]
+RegionRule = Literal["edit", "add", "delete"]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
+
+
+def _plain(value: Any) -> Any:
+    # 2 and 2.0 are the same number in YAML files and must give the same hash.
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, integral floats as integers, NaN refused."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_digest(value: Any) -> str:
+    """SHA-256 of `canonical_json`, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def block_set_name(blocks: tuple[str, ...]) -> str:
+    """Names a set of blocks edited together: "all", "none", or the blocks joined by "+"."""
+    if not blocks:
+        return NO_BLOCKS
+    return ALL_BLOCKS if set(blocks) == set(BLOCKS) else "+".join(blocks)
+
+
+def block_set_blocks(name: str) -> tuple[str, ...]:
+    """The blocks of a block set's name; the inverse of `block_set_name`."""
+    if name == NO_BLOCKS:
+        return ()
+    return BLOCKS if name == ALL_BLOCKS else tuple(name.split("+"))
+
+
+class Stored(BaseModel):
+    """Base of all stored types: frozen, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Attributes(Stored):
+    """What the source and the target picture show, where it is known (toy world)."""
+
+    source: dict[str, str]
+    """Attribute -> value in the source picture."""
+    target: dict[str, str]
+    """Attribute -> value in the wished picture."""
+
+
+class EditExample(Stored):
+    """One edit: a prompt pair with the regions it may change."""
+
+    id: Identifier
+    """Unique in its suite; part of every record."""
+    source: str = Field(min_length=1)
+    """Prompt of the image to edit, verbatim."""
+    target: str = Field(min_length=1)
+    """Prompt of the wished result, verbatim."""
+    source_region: str = "whole"
+    """Where features are removed: "whole", "background", "not: WORDS", "file:PATH", or words of the prompt."""
+    target_region: str = "whole"
+    """Where features are added, in the same forms."""
+    attributes: Attributes | None = None
+    """The truth of the edit, where it is known."""
+    cluster: str | None = None
+    """Examples that share a template or a picture carry the same name and are resampled together."""
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of everything that can move a number of this example (not its id, not its cluster)."""
+        return content_digest(self.model_dump(mode="json", exclude={"id", "cluster"}))[:16]
+
+
+class EditTask(Stored):
+    """All examples of one category in one suite."""
+
+    name: Identifier
+    """The file's name without its ending."""
+    version: int = Field(ge=1)
+    """Raised with every change that moves numbers."""
+    category: str
+    """A key of `CATEGORIES`."""
+    suite: Identifier
+    """The folder the file lies in."""
+    region_rule: RegionRule = "edit"
+    """Whose regions count; follows from the category unless stated."""
+    examples: tuple[EditExample, ...] = Field(min_length=1)
+    """The edits, in file order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_rule(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "region_rule" not in data:
+            rule = {"add_object": "add", "delete_object": "delete"}.get(str(data.get("category")), "edit")
+            return {**data, "region_rule": rule}
+        return data
+
+    @field_validator("category")
+    @classmethod
+    def _known_category(cls, value: str) -> str:
+        if value not in CATEGORIES:
+            raise ValueError(f"unknown category {value!r}; known: {', '.join(CATEGORIES)}")
+        return value
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of the version and of every example's id and content."""
+        return content_digest([self.version, self.region_rule, [[e.id, e.content_hash] for e in self.examples]])[:16]
+
+
+class Setting(Stored):
+    """One method with all its parameters: a file in `baselines/`."""
+
+    name: Identifier
+    """The file's name without its ending; also the run folder's name."""
+    method: str
+    """A registered method."""
+    params: dict[str, JsonValue] = {}
+    """The method's parameters; checked against its signature."""
+    blocks: tuple[str, ...] = BLOCKS
+    """Blocks the method may change; empty for methods that touch none."""
+    block_mode: Literal["together", "each", "both"] = "together"
+    """All blocks in one edit, every block alone, or both."""
+    strengths: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    """Multipliers of the edit; each makes its own units."""
+    sae: str | None = None
+    """Where the SAEs are: a folder, a hub id, or None for the model's own."""
+    access: str = ""
+    """What the method may look at: letters of P, A, M, T, V."""
+    description: str = ""
+    """One sentence for tables and pages."""
+
+    @field_validator("access")
+    @classmethod
+    def _known_letters(cls, value: str) -> str:
+        if set(value) - set("PAMTV") or len(set(value)) != len(value):
+            raise ValueError(f"access {value!r}: use each of the letters P, A, M, T, V at most once")
+        return value
+
+    @field_validator("blocks", "strengths")
+    @classmethod
+    def _no_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"repeats in {list(value)}")
+        return value
+
+    @property
+    def block_sets(self) -> tuple[tuple[str, ...], ...]:
+        """The sets of blocks to edit: each one separately, then all together, as `block_mode` says."""
+        each = tuple((block,) for block in self.blocks)
+        if self.block_mode == "each":
+            return each
+        if self.block_mode == "both" and len(self.blocks) > 1:
+            return (*each, self.blocks)
+        return (self.blocks,)
+
+
+class ModelSpec(Stored):
+    """The generating model, as far as it moves pictures."""
+
+    name: str
+    """Preset name, or the name of the folder, file or hub id."""
+    source: str
+    """Where it comes from: hub id, or a packaged asset's name; never an absolute path."""
+    revision: str | None
+    """Commit of the hub, or the hash of the local files."""
+    steps: int = Field(ge=1)
+    """Denoising steps."""
+    guidance: float = Field(ge=0)
+    """Classifier-free guidance scale; 0 and 1 mean none."""
+    size: int = Field(ge=8)
+    """Picture side in pixels."""
+    dtype: str
+    """Number format of the U-Net."""
+
+
+class RunSpec(Stored):
+    """What one run folder holds: one setting on one model over one suite."""
+
+    spec_version: int = SPEC_VERSION
+    """`SPEC_VERSION` of the program that made the run."""
+    suite: str
+    """Where the examples come from; their content is in the unit keys."""
+    model: ModelSpec
+    """The generating model."""
+    setting: Setting
+    """The setting, whole; only its number-moving parts enter the identity."""
+    sae_sha256: dict[str, str] = {}
+    """Block -> SHA-256 of its SAE's weights; empty for methods without SAEs."""
+    regions: str = "attention"
+    """Where word regions come from."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that can move a number, except what the unit key already says (task, strength, seed)."""
+        setting = self.setting.model_dump(mode="json", include={"method", "params", "blocks", "block_mode"})
+        return {
+            "spec_version": self.spec_version,
+            "suite": self.suite,
+            # Two names for the same weights are one model.
+            "model": self.model.model_dump(mode="json", exclude={"name"}),
+            **setting,
+            "sae_sha256": self.sae_sha256,
+            "regions": self.regions,
+        }
+
+    @property
+    def run_id(self) -> str:
+        """SHA-256 of `identity` in canonical form."""
+        return content_digest(self.identity)
+
+
+class UnitKey(Stored):
+    """One edited image of a run."""
+
+    task: str
+    """Task name."""
+    task_version: int
+    """Task version."""
+    category: str
+    """Edit category."""
+    example_id: str
+    """Example id."""
+    example_hash: str
+    """Content hash of the example."""
+    block_set: str
+    """Name of the blocks edited together (`block_set_name`)."""
+    strength: float
+    """Multiplier of the edit."""
+    seed: int = Field(ge=0)
+    """Index of the seed; the noise follows from it and from the example id (`noise_seed`)."""
+
+    @property
+    def digest(self) -> str:
+        """Short stable hash, used in file names and score lines."""
+        return content_digest(self.model_dump(mode="json"))[:20]
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the unit's own CPU generator."""
+        return noise_seed(self.example_id, self.seed)
+
+
+def noise_seed(example_id: str, index: int) -> int:
+    """Seed for an example's noise: examples share no noise, settings and blocks share all of it.
+
+    Args:
+        example_id: the example.
+        index: 0, 1, 2, ... as the user counts seeds.
+
+    Returns:
+        A number in 0 .. 2**63 - 1.
+    """
+    digest = hashlib.sha256(f"riebench-seed-v1:{example_id}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class BlockFeatures(Stored):
+    """Features switched in one block."""
+
+    add: tuple[int, ...] = ()
+    """Switched on, best first."""
+    remove: tuple[int, ...] = ()
+    """Switched off, best first."""
+
+
+class MaskShare(Stored):
+    """Share of the picture that the example's regions cover."""
+
+    source: float = Field(ge=0, le=1)
+    """Of the source region."""
+    target: float = Field(ge=0, le=1)
+    """Of the target region."""
+
+
+class EditRecord(Stored):
+    """What became of one unit."""
+
+    key: UnitKey
+    """Which unit."""
+    status: Literal["ok", "skipped", "error"]
+    """Made, not applicable, or failed."""
+    reason: str | None = None
+    """Why it was skipped or failed."""
+    image: str | None = None
+    """Edited picture, relative to the run folder."""
+    image_sha256: str | None = None
+    """SHA-256 of the picture's file."""
+    source_image: str | None = None
+    """Source picture, relative to the shared folder."""
+    target_image: str | None = None
+    """Target picture, relative to the shared folder."""
+    features: dict[str, BlockFeatures] = {}
+    """Block -> features switched; empty for methods without features."""
+    mask_share: MaskShare | None = None
+    """How much of the picture the regions cover."""
+    seconds: float = Field(default=0.0, ge=0)
+    """Wall time of the unit's share of its batch."""
+    batch_size: int = Field(default=1, ge=1)
+    """Units generated in the same call."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EditRecord:
+        if self.status == "ok" and (self.image is None or self.image_sha256 is None):
+            raise ValueError("a record with status 'ok' needs image and image_sha256")
+        if self.status != "ok" and not self.reason:
+            raise ValueError(f"a record with status {self.status!r} needs a reason")
+        return self
+
+
+class ScoreRecord(Stored):
+    """One metric's number for one unit. The unit's fields are found in records.jsonl by its digest."""
+
+    unit: str
+    """`UnitKey.digest`."""
+    metric: str
+    """A registered metric."""
+    version: int = Field(ge=1)
+    """The metric's version."""
+    backbone: str = ""
+    """The network that measured, if any: numbers of different backbones never share a cell."""
+    value: float | None = None
+    """The number, or None."""
+    reason: str | None = None
+    """Why there is no number."""
+
+    @model_validator(mode="after")
+    def _value_or_reason(self) -> ScoreRecord:
+        if self.value is None and not self.reason:
+            raise ValueError("a score without value needs a reason")
+        return self
+
+
+class TableRow(Stored):
+    """One cell of a table, with everything needed to print or to doubt it."""
+
+    model: str
+    """Model name."""
+    setting: str
+    """Setting name."""
+    block_set: str
+    """Blocks edited together."""
+    strength: float | None
+    """Strength, or None if the method has one only."""
+    category: str
+    """Edit category, or "all"."""
+    metric: str
+    """Metric."""
+    mean: float | None
+    """Mean over seeds, then examples, then categories; None if nothing was scored."""
+    ci_low: float | None
+    """Lower end of the 95 % interval."""
+    ci_high: float | None
+    """Upper end of the 95 % interval."""
+    n_examples: int
+    """Examples behind the mean."""
+    n_seeds: int
+    """Most seeds an example has."""
+    n_scored: int
+    """Units with a value."""
+    n_expected: int
+    """Units that should have one."""
