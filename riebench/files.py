@@ -1,0 +1,121 @@
+"""Small file habits shared by everything that stores: atomic writes, hashes, JSON lines that survive a crash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from riebench.errors import StoreError
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that it is either whole or absent, also after a crash or on a full disk.
+
+    Args:
+        path: where it goes; missing folders are made.
+        data: its content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def repair_last_line(path: Path) -> bool:
+    """Drops what a crash left of a last line; a whole last line only gets its missing line end.
+
+    Args:
+        path: a JSON-lines file; may be absent.
+
+    Returns:
+        Whether something was dropped.
+    """
+    if not path.exists():
+        return False
+    data = path.read_bytes()
+    if not data or data.endswith(b"\n"):
+        return False
+    start = data.rfind(b"\n") + 1
+    with path.open("r+b") as file:
+        if _is_json(data[start:]):
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+            return False
+        file.truncate(start)
+    return True
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Reads a JSON-lines file; a torn last line is left out.
+
+    Args:
+        path: the file; may be absent.
+
+    Yields:
+        Line number (from 1) and the parsed line.
+
+    Raises:
+        StoreError: for a damaged line that is not the last.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no line end: the writer was cut off here
+                return
+            raise StoreError(f"{path}, line {number} is damaged ({error}); delete that line to go on") from error
+
+
+def append_lines(path: Path, lines: list[str]) -> None:
+    """Appends whole lines in one write and brings them to the disk.
+
+    A write that fails halfway (full disk) is taken back, so that the file ends with a whole line again.
+
+    Args:
+        path: the file; made with its folders if absent.
+        lines: texts without line ends.
+    """
+    if not lines:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        data = "".join(f"{line}\n" for line in lines).encode()
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise

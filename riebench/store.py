@@ -1,0 +1,319 @@
+"""Run folders: append-only records and scores, atomic pictures, one writer at a time.
+
+Layout: `results/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl and images/;
+`results/<suite>/<model>/shared/` holds what all settings share: source and target pictures and masks.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from riebench.errors import FolderInUseError, IdentityError, StoreError
+from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
+from riebench.schema import EditRecord, RunSpec, ScoreRecord, UnitKey
+
+Redo = Literal["missing", "errors", "all"]
+REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
+CellKey = tuple[str, str, float]
+"""Category, block set, strength."""
+
+RUN_FILE, RECORDS_FILE, SCORES_FILE, SHARED = "run.json", "records.jsonl", "scores.jsonl", "shared"
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A lossless PNG file's bytes.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+
+    Raises:
+        ValueError: for any other type or shape.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"a picture is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Reads a stored picture as uint8 [H, W, 3].
+
+    Raises:
+        StoreError: if the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
+    except (OSError, SyntaxError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it and repeat `riebench run`") from error
+
+
+class SharedFolder:
+    """Pictures and masks that all settings of one suite and model share."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def image_name(self, key: UnitKey, role: Literal["source", "target"]) -> str:
+        """Relative path of the source or target picture of a unit's example and seed."""
+        return f"images/{key.example_id}.{key.example_hash[:8]}.{key.seed}.{role}.png"
+
+    def mask_name(self, key: UnitKey) -> str:
+        """Relative path of the masks of a unit's example and seed."""
+        return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
+
+    def write_image(self, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Stores a picture (uint8 [H, W, 3]) under a relative path; an equal file is left alone."""
+        data = encode_png(pixels)
+        path = self.path / name
+        if not (path.exists() and path.read_bytes() == data):
+            write_atomic(path, data)
+
+    def read_image(self, name: str) -> NDArray[np.uint8]:
+        """A stored picture as uint8 [H, W, 3]."""
+        return read_image(self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Stores a JSON value (masks as run lengths) under a relative path."""
+        write_atomic(self.path / name, (json.dumps(value, sort_keys=True) + "\n").encode())
+
+    def read_json(self, name: str) -> Any | None:
+        """A stored JSON value, or None if there is none."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}); delete it and repeat `riebench run`") from error
+
+
+class RunFolder:
+    """One setting's results.
+
+    Reading needs nothing but the folder; writing happens inside `writing()`.
+
+    Args:
+        path: `results/<suite>/<model>/<setting>`.
+        spec: the run this folder is to hold; None reads what is there.
+
+    Raises:
+        IdentityError: if the folder holds a run of another identity; the message names the differing fields.
+        StoreError: if run.json is missing (with spec None) or damaged.
+    """
+
+    def __init__(self, path: Path, spec: RunSpec | None = None) -> None:
+        self.path = path
+        self.shared = SharedFolder(path.parent / SHARED)
+        self._meta = self._read_meta()
+        stored = self._stored_spec()
+        if spec is None:
+            if stored is None:
+                raise StoreError(f"{path} holds no run ({RUN_FILE} is missing)")
+            spec = stored
+        elif stored is not None and stored.run_id != spec.run_id:
+            differences = "; ".join(_differences(stored.identity, spec.identity))
+            raise IdentityError(f"{path} holds another run: {differences}; use another --results folder or delete it")
+        self.spec = spec
+
+    def _read_meta(self) -> dict[str, Any]:
+        file = self.path / RUN_FILE
+        if not file.exists():
+            return {}
+        try:
+            meta = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{file} is damaged ({error}); delete it and repeat `riebench run`") from error
+        if not isinstance(meta, dict) or "spec" not in meta:
+            raise StoreError(f"{file} is not a run file; delete it and repeat `riebench run`")
+        return meta
+
+    def _stored_spec(self) -> RunSpec | None:
+        if not self._meta:
+            return None
+        try:
+            return RunSpec.model_validate_json(json.dumps(self._meta["spec"]))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise StoreError(f"{self.path / RUN_FILE}: spec.{where}: {first['msg']}; was it made by another version?") from error
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, device and command of the last run that wrote here."""
+        return dict(self._meta.get("provenance", {}))
+
+    @property
+    def expected(self) -> dict[CellKey, int]:
+        """Category, block set and strength -> units that were planned."""
+        return {(c["category"], c["block_set"], float(c["strength"])): c["n"] for c in self._meta.get("expected", [])}
+
+    @contextmanager
+    def writing(self, provenance: dict[str, Any] | None = None, plan: Iterable[UnitKey] = ()) -> Iterator[RunFolder]:
+        """Locks the folder, mends a torn last line and stores spec, provenance and plan.
+
+        Args:
+            provenance: what ran (versions, device, command); no part of the identity.
+            plan: the units this run means to make; together with those already recorded they are the expected ones.
+
+        Raises:
+            FolderInUseError: at once, if another process writes here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(self.path / ".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise FolderInUseError(f"{self.path} is being written by another riebench; wait for it to end") from error
+        try:
+            for name in (RECORDS_FILE, SCORES_FILE):
+                repair_last_line(self.path / name)
+            self._write_meta(provenance, list(plan))
+            yield self
+        finally:
+            lock.release()
+
+    def _write_meta(self, provenance: dict[str, Any] | None, plan: list[UnitKey]) -> None:
+        keys = {_slot(key): key for key in [*(record.key for record in self.records()), *plan]}
+        counts: dict[CellKey, int] = {}
+        for key in keys.values():
+            cell = (key.category, key.block_set, key.strength)
+            counts[cell] = counts.get(cell, 0) + 1
+        meta = {
+            "spec": self.spec.model_dump(mode="json"),
+            "run_id": self.spec.run_id,
+            "provenance": self.provenance if provenance is None else provenance,
+            "expected": [
+                {"category": c, "block_set": b, "strength": s, "n": n} for (c, b, s), n in sorted(counts.items())
+            ],
+        }
+        if meta != self._meta:
+            write_atomic(self.path / RUN_FILE, (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode())
+            self._meta = meta
+
+    def records(self) -> list[EditRecord]:
+        """The latest record of every unit, in the order they were first made.
+
+        A later record of the same task, example, blocks, strength and seed replaces an earlier one, also if the
+        example has changed since: numbers of two versions of an example never share a cell.
+        """
+        latest: dict[tuple[Any, ...], EditRecord] = {}
+        for number, line in read_lines(self.path / RECORDS_FILE):
+            try:
+                record = EditRecord.model_validate_json(json.dumps(line))
+            except ValidationError as error:
+                raise _bad_line(self.path / RECORDS_FILE, number, error) from error
+            latest[_slot(record.key)] = record
+        return list(latest.values())
+
+    def scores(self) -> dict[tuple[str, str], ScoreRecord]:
+        """(unit digest, metric) -> the latest score."""
+        latest: dict[tuple[str, str], ScoreRecord] = {}
+        for number, line in read_lines(self.path / SCORES_FILE):
+            try:
+                score = ScoreRecord.model_validate(line)
+            except ValidationError as error:
+                raise _bad_line(self.path / SCORES_FILE, number, error) from error
+            latest[score.unit, score.metric] = score
+        return latest
+
+    def done(self, redo: Redo = "missing") -> set[str]:
+        """Digests of the units that need no work.
+
+        Args:
+            redo: "missing" keeps every record whose picture is still what it was; "errors" also repeats failed
+                units; "all" repeats everything.
+        """
+        if redo == "all":
+            return set()
+        return {record.key.digest for record in self.records() if self._is_done(record, redo)}
+
+    def _is_done(self, record: EditRecord, redo: Redo) -> bool:
+        if record.status == "error":
+            return redo != "errors"
+        if record.image is None:
+            return True
+        path = self.path / record.image
+        if not path.exists() or file_sha256(path) != record.image_sha256:
+            return False
+        # Scores need the source and target pictures too.
+        pair = (record.source_image, record.target_image)
+        return all(name is None or (self.shared.path / name).exists() for name in pair)
+
+    def image_name(self, key: UnitKey) -> str:
+        """Relative path of a unit's edited picture."""
+        return f"images/{key.example_id}.{key.block_set}.x{key.strength:g}.{key.seed}.{key.digest[:8]}.png"
+
+    def write_image(self, key: UnitKey, pixels: NDArray[np.uint8]) -> tuple[str, str]:
+        """Stores a unit's edited picture (uint8 [H, W, 3]).
+
+        Returns:
+            Relative path and SHA-256, for the record.
+        """
+        name = self.image_name(key)
+        write_atomic(self.path / name, encode_png(pixels))
+        return name, file_sha256(self.path / name)
+
+    def read_image(self, name: str) -> NDArray[np.uint8]:
+        """A stored picture as uint8 [H, W, 3]."""
+        return read_image(self.path / name)
+
+    def append(self, record: EditRecord) -> None:
+        """Adds one record; its picture must be stored already."""
+        self.append_many([record])
+
+    def append_many(self, records: Iterable[EditRecord]) -> None:
+        """Adds records in one write."""
+        append_lines(self.path / RECORDS_FILE, [_line(record) for record in records])
+
+    def append_scores(self, scores: Iterable[ScoreRecord]) -> None:
+        """Adds scores in one write."""
+        append_lines(self.path / SCORES_FILE, [_line(score) for score in scores])
+
+
+def run_folders(results: Path) -> list[RunFolder]:
+    """All run folders below a results folder, sorted by path."""
+    return [RunFolder(file.parent) for file in sorted(results.glob(f"*/*/*/{RUN_FILE}"))]
+
+
+def run_path(results: Path, suite: str, model: str, setting: str) -> Path:
+    """Where a run lives."""
+    return results / suite / model / setting
+
+
+def _line(record: EditRecord | ScoreRecord) -> str:
+    # Defaults are left out: thousands of lines are committed, and every one of them is read back through the schema.
+    return record.model_dump_json(exclude_defaults=True)
+
+
+def _slot(key: UnitKey) -> tuple[Any, ...]:
+    return key.task, key.example_id, key.block_set, key.strength, key.seed
+
+
+def _bad_line(path: Path, number: int, error: ValidationError) -> StoreError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return StoreError(f"{path}, line {number}: {where}: {first['msg']}; delete that line to go on")
+
+
+def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in sorted({*there, *here}):
+            label = f"{prefix}.{name}" if prefix else str(name)
+            yield from _differences(there.get(name), here.get(name), label)
+    elif there != here:
+        yield f"{prefix} is {json.dumps(there)} there and {json.dumps(here)} here"
