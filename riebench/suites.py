@@ -1,0 +1,227 @@
+"""Task and setting files: found, read, checked. Which tasks and settings exist is decided by files alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from riebench.errors import RiebenchError, TaskFileError, near_match
+from riebench.registry import METHODS
+from riebench.schema import CATEGORIES, EditExample, EditTask, Setting
+from riebench.yamlfile import load_yaml, validate
+
+TokenCounter = Callable[[str], int]
+"""A prompt -> its number of tokens, start and end tokens included."""
+
+REQUIRED_REGIONS: dict[str, tuple[str, ...]] = {
+    "edit": ("source_region", "target_region"),
+    "add": ("target_region",),
+    "delete": ("source_region",),
+}
+"""Region rule -> the region keys an example must state."""
+
+FALLBACK_SETTINGS = "sdxl"
+"""Whose settings serve a suite that brings none of its own."""
+
+
+def data_root() -> Path:
+    """The folder that holds `tasks/` and `baselines/`: inside an installed wheel, or the checkout.
+
+    Raises:
+        RiebenchError: if neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    for root in (package / "_data", package.parent):
+        if (root / "tasks").is_dir() and (root / "baselines").is_dir():
+            return root
+    raise RiebenchError(f"tasks/ and baselines/ are missing beside {package}; install riebench again")
+
+
+def suite_names() -> tuple[str, ...]:
+    """Names of the suites that ship with the package."""
+    return tuple(sorted(folder.name for folder in (data_root() / "tasks").iterdir() if folder.is_dir()))
+
+
+def suite_folder(suite: str) -> Path:
+    """The folder of a suite given by name or by path.
+
+    Raises:
+        RiebenchError: if there is no such suite; names the nearest match.
+    """
+    shipped = data_root() / "tasks" / suite
+    if suite in suite_names():
+        return shipped
+    path = Path(suite).expanduser()
+    if path.is_dir():
+        return path
+    raise RiebenchError(f"unknown suite {suite!r}{near_match(suite, suite_names())}; a folder of task files works too")
+
+
+def load_suite(suite: str, *, categories: Iterable[str] = (), limit: int | None = None) -> tuple[EditTask, ...]:
+    """Reads every task file of a suite, in the order of the categories' numbers.
+
+    Args:
+        suite: a shipped suite's name, or a folder of task files.
+        categories: keep only these; empty keeps all.
+        limit: keep only the first so many examples of each task.
+
+    Raises:
+        RiebenchError: for an unknown suite or category, or an empty suite.
+        TaskFileError: for a file that cannot be used.
+    """
+    folder = suite_folder(suite)
+    wanted = tuple(categories)
+    for category in wanted:
+        if category not in CATEGORIES:
+            raise RiebenchError(f"unknown category {category!r}{near_match(category, CATEGORIES)}")
+    if limit is not None and limit < 1:
+        raise RiebenchError(f"--limit {limit}: keep at least 1 example a category")
+    tasks = [load_task(path) for path in sorted(folder.glob("*.yaml"))]
+    tasks.sort(key=lambda task: (CATEGORIES[task.category], task.name))
+    if not tasks:
+        raise RiebenchError(f"suite {suite!r} is empty: no *.yaml in {folder}")
+    _check_unique_ids(folder, tasks)
+    tasks = [task for task in tasks if not wanted or task.category in wanted]
+    if not tasks:
+        raise RiebenchError(f"suite {suite!r} has no task of category {', '.join(wanted)}")
+    return tuple(task.model_copy(update={"examples": task.examples[:limit]}) for task in tasks)
+
+
+def load_task(path: Path) -> EditTask:
+    """Reads and checks one task file; its name is the file's name, its suite the folder's.
+
+    Raises:
+        TaskFileError: naming file, key and nearest match.
+    """
+    data = load_yaml(path)
+    for key in ("name", "suite"):
+        if key in data:
+            raise TaskFileError(f"{path}: {key}: follows from the file's place; leave the key out")
+    task = validate(EditTask, {**data, "name": path.stem, "suite": path.resolve().parent.name}, path)
+    seen: dict[str, str] = {}
+    for index, (example, stated) in enumerate(zip(task.examples, data["examples"], strict=True)):
+        where = f"{path}: examples[{index}] ({example.id})"
+        _check_example(where, example, stated, task.region_rule)
+        pair = f"{example.source}\n{example.target}"
+        if pair in seen:
+            raise TaskFileError(f"{where}: the same prompts as {seen[pair]}")
+        seen[pair] = example.id
+    return task
+
+
+def _check_example(where: str, example: EditExample, stated: dict[str, Any], rule: str) -> None:
+    if _words(example.source) == _words(example.target):
+        raise TaskFileError(f"{where}: source and target are the same prompt")
+    for key in REQUIRED_REGIONS[rule]:
+        if key not in stated:
+            raise TaskFileError(f"{where}: {key} is missing; write 'whole' if it is the whole picture")
+    prompts = {"source_region": example.source, "target_region": example.target}
+    for key, prompt in prompts.items():
+        region = getattr(example, key)
+        words = region_words(region)
+        if words and not _contains(_words(prompt), _words(words)):
+            near = near_match(words, _words(prompt))
+            side = key.removesuffix("_region")
+            raise TaskFileError(f"{where}: {key}: {words!r} does not occur in the {side} prompt{near}")
+
+
+def region_words(region: str) -> str:
+    """The words of the prompt that a region refers to; "" for regions that need none."""
+    if region in ("whole", "background") or region.startswith("file:"):
+        return ""
+    return region.removeprefix("not:").strip()
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w'-]+", text.lower())
+
+
+def _contains(words: list[str], part: list[str]) -> bool:
+    return any(words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1))
+
+
+def _check_unique_ids(folder: Path, tasks: Iterable[EditTask]) -> None:
+    owner: dict[str, str] = {}
+    for task in tasks:
+        for index, example in enumerate(task.examples):
+            if example.id in owner:
+                file = folder / f"{task.name}.yaml"
+                raise TaskFileError(f"{file}: examples[{index}].id: {example.id!r} is already used in {owner[example.id]}")
+            owner[example.id] = f"{task.name}.yaml"
+
+
+def check_prompt_lengths(tasks: Iterable[EditTask], count: TokenCounter, limit: int) -> None:
+    """Refuses prompts that the model's tokenizer would cut.
+
+    Args:
+        tasks: what to check.
+        count: number of tokens of a prompt, start and end tokens included.
+        limit: how many the text encoder reads.
+
+    Raises:
+        RiebenchError: naming task, example, key and both numbers.
+    """
+    for task in tasks:
+        for example in task.examples:
+            for key, prompt in (("source", example.source), ("target", example.target)):
+                n = count(prompt)
+                if n > limit:
+                    raise RiebenchError(
+                        f"{task.suite}/{task.name}.yaml: {example.id}: {key} has {n} tokens and the model reads {limit};"
+                        " shorten it, its end would be cut off"
+                    )
+
+
+def settings_folder(suite: str) -> Path:
+    """Where the official settings for a suite lie: its own folder, or SDXL's for suites without one."""
+    name = Path(suite).name
+    own = data_root() / "baselines" / name
+    return own if own.is_dir() else data_root() / "baselines" / FALLBACK_SETTINGS
+
+
+def setting_names(suite: str) -> tuple[str, ...]:
+    """Names of the official settings for a suite."""
+    return tuple(sorted(path.stem for path in settings_folder(suite).glob("*.yaml")))
+
+
+def load_settings(suite: str, names: Iterable[str] = ()) -> tuple[Setting, ...]:
+    """Reads settings by name or by path.
+
+    Args:
+        suite: whose official settings the names mean.
+        names: names or paths of YAML files; empty takes all official settings.
+
+    Raises:
+        RiebenchError: for an unknown name (with the nearest match) or a name given twice.
+        TaskFileError: for a file that cannot be used.
+    """
+    known = setting_names(suite)
+    settings = []
+    for name in tuple(names) or known:
+        path = Path(name).expanduser()
+        if name in known:
+            path = settings_folder(suite) / f"{name}.yaml"
+        elif path.suffix not in (".yaml", ".yml") or not path.is_file():
+            raise RiebenchError(f"unknown setting {name!r}{near_match(name, known)}; a YAML file's path works too")
+        settings.append(load_setting(path))
+    repeated = {s.name for s in settings if sum(s.name == other.name for other in settings) > 1}
+    if repeated:
+        raise RiebenchError(f"setting {sorted(repeated)[0]!r} is given twice")
+    return tuple(settings)
+
+
+def load_setting(path: Path) -> Setting:
+    """Reads one setting file; its name is the file's name.
+
+    Raises:
+        TaskFileError: naming file, key and nearest match.
+    """
+    data = load_yaml(path)
+    if "name" in data:
+        raise TaskFileError(f"{path}: name: follows from the file's name; leave the key out")
+    setting = validate(Setting, {**data, "name": path.stem}, path)
+    if setting.method not in METHODS:
+        raise TaskFileError(f"{path}: method: unknown method {setting.method!r}{near_match(setting.method, METHODS.names())}")
+    return setting
