@@ -1,0 +1,245 @@
+"""What a method hands the generator: additive changes of block updates or feed-forward units.
+
+An `Edit` belongs to one picture. For every site it names, a `SiteEdit` says what is added there at each step. Values
+are kept where they are not zero only (masked positions, chosen features or units), so that an edit stays small however
+wide the layer is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from riebench.errors import RiebenchError
+
+if TYPE_CHECKING:
+    from riebench.saes.core import SparseAutoencoder
+
+Branch = Literal["both", "conditional", "all"]
+BRANCHES: tuple[Branch, ...] = ("both", "conditional", "all")
+"""Under classifier-free guidance: add to the conditional half and subtract from the other, change the conditional
+half alone, or add to both halves."""
+
+
+class SiteEdit(Protocol):
+    """What one picture's edit adds at one site."""
+
+    def delta(self, step: int, live: Tensor) -> Tensor | None:
+        """The change at one step, before the strength is applied.
+
+        Args:
+            step: denoising step, from 0.
+            live: what the site gives in this very run, float32 [positions, width].
+
+        Returns:
+            float32 [positions, width], or None where nothing changes.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors this edit alone keeps (directions of a shared SAE not counted)."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """Values at some positions, spread over the site's width.
+
+    Attributes:
+        positions: int64 [P], positions in row-major order of the grid.
+        values: float32 [T, P, k], or [T, 1, k] for the same values everywhere.
+        directions: float32 [k, width]: value j goes along direction j.
+        columns: int64 [k]: value j goes into column j. With neither, k is the width.
+        sign: 1 to add, -1 to take away.
+    """
+
+    positions: Tensor
+    values: Tensor
+    directions: Tensor | None = None
+    columns: Tensor | None = None
+    sign: float = 1.0
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to add at any step."""
+        return self.positions.numel() == 0 or self.values.numel() == 0
+
+    def add_to(self, out: Tensor, step: int) -> None:
+        """Adds the values of one step to `out`, [positions, width], in place."""
+        if step >= self.values.shape[0]:
+            raise RiebenchError(
+                f"the edit was made from {self.values.shape[0]} steps, but step {step + 1} is run; use equal steps"
+            )
+        values = self.values[step].to(out.device, out.dtype) * self.sign
+        positions = self.positions.to(out.device)
+        if self.columns is not None:
+            out[positions[:, None], self.columns.to(out.device)[None, :]] += values
+        elif self.directions is not None:
+            out[positions] += values @ self.directions.to(out.device, out.dtype)
+        else:
+            out[positions] += values
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A change that is known before the run: a sum of terms."""
+
+    terms: tuple[Term, ...]
+
+    def delta(self, step: int, live: Tensor) -> Tensor | None:
+        """See `SiteEdit.delta`."""
+        terms = [term for term in self.terms if not term.empty]
+        if not terms:
+            return None
+        out = torch.zeros_like(live)
+        for term in terms:
+            term.add_to(out, step)
+        return out
+
+    def dense(self, steps: int, positions: int, width: int) -> Tensor:
+        """The whole change, float32 [steps, positions, width]; for inspection, an edit never needs it."""
+        blank = torch.zeros(positions, width)
+        deltas = [self.delta(step, blank) for step in range(steps)]
+        return torch.stack([blank if delta is None else delta for delta in deltas])
+
+    @property
+    def nbytes(self) -> int:
+        """See `SiteEdit.nbytes`."""
+        return sum(_bytes(term.positions, term.values, term.columns) for term in self.terms)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Adds known terms and takes away what the features to remove contribute in this very run.
+
+    Attributes:
+        added: the part known before the run.
+        positions: int64 [P], where features are removed.
+        features: int64 [k], which.
+        sae: encodes the live update.
+    """
+
+    added: Placed
+    positions: Tensor
+    features: Tensor
+    sae: SparseAutoencoder
+
+    def delta(self, step: int, live: Tensor) -> Tensor | None:
+        """See `SiteEdit.delta`."""
+        out = self.added.delta(step, live)
+        if self.positions.numel() == 0 or self.features.numel() == 0:
+            return out
+        positions, features = self.positions.to(live.device), self.features.to(live.device)
+        codes = self.sae.contributions(live[positions])[:, features]
+        out = torch.zeros_like(live) if out is None else out
+        out[positions] -= codes @ self.sae.directions[features].to(live.dtype)
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """See `SiteEdit.nbytes`."""
+        return self.added.nbytes + _bytes(self.positions, self.features)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One picture's edit.
+
+    Attributes:
+        sites: site -> what is added there.
+        strength: multiplies every delta; 0 changes nothing at all.
+        branch: which guidance halves are changed, and how.
+        features: block -> (added, removed) indices, for the record; empty for methods without features.
+    """
+
+    sites: Mapping[str, SiteEdit]
+    strength: float = 1.0
+    branch: Branch = "both"
+    features: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.branch not in BRANCHES:
+            raise RiebenchError(f"unknown branch {self.branch!r}; known: {', '.join(BRANCHES)}")
+
+    @property
+    def empty(self) -> bool:
+        """Whether it can change nothing: strength 0, or no values anywhere."""
+        return self.strength == 0 or all(_nothing(site) for site in self.sites.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept by this edit alone."""
+        return sum(site.nbytes for site in self.sites.values())
+
+    def scaled(self, strength: float) -> Edit:
+        """The same edit at another strength."""
+        return replace(self, strength=strength)
+
+
+def transfer(
+    target: Tensor,
+    source: Tensor,
+    target_positions: Tensor,
+    source_positions: Tensor,
+    *,
+    target_basis: Mapping[str, Tensor] | None = None,
+    source_basis: Mapping[str, Tensor] | None = None,
+    values: str = "position",
+    add_at: str = "target",
+    add_only: bool = False,
+) -> Placed:
+    """Adds values of the target run and takes away values of the source run.
+
+    Args:
+        target: float32 [T, Pt, a], what is added, at the target positions.
+        source: float32 [T, Ps, r], what is taken away, at the source positions.
+        target_positions: int64 [Pt].
+        source_positions: int64 [Ps].
+        target_basis: `directions` or `columns` of the a added values (see `Term`).
+        source_basis: the same for the r removed ones.
+        values: "position" keeps each position's own values, "mean" puts their mean at every position.
+        add_at: "target" adds at the target positions; "source" adds the mean at the source positions.
+        add_only: leaves the removed part out.
+
+    Raises:
+        RiebenchError: on an unknown word for `values` or `add_at`.
+    """
+    for word, known in ((values, ("position", "mean")), (add_at, ("target", "source"))):
+        if word not in known:
+            raise RiebenchError(f"unknown value {word!r}; known: {', '.join(known)}")
+    # One run's values have no counterpart at the other run's positions: only their mean can be moved there.
+    moved = add_at == "source"
+    added = Term(
+        source_positions if moved else target_positions,
+        _mean(target) if moved or values == "mean" else target,
+        **(target_basis or {}),
+    )
+    removed = Term(
+        source_positions, _mean(source) if values == "mean" else source, sign=-1.0, **(source_basis or {})
+    )
+    return Placed((added,) if add_only else (added, removed))
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Row-major indices of a boolean mask's true cells, int64 [P]."""
+    return mask.flatten().nonzero().flatten()
+
+
+def _mean(values: Tensor) -> Tensor:
+    # The mean over no positions would be NaN; nothing is placed there either way.
+    return values.mean(1, keepdim=True) if values.shape[1] else values
+
+
+def _nothing(site: SiteEdit) -> bool:
+    if isinstance(site, Placed):
+        return all(term.empty for term in site.terms)
+    if isinstance(site, Adaptive):
+        return _nothing(site.added) and (site.positions.numel() == 0 or site.features.numel() == 0)
+    return False
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

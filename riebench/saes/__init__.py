@@ -1,0 +1,1 @@
+"""Sparse autoencoders: one internal form, readers and writers of stored ones."""

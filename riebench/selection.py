@@ -1,0 +1,120 @@
+"""Which features or units tell the target run from the source run: rankings on plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riebench.errors import RiebenchError
+
+AGGREGATES = ("first", "mean")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Features or units to switch, per site and in rank order.
+
+    Attributes:
+        add: site -> int64 indices to switch on.
+        remove: site -> int64 indices to switch off.
+    """
+
+    add: dict[str, Tensor]
+    remove: dict[str, Tensor]
+
+    def lists(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Site -> (added, removed) as plain numbers."""
+        return {site: (tuple(self.add[site].tolist()), tuple(self.remove[site].tolist())) for site in self.add}
+
+
+def unit_normalised(values: Tensor) -> Tensor:
+    """Divides each unit by its L2 norm over the positions of each step; units that are silent stay zero.
+
+    Args:
+        values: float32 [T, P, n].
+    """
+    norms = values.norm(dim=1, keepdim=True)
+    return values / norms.where(norms > 0, torch.ones_like(norms))
+
+
+def means(values: Tensor, aggregate: str = "first") -> Tensor:
+    """Mean over positions at the first step, or over positions and steps.
+
+    Args:
+        values: float32 [T, P, n], at the masked positions.
+        aggregate: "first" or "mean".
+
+    Returns:
+        float32 [n]; zeros if there are no positions.
+    """
+    if aggregate not in AGGREGATES:
+        raise RiebenchError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
+    if values.shape[1] == 0:
+        return values.new_zeros(values.shape[-1])
+    return values[0].mean(0) if aggregate == "first" else values.mean(1).mean(0)
+
+
+def shares(site_means: Mapping[str, Tensor], *, signed: bool = False) -> Tensor:
+    """All sites' means one after the other, divided by their sum: float32 [sum of n].
+
+    Feature values are never negative; feed-forward units can be, and so can their sum. The published scripts divide by
+    the signed sum, which turns the order round where it is negative.
+
+    Args:
+        site_means: site -> [n].
+        signed: divides by the sum as it is (published), instead of by its magnitude.
+
+    Returns:
+        Zeros if the sum is zero: nothing is live, so nothing has a share.
+    """
+    joined = torch.cat(list(site_means.values()))
+    total = joined.sum() if signed else joined.sum().abs()
+    return joined / total if total != 0 else torch.zeros_like(joined)
+
+
+def scores(target: Mapping[str, Tensor], source: Mapping[str, Tensor], *, signed: bool = False) -> Tensor:
+    """Share in the target run minus share in the source run, float32 [sum of n].
+
+    Args:
+        target: site -> means of the target run, [n].
+        source: the same of the source run; equal sites in equal order.
+        signed: see `shares`.
+
+    Raises:
+        ValueError: if the sites differ.
+    """
+    if list(target) != list(source):
+        raise ValueError(f"sites differ: {list(target)} and {list(source)}")
+    return shares(target, signed=signed) - shares(source, signed=signed)
+
+
+def choose(target: Mapping[str, Tensor], source: Mapping[str, Tensor], count: int, *, signed: bool = False) -> Choice:
+    """The features that gain and lose most, ranked over all given sites together.
+
+    Args:
+        target: site -> means of the target run inside its mask, [n] (see `means`).
+        source: the same of the source run.
+        count: how many to switch on, and how many to switch off. Equal scores keep their order.
+        signed: see `shares`.
+
+    Raises:
+        RiebenchError: if there are fewer features than `count`, or `count` is negative.
+    """
+    score = scores(target, source, signed=signed)
+    if not 0 <= count <= score.numel():
+        raise RiebenchError(f"cannot choose {count} of {score.numel()} features; give 0 to {score.numel()}")
+    add = score.argsort(descending=True, stable=True)[:count]
+    remove = score.argsort(stable=True)[:count]
+    return Choice(_by_site(add, target), _by_site(remove, target))
+
+
+def _by_site(indices: Tensor, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    chosen, start = {}, 0
+    for site, values in sites.items():
+        inside = (indices >= start) & (indices < start + values.numel())
+        chosen[site] = indices[inside] - start
+        start += values.numel()
+    return chosen

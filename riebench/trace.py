@@ -1,0 +1,367 @@
+"""Looking into a diffusers U-Net, and changing what its blocks add: two context managers.
+
+`capture` stores inputs, outputs, updates, feed-forward units and text attention, step by step. `intervene` adds edits,
+each row of the batch its own. Both refuse a missing block and a wrong number of calls, and both leave no hook behind,
+whatever happens inside them. Used together, `intervene` goes outside, so that the capture sees the edited values.
+
+A block's update is what it adds. For an attention block that is read at its last projection, which is exact in every
+number format; output minus input would lose digits in half precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from riebench.blocks import ATTENTION, UNITS, kind, module_path, short_name
+from riebench.edits import Edit
+from riebench.errors import RiebenchError, near_match
+
+What = Literal["input", "output", "update", "attention"]
+KINDS: tuple[What, ...] = ("input", "output", "update", "attention")
+Half = Literal["conditional", "unconditional"]
+
+
+class Trace:
+    """What was captured: float32, one tensor per site and step.
+
+    Attributes:
+        steps: denoising steps seen.
+        grids: block -> (height, width) of its positions.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.grids: dict[str, tuple[int, int]] = {}
+        self._values: dict[tuple[str, str, str], list[Tensor]] = {}
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Short names of everything captured, in the order of capture."""
+        return tuple(dict.fromkeys(site for site, _, _ in self._values))
+
+    def get(self, site: str, what: What = "update", half: Half = "conditional") -> Tensor:
+        """All steps of one site.
+
+        Args:
+            site: short name.
+            what: for feed-forward units "update" means their values.
+            half: which guidance half; without guidance everything is conditional.
+
+        Returns:
+            Blocks: [B, T, C, H, W]. Units: [B, T, H*W, units]. Attention: [B, T, H*W, tokens], mean over heads and
+            layers.
+
+        Raises:
+            RiebenchError: if it was not captured.
+        """
+        key = (short_name(site), what, half)
+        if key not in self._values:
+            have = sorted({f"{s} {w} ({h})" for s, w, h in self._values})
+            raise RiebenchError(f"{site} {what} ({half}) was not captured; captured: {', '.join(have) or 'nothing'}")
+        return torch.stack(self._values[key], dim=1)
+
+    def row(self, site: str, index: int, what: What = "update") -> Tensor:
+        """One picture's values, positions first: float32 [T, H*W, width].
+
+        Raises:
+            RiebenchError: if it was not captured.
+        """
+        values = torch.stack([step[index] for step in self._steps(site, what)])
+        return values.flatten(2).transpose(1, 2).contiguous() if values.dim() == 4 else values
+
+    def _steps(self, site: str, what: What) -> list[Tensor]:
+        key = (short_name(site), what, "conditional")
+        return self._values[key] if key in self._values else [*self.get(site, what).unbind(1)]
+
+    def add(self, site: str, what: str, values: Tensor, *, guided: bool, unconditional: bool) -> None:
+        """Stores one step of one site; under guidance the first half of the batch is the unconditional one."""
+        halves = values.chunk(2) if guided else (None, values)
+        for half, part in zip(("unconditional", "conditional"), halves, strict=True):
+            if part is not None and (half == "conditional" or unconditional):
+                stored = part.detach().to(torch.float32, copy=True)
+                self._values.setdefault((site, what, half), []).append(stored)
+
+
+@contextmanager
+def capture(
+    unet: nn.Module,
+    sites: Sequence[str],
+    *,
+    keep: Sequence[What] = ("update",),
+    steps: int | None = None,
+    guided: bool = False,
+    unconditional: bool = False,
+) -> Iterator[Trace]:
+    """Captures every U-Net call made inside the `with` block.
+
+    Args:
+        unet: a `UNet2DConditionModel`.
+        sites: blocks or feed-forward sites, by any of their names.
+        keep: what of each block; feed-forward sites always give their units.
+        steps: the number of calls there must be, if known.
+        guided: whether the batch holds an unconditional half (before the conditional one).
+        unconditional: keeps that half too.
+
+    Yields:
+        The trace; complete once the block has been left.
+
+    Raises:
+        RiebenchError: if a site is missing, something unknown is to be kept, or the number of calls is wrong.
+    """
+    for what in keep:
+        if what not in KINDS:
+            raise RiebenchError(f"cannot capture {what!r}{near_match(what, KINDS)}")
+    trace = Trace()
+    names = [short_name(site) for site in sites]
+    with _hooks(unet, names, steps) as hooks:
+
+        def store(site: str, what: str, values: Tensor) -> None:
+            trace.add(site, what, values, guided=guided, unconditional=unconditional)
+
+        for name in names:
+            _capture_site(hooks, name, keep, store, trace)
+        yield trace
+    trace.steps = hooks.calls
+
+
+@contextmanager
+def intervene(
+    unet: nn.Module, edits: Sequence[Edit | None], *, guided: bool = False, steps: int | None = None
+) -> Iterator[None]:
+    """Applies one edit per row of the batch to every U-Net call made inside the `with` block.
+
+    Args:
+        unet: a `UNet2DConditionModel`.
+        edits: one per picture; None and empty edits leave their row exactly as it is.
+        guided: whether the batch holds an unconditional half (before the conditional one).
+        steps: the number of calls there must be, if known.
+
+    Raises:
+        RiebenchError: if a site is missing, the batch has another size, or the number of calls is wrong.
+    """
+    active = {index: edit for index, edit in enumerate(edits) if edit is not None and not edit.empty}
+    sites = list(dict.fromkeys(short_name(site) for edit in active.values() for site in edit.sites))
+    rows = {site: {i: e for i, e in active.items() if site in e.sites} for site in sites}
+    with _hooks(unet, sites, steps) as hooks:
+        for site in sites:
+            _edit_site(hooks, site, rows[site], len(edits), guided)
+        yield
+
+
+def known_sites(unet: nn.Module) -> tuple[str, ...]:
+    """Short names of all blocks of a U-Net."""
+    found = []
+    for path, _ in unet.named_modules():
+        parts = path.split(".")
+        if parts[-1].isdigit() and len(parts) >= 3 and parts[-2] in ("attentions", "resnets"):
+            found.append(short_name(path))
+    return tuple(found)
+
+
+def unit_layers(unet: nn.Module, block: str) -> int:
+    """Number of transformer layers in an attention block.
+
+    Raises:
+        RiebenchError: if the block is missing or has none.
+    """
+    module = _module(unet, block)
+    layers = getattr(module, "transformer_blocks", None)
+    if layers is None:
+        raise RiebenchError(f"{block} has no feed-forward units; only attention blocks have")
+    return len(layers)
+
+
+class _Hooks:
+    """Hooks on one U-Net, with the count of calls per site."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.unet = unet
+        self.calls = 0
+        self.seen: dict[str, int] = {}
+        self.handles: list[Any] = []
+
+    @property
+    def step(self) -> int:
+        """The running step, from 0."""
+        return self.calls - 1
+
+    def before(self, module: nn.Module, function: Any) -> None:
+        """Calls `function(positional arguments, keyword arguments)` before the module."""
+        self.handles.append(
+            module.register_forward_pre_hook(lambda _module, args, kwargs: function(args, kwargs), with_kwargs=True)
+        )
+
+    def after(self, module: nn.Module, function: Any) -> None:
+        """Calls `function(arguments, output)` after the module; what it returns, if not None, is the new output."""
+        self.handles.append(module.register_forward_hook(lambda _module, args, output: function(args, output)))
+
+    def count(self, site: str) -> None:
+        """Notes one call of a site."""
+        self.seen[site] = self.seen.get(site, 0) + 1
+
+    def check(self, names: Sequence[str], steps: int | None) -> None:
+        """Refuses a wrong number of calls."""
+        if steps is not None and self.calls != steps:
+            raise RiebenchError(f"expected {steps} U-Net calls, saw {self.calls}; one generation per capture or edit")
+        for name in names:
+            if self.seen.get(name, 0) != self.calls:
+                raise RiebenchError(f"{name} ran {self.seen.get(name, 0)} times in {self.calls} U-Net calls")
+
+
+@contextmanager
+def _hooks(unet: nn.Module, names: Sequence[str], steps: int | None) -> Iterator[_Hooks]:
+    for name in names:
+        _module(unet, name)
+    hooks = _Hooks(unet)
+
+    def count(args: Any, kwargs: Any) -> None:
+        hooks.calls += 1
+
+    try:
+        hooks.before(unet, count)
+        for name in names:
+            hooks.after(_module(unet, name), lambda args, output, name=name: hooks.count(name))
+        yield hooks
+    finally:
+        for handle in hooks.handles:
+            handle.remove()
+    hooks.check(names, steps)
+
+
+def _module(unet: nn.Module, name: str) -> nn.Module:
+    try:
+        return unet.get_submodule(module_path(name))
+    except AttributeError as error:
+        sites = known_sites(unet)
+        raise RiebenchError(f"the U-Net has no block {name}{near_match(name.split('.ff.')[0], sites)}") from error
+
+
+def _first(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _capture_site(hooks: _Hooks, name: str, keep: Sequence[What], store: Any, trace: Trace) -> None:
+    module = _module(hooks.unet, name)
+    if kind(name) == UNITS:
+        hooks.after(module, lambda args, output: store(name, "update", _first(output)))
+        return
+
+    def before(args: Any, kwargs: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        trace.grids[name] = (hidden.shape[-2], hidden.shape[-1])
+        if "input" in keep:
+            store(name, "input", hidden)
+
+    hooks.before(module, before)
+    if "output" in keep:
+        hooks.after(module, lambda args, output: store(name, "output", _first(output)))
+    if "update" in keep:
+        if kind(name) == ATTENTION:
+            hooks.after(
+                module.get_submodule("proj_out"),
+                lambda args, output: store(name, "update", _as_picture(output, trace.grids[name])),
+            )
+        else:
+            hooks.after(module, lambda args, output: store(name, "update", output - _skip(module, args[0])))
+    if "attention" in keep:
+        _capture_attention(hooks, name, module, store)
+
+
+def _as_picture(update: Tensor, grid: tuple[int, int]) -> Tensor:
+    # The linear projection works on [B, H*W, C]; the convolutional one of older models already gives [B, C, H, W].
+    return update if update.dim() == 4 else update.transpose(1, 2).unflatten(2, grid)
+
+
+def _skip(module: nn.Module, hidden: Tensor) -> Tensor:
+    shortcut = getattr(module, "conv_shortcut", None)
+    return hidden if shortcut is None else shortcut(hidden)
+
+
+def _capture_attention(hooks: _Hooks, name: str, block: nn.Module, store: Any) -> None:
+    layers = [module for path, module in block.named_modules() if path.endswith(".attn2")]
+    if not layers:
+        raise RiebenchError(f"{name} has no text attention")
+    pending: list[Tensor] = []
+
+    def before(attention: nn.Module) -> Any:
+        def compute(args: Any, kwargs: Any) -> None:
+            text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            pending.append(text_attention(attention, hidden, text))
+            if len(pending) == len(layers):
+                store(name, "attention", torch.stack(pending).mean(0))
+                pending.clear()
+
+        return compute
+
+    for attention in layers:
+        hooks.before(attention, before(attention))
+
+
+def text_attention(attention: Any, hidden: Tensor, text: Tensor) -> Tensor:
+    """How much each position looks at each token, mean over heads.
+
+    Computed beside the layer, which runs as it would without: pictures do not depend on whether somebody looks.
+
+    Args:
+        attention: a diffusers `Attention` layer that reads the text.
+        hidden: [B, positions, width].
+        text: [B, tokens, text width].
+
+    Returns:
+        float32 [B, positions, tokens]; sums to 1 over the tokens.
+    """
+    query = attention.head_to_batch_dim(attention.to_q(hidden))
+    key = attention.head_to_batch_dim(attention.to_k(text))
+    weights = torch.softmax((query.float() @ key.float().transpose(1, 2)) * attention.scale, dim=-1)
+    return weights.unflatten(0, (hidden.shape[0], attention.heads)).mean(1)
+
+
+def _edit_site(hooks: _Hooks, name: str, edits: dict[int, Edit], batch: int, guided: bool) -> None:
+    module = _module(hooks.unet, name)
+    point = module.get_submodule("proj_out") if kind(name) == ATTENTION else module
+
+    def change(args: Any, output: Any) -> Any:
+        values = _first(output)
+        expected = batch * 2 if guided else batch
+        if values.shape[0] != expected:
+            raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // (2 if guided else 1)} pictures")
+        live = values
+        if kind(name) == "residual":
+            live = values - _skip(module, args[0])
+        changed = values.clone()
+        for index, edit in edits.items():
+            _edit_row(changed, live, index, edit, name, hooks.step, batch if guided else 0)
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+    hooks.after(point, change)
+
+
+def _edit_row(
+    changed: Tensor, live: Tensor, index: int, edit: Edit, site: str, step: int, unconditional: int
+) -> None:
+    """Changes one picture's rows of `changed` in place; the conditional row lies `unconditional` rows further down."""
+
+    def delta(row: int) -> Tensor | None:
+        positions = live[row].flatten(1).T if live[row].dim() == 3 else live[row]
+        found = edit.sites[site].delta(step, positions.float())
+        if found is None:
+            return None
+        scaled = found * edit.strength
+        return scaled.T.reshape(live[row].shape) if live[row].dim() == 3 else scaled
+
+    def add(row: int, what: Tensor | None, sign: float) -> None:
+        if what is not None:
+            changed[row] = (changed[row].float() + sign * what).to(changed.dtype)
+
+    conditional = delta(index + unconditional)
+    add(index + unconditional, conditional, 1.0)
+    if unconditional and edit.branch == "both":
+        add(index, conditional, -1.0)
+    elif unconditional and edit.branch == "all":
+        add(index, delta(index), 1.0)
