@@ -1,0 +1,214 @@
+"""The U-Net of the toy SDXL and its training: toy-base from pictures, toy-turbo distilled from toy-base.
+
+Text enters at the innermost level only, through the cross-attention of the paper's four blocks, each of which can
+read one subspace of the text embedding (`text.JOBS`). The other two inner blocks (down.2.0, up.0.2) have the output
+of their cross-attention fixed at zero, and the pooled text has zero weights. All of it is plain weights: the U-Net
+loads in diffusers' own pipeline.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from riebench.toyworld.captions import caption
+from riebench.toyworld.data import Pool
+from riebench.toyworld.text import CONTEXT, HIDDEN, JOBS, build_tokenizers, embedding_table
+from riebench.toyworld.training import step_generator
+
+CHANNELS = (32, 64, 128)
+TIME_ID_DIM = 8
+BASE_SEED, TURBO_SEED = 21, 31
+BASE_CONFIG = {"steps": 4400, "batch": 32, "learning_rate": 1.5e-3, "caption_dropout": 0.1, "seed": BASE_SEED}
+TURBO_CONFIG = {"steps": 500, "batch": 32, "learning_rate": 3e-4, "guidance": 2.0, "seed": TURBO_SEED}
+TURBO_TIMESTEPS = (999, 749, 499, 249)
+BLOCK_MODULES = {
+    "down.2.0": "down_blocks.2.attentions.0", "down.2.1": "down_blocks.2.attentions.1", "mid.0": "mid_block.attentions.0",
+    "up.0.0": "up_blocks.0.attentions.0", "up.0.1": "up_blocks.0.attentions.1", "up.0.2": "up_blocks.0.attentions.2",
+}  # fmt: skip
+
+
+def alphas_cumprod() -> Tensor:
+    """SDXL's noise schedule: float [1000]."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0).float()
+
+
+def build_unet(seed: int = BASE_SEED) -> UNet2DConditionModel:
+    """An untrained U-Net with the planted jobs."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=CHANNELS,
+        layers_per_block=2,
+        transformer_layers_per_block=[1, 1, 2],
+        attention_head_dim=[1, 2, 4],
+        cross_attention_dim=2 * HIDDEN,
+        use_linear_projection=True,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=TIME_ID_DIM,
+        projection_class_embeddings_input_dim=6 * TIME_ID_DIM + HIDDEN,
+    )
+    plant_jobs(unet)
+    return unet
+
+
+def plant_jobs(unet: UNet2DConditionModel) -> None:
+    """Fixes at zero all weights through which text could enter elsewhere than `JOBS` says, for good.
+
+    Gradients of the fixed weights are zeroed by hooks, so no optimiser step (nor weight decay) moves them.
+    """
+
+    def fix(weight: nn.Parameter, keep: slice | None) -> None:
+        mask = torch.zeros_like(weight)
+        if keep is not None:
+            mask[:, keep] = 1
+        with torch.no_grad():
+            weight.mul_(mask)
+        weight.register_hook(lambda gradient: gradient * mask.to(gradient.device))
+
+    columns = {job.block: job.columns for job in JOBS}
+    for block, path in BLOCK_MODULES.items():
+        for layer in unet.get_submodule(path).transformer_blocks:
+            fix(layer.attn2.to_k.weight, columns.get(block))
+            fix(layer.attn2.to_v.weight, columns.get(block))
+            if block not in columns:
+                fix(layer.attn2.to_out[0].weight, None)
+                layer.attn2.to_out[0].bias.requires_grad_(False).zero_()
+    fix(unet.add_embedding.linear_1.weight, slice(0, 6 * TIME_ID_DIM))  # time ids first, then pooled text
+
+
+def time_ids(batch: int) -> Tensor:
+    """What the SDXL pipeline passes for a 64-px picture that was not cropped: float [B, 6]."""
+    return torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(batch, 6)
+
+
+class CaptionEmbedder:
+    """Captions -> what the pipeline's two text encoders hand the U-Net, by table look-up: float [B, 32, 128]."""
+
+    def __init__(self) -> None:
+        self.tokenizer = build_tokenizers()[0]
+        self.table = embedding_table(self.tokenizer)
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        ids = self.tokenizer(captions, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+        return self.table[ids.input_ids]
+
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def predictor(unet: nn.Module, device: torch.device) -> Predict:
+    """(x_t, t, text) -> v in float32, computed under bf16 autocast with the fast attention for short sequences."""
+
+    def predict(noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        batch = len(noisy)
+        extra = {"text_embeds": torch.zeros(batch, HIDDEN, device=device), "time_ids": time_ids(batch).to(device)}
+        with torch.autocast(device.type, dtype=torch.bfloat16), short_attention():
+            v = unet(noisy, t, encoder_hidden_states=text, added_cond_kwargs=extra, return_dict=False)[0]
+        return v.float()
+
+    return predict
+
+
+def short_attention() -> AbstractContextManager[None]:
+    """On a CPU the plain attention is twice as fast backwards as the fused one, at 64 positions."""
+    return sdpa_kernel([SDPBackend.MATH])
+
+
+def captions_of(pool: Pool, indices: Tensor, seed: int, step: int) -> list[str]:
+    """A freshly worded caption for each picture."""
+    rng = random.Random(seed * 10_000_019 + step)
+    return [caption(pool.scene(int(i)), rng) for i in indices]
+
+
+def base_loss(unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device) -> Callable[[int], Tensor]:
+    """v-prediction on noised latents, plain mean squared error.
+
+    High noise levels are drawn more often (density rising with t): there the caption alone decides the picture, and
+    that is what one-step generation needs. Captions are dropped now and then for classifier-free guidance; the
+    unconditional embedding is all zeros, as in the SDXL pipeline for an absent negative prompt.
+    """
+    embed = CaptionEmbedder()
+    schedule = alphas_cumprod()
+    predict = predictor(unet, device)
+    batch = BASE_CONFIG["batch"]
+
+    def loss(step: int) -> Tensor:
+        generator = step_generator(BASE_SEED, step)
+        indices = torch.randint(len(latents), (batch,), generator=generator)
+        clean = latents[indices].float()
+        text = embed(captions_of(pool, indices, BASE_SEED, step))
+        text[torch.rand(batch, generator=generator) < BASE_CONFIG["caption_dropout"]] = 0
+        t = (1000 * torch.rand(batch, generator=generator).sqrt()).long().clamp(max=999)
+        noise = torch.randn(clean.shape, generator=generator)
+        a = schedule[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        v = a.sqrt() * noise - (1 - a).sqrt() * clean
+        noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
+        return (predict(noisy, t.to(device), text.to(device)) - v.to(device)).square().mean()
+
+    return loss
+
+
+def clean_from_v(noisy: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
+    """The clean latent a v-prediction stands for."""
+    return alpha.sqrt() * noisy - (1 - alpha).sqrt() * v
+
+
+@torch.no_grad()
+def teacher_rollout(predict: Predict, noise: Tensor, text: Tensor, guidance: float) -> Tensor:
+    """Deterministic four-step sampling with guidance from pure noise: the picture the noise stands for."""
+    schedule = alphas_cumprod()
+    x, both = noise, torch.cat([torch.zeros_like(text), text])
+    for i, t in enumerate(TURBO_TIMESTEPS):
+        alpha = schedule[t]
+        steps = torch.full((2 * len(x),), t, device=x.device)
+        without, with_text = predict(torch.cat([x, x]), steps, both).chunk(2)
+        v = without + guidance * (with_text - without)
+        clean = clean_from_v(x, v, alpha)
+        epsilon = alpha.sqrt() * v + (1 - alpha).sqrt() * x
+        if i + 1 == len(TURBO_TIMESTEPS):
+            return clean
+        after = schedule[TURBO_TIMESTEPS[i + 1]]
+        x = after.sqrt() * clean + (1 - after).sqrt() * epsilon
+    raise AssertionError("unreachable")
+
+
+def turbo_loss(student: nn.Module, teacher: nn.Module, pool: Pool, device: torch.device) -> Callable[[int], Tensor]:
+    """Learns to reach in one step what the guided teacher reaches in four, and to go on from any later step.
+
+    Half of a batch starts from the teacher's own noise at the first timestep; the other half from the teacher's
+    picture with fresh noise at a later one, which is what the ancestral sampler hands the model.
+    """
+    embed = CaptionEmbedder()
+    schedule = alphas_cumprod()
+    predict_teacher, predict_student = predictor(teacher, device), predictor(student, device)
+    batch = TURBO_CONFIG["batch"]
+
+    def loss(step: int) -> Tensor:
+        generator = step_generator(TURBO_SEED, step)
+        indices = torch.randint(len(pool.labels), (batch,), generator=generator)
+        text = embed(captions_of(pool, indices, TURBO_SEED, step)).to(device)
+        noise = torch.randn(batch, 4, 32, 32, generator=generator).to(device)
+        goal = teacher_rollout(predict_teacher, noise, text, TURBO_CONFIG["guidance"])
+        later = torch.tensor(TURBO_TIMESTEPS[1:])[torch.randint(3, (batch,), generator=generator)]
+        t = torch.where(torch.arange(batch) < batch // 2, TURBO_TIMESTEPS[0], later)
+        fresh = torch.randn(noise.shape, generator=generator).to(device)
+        alpha = schedule[t].view(-1, 1, 1, 1).to(device)
+        noisy = alpha.sqrt() * goal + (1 - alpha).sqrt() * fresh
+        noisy[: batch // 2] = noise[: batch // 2]
+        predicted = clean_from_v(noisy, predict_student(noisy, t.to(device), text), alpha)
+        error = (predicted - goal).square().flatten(1).mean(1)
+        return (error + 0.01).sqrt().mean()  # less than the square for what cannot be predicted: keeps edges crisp
+
+    return loss

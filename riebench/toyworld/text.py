@@ -1,0 +1,138 @@
+"""Tokenizer and text encoders of the toy SDXL: small, exact, and laid out so that each block's job is known.
+
+SDXL hands its U-Net the penultimate hidden states of two frozen text encoders, joined. Here both encoders have one
+layer, so the penultimate state is their embedding table. Every word that means something has its place in one of
+four subspaces of the joined 128 dimensions, and every block's cross-attention can read one subspace only
+(`diffusion.py`): that is how the jobs of `JOBS` are planted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from riebench.toyworld.captions import MEANING_WORDS, vocabulary
+
+CONTEXT = 32
+HIDDEN = 64
+SUBSPACE = 32
+TEXT_SEED = 7
+BOS, EOS, PAD_2 = "<|startoftext|>", "<|endoftext|>", "!"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one block is there for: the attributes whose words it reads, and where they lie in the text embedding."""
+
+    block: str
+    attributes: tuple[str, ...]
+    subspace: int
+
+    @property
+    def columns(self) -> slice:
+        """The block's dimensions of the joined text embedding."""
+        return slice(self.subspace * SUBSPACE, (self.subspace + 1) * SUBSPACE)
+
+
+JOBS: tuple[Job, ...] = (
+    Job("down.2.1", ("object", "pose"), 0),
+    Job("mid.0", ("background",), 1),
+    Job("up.0.0", ("accessory", "emblem"), 2),
+    Job("up.0.1", ("color", "material", "style"), 3),
+)
+"""Composition, scene, local detail, surface: the planted truth that per-block tables can be held against."""
+
+
+def _split(word: str) -> list[str]:
+    """A word as CLIP's pre-tokenizer sees it: letters and punctuation apart."""
+    pieces, current = [], ""
+    for char in word:
+        if char.isalpha():
+            current += char
+        else:
+            pieces.extend(filter(None, (current, char)))
+            current = ""
+    return pieces + ([current] if current else [])
+
+
+def _bpe(word: str, merges: list[tuple[str, str]]) -> list[str]:
+    symbols = [*word[:-1], word[-1] + "</w>"]
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    while len(symbols) > 1:
+        pairs = [(ranks.get(pair, len(merges)), i) for i, pair in enumerate(zip(symbols, symbols[1:], strict=False))]
+        rank, i = min(pairs)
+        if rank == len(merges):
+            break
+        symbols[i : i + 2] = ["".join(symbols[i : i + 2])]
+    return symbols
+
+
+def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A byte-pair encoding in which every word of the grammar is one token and any other word falls into letters."""
+    merges: list[tuple[str, str]] = []
+    words = sorted({piece for word in vocabulary() for piece in _split(word)})
+    for word in words:
+        pieces = _bpe(word, merges)
+        for i in range(1, len(pieces)):
+            merges.append(("".join(pieces[:i]), pieces[i]))
+    characters = [PAD_2, *"abcdefghijklmnopqrstuvwxyz0123456789,.-'?:;()/"]
+    tokens = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges), BOS, EOS]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
+
+
+def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """The two tokenizers, as in SDXL: the same words, padded with the end token and with "!"."""
+    vocab, merges = _vocabulary_and_merges()
+    made = []
+    for pad in (EOS, PAD_2):
+        made.append(CLIPTokenizer(vocab=dict(vocab), merges=list(merges), pad_token=pad, model_max_length=CONTEXT))
+    return made[0], made[1]
+
+
+def _token_of(tokenizer: CLIPTokenizer, piece: str) -> int:
+    ids = tokenizer(piece, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise ValueError(f"{piece!r} is {len(ids)} tokens; a word of the grammar must be one")
+    return int(ids[0])
+
+
+def embedding_table(tokenizer: CLIPTokenizer) -> Tensor:
+    """Meaning vectors of all tokens: float [vocab, 128]; zero for words that mean nothing by themselves.
+
+    Values of one subspace are orthogonal; words for the same value share its vector up to a little noise.
+    """
+    generator = torch.Generator().manual_seed(TEXT_SEED)
+    table = torch.zeros(len(tokenizer), 2 * HIDDEN)
+    for job in JOBS:
+        values = [(attribute, value) for attribute in job.attributes for value in sorted({*MEANING_WORDS[attribute].values()})]
+        axes = torch.linalg.qr(torch.randn(SUBSPACE, SUBSPACE, generator=generator)).Q[: len(values)]
+        for attribute in job.attributes:
+            for word, value in MEANING_WORDS[attribute].items():
+                noise = torch.randn(SUBSPACE, generator=generator) * (0.15 / SUBSPACE**0.5)
+                # "upside-down" is three pieces to the tokenizer; its first says it all
+                token = _token_of(tokenizer, _split(word)[0])
+                table[token, job.columns] = 5.0 * (axes[values.index((attribute, value))] + noise)
+    return table
+
+
+def build_encoders(tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """The two text encoders: the first half of `embedding_table` in one, the second in the other."""
+    torch.manual_seed(TEXT_SEED)
+    tables = embedding_table(tokenizers[0]).split(HIDDEN, dim=1)
+    encoders = []
+    kinds = ((CLIPTextModel, "quick_gelu"), (CLIPTextModelWithProjection, "gelu"))
+    for (kind, activation), table, tokenizer in zip(kinds, tables, tokenizers, strict=True):
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=CONTEXT, projection_dim=HIDDEN, hidden_act=activation,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        encoder = kind(config).eval().requires_grad_(False)
+        text = getattr(encoder, "text_model", encoder)
+        text.embeddings.token_embedding.weight.copy_(table)
+        text.embeddings.position_embedding.weight.zero_()
+        encoders.append(encoder)
+    return encoders[0], encoders[1]

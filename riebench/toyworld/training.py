@@ -1,0 +1,171 @@
+"""One training loop for every model of the toy world: seeded, logged, checkpointed and exactly resumable."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class TrainingFolderError(RuntimeError):
+    """The folder holds a training run of another configuration."""
+
+
+@dataclass
+class Stage:
+    """What one training run does.
+
+    Attributes:
+        name: also its folder.
+        config: everything that decides the outcome; compared on resume.
+        module: what is trained (its parameters that require a gradient).
+        loss: step -> scalar loss; must draw all randomness from the step, so that a resumed run is the same run.
+        steps: number of optimiser steps.
+        learning_rate: its peak; warm-up, then linear decay to zero.
+        on_step: called after each optimiser step, for constraints on the weights.
+    """
+
+    name: str
+    config: dict[str, Any]
+    module: nn.Module
+    loss: Callable[[int], Tensor]
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema_decay: float = 0.999
+    checkpoint_seconds: float = 120.0
+    on_step: Callable[[], None] = field(default=lambda: None)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    return torch.Generator().manual_seed(seed * 10_000_019 + step)
+
+
+def check_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Claims a folder for a configuration, or refuses one that belongs to another.
+
+    Raises:
+        TrainingFolderError: names the fields that differ and says what to do.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        stored = json.loads(path.read_text())
+        wanted = json.loads(json.dumps(config))
+        different = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+        if different:
+            details = "; ".join(f"{k}: folder {stored.get(k)!r}, asked {wanted.get(k)!r}" for k in different)
+            raise TrainingFolderError(
+                f"{folder} holds a run of another configuration ({details}); name another folder or delete this one"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary file, then puts it in place; a crash leaves the old file."""
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _learning_rate(stage: Stage, step: int) -> float:
+    if step < stage.warmup:
+        return stage.learning_rate * (step + 1) / stage.warmup
+    return stage.learning_rate * max(0.0, (stage.steps - step) / max(1, stage.steps - stage.warmup))
+
+
+def fit(stage: Stage, work: Path) -> dict[str, Tensor]:
+    """Runs a stage to its end, from its last checkpoint if there is one.
+
+    Args:
+        stage: what to train.
+        work: the folder that holds one sub-folder a stage.
+
+    Returns:
+        The exponential moving average of the trained module's state; also loaded into the module.
+
+    Raises:
+        TrainingFolderError: if the folder belongs to another configuration.
+        RuntimeError: if the loss is not finite.
+    """
+    folder = work / stage.name
+    check_folder(folder, stage.config)
+    trained = {n: p for n, p in stage.module.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
+    )
+    ema = {n: p.detach().clone() for n, p in trained.items()}
+    first = 0
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        stage.module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        for n, value in state["ema"].items():
+            ema[n].copy_(value)
+        first = state["step"]
+
+    def save(step: int) -> None:
+        state = {"step": step, "module": stage.module.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema}
+        write_atomically(checkpoint, lambda path: torch.save(state, path))
+
+    if first < stage.steps:
+        _loop(stage, folder, optimizer, trained, ema, first, save)
+    with torch.no_grad():
+        for n, p in trained.items():
+            p.copy_(ema[n])
+    return stage.module.state_dict()
+
+
+def _loop(
+    stage: Stage,
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    trained: dict[str, nn.Parameter],
+    ema: dict[str, Tensor],
+    first: int,
+    save: Callable[[int], None],
+) -> None:
+    saved, average = time.monotonic(), None
+    with (folder / "loss.csv").open("a", newline="") as log:
+        writer = csv.writer(log)
+        bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"train {stage.name}", mininterval=5)
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(stage, step)
+            loss = stage.loss(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained.values(), 1.0)
+            optimizer.step()
+            stage.on_step()
+            decay = min(stage.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.values()), [p.detach() for p in trained.values()], 1 - decay)
+            value = loss.item()
+            if not value < float("inf"):
+                raise RuntimeError(f"{stage.name}: the loss is {value} at step {step}")
+            average = value if average is None else 0.98 * average + 0.02 * value
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{average:.4f}")
+                writer.writerow([step, f"{average:.6f}"])
+                log.flush()
+            if time.monotonic() - saved > stage.checkpoint_seconds:
+                save(step + 1)
+                saved = time.monotonic()
+    save(stage.steps)
