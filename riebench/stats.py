@@ -1,0 +1,105 @@
+"""Means and intervals: examples are the unit, categories weigh the same, every resampling is reproducible."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+REPLICATES = 10_000
+BOOTSTRAP_SEED = 20_240_601
+LEVEL = 0.95
+POWER_FACTOR = 2.8
+"""Normal quantiles of a two-sided 5 % test and of 80 % power, added: 1.96 + 0.84."""
+
+Values = Mapping[str, Mapping[str, Sequence[float]]]
+"""Category -> example id -> the values of its seeds."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval; all None where there is nothing to average."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n_examples: int
+
+
+@lru_cache(maxsize=512)
+def _counts(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> NDArray[np.float64]:
+    """How often each group is drawn in each replicate, [replicates, groups].
+
+    The draw depends on the groups' names alone: adding a method or permuting rows changes nothing, and two methods
+    scored on the same examples are resampled alike, which is what pairs them.
+    """
+    text = "\n".join([str(seed), name, *groups])
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+    n = len(groups)
+    return rng.multinomial(n, [1 / n] * n, size=replicates).astype(np.float64)
+
+
+def estimate(
+    values: Values,
+    clusters: Mapping[str, str] | None = None,
+    *,
+    replicates: int = REPLICATES,
+    seed: int = BOOTSTRAP_SEED,
+) -> Estimate:
+    """Mean over seeds, then examples, then categories, with a percentile bootstrap interval of 95 %.
+
+    Args:
+        values: what was scored; examples without a value are absent.
+        clusters: example id -> name of the group it is resampled with; absent ids are groups of their own.
+        replicates: bootstrap replicates.
+        seed: of the generator.
+
+    Returns:
+        The estimate. One example in each category gives an interval of width 0: it says nothing then.
+    """
+    parts = [
+        _category_replicates(name, examples, clusters or {}, replicates, seed)
+        for name, examples in sorted(values.items())
+        if any(len(seeds) for seeds in examples.values())
+    ]
+    if not parts:
+        return Estimate(None, None, None, 0)
+    mean = float(np.mean([part[0] for part in parts]))
+    draws = np.mean([part[1] for part in parts], axis=0)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Estimate(mean, float(low), float(high), sum(part[2] for part in parts))
+
+
+def _category_replicates(
+    name: str, examples: Mapping[str, Sequence[float]], clusters: Mapping[str, str], replicates: int, seed: int
+) -> tuple[float, NDArray[np.float64], int]:
+    means = {example: float(np.mean(seeds)) for example, seeds in sorted(examples.items()) if len(seeds)}
+    sums: dict[str, list[float]] = {}
+    for example, mean in means.items():
+        sums.setdefault(clusters.get(example, example), []).append(mean)
+    groups = tuple(sorted(sums))
+    totals = np.array([sum(sums[group]) for group in groups])
+    sizes = np.array([len(sums[group]) for group in groups], dtype=np.float64)
+    counts = _counts(name, groups, replicates, seed)
+    return float(np.mean(list(means.values()))), (counts @ totals) / (counts @ sizes), len(means)
+
+
+def detectable_difference(differences: Sequence[float]) -> float | None:
+    """Smallest true mean of paired differences that 80 % of such experiments would find.
+
+    Args:
+        differences: one per example.
+
+    Returns:
+        2.8 SD / sqrt(n), or None below two examples. SD 0.02 and n 296 give 0.0033.
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    return POWER_FACTOR * float(np.std(differences, ddof=1)) / math.sqrt(n)
