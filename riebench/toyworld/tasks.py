@@ -1,0 +1,144 @@
+"""Makes the toy suite's task files: nine categories, balanced over the values an edit goes from and to.
+
+Every example is drawn from scenes that no model was trained on. Source and target captions use the same words except
+where the edit is, so that a change of wording cannot pass for a change of content.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from pathlib import Path
+
+from riebench.files import write_atomic
+from riebench.toyworld.captions import MEANING_WORDS, PHRASES, caption
+from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, random_edit
+
+EXAMPLES = 12
+"""Examples a category; every ordered pair of values occurs equally often where 12 allows it."""
+
+SEED = 20_240_601
+TASK_VERSION = 1
+
+HEADER = """\
+# Made by `python -m riebench.toyworld tasks` from scenes kept out of all training; edit riebench/toyworld/tasks.py
+# and make it anew instead of editing this file.
+category: {category}
+version: {version}
+examples:
+"""
+
+
+def value_pairs(category: str) -> list[tuple[str, str]]:
+    """The (source value, target value) of each example's edited attribute, `EXAMPLES` of them."""
+    values = ATTRIBUTES[CATEGORY_ATTRIBUTE[category]]
+    if category in ("add_object", "delete_object"):
+        pairs = [("none", value) for value in values if value != "none"]
+        pairs = pairs if category == "add_object" else [(after, before) for before, after in pairs]
+    elif len(values) == 6:  # 30 ordered pairs are too many: each value twice as source and twice as target
+        pairs = [(values[i], values[(i + shift) % 6]) for shift in (1, 4) for i in range(6)]
+    else:
+        pairs = list(itertools.permutations(values, 2))
+    repeats, rest = divmod(EXAMPLES, len(pairs))
+    if rest:
+        raise ValueError(f"{category}: {EXAMPLES} examples cannot be shared out among {len(pairs)} pairs")
+    shuffled = pairs * repeats
+    # In mixed order, so that the first few examples alone (`--limit`) are varied too.
+    random.Random(f"{SEED}:{category}:order").shuffle(shuffled)
+    return shuffled
+
+
+def _edit(category: str, pair: tuple[str, str], rng: random.Random) -> tuple[Scene, Scene]:
+    attribute = CATEGORY_ATTRIBUTE[category]
+    while True:
+        source, target = random_edit(category, rng, held_out=True)
+        if (getattr(source, attribute), getattr(target, attribute)) == pair:
+            return source, target
+
+
+def without_attribute(sentence: str, attribute: str) -> str:
+    """A caption with everything said about one attribute taken out, to compare the rest."""
+    slots = [slot for slot in PHRASES if slot.split()[0] == attribute]
+    phrases = sorted((p for slot in slots for v in PHRASES[slot].values() for p in v), key=len, reverse=True)
+    bare = re.sub(rf"(?<![\w-])(?:{'|'.join(map(re.escape, phrases))})(?![\w-])", "", sentence)
+    # The article follows the word after it.
+    return re.sub(r"\ban\b", "a", " ".join(bare.split()))
+
+
+def matched_captions(source: Scene, target: Scene, attribute: str, rng: random.Random) -> tuple[str, str]:
+    """Captions of two scenes in the same words except for what is said about one attribute."""
+    while True:
+        seed = rng.random()
+        before, after = caption(source, random.Random(seed)), caption(target, random.Random(seed))
+        if before != after and without_attribute(before, attribute) == without_attribute(after, attribute):
+            # A style said in front of one sentence and behind the other would move every word.
+            if attribute == "style" and ("," in before) != ("," in after):
+                continue
+            return before, after
+
+
+def word_for(attribute: str, sentence: str) -> str | None:
+    """The word of a caption that stands for an attribute's value, if there is one."""
+    words = re.findall(r"[\w-]+", sentence)
+    return next((word for word in words if word in MEANING_WORDS[attribute]), None)
+
+
+def regions(category: str, source: str, target: str) -> dict[str, str]:
+    """Region keys of an example: the words of the prompts whose places the edit may change."""
+    if category in ("change_background", "change_style"):
+        return {"source_region": "whole", "target_region": "whole"}
+    if category == "add_object":
+        return {"target_region": _local_word("accessory", target)}
+    if category == "delete_object":
+        return {"source_region": _local_word("accessory", source)}
+    attribute = "emblem" if category == "change_content" else "object"
+    return {"source_region": _local_word(attribute, source), "target_region": _local_word(attribute, target)}
+
+
+def _local_word(attribute: str, sentence: str) -> str:
+    # Where a picture has no emblem yet, it will come to lie on the object.
+    word = word_for(attribute, sentence) or word_for("object", sentence)
+    if word is None:
+        raise ValueError(f"{sentence!r} names no object")
+    return word
+
+
+def task_text(category: str) -> str:
+    """A task file's text; the same at every call."""
+    rng = random.Random(f"{SEED}:{category}")
+    parts = [HEADER.format(category=category, version=TASK_VERSION)]
+    seen: set[tuple[Scene, Scene]] = set()
+    for number, pair in enumerate(value_pairs(category), start=1):
+        scenes = _edit(category, pair, rng)
+        while scenes in seen:
+            scenes = _edit(category, pair, rng)
+        seen.add(scenes)
+        source, target = matched_captions(*scenes, CATEGORY_ATTRIBUTE[category], rng)
+        lines = [f"  - id: toy-{category.replace('_', '-')}-{number:02d}", f"    source: {source}", f"    target: {target}"]
+        lines += [f"    {key}: {word}" for key, word in regions(category, source, target).items()]
+        lines.append("    attributes:")
+        lines += [f"      {side}: {_flow(scene)}" for side, scene in zip(("source", "target"), scenes, strict=True)]
+        parts.append("\n".join(lines) + "\n")
+    return "".join(parts)
+
+
+def _flow(scene: Scene) -> str:
+    return "{" + ", ".join(f"{name}: {value}" for name, value in scene.as_dict().items()) + "}"
+
+
+def write_tasks(folder: Path) -> list[Path]:
+    """Writes all nine task files.
+
+    Args:
+        folder: `tasks/toy`.
+
+    Returns:
+        The files.
+    """
+    paths = []
+    for category in CATEGORY_ATTRIBUTE:
+        path = folder / f"{category}.yaml"
+        write_atomic(path, task_text(category).encode())
+        paths.append(path)
+    return paths
