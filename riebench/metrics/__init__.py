@@ -1,0 +1,1 @@
+"""Metrics: each is a function from pictures and prompts to one number per sample."""

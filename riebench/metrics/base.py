@@ -1,0 +1,232 @@
+"""What a metric is, what it is given, and what it may answer."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from riebench.errors import RiebenchError
+
+if TYPE_CHECKING:
+    from riebench.metrics.tools import Tools
+
+UInt8 = npt.NDArray[np.uint8]
+Float = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+MIN_BACKGROUND = 0.01
+"""Smallest share of the picture that counts as a background to measure."""
+
+
+class Reason(StrEnum):
+    """Why a value is missing. The first three depend on example and mask only, so they hit every method alike."""
+
+    NO_BACKGROUND = "no_background"
+    """The mask leaves less than `MIN_BACKGROUND` of the picture (for SSIM: no whole window) untouched."""
+    NO_REGION = "no_region"
+    """The mask is empty."""
+    SAME_PROMPTS = "same_prompts"
+    """Source and target prompt cannot be told apart."""
+    IDENTICAL = "identical"
+    """No squared error, so no PSNR; counts as mse 0 in means."""
+    ZERO_EDIT = "zero_edit"
+    """The picture's embedding did not move, so the change has no direction."""
+    NOT_RUN = "not_run"
+    """There is no picture: the unit was skipped or failed."""
+
+
+class MetricError(RiebenchError):
+    """Pictures, masks or prompts that a metric cannot take."""
+
+
+Value = float | Reason
+"""A finite number, or why there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One edited picture and everything it is compared with.
+
+    Attributes:
+        edited: the method's picture, uint8 [H, W, 3].
+        source: the picture before the edit, same shape.
+        mask: bool [H, W], true where the edit may change pixels.
+        source_prompt: prompt of `source`, verbatim.
+        target_prompt: prompt of the wished result, verbatim.
+        source_attributes: what the source picture should show (toy world), else None.
+        target_attributes: what the result should show (toy world), else None.
+
+    Raises:
+        MetricError: if sizes or types do not fit.
+    """
+
+    edited: UInt8
+    source: UInt8
+    mask: Bool
+    source_prompt: str
+    target_prompt: str
+    source_attributes: dict[str, str] | None = None
+    target_attributes: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, picture in (("edited", self.edited), ("source", self.source)):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise MetricError(f"{name} picture: expected uint8 [H, W, 3], got {picture.dtype} {picture.shape}")
+        if self.edited.shape != self.source.shape:
+            raise MetricError(
+                f"pictures of unequal size cannot be compared: {self.edited.shape[:2]} and {self.source.shape[:2]}"
+            )
+        if self.mask.dtype != np.bool_ or self.mask.shape != self.edited.shape[:2]:
+            raise MetricError(f"mask: expected bool {self.edited.shape[:2]}, got {self.mask.dtype} {self.mask.shape}")
+
+    @property
+    def background(self) -> Bool:
+        """True where the edit must not change pixels, [H, W]."""
+        return ~self.mask
+
+    @property
+    def has_background(self) -> bool:
+        """Whether the background is large enough to be measured."""
+        return bool(self.background.mean() >= MIN_BACKGROUND)
+
+
+Compute = Callable[[Sequence[Sample], "Tools"], list[Value]]
+"""Batch of samples and the loaded networks -> one value per sample, in order."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, callable on a batch.
+
+    Attributes:
+        name: as registered, and as stored with every value.
+        direction: which way is better.
+        low: smallest possible value.
+        high: largest possible value, or None if unbounded.
+        version: raised whenever the same pictures would give another number.
+        backbone: kind of network it needs: `""`, `"lpips"`, `"clip"` or `"judge"`.
+        needs_attributes: only defined for examples whose attributes are known.
+        compute: the function itself.
+    """
+
+    name: str
+    direction: Literal["higher", "lower"]
+    low: float
+    high: float | None
+    version: int
+    backbone: Literal["", "lpips", "clip", "judge"]
+    compute: Compute
+    needs_attributes: bool = False
+
+    def __call__(self, samples: Sequence[Sample], tools: Tools) -> list[Value]:
+        """One value per sample.
+
+        Raises:
+            MetricError: if a value is not finite or out of range, which means damaged weights or a fault here.
+        """
+        if not samples:
+            return []
+        values = self.compute(samples, tools)
+        if len(values) != len(samples):
+            raise MetricError(f"{self.name}: {len(values)} values for {len(samples)} samples")
+        for value in values:
+            if not isinstance(value, Reason):
+                self._check(value)
+        return values
+
+    def _check(self, value: float) -> None:
+        # Cosines and SSIM reach their bounds up to rounding.
+        slack = 1e-6
+        high = math.inf if self.high is None else self.high + slack
+        if not math.isfinite(value) or not self.low - slack <= value <= high:
+            raise MetricError(
+                f"{self.name} gave {value}, outside {self.low} to {self.high}: check the weights with `riebench doctor`"
+            )
+
+
+def metric(
+    *,
+    direction: Literal["higher", "lower"],
+    low: float,
+    high: float | None,
+    version: int = 1,
+    backbone: Literal["", "lpips", "clip", "judge"] = "",
+    needs_attributes: bool = False,
+) -> Callable[[Compute], Metric]:
+    """Decorator that turns a batch function into a `Metric` of the function's name."""
+
+    def wrap(function: Compute) -> Metric:
+        name: str = function.__name__  # type-checked callables have one; lambdas are not meant here
+        return Metric(name, direction, low, high, version, backbone, function, needs_attributes)
+
+    return wrap
+
+
+def unit_range(pictures: npt.NDArray[Any]) -> Float:
+    """Pictures as float64 in [0, 1].
+
+    Args:
+        pictures: [N, H, W, 3], uint8, or floating point already in [0, 1].
+
+    Raises:
+        MetricError: for any other type, shape or range (in particular [-1, 1] and floats up to 255).
+    """
+    if pictures.ndim != 4 or pictures.shape[3] != 3:
+        raise MetricError(f"pictures: expected [N, H, W, 3], got {pictures.shape}")
+    if pictures.dtype == np.uint8:
+        return pictures.astype(np.float64) / 255
+    if not np.issubdtype(pictures.dtype, np.floating):
+        raise MetricError(f"pictures: expected uint8 or floats in [0, 1], got {pictures.dtype}")
+    if pictures.size and not (pictures.min() >= 0 and pictures.max() <= 1):
+        raise MetricError(
+            f"float pictures must lie in [0, 1], found {pictures.min():.4g} to {pictures.max():.4g}; "
+            "convert [-1, 1] with (x + 1) / 2 and 0 to 255 by passing uint8"
+        )
+    return pictures.astype(np.float64)
+
+
+def check_pair(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[Float, Float]:
+    """Two equally shaped batches in [0, 1].
+
+    Raises:
+        MetricError: as `unit_range`, or if the shapes differ.
+    """
+    if first.shape != second.shape:
+        raise MetricError(f"pictures of unequal size cannot be compared: {first.shape} and {second.shape}")
+    return unit_range(first), unit_range(second)
+
+
+def by_size(samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """Positions of samples of equal picture size, so that each group can be stacked."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, sample in enumerate(samples):
+        groups.setdefault(sample.edited.shape, []).append(position)
+    yield from groups.values()
+
+
+@contextlib.contextmanager
+def strict_float32(device: str) -> Iterator[None]:
+    """Inside, networks run in true float32 without gradients: no autocast and no TF32, also if the caller set them.
+
+    Half precision has steps of 2.4e-4 near 0.25, the size of the effects that CLIP gains measure; TF32 has 1e-3 of
+    relative rounding and is on by default for convolutions on NVIDIA GPUs.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode(), torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = cudnn

@@ -1,0 +1,115 @@
+"""The toy world's truth: is the wished attribute there, and is everything else as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from riebench.metrics.base import MetricError, Reason, Sample, UInt8, Value, metric
+from riebench.metrics.scorers import folder_digest
+from riebench.toyworld.assets import asset_folder
+
+if TYPE_CHECKING:
+    from riebench.metrics.tools import Tools
+
+SIDE = 64
+"""The judge reads pictures of this many pixels a side only."""
+
+
+class JudgeReader:
+    """Reads the attributes of pictures, each picture once.
+
+    Args:
+        read: uint8 [N, 64, 64, 3] -> per picture attribute -> value.
+        backbone: identity stored with every value.
+    """
+
+    def __init__(self, read: Callable[[UInt8], list[dict[str, str]]], backbone: str) -> None:
+        self.backbone = backbone
+        self._read = read
+        self._seen: dict[bytes, dict[str, str]] = {}
+
+    @classmethod
+    def load(cls) -> JudgeReader:
+        """The shipped judge, checked by hash."""
+        from riebench.toyworld.judge import Judge
+
+        return cls(Judge.load().read, identity())
+
+    def __call__(self, pictures: Sequence[UInt8]) -> list[dict[str, str]]:
+        """Attributes of each picture.
+
+        Args:
+            pictures: uint8 [64, 64, 3] each.
+
+        Raises:
+            MetricError: for another size.
+        """
+        for picture in pictures:
+            if picture.shape != (SIDE, SIDE, 3):
+                raise MetricError(f"the toy judge reads {SIDE} x {SIDE} pictures, got {picture.shape}")
+        keys = [picture.tobytes() for picture in pictures]
+        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._seen}
+        if new:
+            self._seen.update(zip(new, self._read(np.stack(list(new.values()))), strict=True))
+        return [self._seen[key] for key in keys]
+
+
+def identity() -> str:
+    """The shipped judge's identity, found without loading it."""
+    return f"toy-judge@{folder_digest(asset_folder('judge'))}"
+
+
+def _attributes(sample: Sample) -> tuple[dict[str, str], dict[str, str]]:
+    if sample.source_attributes is None or sample.target_attributes is None:
+        raise MetricError("the judge's verdict needs an example with attributes")
+    if sample.source_attributes.keys() != sample.target_attributes.keys():
+        raise MetricError("source and target attributes of an example must have the same names")
+    return sample.source_attributes, sample.target_attributes
+
+
+def edited_attributes(sample: Sample) -> tuple[str, ...]:
+    """Names of the attributes that the edit changes, sorted.
+
+    Raises:
+        MetricError: if the sample's attributes are unknown or do not match.
+    """
+    source, target = _attributes(sample)
+    return tuple(sorted(name for name in source if source[name] != target[name]))
+
+
+@metric(direction="higher", low=0, high=1, backbone="judge", needs_attributes=True)
+def judge_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """1 if every edited attribute has the target's value in the edited picture, else 0."""
+    verdicts = tools.judge([sample.edited for sample in samples])
+    values: list[Value] = []
+    for sample, verdict in zip(samples, verdicts, strict=True):
+        _, target = _attributes(sample)
+        edited = edited_attributes(sample)
+        if not edited:
+            values.append(Reason.SAME_PROMPTS)
+        else:
+            values.append(float(all(verdict[name] == target[name] for name in edited)))
+    return values
+
+
+@metric(direction="higher", low=0, high=1, backbone="judge", needs_attributes=True)
+def judge_kept(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """Share of the other attributes that read in the edited picture as they do in the source picture.
+
+    The comparison is with what the source picture shows, not with what its prompt says: an edit is not to blame for
+    what the generator got wrong before it.
+    """
+    after = tools.judge([sample.edited for sample in samples])
+    before = tools.judge([sample.source for sample in samples])
+    values: list[Value] = []
+    for sample, new, old in zip(samples, after, before, strict=True):
+        edited = edited_attributes(sample)
+        others = [name for name in _attributes(sample)[0] if name not in edited]
+        if not edited or not others:
+            values.append(Reason.SAME_PROMPTS)
+        else:
+            values.append(sum(new[name] == old[name] for name in others) / len(others))
+    return values

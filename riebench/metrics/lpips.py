@@ -1,0 +1,163 @@
+"""LPIPS v0.1 with AlexNet: perceptual distance to the source picture, whole or over the background only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from riebench.metrics.base import Float, MetricError, Reason, Sample, Value, by_size, check_pair, metric, strict_float32
+from riebench.toyworld.assets import asset_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from riebench.metrics.tools import Tools
+
+BACKBONE = "lpips-v0.1-alexnet"
+"""Stored with every value."""
+
+MIN_SIDE = 32
+"""AlexNet's last layers vanish below this many pixels."""
+
+TRUNK_FILE = "alexnet_features.safetensors"
+LAYERS = {"slice1.0": "0", "slice2.3": "3", "slice3.6": "6", "slice4.8": "8", "slice5.10": "10"}
+"""Convolution in the lpips package -> its number in torchvision's `features`."""
+
+
+class LpipsModel:
+    """The network, on one device, in float32, frozen.
+
+    The learned channel weights come from the `lpips` package and the AlexNet trunk from a shipped file, so nothing is
+    ever downloaded.
+
+    Args:
+        device: torch device.
+        trunk: folder with `alexnet_features.safetensors`; by default the shipped one, checked.
+
+    Raises:
+        MetricError: if the trunk file lacks a layer or has one of another shape.
+    """
+
+    def __init__(self, device: str = "cpu", trunk: Path | None = None) -> None:
+        import warnings
+
+        import torch
+        from lpips import LPIPS
+        from safetensors.torch import load_file
+
+        path = (trunk or asset_folder("lpips")) / TRUNK_FILE
+        weights = load_file(path)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            # The package calls torchvision in a deprecated way and fills the trunk with random numbers first; neither
+            # the warnings nor the use of the global generator are the caller's business.
+            warnings.simplefilter("ignore")
+            model = LPIPS(net="alex", version="0.1", pretrained=True, pnet_rand=True, eval_mode=True, verbose=False)
+        try:
+            state = {
+                f"{ours}.{kind}": weights[f"features.{theirs}.{kind}"]
+                for ours, theirs in LAYERS.items()
+                for kind in ("weight", "bias")
+            }
+            model.net.load_state_dict(state, strict=True)
+        except (KeyError, RuntimeError) as error:
+            raise MetricError(f"{path} is not torchvision's AlexNet features: {error}") from error
+        self.device = device
+        self.model = model.float().eval().requires_grad_(False).to(device)
+
+    def distance(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
+        """LPIPS of pairs of pictures.
+
+        Args:
+            first: [N, H, W, 3], RGB, uint8 or floats in [0, 1]; sides of at least 32 pixels.
+            second: the same shape.
+
+        Returns:
+            [N], 0 (identical) or more.
+
+        Raises:
+            MetricError: for another shape, type or range.
+
+        Example:
+            The metric authors' `ex_ref` against `ex_p0` and `ex_p1` gives 0.721881 and 0.137566.
+        """
+        first, second = check_pair(first, second)
+        values = np.zeros(len(first))
+        # Equal pictures are exactly 0, on every device and whatever else is in the batch.
+        differ = (first != second).any(axis=(1, 2, 3))
+        if differ.any():
+            with strict_float32(self.device):
+                a, b = self._inputs(first[differ], second[differ])
+                values[differ] = self.model(a, b).flatten().cpu().numpy()
+        return values
+
+    def spatial(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
+        """LPIPS per pixel: each layer's map resized to the picture before the sum.
+
+        Not used for background scores, because it leaks tens of pixels across a mask's edge. Arguments and errors as
+        `distance`.
+
+        Returns:
+            [N, H, W].
+        """
+        import torch
+
+        with strict_float32(self.device):
+            a, b = self._inputs(first, second)
+            self.model.spatial = True
+            try:
+                maps: torch.Tensor = self.model(a, b)
+            finally:
+                self.model.spatial = False
+            return np.asarray(maps[:, 0].cpu().numpy().astype(np.float64))
+
+    def _inputs(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        a, b = check_pair(first, second)
+        if min(a.shape[1:3]) < MIN_SIDE:
+            raise MetricError(f"LPIPS needs pictures of at least {MIN_SIDE} pixels a side, got {a.shape[1:3]}")
+
+        # The network wants [-1, 1]; this is the only place where the range changes.
+        def convert(pictures: Float) -> torch.Tensor:
+            return torch.from_numpy(pictures * 2 - 1).permute(0, 3, 1, 2).float().to(self.device)
+
+        return convert(a), convert(b)
+
+
+def pasted(sample: Sample) -> npt.NDArray[np.uint8]:
+    """The edited picture's background on the source picture's region, [H, W, 3].
+
+    Setting the region to 0 instead would make a distance shrink with the region's size.
+    """
+    return np.where(sample.mask[:, :, None], sample.source, sample.edited)
+
+
+@metric(direction="lower", low=0, high=None, backbone="lpips")
+def lpips(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """LPIPS of the edited and the source picture, whole frame."""
+    values: list[Value] = [Reason.NOT_RUN] * len(samples)
+    for group in by_size(samples):
+        edited = np.stack([samples[position].edited for position in group])
+        source = np.stack([samples[position].source for position in group])
+        for position, value in zip(group, tools.lpips.distance(edited, source), strict=True):
+            values[position] = float(value)
+    return values
+
+
+@metric(direction="lower", low=0, high=None, backbone="lpips")
+def lpips_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """LPIPS between the source picture and itself with the edited background pasted in, per share of background."""
+    values: list[Value] = [Reason.NO_BACKGROUND] * len(samples)
+    for group in by_size(samples):
+        positions = [position for position in group if samples[position].has_background]
+        if not positions:
+            continue
+        mixed = np.stack([pasted(samples[position]) for position in positions])
+        source = np.stack([samples[position].source for position in positions])
+        for position, value in zip(positions, tools.lpips.distance(source, mixed), strict=True):
+            values[position] = float(value / samples[position].background.mean())
+    return values

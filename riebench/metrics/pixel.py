@@ -1,0 +1,171 @@
+"""Metrics of raw pixels over the background: squared error, PSNR and SSIM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from riebench.metrics.base import (
+    Bool,
+    Float,
+    MetricError,
+    Reason,
+    Sample,
+    Value,
+    by_size,
+    check_pair,
+    metric,
+    unit_range,
+)
+
+if TYPE_CHECKING:
+    from riebench.metrics.tools import Tools
+
+WINDOW = 11
+"""Side of SSIM's Gaussian window in pixels."""
+RADIUS = WINDOW // 2
+SIGMA = 1.5
+C1, C2 = 0.01**2, 0.03**2
+"""SSIM's stabilisers for a data range of 1."""
+
+
+def mean_squared_error(first: npt.NDArray[Any], second: npt.NDArray[Any], where: Bool) -> Float:
+    """Mean squared difference over chosen pixels and all channels.
+
+    Args:
+        first: [N, H, W, 3], uint8 or floats in [0, 1].
+        second: the same shape.
+        where: [N, H, W], the pixels that count; at least one per picture.
+
+    Returns:
+        [N], 0 to 1.
+
+    Raises:
+        MetricError: wrong shape, type or range, or a picture without a chosen pixel.
+    """
+    first, second = check_pair(first, second)
+    if where.shape != first.shape[:3] or not where.any(axis=(1, 2)).all():
+        raise MetricError(f"where: expected bool {first.shape[:3]} with a true pixel in each picture")
+    per_pixel = ((first - second) ** 2).mean(axis=3)
+    return np.asarray((per_pixel * where).sum(axis=(1, 2)) / where.sum(axis=(1, 2)))
+
+
+def mean_squared_error_zeroed(first: npt.NDArray[Any], second: npt.NDArray[Any], where: Bool) -> Float:
+    """Squared difference with the rest of the picture set to 0, averaged over the whole frame (profile `piebench`).
+
+    Smaller than `mean_squared_error` by the share of chosen pixels, so it rewards large regions; kept to compare with
+    published tables only. Arguments, result and errors as there.
+    """
+    return mean_squared_error(first, second, where) * where.mean(axis=(1, 2))
+
+
+def psnr(squared_error: Float) -> Float:
+    """Peak signal-to-noise ratio in dB of mean squared errors on [0, 1]; infinite for 0."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(-10 * np.log10(squared_error))
+
+
+def _gaussian() -> Float:
+    offsets = np.arange(WINDOW) - RADIUS
+    weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
+    return np.asarray(weights / weights.sum())
+
+
+def _blur(pictures: Float) -> Float:
+    # Two passes of shifted sums; only windows that lie inside the picture are kept.
+    weights = _gaussian()
+    rows, columns = pictures.shape[1] - WINDOW + 1, pictures.shape[2] - WINDOW + 1
+    down = sum((w * pictures[:, i : i + rows] for i, w in enumerate(weights)), start=np.zeros(1))
+    return np.asarray(sum((w * down[:, :, i : i + columns] for i, w in enumerate(weights)), start=np.zeros(1)))
+
+
+def ssim_map(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
+    """Structural similarity of every whole window, averaged over the channels.
+
+    Args:
+        first: [N, H, W, 3], uint8 or floats in [0, 1]; sides of at least 11 pixels.
+        second: the same shape.
+
+    Returns:
+        [N, H - 10, W - 10], -1 to 1; entry (y, x) is the window centred on pixel (y + 5, x + 5).
+
+    Raises:
+        MetricError: wrong shape, type or range, or too small.
+    """
+    a, b = check_pair(first, second)
+    if min(a.shape[1:3]) < WINDOW:
+        raise MetricError(f"SSIM needs pictures of at least {WINDOW} pixels a side, got {a.shape[1:3]}")
+    mean_a, mean_b = _blur(a), _blur(b)
+    variance_a = _blur(a * a) - mean_a**2
+    variance_b = _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
+    return np.asarray((luminance * structure).mean(axis=3))
+
+
+def whole_windows(background: Bool) -> Bool:
+    """Which windows lie in the background entirely: the background eroded by 5 pixels.
+
+    Args:
+        background: [N, H, W].
+
+    Returns:
+        [N, H - 10, W - 10], aligned with `ssim_map`; what lies outside the frame is no background.
+    """
+    rows, columns = background.shape[1] - WINDOW + 1, background.shape[2] - WINDOW + 1
+    down = reduce(np.logical_and, (background[:, i : i + rows] for i in range(WINDOW)))
+    return np.asarray(reduce(np.logical_and, (down[:, :, i : i + columns] for i in range(WINDOW))))
+
+
+def _stack(samples: Sequence[Sample], positions: list[int]) -> tuple[Float, Float, Bool]:
+    chosen = [samples[position] for position in positions]
+    return (
+        unit_range(np.stack([s.edited for s in chosen])),
+        unit_range(np.stack([s.source for s in chosen])),
+        np.stack([s.background for s in chosen]),
+    )
+
+
+def _errors(samples: Sequence[Sample]) -> list[Value]:
+    values: list[Value] = [Reason.NO_BACKGROUND] * len(samples)
+    for group in by_size(samples):
+        positions = [position for position in group if samples[position].has_background]
+        if positions:
+            edited, source, background = _stack(samples, positions)
+            for position, value in zip(positions, mean_squared_error(edited, source, background), strict=True):
+                values[position] = float(value)
+    return values
+
+
+@metric(direction="lower", low=0, high=1)
+def mse_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """Mean squared difference to the source picture over the background, pixels in [0, 1]."""
+    return _errors(samples)
+
+
+@metric(direction="higher", low=0, high=None)
+def psnr_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """PSNR of `mse_bg` in dB; missing (`identical`) for an untouched background."""
+    return [
+        value if isinstance(value, Reason) else Reason.IDENTICAL if value == 0 else float(psnr(np.array(value)))
+        for value in _errors(samples)
+    ]
+
+
+@metric(direction="higher", low=-1, high=1)
+def ssim_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """Mean SSIM to the source picture over all windows that lie in the background entirely."""
+    values: list[Value] = [Reason.NO_BACKGROUND] * len(samples)
+    for group in by_size(samples):
+        edited, source, background = _stack(samples, group)
+        inside = whole_windows(background)
+        similarity = ssim_map(edited, source)
+        for position, chosen, picture in zip(group, inside, similarity, strict=True):
+            if samples[position].has_background and chosen.any():
+                values[position] = float(picture[chosen].mean())
+    return values

@@ -1,0 +1,318 @@
+"""CLIP scores with a fake encoder (definitions) and with a tiny real open_clip folder (loading)."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from riebench.metrics import scorers
+from riebench.metrics.base import MetricError, Reason, Sample, strict_float32
+from riebench.metrics.clip import (
+    ClipScorer,
+    clean_prompt,
+    clip_direction,
+    clip_gain,
+    clip_image,
+    clip_margin,
+    clip_region_gain,
+    clip_target,
+    region_box,
+)
+from riebench.metrics.scorers import ClipSpec, load_open_clip
+from riebench.metrics.tools import Tools
+
+WIDTH = 6
+ALL = (clip_target, clip_gain, clip_margin, clip_direction, clip_image, clip_region_gain)
+
+
+class FakeEncoder:
+    """Embeds a picture by its first pixels and a text by its letters, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.pictures: list[np.ndarray] = []
+        self.texts: list[str] = []
+
+    def encode_pictures(self, batch: list[np.ndarray]) -> np.ndarray:
+        self.pictures += batch
+        return np.stack([picture.astype(float).reshape(-1)[:WIDTH] - 100.5 for picture in batch])
+
+    def encode_texts(self, batch: list[str]) -> np.ndarray:
+        self.texts += batch
+        return np.stack([np.cos(np.arange(WIDTH) * (1 + sum(map(ord, text)) % 97)) for text in batch])
+
+    def scorer(self, **options: object) -> ClipScorer:
+        return ClipScorer(self.encode_pictures, self.encode_texts, **options)  # no network anywhere
+
+
+def picture(seed: int, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+
+
+def sample(
+    edited: np.ndarray, source: np.ndarray, source_prompt: str = "a cat", target_prompt: str = "a dog"
+) -> Sample:
+    return Sample(edited, source, np.ones(edited.shape[:2], bool), source_prompt, target_prompt)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1001, 2000), st.text("abc ", min_size=1).filter(str.strip))
+def test_definitions(first: int, second: int, target: str) -> None:
+    fake = FakeEncoder()
+    tools = Tools(clip=fake.scorer())
+    one = [sample(picture(first), picture(second), "xyz", target)]
+    edited, source = (unit(fake.encode_pictures([p])[0]) for p in (picture(first), picture(second)))
+    wanted, given_text = (unit(fake.encode_texts([clean_prompt(t)])[0]) for t in (target, "xyz"))
+    text = wanted - given_text
+    close = {"abs": 1e-12}
+    assert clip_target(one, tools) == pytest.approx([edited @ wanted], **close)
+    assert clip_gain(one, tools) == pytest.approx([(edited - source) @ wanted], **close)
+    assert clip_image(one, tools) == pytest.approx([edited @ source], **close)
+    # The margin is the length of the text's change times the projection of the picture's change on its direction.
+    length = np.linalg.norm(text)
+    assert length > 1e-6
+    projection = (edited - source) @ (text / length)
+    assert clip_margin(one, tools) == pytest.approx([length * projection], **close)
+    assert clip_direction(one, tools) == pytest.approx([projection / np.linalg.norm(edited - source)], abs=1e-9)
+
+
+def test_identical_pictures() -> None:
+    tools = Tools(clip=FakeEncoder().scorer())
+    one = [sample(picture(0), picture(0))]
+    assert clip_gain(one, tools) == [0.0]
+    assert clip_margin(one, tools) == [0.0]
+    assert clip_region_gain(one, tools) == [0.0]
+    assert clip_image(one, tools) == pytest.approx([1.0], abs=1e-12)
+    assert clip_direction(one, tools) == [Reason.ZERO_EDIT]
+
+
+def test_same_prompts_do_not_depend_on_the_method() -> None:
+    tools = Tools(clip=FakeEncoder().scorer())
+    moved = sample(picture(0), picture(1), "a [cat]", "a  cat")
+    still = sample(picture(0), picture(0), "a [cat]", "a  cat")
+    assert clip_direction([moved, still], tools) == [Reason.SAME_PROMPTS, Reason.SAME_PROMPTS]
+
+
+def test_each_picture_and_prompt_is_embedded_once() -> None:
+    fake = FakeEncoder()
+    tools = Tools(clip=fake.scorer(batch_size=2))
+    samples = [sample(picture(seed), picture(9)) for seed in (1, 2, 3, 1, 9)]
+    for metric in ALL:
+        metric(samples, tools)
+    assert len(fake.pictures) == 4
+    assert fake.texts == ["a dog", "a cat"]
+
+
+def test_order_is_kept() -> None:
+    tools = Tools(clip=FakeEncoder().scorer(batch_size=3))
+    samples = [sample(picture(seed), picture(50 + seed % 3)) for seed in range(7)]
+    for metric in ALL:
+        assert metric(samples, tools) == [metric([one], tools)[0] for one in samples]
+
+
+def test_brackets() -> None:
+    prompt = " a [red]  car\n"
+    assert clean_prompt(prompt) == "a red car"
+    assert clean_prompt(prompt, "paper") == prompt
+    seen = {}
+    for profile in ("default", "paper"):
+        fake = FakeEncoder()
+        scorer = fake.scorer(profile=profile)
+        scorer.texts(["a [red] car"])
+        seen[profile] = fake.texts
+        seen[profile, "backbone"] = scorer.backbone
+    assert seen["default"] == ["a red car"]
+    assert seen["paper"] == ["a [red] car"]
+    assert seen["default", "backbone"] != seen["paper", "backbone"]
+
+
+def test_a_broken_network_is_an_error() -> None:
+    for bad in (np.full((1, 4), np.nan), np.zeros((1, 4))):
+        scorer = ClipScorer(lambda batch, bad=bad: bad, lambda batch: np.ones((1, 4)))
+        with pytest.raises(MetricError, match="check the weights"):
+            scorer.pictures([picture(0)])
+
+
+def test_region_box() -> None:
+    mask = np.zeros((100, 60), bool)
+    mask[40:60, 2:12] = True  # 20 rows and 10 columns: grows by 3 rows and 1.5 columns
+    assert region_box(mask) == (slice(37, 63), slice(0, 14))
+    mask[99, 59] = True
+    assert region_box(mask) == (slice(31, 100), slice(0, 60))
+    with pytest.raises(MetricError):
+        region_box(np.zeros((4, 4), bool))
+
+
+def test_region_gain_sees_the_box_only() -> None:
+    fake = FakeEncoder()
+    tools = Tools(clip=fake.scorer())
+    mask = np.zeros((40, 40), bool)
+    mask[10:20, 10:20] = True
+    edited, source = picture(0, 40), picture(1, 40)
+    crop = (slice(8, 22), slice(8, 22))
+    one = Sample(edited, source, mask, "a cat", "a dog")
+    assert clip_region_gain([one], tools) == clip_gain([sample(edited[crop], source[crop])], tools)
+    assert all(seen.shape == (14, 14, 3) for seen in fake.pictures)
+    empty = Sample(edited, source, np.zeros((40, 40), bool), "a cat", "a dog")
+    assert clip_region_gain([empty, one], tools) == [Reason.NO_REGION, *clip_region_gain([one], tools)]
+
+
+# --- a real open_clip model, tiny and random ---------------------------------------------------------------------
+
+WORDS = ("a", "red", "blue", "car", "boat", "[", "]")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in open_clip's layout with its own vocabulary and 10 text positions."""
+    from open_clip import CLIP
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("tiny-clip")
+    vocabulary = {word: index for index, word in enumerate(("<pad>", "<start>", "<unk>", *WORDS, "<end>"))}
+    end = vocabulary["<end>"]
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", end)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<start>", eos_token="<end>", unk_token="<unk>"
+    )
+    fast.save_pretrained(path)
+    vision = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    text = {"context_length": 10, "vocab_size": end + 1, "width": 16, "heads": 2, "layers": 1}
+    own = {"hf_tokenizer_name": "own", "tokenizer_kwargs": {"clean": "lower"}}
+    config = {
+        "model_cfg": {"embed_dim": 8, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text | own},
+        "preprocess_cfg": {
+            "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "squash",
+        },
+    }  # fmt: skip
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, path / "open_clip_model.safetensors"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(folder: Path) -> ClipScorer:
+    return ClipScorer.load(f"local-dir:{folder}")
+
+
+def test_loads_a_folder_and_equals_open_clip(folder: Path, scorer: ClipScorer) -> None:
+    import open_clip
+    from PIL import Image
+
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    shown = picture(3, 20)
+    with torch.inference_mode():
+        expected = model.encode_image(transform(Image.fromarray(shown))[None], normalize=True)[0].numpy()
+        text = model.encode_text(tokenizer(["a red car"]), normalize=True)[0].numpy()
+    assert scorer.pictures([shown])[0] == pytest.approx(expected, abs=1e-6)
+    assert scorer.texts(["a [red]  car"])[0] == pytest.approx(text, abs=1e-6)
+    assert np.linalg.norm(scorer.pictures([shown]), axis=1) == pytest.approx([1.0], abs=1e-12)
+    assert scorer.details["activation"] == "QuickGELU"
+    assert scorer.details["dtype"] == "float32"
+    assert scorer.details["package"].startswith("open_clip ")
+
+
+def test_callers_autocast_has_no_effect(folder: Path, scorer: ClipScorer) -> None:
+    again = ClipScorer.load(f"local-dir:{folder}")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = again.pictures([picture(4, 20)]), again.texts(["a blue boat"])
+    assert np.array_equal(inside[0], scorer.pictures([picture(4, 20)]))
+    assert np.array_equal(inside[1], scorer.texts(["a blue boat"]))
+
+
+def test_strict_float32_restores_the_switches() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with pytest.raises(RuntimeError, match="inside"), strict_float32("cpu"):
+        assert not torch.backends.cudnn.allow_tf32
+        raise RuntimeError("inside")
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_long_prompts_are_flagged(scorer: ClipScorer) -> None:
+    fits, cut = "a red car a red car a red", "a red car a red car a red car"  # 8 and 9 words, 10 positions
+    scorer.texts([fits, cut])
+    assert scorer.cut_prompts == {cut}
+    tools = Tools(clip=scorer)
+    assert tools.cut_prompts == (cut,)
+
+
+def test_identity_names_the_weights(folder: Path, tmp_path: Path, scorer: ClipScorer) -> None:
+    spec = ClipSpec.parse(f"local-dir:{folder}")
+    assert scorer.backbone == scorers.identity(spec)
+    assert str(folder) not in scorer.backbone
+    for file in folder.iterdir():
+        os.link(file, tmp_path / file.name)
+    assert scorers.identity(ClipSpec(f"local-dir:{tmp_path}")) == scorer.backbone
+    (tmp_path / "open_clip_config.json").unlink()
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    assert scorers.identity(ClipSpec(f"local-dir:{tmp_path}")) != scorer.backbone
+    assert scorers.identity(scorers.SCORERS["clip-l14"]) == "ViT-L-14-quickgelu/openai"
+
+
+def test_wrong_activation_is_refused(folder: Path) -> None:
+    with pytest.raises(MetricError, match="need GELU, the model runs QuickGELU"):
+        load_open_clip(ClipSpec(f"local-dir:{folder}", activation="GELU"))
+    assert scorers.SCORERS["clip-l14"].activation == "QuickGELU"
+
+
+def test_mismatch_warning_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    def warns(*args: object, **kwargs: object) -> None:
+        warnings.warn("QuickGELU mismatch between final model config and pretrained tag", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", warns)
+    with pytest.raises(MetricError, match="QuickGELU mismatch"):
+        load_open_clip(ClipSpec("ViT-L-14", "openai", "QuickGELU"))
+
+
+def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            os.link(file, tmp_path / file.name)
+    with pytest.raises(MetricError, match="cannot be loaded"):
+        load_open_clip(ClipSpec(f"local-dir:{tmp_path}"))
+
+
+def test_parsing(tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"")
+    assert ClipSpec.parse("ViT-B-32/openai") == ClipSpec("ViT-B-32", "openai")
+    assert ClipSpec.parse(f"ViT-L-14-quickgelu={weights}") == ClipSpec("ViT-L-14-quickgelu", str(weights), "QuickGELU")
+    with pytest.raises(MetricError, match="did you mean 'clip-l14'"):
+        ClipSpec.parse("clip-l41")
+    with pytest.raises(MetricError, match="there is no file"):
+        ClipSpec.parse("ViT-B-32=/no/such/file")
+    with pytest.raises(MetricError, match="no folder"):
+        scorers.identity(ClipSpec("local-dir:/no/such/folder"))
+
+
+def test_every_metric_with_the_real_encoder(scorer: ClipScorer) -> None:
+    tools = Tools(clip=scorer)
+    samples = [sample(picture(seed, 20), picture(9, 20), "a red car", "a blue boat") for seed in range(3)]
+    for metric in ALL:
+        values = metric(samples, tools)
+        assert len(values) == 3
+        assert all(not isinstance(value, Reason) for value in values)
