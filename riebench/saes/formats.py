@@ -82,18 +82,66 @@ def available(root: Path) -> dict[str, list[Path]]:
     return found
 
 
+def resolve_root(source: str, *, offline: bool = False) -> tuple[Path, int | None]:
+    """Where SAEs named by the user lie on this machine.
+
+    Args:
+        source: "FOLDER" or "hf://OWNER/NAME[@REVISION]", either with "#k=N" behind it to choose among several.
+        offline: uses only what is in the cache.
+
+    Returns:
+        The folder, and k if it was given.
+
+    Raises:
+        RiebenchError: if there is no such folder, or the hub does not give it.
+    """
+    place, _, choice = source.partition("#")
+    if choice and not (choice.startswith("k=") and choice[2:].isdigit()):
+        raise RiebenchError(f"SAE source {source!r}: after '#' only k=NUMBER is known")
+    k = int(choice[2:]) if choice else None
+    if not place.startswith("hf://"):
+        path = Path(place).expanduser()
+        if not path.is_dir():
+            raise RiebenchError(f"no SAE folder {place}; give a folder, or hf://OWNER/NAME[@REVISION]")
+        return path, k
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = place.removeprefix("hf://").partition("@")
+    patterns = [f"*{WEIGHTS}", f"*{CONFIG}", "*mean.pt", "*std.pt"]
+    try:
+        folder = snapshot_download(
+            name, revision=revision or None, allow_patterns=patterns, local_files_only=offline
+        )
+    except (OSError, ValueError) as error:
+        raise RiebenchError(f"cannot fetch SAEs {place}: {str(error).splitlines()[0]}") from error
+    return Path(folder), k
+
+
 def _find(root: Path, block: str, k: int | None) -> Path:
-    folders = available(root).get(block, [])
+    found = available(root)
+    folders = found.get(block, [])
+    wanted = block if k is None else f"{block} with k = {k}"
+    if k is None and len(folders) > 1:
+        k = _usual_k(found)
     if k is not None:
         folders = [folder for folder in folders if _config(folder)["k"] == k]
     if len(folders) == 1:
         return folders[0]
-    wanted = block if k is None else f"{block} with k = {k}"
     if not folders:
-        others = ", ".join(available(root)) or "none"
-        raise RiebenchError(f"{root} has no SAE for {wanted}; it has: {others}")
-    choices = ", ".join(str(_config(folder)["k"]) for folder in folders)
-    raise RiebenchError(f"{root} has {len(folders)} SAEs for {wanted} (k = {choices}); say which k, or name one")
+        raise RiebenchError(f"{root} has no SAE for {wanted}; it has SAEs for: {', '.join(found) or 'no block'}")
+    choices = ", ".join(str(_config(folder)["k"]) for folder in found[block])
+    raise RiebenchError(f"{root} has several SAEs for {wanted} (k = {choices}); add #k=NUMBER to its name")
+
+
+def _usual_k(found: dict[str, list[Path]]) -> int | None:
+    """The k that more blocks have than any other: sweeps add further sizes to single blocks only."""
+    blocks_with: dict[int, int] = {}
+    for folders in found.values():
+        for k in {_config(folder)["k"] for folder in folders}:
+            blocks_with[k] = blocks_with.get(k, 0) + 1
+    most = max(blocks_with.values())
+    usual = [k for k, count in blocks_with.items() if count == most]
+    return usual[0] if len(usual) == 1 else None
 
 
 def _block_of(folder: str) -> str | None:

@@ -1,0 +1,217 @@
+"""Batched generation: every picture with its own noise, its own edit, and a trace if one is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from riebench.edits import Edit
+from riebench.errors import RiebenchError
+from riebench.models import LoadedModel
+from riebench.trace import Trace, What, capture, intervene
+
+Embeddings = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Prompt, pooled prompt, negative prompt and pooled negative prompt embeddings, [1, ...] each."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What to capture during a generation.
+
+    Attributes:
+        sites: blocks or feed-forward sites.
+        keep: what of each block.
+    """
+
+    sites: tuple[str, ...]
+    keep: tuple[What, ...] = ("update",)
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Generated pictures.
+
+    Attributes:
+        images: uint8 [B, H, W, 3].
+        traces: one per `Capture` asked for.
+    """
+
+    images: NDArray[np.uint8]
+    traces: tuple[Trace, ...] = ()
+
+    @property
+    def trace(self) -> Trace:
+        """The only trace.
+
+        Raises:
+            ValueError: if there is not exactly one.
+        """
+        (only,) = self.traces
+        return only
+
+
+class Generator:
+    """Generates pictures of one model.
+
+    Args:
+        model: the model.
+        cached_prompts: how many prompts' embeddings are kept.
+    """
+
+    def __init__(self, model: LoadedModel, cached_prompts: int = 256) -> None:
+        self.model = model
+        self._cached_prompts = cached_prompts
+        self._embeddings: OrderedDict[str, Embeddings] = OrderedDict()
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        edits: Sequence[Edit | None] | None = None,
+        capture: Capture | Sequence[Capture] | None = None,
+    ) -> GenerationResult:
+        """Generates one batch.
+
+        Args:
+            prompts: one per picture.
+            seeds: one per picture; each seeds a CPU generator of its own, so that noise depends neither on the batch
+                nor on the device.
+            edits: one per picture, None for none.
+            capture: what to capture; edited values where there are edits.
+
+        Returns:
+            Pictures and traces, in the order of the prompts.
+
+        Raises:
+            RiebenchError: if a block is missing or its calls are not one per step.
+            ValueError: if lengths differ or the batch is empty.
+        """
+        if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
+            raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, {None if edits is None else len(edits)} edits")
+        wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
+        options = self._options(prompts, seeds)
+        with ExitStack() as stack:
+            if edits is not None:
+                spec = self.model.spec
+                stack.enter_context(
+                    intervene(self.model.unet, edits, guided=self.model.guided, steps=spec.steps)
+                )
+            traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
+            latents = self.model.pipe(**options).images
+        return GenerationResult(self.decode(latents), traces)
+
+    def _capture(self, wanted: Capture) -> Any:
+        return capture(
+            self.model.unet, wanted.sites, keep=wanted.keep, steps=self.model.spec.steps, guided=self.model.guided
+        )
+
+    def _options(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        spec = self.model.spec
+        embeddings = [self.embed(prompt) for prompt in prompts]
+        names = (
+            "prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds",
+        )  # fmt: skip
+        joined = {
+            name: torch.cat([part for part in parts if part is not None])
+            for name, parts in zip(names, zip(*embeddings, strict=True), strict=True)
+            if parts[0] is not None
+        }
+        return {
+            **joined,
+            "num_inference_steps": spec.steps,
+            "guidance_scale": spec.guidance,
+            "height": spec.size,
+            "width": spec.size,
+            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            "output_type": "latent",
+        }
+
+    @torch.inference_mode()
+    def embed(self, prompt: str) -> Embeddings:
+        """A prompt's embeddings, encoded alone so that they do not depend on the batch.
+
+        The negative prompt is the one pipelines use when none is given: all zeros.
+        """
+        if prompt in self._embeddings:
+            self._embeddings.move_to_end(prompt)
+            return self._embeddings[prompt]
+        prompt_embeds, negative, pooled, negative_pooled = self.model.pipe.encode_prompt(
+            prompt, device=self.model.device, num_images_per_prompt=1, do_classifier_free_guidance=self.model.guided
+        )
+        self._embeddings[prompt] = (prompt_embeds, pooled, negative, negative_pooled)
+        while len(self._embeddings) > self._cached_prompts:
+            self._embeddings.popitem(last=False)
+        return self._embeddings[prompt]
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        """Pictures of latents, decoded in float32 and rounded once.
+
+        Args:
+            latents: [B, 4, h, w].
+
+        Returns:
+            uint8 [B, H, W, 3].
+
+        Raises:
+            RiebenchError: if a latent is not finite (an edit too strong for the number format).
+        """
+        vae = self.model.pipe.vae
+        if not bool(torch.isfinite(latents).all()):
+            raise RiebenchError("the generation overflowed; use a smaller strength or --dtype float32")
+        # One picture at a time: SDXL's decoder needs far more memory than its U-Net, and a batch gains nothing.
+        single = latents.shape[-1] > 64
+        parts = latents.float().split(1 if single else latents.shape[0])
+        pixels = torch.cat([vae.decode(part / vae.config.scaling_factor, return_dict=False)[0] for part in parts])
+        scaled = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
+        return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+
+    def token_positions(self, prompt: str, words: str) -> list[int]:
+        """Where words of a prompt lie among its tokens.
+
+        Args:
+            prompt: the whole prompt.
+            words: a phrase of it; case does not matter, whole words only.
+
+        Returns:
+            Sorted positions in the text the U-Net reads (both tokenizers' taken together), each below the last one.
+
+        Raises:
+            RiebenchError: if the prompt does not contain the phrase, or it was cut off.
+        """
+        spans = phrase_spans(prompt, words)
+        if not spans:
+            raise RiebenchError(f"the prompt {prompt!r} does not contain the region's words {words!r}")
+        found: set[int] = set()
+        pipe = self.model.pipe
+        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+            encoding = tokenizer(prompt)
+            limit = tokenizer.model_max_length - 1
+            tokens = {encoding.char_to_token(i) for start, end in spans for i in range(start, end)}
+            found |= {token for token in tokens if token is not None and token < limit}
+        if not found:
+            raise RiebenchError(f"the words {words!r} were cut off the prompt {prompt!r}; shorten it")
+        return sorted(found)
+
+    def word_positions(self, prompt: str) -> list[int]:
+        """Positions of all the prompt's words (no start, end or padding)."""
+        return self.token_positions(prompt, prompt.strip())
+
+
+def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
+    """Character ranges of a phrase in a text: whole words, any case, any white space between the words."""
+    words = r"\s+".join(re.escape(word) for word in phrase.split())
+    if not words:
+        return []
+    return [match.span() for match in re.finditer(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE)]

@@ -1,0 +1,129 @@
+"""Edits of plain activations: patching, steering, and feed-forward units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from riebench.blocks import unit_site
+from riebench.edits import Branch, Edit, Placed, SiteEdit, Term, transfer
+from riebench.errors import RiebenchError
+from riebench.methods.base import EditContext, method
+from riebench.selection import choose, means, unit_normalised
+
+UNIT_BUDGET = 20 * 2**20
+"""Bytes of one example's neuron edit above which its values are kept in half precision."""
+
+
+@method("activation_patch", access="PAM", needs=("updates",))
+def activation_patch(
+    ctx: EditContext,
+    *,
+    values: Literal["position", "mean"] = "position",
+    add_at: Literal["target", "source"] = "target",
+    add_only: bool = False,
+    branch: Branch = "both",
+) -> Edit:
+    """Adds the target run's updates in the target region and takes away the source run's in the source region.
+
+    Args:
+        ctx: the example.
+        values: each position keeps its own update, or gets the mean over the region.
+        add_at: adds at the target region, or (the mean) at the source region.
+        add_only: takes nothing away.
+        branch: what happens to the guidance halves.
+    """
+    runs = ctx.runs
+    sites: dict[str, SiteEdit] = {
+        block: transfer(
+            runs.masked("target", block), runs.masked("source", block),
+            runs.positions("target", block), runs.positions("source", block),
+            values=values, add_at=add_at, add_only=add_only,
+        )
+        for block in ctx.blocks
+    }  # fmt: skip
+    return Edit(sites, branch=branch)
+
+
+@method("mean_steering", access="PAM", needs=("updates",))
+def mean_steering(ctx: EditContext, *, branch: Branch = "both") -> Edit:
+    """Adds one vector per block and step inside both regions: the difference of the two runs' means.
+
+    At strength 1 the vector is as long as the root mean square of the source run's update vectors at that block and
+    step, so that the strength is a fraction of what the block itself adds.
+
+    Args:
+        ctx: the example.
+        branch: what happens to the guidance halves.
+    """
+    runs = ctx.runs
+    sites: dict[str, SiteEdit] = {}
+    for block in ctx.blocks:
+        positions = torch.cat([runs.positions("source", block), runs.positions("target", block)]).unique()
+        vector = runs.masked("target", block).mean(1) - runs.masked("source", block).mean(1)
+        size = runs.updates("source", block).square().sum(-1).mean(-1).sqrt()
+        length = vector.norm(dim=-1)
+        # Equal means have no direction: nothing is added there.
+        factor = torch.where(length > 0, size / length, torch.zeros_like(length))
+        sites[block] = Placed((Term(positions, (vector * factor[:, None])[:, None]),))
+    return Edit(sites, branch=branch)
+
+
+@method("neurons", access="PAM", needs=("updates", "units"))
+def neurons(
+    ctx: EditContext,
+    *,
+    n_units: int = 1000,
+    rank: Literal["first", "mean"] = "first",
+    shares: Literal["magnitude", "published"] = "magnitude",
+    values: Literal["position", "mean"] = "position",
+    add_only: bool = False,
+    branch: Branch = "both",
+) -> Edit:
+    """Switches feed-forward units of the blocks, chosen like features, on and off.
+
+    Args:
+        ctx: the example.
+        n_units: how many are switched on, and how many off, over all blocks and layers.
+        rank: ranks on the first step, or on the mean over steps.
+        shares: divides by the magnitude of the units' sum, or by the signed sum as published (which turns the order
+            round where the sum is negative).
+        values: each position keeps its own value, or gets the mean over the region.
+        add_only: switches nothing off.
+        branch: what happens to the guidance halves.
+
+    Raises:
+        RiebenchError: if a block has no feed-forward units.
+    """
+    runs = ctx.runs
+    missing = [block for block in ctx.blocks if block not in runs.unit_layers]
+    if missing:
+        raise RiebenchError(f"the feed-forward units of {', '.join(missing)} were not captured")
+    layers = [unit_site(block, layer) for block in ctx.blocks for layer in range(runs.unit_layers[block])]
+    target, source = (
+        {site: means(unit_normalised(runs.masked(role, site)), rank) for site in layers}
+        for role in ("target", "source")
+    )
+    choice = choose(target, source, n_units, signed=shares == "published")
+    sites: dict[str, SiteEdit] = {}
+    for site in layers:
+        add, remove = choice.add[site], choice.remove[site]
+        if len(add) + (0 if add_only else len(remove)):
+            sites[site] = transfer(
+                runs.masked("target", site)[..., add], runs.masked("source", site)[..., remove],
+                runs.positions("target", site), runs.positions("source", site),
+                target_basis={"columns": add}, source_basis={"columns": remove}, values=values, add_only=add_only,
+            )  # fmt: skip
+    return _within_budget(Edit(sites, branch=branch))
+
+
+def _within_budget(edit: Edit) -> Edit:
+    if edit.nbytes <= UNIT_BUDGET:
+        return edit
+    sites: dict[str, SiteEdit] = {}
+    for site, placed in edit.sites.items():
+        assert isinstance(placed, Placed)
+        sites[site] = Placed(tuple(replace(term, values=term.values.half()) for term in placed.terms))
+    return replace(edit, sites=sites)

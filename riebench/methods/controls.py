@@ -1,0 +1,115 @@
+"""Controls: what doing nothing, doing everything, and doing something at random give."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from riebench.edits import Branch, Edit, Placed, SiteEdit, Term
+from riebench.methods.base import EditContext, Reuse, Role, method
+from riebench.methods.features import choose_features, feature_transfer
+
+NEAREST = 8
+"""A random feature is drawn from this many live ones of most similar firing rate."""
+
+
+@method("no_edit", access="")
+def no_edit(ctx: EditContext) -> Reuse:
+    """The source picture as it is: every gain and every distance is 0."""
+    return Reuse("source")
+
+
+@method("target_prompt", access="P")
+def target_prompt(ctx: EditContext) -> Reuse:
+    """The target picture: what the model gives when it is simply asked."""
+    return Reuse("target")
+
+
+@method("random_features", access="M", needs=("updates", "saes"))
+def random_features(
+    ctx: EditContext,
+    *,
+    n_features: int = 20,
+    rank: Literal["first", "mean"] = "first",
+    ranking: Literal["joint", "separate"] = "joint",
+    values: Literal["position", "mean"] = "position",
+    draw: int = 0,
+    branch: Branch = "both",
+) -> Edit:
+    """Switches random live features instead of chosen ones, as many, as often active and as strongly.
+
+    For each feature that `sae` would switch, another one is drawn among the live ones of that run whose firing rate
+    is nearest; its own values are used, and at each block and step the change is scaled to the norm of that of `sae`.
+
+    Args:
+        ctx: the example.
+        n_features: as in `sae`.
+        rank: as in `sae`.
+        ranking: as in `sae`.
+        values: as in `sae`.
+        draw: another number gives another draw.
+        branch: what happens to the guidance halves.
+    """
+    choice = choose_features(ctx, n_features, rank, ranking)
+    generator = _generator(ctx, draw)
+    sites: dict[str, SiteEdit] = {}
+    features: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for block in ctx.blocks:
+        add, remove = choice.add[block], choice.remove[block]
+        other_add = _alike(ctx, block, "target", add, torch.cat([add, remove]), generator)
+        other_remove = _alike(ctx, block, "source", remove, torch.cat([add, remove, other_add]), generator)
+        wanted = feature_transfer(ctx, block, add, remove, values, "target", False)
+        drawn = feature_transfer(ctx, block, other_add, other_remove, values, "target", False)
+        sites[block] = _matched(ctx, block, drawn, wanted)
+        features[block] = (tuple(other_add.tolist()), tuple(other_remove.tolist()))
+    return Edit(sites, branch=branch, features=features)
+
+
+def _alike(
+    ctx: EditContext, block: str, role: Role, features: Tensor, taken: Tensor, generator: torch.Generator
+) -> Tensor:
+    """One live feature of similar firing rate for each given one, none twice: int64 [at most as many]."""
+    rate = (ctx.runs.codes(role, block, ctx.sae(block)) > 0).float().mean((0, 1)).cpu()
+    free = rate > 0
+    free[taken.cpu()] = False
+    drawn = []
+    for feature in features.tolist():
+        candidates = free.nonzero().flatten()
+        if not len(candidates):
+            break
+        order = (rate[candidates] - rate[feature]).abs().argsort(stable=True)[:NEAREST]
+        pick = int(candidates[order[torch.randint(len(order), (1,), generator=generator)]])
+        free[pick] = False
+        drawn.append(pick)
+    return torch.tensor(drawn, dtype=torch.long, device=features.device)
+
+
+def _matched(ctx: EditContext, block: str, drawn: Placed, wanted: Placed) -> Placed:
+    """`drawn`, scaled step by step to the norm of `wanted`; where only one of them is silent, to the whole norm."""
+    updates = ctx.runs.updates("source", block)
+    size, goal = (_norms(placed, updates) for placed in (drawn, wanted))
+    live = size > 0
+    factors = torch.where(live, goal / size.where(live, torch.ones_like(size)), torch.zeros_like(size))
+    # Steps at which the drawn features are silent cannot carry their share: the others carry it for them.
+    carried = (factors * size).norm()
+    if carried > 0:
+        factors = factors * goal.norm() / carried
+    return Placed(tuple(_scaled(term, factors) for term in drawn.terms))
+
+
+def _norms(placed: Placed, like: Tensor) -> Tensor:
+    deltas = [placed.delta(step, like[step]) for step in range(like.shape[0])]
+    return torch.stack([like.new_zeros(()) if delta is None else delta.norm() for delta in deltas])
+
+
+def _scaled(term: Term, factors: Tensor) -> Term:
+    return replace(term, values=term.values * factors[:, None, None])
+
+
+def _generator(ctx: EditContext, draw: int) -> torch.Generator:
+    text = f"riebench-random-v1:{ctx.runs.example.id}:{ctx.runs.seed}:{draw}"
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))

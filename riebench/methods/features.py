@@ -1,0 +1,104 @@
+"""Switching SAE features on and off."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from riebench.edits import Adaptive, Branch, Edit, Placed, SiteEdit, transfer
+from riebench.methods.base import EditContext, method
+from riebench.selection import Choice, choose, means
+
+
+@method("sae", access="PAM", needs=("updates", "saes"))
+def sae(
+    ctx: EditContext,
+    *,
+    n_features: int = 20,
+    rank: Literal["first", "mean"] = "first",
+    ranking: Literal["joint", "separate"] = "joint",
+    values: Literal["position", "mean"] = "position",
+    add_at: Literal["target", "source"] = "target",
+    add_only: bool = False,
+    adaptive: bool = False,
+    branch: Branch = "both",
+) -> Edit:
+    """Switches on the features that the target run has more of, and off those that the source run has more of.
+
+    Args:
+        ctx: the example.
+        n_features: how many are switched on, and how many off.
+        rank: ranks on the first step, or on the mean over steps.
+        ranking: all blocks compete for `n_features`, or each block switches that many.
+        values: each position keeps its own value, or gets the mean over the region.
+        add_at: adds at the target region, or (the mean) at the source region.
+        add_only: switches nothing off.
+        adaptive: takes away what the features to remove contribute in the edited run itself, instead of in the
+            source run.
+        branch: what happens to the guidance halves.
+    """
+    choice = choose_features(ctx, n_features, rank, ranking)
+    sites: dict[str, SiteEdit] = {}
+    for block in ctx.blocks:
+        static = feature_transfer(ctx, block, choice.add[block], choice.remove[block], values, add_at, add_only)
+        if adaptive and not add_only:
+            sites[block] = Adaptive(
+                Placed(static.terms[:1]), ctx.runs.positions("source", block), choice.remove[block], ctx.sae(block)
+            )
+        else:
+            sites[block] = static
+    lists = choice.lists()
+    if add_only:
+        lists = {block: (add, ()) for block, (add, _) in lists.items()}
+    return Edit(sites, branch=branch, features=lists)
+
+
+def choose_features(ctx: EditContext, count: int, rank: str, ranking: str) -> Choice:
+    """The features to switch in each of the context's blocks.
+
+    Args:
+        ctx: the example.
+        count: how many each way.
+        rank: "first" or "mean".
+        ranking: "joint" or "separate".
+    """
+    target, source = (
+        {block: means(ctx.runs.codes(role, block, ctx.sae(block)), rank) for block in ctx.blocks}
+        for role in ("target", "source")
+    )
+    if ranking == "joint":
+        return choose(target, source, count)
+    single = [choose({block: target[block]}, {block: source[block]}, count) for block in ctx.blocks]
+    return Choice(
+        {block: one.add[block] for block, one in zip(ctx.blocks, single, strict=True)},
+        {block: one.remove[block] for block, one in zip(ctx.blocks, single, strict=True)},
+    )
+
+
+def feature_transfer(
+    ctx: EditContext, block: str, add: Tensor, remove: Tensor, values: str, add_at: str, add_only: bool
+) -> Placed:
+    """The static change of one block: its added features' target values minus its removed ones' source values.
+
+    Args:
+        ctx: the example.
+        block: short name.
+        add: int64 [a], features to add.
+        remove: int64 [r], features to remove.
+        values: see `riebench.edits.transfer`.
+        add_at: likewise.
+        add_only: likewise.
+    """
+    autoencoder, runs = ctx.sae(block), ctx.runs
+    return transfer(
+        runs.codes("target", block, autoencoder)[..., add],
+        runs.codes("source", block, autoencoder)[..., remove],
+        runs.positions("target", block),
+        runs.positions("source", block),
+        target_basis={"directions": autoencoder.directions[add]},
+        source_basis={"directions": autoencoder.directions[remove]},
+        values=values,
+        add_at=add_at,
+        add_only=add_only,
+    )

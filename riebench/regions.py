@@ -1,0 +1,253 @@
+"""From a region's words to boolean masks: where an edit adds and removes, and where it may change pixels.
+
+A region is "whole", "file:PATH" (a picture, bright where the region is), "background" (everything but the
+foreground), "not: REGION", or words of the prompt, which a provider finds. Masks are made at the picture's resolution,
+once per model, example and seed, and stored as run lengths; blocks see them on their own grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from riebench.errors import RiebenchError
+from riebench.registry import REGIONS
+from riebench.schema import MaskShare
+
+Mask = NDArray[np.bool_]
+WHOLE, BACKGROUND, FILE, NOT = "whole", "background", "file:", "not:"
+CELL_COVER = 0.3
+"""A grid cell belongs to a region if at least this share of its pixels does."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture as a region provider may see it.
+
+    Attributes:
+        prompt: what it was generated from.
+        image: uint8 [H, W, 3].
+        attention: float32 [h*w, tokens], how much each position looked at each token (mean over blocks and steps), or
+            None if it was not captured.
+        grid: (h, w) of the attention.
+        positions: words of the prompt -> their token positions; None stands for all of the prompt's words.
+    """
+
+    prompt: str
+    image: NDArray[np.uint8]
+    attention: Tensor | None
+    grid: tuple[int, int]
+    positions: Callable[[str | None], Sequence[int]]
+
+
+class RegionProvider(Protocol):
+    """Finds words in a picture."""
+
+    def __call__(self, words: str | None, view: View) -> Mask:
+        """bool [H, W], true where the words (None: the foreground) are; all false if they are nowhere."""
+
+
+@dataclass(frozen=True)
+class RegionMasks:
+    """Where one example's edit adds and removes, after its category's region rule.
+
+    Attributes:
+        source: bool [H, W], where the source run's features are removed.
+        target: bool [H, W], where the target run's features are added.
+    """
+
+    source: Mask
+    target: Mask
+
+    @property
+    def editable(self) -> Mask:
+        """bool [H, W], true where the edit may change pixels."""
+        return self.source | self.target
+
+    @property
+    def empty(self) -> bool:
+        """Whether a region was not found at all: such an example is skipped by every setting."""
+        return not (self.source.any() and self.target.any())
+
+    @property
+    def share(self) -> MaskShare:
+        """How much of the picture the regions cover."""
+        return MaskShare(source=float(self.source.mean()), target=float(self.target.mean()))
+
+    def to_json(self, provider: str) -> dict[str, Any]:
+        """The stored form: run lengths, row by row."""
+        return {
+            "provider": provider,
+            "size": [*self.source.shape],
+            "source": run_lengths(self.source),
+            "target": run_lengths(self.target),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RegionMasks:
+        """Reads the stored form.
+
+        Raises:
+            RiebenchError: if it is not one.
+        """
+        try:
+            height, width = value["size"]
+            source, target = (from_run_lengths(value[name], height, width) for name in ("source", "target"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RiebenchError(f"a stored mask is damaged ({error}); delete it and repeat `riebench run`") from error
+        return cls(source, target)
+
+
+def needs_attention(regions: Sequence[str]) -> bool:
+    """Whether any of the regions has to be looked for."""
+    return any(_words_of(region) != WHOLE for region in regions)
+
+
+def _words_of(region: str) -> str | None:
+    region = region.strip()
+    if region.startswith(NOT):
+        return _words_of(region.removeprefix(NOT))
+    if region == WHOLE or region.startswith(FILE):
+        return WHOLE
+    return None if region == BACKGROUND else region
+
+
+def make_masks(rule: str, source_region: str, target_region: str, source: View, target: View, provider: str
+               ) -> RegionMasks:  # fmt: skip
+    """An example's masks under its category's rule.
+
+    Args:
+        rule: "edit" takes each run's own region; "add" the target's for both; "delete" the source's for both.
+        source_region: region in the source picture.
+        target_region: region in the target picture.
+        source: the source run.
+        target: the target run.
+        provider: a name in `REGIONS`.
+
+    Raises:
+        RiebenchError: if a region cannot be read, or the words are not in the prompt.
+    """
+    finder: RegionProvider = REGIONS.get(provider)
+    if rule == "add":
+        mask = find(target_region, target, finder)
+        return RegionMasks(mask, mask)
+    mask = find(source_region, source, finder)
+    return RegionMasks(mask, mask if rule == "delete" else find(target_region, target, finder))
+
+
+def find(region: str, view: View, provider: RegionProvider) -> Mask:
+    """One region in one picture, bool [H, W].
+
+    Raises:
+        RiebenchError: if the region cannot be read, or the words are not in the prompt.
+    """
+    region = region.strip()
+    height, width = view.image.shape[:2]
+    if region == WHOLE:
+        return np.ones((height, width), dtype=bool)
+    if region == BACKGROUND:
+        return ~provider(None, view)
+    if region.startswith(NOT):
+        return ~find(region.removeprefix(NOT), view, provider)
+    if region.startswith(FILE):
+        return _read_mask(Path(region.removeprefix(FILE).strip()), height, width)
+    return provider(region, view)
+
+
+@REGIONS.register("attention")
+def attention_regions(words: str | None, view: View) -> Mask:
+    """Words located by the model's own text attention: the brighter of two classes of positions.
+
+    Raises:
+        RiebenchError: if the prompt does not contain the words.
+    """
+    if view.attention is None:
+        raise RiebenchError("text attention was not captured, so regions by words cannot be found")
+    chosen = view.attention[:, list(view.positions(words))].sum(-1)
+    grid = bright(chosen).reshape(view.grid).cpu().numpy()
+    return enlarge(grid, view.image.shape[0], view.image.shape[1])
+
+
+def bright(values: Tensor) -> Tensor:
+    """Splits values in two classes with the largest variance between them (Otsu).
+
+    Args:
+        values: [N].
+
+    Returns:
+        bool [N], true for the upper class; all false if the values are equal.
+    """
+    ordered = values.double().sort().values
+    count = torch.arange(1, len(ordered), dtype=torch.float64, device=values.device)
+    below = ordered.cumsum(0)[:-1]
+    low, high = below / count, (ordered.sum() - below) / (len(ordered) - count)
+    between = count * (len(ordered) - count) * (high - low) ** 2
+    # Differences of the order of rounding are no structure.
+    if len(ordered) < 2 or ordered[-1] - ordered[0] <= 1e-6 * ordered.abs().max():
+        return torch.zeros_like(values, dtype=torch.bool)
+    return values.double() >= ordered[int(between.argmax()) + 1]
+
+
+def enlarge(grid: Mask, height: int, width: int) -> Mask:
+    """A grid's mask at a picture's resolution: each pixel takes its cell's value."""
+    rows = np.arange(height) * grid.shape[0] // height
+    columns = np.arange(width) * grid.shape[1] // width
+    enlarged: Mask = grid[rows[:, None], columns[None, :]]
+    return enlarged
+
+
+def to_grid(mask: Mask, grid: tuple[int, int]) -> Tensor:
+    """A picture's mask on a block's grid.
+
+    A region too small for any cell keeps the cells that it covers most, so that it is never lost.
+
+    Args:
+        mask: bool [H, W].
+        grid: (h, w).
+
+    Returns:
+        bool [h, w].
+    """
+    cover = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None, None], grid)[0, 0]
+    cells = cover >= CELL_COVER
+    return cells if bool(cells.any()) else (cover == cover.max()) & (cover > 0)
+
+
+def run_lengths(mask: Mask) -> list[int]:
+    """[start, length, start, length, ...] of the true runs, row by row."""
+    padded = np.concatenate([[False], mask.ravel(), [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    starts, ends = edges[::2], edges[1::2]
+    return [int(number) for pair in zip(starts, ends - starts, strict=True) for number in pair]
+
+
+def from_run_lengths(runs: Sequence[int], height: int, width: int) -> Mask:
+    """The inverse of `run_lengths`.
+
+    Raises:
+        ValueError: if a run leaves the picture.
+    """
+    flat = np.zeros(height * width, dtype=bool)
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
+        if start < 0 or length < 0 or start + length > flat.size:
+            raise ValueError(f"run {start}+{length} leaves a picture of {height} x {width}")
+        flat[start : start + length] = True
+    return flat.reshape(height, width)
+
+
+def _read_mask(path: Path, height: int, width: int) -> Mask:
+    try:
+        with Image.open(path) as picture:
+            resized = picture.convert("L").resize((width, height), Image.Resampling.NEAREST)
+            mask: Mask = np.asarray(resized) > 127
+            return mask
+    except OSError as error:
+        raise RiebenchError(f"mask file {path} cannot be read: {error}") from error
