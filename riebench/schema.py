@@ -359,8 +359,6 @@ class ScoreRecord(Stored):
     """A registered metric."""
     version: int = Field(ge=1)
     """The metric's version."""
-    image: str = ""
-    """First 16 digits of the scored picture's SHA-256, so that a picture made anew is scored anew; "" if none."""
     backbone: str = ""
     """The network that measured, if any: numbers of different backbones never share a cell."""
     value: float | None = None

@@ -40,6 +40,10 @@ TABLE_METRICS: dict[str, MetricFormat] = {
 }
 """Metrics that tables show, where they were scored."""
 
+UNCHANGED: dict[str, float] = {"clip_gain": 0.0, "lpips": 0.0}
+"""What a failed unit counts as in means: the source picture left alone, so that failing on hard edits never pays. It
+is not counted as scored."""
+
 
 @dataclass
 class Configuration:
@@ -59,6 +63,8 @@ class Configuration:
     """Metric -> category -> example id -> values of its seeds."""
     failed: int = 0
     skipped: int = 0
+    imputed: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(Metric, category) -> failed units that are in the values as `UNCHANGED`."""
 
     @property
     def label(self) -> str:
@@ -85,7 +91,7 @@ class Configuration:
             ci_high=result.high,
             n_examples=result.n_examples,
             n_seeds=max(seeds, default=0),
-            n_scored=sum(seeds),
+            n_scored=sum(seeds) - sum(self.imputed.get((metric, name), 0) for name in values),
             n_expected=expected,
         )
 
@@ -132,9 +138,14 @@ def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration]) -> N
         configuration.skipped += record.status == "skipped"
         for metric in TABLE_METRICS:
             score = scores.get((key.digest, metric))
-            if score is not None and score.value is not None:
+            value = None if score is None else score.value
+            if record.status == "error" and metric in UNCHANGED:
+                value = UNCHANGED[metric]
+                slot = (metric, key.category)
+                configuration.imputed[slot] = configuration.imputed.get(slot, 0) + 1
+            if value is not None:
                 examples = configuration.values.setdefault(metric, {}).setdefault(key.category, {})
-                examples.setdefault(key.example_id, []).append(score.value)
+                examples.setdefault(key.example_id, []).append(value)
 
 
 def _block_order(block_set: str) -> tuple[int, str]:

@@ -84,7 +84,8 @@ def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A misspelt key is both unknown and missing under its right name; the unknown one tells more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     location = first["loc"]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

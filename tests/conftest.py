@@ -1,0 +1,55 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_record, make_spec
+
+from riebench.schema import ScoreRecord, UnitKey
+from riebench.store import RunFolder, run_path
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """Small files that tests compare with."""
+    return Path(__file__).resolve().parent / "data"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """An empty run folder."""
+    return RunFolder(run_path(tmp_path / "results", "toy", "toy-turbo", "sae"), make_spec())
+
+
+@pytest.fixture
+def filled(folder: RunFolder) -> RunFolder:
+    """A finished run: two categories, three examples each, two block sets, known scores."""
+    keys = [
+        UnitKey(
+            task=category,
+            task_version=1,
+            category=category,
+            example_id=f"{category}-{number}",
+            example_hash="0" * 16,
+            block_set=block_set,
+            strength=1.0,
+            seed=0,
+        )
+        for category in ("change_object", "change_color")
+        for number in range(3)
+        for block_set in ("mid.0", "all")
+    ]
+    with folder.writing({"device": "cpu"}, keys) as run:
+        for key in keys:
+            name, digest = run.write_image(key, np.full((8, 8, 3), 7, np.uint8))
+            run.append(make_record(key, name, digest))
+            number = int(key.example_id[-1])
+            gain = (0.01 if key.category == "change_object" else 0.03) + 0.01 * number
+            run.append_scores(
+                ScoreRecord(unit=key.digest, metric=metric, version=1, value=value)
+                for metric, value in {"clip_gain": gain, "lpips": 0.2, "judge_target": 1.0}.items()
+            )
+    return folder

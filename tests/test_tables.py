@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+from helpers import make_key, make_spec
+
+from riebench.schema import EditRecord
+from riebench.stats import detectable_difference, estimate
+from riebench.store import RunFolder
+from riebench.tables import TABLE_METRICS, configurations, per_feature_share, per_method, write_tables
+
+
+def test_mean_goes_over_seeds_then_examples_then_categories() -> None:
+    values = {"a": {"e1": [0.0, 2.0], "e2": [4.0]}, "b": {"e3": [10.0]}}
+    assert estimate(values, replicates=50).mean == pytest.approx((2.5 + 10) / 2)
+
+
+def test_interval_of_two_examples_spans_both() -> None:
+    result = estimate({"a": {"e1": [1.0], "e2": [3.0]}})
+    assert (result.mean, result.low, result.high, result.n_examples) == (2.0, 1.0, 3.0, 2)
+
+
+def test_interval_agrees_with_the_exact_bootstrap() -> None:
+    values = [0.0, 1.0, 5.0, 2.0]
+    means = sorted(sum(draw) / 4 for draw in itertools.product(values, repeat=4))
+    exact = means[int(0.025 * len(means))], means[int(0.975 * len(means))]
+    result = estimate({"a": {f"e{i}": [v] for i, v in enumerate(values)}})
+    assert result.low == pytest.approx(exact[0], abs=0.26)
+    assert result.high == pytest.approx(exact[1], abs=0.26)
+
+
+def test_order_of_rows_changes_nothing() -> None:
+    rows = [(f"e{i}", [float(i * i % 7)]) for i in range(12)]
+    shuffled = rows.copy()
+    random.Random(3).shuffle(shuffled)
+    assert estimate({"a": dict(rows), "b": dict(rows)}) == estimate({"b": dict(shuffled), "a": dict(shuffled)})
+
+
+def test_clusters_are_drawn_as_one() -> None:
+    values = {"a": {"e1": [0.0], "e2": [0.0], "e3": [1.0], "e4": [1.0]}}
+    apart = estimate(values)
+    together = estimate(values, {"e1": "x", "e2": "x", "e3": "y", "e4": "y"})
+    assert apart.mean == together.mean == 0.5
+    assert (together.low, together.high) == (0.0, 1.0)
+    single = estimate(values, dict.fromkeys(("e1", "e2", "e3", "e4"), "x"))
+    assert (single.low, single.high) == (0.5, 0.5)
+
+
+def test_nothing_scored_gives_nothing() -> None:
+    assert estimate({"a": {}}).mean is None
+    assert estimate({}).n_examples == 0
+
+
+def test_detectable_difference_of_the_definition() -> None:
+    alternating = [0.02 if i % 2 else -0.02 for i in range(296)]
+    assert detectable_difference(alternating) == pytest.approx(0.0033, abs=5e-5)
+    assert detectable_difference([1.0]) is None
+
+
+def test_cells_carry_scored_and_expected(filled: RunFolder) -> None:
+    with filled.writing(plan=[make_key(example_id="late")]) as run:
+        run.append(EditRecord(key=make_key(example_id="late"), status="error", reason="failed"))
+    whole = [c for c in configurations(RunFolder(filled.path)) if c.block_set == "all"][0]
+    row = whole.row("clip_gain", "change_object")
+    assert (row.n_scored, row.n_expected, row.n_examples) == (3, 4, 4)
+    assert row.mean == pytest.approx(0.06 / 4)  # the failed one counts as an unchanged picture
+    assert whole.row("judge_target", "change_object").mean == 1.0
+    assert whole.row("clip_gain", "all").mean == pytest.approx((0.06 / 4 + 0.04) / 2)
+    assert whole.failed == 1
+
+
+def test_numbers_are_printed_without_negative_zero() -> None:
+    assert TABLE_METRICS["clip_gain"].number(-0.00001) == "0.00"
+    assert TABLE_METRICS["clip_gain"].number(0.0123) == "+1.23"
+
+
+def test_files_of_all_four_tables(filled: RunFolder) -> None:
+    paths = write_tables(filled.path.parent, [filled])
+    assert [path.name for path in paths] == ["per_block.md", "per_category.md", "per_method.md", "feature_share.md"]
+    block = paths[0].read_text()
+    assert "| sae | mid.0 |" in block
+    assert "+2.00 [+1.00, +3.00] 3/3" in block
+    rows = list(csv.DictReader(io.StringIO(paths[0].with_suffix(".csv").read_text())))
+    assert {row["block_set"] for row in rows} == {"mid.0", "all"}
+    gain = next(r for r in rows if r["metric"] == "clip_gain" and r["category"] == "all" and r["block_set"] == "all")
+    assert float(gain["mean"]) == pytest.approx(0.03)
+    assert gain["n_scored"] == gain["n_expected"] == "6"
+
+
+def test_shares_of_a_category_sum_to_one(filled: RunFolder) -> None:
+    _, table = per_feature_share([filled])
+    rows = list(csv.DictReader(io.StringIO(table)))
+    add = {r["block"]: float(r["share"]) for r in rows if r["category"] == "change_color" and r["side"] == "add"}
+    assert add == {"mid.0": 0.75, "up.0.1": 0.25}
+
+
+def test_single_blocks_stay_out_of_the_method_table(filled: RunFolder, tmp_path: Path) -> None:
+    alone = RunFolder(tmp_path / "results/toy/toy-turbo/lone", make_spec(name="lone", blocks=("mid.0",)))
+    with alone.writing(plan=[make_key(block_set="mid.0")]):
+        pass
+    text, _ = per_method([c for f in (filled, alone) for c in configurations(RunFolder(f.path))])
+    assert text.count("| sae |") == 1
+    assert "| lone |" in text
