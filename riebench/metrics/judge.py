@@ -50,10 +50,11 @@ class JudgeReader:
         for picture in pictures:
             if picture.shape != (SIDE, SIDE, 3):
                 raise MetricError(f"the toy judge reads {SIDE} x {SIDE} pictures, got {picture.shape}")
-        keys = [picture.tobytes() for picture in pictures]
+        keys = [np.ascontiguousarray(picture).tobytes() for picture in pictures]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._seen}
         if new:
-            self._seen.update(zip(new, self._read(np.stack(list(new.values()))), strict=True))
+            verdicts = self._read(np.stack(list(new.values())))
+            self._seen.update(zip(new, verdicts, strict=True))
         return [self._seen[key] for key in keys]
 
 
@@ -66,7 +67,10 @@ def _attributes(sample: Sample) -> tuple[dict[str, str], dict[str, str]]:
     if sample.source_attributes is None or sample.target_attributes is None:
         raise MetricError("the judge's verdict needs an example with attributes")
     if sample.source_attributes.keys() != sample.target_attributes.keys():
-        raise MetricError("source and target attributes of an example must have the same names")
+        raise MetricError(
+            f"{sample.target_prompt!r}: source and target attributes must have the same names, found "
+            f"{sorted(sample.source_attributes)} and {sorted(sample.target_attributes)}"
+        )
     return sample.source_attributes, sample.target_attributes
 
 

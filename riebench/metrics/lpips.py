@@ -103,8 +103,6 @@ class LpipsModel:
         Returns:
             [N, H, W].
         """
-        import torch
-
         with strict_float32(self.device):
             a, b = self._inputs(first, second)
             self.model.spatial = True

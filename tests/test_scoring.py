@@ -1,0 +1,374 @@
+"""Scoring of run folders: only what is missing, one value or reason per unit and metric, nothing stale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from riebench.errors import FolderInUseError, RiebenchError
+from riebench.files import file_sha256
+from riebench.metrics.base import Metric, MetricError, Reason, Sample, Value, metric
+from riebench.metrics.clip import ClipScorer
+from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
+from riebench.metrics.tools import Tools
+from riebench.regions import RegionMasks
+from riebench.registry import METRICS
+from riebench.schema import Attributes, EditExample, EditRecord, EditTask, ModelSpec, RunSpec, Setting, UnitKey
+from riebench.scoring import SCORING_FILE, ScoreReport, score, scorer_for
+from riebench.store import RunFolder, read_image
+
+SIDE = 64
+COLORS = {"red": 200, "blue": 40}
+CLIP_AND_PIXEL = ("clip_gain", "clip_direction", "mse_bg", "psnr_bg")
+
+
+def picture(value: int, corner: int = 0) -> np.ndarray:
+    """One grey value everywhere, another in the first pixel."""
+    result = np.full((SIDE, SIDE, 3), value, np.uint8)
+    result[0, 0] = corner
+    return result
+
+
+def example(name: str, attributes: bool = True) -> EditExample:
+    truth = Attributes(source={"color": "blue", "pose": "upright"}, target={"color": "red", "pose": "upright"})
+    return EditExample(
+        id=name, source=f"a blue car {name}", target="a [red] car", attributes=truth if attributes else None
+    )
+
+
+EXAMPLES = tuple(example(f"e{index}") for index in range(3))
+
+
+def task(*examples: EditExample) -> EditTask:
+    return EditTask(name="change_color", version=1, category="change_color", suite="toy", examples=examples)
+
+
+def make_tools(calls: list[int] | None = None) -> Tools:
+    """Encoders that need no weights; `calls` collects how many pictures CLIP was asked to embed."""
+
+    def pictures(batch: list[np.ndarray]) -> np.ndarray:
+        if calls is not None:
+            calls.append(len(batch))
+        return np.stack([[p.mean() / 255, 1 - p.mean() / 255, 0.5] for p in batch])
+
+    def texts(batch: list[str]) -> np.ndarray:
+        return np.stack([[1.0 if "red" in text else 0.1, 0.3, len(text) / 50] for text in batch])
+
+    def read(batch: np.ndarray) -> list[dict[str, str]]:
+        return [
+            {"color": "red" if p.mean() > 100 else "blue", "pose": "tilted" if p[0, 0, 0] > 128 else "upright"}
+            for p in batch
+        ]
+
+    return Tools(clip=ClipScorer(pictures, texts, backbone="fake-clip"), judge=JudgeReader(read, "fake-judge"))
+
+
+def run_spec(setting: str = "sae") -> RunSpec:
+    model = ModelSpec(
+        name="toy-turbo", source="asset:toy-turbo", revision="0", steps=1, guidance=0, size=SIDE, dtype="float32"
+    )
+    return RunSpec(suite="toy", model=model, setting=Setting(name=setting, method="sae"))
+
+
+def unit_key(one: EditExample) -> UnitKey:
+    return UnitKey(
+        task="change_color", task_version=1, category="change_color", example_id=one.id, example_hash=one.content_hash,
+        block_set="all", strength=1.0, seed=0,
+    )  # fmt: skip
+
+
+def store_unit(folder: RunFolder, one: EditExample, edited: np.ndarray) -> EditRecord:
+    """A finished unit with its shared source picture and a mask over the left half."""
+    key = unit_key(one)
+    name = folder.shared.image_name(key, "source")
+    folder.shared.write_image(name, picture(COLORS["blue"]))
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[:, : SIDE // 2] = True
+    folder.shared.write_json(folder.shared.mask_name(key), RegionMasks(mask, mask).to_json("test"))
+    path, digest = folder.write_image(key, edited)
+    record = EditRecord(key=key, status="ok", image=path, image_sha256=digest, source_image=name, target_image=name)
+    folder.append(record)
+    return record
+
+
+def store_failure(folder: RunFolder, one: EditExample, status: str = "error") -> None:
+    folder.append(EditRecord.model_validate({"key": unit_key(one), "status": status, "reason": "out of memory"}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Three units: an edit, an untouched picture, a failure."""
+    run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
+    with run.writing():
+        store_unit(run, EXAMPLES[0], picture(COLORS["red"]))
+        store_unit(run, EXAMPLES[1], picture(COLORS["blue"]))
+        store_failure(run, EXAMPLES[2])
+    return run
+
+
+def run_scores(folder: RunFolder, tools: Tools | None = None, names: tuple[str, ...] = CLIP_AND_PIXEL) -> ScoreReport:
+    return score([folder], [task(*EXAMPLES)], metrics=names, tools=tools or make_tools(), progress=False)
+
+
+def value(folder: RunFolder, one: EditExample, name: str) -> float:
+    """A stored value that must be there."""
+    number = folder.scores()[unit_key(one).digest, name].value
+    assert number is not None
+    return number
+
+
+def test_every_unit_gets_a_value_or_a_reason_per_metric(folder: RunFolder) -> None:
+    report = run_scores(folder)
+    scores = folder.scores()
+    digests = [unit_key(one).digest for one in EXAMPLES]
+    assert set(scores) == {(digest, name) for digest in digests for name in CLIP_AND_PIXEL}
+    assert value(folder, EXAMPLES[0], "clip_gain") > 0.05
+    assert scores[digests[0], "mse_bg"].value == pytest.approx((160 / 255) ** 2, rel=1e-6)
+    assert scores[digests[1], "clip_gain"].value == 0
+    assert scores[digests[1], "clip_direction"].reason == Reason.ZERO_EDIT
+    assert scores[digests[1], "psnr_bg"].reason == Reason.IDENTICAL
+    assert {scores[digests[2], name].reason for name in CLIP_AND_PIXEL} == {"not_run"}
+    assert report.units == 3
+    assert report.computed == dict.fromkeys(CLIP_AND_PIXEL, 3)
+    assert report.missing == {"not_run": 4, "zero_edit": 1, "identical": 1}
+    assert scores[digests[0], "clip_gain"].backbone == "fake-clip"
+    assert scores[digests[0], "mse_bg"].backbone == ""
+    for line in (folder.path / "scores.jsonl").read_text().splitlines():
+        assert "NaN" not in line and "Infinity" not in line
+
+
+def test_repeating_does_nothing_and_opens_no_picture(folder: RunFolder) -> None:
+    run_scores(folder)
+    before = (folder.path / "scores.jsonl").read_bytes(), (folder.path / SCORING_FILE).read_bytes()
+    for file in folder.path.parent.rglob("*.png"):
+        file.unlink()
+    calls: list[int] = []
+    report = run_scores(folder, make_tools(calls))
+    assert not report.computed and not calls
+    assert ((folder.path / "scores.jsonl").read_bytes(), (folder.path / SCORING_FILE).read_bytes()) == before
+
+
+def test_only_the_new_metric_is_computed(folder: RunFolder) -> None:
+    run_scores(folder, names=("mse_bg",))
+    report = run_scores(folder)
+    assert set(report.computed) == {"clip_gain", "clip_direction", "psnr_bg"}
+
+
+def test_a_wrong_stored_value_stays_and_a_new_version_replaces_it(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_scores(folder, names=("mse_bg",))
+    digest = unit_key(EXAMPLES[0]).digest
+    planted = folder.scores()[digest, "mse_bg"].model_copy(update={"value": 0.125})
+    folder.append_scores([planted])
+    run_scores(folder, names=("mse_bg",))
+    assert folder.scores()[digest, "mse_bg"].value == 0.125
+    newer: Metric = replace(METRICS.get("mse_bg"), version=2)
+    monkeypatch.setitem(METRICS._objects, "mse_bg", newer)
+    report = run_scores(folder, names=("mse_bg",))
+    assert report.computed == {"mse_bg": 3}
+    assert folder.scores()[digest, "mse_bg"].value == pytest.approx((160 / 255) ** 2, rel=1e-6)
+
+
+def test_another_scorer_measures_again(folder: RunFolder) -> None:
+    run_scores(folder, names=("clip_gain", "mse_bg"))
+    other = make_tools()
+    other.clip.backbone = "another-clip"
+    assert run_scores(folder, other, ("clip_gain", "mse_bg")).computed == {"clip_gain": 3}
+
+
+def test_a_unit_made_again_is_scored_again(folder: RunFolder) -> None:
+    run_scores(folder)
+    with folder.writing():
+        store_unit(folder, EXAMPLES[1], picture(COLORS["red"]))
+        store_unit(folder, EXAMPLES[2], picture(COLORS["red"]))
+    report = run_scores(folder)
+    assert report.computed == dict.fromkeys(CLIP_AND_PIXEL, 2)
+    values = {value(folder, one, "clip_gain") for one in EXAMPLES}
+    assert len(values) == 1 and values.pop() > 0.05
+    with folder.writing():
+        store_failure(folder, EXAMPLES[0])
+    run_scores(folder)
+    assert folder.scores()[unit_key(EXAMPLES[0]).digest, "clip_gain"].reason == "not_run"
+
+
+def test_a_lost_memory_costs_time_only(folder: RunFolder) -> None:
+    run_scores(folder)
+    before = folder.scores()
+    (folder.path / SCORING_FILE).write_text('{"pictures": ')
+    assert run_scores(folder).computed == dict.fromkeys(CLIP_AND_PIXEL, 3)
+    assert folder.scores() == before
+
+
+def test_settings_share_pictures_and_batches(tmp_path: Path) -> None:
+    folders = []
+    for name in ("sae", "steering"):
+        run = RunFolder(tmp_path / "toy" / "toy-turbo" / name, run_spec(name))
+        with run.writing():
+            for index, one in enumerate(EXAMPLES):
+                store_unit(run, one, picture(100 + 10 * index + 50 * (name == "sae")))
+        folders.append(run)
+    calls: list[int] = []
+    score(folders, [task(*EXAMPLES)], metrics=["clip_gain"], tools=make_tools(calls), progress=False, batch_size=4)
+    assert sum(calls) == 7, "six edited pictures and one source picture, each embedded once"
+    single = RunFolder(folders[0].path)
+    (single.path / "scores.jsonl").rename(tmp_path / "batched.jsonl")
+    (single.path / SCORING_FILE).unlink()
+    score([single], [task(*EXAMPLES)], metrics=["clip_gain"], tools=make_tools(), progress=False, batch_size=1)
+    lines = {tuple(sorted(json.loads(line).items())) for line in (tmp_path / "batched.jsonl").read_text().splitlines()}
+    assert {
+        tuple(sorted(json.loads(x).items())) for x in (single.path / "scores.jsonl").read_text().splitlines()
+    } == lines
+
+
+def test_source_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+
+    def counting(path: Path) -> np.ndarray:
+        reads.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr("riebench.scoring.read_image", counting)
+    folders = []
+    for name in ("sae", "steering", "neurons"):
+        run = RunFolder(tmp_path / "toy" / "toy-turbo" / name, run_spec(name))
+        with run.writing():
+            store_unit(run, EXAMPLES[0], picture(90))
+        folders.append(run)
+    score(folders, [task(*EXAMPLES)], metrics=["mse_bg"], tools=make_tools(), progress=False, batch_size=1)
+    assert sum("source" in path.name for path in reads) == 1
+    assert len(reads) == 4
+
+
+def test_a_changed_picture_is_refused_and_earlier_scores_are_kept(folder: RunFolder) -> None:
+    record = folder.records()[1]
+    path = folder.path / str(record.image)
+    path.write_bytes((folder.path / str(folder.records()[0].image)).read_bytes())
+    assert file_sha256(path) != record.image_sha256
+    with pytest.raises(RiebenchError, match="not the picture that was recorded"):
+        score([folder], [task(*EXAMPLES)], metrics=["mse_bg"], tools=make_tools(), progress=False, batch_size=1)
+    kept = len(folder.scores())
+    assert kept >= 1
+    with folder.writing():
+        store_unit(folder, EXAMPLES[1], picture(COLORS["blue"]))
+    assert run_scores(folder, names=("mse_bg",)).computed == {"mse_bg": 3 - kept}
+
+
+def remove_mask(folder: RunFolder) -> None:
+    (folder.shared.path / folder.shared.mask_name(unit_key(EXAMPLES[0]))).unlink()
+
+
+def remove_source(folder: RunFolder) -> None:
+    (folder.shared.path / folder.shared.image_name(unit_key(EXAMPLES[0]), "source")).unlink()
+
+
+@pytest.mark.parametrize("remove", [remove_mask, remove_source])
+def test_a_missing_file_is_named(folder: RunFolder, remove: Callable[[RunFolder], None]) -> None:
+    remove(folder)
+    with pytest.raises(RiebenchError, match="is missing; make it again"):
+        run_scores(folder)
+
+
+def test_examples_that_changed_are_counted_not_scored(folder: RunFolder) -> None:
+    changed = EXAMPLES[0].model_copy(update={"target": "a yellow car"})
+    report = score([folder], [task(changed, *EXAMPLES[1:])], metrics=["mse_bg"], tools=make_tools(), progress=False)
+    assert report.stale == 1
+    assert report.computed == {"mse_bg": 2}
+    assert "changed since" in report.summary
+
+
+def test_a_folder_in_use_is_refused(folder: RunFolder) -> None:
+    with FileLock(str(folder.path / ".lock")), pytest.raises(FolderInUseError):
+        run_scores(folder)
+
+
+def test_scoring_keeps_the_expected_counts(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
+    with run.writing(plan=[unit_key(one) for one in EXAMPLES]):
+        store_unit(run, EXAMPLES[0], picture(9))
+    before = RunFolder(run.path).expected
+    run_scores(run, names=("mse_bg",))
+    assert RunFolder(run.path).expected == before == {("change_color", "all", 1.0): 3}
+
+
+def test_unknown_metric(folder: RunFolder) -> None:
+    with pytest.raises(RiebenchError, match="did you mean 'clip_gain'"):
+        run_scores(folder, names=("clip_gian",))
+
+
+def test_scorer_of_a_model() -> None:
+    assert scorer_for("toy-turbo") == "toy-clip"
+    assert scorer_for("sdxl-turbo").startswith("ViT-L-14-quickgelu")
+    assert scorer_for("a-folder") == "clip-l14"
+
+
+# --- the judge ---------------------------------------------------------------------------------------------------
+
+
+def test_judge_verdicts(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
+    edits = (picture(COLORS["red"]), picture(COLORS["red"], corner=255), picture(COLORS["blue"], corner=255))
+    with run.writing():
+        for one, edited in zip(EXAMPLES, edits, strict=True):
+            store_unit(run, one, edited)
+    run_scores(run, names=("judge_target", "judge_kept"))
+    scores = run.scores()
+    verdicts = [
+        (scores[unit_key(one).digest, "judge_target"].value, scores[unit_key(one).digest, "judge_kept"].value)
+        for one in EXAMPLES
+    ]
+    assert verdicts == [(1, 1), (1, 0), (0, 0)]
+
+
+def test_judge_is_for_examples_with_attributes_only(tmp_path: Path) -> None:
+    plain = example("plain", attributes=False)
+    run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
+    with run.writing():
+        store_unit(run, plain, picture(9))
+    report = score([run], [task(plain)], metrics=["judge_target", "mse_bg"], tools=make_tools(), progress=False)
+    assert report.computed == {"mse_bg": 1}
+
+
+def test_judge_compares_with_what_the_source_shows() -> None:
+    truth = EXAMPLES[0].attributes
+    assert truth is not None
+    mask = np.ones((SIDE, SIDE), bool)
+    # Both pictures are tilted although the prompt says upright: the edit kept what was there.
+    one = Sample(picture(COLORS["red"], 255), picture(COLORS["blue"], 255), mask, "a", "b", truth.source, truth.target)
+    assert edited_attributes(one) == ("color",)
+    assert judge_kept([one], make_tools()) == [1.0]
+    assert judge_target([one], make_tools()) == [1.0]
+    same = replace(one, target_attributes=truth.source)
+    assert judge_target([same], make_tools()) == [Reason.SAME_PROMPTS]
+
+
+# --- what every metric must say of itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_registered_metrics_declare_themselves(name: str) -> None:
+    found: Metric = METRICS.get(name)
+    assert isinstance(found, Metric)
+    assert found.name == name
+    assert found.direction in ("higher", "lower")
+    assert found.high is None or found.low < found.high
+    assert found.version >= 1
+    assert (found.compute.__doc__ or "").strip()
+    assert found([], make_tools()) == []
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1.5, -0.1])
+def test_a_value_out_of_range_is_an_error(wrong: float) -> None:
+    @metric(direction="lower", low=0, high=1)
+    def broken(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+        return [wrong] * len(samples)
+
+    one = Sample(picture(1), picture(2), np.ones((SIDE, SIDE), bool), "a", "b")
+    with pytest.raises(MetricError, match="outside 0 to 1"):
+        broken([one], make_tools())
