@@ -98,7 +98,7 @@ class Generator:
             ValueError: if lengths differ or the batch is empty.
         """
         if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
-            raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, {None if edits is None else len(edits)} edits")
+            raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, edits: {edits and len(edits)}")
         wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
         options = self._options(prompts, seeds)
         with ExitStack() as stack:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
 from riebench.files import file_sha256
@@ -134,8 +136,6 @@ def load_model(
     if number_format not in DTYPES:
         raise RiebenchError(f"unknown dtype {number_format!r}{near_match(number_format, DTYPES)}")
     pipe, source, revision = _load(name_or_path, preset, number_format, offline, config)
-    # Half precision overflows in SDXL's autoencoder, and rounding would show in every metric.
-    pipe.vae.to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.requires_grad_(False).eval()
@@ -145,7 +145,7 @@ def load_model(
         raise RiebenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     few_steps = getattr(pipe.scheduler.config, "timestep_spacing", "") == "trailing"
     spec = ModelSpec(
-        name=preset.name if preset else Path(name_or_path.split("@")[0]).stem,
+        name=_label(preset.name if preset else Path(name_or_path.split("@")[0]).stem, steps, guidance, size, dtype),
         source=source,
         revision=revision,
         steps=steps or (preset.steps if preset else 4 if few_steps else 20),
@@ -156,6 +156,13 @@ def load_model(
     if spec.size % pipe.vae_scale_factor:
         raise RiebenchError(f"picture side {spec.size} is no multiple of {pipe.vae_scale_factor}")
     return LoadedModel(pipe, spec, preset)
+
+
+def _label(name: str, steps: int | None, guidance: float | None, size: int | None, dtype: str | None) -> str:
+    # Other settings give other pictures: they get a folder of their own under results/.
+    changes = {"steps": steps, "guidance": guidance, "px": size}
+    parts = [f"{word}{value:g}" for word, value in changes.items() if value is not None]
+    return "-".join([name, *parts, *([dtype] if dtype else [])])
 
 
 def _load(
@@ -191,15 +198,22 @@ def _from_hub(source: str, revision: str | None, dtype: str, offline: bool) -> A
 
 
 def _guarded(source: str, dtype: str, **options: Any) -> Any:
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         # Without dtype, transformers follows the stored half precision for the text encoders alone; without
         # add_watermarker, pixels depend on which packages are installed.
         return StableDiffusionXLPipeline.from_pretrained(
-            source, dtype=DTYPES[dtype], add_watermarker=False, **options
+            source, dtype=_formats(dtype), add_watermarker=False, **options
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RiebenchError(f"cannot load the model {source}: {reason}") from error
+
+
+def _formats(dtype: str) -> dict[str, torch.dtype]:
+    # Half precision overflows in SDXL's autoencoder, and its rounding would show in every metric.
+    return {"default": DTYPES[dtype], "vae": torch.float32}
 
 
 def _from_single_file(path: Path, dtype: str, config: str | None) -> Any:
@@ -208,7 +222,7 @@ def _from_single_file(path: Path, dtype: str, config: str | None) -> Any:
     try:
         # The file alone cannot tell SDXL Turbo from SDXL Base, so scheduler and size come from the folder.
         return StableDiffusionXLPipeline.from_single_file(
-            str(path), config=config, local_files_only=True, dtype=DTYPES[dtype], add_watermarker=False
+            str(path), config=config, local_files_only=True, dtype=_formats(dtype), add_watermarker=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise RiebenchError(f"cannot load the model {path}: {str(error).splitlines()[0]}") from error

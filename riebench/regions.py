@@ -52,7 +52,7 @@ class RegionProvider(Protocol):
     """Finds words in a picture."""
 
     def __call__(self, words: str | None, view: View) -> Mask:
-        """bool [H, W], true where the words (None: the foreground) are; all false if they are nowhere."""
+        """A mask, bool [H, W]: true where the words (None: the foreground) are; all false if they are nowhere."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RegionMasks:
 
     @property
     def editable(self) -> Mask:
-        """bool [H, W], true where the edit may change pixels."""
+        """Where the edit may change pixels, bool [H, W]."""
         return self.source | self.target
 
     @property

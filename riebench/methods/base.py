@@ -39,39 +39,32 @@ class ExampleRuns:
     Attributes:
         example: the edit.
         seed: its noise seed.
-        source: trace of the source run.
-        target: trace of the target run.
-        row: the example's row in both traces.
+        trace: holds both runs.
+        rows: which row of it is the source run, and which the target run.
         masks: its regions.
         unit_layers: block -> number of its feed-forward layers; empty if units were not captured.
     """
 
     example: EditExample
     seed: int
-    source: Trace
-    target: Trace
-    row: int
+    trace: Trace
+    rows: Mapping[Role, int]
     masks: RegionMasks
     unit_layers: Mapping[str, int] = field(default_factory=dict)
     _codes: dict[tuple[Role, str, int], Tensor] = field(default_factory=dict, repr=False)
 
-    def trace(self, role: Role) -> Trace:
-        """The run of that role."""
-        return self.source if role == "source" else self.target
-
     def positions(self, role: Role, site: str) -> Tensor:
         """Masked positions on the grid of a site's block, int64 [P]."""
         mask = self.masks.source if role == "source" else self.masks.target
-        trace = self.trace(role)
-        return positions_of(to_grid(mask, trace.grids[block_of(site)]))
+        return positions_of(to_grid(mask, self.trace.grids[block_of(site)]))
 
     def updates(self, role: Role, block: str) -> Tensor:
         """A block's updates at all positions, float32 [T, H*W, C]."""
-        return self.trace(role).row(block, self.row)
+        return self.trace.row(block, self.rows[role])
 
     def masked(self, role: Role, site: str) -> Tensor:
         """Updates or units at the masked positions, float32 [T, P, width]."""
-        values = self.trace(role).row(site, self.row)
+        values = self.trace.row(site, self.rows[role])
         return values[:, self.positions(role, site).to(values.device)]
 
     def codes(self, role: Role, block: str, sae: SparseAutoencoder) -> Tensor:

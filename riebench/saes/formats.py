@@ -11,7 +11,7 @@ import json
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from riebench.errors import RiebenchError
 from riebench.files import file_sha256, write_atomic
 from riebench.registry import SAE_FORMATS
 from riebench.saes.core import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from riebench.models import LoadedModel
 
 WEIGHTS, CONFIG = "state_dict.pth", "config.json"
 _TENSORS = ("encoder.weight", "decoder.weight", "pre_bias", "latent_bias")
@@ -115,6 +118,43 @@ def resolve_root(source: str, *, offline: bool = False) -> tuple[Path, int | Non
     except (OSError, ValueError) as error:
         raise RiebenchError(f"cannot fetch SAEs {place}: {str(error).splitlines()[0]}") from error
     return Path(folder), k
+
+
+def model_saes(
+    source: str | None, model: LoadedModel, blocks: Iterable[str], *, offline: bool = False
+) -> dict[str, SparseAutoencoder]:
+    """SAEs for some blocks of a model, on its device.
+
+    Args:
+        source: see `resolve_root`; None for the model preset's own.
+        model: the generating model.
+        blocks: short names.
+        offline: fetches nothing.
+
+    Raises:
+        RiebenchError: if there are none, one is damaged, or one was made for another width or signal.
+    """
+    named = source or (model.preset.saes if model.preset else None)
+    if named is None:
+        raise RiebenchError(f"{model.spec.name} has no SAEs of its own; give a folder or hf://OWNER/NAME")
+    if named.startswith("asset:"):
+        from riebench.toyworld.assets import asset_folder
+
+        asset, _, choice = named.removeprefix("asset:").partition("#")
+        named = f"{asset_folder(asset)}{'#' + choice if choice else ''}"
+    root, k = resolve_root(named, offline=offline)
+    saes = load_saes(root, blocks, k=k)
+    for block, sae in saes.items():
+        projection: Any = model.unet.get_submodule(f"{module_path(block)}.proj_out")
+        channels = projection.weight.shape[0]
+        if sae.d != channels:
+            raise RiebenchError(
+                f"the SAE for {block} has width {sae.d}, but {model.spec.name} has {channels} channels there; "
+                "give SAEs that were trained on this model"
+            )
+        if sae.signal != "update":
+            raise RiebenchError(f"the SAE for {block} was trained on block outputs; edits need one trained on updates")
+    return {block: sae.to(model.device) for block, sae in saes.items()}
 
 
 def _find(root: Path, block: str, k: int | None) -> Path:

@@ -1,0 +1,29 @@
+"""Where units run. Every engine takes the arguments of `runner.run_benchmark` and gives back the same folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from riebench.errors import RiebenchError, near_match
+from riebench.runner import run_benchmark
+from riebench.store import RunFolder
+
+ENGINES: dict[str, Callable[..., list[RunFolder]]] = {"local": run_benchmark}
+"""Engine name -> what runs a benchmark there."""
+
+
+def run(engine: str, *args: Any, **options: Any) -> list[RunFolder]:
+    """Runs a benchmark on an engine.
+
+    Args:
+        engine: a key of `ENGINES`.
+        args: see `riebench.runner.run_benchmark`.
+        options: likewise.
+
+    Raises:
+        RiebenchError: if there is no such engine.
+    """
+    if engine not in ENGINES:
+        raise RiebenchError(f"unknown engine {engine!r}{near_match(engine, ENGINES)}")
+    return ENGINES[engine](*args, **options)

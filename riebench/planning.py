@@ -1,0 +1,184 @@
+"""What a run consists of: its units, and settings checked and made ready before anything is generated."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from riebench.blocks import short_name
+from riebench.errors import IdentityError, RiebenchError
+from riebench.methods.base import Method, get_method
+from riebench.models import LoadedModel
+from riebench.saes.core import SparseAutoencoder
+from riebench.saes.formats import model_saes
+from riebench.schema import EditExample, EditTask, RunSpec, Setting, UnitKey, block_set_name, noise_seed
+from riebench.store import REDO_MODES, RunFolder, run_path
+from riebench.trace import known_sites
+
+MODEL_FILE = "model.json"
+PACKAGES = ("riebench", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One image to make.
+
+    Attributes:
+        setting: the method with its parameters.
+        task: where the example comes from.
+        example: the edit.
+        blocks: edited together.
+        key: its identity in the run folder.
+    """
+
+    setting: Setting
+    task: EditTask
+    example: EditExample
+    blocks: tuple[str, ...]
+    key: UnitKey
+
+
+@dataclass
+class Work:
+    """What is to be made of one example with one seed."""
+
+    task: EditTask
+    example: EditExample
+    seed: int
+    units: list[Unit]
+
+    @property
+    def noise(self) -> int:
+        """Seed of its noise."""
+        return noise_seed(self.example.id, self.seed)
+
+
+@dataclass
+class Prepared:
+    """One setting, ready to run."""
+
+    setting: Setting
+    method: Method
+    folder: RunFolder
+    saes: dict[str, SparseAutoencoder] = field(default_factory=dict)
+
+
+def plan(
+    tasks: Sequence[EditTask], settings: Sequence[Setting], seeds: Sequence[int] = (0,), limit: int | None = None
+) -> list[Unit]:
+    """All images of a benchmark, examples outside, settings inside.
+
+    Args:
+        tasks: what to edit.
+        settings: how.
+        seeds: indices of the seeds of each example.
+        limit: at most this many examples of each task.
+    """
+    return [
+        Unit(setting, task, example, blocks, _key(task, example, blocks, strength, seed))
+        for task in tasks
+        for example in task.examples[:limit]
+        for seed in seeds
+        for setting in settings
+        for blocks in _block_sets(setting)
+        for strength in setting.strengths
+    ]
+
+
+def _block_sets(setting: Setting) -> tuple[tuple[str, ...], ...]:
+    # A method that looks into no block changes none, whatever blocks its setting was left with.
+    return setting.block_sets if get_method(setting.method).needs else ((),)
+
+
+def _key(task: EditTask, example: EditExample, blocks: tuple[str, ...], strength: float, seed: int) -> UnitKey:
+    return UnitKey(
+        task=task.name, task_version=task.version, category=task.category, example_id=example.id,
+        example_hash=example.content_hash, block_set=block_set_name(blocks), strength=strength, seed=seed,
+    )  # fmt: skip
+
+
+def check_request(tasks: Sequence[EditTask], settings: Sequence[Setting], redo: str, shard: tuple[int, int]) -> None:
+    """Refuses what cannot be run.
+
+    Raises:
+        RiebenchError: with one line on what is wrong.
+    """
+    if not tasks or not settings:
+        raise RiebenchError(f"nothing to do: {len(tasks)} tasks and {len(settings)} settings")
+    suites = sorted({task.suite for task in tasks})
+    if len(suites) > 1:
+        raise RiebenchError(f"tasks of several suites ({', '.join(suites)}); run one suite at a time")
+    names = [setting.name for setting in settings]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise RiebenchError(f"settings named twice: {', '.join(repeated)}")
+    if redo not in REDO_MODES:
+        raise RiebenchError(f"unknown redo mode {redo!r}; known: {', '.join(REDO_MODES)}")
+    if not 1 <= shard[0] <= shard[1]:
+        raise RiebenchError(f"shard {shard[0]}/{shard[1]}: the first number is 1 to the second")
+
+
+def prepare(
+    setting: Setting, suite: str, model: LoadedModel, root: Path, source: str | None, regions: str, offline: bool
+) -> Prepared:
+    """Checks a setting against the model, loads its SAEs and opens its folder.
+
+    Raises:
+        RiebenchError: if parameters, blocks, SAEs or folder do not fit.
+    """
+    method = get_method(setting.method)
+    method.check(setting.params)
+    blocks = tuple(short_name(block) for block in setting.blocks) if method.needs else ()
+    missing = [block for block in blocks if block not in known_sites(model.unet)]
+    if missing:
+        raise RiebenchError(f"setting {setting.name!r}: {model.spec.name} has no block {', '.join(missing)}")
+    saes = {}
+    if "saes" in method.needs:
+        saes = model_saes(source or setting.sae, model, blocks, offline=offline)
+    spec = RunSpec(
+        suite=suite, model=model.spec, setting=setting, regions=regions,
+        sae_sha256={block: sae.sha256 for block, sae in saes.items()},
+    )  # fmt: skip
+    folder = RunFolder(run_path(root, suite, model.spec.name, setting.name), spec)
+    return Prepared(setting, method, folder, saes)
+
+
+def claim_shared(folder: RunFolder, model: LoadedModel, regions: str) -> None:
+    """Notes which model and regions the shared pictures and masks belong to, or refuses those of another."""
+    wanted = {"model": model.spec.model_dump(mode="json", exclude={"name"}), "regions": regions}
+    stored = folder.shared.read_json(MODEL_FILE)
+    if stored is None:
+        folder.shared.write_json(MODEL_FILE, wanted)
+    elif stored != wanted:
+        there, here = ({"regions": value["regions"], **value["model"]} for value in (stored, wanted))
+        parts = [f"{name} is {there.get(name)} there and {here[name]} here" for name in here
+                 if there.get(name) != here[name]]  # fmt: skip
+        raise IdentityError(
+            f"{folder.shared.path} holds pictures of another model: {'; '.join(parts)}; use another --results folder"
+        )
+
+
+def versions(model: LoadedModel) -> dict[str, Any]:
+    """What ran, for run.json."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return {"versions": found, "python": platform.python_version(), "device": str(model.device)}
+
+
+def works_of(units: Sequence[Unit]) -> list[Work]:
+    """Units of the same example and seed, together."""
+    found: dict[tuple[str, str, int], Work] = {}
+    for unit in units:
+        place = (unit.task.name, unit.example.id, unit.key.seed)
+        if place not in found:
+            found[place] = Work(unit.task, unit.example, unit.key.seed, [])
+        found[place].units.append(unit)
+    return list(found.values())

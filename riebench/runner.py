@@ -1,0 +1,332 @@
+"""The main job: plan edited images, skip those that exist, make the rest in batches, record each one.
+
+Source and target runs, their traces and masks are made once per example and seed and serve all settings. Rows of one
+batch may belong to different examples, settings, block sets and strengths. At most a few examples' traces are in
+memory at a time, however many there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from riebench.blocks import ATTENTION, kind, short_name, unit_site
+from riebench.edits import Edit
+from riebench.errors import RiebenchError
+from riebench.generate import Capture, GenerationResult, Generator
+from riebench.methods.base import EditContext, ExampleRuns, Reuse
+from riebench.models import LoadedModel
+from riebench.planning import Prepared, Unit, Work, check_request, claim_shared, plan, prepare, versions, works_of
+from riebench.regions import RegionMasks, View, make_masks, needs_attention
+from riebench.schema import BLOCKS, BlockFeatures, EditRecord, EditTask, Setting
+from riebench.store import Redo, RunFolder
+from riebench.trace import known_sites, unit_layers
+
+__all__ = ["Runner", "plan", "run_benchmark"]
+
+SMALL_PICTURE = 128
+"""Pictures up to this side are generated 32 at a time unless told otherwise."""
+NO_REGION = "no_region"
+"""Reason of a unit whose example's region was not found."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a coming batch."""
+
+    unit: Unit
+    edit: Edit
+    prompt: str
+    noise: int
+    details: Mapping[str, Any]
+
+
+def run_benchmark(
+    tasks: Sequence[EditTask],
+    settings: Sequence[Setting],
+    model: LoadedModel,
+    *,
+    results_root: Path,
+    saes_source: str | None = None,
+    seeds: Sequence[int] = (0,),
+    limit: int | None = None,
+    batch_size: int | None = None,
+    regions: str = "attention",
+    redo: Redo = "missing",
+    shard: tuple[int, int] = (1, 1),
+    offline: bool = False,
+    progress: bool = True,
+    provenance: Mapping[str, Any] | None = None,
+) -> list[RunFolder]:
+    """Makes all edited images of some tasks with some settings on one model.
+
+    An error in one unit is recorded with its reason, and the others go on.
+
+    Args:
+        tasks: of one suite.
+        settings: with different names.
+        model: where it was loaded is where it runs.
+        results_root: gets `<suite>/<model>/<setting>/` and `<suite>/<model>/shared/`.
+        saes_source: SAEs for all settings; None for each setting's own, or else the model's.
+        seeds: indices of the seeds of each example.
+        limit: at most this many examples of each task.
+        batch_size: pictures generated at once; None for 32 small or 4 large ones.
+        regions: provider of word regions, a name in `REGIONS`.
+        redo: "missing", "errors" (repeats failed units too), or "all".
+        shard: (i, n) does the i-th of n parts, from 1.
+        offline: fetches nothing.
+        progress: shows a bar with rate and time left.
+        provenance: more entries for run.json (the command, for instance).
+
+    Returns:
+        One folder per setting, in their order.
+
+    Raises:
+        RiebenchError: before anything is generated, if a setting, block, SAE or folder cannot be used.
+    """
+    check_request(tasks, settings, redo, shard)
+    suite = tasks[0].suite
+    prepared = {
+        setting.name: prepare(setting, suite, model, results_root, saes_source, regions, offline)
+        for setting in settings
+    }
+    folders = [one.folder for one in prepared.values()]
+    claim_shared(folders[0], model, regions)
+    units = plan(tasks, settings, seeds, limit)
+    size = batch_size or (32 if model.spec.size <= SMALL_PICTURE else 4)
+    told = {**versions(model), "batch_size": size, **(provenance or {})}
+    with ExitStack() as stack:
+        for name, one in prepared.items():
+            keys = [unit.key for unit in units if unit.setting.name == name]
+            stack.enter_context(one.folder.writing(told, keys))
+        done = {name: one.folder.done(redo) for name, one in prepared.items()}
+        todo = [unit for unit in units if unit.key.digest not in done[unit.setting.name]]
+        works = works_of(todo)[shard[0] - 1 :: shard[1]]
+        total = sum(len(work.units) for work in works)
+        with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
+            Runner(model, prepared, regions, size, bar).run(works)
+    return folders
+
+
+class Runner:
+    """Makes the units of a plan.
+
+    Args:
+        model: generates.
+        prepared: setting name -> setting, ready to run; their folders are being written.
+        regions: provider of word regions.
+        batch_size: pictures generated at once.
+        bar: counts units.
+    """
+
+    def __init__(
+        self, model: LoadedModel, prepared: Mapping[str, Prepared], regions: str, batch_size: int, bar: Any
+    ) -> None:
+        self.generator = Generator(model)
+        self.model = model
+        self.prepared = prepared
+        self.regions = regions
+        self.batch_size = batch_size
+        self.bar = bar
+        self.shared = next(iter(prepared.values())).folder.shared
+        self.pending: list[Row] = []
+
+    def run(self, works: Sequence[Work]) -> None:
+        """Makes everything, a few examples at a time."""
+        chunk = max(1, self.batch_size // 2)
+        for start in range(0, len(works), chunk):
+            self._run_chunk(works[start : start + chunk])
+        self._flush()
+
+    def _run_chunk(self, works: Sequence[Work]) -> None:
+        try:
+            pair = self._generate_pairs(works)
+        except Exception as error:
+            if len(works) > 1:
+                for work in works:
+                    self._run_chunk([work])
+                return
+            self._finish(works[0].units, "error", _reason(error))
+            return
+        for index, work in enumerate(works):
+            self._run_example(work, pair, index, len(works))
+
+    def _generate_pairs(self, works: Sequence[Work]) -> GenerationResult:
+        """Source pictures of all examples, then target pictures of all, in one batch with equal noise."""
+        prompts = [work.example.source for work in works] + [work.example.target for work in works]
+        return self.generator.generate(prompts, [work.noise for work in works] * 2, capture=self._captures(works))
+
+    def _captures(self, works: Sequence[Work]) -> list[Capture]:
+        used = {unit.setting.name: unit for work in works for unit in work.units}
+        updates: dict[str, None] = {}
+        units: dict[str, None] = {}
+        for name in used:
+            one = self.prepared[name]
+            if one.method.needs:
+                updates |= dict.fromkeys(short_name(block) for block in one.setting.blocks)
+            if "units" in one.method.needs:
+                units |= dict.fromkeys(
+                    unit_site(block, layer) for block in one.setting.blocks
+                    for layer in range(unit_layers(self.model.unet, block))
+                )  # fmt: skip
+        looked = [region for work in works for region in (work.example.source_region, work.example.target_region)]
+        return [
+            Capture((*updates, *units)),
+            Capture(self._attention_blocks() if needs_attention(looked) else (), ("attention",)),
+        ]
+
+    def _attention_blocks(self) -> tuple[str, ...]:
+        sites = known_sites(self.model.unet)
+        usual = tuple(block for block in BLOCKS if block in sites)
+        return usual or tuple(site for site in sites if kind(site) == ATTENTION)
+
+    def _run_example(self, work: Work, pair: GenerationResult, index: int, count: int) -> None:
+        source = self._shared_image(work, "source", pair.images[index])
+        target = self._shared_image(work, "target", pair.images[index + count])
+        try:
+            masks = self._masks(work, pair, index, count)
+        except RiebenchError as error:
+            self._finish(work.units, "error", _reason(error))
+            return
+        if masks.empty:
+            self._finish(work.units, "skipped", NO_REGION)
+            return
+        runs = ExampleRuns(
+            work.example, work.seed, pair.traces[0], {"source": index, "target": index + count}, masks,
+            self._unit_layers,
+        )  # fmt: skip
+        made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
+        for unit in work.units:
+            place = (unit.setting.name, unit.blocks)
+            if place not in made:
+                made[place] = self._edit(unit, runs)
+            self._take(unit, made[place], work, masks, {"source": source, "target": target})
+
+    def _edit(self, unit: Unit, runs: ExampleRuns) -> Edit | Reuse | str:
+        """The unit's edit at strength 1, or why there is none."""
+        one = self.prepared[unit.setting.name]
+        try:
+            return one.method.edit(EditContext(runs, unit.blocks, one.saes), unit.setting.params)
+        except Exception as error:
+            return _reason(error)
+
+    def _take(
+        self, unit: Unit, made: Edit | Reuse | str, work: Work, masks: RegionMasks,
+        pictures: Mapping[str, NDArray[np.uint8]],
+    ) -> None:  # fmt: skip
+        """Records a unit whose picture is known already, or puts it into the coming batch."""
+        if isinstance(made, str):
+            self._finish([unit], "error", made)
+            return
+        details: dict[str, Any] = {
+            "source_image": self.shared.image_name(unit.key, "source"),
+            "target_image": self.shared.image_name(unit.key, "target"),
+            "mask_share": masks.share,
+        }
+        if isinstance(made, Reuse):
+            self._save(unit, pictures[made.picture], details)
+            return
+        details["features"] = {
+            block: BlockFeatures(add=add, remove=remove) for block, (add, remove) in made.features.items()
+        }
+        edit = made.scaled(unit.key.strength)
+        if edit.empty:
+            # Nothing is added anywhere, so generating it would give the source picture again, bit for bit.
+            self._save(unit, pictures["source"], details)
+            return
+        self.pending.append(Row(unit, edit, work.example.source, work.noise, details))
+        if len(self.pending) >= self.batch_size:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows, self.pending = self.pending, []
+        if rows:
+            self._make(rows)
+
+    def _make(self, rows: Sequence[Row]) -> None:
+        """Generates and stores one batch; if it fails, its rows are tried one by one."""
+        start = time.perf_counter()
+        try:
+            result = self.generator.generate(
+                [row.prompt for row in rows], [row.noise for row in rows], edits=[row.edit for row in rows]
+            )
+        except Exception as error:
+            if len(rows) > 1:
+                for row in rows:
+                    self._make([row])
+            else:
+                self._finish([rows[0].unit], "error", _reason(error))
+            return
+        seconds = (time.perf_counter() - start) / len(rows)
+        for row, picture in zip(rows, result.images, strict=True):
+            self._save(row.unit, picture, {**row.details, "seconds": seconds, "batch_size": len(rows)})
+
+    def _save(self, unit: Unit, picture: NDArray[np.uint8], details: Mapping[str, Any]) -> None:
+        folder = self.prepared[unit.setting.name].folder
+        name, sha256 = folder.write_image(unit.key, picture)
+        folder.append(EditRecord(key=unit.key, status="ok", image=name, image_sha256=sha256, **details))
+        self.bar.update()
+
+    def _finish(self, units: Sequence[Unit], status: Literal["skipped", "error"], reason: str) -> None:
+        """Records units that have no picture."""
+        for unit in units:
+            self.prepared[unit.setting.name].folder.append(EditRecord(key=unit.key, status=status, reason=reason))
+            self.bar.update()
+
+    def _shared_image(self, work: Work, role: Literal["source", "target"], fresh: NDArray[np.uint8]
+                      ) -> NDArray[np.uint8]:  # fmt: skip
+        """Stores a source or target picture; the one that earlier settings were compared with stays."""
+        name = self.shared.image_name(work.units[0].key, role)
+        if (self.shared.path / name).exists():
+            return self.shared.read_image(name)
+        self.shared.write_image(name, fresh)
+        return fresh
+
+    def _masks(self, work: Work, pair: GenerationResult, index: int, count: int) -> RegionMasks:
+        """The example's masks: those stored, or new ones, which are then stored."""
+        name = self.shared.mask_name(work.units[0].key)
+        stored = self.shared.read_json(name)
+        if stored is not None:
+            return RegionMasks.from_json(stored)
+        example = work.example
+        views = [
+            self._view(prompt, pair, row)
+            for prompt, row in ((example.source, index), (example.target, index + count))
+        ]
+        masks = make_masks(
+            work.task.region_rule, example.source_region, example.target_region, *views, provider=self.regions
+        )
+        self.shared.write_json(name, masks.to_json(self.regions))
+        return masks
+
+    def _view(self, prompt: str, pair: GenerationResult, row: int) -> View:
+        trace = pair.traces[1]
+        maps = [trace.row(site, row, "attention").mean(0) for site in trace.sites]
+        grid = trace.grids[trace.sites[0]] if maps else (1, 1)
+        same = [found for found in maps if found.shape[0] == grid[0] * grid[1]]
+
+        def positions(words: str | None) -> Sequence[int]:
+            return self.generator.token_positions(prompt, prompt if words is None else words)
+
+        return View(prompt, pair.images[row], sum(same) / len(same) if same else None, grid, positions)
+
+    @property
+    def _unit_layers(self) -> dict[str, int]:
+        blocks = {
+            block for one in self.prepared.values() if "units" in one.method.needs for block in one.setting.blocks
+        }
+        return {short_name(block): unit_layers(self.model.unet, block) for block in blocks}
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else "no message"
+    return first if isinstance(error, RiebenchError) else f"{type(error).__name__}: {first}"
