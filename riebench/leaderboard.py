@@ -124,5 +124,7 @@ def check_leaderboard(results: Path, path: Path) -> None:
     found = path.read_text(encoding="utf-8").splitlines()
     if found == expected:
         return
-    line = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(min(found, expected, key=len)))
+    line = next(
+        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(min(found, expected, key=len))
+    )
     raise RiebenchError(f"{path} is stale from line {line + 1} on; make it anew with `riebench leaderboard`")

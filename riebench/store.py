@@ -150,7 +150,9 @@ class RunFolder:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise StoreError(f"{self.path / RUN_FILE}: spec.{where}: {first['msg']}; was it made by another version?") from error
+            raise StoreError(
+                f"{self.path / RUN_FILE}: spec.{where}: {first['msg']}; was it made by another version?"
+            ) from error
 
     @property
     def provenance(self) -> dict[str, Any]:

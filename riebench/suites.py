@@ -22,6 +22,9 @@ REQUIRED_REGIONS: dict[str, tuple[str, ...]] = {
 }
 """Region rule -> the region keys an example must state."""
 
+DEFAULT_MODELS: dict[str, str] = {"toy": "toy-turbo"}
+"""Suite -> preset that it is meant for; all others are for SDXL Turbo."""
+
 FALLBACK_SETTINGS = "sdxl"
 """Whose settings serve a suite that brings none of its own."""
 
@@ -42,6 +45,11 @@ def data_root() -> Path:
 def suite_names() -> tuple[str, ...]:
     """Names of the suites that ship with the package."""
     return tuple(sorted(folder.name for folder in (data_root() / "tasks").iterdir() if folder.is_dir()))
+
+
+def default_model(suite: str) -> str:
+    """The preset a suite is meant for."""
+    return DEFAULT_MODELS.get(suite, "sdxl-turbo")
 
 
 def suite_folder(suite: str) -> Path:
@@ -148,7 +156,9 @@ def _check_unique_ids(folder: Path, tasks: Iterable[EditTask]) -> None:
         for index, example in enumerate(task.examples):
             if example.id in owner:
                 file = folder / f"{task.name}.yaml"
-                raise TaskFileError(f"{file}: examples[{index}].id: {example.id!r} is already used in {owner[example.id]}")
+                raise TaskFileError(
+                    f"{file}: examples[{index}].id: {example.id!r} is already used in {owner[example.id]}"
+                )
             owner[example.id] = f"{task.name}.yaml"
 
 
@@ -169,8 +179,8 @@ def check_prompt_lengths(tasks: Iterable[EditTask], count: TokenCounter, limit: 
                 n = count(prompt)
                 if n > limit:
                     raise RiebenchError(
-                        f"{task.suite}/{task.name}.yaml: {example.id}: {key} has {n} tokens and the model reads {limit};"
-                        " shorten it, its end would be cut off"
+                        f"{task.suite}/{task.name}.yaml: {example.id}: {key} has {n} tokens, of which the model reads "
+                        f"{limit}; shorten it, its end would be cut off"
                     )
 
 
@@ -223,5 +233,7 @@ def load_setting(path: Path) -> Setting:
         raise TaskFileError(f"{path}: name: follows from the file's name; leave the key out")
     setting = validate(Setting, {**data, "name": path.stem}, path)
     if setting.method not in METHODS:
-        raise TaskFileError(f"{path}: method: unknown method {setting.method!r}{near_match(setting.method, METHODS.names())}")
+        raise TaskFileError(
+            f"{path}: method: unknown method {setting.method!r}{near_match(setting.method, METHODS.names())}"
+        )
     return setting

@@ -253,9 +253,7 @@ def per_method(found: list[Configuration]) -> tuple[str, str]:
         power = detectable_difference(list(configuration.example_means("clip_gain").values()))
         smallest = "–" if power is None else TABLE_METRICS["clip_gain"].number(power)
         counts = f"{configuration.failed} failed, {configuration.skipped} skipped"
-        table.append(
-            [configuration.label, configuration.access or "–", *(cell(c) for c in cells), smallest, counts]
-        )
+        table.append([configuration.label, configuration.access or "–", *(cell(c) for c in cells), smallest, counts])
     header = ["setting", "sees", *metrics, "detectable clip_gain", "not made"]
     legend = "\n".join(f"- `{metric}`: {TABLE_METRICS[metric].title}" for metric in metrics)
     explained = (
@@ -350,3 +348,11 @@ def write_tables(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]
         write_atomic(path.with_suffix(".csv"), table.encode())
         written.append(path)
     return written
+
+
+def write_all(folders: Iterable[RunFolder]) -> list[Path]:
+    """Writes the tables of every suite and model among some run folders; returns the Markdown files."""
+    groups: dict[Path, list[RunFolder]] = {}
+    for folder in folders:
+        groups.setdefault(folder.path.parent, []).append(folder)
+    return [path for model_folder, group in sorted(groups.items()) for path in write_tables(model_folder, group)]

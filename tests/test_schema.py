@@ -111,6 +111,8 @@ def test_registry_answers_with_near_matches() -> None:
 
 
 def test_schema_and_registry_need_no_torch() -> None:
-    code = "import sys, riebench.schema, riebench.registry, riebench.suites, riebench.cli; print('torch' in sys.modules)"
+    code = (
+        "import sys, riebench.schema, riebench.registry, riebench.suites, riebench.cli; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -115,7 +115,9 @@ def test_a_changed_example_replaces_its_old_record(folder: RunFolder) -> None:
 def test_another_identity_is_refused_with_the_fields_named(folder: RunFolder) -> None:
     with folder.writing():
         pass
-    with pytest.raises(IdentityError, match=r"model\.steps is 4 there and 1 here; params\.n_features is 20 there and 5 here"):
+    with pytest.raises(
+        IdentityError, match=r"model\.steps is 4 there and 1 here; params\.n_features is 20 there and 5 here"
+    ):
         RunFolder(folder.path, make_spec(steps=1, params={"n_features": 5}))
     RunFolder(folder.path, make_spec(strengths=(1.0, 4.0)))  # a further strength continues the run
 

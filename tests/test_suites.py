@@ -41,7 +41,12 @@ def write(folder: Path, text: str, name: str = "change_object.yaml") -> Path:
 
 def test_a_good_file_loads(tmp_path: Path) -> None:
     task = load_task(write(tmp_path, GOOD))
-    assert (task.name, task.category, task.region_rule, len(task.examples)) == ("change_object", "change_object", "edit", 2)
+    assert (task.name, task.category, task.region_rule, len(task.examples)) == (
+        "change_object",
+        "change_object",
+        "edit",
+        2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,12 +59,20 @@ def test_a_good_file_loads(tmp_path: Path) -> None:
         ("version: 1\n", "", "version: is missing"),
         ("    source_region: cat\n", "", "source_region is missing"),
         ("source_region: cat", "source_region: dog", "source_region: 'dog' does not occur in the source prompt"),
-        ("target_region: dog", "target_region: dgo", r"'dgo' does not occur in the target prompt \(did you mean 'dog'\?\)"),
+        (
+            "target_region: dog",
+            "target_region: dgo",
+            r"'dgo' does not occur in the target prompt \(did you mean 'dog'\?\)",
+        ),
         ("target: a red dog", "target: A  red cat", "the same prompt"),
         ("id: two", "id: one", "'one' is already used"),
         ("  - id: one", "\t- id: one", "line 4: a tab"),
         ("version: 1", "version: 1\nversion: 2", "line 3: key 'version' is given twice"),
-        ("    source: a red cat", "    source: a red cat\n    source: a red cow", "line 6: key 'source' is given twice"),
+        (
+            "    source: a red cat",
+            "    source: a red cat\n    source: a red cow",
+            "line 6: key 'source' is given twice",
+        ),
         ("source: a red cat", "source: [a red cat", "line"),
         ("source: a red cat", "source: 7", r"examples\[0\]\.source: Input should be a valid string, not 7"),
         ("id: one", "id: ../one", r"examples\[0\]\.id"),
@@ -128,7 +141,7 @@ def test_content_hash_follows_the_content(tmp_path: Path) -> None:
 def test_prompts_that_would_be_cut_are_refused() -> None:
     tasks = load_suite("toy", limit=1)
     check_prompt_lengths(tasks, lambda prompt: len(prompt.split()) + 2, 32)
-    with pytest.raises(RiebenchError, match=r"has \d+ tokens and the model reads 5"):
+    with pytest.raises(RiebenchError, match=r"has \d+ tokens, of which the model reads 5"):
         check_prompt_lengths(tasks, lambda prompt: len(prompt.split()) + 2, 5)
 
 

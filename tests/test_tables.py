@@ -65,7 +65,7 @@ def test_detectable_difference_of_the_definition() -> None:
 def test_cells_carry_scored_and_expected(filled: RunFolder) -> None:
     with filled.writing(plan=[make_key(example_id="late")]) as run:
         run.append(EditRecord(key=make_key(example_id="late"), status="error", reason="failed"))
-    whole = [c for c in configurations(RunFolder(filled.path)) if c.block_set == "all"][0]
+    whole = next(c for c in configurations(RunFolder(filled.path)) if c.block_set == "all")
     row = whole.row("clip_gain", "change_object")
     assert (row.n_scored, row.n_expected, row.n_examples) == (3, 4, 4)
     assert row.mean == pytest.approx(0.06 / 4)  # the failed one counts as an unchanged picture

@@ -115,7 +115,11 @@ def task_text(category: str) -> str:
             scenes = _edit(category, pair, rng)
         seen.add(scenes)
         source, target = matched_captions(*scenes, CATEGORY_ATTRIBUTE[category], rng)
-        lines = [f"  - id: toy-{category.replace('_', '-')}-{number:02d}", f"    source: {source}", f"    target: {target}"]
+        lines = [
+            f"  - id: toy-{category.replace('_', '-')}-{number:02d}",
+            f"    source: {source}",
+            f"    target: {target}",
+        ]
         lines += [f"    {key}: {word}" for key, word in regions(category, source, target).items()]
         lines.append("    attributes:")
         lines += [f"      {side}: {_flow(scene)}" for side, scene in zip(("source", "target"), scenes, strict=True)]

@@ -1,0 +1,5 @@
+"""`python -m riebench` is the `riebench` command."""
+
+from riebench.cli import main
+
+main()

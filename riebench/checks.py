@@ -1,0 +1,87 @@
+"""Everything `riebench tasks check` looks at in one suite: tasks, prompts' lengths, settings, methods, blocks."""
+
+from __future__ import annotations
+
+from riebench.blocks import module_path
+from riebench.errors import RiebenchError, TaskFileError
+from riebench.schema import Setting
+from riebench.suites import (
+    TokenCounter,
+    check_prompt_lengths,
+    default_model,
+    load_settings,
+    load_suite,
+    settings_folder,
+)
+
+
+def check_suite(suite: str) -> str:
+    """Loads and checks a suite and the official settings that go with it.
+
+    Args:
+        suite: a shipped suite's name, or a folder.
+
+    Returns:
+        One line saying what was found.
+
+    Raises:
+        RiebenchError: for the first thing that is wrong; names file, key and nearest match.
+    """
+    tasks = load_suite(suite)
+    count, limit = token_counter(default_model(suite))
+    check_prompt_lengths(tasks, count, limit)
+    settings = load_settings(suite)
+    for setting in settings:
+        check_setting(setting, f"{settings_folder(suite) / setting.name}.yaml")
+    examples = sum(len(task.examples) for task in tasks)
+    return f"{suite}: {len(tasks)} tasks, {examples} examples, {len(settings)} settings: all good"
+
+
+def check_setting(setting: Setting, where: str) -> None:
+    """Checks blocks, parameters and access letters against the method.
+
+    Args:
+        setting: what to check.
+        where: its file, for messages.
+
+    Raises:
+        TaskFileError: naming the file and what is wrong.
+    """
+    from riebench.methods.base import get_method
+
+    method = get_method(setting.method)
+    try:
+        for block in setting.blocks:
+            module_path(block)
+        method.check(setting.params)
+    except RiebenchError as error:
+        raise TaskFileError(f"{where}: {error}") from error
+    if set(setting.access) != set(method.access):
+        raise TaskFileError(f"{where}: access: {setting.access!r}, but method {method.name!r} sees {method.access!r}")
+
+
+def token_counter(model: str) -> tuple[TokenCounter, int]:
+    """How a preset's text encoders count a prompt, without loading the model.
+
+    Args:
+        model: a preset's name.
+
+    Returns:
+        The counter (start and end tokens included), and how many tokens are read.
+    """
+    from riebench.models import PRESETS
+
+    source = PRESETS[model].source
+    if source.startswith("asset:"):
+        from transformers import CLIPTokenizer
+
+        from riebench.toyworld.assets import asset_folder
+
+        folder = asset_folder(source.removeprefix("asset:"))
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+        return (lambda prompt: len(tokenizer(prompt).input_ids)), int(tokenizer.model_max_length)
+    # SDXL's two tokenizers split text alike, and open_clip carries the same vocabulary in its package.
+    from open_clip.tokenizer import SimpleTokenizer
+
+    clip = SimpleTokenizer()
+    return (lambda prompt: len(clip.encode(prompt)) + 2), int(clip.context_length)

@@ -1,0 +1,190 @@
+"""The main job: from a suite's files to pictures, scores, tables and leaderboard, in one repeatable call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from riebench.blocks import module_path, short_name
+from riebench.checks import check_setting
+from riebench.errors import RiebenchError, near_match
+from riebench.leaderboard import write_leaderboard
+from riebench.provenance import provenance
+from riebench.schema import EditTask, Setting
+from riebench.store import REDO_MODES, Redo, RunFolder, run_folders
+from riebench.suites import check_prompt_lengths, default_model, load_settings, load_suite
+from riebench.tables import configurations, write_tables
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `riebench run` was asked for; the fields are its options."""
+
+    suite: str = "toy"
+    settings: tuple[str, ...] = ()
+    model: str | None = None
+    sae: str | None = None
+    blocks: str | None = None
+    categories: tuple[str, ...] = ()
+    steps: int | None = None
+    guidance: float | None = None
+    seeds: tuple[int, ...] = (0,)
+    limit: int | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    results: Path = Path("results")
+    leaderboard: Path = Path("leaderboard.md")
+    redo: str = "missing"
+    offline: bool = False
+
+    @property
+    def redo_mode(self) -> Redo:
+        """`redo`, checked.
+
+        Raises:
+            RiebenchError: if it is no such word.
+        """
+        for mode in REDO_MODES:
+            if mode == self.redo:
+                return mode
+        raise RiebenchError(f"--redo {self.redo!r}{near_match(self.redo, REDO_MODES)}")
+
+    def plan(self) -> tuple[tuple[EditTask, ...], tuple[Setting, ...]]:
+        """Reads and checks everything that needs no model, so that slips show before minutes are spent.
+
+        Raises:
+            RiebenchError: for anything unknown or malformed.
+        """
+        tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
+        settings = tuple(self._with_options(setting) for setting in load_settings(self.suite, self.settings))
+        for setting in settings:
+            check_setting(setting, setting.name)
+        return tasks, settings
+
+    def _with_options(self, setting: Setting) -> Setting:
+        changes: dict[str, object] = {}
+        if self.sae is not None:
+            changes["sae"] = self.sae
+        if self.blocks is not None and setting.blocks:
+            changes.update(blocks_option(self.blocks))
+        return Setting.model_validate({**setting.model_dump(), **changes})
+
+    def run(self, say: Say) -> None:
+        """Does all of it and prints the per-block table and where everything is.
+
+        Args:
+            say: receives lines for people.
+
+        Raises:
+            RiebenchError: for anything the user can mend. What is finished is kept.
+        """
+        started = time.monotonic()
+        redo = self.redo_mode
+        tasks, settings = self.plan()
+        folders = self._generate(tasks, settings, redo, say)
+        from riebench.scoring import score
+
+        report = score(folders, tasks, device=pick_device(self.device))
+        say(report.summary)
+        model_folder = folders[0].path.parent
+        group = [folder for folder in run_folders(self.results) if folder.path.parent == model_folder]
+        written = write_tables(model_folder, group)
+        write_leaderboard(self.results, self.leaderboard)
+        print_per_block(group)
+        say(f"pictures and records  {model_folder}/")
+        say(f"tables                {', '.join(str(path) for path in written)}")
+        say(f"leaderboard           {self.leaderboard}")
+        say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
+
+    def _generate(
+        self, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], redo: Redo, say: Say
+    ) -> list[RunFolder]:
+        from riebench.models import load_model
+        from riebench.runner import run_benchmark
+
+        name = self.model or default_model(self.suite)
+        device = pick_device(self.device)
+        say(f"loading {name} on {device}")
+        model = load_model(
+            name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=device, offline=self.offline
+        )
+        tokenizer = model.pipe.tokenizer
+        check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt).input_ids), int(tokenizer.model_max_length))
+        return run_benchmark(
+            tasks,
+            settings,
+            model,
+            results_root=self.results,
+            seeds=self.seeds,
+            batch_size=self.batch_size,
+            redo=redo,
+            offline=self.offline,
+            provenance=provenance(device=device),
+        )
+
+
+def blocks_option(text: str) -> dict[str, object]:
+    """What `--blocks` changes in a setting.
+
+    Args:
+        text: "each", "together", "both", or block names with commas between (edited together).
+
+    Raises:
+        RiebenchError: for an unknown block; names the nearest match.
+    """
+    if text in ("each", "together", "both"):
+        return {"block_mode": text}
+    names = tuple(short_name(module_path(part.strip())) for part in text.split(",") if part.strip())
+    if not names:
+        raise RiebenchError("--blocks is empty: write each, together, both, or block names with commas between")
+    return {"blocks": names, "block_mode": "together"}
+
+
+def pick_device(device: str) -> str:
+    """The device that "auto" means here; any other name is returned as it is.
+
+    Raises:
+        RiebenchError: if CUDA is asked for and missing.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RiebenchError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+    return device
+
+
+def print_per_block(folders: list[RunFolder]) -> None:
+    """Prints the per-block table to standard output: alignment by category, preservation and judge over all."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from riebench.tables import EVERYTHING, TABLE_METRICS, present_categories, present_metrics
+
+    found = [configuration for folder in folders for configuration in configurations(folder)]
+    categories = present_categories(found)
+    others = [metric for metric in present_metrics(found) if metric != "clip_gain"]
+    table = Table(title="CLIP alignment gain x100 by category; over all categories: the other metrics")
+    for heading in ("setting", "blocks"):
+        table.add_column(heading, no_wrap=True)
+    for heading in [*(category.removeprefix("change_") for category in categories), EVERYTHING, *others, "scored"]:
+        table.add_column(heading, justify="right")
+    for configuration in found:
+        rows = [configuration.row("clip_gain", category) for category in (*categories, EVERYTHING)]
+        cells = [("–" if row.mean is None else TABLE_METRICS["clip_gain"].number(row.mean)) for row in rows]
+        for metric in others:
+            mean = configuration.row(metric, EVERYTHING).mean
+            cells.append("–" if mean is None else TABLE_METRICS[metric].number(mean))
+        table.add_row(
+            configuration.label, configuration.block_set, *cells, f"{rows[-1].n_scored}/{rows[-1].n_expected}"
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
