@@ -25,6 +25,18 @@ BRANCHES: tuple[Branch, ...] = ("both", "conditional", "all")
 half alone, or add to both halves."""
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What a term's values stand for (see `Term`); with neither, they are the site's own channels."""
+
+    directions: Tensor | None = None
+    columns: Tensor | None = None
+
+
+CHANNELS = Basis()
+"""The site's own channels."""
+
+
 class SiteEdit(Protocol):
     """What one picture's edit adds at one site."""
 
@@ -185,8 +197,8 @@ def transfer(
     target_positions: Tensor,
     source_positions: Tensor,
     *,
-    target_basis: Mapping[str, Tensor] | None = None,
-    source_basis: Mapping[str, Tensor] | None = None,
+    target_basis: Basis = CHANNELS,
+    source_basis: Basis = CHANNELS,
     values: str = "position",
     add_at: str = "target",
     add_only: bool = False,
@@ -198,7 +210,7 @@ def transfer(
         source: float32 [T, Ps, r], what is taken away, at the source positions.
         target_positions: int64 [Pt].
         source_positions: int64 [Ps].
-        target_basis: `directions` or `columns` of the a added values (see `Term`).
+        target_basis: what the a added values stand for.
         source_basis: the same for the r removed ones.
         values: "position" keeps each position's own values, "mean" puts their mean at every position.
         add_at: "target" adds at the target positions; "source" adds the mean at the source positions.
@@ -215,10 +227,15 @@ def transfer(
     added = Term(
         source_positions if moved else target_positions,
         _mean(target) if moved or values == "mean" else target,
-        **(target_basis or {}),
+        target_basis.directions,
+        target_basis.columns,
     )
     removed = Term(
-        source_positions, _mean(source) if values == "mean" else source, sign=-1.0, **(source_basis or {})
+        source_positions,
+        _mean(source) if values == "mean" else source,
+        source_basis.directions,
+        source_basis.columns,
+        sign=-1.0,
     )
     return Placed((added,) if add_only else (added, removed))
 

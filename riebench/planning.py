@@ -11,13 +11,13 @@ from typing import Any
 
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, RiebenchError
+from riebench.hooks import known_sites
 from riebench.methods.base import Method, get_method
 from riebench.models import LoadedModel
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import model_saes
 from riebench.schema import EditExample, EditTask, RunSpec, Setting, UnitKey, block_set_name, noise_seed
 from riebench.store import REDO_MODES, RunFolder, run_path
-from riebench.trace import known_sites
 
 MODEL_FILE = "model.json"
 PACKAGES = ("riebench", "torch", "diffusers", "transformers")
@@ -149,12 +149,13 @@ def prepare(
 
 def claim_shared(folder: RunFolder, model: LoadedModel, regions: str) -> None:
     """Notes which model and regions the shared pictures and masks belong to, or refuses those of another."""
-    wanted = {"model": model.spec.model_dump(mode="json", exclude={"name"}), "regions": regions}
+    model_fields = model.spec.model_dump(mode="json", exclude={"name"})
+    wanted = {"model": model_fields, "regions": regions}
     stored = folder.shared.read_json(MODEL_FILE)
     if stored is None:
         folder.shared.write_json(MODEL_FILE, wanted)
     elif stored != wanted:
-        there, here = ({"regions": value["regions"], **value["model"]} for value in (stored, wanted))
+        there, here = {**stored["model"], "regions": stored["regions"]}, {**model_fields, "regions": regions}
         parts = [f"{name} is {there.get(name)} there and {here[name]} here" for name in here
                  if there.get(name) != here[name]]  # fmt: skip
         raise IdentityError(

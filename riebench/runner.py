@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -22,13 +23,13 @@ from riebench.blocks import ATTENTION, kind, short_name, unit_site
 from riebench.edits import Edit
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, GenerationResult, Generator
+from riebench.hooks import known_sites, unit_layers
 from riebench.methods.base import EditContext, ExampleRuns, Reuse
 from riebench.models import LoadedModel
 from riebench.planning import Prepared, Unit, Work, check_request, claim_shared, plan, prepare, versions, works_of
 from riebench.regions import RegionMasks, View, make_masks, needs_attention
 from riebench.schema import BLOCKS, BlockFeatures, EditRecord, EditTask, Setting
 from riebench.store import Redo, RunFolder
-from riebench.trace import known_sites, unit_layers
 
 __all__ = ["Runner", "plan", "run_benchmark"]
 
@@ -297,12 +298,13 @@ class Runner:
         if stored is not None:
             return RegionMasks.from_json(stored)
         example = work.example
-        views = [
-            self._view(prompt, pair, row)
-            for prompt, row in ((example.source, index), (example.target, index + count))
-        ]
         masks = make_masks(
-            work.task.region_rule, example.source_region, example.target_region, *views, provider=self.regions
+            work.task.region_rule,
+            example.source_region,
+            example.target_region,
+            self._view(example.source, pair, index),
+            self._view(example.target, pair, index + count),
+            self.regions,
         )
         self.shared.write_json(name, masks.to_json(self.regions))
         return masks
@@ -316,7 +318,8 @@ class Runner:
         def positions(words: str | None) -> Sequence[int]:
             return self.generator.token_positions(prompt, prompt if words is None else words)
 
-        return View(prompt, pair.images[row], sum(same) / len(same) if same else None, grid, positions)
+        attention = torch.stack(same).mean(0) if same else None
+        return View(prompt, pair.images[row], attention, grid, positions)
 
     @property
     def _unit_layers(self) -> dict[str, int]:

@@ -17,9 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from riebench.blocks import ATTENTION, UNITS, kind, module_path, short_name
+from riebench.blocks import ATTENTION, RESIDUAL, UNITS, kind, short_name
 from riebench.edits import Edit
 from riebench.errors import RiebenchError, near_match
+from riebench.hooks import Hooks, find_module, hooked
 
 What = Literal["input", "output", "update", "attention"]
 KINDS: tuple[What, ...] = ("input", "output", "update", "attention")
@@ -118,7 +119,7 @@ def capture(
             raise RiebenchError(f"cannot capture {what!r}{near_match(what, KINDS)}")
     trace = Trace()
     names = [short_name(site) for site in sites]
-    with _hooks(unet, names, steps) as hooks:
+    with hooked(unet, names, steps) as hooks:
 
         def store(site: str, what: str, values: Tensor) -> None:
             trace.add(site, what, values, guided=guided, unconditional=unconditional)
@@ -147,106 +148,18 @@ def intervene(
     active = {index: edit for index, edit in enumerate(edits) if edit is not None and not edit.empty}
     sites = list(dict.fromkeys(short_name(site) for edit in active.values() for site in edit.sites))
     rows = {site: {i: e for i, e in active.items() if site in e.sites} for site in sites}
-    with _hooks(unet, sites, steps) as hooks:
+    with hooked(unet, sites, steps) as hooks:
         for site in sites:
             _edit_site(hooks, site, rows[site], len(edits), guided)
         yield
-
-
-def known_sites(unet: nn.Module) -> tuple[str, ...]:
-    """Short names of all blocks of a U-Net."""
-    found = []
-    for path, _ in unet.named_modules():
-        parts = path.split(".")
-        if parts[-1].isdigit() and len(parts) >= 3 and parts[-2] in ("attentions", "resnets"):
-            found.append(short_name(path))
-    return tuple(found)
-
-
-def unit_layers(unet: nn.Module, block: str) -> int:
-    """Number of transformer layers in an attention block.
-
-    Raises:
-        RiebenchError: if the block is missing or has none.
-    """
-    module = _module(unet, block)
-    layers = getattr(module, "transformer_blocks", None)
-    if layers is None:
-        raise RiebenchError(f"{block} has no feed-forward units; only attention blocks have")
-    return len(layers)
-
-
-class _Hooks:
-    """Hooks on one U-Net, with the count of calls per site."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
-        self.calls = 0
-        self.seen: dict[str, int] = {}
-        self.handles: list[Any] = []
-
-    @property
-    def step(self) -> int:
-        """The running step, from 0."""
-        return self.calls - 1
-
-    def before(self, module: nn.Module, function: Any) -> None:
-        """Calls `function(positional arguments, keyword arguments)` before the module."""
-        self.handles.append(
-            module.register_forward_pre_hook(lambda _module, args, kwargs: function(args, kwargs), with_kwargs=True)
-        )
-
-    def after(self, module: nn.Module, function: Any) -> None:
-        """Calls `function(arguments, output)` after the module; what it returns, if not None, is the new output."""
-        self.handles.append(module.register_forward_hook(lambda _module, args, output: function(args, output)))
-
-    def count(self, site: str) -> None:
-        """Notes one call of a site."""
-        self.seen[site] = self.seen.get(site, 0) + 1
-
-    def check(self, names: Sequence[str], steps: int | None) -> None:
-        """Refuses a wrong number of calls."""
-        if steps is not None and self.calls != steps:
-            raise RiebenchError(f"expected {steps} U-Net calls, saw {self.calls}; one generation per capture or edit")
-        for name in names:
-            if self.seen.get(name, 0) != self.calls:
-                raise RiebenchError(f"{name} ran {self.seen.get(name, 0)} times in {self.calls} U-Net calls")
-
-
-@contextmanager
-def _hooks(unet: nn.Module, names: Sequence[str], steps: int | None) -> Iterator[_Hooks]:
-    for name in names:
-        _module(unet, name)
-    hooks = _Hooks(unet)
-
-    def count(args: Any, kwargs: Any) -> None:
-        hooks.calls += 1
-
-    try:
-        hooks.before(unet, count)
-        for name in names:
-            hooks.after(_module(unet, name), lambda args, output, name=name: hooks.count(name))
-        yield hooks
-    finally:
-        for handle in hooks.handles:
-            handle.remove()
-    hooks.check(names, steps)
-
-
-def _module(unet: nn.Module, name: str) -> nn.Module:
-    try:
-        return unet.get_submodule(module_path(name))
-    except AttributeError as error:
-        sites = known_sites(unet)
-        raise RiebenchError(f"the U-Net has no block {name}{near_match(name.split('.ff.')[0], sites)}") from error
 
 
 def _first(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _capture_site(hooks: _Hooks, name: str, keep: Sequence[What], store: Any, trace: Trace) -> None:
-    module = _module(hooks.unet, name)
+def _capture_site(hooks: Hooks, name: str, keep: Sequence[What], store: Any, trace: Trace) -> None:
+    module = find_module(hooks.unet, name)
     if kind(name) == UNITS:
         hooks.after(module, lambda args, output: store(name, "update", _first(output)))
         return
@@ -282,7 +195,7 @@ def _skip(module: nn.Module, hidden: Tensor) -> Tensor:
     return hidden if shortcut is None else shortcut(hidden)
 
 
-def _capture_attention(hooks: _Hooks, name: str, block: nn.Module, store: Any) -> None:
+def _capture_attention(hooks: Hooks, name: str, block: nn.Module, store: Any) -> None:
     layers = [module for path, module in block.named_modules() if path.endswith(".attn2")]
     if not layers:
         raise RiebenchError(f"{name} has no text attention")
@@ -322,8 +235,8 @@ def text_attention(attention: Any, hidden: Tensor, text: Tensor) -> Tensor:
     return weights.unflatten(0, (hidden.shape[0], attention.heads)).mean(1)
 
 
-def _edit_site(hooks: _Hooks, name: str, edits: dict[int, Edit], batch: int, guided: bool) -> None:
-    module = _module(hooks.unet, name)
+def _edit_site(hooks: Hooks, name: str, edits: dict[int, Edit], batch: int, guided: bool) -> None:
+    module = find_module(hooks.unet, name)
     point = module.get_submodule("proj_out") if kind(name) == ATTENTION else module
 
     def change(args: Any, output: Any) -> Any:
@@ -332,7 +245,7 @@ def _edit_site(hooks: _Hooks, name: str, edits: dict[int, Edit], batch: int, gui
         if values.shape[0] != expected:
             raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // (2 if guided else 1)} pictures")
         live = values
-        if kind(name) == "residual":
+        if kind(name) == RESIDUAL:
             live = values - _skip(module, args[0])
         changed = values.clone()
         for index, edit in edits.items():

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from riebench.blocks import unit_site
-from riebench.edits import Branch, Edit, Placed, SiteEdit, Term, transfer
+from riebench.edits import Basis, Branch, Edit, Placed, SiteEdit, Term, transfer
 from riebench.errors import RiebenchError
 from riebench.methods.base import EditContext, method
 from riebench.selection import choose, means, unit_normalised
@@ -114,7 +114,7 @@ def neurons(
             sites[site] = transfer(
                 runs.masked("target", site)[..., add], runs.masked("source", site)[..., remove],
                 runs.positions("target", site), runs.positions("source", site),
-                target_basis={"columns": add}, source_basis={"columns": remove}, values=values, add_only=add_only,
+                target_basis=Basis(columns=add), source_basis=Basis(columns=remove), values=values, add_only=add_only,
             )  # fmt: skip
     return _within_budget(Edit(sites, branch=branch))
 

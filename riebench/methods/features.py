@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from riebench.edits import Adaptive, Branch, Edit, Placed, SiteEdit, transfer
+from riebench.edits import Adaptive, Basis, Branch, Edit, Placed, SiteEdit, transfer
 from riebench.methods.base import EditContext, method
 from riebench.selection import Choice, choose, means
 
@@ -96,8 +96,8 @@ def feature_transfer(
         runs.codes("source", block, autoencoder)[..., remove],
         runs.positions("target", block),
         runs.positions("source", block),
-        target_basis={"directions": autoencoder.directions[add]},
-        source_basis={"directions": autoencoder.directions[remove]},
+        target_basis=Basis(directions=autoencoder.directions[add]),
+        source_basis=Basis(directions=autoencoder.directions[remove]),
         values=values,
         add_at=add_at,
         add_only=add_only,

@@ -57,6 +57,13 @@ class SparseAutoencoder(nn.Module):
         sha256: str = "",
     ) -> None:
         super().__init__()
+        self.encoder: Tensor
+        self.directions: Tensor
+        self.row_scale: Tensor
+        self.pre_bias: Tensor
+        self.decoder_bias: Tensor
+        self.latent_bias: Tensor
+        self.threshold: Tensor | None
         _check(encoder, directions, pre_bias, decoder_bias, latent_bias, threshold)
         n, d = encoder.shape
         if activation == "topk" and (k is None or not 1 <= k <= n):
@@ -68,11 +75,8 @@ class SparseAutoencoder(nn.Module):
         lengths = directions.float().norm(dim=1)
         if not bool((lengths > 0).all()):
             raise RiebenchError(f"{int((lengths == 0).sum())} of {n} SAE directions are zero; the file is damaged")
-        self.encoder: Tensor
-        self.directions: Tensor
         self.register_buffer("encoder", encoder.float().contiguous())
         self.register_buffer("directions", (directions.float() / lengths[:, None]).contiguous())
-        # A trained decoder has length 1 up to its last optimiser step: such rows are stored as they are.
         self.register_buffer("row_scale", lengths)
         self.register_buffer("pre_bias", pre_bias.float())
         self.register_buffer("decoder_bias", decoder_bias.float())
@@ -131,6 +135,7 @@ class SparseAutoencoder(nn.Module):
         if self.activation == "relu":
             return p.relu()
         if self.activation == "jump":
+            assert self.threshold is not None
             return p.relu() * (p > self.threshold)
         assert self.k is not None
         values, indices = p.topk(self.k, dim=-1)
