@@ -1,0 +1,72 @@
+"""`python -m riebench.toyworld`: makes and measures the toy world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from riebench.errors import RiebenchError
+
+app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+STAGES = ("vae", "base", "turbo", "clip", "judge", "saes")
+
+
+@app.command()
+def train(
+    what: Annotated[str, typer.Argument(help="vae, base, turbo, clip, judge, saes or all")],
+    work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    compile: Annotated[bool, typer.Option(help="compile the U-Net: minutes to start, then faster")] = False,
+    assets: Annotated[Path | None, typer.Option(help="where finished models go; the package's own by default")] = None,
+) -> None:
+    """Trains one model or all of them; the same command again goes on where it stopped."""
+    if what not in (*STAGES, "all"):
+        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join(STAGES)}, all")
+    from riebench.toyworld.make import make
+
+    for stage in STAGES if what == "all" else (what,):
+        make(stage, work, device=device, compiled=compile, assets=assets)
+
+
+@app.command()
+def evaluate(
+    limit: Annotated[int | None, typer.Option(help="at most so many pictures of each kind")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
+) -> None:
+    """Measures every figure of the model card and compares it with its bar."""
+    from riebench.toyworld.evaluate import BARS, verdicts
+    from riebench.toyworld.evaluate import evaluate as measure
+
+    figures = measure(limit)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    for key, passed in verdicts(figures).items():
+        typer.echo(f"{key:18} {figures[key]:.4f}  (bar {BARS[key]:.2f}, {'cleared' if passed else 'MISSED'})")
+    if not all(verdicts(figures).values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def tasks(folder: Annotated[Path, typer.Argument(help="where the nine files go")] = Path("tasks/toy")) -> None:
+    """Makes the toy suite's task files anew."""
+    from riebench.toyworld.tasks import write_tasks
+
+    for path in write_tasks(folder):
+        typer.echo(path)
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except RiebenchError as error:
+        typer.echo(f"riebench.toyworld: {error}", err=True)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

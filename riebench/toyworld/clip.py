@@ -1,0 +1,132 @@
+"""The toy CLIP: trained here, stored in open_clip's own folder layout and loaded by open_clip's own factory."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from riebench.toyworld.augment import augment
+from riebench.toyworld.captions import caption, vocabulary
+from riebench.toyworld.data import Pool
+from riebench.toyworld.scenes import ATTRIBUTES, Scene
+from riebench.toyworld.training import Stage, fit, step_generator
+
+SEED = 51
+CONFIG = {"steps": 1600, "batch": 96, "learning_rate": 1.5e-3, "seed": SEED}
+CONTEXT = 32
+EMBED_DIM = 96
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level tokenizer over the grammar's words; the end token has the highest id."""
+    splitter = pre_tokenizers.Whitespace()
+    words = sorted({piece for word in vocabulary() for piece, _ in splitter.pre_tokenize_str(word)})
+    vocab = {token: i for i, token in enumerate(["<pad>", "<unk>", *words, "<start>", "<end>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = splitter
+    special = [("<start>", vocab["<start>"]), ("<end>", vocab["<end>"])]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<start>", eos_token="<end>"
+    )
+
+
+def model_config() -> dict[str, Any]:
+    """The architecture in open_clip's terms: a small ResNet for pictures, a small transformer for captions."""
+    return {
+        "embed_dim": EMBED_DIM,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
+        "text_cfg": {
+            "context_length": CONTEXT, "vocab_size": len(build_tokenizer()), "width": 96, "heads": 4, "layers": 3,
+            "hf_tokenizer_name": "toy", "tokenizer_kwargs": {"clean": "lower"},
+        },
+    }  # fmt: skip
+
+
+class _WithHeads(nn.Module):
+    """CLIP and, in training only, linear heads that read the attributes off its picture features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = model_config()
+        text = {k: v for k, v in config["text_cfg"].items()}
+        self.clip = CLIP(EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=text)
+        self.heads = nn.ModuleList([nn.Linear(EMBED_DIM, len(values)) for values in ATTRIBUTES.values()])
+
+
+def _changed(scene: Scene, rng: random.Random) -> Scene:
+    attribute = rng.choice(list(ATTRIBUTES))
+    return scene.with_value(attribute, rng.choice([v for v in ATTRIBUTES[attribute] if v != getattr(scene, attribute)]))
+
+
+def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
+    """Contrastive training on the second half of the pool.
+
+    Every picture also sees, as a wrong answer, a caption that differs from its own in one attribute.
+    """
+    torch.manual_seed(SEED)
+    model = _WithHeads().to(device)
+    tokenizer = build_tokenizer()
+    first = len(pool.images) // 2
+
+    def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator, rng = step_generator(SEED, step), random.Random(SEED * 10_000_019 + step)
+        indices = first + torch.randint(len(pool.images) - first, (CONFIG["batch"],), generator=generator)
+        scenes = [pool.scene(int(i)) for i in indices]
+        sentences = [caption(s, rng) for s in scenes] + [caption(_changed(s, rng), rng) for s in scenes]
+        images = augment(torch.from_numpy(pool.images[indices.numpy()]), generator)
+        tokens = tokenizer(sentences, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+        labels = torch.from_numpy(pool.labels[indices.numpy()]).long()
+        return images.to(device), tokens.input_ids.to(device), labels.to(device)
+
+    def loss(step: int) -> Tensor:
+        model.train()
+        images, tokens, labels = batch_of(step)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            picture, text = model.clip.encode_image(images).float(), model.clip.encode_text(tokens).float()
+        picture_unit, text_unit = F.normalize(picture, dim=1), F.normalize(text, dim=1)
+        logits = model.clip.logit_scale.exp().clamp(max=100) * picture_unit @ text_unit.T
+        own = torch.arange(len(images), device=device)
+        contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(images)].T, own)
+        reading = [F.cross_entropy(head(picture), labels[:, i]) for i, head in enumerate(model.heads)]
+        return contrast / 2 + 0.5 * torch.stack(reading).mean()
+
+    fit(Stage("clip", CONFIG, model, loss, CONFIG["steps"], CONFIG["learning_rate"], ema_decay=0.995), work)
+    _settle_batch_norm(model.clip, [batch_of(step)[0] for step in range(20)])
+    return model.clip.eval()
+
+
+@torch.no_grad()
+def _settle_batch_norm(clip: CLIP, batches: list[Tensor]) -> None:
+    """The averaged weights need their own running statistics: a plain mean over some batches."""
+    norms = [m for m in clip.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    clip.train()
+    for images in batches:
+        clip.encode_image(images)
+
+
+def save(clip: CLIP, folder: Path) -> None:
+    """Writes the folder that `open_clip.create_model_from_pretrained("local-dir:...")` reads; half precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_cfg": model_config(),
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    state = {k: v.half() if v.is_floating_point() else v for k, v in clip.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "open_clip_model.safetensors")
+    build_tokenizer().save_pretrained(folder)

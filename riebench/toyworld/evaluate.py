@@ -1,0 +1,291 @@
+"""Measures the toy world afresh: every figure of its model card, on scenes no model was trained on."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from riebench.edits import Edit, Placed, Term
+from riebench.generate import Capture, Generator
+from riebench.metrics.lpips import LpipsModel
+from riebench.models import LoadedModel, load_model
+from riebench.saes.formats import load_saes
+from riebench.schema import BLOCKS
+from riebench.toyworld.assets import asset_folder
+from riebench.toyworld.captions import caption
+from riebench.toyworld.data import held_out_scenes
+from riebench.toyworld.judge import Judge
+from riebench.toyworld.render import render
+from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, random_edit
+from riebench.trace import Trace
+
+INNER_BLOCKS = ("down.2.0", "down.2.1", "mid.0", "up.0.0", "up.0.1", "up.0.2")
+Images = NDArray[np.uint8]
+Figures = dict[str, Any]
+
+BARS: dict[str, float] = {
+    "judge_renders": 0.98, "base_accuracy": 0.90, "turbo4_accuracy": 0.88, "turbo1_accuracy": 0.82, "clip_top1": 0.90,
+    "block_effect": 0.02, "patch_reach": 0.60, "sae_ev_1step": 0.80,
+}  # fmt: skip
+"""Figure -> the least it must be for the toy world to be fit for the benchmark."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; `limited` shrinks everything for a quick look.
+
+    Attributes:
+        renders: pictures for the judge.
+        captions: captions for the accuracies.
+        clip_pictures: pictures for the CLIP.
+        effect_captions: captions for the block effects.
+        pairs: source/target pairs a category.
+        sae_captions: captions for the explained variance, in one and four steps.
+        sae_base_captions: the same for toy-base.
+        batch: pictures a batch.
+    """
+
+    renders: int = 2000
+    captions: int = 500
+    clip_pictures: int = 500
+    effect_captions: int = 200
+    pairs: int = 30
+    sae_captions: int = 200
+    sae_base_captions: int = 40
+    batch: int = 50
+
+    @classmethod
+    def limited(cls, limit: int | None) -> Sizes:
+        """At most `limit` of each."""
+        full = cls()
+        if limit is None:
+            return full
+        return cls(**{name: min(limit, value) for name, value in vars(full).items()})
+
+
+def evaluate(limit: int | None = None) -> Figures:
+    """Every figure, keyed as in `BARS` where there is a bar; the rest is detail.
+
+    Args:
+        limit: at most so many pictures, captions and pairs each, for a quick look.
+    """
+    sizes = Sizes.limited(limit)
+    figures: Figures = {"limit": limit}
+    figures |= judge_figures(sizes)
+    figures |= clip_figures(sizes)
+    started = time.perf_counter()
+    turbo, base = load_model("toy-turbo"), load_model("toy-base")
+    load_saes(asset_folder("saes"), BLOCKS, k=SAE_K)
+    Judge.load()
+    figures["load_seconds"] = round(time.perf_counter() - started, 2)
+    turbo1 = load_model("toy-turbo", steps=1)
+    for key, model in (("turbo1", turbo1), ("turbo4", turbo), ("base", base)):
+        figures |= accuracy_figures(key, model, sizes)
+    figures |= speed_figures(turbo1)
+    figures |= block_effects(turbo, sizes)
+    figures |= patch_figures(turbo, sizes)
+    figures |= sae_figures({"1step": turbo1, "4step": turbo, "base": base}, sizes)
+    return figures
+
+
+SAE_K = 16
+"""k of the SAEs that exist for all four blocks."""
+
+
+def _labels(scenes: Sequence[Scene]) -> NDArray[np.int64]:
+    return np.array([scene.labels() for scene in scenes])
+
+
+def _per_attribute(found: NDArray[np.int64], true: NDArray[np.int64]) -> dict[str, float]:
+    return {name: round(float((found[:, i] == true[:, i]).mean()), 4) for i, name in enumerate(ATTRIBUTES)}
+
+
+def judge_figures(sizes: Sizes) -> Figures:
+    """Accuracy of the judge on held-out renders."""
+    scenes = held_out_scenes(sizes.renders, seed=901)
+    images = np.stack([render(scene, 9_000_000 + i).image for i, scene in enumerate(tqdm(scenes, desc="judge"))])
+    accuracy = _per_attribute(Judge.load().labels(images), _labels(scenes))
+    return {"judge_renders": round(float(np.mean(list(accuracy.values()))), 4), "judge_by_attribute": accuracy}
+
+
+def clip_figures(sizes: Sizes) -> Figures:
+    """How often the toy CLIP finds a picture's caption among 100, 10 of which differ in one attribute only."""
+    import open_clip
+
+    name = f"local-dir:{asset_folder('toy-clip')}"
+    model, transform = open_clip.create_model_from_pretrained(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    rng = random.Random(902)
+    hits = near_hits = 0
+    scenes = held_out_scenes(sizes.clip_pictures, seed=903)
+    for i, scene in enumerate(tqdm(scenes, desc="clip")):
+        near: set[Scene] = set()
+        while len(near) < 10:
+            attribute = rng.choice(list(ATTRIBUTES))
+            near.add(scene.with_value(attribute, rng.choice(ATTRIBUTES[attribute])))
+            near.discard(scene)
+        far: set[Scene] = set()
+        while len(far) < 89:
+            far.update(s for s in held_out_scenes(89 - len(far), rng.randrange(2**31)) if s != scene and s not in near)
+        candidates = [scene, *sorted(near, key=str), *sorted(far, key=str)]
+        from PIL import Image
+
+        with torch.inference_mode():
+            picture = model.encode_image(transform(Image.fromarray(render(scene, 9_100_000 + i).image))[None], normalize=True)
+            texts = model.encode_text(tokenizer([caption(s) for s in candidates]), normalize=True)
+        order = (texts @ picture[0]).argsort(descending=True)
+        hits += int(order[0]) == 0
+        near_hits += 1 <= int(order[0]) <= 10
+    return {"clip_top1": round(hits / len(scenes), 4), "clip_near_misses": round(near_hits / len(scenes), 4)}
+
+
+def generate(model: LoadedModel, captions: Sequence[str], sizes: Sizes, label: str, seed: int = 0) -> Images:
+    """Pictures of captions, picture i from seed `seed + i`: uint8 [N, 64, 64, 3]."""
+    generator = Generator(model, cached_prompts=2 * sizes.batch)
+    parts = []
+    for first in tqdm(range(0, len(captions), sizes.batch), desc=label):
+        some = captions[first : first + sizes.batch]
+        parts.append(generator.generate(some, [seed + first + i for i in range(len(some))]).images)
+    return np.concatenate(parts)
+
+
+def accuracy_figures(key: str, model: LoadedModel, sizes: Sizes) -> Figures:
+    """Share of attributes the judge reads off generated pictures as the caption says them."""
+    scenes = held_out_scenes(sizes.captions, seed=904)
+    images = generate(model, [caption(s) for s in scenes], sizes, f"{key} accuracy")
+    accuracy = _per_attribute(Judge.load().labels(images), _labels(scenes))
+    return {f"{key}_accuracy": round(float(np.mean(list(accuracy.values()))), 4), f"{key}_by_attribute": accuracy}
+
+
+def speed_figures(turbo1: LoadedModel) -> Figures:
+    """Seconds for 64 one-step pictures, and how far a picture alone is from the same one in a batch (of 255)."""
+    captions = [caption(s) for s in held_out_scenes(64, seed=905)]
+    generator = Generator(turbo1)
+    generator.generate(captions[:2], [0, 1])
+    started = time.perf_counter()
+    together = generator.generate(captions, list(range(64))).images
+    seconds = time.perf_counter() - started
+    apart = np.concatenate([generator.generate([captions[i]], [i]).images for i in range(0, 64, 8)])
+    difference = np.abs(apart.astype(int) - together[::8].astype(int)).max()
+    return {"turbo1_64_pictures_seconds": round(seconds, 2), "batch_difference": int(difference)}
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    """Takes a block's whole live update away."""
+
+    def delta(self, step: int, live: torch.Tensor) -> torch.Tensor:
+        return -live
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+
+def block_effects(turbo: LoadedModel, sizes: Sizes) -> Figures:
+    """Mean LPIPS to the clean picture when one block adds nothing."""
+    captions = [caption(s) for s in held_out_scenes(sizes.effect_captions, seed=906)]
+    generator, lpips = Generator(turbo, cached_prompts=2 * len(captions)), LpipsModel()
+    effects: dict[str, list[float]] = {block: [] for block in INNER_BLOCKS}
+    for first in tqdm(range(0, len(captions), sizes.batch), desc="block effect"):
+        some = captions[first : first + sizes.batch]
+        seeds = [first + i for i in range(len(some))]
+        clean = generator.generate(some, seeds).images
+        for block in INNER_BLOCKS:
+            edits = [Edit({block: _Dropped()})] * len(some)
+            effects[block].extend(lpips.distance(clean, generator.generate(some, seeds, edits=edits).images))
+    means = {block: round(float(np.mean(values)), 4) for block, values in effects.items()}
+    return {"block_effect": min(means[block] for block in BLOCKS), "block_effect_by_block": means}
+
+
+def _patch(source: Trace, target: Trace, blocks: Sequence[str], index: int) -> Edit:
+    """Adds (target - source) update at every position and step."""
+    sites = {}
+    for block in blocks:
+        values = target.row(block, index) - source.row(block, index)
+        sites[block] = Placed((Term(torch.arange(values.shape[1]), values),))
+    return Edit(sites)
+
+
+def patch_figures(turbo: LoadedModel, sizes: Sizes) -> Figures:
+    """How often patching block updates from the target run brings the target's value of the edited attribute."""
+    rng, generator = random.Random(907), Generator(turbo, cached_prompts=4 * sizes.batch)
+    block_sets = {"all": BLOCKS, **{block: (block,) for block in BLOCKS}}
+    reached: dict[str, dict[str, list[bool]]] = {name: {c: [] for c in CATEGORY_ATTRIBUTE} for name in ("target", *block_sets)}
+    for category in tqdm(CATEGORY_ATTRIBUTE, desc="patch"):
+        pairs = [random_edit(category, rng) for _ in range(sizes.pairs)]
+        seeds = [rng.randrange(2**31) for _ in pairs]
+        wanted = Capture(BLOCKS)
+        source = generator.generate([caption(s) for s, _ in pairs], seeds, capture=wanted)
+        target = generator.generate([caption(t) for _, t in pairs], seeds, capture=wanted)
+        attribute = CATEGORY_ATTRIBUTE[category]
+        _note(reached["target"][category], target.images, pairs, attribute)
+        for name, blocks in block_sets.items():
+            edits = [_patch(source.trace, target.trace, blocks, i) for i in range(len(pairs))]
+            edited = generator.generate([caption(s) for s, _ in pairs], seeds, edits=edits)
+            _note(reached[name][category], edited.images, pairs, attribute)
+    shares = {
+        name: {c: round(float(np.mean(v)), 3) for c, v in by_category.items()} for name, by_category in reached.items()
+    }
+    mean = {name: round(float(np.mean(list(by_category.values()))), 4) for name, by_category in shares.items()}
+    return {"patch_reach": mean["all"], "patch_reach_mean": mean, "patch_reach_by_category": shares}
+
+
+def _note(reached: list[bool], images: Images, pairs: Sequence[tuple[Scene, Scene]], attribute: str) -> None:
+    for found, (_, target) in zip(Judge.load().read(images), pairs, strict=True):
+        reached.append(found[attribute] == getattr(target, attribute))
+
+
+def sae_figures(models: dict[str, LoadedModel], sizes: Sizes) -> Figures:
+    """Explained variance (pooled over dimensions), L0 and dead share of the four SAEs in three settings."""
+    saes = load_saes(asset_folder("saes"), BLOCKS, k=SAE_K)
+    report: dict[str, dict[str, dict[str, float]]] = {}
+    for setting, model in models.items():
+        count = sizes.sae_base_captions if setting == "base" else sizes.sae_captions
+        updates = block_updates(model, [caption(s) for s in held_out_scenes(count, seed=908)], sizes.batch, f"sae {setting}")
+        report[setting] = {block: _sae_report(saes[block], updates[block]) for block in BLOCKS}
+
+    def mean(setting: str) -> float:
+        return round(float(np.mean([entry["ev"] for entry in report[setting].values()])), 4)
+
+    return {
+        **{f"sae_ev_{setting}": mean(setting) for setting in report},
+        "sae_dead_share": max(entry["dead"] for entry in report["1step"].values()),
+        "sae_by_block": report,
+    }
+
+
+def block_updates(model: LoadedModel, captions: Sequence[str], batch: int, label: str) -> dict[str, torch.Tensor]:
+    """All updates of the four blocks: block -> float32 [captions * steps * positions, channels]."""
+    generator = Generator(model, cached_prompts=2 * batch)
+    parts: dict[str, list[torch.Tensor]] = {block: [] for block in BLOCKS}
+    for first in tqdm(range(0, len(captions), batch), desc=label):
+        some = captions[first : first + batch]
+        trace = generator.generate(some, [first + i for i in range(len(some))], capture=Capture(BLOCKS)).trace
+        for block in BLOCKS:
+            parts[block].append(trace.get(block).movedim(2, -1).flatten(0, 3))
+    return {block: torch.cat(some) for block, some in parts.items()}
+
+
+def _sae_report(sae: Any, x: torch.Tensor) -> dict[str, float]:
+    encode: Callable[[torch.Tensor], torch.Tensor] = sae.encode
+    codes = torch.cat([encode(part) for part in x.split(16_384)])
+    left_over = (x - sae.decode(codes)).var(0, correction=0).sum()
+    return {
+        "ev": round(1 - float(left_over / x.var(0, correction=0).sum()), 4),
+        "l0": round(float((codes > 0).sum(1).float().mean()), 2),
+        "dead": round(float((codes > 0).sum(0).eq(0).float().mean()), 4),
+    }
+
+
+def verdicts(figures: Figures) -> dict[str, bool]:
+    """Figure -> whether it clears its bar."""
+    return {key: figures[key] >= bar for key, bar in BARS.items()}
