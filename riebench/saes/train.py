@@ -108,7 +108,9 @@ class TopKTrainer(nn.Module):
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Feature values [B, n] of positions [B, d]."""
-        values, indices = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias).topk(self.config.k, dim=1)
+        values, indices = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias).topk(
+            self.config.k, dim=1
+        )
         return x.new_zeros(len(x), self.config.features).scatter_(1, indices, values.relu())
 
 
@@ -193,9 +195,8 @@ def feature_statistics(encode: Callable[[Tensor], Tensor], data: Tensor, batch_s
 
 def checkpoint_name(long_block: str, config: SaeTraining) -> str:
     """The folder name of the sdxl-unbox layout."""
-    return (
-        f"{long_block}_k{config.k}_hidden{config.features}_auxk{config.auxk}_bs{config.batch_size}_lr{config.learning_rate}"
-    )
+    sizes = f"k{config.k}_hidden{config.features}_auxk{config.auxk}_bs{config.batch_size}"
+    return f"{long_block}_{sizes}_lr{config.learning_rate}"
 
 
 def save(model: TopKTrainer, statistics: FeatureStatistics, folder: Path) -> None:

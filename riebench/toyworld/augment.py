@@ -25,7 +25,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
     dx, dy = (torch.randint(-2, 3, (batch,), generator=generator) for _ in range(2))
     padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
-    x = torch.stack([p[:, 2 + b : 66 + b, 2 + a : 66 + a] for p, a, b in zip(padded, dx.tolist(), dy.tolist(), strict=True)])
+    x = torch.stack(
+        [p[:, 2 + b : 66 + b, 2 + a : 66 + a] for p, a, b in zip(padded, dx.tolist(), dy.tolist(), strict=True)]
+    )
     sigma = uniform(0.05, 1.0, 1)
     offsets = torch.arange(-2, 3).float()
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))

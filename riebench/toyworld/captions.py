@@ -153,7 +153,8 @@ def _meaning_of_phrase() -> dict[tuple[str, str], str]:
 def grammar_help() -> str:
     """The accepted sentences in one line."""
     values = "; ".join(f"{name}: {', '.join(v)}" for name, v in ATTRIBUTES.items())
-    return f"accepted: '[STYLE of] a [POSE] COLOR [MATERIAL] OBJECT [EMBLEM] [ACCESSORY] [BACKGROUND][, STYLE]' with {values}"
+    order = "[STYLE of] a [POSE] COLOR [MATERIAL] OBJECT [EMBLEM] [ACCESSORY] [BACKGROUND][, STYLE]"
+    return f"accepted: '{order}' with {values}"
 
 
 def parse(sentence: str) -> Scene:

@@ -29,7 +29,8 @@ BASE_CONFIG = {"steps": 4400, "batch": 32, "learning_rate": 1.5e-3, "caption_dro
 TURBO_CONFIG = {"steps": 500, "batch": 32, "learning_rate": 3e-4, "guidance": 2.0, "seed": TURBO_SEED}
 TURBO_TIMESTEPS = (999, 749, 499, 249)
 BLOCK_MODULES = {
-    "down.2.0": "down_blocks.2.attentions.0", "down.2.1": "down_blocks.2.attentions.1", "mid.0": "mid_block.attentions.0",
+    "down.2.0": "down_blocks.2.attentions.0", "down.2.1": "down_blocks.2.attentions.1",
+    "mid.0": "mid_block.attentions.0",
     "up.0.0": "up_blocks.0.attentions.0", "up.0.1": "up_blocks.0.attentions.1", "up.0.2": "up_blocks.0.attentions.2",
 }  # fmt: skip
 
@@ -100,6 +101,7 @@ class CaptionEmbedder:
         self.table = embedding_table(self.tokenizer)
 
     def __call__(self, captions: list[str]) -> Tensor:
+        """Embeddings of captions, float [B, 32, 128]."""
         ids = self.tokenizer(captions, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
         return self.table[ids.input_ids]
 

@@ -139,7 +139,9 @@ def clip_figures(sizes: Sizes) -> Figures:
         from PIL import Image
 
         with torch.inference_mode():
-            picture = model.encode_image(transform(Image.fromarray(render(scene, 9_100_000 + i).image))[None], normalize=True)
+            picture = model.encode_image(
+                transform(Image.fromarray(render(scene, 9_100_000 + i).image))[None], normalize=True
+            )
             texts = model.encode_text(tokenizer([caption(s) for s in candidates]), normalize=True)
         order = (texts @ picture[0]).argsort(descending=True)
         hits += int(order[0]) == 0
@@ -219,7 +221,9 @@ def patch_figures(turbo: LoadedModel, sizes: Sizes) -> Figures:
     """How often patching block updates from the target run brings the target's value of the edited attribute."""
     rng, generator = random.Random(907), Generator(turbo, cached_prompts=4 * sizes.batch)
     block_sets = {"all": BLOCKS, **{block: (block,) for block in BLOCKS}}
-    reached: dict[str, dict[str, list[bool]]] = {name: {c: [] for c in CATEGORY_ATTRIBUTE} for name in ("target", *block_sets)}
+    reached: dict[str, dict[str, list[bool]]] = {
+        name: {c: [] for c in CATEGORY_ATTRIBUTE} for name in ("target", *block_sets)
+    }
     for category in tqdm(CATEGORY_ATTRIBUTE, desc="patch"):
         pairs = [random_edit(category, rng) for _ in range(sizes.pairs)]
         seeds = [rng.randrange(2**31) for _ in pairs]
@@ -250,7 +254,9 @@ def sae_figures(models: dict[str, LoadedModel], sizes: Sizes) -> Figures:
     report: dict[str, dict[str, dict[str, float]]] = {}
     for setting, model in models.items():
         count = sizes.sae_base_captions if setting == "base" else sizes.sae_captions
-        updates = block_updates(model, [caption(s) for s in held_out_scenes(count, seed=908)], sizes.batch, f"sae {setting}")
+        updates = block_updates(
+            model, [caption(s) for s in held_out_scenes(count, seed=908)], sizes.batch, f"sae {setting}"
+        )
         report[setting] = {block: _sae_report(saes[block], updates[block]) for block in BLOCKS}
 
     def mean(setting: str) -> float:

@@ -112,9 +112,7 @@ def _turbo(shop: _Shop) -> None:
     teacher, student = shop.unet("base").requires_grad_(False).eval(), shop.unet("base")
     loss = diffusion.turbo_loss(shop.fast(student), teacher, shop.pool, shop.device)
     config = diffusion.TURBO_CONFIG
-    stage = Stage(
-        "turbo", config, student, loss, config["steps"], config["learning_rate"], warmup=20, ema_decay=0.99
-    )
+    stage = Stage("turbo", config, student, loss, config["steps"], config["learning_rate"], warmup=20, ema_decay=0.99)
     fit(stage, shop.work)
     student.save_pretrained(shop.result("turbo"))
     pipelines.export("toy-turbo", student.cpu(), shop.vae(), shop.replace("toy-turbo"))

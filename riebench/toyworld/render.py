@@ -84,15 +84,25 @@ EMBLEM_AT = {
     "rocket": (0.0, 0.0), "cat": (0.0, 0.45), "car": (0.0, 0.08),
 }  # fmt: skip
 # Accessories and emblems in pixels around their anchor (y up is negative).
+PINK, CHARCOAL, NAVY = (255, 105, 190), (64, 66, 78), (20, 30, 110)
 ACCESSORIES: dict[str, list[tuple[tuple[int, int, int], Points]]] = {
-    "hat": [((64, 66, 78), _box(-9.5, -2.5, 9.5, 1)), ((64, 66, 78), _box(-6, -12.5, 6, -1)), ((236, 40, 60), _box(-6, -6, 6, -2.5))],
+    "hat": [
+        (CHARCOAL, _box(-9.5, -2.5, 9.5, 1)),
+        (CHARCOAL, _box(-6, -12.5, 6, -1)),
+        ((236, 40, 60), _box(-6, -6, 6, -2.5)),
+    ],
     "crown": [((255, 206, 30), [(-9, 1), (-9.5, -11), (-4.5, -5), (0, -12.5), (4.5, -5), (9.5, -11), (9, 1)])],
-    "bow": [((255, 105, 190), [(0, -4), (-10.5, -11), (-10.5, 2)]), ((255, 105, 190), [(0, -4), (10.5, -11), (10.5, 2)]), ((200, 30, 130), _ellipse(0, -4.2, 2.8, 2.8))],
-}  # fmt: skip
+    "bow": [
+        (PINK, [(0, -4), (-10.5, -11), (-10.5, 2)]),
+        (PINK, [(0, -4), (10.5, -11), (10.5, 2)]),
+        ((200, 30, 130), _ellipse(0, -4.2, 2.8, 2.8)),
+    ],
+}
+_HALF_HEART = [(1.0, -3.7), (3.0, -4.2), (4.9, -2.8), (5.0, -0.5)]
 EMBLEMS: dict[str, list[tuple[tuple[int, int, int], Points]]] = {
-    "heart": [((225, 20, 60), [(0, 5), (-5, -0.5), (-4.9, -2.8), (-3, -4.2), (-1, -3.7), (0, -2), (1, -3.7), (3, -4.2), (4.9, -2.8), (5, -0.5)])],
-    "cross": [((20, 30, 110), _box(-1.6, -5, 1.6, 5)), ((20, 30, 110), _box(-5, -1.6, 5, 1.6))],
-}  # fmt: skip
+    "heart": [((225, 20, 60), [(0, 5), *((-x, y) for x, y in reversed(_HALF_HEART)), (0, -2), *_HALF_HEART])],
+    "cross": [(NAVY, _box(-1.6, -5, 1.6, 5)), (NAVY, _box(-5, -1.6, 5, 1.6))],
+}
 BADGE = ((252, 252, 250), _ellipse(0, 0, 7.2, 7.2))
 INK = (24, 22, 30)
 
@@ -170,12 +180,17 @@ def _background(kind: str, rng: np.random.Generator) -> Image.Image:
         for i, x in enumerate((4, 20, 36, 52, 64)):
             x = x + jitter[i]
             for top, width in ((2, 8), (12, 9.5), (24, 11)):
-                draw.polygon([(x * o, top * o), ((x - width) * o, (top + 18) * o), ((x + width) * o, (top + 18) * o)], fill=(30, 104, 62))
+                draw.polygon(
+                    [(x * o, top * o), ((x - width) * o, (top + 18) * o), ((x + width) * o, (top + 18) * o)],
+                    fill=(30, 104, 62),
+                )
             box(x - 2, 42, x + 2, 50, (104, 70, 40))
         box(0, 50, 64, 64, (108, 150, 66))
     elif kind == "night":
         box(0, 0, 64, 64, (18, 22, 62))
-        for i, (x, y) in enumerate(((6, 8), (20, 5), (7, 28), (58, 34), (46, 6), (8, 50), (24, 60), (58, 58), (42, 59))):
+        for i, (x, y) in enumerate(
+            ((6, 8), (20, 5), (7, 28), (58, 34), (46, 6), (8, 50), (24, 60), (58, 58), (42, 59))
+        ):
             disc(x + jitter[i], y + jitter[i + 9], 1.3, 1.3, (255, 250, 200))
         disc(56 + jitter[20], 10 + jitter[21], 5, 5, (250, 240, 170))
     elif kind == "beach":
@@ -227,7 +242,9 @@ def _layers(scene: Scene, frame: _Frame) -> tuple[list[tuple[Image.Image, Floats
         for color, points in EMBLEMS[scene.emblem]:
             layers.append((_polygon_mask([frame.place(points, anchor)]), flat(color), False))
     if scene.accessory != "none":
-        parts = [(color, frame.place(points, ACCESSORY_AT[scene.object])) for color, points in ACCESSORIES[scene.accessory]]
+        parts = [
+            (color, frame.place(points, ACCESSORY_AT[scene.object])) for color, points in ACCESSORIES[scene.accessory]
+        ]
         whole = _polygon_mask([points for _, points in parts])
         truth["accessory"] = whole
         layers.append((whole, flat(parts[0][0]), True))
@@ -272,7 +289,9 @@ def _stylize(canvas: Floats, layers: list[tuple[Image.Image, Floats, bool]], sty
                 rim = _as_float(mask.filter(ImageFilter.MaxFilter(2 * OVERSAMPLE - 1))) - _as_float(mask)
                 canvas = canvas + np.clip(rim, 0, 1) * (70 - canvas)
     elif style == "watercolor":
-        picture = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.2 * OVERSAMPLE))
+        picture = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).filter(
+            ImageFilter.GaussianBlur(1.2 * OVERSAMPLE)
+        )
         canvas = np.asarray(picture, dtype=np.float32)
         canvas = 255 - (255 - canvas) * (0.74 + 0.09 * _MOTTLE)
     small = canvas.reshape(SIZE, OVERSAMPLE, SIZE, OVERSAMPLE, 3).mean(axis=(1, 3))

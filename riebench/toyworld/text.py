@@ -8,6 +8,7 @@ four subspaces of the joined 128 dimensions, and every block's cross-attention c
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ def _bpe(word: str, merges: list[tuple[str, str]]) -> list[str]:
     symbols = [*word[:-1], word[-1] + "</w>"]
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     while len(symbols) > 1:
-        pairs = [(ranks.get(pair, len(merges)), i) for i, pair in enumerate(zip(symbols, symbols[1:], strict=False))]
+        pairs = [(ranks.get(pair, len(merges)), i) for i, pair in enumerate(itertools.pairwise(symbols))]
         rank, i = min(pairs)
         if rank == len(merges):
             break
@@ -107,7 +108,9 @@ def embedding_table(tokenizer: CLIPTokenizer) -> Tensor:
     generator = torch.Generator().manual_seed(TEXT_SEED)
     table = torch.zeros(len(tokenizer), 2 * HIDDEN)
     for job in JOBS:
-        values = [(attribute, value) for attribute in job.attributes for value in sorted({*MEANING_WORDS[attribute].values()})]
+        values = [
+            (attribute, value) for attribute in job.attributes for value in sorted({*MEANING_WORDS[attribute].values()})
+        ]
         axes = torch.linalg.qr(torch.randn(SUBSPACE, SUBSPACE, generator=generator)).Q[: len(values)]
         for attribute in job.attributes:
             for word, value in MEANING_WORDS[attribute].items():
@@ -118,7 +121,9 @@ def embedding_table(tokenizer: CLIPTokenizer) -> Tensor:
     return table
 
 
-def build_encoders(tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+def build_encoders(
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """The two text encoders: the first half of `embedding_table` in one, the second in the other."""
     torch.manual_seed(TEXT_SEED)
     tables = embedding_table(tokenizers[0]).split(HIDDEN, dim=1)
@@ -128,7 +133,8 @@ def build_encoders(tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]) -> tuple[CLI
         config = CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=1,
             num_attention_heads=2, max_position_embeddings=CONTEXT, projection_dim=HIDDEN, hidden_act=activation,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         encoder = kind(config).eval().requires_grad_(False)
         text = getattr(encoder, "text_model", encoder)

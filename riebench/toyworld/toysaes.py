@@ -45,7 +45,9 @@ def train(assets: Path, work: Path, folder: Path, device: torch.device) -> None:
         device: where to train.
     """
     stage = work / "saes"
-    check_folder(stage, {"features": FEATURES, "k": K, "extra": [list(e) for e in EXTRA], "captions": CAPTIONS, "seed": SEED})
+    check_folder(
+        stage, {"features": FEATURES, "k": K, "extra": [list(e) for e in EXTRA], "captions": CAPTIONS, "seed": SEED}
+    )
     updates = _updates(assets, stage)
     for block, k in (*((block, K) for block in BLOCKS), *EXTRA):
         config = configuration(block, k)

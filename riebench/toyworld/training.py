@@ -144,7 +144,9 @@ def _loop(
     saved, average = time.monotonic(), None
     with (folder / "loss.csv").open("a", newline="") as log:
         writer = csv.writer(log)
-        bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"train {stage.name}", mininterval=5)
+        bar = tqdm(
+            range(first, stage.steps), initial=first, total=stage.steps, desc=f"train {stage.name}", mininterval=5
+        )
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(stage, step)
