@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import errno
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,12 +28,11 @@ def refuse(*arguments: str) -> str:
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "riebench", "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+    # Processor time, not the clock: the promise is for a machine that is not busy with other things.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "riebench", "--help"], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
     assert all(verb in done.stdout for verb in ("run", "score", "tables", "leaderboard", "tasks"))
     code = "import sys, riebench.cli; print(any(m in sys.modules for m in ('torch', 'diffusers', 'pandas', 'scipy')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
