@@ -24,7 +24,7 @@ from riebench.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
 from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
 from riebench.registry import METRICS
-from riebench.schema import EditExample, EditRecord, EditTask, ScoreRecord
+from riebench.schema import EditExample, EditRecord, EditTask, ModelSpec, ScoreRecord
 from riebench.store import SCORES_FILE, RunFolder, SharedFolder, read_image
 from riebench.suites import load_suite
 
@@ -32,7 +32,7 @@ SCORING_FILE = "scoring.json"
 """Beside scores.jsonl: unit digest -> hash of the picture its scores belong to, and what measured."""
 
 DEFAULT_SCORER = "clip-l14"
-"""The CLIP for models that are no preset."""
+"""The CLIP for weights that no preset names."""
 
 CACHED_PICTURES = 64
 """Source pictures and masks kept in memory; units are scored in the order of their source pictures."""
@@ -116,7 +116,7 @@ def score(
     chosen = tuple(METRICS.get(name) for name in (METRICS.names() if metrics is None else metrics))
     groups: dict[str, list[RunFolder]] = {}
     for folder in folders:
-        groups.setdefault("" if tools else scorer or scorer_for(folder.spec.model.name), []).append(folder)
+        groups.setdefault("" if tools else scorer or scorer_for(folder.spec.model), []).append(folder)
     known = None if tasks is None else _examples(tasks)
     total = ScoreReport()
     for name, group in groups.items():
@@ -125,12 +125,15 @@ def score(
     return total
 
 
-def scorer_for(model: str) -> str:
-    """The CLIP that scores a model's pictures: the preset's, or `DEFAULT_SCORER`."""
+def scorer_for(model: ModelSpec) -> str:
+    """The CLIP that scores a model's pictures: that of the preset with the same weights, or `DEFAULT_SCORER`.
+
+    The name is no guide: other steps or sizes than the preset's give the run another one.
+    """
     from riebench.models import PRESETS
 
-    preset = PRESETS.get(model)
-    return preset.scorer if preset is not None else DEFAULT_SCORER
+    scorers = {preset.source: preset.scorer for preset in PRESETS.values()}
+    return scorers.get(model.source, DEFAULT_SCORER)
 
 
 def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:

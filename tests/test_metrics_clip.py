@@ -114,6 +114,15 @@ def test_each_picture_and_prompt_is_embedded_once() -> None:
     assert fake.texts == ["a dog", "a cat"]
 
 
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("riebench.metrics.clip.CACHED_PICTURES", 2)
+    fake = FakeEncoder()
+    scorer = fake.scorer()
+    first = scorer.pictures([picture(seed) for seed in range(5)])
+    assert np.array_equal(scorer.pictures([picture(seed) for seed in range(5)]), first)
+    assert len(fake.pictures) == 8, "the last two were still known"
+
+
 def test_order_is_kept() -> None:
     tools = Tools(clip=FakeEncoder().scorer(batch_size=3))
     samples = [sample(picture(seed), picture(50 + seed % 3)) for seed in range(7)]

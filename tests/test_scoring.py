@@ -303,9 +303,12 @@ def test_unknown_metric(folder: RunFolder) -> None:
 
 
 def test_scorer_of_a_model() -> None:
-    assert scorer_for("toy-turbo") == "toy-clip"
-    assert scorer_for("sdxl-turbo").startswith("ViT-L-14-quickgelu")
-    assert scorer_for("a-folder") == "clip-l14"
+    toy = run_spec().model
+    assert scorer_for(toy) == "toy-clip"
+    assert scorer_for(toy.model_copy(update={"name": "toy-turbo-steps1", "steps": 1})) == "toy-clip"
+    turbo = toy.model_copy(update={"name": "sdxl-turbo", "source": "stabilityai/sdxl-turbo"})
+    assert scorer_for(turbo).startswith("ViT-L-14-quickgelu")
+    assert scorer_for(toy.model_copy(update={"name": "own", "source": "own"})) == "clip-l14"
 
 
 # --- the judge ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,19 @@ def check_pair(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[Float
     if first.shape != second.shape:
         raise MetricError(f"pictures of unequal size cannot be compared: {first.shape} and {second.shape}")
     return unit_range(first), unit_range(second)
+
+
+def picture_key(picture: UInt8) -> bytes:
+    """What equal pictures have in common: a hash of shape and pixels."""
+    digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(picture).tobytes())
+    return digest.digest()
+
+
+def forget_oldest(cache: dict[Any, Any], most: int) -> None:
+    """Drops the entries that were added first until at most `most` are left."""
+    for key in list(cache)[: max(0, len(cache) - most)]:
+        del cache[key]
 
 
 def by_size(samples: Sequence[Sample]) -> Iterator[list[int]]:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from riebench.metrics.base import Bool, Float, MetricError, Reason, Sample, UInt8, Value, metric, strict_float32
+from riebench.metrics.base import (
+    Bool,
+    Float,
+    MetricError,
+    Reason,
+    Sample,
+    UInt8,
+    Value,
+    forget_oldest,
+    metric,
+    picture_key,
+    strict_float32,
+)
 from riebench.metrics.scorers import ClipSpec, load_open_clip
 
 if TYPE_CHECKING:
@@ -21,6 +32,9 @@ Profile = Literal["default", "paper"]
 
 MIN_CHANGE = 1e-6
 """Below this length a difference of embeddings has no direction."""
+
+CACHED_PICTURES = 20_000
+"""Embeddings of pictures kept in memory; about 6 KB each."""
 
 BOX_MARGIN = 0.15
 """How much a region's bounding box grows on each side, as a share of its own side."""
@@ -115,10 +129,12 @@ class ClipScorer:
             MetricError: if the network gives something that has no direction.
         """
         batch = list(pictures)
-        keys = [_picture_key(picture) for picture in batch]
+        keys = [picture_key(picture) for picture in batch]
         new = {key: picture for key, picture in zip(keys, batch, strict=True) if key not in self._pictures}
         self._fill(self._pictures, list(new), list(new.values()), self._encode_pictures)
-        return np.stack([self._pictures[key] for key in keys])
+        embeddings = np.stack([self._pictures[key] for key in keys])
+        forget_oldest(self._pictures, CACHED_PICTURES)
+        return embeddings
 
     def texts(self, prompts: Iterable[str]) -> Float:
         """Embeddings of prompts after `clean_prompt`, [N, D], length 1; long ones are noted in `cut_prompts`.
@@ -147,12 +163,6 @@ class ClipScorer:
 
 def _numpy(tensor: torch.Tensor) -> Float:
     return np.asarray(tensor.float().cpu().numpy(), dtype=np.float64)
-
-
-def _picture_key(picture: UInt8) -> bytes:
-    digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(picture).tobytes())
-    return digest.digest()
 
 
 def _change(samples: Sequence[Sample], scorer: ClipScorer) -> tuple[Float, Float]:

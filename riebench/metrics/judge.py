@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from riebench.metrics.base import MetricError, Reason, Sample, UInt8, Value, metric
+from riebench.metrics.base import MetricError, Reason, Sample, UInt8, Value, metric, picture_key
 from riebench.metrics.scorers import folder_digest
 from riebench.toyworld.assets import asset_folder
 
@@ -50,7 +50,7 @@ class JudgeReader:
         for picture in pictures:
             if picture.shape != (SIDE, SIDE, 3):
                 raise MetricError(f"the toy judge reads {SIDE} x {SIDE} pictures, got {picture.shape}")
-        keys = [np.ascontiguousarray(picture).tobytes() for picture in pictures]
+        keys = [picture_key(picture) for picture in pictures]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._seen}
         if new:
             verdicts = self._read(np.stack(list(new.values())))
