@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import string
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from riebench.models import LoadedModel, load_model
+from riebench.saes.formats import folder_name, save_sdxl_unbox
+from riebench.schema import BLOCKS
 
 CHANNELS = 64
 GRID = 4
 SIZE = 32
+FEATURES = 96
+SPARSITY = 8
+_FOLDER = tempfile.TemporaryDirectory(prefix="riebench-tiny-")
 
 
 def tiny_pipeline(folder: Path, *, layers: int = 1) -> Path:
@@ -48,6 +58,33 @@ def tiny_pipeline(folder: Path, *, layers: int = 1) -> Path:
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return folder
+
+
+@lru_cache(maxsize=1)
+def tiny_folder() -> Path:
+    """The tiny pipeline's folder, made once per test run."""
+    diffusers_logging.disable_progress_bar()
+    return tiny_pipeline(Path(_FOLDER.name) / "tiny")
+
+
+@lru_cache(maxsize=4)
+def tiny_model(steps: int = 2, guidance: float = 0.0) -> LoadedModel:
+    """The tiny pipeline in memory."""
+    return load_model(str(tiny_folder()), steps=steps, guidance=guidance)
+
+
+@lru_cache(maxsize=1)
+def tiny_saes() -> Path:
+    """A root folder with a random SAE for each of the four blocks."""
+    root = Path(_FOLDER.name) / "saes"
+    generator = torch.Generator().manual_seed(0)
+    for block in BLOCKS:
+        decoder = torch.nn.functional.normalize(torch.randn(CHANNELS, FEATURES, generator=generator), dim=0)
+        save_sdxl_unbox(
+            root / folder_name(block, SPARSITY, FEATURES) / "final", encoder=decoder.T.clone(), decoder=decoder,
+            pre_bias=torch.zeros(CHANNELS), latent_bias=torch.zeros(FEATURES), k=SPARSITY,
+        )  # fmt: skip
+    return root
 
 
 def _amplify(unet: UNet2DConditionModel) -> None:

@@ -1,0 +1,254 @@
+"""Methods: what they choose and what they add, on runs made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from riebench.edits import Adaptive, Edit, Placed
+from riebench.errors import RiebenchError
+from riebench.methods.activations import UNIT_BUDGET
+from riebench.methods.base import EditContext, ExampleRuns, Reuse, get_method
+from riebench.regions import RegionMasks
+from riebench.registry import METHODS
+from riebench.saes.core import SparseAutoencoder
+from riebench.schema import EditExample
+from riebench.trace import Trace
+
+STEPS, CHANNELS, GRID, FEATURES, UNITS = 2, 8, 4, 40, 16
+POSITIONS = GRID * GRID
+BLOCKS = ("mid.0", "up.0.1")
+PAIR = EditExample(id="pair", source="a", target="b")
+
+
+def context(seed: int = 0, blocks: tuple[str, ...] = BLOCKS, target_mask: Any = None) -> EditContext:
+    """Two random runs; the source region is the left half, the target region the upper half."""
+    generator = torch.Generator().manual_seed(seed)
+    trace = Trace()
+    for block in BLOCKS:
+        trace.grids[block] = (GRID, GRID)
+    for _ in range(STEPS):
+        for block in BLOCKS:
+            picture = torch.randn(2, CHANNELS, GRID, GRID, generator=generator)
+            trace.add(block, "update", picture, guided=False, unconditional=False)
+            units = torch.randn(2, POSITIONS, UNITS, generator=generator)
+            trace.add(f"{block}.ff.0", "update", units, guided=False, unconditional=False)
+    left, upper = np.zeros((2, GRID, GRID), dtype=bool)
+    left[:, : GRID // 2], upper[: GRID // 2] = True, True
+    masks = RegionMasks(left, upper if target_mask is None else target_mask)
+    saes = {
+        block: SparseAutoencoder(
+            torch.randn(FEATURES, CHANNELS, generator=generator), torch.randn(FEATURES, CHANNELS, generator=generator),
+            torch.zeros(CHANNELS), torch.zeros(CHANNELS), torch.zeros(FEATURES), k=6,
+        )
+        for block in BLOCKS
+    }  # fmt: skip
+    runs = ExampleRuns(PAIR, 0, trace, {"source": 0, "target": 1}, masks, dict.fromkeys(BLOCKS, 1))
+    return EditContext(runs, blocks, saes)
+
+
+def edit_of(name: str, ctx: EditContext, **params: Any) -> Edit:
+    """A method's edit."""
+    edit = get_method(name).edit(ctx, params)
+    assert isinstance(edit, Edit)
+    return edit
+
+
+def dense(edit: Edit, site: str, width: int = CHANNELS) -> torch.Tensor:
+    """What an edit adds, [T, positions, width]."""
+    placed = edit.sites[site]
+    assert isinstance(placed, Placed)
+    return placed.dense(STEPS, POSITIONS, width)
+
+
+def test_every_method_is_registered_and_says_what_it_sees() -> None:
+    assert set(METHODS.names()) >= {
+        "no_edit", "target_prompt", "sae", "activation_patch", "mean_steering", "neurons", "random_features",
+    }  # fmt: skip
+    assert {name: get_method(name).access for name in METHODS.names()}["sae"] == "PAM"
+    assert get_method("no_edit").edit(context(), {}) == Reuse("source")
+    assert get_method("target_prompt").edit(context(), {}) == Reuse("target")
+
+
+def test_sae_edit_is_target_codes_minus_source_codes_in_their_regions() -> None:
+    ctx = context()
+    edit = edit_of("sae", ctx, n_features=6)
+    for block in BLOCKS:
+        sae, (add, remove) = ctx.sae(block), edit.features[block]
+        target, source = (ctx.runs.updates(role, block) for role in ("target", "source"))
+        expected = torch.zeros(STEPS, POSITIONS, CHANNELS)
+        for position in range(POSITIONS):
+            row, column = divmod(position, GRID)
+            if row < GRID // 2:
+                for feature in add:
+                    code = sae.encode(target[:, position])[:, feature, None]
+                    expected[:, position] += code * sae.directions[feature]
+            if column < GRID // 2:
+                for feature in remove:
+                    code = sae.encode(source[:, position])[:, feature, None]
+                    expected[:, position] -= code * sae.directions[feature]
+        torch.testing.assert_close(dense(edit, block), expected, atol=1e-5, rtol=1e-5)
+    assert sum(len(add) for add, _ in edit.features.values()) == 6
+
+
+def test_ranking_jointly_or_block_by_block() -> None:
+    joint = edit_of("sae", context(), n_features=8).features
+    separate = edit_of("sae", context(), n_features=8, ranking="separate").features
+    assert sum(len(add) for add, _ in joint.values()) == 8
+    assert [len(add) for add, _ in separate.values()] == [8, 8]
+    alone = edit_of("sae", context(blocks=("mid.0",)), n_features=8).features
+    assert alone["mid.0"] == separate["mid.0"]
+
+
+def test_add_only_removes_nothing() -> None:
+    edit = edit_of("sae", context(), n_features=6, add_only=True)
+    outside = dense(edit, "mid.0")[:, POSITIONS // 2 :]
+    assert not outside.any() and all(not remove for _, remove in edit.features.values())
+    assert not dense(edit_of("activation_patch", context(), add_only=True), "mid.0")[:, POSITIONS // 2 :].any()
+
+
+def test_mean_values_are_the_same_everywhere_in_the_region() -> None:
+    ctx = context()
+    values = dense(edit_of("activation_patch", ctx, values="mean", add_only=True), "mid.0")[:, : POSITIONS // 2]
+    expected = ctx.runs.updates("target", "mid.0")[:, : POSITIONS // 2].mean(1, keepdim=True)
+    torch.testing.assert_close(values, expected.expand_as(values))
+
+
+def test_adaptive_edit_equals_the_static_one_when_nothing_else_changed() -> None:
+    ctx = context()
+    static, adaptive = (edit_of("sae", ctx, n_features=6, adaptive=flag) for flag in (False, True))
+    for block in BLOCKS:
+        live = ctx.runs.updates("source", block)
+        assert isinstance(adaptive.sites[block], Adaptive)
+        for step in range(STEPS):
+            delta = adaptive.sites[block].delta(step, live[step])
+            assert delta is not None
+            torch.testing.assert_close(delta, dense(static, block)[step], atol=1e-5, rtol=1e-5)
+        # Where the run has nothing of the features any more, nothing is taken away.
+        silent = adaptive.sites[block].delta(0, torch.zeros(POSITIONS, CHANNELS))
+        added = Placed(static.sites[block].terms[:1]) if isinstance(static.sites[block], Placed) else None
+        assert silent is not None and added is not None
+        torch.testing.assert_close(silent, added.dense(STEPS, POSITIONS, CHANNELS)[0])
+
+
+def test_patching_whole_pictures_turns_one_run_into_the_other() -> None:
+    ctx = context()
+    whole = np.ones((GRID, GRID), dtype=bool)
+    ctx = EditContext(ExampleRuns(PAIR, 0, ctx.runs.trace, ctx.runs.rows, RegionMasks(whole, whole)), BLOCKS)
+    edit = edit_of("activation_patch", ctx)
+    for block in BLOCKS:
+        moved = ctx.runs.updates("source", block) + dense(edit, block)
+        torch.testing.assert_close(moved, ctx.runs.updates("target", block))
+
+
+def test_steering_vector_has_the_blocks_own_size() -> None:
+    ctx = context()
+    edit = edit_of("mean_steering", ctx)
+    delta = dense(edit, "mid.0")
+    touched = delta.norm(dim=-1)
+    size = ctx.runs.updates("source", "mid.0").square().sum(-1).mean(-1).sqrt()
+    # Union of the left and the upper half: all but the lower right quarter.
+    assert int((touched[0] > 0).sum()) == POSITIONS * 3 // 4
+    torch.testing.assert_close(touched[:, 0], size)
+    difference = ctx.runs.masked("target", "mid.0").mean(1) - ctx.runs.masked("source", "mid.0").mean(1)
+    cosine = torch.nn.functional.cosine_similarity(delta[:, 0], difference, dim=-1)
+    torch.testing.assert_close(cosine, torch.ones(STEPS))
+
+
+def test_steering_between_equal_runs_adds_nothing() -> None:
+    ctx = context(target_mask=np.tile(np.arange(GRID) < GRID // 2, (GRID, 1)))
+    same = ExampleRuns(PAIR, 0, ctx.runs.trace, {"source": 0, "target": 0}, ctx.runs.masks)
+    assert not dense(edit_of("mean_steering", EditContext(same, BLOCKS)), "mid.0").any()
+
+
+def test_neurons_change_chosen_units_in_their_regions_only() -> None:
+    ctx = context()
+    edit = edit_of("neurons", ctx, n_units=5)
+    changed = sum(int((dense(edit, site, UNITS).abs().sum((0, 1)) > 0).sum()) for site in edit.sites)
+    assert changed == 10
+    for site, placed in edit.sites.items():
+        assert isinstance(placed, Placed) and placed.terms[0].columns is not None
+        delta, target = dense(edit, site, UNITS), ctx.runs.trace.row(site, 1)
+        for unit in placed.terms[0].columns.tolist():
+            torch.testing.assert_close(delta[:, 3, unit], target[:, 3, unit])
+        assert not delta[:, -1].any()
+
+
+def test_an_sdxl_sized_neuron_edit_stays_within_twenty_mebibytes() -> None:
+    steps, grid, units, layers = 4, 16, 1280, 40
+    trace = Trace()
+    trace.grids["mid.0"] = (grid, grid)
+    generator = torch.Generator().manual_seed(0)
+    for layer in range(layers):
+        values = torch.randn(2, grid * grid, units // 10, generator=generator)
+        for _ in range(steps):
+            trace.add(f"mid.0.ff.{layer}", "update", values, guided=False, unconditional=False)
+    whole = np.ones((grid, grid), dtype=bool)
+    runs = ExampleRuns(PAIR, 0, trace, {"source": 0, "target": 1}, RegionMasks(whole, whole), {"mid.0": layers})
+    edit = edit_of("neurons", EditContext(runs, ("mid.0",)), n_units=1000)
+    assert edit.nbytes <= UNIT_BUDGET
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_random_features_match_in_number_and_norm_and_are_others(seed: int, count: int) -> None:
+    ctx = context(seed)
+    chosen, random = edit_of("sae", ctx, n_features=count), edit_of("random_features", ctx, n_features=count)
+    for block in BLOCKS:
+        for mine, theirs in zip(random.features[block], chosen.features[block], strict=True):
+            assert len(mine) == len(theirs) and not set(mine) & set(theirs)
+        goal, found = (dense(edit, block).flatten(1).norm(dim=1) for edit in (chosen, random))
+        torch.testing.assert_close(found.norm(), goal.norm(), rtol=1e-4, atol=1e-5)
+        if bool((found > 0).all()):
+            torch.testing.assert_close(found, goal, rtol=1e-4, atol=1e-5)
+
+
+def test_random_features_fire_about_as_often() -> None:
+    ctx = context(5)
+    chosen, random = edit_of("sae", ctx, n_features=6), edit_of("random_features", ctx, n_features=6)
+    for block in BLOCKS:
+        rate = (ctx.runs.codes("target", block, ctx.sae(block)) > 0).float().mean((0, 1))
+        for mine, theirs in zip(random.features[block][0], chosen.features[block][0], strict=True):
+            assert rate[mine] > 0
+            distances = (rate - rate[theirs]).abs()
+            assert int((distances < distances[mine]).sum()) < FEATURES - 10
+
+
+def test_random_features_are_drawn_again_the_same_way() -> None:
+    first, again, other = (
+        edit_of("random_features", context(), n_features=6, draw=draw).features for draw in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "message"),
+    [
+        ("sae", {"n_feature": 3}, "no parameter 'n_feature' .did you mean 'n_features'"),
+        ("sae", {"n_features": "3"}, "is not of type int"),
+        ("sae", {"n_features": True}, "is not of type int"),
+        ("sae", {"n_features": -1}, "is negative"),
+        ("sae", {"rank": "frist"}, "unknown value 'frist' .did you mean 'first'"),
+        ("sae", {"adaptive": 1}, "is not of type bool"),
+        ("no_edit", {"strength": 1}, "no parameter 'strength'"),
+    ],
+)
+def test_wrong_parameters_are_refused(method: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(RiebenchError, match=message):
+        get_method(method).check(params)
+
+
+def test_missing_saes_and_units_are_said() -> None:
+    ctx = context()
+    with pytest.raises(RiebenchError, match="no SAE for block mid.0"):
+        edit_of("sae", EditContext(ctx.runs, BLOCKS))
+    bare = ExampleRuns(PAIR, 0, ctx.runs.trace, ctx.runs.rows, ctx.runs.masks)
+    with pytest.raises(RiebenchError, match="units of mid.0, up.0.1 were not captured"):
+        edit_of("neurons", EditContext(bare, BLOCKS), n_units=1)
+    with pytest.raises(RiebenchError, match="unknown method 'sea'"):
+        get_method("sea")

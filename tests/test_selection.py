@@ -1,0 +1,68 @@
+"""Ranking features by what distinguishes two runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from riebench.errors import RiebenchError
+from riebench.selection import choose, means, scores, shares, unit_normalised
+
+
+def test_share_of_the_first_step_or_of_all() -> None:
+    values = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[0.0, 4.0], [0.0, 4.0]]])
+    assert means(values, "first").tolist() == [2.0, 0.0]
+    assert means(values, "mean").tolist() == [1.0, 2.0]
+    assert means(values[:, :0]).tolist() == [0.0, 0.0]
+
+
+def test_score_is_share_in_target_minus_share_in_source() -> None:
+    target, source = {"a": torch.tensor([2.0, 1.0]), "b": torch.tensor([1.0])}, {
+        "a": torch.tensor([0.0, 5.0]), "b": torch.tensor([5.0]),
+    }  # fmt: skip
+    assert scores(target, source).tolist() == [0.5, 0.25 - 0.5, 0.25 - 0.5]
+    choice = choose(target, source, 2)
+    assert choice.lists() == {"a": ((0, 1), (1,)), "b": ((), (0,))}
+
+
+def test_equal_scores_keep_their_order() -> None:
+    flat = {"a": torch.ones(4)}
+    assert choose(flat, flat, 2).lists() == {"a": ((0, 1), (0, 1))}
+
+
+def test_a_negative_sum_turns_the_order_only_as_published() -> None:
+    units = {"a": torch.tensor([1.0, -3.0])}
+    assert shares(units).tolist() == [0.5, -1.5]
+    assert shares(units, signed=True).tolist() == [-0.5, 1.5]
+
+
+def test_silent_runs_have_no_shares_and_silent_units_no_norm() -> None:
+    assert shares({"a": torch.zeros(3)}).tolist() == [0.0, 0.0, 0.0]
+    values = unit_normalised(torch.tensor([[[3.0, 0.0], [4.0, 0.0]]]))
+    torch.testing.assert_close(values, torch.tensor([[[0.6, 0.0], [0.8, 0.0]]]))
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(0, 10**6))
+def test_indices_are_inside_their_site_and_never_repeated(sites: int, size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    runs = [{f"s{i}": torch.rand(size, generator=generator) for i in range(sites)} for _ in range(2)]
+    count = sites * size // 2
+    choice = choose(runs[0], runs[1], count)
+    for chosen in (choice.add, choice.remove):
+        assert sum(len(indices) for indices in chosen.values()) == count
+        for indices in chosen.values():
+            assert len(set(indices.tolist())) == len(indices)
+            assert all(0 <= index < size for index in indices.tolist())
+    assert not any(set(choice.add[s].tolist()) & set(choice.remove[s].tolist()) for s in runs[0])
+
+
+def test_too_many_features_and_unknown_words_are_refused() -> None:
+    with pytest.raises(RiebenchError, match="cannot choose 4 of 3"):
+        choose({"a": torch.ones(3)}, {"a": torch.ones(3)}, 4)
+    with pytest.raises(RiebenchError, match="unknown aggregate 'last'"):
+        means(torch.ones(1, 1, 1), "last")
+    with pytest.raises(ValueError, match="sites differ"):
+        scores({"a": torch.ones(1)}, {"b": torch.ones(1)})

@@ -1,0 +1,281 @@
+"""Looking into a U-Net and changing it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import CHANNELS, GRID, tiny_model
+from torch import Tensor, nn
+
+from riebench import blocks
+from riebench.edits import Adaptive, Branch, Edit, Placed, Term
+from riebench.errors import RiebenchError
+from riebench.generate import Capture, Generator
+from riebench.saes.core import SparseAutoencoder
+from riebench.schema import BLOCKS
+from riebench.trace import Half, capture, intervene
+
+PROMPTS, SEEDS = ["a red house", "a blue cat"], [1, 2]
+POSITIONS = GRID * GRID
+
+
+def unet_input(batch: int, guided: bool = False) -> dict[str, Any]:
+    """Arguments of one U-Net call, the same for every call."""
+    generator = torch.Generator().manual_seed(3)
+    rows = batch * (2 if guided else 1)
+    return {
+        "sample": torch.randn(rows, 4, 16, 16, generator=generator),
+        "timestep": 500,
+        "encoder_hidden_states": torch.randn(rows, 7, 32, generator=generator),
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(rows, 16, generator=generator),
+            "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * rows),
+        },
+    }
+
+
+def call(batch: int = 2, guided: bool = False) -> Tensor:
+    """One U-Net call."""
+    with torch.inference_mode():
+        output: Tensor = tiny_model().pipe.unet(**unet_input(batch, guided)).sample
+    return output
+
+
+def hook_count() -> int:
+    """Hooks on the tiny U-Net."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tiny_model().unet.modules())
+
+
+def push(width: int = CHANNELS, steps: int = 1, size: float = 5.0) -> Placed:
+    """The same change at every position."""
+    return Placed((Term(torch.arange(POSITIONS), torch.full((steps, 1, width), size)),))
+
+
+@pytest.mark.parametrize("name", blocks.SDXL_BLOCKS)
+def test_block_names_translate_both_ways(name: str) -> None:
+    assert blocks.short_name(blocks.module_path(name)) == name
+    assert blocks.short_name(blocks.long_name(name)) == name
+    assert blocks.module_path(blocks.long_name(name)) == blocks.module_path(name)
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 99))
+def test_unit_names_translate_both_ways(level: int, index: int, layer: int) -> None:
+    name = blocks.unit_site(f"up.{level}.{index}", layer)
+    assert blocks.short_name(blocks.module_path(name)) == name
+    assert blocks.block_of(name) == f"up.{level}.{index}"
+    assert blocks.kind(name) == blocks.UNITS
+
+
+def test_unknown_block_names_the_nearest() -> None:
+    with pytest.raises(RiebenchError, match=r"did you mean 'down.2.1'"):
+        blocks.module_path("down.2.l")
+
+
+def test_update_is_output_minus_input_in_every_block() -> None:
+    unet = tiny_model().unet
+    sites = ["down.2.1", "mid.0", "up.0.0", "up.0.1", "mid.res.0", "down.1.res.0", "up.0.res.2"]
+    with capture(unet, sites, keep=("input", "output", "update"), steps=1) as trace:
+        call()
+    for site in sites:
+        update, output, given_ = (trace.get(site, what) for what in ("update", "output", "input"))
+        assert update.dtype == torch.float32 and update.shape == output.shape and update.shape[:2] == (2, 1)
+        if given_.shape != output.shape:  # a resnet that changes width carries its input through a projection
+            shortcut: Any = unet.get_submodule(f"{blocks.module_path(site)}.conv_shortcut")
+            given_ = shortcut(given_[:, 0])[:, None]
+        torch.testing.assert_close(update, output - given_, atol=1e-5, rtol=1e-5)
+    assert trace.grids["mid.0"] == (GRID, GRID)
+    assert trace.row("mid.0", 1)[0, 5].tolist() == trace.get("mid.0")[1, 0, :, 1, 1].tolist()
+
+
+def test_units_are_what_the_feed_forward_layer_passes_on() -> None:
+    with capture(tiny_model().unet, ["mid.0", "mid.0.ff.0"]) as trace:
+        call()
+    units = trace.get("mid.0.ff.0")
+    assert units.shape == (2, 1, POSITIONS, CHANNELS * 4)
+    assert trace.row("mid.0.ff.0", 0).shape == (1, POSITIONS, CHANNELS * 4)
+
+
+def test_attention_sums_to_one_and_is_that_of_the_layer() -> None:
+    unet = tiny_model().unet
+    with capture(unet, ["mid.0"], keep=("attention",)) as trace:
+        call()
+    found = trace.get("mid.0", "attention")[:, 0]
+    assert found.shape == (2, POSITIONS, 7)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, POSITIONS))
+    assert float(found.std()) > 0.01
+
+
+def test_capturing_changes_nothing() -> None:
+    plain = call()
+    with capture(tiny_model().unet, BLOCKS, keep=("input", "output", "update", "attention")):
+        seen = call()
+    assert torch.equal(plain, seen)
+
+
+def test_guidance_halves_are_kept_apart() -> None:
+    with capture(tiny_model().unet, ["mid.0"], guided=True, unconditional=True) as trace:
+        call(guided=True)
+    with capture(tiny_model().unet, ["mid.0"]) as whole:
+        call(guided=True)
+    assert torch.equal(trace.get("mid.0", half="unconditional"), whole.get("mid.0")[:2])
+    assert torch.equal(trace.get("mid.0"), whole.get("mid.0")[2:])
+
+
+def test_steps_are_counted_per_generation() -> None:
+    result = Generator(tiny_model(steps=3)).generate(PROMPTS, SEEDS, capture=Capture(("mid.0",)))
+    assert result.trace.steps == 3
+    assert result.trace.get("mid.0").shape == (2, 3, CHANNELS, GRID, GRID)
+
+
+def test_missing_block_is_an_error_and_leaves_no_hook() -> None:
+    before = hook_count()
+    unet = tiny_model().unet
+    with pytest.raises(RiebenchError, match=r"no block down.9.1 \(did you mean"), capture(unet, ["down.9.1"]):
+        call()
+    assert hook_count() == before
+
+
+def test_wrong_number_of_calls_is_an_error() -> None:
+    unet = tiny_model().unet
+    with pytest.raises(RiebenchError, match="expected 2 U-Net calls, saw 1"), capture(unet, ["mid.0"], steps=2):
+        call()
+    with pytest.raises(RiebenchError, match="expected 1 U-Net calls, saw 0"), intervene(unet, [None], steps=1):
+        pass
+
+
+class Skipping(nn.Module):
+    """A network that has a block and never calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.ModuleDict({"proj_out": nn.Identity()})
+        self.mid_block = nn.ModuleDict({"attentions": nn.ModuleList([block])})
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return sample
+
+
+def test_a_block_that_is_passed_over_is_an_error() -> None:
+    network = Skipping()
+    with pytest.raises(RiebenchError, match="mid.0 ran 0 times in 1 U-Net calls"), capture(network, ["mid.0"]):
+        network(torch.zeros(1))
+
+
+def test_hooks_are_gone_after_an_exception() -> None:
+    before = hook_count()
+    edits = [Edit({"mid.0": push()})]
+    with suppress(ZeroDivisionError), capture(tiny_model().unet, BLOCKS), intervene(tiny_model().unet, edits):
+        assert hook_count() > before
+        raise ZeroDivisionError
+    assert hook_count() == before
+
+
+def test_each_row_gets_its_own_edit() -> None:
+    plain = call()
+    with intervene(tiny_model().unet, [None, Edit({"mid.0": push()})], steps=1):
+        edited = call()
+    assert torch.equal(plain[0], edited[0])
+    assert not torch.equal(plain[1], edited[1])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit({"mid.0": push()}, strength=0.0),
+        Edit({"mid.0": Placed(())}),
+        Edit({"mid.0": Placed((Term(torch.arange(0), torch.zeros(1, 0, CHANNELS)),))}),
+        Edit({}),
+    ],
+)
+def test_an_edit_of_nothing_changes_no_bit(edit: Edit) -> None:
+    assert edit.empty
+    plain = call()
+    with intervene(tiny_model().unet, [edit, None]):
+        assert torch.equal(call(), plain)
+
+
+def test_a_change_of_zero_changes_no_bit_either() -> None:
+    plain = call()
+    with intervene(tiny_model().unet, [Edit({"mid.0": push(size=0.0)}), Edit({"up.0.1": push(size=0.0)})]):
+        assert torch.equal(call(), plain)
+
+
+@pytest.mark.parametrize("site", ["mid.0", "mid.res.1", "mid.0.ff.0"])
+def test_the_change_is_exactly_what_was_asked(site: str) -> None:
+    unet = tiny_model().unet
+    with capture(unet, [site]) as plain:
+        call()
+    width = plain.row(site, 0).shape[-1]
+    with intervene(unet, [None, Edit({site: push(width)}, strength=2.0)]), capture(unet, [site]) as edited:
+        call()
+    assert torch.equal(plain.row(site, 0), edited.row(site, 0))
+    torch.testing.assert_close(edited.row(site, 1) - plain.row(site, 1), torch.full_like(plain.row(site, 1), 10.0))
+
+
+def test_positions_are_row_major() -> None:
+    unet = tiny_model().unet
+    edit = Edit({"mid.0": Placed((Term(torch.tensor([GRID + 2]), torch.full((1, 1, CHANNELS), 3.0)),))})
+    with capture(unet, ["mid.0"]) as plain:
+        call(1)
+    with intervene(unet, [edit]), capture(unet, ["mid.0"]) as edited:
+        call(1)
+    change = (edited.get("mid.0") - plain.get("mid.0"))[0, 0].abs().sum(0)
+    assert change.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(("branch", "other"), [("both", -5.0), ("conditional", 0.0), ("all", 5.0)])
+def test_guidance_branches(branch: Branch, other: float) -> None:
+    unet = tiny_model().unet
+    with capture(unet, ["mid.0"], guided=True, unconditional=True) as plain:
+        call(guided=True)
+    edit = Edit({"mid.0": push()}, branch=branch)
+    with (
+        intervene(unet, [None, edit], guided=True),
+        capture(unet, ["mid.0"], guided=True, unconditional=True) as edited,
+    ):
+        call(guided=True)
+    sizes: dict[Half, float] = {"conditional": 5.0, "unconditional": other}
+    for half, size in sizes.items():
+        change = edited.get("mid.0", half=half) - plain.get("mid.0", half=half)
+        assert not change[0].any()
+        torch.testing.assert_close(change[1], torch.full_like(change[1], size), atol=1e-5, rtol=1e-5)
+
+
+def test_adaptive_edit_removes_what_is_there_now() -> None:
+    torch.manual_seed(1)
+    sae = SparseAutoencoder(
+        torch.randn(12, CHANNELS), torch.randn(12, CHANNELS), torch.zeros(CHANNELS), torch.zeros(CHANNELS),
+        torch.zeros(12), activation="relu",
+    )  # fmt: skip
+    features = torch.tensor([2, 7])
+    edit = Edit({"mid.0": Adaptive(Placed(()), torch.arange(POSITIONS), features, sae)})
+    unet = tiny_model().unet
+    with capture(unet, ["mid.0"]) as plain:
+        call(1)
+    with intervene(unet, [edit]), capture(unet, ["mid.0"]) as edited:
+        call(1)
+    live = plain.row("mid.0", 0)
+    expected = live - sae.encode(live)[..., features] @ sae.directions[features]
+    torch.testing.assert_close(edited.row("mid.0", 0), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_wrong_batch_and_too_few_steps_are_errors() -> None:
+    edit = Edit({"mid.0": push()})
+    with pytest.raises(RiebenchError, match="1 edits for a batch of 2"), intervene(tiny_model().unet, [edit]):
+        call(2)
+    with pytest.raises(RiebenchError, match="made from 1 steps"), intervene(tiny_model().unet, [edit]):
+        call(1)
+        call(1)
+
+
+def test_unknown_words_are_refused() -> None:
+    wrong: Any = "outputs"
+    with pytest.raises(RiebenchError, match="did you mean 'output'"), capture(tiny_model().unet, [], keep=[wrong]):
+        pass
+    with pytest.raises(RiebenchError, match="unknown branch 'outputs'"):
+        Edit({}, branch=wrong)
