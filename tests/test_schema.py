@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from helpers import make_key, make_spec
@@ -35,7 +36,7 @@ def test_identity_is_pinned() -> None:
 
 def test_identity_holds_what_moves_numbers() -> None:
     base = make_spec().run_id
-    moving = [
+    moving: list[dict[str, Any]] = [
         {"steps": 1},
         {"params": {"n_features": 21}},
         {"method": "neurons"},
@@ -43,7 +44,7 @@ def test_identity_holds_what_moves_numbers() -> None:
         {"block_mode": "each"},
     ]
     assert len({base, *(make_spec(**change).run_id for change in moving)}) == len(moving) + 1
-    still = [{"name": "other"}, {"strengths": (1.0, 2.0)}, {"description": "words"}, {"access": "P"}]
+    still: list[dict[str, Any]] = [{"name": "other"}, {"strengths": (1.0, 2.0)}, {"description": "words"}, {"access": "P"}]
     assert {make_spec(**change).run_id for change in still} == {base}
 
 

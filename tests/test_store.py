@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,8 +174,9 @@ def test_a_full_disk_leaves_whole_lines_and_no_temporary_file(tmp_path: Path, mo
 
 
 def test_pictures_are_checked(folder: RunFolder) -> None:
+    floats: Any = np.zeros((8, 8, 3))
     with pytest.raises(ValueError, match="uint8"):
-        folder.write_image(make_key(), np.zeros((8, 8, 3)))  # floats
+        folder.write_image(make_key(), floats)
     with pytest.raises(StoreError, match="is missing"):
         folder.read_image("images/none.png")
 
