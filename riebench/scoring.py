@@ -1,35 +1,25 @@
-"""Records -> scores: every metric of every unit, computed once, in batches, in float32.
-
-A unit's scores belong to the picture they were computed from. `scoring.json` in the run folder remembers that
-picture's hash, so a unit that is generated again is scored again; it also says which networks measured.
-"""
+"""Records -> scores: every metric of every unit, computed once, in batches, in float32."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from riebench.errors import FolderInUseError, StoreError
-from riebench.files import file_sha256, repair_last_line, write_atomic
+from riebench.errors import StoreError
+from riebench.files import file_sha256
 from riebench.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
-from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
 from riebench.registry import METRICS
 from riebench.schema import EditExample, EditRecord, EditTask, ModelSpec, ScoreRecord
-from riebench.store import SCORES_FILE, RunFolder, SharedFolder, read_image
+from riebench.scorebook import ScoreBook, locked, opened
+from riebench.store import RunFolder, SharedFolder, read_image
 from riebench.suites import load_suite
-
-SCORING_FILE = "scoring.json"
-"""Beside scores.jsonl: unit digest -> hash of the picture its scores belong to, and what measured."""
 
 DEFAULT_SCORER = "clip-l14"
 """The CLIP for weights that no preset names."""
@@ -163,12 +153,12 @@ def _score_group(
 ) -> ScoreReport:
     report = ScoreReport()
     with ExitStack() as stack:
-        books: dict[Path, _Book] = {}
+        books: dict[Path, ScoreBook] = {}
         jobs: list[_Job] = []
         units = stale = 0
         for folder in folders:
-            stack.enter_context(_locked(folder))
-            books[folder.path] = book = stack.enter_context(_opened(folder, tools))
+            stack.enter_context(locked(folder))
+            books[folder.path] = book = stack.enter_context(opened(folder, tools))
             examples = _examples(load_suite(folder.spec.suite)) if known is None else known
             for record in folder.records():
                 units += 1
@@ -265,86 +255,3 @@ def _read_mask(shared: Path, name: str) -> Bool:
     if stored is None:
         raise StoreError(f"{shared / name} is missing; make it again with the same `riebench run`")
     return RegionMasks.from_json(stored).editable
-
-
-class _Book:
-    """One folder's scores: what is there, what is missing, what is new."""
-
-    def __init__(self, folder: RunFolder, tools: Tools) -> None:
-        self.folder, self.tools = folder, tools
-        self.path = folder.path / SCORING_FILE
-        self.stored = folder.scores()
-        meta = self._read()
-        self.pictures: dict[str, str] = dict(meta.get("pictures", {}))
-        self.networks: dict[str, dict[str, str]] = dict(meta.get("networks", {}))
-        self.cut: set[str] = set(meta.get("cut_prompts", ()))
-        self._new: list[tuple[EditRecord, list[ScoreRecord]]] = []
-
-    def _read(self) -> dict[str, Any]:
-        # Losing this file costs time only: everything is scored again.
-        try:
-            meta = json.loads(self.path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return meta if isinstance(meta, dict) else {}
-
-    def missing(self, record: EditRecord, example: EditExample, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
-        """The metrics that this unit still needs, for the picture it has now."""
-        judged = example.attributes is not None and self.folder.spec.model.size == SIDE
-        wanted = [metric for metric in metrics if judged or not metric.needs_attributes]
-        if self.pictures.get(record.key.digest) != _picture_id(record):
-            return tuple(wanted)
-        return tuple(metric for metric in wanted if not self._has(record.key.digest, metric))
-
-    def _has(self, unit: str, metric: Metric) -> bool:
-        found = self.stored.get((unit, metric.name))
-        return found is not None and (found.version, found.backbone) == (metric.version, self.tools.backbone(metric))
-
-    def add(self, record: EditRecord, scores: list[ScoreRecord]) -> None:
-        """Keeps a unit's new scores until `flush`."""
-        self._new.append((record, scores))
-
-    def flush(self) -> None:
-        """Stores what was added since the last call."""
-        self.folder.append_scores(line for _, scores in self._new for line in scores)
-        self.pictures.update((record.key.digest, _picture_id(record)) for record, _ in self._new)
-        self._new.clear()
-
-    def close(self) -> None:
-        """Writes `scoring.json` if it changed.
-
-        It comes after the scores: a crash in between repeats work, and never leaves old scores for a new picture.
-        """
-        self.networks |= self.tools.details
-        self.cut |= set(self.tools.cut_prompts)
-        meta = {"networks": self.networks, "cut_prompts": sorted(self.cut), "pictures": self.pictures}
-        if meta != self._read() and (self.pictures or self.path.exists()):
-            write_atomic(self.path, (json.dumps(meta, indent=0, sort_keys=True, ensure_ascii=False) + "\n").encode())
-
-
-def _picture_id(record: EditRecord) -> str:
-    return (record.image_sha256 or "")[:16] if record.status == "ok" else record.status
-
-
-@contextmanager
-def _opened(folder: RunFolder, tools: Tools) -> Iterator[_Book]:
-    book = _Book(folder, tools)
-    try:
-        yield book
-    finally:
-        book.close()
-
-
-@contextmanager
-def _locked(folder: RunFolder) -> Iterator[None]:
-    # The writer's own lock: scores of a picture that is being replaced would be nobody's.
-    lock = FileLock(str(folder.path / ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FolderInUseError(f"{folder.path} is being written by another riebench; wait for it to end") from error
-    try:
-        repair_last_line(folder.path / SCORES_FILE)
-        yield
-    finally:
-        lock.release()

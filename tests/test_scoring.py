@@ -20,7 +20,8 @@ from riebench.metrics.tools import Tools
 from riebench.regions import RegionMasks
 from riebench.registry import METRICS
 from riebench.schema import Attributes, EditExample, EditRecord, EditTask, ModelSpec, RunSpec, Setting, UnitKey
-from riebench.scoring import SCORING_FILE, ScoreReport, score, scorer_for
+from riebench.scorebook import SCORING_FILE
+from riebench.scoring import ScoreReport, score, scorer_for
 from riebench.store import RunFolder, read_image
 
 SIDE = 64

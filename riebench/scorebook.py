@@ -1,0 +1,119 @@
+"""One run folder's scores: what is there, what is missing, what is new.
+
+A unit's scores belong to the picture they were computed from. `scoring.json` beside scores.jsonl remembers that
+picture's hash, so a unit that is generated again is scored again; it also says which networks measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from riebench.errors import FolderInUseError
+from riebench.files import repair_last_line, write_atomic
+from riebench.metrics.base import Metric
+from riebench.metrics.judge import SIDE
+from riebench.metrics.tools import Tools
+from riebench.schema import EditExample, EditRecord, ScoreRecord
+from riebench.store import SCORES_FILE, RunFolder
+
+SCORING_FILE = "scoring.json"
+"""Unit digest -> hash of the picture its scores belong to, and what measured."""
+
+
+class ScoreBook:
+    """Scores of one folder, read once and added to.
+
+    Args:
+        folder: the run folder, locked.
+        tools: the networks that measure.
+    """
+
+    def __init__(self, folder: RunFolder, tools: Tools) -> None:
+        self.folder, self.tools = folder, tools
+        self.path = folder.path / SCORING_FILE
+        self.stored = folder.scores()
+        meta = self._read()
+        self.pictures: dict[str, str] = dict(meta.get("pictures", {}))
+        self.networks: dict[str, dict[str, str]] = dict(meta.get("networks", {}))
+        self.cut: set[str] = set(meta.get("cut_prompts", ()))
+        self._new: list[tuple[EditRecord, list[ScoreRecord]]] = []
+
+    def _read(self) -> dict[str, Any]:
+        # Losing this file costs time only: everything is scored again.
+        try:
+            meta = json.loads(self.path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return meta if isinstance(meta, dict) else {}
+
+    def missing(self, record: EditRecord, example: EditExample, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+        """The metrics that this unit still needs, for the picture it has now."""
+        judged = example.attributes is not None and self.folder.spec.model.size == SIDE
+        wanted = [metric for metric in metrics if judged or not metric.needs_attributes]
+        if self.pictures.get(record.key.digest) != picture_id(record):
+            return tuple(wanted)
+        return tuple(metric for metric in wanted if not self._has(record.key.digest, metric))
+
+    def _has(self, unit: str, metric: Metric) -> bool:
+        found = self.stored.get((unit, metric.name))
+        return found is not None and (found.version, found.backbone) == (metric.version, self.tools.backbone(metric))
+
+    def add(self, record: EditRecord, scores: list[ScoreRecord]) -> None:
+        """Keeps a unit's new scores until `flush`."""
+        self._new.append((record, scores))
+
+    def flush(self) -> None:
+        """Stores what was added since the last call."""
+        self.folder.append_scores(line for _, scores in self._new for line in scores)
+        self.pictures.update((record.key.digest, picture_id(record)) for record, _ in self._new)
+        self._new.clear()
+
+    def close(self) -> None:
+        """Writes `scoring.json` if it changed.
+
+        It comes after the scores: a crash in between repeats work, and never leaves old scores for a new picture.
+        """
+        self.networks |= self.tools.details
+        self.cut |= set(self.tools.cut_prompts)
+        meta = {"networks": self.networks, "cut_prompts": sorted(self.cut), "pictures": self.pictures}
+        if meta != self._read() and (self.pictures or self.path.exists()):
+            write_atomic(self.path, (json.dumps(meta, indent=0, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def picture_id(record: EditRecord) -> str:
+    """What a unit's scores belong to: its picture's hash, or that there is none."""
+    return (record.image_sha256 or "")[:16] if record.status == "ok" else record.status
+
+
+@contextmanager
+def opened(folder: RunFolder, tools: Tools) -> Iterator[ScoreBook]:
+    """A folder's book; what it remembers is written at the end, also after an error."""
+    book = ScoreBook(folder, tools)
+    try:
+        yield book
+    finally:
+        book.close()
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Holds the folder's own writer lock: scores of a picture that is being replaced would be nobody's.
+
+    Raises:
+        FolderInUseError: at once, if another process writes there.
+    """
+    lock = FileLock(str(folder.path / ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FolderInUseError(f"{folder.path} is being written by another riebench; wait for it to end") from error
+    try:
+        repair_last_line(folder.path / SCORES_FILE)
+        yield
+    finally:
+        lock.release()
