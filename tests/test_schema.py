@@ -44,7 +44,12 @@ def test_identity_holds_what_moves_numbers() -> None:
         {"block_mode": "each"},
     ]
     assert len({base, *(make_spec(**change).run_id for change in moving)}) == len(moving) + 1
-    still: list[dict[str, Any]] = [{"name": "other"}, {"strengths": (1.0, 2.0)}, {"description": "words"}, {"access": "P"}]
+    still: list[dict[str, Any]] = [
+        {"name": "other"},
+        {"strengths": (1.0, 2.0)},
+        {"description": "words"},
+        {"access": "P"},
+    ]
     assert {make_spec(**change).run_id for change in still} == {base}
 
 
