@@ -1,0 +1,66 @@
+"""The training loop: an interrupted run is the same run, and another configuration is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from riebench.toyworld.training import CHECKPOINT, Stage, TrainingFolderError, fit, step_generator
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _stage(steps: int = 12, rate: float = 0.05, stop_at: int | None = None) -> Stage:
+    torch.manual_seed(3)
+    module = nn.Linear(4, 1)
+
+    def loss(step: int) -> Tensor:
+        if step == stop_at:
+            raise _Interrupted
+        x = torch.randn(8, 4, generator=step_generator(1, step))
+        return (module(x) - x.sum(1, keepdim=True)).square().mean()
+
+    return Stage("line", {"steps": steps, "rate": rate}, module, loss, steps, rate, warmup=2, checkpoint_seconds=0.0)
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = fit(_stage(), tmp_path / "whole")
+    with pytest.raises(_Interrupted):
+        fit(_stage(stop_at=7), tmp_path / "parts")
+    resumed = fit(_stage(), tmp_path / "parts")
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name])
+    assert len((tmp_path / "parts" / "line" / "loss.csv").read_text().splitlines()) >= 1
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = fit(_stage(), tmp_path)
+    again = fit(_stage(stop_at=0), tmp_path)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    stage = _stage(steps=200)
+    before = float(stage.loss(10_000))
+    fit(stage, tmp_path)
+    assert float(stage.loss(10_000)) < before / 10
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    fit(_stage(), tmp_path)
+    kept = (tmp_path / "line" / CHECKPOINT).read_bytes()
+    with pytest.raises(TrainingFolderError, match=r"rate: folder 0\.05, asked 0\.1"):
+        fit(_stage(rate=0.1), tmp_path)
+    assert (tmp_path / "line" / CHECKPOINT).read_bytes() == kept
+
+
+def test_a_diverged_run_stops(tmp_path: Path) -> None:
+    stage = _stage()
+    stage.loss = lambda step: stage.module.weight.sum() * float("nan")  # type: ignore[operator,union-attr]
+    with pytest.raises(RuntimeError, match="loss is nan at step 0"):
+        fit(stage, tmp_path)
