@@ -109,8 +109,9 @@ def run_benchmark(
             keys = [unit.key for unit in units if unit.setting.name == name]
             stack.enter_context(one.folder.writing(told, keys))
         done = {name: one.folder.done(redo) for name, one in prepared.items()}
-        todo = [unit for unit in units if unit.key.digest not in done[unit.setting.name]]
-        works = works_of(todo)[shard[0] - 1 :: shard[1]]
+        # Parted before anything is left out, so that every part is the same whatever is done already.
+        mine = [unit for work in works_of(units)[shard[0] - 1 :: shard[1]] for unit in work.units]
+        works = works_of([unit for unit in mine if unit.key.digest not in done[unit.setting.name]])
         total = sum(len(work.units) for work in works)
         with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
             Runner(model, prepared, regions, size, bar).run(works)

@@ -245,10 +245,10 @@ def test_wrong_parameters_are_refused(method: str, params: dict[str, Any], messa
 
 def test_missing_saes_and_units_are_said() -> None:
     ctx = context()
-    with pytest.raises(RiebenchError, match="no SAE for block mid.0"):
+    with pytest.raises(RiebenchError, match=r"no SAE for block mid.0"):
         edit_of("sae", EditContext(ctx.runs, BLOCKS))
     bare = ExampleRuns(PAIR, 0, ctx.runs.trace, ctx.runs.rows, ctx.runs.masks)
-    with pytest.raises(RiebenchError, match="units of mid.0, up.0.1 were not captured"):
+    with pytest.raises(RiebenchError, match=r"units of mid.0, up.0.1 were not captured"):
         edit_of("neurons", EditContext(bare, BLOCKS), n_units=1)
     with pytest.raises(RiebenchError, match="unknown method 'sea'"):
         get_method("sea")

@@ -130,7 +130,8 @@ def test_every_layout_of_the_native_format_is_read(tmp_path: Path, name: str, in
         p["encoder"], p["directions"], p["pre_bias"], p["pre_bias"], p["latent_bias"], k=K
     )
     x = torch.randn(5, D)
-    assert torch.equal(sae.encode(x), expected.encode(x)) and torch.equal(sae.decode(sae.encode(x)), expected.decode(expected.encode(x)))
+    codes = expected.encode(x)
+    assert torch.equal(sae.encode(x), codes) and torch.equal(sae.decode(codes), expected.decode(codes))
     assert len(sae.sha256) == 64
     assert torch.equal(load_sae(tmp_path / name).encode(x), sae.encode(x))
 
@@ -162,7 +163,7 @@ def test_k_chooses_among_several(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / folder_name("up.0.0", 2, N))
     with pytest.raises(RiebenchError, match=r"several SAEs for mid.0 \(k = 2, 3\); add #k=NUMBER"):
         load_saes(tmp_path, ["mid.0"])
-    with pytest.raises(RiebenchError, match="no SAE for mid.0 with k = 9"):
+    with pytest.raises(RiebenchError, match=r"no SAE for mid.0 with k = 9"):
         load_saes(tmp_path, ["mid.0"], k=9)
 
 
@@ -178,7 +179,7 @@ def test_what_is_no_sae_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="holds no SAE that riebench can read"):
         load_sae(tmp_path)
     folder = write(tmp_path / "mid.0")
-    with pytest.raises(RiebenchError, match="no SAE for up.0.0; it has SAEs for: mid.0"):
+    with pytest.raises(RiebenchError, match=r"no SAE for up.0.0; it has SAEs for: mid.0"):
         load_saes(tmp_path, ["up.0.0"])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "n_dirs_local": 7}))
@@ -207,10 +208,10 @@ def test_missing_and_unknown_tensors(tmp_path: Path) -> None:
     folder = write(tmp_path / "mid.0")
     stored = torch.load(folder / "state_dict.pth", weights_only=True)["state_dict"]
     torch.save({"state_dict": {**stored, "gate.weight": torch.zeros(2)}}, folder / "state_dict.pth")
-    with pytest.raises(RiebenchError, match="does not know: gate.weight"):
+    with pytest.raises(RiebenchError, match=r"does not know: gate.weight"):
         load_sae(folder)
     torch.save({"state_dict": {"encoder.weight": stored["encoder.weight"]}}, folder / "state_dict.pth")
-    with pytest.raises(RiebenchError, match="lacks decoder.weight, pre_bias, latent_bias"):
+    with pytest.raises(RiebenchError, match=r"lacks decoder.weight, pre_bias, latent_bias"):
         load_sae(folder)
 
 

@@ -162,7 +162,7 @@ class Skipping(nn.Module):
 
 def test_a_block_that_is_passed_over_is_an_error() -> None:
     network = Skipping()
-    with pytest.raises(RiebenchError, match="mid.0 ran 0 times in 1 U-Net calls"), capture(network, ["mid.0"]):
+    with pytest.raises(RiebenchError, match=r"mid.0 ran 0 times in 1 U-Net calls"), capture(network, ["mid.0"]):
         network(torch.zeros(1))
 
 
