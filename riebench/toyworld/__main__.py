@@ -59,6 +59,20 @@ def tasks(folder: Annotated[Path, typer.Argument(help="where the nine files go")
         typer.echo(path)
 
 
+@app.command()
+def card(
+    check: Annotated[bool, typer.Option(help="only looks, and fails if the card is out of date")] = False,
+    pictures: Annotated[bool, typer.Option(help="draws its picture anew too")] = False,
+    file: Annotated[Path, typer.Option(help="the card")] = Path("docs/toyworld.md"),
+) -> None:
+    """Brings the model card's figures up to date with the stored ones (`evaluate --json docs/toyworld.json`)."""
+    from riebench.toyworld.card import write_card, write_pictures
+
+    write_card(file, file.with_suffix(".json"), check=check)
+    if pictures and not check:
+        typer.echo(write_pictures(file.parent / "images"))
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is one line and exit code 2."""
     try:

@@ -1,0 +1,116 @@
+"""Pictures of a run: for one example of each category, the source, what each block set made of it, and the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from riebench.files import write_atomic
+from riebench.schema import CATEGORIES, EditRecord
+from riebench.store import SHARED, RunFolder, SharedFolder, encode_png
+
+CELL = 128
+"""Side of one picture in the gallery, in pixels."""
+GAP, MARGIN_TOP, MARGIN_LEFT = 6, 22, 132
+
+Picture = NDArray[np.uint8]
+
+
+def write_galleries(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]:
+    """Draws one gallery per setting, at its largest strength, below `model_folder/gallery/`.
+
+    Args:
+        model_folder: `results/<suite>/<model>`.
+        folders: its run folders.
+
+    Returns:
+        The files, in the order of the settings; a setting without a finished unit has none.
+    """
+    shared = SharedFolder(model_folder / SHARED)
+    written = []
+    for folder in folders:
+        picture = gallery(folder, shared)
+        if picture is not None:
+            path = model_folder / "gallery" / f"{folder.path.name}.png"
+            write_atomic(path, encode_png(picture))
+            written.append(path)
+    return written
+
+
+def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
+    """One row per category, columns: source, one per block set, target. None if nothing is finished.
+
+    Args:
+        folder: the run.
+        shared: where its source and target pictures are.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    finished = [record for record in folder.records() if record.status == "ok"]
+    if not finished:
+        return None
+    strength = max(record.key.strength for record in finished)
+    finished = [record for record in finished if record.key.strength == strength]
+    block_sets = list(dict.fromkeys(record.key.block_set for record in finished))
+    rows = []
+    for category in sorted({record.key.category for record in finished}, key=lambda name: CATEGORIES[name]):
+        chosen = _first_example(finished, category)
+        if chosen is not None:
+            rows.append((category.replace("_", " "), _row(chosen, block_sets, folder, shared)))
+    return grid(("source", *block_sets, "target"), rows) if rows else None
+
+
+def _first_example(records: list[EditRecord], category: str) -> dict[str, EditRecord] | None:
+    """Block set -> record, of the first example and seed whose source and target pictures are known."""
+    for record in sorted(records, key=lambda r: (r.key.example_id, r.key.seed)):
+        key = record.key
+        if key.category == category and record.source_image and record.target_image:
+            return {r.key.block_set: r for r in records if (r.key.example_id, r.key.seed) == (key.example_id, key.seed)}
+    return None
+
+
+def _row(
+    records: dict[str, EditRecord], block_sets: Sequence[str], folder: RunFolder, shared: SharedFolder
+) -> list[Picture | None]:
+    some = next(iter(records.values()))
+    edited = [records[name].image if name in records else None for name in block_sets]
+    return [
+        shared.read_image(str(some.source_image)),
+        *(None if name is None else folder.read_image(name) for name in edited),
+        shared.read_image(str(some.target_image)),
+    ]
+
+
+def grid(columns: Sequence[str], rows: Sequence[tuple[str, list[Picture | None]]]) -> Picture:
+    """Labelled rows of pictures.
+
+    Args:
+        columns: headings.
+        rows: (label, one picture per column; None leaves the place empty); pictures are uint8 [H, W, 3].
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    width = MARGIN_LEFT + len(columns) * (CELL + GAP)
+    canvas = Image.new("RGB", (width, MARGIN_TOP + len(rows) * (CELL + GAP)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    for i, name in enumerate(columns):
+        draw.text((MARGIN_LEFT + i * (CELL + GAP) + CELL // 2, 4), name, fill="black", font=font, anchor="ma")
+    for j, (name, pictures) in enumerate(rows):
+        top = MARGIN_TOP + j * (CELL + GAP)
+        draw.text((MARGIN_LEFT - 8, top + CELL // 2), name, fill="black", font=font, anchor="rm")
+        for i, picture in enumerate(pictures):
+            if picture is not None:
+                canvas.paste(_fitted(picture), (MARGIN_LEFT + i * (CELL + GAP), top))
+    return np.asarray(canvas)
+
+
+def _fitted(picture: Picture) -> Image.Image:
+    # Small pictures are enlarged pixel by pixel, so that one sees what is there.
+    method = Image.Resampling.NEAREST if max(picture.shape) <= CELL else Image.Resampling.LANCZOS
+    return Image.fromarray(picture).resize((CELL, CELL), method)

@@ -1,0 +1,144 @@
+"""The figures and pictures of the toy world's model card, made from what `evaluate` measured."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riebench.errors import RiebenchError
+from riebench.toyworld.assets import read_manifest
+from riebench.toyworld.evaluate import BARS
+from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, random_edit
+
+SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""A generated part of the card: everything between its two marks."""
+
+
+def _table(header: list[str], rows: list[list[object]]) -> str:
+    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _bars(figures: dict[str, Any]) -> str:
+    rows: list[list[object]] = [
+        [f"`{key}`", f"{figures[key]:.3f}", f"{bar:.2f}", "yes" if figures[key] >= bar else "**no**"]
+        for key, bar in BARS.items()
+    ]
+    return _table(["figure", "measured", "bar", "cleared"], rows)
+
+
+def _attributes(figures: dict[str, Any]) -> str:
+    columns = {"renders": "judge", "toy-base": "base", "toy-turbo, 4 steps": "turbo4", "toy-turbo, 1 step": "turbo1"}
+    rows: list[list[object]] = [
+        [name, *(f"{figures[f'{key}_by_attribute'][name]:.3f}" for key in columns.values())] for name in ATTRIBUTES
+    ]
+    return _table(["attribute", *columns], rows)
+
+
+def _blocks(figures: dict[str, Any]) -> str:
+    effects = figures["block_effect_by_block"]
+    return _table(["block", "LPIPS without its update"], [[block, f"{value:.3f}"] for block, value in effects.items()])
+
+
+def _patches(figures: dict[str, Any]) -> str:
+    shares = figures["patch_reach_by_category"]
+    names = {"target": "target prompt", "all": "four blocks", **{b: b for b in shares if b not in ("target", "all")}}
+    rows: list[list[object]] = [
+        [category.replace("_", " "), *(f"{shares[key][category]:.2f}" for key in names)]
+        for category in CATEGORY_ATTRIBUTE
+    ]
+    mean: list[object] = ["mean", *(f"{figures['patch_reach_mean'][key]:.2f}" for key in names)]
+    return _table(["category", *names.values()], [*rows, mean])
+
+
+def _saes(figures: dict[str, Any]) -> str:
+    rows: list[list[object]] = []
+    for setting, blocks in figures["sae_by_block"].items():
+        for block, entry in blocks.items():
+            rows.append([setting, block, f"{entry['ev']:.3f}", f"{entry['l0']:.1f}", f"{entry['dead']:.3f}"])
+    return _table(["setting", "block", "explained variance", "L0", "dead share"], rows)
+
+
+def _sizes(figures: dict[str, Any]) -> str:
+    sizes: dict[str, int] = {}
+    for name, entry in read_manifest().items():
+        sizes[name.split("/")[0]] = sizes.get(name.split("/")[0], 0) + entry["size"]
+    rows: list[list[object]] = [[name, f"{size / 2**20:.2f}"] for name, size in sizes.items()]
+    return _table(["asset", "MiB"], [*rows, ["all", f"{sum(sizes.values()) / 2**20:.2f}"]])
+
+
+def _speed(figures: dict[str, Any]) -> str:
+    return _table(
+        ["what", "measured"],
+        [
+            ["64 pictures of toy-turbo in one step, decoded", f"{figures['turbo1_64_pictures_seconds']} s"],
+            ["loading both pipelines, four SAEs and the judge", f"{figures['load_seconds']} s"],
+            ["largest pixel difference, alone against in a batch", f"{figures['batch_difference']} of 255"],
+            ["right caption among 100 (ten of them differ in one attribute)", f"{figures['clip_top1']:.3f}"],
+            ["explained variance of the SAEs: 1 step, 4 steps, toy-base",
+             ", ".join(f"{figures[f'sae_ev_{key}']:.3f}" for key in ("1step", "4step", "base"))],
+        ],
+    )  # fmt: skip
+
+
+PARTS = {
+    "bars": _bars, "attributes": _attributes, "blocks": _blocks, "patches": _patches, "saes": _saes, "sizes": _sizes,
+    "speed": _speed,
+}  # fmt: skip
+
+
+def filled(text: str, figures: dict[str, Any]) -> str:
+    """The card's text with every generated part made anew."""
+    return SECTION.sub(lambda match: match[1] + PARTS[match[2]](figures) + match[3], text)
+
+
+def write_card(card: Path, figures_file: Path, *, check: bool = False) -> None:
+    """Brings the card's generated parts up to date with the stored figures.
+
+    Args:
+        card: the Markdown file.
+        figures_file: what `evaluate --json` wrote.
+        check: only looks.
+
+    Raises:
+        RiebenchError: with `check`, if the card is out of date.
+    """
+    figures = json.loads(figures_file.read_text(encoding="utf-8"))
+    before = card.read_text(encoding="utf-8")
+    after = filled(before, figures)
+    if check and before != after:
+        raise RiebenchError(f"{card} is out of date; run `python -m riebench.toyworld card` and commit it")
+    if before != after:
+        card.write_text(after, encoding="utf-8")
+
+
+def category_pairs() -> dict[str, list[tuple[Scene, Scene]]]:
+    """Three held-out edits of each category, the same ones every time."""
+    rng = random.Random(911)
+    return {category: [random_edit(category, rng) for _ in range(3)] for category in CATEGORY_ATTRIBUTE}
+
+
+def write_pictures(folder: Path) -> Path:
+    """Draws the card's picture: per category three edits as toy-turbo (4 steps) generates source and target."""
+    from riebench.gallery import grid
+    from riebench.generate import Generator
+    from riebench.models import load_model
+    from riebench.store import encode_png
+    from riebench.toyworld.captions import caption
+
+    generator = Generator(load_model("toy-turbo"))
+    rows: list[tuple[str, list[NDArray[np.uint8] | None]]] = []
+    for row, (category, pairs) in enumerate(category_pairs().items()):
+        captions = [caption(scene) for pair in pairs for scene in pair]
+        images = generator.generate(captions, [1000 * row + i // 2 for i in range(len(captions))]).images
+        rows.append((category.replace("_", " "), list(images)))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "toyworld.png"
+    path.write_bytes(encode_png(grid(["source", "target"] * 3, rows)))
+    return path
