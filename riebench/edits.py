@@ -157,6 +157,57 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """Units copied, step by step, from the source and target run that are generated beside the edited picture.
+
+    The same change as `transfer` makes of stored values, for choices so large that storing their values would need
+    hundreds of megabytes: here only the choice is kept.
+
+    Attributes:
+        target_positions: int64 [Pt], where units are added.
+        source_positions: int64 [Ps], where units are taken away.
+        add: int64 [a], units to add.
+        remove: int64 [r], units to take away.
+        values: see `transfer`.
+        add_only: see `transfer`.
+    """
+
+    target_positions: Tensor
+    source_positions: Tensor
+    add: Tensor
+    remove: Tensor
+    values: str = "position"
+    add_only: bool = False
+
+    def between(self, target: Tensor, source: Tensor) -> Tensor | None:
+        """The change at one step.
+
+        Args:
+            target: what the site gives in the target run, float32 [positions, width].
+            source: the same in the source run.
+        """
+        at, away = self.target_positions.to(target.device), self.source_positions.to(target.device)
+        add, remove = self.add.to(target.device), self.remove.to(target.device)
+        return transfer(
+            target[at][:, add][None], source[away][:, remove][None], at, away, target_basis=Basis(columns=add),
+            source_basis=Basis(columns=remove), values=self.values, add_only=self.add_only,
+        ).delta(0, target)  # fmt: skip
+
+    def delta(self, step: int, live: Tensor) -> Tensor | None:
+        """Not to be had from the edited run alone.
+
+        Raises:
+            RiebenchError: always.
+        """
+        raise RiebenchError("this edit reads the source and target run; generate them in the same batch")
+
+    @property
+    def nbytes(self) -> int:
+        """See `SiteEdit.nbytes`."""
+        return _bytes(self.target_positions, self.source_positions, self.add, self.remove)
+
+
+@dataclass(frozen=True)
 class Edit:
     """One picture's edit.
 
@@ -165,12 +216,14 @@ class Edit:
         strength: multiplies every delta; 0 changes nothing at all.
         branch: which guidance halves are changed, and how.
         features: block -> (added, removed) indices, for the record; empty for methods without features.
+        pair: source and target prompt, if a site is `Paired`: they are generated beside the edited picture.
     """
 
     sites: Mapping[str, SiteEdit]
     strength: float = 1.0
     branch: Branch = "both"
     features: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    pair: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.branch not in BRANCHES:

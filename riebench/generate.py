@@ -91,7 +91,7 @@ class Generator:
             capture: what to capture; edited values where there are edits.
 
         Returns:
-            Pictures and traces, in the order of the prompts.
+            Pictures and traces, in the order of the prompts (traces may end with runs that edits needed beside).
 
         Raises:
             RiebenchError: if a block is missing or its calls are not one per step.
@@ -100,16 +100,18 @@ class Generator:
         if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, edits: {edits and len(edits)}")
         wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
-        options = self._options(prompts, seeds)
+        beside, pairs = beside_edits(prompts, seeds, edits or ())
+        options = self._options([*prompts, *(p for p, _ in beside)], [*seeds, *(s for _, s in beside)])
         with ExitStack() as stack:
             if edits is not None:
+                rows = [*edits, *[None] * len(beside)]
                 spec = self.model.spec
                 stack.enter_context(
-                    intervene(self.model.unet, edits, guided=self.model.guided, steps=spec.steps)
+                    intervene(self.model.unet, rows, pairs=pairs, guided=self.model.guided, steps=spec.steps)
                 )
             traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
             latents = self.model.pipe(**options).images
-        return GenerationResult(self.decode(latents), traces)
+        return GenerationResult(self.decode(latents[: len(prompts)]), traces)
 
     def _capture(self, wanted: Capture) -> Any:
         return capture(
@@ -207,6 +209,25 @@ class Generator:
     def word_positions(self, prompt: str) -> list[int]:
         """Positions of all the prompt's words (no start, end or padding)."""
         return self.token_positions(prompt, prompt.strip())
+
+
+def beside_edits(
+    prompts: Sequence[str], seeds: Sequence[int], edits: Sequence[Edit | None]
+) -> tuple[list[tuple[str, int]], dict[int, tuple[int, int]]]:
+    """The runs that `Paired` edits read, each one once.
+
+    Returns:
+        Prompt and seed of each further row, and for each paired row the rows of its source and its target run.
+    """
+    beside: dict[tuple[str, int], int] = {}
+    pairs = {}
+    for row, edit in enumerate(edits):
+        if edit is not None and edit.pair is not None and not edit.empty:
+            source, target = (
+                beside.setdefault((prompt, seeds[row]), len(prompts) + len(beside)) for prompt in edit.pair
+            )
+            pairs[row] = (source, target)
+    return list(beside), pairs
 
 
 def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:

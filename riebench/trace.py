@@ -10,15 +10,16 @@ number format; output minus input would lose digits in half precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from riebench.blocks import ATTENTION, RESIDUAL, UNITS, kind, short_name
-from riebench.edits import Edit
+from riebench.edits import Edit, Paired
 from riebench.errors import RiebenchError, near_match
 from riebench.hooks import Hooks, find_module, hooked
 
@@ -74,6 +75,10 @@ class Trace:
         """
         values = torch.stack([step[index] for step in self._steps(site, what)])
         return values.flatten(2).transpose(1, 2).contiguous() if values.dim() == 4 else values
+
+    def steps_of(self, site: str, what: What = "update") -> int:
+        """How many steps of a site are captured."""
+        return len(self._steps(site, what))
 
     def _steps(self, site: str, what: What) -> list[Tensor]:
         key = (short_name(site), what, "conditional")
@@ -132,13 +137,19 @@ def capture(
 
 @contextmanager
 def intervene(
-    unet: nn.Module, edits: Sequence[Edit | None], *, guided: bool = False, steps: int | None = None
+    unet: nn.Module,
+    edits: Sequence[Edit | None],
+    *,
+    pairs: Mapping[int, tuple[int, int]] | None = None,
+    guided: bool = False,
+    steps: int | None = None,
 ) -> Iterator[None]:
     """Applies one edit per row of the batch to every U-Net call made inside the `with` block.
 
     Args:
         unet: a `UNet2DConditionModel`.
         edits: one per picture; None and empty edits leave their row exactly as it is.
+        pairs: row of a picture with a `Paired` edit -> the rows of its source and its target run.
         guided: whether the batch holds an unconditional half (before the conditional one).
         steps: the number of calls there must be, if known.
 
@@ -150,7 +161,7 @@ def intervene(
     rows = {site: {i: e for i, e in active.items() if site in e.sites} for site in sites}
     with hooked(unet, sites, steps) as hooks:
         for site in sites:
-            _edit_site(hooks, site, rows[site], len(edits), guided)
+            _edit_site(hooks, site, rows[site], pairs or {}, len(edits), guided)
         yield
 
 
@@ -235,46 +246,67 @@ def text_attention(attention: Any, hidden: Tensor, text: Tensor) -> Tensor:
     return weights.unflatten(0, (hidden.shape[0], attention.heads)).mean(1)
 
 
-def _edit_site(hooks: Hooks, name: str, edits: dict[int, Edit], batch: int, guided: bool) -> None:
+def _edit_site(
+    hooks: Hooks, name: str, edits: Mapping[int, Edit], pairs: Mapping[int, tuple[int, int]], batch: int, guided: bool
+) -> None:
     module = find_module(hooks.unet, name)
     point = module.get_submodule("proj_out") if kind(name) == ATTENTION else module
+    offset = batch if guided else 0
 
     def change(args: Any, output: Any) -> Any:
         values = _first(output)
-        expected = batch * 2 if guided else batch
-        if values.shape[0] != expected:
+        if values.shape[0] != batch + offset:
             raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // (2 if guided else 1)} pictures")
-        live = values
-        if kind(name) == RESIDUAL:
-            live = values - _skip(module, args[0])
+        live = values - _skip(module, args[0]) if kind(name) == RESIDUAL else values
         changed = values.clone()
         for index, edit in edits.items():
-            _edit_row(changed, live, index, edit, name, hooks.step, batch if guided else 0)
+            _edit_row(changed, _Site(name, live, hooks.step, offset, pairs), index, edit)
         return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
     hooks.after(point, change)
 
 
-def _edit_row(
-    changed: Tensor, live: Tensor, index: int, edit: Edit, site: str, step: int, unconditional: int
-) -> None:
-    """Changes one picture's rows of `changed` in place; the conditional row lies `unconditional` rows further down."""
+@dataclass(frozen=True)
+class _Site:
+    """What all rows of a site share at one step; conditional rows lie `offset` rows behind unconditional ones."""
 
-    def delta(row: int) -> Tensor | None:
-        positions = live[row].flatten(1).T if live[row].dim() == 3 else live[row]
-        found = edit.sites[site].delta(step, positions.float())
+    name: str
+    live: Tensor
+    step: int
+    offset: int
+    pairs: Mapping[int, tuple[int, int]]
+
+    def positions(self, row: int) -> Tensor:
+        """One row, float32 [positions, width]."""
+        values = self.live[row]
+        return (values.flatten(1).T if values.dim() == 3 else values).float()
+
+    def delta(self, edit: Edit, index: int, offset: int) -> Tensor | None:
+        """A picture's scaled change, in the layout of its row."""
+        site = edit.sites[self.name]
+        if isinstance(site, Paired):
+            if index not in self.pairs:
+                raise RiebenchError("this edit reads the source and target run; generate them in the same batch")
+            source, target = self.pairs[index]
+            found = site.between(self.positions(target + offset), self.positions(source + offset))
+        else:
+            found = site.delta(self.step, self.positions(index + offset))
         if found is None:
             return None
         scaled = found * edit.strength
-        return scaled.T.reshape(live[row].shape) if live[row].dim() == 3 else scaled
+        return scaled.T.reshape(self.live[0].shape) if self.live.dim() == 4 else scaled
+
+
+def _edit_row(changed: Tensor, site: _Site, index: int, edit: Edit) -> None:
+    """Changes one picture's rows of `changed` in place."""
 
     def add(row: int, what: Tensor | None, sign: float) -> None:
         if what is not None:
             changed[row] = (changed[row].float() + sign * what).to(changed.dtype)
 
-    conditional = delta(index + unconditional)
-    add(index + unconditional, conditional, 1.0)
-    if unconditional and edit.branch == "both":
+    conditional = site.delta(edit, index, site.offset)
+    add(index + site.offset, conditional, 1.0)
+    if site.offset and edit.branch == "both":
         add(index, conditional, -1.0)
-    elif unconditional and edit.branch == "all":
-        add(index, delta(index), 1.0)
+    elif site.offset and edit.branch == "all":
+        add(index, site.delta(edit, index, 0), 1.0)

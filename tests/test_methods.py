@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riebench.edits import Adaptive, Edit, Placed
+from riebench.edits import Adaptive, Edit, Paired, Placed
 from riebench.errors import RiebenchError
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import EditContext, ExampleRuns, Reuse, get_method
@@ -131,9 +131,9 @@ def test_adaptive_edit_equals_the_static_one_when_nothing_else_changed() -> None
             torch.testing.assert_close(delta, dense(static, block)[step], atol=1e-5, rtol=1e-5)
         # Where the run has nothing of the features any more, nothing is taken away.
         silent = adaptive.sites[block].delta(0, torch.zeros(POSITIONS, CHANNELS))
-        added = Placed(static.sites[block].terms[:1]) if isinstance(static.sites[block], Placed) else None
-        assert silent is not None and added is not None
-        torch.testing.assert_close(silent, added.dense(STEPS, POSITIONS, CHANNELS)[0])
+        placed = static.sites[block]
+        assert silent is not None and isinstance(placed, Placed)
+        torch.testing.assert_close(silent, Placed(placed.terms[:1]).dense(STEPS, POSITIONS, CHANNELS)[0])
 
 
 def test_patching_whole_pictures_turns_one_run_into_the_other() -> None:
@@ -179,19 +179,41 @@ def test_neurons_change_chosen_units_in_their_regions_only() -> None:
         assert not delta[:, -1].any()
 
 
+def test_units_read_beside_are_the_units_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = context()
+    stored = edit_of("neurons", ctx, n_units=5)
+    monkeypatch.setattr("riebench.methods.activations.UNIT_BUDGET", 0)
+    beside = edit_of("neurons", ctx, n_units=5)
+    assert list(stored.sites) == list(beside.sites)
+    for site, paired in beside.sites.items():
+        assert isinstance(paired, Paired)
+        for step in range(STEPS):
+            target, source = (ctx.runs.trace.row(site, row)[step] for row in (1, 0))
+            found = paired.between(target, source)
+            assert found is not None
+            torch.testing.assert_close(found, dense(stored, site, UNITS)[step])
+        with pytest.raises(RiebenchError, match="generate them in the same batch"):
+            paired.delta(0, torch.zeros(POSITIONS, UNITS))
+
+
 def test_an_sdxl_sized_neuron_edit_stays_within_twenty_mebibytes() -> None:
-    steps, grid, units, layers = 4, 16, 1280, 40
+    steps, grid, units, layers = 4, 16, 256, 40
     trace = Trace()
     trace.grids["mid.0"] = (grid, grid)
     generator = torch.Generator().manual_seed(0)
     for layer in range(layers):
-        values = torch.randn(2, grid * grid, units // 10, generator=generator)
+        values = torch.randn(2, grid * grid, units, generator=generator)
         for _ in range(steps):
             trace.add(f"mid.0.ff.{layer}", "update", values, guided=False, unconditional=False)
     whole = np.ones((grid, grid), dtype=bool)
     runs = ExampleRuns(PAIR, 0, trace, {"source": 0, "target": 1}, RegionMasks(whole, whole), {"mid.0": layers})
-    edit = edit_of("neurons", EditContext(runs, ("mid.0",)), n_units=1000)
-    assert edit.nbytes <= UNIT_BUDGET
+    ctx = EditContext(runs, ("mid.0",))
+    few, many = (edit_of("neurons", ctx, n_units=number) for number in (1000, 5000))
+    # 10 000 units at 256 positions and 4 steps are 41 MB of values.
+    assert few.pair is None and few.nbytes <= UNIT_BUDGET
+    assert many.pair == ("a", "b") and many.nbytes <= UNIT_BUDGET / 50
+    mean = edit_of("neurons", ctx, n_units=5000, values="mean")
+    assert mean.pair is None and mean.nbytes <= UNIT_BUDGET / 10
 
 
 @settings(max_examples=15, deadline=None)

@@ -154,7 +154,9 @@ def test_regions_by_words_are_stored_once_and_used(run: Callable[..., list[RunFo
     (folder,) = run(PATCH, tasks=[task(region="house")])
     record = folder.records()[0]
     name = folder.shared.mask_name(record.key)
-    masks = RegionMasks.from_json(folder.shared.read_json(name))
+    stored = folder.shared.read_json(name)
+    assert stored is not None
+    masks = RegionMasks.from_json(stored)
     assert masks.source.shape == (SIZE, SIZE) and 0 < masks.source.mean() < 1
     assert record.mask_share == masks.share
     # A stored mask is not made again: what was compared stays comparable.
@@ -209,6 +211,21 @@ def test_a_method_that_fails_is_recorded(run: Callable[..., list[RunFolder]]) ->
     (folder, other) = run(many, PATCH)
     assert {record.status for record in other.records()} == {"ok"}
     assert {record.reason for record in folder.records()} == {"cannot choose 1000 of 96 features; give 0 to 96"}
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_units_read_beside_make_the_same_picture(
+    run: Callable[..., list[RunFolder]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, guidance: float
+) -> None:
+    neurons = Setting(name="neurons", method="neurons", params={"n_units": 200}, strengths=(2.0, 6.0))
+    model = tiny_model(guidance=guidance)
+    (stored,) = run(neurons, model=model, results_root=tmp_path / "a")
+    monkeypatch.setattr("riebench.methods.activations.UNIT_BUDGET", 0)
+    (beside,) = run(neurons, model=model, results_root=tmp_path / "b")
+    assert [record.status for record in beside.records()] == ["ok"] * 4
+    for one, other in zip(stored.records(), beside.records(), strict=True):
+        assert np.abs(picture(stored, one) - picture(beside, other)).max() <= 1
+        assert np.abs(picture(stored, one) - shared(stored, one.source_image)).mean() > 0
 
 
 def test_no_features_give_the_source_picture(run: Callable[..., list[RunFolder]], calls: list[list[Any]]) -> None:

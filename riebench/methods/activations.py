@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from riebench.blocks import unit_site
-from riebench.edits import Basis, Branch, Edit, Placed, SiteEdit, Term, transfer
+from riebench.edits import Basis, Branch, Edit, Paired, Placed, SiteEdit, Term, transfer
 from riebench.errors import RiebenchError
-from riebench.methods.base import EditContext, method
+from riebench.methods.base import EditContext, ExampleRuns, Role, method
 from riebench.selection import choose, means, unit_normalised
 
 UNIT_BUDGET = 20 * 2**20
-"""Bytes of one example's neuron edit above which its values are kept in half precision."""
+"""Bytes of one example's neuron edit above which its values are not stored: they are read from the source and target
+run, generated beside the edited picture."""
+
+ROLES: tuple[Role, Role] = ("target", "source")
 
 
 @method("activation_patch", access="PAM", needs=("updates",))
@@ -84,6 +88,8 @@ def neurons(
 ) -> Edit:
     """Switches feed-forward units of the blocks, chosen like features, on and off.
 
+    Values of up to `UNIT_BUDGET` bytes are stored with the edit; for larger choices only the units' numbers are kept.
+
     Args:
         ctx: the example.
         n_units: how many are switched on, and how many off, over all blocks and layers.
@@ -107,23 +113,34 @@ def neurons(
         for role in ("target", "source")
     )
     choice = choose(target, source, n_units, signed=shares == "published")
-    sites: dict[str, SiteEdit] = {}
-    for site in layers:
-        add, remove = choice.add[site], choice.remove[site]
-        if len(add) + (0 if add_only else len(remove)):
-            sites[site] = transfer(
-                runs.masked("target", site)[..., add], runs.masked("source", site)[..., remove],
-                runs.positions("target", site), runs.positions("source", site),
-                target_basis=Basis(columns=add), source_basis=Basis(columns=remove), values=values, add_only=add_only,
-            )  # fmt: skip
-    return _within_budget(Edit(sites, branch=branch))
+    chosen = {site: (choice.add[site], choice.remove[site]) for site in layers}
+    chosen = {site: (add, remove) for site, (add, remove) in chosen.items() if len(add) + len(remove)}
+    make = _stored if _stored_size(runs, chosen, values, add_only) <= UNIT_BUDGET else _beside
+    sites: dict[str, SiteEdit] = {
+        site: make(runs, site, add, remove, values, add_only) for site, (add, remove) in chosen.items()
+    }
+    pair = (runs.example.source, runs.example.target) if make is _beside else None
+    return Edit(sites, branch=branch, pair=pair)
 
 
-def _within_budget(edit: Edit) -> Edit:
-    if edit.nbytes <= UNIT_BUDGET:
-        return edit
-    sites: dict[str, SiteEdit] = {}
-    for site, placed in edit.sites.items():
-        assert isinstance(placed, Placed)
-        sites[site] = Placed(tuple(replace(term, values=term.values.half()) for term in placed.terms))
-    return replace(edit, sites=sites)
+def _stored_size(runs: ExampleRuns, chosen: Mapping[str, tuple[Tensor, Tensor]], values: str, add_only: bool) -> int:
+    """Bytes of the values that a stored edit would keep."""
+    numbers = 0
+    for site, (add, remove) in chosen.items():
+        at, away = (1 if values == "mean" else len(runs.positions(role, site)) for role in ROLES)
+        numbers += len(add) * at + (0 if add_only else len(remove) * away)
+    return numbers * runs.trace.steps_of(next(iter(chosen))) * 4 if chosen else 0
+
+
+def _stored(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
+    return transfer(
+        runs.masked("target", site)[..., add], runs.masked("source", site)[..., remove],
+        runs.positions("target", site), runs.positions("source", site),
+        target_basis=Basis(columns=add), source_basis=Basis(columns=remove), values=values, add_only=add_only,
+    )  # fmt: skip
+
+
+def _beside(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
+    return Paired(
+        runs.positions("target", site), runs.positions("source", site), add, remove, values, add_only
+    )

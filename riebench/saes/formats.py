@@ -112,9 +112,7 @@ def resolve_root(source: str, *, offline: bool = False) -> tuple[Path, int | Non
     name, _, revision = place.removeprefix("hf://").partition("@")
     patterns = [f"*{WEIGHTS}", f"*{CONFIG}", "*mean.pt", "*std.pt"]
     try:
-        folder = snapshot_download(
-            name, revision=revision or None, allow_patterns=patterns, local_files_only=offline
-        )
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=patterns, local_files_only=offline)
     except (OSError, ValueError) as error:
         raise RiebenchError(f"cannot fetch SAEs {place}: {str(error).splitlines()[0]}") from error
     return Path(folder), k
