@@ -13,12 +13,6 @@ from riebench.store import RunFolder, run_path
 
 
 @pytest.fixture
-def data_folder() -> Path:
-    """Small files that tests compare with."""
-    return Path(__file__).resolve().parent / "data"
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     """An empty run folder."""
     return RunFolder(run_path(tmp_path / "results", "toy", "toy-turbo", "sae"), make_spec())

@@ -70,9 +70,7 @@ def test_several_captures_in_one_generation() -> None:
 def test_captures_see_edited_values() -> None:
     generator, capture = Generator(tiny_model()), Capture(("mid.0",))
     edit = Edit({"mid.0": Placed((Term(torch.arange(GRID * GRID), torch.full((2, 1, CHANNELS), 6.0)),))})
-    plain, edited = (
-        generator.generate(PROMPTS[:1], SEEDS[:1], edits=[e], capture=capture).trace for e in (None, edit)
-    )
+    plain, edited = (generator.generate(PROMPTS[:1], SEEDS[:1], edits=[e], capture=capture).trace for e in (None, edit))
     change = edited.get("mid.0")[:, 0] - plain.get("mid.0")[:, 0]
     torch.testing.assert_close(change, torch.full_like(change, 6.0), atol=1e-4, rtol=1e-4)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from golden_inputs import BLOCKS, fingerprint, neuron_case, sae_case
+from shared_files import SHARED, load_module, needs
 
 from riebench.blocks import short_name
 from riebench.edits import Edit
@@ -19,6 +18,10 @@ from riebench.saes.core import SparseAutoencoder
 from riebench.schema import EditExample
 from riebench.trace import Trace
 
+pytestmark = needs("golden")
+
+BLOCKS = ("down.2.1", "up.0.1", "up.0.0", "mid.0")
+"""The order in which the published code joins blocks before it ranks."""
 STRENGTH = 2.0
 STEPS, CHANNELS, GRID, UNITS, LAYERS = 2, 1280, 16, 5120, 10
 PAIR = EditExample(id="golden", source="a", target="b")
@@ -29,13 +32,25 @@ PLACES = [(own, spatial) for own in (1, 0) for spatial in (1, 0)]
 @lru_cache(maxsize=2)
 def figures(name: str) -> dict[str, np.ndarray[Any, Any]]:
     """A file of figures."""
-    return dict(np.load(Path(__file__).parent / "data" / "golden" / f"{name}.npz"))
+    return dict(np.load(SHARED / "golden" / f"{name}.npz"))
+
+
+@lru_cache(maxsize=1)
+def inputs() -> Any:
+    """The module that rebuilds the inputs behind the figures."""
+    return load_module("golden/inputs.py")
+
+
+def fingerprint(delta: Any) -> np.ndarray[Any, Any]:
+    """[L2 norm, projection on a fixed random direction], as the figures have it."""
+    found: np.ndarray[Any, Any] = inputs().fingerprint(delta)
+    return found
 
 
 @lru_cache(maxsize=1)
 def sae_context() -> EditContext:
     """The inputs of the SAE and steering figures, as methods get them. Row 0 is the source run, row 1 the target."""
-    saes, target, source, target_mask, source_mask = sae_case(0)
+    saes, target, source, target_mask, source_mask = inputs().sae_case(0)
     trace = Trace()
     for block in BLOCKS:
         trace.grids[block] = (GRID, GRID)
@@ -56,7 +71,7 @@ def sae_context() -> EditContext:
 @lru_cache(maxsize=1)
 def neuron_context() -> EditContext:
     """The inputs of the neuron figures."""
-    target, source, target_mask, source_mask = neuron_case(0, LAYERS)
+    target, source, target_mask, source_mask = inputs().neuron_case(0, LAYERS)
     trace = Trace()
     trace.grids["mid.0"] = (GRID, GRID)
     for layer in range(LAYERS):

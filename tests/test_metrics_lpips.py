@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shared_files import SHARED, needs
 
 from riebench.metrics.base import MetricError, Reason, Sample, Value
 from riebench.metrics.lpips import TRUNK_FILE, LpipsModel, lpips, lpips_bg
 from riebench.metrics.tools import Tools
 from riebench.toyworld.assets import asset_folder
 
-EXAMPLE = Path(__file__).parent / "data" / "lpips_example"
+EXAMPLE = SHARED / "lpips_example"
+pytestmark = needs("lpips_example")
 PUBLISHED = [0.721881, 0.137566]
 
 

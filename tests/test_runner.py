@@ -123,9 +123,7 @@ def test_batch_size_changes_nothing(run: Callable[..., list[RunFolder]], tmp_pat
         assert np.abs(found[record.key.digest] - picture(small, record)).max() <= 1
 
 
-def test_a_second_run_makes_only_what_is_missing(
-    run: Callable[..., list[RunFolder]], calls: list[list[Any]]
-) -> None:
+def test_a_second_run_makes_only_what_is_missing(run: Callable[..., list[RunFolder]], calls: list[list[Any]]) -> None:
     (folder,) = run(PATCH)
     calls.clear()
     run(PATCH)
@@ -173,8 +171,9 @@ def test_a_region_that_is_nowhere_skips_every_setting(run: Callable[..., list[Ru
 
 
 def test_words_that_are_not_in_the_prompt_are_recorded_as_errors(run: Callable[..., list[RunFolder]]) -> None:
-    good, bad = task(1).examples[0], EditExample(
-        id="bad", source="a red house", target="a red boat", source_region="ship", target_region="boat"
+    good, bad = (
+        task(1).examples[0],
+        EditExample(id="bad", source="a red house", target="a red boat", source_region="ship", target_region="boat"),
     )
     (folder,) = run(PATCH, tasks=[task(examples=(good, bad))])
     found = {(r.key.example_id, r.status) for r in folder.records()}

@@ -126,9 +126,7 @@ def test_every_layout_of_the_native_format_is_read(tmp_path: Path, name: str, in
     write(tmp_path / name / inner)
     sae = load_saes(tmp_path, ["mid.0"])["mid.0"]
     p = parts()
-    expected = SparseAutoencoder(
-        p["encoder"], p["directions"], p["pre_bias"], p["pre_bias"], p["latent_bias"], k=K
-    )
+    expected = SparseAutoencoder(p["encoder"], p["directions"], p["pre_bias"], p["pre_bias"], p["latent_bias"], k=K)
     x = torch.randn(5, D)
     codes = expected.encode(x)
     assert torch.equal(sae.encode(x), codes) and torch.equal(sae.decode(codes), expected.decode(codes))
@@ -146,9 +144,7 @@ def test_column_major_decoder_is_read(tmp_path: Path) -> None:
 
 
 def test_fewer_features_than_width(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path / "mid.0", encoder=torch.randn(3, D), decoder=torch.randn(D, 3), latent_bias=torch.zeros(3)
-    )
+    folder = write(tmp_path / "mid.0", encoder=torch.randn(3, D), decoder=torch.randn(D, 3), latent_bias=torch.zeros(3))
     sae = load_sae(folder)
     assert (sae.n, sae.d) == (3, D)
 

@@ -141,6 +141,4 @@ def _stored(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: s
 
 
 def _beside(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
-    return Paired(
-        runs.positions("target", site), runs.positions("source", site), add, remove, values, add_only
-    )
+    return Paired(runs.positions("target", site), runs.positions("source", site), add, remove, values, add_only)

@@ -25,7 +25,9 @@ from riebench.toyworld.training import step_generator
 CHANNELS = (32, 64, 128)
 TIME_ID_DIM = 8
 BASE_SEED, TURBO_SEED = 21, 31
-BASE_CONFIG = {"steps": 3400, "batch": 32, "learning_rate": 1.5e-3, "caption_dropout": 0.1, "seed": BASE_SEED}
+BASE_CONFIG = {
+    "steps": 3400, "batch": 32, "learning_rate": 1.5e-3, "caption_dropout": 0.1, "start_level": 940, "seed": BASE_SEED,
+}  # fmt: skip
 TURBO_CONFIG = {"steps": 500, "batch": 32, "learning_rate": 3e-4, "guidance": 2.0, "seed": TURBO_SEED}
 TURBO_TIMESTEPS = (999, 749, 499, 249)
 BLOCK_MODULES = {
@@ -138,13 +140,16 @@ def base_loss(unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device
     """v-prediction on noised latents, plain mean squared error.
 
     High noise levels are drawn more often (density rising with t): there the caption alone decides the picture, and
-    that is what one-step generation needs. Captions are dropped now and then for classifier-free guidance; the
-    unconditional embedding is all zeros, as in the SDXL pipeline for an absent negative prompt.
+    that is what one-step generation needs. From `start_level` on, where samplers start, the input is noise alone: at
+    SDXL's last noise level a trace of the picture is left, enough to tell a dark picture from a bright one, and a
+    model that relied on it would not believe the caption's "night" when it starts from pure noise.
+    Captions are dropped now and then for classifier-free guidance; the unconditional embedding is all zeros, as in
+    the SDXL pipeline for an absent negative prompt.
     """
     embed = CaptionEmbedder()
     schedule = alphas_cumprod()
     predict = predictor(unet, device)
-    batch = BASE_CONFIG["batch"]
+    batch, start = int(BASE_CONFIG["batch"]), int(BASE_CONFIG["start_level"])
 
     def loss(step: int) -> Tensor:
         generator = step_generator(BASE_SEED, step)
@@ -153,10 +158,12 @@ def base_loss(unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device
         text = embed(captions_of(pool, indices, BASE_SEED, step))
         text[torch.rand(batch, generator=generator) < BASE_CONFIG["caption_dropout"]] = 0
         t = (1000 * torch.rand(batch, generator=generator).sqrt()).long().clamp(max=999)
+        starting = torch.randint(start, 1000, (batch,), generator=generator)
+        t = torch.where(torch.rand(batch, generator=generator) < 0.15, starting, t)
         noise = torch.randn(clean.shape, generator=generator)
         a = schedule[t].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
-        v = a.sqrt() * noise - (1 - a).sqrt() * clean
+        noisy = torch.where((t >= start).view(-1, 1, 1, 1), noise, a.sqrt() * clean + (1 - a).sqrt() * noise)
+        v = (a.sqrt() * noisy - clean) / (1 - a).sqrt()
         noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
         return (predict(noisy, t.to(device), text.to(device)) - v.to(device)).square().mean()
 
