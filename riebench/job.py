@@ -10,6 +10,7 @@ from pathlib import Path
 from riebench.blocks import module_path, short_name
 from riebench.checks import check_setting
 from riebench.errors import RiebenchError, near_match
+from riebench.gallery import write_galleries
 from riebench.leaderboard import write_leaderboard
 from riebench.provenance import provenance
 from riebench.schema import EditTask, Setting
@@ -95,8 +96,11 @@ class Job:
         group = [folder for folder in run_folders(self.results) if folder.path.parent == model_folder]
         written = write_tables(model_folder, group)
         write_leaderboard(self.results, self.leaderboard)
+        galleries = write_galleries(model_folder, group)
         print_per_block(group)
         say(f"pictures and records  {model_folder}/")
+        if galleries:
+            say(f"look at               {galleries[0].parent}/ (one picture per setting)")
         say(f"tables                {', '.join(str(path) for path in written)}")
         say(f"leaderboard           {self.leaderboard}")
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")

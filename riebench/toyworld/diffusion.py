@@ -26,7 +26,7 @@ CHANNELS = (32, 64, 128)
 TIME_ID_DIM = 8
 BASE_SEED, TURBO_SEED = 21, 31
 BASE_CONFIG = {
-    "steps": 3400, "batch": 32, "learning_rate": 1.5e-3, "caption_dropout": 0.1, "start_level": 940, "seed": BASE_SEED,
+    "steps": 4000, "batch": 32, "learning_rate": 1.5e-3, "caption_dropout": 0.1, "start_level": 940, "seed": BASE_SEED,
 }  # fmt: skip
 TURBO_CONFIG = {"steps": 500, "batch": 32, "learning_rate": 3e-4, "guidance": 2.0, "seed": TURBO_SEED}
 TURBO_TIMESTEPS = (999, 749, 499, 249)

@@ -1,0 +1,63 @@
+"""The gallery shows, for each category, what a run's pictures really are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from helpers import make_key, make_spec
+
+from riebench.gallery import CELL, GAP, MARGIN_LEFT, MARGIN_TOP, gallery, write_galleries
+from riebench.schema import EditRecord
+from riebench.store import SHARED, RunFolder, SharedFolder, read_image, run_path
+
+COLORS = {"source": 10, "mid.0": 90, "all": 160, "target": 250}
+
+
+def _flat(value: int) -> np.ndarray:
+    return np.full((16, 16, 3), value, np.uint8)
+
+
+def _filled(results: Path) -> tuple[RunFolder, SharedFolder]:
+    folder = RunFolder(run_path(results, "toy", "toy-turbo", "sae"), make_spec())
+    shared = SharedFolder(folder.path.parent / SHARED)
+    keys = [
+        make_key(block_set=name, category=c, task=c)
+        for c in ("change_object", "add_object")
+        for name in ("mid.0", "all")
+    ]
+    with folder.writing({}, keys) as run:
+        for key in keys:
+            names = {role: shared.image_name(key, role) for role in ("source", "target")}
+            for role, name in names.items():
+                shared.write_image(name, _flat(COLORS[role]))
+            image, digest = run.write_image(key, _flat(COLORS[key.block_set]))
+            run.append(
+                EditRecord(
+                    key=key,
+                    status="ok",
+                    image=image,
+                    image_sha256=digest,
+                    source_image=names["source"],
+                    target_image=names["target"],
+                )
+            )
+    return folder, shared
+
+
+def test_rows_are_categories_and_columns_are_block_sets(tmp_path: Path) -> None:
+    picture = gallery(*_filled(tmp_path))
+    assert picture is not None
+    for row in range(2):
+        y = MARGIN_TOP + row * (CELL + GAP) + CELL // 2
+        found = [int(picture[y, MARGIN_LEFT + column * (CELL + GAP) + CELL // 2, 0]) for column in range(4)]
+        assert found == [COLORS[name] for name in ("source", "mid.0", "all", "target")]
+    assert picture.shape[0] == MARGIN_TOP + 2 * (CELL + GAP)
+
+
+def test_written_once_per_setting_and_nothing_for_an_empty_run(tmp_path: Path) -> None:
+    folder, _ = _filled(tmp_path)
+    empty = RunFolder(run_path(tmp_path, "toy", "toy-turbo", "other"), make_spec(name="other"))
+    written = write_galleries(folder.path.parent, [folder, empty])
+    assert [path.name for path in written] == ["sae.png"]
+    assert read_image(written[0]).shape[2] == 3
