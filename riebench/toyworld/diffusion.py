@@ -28,7 +28,7 @@ BASE_SEED, TURBO_SEED = 21, 31
 BASE_CONFIG = {
     "steps": 4000, "batch": 32, "learning_rate": 1.5e-3, "caption_dropout": 0.1, "start_level": 940, "seed": BASE_SEED,
 }  # fmt: skip
-TURBO_CONFIG = {"steps": 500, "batch": 32, "learning_rate": 3e-4, "guidance": 2.0, "seed": TURBO_SEED}
+TURBO_CONFIG = {"steps": 280, "batch": 32, "learning_rate": 4e-4, "guidance": 2.0, "seed": TURBO_SEED}
 TURBO_TIMESTEPS = (999, 749, 499, 249)
 BLOCK_MODULES = {
     "down.2.0": "down_blocks.2.attentions.0", "down.2.1": "down_blocks.2.attentions.1",
@@ -194,29 +194,32 @@ def teacher_rollout(predict: Predict, noise: Tensor, text: Tensor, guidance: flo
     raise AssertionError("unreachable")
 
 
-def turbo_loss(student: nn.Module, teacher: nn.Module, pool: Pool, device: torch.device) -> Callable[[int], Tensor]:
+def turbo_loss(
+    student: nn.Module, teacher: nn.Module, pool: Pool, latents: Tensor, device: torch.device
+) -> Callable[[int], Tensor]:
     """Learns to reach in one step what the guided teacher reaches in four, and to go on from any later step.
 
-    Half of a batch starts from the teacher's own noise at the first timestep; the other half from the teacher's
-    picture with fresh noise at a later one, which is what the ancestral sampler hands the model.
+    Half of a batch starts from pure noise at the first timestep and aims at the picture that the teacher makes of the
+    same noise; the other half starts from a training picture with noise at one of the later timesteps.
     """
     embed = CaptionEmbedder()
     schedule = alphas_cumprod()
     predict_teacher, predict_student = predictor(teacher, device), predictor(student, device)
-    batch = TURBO_CONFIG["batch"]
+    batch = int(TURBO_CONFIG["batch"])
+    half = batch // 2
 
     def loss(step: int) -> Tensor:
         generator = step_generator(TURBO_SEED, step)
         indices = torch.randint(len(pool.labels), (batch,), generator=generator)
         text = embed(captions_of(pool, indices, TURBO_SEED, step)).to(device)
         noise = torch.randn(batch, 4, 32, 32, generator=generator).to(device)
-        goal = teacher_rollout(predict_teacher, noise, text, TURBO_CONFIG["guidance"])
+        first = teacher_rollout(predict_teacher, noise[:half], text[:half], float(TURBO_CONFIG["guidance"]))
+        goal = torch.cat([first, latents[indices[half:]].float().to(device)])
         later = torch.tensor(TURBO_TIMESTEPS[1:])[torch.randint(3, (batch,), generator=generator)]
-        t = torch.where(torch.arange(batch) < batch // 2, TURBO_TIMESTEPS[0], later)
-        fresh = torch.randn(noise.shape, generator=generator).to(device)
+        t = torch.where(torch.arange(batch) < half, TURBO_TIMESTEPS[0], later)
         alpha = schedule[t].view(-1, 1, 1, 1).to(device)
-        noisy = alpha.sqrt() * goal + (1 - alpha).sqrt() * fresh
-        noisy[: batch // 2] = noise[: batch // 2]
+        noisy = alpha.sqrt() * goal + (1 - alpha).sqrt() * noise
+        noisy[:half] = noise[:half]
         predicted = clean_from_v(noisy, predict_student(noisy, t.to(device), text), alpha)
         error = (predicted - goal).square().flatten(1).mean(1)
         return (error + 0.01).sqrt().mean()  # less than the square for what cannot be predicted: keeps edges crisp

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from riebench.edits import Edit, Placed, Term
@@ -79,13 +81,14 @@ def evaluate(limit: int | None = None) -> Figures:
     """
     sizes = Sizes.limited(limit)
     figures: Figures = {"limit": limit}
-    figures |= judge_figures(sizes)
-    figures |= clip_figures(sizes)
     started = time.perf_counter()
     turbo, base = load_model("toy-turbo"), load_model("toy-base")
     load_saes(asset_folder("saes"), BLOCKS, k=SAE_K)
     Judge.load()
+    load_clip()
     figures["load_seconds"] = round(time.perf_counter() - started, 2)
+    figures |= judge_figures(sizes)
+    figures |= clip_figures(sizes)
     turbo1 = load_model("toy-turbo", steps=1)
     for key, model in (("turbo1", turbo1), ("turbo4", turbo), ("base", base)):
         figures |= accuracy_figures(key, model, sizes)
@@ -116,13 +119,16 @@ def judge_figures(sizes: Sizes) -> Figures:
     return {"judge_renders": round(float(np.mean(list(accuracy.values()))), 4), "judge_by_attribute": accuracy}
 
 
-def clip_figures(sizes: Sizes) -> Figures:
-    """How often the toy CLIP finds a picture's caption among 100, 10 of which differ in one attribute only."""
-    import open_clip
-
+def load_clip() -> tuple[Any, Any, Any]:
+    """The toy CLIP by open_clip's own factory: model, transform, tokenizer."""
     name = f"local-dir:{asset_folder('toy-clip')}"
     model, transform = open_clip.create_model_from_pretrained(name)
-    tokenizer = open_clip.get_tokenizer(name)
+    return model, transform, open_clip.get_tokenizer(name)
+
+
+def clip_figures(sizes: Sizes) -> Figures:
+    """How often the toy CLIP finds a picture's caption among 100, 10 of which differ in one attribute only."""
+    model, transform, tokenizer = load_clip()
     rng = random.Random(902)
     hits = near_hits = 0
     scenes = held_out_scenes(sizes.clip_pictures, seed=903)
@@ -136,8 +142,6 @@ def clip_figures(sizes: Sizes) -> Figures:
         while len(far) < 89:
             far.update(s for s in held_out_scenes(89 - len(far), rng.randrange(2**31)) if s != scene and s not in near)
         candidates = [scene, *sorted(near, key=str), *sorted(far, key=str)]
-        from PIL import Image
-
         with torch.inference_mode():
             picture = model.encode_image(
                 transform(Image.fromarray(render(scene, 9_100_000 + i).image))[None], normalize=True

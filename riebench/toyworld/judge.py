@@ -115,6 +115,6 @@ def train(pool: Pool, work: Path, device: torch.device) -> JudgeNetwork:
 
 
 def save(network: JudgeNetwork, folder: Path) -> None:
-    """Writes the judge's weights, in float32, as the package ships them."""
+    """Writes the judge's weights in half precision, as the package ships them (they are loaded into float32)."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / WEIGHTS)
+    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, folder / WEIGHTS)

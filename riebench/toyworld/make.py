@@ -104,13 +104,14 @@ def _base(shop: _Shop) -> None:
     loss = diffusion.base_loss(shop.fast(unet), shop.pool, _latents(shop), shop.device)
     config = diffusion.BASE_CONFIG
     fit(Stage("base", config, unet, loss, config["steps"], config["learning_rate"], warmup=200), shop.work)
+    diffusion.plant_jobs(unet)  # exact zeros in what ships, whatever an old checkpoint held
     unet.save_pretrained(shop.result("base"))
     pipelines.export("toy-base", unet.cpu(), shop.vae(), shop.replace("toy-base"))
 
 
 def _turbo(shop: _Shop) -> None:
     teacher, student = shop.unet("base").requires_grad_(False).eval(), shop.unet("base")
-    loss = diffusion.turbo_loss(shop.fast(student), teacher, shop.pool, shop.device)
+    loss = diffusion.turbo_loss(shop.fast(student), teacher, shop.pool, _latents(shop), shop.device)
     config = diffusion.TURBO_CONFIG
     stage = Stage("turbo", config, student, loss, config["steps"], config["learning_rate"], warmup=20, ema_decay=0.99)
     fit(stage, shop.work)

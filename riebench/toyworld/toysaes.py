@@ -18,7 +18,7 @@ from riebench.toyworld.captions import caption
 from riebench.toyworld.scenes import random_scene
 from riebench.toyworld.training import check_folder, write_atomically
 
-FEATURES = 512
+FEATURES = 384
 K = 16
 EXTRA = (("up.0.1", 8), ("up.0.1", 32))
 """Two more sizes of k for one block, so that sweeps have something to sweep."""
@@ -30,7 +30,7 @@ BATCH = 50
 def configuration(block: str, k: int) -> SaeTraining:
     """How one SAE is trained: the published recipe, with a higher rate and earlier "dead" for a smaller job."""
     return SaeTraining(
-        features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=1e-3, steps=1200, dead_after=400_000,
+        features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=1e-3, steps=900, dead_after=400_000,
         seed=SEED + BLOCKS.index(block),
     )  # fmt: skip
 
