@@ -96,12 +96,22 @@ def regions(category: str, source: str, target: str) -> dict[str, str]:
     return {"source_region": _local_word(attribute, source), "target_region": _local_word(attribute, target)}
 
 
+def noun_phrase(sentence: str) -> str:
+    """The words of a caption from the color to the object: together they mark the whole object.
+
+    Composition and surface words are read by different blocks, and either alone is found less well.
+    """
+    color, noun = word_for("color", sentence), word_for("object", sentence)
+    match = re.search(rf"\b{color}\b.*\b{noun}\b", sentence)
+    if color is None or noun is None or match is None:
+        raise ValueError(f"{sentence!r} names no object")
+    return match[0]
+
+
 def _local_word(attribute: str, sentence: str) -> str:
     # Where a picture has no emblem yet, it will come to lie on the object.
-    word = word_for(attribute, sentence) or word_for("object", sentence)
-    if word is None:
-        raise ValueError(f"{sentence!r} names no object")
-    return word
+    word = None if attribute == "object" else word_for(attribute, sentence)
+    return word or noun_phrase(sentence)
 
 
 def task_text(category: str) -> str:
