@@ -23,7 +23,7 @@ from riebench.toyworld.scenes import ATTRIBUTES
 from riebench.toyworld.training import Stage, fit, step_generator
 
 SEED = 41
-CONFIG = {"steps": 1200, "batch": 64, "learning_rate": 2e-3, "seed": SEED}
+CONFIG = {"steps": 900, "batch": 64, "learning_rate": 2e-3, "seed": SEED}
 WEIGHTS = "model.safetensors"
 
 
