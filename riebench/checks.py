@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from riebench.blocks import module_path
 from riebench.errors import RiebenchError, TaskFileError
+from riebench.presets import ASSET, PRESETS
 from riebench.schema import Setting
 from riebench.suites import (
     TokenCounter,
@@ -69,15 +70,13 @@ def token_counter(model: str) -> tuple[TokenCounter, int]:
     Returns:
         The counter (start and end tokens included), and how many tokens are read.
     """
-    from riebench.models import PRESETS
-
     source = PRESETS[model].source
-    if source.startswith("asset:"):
+    if source.startswith(ASSET):
         from transformers import CLIPTokenizer
 
         from riebench.toyworld.assets import asset_folder
 
-        folder = asset_folder(source.removeprefix("asset:"))
+        folder = asset_folder(source.removeprefix(ASSET))
         tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
         return (lambda prompt: len(tokenizer(prompt).input_ids)), int(tokenizer.model_max_length)
     # SDXL's two tokenizers split text alike, and open_clip carries the same vocabulary in its package.

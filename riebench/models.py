@@ -1,4 +1,4 @@
-"""Generating models: presets, and loading from a folder, a single file or the hub."""
+"""Generating models: loading a preset, a folder, a single file or a hub id."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
 from riebench.files import file_sha256
+from riebench.presets import ASSET, PRESETS, Preset
 from riebench.schema import ModelSpec
 
 DTYPES: dict[str, torch.dtype] = {
@@ -22,55 +23,6 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model with the settings it is meant to be used with.
-
-    Attributes:
-        name: what the user types.
-        source: hub id, or "asset:NAME" for one that ships with the package.
-        revision: commit of the hub; None for assets (their files are hashed).
-        steps: denoising steps.
-        guidance: classifier-free guidance scale; 0 means none.
-        size: picture side in pixels.
-        dtype: number format of U-Net and text encoders; the autoencoder always decodes in float32.
-        scorer: the CLIP that scores its pictures.
-        saes: where its SAEs are, as `riebench.saes.formats.resolve_root` reads it, or "asset:NAME".
-        notes: what one should know before comparing its numbers.
-    """
-
-    name: str
-    source: str
-    revision: str | None
-    steps: int
-    guidance: float
-    size: int
-    dtype: str
-    scorer: str
-    saes: str | None
-    notes: str
-
-
-_SDXL_SAES = "hf://wendlerc/sdxl-turbo-saes#k=160"
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("toy-turbo", "asset:toy-turbo", None, 4, 0.0, 64, "float32", "toy-clip", "asset:saes",
-               "Small SDXL on rendered scenes, distilled: 1 to 4 steps without guidance."),
-        Preset("toy-base", "asset:toy-base", None, 20, 3.0, 64, "float32", "toy-clip", "asset:saes",
-               "Small SDXL on rendered scenes, 20 steps with guidance; the SAEs are those of toy-turbo."),
-        Preset("sdxl-turbo", "stabilityai/sdxl-turbo", "71153311d3dbb46851df1931d3ca6e939de83304", 4, 0.0, 512,
-               "float16", "ViT-L-14-quickgelu/openai", _SDXL_SAES,
-               "1 to 4 steps without guidance; Stability AI Community License."),
-        Preset("sdxl-base", "stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b",
-               20, 5.0, 1024, "float16", "ViT-L-14-quickgelu/openai", _SDXL_SAES,
-               "20 steps with guidance 5; the SAEs were trained on one step of sdxl-turbo."),
-    )
-}  # fmt: skip
-"""Preset name -> preset."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +97,7 @@ def load_model(
         raise RiebenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     few_steps = getattr(pipe.scheduler.config, "timestep_spacing", "") == "trailing"
     spec = ModelSpec(
-        name=_label(preset.name if preset else Path(name_or_path.split("@")[0]).stem, steps, guidance, size, dtype),
+        name=_label(preset.name if preset else _short_name(name_or_path), steps, guidance, size, dtype),
         source=source,
         revision=revision,
         steps=steps or (preset.steps if preset else 4 if few_steps else 20),
@@ -165,17 +117,25 @@ def _label(name: str, steps: int | None, guidance: float | None, size: int | Non
     return "-".join([name, *parts, *([dtype] if dtype else [])])
 
 
+def _short_name(name_or_path: str) -> str:
+    path = Path(name_or_path).expanduser()
+    # "." and ".." have a name only once resolved; dots inside a folder's name do not begin an ending.
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.is_file() else Path(name_or_path.split("@")[0]).name
+
+
 def _load(
     name: str, preset: Preset | None, dtype: str, offline: bool, config: str | None
 ) -> tuple[Any, str, str | None]:
-    if preset is not None and preset.source.startswith("asset:"):
+    if preset is not None and preset.source.startswith(ASSET):
         from riebench.toyworld.assets import asset_folder
 
-        folder = asset_folder(preset.source.removeprefix("asset:"))
-        return _from_folder(folder, dtype), f"riebench/{preset.name}", folder_sha256(folder)
+        folder = asset_folder(preset.source.removeprefix(ASSET))
+        return _from_folder(folder, dtype), preset.spec_source, folder_sha256(folder)
     path = Path(name).expanduser()
     if preset is None and path.is_dir():
-        return _from_folder(path, dtype), path.name, folder_sha256(path)
+        return _from_folder(path, dtype), path.resolve().name, folder_sha256(path)
     if preset is None and path.is_file():
         return _from_single_file(path, dtype, config), path.name, file_sha256(path)
     if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):

@@ -19,6 +19,7 @@ from torch import Tensor
 from riebench.blocks import SDXL_BLOCKS, long_name, module_path, short_name
 from riebench.errors import RiebenchError
 from riebench.files import file_sha256, write_atomic
+from riebench.presets import ASSET
 from riebench.registry import SAE_FORMATS
 from riebench.saes.core import SparseAutoencoder
 
@@ -135,10 +136,10 @@ def model_saes(
     named = source or (model.preset.saes if model.preset else None)
     if named is None:
         raise RiebenchError(f"{model.spec.name} has no SAEs of its own; give a folder or hf://OWNER/NAME")
-    if named.startswith("asset:"):
+    if named.startswith(ASSET):
         from riebench.toyworld.assets import asset_folder
 
-        asset, _, choice = named.removeprefix("asset:").partition("#")
+        asset, _, choice = named.removeprefix(ASSET).partition("#")
         named = f"{asset_folder(asset)}{'#' + choice if choice else ''}"
     root, k = resolve_root(named, offline=offline)
     saes = load_saes(root, blocks, k=k)
