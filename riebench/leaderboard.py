@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from riebench.errors import RiebenchError
-from riebench.files import write_atomic
-from riebench.store import RunFolder, run_folders
-from riebench.tables import (
+from riebench.configurations import (
     EVERYTHING,
     TABLE_METRICS,
     Configuration,
-    cell,
     configurations,
-    markdown,
     present_metrics,
     whole_configurations,
 )
+from riebench.errors import RiebenchError
+from riebench.files import write_atomic
+from riebench.store import RunFolder, run_folders
+from riebench.tables import cell, markdown
 
 RANK_METRIC = "clip_gain"
 NO_RANK = "–"
@@ -95,11 +94,17 @@ def _ranks(found: Sequence[Configuration]) -> list[int | None]:
             ranks.append(None)
             continue
         better = sum(
-            other is not None and ranked[i] and set(found[i].access) == set(configuration.access) and other > mine
+            other is not None and ranked[i] and _rivals(found[i], configuration) and other > mine
             for i, other in enumerate(gains)
         )
         ranks.append(better + 1)
     return ranks
+
+
+def _rivals(one: Configuration, other: Configuration) -> bool:
+    """Whether two rows may be ranked against each other: they see the same things, and one network scored both."""
+    same_scorer = one.backbones.get(RANK_METRIC) == other.backbones.get(RANK_METRIC)
+    return same_scorer and set(one.access) == set(other.access)
 
 
 def _order(configuration: Configuration, rank: int | None) -> tuple[bool, str, int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -88,6 +89,15 @@ class Attributes(Stored):
     target: dict[str, str]
     """Attribute -> value in the wished picture."""
 
+    @model_validator(mode="after")
+    def _comparable(self) -> Attributes:
+        if self.source.keys() != self.target.keys():
+            odd = ", ".join(sorted(self.source.keys() ^ self.target.keys()))
+            raise ValueError(f"source and target must state the same attributes; only one states {odd}")
+        if self.source == self.target:
+            raise ValueError("source and target are the same; nobody could tell whether the edit worked")
+        return self
+
 
 class EditExample(Stored):
     """One edit: a prompt pair with the regions it may change."""
@@ -104,13 +114,16 @@ class EditExample(Stored):
     """Where features are added, in the same forms."""
     attributes: Attributes | None = None
     """The truth of the edit, where it is known."""
+    mask_sha256: str | None = None
+    """Hash of the mask files that the regions name, filled in when they are read."""
     cluster: str | None = None
     """Examples that share a template or a picture carry the same name and are resampled together."""
 
     @property
     def content_hash(self) -> str:
         """Hash of everything that can move a number of this example (not its id, not its cluster)."""
-        return content_digest(self.model_dump(mode="json", exclude={"id", "cluster"}))[:16]
+        unmoving = {"id", "cluster"} | ({"mask_sha256"} if self.mask_sha256 is None else set())
+        return content_digest(self.model_dump(mode="json", exclude=unmoving))[:16]
 
 
 class EditTask(Stored):
@@ -128,6 +141,8 @@ class EditTask(Stored):
     """Whose regions count; follows from the category unless stated."""
     examples: tuple[EditExample, ...] = Field(min_length=1)
     """The edits, in file order."""
+    folder: Path | None = None
+    """Where the file lies on this machine: paths of mask files begin there. No hash and no record holds it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -349,6 +364,11 @@ class EditRecord(Stored):
             raise ValueError(f"a record with status {self.status!r} needs a reason")
         return self
 
+    @property
+    def picture_id(self) -> str:
+        """What the unit's scores belong to: the beginning of its picture's hash, or that there is no picture."""
+        return (self.image_sha256 or "")[:8] if self.status == "ok" else self.status
+
 
 class ScoreRecord(Stored):
     """One metric's number for one unit. The unit's fields are found in records.jsonl by its digest."""
@@ -361,6 +381,8 @@ class ScoreRecord(Stored):
     """The metric's version."""
     backbone: str = ""
     """The network that measured, if any: numbers of different backbones never share a cell."""
+    picture: str = ""
+    """`EditRecord.picture_id` of what was measured: a unit that is made again is scored again."""
     value: float | None = None
     """The number, or None."""
     reason: str | None = None

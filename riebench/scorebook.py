@@ -1,7 +1,7 @@
 """One run folder's scores: what is there, what is missing, what is new.
 
-A unit's scores belong to the picture they were computed from. `scoring.json` beside scores.jsonl remembers that
-picture's hash, so a unit that is generated again is scored again; it also says which networks measured.
+Every score carries the hash of the picture it was computed from, so a unit that is generated again is scored again.
+`scoring.json` beside scores.jsonl says which networks measured, and which prompts they saw without their end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from riebench.schema import EditExample, EditRecord, ScoreRecord
 from riebench.store import SCORES_FILE, RunFolder
 
 SCORING_FILE = "scoring.json"
-"""Unit digest -> hash of the picture its scores belong to, and what measured."""
+"""What measured, and which prompts were too long for it."""
 
 
 class ScoreBook:
@@ -38,13 +38,11 @@ class ScoreBook:
         self.path = folder.path / SCORING_FILE
         self.stored = folder.scores()
         meta = self._read()
-        self.pictures: dict[str, str] = dict(meta.get("pictures", {}))
         self.networks: dict[str, dict[str, str]] = dict(meta.get("networks", {}))
         self.cut: set[str] = set(meta.get("cut_prompts", ()))
-        self._new: list[tuple[EditRecord, list[ScoreRecord]]] = []
+        self._new: list[ScoreRecord] = []
 
     def _read(self) -> dict[str, Any]:
-        # Losing this file costs time only: everything is scored again.
         try:
             meta = json.loads(self.path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -55,39 +53,28 @@ class ScoreBook:
         """The metrics that this unit still needs, for the picture it has now."""
         judged = example.attributes is not None and self.folder.spec.model.size == SIDE
         wanted = [metric for metric in metrics if judged or not metric.needs_attributes]
-        if self.pictures.get(record.key.digest) != picture_id(record):
-            return tuple(wanted)
-        return tuple(metric for metric in wanted if not self._has(record.key.digest, metric))
+        return tuple(metric for metric in wanted if not self._has(record, metric))
 
-    def _has(self, unit: str, metric: Metric) -> bool:
-        found = self.stored.get((unit, metric.name))
-        return found is not None and (found.version, found.backbone) == (metric.version, self.tools.backbone(metric))
+    def _has(self, record: EditRecord, metric: Metric) -> bool:
+        found = self.stored.get((record.key.digest, metric.name, self.tools.backbone(metric)))
+        return found is not None and (found.version, found.picture) == (metric.version, record.picture_id)
 
-    def add(self, record: EditRecord, scores: list[ScoreRecord]) -> None:
+    def add(self, scores: list[ScoreRecord]) -> None:
         """Keeps a unit's new scores until `flush`."""
-        self._new.append((record, scores))
+        self._new += scores
 
     def flush(self) -> None:
         """Stores what was added since the last call."""
-        self.folder.append_scores(line for _, scores in self._new for line in scores)
-        self.pictures.update((record.key.digest, picture_id(record)) for record, _ in self._new)
+        self.folder.append_scores(self._new)
         self._new.clear()
 
     def close(self) -> None:
-        """Writes `scoring.json` if it changed.
-
-        It comes after the scores: a crash in between repeats work, and never leaves old scores for a new picture.
-        """
+        """Writes `scoring.json` if it changed."""
         self.networks |= self.tools.details
         self.cut |= set(self.tools.cut_prompts)
-        meta = {"networks": self.networks, "cut_prompts": sorted(self.cut), "pictures": self.pictures}
-        if meta != self._read() and (self.pictures or self.path.exists()):
+        meta = {"networks": self.networks, "cut_prompts": sorted(self.cut)}
+        if meta != self._read() and self.networks:
             write_atomic(self.path, (json.dumps(meta, indent=0, sort_keys=True, ensure_ascii=False) + "\n").encode())
-
-
-def picture_id(record: EditRecord) -> str:
-    """What a unit's scores belong to: its picture's hash, or that there is none."""
-    return (record.image_sha256 or "")[:16] if record.status == "ok" else record.status
 
 
 @contextmanager

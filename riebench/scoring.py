@@ -11,18 +11,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from riebench.errors import StoreError
+from riebench.errors import RiebenchError, StoreError
 from riebench.files import file_sha256
 from riebench.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
 from riebench.metrics.tools import Tools
+from riebench.presets import scorer_for
 from riebench.registry import METRICS
-from riebench.schema import EditExample, EditRecord, EditTask, ModelSpec, ScoreRecord
+from riebench.schema import EditExample, EditRecord, EditTask, ScoreRecord, UnitKey
 from riebench.scorebook import ScoreBook, locked, opened
 from riebench.store import RunFolder, SharedFolder, read_image
-from riebench.suites import load_suite
-
-DEFAULT_SCORER = "clip-l14"
-"""The CLIP for weights that no preset names."""
+from riebench.suites import load_suite, suite_names
 
 CACHED_PICTURES = 64
 """Source pictures and masks kept in memory; units are scored in the order of their source pictures."""
@@ -88,7 +86,7 @@ def score(
 
     Args:
         folders: run folders; none of them may be open for writing.
-        tasks: the suite's tasks, for the prompts; by default those of each folder's suite.
+        tasks: whole suites, for the prompts; folders of other suites get those that ship under the suite's name.
         scorer: CLIP to use (see `ClipSpec.parse`); by default the one that belongs to each folder's model.
         metrics: registered names; by default all that the examples allow.
         device: torch device of CLIP and LPIPS.
@@ -100,30 +98,19 @@ def score(
         What was done.
 
     Raises:
-        RiebenchError: unknown metric or scorer, a missing or changed picture, a folder in use. What was computed
-            before is kept.
+        RiebenchError: unknown metric, scorer or suite, a missing or changed picture, a folder in use. What was
+            computed before is kept.
     """
     chosen = tuple(METRICS.get(name) for name in (METRICS.names() if metrics is None else metrics))
     groups: dict[str, list[RunFolder]] = {}
     for folder in folders:
         groups.setdefault("" if tools else scorer or scorer_for(folder.spec.model), []).append(folder)
-    known = None if tasks is None else _examples(tasks)
+    suites = _Suites(tasks or ())
     total = ScoreReport()
     for name, group in groups.items():
         networks = tools or Tools(name, device=device)
-        total = _add(total, _score_group(group, known, networks, chosen, batch_size, progress))
+        total = _add(total, _score_group(group, suites, networks, chosen, batch_size, progress))
     return total
-
-
-def scorer_for(model: ModelSpec) -> str:
-    """The CLIP that scores a model's pictures: that of the preset with the same weights, or `DEFAULT_SCORER`.
-
-    The name is no guide: other steps or sizes than the preset's give the run another one.
-    """
-    from riebench.models import PRESETS
-
-    scorers = {preset.source: preset.scorer for preset in PRESETS.values()}
-    return scorers.get(model.source, DEFAULT_SCORER)
 
 
 def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:
@@ -136,16 +123,38 @@ def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:
     )
 
 
-_Examples = dict[tuple[str, str, str], EditExample]
+class _Suites:
+    """Examples of suites: those given, and shipped ones read when they are asked for."""
 
+    def __init__(self, tasks: Iterable[EditTask]) -> None:
+        self._examples: dict[str, dict[tuple[str, str, str], EditExample]] = {}
+        for task in tasks:
+            self._add(task)
 
-def _examples(tasks: Iterable[EditTask]) -> _Examples:
-    return {(task.name, example.id, example.content_hash): example for task in tasks for example in task.examples}
+    def _add(self, task: EditTask) -> None:
+        known = self._examples.setdefault(task.suite, {})
+        known |= {(task.name, example.id, example.content_hash): example for example in task.examples}
+
+    def find(self, folder: RunFolder, key: UnitKey) -> EditExample | None:
+        """The example that a unit was made from, or None if it has changed since.
+
+        Raises:
+            RiebenchError: if the folder's suite is neither given nor shipped.
+        """
+        suite = folder.spec.suite
+        if suite not in self._examples:
+            if suite not in suite_names():
+                raise RiebenchError(
+                    f"{folder.path} was made from a suite of your own, {suite!r}; name its folder: --suite FOLDER"
+                )
+            for task in load_suite(suite):
+                self._add(task)
+        return self._examples[suite].get((key.task, key.example_id, key.example_hash))
 
 
 def _score_group(
     folders: Sequence[RunFolder],
-    known: _Examples | None,
+    suites: _Suites,
     tools: Tools,
     metrics: Sequence[Metric],
     batch_size: int,
@@ -159,11 +168,9 @@ def _score_group(
         for folder in folders:
             stack.enter_context(locked(folder))
             books[folder.path] = book = stack.enter_context(opened(folder, tools))
-            examples = _examples(load_suite(folder.spec.suite)) if known is None else known
             for record in folder.records():
                 units += 1
-                key = record.key
-                example = examples.get((key.task, key.example_id, key.example_hash))
+                example = suites.find(folder, record.key)
                 if example is None:
                     stale += 1
                 elif missing := book.missing(record, example, metrics):
@@ -174,7 +181,7 @@ def _score_group(
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]
                 for job, scores in zip(batch, _score_batch(batch, tools, pictures), strict=True):
-                    books[job.folder.path].add(job.record, scores)
+                    books[job.folder.path].add(scores)
                     report.computed.update(one.metric for one in scores)
                     report.missing.update(one.reason for one in scores if one.reason is not None)
                 for book in books.values():
@@ -193,20 +200,21 @@ def _score_batch(batch: Sequence[_Job], tools: Tools, pictures: _Pictures) -> li
             values[position, metric.name] = value
     return [
         [
-            _line(job.record.key.digest, metric, tools, values.get((position, metric.name), Reason.NOT_RUN))
+            _line(job.record, metric, tools, values.get((position, metric.name), Reason.NOT_RUN))
             for metric in job.metrics
         ]
         for position, job in enumerate(batch)
     ]
 
 
-def _line(unit: str, metric: Metric, tools: Tools, value: Value) -> ScoreRecord:
+def _line(record: EditRecord, metric: Metric, tools: Tools, value: Value) -> ScoreRecord:
     number, reason = (None, value.value) if isinstance(value, Reason) else (value, None)
     return ScoreRecord(
-        unit=unit,
+        unit=record.key.digest,
         metric=metric.name,
         version=metric.version,
         backbone=tools.backbone(metric),
+        picture=record.picture_id,
         value=number,
         reason=reason,
     )

@@ -27,6 +27,8 @@ Redo = Literal["missing", "errors", "all"]
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
 CellKey = tuple[str, str, float]
 """Category, block set, strength."""
+ScoreKey = tuple[str, str, str]
+"""Unit digest, metric, backbone: what several networks say of one picture is kept side by side."""
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE, SHARED = "run.json", "records.jsonl", "scores.jsonl", "shared"
 
@@ -222,15 +224,17 @@ class RunFolder:
             latest[_slot(record.key)] = record
         return list(latest.values())
 
-    def scores(self) -> dict[tuple[str, str], ScoreRecord]:
-        """(unit digest, metric) -> the latest score."""
-        latest: dict[tuple[str, str], ScoreRecord] = {}
+    def scores(self) -> dict[ScoreKey, ScoreRecord]:
+        """(unit digest, metric, backbone) -> the latest score, latest last."""
+        latest: dict[ScoreKey, ScoreRecord] = {}
         for number, line in read_lines(self.path / SCORES_FILE):
             try:
                 score = ScoreRecord.model_validate(line)
             except ValidationError as error:
                 raise _bad_line(self.path / SCORES_FILE, number, error) from error
-            latest[score.unit, score.metric] = score
+            key = (score.unit, score.metric, score.backbone)
+            latest.pop(key, None)
+            latest[key] = score
         return latest
 
     def done(self, redo: Redo = "missing") -> set[str]:

@@ -5,155 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from riebench.configurations import (
+    EVERYTHING,
+    TABLE_METRICS,
+    Configuration,
+    configurations,
+    present_categories,
+    present_metrics,
+    whole_configurations,
+)
 from riebench.files import write_atomic
-from riebench.schema import ALL_BLOCKS, BLOCKS, CATEGORIES, NO_BLOCKS, EditRecord, TableRow
-from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference, estimate
+from riebench.schema import CATEGORIES, EditRecord, TableRow
+from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.store import RunFolder
-
-EVERYTHING = "all"
-"""The category that is the mean over all categories."""
-
-
-@dataclass(frozen=True)
-class MetricFormat:
-    """How a metric is printed: factor, decimals, sign, and the words of its heading."""
-
-    title: str
-    scale: float
-    decimals: int
-    signed: bool = False
-
-    def number(self, value: float) -> str:
-        """The value as printed; a zero never carries a minus."""
-        rounded = round(value * self.scale, self.decimals) + 0.0
-        return f"{rounded:+.{self.decimals}f}" if self.signed and rounded else f"{rounded:.{self.decimals}f}"
-
-
-TABLE_METRICS: dict[str, MetricFormat] = {
-    "clip_gain": MetricFormat("CLIP alignment gain x100 (higher is better)", 100, 2, signed=True),
-    "lpips": MetricFormat("LPIPS to the source picture (lower is better)", 1, 3),
-    "judge_target": MetricFormat("target attribute there, % of pictures (higher is better)", 100, 0),
-    "judge_kept": MetricFormat("other attributes kept, % (higher is better)", 100, 0),
-}
-"""Metrics that tables show, where they were scored."""
-
-UNCHANGED: dict[str, float] = {"clip_gain": 0.0, "lpips": 0.0}
-"""What a failed unit counts as in means: the source picture left alone, so that failing on hard edits never pays. It
-is not counted as scored."""
-
-
-@dataclass
-class Configuration:
-    """One setting at one strength on one block set: what a table row stands for."""
-
-    model: str
-    setting: str
-    method: str
-    access: str
-    block_set: str
-    strength: float
-    run_id: str
-    several_strengths: bool
-    expected: dict[str, int] = field(default_factory=dict)
-    """Category -> planned units."""
-    values: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
-    """Metric -> category -> example id -> values of its seeds."""
-    failed: int = 0
-    skipped: int = 0
-    imputed: dict[tuple[str, str], int] = field(default_factory=dict)
-    """(Metric, category) -> failed units that are in the values as `UNCHANGED`."""
-
-    @property
-    def label(self) -> str:
-        """Setting name, with the strength where the setting has several."""
-        return f"{self.setting} x{self.strength:g}" if self.several_strengths else self.setting
-
-    def row(self, metric: str, category: str) -> TableRow:
-        """One cell."""
-        values = self.values.get(metric, {})
-        if category != EVERYTHING:
-            values = {category: values.get(category, {})}
-        result = estimate(values)
-        seeds = [len(seeds) for examples in values.values() for seeds in examples.values()]
-        expected = sum(self.expected.values()) if category == EVERYTHING else self.expected.get(category, 0)
-        return TableRow(
-            model=self.model,
-            setting=self.setting,
-            block_set=self.block_set,
-            strength=self.strength,
-            category=category,
-            metric=metric,
-            mean=result.mean,
-            ci_low=result.low,
-            ci_high=result.high,
-            n_examples=result.n_examples,
-            n_seeds=max(seeds, default=0),
-            n_scored=sum(seeds) - sum(self.imputed.get((metric, name), 0) for name in values),
-            n_expected=expected,
-        )
-
-    def example_means(self, metric: str) -> dict[str, float]:
-        """Example id -> mean over its seeds."""
-        return {
-            example: sum(seeds) / len(seeds)
-            for examples in self.values.get(metric, {}).values()
-            for example, seeds in examples.items()
-        }
-
-
-def configurations(folder: RunFolder) -> list[Configuration]:
-    """Reads one run folder into its configurations, block sets in the order of the blocks, "all" last."""
-    spec = folder.spec
-    found: dict[tuple[str, float], Configuration] = {}
-    expected = folder.expected
-    strengths = {strength for _, _, strength in expected}
-    for (category, block_set, strength), n in expected.items():
-        configuration = found.setdefault(
-            (block_set, strength),
-            Configuration(
-                model=spec.model.name,
-                setting=spec.setting.name,
-                method=spec.setting.method,
-                access=spec.setting.access,
-                block_set=block_set,
-                strength=strength,
-                run_id=spec.run_id,
-                several_strengths=len(strengths) > 1,
-            ),
-        )
-        configuration.expected[category] = n
-    _fill(folder, found)
-    return [found[key] for key in sorted(found, key=lambda key: (key[1], _block_order(key[0])))]
-
-
-def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration]) -> None:
-    scores = folder.scores()
-    for record in folder.records():
-        key = record.key
-        configuration = found[key.block_set, key.strength]
-        configuration.failed += record.status == "error"
-        configuration.skipped += record.status == "skipped"
-        for metric in TABLE_METRICS:
-            score = scores.get((key.digest, metric))
-            value = None if score is None else score.value
-            if record.status == "error" and metric in UNCHANGED:
-                value = UNCHANGED[metric]
-                slot = (metric, key.category)
-                configuration.imputed[slot] = configuration.imputed.get(slot, 0) + 1
-            if value is not None:
-                examples = configuration.values.setdefault(metric, {}).setdefault(key.category, {})
-                examples.setdefault(key.example_id, []).append(value)
-
-
-def _block_order(block_set: str) -> tuple[int, str]:
-    if block_set == NO_BLOCKS:
-        return -1, ""
-    if block_set == ALL_BLOCKS:
-        return 1_000, ""
-    return (BLOCKS.index(block_set), "") if block_set in BLOCKS else (len(BLOCKS), block_set)
 
 
 def cell(row: TableRow) -> str:
@@ -186,18 +52,6 @@ def _field(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def present_metrics(found: Iterable[Configuration]) -> list[str]:
-    """Metrics of `TABLE_METRICS` that at least one configuration has values for."""
-    configs = list(found)
-    return [metric for metric in TABLE_METRICS if any(metric in c.values for c in configs)]
-
-
-def present_categories(found: Iterable[Configuration]) -> list[str]:
-    """Categories that were planned, by their number."""
-    planned = {category for configuration in found for category in configuration.expected}
-    return [category for category in CATEGORIES if category in planned]
-
-
 def _long_csv(rows: Iterable[TableRow]) -> str:
     names = tuple(TableRow.model_fields)
     return csv_text(names, ([getattr(row, name) for name in names] for row in rows))
@@ -206,10 +60,12 @@ def _long_csv(rows: Iterable[TableRow]) -> str:
 def _note(found: list[Configuration]) -> str:
     examples = {example for c in found for values in c.values.values() for e in values.values() for example in e}
     seeds = [len(s) for c in found for values in c.values.values() for e in values.values() for s in e.values()]
+    networks = sorted({c.backbones[metric] for c in found for metric in TABLE_METRICS if c.backbones.get(metric)})
     return (
         f"{len(examples)} examples, up to {max(seeds, default=0)} seed(s) each. Cells: mean [95 % interval] "
         f"scored/expected; percentile bootstrap over examples inside each category, {REPLICATES} replicates, "
         f"seed {BOOTSTRAP_SEED}. `all` is the mean over categories.\n"
+        + (f"\nMeasured by {', '.join(networks)}.\n" if networks else "")
     )
 
 
@@ -262,26 +118,6 @@ def per_method(found: list[Configuration]) -> tuple[str, str]:
     )
     text = "\n".join(["# Per method\n", _note(whole), explained, legend + "\n", markdown(header, table)])
     return text, _long_csv(rows)
-
-
-def whole_configurations(found: Iterable[Configuration]) -> list[Configuration]:
-    """Those that edit all their setting's blocks together, or none; blocks edited singly are left to `per_block`."""
-    configs = list(found)
-    sets: dict[tuple[str, str], set[str]] = {}
-    for c in configs:
-        sets.setdefault((c.model, c.setting), set()).add(c.block_set)
-
-    def is_whole(c: Configuration) -> bool:
-        others = sets[c.model, c.setting]
-        return len(others) == 1 or (_width(c.block_set) > 1 and _width(c.block_set) == max(map(_width, others)))
-
-    return [c for c in configs if is_whole(c)]
-
-
-def _width(block_set: str) -> int:
-    if block_set == NO_BLOCKS:
-        return 0
-    return len(BLOCKS) if block_set == ALL_BLOCKS else block_set.count("+") + 1
 
 
 def per_feature_share(folders: Iterable[RunFolder]) -> tuple[str, str]:

@@ -7,9 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import make_record, make_spec
+from hypothesis import settings
 
 from riebench.schema import ScoreRecord, UnitKey
 from riebench.store import RunFolder, run_path
+
+# Examples are the same in every run, and a slow machine is no reason to fail.
+settings.register_profile("riebench", deadline=None, derandomize=True)
+settings.load_profile("riebench")
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def filled(folder: RunFolder) -> RunFolder:
             number = int(key.example_id[-1])
             gain = (0.01 if key.category == "change_object" else 0.03) + 0.01 * number
             run.append_scores(
-                ScoreRecord(unit=key.digest, metric=metric, version=1, value=value)
+                ScoreRecord(unit=key.digest, metric=metric, version=1, picture=digest[:8], value=value)
                 for metric, value in {"clip_gain": gain, "lpips": 0.2, "judge_target": 1.0}.items()
             )
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from riebench.schema import BlockFeatures, EditRecord, ModelSpec, RunSpec, Setting, UnitKey
+from riebench.schema import BlockFeatures, EditRecord, ModelSpec, RunSpec, ScoreRecord, Setting, UnitKey
 
 
 def make_spec(**changes: Any) -> RunSpec:
@@ -36,3 +36,10 @@ def make_record(key: UnitKey, image: str, digest: str) -> EditRecord:
     """A finished unit with a feature choice in two blocks."""
     features = {"mid.0": BlockFeatures(add=(1, 2, 3), remove=(4,)), "up.0.1": BlockFeatures(add=(9,), remove=(5, 6, 7))}
     return EditRecord(key=key, status="ok", image=image, image_sha256=digest, features=features)
+
+
+def make_score(record: EditRecord, gain: float, backbone: str = "") -> ScoreRecord:
+    """A unit's alignment gain."""
+    return ScoreRecord(
+        unit=record.key.digest, metric="clip_gain", version=1, backbone=backbone, picture=record.picture_id, value=gain
+    )

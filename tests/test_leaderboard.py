@@ -3,22 +3,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import make_key, make_record, make_spec
+from helpers import make_key, make_record, make_score, make_spec
 
 from riebench.errors import RiebenchError
 from riebench.leaderboard import check_leaderboard, leaderboard_text, write_leaderboard
-from riebench.schema import ScoreRecord
 from riebench.store import RunFolder
 
 
-def add_run(results: Path, name: str, gains: dict[str, float | None], access: str = "PAM") -> None:
+def add_run(results: Path, name: str, gains: dict[str, float | None], access: str = "PAM", backbone: str = "") -> None:
     folder = RunFolder(results / "toy" / "toy-turbo" / name, make_spec(name=name, access=access, block_mode="together"))
     keys = {example: make_key(example_id=example) for example in gains}
     with folder.writing(plan=keys.values()) as run:
         for example, gain in gains.items():
-            run.append(make_record(keys[example], f"images/{example}.png", "0" * 64))
+            record = make_record(keys[example], f"images/{example}.png", "0" * 64)
+            run.append(record)
             if gain is not None:
-                run.append_scores([ScoreRecord(unit=keys[example].digest, metric="clip_gain", version=1, value=gain)])
+                run.append_scores([make_score(record, gain, backbone)])
 
 
 def ranks(results: Path) -> dict[str, str]:
@@ -38,6 +38,12 @@ def test_ranks_within_equal_access_and_none_for_gaps(tmp_path: Path) -> None:
     add_run(tmp_path, "gappy", {"e1": 0.9, "e2": None})
     add_run(tmp_path, "short", {"e1": 0.9})
     assert ranks(tmp_path) == {"good": "1", "fair": "2", "prompt": "1", "gappy": "–", "short": "–"}
+
+
+def test_numbers_of_different_networks_are_not_ranked_together(tmp_path: Path) -> None:
+    add_run(tmp_path, "one", {"e1": 0.02}, backbone="a-clip")
+    add_run(tmp_path, "two", {"e1": 0.09}, backbone="b-clip")
+    assert ranks(tmp_path) == {"one": "1", "two": "1"}
 
 
 def test_equal_means_share_a_rank(tmp_path: Path) -> None:

@@ -323,3 +323,10 @@ def test_every_metric_with_the_real_encoder(scorer: ClipScorer) -> None:
         values = metric(samples, tools)
         assert len(values) == 3
         assert all(not isinstance(value, Reason) for value in values)
+
+
+def test_stored_identities_are_recognised_whatever_the_weights() -> None:
+    assert scorers.is_measured_by("toy-clip@0123456789ab", "toy-clip")
+    assert scorers.is_measured_by(scorers.identity(ClipSpec.parse("clip-l14")), "ViT-L-14-quickgelu/openai")
+    for other in ("", "toy-clip-2@01", "siglip", "toy-clip@0123456789ab (paper prompts)"):
+        assert not scorers.is_measured_by(other, "toy-clip")

@@ -17,11 +17,22 @@ from riebench.metrics.base import Metric, MetricError, Reason, Sample, Value, me
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
 from riebench.metrics.tools import Tools
+from riebench.presets import PRESETS, scorer_for
 from riebench.regions import RegionMasks
 from riebench.registry import METRICS
-from riebench.schema import Attributes, EditExample, EditRecord, EditTask, ModelSpec, RunSpec, Setting, UnitKey
+from riebench.schema import (
+    Attributes,
+    EditExample,
+    EditRecord,
+    EditTask,
+    ModelSpec,
+    RunSpec,
+    ScoreRecord,
+    Setting,
+    UnitKey,
+)
 from riebench.scorebook import SCORING_FILE
-from riebench.scoring import ScoreReport, score, scorer_for
+from riebench.scoring import ScoreReport, score
 from riebench.store import RunFolder, read_image
 
 SIDE = 64
@@ -72,7 +83,7 @@ def make_tools(calls: list[int] | None = None) -> Tools:
 
 def run_spec(setting: str = "sae") -> RunSpec:
     model = ModelSpec(
-        name="toy-turbo", source="asset:toy-turbo", revision="0", steps=1, guidance=0, size=SIDE, dtype="float32"
+        name="toy-turbo", source="riebench/toy-turbo", revision="0", steps=1, guidance=0, size=SIDE, dtype="float32"
     )
     return RunSpec(suite="toy", model=model, setting=Setting(name=setting, method="sae"))
 
@@ -117,9 +128,17 @@ def run_scores(folder: RunFolder, tools: Tools | None = None, names: tuple[str, 
     return score([folder], [task(*EXAMPLES)], metrics=names, tools=tools or make_tools(), progress=False)
 
 
+BACKBONES = {"clip": "fake-clip", "judge": "fake-judge", "": ""}
+
+
+def line(folder: RunFolder, one: EditExample, name: str) -> ScoreRecord:
+    """A stored score."""
+    return folder.scores()[unit_key(one).digest, name, BACKBONES[METRICS.get(name).backbone]]
+
+
 def value(folder: RunFolder, one: EditExample, name: str) -> float:
     """A stored value that must be there."""
-    number = folder.scores()[unit_key(one).digest, name].value
+    number = line(folder, one, name).value
     assert number is not None
     return number
 
@@ -128,20 +147,19 @@ def test_every_unit_gets_a_value_or_a_reason_per_metric(folder: RunFolder) -> No
     report = run_scores(folder)
     scores = folder.scores()
     digests = [unit_key(one).digest for one in EXAMPLES]
-    assert set(scores) == {(digest, name) for digest in digests for name in CLIP_AND_PIXEL}
+    names = {name: BACKBONES[METRICS.get(name).backbone] for name in CLIP_AND_PIXEL}
+    assert set(scores) == {(digest, name, names[name]) for digest in digests for name in names}
     assert value(folder, EXAMPLES[0], "clip_gain") > 0.05
-    assert scores[digests[0], "mse_bg"].value == pytest.approx((160 / 255) ** 2, rel=1e-6)
-    assert scores[digests[1], "clip_gain"].value == 0
-    assert scores[digests[1], "clip_direction"].reason == Reason.ZERO_EDIT
-    assert scores[digests[1], "psnr_bg"].reason == Reason.IDENTICAL
-    assert {scores[digests[2], name].reason for name in CLIP_AND_PIXEL} == {"not_run"}
+    assert value(folder, EXAMPLES[0], "mse_bg") == pytest.approx((160 / 255) ** 2, rel=1e-6)
+    assert value(folder, EXAMPLES[1], "clip_gain") == 0
+    assert line(folder, EXAMPLES[1], "clip_direction").reason == Reason.ZERO_EDIT
+    assert line(folder, EXAMPLES[1], "psnr_bg").reason == Reason.IDENTICAL
+    assert {line(folder, EXAMPLES[2], name).reason for name in CLIP_AND_PIXEL} == {"not_run"}
     assert report.units == 3
     assert report.computed == dict.fromkeys(CLIP_AND_PIXEL, 3)
     assert report.missing == {"not_run": 4, "zero_edit": 1, "identical": 1}
-    assert scores[digests[0], "clip_gain"].backbone == "fake-clip"
-    assert scores[digests[0], "mse_bg"].backbone == ""
-    for line in (folder.path / "scores.jsonl").read_text().splitlines():
-        assert "NaN" not in line and "Infinity" not in line
+    text = (folder.path / "scores.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
 
 
 def test_repeating_does_nothing_and_opens_no_picture(folder: RunFolder) -> None:
@@ -165,23 +183,26 @@ def test_a_wrong_stored_value_stays_and_a_new_version_replaces_it(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_scores(folder, names=("mse_bg",))
-    digest = unit_key(EXAMPLES[0]).digest
-    planted = folder.scores()[digest, "mse_bg"].model_copy(update={"value": 0.125})
-    folder.append_scores([planted])
+    folder.append_scores([line(folder, EXAMPLES[0], "mse_bg").model_copy(update={"value": 0.125})])
     run_scores(folder, names=("mse_bg",))
-    assert folder.scores()[digest, "mse_bg"].value == 0.125
+    assert value(folder, EXAMPLES[0], "mse_bg") == 0.125
     newer: Metric = replace(METRICS.get("mse_bg"), version=2)
     monkeypatch.setitem(METRICS._objects, "mse_bg", newer)
     report = run_scores(folder, names=("mse_bg",))
     assert report.computed == {"mse_bg": 3}
-    assert folder.scores()[digest, "mse_bg"].value == pytest.approx((160 / 255) ** 2, rel=1e-6)
+    assert value(folder, EXAMPLES[0], "mse_bg") == pytest.approx((160 / 255) ** 2, rel=1e-6)
 
 
-def test_another_scorer_measures_again(folder: RunFolder) -> None:
+def test_another_scorer_measures_beside_the_first(folder: RunFolder) -> None:
     run_scores(folder, names=("clip_gain", "mse_bg"))
+    before = folder.scores()
     other = make_tools()
     other.clip.backbone = "another-clip"
     assert run_scores(folder, other, ("clip_gain", "mse_bg")).computed == {"clip_gain": 3}
+    assert before.items() < folder.scores().items()
+    # Neither has to measure again because the other did.
+    assert not run_scores(folder, names=("clip_gain", "mse_bg")).computed
+    assert not run_scores(folder, other, ("clip_gain", "mse_bg")).computed
 
 
 def test_a_unit_made_again_is_scored_again(folder: RunFolder) -> None:
@@ -196,15 +217,25 @@ def test_a_unit_made_again_is_scored_again(folder: RunFolder) -> None:
     with folder.writing():
         store_failure(folder, EXAMPLES[0])
     run_scores(folder)
-    assert folder.scores()[unit_key(EXAMPLES[0]).digest, "clip_gain"].reason == "not_run"
+    assert line(folder, EXAMPLES[0], "clip_gain").reason == "not_run"
 
 
-def test_a_lost_memory_costs_time_only(folder: RunFolder) -> None:
+def test_a_unit_made_again_is_scored_again_also_metric_by_metric(folder: RunFolder) -> None:
     run_scores(folder)
-    before = folder.scores()
-    (folder.path / SCORING_FILE).write_text('{"pictures": ')
-    assert run_scores(folder).computed == dict.fromkeys(CLIP_AND_PIXEL, 3)
-    assert folder.scores() == before
+    with folder.writing():
+        store_unit(folder, EXAMPLES[1], picture(COLORS["red"]))
+    assert run_scores(folder, names=("mse_bg",)).computed == {"mse_bg": 1}
+    # The other scores of that unit still belong to the picture it had before.
+    assert run_scores(folder).computed == dict.fromkeys(set(CLIP_AND_PIXEL) - {"mse_bg"}, 1)
+
+
+def test_a_damaged_list_of_networks_is_written_anew(folder: RunFolder) -> None:
+    run_scores(folder)
+    before = (folder.path / SCORING_FILE).read_text()
+    assert "fake-clip" in before
+    (folder.path / SCORING_FILE).write_text('{"networks": ')
+    assert not run_scores(folder).computed
+    assert (folder.path / SCORING_FILE).read_text() == before
 
 
 def test_settings_share_pictures_and_batches(tmp_path: Path) -> None:
@@ -220,7 +251,6 @@ def test_settings_share_pictures_and_batches(tmp_path: Path) -> None:
     assert sum(calls) == 7, "six edited pictures and one source picture, each embedded once"
     single = RunFolder(folders[0].path)
     (single.path / "scores.jsonl").rename(tmp_path / "batched.jsonl")
-    (single.path / SCORING_FILE).unlink()
     score([single], [task(*EXAMPLES)], metrics=["clip_gain"], tools=make_tools(), progress=False, batch_size=1)
     lines = {tuple(sorted(json.loads(line).items())) for line in (tmp_path / "batched.jsonl").read_text().splitlines()}
     assert {
@@ -298,6 +328,18 @@ def test_scoring_keeps_the_expected_counts(tmp_path: Path) -> None:
     assert RunFolder(run.path).expected == before == {("change_color", "all", 1.0): 3}
 
 
+def test_runs_of_shipped_suites_and_of_own_ones_are_scored_together(folder: RunFolder, tmp_path: Path) -> None:
+    own = RunFolder(tmp_path / "mine" / "toy-turbo" / "sae", run_spec().model_copy(update={"suite": "mine"}))
+    with own.writing():
+        store_unit(own, EXAMPLES[0], picture(COLORS["red"]))
+    with pytest.raises(RiebenchError, match="a suite of your own, 'mine'; name its folder: --suite FOLDER"):
+        score([folder, own], metrics=["mse_bg"], tools=make_tools(), progress=False)
+    mine = task(*EXAMPLES).model_copy(update={"suite": "mine"})
+    report = score([folder, own], [mine], metrics=["mse_bg"], tools=make_tools(), progress=False)
+    # The shipped suite is read from its files, which do not hold these examples.
+    assert (report.units, report.stale, report.computed) == (4, 3, {"mse_bg": 1})
+
+
 def test_unknown_metric(folder: RunFolder) -> None:
     with pytest.raises(RiebenchError, match="did you mean 'clip_gain'"):
         run_scores(folder, names=("clip_gian",))
@@ -305,6 +347,7 @@ def test_unknown_metric(folder: RunFolder) -> None:
 
 def test_scorer_of_a_model() -> None:
     toy = run_spec().model
+    assert toy.source == PRESETS["toy-turbo"].spec_source
     assert scorer_for(toy) == "toy-clip"
     assert scorer_for(toy.model_copy(update={"name": "toy-turbo-steps1", "steps": 1})) == "toy-clip"
     turbo = toy.model_copy(update={"name": "sdxl-turbo", "source": "stabilityai/sdxl-turbo"})
@@ -322,11 +365,7 @@ def test_judge_verdicts(tmp_path: Path) -> None:
         for one, edited in zip(EXAMPLES, edits, strict=True):
             store_unit(run, one, edited)
     run_scores(run, names=("judge_target", "judge_kept"))
-    scores = run.scores()
-    verdicts = [
-        (scores[unit_key(one).digest, "judge_target"].value, scores[unit_key(one).digest, "judge_kept"].value)
-        for one in EXAMPLES
-    ]
+    verdicts = [(value(run, one, "judge_target"), value(run, one, "judge_kept")) for one in EXAMPLES]
     assert verdicts == [(1, 1), (1, 0), (0, 0)]
 
 
@@ -350,6 +389,15 @@ def test_judge_compares_with_what_the_source_shows() -> None:
     assert judge_target([one], make_tools()) == [1.0]
     same = replace(one, target_attributes=truth.source)
     assert judge_target([same], make_tools()) == [Reason.SAME_PROMPTS]
+
+
+def test_attributes_that_the_judge_does_not_know_are_refused() -> None:
+    truth = Attributes(source={"colour": "blue"}, target={"colour": "red"})
+    mask = np.ones((SIDE, SIDE), bool)
+    one = Sample(picture(1), picture(2), mask, "a", "b", truth.source, truth.target)
+    for verdict in (judge_target, judge_kept):
+        with pytest.raises(MetricError, match=r"knows no attribute 'colour' \(did you mean 'color'\?\)"):
+            verdict([one], make_tools())
 
 
 # --- what every metric must say of itself ------------------------------------------------------------------------

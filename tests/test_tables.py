@@ -7,13 +7,14 @@ import random
 from pathlib import Path
 
 import pytest
-from helpers import make_key, make_spec
+from helpers import make_key, make_score, make_spec
 
 from riebench import stats
+from riebench.configurations import TABLE_METRICS, configurations
 from riebench.schema import EditRecord
 from riebench.stats import detectable_difference, estimate
 from riebench.store import RunFolder
-from riebench.tables import TABLE_METRICS, configurations, per_feature_share, per_method, write_tables
+from riebench.tables import per_feature_share, per_method, write_tables
 
 
 def test_mean_goes_over_seeds_then_examples_then_categories() -> None:
@@ -75,6 +76,36 @@ def test_cells_carry_scored_and_expected(filled: RunFolder) -> None:
     assert whole.row("judge_target", "change_object").mean == 1.0
     assert whole.row("clip_gain", "all").mean == pytest.approx((0.06 / 4 + 0.04) / 2)
     assert whole.failed == 1
+
+
+def test_a_score_of_a_picture_that_was_made_again_since_is_not_shown(filled: RunFolder) -> None:
+    whole = next(c for c in configurations(filled) if c.block_set == "all")
+    assert whole.row("judge_target", "change_object").n_scored == 3
+    again = filled.records()[1]
+    assert (again.key.category, again.key.block_set) == ("change_object", "all")
+    with filled.writing() as run:
+        run.append(again.model_copy(update={"image_sha256": "f" * 64}))
+    whole = next(c for c in configurations(filled) if c.block_set == "all")
+    assert whole.row("judge_target", "change_object").n_scored == 2
+
+
+def test_cells_hold_the_numbers_of_one_network(filled: RunFolder) -> None:
+    def gain() -> tuple[float | None, int]:
+        row = next(c for c in configurations(filled) if c.block_set == "all").row("clip_gain", "all")
+        return row.mean, row.n_scored
+
+    records, own = filled.records(), "ViT-L-14-quickgelu/openai"
+    assert gain() == (pytest.approx(0.03), 6)
+    # The model's own scorer is shown as soon as it has measured, whoever measures after it.
+    with filled.writing() as run:
+        run.append_scores([make_score(record, 0.05, own) for record in records])
+        assert gain() == (pytest.approx(0.05), 6)
+        run.append_scores([make_score(records[1], 0.9, "another-clip")])
+        assert gain() == (pytest.approx(0.05), 6)
+        # Newer weights of its own replace older ones, in all cells alike.
+        run.append_scores([make_score(records[1], 0.07, f"{own}@ffffffffffff")])
+    assert gain() == (pytest.approx(0.07), 1)
+    assert f"Measured by {own}@ffffffffffff.\n" in per_method(configurations(filled))[0]
 
 
 def test_numbers_are_printed_without_negative_zero() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from riebench.errors import near_match
 from riebench.metrics.base import MetricError, Reason, Sample, UInt8, Value, metric, picture_key
 from riebench.metrics.scorers import folder_digest
 from riebench.toyworld.assets import asset_folder
@@ -74,6 +75,18 @@ def _attributes(sample: Sample) -> tuple[dict[str, str], dict[str, str]]:
     return sample.source_attributes, sample.target_attributes
 
 
+def _read(samples: Sequence[Sample], pictures: Sequence[UInt8], tools: Tools) -> list[dict[str, str]]:
+    # A misspelt attribute would otherwise be a verdict on something that is not there.
+    verdicts = tools.judge(pictures)
+    for sample, verdict in zip(samples, verdicts, strict=True):
+        for name in _attributes(sample)[0]:
+            if name not in verdict:
+                raise MetricError(
+                    f"{sample.target_prompt!r}: the judge knows no attribute {name!r}{near_match(name, verdict)}"
+                )
+    return verdicts
+
+
 def edited_attributes(sample: Sample) -> tuple[str, ...]:
     """Names of the attributes that the edit changes, sorted.
 
@@ -87,7 +100,7 @@ def edited_attributes(sample: Sample) -> tuple[str, ...]:
 @metric(direction="higher", low=0, high=1, backbone="judge", needs_attributes=True)
 def judge_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     """1 if every edited attribute has the target's value in the edited picture, else 0."""
-    verdicts = tools.judge([sample.edited for sample in samples])
+    verdicts = _read(samples, [sample.edited for sample in samples], tools)
     values: list[Value] = []
     for sample, verdict in zip(samples, verdicts, strict=True):
         _, target = _attributes(sample)
@@ -106,8 +119,8 @@ def judge_kept(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     The comparison is with what the source picture shows, not with what its prompt says: an edit is not to blame for
     what the generator got wrong before it.
     """
-    after = tools.judge([sample.edited for sample in samples])
-    before = tools.judge([sample.source for sample in samples])
+    after = _read(samples, [sample.edited for sample in samples], tools)
+    before = _read(samples, [sample.source for sample in samples], tools)
     values: list[Value] = []
     for sample, new, old in zip(samples, after, before, strict=True):
         edited = edited_attributes(sample)

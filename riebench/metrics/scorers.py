@@ -166,6 +166,17 @@ def identity(spec: ClipSpec) -> str:
     return f"{spec.model}/{spec.pretrained}"
 
 
+def is_measured_by(backbone: str, scorer: str) -> bool:
+    """Whether a stored identity is that of a scorer with its usual prompts, whichever weights a local one had then.
+
+    Raises:
+        MetricError: as `ClipSpec.parse`.
+    """
+    spec = ClipSpec.parse(scorer)
+    name = spec.asset or f"{spec.model}/{spec.pretrained}"
+    return backbone == name or (backbone.startswith(f"{name}@") and " " not in backbone)
+
+
 def folder_digest(folder: Path) -> str:
     """12 hex digits over names and contents of a folder's JSON and weight files.
 
