@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from torch import Tensor
 from riebench.edits import Edit
 from riebench.errors import RiebenchError
 from riebench.models import LoadedModel
+from riebench.phrases import phrase_spans
 from riebench.trace import Trace, What, capture, intervene
 
 Embeddings = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -228,11 +228,3 @@ def beside_edits(
             )
             pairs[row] = (source, target)
     return list(beside), pairs
-
-
-def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
-    """Character ranges of a phrase in a text: whole words, any case, any white space between the words."""
-    words = r"\s+".join(re.escape(word) for word in phrase.split())
-    if not words:
-        return []
-    return [match.span() for match in re.finditer(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE)]

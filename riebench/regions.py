@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from riebench.errors import RiebenchError
+from riebench.phrases import BACKGROUND, FILE, NOT, WHOLE, innermost, region_words
 from riebench.registry import REGIONS
 from riebench.schema import MaskShare
 
 Mask = NDArray[np.bool_]
-WHOLE, BACKGROUND, FILE, NOT = "whole", "background", "file:", "not:"
 CELL_COVER = 0.3
 """A grid cell belongs to a region if at least this share of its pixels does."""
 
@@ -108,20 +108,13 @@ class RegionMasks:
 
 def needs_attention(regions: Sequence[str]) -> bool:
     """Whether any of the regions has to be looked for."""
-    return any(_words_of(region) != WHOLE for region in regions)
+    return any(innermost(region) == BACKGROUND or region_words(region) is not None for region in regions)
 
 
-def _words_of(region: str) -> str | None:
-    region = region.strip()
-    if region.startswith(NOT):
-        return _words_of(region.removeprefix(NOT))
-    if region == WHOLE or region.startswith(FILE):
-        return WHOLE
-    return None if region == BACKGROUND else region
-
-
-def make_masks(rule: str, source_region: str, target_region: str, source: View, target: View, provider: str
-               ) -> RegionMasks:  # fmt: skip
+def make_masks(
+    rule: str, source_region: str, target_region: str, source: View, target: View, provider: str,
+    folder: Path = Path(),
+) -> RegionMasks:  # fmt: skip
     """An example's masks under its category's rule.
 
     Args:
@@ -131,20 +124,21 @@ def make_masks(rule: str, source_region: str, target_region: str, source: View, 
         source: the source run.
         target: the target run.
         provider: a name in `REGIONS`.
+        folder: where the paths of mask files begin.
 
     Raises:
         RiebenchError: if a region cannot be read, or the words are not in the prompt.
     """
     finder: RegionProvider = REGIONS.get(provider)
     if rule == "add":
-        mask = find(target_region, target, finder)
+        mask = find(target_region, target, finder, folder)
         return RegionMasks(mask, mask)
-    mask = find(source_region, source, finder)
-    return RegionMasks(mask, mask if rule == "delete" else find(target_region, target, finder))
+    mask = find(source_region, source, finder, folder)
+    return RegionMasks(mask, mask if rule == "delete" else find(target_region, target, finder, folder))
 
 
-def find(region: str, view: View, provider: RegionProvider) -> Mask:
-    """One region in one picture, bool [H, W].
+def find(region: str, view: View, provider: RegionProvider, folder: Path = Path()) -> Mask:
+    """One region in one picture, bool [H, W]; the paths of mask files begin in `folder`.
 
     Raises:
         RiebenchError: if the region cannot be read, or the words are not in the prompt.
@@ -156,9 +150,9 @@ def find(region: str, view: View, provider: RegionProvider) -> Mask:
     if region == BACKGROUND:
         return ~provider(None, view)
     if region.startswith(NOT):
-        return ~find(region.removeprefix(NOT), view, provider)
+        return ~find(region.removeprefix(NOT), view, provider, folder)
     if region.startswith(FILE):
-        return _read_mask(Path(region.removeprefix(FILE).strip()), height, width)
+        return _read_mask(folder / region.removeprefix(FILE).strip(), height, width)
     return provider(region, view)
 
 

@@ -306,6 +306,7 @@ class Runner:
             self._view(example.source, pair, index),
             self._view(example.target, pair, index + count),
             self.regions,
+            work.task.folder or Path(),
         )
         self.shared.write_json(name, masks.to_json(self.regions))
         return masks

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from riebench.blocks import short_name
 from riebench.errors import RiebenchError, TaskFileError, near_match
+from riebench.files import file_sha256
+from riebench.phrases import mask_file, phrase_spans, region_words
 from riebench.registry import METHODS
-from riebench.schema import CATEGORIES, EditExample, EditTask, Setting
+from riebench.schema import CATEGORIES, EditExample, EditTask, Setting, content_digest
 from riebench.yamlfile import load_yaml, validate
 
 TokenCounter = Callable[[str], int]
@@ -49,7 +52,11 @@ def suite_names() -> tuple[str, ...]:
 
 def default_model(suite: str) -> str:
     """The preset a suite is meant for."""
-    return DEFAULT_MODELS.get(suite, "sdxl-turbo")
+    return DEFAULT_MODELS.get(_suite_name(suite), "sdxl-turbo")
+
+
+def _suite_name(suite: str) -> str:
+    return Path(suite).expanduser().resolve().name if "/" in suite or suite.startswith(".") else suite
 
 
 def suite_folder(suite: str) -> Path:
@@ -104,11 +111,13 @@ def load_task(path: Path) -> EditTask:
         TaskFileError: naming file, key and nearest match.
     """
     data = load_yaml(path)
-    for key in ("name", "suite"):
+    for key in ("name", "suite", "folder"):
         if key in data:
             raise TaskFileError(f"{path}: {key}: follows from the file's place; leave the key out")
-    task = validate(EditTask, {**data, "name": path.stem, "suite": path.resolve().parent.name}, path)
+    folder = path.resolve().parent
+    task = validate(EditTask, {**data, "name": path.stem, "suite": folder.name, "folder": folder}, path)
     seen: dict[str, str] = {}
+    examples = []
     for index, (example, stated) in enumerate(zip(task.examples, data["examples"], strict=True)):
         where = f"{path}: examples[{index}] ({example.id})"
         _check_example(where, example, stated, task.region_rule)
@@ -116,38 +125,40 @@ def load_task(path: Path) -> EditTask:
         if pair in seen:
             raise TaskFileError(f"{where}: the same prompts as {seen[pair]}")
         seen[pair] = example.id
-    return task
+        examples.append(_with_mask_hash(where, example, folder))
+    return task.model_copy(update={"examples": tuple(examples)})
 
 
 def _check_example(where: str, example: EditExample, stated: dict[str, Any], rule: str) -> None:
     if _words(example.source) == _words(example.target):
         raise TaskFileError(f"{where}: source and target are the same prompt")
+    if "mask_sha256" in stated:
+        raise TaskFileError(f"{where}: mask_sha256: follows from the mask files; leave the key out")
     for key in REQUIRED_REGIONS[rule]:
         if key not in stated:
             raise TaskFileError(f"{where}: {key} is missing; write 'whole' if it is the whole picture")
-    prompts = {"source_region": example.source, "target_region": example.target}
-    for key, prompt in prompts.items():
-        region = getattr(example, key)
-        words = region_words(region)
-        if words and not _contains(_words(prompt), _words(words)):
+    for side, prompt in (("source", example.source), ("target", example.target)):
+        words = region_words(getattr(example, f"{side}_region"))
+        # The same search that finds the words when masks are made, so that what is accepted here is found there.
+        if words is not None and not phrase_spans(prompt, words):
             near = near_match(words, _words(prompt))
-            side = key.removesuffix("_region")
-            raise TaskFileError(f"{where}: {key}: {words!r} does not occur in the {side} prompt{near}")
+            raise TaskFileError(f"{where}: {side}_region: {words!r} does not occur in the {side} prompt{near}")
 
 
-def region_words(region: str) -> str:
-    """The words of the prompt that a region refers to; "" for regions that need none."""
-    if region in ("whole", "background") or region.startswith("file:"):
-        return ""
-    return region.removeprefix("not:").strip()
+def _with_mask_hash(where: str, example: EditExample, folder: Path) -> EditExample:
+    digests = []
+    for key in ("source_region", "target_region"):
+        file = mask_file(getattr(example, key))
+        if file is not None:
+            try:
+                digests.append(file_sha256(folder / file))
+            except OSError as error:
+                raise TaskFileError(f"{where}: {key}: mask file {folder / file}: {error.strerror}") from error
+    return example.model_copy(update={"mask_sha256": content_digest(digests)}) if digests else example
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[\w'-]+", text.lower())
-
-
-def _contains(words: list[str], part: list[str]) -> bool:
-    return any(words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1))
 
 
 def _check_unique_ids(folder: Path, tasks: Iterable[EditTask]) -> None:
@@ -186,8 +197,7 @@ def check_prompt_lengths(tasks: Iterable[EditTask], count: TokenCounter, limit: 
 
 def settings_folder(suite: str) -> Path:
     """Where the official settings for a suite lie: its own folder, or SDXL's for suites without one."""
-    name = Path(suite).name
-    own = data_root() / "baselines" / name
+    own = data_root() / "baselines" / _suite_name(suite)
     return own if own.is_dir() else data_root() / "baselines" / FALLBACK_SETTINGS
 
 
@@ -232,6 +242,12 @@ def load_setting(path: Path) -> Setting:
     if "name" in data:
         raise TaskFileError(f"{path}: name: follows from the file's name; leave the key out")
     setting = validate(Setting, {**data, "name": path.stem}, path)
+    try:
+        # One block has one name in units and folders, however the file spells it.
+        blocks = [short_name(block) for block in setting.blocks]
+    except RiebenchError as error:
+        raise TaskFileError(f"{path}: blocks: {error}") from error
+    setting = validate(Setting, {**setting.model_dump(), "blocks": blocks}, path)
     if setting.method not in METHODS:
         raise TaskFileError(
             f"{path}: method: unknown method {setting.method!r}{near_match(setting.method, METHODS.names())}"

@@ -44,6 +44,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         for line_number, key in _duplicates(node):
             raise TaskFileError(f"{path}, line {line_number}: key {key!r} is given twice")
         value: dict[str, Any] = SafeConstructor().construct_document(node)
+    except (ValueError, RecursionError) as error:  # an impossible date; an anchor inside itself
+        raise TaskFileError(f"{path}: cannot be understood ({error})") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""
@@ -57,9 +59,10 @@ def _duplicates(node: yaml.Node) -> Iterator[tuple[int, str]]:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            if key.value in seen:
-                yield key.start_mark.line + 1, key.value
-            seen.add(key.value)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    yield key.start_mark.line + 1, key.value
+                seen.add(key.value)
             yield from _duplicates(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:

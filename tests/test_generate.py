@@ -12,8 +12,10 @@ from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model
 
 from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator, phrase_spans
-from riebench.models import PRESETS, load_model
+from riebench.generate import Capture, Generator
+from riebench.models import load_model
+from riebench.phrases import phrase_spans
+from riebench.presets import PRESETS
 from riebench.schema import BLOCKS
 
 PROMPTS = ["a red house", "a blue cat", "a green boat"]

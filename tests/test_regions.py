@@ -72,6 +72,9 @@ def test_mask_files(tmp_path: Path) -> None:
     Image.fromarray(picture).save(tmp_path / "m.png")
     mask = find(f"file:{tmp_path / 'm.png'}", view(0), attention_regions)
     assert mask.shape == (SIDE, SIDE) and mask[: SIDE // 4].all() and not mask[SIDE // 4 :].any()
+    assert np.array_equal(find("not: file:m.png", view(0), attention_regions, tmp_path), ~mask)
+    masks = make_masks("delete", "file: m.png", "whole", view(0), view(0), "attention", tmp_path)
+    assert np.array_equal(masks.source, mask) and np.array_equal(masks.target, mask)
     with pytest.raises(RiebenchError, match=r"absent.png cannot be read"):
         find("file: absent.png", view(0), attention_regions)
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from riebench.errors import RiebenchError, TaskFileError
-from riebench.schema import CATEGORIES
+from riebench.presets import PRESETS
+from riebench.schema import BLOCKS, CATEGORIES
 from riebench.suites import (
     check_prompt_lengths,
+    default_model,
     load_setting,
     load_settings,
     load_suite,
@@ -88,6 +90,47 @@ def test_slips_are_errors_that_name_file_and_key(tmp_path: Path, old: str, new: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ("red, cat", "'red, cat' does not occur"),  # found word by word, but not by the search that makes the mask
+        ('"not: not: cow"', "'cow' does not occur"),
+        ('"not: background"', None),
+        ("Red  cat", None),
+        ("' '", "'' does not occur"),
+        ('"file:absent.png"', "source_region: mask file .*absent.png: No such file"),
+        ('"not: file:mask.png"', None),
+    ],
+)
+def test_regions_are_looked_for_as_when_masks_are_made(tmp_path: Path, region: str, message: str | None) -> None:
+    (tmp_path / "mask.png").write_bytes(b"first")
+    path = write(tmp_path, GOOD.replace("source_region: cat", f"source_region: {region}"))
+    if message is not None:
+        with pytest.raises(TaskFileError, match=message):
+            load_task(path)
+        return
+    before = load_task(path).examples[0].content_hash
+    (tmp_path / "mask.png").write_bytes(b"second")
+    assert (load_task(path).examples[0].content_hash != before) == ("file:" in region)
+
+
+def test_files_that_only_break_when_they_are_built_are_named(tmp_path: Path) -> None:
+    for text in ("version: 2024-99-99\n", "? [a, b]\n: c\n", "a: &loop [*loop]\n", "- a\n", ""):
+        path = write(tmp_path, text)
+        with pytest.raises(TaskFileError) as caught:
+            load_task(path)
+        assert str(path) in str(caught.value)
+
+
+def test_attributes_that_nobody_could_judge_are_refused(tmp_path: Path) -> None:
+    stated = "    target_region: dog\n    attributes:\n      source: {color: red}\n      target: "
+    good = GOOD.replace("    target_region: dog\n", stated + "{color: blue}\n")
+    assert load_task(write(tmp_path, good)).examples[0].attributes is not None
+    for target, message in (("{colour: blue}", "only one states color, colour"), ("{color: red}", "are the same")):
+        with pytest.raises(TaskFileError, match=rf"examples\[0\]\.attributes: .*{message}"):
+            load_task(write(tmp_path, GOOD.replace("    target_region: dog\n", f"{stated}{target}\n")))
+
+
 def test_equal_pairs_and_ids_across_files_are_refused(tmp_path: Path) -> None:
     doubled = GOOD.replace("a blue cat on a mat", "a red cat").replace("a blue fox on a mat", "a red dog")
     doubled = doubled.replace("blue cat", "cat").replace("not: mat", "dog")
@@ -152,6 +195,29 @@ def test_official_settings_load(suite: str) -> None:
     assert all(setting.description for setting in settings)
 
 
+def test_the_sdxl_settings_are_the_published_sweep() -> None:
+    sweep = {
+        **{("sae", n): (1.0, 2.0) for n in (80, 160, 320, 640)},
+        **{("neurons", n): (1.0, 2.0) for n in (5_000, 10_000, 20_000, 40_000, 80_000)},
+        ("activation_patch", None): tuple(quarter / 4 for quarter in range(1, 9)),
+    }
+    settings = [s for s in load_settings("sdxl") if s.method in ("sae", "neurons", "activation_patch")]
+    static = [s for s in settings if not s.params.get("adaptive")]
+    counts = {"sae": "n_features", "neurons": "n_units"}
+    assert {(s.method, s.params.get(counts.get(s.method, ""))): s.strengths for s in static} == sweep
+    assert len(static) == len(sweep)
+    assert all(set(s.blocks) == set(BLOCKS) for s in static)
+    # The publication divides by the units' signed sum.
+    assert {s.params.get("shares") for s in static if s.method == "neurons"} == {"published"}
+
+
+def test_suites_without_settings_of_their_own_take_those_for_sdxl(tmp_path: Path) -> None:
+    assert default_model("toy") == default_model("./anywhere/toy") == "toy-turbo"
+    assert default_model("sdxl") == default_model(str(tmp_path)) == "sdxl-turbo"
+    assert setting_names(str(tmp_path)) == setting_names("sdxl") != setting_names("toy")
+    assert {default_model(suite) for suite in suite_names()} <= set(PRESETS)
+
+
 def test_settings_are_found_and_slips_named(tmp_path: Path) -> None:
     name = setting_names("toy")[0]
     assert load_settings("toy", [name])[0].name == name
@@ -163,5 +229,9 @@ def test_settings_are_found_and_slips_named(tmp_path: Path) -> None:
         load_setting(write(tmp_path, "method: sea\n", "mine.yaml"))
     with pytest.raises(TaskFileError, match=r"strength: unknown key \(did you mean 'strengths'\?\)"):
         load_setting(write(tmp_path, "method: sae\nstrength: 1\n", "mine.yaml"))
+    with pytest.raises(TaskFileError, match=r"mine.yaml: blocks: unknown block 'mid.o' \(did you mean 'mid.0'\?\)"):
+        load_setting(write(tmp_path, "method: sae\nblocks: [mid.o]\n", "mine.yaml"))
+    spelt = write(tmp_path, "method: sae\nblocks: [unet.mid_block.attentions.0, up.0.1]\n", "mine.yaml")
+    assert load_setting(spelt).blocks == ("mid.0", "up.0.1")
     mine = write(tmp_path, "method: sae\nstrengths: [1, 2]\n", "mine.yaml")
     assert load_settings("toy", [str(mine)])[0].strengths == (1.0, 2.0)
