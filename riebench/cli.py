@@ -59,25 +59,24 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except (RiebenchError, OSError) as error:
-            message = _one_line(error)
-            if message is None:
-                raise
             if _debugging():
                 traceback.print_exc()
-            say(f"riebench: {message}")
+            say(f"riebench: {_one_line(error)}")
             raise typer.Exit(EXIT_USER_ERROR) from None
 
     return wrapped
 
 
-def _one_line(error: RiebenchError | OSError) -> str | None:
+def _one_line(error: RiebenchError | OSError) -> str:
     if isinstance(error, RiebenchError):
         return " ".join(str(error).split())
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; everything finished so far is kept: free some space and repeat the same command"
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{error.filename or 'a file'} cannot be written ({error.strerror}); use another folder with --results"
-    return None
+    # A folder in the place of a file, a lost network drive, a hub that does not answer: the system's own words.
+    words = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return " ".join(words.split()) or type(error).__name__
 
 
 def _debugging() -> bool:
@@ -186,6 +185,9 @@ def run(
 @friendly
 def score(
     results: ResultsOption = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Folder of task files of your own that runs were made from; repeatable.")
+    ] = None,
     scorer: Annotated[str | None, typer.Option(help="The CLIP that scores. [default: the model's]")] = None,
     metrics: Annotated[str | None, typer.Option(help="Only these metrics, with commas between.")] = None,
     device: DeviceOption = "auto",
@@ -194,10 +196,16 @@ def score(
     """Compute the scores that stored pictures still lack."""
     from riebench.job import pick_device
     from riebench.scoring import score as compute
+    from riebench.suites import load_suite
 
     folders = _folders(_places(results)[0])
     report = compute(
-        folders, scorer=scorer, metrics=_words(metrics) or None, device=pick_device(device), batch_size=batch_size
+        folders,
+        [task for name in suite or () for task in load_suite(name)],
+        scorer=scorer,
+        metrics=_words(metrics) or None,
+        device=pick_device(device),
+        batch_size=batch_size,
     )
     say(report.summary)
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from riebench.blocks import module_path, short_name
 from riebench.checks import check_setting
+from riebench.configurations import (
+    EVERYTHING,
+    TABLE_METRICS,
+    configurations,
+    present_categories,
+    present_metrics,
+)
 from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
 from riebench.leaderboard import write_leaderboard
@@ -16,7 +26,7 @@ from riebench.provenance import provenance
 from riebench.schema import EditTask, Setting
 from riebench.store import REDO_MODES, Redo, RunFolder, run_folders
 from riebench.suites import check_prompt_lengths, default_model, load_settings, load_suite
-from riebench.tables import configurations, write_tables
+from riebench.tables import write_tables
 
 Say = Callable[[str], None]
 
@@ -73,7 +83,11 @@ class Job:
             changes["sae"] = self.sae
         if self.blocks is not None and setting.blocks:
             changes.update(blocks_option(self.blocks))
-        return Setting.model_validate({**setting.model_dump(), **changes})
+        try:
+            return Setting.model_validate({**setting.model_dump(), **changes})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise RiebenchError(f"{setting.name} with these options: {reason}") from error
 
     def run(self, say: Say) -> None:
         """Does all of it and prints the per-block table and where everything is.
@@ -90,7 +104,8 @@ class Job:
         folders = self._generate(tasks, settings, redo, say)
         from riebench.scoring import score
 
-        report = score(folders, tasks, device=pick_device(self.device))
+        # Whole tasks: units of earlier runs with another --limit are scored and are not taken for changed ones.
+        report = score(folders, load_suite(self.suite), device=pick_device(self.device))
         say(report.summary)
         model_folder = folders[0].path.parent
         group = [folder for folder in run_folders(self.results) if folder.path.parent == model_folder]
@@ -103,13 +118,14 @@ class Job:
             say(f"look at               {galleries[0].parent}/ (one picture per setting)")
         say(f"tables                {', '.join(str(path) for path in written)}")
         say(f"leaderboard           {self.leaderboard}")
+        say_failures(folders, say)
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
 
     def _generate(
         self, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], redo: Redo, say: Say
     ) -> list[RunFolder]:
+        from riebench import engines
         from riebench.models import load_model
-        from riebench.runner import run_benchmark
 
         name = self.model or default_model(self.suite)
         device = pick_device(self.device)
@@ -119,7 +135,8 @@ class Job:
         )
         tokenizer = model.pipe.tokenizer
         check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt).input_ids), int(tokenizer.model_max_length))
-        return run_benchmark(
+        return engines.run(
+            "local",
             tasks,
             settings,
             model,
@@ -149,11 +166,19 @@ def blocks_option(text: str) -> dict[str, object]:
     return {"blocks": names, "block_mode": "together"}
 
 
+def say_failures(folders: list[RunFolder], say: Callable[[str], None]) -> None:
+    """Says how many units failed, with the most frequent reason, and how to try them again."""
+    reasons = Counter(record.reason for folder in folders for record in folder.records() if record.status == "error")
+    if reasons:
+        reason, most = reasons.most_common(1)[0]
+        say(f"{reasons.total()} units failed, {most} of them with: {reason}; `--redo errors` tries them again")
+
+
 def pick_device(device: str) -> str:
     """The device that "auto" means here; any other name is returned as it is.
 
     Raises:
-        RiebenchError: if CUDA is asked for and missing.
+        RiebenchError: if there is no such device here.
     """
     import torch
 
@@ -161,6 +186,10 @@ def pick_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RiebenchError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RiebenchError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -168,8 +197,6 @@ def print_per_block(folders: list[RunFolder]) -> None:
     """Prints the per-block table to standard output: alignment by category, preservation and judge over all."""
     from rich.console import Console
     from rich.table import Table
-
-    from riebench.tables import EVERYTHING, TABLE_METRICS, present_categories, present_metrics
 
     found = [configuration for folder in folders for configuration in configurations(folder)]
     categories = present_categories(found)

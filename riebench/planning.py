@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from riebench.blocks import short_name
+from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import IdentityError, RiebenchError
 from riebench.hooks import known_sites
 from riebench.methods.base import Method, get_method
@@ -136,6 +136,8 @@ def prepare(
     missing = [block for block in blocks if block not in known_sites(model.unet)]
     if missing:
         raise RiebenchError(f"setting {setting.name!r}: {model.spec.name} has no block {', '.join(missing)}")
+    if {"saes", "units"} & method.needs:
+        _refuse_others_than_attention(setting, blocks)
     saes = {}
     if "saes" in method.needs:
         saes = model_saes(source or setting.sae, model, blocks, offline=offline)
@@ -145,6 +147,14 @@ def prepare(
     )  # fmt: skip
     folder = RunFolder(run_path(root, suite, model.spec.name, setting.name), spec)
     return Prepared(setting, method, folder, saes)
+
+
+def _refuse_others_than_attention(setting: Setting, blocks: Sequence[str]) -> None:
+    others = [block for block in blocks if kind(block) != ATTENTION]
+    if others:
+        raise RiebenchError(
+            f"setting {setting.name!r}: method {setting.method!r} works on attention blocks, not on {', '.join(others)}"
+        )
 
 
 def claim_shared(folder: RunFolder, model: LoadedModel, regions: str) -> None:

@@ -1,20 +1,29 @@
-"""The main job from files to tables, on a tiny random SDXL; only the scoring networks are stood in for."""
+"""The main job from files to tables on a tiny random SDXL; only the scoring networks are stood in for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tiny import tiny_folder, tiny_saes
+from typer.testing import CliRunner
 
 import riebench.scoring
+from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.job import Job, pick_device
-from riebench.schema import ScoreRecord
-from riebench.scoring import ScoreReport
+from riebench.generate import GenerationResult, Generator
+from riebench.job import Job, pick_device, say_failures
+from riebench.metrics.clip import ClipScorer
+from riebench.metrics.tools import Tools
+from riebench.saes.formats import save_sdxl_unbox
+from riebench.schema import BLOCKS, EditRecord
 from riebench.store import RunFolder, run_folders
 
 TASK = """\
@@ -29,22 +38,32 @@ examples:
   - id: two
     source: a red dog
     target: a grey dog
-    source_region: whole
-    target_region: whole
+    source_region: dog
+    target_region: dog
 """
+SETTING = "method: sae\nparams: {n_features: 3}\nblock_mode: both\nstrengths: [40]\naccess: PAM\n"
+UNITS = 2 + 2 * 5
 
 
-def fake_score(folders: Sequence[RunFolder], tasks: Any, **_: Any) -> ScoreReport:
-    """Gives every picture that has no score yet one: 0 for the unedited picture, more for all others."""
-    for folder in folders:
-        known = folder.scores()
-        gain = 0.0 if folder.spec.setting.method == "no_edit" else 0.02
-        with folder.writing() as run:
-            for record in run.records():
-                unit = record.key.digest
-                if (unit, "clip_gain") not in known:
-                    run.append_scores([ScoreRecord(unit=unit, metric="clip_gain", version=1, value=gain)])
-    return ScoreReport()
+class FakeLpips:
+    """A distance that needs no weights."""
+
+    def distance(self, first: Any, second: Any) -> Any:
+        """Mean absolute difference of uint8 [N, H, W, 3], as [N]."""
+        return np.abs(first.astype(float) - second).mean((1, 2, 3)) / 255
+
+
+def fake_tools(scorer: str, *, device: str) -> Tools:
+    """Networks that need no weights: CLIP sees colors, and a prompt is how often it has each vowel."""
+
+    def pictures(batch: list[Any]) -> Any:
+        return np.stack([[*picture.mean((0, 1)), 50.0, 20.0] for picture in batch])
+
+    def texts(batch: list[str]) -> Any:
+        return np.stack([[1.0 + text.count(vowel) for vowel in "aeiou"] for text in batch])
+
+    distance: Any = FakeLpips()
+    return Tools(scorer, device=device, clip=ClipScorer(pictures, texts, backbone="fake-clip"), lpips=distance)
 
 
 @pytest.fixture
@@ -54,32 +73,75 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     suite.mkdir()
     (suite / "change_color.yaml").write_text(TASK)
     setting = tmp_path / "features.yaml"
-    setting.write_text(f"method: sae\nparams: {{n_features: 3}}\nblock_mode: both\naccess: PAM\nsae: {tiny_saes()}\n")
-    monkeypatch.setattr(riebench.scoring, "score", fake_score)
+    setting.write_text(SETTING + f"sae: {tiny_saes()}\n")
+    monkeypatch.setattr(riebench.scoring, "Tools", fake_tools)
     return Job(
         suite=str(suite),
         settings=("no_edit", str(setting)),
         model=str(tiny_folder()),
         steps=2,
         guidance=0.0,
+        batch_size=2,
         device="cpu",
         results=tmp_path / "out",
         leaderboard=tmp_path / "out" / "leaderboard.md",
     )
 
 
+def command(job: Job, *more: str) -> Any:
+    """The result of the command line that stands for a job."""
+    line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--steps", "2", "--guidance", "0"]
+    return CliRunner().invoke(app, [*line, "--batch-size", "2", "--results", str(job.results), *more])
+
+
+def last_line(result: Any) -> str:
+    """The line a failed command ends with, once it is clear that there is no traceback."""
+    assert "Traceback" not in result.stderr
+    line: str = result.stderr.strip().splitlines()[-1]
+    return line
+
+
+def records(job: Job) -> dict[str, list[EditRecord]]:
+    """Setting -> its records."""
+    return {folder.spec.setting.name: folder.records() for folder in run_folders(job.results)}
+
+
+def no_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets every generation fail the test."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("something was generated")
+
+    monkeypatch.setattr(Generator, "generate", refuse)
+
+
 def test_from_files_to_tables_and_nothing_twice(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     job.run(lines.append)
-    folders = {folder.spec.setting.name: folder for folder in run_folders(job.results)}
-    assert {name: len(folder.records()) for name, folder in folders.items()} == {"no_edit": 2, "features": 10}
-    assert all(record.status == "ok" for folder in folders.values() for record in folder.records())
+    assert {name: len(found) for name, found in records(job).items()} == {"no_edit": 2, "features": 10}
+    assert {record.status for found in records(job).values() for record in found} == {"ok"}
     printed = capsys.readouterr().out
-    assert all(block in printed for block in ("down.2.1", "mid.0", "up.0.0", "up.0.1", "all"))
-    model_folder = folders["features"].path.parent
-    assert "+2.00 [+2.00, +2.00] 2/2" in (model_folder / "tables" / "per_block.md").read_text()
-    assert "| 1 | features | all | PAM |" in job.leaderboard.read_text()
-    assert folders["features"].provenance["device"] == "cpu"
+    assert all(block in printed for block in (*BLOCKS, "all"))
+    folder = next(folder for folder in run_folders(job.results) if folder.spec.setting.name == "features")
+    whole = [record.key.digest for record in folder.records() if record.key.block_set == "all"]
+    gains = [folder.scores()[digest, "clip_gain", "fake-clip"].value or 0.0 for digest in whole]
+    low, mean, high = (f"{100 * gain:+.2f}" for gain in (min(gains), sum(gains) / 2, max(gains)))
+    assert low != high
+    cell = f"{mean} [{low}, {high}] 2/2"
+    tables = folder.path.parent / "tables"
+    row = next(line for line in (tables / "per_block.md").read_text().splitlines() if "| features | all |" in line)
+    assert row == f"| features | all | {cell} | {cell} |"
+    assert f"| 1 | features | all | PAM | {cell} |" in job.leaderboard.read_text()
+    shares = (tables / "feature_share.csv").read_text().splitlines()[1:]
+    assert sum(float(line.split(",")[4]) for line in shares if ",add," in line) == pytest.approx(1)
+    # Every number of a cell has its line: unedited pictures score 0 and the background is measured where there is one.
+    unedited = run_folders(job.results)[1]
+    assert unedited.spec.setting.name == "no_edit"
+    stored = {(unit, metric): score for (unit, metric, _), score in unedited.scores().items()}
+    first, second = (record.key.digest for record in unedited.records())
+    assert stored[first, "clip_gain"].value == stored[first, "lpips"].value == stored[second, "mse_bg"].value == 0
+    assert stored[first, "mse_bg"].reason == "no_background"
+    assert folder.provenance["device"] == "cpu"
     assert any(str(job.leaderboard) in line for line in lines)
 
     before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
@@ -95,15 +157,73 @@ def test_no_edit_is_the_source_picture(job: Job) -> None:
         assert (edited == folder.shared.read_image(record.source_image or "")).all()
 
 
-def test_more_examples_continue_and_other_parameters_are_refused(job: Job) -> None:
+def test_more_examples_continue_and_other_parameters_are_refused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     features = Path(job.settings[1])
-    replace(job, settings=(str(features),), limit=1, blocks="mid.0").run(lambda _: None)
-    replace(job, settings=(str(features),), blocks="mid.0").run(lambda _: None)
+    less = replace(job, settings=(str(features),), blocks="mid.0")
+    replace(less, limit=1).run(lambda _: None)
+    less.run(lambda _: None)
+    lines: list[str] = []
+    replace(less, limit=1).run(lines.append)
     (folder,) = run_folders(job.results)
     assert [record.key.example_id for record in folder.records()] == ["one", "two"]
+    assert not any("changed since" in line for line in lines)
     features.write_text(features.read_text().replace("n_features: 3", "n_features: 4"))
-    with pytest.raises(RiebenchError, match=r"params\.n_features is 3 there and 4 here"):
-        replace(job, settings=(str(features),), blocks="mid.0").run(lambda _: None)
+    no_generation(monkeypatch)
+    refused = command(less, "--blocks", "mid.0")
+    assert refused.exit_code == 2
+    assert "params.n_features is 3 there and 4 here; use another --results folder" in last_line(refused)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "riebench: stopped; everything finished so far is kept, and the same command"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "riebench: the disk is full; everything finished so far"),
+    ],
+)
+@pytest.mark.parametrize("when", [3, 12, 31])
+def test_what_was_finished_before_a_stop_is_kept(
+    job: Job, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str, when: int
+) -> None:
+    sync, calls = os.fsync, 0
+
+    def stop(file: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= when:
+            raise error
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", stop)
+    stopped = command(job)
+    assert (stopped.exit_code, calls >= when) == (code, True)
+    assert last_line(stopped).startswith(words)
+    assert not list(job.results.rglob("*.tmp"))
+    kept = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
+    monkeypatch.setattr(os, "fsync", sync)
+    assert command(job).exit_code == 0
+    for path, data in kept.items():
+        assert path.read_bytes().startswith(data)
+    lines = [line for path in job.results.rglob("records.jsonl") for line in path.read_text().splitlines()]
+    assert len(lines) == UNITS
+
+
+def test_a_stop_while_generating_is_no_failed_unit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, calls = Generator.generate, 0
+
+    def stop(self: Generator, *args: Any, **options: Any) -> GenerationResult:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(Generator, "generate", stop)
+    assert command(job).exit_code == 130
+    assert {record.status for found in records(job).values() for record in found} == {"ok"}
+    assert 0 < sum(map(len, records(job).values())) < UNITS
+    assert command(job).exit_code == 0
+    assert sum(map(len, records(job).values())) == UNITS
 
 
 def test_a_long_prompt_is_told_before_generating(job: Job) -> None:
@@ -114,6 +234,118 @@ def test_a_long_prompt_is_told_before_generating(job: Job) -> None:
     assert not job.results.exists()
 
 
+def test_saes_of_another_width_are_told_before_generating(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for block in BLOCKS:
+        save_sdxl_unbox(
+            tmp_path / "narrow" / block, encoder=torch.ones(6, 5), decoder=torch.ones(5, 6),
+            pre_bias=torch.zeros(5), latent_bias=torch.zeros(6), k=2,
+        )  # fmt: skip
+    no_generation(monkeypatch)
+    refused = command(job, "--sae", str(tmp_path / "narrow"))
+    assert refused.exit_code == 2
+    assert "has width 5, but tiny-steps2-guidance0 has 64 channels there" in last_line(refused)
+    assert not job.results.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("block_mode: both", "blocks: [mid.res.0]", "'sae' works on attention blocks, not on mid.res.0"),
+        ("block_mode: both", "blocks: [up.7.0]", "has no block up.7.0"),
+        ("block_mode: both", "blocks: [mid_block.attentions.0, mid.0]", "repeats in"),
+        ("n_features", "n_feature", "(did you mean 'n_features'?)"),
+        ("access: PAM", "access: P", "but method 'sae' sees 'PAM'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(
+    job: Job, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
+) -> None:
+    no_generation(monkeypatch)
+    file = Path(job.settings[1])
+    file.write_text(file.read_text().replace(old, new))
+    refused = command(job)
+    assert refused.exit_code == 2
+    assert message in last_line(refused)
+    assert not job.results.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--blocks", "mid.0,mid.0"), "repeats in ['mid.0', 'mid.0']"),
+        (("--device", "abacus"), "--device abacus cannot be used"),
+        (("--results", __file__), "test_job.py"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(job: Job, options: tuple[str, ...], message: str) -> None:
+    refused = command(job, *options)
+    assert refused.exit_code == 2
+    assert message in last_line(refused)
+
+
+def test_runs_of_an_own_suite_are_scored_again_by_its_folder(job: Job) -> None:
+    replace(job, settings=("no_edit",)).run(lambda _: None)
+    file = next(job.results.rglob("scores.jsonl"))
+    before = sorted(file.read_text().splitlines())
+    file.unlink()
+    score = ["score", "--results", str(job.results), "--device", "cpu"]
+    refused = CliRunner().invoke(app, score)
+    assert refused.exit_code == 2
+    assert "a suite of your own, 'mine'; name its folder: --suite FOLDER" in last_line(refused)
+    assert CliRunner().invoke(app, [*score, "--suite", job.suite]).exit_code == 0
+    assert sorted(file.read_text().splitlines()) == before
+
+
+def test_failed_units_are_told_with_their_reason(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(job.settings[1])
+    file.write_text(file.read_text().replace("n_features: 3", "n_features: 1000"))
+    lines: list[str] = []
+    job.run(lines.append)
+    assert "10 units failed" in " ".join(lines) and "`--redo errors` tries them again" in " ".join(lines)
+    quiet: list[str] = []
+    say_failures([folder for folder in run_folders(job.results) if folder.spec.setting.name == "no_edit"], quiet.append)
+    assert quiet == []
+
+
+def test_memory_does_not_grow_with_the_number_of_examples(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = TASK.split("examples:\n")[1].split("  - id: two")[0]
+    many = "".join(example.replace("one", f"e{i}").replace("red cat", f"red cat {i}") for i in range(9))
+    (Path(job.suite) / "change_color.yaml").write_text(TASK.split("  - id")[0] + many)
+    alive: set[int] = set()
+    most = 0
+    generate: Callable[..., GenerationResult] = Generator.generate
+
+    class Tracked(tuple[Any, ...]):
+        """Traces that say when they are gone."""
+
+        def __del__(self) -> None:
+            alive.discard(id(self))
+
+    def watched(self: Generator, prompts: Sequence[str], *args: Any, **options: Any) -> GenerationResult:
+        nonlocal most
+        made = generate(self, prompts, *args, **options)
+        if not options.get("capture"):
+            return made
+        traces = Tracked(made.traces)
+        alive.add(id(traces))
+        most = max(most, len(alive))
+        return replace(made, traces=traces)
+
+    monkeypatch.setattr(Generator, "generate", watched)
+    replace(job, settings=(job.settings[1],), blocks="mid.0").run(lambda _: None)
+    assert most <= 2
+
+
 def test_device_words() -> None:
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") in ("cpu", "cuda")
+
+
+def test_a_run_folder_alone_says_what_it_holds(job: Job) -> None:
+    replace(job, settings=("no_edit",)).run(lambda _: None)
+    (folder,) = run_folders(job.results)
+    again = RunFolder(folder.path)
+    assert again.spec.suite == "mine"
+    assert str(job.suite) not in again.spec.model_dump_json()
