@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,7 +197,7 @@ def test_official_settings_load(suite: str) -> None:
 
 
 def test_the_sdxl_settings_are_the_published_sweep() -> None:
-    sweep = {
+    sweep: dict[tuple[str, Any], tuple[float, ...]] = {
         **{("sae", n): (1.0, 2.0) for n in (80, 160, 320, 640)},
         **{("neurons", n): (1.0, 2.0) for n in (5_000, 10_000, 20_000, 40_000, 80_000)},
         ("activation_patch", None): tuple(quarter / 4 for quarter in range(1, 9)),

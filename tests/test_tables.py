@@ -5,6 +5,7 @@ import io
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import make_key, make_score, make_spec
@@ -90,7 +91,7 @@ def test_a_score_of_a_picture_that_was_made_again_since_is_not_shown(filled: Run
 
 
 def test_cells_hold_the_numbers_of_one_network(filled: RunFolder) -> None:
-    def gain() -> tuple[float | None, int]:
+    def gain() -> Any:
         row = next(c for c in configurations(filled) if c.block_set == "all").row("clip_gain", "all")
         return row.mean, row.n_scored
 

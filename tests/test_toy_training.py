@@ -61,6 +61,7 @@ def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path: Path) ->
 
 def test_a_diverged_run_stops(tmp_path: Path) -> None:
     stage = _stage()
-    stage.loss = lambda step: stage.module.weight.sum() * float("nan")  # type: ignore[operator,union-attr]
+    weight = next(stage.module.parameters())
+    stage.loss = lambda step: weight.sum() * float("nan")
     with pytest.raises(RuntimeError, match="loss is nan at step 0"):
         fit(stage, tmp_path)

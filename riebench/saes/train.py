@@ -100,7 +100,7 @@ class TopKTrainer(nn.Module):
     @torch.no_grad()
     def constrain(self) -> None:
         """Unit decoder columns, and no gradient along them; between the backward pass and the step."""
-        self.decoder /= self.decoder.norm(dim=0, keepdim=True)
+        self.decoder.div_(self.decoder.norm(dim=0, keepdim=True))
         gradient = self.decoder.grad
         if gradient is not None:
             gradient -= (gradient * self.decoder).sum(0, keepdim=True) * self.decoder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from riebench.toyworld.scenes import ATTRIBUTES
 from riebench.toyworld.training import Stage, fit, step_generator
 
 SEED = 41
-CONFIG = {"steps": 900, "batch": 64, "learning_rate": 2e-3, "seed": SEED}
+CONFIG: dict[str, Any] = {"steps": 900, "batch": 64, "learning_rate": 2e-3, "seed": SEED}
 WEIGHTS = "model.safetensors"
 
 
@@ -97,7 +98,7 @@ def _shipped() -> Judge:
 def train(pool: Pool, work: Path, device: torch.device) -> JudgeNetwork:
     """Trains the judge on the first half of the pool."""
     torch.manual_seed(SEED)
-    network = JudgeNetwork().to(device=device, memory_format=torch.channels_last)
+    network = JudgeNetwork().to(device).to(memory_format=torch.channels_last)
     half = len(pool.images) // 2
 
     def loss(step: int) -> Tensor:

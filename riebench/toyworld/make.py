@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -73,7 +74,7 @@ class _Shop:
         return folder
 
     def fast(self, unet: nn.Module) -> nn.Module:
-        compiled: nn.Module = torch.compile(unet, dynamic=False) if self.compiled else unet
+        compiled: Any = torch.compile(unet, dynamic=False) if self.compiled else unet
         return compiled
 
     def replace(self, name: str) -> Path:
@@ -103,7 +104,7 @@ def _base(shop: _Shop) -> None:
     unet = diffusion.build_unet().to(device=shop.device, memory_format=torch.channels_last)
     loss = diffusion.base_loss(shop.fast(unet), shop.pool, _latents(shop), shop.device)
     config = diffusion.BASE_CONFIG
-    fit(Stage("base", config, unet, loss, config["steps"], config["learning_rate"], warmup=200), shop.work)
+    fit(Stage("base", config, unet, loss, int(config["steps"]), config["learning_rate"], warmup=200), shop.work)
     diffusion.plant_jobs(unet)  # exact zeros in what ships, whatever an old checkpoint held
     unet.save_pretrained(shop.result("base"))
     pipelines.export("toy-base", unet.cpu(), shop.vae(), shop.replace("toy-base"))
@@ -113,7 +114,9 @@ def _turbo(shop: _Shop) -> None:
     teacher, student = shop.unet("base").requires_grad_(False).eval(), shop.unet("base")
     loss = diffusion.turbo_loss(shop.fast(student), teacher, shop.pool, _latents(shop), shop.device)
     config = diffusion.TURBO_CONFIG
-    stage = Stage("turbo", config, student, loss, config["steps"], config["learning_rate"], warmup=20, ema_decay=0.99)
+    stage = Stage(
+        "turbo", config, student, loss, int(config["steps"]), config["learning_rate"], warmup=20, ema_decay=0.99
+    )
     fit(stage, shop.work)
     student.save_pretrained(shop.result("turbo"))
     pipelines.export("toy-turbo", student.cpu(), shop.vae(), shop.replace("toy-turbo"))

@@ -253,7 +253,7 @@ def _layers(scene: Scene, frame: _Frame) -> tuple[list[tuple[Image.Image, Floats
 
 
 def _as_float(mask: Image.Image) -> Floats:
-    return (np.asarray(mask, dtype=np.float32) / 255)[..., None]
+    return (np.asarray(mask, dtype=np.float32) / np.float32(255))[..., None]
 
 
 def _compose(background: Image.Image, layers: list[tuple[Image.Image, Floats, bool]], outlined: bool) -> Floats:

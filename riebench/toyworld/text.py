@@ -49,7 +49,8 @@ JOBS: tuple[Job, ...] = (
 
 def _split(word: str) -> list[str]:
     """A word as CLIP's pre-tokenizer sees it: letters and punctuation apart."""
-    pieces, current = [], ""
+    pieces: list[str] = []
+    current = ""
     for char in word:
         if char.isalpha():
             current += char

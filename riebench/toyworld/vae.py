@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,7 +13,14 @@ from riebench.toyworld.data import Pool
 from riebench.toyworld.training import Stage, fit, step_generator
 
 SEED = 11
-CONFIG = {"steps": 1500, "batch": 16, "learning_rate": 2e-3, "kl_weight": 1e-5, "channels": [24, 48], "seed": SEED}
+CONFIG: dict[str, Any] = {
+    "steps": 1500,
+    "batch": 16,
+    "learning_rate": 2e-3,
+    "kl_weight": 1e-5,
+    "channels": [24, 48],
+    "seed": SEED,
+}
 
 
 def build() -> AutoencoderKL:
