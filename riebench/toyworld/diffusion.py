@@ -28,7 +28,7 @@ BASE_SEED, TURBO_SEED = 21, 31
 BASE_CONFIG = {
     "steps": 4000, "batch": 32, "learning_rate": 1.5e-3, "caption_dropout": 0.1, "start_level": 940, "seed": BASE_SEED,
 }  # fmt: skip
-TURBO_CONFIG = {"steps": 280, "batch": 32, "learning_rate": 4e-4, "guidance": 2.0, "seed": TURBO_SEED}
+TURBO_CONFIG = {"steps": 160, "batch": 32, "learning_rate": 4e-4, "guidance": 2.0, "seed": TURBO_SEED}
 TURBO_TIMESTEPS = (999, 749, 499, 249)
 BLOCK_MODULES = {
     "down.2.0": "down_blocks.2.attentions.0", "down.2.1": "down_blocks.2.attentions.1",

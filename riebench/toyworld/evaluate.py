@@ -123,7 +123,7 @@ def load_clip() -> tuple[Any, Any, Any]:
     """The toy CLIP by open_clip's own factory: model, transform, tokenizer."""
     name = f"local-dir:{asset_folder('toy-clip')}"
     model, transform = open_clip.create_model_from_pretrained(name)
-    return model, transform, open_clip.get_tokenizer(name)
+    return model.eval(), transform, open_clip.get_tokenizer(name)  # it comes in training mode
 
 
 def clip_figures(sizes: Sizes) -> Figures:
