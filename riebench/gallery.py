@@ -21,7 +21,7 @@ Picture = NDArray[np.uint8]
 
 
 def write_galleries(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]:
-    """Draws one gallery per setting, at its largest strength, below `model_folder/gallery/`.
+    """Draws one gallery per setting, at its strength nearest to 1, below `model_folder/gallery/`.
 
     Args:
         model_folder: `results/<suite>/<model>`.
@@ -54,7 +54,7 @@ def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
     finished = [record for record in folder.records() if record.status == "ok"]
     if not finished:
         return None
-    strength = max(record.key.strength for record in finished)
+    strength = min((record.key.strength for record in finished), key=lambda value: abs(value - 1))
     finished = [record for record in finished if record.key.strength == strength]
     block_sets = list(dict.fromkeys(record.key.block_set for record in finished))
     rows = []
