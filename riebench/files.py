@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,30 @@ def write_atomic(path: Path, data: bytes) -> None:
         path: where it goes; missing folders are made.
         data: its content.
     """
+    with _written_beside(path, data) as temporary:
+        temporary.replace(path)
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """As `write_atomic`, but a file that is there already stays: of several writers the first wins.
+
+    Args:
+        path: where it goes; missing folders are made.
+        data: its content.
+    """
+    with _written_beside(path, data) as temporary, suppress(FileExistsError):
+        # Unlike a rename, a link never replaces; where the file system has none, looking first must do.
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            if not path.exists():
+                temporary.replace(path)
+
+
+@contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,10 +51,9 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def file_sha256(path: Path) -> str:

@@ -161,11 +161,14 @@ def claim_shared(folder: RunFolder, model: LoadedModel, regions: str) -> None:
     """Notes which model and regions the shared pictures and masks belong to, or refuses those of another."""
     model_fields = model.spec.model_dump(mode="json", exclude={"name"})
     wanted = {"model": model_fields, "regions": regions}
-    stored = folder.shared.read_json(MODEL_FILE)
-    if stored is None:
+    if folder.shared.read_json(MODEL_FILE) is None:
         folder.shared.write_json(MODEL_FILE, wanted)
-    elif stored != wanted:
-        there, here = {**stored["model"], "regions": stored["regions"]}, {**model_fields, "regions": regions}
+    stored = folder.shared.read_json(MODEL_FILE) or {}
+    if stored != wanted:
+        there, here = (
+            {**stored.get("model", {}), "regions": stored.get("regions")},
+            {**model_fields, "regions": regions},
+        )
         parts = [f"{name} is {there.get(name)} there and {here[name]} here" for name in here
                  if there.get(name) != here[name]]  # fmt: skip
         raise IdentityError(

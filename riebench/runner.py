@@ -287,10 +287,9 @@ class Runner:
                       ) -> NDArray[np.uint8]:  # fmt: skip
         """Stores a source or target picture; the one that earlier settings were compared with stays."""
         name = self.shared.image_name(work.units[0].key, role)
-        if (self.shared.path / name).exists():
-            return self.shared.read_image(name)
-        self.shared.write_image(name, fresh)
-        return fresh
+        if not (self.shared.path / name).exists():
+            self.shared.write_image(name, fresh)
+        return self.shared.read_image(name)
 
     def _masks(self, work: Work, pair: GenerationResult, index: int, count: int) -> RegionMasks:
         """The example's masks: those stored, or new ones, which are then stored."""
@@ -309,7 +308,7 @@ class Runner:
             work.task.folder or Path(),
         )
         self.shared.write_json(name, masks.to_json(self.regions))
-        return masks
+        return RegionMasks.from_json(self.shared.read_json(name) or {})
 
     def _view(self, prompt: str, pair: GenerationResult, row: int) -> View:
         trace = pair.traces[1]

@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from riebench.errors import FolderInUseError, IdentityError, StoreError
-from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
+from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic, write_once
 from riebench.schema import EditRecord, RunSpec, ScoreRecord, UnitKey
 
 Redo = Literal["missing", "errors", "all"]
@@ -65,7 +65,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 class SharedFolder:
-    """Pictures and masks that all settings of one suite and model share."""
+    """Pictures and masks that all settings of one suite and model share.
+
+    Several settings may be run at the same time; what the first of them stores is what all are compared with.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,19 +82,16 @@ class SharedFolder:
         return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
 
     def write_image(self, name: str, pixels: NDArray[np.uint8]) -> None:
-        """Stores a picture (uint8 [H, W, 3]) under a relative path; an equal file is left alone."""
-        data = encode_png(pixels)
-        path = self.path / name
-        if not (path.exists() and path.read_bytes() == data):
-            write_atomic(path, data)
+        """Stores a picture (uint8 [H, W, 3]) under a relative path; one that is there stays (`write_once`)."""
+        write_once(self.path / name, encode_png(pixels))
 
     def read_image(self, name: str) -> NDArray[np.uint8]:
         """A stored picture as uint8 [H, W, 3]."""
         return read_image(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Stores a JSON value (masks as run lengths) under a relative path."""
-        write_atomic(self.path / name, (json.dumps(value, sort_keys=True) + "\n").encode())
+        """Stores a JSON value (masks as run lengths) under a relative path; one that is there stays."""
+        write_once(self.path / name, (json.dumps(value, sort_keys=True) + "\n").encode())
 
     def read_json(self, name: str) -> Any | None:
         """A stored JSON value, or None if there is none."""

@@ -159,6 +159,7 @@ def test_regions_by_words_are_stored_once_and_used(run: Callable[..., list[RunFo
     assert record.mask_share == masks.share
     # A stored mask is not made again: what was compared stays comparable.
     changed = RegionMasks(~masks.source, masks.target)
+    (folder.shared.path / name).unlink()
     folder.shared.write_json(name, changed.to_json("attention"))
     (again,) = run(PATCH, tasks=[task(region="house")], redo="all")
     assert again.records()[0].mask_share == changed.share

@@ -14,7 +14,7 @@ from helpers import make_key, make_record, make_spec
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.files import append_lines, write_atomic
 from riebench.schema import EditRecord, ScoreRecord
-from riebench.store import RunFolder, encode_png, run_folders
+from riebench.store import RunFolder, SharedFolder, encode_png, run_folders
 
 PIXELS = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
@@ -173,6 +173,20 @@ def test_a_full_disk_leaves_whole_lines_and_no_temporary_file(tmp_path: Path, mo
         write_atomic(tmp_path / "picture.png", b"x")
     assert file.read_text() == '{"a":1}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_writers_the_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    shared = SharedFolder(tmp_path)
+    shared.write_image("a/source.png", PIXELS)
+    shared.write_image("a/source.png", 255 - PIXELS)
+    assert np.array_equal(shared.read_image("a/source.png"), PIXELS)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["source.png"]
 
 
 def test_pictures_are_checked(folder: RunFolder) -> None:
