@@ -204,7 +204,8 @@ def print_per_block(folders: list[RunFolder]) -> None:
     table = Table(title="CLIP alignment gain x100 by category; over all categories: the other metrics")
     for heading in ("setting", "blocks"):
         table.add_column(heading, no_wrap=True)
-    for heading in [*(category.removeprefix("change_") for category in categories), EVERYTHING, *others, "scored"]:
+    short = [category.removeprefix("change_").removesuffix("_object") for category in categories]
+    for heading in [*short, EVERYTHING, *(metric.replace("_", " ") for metric in others), "scored"]:
         table.add_column(heading, justify="right")
     for configuration in found:
         rows = [configuration.row("clip_gain", category) for category in (*categories, EVERYTHING)]
