@@ -15,7 +15,7 @@ from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.models import load_model
 from riebench.phrases import phrase_spans
-from riebench.presets import PRESETS
+from riebench.presets import PRESETS, scorer_for
 from riebench.schema import BLOCKS
 
 PROMPTS = ["a red house", "a blue cat", "a green boat"]
@@ -116,6 +116,20 @@ def test_presets_are_complete() -> None:
     assert set(PRESETS) == {"toy-turbo", "toy-base", "sdxl-turbo", "sdxl-base"}
     for preset in PRESETS.values():
         assert preset.source.startswith("asset:") or len(preset.revision or "") == 40
+
+
+def test_shipped_models_are_told_apart_and_scored_by_their_own_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def folder(name: str) -> Path:
+        asked.append(name)
+        return tiny_folder()
+
+    monkeypatch.setattr("riebench.toyworld.assets.asset_folder", folder)
+    spec = load_model("toy-turbo", steps=1).spec
+    assert asked == ["toy-turbo"]
+    assert (spec.name, spec.source, spec.steps) == ("toy-turbo-steps1", "riebench/toy-turbo", 1)
+    assert scorer_for(spec) == PRESETS["toy-turbo"].scorer == "toy-clip"
 
 
 def test_a_folder_is_identified_by_its_content(tmp_path: Path) -> None:

@@ -106,6 +106,17 @@ def test_attention_sums_to_one_and_is_that_of_the_layer() -> None:
         call()
     found = trace.get("mid.0", "attention")[:, 0]
     assert found.shape == (2, POSITIONS, 7)
+    # The layer's own arithmetic, on what it was given.
+    layer: Any = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn2")
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    call()
+    handle.remove()
+    with torch.inference_mode():
+        query = layer.head_to_batch_dim(layer.to_q(seen[0]))
+        key = layer.head_to_batch_dim(layer.to_k(unet_input(2)["encoder_hidden_states"]))
+        own = layer.get_attention_scores(query, key).unflatten(0, (2, layer.heads)).mean(1)
+    torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.sum(-1), torch.ones(2, POSITIONS))
     assert float(found.std()) > 0.01
 
