@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for
-from riebench.schema import ALL_BLOCKS, BLOCKS, CATEGORIES, NO_BLOCKS, TableRow
+from riebench.schema import ALL_BLOCKS, BLOCKS, CATEGORIES, NO_BLOCKS, Stored
 from riebench.stats import estimate
 from riebench.store import RunFolder, ScoreKey
 
@@ -41,6 +41,37 @@ TABLE_METRICS: dict[str, MetricFormat] = {
 UNCHANGED: dict[str, float] = {"clip_gain": 0.0, "lpips": 0.0}
 """What a failed unit counts as in means: the source picture left alone, so that failing on hard edits never pays. It
 is not counted as scored."""
+
+
+class TableRow(Stored):
+    """One cell of a table, with everything needed to print or to doubt it."""
+
+    model: str
+    """Model name."""
+    setting: str
+    """Setting name."""
+    block_set: str
+    """Blocks edited together."""
+    strength: float | None
+    """Strength, or None if the method has one only."""
+    category: str
+    """Edit category, or "all"."""
+    metric: str
+    """Metric."""
+    mean: float | None
+    """Mean over seeds, then examples, then categories; None if nothing was scored."""
+    ci_low: float | None
+    """Lower end of the 95 % interval."""
+    ci_high: float | None
+    """Upper end of the 95 % interval."""
+    n_examples: int
+    """Examples behind the mean."""
+    n_seeds: int
+    """Most seeds an example has."""
+    n_scored: int
+    """Units with a value."""
+    n_expected: int
+    """Units that should have one."""
 
 
 @dataclass

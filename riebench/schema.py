@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from riebench.hashing import content_digest
 
 SPEC_VERSION = 1
 """Raised when the meaning of a stored number changes; runs of different versions never share a folder."""
@@ -38,27 +39,6 @@ JsonScalar = str | bool | int | float | None
 JsonValue = JsonScalar | list[JsonScalar]
 RegionRule = Literal["edit", "add", "delete"]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
-
-
-def _plain(value: Any) -> Any:
-    # 2 and 2.0 are the same number in YAML files and must give the same hash.
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces, integral floats as integers, NaN refused."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def content_digest(value: Any) -> str:
-    """SHA-256 of `canonical_json`, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def block_set_name(blocks: tuple[str, ...]) -> str:
@@ -393,34 +373,3 @@ class ScoreRecord(Stored):
         if self.value is None and not self.reason:
             raise ValueError("a score without value needs a reason")
         return self
-
-
-class TableRow(Stored):
-    """One cell of a table, with everything needed to print or to doubt it."""
-
-    model: str
-    """Model name."""
-    setting: str
-    """Setting name."""
-    block_set: str
-    """Blocks edited together."""
-    strength: float | None
-    """Strength, or None if the method has one only."""
-    category: str
-    """Edit category, or "all"."""
-    metric: str
-    """Metric."""
-    mean: float | None
-    """Mean over seeds, then examples, then categories; None if nothing was scored."""
-    ci_low: float | None
-    """Lower end of the 95 % interval."""
-    ci_high: float | None
-    """Upper end of the 95 % interval."""
-    n_examples: int
-    """Examples behind the mean."""
-    n_seeds: int
-    """Most seeds an example has."""
-    n_scored: int
-    """Units with a value."""
-    n_expected: int
-    """Units that should have one."""

@@ -10,9 +10,10 @@ from typing import Any
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError, TaskFileError, near_match
 from riebench.files import file_sha256
+from riebench.hashing import content_digest
 from riebench.phrases import mask_file, phrase_spans, region_words
 from riebench.registry import METHODS
-from riebench.schema import CATEGORIES, EditExample, EditTask, Setting, content_digest
+from riebench.schema import CATEGORIES, EditExample, EditTask, Setting
 from riebench.yamlfile import load_yaml, validate
 
 TokenCounter = Callable[[str], int]

@@ -11,13 +11,14 @@ from riebench.configurations import (
     EVERYTHING,
     TABLE_METRICS,
     Configuration,
+    TableRow,
     configurations,
     present_categories,
     present_metrics,
     whole_configurations,
 )
 from riebench.files import write_atomic
-from riebench.schema import CATEGORIES, EditRecord, TableRow
+from riebench.schema import CATEGORIES, EditRecord
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.store import RunFolder
 

@@ -9,6 +9,7 @@ from helpers import make_key, make_spec
 from pydantic import ValidationError
 
 from riebench.errors import RiebenchError
+from riebench.hashing import canonical_json
 from riebench.registry import METHODS, Registry
 from riebench.schema import (
     BLOCKS,
@@ -19,7 +20,6 @@ from riebench.schema import (
     Setting,
     block_set_blocks,
     block_set_name,
-    canonical_json,
     noise_seed,
 )
 
