@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,8 @@ def test_planted_zeros_ship(name: str) -> None:
     unet = load_model(name).unet
     assert unet.get_parameter("add_embedding.linear_1.weight").abs().max() == 0
     for job in JOBS:
-        for layer in unet.get_submodule(BLOCK_MODULES[job.block]).transformer_blocks:  # type: ignore[union-attr]
+        block: Any = unet.get_submodule(BLOCK_MODULES[job.block])
+        for layer in block.transformer_blocks:
             weight = layer.attn2.to_v.weight.clone()
             assert weight[:, job.columns].abs().max() > 0
             weight[:, job.columns] = 0
