@@ -53,7 +53,7 @@ def provenance(**more: Any) -> dict[str, Any]:
         "command": " ".join(["riebench", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "versions": package_versions(),
         "git": git_state(Path(__file__).resolve().parent.parent),
