@@ -212,12 +212,26 @@ def score(
 
 @app.command()
 @friendly
-def tables(results: ResultsOption = None) -> None:
+def tables(
+    results: ResultsOption = None,
+    document: Annotated[
+        list[Path] | None, typer.Option(help="Also fill the parts of this Markdown file marked for tables.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the files are up to date.")] = False,
+) -> None:
     """Write the tables of every suite and model from stored scores."""
-    from riebench.tables import write_all
+    from riebench.documents import fill_document
+    from riebench.tables import check_all, write_all
 
-    for path in write_all(_folders(_places(results)[0])):
-        print(path)
+    folders = _folders(_places(results)[0])
+    paths = check_all(folders) if check else write_all(folders)
+    for file in document or ():
+        fill_document(file, check=check)
+    if check:
+        say(f"{len(paths) + len(document or ())} files are up to date")
+    else:
+        for path in (*paths, *(document or ())):
+            print(path)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from riebench.configurations import (
     present_metrics,
     whole_configurations,
 )
+from riebench.errors import RiebenchError
 from riebench.files import write_atomic
 from riebench.schema import CATEGORIES, EditRecord
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
@@ -161,35 +162,63 @@ def _share_markdown(lines: list[list[object]]) -> str:
     return "\n".join(["# Feature share\n", note, markdown(["setting", "category", "side", *blocks], table)])
 
 
-def write_tables(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]:
-    """Writes `tables/*.md` and `tables/*.csv` beside the run folders of one suite and model.
+def table_texts(model_folder: Path, folders: Sequence[RunFolder]) -> dict[Path, str]:
+    """The tables of one suite and model: file -> content, the Markdown file of each before its CSV file.
 
     Args:
         model_folder: `results/<suite>/<model>`.
         folders: its run folders.
-
-    Returns:
-        The Markdown files.
     """
     found = [configuration for folder in folders for configuration in configurations(folder)]
-    texts = {
+    texts: dict[Path, str] = {}
+    for name, (text, table) in {
         "per_block": per_block(found),
         "per_category": per_category(found),
         "per_method": per_method(found),
         "feature_share": per_feature_share(folders),
-    }
-    written = []
-    for name, (text, table) in texts.items():
+    }.items():
         path = model_folder / "tables" / f"{name}.md"
+        texts |= {path: text, path.with_suffix(".csv"): table}
+    return texts
+
+
+def write_tables(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]:
+    """Writes `tables/*.md` and `tables/*.csv` beside the run folders of one suite and model.
+
+    Returns:
+        The Markdown files.
+    """
+    texts = table_texts(model_folder, folders)
+    for path, text in texts.items():
         write_atomic(path, text.encode())
-        write_atomic(path.with_suffix(".csv"), table.encode())
-        written.append(path)
-    return written
+    return [path for path in texts if path.suffix == ".md"]
+
+
+def _by_model(folders: Iterable[RunFolder]) -> list[tuple[Path, list[RunFolder]]]:
+    groups: dict[Path, list[RunFolder]] = {}
+    for folder in folders:
+        groups.setdefault(folder.path.parent, []).append(folder)
+    return sorted(groups.items())
 
 
 def write_all(folders: Iterable[RunFolder]) -> list[Path]:
     """Writes the tables of every suite and model among some run folders; returns the Markdown files."""
-    groups: dict[Path, list[RunFolder]] = {}
-    for folder in folders:
-        groups.setdefault(folder.path.parent, []).append(folder)
-    return [path for model_folder, group in sorted(groups.items()) for path in write_tables(model_folder, group)]
+    return [path for model_folder, group in _by_model(folders) for path in write_tables(model_folder, group)]
+
+
+def check_all(folders: Iterable[RunFolder]) -> list[Path]:
+    """Compares all stored tables with what the stored scores give.
+
+    Returns:
+        The files, all of them up to date.
+
+    Raises:
+        RiebenchError: names the first file that is missing or out of date.
+    """
+    checked = []
+    for model_folder, group in _by_model(folders):
+        for path, text in table_texts(model_folder, group).items():
+            if not path.exists() or path.read_bytes() != text.encode():
+                raise RiebenchError(f"{path} is out of date; run `riebench tables` and commit it")
+            checked.append(path)
+    return checked

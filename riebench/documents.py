@@ -1,0 +1,75 @@
+"""Tables inside written documents: parts between two marks, made anew from the stored tables.
+
+A part begins with `<!-- table: FILE.csv metric=NAME settings=A,B -->`, the file named relative to the document, and
+ends with `<!-- end -->`. Its rows are settings and block sets, its columns categories.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+from riebench.configurations import TABLE_METRICS
+from riebench.errors import RiebenchError
+from riebench.files import write_atomic
+from riebench.tables import markdown
+
+PART = re.compile(r"(<!-- table: (\S+) metric=(\S+) settings=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table_part(file: Path, metric: str, settings: list[str]) -> str:
+    """One metric of some settings as a Markdown table of means.
+
+    Args:
+        file: a `per_block.csv`.
+        metric: which metric.
+        settings: names, with `@STRENGTH` behind one to take a strength other than its first.
+
+    Raises:
+        RiebenchError: if the file, the metric or a setting is missing.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["metric"] == metric]
+    except OSError as error:
+        raise RiebenchError(f"{file} cannot be read ({error.strerror}); run `riebench tables` first") from error
+    categories = list(dict.fromkeys(row["category"] for row in rows))
+    lines = []
+    for setting in settings:
+        name, _, strength = setting.partition("@")
+        mine = [row for row in rows if row["setting"] == name]
+        if not mine:
+            raise RiebenchError(f"{file} has no {metric} of the setting {name!r}")
+        strength = strength or mine[0]["strength"]
+        for blocks in dict.fromkeys(row["block_set"] for row in mine):
+            means = {r["category"]: r["mean"] for r in mine if (r["block_set"], r["strength"]) == (blocks, strength)}
+            cells = [TABLE_METRICS[metric].number(float(means[c])) if means.get(c) else "–" for c in categories]
+            lines.append([name if strength == mine[0]["strength"] else f"{name} x{strength}", blocks, *cells])
+    return markdown(["setting", "blocks", *(c.removeprefix("change_").replace("_", " ") for c in categories)], lines)
+
+
+def fill_document(document: Path, *, check: bool = False) -> None:
+    """Brings the marked parts of a document up to date with the stored tables.
+
+    Args:
+        document: the Markdown file.
+        check: only looks.
+
+    Raises:
+        RiebenchError: with `check`, if the document is out of date; if it cannot be read or names what is not there.
+    """
+    try:
+        before = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RiebenchError(f"{document} cannot be read ({error.strerror})") from error
+
+    def made(match: re.Match[str]) -> str:
+        table = table_part(document.parent / match[2], match[3], match[4].split(","))
+        return match[1] + "\n" + table.strip() + "\n\n" + match[5]
+
+    after = PART.sub(made, before)
+    if check and after != before:
+        raise RiebenchError(f"{document} is out of date; run `riebench tables --document {document}` and commit it")
+    if after != before:
+        write_atomic(document, after.encode())
