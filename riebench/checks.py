@@ -78,7 +78,7 @@ def token_counter(model: str) -> tuple[TokenCounter, int]:
 
         folder = asset_folder(source.removeprefix(ASSET))
         tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-        return (lambda prompt: len(tokenizer(prompt).input_ids)), int(tokenizer.model_max_length)
+        return (lambda prompt: len(tokenizer(prompt, verbose=False).input_ids)), int(tokenizer.model_max_length)
     # SDXL's two tokenizers split text alike, and open_clip carries the same vocabulary in its package.
     from open_clip.tokenizer import SimpleTokenizer
 

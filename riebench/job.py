@@ -134,7 +134,8 @@ class Job:
             name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=device, offline=self.offline
         )
         tokenizer = model.pipe.tokenizer
-        check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt).input_ids), int(tokenizer.model_max_length))
+        limit = int(tokenizer.model_max_length)
+        check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)
         return engines.run(
             "local",
             tasks,

@@ -133,15 +133,17 @@ def per_feature_share(folders: Iterable[RunFolder]) -> tuple[str, str]:
         blocks = list(dict.fromkeys(block for record in chosen for block in record.features))
         for category in CATEGORIES:
             some = [record for record in chosen if record.key.category == category]
+            sets = {record.key.block_set for record in some}
+            expected = sum(folder.expected.get((category, name, strengths[0]), 0) for name in sets)
             for side in ("add", "remove"):
                 counts = [_switched(some, block, side) for block in blocks]
                 total = sum(counts)
                 lines += [
-                    [folder.spec.setting.name, category, side, block, n / total, n, len(some)]
+                    [folder.spec.setting.name, category, side, block, n / total, n, len(some), expected]
                     for block, n in zip(blocks, counts, strict=True)
                     if total
                 ]
-    header = ["setting", "category", "side", "block", "share", "features", "units"]
+    header = ["setting", "category", "side", "block", "share", "features", "units", "expected"]
     return _share_markdown(lines), csv_text(header, lines)
 
 
@@ -151,15 +153,17 @@ def _switched(records: Iterable[EditRecord], block: str, side: str) -> int:
 
 def _share_markdown(lines: list[list[object]]) -> str:
     blocks = list(dict.fromkeys(str(line[3]) for line in lines))
-    grouped: dict[tuple[str, str, str], dict[str, str]] = {}
-    for setting, category, side, block, share, *_ in lines:
-        grouped.setdefault((str(setting), str(category), str(side)), {})[str(block)] = f"{share:.2f}"
+    grouped: dict[tuple[str, ...], dict[str, str]] = {}
+    for setting, category, side, block, share, _, units, expected in lines:
+        row = (str(setting), str(category), str(side), f"{units}/{expected}")
+        grouped.setdefault(row, {})[str(block)] = f"{share:.2f}"
     table = [[*key, *(shares.get(block, "–") for block in blocks)] for key, shares in grouped.items()]
     note = (
         "Share of the features switched on (add) and off (remove) that lie in each block when all blocks are ranked "
-        "together. Where a feature is chosen is not yet what it does: hold it against the per-block table.\n"
+        "together; `units`: edits counted/expected. Where a feature is chosen is not yet what it does: hold it against "
+        "the per-block table.\n"
     )
-    return "\n".join(["# Feature share\n", note, markdown(["setting", "category", "side", *blocks], table)])
+    return "\n".join(["# Feature share\n", note, markdown(["setting", "category", "side", "units", *blocks], table)])
 
 
 def table_texts(model_folder: Path, folders: Sequence[RunFolder]) -> dict[Path, str]:

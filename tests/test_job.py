@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from typer.testing import CliRunner
 
 import riebench.scoring
 from riebench.cli import app
-from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
 from riebench.job import Job, pick_device, say_failures
 from riebench.metrics.clip import ClipScorer
@@ -229,8 +229,11 @@ def test_a_stop_while_generating_is_no_failed_unit(job: Job, monkeypatch: pytest
 def test_a_long_prompt_is_told_before_generating(job: Job) -> None:
     file = Path(job.suite) / "change_color.yaml"
     file.write_text(TASK.replace("a grey dog", "a dog " + "and a cat " * 20))
-    with pytest.raises(RiebenchError, match=r"two: target has \d+ tokens"):
-        job.run(lambda _: None)
+    refused = command(job)
+    assert refused.exit_code == 2
+    first, only = refused.stderr.strip().splitlines()
+    assert first.startswith("loading ")
+    assert re.search(r"two: target has \d+ tokens, of which the model reads 77; shorten it", only)
     assert not job.results.exists()
 
 

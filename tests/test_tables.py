@@ -132,6 +132,7 @@ def test_shares_of_a_category_sum_to_one(filled: RunFolder) -> None:
     rows = list(csv.DictReader(io.StringIO(table)))
     add = {r["block"]: float(r["share"]) for r in rows if r["category"] == "change_color" and r["side"] == "add"}
     assert add == {"mid.0": 0.75, "up.0.1": 0.25}
+    assert {(r["units"], r["expected"]) for r in rows} == {("6", "6")}
 
 
 def test_single_blocks_stay_out_of_the_method_table(filled: RunFolder, tmp_path: Path) -> None:
