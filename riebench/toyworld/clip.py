@@ -22,7 +22,7 @@ from riebench.toyworld.scenes import ATTRIBUTES, Scene
 from riebench.toyworld.training import Stage, fit, step_generator
 
 SEED = 51
-CONFIG: dict[str, Any] = {"steps": 1100, "batch": 96, "learning_rate": 1.5e-3, "seed": SEED}
+CONFIG: dict[str, Any] = {"steps": 1800, "batch": 96, "learning_rate": 1.5e-3, "seed": SEED}
 CONTEXT = 32
 EMBED_DIM = 96
 
