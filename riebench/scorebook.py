@@ -11,15 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from riebench.errors import FolderInUseError
-from riebench.files import repair_last_line, write_atomic
+from riebench.files import write_atomic
 from riebench.metrics.base import Metric
 from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
 from riebench.schema import EditExample, EditRecord, ScoreRecord
-from riebench.store import SCORES_FILE, RunFolder
+from riebench.store import RunFolder
 
 SCORING_FILE = "scoring.json"
 """What measured, and which prompts were too long for it."""
@@ -85,22 +82,3 @@ def opened(folder: RunFolder, tools: Tools) -> Iterator[ScoreBook]:
         yield book
     finally:
         book.close()
-
-
-@contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
-    """Holds the folder's own writer lock: scores of a picture that is being replaced would be nobody's.
-
-    Raises:
-        FolderInUseError: at once, if another process writes there.
-    """
-    lock = FileLock(str(folder.path / ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FolderInUseError(f"{folder.path} is being written by another riebench; wait for it to end") from error
-    try:
-        repair_last_line(folder.path / SCORES_FILE)
-        yield
-    finally:
-        lock.release()

@@ -18,7 +18,7 @@ from riebench.metrics.tools import Tools
 from riebench.presets import scorer_for
 from riebench.registry import METRICS
 from riebench.schema import EditExample, EditRecord, EditTask, ScoreRecord, UnitKey
-from riebench.scorebook import ScoreBook, locked, opened
+from riebench.scorebook import ScoreBook, opened
 from riebench.store import RunFolder, SharedFolder, read_image
 from riebench.suites import load_suite, suite_names
 
@@ -166,7 +166,7 @@ def _score_group(
         jobs: list[_Job] = []
         units = stale = 0
         for folder in folders:
-            stack.enter_context(locked(folder))
+            stack.enter_context(folder.locked())
             books[folder.path] = book = stack.enter_context(opened(folder, tools))
             for record in folder.records():
                 units += 1

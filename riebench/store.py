@@ -178,6 +178,17 @@ class RunFolder:
             FolderInUseError: at once, if another process writes here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            self._write_meta(provenance, list(plan))
+            yield self
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder's writer lock, with torn last lines mended; scoring needs it as much as making pictures.
+
+        Raises:
+            FolderInUseError: at once, if another process writes here.
+        """
         lock = FileLock(str(self.path / ".lock"), timeout=0)
         try:
             lock.acquire()
@@ -186,8 +197,7 @@ class RunFolder:
         try:
             for name in (RECORDS_FILE, SCORES_FILE):
                 repair_last_line(self.path / name)
-            self._write_meta(provenance, list(plan))
-            yield self
+            yield
         finally:
             lock.release()
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from riebench.errors import near_match
+from riebench.files import file_sha256
 from riebench.metrics.base import MetricError
-from riebench.toyworld.assets import asset_folder, file_sha256
+from riebench.toyworld.assets import asset_folder
 
 if TYPE_CHECKING:
     import torch

@@ -193,12 +193,6 @@ def feature_statistics(encode: Callable[[Tensor], Tensor], data: Tensor, batch_s
     return FeatureStatistics(mean.float(), std.float(), (count / len(data)).float())
 
 
-def checkpoint_name(long_block: str, config: SaeTraining) -> str:
-    """The folder name of the sdxl-unbox layout."""
-    sizes = f"k{config.k}_hidden{config.features}_auxk{config.auxk}_bs{config.batch_size}"
-    return f"{long_block}_{sizes}_lr{config.learning_rate}"
-
-
 def save(model: TopKTrainer, statistics: FeatureStatistics, folder: Path) -> None:
     """Writes a trained autoencoder and its statistics as an sdxl-unbox checkpoint folder."""
     config = model.config

@@ -10,13 +10,13 @@ over such a folder, but a package over a module file.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import TypedDict
 
 from riebench.errors import RiebenchError
+from riebench.files import file_sha256
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 """Folder of all shipped files; one subfolder per model."""
@@ -36,12 +36,6 @@ class Entry(TypedDict):
 
     sha256: str
     size: int
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def compute_manifest(root: Path = ASSETS) -> dict[str, Entry]:

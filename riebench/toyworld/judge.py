@@ -1,7 +1,7 @@
 """The judge: reads every attribute off a picture. It is the truth that scores are held against.
 
-It is a small convolutional classifier trained on renders alone: on other pictures and other augmentations than the
-toy CLIP, with which it shares nothing.
+It is a small convolutional classifier trained on renders alone: on other pictures than the toy CLIP, with damage drawn
+from another seed. The two share no weights.
 """
 
 from __future__ import annotations

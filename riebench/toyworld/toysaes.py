@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from riebench.blocks import long_name
 from riebench.generate import Capture, Generator
 from riebench.models import load_model
-from riebench.saes.train import SaeTraining, checkpoint_name, feature_statistics, save, train_topk
+from riebench.saes.formats import folder_name
+from riebench.saes.train import SaeTraining, feature_statistics, save, train_topk
 from riebench.schema import BLOCKS
 from riebench.toyworld.captions import caption
 from riebench.toyworld.scenes import random_scene
@@ -51,7 +51,7 @@ def train(assets: Path, work: Path, folder: Path, device: torch.device) -> None:
     updates = _updates(assets, stage)
     for block, k in (*((block, K) for block in BLOCKS), *EXTRA):
         config = configuration(block, k)
-        name = checkpoint_name(long_name(block), config)
+        name = folder_name(block, k, FEATURES, auxk=config.auxk, batch=config.batch_size, rate=config.learning_rate)
         finished = stage / name / "final"
         if not (finished / "std.pt").exists():
             model = train_topk(updates[block], config, device=device, name=f"sae {block} k={k}").cpu()
