@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -35,6 +36,12 @@ class Pool:
     def scene(self, index: int) -> Scene:
         """The scene of picture `index`."""
         return scene_from_labels(self.labels[index])
+
+    def having(self, **values: str) -> torch.Tensor:
+        """Pictures with at least one of the given attribute values: int64 [M], ascending."""
+        names = list(ATTRIBUTES)
+        found = [self.labels[:, names.index(n)] == ATTRIBUTES[n].index(value) for n, value in values.items()]
+        return torch.from_numpy(np.flatnonzero(np.any(found, axis=0)))
 
 
 def scene_from_labels(labels: NDArray[np.uint8]) -> Scene:

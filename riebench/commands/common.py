@@ -1,0 +1,118 @@
+"""What all verbs share: how they print, how they fail, and the options that more than one of them has."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec
+
+import typer
+
+from riebench.errors import RiebenchError
+
+if TYPE_CHECKING:
+    from riebench.store import RunFolder
+
+P = ParamSpec("P")
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+DEBUG_FLAG = "--debug"
+
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--results", help="Folder for everything that is written. [default: results/ and leaderboard.md here]"
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+
+
+def say(text: str) -> None:
+    """Prints a line for people on standard error, so that standard output holds results alone."""
+    print(text, file=sys.stderr)
+
+
+def friendly(verb: Callable[P, None]) -> Callable[P, None]:
+    """Turns what a user can cause into one line and an exit code; `--debug` shows the traceback too."""
+
+    @wraps(verb)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            verb(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("\nriebench: stopped; everything finished so far is kept, and the same command goes on from there")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader (`| head`) is gone; point stdout elsewhere so that Python's own flush at exit stays quiet.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except (RiebenchError, OSError) as error:
+            if _debugging():
+                traceback.print_exc()
+            say(f"riebench: {_one_line(error)}")
+            raise typer.Exit(EXIT_USER_ERROR) from None
+
+    return wrapped
+
+
+def _one_line(error: RiebenchError | OSError) -> str:
+    if isinstance(error, RiebenchError):
+        return " ".join(str(error).split())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; everything finished so far is kept: free some space and repeat the same command"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return f"{error.filename or 'a file'} cannot be written ({error.strerror}); use another folder with --results"
+    # A folder in the place of a file, a lost network drive, a hub that does not answer: the system's own words.
+    words = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return " ".join(words.split()) or type(error).__name__
+
+
+def _debugging() -> bool:
+    return bool(os.environ.get("RIEBENCH_DEBUG"))
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Seed numbers with commas between.
+
+    Raises:
+        RiebenchError: if they are none, repeat or are negative.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise RiebenchError(f"--seeds {text!r}: write seed numbers with commas between, such as 0,1,2") from error
+    if len(set(numbers)) != len(numbers) or min(numbers) < 0:
+        raise RiebenchError(f"--seeds {text!r}: use each number once, from 0 on")
+    return numbers
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """Words with commas between; none for None."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def places(results: Path | None) -> tuple[Path, Path]:
+    """The results folder and the leaderboard: both inside --results, or in the working directory."""
+    if results is None:
+        return Path("results"), Path("leaderboard.md")
+    return results, results / "leaderboard.md"
+
+
+def folders_in(results: Path) -> list[RunFolder]:
+    """All run folders below a results folder.
+
+    Raises:
+        RiebenchError: if there are none.
+    """
+    from riebench.store import run_folders
+
+    folders = run_folders(results)
+    if not folders:
+        raise RiebenchError(f"{results} holds no runs; `riebench run` makes them")
+    return folders

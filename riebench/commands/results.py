@@ -1,0 +1,78 @@
+"""Verbs on stored results: score, tables, leaderboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from riebench.commands.common import DeviceOption, ResultsOption, folders_in, friendly, places, say, words
+
+
+@friendly
+def score(
+    results: ResultsOption = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Folder of task files of your own that runs were made from; repeatable.")
+    ] = None,
+    scorer: Annotated[str | None, typer.Option(help="The CLIP that scores. [default: the model's]")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Only these metrics, with commas between.")] = None,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures scored at a time.")] = 32,
+) -> None:
+    """Compute the scores that stored pictures still lack."""
+    from riebench.job import pick_device
+    from riebench.scoring import score as compute
+    from riebench.suites import load_suite
+
+    folders = folders_in(places(results)[0])
+    report = compute(
+        folders,
+        [task for name in suite or () for task in load_suite(name)],
+        scorer=scorer,
+        metrics=words(metrics) or None,
+        device=pick_device(device),
+        batch_size=batch_size,
+    )
+    say(report.summary)
+
+
+@friendly
+def tables(
+    results: ResultsOption = None,
+    document: Annotated[
+        list[Path] | None, typer.Option(help="Also fill the parts of this Markdown file marked for tables.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the files are up to date.")] = False,
+) -> None:
+    """Write the tables of every suite and model from stored scores."""
+    from riebench.documents import fill_document
+    from riebench.tables import check_all, write_all
+
+    folders = folders_in(places(results)[0])
+    paths = check_all(folders) if check else write_all(folders)
+    for file in document or ():
+        fill_document(file, check=check)
+    if check:
+        say(f"{len(paths) + len(document or ())} files are up to date")
+    else:
+        for path in (*paths, *(document or ())):
+            print(path)
+
+
+@friendly
+def leaderboard(
+    results: ResultsOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the file is up to date.")] = False,
+) -> None:
+    """Write leaderboard.md from the results folder alone."""
+    from riebench.leaderboard import check_leaderboard, write_leaderboard
+
+    folder, board = places(results)
+    if check:
+        check_leaderboard(folder, board)
+        say(f"{board} is up to date")
+    else:
+        write_leaderboard(folder, board)
+        print(board)

@@ -1,0 +1,66 @@
+"""The main verb: generate, score and tabulate."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from riebench.commands.common import DeviceOption, ResultsOption, friendly, numbers, places, say, words
+
+
+@friendly
+def run(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings by name or YAML file; all official ones if none.")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="A shipped suite, or a folder of task files.")] = "toy",
+    model: Annotated[
+        str | None, typer.Option(help="Preset, folder, single file or hub id. [default: the suite's]")
+    ] = None,
+    sae: Annotated[
+        str | None, typer.Option(help="SAEs: a folder or hf://ID[@REVISION]. [default: the model's]")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="each, together, both, or block names with commas between.")
+    ] = None,
+    categories: Annotated[str | None, typer.Option(help="Only these categories, with commas between.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")] = None,
+    seeds: Annotated[str, typer.Option(help="Which seeds of each example, with commas between.")] = "0",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N examples of each category.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures generated at a time. [default: by device]")
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
+    results: ResultsOption = None,
+    redo: Annotated[
+        str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
+    ] = "missing",
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+) -> None:
+    """Generate, score and tabulate. Repeating a command does only what is missing."""
+    from riebench.job import Job
+
+    folder, board = places(results)
+    job = Job(
+        suite=suite,
+        settings=tuple(settings or ()),
+        model=model,
+        sae=sae,
+        blocks=blocks,
+        categories=words(categories),
+        steps=steps,
+        guidance=guidance,
+        seeds=numbers(seeds),
+        limit=limit,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        results=folder,
+        leaderboard=board,
+        redo=redo,
+        offline=offline,
+    )
+    job.run(say)

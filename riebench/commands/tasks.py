@@ -1,0 +1,37 @@
+"""Verbs on task files."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from riebench.commands.common import friendly, say
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List and check task files.")
+
+
+@app.command("list")
+@friendly
+def list_tasks() -> None:
+    """List suites, tasks and official settings."""
+    from riebench.suites import load_suite, setting_names, suite_names
+
+    for suite in suite_names():
+        print(suite)
+        for task in load_suite(suite):
+            print(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")
+        print(f"  settings: {', '.join(setting_names(suite))}")
+
+
+@app.command("check")
+@friendly
+def check_tasks(
+    suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
+) -> None:
+    """Load and check every task and setting file."""
+    from riebench.checks import check_suite
+    from riebench.suites import suite_names
+
+    for suite in suites or suite_names():
+        say(check_suite(suite))
