@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from riebench.toyworld.data import Pool
+from riebench.toyworld.diffusion import BASE_CONFIG, base_indices
+from riebench.toyworld.scenes import random_scene
 from riebench.toyworld.training import CHECKPOINT, Stage, TrainingFolderError, fit, step_generator
 
 
@@ -65,3 +70,16 @@ def test_a_diverged_run_stops(tmp_path: Path) -> None:
     stage.loss = lambda step: weight.sum() * float("nan")
     with pytest.raises(RuntimeError, match="loss is nan at step 0"):
         fit(stage, tmp_path)
+
+
+def test_batches_favour_tilted_and_pixelated_scenes_but_leave_none_out() -> None:
+    labels = np.array([random_scene(random.Random(i)).labels() for i in range(400)], dtype=np.uint8)
+    pool = Pool(np.zeros((400, 1, 1, 3), np.uint8), labels)
+    hard = pool.having(pose="tilted", style="pixel")
+    told = [i for i in range(400) if pool.scene(i).pose == "tilted" or pool.scene(i).style == "pixel"]
+    assert hard.tolist() == told
+    drawn = torch.cat([base_indices(hard, 400, step_generator(5, step)) for step in range(400)])
+    share = torch.isin(drawn, hard).float().mean().item()
+    wanted = BASE_CONFIG["hard_share"]
+    assert share == pytest.approx(wanted + (1 - wanted) * len(told) / 400, abs=0.02)
+    assert set(drawn.tolist()) == set(range(400))
