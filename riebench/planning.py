@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import IdentityError, RiebenchError
 from riebench.hooks import known_sites
 from riebench.methods.base import Method, get_method
-from riebench.models import LoadedModel
-from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import model_saes
 from riebench.schema import EditExample, EditTask, RunSpec, Setting, UnitKey, block_set_name, noise_seed
 from riebench.store import REDO_MODES, RunFolder, run_path
+
+if TYPE_CHECKING:
+    from riebench.models import LoadedModel
+    from riebench.saes.core import SparseAutoencoder
 
 MODEL_FILE = "model.json"
 PACKAGES = ("riebench", "torch", "diffusers", "transformers")
