@@ -6,6 +6,7 @@ activations is counted on the true architecture (`python -m riebench.fullsize --
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from riebench.options import FP16_FIX, ModelOptions
@@ -65,14 +66,25 @@ class ModelNeeds:
         return f"hf download {self.source} --revision {self.revision} {includes}"
 
     def weight_bytes(self, dtype: str, options: ModelOptions | None = None) -> int:
-        """Device memory for weights alone, with the autoencoder in float32 unless it is the one made for float16."""
-        chosen = options or ModelOptions()
-        width = 2 if dtype in HALF_DTYPES else 4
-        vae_width = width if chosen.vae == FP16_FIX else 4
-        parts = {part: PARAMETERS[part] * (vae_width if part == "vae" else width) for part in PARTS}
-        if chosen.offload == "sequential":
-            return LARGEST_LAYER * width
-        return max(parts.values()) if chosen.offload == "model" else sum(parts.values())
+        """Device memory for weights alone; see `weight_bytes`."""
+        return weight_bytes(PARAMETERS, dtype, options)
+
+
+def weight_bytes(parameters: Mapping[str, int], dtype: str, options: ModelOptions | None = None) -> int:
+    """Device memory for weights alone, with the autoencoder in float32 unless it is the one made for float16.
+
+    Args:
+        parameters: a name of `PARTS` -> number of parameters.
+        dtype: number format of U-Net and text encoders.
+        options: how the model is loaded.
+    """
+    chosen = options or ModelOptions()
+    width = 2 if dtype in HALF_DTYPES else 4
+    vae_width = width if chosen.vae == FP16_FIX else 4
+    sizes = {part: parameters[part] * (vae_width if part == "vae" else width) for part in PARTS}
+    if chosen.offload == "sequential":
+        return LARGEST_LAYER * width
+    return max(sizes.values()) if chosen.offload == "model" else sum(sizes.values())
 
 
 PARAMETERS = {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import RiebenchError
+from riebench.needs import PARAMETERS, PARTS
 
 FEED_FORWARD = 4
 """A feed-forward layer has this many times as many units as its block has channels."""
@@ -24,18 +26,14 @@ class Shape:
         layers: transformer layers of an attention block, level by level.
         vae_factor: pixels per latent position along a side.
         vae_width: channels of the widest tensor that the decoder keeps at full resolution.
-        unet: parameters of the U-Net.
-        text: parameters of both text encoders.
-        vae: parameters of the autoencoder.
+        parameters: a name of `riebench.needs.PARTS` -> its number of parameters.
     """
 
     channels: tuple[int, ...] = (320, 640, 1280)
     layers: tuple[int, ...] = (1, 2, 10)
     vae_factor: int = 8
     vae_width: int = 256
-    unet: int = 2_567_463_684
-    text: int = 817_720_320
-    vae: int = 83_653_863
+    parameters: Mapping[str, int] = field(default_factory=lambda: PARAMETERS)
 
     def level(self, block: str) -> int:
         """Which level a block lies on; 0 is the finest grid."""
@@ -80,9 +78,7 @@ def folder_shape(folder: Path) -> Shape:
         layers=tuple(depth) if isinstance(depth, list) else (int(depth),) * len(channels),
         vae_factor=2 ** (len(widths) - 1),
         vae_width=widths[min(1, len(widths) - 1)],
-        unet=_parameters(folder / "unet"),
-        text=_parameters(folder / "text_encoder") + _parameters(folder / "text_encoder_2"),
-        vae=_parameters(folder / "vae"),
+        parameters={part: _parameters(folder / part) for part in PARTS},
     )
 
 
@@ -124,5 +120,3 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError) as error:
             raise RiebenchError(f"{path} is damaged ({error}); fetch it again") from error
-
-
