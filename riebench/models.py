@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
 from riebench.files import file_sha256
+from riebench.naming import model_label, short_name
 from riebench.presets import ASSET, PRESETS, Preset
 from riebench.schema import ModelSpec
 
@@ -97,7 +98,13 @@ def load_model(
         raise RiebenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     few_steps = getattr(pipe.scheduler.config, "timestep_spacing", "") == "trailing"
     spec = ModelSpec(
-        name=_label(preset.name if preset else _short_name(name_or_path), steps, guidance, size, dtype),
+        name=model_label(
+            preset.name if preset else short_name(name_or_path),
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            dtype=dtype,
+        ),
         source=source,
         revision=revision,
         steps=steps or (preset.steps if preset else 4 if few_steps else 20),
@@ -108,21 +115,6 @@ def load_model(
     if spec.size % pipe.vae_scale_factor:
         raise RiebenchError(f"picture side {spec.size} is no multiple of {pipe.vae_scale_factor}")
     return LoadedModel(pipe, spec, preset)
-
-
-def _label(name: str, steps: int | None, guidance: float | None, size: int | None, dtype: str | None) -> str:
-    # Other settings give other pictures: they get a folder of their own under results/.
-    changes = {"steps": steps, "guidance": guidance, "px": size}
-    parts = [f"{word}{value:g}" for word, value in changes.items() if value is not None]
-    return "-".join([name, *parts, *([dtype] if dtype else [])])
-
-
-def _short_name(name_or_path: str) -> str:
-    path = Path(name_or_path).expanduser()
-    # "." and ".." have a name only once resolved; dots inside a folder's name do not begin an ending.
-    if path.is_dir():
-        return path.resolve().name
-    return path.stem if path.is_file() else Path(name_or_path.split("@")[0]).name
 
 
 def _load(
