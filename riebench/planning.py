@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.json"
 PACKAGES = ("riebench", "torch", "diffusers", "transformers")
+SMALL_PICTURE = 128
+"""Pictures up to this side are generated 32 at a time unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Work:
     example: EditExample
     seed: int
     units: list[Unit]
+
+    @property
+    def plain(self) -> EditExample:
+        """The example as pictures are generated from it: prompts without brackets."""
+        return self.example.plain
 
     @property
     def noise(self) -> int:
@@ -187,6 +194,11 @@ def versions(model: LoadedModel) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             found[package] = "unknown"
     return {"versions": found, "python": platform.python_version(), "device": str(model.device)}
+
+
+def usual_batch_size(size: int) -> int:
+    """Pictures of a side in pixels that are generated at a time unless told otherwise."""
+    return 32 if size <= SMALL_PICTURE else 4
 
 
 def works_of(units: Sequence[Unit]) -> list[Work]:

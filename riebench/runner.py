@@ -26,15 +26,24 @@ from riebench.generate import Capture, GenerationResult, Generator
 from riebench.hooks import known_sites, unit_layers
 from riebench.methods.base import EditContext, ExampleRuns, Reuse
 from riebench.models import LoadedModel
-from riebench.planning import Prepared, Unit, Work, check_request, claim_shared, plan, prepare, versions, works_of
+from riebench.planning import (
+    Prepared,
+    Unit,
+    Work,
+    check_request,
+    claim_shared,
+    plan,
+    prepare,
+    usual_batch_size,
+    versions,
+    works_of,
+)
 from riebench.regions import RegionMasks, View, make_masks, needs_attention
 from riebench.schema import BLOCKS, BlockFeatures, EditRecord, EditTask, Setting
 from riebench.store import Redo, RunFolder
 
 __all__ = ["Runner", "plan", "run_benchmark"]
 
-SMALL_PICTURE = 128
-"""Pictures up to this side are generated 32 at a time unless told otherwise."""
 NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""
 
@@ -102,7 +111,7 @@ def run_benchmark(
     folders = [one.folder for one in prepared.values()]
     claim_shared(folders[0], model, regions)
     units = plan(tasks, settings, seeds, limit)
-    size = batch_size or (32 if model.spec.size <= SMALL_PICTURE else 4)
+    size = batch_size or usual_batch_size(model.spec.size)
     told = {**versions(model), "batch_size": size, **(provenance or {})}
     with ExitStack() as stack:
         for name, one in prepared.items():
@@ -163,7 +172,7 @@ class Runner:
 
     def _generate_pairs(self, works: Sequence[Work]) -> GenerationResult:
         """Source pictures of all examples, then target pictures of all, in one batch with equal noise."""
-        prompts = [work.example.source for work in works] + [work.example.target for work in works]
+        prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
         return self.generator.generate(prompts, [work.noise for work in works] * 2, capture=self._captures(works))
 
     def _captures(self, works: Sequence[Work]) -> list[Capture]:
@@ -202,7 +211,7 @@ class Runner:
             self._finish(work.units, "skipped", NO_REGION)
             return
         runs = ExampleRuns(
-            work.example, work.seed, pair.traces[0], {"source": index, "target": index + count}, masks,
+            work.plain, work.seed, pair.traces[0], {"source": index, "target": index + count}, masks,
             self._unit_layers,
         )  # fmt: skip
         made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
@@ -244,7 +253,7 @@ class Runner:
             # Nothing is added anywhere, so generating it would give the source picture again, bit for bit.
             self._save(unit, pictures["source"], details)
             return
-        self.pending.append(Row(unit, edit, work.example.source, work.noise, details))
+        self.pending.append(Row(unit, edit, work.plain.source, work.noise, details))
         if len(self.pending) >= self.batch_size:
             self._flush()
 
@@ -297,7 +306,7 @@ class Runner:
         stored = self.shared.read_json(name)
         if stored is not None:
             return RegionMasks.from_json(stored)
-        example = work.example
+        example = work.plain
         masks = make_masks(
             work.task.region_rule,
             example.source_region,
