@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for
-from riebench.schema import ALL_BLOCKS, BLOCKS, CATEGORIES, NO_BLOCKS, Stored
+from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, Stored
 from riebench.stats import estimate
 from riebench.store import RunFolder, ScoreKey
 
@@ -213,7 +213,7 @@ def present_metrics(found: Iterable[Configuration]) -> list[str]:
 def present_categories(found: Iterable[Configuration]) -> list[str]:
     """Categories that were planned, by their number."""
     planned = {category for configuration in found for category in configuration.expected}
-    return [category for category in CATEGORIES if category in planned]
+    return [category for category in ALL_CATEGORIES if category in planned]
 
 
 def whole_configurations(found: Iterable[Configuration]) -> list[Configuration]:

@@ -18,6 +18,10 @@ class TaskFileError(RiebenchError):
     """A task or setting file that cannot be used; the message names file, key and nearest match."""
 
 
+class MissingWordsError(RiebenchError):
+    """Words that a prompt does not contain."""
+
+
 class IdentityError(RiebenchError):
     """A run folder that belongs to another run; the message names the fields that differ."""
 
@@ -45,3 +49,10 @@ def near_match(word: str, known: Iterable[str]) -> str:
     if near:
         return f" (did you mean {near[0]!r}?)"
     return f" (known: {', '.join(names)})" if names else ""
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, as records keep it; what is not the input's fault is named by its type too."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else "no message"
+    return first if isinstance(error, RiebenchError) else f"{type(error).__name__}: {first}"

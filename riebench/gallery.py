@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from riebench.files import write_atomic
-from riebench.schema import CATEGORIES, EditRecord
+from riebench.schema import ALL_CATEGORIES, EditRecord
 from riebench.store import SHARED, RunFolder, SharedFolder, encode_png
 
 CELL = 128
@@ -58,7 +58,7 @@ def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
     finished = [record for record in finished if record.key.strength == strength]
     block_sets = list(dict.fromkeys(record.key.block_set for record in finished))
     rows = []
-    for category in sorted({record.key.category for record in finished}, key=lambda name: CATEGORIES[name]):
+    for category in sorted({record.key.category for record in finished}, key=lambda name: ALL_CATEGORIES[name]):
         chosen = _first_example(finished, category)
         if chosen is not None:
             rows.append((category.replace("_", " "), _row(chosen, block_sets, folder, shared)))

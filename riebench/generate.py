@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riebench.edits import Edit
-from riebench.errors import RiebenchError
+from riebench.errors import MissingWordsError, RiebenchError
 from riebench.models import LoadedModel
 from riebench.phrases import phrase_spans
 from riebench.trace import Trace, What, capture, intervene
@@ -190,11 +190,12 @@ class Generator:
             Sorted positions in the text the U-Net reads (both tokenizers' taken together), each below the last one.
 
         Raises:
-            RiebenchError: if the prompt does not contain the phrase, or it was cut off.
+            MissingWordsError: if the prompt does not contain the phrase.
+            RiebenchError: if it was cut off.
         """
         spans = phrase_spans(prompt, words)
         if not spans:
-            raise RiebenchError(f"the prompt {prompt!r} does not contain the region's words {words!r}")
+            raise MissingWordsError(f"the prompt {prompt!r} does not contain the region's words {words!r}")
         found: set[int] = set()
         pipe = self.model.pipe
         for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):

@@ -1,11 +1,16 @@
-"""Words of a prompt: where a phrase occurs, and which words a region asks for. Needs no torch."""
+"""Words of a prompt: what is generated from it, where a phrase occurs, which words a region asks for. No torch."""
 
 from __future__ import annotations
 
 import re
 
-WHOLE, BACKGROUND, FILE, NOT = "whole", "background", "file:", "not:"
+WHOLE, BACKGROUND, FILE, NOT, SEEN = "whole", "background", "file:", "not:", "seen:"
 """Forms of a region that are no words of the prompt."""
+
+
+def plain_prompt(prompt: str) -> str:
+    """A prompt as pictures are generated from it: no square brackets (they mark edited words), no double spaces."""
+    return " ".join(prompt.replace("[", "").replace("]", "").split())
 
 
 def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
@@ -17,7 +22,7 @@ def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
 
 
 def innermost(region: str) -> str:
-    """A region without the `not:` before it: "whole", "background", "file:PATH", or words of the prompt."""
+    """A region without the `not:` before it: one of the other forms, or words of the prompt."""
     region = region.strip()
     return innermost(region.removeprefix(NOT)) if region.startswith(NOT) else region
 
@@ -31,4 +36,10 @@ def mask_file(region: str) -> str | None:
 def region_words(region: str) -> str | None:
     """The words of the prompt that a region looks for (possibly none at all: ""); None for regions of another form."""
     inner = innermost(region)
-    return None if inner in (WHOLE, BACKGROUND) or inner.startswith(FILE) else inner
+    return None if inner in (WHOLE, BACKGROUND) or inner.startswith((FILE, SEEN)) else inner
+
+
+def seen_words(region: str) -> str | None:
+    """The words of a region for what the picture shows though the prompt does not name it; None for other forms."""
+    inner = innermost(region)
+    return inner.removeprefix(SEEN).strip() if inner.startswith(SEEN) else None

@@ -168,7 +168,7 @@ def _refuse_others_than_attention(setting: Setting, blocks: Sequence[str]) -> No
 
 def claim_shared(folder: RunFolder, model: LoadedModel, regions: str) -> None:
     """Notes which model and regions the shared pictures and masks belong to, or refuses those of another."""
-    model_fields = model.spec.model_dump(mode="json", exclude={"name"})
+    model_fields = model.spec.identity
     wanted = {"model": model_fields, "regions": regions}
     if folder.shared.read_json(MODEL_FILE) is None:
         folder.shared.write_json(MODEL_FILE, wanted)
@@ -178,8 +178,8 @@ def claim_shared(folder: RunFolder, model: LoadedModel, regions: str) -> None:
             {**stored.get("model", {}), "regions": stored.get("regions")},
             {**model_fields, "regions": regions},
         )
-        parts = [f"{name} is {there.get(name)} there and {here[name]} here" for name in here
-                 if there.get(name) != here[name]]  # fmt: skip
+        parts = [f"{name} is {there.get(name)} there and {here.get(name)} here" for name in {**there, **here}
+                 if there.get(name) != here.get(name)]  # fmt: skip
         raise IdentityError(
             f"{folder.shared.path} holds pictures of another model: {'; '.join(parts)}; use another --results folder"
         )

@@ -1,8 +1,9 @@
 """From a region's words to boolean masks: where an edit adds and removes, and where it may change pixels.
 
 A region is "whole", "file:PATH" (a picture, bright where the region is), "background" (everything but the
-foreground), "not: REGION", or words of the prompt, which a provider finds. Masks are made at the picture's resolution,
-once per model, example and seed, and stored as run lengths; blocks see them on their own grid.
+foreground), "not: REGION", or words, which a provider finds: words of the prompt, or "seen: WORDS" that it lacks. Masks
+are made at the picture's resolution, once per model, example and seed, and stored as run lengths; blocks see them on
+their own grid.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from riebench.errors import RiebenchError
-from riebench.phrases import BACKGROUND, FILE, NOT, WHOLE, innermost, region_words
+from riebench.errors import MissingWordsError, RiebenchError
+from riebench.phrases import BACKGROUND, FILE, NOT, SEEN, WHOLE, innermost, mask_file, seen_words
 from riebench.registry import REGIONS
 from riebench.schema import MaskShare
 
@@ -108,11 +109,11 @@ class RegionMasks:
 
 def needs_attention(regions: Sequence[str]) -> bool:
     """Whether any of the regions has to be looked for."""
-    return any(innermost(region) == BACKGROUND or region_words(region) is not None for region in regions)
+    return any(innermost(region) != WHOLE and mask_file(region) is None for region in regions)
 
 
 def make_masks(
-    rule: str, source_region: str, target_region: str, source: View, target: View, provider: str,
+    rule: str, source_region: str, target_region: str, source: View, target: View, provider: str | RegionProvider,
     folder: Path = Path(),
 ) -> RegionMasks:  # fmt: skip
     """An example's masks under its category's rule.
@@ -123,18 +124,28 @@ def make_masks(
         target_region: region in the target picture.
         source: the source run.
         target: the target run.
-        provider: a name in `REGIONS`.
+        provider: finds words; one in `REGIONS` may be named.
         folder: where the paths of mask files begin.
 
     Raises:
         RiebenchError: if a region cannot be read, or the words are not in the prompt.
     """
-    finder: RegionProvider = REGIONS.get(provider)
+    finder: RegionProvider = REGIONS.get(provider) if isinstance(provider, str) else provider
     if rule == "add":
-        mask = find(target_region, target, finder, folder)
+        mask = _find_if_seen(target_region, target, finder, folder)
         return RegionMasks(mask, mask)
-    mask = find(source_region, source, finder, folder)
-    return RegionMasks(mask, mask if rule == "delete" else find(target_region, target, finder, folder))
+    mask = _find_if_seen(source_region, source, finder, folder)
+    return RegionMasks(mask, mask if rule == "delete" else _find_if_seen(target_region, target, finder, folder))
+
+
+def _find_if_seen(region: str, view: View, provider: RegionProvider, folder: Path) -> Mask:
+    """As `find`; nothing at all where the prompt does not name what is to be seen, and the provider only reads that."""
+    try:
+        return find(region, view, provider, folder)
+    except MissingWordsError:
+        if seen_words(region) is None:
+            raise
+        return np.zeros(view.image.shape[:2], dtype=bool)
 
 
 def find(region: str, view: View, provider: RegionProvider, folder: Path = Path()) -> Mask:
@@ -153,6 +164,8 @@ def find(region: str, view: View, provider: RegionProvider, folder: Path = Path(
         return ~find(region.removeprefix(NOT), view, provider, folder)
     if region.startswith(FILE):
         return _read_mask(folder / region.removeprefix(FILE).strip(), height, width)
+    if region.startswith(SEEN):
+        return provider(region.removeprefix(SEEN).strip(), view)
     return provider(region, view)
 
 

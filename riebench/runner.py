@@ -38,7 +38,8 @@ from riebench.planning import (
     versions,
     works_of,
 )
-from riebench.regions import RegionMasks, View, make_masks, needs_attention
+from riebench.region_specs import DEFAULT_REGIONS, parse_regions
+from riebench.regions import RegionMasks
 from riebench.schema import BLOCKS, BlockFeatures, EditRecord, EditTask, Setting
 from riebench.store import Redo, RunFolder
 
@@ -69,7 +70,7 @@ def run_benchmark(
     seeds: Sequence[int] = (0,),
     limit: int | None = None,
     batch_size: int | None = None,
-    regions: str = "attention",
+    regions: str = DEFAULT_REGIONS,
     redo: Redo = "missing",
     shard: tuple[int, int] = (1, 1),
     offline: bool = False,
@@ -89,7 +90,7 @@ def run_benchmark(
         seeds: indices of the seeds of each example.
         limit: at most this many examples of each task.
         batch_size: pictures generated at once; None for 32 small or 4 large ones.
-        regions: provider of word regions, a name in `REGIONS`.
+        regions: who finds words in pictures, as `--regions` writes it.
         redo: "missing", "errors" (repeats failed units too), or "all".
         shard: (i, n) does the i-th of n parts, from 1.
         offline: fetches nothing.
@@ -104,12 +105,14 @@ def run_benchmark(
     """
     check_request(tasks, settings, redo, shard)
     suite = tasks[0].suite
+    spec = parse_regions(regions)
+    identity = spec.identity
     prepared = {
-        setting.name: prepare(setting, suite, model, results_root, saes_source, regions, offline)
+        setting.name: prepare(setting, suite, model, results_root, saes_source, identity, offline)
         for setting in settings
     }
     folders = [one.folder for one in prepared.values()]
-    claim_shared(folders[0], model, regions)
+    claim_shared(folders[0], model, identity)
     units = plan(tasks, settings, seeds, limit)
     size = batch_size or usual_batch_size(model.spec.size)
     told = {**versions(model), "batch_size": size, **(provenance or {})}
@@ -165,7 +168,7 @@ class Runner:
                 for work in works:
                     self._run_chunk([work])
                 return
-            self._finish(works[0].units, "error", _reason(error))
+            self._finish(works[0].units, "error", reason(error))
             return
         for index, work in enumerate(works):
             self._run_example(work, pair, index, len(works))
@@ -205,7 +208,7 @@ class Runner:
         try:
             masks = self._masks(work, pair, index, count)
         except RiebenchError as error:
-            self._finish(work.units, "error", _reason(error))
+            self._finish(work.units, "error", reason(error))
             return
         if masks.empty:
             self._finish(work.units, "skipped", NO_REGION)
@@ -227,7 +230,7 @@ class Runner:
         try:
             return one.method.edit(EditContext(runs, unit.blocks, one.saes), unit.setting.params)
         except Exception as error:
-            return _reason(error)
+            return reason(error)
 
     def _take(
         self, unit: Unit, made: Edit | Reuse | str, work: Work, masks: RegionMasks,
@@ -274,7 +277,7 @@ class Runner:
                 for row in rows:
                     self._make([row])
             else:
-                self._finish([rows[0].unit], "error", _reason(error))
+                self._finish([rows[0].unit], "error", reason(error))
             return
         seconds = (time.perf_counter() - start) / len(rows)
         for row, picture in zip(rows, result.images, strict=True):
@@ -300,37 +303,6 @@ class Runner:
             self.shared.write_image(name, fresh)
         return self.shared.read_image(name)
 
-    def _masks(self, work: Work, pair: GenerationResult, index: int, count: int) -> RegionMasks:
-        """The example's masks: those stored, or new ones, which are then stored."""
-        name = self.shared.mask_name(work.units[0].key)
-        stored = self.shared.read_json(name)
-        if stored is not None:
-            return RegionMasks.from_json(stored)
-        example = work.plain
-        masks = make_masks(
-            work.task.region_rule,
-            example.source_region,
-            example.target_region,
-            self._view(example.source, pair, index),
-            self._view(example.target, pair, index + count),
-            self.regions,
-            work.task.folder or Path(),
-        )
-        self.shared.write_json(name, masks.to_json(self.regions))
-        return RegionMasks.from_json(self.shared.read_json(name) or {})
-
-    def _view(self, prompt: str, pair: GenerationResult, row: int) -> View:
-        trace = pair.traces[1]
-        maps = [trace.row(site, row, "attention").mean(0) for site in trace.sites]
-        grid = trace.grids[trace.sites[0]] if maps else (1, 1)
-        same = [found for found in maps if found.shape[0] == grid[0] * grid[1]]
-
-        def positions(words: str | None) -> Sequence[int]:
-            return self.generator.token_positions(prompt, prompt if words is None else words)
-
-        attention = torch.stack(same).mean(0) if same else None
-        return View(prompt, pair.images[row], attention, grid, positions)
-
     @property
     def _unit_layers(self) -> dict[str, int]:
         blocks = {
@@ -338,8 +310,3 @@ class Runner:
         }
         return {short_name(block): unit_layers(self.model.unet, block) for block in blocks}
 
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    first = text.splitlines()[0] if text else "no message"
-    return first if isinstance(error, RiebenchError) else f"{type(error).__name__}: {first}"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from riebench.hashing import content_digest
+from riebench.phrases import plain_prompt
 
 SPEC_VERSION = 1
 """Raised when the meaning of a stored number changes; runs of different versions never share a folder."""
@@ -25,6 +26,12 @@ CATEGORIES: dict[str, int] = {
     "change_style": 9,
 }
 """Edit category -> its number in the benchmark."""
+
+MIXED_CATEGORY = "random"
+"""Edits of every kind, as PIE-Bench has them beside the nine categories. The shipped suites have none."""
+
+ALL_CATEGORIES: dict[str, int] = {MIXED_CATEGORY: 0, **CATEGORIES}
+"""Every category that a task may have, by number. A mean over categories runs over those that a suite has."""
 
 BLOCKS: tuple[str, ...] = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
 """The four blocks of the published experiments."""
@@ -89,7 +96,8 @@ class EditExample(Stored):
     target: str = Field(min_length=1)
     """Prompt of the wished result, verbatim."""
     source_region: str = "whole"
-    """Where features are removed: "whole", "background", "not: WORDS", "file:PATH", or words of the prompt."""
+    """Where features are removed: "whole", "background", "file:PATH", words of the prompt, "seen: WORDS" for what the
+    prompt does not name, or "not: " and one of these."""
     target_region: str = "whole"
     """Where features are added, in the same forms."""
     attributes: Attributes | None = None
@@ -98,11 +106,19 @@ class EditExample(Stored):
     """Hash of the mask files that the regions name, filled in when they are read."""
     cluster: str | None = None
     """Examples that share a template or a picture carry the same name and are resampled together."""
+    provenance: dict[str, str] = {}
+    """What an imported file says besides, such as the instruction or the picture it belongs to; moves no number."""
+
+    @property
+    def plain(self) -> EditExample:
+        """The example as pictures are generated from it: without the square brackets that mark edited words."""
+        prompts = {"source": plain_prompt(self.source), "target": plain_prompt(self.target)}
+        return self.model_copy(update=prompts)
 
     @property
     def content_hash(self) -> str:
-        """Hash of everything that can move a number of this example (not its id, not its cluster)."""
-        unmoving = {"id", "cluster"} | ({"mask_sha256"} if self.mask_sha256 is None else set())
+        """Hash of everything that can move a number of this example (not its id, cluster or provenance)."""
+        unmoving = {"id", "cluster", "provenance"} | ({"mask_sha256"} if self.mask_sha256 is None else set())
         return content_digest(self.model_dump(mode="json", exclude=unmoving))[:16]
 
 
@@ -114,7 +130,7 @@ class EditTask(Stored):
     version: int = Field(ge=1)
     """Raised with every change that moves numbers."""
     category: str
-    """A key of `CATEGORIES`."""
+    """A key of `ALL_CATEGORIES`."""
     suite: Identifier
     """The folder the file lies in."""
     region_rule: RegionRule = "edit"
@@ -123,6 +139,8 @@ class EditTask(Stored):
     """The edits, in file order."""
     folder: Path | None = None
     """Where the file lies on this machine: paths of mask files begin there. No hash and no record holds it."""
+    provenance: dict[str, str | int] = {}
+    """Where imported examples come from: the file's name and SHA-256, what was left out; moves no number."""
 
     @model_validator(mode="before")
     @classmethod
@@ -135,8 +153,8 @@ class EditTask(Stored):
     @field_validator("category")
     @classmethod
     def _known_category(cls, value: str) -> str:
-        if value not in CATEGORIES:
-            raise ValueError(f"unknown category {value!r}; known: {', '.join(CATEGORIES)}")
+        if value not in ALL_CATEGORIES:
+            raise ValueError(f"unknown category {value!r}; known: {', '.join(ALL_CATEGORIES)}")
         return value
 
     @property
@@ -209,6 +227,19 @@ class ModelSpec(Stored):
     """Picture side in pixels."""
     dtype: str
     """Number format of the U-Net."""
+    vae: str | None = None
+    """The autoencoder put in the place of the model's own, with its revision or hash; None for the model's own."""
+    vae_tiling: bool = False
+    """Whether pictures are decoded in tiles, whose seams change them slightly."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that moves pictures: two names for the same weights are one model.
+
+        What was added after runs had been stored is left out where it is as it was then.
+        """
+        usual = {name for name in ("vae", "vae_tiling") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"name", *usual})
 
 
 class RunSpec(Stored):
@@ -234,8 +265,7 @@ class RunSpec(Stored):
         return {
             "spec_version": self.spec_version,
             "suite": self.suite,
-            # Two names for the same weights are one model.
-            "model": self.model.model_dump(mode="json", exclude={"name"}),
+            "model": self.model.identity,
             **setting,
             "sae_sha256": self.sae_sha256,
             "regions": self.regions,

@@ -11,9 +11,9 @@ from riebench.blocks import short_name
 from riebench.errors import RiebenchError, TaskFileError, near_match
 from riebench.files import file_sha256
 from riebench.hashing import content_digest
-from riebench.phrases import mask_file, phrase_spans, region_words
+from riebench.phrases import mask_file, phrase_spans, plain_prompt, region_words, seen_words
 from riebench.registry import METHODS
-from riebench.schema import CATEGORIES, EditExample, EditTask, Setting
+from riebench.schema import ALL_CATEGORIES, EditExample, EditTask, Setting
 from riebench.yamlfile import load_yaml, validate
 
 TokenCounter = Callable[[str], int]
@@ -90,12 +90,12 @@ def load_suite(suite: str, *, categories: Iterable[str] = (), limit: int | None 
     folder = suite_folder(suite)
     wanted = tuple(categories)
     for category in wanted:
-        if category not in CATEGORIES:
-            raise RiebenchError(f"unknown category {category!r}{near_match(category, CATEGORIES)}")
+        if category not in ALL_CATEGORIES:
+            raise RiebenchError(f"unknown category {category!r}{near_match(category, ALL_CATEGORIES)}")
     if limit is not None and limit < 1:
         raise RiebenchError(f"--limit {limit}: keep at least 1 example a category")
     tasks = [load_task(path) for path in sorted(folder.glob("*.yaml"))]
-    tasks.sort(key=lambda task: (CATEGORIES[task.category], task.name))
+    tasks.sort(key=lambda task: (ALL_CATEGORIES[task.category], task.name))
     if not tasks:
         raise RiebenchError(f"suite {suite!r} is empty: no *.yaml in {folder}")
     _check_unique_ids(folder, tasks)
@@ -121,25 +121,48 @@ def load_task(path: Path) -> EditTask:
     examples = []
     for index, (example, stated) in enumerate(zip(task.examples, data["examples"], strict=True)):
         where = f"{path}: examples[{index}] ({example.id})"
-        _check_example(where, example, stated, task.region_rule)
-        pair = f"{example.source}\n{example.target}"
+        check_example(where, example, stated, task.region_rule)
+        example = _with_mask_hash(where, example, folder)
+        pair = same_edit(example)
         if pair in seen:
             raise TaskFileError(f"{where}: the same prompts as {seen[pair]}")
         seen[pair] = example.id
-        examples.append(_with_mask_hash(where, example, folder))
+        examples.append(example)
     return task.model_copy(update={"examples": tuple(examples)})
 
 
-def _check_example(where: str, example: EditExample, stated: dict[str, Any], rule: str) -> None:
-    if _words(example.source) == _words(example.target):
+def same_edit(example: EditExample) -> tuple[str, str, str | None]:
+    """What no two examples of a task may share: the prompts as generated, and the mask files if there are any."""
+    return example.plain.source, example.plain.target, example.mask_sha256
+
+
+def check_example(where: str, example: EditExample, stated: dict[str, Any], rule: str) -> None:
+    """Checks what one example says against itself, mask files left aside.
+
+    Args:
+        where: file and example, for messages.
+        example: what to check.
+        stated: the keys that its file states.
+        rule: the category's region rule.
+
+    Raises:
+        TaskFileError: naming the key and the nearest match.
+    """
+    for key, prompt in (("source", example.plain.source), ("target", example.plain.target)):
+        if not prompt:
+            raise TaskFileError(f"{where}: {key}: the prompt is empty")
+    if _words(example.plain.source) == _words(example.plain.target):
         raise TaskFileError(f"{where}: source and target are the same prompt")
     if "mask_sha256" in stated:
         raise TaskFileError(f"{where}: mask_sha256: follows from the mask files; leave the key out")
     for key in REQUIRED_REGIONS[rule]:
         if key not in stated:
             raise TaskFileError(f"{where}: {key} is missing; write 'whole' if it is the whole picture")
-    for side, prompt in (("source", example.source), ("target", example.target)):
-        words = region_words(getattr(example, f"{side}_region"))
+    for side, prompt in (("source", example.plain.source), ("target", example.plain.target)):
+        region = getattr(example, f"{side}_region")
+        if seen_words(region) == "":
+            raise TaskFileError(f"{where}: {side}_region: 'seen:' needs words for what the picture shows")
+        words = region_words(region)
         # The same search that finds the words when masks are made, so that what is accepted here is found there.
         if words is not None and not phrase_spans(prompt, words):
             near = near_match(words, _words(prompt))
@@ -188,7 +211,7 @@ def check_prompt_lengths(tasks: Iterable[EditTask], count: TokenCounter, limit: 
     for task in tasks:
         for example in task.examples:
             for key, prompt in (("source", example.source), ("target", example.target)):
-                n = count(prompt)
+                n = count(plain_prompt(prompt))
                 if n > limit:
                     raise RiebenchError(
                         f"{task.suite}/{task.name}.yaml: {example.id}: {key} has {n} tokens, of which the model reads "

@@ -19,7 +19,7 @@ from riebench.configurations import (
 )
 from riebench.errors import RiebenchError
 from riebench.files import write_atomic
-from riebench.schema import CATEGORIES, EditRecord
+from riebench.schema import ALL_CATEGORIES, EditRecord
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.store import RunFolder
 
@@ -131,7 +131,7 @@ def per_feature_share(folders: Iterable[RunFolder]) -> tuple[str, str]:
         strengths = sorted({record.key.strength for record in chosen})
         chosen = [record for record in chosen if record.key.strength == strengths[0]]
         blocks = list(dict.fromkeys(block for record in chosen for block in record.features))
-        for category in CATEGORIES:
+        for category in ALL_CATEGORIES:
             some = [record for record in chosen if record.key.category == category]
             sets = {record.key.block_set for record in some}
             expected = sum(folder.expected.get((category, name, strengths[0]), 0) for name in sets)

@@ -22,6 +22,7 @@ from riebench.metrics.base import (
     strict_float32,
 )
 from riebench.metrics.scorers import ClipSpec, load_open_clip
+from riebench.phrases import plain_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def clean_prompt(prompt: str, profile: Profile = "default") -> str:
     """
     if profile == "paper":
         return prompt
-    return " ".join(prompt.replace("[", "").replace("]", "").split())
+    return plain_prompt(prompt)
 
 
 def profiled(backbone: str, profile: Profile) -> str:
