@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from riebench.blocks import ATTENTION, kind, short_name
+from riebench.blocks import ATTENTION, SDXL_BLOCKS, kind, short_name
 from riebench.errors import RiebenchError
 from riebench.needs import PARAMETERS, PARTS
 
@@ -26,6 +26,8 @@ class Shape:
         layers: transformer layers of an attention block, level by level.
         vae_factor: pixels per latent position along a side.
         vae_width: channels of the widest tensor that the decoder keeps at full resolution.
+        sample: side of the latents that the model was made for.
+        blocks: short names of its blocks.
         parameters: a name of `riebench.needs.PARTS` -> its number of parameters.
     """
 
@@ -33,6 +35,8 @@ class Shape:
     layers: tuple[int, ...] = (1, 2, 10)
     vae_factor: int = 8
     vae_width: int = 256
+    sample: int = 128
+    blocks: tuple[str, ...] = SDXL_BLOCKS
     parameters: Mapping[str, int] = field(default_factory=lambda: PARAMETERS)
 
     def level(self, block: str) -> int:
@@ -78,14 +82,31 @@ def folder_shape(folder: Path) -> Shape:
         layers=tuple(depth) if isinstance(depth, list) else (int(depth),) * len(channels),
         vae_factor=2 ** (len(widths) - 1),
         vae_width=widths[min(1, len(widths) - 1)],
+        sample=int(unet.get("sample_size") or SDXL.sample),
+        blocks=_blocks(unet),
         parameters={part: _parameters(folder / part) for part in PARTS},
     )
+
+
+def _blocks(unet: Mapping[str, Any]) -> tuple[str, ...]:
+    layers = unet.get("layers_per_block", 2)
+    names: list[str] = []
+    for side, types, count in (
+        ("down", unet["down_block_types"], layers), ("mid", [unet.get("mid_block_type") or ""], 1),
+        ("up", unet["up_block_types"], layers + 1),
+    ):  # fmt: skip
+        for level, block_type in enumerate(types):
+            stem = side if side == "mid" else f"{side}.{level}"
+            residual = count + 1 if side == "mid" else count
+            names += [f"{stem}.res.{index}" for index in range(residual)]
+            names += [f"{stem}.{index}" for index in range(count) if "CrossAttn" in block_type]
+    return tuple(names)
 
 
 def _config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        config["block_out_channels"]
+        config["block_out_channels"], config["down_block_types"], config["up_block_types"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RiebenchError(f"{path} cannot be read ({error}); fetch the model folder again") from error
     return config

@@ -34,14 +34,40 @@ def run(
     ] = None,
     device: DeviceOption = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.")
+    ] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id. [default: the model's]")
+    ] = None,
+    offload: Annotated[
+        str, typer.Option(help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer).")
+    ] = "none",
+    vae_slicing: Annotated[
+        bool, typer.Option("--vae-slicing", help="Decode one picture at a time; above 512 px that is always so.")
+    ] = False,
+    vae_tiling: Annotated[
+        bool, typer.Option("--vae-tiling", help="Decode in tiles of 512 px; changes pictures slightly.")
+    ] = False,
+    attention: Annotated[
+        str, typer.Option(help="default, sliced, or one of PyTorch's kernels: math, efficient, flash.")
+    ] = "default",
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Lay convolutions out channels last; faster on some GPUs.")
+    ] = False,
     results: ResultsOption = None,
     redo: Annotated[
         str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
     ] = "missing",
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done: units, generations, time, memory, disk.")
+    ] = False,
 ) -> None:
     """Generate, score and tabulate. Repeating a command does only what is missing."""
     from riebench.job import Job
+    from riebench.options import ModelOptions
 
     folder, board = places(results)
     job = Job(
@@ -62,5 +88,20 @@ def run(
         leaderboard=board,
         redo=redo,
         offline=offline,
+        options=ModelOptions(
+            size=size,
+            config=config,
+            vae=vae,
+            offload=offload,
+            vae_slicing=vae_slicing,
+            vae_tiling=vae_tiling,
+            attention=attention,
+            channels_last=channels_last,
+        ),
     )
-    job.run(say)
+    if dry_run:
+        from riebench.dryrun import forecast_job, print_forecast
+
+        print_forecast(forecast_job(job))
+    else:
+        job.run(say)

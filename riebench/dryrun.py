@@ -1,0 +1,152 @@
+"""`riebench run --dry-run`: reads and checks everything a run would, counts it and prints it, and makes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from riebench.configurations import EVERYTHING
+from riebench.errors import RiebenchError
+from riebench.estimates import Request, per_picture
+from riebench.forecast import Forecast, Line, forecast
+from riebench.lookup import Known, look_up
+from riebench.methods.base import get_method
+from riebench.needs import SAE_BYTES_PER_BLOCK
+from riebench.planning import check_request, plan, usual_batch_size
+from riebench.schema import CATEGORIES, RunSpec, Setting
+from riebench.shapes import SDXL, Shape
+from riebench.store import RUN_FILE, RunFolder, run_path
+from riebench.suites import default_model
+
+if TYPE_CHECKING:
+    from riebench.job import Job
+
+
+def forecast_job(job: Job) -> Forecast:
+    """What a job would do.
+
+    Args:
+        job: as `riebench run` was asked for it.
+
+    Raises:
+        RiebenchError: for what the run itself would refuse, as far as that shows without weights.
+    """
+    from riebench.job import pick_device
+
+    redo = job.redo_mode
+    tasks, settings = job.plan()
+    check_request(tasks, settings, redo, (1, 1))
+    known = look_up(job.model or default_model(job.suite), steps=job.steps, guidance=job.guidance, dtype=job.dtype)
+    check_blocks(settings, known)
+    done = {
+        setting.name: folder.done(redo)
+        for setting in settings
+        if (folder := _folder(job.results, tasks[0].suite, known, setting)) is not None
+    }
+    request = Request(
+        model=known.spec,
+        shape=known.shape,
+        # A named device is taken at its word: plans are often made on another machine than the one that runs them.
+        device=pick_device("auto") if job.device == "auto" else job.device,
+        batch_size=job.batch_size or usual_batch_size(known.spec.size),
+        units=plan(tasks, settings, job.seeds),
+        done=done,
+        results=job.results,
+        sae_bytes=sae_bytes(settings, known.shape),
+    )
+    return forecast(request)
+
+
+def check_blocks(settings: Sequence[Setting], known: Known) -> None:
+    """Refuses blocks that a model does not have.
+
+    Raises:
+        RiebenchError: naming setting, model and blocks.
+    """
+    for setting in settings:
+        missing = [block for block in setting.blocks if block not in known.shape.blocks]
+        if missing and get_method(setting.method).needs:
+            raise RiebenchError(f"setting {setting.name!r}: {known.spec.name} has no block {', '.join(missing)}")
+
+
+def sae_bytes(settings: Sequence[Setting], shape: Shape) -> int:
+    """SAEs in memory, taken to have four features a channel: each setting that uses them holds its own."""
+    users = [setting for setting in settings if "saes" in get_method(setting.method).needs]
+    widths = [shape.width(block) for setting in users for block in setting.blocks]
+    return sum(SAE_BYTES_PER_BLOCK * width**2 // SDXL.channels[-1] ** 2 for width in widths)
+
+
+def _folder(results: Path, suite: str, known: Known, setting: Setting) -> RunFolder | None:
+    """The setting's folder, if there is one; refused if it holds a run of another identity."""
+    path = run_path(results, suite, known.spec.name, setting.name)
+    if not (path / RUN_FILE).exists():
+        return None
+    stored = RunFolder(path).spec
+    spec = known.spec
+    # Weights are not hashed here: what they are is taken from the folder, and the run itself compares them.
+    model = stored.model.model_copy(
+        update={"steps": spec.steps, "guidance": spec.guidance, "size": spec.size, "dtype": spec.dtype}
+    )
+    wanted: RunSpec = stored.model_copy(update={"model": model, "setting": setting})
+    return RunFolder(path, wanted)
+
+
+def print_forecast(found: Forecast) -> None:
+    """Prints a forecast to standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    categories = [name for name in CATEGORIES if any(line.category == name for line in found.lines)]
+    table = Table(title="units to make by category; in brackets: of how many, where some are stored already")
+    table.add_column("setting", no_wrap=True)
+    for category in (*categories, EVERYTHING):
+        table.add_column(category.removeprefix("change_").removesuffix("_object"), justify="right")
+    for setting in dict.fromkeys(line.setting for line in found.lines):
+        own = [line for line in found.lines if line.setting == setting]
+        cells = [_cell([line for line in own if line.category == category]) for category in categories]
+        table.add_row(setting, *cells, _cell(own))
+    table.add_row(EVERYTHING, *(_cell([x for x in found.lines if x.category == c]) for c in categories),
+                  _cell(found.lines))  # fmt: skip
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+    for label, text in describe(found):
+        print(f"{label:<20} {text}")
+
+
+def _cell(lines: Sequence[Line]) -> str:
+    missing, units = (sum(getattr(line, name) for line in lines) for name in ("missing", "units"))
+    return str(missing) if missing == units else f"{missing} ({units})"
+
+
+def describe(found: Forecast) -> list[tuple[str, str]]:
+    """A forecast in words: label and text of each line."""
+    model = found.model
+    guided = f"guidance {model.guidance:g}" if model.guidance > 1 else "no guidance"
+    beside = f" + at most {found.beside} runs beside neuron edits" if found.beside else ""
+    return [
+        ("model", f"{model.name}: {model.steps} steps, {guided}, {model.size} px, {model.dtype}, on {found.device}"),
+        ("units", f"{found.units}: {found.units - found.missing} done, {found.missing} to make, of which "
+                  f"{found.equal} are copies by construction"),
+        ("generations", f"{found.generations} = {2 * found.pairs} source and target pictures (shared by all "
+                        f"settings) + {found.edited} edited ones{beside}"),
+        ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
+        ("time (estimate)", f"{duration(found.seconds)} for generating, scoring not counted; from {found.basis}"),
+        ("memory (estimate)", f"{size(found.memory)} = weights and SAEs {size(found.weights)} + one batch of "
+                              f"{found.batch_size} {size(found.work)} + traces {size(found.traces)}"),
+        ("disk (estimate)", f"{size(found.disk)} of pictures"),
+    ]  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """A time in words, rounded to what an estimate is worth."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,150 @@
+"""What a model's name stands for, found in folders and in the hub's cache alone: nothing is loaded or fetched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from riebench.errors import RiebenchError, near_match
+from riebench.naming import model_label, short_name
+from riebench.options import ModelOptions
+from riebench.presets import ASSET, PRESETS, Preset
+from riebench.schema import ModelSpec
+from riebench.shapes import SDXL, Shape, folder_shape
+
+INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+FORMATS = ("float32", "float16", "bfloat16")
+"""Number formats of a model."""
+TURBO_STEPS, BASE_STEPS, BASE_GUIDANCE = 4, 20, 5.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model as far as it is known without its weights.
+
+    Attributes:
+        spec: as its results would be named; `revision` of local files is None, since nothing is hashed here.
+        shape: its measures; SDXL's own where its files are not at hand.
+        preset: the preset it is named by, if any.
+        folder: its files on this machine: a folder, or a snapshot in the hub's cache.
+        file: its single file.
+        repo: its hub id.
+        revision: the commit asked for; None for the newest.
+    """
+
+    spec: ModelSpec
+    shape: Shape
+    preset: Preset | None = None
+    folder: Path | None = None
+    file: Path | None = None
+    repo: str | None = None
+    revision: str | None = None
+
+
+def look_up(
+    name: str,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    dtype: str | None = None,
+    options: ModelOptions | None = None,
+) -> Known:
+    """Finds out what a model's name stands for.
+
+    Args:
+        name: a preset, a folder, a single file or a hub id with or without "@REVISION".
+        steps: instead of the model's own.
+        guidance: likewise.
+        dtype: likewise.
+        options: how it would be loaded.
+
+    Raises:
+        RiebenchError: if the name stands for nothing, or a folder is no model.
+    """
+    preset = PRESETS.get(name)
+    size = options.size if options else None
+    if dtype is not None and dtype not in FORMATS:
+        raise RiebenchError(f"unknown dtype {dtype!r}{near_match(dtype, FORMATS)}")
+    place = _place(name, preset)
+    few_steps = _few_steps(place.folder)
+    native = place.shape.sample * place.shape.vae_factor
+    spec = ModelSpec(
+        name=model_label(
+            preset.name if preset else short_name(name), steps=steps, guidance=guidance, size=size, dtype=dtype
+        ),
+        source=place.repo or (preset.spec_source if preset else short_name(name)),
+        revision=place.revision,
+        steps=steps or (preset.steps if preset else TURBO_STEPS if few_steps else BASE_STEPS),
+        guidance=guidance if guidance is not None else preset.guidance if preset else 0.0 if few_steps
+        else BASE_GUIDANCE,
+        size=size or (preset.size if preset else native),
+        dtype=dtype or (preset.dtype if preset else "float32"),
+    )  # fmt: skip
+    if spec.size % place.shape.vae_factor:
+        raise RiebenchError(f"picture side {spec.size} is no multiple of {place.shape.vae_factor}")
+    return replace(place, spec=spec, preset=preset)
+
+
+_NOWHERE = ModelSpec(name="", source="", revision=None, steps=1, guidance=0.0, size=8, dtype="float32")
+
+
+def _place(name: str, preset: Preset | None) -> Known:
+    if preset is not None and preset.source.startswith(ASSET):
+        from riebench.toyworld.assets import asset_folder
+
+        folder = asset_folder(preset.source.removeprefix(ASSET))
+        return Known(_NOWHERE, folder_shape(folder), folder=folder)
+    path = Path(name).expanduser()
+    if preset is None and path.is_dir():
+        if not (path / INDEX).is_file():
+            raise RiebenchError(f"{path} is no model folder: {INDEX} is missing")
+        return Known(_NOWHERE, folder_shape(path), folder=path)
+    if preset is None and path.is_file():
+        return Known(_NOWHERE, SDXL, file=path)
+    if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        known = near_match(name, PRESETS)
+        raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
+    repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
+    folder_here = cached_snapshot(repo, INDEX, revision or None)
+    shape = _shape_or_sdxl(folder_here)
+    return Known(_NOWHERE, shape, folder=folder_here, repo=repo, revision=revision or None)
+
+
+def _shape_or_sdxl(folder: Path | None) -> Shape:
+    if folder is None:
+        return SDXL
+    try:
+        return folder_shape(folder)
+    except RiebenchError:
+        # Half of a download tells nothing; whatever is missing is named by those who look for it.
+        return SDXL
+
+
+def cached_file(repo: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a repository in the hub's cache, without asking the network; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, name, revision=revision)
+    except HFValidationError as error:
+        raise RiebenchError(f"{repo!r} is no hub id: {str(error).splitlines()[0]}") from error
+    return Path(found) if isinstance(found, str) else None
+
+
+def cached_snapshot(repo: str, name: str, revision: str | None = None) -> Path | None:
+    """The snapshot in the hub's cache that holds a file of a repository's root; None if there is none."""
+    found = cached_file(repo, name, revision)
+    return None if found is None else found.parent
+
+
+def _few_steps(folder: Path | None) -> bool:
+    if folder is None:
+        return False
+    try:
+        config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("timestep_spacing") == "trailing"
