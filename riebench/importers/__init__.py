@@ -1,0 +1,1 @@
+"""Published benchmarks and data sets, brought to task files of our own schema."""

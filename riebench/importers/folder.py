@@ -1,0 +1,145 @@
+"""A suite's folder from an import: task files and masks, checked before anything is in its place."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from riebench.errors import RiebenchError
+from riebench.files import write_atomic
+from riebench.importers.intake import Intake
+from riebench.schema import ALL_CATEGORIES, Identifier
+from riebench.suites import load_task
+
+HEADER = "# Imported by `riebench tasks import {format}`. The data belong to their authors; see the terms they gave.\n"
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, with lists indented as in the shipped task files."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of a suite's files.
+
+    Attributes:
+        written: new or replaced, relative to the suite's folder.
+        unchanged: there already, with the same content.
+    """
+
+    written: tuple[str, ...]
+    unchanged: tuple[str, ...]
+
+
+def suite_files(intake: Intake, origin: Mapping[str, str | int]) -> dict[str, bytes]:
+    """The files of a suite: one task file per category that has examples, and the masks.
+
+    Args:
+        intake: what was read.
+        origin: where it comes from; every task file says it, with the number of records left out.
+
+    Raises:
+        RiebenchError: if nothing is left to write.
+    """
+    if not intake.examples:
+        why = "; the first, {}: {}".format(*intake.skipped[0]) if intake.skipped else ""
+        raise RiebenchError(f"nothing to import: {len(intake.skipped)} records were left out{why}")
+    files: dict[str, bytes] = {}
+    clustered = intake.clustered()
+    for category in ALL_CATEGORIES:
+        if category in clustered:
+            task = {
+                "category": category,
+                "version": 1,
+                "provenance": {**origin, "left_out": len(intake.skipped)},
+                "examples": clustered[category],
+            }
+            files[f"{category}.yaml"] = (HEADER.format(**origin) + _dump(task)).encode()
+    return {**files, **intake.masks}
+
+
+def _dump(value: dict[str, Any]) -> str:
+    # A prompt stays on one line, however long it is.
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100_000)
+
+
+def check_place(out: Path) -> None:
+    """Refuses a suite folder whose name cannot stand in records, or that is a file.
+
+    Raises:
+        RiebenchError: saying which.
+    """
+    name = out.resolve().name
+    try:
+        TypeAdapter(Identifier).validate_python(name)
+    except ValidationError as error:
+        raise RiebenchError(
+            f"--out {out}: a suite is called by its folder's name, and {name!r} is no name for records; use letters, "
+            "digits, '.', '_' and '-'"
+        ) from error
+    if out.exists() and not out.is_dir():
+        raise RiebenchError(f"--out {out} is a file; name a folder")
+
+
+def store_suite(files: Mapping[str, bytes], out: Path, *, force: bool = False) -> Stored:
+    """Brings a suite's files to their folder, all or none.
+
+    They are first written beside it and read as `riebench run` would read them.
+
+    Args:
+        files: name relative to the folder -> content.
+        out: the folder; may hold other task files, which stay.
+        force: replaces files of other content.
+
+    Raises:
+        RiebenchError: if a file of other content is in the way, or an id is used by another task file there.
+    """
+    check_place(out)
+    out = out.resolve()
+    same = [name for name, data in files.items() if _content(out / name) == data]
+    differing = [name for name in files if name not in same and (out / name).exists()]
+    if differing and not force:
+        raise RiebenchError(
+            f"{out / differing[0]} has other content ({len(differing)} files differ); use --force to replace it, or "
+            "another --out"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".riebench-import-", dir=out.parent))
+    try:
+        staged = beside / out.name
+        for name, data in files.items():
+            write_atomic(staged / name, data)
+        _check(staged, out, files)
+        if out.exists():
+            # Masks before the task files that name them.
+            for name in sorted(files, key=lambda name: name.endswith(".yaml")):
+                if name not in same:
+                    write_atomic(out / name, files[name])
+        else:
+            staged.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Stored(tuple(name for name in files if name not in same), tuple(same))
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _check(staged: Path, out: Path, files: Mapping[str, bytes]) -> None:
+    new = {example.id for path in staged.glob("*.yaml") for example in load_task(path).examples}
+    for path in sorted(out.glob("*.yaml")):
+        if path.name not in files:
+            for example in load_task(path).examples:
+                if example.id in new:
+                    raise RiebenchError(f"{path} has an example {example.id!r} already; use another --out")

@@ -1,0 +1,116 @@
+"""The two published benchmark files: RIEBench's JSON and PIE-Bench's mapping file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from riebench.errors import RiebenchError
+from riebench.files import file_sha256
+from riebench.importers.intake import Draft, Intake, read_json, text_field
+from riebench.importers.runlengths import decode
+from riebench.importers.wording import category_of, published_region
+
+Origin = dict[str, str | int]
+"""Where examples come from, as their task files say."""
+
+
+def import_riebench(path: Path, intake: Intake) -> Origin:
+    """Reads the published RIEBench file: a list of records with prompts and region phrases.
+
+    Args:
+        path: the file.
+        intake: gets its records.
+
+    Raises:
+        RiebenchError: if the file is no such list.
+    """
+    records, digest = read_json(path)
+    if not isinstance(records, list) or not records:
+        raise RiebenchError(f"{path}: expected a list of records, as the published riebench.json is")
+    for number, record in enumerate(records):
+        name = str(record.get("id", f"record {number}")) if isinstance(record, dict) else f"record {number}"
+        intake.take(name, lambda record=record: _riebench_draft(record))
+    return {"format": "riebench", "file": path.name, "sha256": digest, "records": len(records)}
+
+
+def _riebench_draft(record: Any) -> Draft:
+    category = category_of(text_field(record, "editing_type_id"))
+    source, target = text_field(record, "original_prompt"), text_field(record, "editing_prompt")
+    # The region that the category's rule does not use may name anything, also what its picture cannot show.
+    sides = {
+        "source_region": (category != "add_object", "original_gsam_prompt", source),
+        "target_region": (category != "delete_object", "editing_gsam_prompt", target),
+    }
+    regions = {
+        side: published_region(text_field(record, key), prompt) for side, (used, key, prompt) in sides.items() if used
+    }
+    said = _said(record, {"instruction": "editing_instruction"})
+    return Draft(category, text_field(record, "id"), source, target, regions, provenance=said)
+
+
+def import_piebench(path: Path, images: Path | None, folder: Path, intake: Intake) -> Origin:
+    """Reads PIE-Bench's mapping file: records by id, with prompts and a run-length mask.
+
+    Args:
+        path: the file.
+        images: folder that the records' picture paths begin in; None leaves pictures aside.
+        folder: where the suite will lie; the pictures' paths are stored as seen from there.
+        intake: gets its records.
+
+    Raises:
+        RiebenchError: if the file is no such mapping, or there is no such folder.
+    """
+    records, digest = read_json(path)
+    if not isinstance(records, dict) or not records:
+        raise RiebenchError(f"{path}: expected records by their ids, as PIE-Bench's mapping_file.json is")
+    if images is not None and not images.is_dir():
+        raise RiebenchError(f"{images}: no such folder of pictures")
+    whole: list[str] = []
+    for name, record in records.items():
+        intake.take(name, lambda name=name, record=record: _piebench_draft(name, record, images, folder, whole))
+    if whole:
+        intake.notes.append(f"{len(whole)} masks cover the whole picture, that of {whole[0]} first")
+    return {"format": "piebench", "file": path.name, "sha256": digest, "records": len(records)}
+
+
+def _piebench_draft(name: str, record: Any, images: Path | None, folder: Path, whole: list[str]) -> Draft:
+    category = category_of(text_field(record, "editing_type_id"))
+    source, target = text_field(record, "original_prompt"), text_field(record, "editing_prompt")
+    if "mask" not in record:
+        raise RiebenchError("mask is missing")
+    mask = decode(record["mask"])
+    said = _said(record, {"instruction": "editing_instruction", "blended_word": "blended_word"})
+    if images is not None:
+        said |= _picture(images, text_field(record, "image_path"), folder)
+    if mask.all():
+        whole.append(name)
+    return Draft(category, name, source, target, mask=mask, provenance=said)
+
+
+def _said(record: Any, keys: Mapping[str, str]) -> dict[str, str]:
+    """What a record says besides, where it says it."""
+    return {name: text_field(record, key) for name, key in keys.items() if record.get(key)}
+
+
+def _picture(images: Path, name: str, folder: Path) -> dict[str, str]:
+    """Path and hash of a record's picture.
+
+    Raises:
+        RiebenchError: if it is missing, lies elsewhere or is no picture.
+    """
+    path = images / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise RiebenchError(f"image_path {name!r} leaves the folder of pictures")
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+        # verify() says SyntaxError for a damaged PNG.
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "no picture that can be read"
+        raise RiebenchError(f"image_path {name!r}: {reason} in {images}") from error
+    return {"image": Path(os.path.relpath(path, folder)).as_posix(), "image_sha256": file_sha256(path)}
