@@ -109,5 +109,6 @@ for _name, _target in {
 }.items():
     METRICS.register_lazy(_name, _target)
 
-SAE_FORMATS.register_lazy("sdxl-unbox", "riebench.saes.formats:read_sdxl_unbox")
 REGIONS.register_lazy("attention", "riebench.regions:attention_regions")
+REGIONS.register_lazy("grounded-sam", "riebench.grounding:GroundedSam")
+REGIONS.register_lazy("clipseg", "riebench.grounding:ClipSeg")

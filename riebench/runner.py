@@ -10,20 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from riebench.blocks import ATTENTION, kind, short_name, unit_site
+from riebench.capturing import CapturePlan
 from riebench.edits import Edit
-from riebench.errors import RiebenchError
-from riebench.generate import Capture, GenerationResult, Generator
-from riebench.hooks import known_sites, unit_layers
+from riebench.errors import RiebenchError, reason
+from riebench.generate import GenerationResult, Generator
+from riebench.masking import MaskMaker
 from riebench.methods.base import EditContext, ExampleRuns, Reuse
 from riebench.models import LoadedModel
 from riebench.planning import (
@@ -38,9 +37,9 @@ from riebench.planning import (
     versions,
     works_of,
 )
-from riebench.region_specs import DEFAULT_REGIONS, parse_regions
+from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.regions import RegionMasks
-from riebench.schema import BLOCKS, BlockFeatures, EditRecord, EditTask, Setting
+from riebench.schema import BlockFeatures, EditRecord, EditTask, Setting
 from riebench.store import Redo, RunFolder
 
 __all__ = ["Runner", "plan", "run_benchmark"]
@@ -126,7 +125,7 @@ def run_benchmark(
         works = works_of([unit for unit in mine if unit.key.digest not in done[unit.setting.name]])
         total = sum(len(work.units) for work in works)
         with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
-            Runner(model, prepared, regions, size, bar).run(works)
+            Runner(model, prepared, spec, size, bar, offline=offline).run(works)
     return folders
 
 
@@ -136,26 +135,32 @@ class Runner:
     Args:
         model: generates.
         prepared: setting name -> setting, ready to run; their folders are being written.
-        regions: provider of word regions.
+        regions: who finds words in pictures.
         batch_size: pictures generated at once.
         bar: counts units.
+        offline: fetches nothing.
     """
 
     def __init__(
-        self, model: LoadedModel, prepared: Mapping[str, Prepared], regions: str, batch_size: int, bar: Any
-    ) -> None:
+        self, model: LoadedModel, prepared: Mapping[str, Prepared], regions: RegionSpec, batch_size: int, bar: Any,
+        *, offline: bool = False,
+    ) -> None:  # fmt: skip
         self.generator = Generator(model)
         self.model = model
         self.prepared = prepared
-        self.regions = regions
         self.batch_size = batch_size
         self.bar = bar
         self.shared = next(iter(prepared.values())).folder.shared
+        self.masks = MaskMaker(
+            regions, self.shared, self.generator, batch_size=batch_size, offline=offline, progress=not bar.disable
+        )
+        self.captures = CapturePlan(self.generator, prepared, self.masks.looks_at_attention)
         self.pending: list[Row] = []
 
     def run(self, works: Sequence[Work]) -> None:
         """Makes everything, a few examples at a time."""
-        chunk = max(1, self.batch_size // 2)
+        self.masks.prepare(works)
+        chunk = self.captures.examples(works, self.batch_size)
         for start in range(0, len(works), chunk):
             self._run_chunk(works[start : start + chunk])
         self._flush()
@@ -172,41 +177,20 @@ class Runner:
             return
         for index, work in enumerate(works):
             self._run_example(work, pair, index, len(works))
+        if pair.traces[0].long:
+            # Edits of long runs read this trace: it can go only when they are done.
+            self._flush()
 
     def _generate_pairs(self, works: Sequence[Work]) -> GenerationResult:
         """Source pictures of all examples, then target pictures of all, in one batch with equal noise."""
         prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
-        return self.generator.generate(prompts, [work.noise for work in works] * 2, capture=self._captures(works))
-
-    def _captures(self, works: Sequence[Work]) -> list[Capture]:
-        used = {unit.setting.name: unit for work in works for unit in work.units}
-        updates: dict[str, None] = {}
-        units: dict[str, None] = {}
-        for name in used:
-            one = self.prepared[name]
-            if one.method.needs:
-                updates |= dict.fromkeys(short_name(block) for block in one.setting.blocks)
-            if "units" in one.method.needs:
-                units |= dict.fromkeys(
-                    unit_site(block, layer) for block in one.setting.blocks
-                    for layer in range(unit_layers(self.model.unet, block))
-                )  # fmt: skip
-        looked = [region for work in works for region in (work.example.source_region, work.example.target_region)]
-        return [
-            Capture((*updates, *units)),
-            Capture(self._attention_blocks() if needs_attention(looked) else (), ("attention",)),
-        ]
-
-    def _attention_blocks(self) -> tuple[str, ...]:
-        sites = known_sites(self.model.unet)
-        usual = tuple(block for block in BLOCKS if block in sites)
-        return usual or tuple(site for site in sites if kind(site) == ATTENTION)
+        return self.generator.generate(prompts, [work.noise for work in works] * 2, capture=self.captures.captures(works))
 
     def _run_example(self, work: Work, pair: GenerationResult, index: int, count: int) -> None:
         source = self._shared_image(work, "source", pair.images[index])
         target = self._shared_image(work, "target", pair.images[index + count])
         try:
-            masks = self._masks(work, pair, index, count)
+            masks = self.masks.masks(work, pair, index, count)
         except RiebenchError as error:
             self._finish(work.units, "error", reason(error))
             return
@@ -215,7 +199,7 @@ class Runner:
             return
         runs = ExampleRuns(
             work.plain, work.seed, pair.traces[0], {"source": index, "target": index + count}, masks,
-            self._unit_layers,
+            self.captures.unit_layers, self.captures.measure(work),
         )  # fmt: skip
         made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
         for unit in work.units:
@@ -251,7 +235,7 @@ class Runner:
         details["features"] = {
             block: BlockFeatures(add=add, remove=remove) for block, (add, remove) in made.features.items()
         }
-        edit = made.scaled(unit.key.strength)
+        edit = replace(made, strength=unit.key.strength, window=self.prepared[unit.setting.name].window)
         if edit.empty:
             # Nothing is added anywhere, so generating it would give the source picture again, bit for bit.
             self._save(unit, pictures["source"], details)
@@ -302,11 +286,3 @@ class Runner:
         if not (self.shared.path / name).exists():
             self.shared.write_image(name, fresh)
         return self.shared.read_image(name)
-
-    @property
-    def _unit_layers(self) -> dict[str, int]:
-        blocks = {
-            block for one in self.prepared.values() if "units" in one.method.needs for block in one.setting.blocks
-        }
-        return {short_name(block): unit_layers(self.model.unet, block) for block in blocks}
-

@@ -1,0 +1,229 @@
+"""Region providers with models of their own: Grounding DINO with SAM 2, and CLIPSeg.
+
+Masks of `grounded-sam` are made as the published scripts make them: every box above the threshold counts; SAM 2 gives
+one mask for each; each mask is widened and reduced to cells; the cells of all are joined. (There, a box whose mask is
+empty marks the first cell of the picture; here it marks none.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from riebench.errors import RiebenchError
+from riebench.region_models import load, load_processor
+from riebench.region_specs import ClipSegOptions, GroundedSamOptions
+from riebench.regions import Mask, View, enlarge
+
+FOREGROUND = "foreground"
+"""What is asked for where a region has no words."""
+TAPS = np.arange(8) - 3
+"""Offsets of the pixels that a cell looks at."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model with its processor.
+
+    Attributes:
+        model: called with the processor's tensors.
+        processor: makes them from a picture.
+        device: where the model is.
+    """
+
+    model: Any
+    processor: Any
+    device: torch.device
+
+    def inputs(self, **given: Any) -> Any:
+        """The processor's tensors, on the model's device."""
+        return self.processor(**given, return_tensors="pt").to(self.device)
+
+
+class GroundedSam:
+    """Words located by Grounding DINO, outlined by SAM 2.
+
+    Args:
+        options: thresholds, and what becomes of the masks.
+        detector: Grounding DINO.
+        segmenter: SAM 2.
+    """
+
+    def __init__(self, options: GroundedSamOptions, detector: Network, segmenter: Network) -> None:
+        self.options = options
+        self.detector = detector
+        self.segmenter = segmenter
+
+    @classmethod
+    def load(cls, options: GroundedSamOptions, folders: Mapping[str, Path], device: torch.device) -> GroundedSam:
+        """Loads both models.
+
+        Args:
+            options: as above.
+            folders: of "detector" and "segmenter".
+            device: where they are to run.
+
+        Raises:
+            RiebenchError: if one of them cannot be loaded.
+        """
+        from transformers import AutoModelForZeroShotObjectDetection, GroundingDinoProcessor, Sam2Model, Sam2Processor
+
+        def network(kind: Any, processor: Any, folder: Path) -> Network:
+            return Network(load(kind, folder, device), load_processor(processor, folder), device)
+
+        return cls(
+            options,
+            network(AutoModelForZeroShotObjectDetection, GroundingDinoProcessor, folders["detector"]),
+            # The stored class is the video model; these read its picture half.
+            network(Sam2Model, Sam2Processor, folders["segmenter"]),
+        )
+
+    def __call__(self, words: str | None, view: View) -> Mask:
+        """A mask, bool [H, W]; all false if no box is good enough."""
+        height, width = view.image.shape[:2]
+        picture = Image.fromarray(view.image)
+        boxes = self.boxes(picture, caption(words))
+        mask = np.zeros((height, width), dtype=bool)
+        # SAM 2's processor refuses an empty list.
+        for one in self.outlines(picture, boxes) if boxes else ():
+            wide = widened(one, self.options.widen)
+            mask |= wide if not self.options.cell else enlarge(celled(wide, self.options.cell), height, width)
+        return mask
+
+    @torch.inference_mode()
+    def boxes(self, picture: Image.Image, text: str) -> list[list[float]]:
+        """Boxes [x0, y0, x1, y1] in pixels whose score is above the thresholds, overlapping ones included.
+
+        Raises:
+            RiebenchError: if the detector gives no numbers.
+        """
+        inputs = self.detector.inputs(images=picture, text=text)
+        outputs = self.detector.model(**inputs)
+        _refuse_nonsense("the detector", outputs.pred_boxes)
+        (found,) = self.detector.processor.post_process_grounded_object_detection(
+            outputs, inputs["input_ids"], threshold=self.options.box, text_threshold=self.options.text,
+            target_sizes=[(picture.height, picture.width)],
+        )  # fmt: skip
+        kept = [bool(label) for label in found["text_labels"]]
+        boxes: list[list[float]] = found["boxes"].float().cpu()[torch.tensor(kept, dtype=torch.bool)].tolist()
+        return boxes
+
+    @torch.inference_mode()
+    def outlines(self, picture: Image.Image, boxes: list[list[float]]) -> Mask:
+        """One mask per box, bool [N, H, W].
+
+        Raises:
+            RiebenchError: if the segmenter gives no numbers.
+        """
+        inputs = self.segmenter.inputs(images=picture, input_boxes=[boxes])
+        sizes = inputs["original_sizes"].cpu()
+        outputs = self.segmenter.model(**inputs, multimask_output=False)
+        _refuse_nonsense("the segmenter", outputs.pred_masks)
+        (masks,) = self.segmenter.processor.post_process_masks(outputs.pred_masks.cpu(), sizes)
+        outlines: Mask = masks[:, 0].numpy()
+        return outlines
+
+
+class ClipSeg:
+    """Words located by CLIPSeg: one small model, soft outlines.
+
+    Args:
+        options: the threshold.
+        network: the model.
+    """
+
+    def __init__(self, options: ClipSegOptions, network: Network) -> None:
+        self.options = options
+        self.network = network
+
+    @classmethod
+    def load(cls, options: ClipSegOptions, folders: Mapping[str, Path], device: torch.device) -> ClipSeg:
+        """Loads the model.
+
+        Args:
+            options: as above.
+            folders: of "model".
+            device: where it is to run.
+
+        Raises:
+            RiebenchError: if it cannot be loaded.
+        """
+        from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
+
+        model = load(CLIPSegForImageSegmentation, folders["model"], device)
+        return cls(options, Network(model, load_processor(CLIPSegProcessor, folders["model"]), device))
+
+    @torch.inference_mode()
+    def __call__(self, words: str | None, view: View) -> Mask:
+        """A mask, bool [H, W].
+
+        Raises:
+            RiebenchError: if the model gives no numbers.
+        """
+        picture = Image.fromarray(view.image)
+        inputs = self.network.inputs(text=[words or FOREGROUND], images=[picture], padding=True)
+        logits = self.network.model(**inputs).logits.float().cpu()
+        _refuse_nonsense("CLIPSeg", logits)
+        square = logits.reshape(1, 1, *logits.shape[-2:])
+        likely = torch.nn.functional.interpolate(square.sigmoid(), view.image.shape[:2], mode="bilinear")
+        mask: Mask = (likely[0, 0] > self.options.threshold).numpy()
+        return mask
+
+
+def caption(words: str | None) -> str:
+    """How Grounding DINO wants to be asked: in small letters, with a period at the end."""
+    text = (words or FOREGROUND).lower().strip()
+    return text if text.endswith(".") else f"{text}."
+
+
+def widened(mask: Mask, side: int) -> Mask:
+    """A mask whose every pixel has grown to a square of `side` pixels (odd), bool [H, W].
+
+    The published scripts blur with a Gaussian kernel of that side and keep everything above 0, which is the same.
+    """
+    pixels = torch.from_numpy(mask).float()[None, None]
+    grown: Mask = torch.nn.functional.max_pool2d(pixels, side, stride=1, padding=side // 2)[0, 0].bool().numpy()
+    return grown
+
+
+def celled(mask: Mask, cell: int) -> Mask:
+    """A mask on cells, as the published scripts reduce it: OpenCV's Lanczos interpolation at the middle of each cell.
+
+    A cell is true if the weighted sum of the 8 x 8 pixels around its middle is above 0. The weights of the outer pixels
+    have both signs, so that an edge between them may fall on either side.
+
+    Args:
+        mask: bool [H, W], both sides multiples of `cell`.
+        cell: side of a cell in pixels.
+
+    Returns:
+        bool [H / cell, W / cell].
+    """
+    rows, columns = (_taps(side // cell, cell, side) for side in mask.shape)
+    weights = _lanczos((cell - 1) / 2 % 1)
+    patches = mask[rows[:, :, None, None], columns[None, None]].astype(np.float64)
+    cells: Mask = np.einsum("i,hiwj,j->hw", weights, patches, weights) > 0
+    return cells
+
+
+def _taps(cells: int, cell: int, side: int) -> Any:
+    middles = (np.arange(cells) * cell + (cell - 1) / 2).astype(int)
+    return np.clip(middles[:, None] + TAPS, 0, side - 1)
+
+
+def _lanczos(fraction: float) -> Any:
+    distance = TAPS - fraction
+    weights = np.sinc(distance) * np.sinc(distance / 4)
+    return weights / weights.sum()
+
+
+def _refuse_nonsense(what: str, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise RiebenchError(f"{what} gave values that are no numbers; its weights may be damaged: fetch them again")

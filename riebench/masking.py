@@ -1,0 +1,188 @@
+"""The masks of a run's examples: those stored, or new ones, which are then stored.
+
+Providers that need models of their own look at stored pictures, all examples' in one go: the models are loaded once,
+nothing of an example stays in memory, and the models are gone before the first edit is made. Providers that look at
+the generating model's attention work while it is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from riebench.errors import RiebenchError, reason
+from riebench.generate import GenerationResult, Generator
+from riebench.overlays import mask_overlay
+from riebench.planning import Work
+from riebench.region_models import free_memory, locate
+from riebench.region_specs import RegionSpec
+from riebench.regions import RegionMasks, RegionProvider, View, make_masks, needs_attention
+from riebench.registry import REGIONS
+from riebench.store import SharedFolder, read_image
+
+
+class MaskMaker:
+    """Makes and keeps the masks of examples.
+
+    Args:
+        spec: who finds words.
+        shared: where pictures and masks are stored.
+        generator: makes the pictures to look at.
+        batch_size: pictures generated at once.
+        offline: fetches nothing.
+        progress: shows a bar.
+    """
+
+    def __init__(
+        self, spec: RegionSpec, shared: SharedFolder, generator: Generator, *, batch_size: int,
+        offline: bool = False, progress: bool = False,
+    ) -> None:  # fmt: skip
+        self.spec = spec
+        self.shared = shared
+        self.generator = generator
+        self.batch_size = batch_size
+        self.offline = offline
+        self.progress = progress
+        self._reasons: dict[str, str] = {}
+
+    def looks_at_attention(self, work: Work) -> bool:
+        """Whether attention has to be captured for an example's masks."""
+        return not self.spec.models and needs_attention(_regions(work))
+
+    def prepare(self, works: Sequence[Work]) -> None:
+        """Makes all masks that need models, unless they are stored; without any to make, no model is loaded.
+
+        Raises:
+            RiebenchError: if the models cannot be loaded, before anything is generated if files are missing.
+        """
+        if not self.spec.models:
+            return
+        wanted = [work for work in works if needs_attention(_regions(work)) and self._stored(work) is None]
+        if not wanted:
+            return
+        self.spec.options.check_side(self.generator.model.spec.size)
+        folders = locate(self.spec, offline=self.offline)
+        self._draw([work for work in wanted if not all(path.exists() for path in self._pictures(work))])
+        seen = [work for work in wanted if all(path.exists() for path in self._pictures(work))]
+        with self._opened(folders) as provider:
+            for work in tqdm(seen, unit="example", desc="masks", disable=not self.progress):
+                self._look(work, provider)
+
+    def masks(self, work: Work, pair: GenerationResult, index: int, count: int) -> RegionMasks:
+        """An example's masks: those stored, or new ones.
+
+        Args:
+            work: the example.
+            pair: source and target runs of some examples.
+            index: which of them is this one.
+            count: how many there are.
+
+        Raises:
+            RiebenchError: if they cannot be made.
+        """
+        stored = self._stored(work)
+        if stored is not None:
+            return stored
+        if self.spec.models and needs_attention(_regions(work)):
+            why = "its source or target picture was missing when regions were looked for; --redo errors tries again"
+            raise RiebenchError(self._reasons.get(self._name(work), why))
+        views = (
+            self._captured(work.plain.source, pair, index),
+            self._captured(work.plain.target, pair, index + count),
+        )
+        return self._make(work, *views, self.spec.provider)
+
+    def _name(self, work: Work) -> str:
+        return self.shared.mask_name(work.units[0].key)
+
+    def _stored(self, work: Work) -> RegionMasks | None:
+        stored = self.shared.read_json(self._name(work))
+        return None if stored is None else RegionMasks.from_json(stored)
+
+    def _make(self, work: Work, source: View, target: View, provider: str | RegionProvider) -> RegionMasks:
+        example = work.plain
+        masks = make_masks(
+            work.task.region_rule, example.source_region, example.target_region, source, target, provider,
+            work.task.folder or Path(),
+        )  # fmt: skip
+        self.shared.write_json(self._name(work), masks.to_json(self.spec.identity))
+        return RegionMasks.from_json(self.shared.read_json(self._name(work)) or {})
+
+    def _pictures(self, work: Work) -> tuple[Path, Path]:
+        key = work.units[0].key
+        return (
+            self.shared.path / self.shared.image_name(key, "source"),
+            self.shared.path / self.shared.image_name(key, "target"),
+        )
+
+    def _draw(self, works: Sequence[Work]) -> None:
+        """Stores source and target pictures; those that cannot be made fail again, and are recorded, with the edits."""
+        chunk = max(1, self.batch_size // 2)
+        for start in range(0, len(works), chunk):
+            part = works[start : start + chunk]
+            try:
+                self._draw_chunk(part)
+            except Exception:
+                if len(part) > 1:
+                    for work in part:
+                        self._draw([work])
+
+    def _draw_chunk(self, works: Sequence[Work]) -> None:
+        prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
+        images = self.generator.generate(prompts, [work.noise for work in works] * 2).images
+        for index, work in enumerate(works):
+            key = work.units[0].key
+            self.shared.write_image(self.shared.image_name(key, "source"), images[index])
+            self.shared.write_image(self.shared.image_name(key, "target"), images[index + len(works)])
+
+    @contextmanager
+    def _opened(self, folders: dict[str, Path]) -> Iterator[RegionProvider]:
+        model = self.generator.model
+        # With offloading, what was used last may still be on the device.
+        model.pipe.maybe_free_model_hooks()
+        loaded: list[Any] = [REGIONS.get(self.spec.provider).load(self.spec.options, folders, model.device)]
+        try:
+            # No name holds the provider beside the list, so that emptying it gives the memory back.
+            yield lambda words, view: loaded[0](words, view)
+        finally:
+            loaded.clear()
+            free_memory()
+
+    def _look(self, work: Work, provider: RegionProvider) -> None:
+        source, target = (read_image(path) for path in self._pictures(work))
+        views = (
+            View(work.plain.source, source, None, (1, 1), _nowhere),
+            View(work.plain.target, target, None, (1, 1), _nowhere),
+        )
+        try:
+            masks = self._make(work, *views, provider)
+        except Exception as error:
+            # One picture's trouble is no other's; the units it belongs to are recorded with this reason.
+            self._reasons[self._name(work)] = reason(error)
+            return
+        self.shared.write_image(f"{self._name(work).removesuffix('.json')}.png", mask_overlay(source, target, masks))
+
+    def _captured(self, prompt: str, pair: GenerationResult, row: int) -> View:
+        trace = pair.traces[1]
+        maps = [trace.row(site, row, "attention").mean(0) for site in trace.sites]
+        grid = trace.grids[trace.sites[0]] if maps else (1, 1)
+        same = [found for found in maps if found.shape[0] == grid[0] * grid[1]]
+
+        def positions(words: str | None) -> Sequence[int]:
+            return self.generator.token_positions(prompt, prompt if words is None else words)
+
+        attention = torch.stack(same).mean(0) if same else None
+        return View(prompt, pair.images[row], attention, grid, positions)
+
+
+def _regions(work: Work) -> tuple[str, str]:
+    return work.example.source_region, work.example.target_region
+
+
+def _nowhere(words: str | None) -> Sequence[int]:
+    return ()
