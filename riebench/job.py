@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,7 +22,10 @@ from riebench.configurations import (
 from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
 from riebench.leaderboard import write_leaderboard
+from riebench.offline import offline_mode
+from riebench.options import ModelOptions
 from riebench.provenance import provenance
+from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import EditTask, Setting
 from riebench.store import REDO_MODES, Redo, RunFolder, run_folders
 from riebench.suites import check_prompt_lengths, default_model, load_settings, load_suite
@@ -52,6 +55,8 @@ class Job:
     leaderboard: Path = Path("leaderboard.md")
     redo: str = "missing"
     offline: bool = False
+    regions: str | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
 
     @property
     def redo_mode(self) -> Redo:
@@ -71,6 +76,7 @@ class Job:
         Raises:
             RiebenchError: for anything unknown or malformed.
         """
+        parse_regions(self.regions or DEFAULT_REGIONS).folders()
         tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
         settings = tuple(self._with_options(setting) for setting in load_settings(self.suite, self.settings))
         for setting in settings:
@@ -98,6 +104,10 @@ class Job:
         Raises:
             RiebenchError: for anything the user can mend. What is finished is kept.
         """
+        with offline_mode(self.offline):
+            self._run(say)
+
+    def _run(self, say: Say) -> None:
         started = time.monotonic()
         redo = self.redo_mode
         tasks, settings = self.plan()
@@ -131,8 +141,9 @@ class Job:
         device = pick_device(self.device)
         say(f"loading {name} on {device}")
         model = load_model(
-            name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=device, offline=self.offline
-        )
+            name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=device, offline=self.offline,
+            options=self.options,
+        )  # fmt: skip
         tokenizer = model.pipe.tokenizer
         limit = int(tokenizer.model_max_length)
         check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)
@@ -144,9 +155,10 @@ class Job:
             results_root=self.results,
             seeds=self.seeds,
             batch_size=self.batch_size,
+            regions=self.regions or DEFAULT_REGIONS,
             redo=redo,
             offline=self.offline,
-            provenance=provenance(device=device),
+            provenance=provenance(device=device, **self.options.placement),
         )
 
 

@@ -140,14 +140,23 @@ class RegionSpec:
         Raises:
             RiebenchError: if a folder is no model folder.
         """
-        values = {name: _written(value) for name, value in self.options.model_dump().items()}
-        for option, place in self.models.items():
-            folder = as_folder(place)
-            if folder is not None:
-                check_model_folder(folder, f"--regions {self.provider}:{option}=")
-                values[option] = f"sha256-{model_folder_sha256(folder)[:16]}"
+        values = {name: str(value) for name, value in self.options.model_dump().items()}
+        for option, folder in self.folders().items():
+            values[option] = f"sha256-{model_folder_sha256(folder)[:16]}"
         options = ",".join(f"{name}={values[name]}" for name in sorted(values))
         return f"{self.provider}:{options}" if options else self.provider
+
+    def folders(self) -> dict[str, Path]:
+        """Option -> folder, for the models that lie in one; models of the hub are left out.
+
+        Raises:
+            RiebenchError: if one of them lacks files.
+        """
+        places = {option: as_folder(place) for option, place in self.models.items()}
+        found = {option: folder for option, folder in places.items() if folder is not None}
+        for option, folder in found.items():
+            check_model_folder(folder, f"--regions {self.provider}:{option}=")
+        return found
 
 
 def parse_regions(text: str) -> RegionSpec:
@@ -191,10 +200,6 @@ def _stated(name: str, rest: str, kind: type[RegionOptions]) -> Mapping[str, Any
             raise RiebenchError(f"--regions {name}: {key} is given twice")
         stated[key] = value
     return stated
-
-
-def _written(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def as_folder(place: str) -> Path | None:

@@ -56,6 +56,10 @@ def run(
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Lay convolutions out channels last; faster on some GPUs.")
     ] = False,
+    regions: Annotated[
+        str | None,
+        typer.Option(help="Finds words in pictures: attention, clipseg or grounded-sam, with or without :key=value,..."),
+    ] = None,
     results: ResultsOption = None,
     redo: Annotated[
         str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
@@ -88,6 +92,7 @@ def run(
         leaderboard=board,
         redo=redo,
         offline=offline,
+        regions=regions,
         options=ModelOptions(
             size=size,
             config=config,
