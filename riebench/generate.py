@@ -17,6 +17,7 @@ from riebench.edits import Edit
 from riebench.errors import MissingWordsError, RiebenchError
 from riebench.models import LoadedModel
 from riebench.phrases import phrase_spans
+from riebench.placement import attention_kernel, out_of_memory
 from riebench.trace import Trace, What, capture, intervene
 
 Embeddings = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -94,9 +95,29 @@ class Generator:
             Pictures and traces, in the order of the prompts (traces may end with runs that edits needed beside).
 
         Raises:
-            RiebenchError: if a block is missing or its calls are not one per step.
+            RiebenchError: if a block is missing or its calls are not one per step, if numbers overflow, or if memory
+                does not suffice.
             ValueError: if lengths differ or the batch is empty.
         """
+        try:
+            return self._generate(prompts, seeds, edits, capture)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Out here, the failed batch's tensors no longer live on in a traceback when smaller ones are tried.
+        batch = f"--batch-size {max(1, len(prompts) // 2)} or less" if len(prompts) > 1 else "--offload model"
+        raise RiebenchError(
+            f"not enough memory on {self.model.device} for {len(prompts)} pictures of {self.model.spec.size} px at "
+            f"once; use {batch}, then --vae fp16-fix or --vae-tiling, then --offload sequential"
+        )
+
+    def _generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        edits: Sequence[Edit | None] | None,
+        capture: Capture | Sequence[Capture] | None,
+    ) -> GenerationResult:
         if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, edits: {edits and len(edits)}")
         wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
@@ -110,6 +131,8 @@ class Generator:
                     intervene(self.model.unet, rows, pairs=pairs, guided=self.model.guided, steps=spec.steps)
                 )
             traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
+            # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the U-Net.
+            stack.enter_context(attention_kernel(self.model.options))
             latents = self.model.pipe(**options).images
         return GenerationResult(self.decode(latents[: len(prompts)]), traces)
 
@@ -158,7 +181,7 @@ class Generator:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Pictures of latents, decoded in float32 and rounded once.
+        """Pictures of latents, decoded in the autoencoder's own number format (usually float32) and rounded once.
 
         Args:
             latents: [B, 4, h, w].
@@ -167,15 +190,19 @@ class Generator:
             uint8 [B, H, W, 3].
 
         Raises:
-            RiebenchError: if a latent is not finite (an edit too strong for the number format).
+            RiebenchError: if a latent (an edit too strong for the number format) or a pixel is not finite.
         """
         vae = self.model.pipe.vae
         if not bool(torch.isfinite(latents).all()):
-            raise RiebenchError("the generation overflowed; use a smaller strength or --dtype float32")
+            raise RiebenchError("the generation overflowed; use a smaller strength, or --dtype bfloat16 or float32")
         # One picture at a time: SDXL's decoder needs far more memory than its U-Net, and a batch gains nothing.
         single = latents.shape[-1] > 64
-        parts = latents.float().split(1 if single else latents.shape[0])
-        pixels = torch.cat([vae.decode(part / vae.config.scaling_factor, return_dict=False)[0] for part in parts])
+        parts = (latents.float() / vae.config.scaling_factor).to(vae.dtype).split(1 if single else latents.shape[0])
+        pixels = torch.cat([vae.decode(part, return_dict=False)[0] for part in parts])
+        if not bool(torch.isfinite(pixels).all()):
+            mend = "its weights are damaged: download them" if vae.dtype == torch.float32 else "leave --vae out: decode"
+            again = "again" if vae.dtype == torch.float32 else "in float32"
+            raise RiebenchError(f"the autoencoder gave numbers that are no colours; {mend} {again}")
         scaled = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
         return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 

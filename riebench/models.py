@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
 from riebench.files import file_sha256
+from riebench.hub import fetch, split_revision
+from riebench.modelfiles import (
+    check_folder,
+    check_single_file,
+    folder_sha256,
+    hub_folder,
+    tensor_names,
+    variant,
+    weight_files,
+)
 from riebench.naming import model_label, short_name
+from riebench.needs import CONFIG_PATTERNS, FP16_FIX_FILE, FP16_FIX_REVISION, FP16_FIX_SOURCE
+from riebench.offline import offline_mode
+from riebench.options import FP16_FIX, TILE, ModelOptions
+from riebench.placement import out_of_memory, parts_of, place
 from riebench.presets import ASSET, PRESETS, Preset
 from riebench.schema import ModelSpec
 
@@ -31,14 +45,19 @@ class LoadedModel:
     """A pipeline in memory with what identifies it.
 
     Attributes:
-        pipe: the pipeline; its U-Net and text encoders in the model's number format, its autoencoder in float32.
+        pipe: the pipeline; its U-Net and text encoders in the model's number format, its autoencoder in float32
+            unless it is one that was made for float16.
         spec: what enters a run's identity.
         preset: the preset it was loaded by, if any.
+        options: how it was placed.
+        offloaded_to: where it computes, if its weights are kept elsewhere.
     """
 
     pipe: Any
     spec: ModelSpec
     preset: Preset | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
+    offloaded_to: torch.device | None = None
 
     @property
     def unet(self) -> nn.Module:
@@ -48,8 +67,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net is."""
-        return next(self.unet.parameters()).device
+        """Where the U-Net computes."""
+        return self.offloaded_to or next(self.unet.parameters()).device
 
     @property
     def guided(self) -> bool:
@@ -63,10 +82,9 @@ def load_model(
     steps: int | None = None,
     guidance: float | None = None,
     dtype: str | None = None,
-    size: int | None = None,
     device: str = "cpu",
     offline: bool = False,
-    config: str | None = None,
+    options: ModelOptions | None = None,
 ) -> LoadedModel:
     """Loads a model.
 
@@ -76,116 +94,176 @@ def load_model(
         steps: instead of the preset's.
         guidance: instead of the preset's.
         dtype: instead of the preset's; a key of `DTYPES`.
-        size: picture side in pixels, instead of the preset's.
         device: "cpu", "cuda", "cuda:1", ...
         offline: uses only what is on this machine.
-        config: for a single file, the folder with `model_index.json`, configurations and tokenizers of its model.
+        options: picture side, configuration, autoencoder and placement; None for the usual ones.
 
     Raises:
-        RiebenchError: if there is no such model or it cannot be loaded.
+        RiebenchError: if there is no such model, it cannot be loaded or does not fit.
     """
+    chosen = options or ModelOptions()
     preset = PRESETS.get(name_or_path)
     number_format = dtype or (preset.dtype if preset else "float32")
     if number_format not in DTYPES:
         raise RiebenchError(f"unknown dtype {number_format!r}{near_match(number_format, DTYPES)}")
-    pipe, source, revision = _load(name_or_path, preset, number_format, offline, config)
+    if chosen.offload != "none" and torch.device(device).type == "cpu":
+        raise RiebenchError(f"--offload {chosen.offload} keeps weights off a GPU, but the device is cpu; leave it out")
+    with offline_mode(offline):
+        pipe, source, revision = _load(name_or_path, preset, number_format, offline, chosen)
+        vae = _exchange_vae(pipe, chosen.vae, number_format, offline)
     pipe.set_progress_bar_config(disable=True)
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+    for part in parts_of(pipe):
         part.requires_grad_(False).eval()
-    try:
-        pipe.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise RiebenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    spec = _spec(name_or_path, preset, pipe, source, revision, vae, chosen, steps, guidance, dtype)
+    place(pipe, device, chosen, spec.name)
+    where = torch.device(device) if chosen.offload != "none" else None
+    return LoadedModel(pipe, spec, preset, chosen, where)
+
+
+def _spec(
+    name: str, preset: Preset | None, pipe: Any, source: str, revision: str, vae: str | None, options: ModelOptions,
+    steps: int | None, guidance: float | None, dtype: str | None,
+) -> ModelSpec:  # fmt: skip
     few_steps = getattr(pipe.scheduler.config, "timestep_spacing", "") == "trailing"
-    spec = ModelSpec(
+    size = options.size or (preset.size if preset else int(pipe.unet.config.sample_size * pipe.vae_scale_factor))
+    if size % pipe.vae_scale_factor:
+        raise RiebenchError(f"picture side {size} is no multiple of {pipe.vae_scale_factor}")
+    if options.vae_tiling and size <= TILE:
+        raise RiebenchError(f"--vae-tiling changes nothing at {size} px, which is one tile; leave it out")
+    return ModelSpec(
         name=model_label(
-            preset.name if preset else short_name(name_or_path),
+            preset.name if preset else short_name(name),
             steps=steps,
             guidance=guidance,
-            size=size,
+            size=options.size,
             dtype=dtype,
+            vae=options.vae,
+            vae_tiling=options.vae_tiling,
         ),
         source=source,
         revision=revision,
         steps=steps or (preset.steps if preset else 4 if few_steps else 20),
         guidance=guidance if guidance is not None else (preset.guidance if preset else 0.0 if few_steps else 5.0),
-        size=size or (preset.size if preset else _default_size(pipe)),
-        dtype=number_format,
+        size=size,
+        dtype=dtype or (preset.dtype if preset else "float32"),
+        vae=vae,
+        vae_tiling=options.vae_tiling,
     )
-    if spec.size % pipe.vae_scale_factor:
-        raise RiebenchError(f"picture side {spec.size} is no multiple of {pipe.vae_scale_factor}")
-    return LoadedModel(pipe, spec, preset)
 
 
-def _load(
-    name: str, preset: Preset | None, dtype: str, offline: bool, config: str | None
-) -> tuple[Any, str, str | None]:
+def _load(name: str, preset: Preset | None, dtype: str, offline: bool, options: ModelOptions) -> tuple[Any, str, str]:
+    path = Path(name).expanduser()
+    if preset is None and path.is_file():
+        return _from_single_file(path, dtype, options.config, offline)
+    if options.config is not None:
+        raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
     if preset is not None and preset.source.startswith(ASSET):
         from riebench.toyworld.assets import asset_folder
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
-        return _from_folder(folder, dtype), preset.spec_source, folder_sha256(folder)
-    path = Path(name).expanduser()
+        return _from_folder(folder, dtype, name), preset.spec_source, folder_sha256(folder)
     if preset is None and path.is_dir():
-        return _from_folder(path, dtype), path.resolve().name, folder_sha256(path)
-    if preset is None and path.is_file():
-        return _from_single_file(path, dtype, config), path.name, file_sha256(path)
+        return _from_folder(path, dtype, name), path.resolve().name, folder_sha256(path, variant(path, dtype))
     if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         known = near_match(name, PRESETS)
         raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
-    source, _, revision = (preset.source, "", preset.revision) if preset else name.partition("@")
-    return _from_hub(source, revision or None, dtype, offline), source, revision or None
+    source, revision = (preset.source, preset.revision) if preset else split_revision(name)
+    folder = hub_folder(source, revision, dtype, offline=offline)
+    # The snapshot's name is the commit, also where a branch or nothing was given.
+    return _from_folder(folder, dtype, source), source, folder.name
 
 
-def _from_folder(folder: Path, dtype: str) -> Any:
+def _from_folder(folder: Path, dtype: str, shown: str) -> Any:
     if not (folder / "model_index.json").is_file():
         raise RiebenchError(f"{folder} is no model folder: model_index.json is missing")
-    half = dtype != "float32" and any(folder.glob("unet/*.fp16.safetensors"))
-    return _guarded(str(folder), dtype, variant="fp16" if half else None, local_files_only=True)
+    which = variant(folder, dtype)
+    check_folder(folder, which, shown)
+    # Without dtype, transformers follows the stored half precision for the text encoders alone; without
+    # add_watermarker, pixels depend on which packages are installed.
+    formats = {"default": DTYPES[dtype], "vae": torch.float32}
+    pipe = _guarded(
+        shown, StableDiffusionXLPipeline.from_pretrained, str(folder), dtype=formats, add_watermarker=False,
+        variant=which, local_files_only=True,
+    )  # fmt: skip
+    stored = set().union(*(tensor_names(file) for file in weight_files(folder / "unet", which)))
+    missing = sorted(set(pipe.unet.state_dict()) - stored)
+    if missing:
+        # diffusers fills what is missing with random numbers.
+        raise RiebenchError(f"{shown}: unet/ lacks {len(missing)} tensors, such as {missing[0]}; download it again")
+    return pipe
 
 
-def _from_hub(source: str, revision: str | None, dtype: str, offline: bool) -> Any:
-    variant = "fp16" if dtype == "float16" else None
-    return _guarded(source, dtype, revision=revision, variant=variant, local_files_only=offline)
-
-
-def _guarded(source: str, dtype: str, **options: Any) -> Any:
+def _guarded(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        # Without dtype, transformers follows the stored half precision for the text encoders alone; without
-        # add_watermarker, pixels depend on which packages are installed.
-        return StableDiffusionXLPipeline.from_pretrained(
-            source, dtype=_formats(dtype), add_watermarker=False, **options
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RiebenchError(f"cannot load the model {source}: {reason}") from error
+        return load(*arguments, **options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            reason = "this machine's memory does not suffice; use --dtype float16, and end other programs"
+        else:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RiebenchError(f"cannot load the model {shown}: {reason}") from error
 
 
-def _formats(dtype: str) -> dict[str, torch.dtype]:
-    # Half precision overflows in SDXL's autoencoder, and its rounding would show in every metric.
-    return {"default": DTYPES[dtype], "vae": torch.float32}
-
-
-def _from_single_file(path: Path, dtype: str, config: str | None) -> Any:
+def _from_single_file(path: Path, dtype: str, config: str | None, offline: bool) -> tuple[Any, str, str]:
+    check_single_file(path)
     if config is None:
-        raise RiebenchError(f"{path.name} is a single file; say with config which model's folder describes it")
-    try:
-        # The file alone cannot tell SDXL Turbo from SDXL Base, so scheduler and size come from the folder.
-        return StableDiffusionXLPipeline.from_single_file(
-            str(path), config=config, local_files_only=True, dtype=_formats(dtype), add_watermarker=False
+        raise RiebenchError(
+            f"{path.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
+            "--config sdxl-base, or the folder of its model"
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise RiebenchError(f"cannot load the model {path}: {str(error).splitlines()[0]}") from error
+    folder = _config_folder(config, offline)
+    options = {"config": str(folder), "local_files_only": True}
+    # A pipeline from a single file knows one number format only, so the autoencoder is read apart.
+    vae = _guarded(
+        path.name, AutoencoderKL.from_single_file, str(path), subfolder="vae", dtype=torch.float32, **options
+    )
+    pipe = _guarded(
+        path.name, StableDiffusionXLPipeline.from_single_file, str(path), dtype=DTYPES[dtype], add_watermarker=False,
+        vae=vae, **options,
+    )  # fmt: skip
+    described = f"{file_sha256(path)} {folder_sha256(folder, weights=False)}"
+    return pipe, path.name, hashlib.sha256(described.encode()).hexdigest()
 
 
-def folder_sha256(folder: Path) -> str:
-    """One hash over a model folder's weights and configurations, by relative name and content."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
-    lines = [f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _config_folder(config: str, offline: bool) -> Path:
+    if Path(config).expanduser().is_dir():
+        folder = Path(config).expanduser()
+    else:
+        preset = PRESETS.get(config)
+        if preset.source.startswith(ASSET) if preset else config.count("/") != 1:
+            raise RiebenchError(f"--config {config!r}: give sdxl-turbo, sdxl-base, a folder or a hub id OWNER/NAME")
+        source, revision = (preset.source, preset.revision) if preset else split_revision(config)
+        folder = fetch(source, revision, patterns=CONFIG_PATTERNS, offline=offline)
+    if not (folder / "model_index.json").is_file():
+        raise RiebenchError(f"--config {config}: {folder} is no model folder: model_index.json is missing")
+    return folder
 
 
-def _default_size(pipe: Any) -> int:
-    return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+def _exchange_vae(pipe: Any, wanted: str | None, dtype: str, offline: bool) -> str | None:
+    """Puts another autoencoder in; returns what a run's identity calls it."""
+    if wanted is None:
+        return None
+    path = Path(wanted).expanduser()
+    if path.is_dir():
+        folder, called = path, f"{path.resolve().name}@{folder_sha256(path)}"
+    else:
+        source, revision = (FP16_FIX_SOURCE, FP16_FIX_REVISION) if wanted == FP16_FIX else split_revision(wanted)
+        if source.count("/") != 1:
+            raise RiebenchError(f"--vae {wanted!r}: there is no such folder; give fp16-fix, a folder or a hub id")
+        folder = fetch(source, revision, patterns=("config.json", FP16_FIX_FILE.path), offline=offline)
+        called = f"{source}@{folder.name}"
+    for file in weight_files(folder, None):
+        tensor_names(file)
+    vae = _guarded(wanted, AutoencoderKL.from_pretrained, str(folder), torch_dtype=torch.float32, local_files_only=True)
+    if vae.config.latent_channels != pipe.unet.config.in_channels:
+        raise RiebenchError(
+            f"--vae {wanted} has {vae.config.latent_channels} latent channels, the U-Net {pipe.unet.config.in_channels}"
+        )
+    if not vae.config.force_upcast and dtype != "float32":
+        # Made to stay finite in float16; in bfloat16 an autoencoder's steps would be coarser than a picture's.
+        vae.to(torch.float16)
+    pipe.register_modules(vae=vae)
+    pipe.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return called

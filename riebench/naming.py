@@ -7,7 +7,7 @@ from pathlib import Path
 
 def model_label(
     name: str, *, steps: int | None = None, guidance: float | None = None, size: int | None = None,
-    dtype: str | None = None,
+    dtype: str | None = None, vae: str | None = None, vae_tiling: bool = False,
 ) -> str:  # fmt: skip
     """Name of a model's results folder: other settings give other pictures and get a folder of their own.
 
@@ -17,10 +17,13 @@ def model_label(
         guidance: likewise.
         size: likewise, in pixels.
         dtype: likewise.
+        vae: the autoencoder put in the place of the model's own, as the user named it.
+        vae_tiling: whether pictures are decoded in tiles.
     """
     changes = {"steps": steps, "guidance": guidance, "px": size}
     parts = [f"{word}{value:g}" for word, value in changes.items() if value is not None]
-    return "-".join([name, *parts, *([dtype] if dtype else [])])
+    exchanged = [f"vae-{short_name(vae)}"] if vae else []
+    return "-".join([name, *parts, *([dtype] if dtype else []), *exchanged, *(["tiled"] if vae_tiling else [])])
 
 
 def short_name(name_or_path: str) -> str:

@@ -14,6 +14,7 @@ from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.models import load_model
+from riebench.options import ModelOptions
 from riebench.phrases import phrase_spans
 from riebench.presets import PRESETS, scorer_for
 from riebench.schema import BLOCKS
@@ -156,7 +157,7 @@ def test_half_precision_decodes_in_full() -> None:
         ("toy-turbo", {"dtype": "float8"}, "unknown dtype 'float8'"),
         ("/nowhere/at/all", {}, "no model"),
         (str(Path(__file__).parent), {}, "model_index.json is missing"),
-        (str(Path(__file__)), {}, "single file; say with config"),
+        (str(Path(__file__)), {}, "only .safetensors files are read"),
         ("nobody/nothing", {"offline": True}, "cannot load the model nobody/nothing"),
     ],
 )
@@ -167,6 +168,6 @@ def test_models_that_cannot_be_loaded(name: str, options: dict[str, Any], messag
 
 def test_wrong_sizes_and_devices_are_refused() -> None:
     with pytest.raises(RiebenchError, match="no multiple of"):
-        load_model(str(tiny_folder()), size=33)
+        load_model(str(tiny_folder()), options=ModelOptions(size=33))
     with pytest.raises(RiebenchError, match=r"device .nowhere. cannot be used"):
         load_model(str(tiny_folder()), device="nowhere")

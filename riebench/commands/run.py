@@ -24,6 +24,10 @@ def run(
     blocks: Annotated[
         str | None, typer.Option(help="each, together, both, or block names with commas between.")
     ] = None,
+    edit_steps: Annotated[
+        str | None,
+        typer.Option(help="Change only the steps of this part of the run, such as 0:0.5 for its first half."),
+    ] = None,
     categories: Annotated[str | None, typer.Option(help="Only these categories, with commas between.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")] = None,
@@ -42,7 +46,8 @@ def run(
         str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id. [default: the model's]")
     ] = None,
     offload: Annotated[
-        str, typer.Option(help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer).")
+        str,
+        typer.Option(help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer)."),
     ] = "none",
     vae_slicing: Annotated[
         bool, typer.Option("--vae-slicing", help="Decode one picture at a time; above 512 px that is always so.")
@@ -58,7 +63,9 @@ def run(
     ] = False,
     regions: Annotated[
         str | None,
-        typer.Option(help="Finds words in pictures: attention, clipseg or grounded-sam, with or without :key=value,..."),
+        typer.Option(
+            help="Finds words in pictures: attention, clipseg or grounded-sam, plain or with :key=value,..."
+        ),
     ] = None,
     results: ResultsOption = None,
     redo: Annotated[
@@ -80,6 +87,7 @@ def run(
         model=model,
         sae=sae,
         blocks=blocks,
+        edit_steps=edit_steps,
         categories=words(categories),
         steps=steps,
         guidance=guidance,

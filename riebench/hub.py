@@ -1,0 +1,85 @@
+"""Files of a Hugging Face repository, fetched or found on this machine; every failure says how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from riebench.errors import RiebenchError
+from riebench.offline import is_offline
+
+
+def fetch(
+    repo: str,
+    revision: str | None = None,
+    *,
+    patterns: Sequence[str],
+    ignore: Sequence[str] = (),
+    offline: bool = False,
+    kind: str = "model",
+) -> Path:
+    """Brings files of a repository into the hub's cache, unless they are there.
+
+    Args:
+        repo: "OWNER/NAME".
+        revision: branch, tag or commit; None for the newest.
+        patterns: which files, as `fnmatch` reads them.
+        ignore: which of those not.
+        offline: uses only the cache.
+        kind: "model" or "dataset".
+
+    Returns:
+        The snapshot's folder; its name is the commit. Files that the repository does not have are simply not there.
+
+    Raises:
+        RiebenchError: if the hub or the cache does not give them.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    offline = offline or is_offline()
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, repo_type=kind, allow_patterns=list(patterns), ignore_patterns=list(ignore),
+                local_files_only=offline,
+            )
+        )  # fmt: skip
+    except HFValidationError as error:
+        raise RiebenchError(f"{repo!r} is no hub id; write OWNER/NAME or OWNER/NAME@REVISION") from error
+    except Exception as error:
+        # Not all of the hub's errors share a base class, and a timeout is one of the HTTP library's own.
+        raise RiebenchError(_explain(error, repo, revision, patterns, offline)) from error
+
+
+def _explain(error: Exception, repo: str, revision: str | None, patterns: Sequence[str], offline: bool) -> str:
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{repo}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated: accept its terms at {page}, then log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no {repo}, or it is private: check the spelling, or log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} has no revision {revision!r}: see {page}/commits/main, or leave @{revision} out"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        at = f" --revision {revision}" if revision else ""
+        wanted = " ".join(f"--include '{pattern}'" for pattern in patterns)
+        line = f"`hf download {repo}{at} {wanted}`"
+        there = "only in part" if isinstance(error, errors.IncompleteSnapshotError) else "not"
+        if offline:
+            return f"{repo} is {there} on this machine: leave --offline out, or fetch it first with {line}"
+        return (
+            f"the hub cannot be reached, and {repo} is {there} on this machine: check the network or HTTPS_PROXY, or "
+            f"copy the hub's cache folder from a machine that has run {line}"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot store {repo}: {error.strerror} ({error.filename}); HF_HOME names another folder for the cache"
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"cannot fetch {repo}: {type(error).__name__} {first}; check the network, then repeat the same command"
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Parts "OWNER/NAME@REVISION" into id and revision; None where none is given."""
+    repo, _, revision = name.partition("@")
+    return repo, revision or None

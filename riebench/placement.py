@@ -1,0 +1,134 @@
+"""Where a loaded pipeline's parts lie and how it computes: device, offloading, attention kernels, decoding in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from riebench.errors import RiebenchError
+from riebench.options import TILE, ModelOptions
+
+KERNELS = {
+    "math": SDPBackend.MATH,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def parts_of(pipe: Any) -> tuple[nn.Module, ...]:
+    """The networks of a pipeline."""
+    return (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+
+
+def place(pipe: Any, device: str, options: ModelOptions, shown: str) -> None:
+    """Brings a pipeline to a device in the way the options say.
+
+    Args:
+        pipe: a `StableDiffusionXLPipeline` on the CPU.
+        device: "cpu", "cuda", ...
+        options: how.
+        shown: what the user called the model.
+
+    Raises:
+        RiebenchError: if the device cannot be used, memory does not suffice, or weights are not finite.
+    """
+    _check_kernel(options.attention, device, pipe.unet.dtype)
+    if options.attention == "sliced":
+        pipe.unet.set_attention_slice("max")
+    if options.channels_last:
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    if options.vae_slicing:
+        pipe.vae.enable_slicing()
+    if options.vae_tiling:
+        _tile(pipe)
+    _check_finite(pipe, shown)
+    problem = _move(pipe, device, options.offload)
+    if problem is not None:
+        raise RiebenchError(problem)
+
+
+def _move(pipe: Any, device: str, offload: str) -> str | None:
+    """Moves the pipeline; returns what went wrong, so that no traceback keeps half of it in memory."""
+    try:
+        if offload == "model":
+            pipe.enable_model_cpu_offload(device=device)
+        elif offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+    except (RuntimeError, AssertionError, MemoryError) as error:
+        if not out_of_memory(error):
+            return f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
+        size = sum(value.numel() * value.element_size() for part in parts_of(pipe) for value in part.parameters())
+        steps = {"none": "--offload model (one part at a time), or --dtype float16 if it is not yet", "model":
+                 "--offload sequential (slow, but fits nearly everywhere)"}  # fmt: skip
+        return (
+            f"not enough memory on {device}: the weights alone are {size / 1e9:.1f} GB; use "
+            f"{steps.get(offload, 'a device with more memory')}, and end other programs there"
+        )
+    return None
+
+
+def _tile(pipe: Any) -> None:
+    # The VAE's own default is its training size, 1024 px: pictures of that size would never be decoded in tiles.
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size = TILE
+    pipe.vae.tile_latent_min_size = TILE // pipe.vae_scale_factor
+
+
+def _check_finite(pipe: Any, shown: str) -> None:
+    for part in parts_of(pipe):
+        named = list(part.named_parameters())
+        if any(value.is_meta for _, value in named):
+            lacking = [name for name, value in named if value.is_meta]
+            raise RiebenchError(
+                f"{shown} lacks {len(lacking)} tensors of its {type(part).__name__}, such as {lacking[0]}; "
+                "it is not whole, or its configuration (--config) is another model's"
+            )
+        # The smallest and largest number of a tensor are NaN or infinite if any of its numbers is, and need no copy.
+        finite = torch.stack([torch.isfinite(torch.stack(value.aminmax()).float()).all() for _, value in named])
+        if not bool(finite.all()):
+            bad = named[int((~finite).nonzero()[0])][0]
+            raise RiebenchError(
+                f"{shown} holds numbers that are not finite ({type(part).__name__}, {bad}); download it again, or use "
+                "--dtype float32 or bfloat16 if it was stored in a wider format"
+            )
+
+
+def _check_kernel(attention: str, device: str, dtype: torch.dtype) -> None:
+    if attention not in KERNELS:
+        return
+    try:
+        # SDXL's head width, in the model's number format.
+        probe = torch.zeros(1, 1, 8, 64, device=device, dtype=dtype)
+        with sdpa_kernel(KERNELS[attention]):
+            nn.functional.scaled_dot_product_attention(probe, probe, probe)
+    except (RuntimeError, AssertionError) as error:
+        raise RiebenchError(
+            f"--attention {attention} cannot be used on {device} in {str(dtype).removeprefix('torch.')}; "
+            "use --attention default, which takes the fastest that can"
+        ) from error
+
+
+@contextmanager
+def attention_kernel(options: ModelOptions) -> Iterator[None]:
+    """Restricts PyTorch's attention to the kernel that the options name, if they name one."""
+    if options.attention not in KERNELS:
+        yield
+        return
+    with sdpa_kernel(KERNELS[options.attention]):
+        yield
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, on the device or here, did not suffice."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
