@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from riebench.hashing import content_digest
+from riebench.intervals import WHOLE_RUN, Interval, check_interval
 from riebench.phrases import plain_prompt
 
 SPEC_VERSION = 1
@@ -46,6 +47,12 @@ JsonScalar = str | bool | int | float | None
 JsonValue = JsonScalar | list[JsonScalar]
 RegionRule = Literal["edit", "add", "delete"]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
+
+
+def default_rule(category: str) -> RegionRule:
+    """Whose regions count in a category unless its file says otherwise."""
+    rules: dict[str, RegionRule] = {"add_object": "add", "delete_object": "delete"}
+    return rules.get(category, "edit")
 
 
 def block_set_name(blocks: tuple[str, ...]) -> str:
@@ -146,8 +153,7 @@ class EditTask(Stored):
     @classmethod
     def _derive_rule(cls, data: Any) -> Any:
         if isinstance(data, dict) and "region_rule" not in data:
-            rule = {"add_object": "add", "delete_object": "delete"}.get(str(data.get("category")), "edit")
-            return {**data, "region_rule": rule}
+            return {**data, "region_rule": default_rule(str(data.get("category")))}
         return data
 
     @field_validator("category")
@@ -178,10 +184,16 @@ class Setting(Stored):
     """All blocks in one edit, every block alone, or both."""
     strengths: tuple[float, ...] = Field(default=(1.0,), min_length=1)
     """Multipliers of the edit; each makes its own units."""
+    edit_steps: Interval | None = None
+    """Shares of the run [first, last) whose steps are changed (see `riebench.intervals`); None for all of it."""
     sae: str | None = None
     """Where the SAEs are: a folder, a hub id, or None for the model's own."""
     access: str = ""
     """What the method may look at: letters of P, A, M, T, V."""
+    plugin: str | None = None
+    """A Python file that registers the method; its path begins at the setting file. Records hold its name only."""
+    plugin_sha256: str | None = None
+    """Hash of that file, filled in when it is read."""
     description: str = ""
     """One sentence for tables and pages."""
 
@@ -191,6 +203,11 @@ class Setting(Stored):
         if set(value) - set("PAMTV") or len(set(value)) != len(value):
             raise ValueError(f"access {value!r}: use each of the letters P, A, M, T, V at most once")
         return value
+
+    @field_validator("edit_steps")
+    @classmethod
+    def _part_of_a_run(cls, value: Interval | None) -> Interval | None:
+        return None if value is None or check_interval(value) == WHOLE_RUN else value
 
     @field_validator("blocks", "strengths")
     @classmethod
@@ -261,7 +278,10 @@ class RunSpec(Stored):
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that can move a number, except what the unit key already says (task, strength, seed)."""
-        setting = self.setting.model_dump(mode="json", include={"method", "params", "blocks", "block_mode"})
+        names = {"method", "params", "blocks", "block_mode"}
+        # What is left as it always was must leave old identities as they were.
+        names |= {name for name in ("edit_steps", "plugin_sha256") if getattr(self.setting, name) is not None}
+        setting = self.setting.model_dump(mode="json", include=names)
         return {
             "spec_version": self.spec_version,
             "suite": self.suite,

@@ -6,18 +6,22 @@ from typing import Annotated
 
 import typer
 
+from riebench.commands import imports
 from riebench.commands.common import friendly, say
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List and check task files.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, check and import task files.")
+app.add_typer(imports.app, name="import")
 
 
 @app.command("list")
 @friendly
-def list_tasks() -> None:
-    """List suites, tasks and official settings."""
+def list_tasks(
+    suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
+) -> None:
+    """List suites, tasks and the official settings that go with them."""
     from riebench.suites import load_suite, setting_names, suite_names
 
-    for suite in suite_names():
+    for suite in suites or suite_names():
         print(suite)
         for task in load_suite(suite):
             print(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")

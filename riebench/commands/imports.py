@@ -1,0 +1,115 @@
+"""Verbs that make task files from other people's data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from riebench.commands.common import friendly, say
+
+if TYPE_CHECKING:
+    from riebench.importers.intake import Intake
+
+SUITES = Path("suites")
+"""Folder of imported suites in the working directory."""
+SHOWN = 20
+"""Records left out that are named one by one."""
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Make task files from published benchmarks and data sets."
+)
+
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder of the suite, called by its name. [default: suites/NAME here]")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that have other content.")]
+
+
+@app.command("riebench")
+@friendly
+def riebench(
+    file: Annotated[Path, typer.Argument(help="The published riebench.json.")],
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Import the published RIEBench file: nine categories, regions by words."""
+    from riebench.importers.published import import_riebench
+
+    intake = _intake()
+    _finish(intake, import_riebench(file, intake), out or SUITES / "riebench", force)
+
+
+@app.command("piebench")
+@friendly
+def piebench(
+    file: Annotated[Path, typer.Argument(help="PIE-Bench's mapping_file.json.")],
+    images: Annotated[
+        Path | None, typer.Argument(help="Folder of its pictures (annotation_images), to note where each one is.")
+    ] = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Import PIE-Bench from your own copy: ten categories, regions by mask files."""
+    from riebench.importers.published import import_piebench
+
+    folder = out or SUITES / "piebench"
+    intake = _intake()
+    _finish(intake, import_piebench(file, images, folder, intake), folder, force)
+
+
+@app.command("dataset")
+@friendly
+def dataset(
+    name: Annotated[str, typer.Argument(help="Hub id OWNER/NAME, a folder, or a .jsonl, .json, .csv, .parquet file.")],
+    config: Annotated[str | None, typer.Option(help="Which of its configurations.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which of its splits. [default: the only one]")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag on the hub.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="FIELD=COLUMN, repeated; fields: id, category, source, target, "
+                                            "source_region, target_region, mask, instruction.")
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="Category of all rows, by name or number.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+) -> None:  # fmt: skip
+    """Import prompt pairs from a data set, through the `datasets` library."""
+    from riebench.importers.dataset import import_dataset
+    from riebench.importers.rows import Place
+    from riebench.offline import offline_mode
+
+    place = Place(name, config, split, revision, offline)
+    intake = _intake()
+    with offline_mode(offline):
+        origin = import_dataset(place, intake, columns=column or (), category=category, limit=limit)
+    _finish(intake, origin, out or SUITES / place.short, force)
+
+
+def _intake() -> Intake:
+    from riebench.checks import token_counter
+    from riebench.importers.intake import Intake
+
+    return Intake(*token_counter("sdxl-turbo"))
+
+
+def _finish(intake: Intake, origin: dict[str, str | int], out: Path, force: bool) -> None:
+    """Writes the suite and says what arrived and what did not."""
+    from riebench.importers.folder import store_suite, suite_files
+    from riebench.schema import ALL_CATEGORIES
+
+    for name, reason in intake.skipped[:SHOWN]:
+        say(f"left out  {name}: {reason}")
+    if len(intake.skipped) > SHOWN:
+        say(f"left out  {len(intake.skipped) - SHOWN} more")
+    stored = store_suite(suite_files(intake, origin), out, force=force)
+    for category in ALL_CATEGORIES:
+        if category in intake.examples:
+            print(f"{category:<18}{len(intake.examples[category]):>5} examples  {out / category}.yaml")
+    for note in intake.notes:
+        say(note)
+    there = f", {len(stored.unchanged)} files as they were" if stored.unchanged else ""
+    say(f"{intake.n_taken} of {origin['records']} records imported, {len(intake.skipped)} left out{there}")
+    say(f"next: riebench tasks check {out}; riebench run --suite {out}")
