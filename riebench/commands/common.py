@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
@@ -75,6 +76,28 @@ def _one_line(error: RiebenchError | OSError) -> str:
 
 def _debugging() -> bool:
     return bool(os.environ.get("RIEBENCH_DEBUG"))
+
+
+def with_options_of(make: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: a verb gets another function's options beside its own, and what it returns as first argument.
+
+    Args:
+        make: its parameters are the options.
+    """
+    shared = inspect.signature(make, eval_str=True).parameters
+
+    def enter(verb: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
+
+        @wraps(verb)
+        def wrapped(**values: Any) -> None:
+            verb(make(**{name: values.pop(name) for name in shared}), **values)
+
+        # What typer reads options from.
+        wrapped.__dict__["__signature__"] = inspect.Signature([*shared.values(), *own])
+        return wrapped
+
+    return enter
 
 
 def numbers(text: str) -> tuple[int, ...]:

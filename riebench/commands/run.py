@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from riebench.commands.common import DeviceOption, ResultsOption, friendly, numbers, places, say, words
+from riebench.commands.common import DeviceOption, ResultsOption, friendly, numbers, places, say, with_options_of, words
 
 
-@friendly
-def run(
+def job_of(
     settings: Annotated[
         list[str] | None, typer.Argument(help="Settings by name or YAML file; all official ones if none.")
     ] = None,
@@ -63,25 +62,20 @@ def run(
     ] = False,
     regions: Annotated[
         str | None,
-        typer.Option(
-            help="Finds words in pictures: attention, clipseg or grounded-sam, plain or with :key=value,..."
-        ),
+        typer.Option(help="Finds words in pictures: attention, clipseg or grounded-sam, plain or with :key=value,..."),
     ] = None,
     results: ResultsOption = None,
     redo: Annotated[
         str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
     ] = "missing",
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done: units, generations, time, memory, disk.")
-    ] = False,
-) -> None:
-    """Generate, score and tabulate. Repeating a command does only what is missing."""
+) -> Any:
+    """The `riebench.job.Job` that the options of `riebench run` stand for."""
     from riebench.job import Job
     from riebench.options import ModelOptions
 
     folder, board = places(results)
-    job = Job(
+    return Job(
         suite=suite,
         settings=tuple(settings or ()),
         model=model,
@@ -112,6 +106,17 @@ def run(
             channels_last=channels_last,
         ),
     )
+
+
+@friendly
+@with_options_of(job_of)
+def run(
+    job: Any,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done: units, generations, time, memory, disk.")
+    ] = False,
+) -> None:
+    """Generate, score and tabulate. Repeating a command does only what is missing."""
     if dry_run:
         from riebench.dryrun import forecast_job, print_forecast
 
