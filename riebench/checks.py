@@ -61,6 +61,8 @@ def check_setting(setting: Setting, where: str) -> None:
         method.check(setting.params)
     except RiebenchError as error:
         raise TaskFileError(f"{where}: {error}") from error
+    if setting.edit_steps is not None and not method.needs:
+        raise TaskFileError(f"{where}: edit_steps: method {method.name!r} changes no step; leave the key out")
     if set(setting.access) != set(method.access):
         raise TaskFileError(f"{where}: access: {setting.access!r}, but method {method.name!r} sees {method.access!r}")
 

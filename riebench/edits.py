@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from riebench.errors import RiebenchError
+from riebench.values import Values, own_bytes, position_mean
 
 if TYPE_CHECKING:
     from riebench.saes.core import SparseAutoencoder
@@ -62,14 +63,14 @@ class Term:
 
     Attributes:
         positions: int64 [P], positions in row-major order of the grid.
-        values: float32 [T, P, k], or [T, 1, k] for the same values everywhere.
+        values: [T, P, k], or [T, 1, k] for the same values everywhere; a tensor, or read step by step.
         directions: float32 [k, width]: value j goes along direction j.
         columns: int64 [k]: value j goes into column j. With neither, k is the width.
         sign: 1 to add, -1 to take away.
     """
 
     positions: Tensor
-    values: Tensor
+    values: Values
     directions: Tensor | None = None
     columns: Tensor | None = None
     sign: float = 1.0
@@ -77,7 +78,7 @@ class Term:
     @property
     def empty(self) -> bool:
         """Nothing to add at any step."""
-        return self.positions.numel() == 0 or self.values.numel() == 0
+        return self.positions.numel() == 0 or 0 in self.values.shape
 
     def add_to(self, out: Tensor, step: int) -> None:
         """Adds the values of one step to `out`, [positions, width], in place."""
@@ -120,7 +121,7 @@ class Placed:
     @property
     def nbytes(self) -> int:
         """See `SiteEdit.nbytes`."""
-        return sum(_bytes(term.positions, term.values, term.columns) for term in self.terms)
+        return sum(_bytes(term.positions, term.columns) + own_bytes(term.values) for term in self.terms)
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ class Edit:
         branch: which guidance halves are changed, and how.
         features: block -> (added, removed) indices, for the record; empty for methods without features.
         pair: source and target prompt, if a site is `Paired`: they are generated beside the edited picture.
+        window: first changed step, and the one after the last; None for every step.
     """
 
     sites: Mapping[str, SiteEdit]
@@ -224,6 +226,7 @@ class Edit:
     branch: Branch = "both"
     features: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     pair: tuple[str, str] | None = None
+    window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.branch not in BRANCHES:
@@ -239,14 +242,18 @@ class Edit:
         """Bytes kept by this edit alone."""
         return sum(site.nbytes for site in self.sites.values())
 
+    def acts_at(self, step: int) -> bool:
+        """Whether it may change a step, counted from 0."""
+        return self.window is None or self.window[0] <= step < self.window[1]
+
     def scaled(self, strength: float) -> Edit:
         """The same edit at another strength."""
         return replace(self, strength=strength)
 
 
 def transfer(
-    target: Tensor,
-    source: Tensor,
+    target: Values,
+    source: Values,
     target_positions: Tensor,
     source_positions: Tensor,
     *,
@@ -259,8 +266,8 @@ def transfer(
     """Adds values of the target run and takes away values of the source run.
 
     Args:
-        target: float32 [T, Pt, a], what is added, at the target positions.
-        source: float32 [T, Ps, r], what is taken away, at the source positions.
+        target: [T, Pt, a], what is added, at the target positions.
+        source: [T, Ps, r], what is taken away, at the source positions.
         target_positions: int64 [Pt].
         source_positions: int64 [Ps].
         target_basis: what the a added values stand for.
@@ -279,13 +286,13 @@ def transfer(
     moved = add_at == "source"
     added = Term(
         source_positions if moved else target_positions,
-        _mean(target) if moved or values == "mean" else target,
+        position_mean(target) if moved or values == "mean" else target,
         target_basis.directions,
         target_basis.columns,
     )
     removed = Term(
         source_positions,
-        _mean(source) if values == "mean" else source,
+        position_mean(source) if values == "mean" else source,
         source_basis.directions,
         source_basis.columns,
         sign=-1.0,
@@ -296,11 +303,6 @@ def transfer(
 def positions_of(mask: Tensor) -> Tensor:
     """Row-major indices of a boolean mask's true cells, int64 [P]."""
     return mask.flatten().nonzero().flatten()
-
-
-def _mean(values: Tensor) -> Tensor:
-    # The mean over no positions would be NaN; nothing is placed there either way.
-    return values.mean(1, keepdim=True) if values.shape[1] else values
 
 
 def _nothing(site: SiteEdit) -> bool:

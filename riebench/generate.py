@@ -18,7 +18,7 @@ from riebench.errors import MissingWordsError, RiebenchError
 from riebench.models import LoadedModel
 from riebench.phrases import phrase_spans
 from riebench.placement import attention_kernel, out_of_memory
-from riebench.trace import Trace, What, capture, intervene
+from riebench.trace import Sink, Trace, What, capture, intervene
 
 Embeddings = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Prompt, pooled prompt, negative prompt and pooled negative prompt embeddings, [1, ...] each."""
@@ -31,10 +31,14 @@ class Capture:
     Attributes:
         sites: blocks or feed-forward sites.
         keep: what of each block.
+        long: keeps 16 bits of each number (see `riebench.footprint`).
+        sink: takes the values as they come; the trace then keeps none.
     """
 
     sites: tuple[str, ...]
     keep: tuple[What, ...] = ("update",)
+    long: bool = False
+    sink: Sink | None = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,9 @@ class Generator:
 
     def _capture(self, wanted: Capture) -> Any:
         return capture(
-            self.model.unet, wanted.sites, keep=wanted.keep, steps=self.model.spec.steps, guided=self.model.guided
-        )
+            self.model.unet, wanted.sites, keep=wanted.keep, steps=self.model.spec.steps, guided=self.model.guided,
+            long=wanted.long, sink=wanted.sink,
+        )  # fmt: skip
 
     def _options(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         spec = self.model.spec

@@ -21,6 +21,7 @@ from riebench.configurations import (
 )
 from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
+from riebench.intervals import parse_interval
 from riebench.leaderboard import write_leaderboard
 from riebench.offline import offline_mode
 from riebench.options import ModelOptions
@@ -43,6 +44,7 @@ class Job:
     model: str | None = None
     sae: str | None = None
     blocks: str | None = None
+    edit_steps: str | None = None
     categories: tuple[str, ...] = ()
     steps: int | None = None
     guidance: float | None = None
@@ -89,6 +91,8 @@ class Job:
             changes["sae"] = self.sae
         if self.blocks is not None and setting.blocks:
             changes.update(blocks_option(self.blocks))
+        if self.edit_steps is not None and setting.blocks:
+            changes["edit_steps"] = parse_interval(self.edit_steps)
         try:
             return Setting.model_validate({**setting.model_dump(), **changes})
         except ValidationError as error:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import IdentityError, RiebenchError
 from riebench.hooks import known_sites
+from riebench.intervals import step_window
 from riebench.methods.base import Method, get_method
-from riebench.saes.formats import model_saes
+from riebench.plugins import load_setting_plugin
+from riebench.saes.sources import model_saes
 from riebench.schema import EditExample, EditTask, RunSpec, Setting, UnitKey, block_set_name, noise_seed
 from riebench.store import REDO_MODES, RunFolder, run_path
 
@@ -68,12 +70,21 @@ class Work:
 
 @dataclass
 class Prepared:
-    """One setting, ready to run."""
+    """One setting, ready to run.
+
+    Attributes:
+        setting: the method with its parameters.
+        method: what makes the edits.
+        folder: where records and pictures go.
+        saes: block -> SAE.
+        window: first changed step, and the one after the last; None for every step.
+    """
 
     setting: Setting
     method: Method
     folder: RunFolder
     saes: dict[str, SparseAutoencoder] = field(default_factory=dict)
+    window: tuple[int, int] | None = None
 
 
 def plan(
@@ -100,6 +111,7 @@ def plan(
 
 def _block_sets(setting: Setting) -> tuple[tuple[str, ...], ...]:
     # A method that looks into no block changes none, whatever blocks its setting was left with.
+    load_setting_plugin(setting)
     return setting.block_sets if get_method(setting.method).needs else ((),)
 
 
@@ -139,6 +151,7 @@ def prepare(
     Raises:
         RiebenchError: if parameters, blocks, SAEs or folder do not fit.
     """
+    load_setting_plugin(setting)
     method = get_method(setting.method)
     method.check(setting.params)
     blocks = tuple(short_name(block) for block in setting.blocks) if method.needs else ()
@@ -147,15 +160,21 @@ def prepare(
         raise RiebenchError(f"setting {setting.name!r}: {model.spec.name} has no block {', '.join(missing)}")
     if {"saes", "units"} & method.needs:
         _refuse_others_than_attention(setting, blocks)
+    try:
+        window = None if setting.edit_steps is None else step_window(setting.edit_steps, model.spec.steps)
+    except RiebenchError as error:
+        raise RiebenchError(f"setting {setting.name!r}: edit_steps: {error}") from error
     saes = {}
     if "saes" in method.needs:
         saes = model_saes(source or setting.sae, model, blocks, offline=offline)
+    # Where a user's file lies on this machine is nobody's business; its hash says which it was.
+    stored = setting.model_copy(update={"plugin": Path(setting.plugin).name}) if setting.plugin else setting
     spec = RunSpec(
-        suite=suite, model=model.spec, setting=setting, regions=regions,
+        suite=suite, model=model.spec, setting=stored, regions=regions,
         sae_sha256={block: sae.sha256 for block, sae in saes.items()},
     )  # fmt: skip
     folder = RunFolder(run_path(root, suite, model.spec.name, setting.name), spec)
-    return Prepared(setting, method, folder, saes)
+    return Prepared(setting, method, folder, saes, window)
 
 
 def _refuse_others_than_attention(setting: Setting, blocks: Sequence[str]) -> None:

@@ -184,7 +184,8 @@ class Runner:
     def _generate_pairs(self, works: Sequence[Work]) -> GenerationResult:
         """Source pictures of all examples, then target pictures of all, in one batch with equal noise."""
         prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
-        return self.generator.generate(prompts, [work.noise for work in works] * 2, capture=self.captures.captures(works))
+        captures = self.captures.captures(works)
+        return self.generator.generate(prompts, [work.noise for work in works] * 2, capture=captures)
 
     def _run_example(self, work: Work, pair: GenerationResult, index: int, count: int) -> None:
         source = self._shared_image(work, "source", pair.images[index])
@@ -199,7 +200,7 @@ class Runner:
             return
         runs = ExampleRuns(
             work.plain, work.seed, pair.traces[0], {"source": index, "target": index + count}, masks,
-            self.captures.unit_layers, self.captures.measure(work),
+            self.captures.unit_layers, self.captures.measure(work), work.task.region_rule,
         )  # fmt: skip
         made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
         for unit in work.units:

@@ -88,6 +88,19 @@ def folder_shape(folder: Path) -> Shape:
     )
 
 
+def unet_shape(config: Mapping[str, Any], vae_factor: int) -> Shape:
+    """The measures that matter for captures, from the configuration of a U-Net in memory.
+
+    Args:
+        config: the U-Net's.
+        vae_factor: pixels per latent position along a side.
+    """
+    channels = tuple(int(width) for width in config["block_out_channels"])
+    depth = config.get("transformer_layers_per_block", 1)
+    layers = tuple(depth) if isinstance(depth, list | tuple) else (int(depth),) * len(channels)
+    return Shape(channels=channels, layers=layers, vae_factor=vae_factor)
+
+
 def _blocks(unet: Mapping[str, Any]) -> tuple[str, ...]:
     layers = unet.get("layers_per_block", 2)
     names: list[str] = []

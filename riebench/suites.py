@@ -265,7 +265,11 @@ def load_setting(path: Path) -> Setting:
     data = load_yaml(path)
     if "name" in data:
         raise TaskFileError(f"{path}: name: follows from the file's name; leave the key out")
+    if "plugin_sha256" in data:
+        raise TaskFileError(f"{path}: plugin_sha256: follows from the plugin's file; leave the key out")
     setting = validate(Setting, {**data, "name": path.stem}, path)
+    if setting.plugin is not None:
+        setting = _with_plugin(setting, path)
     try:
         # One block has one name in units and folders, however the file spells it.
         blocks = [short_name(block) for block in setting.blocks]
@@ -277,3 +281,14 @@ def load_setting(path: Path) -> Setting:
             f"{path}: method: unknown method {setting.method!r}{near_match(setting.method, METHODS.names())}"
         )
     return setting
+
+
+def _with_plugin(setting: Setting, path: Path) -> Setting:
+    from riebench.plugins import load_plugin
+
+    plugin = path.resolve().parent / Path(str(setting.plugin)).expanduser()
+    try:
+        digest = load_plugin(plugin)
+    except RiebenchError as error:
+        raise TaskFileError(f"{path}: {error}") from error
+    return setting.model_copy(update={"plugin": str(plugin), "plugin_sha256": digest})

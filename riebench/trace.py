@@ -10,10 +10,10 @@ number format; output minus input would lose digits in half precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,75 +22,13 @@ from riebench.blocks import ATTENTION, RESIDUAL, UNITS, kind, short_name
 from riebench.edits import Edit, Paired
 from riebench.errors import RiebenchError, near_match
 from riebench.hooks import Hooks, find_module, hooked
+from riebench.traces import Half, Trace, What
 
-What = Literal["input", "output", "update", "attention"]
+__all__ = ["KINDS", "Half", "Sink", "Trace", "What", "capture", "intervene", "text_attention"]
+
 KINDS: tuple[What, ...] = ("input", "output", "update", "attention")
-Half = Literal["conditional", "unconditional"]
-
-
-class Trace:
-    """What was captured: float32, one tensor per site and step.
-
-    Attributes:
-        steps: denoising steps seen.
-        grids: block -> (height, width) of its positions.
-    """
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.grids: dict[str, tuple[int, int]] = {}
-        self._values: dict[tuple[str, str, str], list[Tensor]] = {}
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Short names of everything captured, in the order of capture."""
-        return tuple(dict.fromkeys(site for site, _, _ in self._values))
-
-    def get(self, site: str, what: What = "update", half: Half = "conditional") -> Tensor:
-        """All steps of one site.
-
-        Args:
-            site: short name.
-            what: for feed-forward units "update" means their values.
-            half: which guidance half; without guidance everything is conditional.
-
-        Returns:
-            Blocks: [B, T, C, H, W]. Units: [B, T, H*W, units]. Attention: [B, T, H*W, tokens], mean over heads and
-            layers.
-
-        Raises:
-            RiebenchError: if it was not captured.
-        """
-        key = (short_name(site), what, half)
-        if key not in self._values:
-            have = sorted({f"{s} {w} ({h})" for s, w, h in self._values})
-            raise RiebenchError(f"{site} {what} ({half}) was not captured; captured: {', '.join(have) or 'nothing'}")
-        return torch.stack(self._values[key], dim=1)
-
-    def row(self, site: str, index: int, what: What = "update") -> Tensor:
-        """One picture's values, positions first: float32 [T, H*W, width].
-
-        Raises:
-            RiebenchError: if it was not captured.
-        """
-        values = torch.stack([step[index] for step in self._steps(site, what)])
-        return values.flatten(2).transpose(1, 2).contiguous() if values.dim() == 4 else values
-
-    def steps_of(self, site: str, what: What = "update") -> int:
-        """How many steps of a site are captured."""
-        return len(self._steps(site, what))
-
-    def _steps(self, site: str, what: What) -> list[Tensor]:
-        key = (short_name(site), what, "conditional")
-        return self._values[key] if key in self._values else [*self.get(site, what).unbind(1)]
-
-    def add(self, site: str, what: str, values: Tensor, *, guided: bool, unconditional: bool) -> None:
-        """Stores one step of one site; under guidance the first half of the batch is the unconditional one."""
-        halves = values.chunk(2) if guided else (None, values)
-        for half, part in zip(("unconditional", "conditional"), halves, strict=True):
-            if part is not None and (half == "conditional" or unconditional):
-                stored = part.detach().to(torch.float32, copy=True)
-                self._values.setdefault((site, what, half), []).append(stored)
+Sink = Callable[[str, Tensor], None]
+"""Takes one step of one site's values instead of a trace: [B, ...] of the conditional half."""
 
 
 @contextmanager
@@ -102,6 +40,8 @@ def capture(
     steps: int | None = None,
     guided: bool = False,
     unconditional: bool = False,
+    long: bool = False,
+    sink: Sink | None = None,
 ) -> Iterator[Trace]:
     """Captures every U-Net call made inside the `with` block.
 
@@ -112,6 +52,8 @@ def capture(
         steps: the number of calls there must be, if known.
         guided: whether the batch holds an unconditional half (before the conditional one).
         unconditional: keeps that half too.
+        long: keeps 16 bits of each number, for long runs.
+        sink: takes the conditional values as they come; the trace then keeps none.
 
     Yields:
         The trace; complete once the block has been left.
@@ -122,12 +64,15 @@ def capture(
     for what in keep:
         if what not in KINDS:
             raise RiebenchError(f"cannot capture {what!r}{near_match(what, KINDS)}")
-    trace = Trace()
+    trace = Trace(long=long)
     names = [short_name(site) for site in sites]
     with hooked(unet, names, steps) as hooks:
 
         def store(site: str, what: str, values: Tensor) -> None:
-            trace.add(site, what, values, guided=guided, unconditional=unconditional)
+            if sink is not None:
+                sink(site, values.chunk(2)[1] if guided else values)
+            else:
+                trace.add(site, what, values, guided=guided, unconditional=unconditional)
 
         for name in names:
             _capture_site(hooks, name, keep, store, trace)
@@ -258,8 +203,12 @@ def _edit_site(
         if values.shape[0] != batch + offset:
             raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // (2 if guided else 1)} pictures")
         live = values - _skip(module, args[0]) if kind(name) == RESIDUAL else values
+        acting = {index: edit for index, edit in edits.items() if edit.acts_at(hooks.step)}
+        if not acting:
+            # Outside all intervals the call goes on with the very tensor it made.
+            return None
         changed = values.clone()
-        for index, edit in edits.items():
+        for index, edit in acting.items():
             _edit_row(changed, _Site(name, live, hooks.step, offset, pairs), index, edit)
         return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
@@ -287,8 +236,9 @@ class _Site:
         if isinstance(site, Paired):
             if index not in self.pairs:
                 raise RiebenchError("this edit reads the source and target run; generate them in the same batch")
-            source, target = self.pairs[index]
-            found = site.between(self.positions(target + offset), self.positions(source + offset))
+            # What was captured is conditional, and so is what is read beside, whichever half it is added to.
+            source, target = (row + self.offset for row in self.pairs[index])
+            found = site.between(self.positions(target), self.positions(source))
         else:
             found = site.delta(self.step, self.positions(index + offset))
         if found is None:

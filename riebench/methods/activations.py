@@ -12,7 +12,8 @@ from riebench.blocks import unit_site
 from riebench.edits import Basis, Branch, Edit, Paired, Placed, SiteEdit, Term, transfer
 from riebench.errors import RiebenchError
 from riebench.methods.base import EditContext, ExampleRuns, Role, method
-from riebench.selection import choose, means, unit_normalised
+from riebench.selection import choose
+from riebench.values import position_mean
 
 UNIT_BUDGET = 20 * 2**20
 """Bytes of one example's neuron edit above which its values are not stored: they are read from the source and target
@@ -28,6 +29,7 @@ def activation_patch(
     values: Literal["position", "mean"] = "position",
     add_at: Literal["target", "source"] = "target",
     add_only: bool = False,
+    delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
     """Adds the target run's updates in the target region and takes away the source run's in the source region.
@@ -37,12 +39,14 @@ def activation_patch(
         values: each position keeps its own update, or gets the mean over the region.
         add_at: adds at the target region, or (the mean) at the source region.
         add_only: takes nothing away.
+        delete_uses_target: false reads the source run in place of the target run where an object is deleted, as the
+            published scripts did before October 2025.
         branch: what happens to the guidance halves.
     """
-    runs = ctx.runs
+    runs = ctx.seen(delete_uses_target).runs
     sites: dict[str, SiteEdit] = {
         block: transfer(
-            runs.masked("target", block), runs.masked("source", block),
+            runs.values("target", block), runs.values("source", block),
             runs.positions("target", block), runs.positions("source", block),
             values=values, add_at=add_at, add_only=add_only,
         )
@@ -66,13 +70,21 @@ def mean_steering(ctx: EditContext, *, branch: Branch = "both") -> Edit:
     sites: dict[str, SiteEdit] = {}
     for block in ctx.blocks:
         positions = torch.cat([runs.positions("source", block), runs.positions("target", block)]).unique()
-        vector = runs.masked("target", block).mean(1) - runs.masked("source", block).mean(1)
-        size = runs.updates("source", block).square().sum(-1).mean(-1).sqrt()
+        target, source = (position_mean(runs.values(role, block))[:, 0] for role in ROLES)
+        vector, size = target - source, _update_size(runs, block)
         length = vector.norm(dim=-1)
         # Equal means have no direction: nothing is added there.
         factor = torch.where(length > 0, size / length, torch.zeros_like(length))
         sites[block] = Placed((Term(positions, (vector * factor[:, None])[:, None]),))
     return Edit(sites, branch=branch)
+
+
+def _update_size(runs: ExampleRuns, block: str) -> Tensor:
+    """Root mean square of the source run's update vectors over all positions, float32 [T]."""
+    if not runs.trace.long:
+        return runs.updates("source", block).square().sum(-1).mean(-1).sqrt()
+    steps = (runs.trace.step_row(block, runs.rows["source"], step) for step in range(runs.trace.steps_of(block)))
+    return torch.stack([step.float().square().sum(-1).mean(-1).sqrt() for step in steps])
 
 
 @method("neurons", access="PAM", needs=("updates", "units"))
@@ -84,6 +96,7 @@ def neurons(
     shares: Literal["magnitude", "published"] = "magnitude",
     values: Literal["position", "mean"] = "position",
     add_only: bool = False,
+    delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
     """Switches feed-forward units of the blocks, chosen like features, on and off.
@@ -98,24 +111,27 @@ def neurons(
             round where the sum is negative).
         values: each position keeps its own value, or gets the mean over the region.
         add_only: switches nothing off.
+        delete_uses_target: false reads the source run in place of the target run where an object is deleted, as the
+            published scripts did before October 2025.
         branch: what happens to the guidance halves.
 
     Raises:
         RiebenchError: if a block has no feed-forward units.
     """
-    runs = ctx.runs
+    runs = ctx.seen(delete_uses_target).runs
     missing = [block for block in ctx.blocks if block not in runs.unit_layers]
     if missing:
         raise RiebenchError(f"the feed-forward units of {', '.join(missing)} were not captured")
     layers = [unit_site(block, layer) for block in ctx.blocks for layer in range(runs.unit_layers[block])]
     target, source = (
-        {site: means(unit_normalised(runs.masked(role, site)), rank) for site in layers}
-        for role in ("target", "source")
+        {site: runs.unit_means(role, site, rank) for site in layers}
+        for role in ROLES
     )
     choice = choose(target, source, n_units, signed=shares == "published")
     chosen = {site: (choice.add[site], choice.remove[site]) for site in layers}
     chosen = {site: (add, remove) for site, (add, remove) in chosen.items() if len(add) + len(remove)}
-    make = _stored if _stored_size(runs, chosen, values, add_only) <= UNIT_BUDGET else _beside
+    kept = runs.measure is None and _stored_size(runs, chosen, values, add_only) <= UNIT_BUDGET
+    make = _stored if kept else _beside
     sites: dict[str, SiteEdit] = {
         site: make(runs, site, add, remove, values, add_only) for site, (add, remove) in chosen.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -16,11 +16,19 @@ from riebench.errors import RiebenchError, near_match
 from riebench.regions import RegionMasks, to_grid
 from riebench.registry import METHODS
 from riebench.saes.core import SparseAutoencoder
-from riebench.schema import EditExample
-from riebench.trace import Trace
+from riebench.schema import EditExample, RegionRule
+from riebench.selection import means, unit_normalised
+from riebench.traces import Trace
+from riebench.units import UnitMeter
+from riebench.values import Stepwise, Values
 
 Role = Literal["source", "target"]
 Need = Literal["updates", "saes", "units"]
+
+ROLES: tuple[Role, Role] = ("source", "target")
+
+ENCODED_AT_A_TIME = 512
+"""Positions of a long run whose feature values are computed together."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,9 @@ class Reuse:
 class ExampleRuns:
     """One example's source and target run, shared by all settings.
 
-    Feature values are computed once per block and SAE and kept as long as this object.
+    Feature values are computed once per block and SAE and kept as long as this object. Of a long run
+    (`riebench.footprint`) only their means are; `values` and `features` then read the trace step by step. `updates`,
+    `masked` and `codes` always give whole tensors, which for a long run are large.
 
     Attributes:
         example: the edit.
@@ -43,6 +53,8 @@ class ExampleRuns:
         rows: which row of it is the source run, and which the target run.
         masks: its regions.
         unit_layers: block -> number of its feed-forward layers; empty if units were not captured.
+        measure: takes the means of units that are too many for the trace; None if the trace has them.
+        rule: the region rule of the example's category.
     """
 
     example: EditExample
@@ -51,7 +63,16 @@ class ExampleRuns:
     rows: Mapping[Role, int]
     masks: RegionMasks
     unit_layers: Mapping[str, int] = field(default_factory=dict)
+    measure: Callable[[ExampleRuns], UnitMeter] | None = None
+    rule: RegionRule = "edit"
     _codes: dict[tuple[Role, str, int], Tensor] = field(default_factory=dict, repr=False)
+    _means: dict[tuple[Role, str, int, str], Tensor] = field(default_factory=dict, repr=False)
+    _meter: UnitMeter | None = field(default=None, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of both runs."""
+        return self.trace.steps_of(self.trace.sites[0])
 
     def positions(self, role: Role, site: str) -> Tensor:
         """Masked positions on the grid of a site's block, int64 [P]."""
@@ -73,6 +94,73 @@ class ExampleRuns:
         if key not in self._codes:
             self._codes[key] = sae.contributions(self.masked(role, block))
         return self._codes[key]
+
+    def values(self, role: Role, site: str) -> Values:
+        """Updates or units at the masked positions, [T, P, width]; for a long run, read step by step."""
+        if not self.trace.long:
+            return self.masked(role, site)
+        positions, row = self.positions(role, site), self.rows[role]
+
+        def read(step: int, columns: Tensor | None) -> Tensor:
+            kept = self.trace.step_row(site, row, step)
+            values = kept[positions.to(kept.device)].float()
+            return values if columns is None else values[:, columns.to(values.device)]
+
+        return Stepwise(read, (self.trace.steps_of(site), len(positions), self.trace.width_of(site)))
+
+    def features(self, role: Role, block: str, sae: SparseAutoencoder) -> Values:
+        """Feature values at the masked positions, [T, P, n]; for a long run, computed step by step."""
+        if not self.trace.long:
+            return self.codes(role, block, sae)
+        updates = self.values(role, block)
+
+        def read(step: int, columns: Tensor | None) -> Tensor:
+            parts = [sae.contributions(part) for part in updates[step].split(ENCODED_AT_A_TIME)]
+            return torch.cat([part if columns is None else part[:, columns] for part in parts])
+
+        return Stepwise(read, (*updates.shape[:2], sae.n))
+
+    def feature_means(self, role: Role, block: str, sae: SparseAutoencoder, aggregate: str) -> Tensor:
+        """Mean of each feature over the masked positions, as `riebench.selection.means`: float32 [n]."""
+        if not self.trace.long:
+            return means(self.codes(role, block, sae), aggregate)
+        key = (role, block, id(sae), aggregate)
+        if key not in self._means:
+            self._means[key] = _streamed(self.features(role, block, sae), aggregate)
+        return self._means[key]
+
+    def firing_rates(self, role: Role, block: str, sae: SparseAutoencoder) -> Tensor:
+        """Share of steps and masked positions at which each feature is live: float32 [n]."""
+        if not self.trace.long:
+            return (self.codes(role, block, sae) > 0).float().mean((0, 1))
+        key = (role, block, id(sae), "rate")
+        if key not in self._means:
+            features = self.features(role, block, sae)
+            steps = [(features[step] > 0).float().mean(0) for step in range(features.shape[0])]
+            self._means[key] = torch.stack(steps).mean(0)
+        return self._means[key]
+
+    def unit_means(self, role: Role, site: str, aggregate: str) -> Tensor:
+        """Mean of each unit over the masked positions, each divided by its norm there: float32 [units]."""
+        if self.measure is None:
+            return means(unit_normalised(self.masked(role, site)), aggregate)
+        if self._meter is None:
+            self._meter = self.measure(self)
+        return self._meter.mean(ROLES.index(role), site, aggregate)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept: the whole trace, feature values and means."""
+        tensors = [*self._codes.values(), *self._means.values()]
+        meter = 0 if self._meter is None else self._meter.nbytes
+        return self.trace.nbytes + meter + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _streamed(values: Values, aggregate: str) -> Tensor:
+    """`riebench.selection.means` of values that are read step by step."""
+    if aggregate == "mean":
+        return torch.stack([means(values[step][None]) for step in range(values.shape[0])]).mean(0)
+    return means(values[0][None], aggregate)
 
 
 @dataclass(frozen=True)
@@ -98,6 +186,20 @@ class EditContext:
         if block not in self.saes:
             raise RiebenchError(f"no SAE for block {block}; give a folder that has one")
         return self.saes[block]
+
+
+    def seen(self, delete_uses_target: bool) -> EditContext:
+        """What a method sees of a deletion: the target run, or, as published before October 2025, the source run twice.
+
+        Seen twice, a run has nothing to tell apart, and what is added and removed is the same.
+        """
+        if delete_uses_target or self.runs.rule != "delete":
+            return self
+        runs, row = self.runs, self.runs.rows["source"]
+        example = runs.example.model_copy(update={"target": runs.example.source})
+        rows: dict[Role, int] = {"source": row, "target": row}
+        twice = replace(runs, example=example, rows=rows, _codes={}, _means={}, _meter=None)
+        return replace(self, runs=twice)
 
 
 @dataclass(frozen=True)

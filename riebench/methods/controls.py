@@ -12,6 +12,7 @@ from torch import Tensor
 from riebench.edits import Branch, Edit, Placed, SiteEdit, Term
 from riebench.methods.base import EditContext, Reuse, Role, method
 from riebench.methods.features import choose_features, feature_transfer
+from riebench.values import scaled
 
 NEAREST = 8
 """A random feature is drawn from this many live ones of most similar firing rate."""
@@ -73,7 +74,7 @@ def _alike(
     ctx: EditContext, block: str, role: Role, features: Tensor, taken: Tensor, generator: torch.Generator
 ) -> Tensor:
     """One live feature of similar firing rate for each given one, none twice: int64 [at most as many]."""
-    rate = (ctx.runs.codes(role, block, ctx.sae(block)) > 0).float().mean((0, 1)).cpu()
+    rate = ctx.runs.firing_rates(role, block, ctx.sae(block)).cpu()
     free = rate > 0
     free[taken.cpu()] = False
     drawn = []
@@ -90,8 +91,9 @@ def _alike(
 
 def _matched(ctx: EditContext, block: str, drawn: Placed, wanted: Placed) -> Placed:
     """`drawn`, scaled step by step to the norm of `wanted`; where only one of them is silent, to the whole norm."""
-    updates = ctx.runs.updates("source", block)
-    size, goal = (_norms(placed, updates) for placed in (drawn, wanted))
+    kept = ctx.runs.trace.step_row(block, ctx.runs.rows["source"], 0)
+    blank = torch.zeros(kept.shape, device=kept.device)
+    size, goal = (_norms(placed, blank, ctx.runs.trace.steps_of(block)) for placed in (drawn, wanted))
     live = size > 0
     factors = torch.where(live, goal / size.where(live, torch.ones_like(size)), torch.zeros_like(size))
     # Steps at which the drawn features are silent cannot carry their share: the others carry it for them.
@@ -101,13 +103,13 @@ def _matched(ctx: EditContext, block: str, drawn: Placed, wanted: Placed) -> Pla
     return Placed(tuple(_scaled(term, factors) for term in drawn.terms))
 
 
-def _norms(placed: Placed, like: Tensor) -> Tensor:
-    deltas = [placed.delta(step, like[step]) for step in range(like.shape[0])]
-    return torch.stack([like.new_zeros(()) if delta is None else delta.norm() for delta in deltas])
+def _norms(placed: Placed, blank: Tensor, steps: int) -> Tensor:
+    deltas = (placed.delta(step, blank) for step in range(steps))
+    return torch.stack([blank.new_zeros(()) if delta is None else delta.norm() for delta in deltas])
 
 
 def _scaled(term: Term, factors: Tensor) -> Term:
-    return replace(term, values=term.values * factors[:, None, None])
+    return replace(term, values=scaled(term.values, factors))
 
 
 def _generator(ctx: EditContext, draw: int) -> torch.Generator:

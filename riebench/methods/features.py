@@ -8,7 +8,8 @@ from torch import Tensor
 
 from riebench.edits import Adaptive, Basis, Branch, Edit, Placed, SiteEdit, transfer
 from riebench.methods.base import EditContext, method
-from riebench.selection import Choice, choose, means
+from riebench.selection import Choice, choose
+from riebench.values import pick
 
 
 @method("sae", access="PAM", needs=("updates", "saes"))
@@ -22,6 +23,7 @@ def sae(
     add_at: Literal["target", "source"] = "target",
     add_only: bool = False,
     adaptive: bool = False,
+    delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
     """Switches on the features that the target run has more of, and off those that the source run has more of.
@@ -33,11 +35,14 @@ def sae(
         ranking: all blocks compete for `n_features`, or each block switches that many.
         values: each position keeps its own value, or gets the mean over the region.
         add_at: adds at the target region, or (the mean) at the source region.
-        add_only: switches nothing off.
+        add_only: switches nothing off, as the published scripts did before October 2025.
         adaptive: takes away what the features to remove contribute in the edited run itself, instead of in the
             source run.
+        delete_uses_target: false reads the source run in place of the target run where an object is deleted, as the
+            published scripts did before October 2025.
         branch: what happens to the guidance halves.
     """
+    ctx = ctx.seen(delete_uses_target)
     choice = choose_features(ctx, n_features, rank, ranking)
     sites: dict[str, SiteEdit] = {}
     for block in ctx.blocks:
@@ -64,7 +69,7 @@ def choose_features(ctx: EditContext, count: int, rank: str, ranking: str) -> Ch
         ranking: "joint" or "separate".
     """
     target, source = (
-        {block: means(ctx.runs.codes(role, block, ctx.sae(block)), rank) for block in ctx.blocks}
+        {block: ctx.runs.feature_means(role, block, ctx.sae(block), rank) for block in ctx.blocks}
         for role in ("target", "source")
     )
     if ranking == "joint":
@@ -92,8 +97,8 @@ def feature_transfer(
     """
     autoencoder, runs = ctx.sae(block), ctx.runs
     return transfer(
-        runs.codes("target", block, autoencoder)[..., add],
-        runs.codes("source", block, autoencoder)[..., remove],
+        pick(runs.features("target", block, autoencoder), add),
+        pick(runs.features("source", block, autoencoder), remove),
         runs.positions("target", block),
         runs.positions("source", block),
         target_basis=Basis(directions=autoencoder.directions[add]),

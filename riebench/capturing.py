@@ -1,0 +1,111 @@
+"""What is captured of source and target runs, within the limits of `riebench.footprint`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from riebench.blocks import ATTENTION, kind, short_name, unit_site
+from riebench.footprint import Footprint, examples_together, footprint
+from riebench.generate import Capture, Generator
+from riebench.hooks import known_sites, unit_layers
+from riebench.methods.base import ROLES, ExampleRuns
+from riebench.planning import Prepared, Work
+from riebench.schema import BLOCKS
+from riebench.shapes import unet_shape
+from riebench.units import UnitMeter
+
+
+class CapturePlan:
+    """Decides what is captured of which examples.
+
+    Args:
+        generator: runs the model.
+        prepared: setting name -> setting, ready to run.
+        looks_at_attention: whether an example's masks need text attention.
+    """
+
+    def __init__(
+        self, generator: Generator, prepared: Mapping[str, Prepared], looks_at_attention: Callable[[Work], bool]
+    ) -> None:
+        self.generator = generator
+        self.prepared = prepared
+        self.looks_at_attention = looks_at_attention
+        model = generator.model
+        self._sites = known_sites(model.unet)
+        self._shape = unet_shape(model.unet.config, model.pipe.vae_scale_factor)
+        blocks = self._attention_blocks()
+        # The usual blocks count even where a setting uses one of them alone: it is then treated alike in all company.
+        self._usual = self._footprint(blocks, blocks, blocks)
+
+    def footprint(self, works: Sequence[Work]) -> Footprint:
+        """What one example leaves behind, at most."""
+        updates, units = self._blocks(works)
+        return self._footprint(updates, units, self._attention_blocks() if self._looked(works) else ())
+
+    def is_long(self, works: Sequence[Work]) -> bool:
+        """Whether 16 bits are kept of each number."""
+        return self._usual.long or self.footprint(works).long
+
+    def examples(self, works: Sequence[Work], batch_size: int) -> int:
+        """How many of some examples are in memory together."""
+        nbytes = self.footprint(works).nbytes(long=self.is_long(works), metered=self._is_metered(works))
+        return examples_together(nbytes, batch_size)
+
+    def captures(self, works: Sequence[Work]) -> list[Capture]:
+        """Updates and units first, then text attention."""
+        updates, units = self._blocks(works)
+        sites = () if self._is_metered(works) else self._unit_sites(units)
+        looked = self._attention_blocks() if self._looked(works) else ()
+        long = self.is_long(works)
+        return [Capture((*updates, *sites), long=long), Capture(looked, ("attention",), long=long)]
+
+    def measure(self, work: Work) -> Callable[[ExampleRuns], UnitMeter] | None:
+        """What takes the means of an example's units, if they are too many to be captured."""
+        _, units = self._blocks([work])
+        if not units or not self._is_metered([work]):
+            return None
+        sites = self._unit_sites(units)
+
+        def meter(runs: ExampleRuns) -> UnitMeter:
+            found = UnitMeter(lambda row, site: runs.positions(ROLES[row], site))
+            prompts = [runs.example.source, runs.example.target]
+            self.generator.generate(prompts, [work.noise] * 2, capture=Capture(sites, sink=found))
+            return found
+
+        return meter
+
+    @property
+    def unit_layers(self) -> dict[str, int]:
+        """Block -> number of its feed-forward layers, for all settings that switch units."""
+        users = (one.setting for one in self.prepared.values() if "units" in one.method.needs)
+        blocks = {block for setting in users for block in setting.blocks}
+        return {short_name(block): unit_layers(self.generator.model.unet, block) for block in blocks}
+
+    def _blocks(self, works: Sequence[Work]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Blocks whose updates are needed, and blocks whose units are."""
+        updates: dict[str, None] = {}
+        units: dict[str, None] = {}
+        for name in dict.fromkeys(unit.setting.name for work in works for unit in work.units):
+            one = self.prepared[name]
+            blocks = dict.fromkeys(short_name(block) for block in one.setting.blocks)
+            updates |= blocks if one.method.needs else {}
+            units |= blocks if "units" in one.method.needs else {}
+        return tuple(updates), tuple(units)
+
+    def _footprint(self, updates: Sequence[str], units: Sequence[str], attention: Sequence[str]) -> Footprint:
+        spec = self.generator.model.spec
+        return footprint(self._shape, spec.size, spec.steps, updates, units, attention)
+
+    def _is_metered(self, works: Sequence[Work]) -> bool:
+        return self._usual.metered or self.footprint(works).metered
+
+    def _unit_sites(self, blocks: Sequence[str]) -> tuple[str, ...]:
+        unet = self.generator.model.unet
+        return tuple(unit_site(block, layer) for block in blocks for layer in range(unit_layers(unet, block)))
+
+    def _looked(self, works: Sequence[Work]) -> bool:
+        return any(self.looks_at_attention(work) for work in works)
+
+    def _attention_blocks(self) -> tuple[str, ...]:
+        usual = tuple(block for block in BLOCKS if block in self._sites)
+        return usual or tuple(site for site in self._sites if kind(site) == ATTENTION)

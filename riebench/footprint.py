@@ -1,0 +1,89 @@
+"""How much of an example's source and target run is kept in memory, and in which form.
+
+Updates and text attention: in float32 up to `SHORT_RUN`, with feature values and edits as tensors. Above it in 16 bits;
+feature values are computed again whenever a step needs them, and edits read the trace instead of keeping values.
+
+Feed-forward units: in float32 up to `UNITS_KEPT`. Above it they are not kept: source and target are generated once more
+and give the means that ranking needs, and edits read the units from runs generated beside the edited picture.
+
+Examples in memory together: half a batch, or as many as fit into `HELD_TOGETHER`, at least one.
+
+The limits are compared with the float32 size, which follows from model, steps and size alone, so that a setting is
+treated alike on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from riebench.shapes import Shape
+
+RUNS = 2
+"""Source and target."""
+FULL, HALF = 4, 2
+"""Bytes of a number in float32 and in 16 bits."""
+TOKENS = 77
+"""Tokens a text attention map has."""
+
+SHORT_RUN = 64 * 2**20
+"""Bytes of one example's updates and attention in float32 up to which they are kept so. SDXL Turbo's four blocks at 4
+steps need 44 MB; SDXL Base's at 20 steps and 1024 pixels would need 840 MB."""
+UNITS_KEPT = 128 * 2**20
+"""Bytes of one example's feed-forward units in float32 up to which they are kept."""
+HELD_TOGETHER = 2**30
+"""Bytes of traces in memory at a time, unless one example alone needs more."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one example's source and target run leave behind.
+
+    Attributes:
+        numbers: of updates and attention.
+        units: numbers of feed-forward units.
+    """
+
+    numbers: int
+    units: int = 0
+
+    @property
+    def long(self) -> bool:
+        """Whether 16 bits are kept of each number."""
+        return self.numbers * FULL > SHORT_RUN
+
+    @property
+    def metered(self) -> bool:
+        """Whether only means of the units are kept."""
+        return self.units * FULL > UNITS_KEPT
+
+    def nbytes(self, *, long: bool, metered: bool) -> int:
+        """Bytes of the trace, kept in 16 bits if `long`, without units if `metered`."""
+        return (self.numbers + (0 if metered else self.units)) * (HALF if long else FULL)
+
+
+def examples_together(nbytes: int, batch_size: int) -> int:
+    """How many examples of a size are in memory together."""
+    return max(1, min(batch_size // 2, HELD_TOGETHER // max(1, nbytes)))
+
+
+def footprint(
+    shape: Shape, size: int, steps: int, updates: Iterable[str], units: Iterable[str] = (),
+    attention: Iterable[str] = (),
+) -> Footprint:  # fmt: skip
+    """What one example leaves behind.
+
+    Args:
+        shape: the model's measures.
+        size: picture side in pixels.
+        steps: denoising steps.
+        updates: blocks whose updates are captured.
+        units: blocks whose feed-forward units methods ask for.
+        attention: blocks whose text attention is captured.
+    """
+    places = RUNS * steps
+    return Footprint(
+        numbers=places * sum(shape.width(block) * shape.positions(block, size) for block in updates)
+        + places * sum(TOKENS * shape.positions(block, size) for block in attention),
+        units=places * sum(shape.units(block) * shape.positions(block, size) for block in units),
+    )
