@@ -19,10 +19,9 @@ from riebench.saes.formats import (
     folder_name,
     load_sae,
     load_saes,
-    model_saes,
-    resolve_root,
     save_sdxl_unbox,
 )
+from riebench.saes.sources import model_saes
 from riebench.schema import BLOCKS
 
 N, D, K = 6, 4, 2
@@ -96,7 +95,7 @@ def test_normalised_positions_are_undone_and_their_features_scaled() -> None:
         ({"pre_bias": torch.zeros(D + 1), "k": K}, "pre_bias has shape"),
         ({"encoder": torch.full((N, D), float("nan")), "k": K}, "not finite"),
         ({"encoder": torch.zeros(N, D, 1, 1), "k": K}, "two axes"),
-        ({"activation": "jump"}, "thresholds"),
+        ({"activation": "jump"}, "needs a tensor threshold"),
     ],
 )
 def test_damaged_saes_are_refused(change: dict[str, Any], message: str) -> None:
@@ -161,14 +160,6 @@ def test_k_chooses_among_several(tmp_path: Path) -> None:
         load_saes(tmp_path, ["mid.0"])
     with pytest.raises(RiebenchError, match=r"no SAE for mid.0 with k = 9"):
         load_saes(tmp_path, ["mid.0"], k=9)
-
-
-def test_sources_as_the_user_writes_them(tmp_path: Path) -> None:
-    assert resolve_root(f"{tmp_path}#k=7") == (tmp_path, 7)
-    assert resolve_root(str(tmp_path)) == (tmp_path, None)
-    for wrong in (f"{tmp_path}#k=x", str(tmp_path / "absent")):
-        with pytest.raises(RiebenchError):
-            resolve_root(wrong)
 
 
 def test_what_is_no_sae_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -11,14 +11,19 @@ folded into the encoder they would change which features win a top-k.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from riebench.errors import RiebenchError
+from riebench.errors import RiebenchError, near_match
 
-Activation = Literal["topk", "relu", "jump"]
+Activation = Literal["topk", "relu", "jump", "gated", "groupmax", "topk-signed", "abstopk"]
+Normalise = Literal["none", "layer", "norm"]
+Signal = Literal["update", "output"]
+
+_COUNTING: tuple[Activation, ...] = ("topk", "groupmax", "topk-signed", "abstopk")
+_NEEDED: dict[Activation, tuple[str, ...]] = {"jump": ("threshold",), "gated": ("gate_bias", "gate_scale")}
 
 
 class SparseAutoencoder(nn.Module):
@@ -30,12 +35,21 @@ class SparseAutoencoder(nn.Module):
         pre_bias: [d], subtracted before the encoder.
         decoder_bias: [d], added after the decoder.
         latent_bias: [n].
-        k: features kept per position; needed by "topk".
-        activation: "topk" (the k largest, then relu), "relu", or "jump" (relu where above `threshold`).
+        k: features kept per position; needed by the activations that count, for the record with the others.
+        activation: "topk" (the k largest, then relu), "relu", "jump" (relu where above `threshold`), "gated" (see
+            `gate_bias`), "groupmax" (relu, then the largest of each of k neighbouring groups), "topk-signed" (the k
+            largest, negative ones too), or "abstopk" (the k largest by size, signs kept).
         threshold: [n], for "jump".
-        normalise: "none", or "layer" for (x - mean) / (std + 1e-5) per position.
-        signal: what it was trained on: a block's "update" or its "output".
+        gate_bias: [n], for "gated": with q = (u - pre_bias) @ encoder^T a feature is open where q + gate_bias > 0,
+            and its value is relu(q * gate_scale + latent_bias).
+        gate_scale: [n], see there.
+        normalise: "none"; "layer" for (x - mean) / (std + 1e-5) per position; "norm" for x * sqrt(d) / |x|.
+        signal: what it was trained on: a block's "update" or its "output"; None if the file does not say.
+        block: short name of the block it was trained on, if the file says.
         sha256: hash of the stored weights, for the run's identity.
+
+    Attributes:
+        format: name of the format it was read from, set by the loader.
 
     Raises:
         RiebenchError: if shapes do not fit, a number is not finite, k is not in 1..n, or a direction is zero.
@@ -52,8 +66,11 @@ class SparseAutoencoder(nn.Module):
         k: int | None = None,
         activation: Activation = "topk",
         threshold: Tensor | None = None,
-        normalise: Literal["none", "layer"] = "none",
-        signal: Literal["update", "output"] = "update",
+        gate_bias: Tensor | None = None,
+        gate_scale: Tensor | None = None,
+        normalise: Normalise = "none",
+        signal: Signal | None = "update",
+        block: str | None = None,
         sha256: str = "",
     ) -> None:
         super().__init__()
@@ -64,14 +81,15 @@ class SparseAutoencoder(nn.Module):
         self.decoder_bias: Tensor
         self.latent_bias: Tensor
         self.threshold: Tensor | None
-        _check(encoder, directions, pre_bias, decoder_bias, latent_bias, threshold)
+        self.gate_bias: Tensor | None
+        self.gate_scale: Tensor | None
+        optional = {"threshold": threshold, "gate_bias": gate_bias, "gate_scale": gate_scale}
+        _check(encoder, directions, pre_bias, decoder_bias, latent_bias, optional)
         n, d = encoder.shape
-        if activation == "topk" and (k is None or not 1 <= k <= n):
-            raise RiebenchError(f"an SAE of {n} features cannot keep k = {k}; k must be 1 to {n}")
-        if activation == "jump" and threshold is None:
-            raise RiebenchError("an SAE with activation 'jump' needs its thresholds")
+        _check_activation(activation, k, n, optional)
         self.n, self.d, self.k = n, d, k
         self.activation, self.normalise, self.signal, self.sha256 = activation, normalise, signal, sha256
+        self.block, self.format = block, ""
         lengths = directions.float().norm(dim=1)
         if not bool((lengths > 0).all()):
             raise RiebenchError(f"{int((lengths == 0).sum())} of {n} SAE directions are zero; the file is damaged")
@@ -81,7 +99,8 @@ class SparseAutoencoder(nn.Module):
         self.register_buffer("pre_bias", pre_bias.float())
         self.register_buffer("decoder_bias", decoder_bias.float())
         self.register_buffer("latent_bias", latent_bias.float())
-        self.register_buffer("threshold", None if threshold is None else threshold.float())
+        for name, tensor in optional.items():
+            self.register_buffer(name, None if tensor is None else tensor.float())
 
     def encode(self, x: Tensor) -> Tensor:
         """Feature values.
@@ -90,7 +109,7 @@ class SparseAutoencoder(nn.Module):
             x: [..., d], any leading shape; computed in float32.
 
         Returns:
-            float32 [..., n], dense, not negative.
+            float32 [..., n], dense; not negative unless the activation keeps signs.
 
         Raises:
             RiebenchError: if the last size is not d.
@@ -99,7 +118,11 @@ class SparseAutoencoder(nn.Module):
             raise RiebenchError(f"the SAE is made for width {self.d}, but the activation has {x.shape[-1]}")
         u = x.float()
         if self.normalise == "layer":
-            u = (u - u.mean(-1, keepdim=True)) / (u.std(-1, keepdim=True) + 1e-5)
+            u = (u - u.mean(-1, keepdim=True)) / self.scale(x)
+        elif self.normalise == "norm":
+            u = u / self.scale(x)
+        if self.activation == "gated":
+            return self._gated(nn.functional.linear(u - self.pre_bias, self.encoder)) * self.row_scale
         p = nn.functional.linear(u - self.pre_bias, self.encoder, self.latent_bias)
         return self._activate(p) * self.row_scale
 
@@ -118,13 +141,17 @@ class SparseAutoencoder(nn.Module):
             return x
         if like is None:
             raise ValueError("this SAE normalises each position: decode needs the input it was encoded from")
-        return x * self.scale(like) + like.float().mean(-1, keepdim=True)
+        x = x * self.scale(like)
+        return x + like.float().mean(-1, keepdim=True) if self.normalise == "layer" else x
 
     def scale(self, x: Tensor) -> Tensor:
         """How much a feature value of 1 moves the activation at each position: float32 [..., 1]."""
-        if self.normalise == "none":
-            return torch.ones_like(x[..., :1], dtype=torch.float32)
-        return x.float().std(-1, keepdim=True) + 1e-5
+        if self.normalise == "layer":
+            return x.float().std(-1, keepdim=True) + 1e-5
+        if self.normalise == "norm":
+            # A position of zeros has no direction to keep; any positive scale leaves it at zero.
+            return (x.float().norm(dim=-1, keepdim=True) / self.d**0.5).clamp(min=torch.finfo(torch.float32).tiny)
+        return torch.ones_like(x[..., :1], dtype=torch.float32)
 
     def contributions(self, x: Tensor) -> Tensor:
         """Feature values in units of the activation: `contributions(x) @ directions` is what the features add."""
@@ -138,13 +165,37 @@ class SparseAutoencoder(nn.Module):
             assert self.threshold is not None
             return p.relu() * (p > self.threshold)
         assert self.k is not None
+        if self.activation == "groupmax":
+            best, place = p.relu().unflatten(-1, (self.k, -1)).max(dim=-1, keepdim=True)
+            grouped = torch.zeros_like(p).unflatten(-1, (self.k, -1))
+            return grouped.scatter_(-1, place, best).flatten(-2)
+        if self.activation == "abstopk":
+            indices = p.abs().topk(self.k, dim=-1).indices
+            return torch.zeros_like(p).scatter_(-1, indices, p.gather(-1, indices))
         values, indices = p.topk(self.k, dim=-1)
-        return torch.zeros_like(p).scatter_(-1, indices, values.relu())
+        kept = values if self.activation == "topk-signed" else values.relu()
+        return torch.zeros_like(p).scatter_(-1, indices, kept)
+
+    def _gated(self, q: Tensor) -> Tensor:
+        assert self.gate_bias is not None and self.gate_scale is not None
+        return (q * self.gate_scale + self.latent_bias).relu() * (q + self.gate_bias > 0)
+
+
+def _check_activation(activation: Activation, k: int | None, n: int, optional: dict[str, Tensor | None]) -> None:
+    if activation not in get_args(Activation):
+        raise RiebenchError(f"unknown SAE activation {activation!r}{near_match(activation, get_args(Activation))}")
+    if activation in _COUNTING and (k is None or not 1 <= k <= n):
+        raise RiebenchError(f"an SAE of {n} features cannot keep k = {k}; k must be 1 to {n}")
+    if activation == "groupmax" and k is not None and n % k:
+        raise RiebenchError(f"{n} features cannot be split into k = {k} groups of one size; check k")
+    missing = [name for name in _NEEDED.get(activation, ()) if optional[name] is None]
+    if missing:
+        raise RiebenchError(f"an SAE with activation {activation!r} needs a tensor {' and '.join(missing)}")
 
 
 def _check(
     encoder: Tensor, directions: Tensor, pre_bias: Tensor, decoder_bias: Tensor, latent_bias: Tensor,
-    threshold: Tensor | None,
+    optional: dict[str, Tensor | None],
 ) -> None:  # fmt: skip
     if encoder.dim() != 2:
         raise RiebenchError(f"an SAE's encoder has two axes (features, width), this one has shape {[*encoder.shape]}")
@@ -153,8 +204,7 @@ def _check(
         "directions": (directions, (n, d)), "pre_bias": (pre_bias, (d,)), "decoder_bias": (decoder_bias, (d,)),
         "latent_bias": (latent_bias, (n,)),
     }  # fmt: skip
-    if threshold is not None:
-        expected["threshold"] = (threshold, (n,))
+    expected |= {name: (tensor, (n,)) for name, tensor in optional.items() if tensor is not None}
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise RiebenchError(f"SAE tensor {name} has shape {[*tensor.shape]}, expected {[*shape]}")

@@ -1,307 +1,217 @@
-"""Reading and writing stored autoencoders; the native layout is that of the sdxl-unbox project.
+"""Finding and loading stored autoencoders, whatever their format.
 
-A checkpoint folder holds `state_dict.pth` and `config.json`, and may hold `mean.pt` and `std.pt` (per feature, over
-the positions where it is active). A root folder holds one checkpoint per block, under the block's long or short name,
-each with or without a `final` folder inside.
+A checkpoint is a folder, the folder around its `final`, or a single file. A root folder holds one checkpoint per block,
+under the block's long or short name; anything may follow the name after "_k".
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
 
 from riebench.blocks import SDXL_BLOCKS, long_name, module_path, short_name
 from riebench.errors import RiebenchError
-from riebench.files import file_sha256, write_atomic
-from riebench.presets import ASSET
-from riebench.registry import SAE_FORMATS
 from riebench.saes.core import SparseAutoencoder
+from riebench.saes.readers import SaeFormat, sae_formats
+from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
+from riebench.saes.stored import Checkpoint, SaeOptions
 
-if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+__all__ = [
+    "available", "checkpoint_at", "folder_name", "load_sae", "load_saes", "matching", "save_sdxl_unbox",
+]  # fmt: skip
 
-WEIGHTS, CONFIG = "state_dict.pth", "config.json"
-_TENSORS = ("encoder.weight", "decoder.weight", "pre_bias", "latent_bias")
-_COUNTERS = ("stats_last_nonzero",)
+MAPPING = "mapping"
+_NOTHING = SaeOptions()
 
 
-def load_sae(path: Path) -> SparseAutoencoder:
+def load_sae(path: Path, options: SaeOptions = _NOTHING) -> SparseAutoencoder:
     """Loads one checkpoint, whatever its format.
 
     Args:
-        path: the checkpoint folder, or the folder around its `final`.
+        path: the checkpoint's folder or file, or the folder around its `final`.
+        options: what the user says about it.
 
     Raises:
-        RiebenchError: if the format is not known or the checkpoint is damaged.
+        RiebenchError: if the format is not known, the checkpoint is damaged, or it contradicts the options.
     """
-    folder = _checkpoint(path)
-    if folder is None:
-        raise RiebenchError(
-            f"{path} holds no SAE that riebench can read ({WEIGHTS} with {CONFIG}); known formats: "
-            f"{', '.join(SAE_FORMATS.names())}"
-        )
-    reader: Any = SAE_FORMATS.get("sdxl-unbox")
-    sae: SparseAutoencoder = reader(folder)
+    found = checkpoint_at(path, options)
+    if found is None:
+        raise _unreadable(path, options)
+    checkpoint, sae_format = found
+    sae = sae_format.read(checkpoint)
+    sae.format = sae_format.name
+    _settle(sae, path, options)
     return sae
 
 
-def load_saes(root: Path, blocks: Iterable[str], *, k: int | None = None) -> dict[str, SparseAutoencoder]:
-    """Loads one SAE per block from a root folder (or a checkpoint folder, if one block is asked for).
+def _settle(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> None:
+    """Joins what the file says with what its name and the user say."""
+    if options.signal is not None and sae.signal not in (None, options.signal):
+        raise RiebenchError(f"{path} was trained on block {sae.signal}s, not on {options.signal}s")
+    sae.signal = sae.signal or options.signal
+    if options.k is not None and sae.k not in (None, options.k):
+        raise RiebenchError(f"{path} has k = {sae.k}, not {options.k}")
+    named = _block_of(path) or (_block_of(path.parent) if path.name == "final" or path.is_file() else None)
+    if sae.block and named and sae.block != named:
+        raise RiebenchError(f"{path} is named for block {named}, but was trained on {sae.block}; rename it")
+    sae.block = sae.block or named
+
+
+def load_saes(
+    root: Path, blocks: Iterable[str], *, k: int | None = None, options: SaeOptions = _NOTHING
+) -> dict[str, SparseAutoencoder]:
+    """Loads one SAE per block from a root folder (or a checkpoint, if one block is asked for).
 
     Args:
-        root: the folder.
+        root: the folder, or a checkpoint.
         blocks: short names.
         k: takes the checkpoint with this k where the root has several for a block.
+        options: what else the user says.
 
     Returns:
         Block -> SAE in evaluation mode.
 
     Raises:
-        RiebenchError: if a block has no checkpoint, or several and k does not tell them apart.
+        RiebenchError: if a block has no checkpoint, several that k does not tell apart, or one made for another block.
     """
     names = [short_name(block) for block in blocks]
-    if not root.is_dir():
+    options = options if k is None else replace(options, k=k)
+    if not root.exists():
         raise RiebenchError(f"no SAE folder {root}; give a folder with one checkpoint per block")
-    if _checkpoint(root) is not None:
+    if checkpoint_at(root, options) is not None or root.is_file():
         if len(names) != 1:
             raise RiebenchError(f"{root} is a single SAE, but blocks {', '.join(names)} are asked for; name its root")
-        return {names[0]: load_sae(root).eval()}
-    return {name: load_sae(_find(root, name, k)).eval() for name in names}
+        saes = {names[0]: load_sae(root, options)}
+    else:
+        found = available(root, options)
+        saes = {name: load_sae(_choose(root, found, name, options), options) for name in names}
+    for name, sae in saes.items():
+        if sae.block not in (None, name):
+            raise RiebenchError(f"{root}: the SAE was trained on block {sae.block}, not on {name}")
+    return {name: sae.eval() for name, sae in saes.items()}
 
 
-def available(root: Path) -> dict[str, list[Path]]:
-    """Block -> its checkpoint folders below a root."""
+def available(root: Path, options: SaeOptions = _NOTHING) -> dict[str, list[Path]]:
+    """Block -> its checkpoints below a root."""
     found: dict[str, list[Path]] = {}
-    for child in sorted(path for path in root.iterdir() if path.is_dir()):
-        folder = _checkpoint(child)
-        block = _block_of(child.name)
-        if folder is not None and block is not None:
-            found.setdefault(block, []).append(folder)
+    for child in sorted(root.iterdir()):
+        block = _block_of(child)
+        if block is not None:
+            checkpoint = checkpoint_at(child, options)
+            if checkpoint is not None:
+                found.setdefault(block, []).append(checkpoint[0].path)
     return found
 
 
-def resolve_root(source: str, *, offline: bool = False) -> tuple[Path, int | None]:
-    """Where SAEs named by the user lie on this machine.
-
-    Args:
-        source: "FOLDER" or "hf://OWNER/NAME[@REVISION]", either with "#k=N" behind it to choose among several.
-        offline: uses only what is in the cache.
-
-    Returns:
-        The folder, and k if it was given.
+def matching(root: Path, options: SaeOptions) -> list[Path]:
+    """Every checkpoint that a place holds: itself, or all below it, with the k that is asked for.
 
     Raises:
-        RiebenchError: if there is no such folder, or the hub does not give it.
+        RiebenchError: if there is none.
     """
-    place, _, choice = source.partition("#")
-    if choice and not (choice.startswith("k=") and choice[2:].isdigit()):
-        raise RiebenchError(f"SAE source {source!r}: after '#' only k=NUMBER is known")
-    k = int(choice[2:]) if choice else None
-    if not place.startswith("hf://"):
-        path = Path(place).expanduser()
-        if not path.is_dir():
-            raise RiebenchError(f"no SAE folder {place}; give a folder, or hf://OWNER/NAME[@REVISION]")
-        return path, k
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = place.removeprefix("hf://").partition("@")
-    patterns = [f"*{WEIGHTS}", f"*{CONFIG}", "*mean.pt", "*std.pt"]
-    try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=patterns, local_files_only=offline)
-    except (OSError, ValueError) as error:
-        raise RiebenchError(f"cannot fetch SAEs {place}: {str(error).splitlines()[0]}") from error
-    return Path(folder), k
+    if checkpoint_at(root, options) is not None or not root.is_dir():
+        return [root]
+    paths = [path for paths in available(root, options).values() for path in paths]
+    wanted = [path for path in paths if options.k is None or _k_of(path, options) == options.k]
+    if not wanted:
+        raise _unreadable(root, options)
+    return wanted
 
 
-def model_saes(
-    source: str | None, model: LoadedModel, blocks: Iterable[str], *, offline: bool = False
-) -> dict[str, SparseAutoencoder]:
-    """SAEs for some blocks of a model, on its device.
-
-    Args:
-        source: see `resolve_root`; None for the model preset's own.
-        model: the generating model.
-        blocks: short names.
-        offline: fetches nothing.
+def checkpoint_at(path: Path, options: SaeOptions = _NOTHING) -> tuple[Checkpoint, SaeFormat] | None:
+    """The checkpoint at a place, or in its `final`, with its format; None if there is none.
 
     Raises:
-        RiebenchError: if there are none, one is damaged, or one was made for another width or signal.
+        RiebenchError: if it looks like two formats at once.
     """
-    named = source or (model.preset.saes if model.preset else None)
-    if named is None:
-        raise RiebenchError(f"{model.spec.name} has no SAEs of its own; give a folder or hf://OWNER/NAME")
-    if named.startswith(ASSET):
-        from riebench.toyworld.assets import asset_folder
-
-        asset, _, choice = named.removeprefix(ASSET).partition("#")
-        named = f"{asset_folder(asset)}{'#' + choice if choice else ''}"
-    root, k = resolve_root(named, offline=offline)
-    saes = load_saes(root, blocks, k=k)
-    for block, sae in saes.items():
-        projection: Any = model.unet.get_submodule(f"{module_path(block)}.proj_out")
-        channels = projection.weight.shape[0]
-        if sae.d != channels:
-            raise RiebenchError(
-                f"the SAE for {block} has width {sae.d}, but {model.spec.name} has {channels} channels there; "
-                "give SAEs that were trained on this model"
-            )
-        if sae.signal != "update":
-            raise RiebenchError(f"the SAE for {block} was trained on block outputs; edits need one trained on updates")
-    return {block: sae.to(model.device) for block, sae in saes.items()}
+    for place in (path, path / "final"):
+        checkpoint = Checkpoint(place, options)
+        found = _recognise(checkpoint) if place.exists() else None
+        if found is not None:
+            return checkpoint, found
+    return None
 
 
-def _find(root: Path, block: str, k: int | None) -> Path:
-    found = available(root)
-    folders = found.get(block, [])
+def _recognise(checkpoint: Checkpoint) -> SaeFormat | None:
+    known = {sae_format.name: sae_format for sae_format in sae_formats()}
+    # What the user explains comes first; files with a name of their own come before a look into nameless ones.
+    mapping = known.pop(MAPPING)
+    if mapping.fits(checkpoint):
+        return mapping
+    for named in (True, False):
+        fitting = [one for one in known.values() if bool(one.needs) == named and one.fits(checkpoint)]
+        if len(fitting) > 1:
+            names = " and ".join(one.name for one in fitting)
+            raise RiebenchError(f"{checkpoint.path} holds several SAEs ({names}); name one of its files")
+        if fitting:
+            return fitting[0]
+    return None
+
+
+def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
+    if options.mapping is not None and not path.is_dir():
+        return RiebenchError(f"{path}: no weights that the mapping {options.mapping} could explain")
+    if not path.exists():
+        return RiebenchError(f"no SAE folder {path}; give a checkpoint, or a folder with one checkpoint per block")
+    formats = [one for one in sae_formats() if one.needs]
+    for place in (path, path / "final"):
+        for one in formats:
+            missing = [name for name in one.needs if not Checkpoint(place).has(name)]
+            if missing and len(missing) < len(one.needs):
+                return RiebenchError(f"{place} looks like an {one.name} SAE, but {', '.join(missing)} is missing")
+    files = ", ".join(f"{' with '.join(one.needs)} ({one.name})" for one in formats)
+    return RiebenchError(
+        f"{path} holds no SAE that riebench can read: {files}, a single openai or saev file, or anything else with a "
+        "key mapping"
+    )
+
+
+def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOptions) -> Path:
+    paths, k = found.get(block, []), options.k
     wanted = block if k is None else f"{block} with k = {k}"
-    if k is None and len(folders) > 1:
-        k = _usual_k(found)
-    if k is not None:
-        folders = [folder for folder in folders if _config(folder)["k"] == k]
-    if len(folders) == 1:
-        return folders[0]
-    if not folders:
+    if k is None and len(paths) > 1:
+        k = _usual_k(found, options)
+    if k is not None and len(paths) > 1 or options.k is not None:
+        paths = [path for path in paths if _k_of(path, options) == k]
+    if len(paths) == 1:
+        return paths[0]
+    if not paths:
         raise RiebenchError(f"{root} has no SAE for {wanted}; it has SAEs for: {', '.join(found) or 'no block'}")
-    choices = ", ".join(str(_config(folder)["k"]) for folder in found[block])
+    choices = ", ".join(str(_k_of(path, options)) for path in found[block])
     raise RiebenchError(f"{root} has several SAEs for {wanted} (k = {choices}); add #k=NUMBER to its name")
 
 
-def _usual_k(found: dict[str, list[Path]]) -> int | None:
+def _usual_k(found: dict[str, list[Path]], options: SaeOptions) -> int | None:
     """The k that more blocks have than any other: sweeps add further sizes to single blocks only."""
-    blocks_with: dict[int, int] = {}
-    for folders in found.values():
-        for k in {_config(folder)["k"] for folder in folders}:
+    blocks_with: dict[int | None, int] = {}
+    for paths in found.values():
+        for k in {_k_of(path, options) for path in paths}:
             blocks_with[k] = blocks_with.get(k, 0) + 1
     most = max(blocks_with.values())
     usual = [k for k, count in blocks_with.items() if count == most]
     return usual[0] if len(usual) == 1 else None
 
 
-def _block_of(folder: str) -> str | None:
+def _k_of(path: Path, options: SaeOptions) -> int | None:
+    """A checkpoint's k, from its configuration where that says it."""
+    checkpoint = Checkpoint(path)
+    for name in ("config.json", "cfg.json"):
+        if (checkpoint.folder / name).is_file():
+            config = checkpoint.config(name)
+            trainer = config.get("trainer")
+            k = config.get("k", trainer.get("k") if isinstance(trainer, dict) else None)
+            if isinstance(k, int):
+                return k
+    found = checkpoint_at(path, options)
+    assert found is not None
+    return found[1].read(found[0]).k
+
+
+def _block_of(path: Path) -> str | None:
     # Folder names go on after the block ("unet.mid_block.attentions.0_k10_hidden5120_..."), so compare whole names.
-    stem = folder.split("_k")[0]
+    stem = (path.stem if path.is_file() else path.name).split("_k")[0]
     for block in SDXL_BLOCKS:
         if stem in (block, module_path(block), long_name(block)):
             return block
     return None
-
-
-def _checkpoint(path: Path) -> Path | None:
-    for folder in (path, path / "final"):
-        if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
-            return folder
-    return None
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return {**config, **{key: int(config[key]) for key in ("n_dirs_local", "d_model", "k")}}
-    except (OSError, ValueError) as error:
-        raise RiebenchError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
-    except (KeyError, TypeError) as error:
-        raise RiebenchError(f"{path} lacks {error}; an SAE configuration has n_dirs_local, d_model and k") from error
-
-
-def load_tensors(path: Path) -> Any:
-    """`torch.load` of a file from anywhere: tensors and plain containers only.
-
-    Raises:
-        RiebenchError: if it is a Git-LFS pointer, damaged, or holds anything else.
-    """
-    with path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise RiebenchError(f"{path} is a Git-LFS pointer, not the file; run `git lfs pull` where it came from")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise RiebenchError(f"{path} is damaged or holds more than tensors; fetch it again") from error
-
-
-@SAE_FORMATS.register("sdxl-unbox")
-def read_sdxl_unbox(folder: Path) -> SparseAutoencoder:
-    """Reads a checkpoint folder of the sdxl-unbox layout.
-
-    Raises:
-        RiebenchError: on missing or unknown tensors, shapes that contradict the configuration, or damage.
-    """
-    config, path = _config(folder), folder / WEIGHTS
-    stored = load_tensors(path)
-    state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
-    missing = [name for name in _TENSORS if name not in state]
-    if missing:
-        raise RiebenchError(f"{path} lacks {', '.join(missing)}; it is not an sdxl-unbox SAE")
-    unknown = [
-        name for name, tensor in state.items()
-        if name not in (*_TENSORS, *_COUNTERS) and isinstance(tensor, Tensor) and tensor.is_floating_point()
-    ]  # fmt: skip
-    if unknown:
-        raise RiebenchError(f"{path} holds tensors riebench does not know: {', '.join(unknown)}")
-    expected = [config["n_dirs_local"], config["d_model"]]
-    if [*state["encoder.weight"].shape] != expected:
-        raise RiebenchError(f"{path}: encoder is {[*state['encoder.weight'].shape]}, {CONFIG} says {expected}")
-    try:
-        return SparseAutoencoder(
-            state["encoder.weight"], state["decoder.weight"].T, state["pre_bias"], state["pre_bias"],
-            state["latent_bias"], k=config["k"], sha256=file_sha256(path),
-        )  # fmt: skip
-    except RiebenchError as error:
-        raise RiebenchError(f"{path}: {error}") from error
-
-
-def folder_name(block: str, k: int, n: int, *, auxk: int = 256, batch: int = 4096, rate: float = 1e-4) -> str:
-    """The layout's name for a checkpoint, e.g. "unet.mid_block.attentions.0_k10_hidden5120_auxk256_bs4096_lr0.0001"."""
-    return f"{long_name(block)}_k{k}_hidden{n}_auxk{auxk}_bs{batch}_lr{rate:g}"
-
-
-def save_sdxl_unbox(
-    folder: Path,
-    *,
-    encoder: Tensor,
-    decoder: Tensor,
-    pre_bias: Tensor,
-    latent_bias: Tensor,
-    k: int,
-    auxk: int = 256,
-    dead_steps_threshold: int = 2441,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-    extra: dict[str, Any] | None = None,
-) -> None:
-    """Writes a checkpoint folder of the sdxl-unbox layout.
-
-    Args:
-        folder: the folder that gets `state_dict.pth` and `config.json`.
-        encoder: [n, d].
-        decoder: [d, n], unit columns.
-        pre_bias: [d].
-        latent_bias: [n].
-        k: features per position.
-        auxk: features of the auxiliary loss, for the record.
-        dead_steps_threshold: steps after which a feature counted as dead, for the record.
-        mean: [n], mean value of each feature where it is active.
-        std: [n], its standard deviation there.
-        extra: more entries for the configuration.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    n, d = encoder.shape
-    config = {
-        "n_dirs_local": n, "d_model": d, "k": k, "auxk": auxk, "dead_steps_threshold": dead_steps_threshold,
-        **(extra or {}),
-    }  # fmt: skip
-    state = {
-        "pre_bias": pre_bias, "latent_bias": latent_bias, "encoder.weight": encoder, "decoder.weight": decoder,
-        "stats_last_nonzero": torch.zeros(n, dtype=torch.long),
-    }  # fmt: skip
-    torch.save({"state_dict": {name: t.detach().cpu().contiguous() for name, t in state.items()}}, folder / WEIGHTS)
-    for name, statistic in (("mean", mean), ("std", std)):
-        if statistic is not None:
-            torch.save(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
-    write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())

@@ -1,0 +1,76 @@
+"""Readers of stored autoencoders, one function a format.
+
+A new format is one function in a module of this package:
+
+    @sae_format("name", needs=("weights.pt", "settings.json"))
+    def read_name(checkpoint: Checkpoint) -> SparseAutoencoder: ...
+
+`needs` (and, where file names are not enough, `when`) say how it is recognised; `fetch` what a hub download needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from riebench.registry import SAE_FORMATS
+from riebench.saes.core import SparseAutoencoder
+from riebench.saes.stored import Checkpoint
+
+Reader = Callable[[Checkpoint], SparseAutoencoder]
+
+
+@dataclass(frozen=True)
+class SaeFormat:
+    """A format that can be read.
+
+    Attributes:
+        name: as messages and reports call it.
+        read: makes the SAE of a checkpoint.
+        needs: files that must be there.
+        when: what else must hold.
+        fetch: patterns of the files a hub download needs, beside `needs`.
+    """
+
+    name: str
+    read: Reader
+    needs: tuple[str, ...] = ()
+    when: Callable[[Checkpoint], bool] | None = None
+    fetch: tuple[str, ...] = ()
+
+    def fits(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint is of this format."""
+        if self.needs and not checkpoint.has(*self.needs):
+            return False
+        return self.when is None or self.when(checkpoint)
+
+
+def sae_format(
+    name: str,
+    *,
+    needs: tuple[str, ...] = (),
+    when: Callable[[Checkpoint], bool] | None = None,
+    fetch: tuple[str, ...] = (),
+) -> Callable[[Reader], Reader]:
+    """Decorator that registers a reader; see `SaeFormat`."""
+
+    def enter(read: Reader) -> Reader:
+        SAE_FORMATS.register(name)(SaeFormat(name, read, needs, when, fetch))
+        return read
+
+    return enter
+
+
+@lru_cache(maxsize=1)
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def sae_formats() -> tuple[SaeFormat, ...]:
+    """All formats, by name."""
+    _import_all()
+    return tuple(SAE_FORMATS.get(name) for name in SAE_FORMATS.names())

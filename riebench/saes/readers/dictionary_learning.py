@@ -1,0 +1,143 @@
+"""dictionary_learning: `ae.pt`, with the class in `config.json` under trainer.dict_class.
+
+encoder.weight [n, d] and decoder.weight [d, n], or W_enc [d, n] and W_dec [n, d]; the biases' names tell classes apart,
+but for top-k and batch top-k, which hold the same tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riebench.errors import RiebenchError, near_match
+from riebench.saes.core import SparseAutoencoder
+from riebench.saes.readers import sae_format
+from riebench.saes.stored import Checkpoint, Tensors, batch_threshold, build, load_tensors, site_of
+
+WEIGHTS, CONFIG = "ae.pt", "config.json"
+_Parts = tuple[tuple[Tensor, ...], dict[str, Any]]
+"""Encoder, directions, pre_bias, decoder_bias, latent_bias; and the options of `SparseAutoencoder`."""
+
+
+@sae_format("dictionary_learning", needs=(WEIGHTS,), fetch=(CONFIG,))
+def read_dictionary_learning(checkpoint: Checkpoint) -> SparseAutoencoder:
+    """Reads an autoencoder of the dictionary_learning library.
+
+    Raises:
+        RiebenchError: for a class that is no plain SAE or cannot be told, a batch top-k threshold that was never set,
+            missing or unknown tensors, and damage.
+    """
+    path = checkpoint.folder / WEIGHTS
+    stored = load_tensors(path)
+    # A backup in the middle of training keeps optimiser and counters beside the autoencoder.
+    state = stored["ae"] if isinstance(stored, dict) and isinstance(stored.get("ae"), dict) else stored
+    has_config = checkpoint.has(WEIGHTS, CONFIG)
+    config = checkpoint.config(CONFIG) if has_config else {}
+    trainer = config.get("trainer") if isinstance(config.get("trainer"), dict) else {}
+    assert isinstance(trainer, dict)
+    tensors = Tensors(state, path, "a dictionary_learning SAE")
+    name = _class_name(trainer.get("dict_class"), tensors, path)
+    tensors.what = f"a dictionary_learning {name}"
+    parts, options = _CLASSES[name](tensors, trainer, path)
+    tensors.done()
+    _compare(trainer, parts[0], path)
+    block, signal = site_of(trainer.get("submodule_name"))
+    files = (WEIGHTS, CONFIG) if has_config else (WEIGHTS,)
+    return build(path, *parts, signal=signal, block=block, sha256=checkpoint.digest(*files), **options)
+
+
+def _class_name(stated: object, tensors: Tensors, path: Path) -> str:
+    if isinstance(stated, str):
+        if stated in _CLASSES:
+            return stated
+        raise RiebenchError(f"{path}: class {stated!r} is no SAE riebench reads{near_match(stated, _CLASSES)}")
+    if "W_enc" in tensors:
+        return "MatryoshkaBatchTopKSAE" if "group_sizes" in tensors else "JumpReluAutoEncoder"
+    for name, sign in (
+        ("GatedAutoEncoder", "r_mag"), ("AutoEncoderNew", "decoder.bias"), ("AutoEncoder", "bias"),
+    ):  # fmt: skip
+        if sign in tensors:
+            return name
+    raise RiebenchError(
+        f"{path}: top-k and batch top-k SAEs hold the same tensors, so without {CONFIG} they cannot be told apart; put "
+        f"it beside the file, or say which in a key mapping"
+    )
+
+
+def _plain(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+    encoder, latent_bias, decoder, bias = tensors.take("encoder.weight", "encoder.bias", "decoder.weight", "bias")
+    return (encoder, decoder.T, bias, bias, latent_bias), {"activation": "relu"}
+
+
+def _new(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+    encoder, latent_bias, decoder, bias = tensors.take(
+        "encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"
+    )
+    return (encoder, decoder.T, torch.zeros_like(bias), bias, latent_bias), {"activation": "relu"}
+
+
+def _top_k(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+    encoder, latent_bias, decoder, bias = tensors.take("encoder.weight", "encoder.bias", "decoder.weight", "b_dec")
+    # It is kept up while training, but only the k largest count.
+    tensors.skip("threshold")
+    return (encoder, decoder.T, bias, bias, latent_bias), {"activation": "topk", "k": _k(tensors, trainer)}
+
+
+def _batch_top_k(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+    encoder, latent_bias, decoder, bias, threshold = tensors.take(
+        "encoder.weight", "encoder.bias", "decoder.weight", "b_dec", "threshold"
+    )
+    # A top-k over the batch would make a picture depend on its neighbours.
+    limits = batch_threshold(threshold, len(encoder), path)
+    options = {"activation": "jump", "threshold": limits, "k": _k(tensors, trainer)}
+    return (encoder, decoder.T, bias, bias, latent_bias), options
+
+
+def _matryoshka(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+    encoder, latent_bias, decoder, bias, threshold = tensors.take("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+    tensors.skip("group_sizes")
+    limits = batch_threshold(threshold, encoder.shape[-1], path)
+    options = {"activation": "jump", "threshold": limits, "k": _k(tensors, trainer)}
+    return (encoder.T, decoder, bias, bias, latent_bias), options
+
+
+def _jump(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+    encoder, latent_bias, decoder, bias, threshold = tensors.take("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+    return (encoder.T, decoder, torch.zeros_like(bias), bias, latent_bias), {
+        "activation": "jump", "threshold": threshold
+    }  # fmt: skip
+
+
+def _gated(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+    encoder, decoder, bias, r_mag, gate_bias, mag_bias = tensors.take(
+        "encoder.weight", "decoder.weight", "decoder_bias", "r_mag", "gate_bias", "mag_bias"
+    )
+    options = {"activation": "gated", "gate_bias": gate_bias, "gate_scale": r_mag.float().exp()}
+    return (encoder, decoder.T, bias, bias, mag_bias), options
+
+
+_CLASSES: dict[str, Callable[[Tensors, dict[str, Any], Path], _Parts]] = {
+    "AutoEncoder": _plain,
+    "AutoEncoderNew": _new,
+    "AutoEncoderTopK": _top_k,
+    "BatchTopKSAE": _batch_top_k,
+    "MatryoshkaBatchTopKSAE": _matryoshka,
+    "JumpReluAutoEncoder": _jump,
+    "GatedAutoEncoder": _gated,
+}
+
+
+def _k(tensors: Tensors, trainer: dict[str, Any]) -> int | None:
+    stored = tensors.optional("k")
+    stated = trainer.get("k", None if stored is None else float(stored))
+    return int(stated) if isinstance(stated, int | float) else None
+
+
+def _compare(trainer: dict[str, Any], encoder: Tensor, path: Path) -> None:
+    stated = [trainer.get("dict_size"), trainer.get("activation_dim")]
+    if None not in stated and stated != [*encoder.shape]:
+        raise RiebenchError(f"{path}: encoder is {[*encoder.shape]}, {CONFIG} says {stated}")

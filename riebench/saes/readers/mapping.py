@@ -1,0 +1,162 @@
+"""Any other file, explained by the user: a small YAML or JSON file that says which tensor is what.
+
+It lies beside the weights as `mapping.yaml`, or is named with `--mapping FILE` or `PATH#mapping=FILE`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from riebench.errors import RiebenchError, near_match
+from riebench.files import file_sha256
+from riebench.hashing import content_digest
+from riebench.saes.core import Activation, Normalise, Signal, SparseAutoencoder
+from riebench.saes.readers import sae_format
+from riebench.saes.stored import MAPPINGS, Checkpoint, Tensors, build, load_safetensors, load_tensors
+from riebench.schema import Stored
+from riebench.yamlfile import load_yaml, validate
+
+AxisOrder = Literal["features, width", "width, features"]
+Role = Literal[
+    "encoder", "decoder", "latent_bias", "pre_bias", "decoder_bias", "threshold", "gate_bias", "gate_scale",
+    "multiplier",
+]  # fmt: skip
+
+
+class MappedTensors(Stored):
+    """Role -> the tensor's name in the file; what is left out is zero."""
+
+    encoder: str
+    decoder: str
+    latent_bias: str | None = None
+    pre_bias: str | None = None
+    decoder_bias: str | None = None
+    threshold: str | None = None
+    gate_bias: str | None = None
+    gate_scale: str | None = None
+    multiplier: str | None = None
+    """A number, or one for each feature, that the decoder's rows are multiplied with."""
+
+
+class MappedAxes(Stored):
+    """What the two axes of the matrices are, in order; never guessed from their lengths."""
+
+    encoder: AxisOrder
+    decoder: AxisOrder
+
+
+class KeyMapping(Stored):
+    """A whole mapping file."""
+
+    tensors: MappedTensors
+    axes: MappedAxes
+    activation: Activation
+    signal: Signal
+    """What the SAE was trained on: what a block adds (update), or what it gives out (output)."""
+    block: str | None = None
+    k: int | None = Field(default=None, ge=1)
+    threshold_included: bool = False
+    """Keeps values equal to the threshold too."""
+    normalise: Normalise = "none"
+    logarithms: tuple[Role, ...] = ()
+    """Roles whose tensors are stored as logarithms."""
+    ignore: tuple[str, ...] = ()
+    """Tensors that say nothing about what the SAE computes."""
+    weights: str | None = None
+    """The file, if more than one lies there."""
+    inside: str | None = None
+    """The entry that holds the tensors, where the file nests them ("a.b" goes two levels down)."""
+
+
+def read_mapping(path: Path) -> KeyMapping:
+    """Reads a mapping file.
+
+    Raises:
+        RiebenchError: naming the key, with the nearest match for an unknown one.
+    """
+    return validate(KeyMapping, load_yaml(path), path)
+
+
+def _is_mapped(checkpoint: Checkpoint) -> bool:
+    where = checkpoint.mapping_file
+    if where is None or checkpoint.options.mapping is None:
+        return where is not None
+    # One mapping may serve every child of a root; the root itself holds no weights then.
+    named = read_mapping(where).weights
+    return checkpoint.only_file is not None if named is None else (checkpoint.folder / named).is_file()
+
+
+@sae_format("mapping", when=_is_mapped, fetch=MAPPINGS)
+def read_mapped(checkpoint: Checkpoint) -> SparseAutoencoder:
+    """Reads an SAE as a mapping file explains it.
+
+    Raises:
+        RiebenchError: on a mapping that does not fit the file, missing or unexplained tensors, or damage.
+    """
+    where = checkpoint.mapping_file
+    assert where is not None
+    mapping = read_mapping(where)
+    path = _weights(checkpoint, mapping, where)
+    tensors = Tensors(_state(path, mapping, where), path, f"what {where.name} says")
+    found = _roles(tensors, mapping)
+    tensors.skip(*mapping.ignore)
+    tensors.done()
+    encoder, decoder = (
+        found[role].T if getattr(mapping.axes, role) == "width, features" else found[role]
+        for role in ("encoder", "decoder")
+    )
+    n, d = encoder.shape
+    if "multiplier" in found:
+        decoder = decoder * found["multiplier"].reshape(-1, 1)
+    threshold = found.get("threshold")
+    if threshold is not None:
+        threshold = threshold.reshape(1).expand(n) if threshold.numel() == 1 else threshold
+        if mapping.threshold_included:
+            threshold = torch.nextafter(threshold, threshold.new_tensor(-torch.inf))
+    k = mapping.k if mapping.k is not None else checkpoint.options.k
+    if k is None and mapping.activation in ("topk", "groupmax", "topk-signed", "abstopk"):
+        raise RiebenchError(f"{where}: k: is missing for activation {mapping.activation}; state it, or add #k=NUMBER")
+    return build(
+        path, encoder, decoder, found.get("pre_bias", torch.zeros(d)), found.get("decoder_bias", torch.zeros(d)),
+        found.get("latent_bias", torch.zeros(n)), k=k, activation=mapping.activation, threshold=threshold,
+        gate_bias=found.get("gate_bias"), gate_scale=found.get("gate_scale"), normalise=mapping.normalise,
+        signal=mapping.signal, block=mapping.block,
+        sha256=content_digest([file_sha256(path), mapping.model_dump(mode="json"), k]),
+    )  # fmt: skip
+
+
+def _roles(tensors: Tensors, mapping: KeyMapping) -> dict[str, Tensor]:
+    named = {role: name for role, name in mapping.tensors.model_dump().items() if name is not None}
+    found = {role: tensors.take(name)[0].float() for role, name in named.items()}
+    for role in mapping.logarithms:
+        if role not in found:
+            raise RiebenchError(f"logarithms: {role!r} is not among the mapped tensors{near_match(role, found)}")
+        found[role] = found[role].exp()
+    return found
+
+
+def _weights(checkpoint: Checkpoint, mapping: KeyMapping, where: Path) -> Path:
+    if mapping.weights is not None:
+        path = checkpoint.folder / mapping.weights
+        if not path.is_file():
+            raise RiebenchError(f"{where}: weights: there is no {mapping.weights} in {checkpoint.folder}")
+        return path
+    only = Checkpoint(checkpoint.folder).only_file if checkpoint.path == where else checkpoint.only_file
+    if only is None:
+        raise RiebenchError(f"{where}: weights: {checkpoint.folder} does not hold exactly one file of them; name it")
+    return only
+
+
+def _state(path: Path, mapping: KeyMapping, where: Path) -> Any:
+    state = load_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
+    for step in mapping.inside.split(".") if mapping.inside else ():
+        if not isinstance(state, dict) or step not in state:
+            known = near_match(step, map(str, state)) if isinstance(state, dict) else ""
+            raise RiebenchError(f"{where}: inside: {path.name} has no entry {step!r}{known}")
+        state = state[step]
+    return state

@@ -1,0 +1,59 @@
+"""openai/sparse_autoencoder: one torch file, a dict of tensors with the activation's name among them.
+
+Tensors: encoder.weight [n, d], latent_bias [n], decoder.weight [d, n], pre_bias [d].
+"""
+
+from __future__ import annotations
+
+from riebench.errors import RiebenchError
+from riebench.files import file_sha256
+from riebench.saes.core import SparseAutoencoder
+from riebench.saes.readers import sae_format
+from riebench.saes.stored import Checkpoint, Tensors, build, load_tensors
+
+_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+_POSTACT = {"ReLU": "topk", "Identity": "topk-signed"}
+
+
+def _is_openai(checkpoint: Checkpoint) -> bool:
+    path = checkpoint.only_file
+    if path is None or path.suffix == ".safetensors" or _starts_with_json(checkpoint):
+        return False
+    stored = load_tensors(path)
+    return isinstance(stored, dict) and isinstance(stored.get("activation"), str)
+
+
+def _starts_with_json(checkpoint: Checkpoint) -> bool:
+    assert checkpoint.only_file is not None
+    with checkpoint.only_file.open("rb") as file:
+        return file.read(1) == b"{"
+
+
+@sae_format("openai", when=_is_openai, fetch=("*.pt",))
+def read_openai(checkpoint: Checkpoint) -> SparseAutoencoder:
+    """Reads an autoencoder of the openai/sparse_autoencoder project; those with top-k normalise their inputs.
+
+    Raises:
+        RiebenchError: on an unknown activation, missing or unknown tensors, or damage.
+    """
+    path = checkpoint.only_file
+    assert path is not None
+    state = load_tensors(path)
+    tensors = Tensors(state, path, "an openai SAE")
+    encoder, latent_bias, decoder, pre_bias = tensors.take("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
+    tensors.skip(*_STATISTICS)
+    tensors.done()
+    parts = (encoder, decoder.T, pre_bias, pre_bias, latent_bias)
+    name, sha256 = state["activation"], file_sha256(path)
+    if name == "ReLU":
+        return build(path, *parts, activation="relu", signal=None, sha256=sha256)
+    if name != "TopK":
+        raise RiebenchError(f"{path}: activation {name!r} is not read; TopK and ReLU are")
+    inner = {**(state.get("activation_state_dict") or {})}
+    k = inner.get("k", state.get("activation.k"))
+    after = inner.get("postact_fn", state.get("activation.postact_fn", "ReLU"))
+    if k is None or after not in _POSTACT:
+        raise RiebenchError(f"{path}: its TopK states k = {k} and postact_fn = {after}; k and ReLU or Identity are needed")
+    return build(
+        path, *parts, activation=_POSTACT[after], k=int(k), normalise="layer", signal=None, sha256=sha256
+    )

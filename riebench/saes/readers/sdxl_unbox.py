@@ -1,0 +1,105 @@
+"""The native format: `state_dict.pth` and `config.json` as the sdxl-unbox project writes them.
+
+`mean.pt` and `std.pt` may lie beside (per feature, over the positions where it is active); nothing applies them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riebench.blocks import long_name
+from riebench.errors import RiebenchError
+from riebench.files import file_sha256, write_atomic
+from riebench.saes.core import SparseAutoencoder
+from riebench.saes.readers import sae_format
+from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, load_tensors
+
+WEIGHTS, CONFIG = "state_dict.pth", "config.json"
+
+
+@sae_format("sdxl-unbox", needs=(WEIGHTS, CONFIG), fetch=("mean.pt", "std.pt"))
+def read_sdxl_unbox(checkpoint: Checkpoint) -> SparseAutoencoder:
+    """Reads a checkpoint folder of the sdxl-unbox layout.
+
+    Raises:
+        RiebenchError: on missing or unknown tensors, shapes that contradict the configuration, or damage.
+    """
+    config, path = _config(checkpoint), checkpoint.folder / WEIGHTS
+    stored = load_tensors(path)
+    state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
+    tensors = Tensors(state, path, "an sdxl-unbox SAE")
+    encoder, decoder, pre_bias, latent_bias = tensors.take(
+        "encoder.weight", "decoder.weight", "pre_bias", "latent_bias"
+    )
+    tensors.skip("stats_last_nonzero")
+    tensors.done()
+    expect_shape(path, encoder, config["n_dirs_local"], config["d_model"], CONFIG)
+    # The hash is of the weights alone: runs of this format have been named by it from the start.
+    return build(
+        path, encoder, decoder.T, pre_bias, pre_bias, latent_bias, k=config["k"], signal="update",
+        sha256=file_sha256(path),
+    )  # fmt: skip
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    config, path = checkpoint.config(CONFIG), checkpoint.folder / CONFIG
+    try:
+        return {**config, **{key: int(config[key]) for key in ("n_dirs_local", "d_model", "k")}}
+    except (KeyError, TypeError, ValueError) as error:
+        raise RiebenchError(f"{path} lacks {error}; an SAE configuration has n_dirs_local, d_model and k") from error
+
+
+def folder_name(block: str, k: int, n: int, *, auxk: int = 256, batch: int = 4096, rate: float = 1e-4) -> str:
+    """The layout's name for a checkpoint, e.g. "unet.mid_block.attentions.0_k10_hidden5120_auxk256_bs4096_lr0.0001"."""
+    return f"{long_name(block)}_k{k}_hidden{n}_auxk{auxk}_bs{batch}_lr{rate:g}"
+
+
+def save_sdxl_unbox(
+    folder: Path,
+    *,
+    encoder: Tensor,
+    decoder: Tensor,
+    pre_bias: Tensor,
+    latent_bias: Tensor,
+    k: int,
+    auxk: int = 256,
+    dead_steps_threshold: int = 2441,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Writes a checkpoint folder of the sdxl-unbox layout.
+
+    Args:
+        folder: the folder that gets `state_dict.pth` and `config.json`.
+        encoder: [n, d].
+        decoder: [d, n], unit columns.
+        pre_bias: [d].
+        latent_bias: [n].
+        k: features per position.
+        auxk: features of the auxiliary loss, for the record.
+        dead_steps_threshold: steps after which a feature counted as dead, for the record.
+        mean: [n], mean value of each feature where it is active.
+        std: [n], its standard deviation there.
+        extra: more entries for the configuration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    n, d = encoder.shape
+    config = {
+        "n_dirs_local": n, "d_model": d, "k": k, "auxk": auxk, "dead_steps_threshold": dead_steps_threshold,
+        **(extra or {}),
+    }  # fmt: skip
+    state = {
+        "pre_bias": pre_bias, "latent_bias": latent_bias, "encoder.weight": encoder, "decoder.weight": decoder,
+        "stats_last_nonzero": torch.zeros(n, dtype=torch.long),
+    }  # fmt: skip
+    torch.save({"state_dict": {name: t.detach().cpu().contiguous() for name, t in state.items()}}, folder / WEIGHTS)
+    for name, statistic in (("mean", mean), ("std", std)):
+        if statistic is not None:
+            torch.save(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
+    write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())

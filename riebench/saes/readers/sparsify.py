@@ -1,0 +1,80 @@
+"""sparsify and SAeUron: `sae.safetensors` and `cfg.json`.
+
+Tensors: encoder.weight [n, d], encoder.bias [n], W_dec [n, d], b_dec [d]. SAeUron is a fork with three more keys; its
+SAEs were trained on block outputs of Stable Diffusion 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from riebench.errors import RiebenchError, near_match
+from riebench.saes.core import Normalise, Signal, SparseAutoencoder
+from riebench.saes.readers import sae_format
+from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, load_safetensors, whole
+
+WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
+_OF_SAEURON = ("batch_topk", "sample_topk", "input_unit_norm")
+
+
+def _is_saeuron(checkpoint: Checkpoint) -> bool:
+    return any(key in checkpoint.config(CONFIG) for key in _OF_SAEURON)
+
+
+@sae_format("sparsify", needs=(WEIGHTS, CONFIG), when=lambda checkpoint: not _is_saeuron(checkpoint))
+def read_sparsify(checkpoint: Checkpoint) -> SparseAutoencoder:
+    """Reads a sparsify SAE.
+
+    Raises:
+        RiebenchError: for a transcoder, a convolutional or signed one, and damage.
+    """
+    activation = checkpoint.config(CONFIG).get("activation", "topk")
+    if activation not in ("topk", "groupmax"):
+        known = near_match(str(activation), ("topk", "groupmax"))
+        raise RiebenchError(f"{checkpoint.folder / CONFIG}: unknown activation {activation!r}{known}")
+    return _read(checkpoint, "a sparsify SAE", activation=activation, signal=None)
+
+
+@sae_format("SAeUron", needs=(WEIGHTS, CONFIG), when=_is_saeuron)
+def read_saeuron(checkpoint: Checkpoint) -> SparseAutoencoder:
+    """Reads a SAeUron SAE; its top-k is per position, whatever batch_topk and sample_topk say.
+
+    Raises:
+        RiebenchError: as `read_sparsify`.
+    """
+    unit_norm = bool(checkpoint.config(CONFIG).get("input_unit_norm"))
+    return _read(
+        checkpoint, "a SAeUron SAE", activation="topk", signal="output", normalise="layer" if unit_norm else "none"
+    )
+
+
+def _read(
+    checkpoint: Checkpoint, what: str, *, activation: Any, signal: Signal | None, normalise: Normalise = "none"
+) -> SparseAutoencoder:
+    config, path, where = checkpoint.config(CONFIG), checkpoint.folder / WEIGHTS, checkpoint.folder / CONFIG
+    tensors = Tensors(load_safetensors(path), path, what)
+    _refuse(config, tensors, path)
+    encoder, latent_bias, decoder, b_dec = tensors.take("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+    tensors.done()
+    d = whole(config, "d_in", where)
+    n = whole(config, "num_latents", where) if config.get("num_latents") else d * whole(
+        config, "expansion_factor", where
+    )  # fmt: skip
+    expect_shape(path, encoder, n, d, CONFIG)
+    return build(
+        path, encoder, decoder, b_dec, b_dec, latent_bias, k=whole(config, "k", where), activation=activation,
+        normalise=normalise, signal=signal, sha256=checkpoint.digest(WEIGHTS, CONFIG),
+    )  # fmt: skip
+
+
+def _refuse(config: dict[str, Any], tensors: Tensors, path: Path) -> None:
+    if "W_skip" in tensors or config.get("transcode") or config.get("skip_connection"):
+        raise RiebenchError(f"{path}: a transcoder predicts another layer's output; give an SAE of block updates")
+    if config.get("signed"):
+        raise RiebenchError(f"{path}: a signed SAE gives features negative values; give one with relu or top-k")
+    if "encoder.weight" in tensors and tensors.state["encoder.weight"].dim() == 4:
+        raise RiebenchError(
+            f"{path}: a convolutional SAE (encoder of shape {[*tensors.state['encoder.weight'].shape]}) has no direction "
+            "per position to switch; give one that encodes each position alone"
+        )

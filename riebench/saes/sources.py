@@ -1,0 +1,220 @@
+"""SAEs as the user names them: folders, files, hub repositories, one for all blocks or one for each.
+
+    PLACE[#OPTION,...]                          a root with one checkpoint per block, or one checkpoint
+    BLOCK=PLACE[#OPTION,...],BLOCK=PLACE,...    one place for each block
+    FILE.yaml                                   the same as "BLOCK: PLACE" lines
+
+PLACE is a folder, a file, or hf://OWNER/NAME[@REVISION][/SUBFOLDER]. Options: k=N, signal=update|output, mapping=FILE,
+input_scale=NUMBER, signed=yes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from riebench.blocks import module_path, short_name
+from riebench.errors import RiebenchError, near_match
+from riebench.presets import ASSET
+from riebench.saes.core import Signal, SparseAutoencoder
+from riebench.saes.formats import load_saes
+from riebench.saes.hub import SCHEME, fetch
+from riebench.saes.stored import SaeOptions
+from riebench.yamlfile import load_yaml
+
+if TYPE_CHECKING:
+    from riebench.models import LoadedModel
+
+_FOR_BLOCK = re.compile(r"(?P<block>(?:unet|down|mid|up)[\w.]*)=(?P<rest>.+)")
+_LISTS = (".yaml", ".yml", ".json")
+_OPTIONS = ("k", "signal", "mapping", "input_scale", "signed")
+
+
+@dataclass(frozen=True)
+class SaeSource:
+    """One place that holds SAEs.
+
+    Attributes:
+        place: folder, file, "hf://..." or "asset:NAME".
+        block: the block it is for; None for a root with several.
+        options: what else the user says.
+    """
+
+    place: str
+    block: str | None = None
+    options: SaeOptions = field(default_factory=SaeOptions)
+
+    def locate(self, *, offline: bool = False) -> Path:
+        """Where it lies on this machine, fetched if need be.
+
+        Raises:
+            RiebenchError: if there is no such place, or the hub does not give it.
+        """
+        if self.place.startswith(SCHEME):
+            return fetch(self.place, self.options, offline=offline)
+        if self.place.startswith(ASSET):
+            from riebench.toyworld.assets import asset_folder
+
+            return asset_folder(self.place.removeprefix(ASSET))
+        path = Path(self.place).expanduser()
+        if not path.exists():
+            raise RiebenchError(f"no SAE folder {self.place}; give a folder, a file, or hf://OWNER/NAME[@REVISION]")
+        return path
+
+
+def parse_sources(text: str) -> tuple[SaeSource, ...]:
+    """Reads what the user wrote; see the module's text.
+
+    Raises:
+        RiebenchError: on an unknown block or option, or a block named twice.
+    """
+    pieces: list[str] = []
+    for piece in text.split(","):
+        # A comma also stands between options and may stand in a path: only a block's name begins a new entry.
+        if pieces and not _FOR_BLOCK.fullmatch(piece):
+            pieces[-1] += f",{piece}"
+        else:
+            pieces.append(piece)
+    sources = tuple(source for piece in pieces for source in _parse_one(piece))
+    blocks = [source.block for source in sources]
+    if len(set(blocks)) != len(blocks):
+        raise RiebenchError(f"SAE source {text!r}: a block is named twice")
+    return sources
+
+
+def _parse_one(text: str) -> list[SaeSource]:
+    match = _FOR_BLOCK.fullmatch(text)
+    block, rest = (short_name(match["block"]), match["rest"]) if match else (None, text)
+    place, _, stated = rest.partition("#")
+    path = Path(place).expanduser()
+    if block is None and path.suffix in _LISTS and path.is_file():
+        listed = load_yaml(path)
+        if "tensors" not in listed:
+            return [_listed(path, key, value) for key, value in listed.items()]
+    return [SaeSource(place, block, _options(text, stated))]
+
+
+def _listed(path: Path, block: str, value: object) -> SaeSource:
+    if not isinstance(value, str):
+        raise RiebenchError(f"{path}: {block}: write 'BLOCK: PLACE', not {value!r}")
+    place, _, stated = value.partition("#")
+    if not place.startswith((SCHEME, ASSET)):
+        place = str(path.parent / Path(place).expanduser())
+    return SaeSource(place, short_name(block), _options(value, stated))
+
+
+def _options(text: str, stated: str) -> SaeOptions:
+    options = SaeOptions()
+    for part in stated.split(",") if stated else ():
+        key, _, value = part.partition("=")
+        if key not in _OPTIONS:
+            raise RiebenchError(f"SAE source {text!r}: unknown option {key!r}{near_match(key, _OPTIONS)}")
+        options = replace(options, **{key: _option(text, key, value)})
+    return options
+
+
+def _option(text: str, key: str, value: str) -> Any:
+    if key == "mapping":
+        path = Path(value).expanduser()
+        if not path.is_file():
+            raise RiebenchError(f"SAE source {text!r}: there is no mapping file {value}")
+        return path
+    if key == "signal":
+        if value not in get_args(Signal):
+            raise RiebenchError(f"SAE source {text!r}: signal is update or output, not {value!r}")
+        return value
+    if key == "signed":
+        if value not in ("yes", "no"):
+            raise RiebenchError(f"SAE source {text!r}: signed is yes or no, not {value!r}")
+        return value == "yes"
+    try:
+        number = int(value) if key == "k" else float(value)
+    except ValueError as error:
+        raise RiebenchError(f"SAE source {text!r}: {key} is a number, not {value!r}") from error
+    if not 0 < number < float("inf"):
+        raise RiebenchError(f"SAE source {text!r}: {key} must be above 0, not {value}")
+    return number
+
+
+def load_sources(
+    sources: Iterable[SaeSource], blocks: Iterable[str], *, offline: bool = False
+) -> dict[str, SparseAutoencoder]:
+    """One SAE for each block.
+
+    Args:
+        sources: where they are.
+        blocks: short names.
+        offline: fetches nothing.
+
+    Raises:
+        RiebenchError: if a block has none, or one is damaged.
+    """
+    by_block = {source.block: source for source in sources}
+    names = [short_name(block) for block in blocks]
+    missing = [name for name in names if name not in by_block and None not in by_block]
+    if missing:
+        given = ", ".join(str(block) for block in by_block)
+        raise RiebenchError(f"no SAE for {', '.join(missing)} is named; named are: {given}; add {missing[0]}=PLACE")
+    saes = {}
+    for source in by_block.values():
+        wanted = [name for name in names if by_block.get(name, by_block.get(None)) is source]
+        if wanted:
+            saes |= load_saes(source.locate(offline=offline), wanted, options=source.options)
+    return {name: saes[name] for name in names}
+
+
+def sources_of(source: str | None, model: LoadedModel) -> tuple[SaeSource, ...]:
+    """What the user names, or the model preset's own SAEs.
+
+    Raises:
+        RiebenchError: if there are neither.
+    """
+    named = source or (model.preset.saes if model.preset else None)
+    if named is None:
+        raise RiebenchError(f"{model.spec.name} has no SAEs of its own; give a folder or hf://OWNER/NAME")
+    return parse_sources(named)
+
+
+def model_saes(
+    source: str | None, model: LoadedModel, blocks: Iterable[str], *, offline: bool = False
+) -> dict[str, SparseAutoencoder]:
+    """SAEs for some blocks of a model, on its device.
+
+    Args:
+        source: see the module's text; None for the model preset's own.
+        model: the generating model.
+        blocks: short names.
+        offline: fetches nothing.
+
+    Raises:
+        RiebenchError: if there are none, one is damaged, or one was made for another width or signal.
+    """
+    saes = load_sources(sources_of(source, model), blocks, offline=offline)
+    for block, sae in saes.items():
+        check_width(sae, block, model)
+        if sae.signal is None:
+            raise RiebenchError(
+                f"the {sae.format} SAE for {block} does not say what it was trained on; add #signal=update to its name "
+                "if on block updates (output minus input); `riebench sae inspect` with --model tries both"
+            )
+        if sae.signal != "update":
+            raise RiebenchError(f"the SAE for {block} was trained on block outputs; edits need one trained on updates")
+    return {block: sae.to(model.device) for block, sae in saes.items()}
+
+
+def check_width(sae: SparseAutoencoder, block: str, model: LoadedModel) -> None:
+    """Compares an SAE's width with its block's channels.
+
+    Raises:
+        RiebenchError: if they differ.
+    """
+    projection: Any = model.unet.get_submodule(f"{module_path(block)}.proj_out")
+    channels = projection.weight.shape[0]
+    if sae.d != channels:
+        raise RiebenchError(
+            f"the SAE for {block} has width {sae.d}, but {model.spec.name} has {channels} channels there; "
+            "give SAEs that were trained on this model"
+        )

@@ -1,0 +1,283 @@
+"""Stored weights, opened with care: nothing a file holds is ever run, and nothing in it is silently left out."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from riebench.blocks import short_name
+from riebench.errors import RiebenchError, near_match
+from riebench.files import file_sha256
+from riebench.hashing import content_digest
+from riebench.saes.core import Signal, SparseAutoencoder
+
+MAPPINGS = ("mapping.yaml", "mapping.yml", "mapping.json")
+"""Names under which a folder's own key mapping is found."""
+
+_WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_LFS = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class SaeOptions:
+    """What the user says about an SAE, beside where it is.
+
+    Attributes:
+        k: which of several to take, or the k of a format that does not store it.
+        signal: what it was trained on, where the file does not say.
+        mapping: a key mapping's file.
+        input_scale: the constant its training inputs were multiplied with, where the export has lost it.
+        signed: also take SAEs with negative feature values.
+    """
+
+    k: int | None = None
+    signal: Signal | None = None
+    mapping: Path | None = None
+    input_scale: float | None = None
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder or a file that may hold an SAE.
+
+    Attributes:
+        path: the folder or file.
+        options: what the user says about it.
+    """
+
+    path: Path
+    options: SaeOptions = field(default_factory=SaeOptions)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds its files."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def has(self, *names: str) -> bool:
+        """Whether all these files are there; a checkpoint named by its file must be one of them."""
+        if self.path.is_file() and self.path.name not in names:
+            return False
+        return all((self.folder / name).is_file() for name in names)
+
+    @cached_property
+    def only_file(self) -> Path | None:
+        """The one file with weights: the path itself, or the only one in the folder."""
+        if self.path.is_file():
+            return self.path if self.path.suffix in _WEIGHT_ENDINGS else None
+        files = [path for path in self.path.iterdir() if path.suffix in _WEIGHT_ENDINGS] if self.path.is_dir() else []
+        return files[0] if len(files) == 1 else None
+
+    @cached_property
+    def mapping_file(self) -> Path | None:
+        """The key mapping that describes it, if there is one."""
+        if self.options.mapping is not None:
+            return self.options.mapping
+        if self.path.is_file():
+            return self.path if self.path.suffix in (".yaml", ".yml", ".json") else None
+        return next((self.path / name for name in MAPPINGS if (self.path / name).is_file()), None)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """A JSON configuration.
+
+        Raises:
+            RiebenchError: if it cannot be read or is no mapping.
+        """
+        path = self.folder / name
+        refuse_pointer(path)
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RiebenchError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
+        if not isinstance(config, dict):
+            raise RiebenchError(f"{path} cannot be read (it is no mapping of keys); fetch the checkpoint again")
+        return config
+
+    def digest(self, *names: str) -> str:
+        """One hash over the files that decide what an SAE computes."""
+        return content_digest({name: file_sha256(self.folder / name) for name in names})
+
+
+class Tensors:
+    """A state dict that is taken apart by name; what nobody asked for must not be a floating-point tensor.
+
+    Args:
+        state: what the file holds.
+        where: the file, for messages.
+        what: what it is taken for, for messages.
+    """
+
+    def __init__(self, state: Any, where: Path, what: str) -> None:
+        if not isinstance(state, Mapping):
+            raise RiebenchError(f"{where} holds no named tensors but a {type(state).__name__}; it is not {what}")
+        self.state: dict[str, Any] = {str(name): value for name, value in state.items()}
+        self.where, self.what = where, what
+        self._taken: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return isinstance(self.state.get(name), Tensor)
+
+    def take(self, *names: str) -> tuple[Tensor, ...]:
+        """Tensors by name.
+
+        Raises:
+            RiebenchError: naming all that are missing.
+        """
+        missing = [name for name in names if name not in self]
+        if missing:
+            have = [name for name in self.state if name in self and name not in names]
+            near = near_match(missing[0], have) if len(missing) == 1 else ""
+            raise RiebenchError(f"{self.where} lacks {', '.join(missing)}{near}; it is not {self.what}")
+        self._taken |= set(names)
+        return tuple(self.state[name] for name in names)
+
+    def optional(self, name: str) -> Tensor | None:
+        """A tensor that may be absent."""
+        return self.take(name)[0] if name in self else None
+
+    def skip(self, *names: str) -> None:
+        """Training buffers that say nothing about what the SAE computes."""
+        self._taken |= set(names)
+
+    def done(self) -> None:
+        """Refuses what is left over.
+
+        Raises:
+            RiebenchError: naming every floating-point tensor that was neither taken nor skipped.
+        """
+        unknown = [
+            name for name, value in self.state.items()
+            if name not in self._taken and isinstance(value, Tensor) and value.is_floating_point()
+        ]  # fmt: skip
+        if unknown:
+            raise RiebenchError(
+                f"{self.where} holds tensors riebench does not know: {', '.join(unknown)}; if they belong to the SAE's "
+                "arithmetic, say how with a key mapping, else list them there under ignore"
+            )
+
+
+def load_tensors(path: Path) -> Any:
+    """`torch.load` of a file from anywhere: tensors and plain containers only.
+
+    Raises:
+        RiebenchError: if it is a Git-LFS pointer, damaged, or holds anything else.
+    """
+    refuse_pointer(path)
+    return _unpickled(path, path)
+
+
+def load_tensors_after(path: Path, offset: int) -> Any:
+    """The same for a file whose first bytes are something else."""
+    return _unpickled(io.BytesIO(path.read_bytes()[offset:]), path)
+
+
+def _unpickled(source: Path | io.BytesIO, path: Path) -> Any:
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted:
+            raise RiebenchError(
+                f"{path} holds more than tensors ({wanted[1]}), and opening it would run its code, which riebench "
+                "never does; have it saved as a plain state_dict or as safetensors"
+            ) from error
+        raise RiebenchError(f"{path} is damaged or holds more than tensors; fetch it again") from error
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        RiebenchError: if it is a Git-LFS pointer or damaged.
+    """
+    refuse_pointer(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RiebenchError(f"{path} is damaged ({error}); fetch it again") from error
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuses a Git-LFS pointer in the place of a file.
+
+    Raises:
+        RiebenchError: if it is one.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise RiebenchError(f"{path} is a Git-LFS pointer, not the file; run `git lfs pull` where it came from")
+
+
+def build(where: Path, *parts: Tensor, **options: Any) -> SparseAutoencoder:
+    """`SparseAutoencoder(...)` whose complaints name the file."""
+    try:
+        return SparseAutoencoder(*parts, **options)
+    except RiebenchError as error:
+        raise RiebenchError(f"{where}: {error}") from error
+
+
+def whole(config: Mapping[str, Any], key: str, where: Path) -> int:
+    """A whole number of a configuration.
+
+    Raises:
+        RiebenchError: if it is missing or none.
+    """
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise RiebenchError(f"{where}: {key} must be a whole number, not {value!r}; the configuration is damaged")
+    return int(value)
+
+
+def expect_shape(where: Path, encoder: Tensor, n: int, d: int, config: str) -> None:
+    """Compares an encoder, features first, with its configuration.
+
+    Raises:
+        RiebenchError: if they differ.
+    """
+    if [*encoder.shape] != [n, d]:
+        raise RiebenchError(f"{where}: encoder is {[*encoder.shape]}, {config} says {[n, d]}")
+
+
+def batch_threshold(value: Tensor, n: int, where: Path) -> Tensor:
+    """The one threshold of a batch top-k SAE, for each feature.
+
+    Raises:
+        RiebenchError: if it was never set: then nothing would hold features back.
+    """
+    if value.numel() != 1:
+        raise RiebenchError(f"{where}: threshold has shape {[*value.shape]}, expected one number")
+    if float(value) < 0:
+        raise RiebenchError(
+            f"{where}: its threshold is {float(value):g}, so it was never set (training stopped too early); without it "
+            "this batch top-k SAE is dense: train it longer"
+        )
+    return value.reshape(1).float().expand(n)
+
+
+def site_of(name: object) -> tuple[str | None, Signal | None]:
+    """Block and signal that a training hook's name stands for, as far as it says.
+
+    Args:
+        name: for example "unet.mid_block.attentions.0" or "mid_block.attentions.0.proj_out".
+    """
+    if not isinstance(name, str):
+        return None, None
+    # A block's last projection gives exactly what the block adds.
+    stem = name.removesuffix(".proj_out")
+    try:
+        return short_name(stem), "update" if stem != name else None
+    except RiebenchError:
+        return None, None
