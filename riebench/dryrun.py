@@ -13,10 +13,11 @@ from riebench.forecast import Forecast, Line, forecast
 from riebench.lookup import Known, look_up
 from riebench.methods.base import get_method
 from riebench.needs import SAE_BYTES_PER_BLOCK
-from riebench.planning import check_request, plan, usual_batch_size
+from riebench.planning import Unit, check_request, plan, usual_batch_size
+from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import CATEGORIES, RunSpec, Setting
 from riebench.shapes import SDXL, Shape
-from riebench.store import RUN_FILE, RunFolder, run_path
+from riebench.store import RUN_FILE, SHARED, RunFolder, SharedFolder, run_path
 from riebench.suites import default_model
 
 if TYPE_CHECKING:
@@ -37,23 +38,33 @@ def forecast_job(job: Job) -> Forecast:
     redo = job.redo_mode
     tasks, settings = job.plan()
     check_request(tasks, settings, redo, (1, 1))
-    known = look_up(job.model or default_model(job.suite), steps=job.steps, guidance=job.guidance, dtype=job.dtype)
+    known = look_up(
+        job.model or default_model(job.suite), steps=job.steps, guidance=job.guidance, dtype=job.dtype,
+        options=job.options,
+    )  # fmt: skip
+    regions = parse_regions(job.regions or DEFAULT_REGIONS)
+    if regions.models:
+        regions.options.check_side(known.spec.size)
     check_blocks(settings, known)
     done = {
         setting.name: folder.done(redo)
         for setting in settings
         if (folder := _folder(job.results, tasks[0].suite, known, setting)) is not None
     }
+    units = plan(tasks, settings, job.seeds)
     request = Request(
         model=known.spec,
         shape=known.shape,
         # A named device is taken at its word: plans are often made on another machine than the one that runs them.
         device=pick_device("auto") if job.device == "auto" else job.device,
         batch_size=job.batch_size or usual_batch_size(known.spec.size),
-        units=plan(tasks, settings, job.seeds),
+        units=units,
         done=done,
         results=job.results,
         sae_bytes=sae_bytes(settings, known.shape),
+        options=job.options,
+        regions=regions,
+        masked=_masked(job.results, units, known),
     )
     return forecast(request)
 
@@ -92,6 +103,16 @@ def _folder(results: Path, suite: str, known: Known, setting: Setting) -> RunFol
     return RunFolder(path, wanted)
 
 
+def _masked(results: Path, units: Sequence[Unit], known: Known) -> frozenset[tuple[str, int]]:
+    """Example and seed of the units whose masks are stored."""
+    keys = {(unit.example.id, unit.key.seed): unit for unit in units}
+    return frozenset(
+        place for place, unit in keys.items()
+        if (shared := SharedFolder(run_path(results, unit.task.suite, known.spec.name, SHARED)))
+        and (shared.path / shared.mask_name(unit.key)).exists()
+    )  # fmt: skip
+
+
 def print_forecast(found: Forecast) -> None:
     """Prints a forecast to standard output."""
     from rich.console import Console
@@ -125,13 +146,14 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
     """A forecast in words: label and text of each line."""
     model = found.model
     guided = f"guidance {model.guidance:g}" if model.guidance > 1 else "no guidance"
-    beside = f" + at most {found.beside} runs beside neuron edits" if found.beside else ""
+    looked = f" + {2 * found.looked} for region models to look at" if found.looked else ""
+    beside = f" + at most {found.beside} runs to rank and read feed-forward units" if found.beside else ""
     return [
         ("model", f"{model.name}: {model.steps} steps, {guided}, {model.size} px, {model.dtype}, on {found.device}"),
         ("units", f"{found.units}: {found.units - found.missing} done, {found.missing} to make, of which "
                   f"{found.equal} are copies by construction"),
         ("generations", f"{found.generations} = {2 * found.pairs} source and target pictures (shared by all "
-                        f"settings) + {found.edited} edited ones{beside}"),
+                        f"settings) + {found.edited} edited ones{looked}{beside}"),
         ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
         ("time (estimate)", f"{duration(found.seconds)} for generating, scoring not counted; from {found.basis}"),
         ("memory (estimate)", f"{size(found.memory)} = weights and SAEs {size(found.weights)} + one batch of "

@@ -10,20 +10,18 @@ from pathlib import Path
 from statistics import median
 
 from riebench.errors import RiebenchError
+from riebench.footprint import examples_together, footprint
 from riebench.methods.base import get_method
 from riebench.needs import HALF_DTYPES
 from riebench.options import FP16_FIX, TILE, ModelOptions
 from riebench.phrases import BACKGROUND, innermost, region_words
 from riebench.planning import Unit, Work
+from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.schema import BLOCKS, ModelSpec
 from riebench.shapes import SDXL, Shape
 from riebench.store import RunFolder, run_folders
 
 FLOAT = 4
-TRACE_BYTES = 4
-"""Bytes of one captured number."""
-TOKENS = 77
-"""Tokens a text attention map has."""
 SDXL_TERAFLOP = 6.0
 """Work of one evaluation of SDXL's U-Net on one picture of 1024 px; scaled by parameters and latents."""
 DECODER_TERAFLOP = 10.0
@@ -54,6 +52,8 @@ class Request:
         results: where records of earlier runs tell how long things take.
         sae_bytes: SAEs in memory.
         options: how the model would be loaded.
+        regions: who finds words in pictures.
+        masked: example id and seed of those whose masks are stored.
     """
 
     model: ModelSpec
@@ -65,6 +65,8 @@ class Request:
     results: Path = Path("results")
     sae_bytes: int = 0
     options: ModelOptions = field(default_factory=ModelOptions)
+    regions: RegionSpec = field(default_factory=lambda: parse_regions(DEFAULT_REGIONS))
+    masked: frozenset[tuple[str, int]] = frozenset()
 
 
 def per_picture(model: ModelSpec) -> int:
@@ -89,25 +91,39 @@ def work_bytes(request: Request) -> int:
     return max(unet, decoded * side**2 * shape.vae_width * DECODER_TENSORS * width)
 
 
-def trace_bytes(request: Request, works: Sequence[Work]) -> int:
-    """What is captured of the examples that are in work together."""
+@dataclass(frozen=True)
+class Held:
+    """What is captured of examples while they are in work.
+
+    Attributes:
+        nbytes: of one example's source and target run.
+        together: examples in memory at a time.
+        metered: feed-forward units are too many to be kept: the pair is generated once more to rank them.
+    """
+
+    nbytes: int
+    together: int
+    metered: bool
+
+
+def held(request: Request, works: Sequence[Work]) -> Held:
+    """What is captured of some examples, as `riebench.footprint` decides it for the run itself."""
     shape, model = request.shape, request.model
-    together = works[: max(1, request.batch_size // 2)]
-    settings = {unit.setting.name: unit.setting for work in together for unit in work.units}
-    updates: set[str] = set()
-    units: set[str] = set()
-    for setting in settings.values():
-        needs = get_method(setting.method).needs
-        updates |= set(setting.blocks) if needs else set()
-        units |= set(setting.blocks) if "units" in needs else set()
-    numbers = sum(shape.width(block) * shape.positions(block, model.size) for block in updates)
-    numbers += sum(shape.units(block) * shape.positions(block, model.size) for block in units)
-    if any(_is_searched(work) for work in together):
-        numbers += sum(TOKENS * shape.positions(block, model.size) for block in BLOCKS)
-    return 2 * len(together) * model.steps * numbers * TRACE_BYTES
+    usual = tuple(block for block in BLOCKS if block in shape.blocks)
+    settings = {unit.setting.name: unit.setting for work in works for unit in work.units}.values()
+    updates = {block for setting in settings if get_method(setting.method).needs for block in setting.blocks}
+    units = {block for setting in settings if "units" in get_method(setting.method).needs for block in setting.blocks}
+    # Region models of their own look at pictures; only without them is attention captured.
+    looked = usual if not request.regions.models and any(is_searched(work) for work in works) else ()
+    common = footprint(shape, model.size, model.steps, usual, usual, usual)
+    own = footprint(shape, model.size, model.steps, updates, units, looked)
+    metered = bool(units) and (common.metered or own.metered)
+    nbytes = own.nbytes(long=common.long or own.long, metered=metered)
+    return Held(nbytes, min(len(works), examples_together(nbytes, request.batch_size)), metered)
 
 
-def _is_searched(work: Work) -> bool:
+def is_searched(work: Work) -> bool:
+    """Whether words have to be found in an example's pictures."""
     regions = (work.example.source_region, work.example.target_region)
     return any(innermost(region) == BACKGROUND or region_words(region) is not None for region in regions)
 

@@ -13,7 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_type_hints
 
-from riebench.estimates import FLOAT, Request, disk_bytes, per_picture, run_seconds, trace_bytes, work_bytes
+from riebench.estimates import (
+    FLOAT,
+    Request,
+    disk_bytes,
+    held,
+    is_searched,
+    per_picture,
+    run_seconds,
+    work_bytes,
+)
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import Method, Reuse, get_method
 from riebench.needs import weight_bytes
@@ -56,7 +65,8 @@ class Forecast:
         lines: units by setting and category.
         pairs: examples and seeds whose source and target run are generated, once for all settings.
         edited: pictures generated with an edit.
-        beside: further runs, at most, that large neuron edits read while they are applied.
+        looked: pairs generated before all else because region models look for words in them.
+        beside: further runs, at most, that ranking many units and large neuron edits take.
         seconds: estimated time of generating.
         basis: what the time is estimated from.
         weights: model, autoencoder and SAEs in memory.
@@ -71,6 +81,7 @@ class Forecast:
     lines: tuple[Line, ...]
     pairs: int
     edited: int
+    looked: int
     beside: int
     seconds: float
     basis: str
@@ -97,7 +108,7 @@ class Forecast:
     @property
     def generations(self) -> int:
         """Pictures to generate, runs beside them not counted."""
-        return 2 * self.pairs + self.edited
+        return 2 * (self.pairs + self.looked) + self.edited
 
     @property
     def evaluations(self) -> int:
@@ -119,8 +130,10 @@ def forecast(request: Request) -> Forecast:
     missing = [unit for unit in request.units if unit.key.digest not in request.done.get(unit.setting.name, ())]
     works = works_of(missing)
     edited = [unit for unit in missing if not reuses(get_method(unit.setting.method))]
-    beside = sum(_beside(work, request) for work in works)
-    generations = 2 * len(works) + len(edited)
+    looked = sum(_is_looked_at(work, request) for work in works)
+    captured = held(request, works)
+    beside = sum(_beside(work, request, captured.metered) for work in works)
+    generations = 2 * (len(works) + looked) + len(edited)
     evaluations = (generations + beside) * per_picture(request.model)
     seconds, basis = run_seconds(request, evaluations, generations)
     return Forecast(
@@ -130,12 +143,13 @@ def forecast(request: Request) -> Forecast:
         lines=_lines(request.units, missing),
         pairs=len(works),
         edited=len(edited),
+        looked=looked,
         beside=beside,
         seconds=seconds,
         basis=basis,
         weights=weight_bytes(request.shape.parameters, request.model.dtype, request.options) + request.sae_bytes,
         work=work_bytes(request),
-        traces=trace_bytes(request, works),
+        traces=captured.nbytes * captured.together,
         disk=disk_bytes(request, len(missing) + 2 * len(works)),
     )
 
@@ -156,17 +170,22 @@ def _lines(units: Sequence[Unit], missing: Sequence[Unit]) -> tuple[Line, ...]:
     )  # fmt: skip
 
 
-def _beside(work: Work, request: Request) -> int:
-    """Further runs, at most, of one example: large neuron edits read its source and target run in each batch."""
-    paired = sum(_is_paired(unit, request) for unit in work.units)
-    batches = min(paired, math.ceil(paired / request.batch_size) + 1)
-    return 2 * batches
+def _is_looked_at(work: Work, request: Request) -> bool:
+    unseen = (work.example.id, work.seed) not in request.masked
+    return bool(request.regions.models) and unseen and is_searched(work)
 
 
-def _is_paired(unit: Unit, request: Request) -> bool:
+def _beside(work: Work, request: Request, metered: bool) -> int:
+    """Further runs, at most, of one example: to rank its units, and to read them in each batch of large edits."""
+    ranked = metered and any("units" in get_method(unit.setting.method).needs for unit in work.units)
+    paired = sum(_is_paired(unit, request, metered) for unit in work.units)
+    return 2 * ranked + 2 * min(paired, math.ceil(paired / request.batch_size) + 1)
+
+
+def _is_paired(unit: Unit, request: Request, metered: bool) -> bool:
     method = get_method(unit.setting.method)
-    if "units" not in method.needs:
-        return False
+    if "units" not in method.needs or metered:
+        return "units" in method.needs
     chosen = unit.setting.params.get("n_units", inspect.signature(method.function).parameters["n_units"].default)
     positions = max(request.shape.positions(block, request.model.size) for block in unit.blocks)
     return 2 * int(str(chosen)) * positions * request.model.steps * FLOAT > UNIT_BUDGET

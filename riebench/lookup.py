@@ -8,7 +8,7 @@ from pathlib import Path
 
 from riebench.errors import RiebenchError, near_match
 from riebench.naming import model_label, short_name
-from riebench.options import ModelOptions
+from riebench.options import TILE, ModelOptions
 from riebench.presets import ASSET, PRESETS, Preset
 from riebench.schema import ModelSpec
 from riebench.shapes import SDXL, Shape, folder_shape
@@ -64,24 +64,29 @@ def look_up(
         RiebenchError: if the name stands for nothing, or a folder is no model.
     """
     preset = PRESETS.get(name)
-    size = options.size if options else None
+    chosen = options or ModelOptions()
     if dtype is not None and dtype not in FORMATS:
         raise RiebenchError(f"unknown dtype {dtype!r}{near_match(dtype, FORMATS)}")
     place = _place(name, preset)
-    few_steps = _few_steps(place.folder)
+    if chosen.config is not None and place.file is None:
+        raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
+    few_steps = _few_steps(place.folder) if place.file is None else _few_steps_of(chosen.config, place.file)
     native = place.shape.sample * place.shape.vae_factor
     spec = ModelSpec(
         name=model_label(
-            preset.name if preset else short_name(name), steps=steps, guidance=guidance, size=size, dtype=dtype
+            preset.name if preset else short_name(name), steps=steps, guidance=guidance, size=chosen.size, dtype=dtype,
+            vae=chosen.vae, vae_tiling=chosen.vae_tiling,
         ),
         source=place.repo or (preset.spec_source if preset else short_name(name)),
         revision=place.revision,
         steps=steps or (preset.steps if preset else TURBO_STEPS if few_steps else BASE_STEPS),
         guidance=guidance if guidance is not None else preset.guidance if preset else 0.0 if few_steps
         else BASE_GUIDANCE,
-        size=size or (preset.size if preset else native),
+        size=chosen.size or (preset.size if preset else native),
         dtype=dtype or (preset.dtype if preset else "float32"),
     )  # fmt: skip
+    if chosen.vae_tiling and spec.size <= TILE:
+        raise RiebenchError(f"--vae-tiling changes nothing at {spec.size} px, which is one tile; leave it out")
     if spec.size % place.shape.vae_factor:
         raise RiebenchError(f"picture side {spec.size} is no multiple of {place.shape.vae_factor}")
     return replace(place, spec=spec, preset=preset)
@@ -138,6 +143,17 @@ def cached_snapshot(repo: str, name: str, revision: str | None = None) -> Path |
     """The snapshot in the hub's cache that holds a file of a repository's root; None if there is none."""
     found = cached_file(repo, name, revision)
     return None if found is None else found.parent
+
+
+def _few_steps_of(config: str | None, file: Path) -> bool:
+    if config is None:
+        raise RiebenchError(
+            f"{file.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
+            "--config sdxl-base, or the folder of its model"
+        )
+    preset = PRESETS.get(config)
+    folder = Path(config).expanduser()
+    return preset.guidance == 0 if preset else _few_steps(folder if folder.is_dir() else None)
 
 
 def _few_steps(folder: Path | None) -> bool:
