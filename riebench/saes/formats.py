@@ -18,7 +18,7 @@ from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
 from riebench.saes.stored import Checkpoint, SaeOptions
 
 __all__ = [
-    "available", "checkpoint_at", "folder_name", "load_sae", "load_saes", "matching", "save_sdxl_unbox",
+    "available", "checkpoint_at", "chosen", "folder_name", "load_sae", "load_saes", "matching", "save_sdxl_unbox",
 ]  # fmt: skip
 
 MAPPING = "mapping"
@@ -75,21 +75,29 @@ def load_saes(
     Raises:
         RiebenchError: if a block has no checkpoint, several that k does not tell apart, or one made for another block.
     """
-    names = [short_name(block) for block in blocks]
     options = options if k is None else replace(options, k=k)
+    saes = {name: load_sae(path, options) for name, path in chosen(root, blocks, options).items()}
+    for name, sae in saes.items():
+        if sae.block not in (None, name):
+            raise RiebenchError(f"{root}: the SAE was trained on block {sae.block}, not on {name}")
+    return {name: sae.eval() for name, sae in saes.items()}
+
+
+def chosen(root: Path, blocks: Iterable[str], options: SaeOptions = _NOTHING) -> dict[str, Path]:
+    """Which checkpoint of a place is taken for each block; none is read.
+
+    Raises:
+        RiebenchError: as `load_saes`.
+    """
+    names = [short_name(block) for block in blocks]
     if not root.exists():
         raise RiebenchError(f"no SAE folder {root}; give a folder with one checkpoint per block")
     if checkpoint_at(root, options) is not None or root.is_file():
         if len(names) != 1:
             raise RiebenchError(f"{root} is a single SAE, but blocks {', '.join(names)} are asked for; name its root")
-        saes = {names[0]: load_sae(root, options)}
-    else:
-        found = available(root, options)
-        saes = {name: load_sae(_choose(root, found, name, options), options) for name in names}
-    for name, sae in saes.items():
-        if sae.block not in (None, name):
-            raise RiebenchError(f"{root}: the SAE was trained on block {sae.block}, not on {name}")
-    return {name: sae.eval() for name, sae in saes.items()}
+        return {names[0]: root}
+    found = available(root, options)
+    return {name: _choose(root, found, name, options) for name in names}
 
 
 def available(root: Path, options: SaeOptions = _NOTHING) -> dict[str, list[Path]]:

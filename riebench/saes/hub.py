@@ -94,13 +94,29 @@ def _mapped_weights(folder: Path) -> list[str]:
     return [weights for path in mappings if (weights := read_mapping(path).weights)]
 
 
-def _snapshot(place: HubPlace, names: list[str], offline: bool) -> Path:
+def download_command(text: str, options: SaeOptions) -> str:
+    """The line that brings what `fetch` would into the hub's cache; all formats that are read come along.
+
+    Raises:
+        RiebenchError: as `parse`.
+    """
+    place = parse(text)
+    allow, ignore = _allowed(place, _patterns(options))
+    parts = [f"--include '{pattern}'" for pattern in allow] + [f"--exclude '{pattern}'" for pattern in ignore]
+    return " ".join([f"hf download {place.id}", *([f"--revision {place.revision}"] if place.revision else []), *parts])
+
+
+def _allowed(place: HubPlace, names: list[str]) -> tuple[list[str], list[str]]:
     inside = f"{place.subfolder}/" if place.subfolder else ""
     # A pattern without a wildcard before it would only match at the top.
     allow = [pattern for name in names for pattern in (f"{inside}{name}", f"{inside}*/{name}")]
     if place.subfolder:
         allow.append(place.subfolder)
-    ignore = [pattern for name in _IGNORE for pattern in (name, f"*/{name}")]
+    return allow, [pattern for name in _IGNORE for pattern in (name, f"*/{name}")]
+
+
+def _snapshot(place: HubPlace, names: list[str], offline: bool) -> Path:
+    allow, ignore = _allowed(place, names)
     try:
         return Path(
             huggingface_hub.snapshot_download(
