@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from riebench.files import read_lines
+from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
-from riebench.presets import scorer_for
-from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, Stored
+from riebench.presets import scorer_for, second_scorer_for
+from riebench.profiles import DEFAULT, PROFILES, Profile
+from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, ScoreRecord, Stored
 from riebench.stats import estimate
-from riebench.store import RunFolder, ScoreKey
+from riebench.store import SCORES_FILE, RunFolder, ScoreKey
 
 EVERYTHING = "all"
 """The category that is the mean over all categories."""
 
 
-@dataclass(frozen=True)
-class MetricFormat:
-    """How a metric is printed: factor, decimals, sign, and the words of its heading."""
-
-    title: str
-    scale: float
-    decimals: int
-    signed: bool = False
-
-    def number(self, value: float) -> str:
-        """The value as printed; a zero never carries a minus."""
-        rounded = round(value * self.scale, self.decimals) + 0.0
-        return f"{rounded:+.{self.decimals}f}" if self.signed and rounded else f"{rounded:.{self.decimals}f}"
-
-
-TABLE_METRICS: dict[str, MetricFormat] = {
-    "clip_gain": MetricFormat("CLIP alignment gain x100 (higher is better)", 100, 2, signed=True),
-    "lpips": MetricFormat("LPIPS to the source picture (lower is better)", 1, 3),
-    "judge_target": MetricFormat("target attribute there, % of pictures (higher is better)", 100, 0),
-    "judge_kept": MetricFormat("other attributes kept, % (higher is better)", 100, 0),
-}
+TABLE_METRICS = PROFILES[DEFAULT].table
 """Metrics that tables show, where they were scored."""
 
-UNCHANGED: dict[str, float] = {"clip_gain": 0.0, "lpips": 0.0}
+UNCHANGED = PROFILES[DEFAULT].unchanged
 """What a failed unit counts as in means: the source picture left alone, so that failing on hard edits never pays. It
 is not counted as scored."""
 
@@ -92,6 +75,8 @@ class Configuration:
     """Metric -> category -> example id -> values of its seeds."""
     backbones: dict[str, str] = field(default_factory=dict)
     """Metric -> the network whose numbers these are."""
+    profile: str = DEFAULT
+    """Whose metrics these are: a name of `PROFILES`."""
     failed: int = 0
     skipped: int = 0
     imputed: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -135,8 +120,13 @@ class Configuration:
         }
 
 
-def configurations(folder: RunFolder) -> list[Configuration]:
-    """Reads one run folder into its configurations, block sets in the order of the blocks, "all" last."""
+def configurations(folder: RunFolder, profile: str = DEFAULT) -> list[Configuration]:
+    """Reads one run folder into its configurations, block sets in the order of the blocks, "all" last.
+
+    Args:
+        folder: the run folder.
+        profile: whose metrics to read; those of others are left out.
+    """
     spec = folder.spec
     found: dict[tuple[str, float], Configuration] = {}
     expected = folder.expected
@@ -153,14 +143,15 @@ def configurations(folder: RunFolder) -> list[Configuration]:
                 strength=strength,
                 run_id=spec.run_id,
                 several_strengths=len(strengths) > 1,
+                profile=profile,
             ),
         )
         configuration.expected[category] = n
-    _fill(folder, found)
+    _fill(folder, found, PROFILES[profile])
     return [found[key] for key in sorted(found, key=lambda key: (key[1], _block_order(key[0])))]
 
 
-def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration]) -> None:
+def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration], profile: Profile) -> None:
     scores = folder.scores()
     backbones = _backbones(folder, scores)
     for configuration in found.values():
@@ -170,12 +161,12 @@ def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration]) -> N
         configuration = found[key.block_set, key.strength]
         configuration.failed += record.status == "error"
         configuration.skipped += record.status == "skipped"
-        for metric in TABLE_METRICS:
+        for metric in profile.table:
             score = scores.get((key.digest, metric, backbones.get(metric, "")))
             # A score of a picture that has been made again since is nobody's.
             value = None if score is None or score.picture != record.picture_id else score.value
-            if record.status == "error" and metric in UNCHANGED:
-                value = UNCHANGED[metric]
+            if record.status == "error" and metric in profile.unchanged and metric in backbones:
+                value = profile.unchanged[metric]
                 slot = (metric, key.category)
                 configuration.imputed[slot] = configuration.imputed.get(slot, 0) + 1
             if value is not None:
@@ -183,14 +174,17 @@ def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration]) -> N
                 examples.setdefault(key.example_id, []).append(value)
 
 
-def _backbones(folder: RunFolder, scores: Iterable[ScoreKey]) -> dict[str, str]:
+def _backbones(folder: RunFolder, scores: Mapping[ScoreKey, ScoreRecord]) -> dict[str, str]:
     """Metric -> whose numbers are shown: those of the model's own scorer, or else of the last that measured.
 
     A cell never mixes networks: other scorers' numbers stay in scores.jsonl.
     """
-    scorer = scorer_for(folder.spec.model)
+    usual, second = scorer_for(folder.spec.model), second_scorer_for(folder.spec.model)
     shown: dict[str, str] = {}
-    for _, metric, backbone in scores:
+    for (_, metric, backbone), score in scores.items():
+        if score.reason == Reason.NO_WEIGHTS:
+            continue
+        scorer = second if metric == "clip_gain_2" and second is not None else usual
         if is_measured_by(backbone, scorer) or not is_measured_by(shown.get(metric, ""), scorer):
             shown[metric] = backbone
     return shown
@@ -205,9 +199,18 @@ def _block_order(block_set: str) -> tuple[int, str]:
 
 
 def present_metrics(found: Iterable[Configuration]) -> list[str]:
-    """Metrics of `TABLE_METRICS` that at least one configuration has values for."""
+    """Metrics of the configurations' profile that at least one of them has values for, in the profile's order."""
     configs = list(found)
-    return [metric for metric in TABLE_METRICS if any(metric in c.values for c in configs)]
+    table = PROFILES[configs[0].profile].table if configs else {}
+    return [metric for metric in table if any(metric in c.values for c in configs)]
+
+
+def scored_profiles(folders: Iterable[RunFolder]) -> list[str]:
+    """Profiles that have numbers of their own in some run folders; `default` also if no profile has."""
+    lines = (line for folder in folders for _, line in read_lines(folder.path / SCORES_FILE))
+    measured = {line.get("metric") for line in lines if line.get("value") is not None}
+    found = [name for name, profile in PROFILES.items() if measured & {*profile.own}]
+    return found or [DEFAULT]
 
 
 def present_categories(found: Iterable[Configuration]) -> list[str]:

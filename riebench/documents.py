@@ -10,9 +10,9 @@ import csv
 import re
 from pathlib import Path
 
-from riebench.configurations import TABLE_METRICS
 from riebench.errors import RiebenchError
 from riebench.files import write_atomic
+from riebench.profiles import FORMATS
 from riebench.tables import markdown
 
 PART = re.compile(r"(<!-- table: (\S+) metric=(\S+) settings=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -44,7 +44,7 @@ def table_part(file: Path, metric: str, settings: list[str]) -> str:
         strength = strength or mine[0]["strength"]
         for blocks in dict.fromkeys(row["block_set"] for row in mine):
             means = {r["category"]: r["mean"] for r in mine if (r["block_set"], r["strength"]) == (blocks, strength)}
-            cells = [TABLE_METRICS[metric].number(float(means[c])) if means.get(c) else "–" for c in categories]
+            cells = [FORMATS[metric].number(float(means[c])) if means.get(c) else "–" for c in categories]
             lines.append([name if strength == mine[0]["strength"] else f"{name} x{strength}", blocks, *cells])
     return markdown(["setting", "blocks", *(c.removeprefix("change_").replace("_", " ") for c in categories)], lines)
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from riebench.configurations import (
     EVERYTHING,
-    TABLE_METRICS,
     Configuration,
     configurations,
     present_metrics,
+    scored_profiles,
     whole_configurations,
 )
 from riebench.errors import RiebenchError
 from riebench.files import write_atomic
+from riebench.profiles import DEFAULT, FORMATS, PROFILES
 from riebench.store import RunFolder, run_folders
 from riebench.tables import cell, markdown
 
-RANK_METRIC = "clip_gain"
 NO_RANK = "–"
 
 
@@ -42,12 +42,17 @@ def leaderboard_text(results: Path) -> str:
     if not groups:
         parts.append("No results yet: `riebench run` makes them.\n")
     for (suite, model), folders in sorted(groups.items()):
-        parts += [f"## {suite} on {model}\n", _section(folders)]
+        for profile in scored_profiles(folders):
+            if profile == DEFAULT:
+                parts += [f"## {suite} on {model}\n", _section(folders, profile)]
+            else:
+                rank = f"Ranks are by `{PROFILES[profile].rank}`.\n"
+                parts += [f"## {suite} on {model}, profile `{profile}`\n", rank, _section(folders, profile)]
     return "\n".join(parts)
 
 
-def _section(folders: Sequence[RunFolder]) -> str:
-    found = whole_configurations(c for folder in folders for c in configurations(folder))
+def _section(folders: Sequence[RunFolder], profile: str) -> str:
+    found = whole_configurations(c for folder in folders for c in configurations(folder, profile))
     metrics = present_metrics(found)
     ranks = _ranks(found)
     table = []
@@ -65,8 +70,13 @@ def _section(folders: Sequence[RunFolder]) -> str:
                 configuration.run_id[:8],
             ]
         )
-    legend = "; ".join(f"`{metric}`: {TABLE_METRICS[metric].title}" for metric in metrics)
+    legend = "; ".join(f"`{metric}`: {FORMATS[metric].title}" for metric in metrics)
     return markdown(["rank", "setting", "blocks", "sees", *metrics, "run"], table) + f"\n{legend}.\n"
+
+
+def rank_metric(configuration: Configuration) -> str:
+    """The metric that a row is ranked by: its profile's."""
+    return PROFILES[configuration.profile].rank
 
 
 def is_complete(configuration: Configuration, examples: set[str]) -> bool:
@@ -77,15 +87,16 @@ def is_complete(configuration: Configuration, examples: set[str]) -> bool:
         examples: ids that any row of the section has a score for. Examples whose regions are empty are skipped by
             every setting alike and are no gap.
     """
-    row = configuration.row(RANK_METRIC, EVERYTHING)
-    scored = set(configuration.example_means(RANK_METRIC))
+    metric = rank_metric(configuration)
+    row = configuration.row(metric, EVERYTHING)
+    scored = set(configuration.example_means(metric))
     whole = row.n_scored + configuration.skipped == row.n_expected
     return whole and not configuration.failed and scored == examples
 
 
 def _ranks(found: Sequence[Configuration]) -> list[int | None]:
-    gains = [configuration.row(RANK_METRIC, EVERYTHING).mean for configuration in found]
-    examples = {example for configuration in found for example in configuration.example_means(RANK_METRIC)}
+    gains = [configuration.row(rank_metric(configuration), EVERYTHING).mean for configuration in found]
+    examples = {example for c in found for example in c.example_means(rank_metric(c))}
     ranked = [is_complete(configuration, examples) for configuration in found]
     ranks: list[int | None] = []
     for index, configuration in enumerate(found):
@@ -103,7 +114,8 @@ def _ranks(found: Sequence[Configuration]) -> list[int | None]:
 
 def _rivals(one: Configuration, other: Configuration) -> bool:
     """Whether two rows may be ranked against each other: they see the same things, and one network scored both."""
-    same_scorer = one.backbones.get(RANK_METRIC) == other.backbones.get(RANK_METRIC)
+    metric = rank_metric(one)
+    same_scorer = one.backbones.get(metric) == other.backbones.get(metric)
     return same_scorer and set(one.access) == set(other.access)
 
 

@@ -12,6 +12,9 @@ ASSET = "asset:"
 DEFAULT_SCORER = "clip-l14"
 """The CLIP that scores pictures of weights that no preset names."""
 
+SECOND_SCORER = "siglip2-b16"
+"""The independent CLIP beside it: SDXL's own text encoder contains `DEFAULT_SCORER`."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -26,7 +29,7 @@ class Preset:
         size: picture side in pixels.
         dtype: number format of U-Net and text encoders; the autoencoder always decodes in float32.
         scorer: the CLIP that scores its pictures.
-        saes: where its SAEs are, as `riebench.saes.formats.resolve_root` reads it, or "asset:NAME".
+        saes: where its SAEs are, as `riebench.saes.sources` reads it, or "asset:NAME".
         notes: what one should know before comparing its numbers.
     """
 
@@ -74,3 +77,13 @@ def scorer_for(model: ModelSpec) -> str:
     """
     scorers = {preset.spec_source: preset.scorer for preset in PRESETS.values()}
     return scorers.get(model.source, DEFAULT_SCORER)
+
+
+def is_shipped(model: ModelSpec) -> bool:
+    """Whether a model's weights are those of a preset that ships with the package."""
+    return any(preset.spec_source == model.source for preset in PRESETS.values() if preset.source.startswith(ASSET))
+
+
+def second_scorer_for(model: ModelSpec) -> str | None:
+    """The CLIP that scores a model's pictures beside `scorer_for`; None for the toy world, which has one CLIP only."""
+    return None if is_shipped(model) else SECOND_SCORER

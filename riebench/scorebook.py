@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from riebench.files import write_atomic
-from riebench.metrics.base import Metric
+from riebench.metrics.base import Metric, Reason
 from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
 from riebench.schema import EditExample, EditRecord, ScoreRecord
@@ -54,7 +54,10 @@ class ScoreBook:
 
     def _has(self, record: EditRecord, metric: Metric) -> bool:
         found = self.stored.get((record.key.digest, metric.name, self.tools.backbone(metric)))
-        return found is not None and (found.version, found.picture) == (metric.version, record.picture_id)
+        if found is None or (found.version, found.picture) != (metric.version, record.picture_id):
+            return False
+        # What lacked its network is measured as soon as that is there.
+        return found.reason != Reason.NO_WEIGHTS or self.tools.missing(metric, fetch=True) is not None
 
     def add(self, scores: list[ScoreRecord]) -> None:
         """Keeps a unit's new scores until `flush`."""

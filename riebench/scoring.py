@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +15,8 @@ from riebench.errors import RiebenchError, StoreError
 from riebench.files import file_sha256
 from riebench.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
 from riebench.metrics.tools import Tools
-from riebench.presets import scorer_for
+from riebench.presets import is_shipped, scorer_for, second_scorer_for
+from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
 from riebench.registry import METRICS
 from riebench.schema import EditExample, EditRecord, EditTask, ScoreRecord, UnitKey
 from riebench.scorebook import ScoreBook, opened
@@ -36,6 +37,7 @@ class ScoreReport:
         missing: scores added without a value, by reason.
         stale: units whose example is no longer in the suite; left alone.
         cut_prompts: prompts that CLIP saw without their end.
+        notes: what was left out for want of a network, and how to bring it.
     """
 
     units: int = 0
@@ -43,6 +45,7 @@ class ScoreReport:
     missing: Counter[str] = field(default_factory=Counter)
     stale: int = 0
     cut_prompts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -54,7 +57,7 @@ class ScoreReport:
             parts.append(f"{self.stale} units of examples that have changed since left out")
         if self.cut_prompts:
             parts.append(f"{len(self.cut_prompts)} prompts too long for CLIP, e.g. {self.cut_prompts[0]!r}")
-        return "; ".join(parts)
+        return "\n".join(["; ".join(parts), *self.notes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,11 @@ def score(
     tasks: Iterable[EditTask] | None = None,
     *,
     scorer: str | None = None,
+    second: str | None = None,
     metrics: Sequence[str] | None = None,
+    profile: str = DEFAULT,
+    weights: Mapping[str, Path] | None = None,
+    offline: bool = False,
     device: str = "cpu",
     batch_size: int = 32,
     progress: bool = True,
@@ -88,11 +95,15 @@ def score(
         folders: run folders; none of them may be open for writing.
         tasks: whole suites, for the prompts; folders of other suites get those that ship under the suite's name.
         scorer: CLIP to use (see `ClipSpec.parse`); by default the one that belongs to each folder's model.
-        metrics: registered names; by default all that the examples allow.
+        second: independent CLIP that gives `clip_gain_2`; by default the model's, if it is on this machine.
+        metrics: registered names; by default all of the profile that the examples allow.
+        profile: a name of `PROFILES`.
+        weights: where networks lie that do not ship (see `Tools`).
+        offline: fetches nothing.
         device: torch device of CLIP and LPIPS.
         batch_size: units in memory at a time.
         progress: show a bar.
-        tools: ready networks, instead of `scorer` and `device`.
+        tools: ready networks, instead of all options that say which and where.
 
     Returns:
         What was done.
@@ -101,16 +112,41 @@ def score(
         RiebenchError: unknown metric, scorer or suite, a missing or changed picture, a folder in use. What was
             computed before is kept.
     """
-    chosen = tuple(METRICS.get(name) for name in (METRICS.names() if metrics is None else metrics))
-    groups: dict[str, list[RunFolder]] = {}
+    names = profile_metrics(profile, METRICS.names()) if metrics is None else tuple(metrics)
+    asked = {*(metrics or ()), *(["clip_gain_2"] if second else []), *(names if profile != DEFAULT else [])}
+    groups: dict[tuple[str, str | None, bool], list[RunFolder]] = {}
     for folder in folders:
-        groups.setdefault("" if tools else scorer or scorer_for(folder.spec.model), []).append(folder)
+        model = folder.spec.model
+        pair = ("", None) if tools else (scorer or scorer_for(model), second or second_scorer_for(model))
+        groups.setdefault((*pair, is_shipped(model)), []).append(folder)
     suites = _Suites(tasks or ())
     total = ScoreReport()
-    for name, group in groups.items():
-        networks = tools or Tools(name, device=device)
-        total = _add(total, _score_group(group, suites, networks, chosen, batch_size, progress))
+    for (first, other, shipped), group in groups.items():
+        networks = tools or Tools(first, device=device, second=other, weights=weights, offline=offline)
+        chosen, notes = _at_hand([METRICS.get(name) for name in names], asked, networks, shipped)
+        report = _score_group(group, suites, networks, chosen, batch_size, progress)
+        total = _add(_add(total, report), ScoreReport(notes=notes))
     return total
+
+
+def _at_hand(
+    metrics: Sequence[Metric], asked: set[str], tools: Tools, shipped: bool
+) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
+    """What to measure, and what is left out because nobody asked for it and its network is not here.
+
+    The toy world's numbers are the same on every machine, so for its models nothing depends on what lies around.
+    """
+    chosen, notes = [], []
+    for metric in metrics:
+        if metric.name in asked or metric.name not in IF_AT_HAND:
+            chosen.append(metric)
+        elif not shipped:
+            why = tools.missing(metric, fetch=False)
+            if why is None:
+                chosen.append(metric)
+            else:
+                notes.append(f"{metric.name} left out: {why}")
+    return tuple(chosen), tuple(notes)
 
 
 def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:
@@ -120,6 +156,7 @@ def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:
         first.missing + second.missing,
         first.stale + second.stale,
         tuple(sorted({*first.cut_prompts, *second.cut_prompts})),
+        tuple(dict.fromkeys([*first.notes, *second.notes])),
     )
 
 
@@ -187,7 +224,8 @@ def _score_group(
                 for book in books.values():
                     book.flush()
                 bar.update(len(batch))
-    return _add(report, ScoreReport(units, stale=stale, cut_prompts=tools.cut_prompts))
+    lacking = tuple(f"{metric.name} not measured: {why}" for metric in metrics if (why := tools.lacking(metric)))
+    return _add(report, ScoreReport(units, stale=stale, cut_prompts=tools.cut_prompts, notes=lacking))
 
 
 def _score_batch(batch: Sequence[_Job], tools: Tools, pictures: _Pictures) -> list[list[ScoreRecord]]:
@@ -196,6 +234,9 @@ def _score_batch(batch: Sequence[_Job], tools: Tools, pictures: _Pictures) -> li
     values: dict[tuple[int, str], Value] = {}
     for metric in dict.fromkeys(metric for job in batch for metric in job.metrics):
         inputs = {i: sample for i, sample in enumerate(samples) if sample is not None and metric in batch[i].metrics}
+        if inputs and tools.missing(metric, fetch=True):
+            values |= {(position, metric.name): Reason.NO_WEIGHTS for position in inputs}
+            continue
         for position, value in zip(inputs, metric(list(inputs.values()), tools), strict=True):
             values[position, metric.name] = value
     return [
@@ -245,7 +286,13 @@ class _Pictures:
             target_prompt=example.target,
             source_attributes=None if attributes is None else attributes.source,
             target_attributes=None if attributes is None else attributes.target,
+            target=self._target(job) if any(metric.needs_target for metric in job.metrics) else None,
         )
+
+    def _target(self, job: _Job) -> UInt8:
+        if job.record.target_image is None:
+            raise StoreError(f"{job.folder.path}: unit {job.record.key.digest} names no target picture; run it again")
+        return self._source(job.folder.shared.path / job.record.target_image)
 
 
 def _edited(folder: RunFolder, record: EditRecord) -> UInt8:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from riebench.configurations import (
     EVERYTHING,
-    TABLE_METRICS,
     Configuration,
     TableRow,
     configurations,
     present_categories,
     present_metrics,
+    scored_profiles,
     whole_configurations,
 )
 from riebench.errors import RiebenchError
 from riebench.files import write_atomic
+from riebench.profiles import DEFAULT, FORMATS, PROFILES
 from riebench.schema import ALL_CATEGORIES, EditRecord
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.store import RunFolder
@@ -29,7 +30,7 @@ def cell(row: TableRow) -> str:
     counts = f"{row.n_scored}/{row.n_expected}"
     if row.mean is None or row.ci_low is None or row.ci_high is None:
         return f"– {counts}" if row.n_expected else ""
-    form = TABLE_METRICS[row.metric]
+    form = FORMATS[row.metric]
     return f"{form.number(row.mean)} [{form.number(row.ci_low)}, {form.number(row.ci_high)}] {counts}"
 
 
@@ -62,13 +63,24 @@ def _long_csv(rows: Iterable[TableRow]) -> str:
 def _note(found: list[Configuration]) -> str:
     examples = {example for c in found for values in c.values.values() for e in values.values() for example in e}
     seeds = [len(s) for c in found for values in c.values.values() for e in values.values() for s in e.values()]
-    networks = sorted({c.backbones[metric] for c in found for metric in TABLE_METRICS if c.backbones.get(metric)})
+    profile = PROFILES[found[0].profile if found else DEFAULT]
+    networks = sorted({c.backbones[metric] for c in found for metric in profile.table if c.backbones.get(metric)})
+    second = sorted({c.backbones["clip_gain_2"] for c in found if "clip_gain_2" in c.backbones})
     return (
         f"{len(examples)} examples, up to {max(seeds, default=0)} seed(s) each. Cells: mean [95 % interval] "
         f"scored/expected; percentile bootstrap over examples inside each category, {REPLICATES} replicates, "
         f"seed {BOOTSTRAP_SEED}. `all` is the mean over categories.\n"
         + (f"\nMeasured by {', '.join(networks)}.\n" if networks else "")
+        + (f"`clip_gain_2` is by {', '.join(second)}.\n" if second else "")
+        + (_profile_note(found, profile.name) if profile.name != DEFAULT else "")
     )
+
+
+def _profile_note(found: list[Configuration], profile: str) -> str:
+    present = present_metrics(found)
+    absent = [metric for metric in PROFILES[profile].table if metric not in present]
+    left = f" Not measured: {', '.join(absent)}." if absent else ""
+    return f"\nProfile `{profile}`: computed as published scripts do, not to be compared with other tables.{left}\n"
 
 
 def per_block(found: list[Configuration]) -> tuple[str, str]:
@@ -81,7 +93,7 @@ def per_block(found: list[Configuration]) -> tuple[str, str]:
             cells = [configuration.row(metric, category) for category in categories]
             rows += cells
             table.append([configuration.label, configuration.block_set, *(cell(c) for c in cells)])
-        parts += [f"## {TABLE_METRICS[metric].title}\n", markdown(["setting", "blocks", *categories], table)]
+        parts += [f"## {FORMATS[metric].title}\n", markdown(["setting", "blocks", *categories], table)]
     return "\n".join(parts), _long_csv(rows)
 
 
@@ -96,7 +108,7 @@ def per_category(found: list[Configuration]) -> tuple[str, str]:
             rows += cells
             table.append([category, *(cell(c) for c in cells)])
         header = ["category", *(configuration.label for configuration in whole)]
-        parts += [f"## {TABLE_METRICS[metric].title}\n", markdown(header, table)]
+        parts += [f"## {FORMATS[metric].title}\n", markdown(header, table)]
     return "\n".join(parts), _long_csv(rows)
 
 
@@ -108,18 +120,27 @@ def per_method(found: list[Configuration]) -> tuple[str, str]:
     for configuration in whole:
         cells = [configuration.row(metric, EVERYTHING) for metric in metrics]
         rows += cells
-        power = detectable_difference(list(configuration.example_means("clip_gain").values()))
-        smallest = "–" if power is None else TABLE_METRICS["clip_gain"].number(power)
         counts = f"{configuration.failed} failed, {configuration.skipped} skipped"
-        table.append([configuration.label, configuration.access or "–", *(cell(c) for c in cells), smallest, counts])
-    header = ["setting", "sees", *metrics, "detectable clip_gain", "not made"]
-    legend = "\n".join(f"- `{metric}`: {TABLE_METRICS[metric].title}" for metric in metrics)
+        label = [configuration.label, configuration.access or "–"]
+        table.append([*label, *(cell(c) for c in cells), *_detectable(configuration), counts])
+    # Only a gain is a difference from no edit.
+    gains = not whole or whole[0].profile == DEFAULT
+    header = ["setting", "sees", *metrics, *(["detectable clip_gain"] if gains else []), "not made"]
+    legend = "\n".join(f"- `{metric}`: {FORMATS[metric].title}" for metric in metrics)
     explained = (
         "`sees`: target prompt (P), activations of the paired target run (A), masks (M), training (T), inversion (V). "
-        "`detectable clip_gain`: smallest difference from no edit that 80 % of such experiments would find.\n"
-    )
+        + ("`detectable clip_gain`: smallest difference from no edit that 80 % of such experiments would find.\n"
+           if gains else "\n")
+    )  # fmt: skip
     text = "\n".join(["# Per method\n", _note(whole), explained, legend + "\n", markdown(header, table)])
     return text, _long_csv(rows)
+
+
+def _detectable(configuration: Configuration) -> list[str]:
+    if configuration.profile != DEFAULT:
+        return []
+    power = detectable_difference(list(configuration.example_means("clip_gain").values()))
+    return ["–" if power is None else FORMATS["clip_gain"].number(power)]
 
 
 def per_feature_share(folders: Iterable[RunFolder]) -> tuple[str, str]:
@@ -166,33 +187,43 @@ def _share_markdown(lines: list[list[object]]) -> str:
     return "\n".join(["# Feature share\n", note, markdown(["setting", "category", "side", "units", *blocks], table)])
 
 
-def table_texts(model_folder: Path, folders: Sequence[RunFolder]) -> dict[Path, str]:
+def table_texts(model_folder: Path, folders: Sequence[RunFolder], profile: str | None = None) -> dict[Path, str]:
     """The tables of one suite and model: file -> content, the Markdown file of each before its CSV file.
 
     Args:
         model_folder: `results/<suite>/<model>`.
         folders: its run folders.
+        profile: only this one's; None for every profile that has scores. Those other than `default` get a folder of
+            their own.
     """
-    found = [configuration for folder in folders for configuration in configurations(folder)]
     texts: dict[Path, str] = {}
-    for name, (text, table) in {
-        "per_block": per_block(found),
-        "per_category": per_category(found),
-        "per_method": per_method(found),
-        "feature_share": per_feature_share(folders),
-    }.items():
-        path = model_folder / "tables" / f"{name}.md"
-        texts |= {path: text, path.with_suffix(".csv"): table}
+    for name in scored_profiles(folders) if profile is None else [profile]:
+        texts |= _profile_texts(model_folder / "tables" / PROFILES[name].folder, folders, name)
+    path = model_folder / "tables" / "feature_share.md"
+    if profile in (None, DEFAULT):
+        texts |= _files(path, per_feature_share(folders))
     return texts
 
 
-def write_tables(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]:
+def _profile_texts(place: Path, folders: Sequence[RunFolder], profile: str) -> dict[Path, str]:
+    found = [configuration for folder in folders for configuration in configurations(folder, profile)]
+    texts: dict[Path, str] = {}
+    for name, made in {"per_block": per_block, "per_category": per_category, "per_method": per_method}.items():
+        texts |= _files(place / f"{name}.md", made(found))
+    return texts
+
+
+def _files(path: Path, texts: tuple[str, str]) -> dict[Path, str]:
+    return {path: texts[0], path.with_suffix(".csv"): texts[1]}
+
+
+def write_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str | None = None) -> list[Path]:
     """Writes `tables/*.md` and `tables/*.csv` beside the run folders of one suite and model.
 
     Returns:
         The Markdown files.
     """
-    texts = table_texts(model_folder, folders)
+    texts = table_texts(model_folder, folders, profile)
     for path, text in texts.items():
         write_atomic(path, text.encode())
     return [path for path in texts if path.suffix == ".md"]
@@ -205,12 +236,12 @@ def _by_model(folders: Iterable[RunFolder]) -> list[tuple[Path, list[RunFolder]]
     return sorted(groups.items())
 
 
-def write_all(folders: Iterable[RunFolder]) -> list[Path]:
+def write_all(folders: Iterable[RunFolder], profile: str | None = None) -> list[Path]:
     """Writes the tables of every suite and model among some run folders; returns the Markdown files."""
-    return [path for model_folder, group in _by_model(folders) for path in write_tables(model_folder, group)]
+    return [path for model_folder, group in _by_model(folders) for path in write_tables(model_folder, group, profile)]
 
 
-def check_all(folders: Iterable[RunFolder]) -> list[Path]:
+def check_all(folders: Iterable[RunFolder], profile: str | None = None) -> list[Path]:
     """Compares all stored tables with what the stored scores give.
 
     Returns:
@@ -221,7 +252,7 @@ def check_all(folders: Iterable[RunFolder]) -> list[Path]:
     """
     checked = []
     for model_folder, group in _by_model(folders):
-        for path, text in table_texts(model_folder, group).items():
+        for path, text in table_texts(model_folder, group, profile).items():
             if not path.exists() or path.read_bytes() != text.encode():
                 raise RiebenchError(f"{path} is out of date; run `riebench tables` and commit it")
             checked.append(path)

@@ -53,7 +53,7 @@ class FakeLpips:
         return np.abs(first.astype(float) - second).mean((1, 2, 3)) / 255
 
 
-def fake_tools(scorer: str, *, device: str) -> Tools:
+def fake_tools(scorer: str, *, device: str, **options: Any) -> Tools:
     """Networks that need no weights: CLIP sees colors, and a prompt is how often it has each vowel."""
 
     def pictures(batch: list[Any]) -> Any:

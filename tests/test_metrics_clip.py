@@ -27,7 +27,8 @@ from riebench.metrics.clip import (
     clip_target,
     region_box,
 )
-from riebench.metrics.scorers import ClipSpec, load_open_clip
+from riebench.metrics.openclip import load_open_clip
+from riebench.metrics.scorers import ClipSpec
 from riebench.metrics.tools import Tools
 
 WIDTH = 6
@@ -299,7 +300,10 @@ def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> No
     for file in folder.iterdir():
         if file.suffix != ".safetensors":
             os.link(file, tmp_path / file.name)
-    with pytest.raises(MetricError, match="cannot be loaded"):
+    with pytest.raises(MetricError, match="has no weights; put its open_clip_model.safetensors there"):
+        load_open_clip(ClipSpec(f"local-dir:{tmp_path}"))
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.raises(MetricError, match="no open_clip_config.json"):
         load_open_clip(ClipSpec(f"local-dir:{tmp_path}"))
 
 
@@ -307,13 +311,27 @@ def test_parsing(tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"")
     assert ClipSpec.parse("ViT-B-32/openai") == ClipSpec("ViT-B-32", "openai")
-    assert ClipSpec.parse(f"ViT-L-14-quickgelu={weights}") == ClipSpec("ViT-L-14-quickgelu", str(weights), "QuickGELU")
+    assert ClipSpec.parse(f"ViT-L-14-quickgelu@{weights}") == ClipSpec(
+        "ViT-L-14-quickgelu", None, "QuickGELU", file=weights
+    )
+    assert ClipSpec.parse(f"ViT-L-14/laion2b_s32b_b82k@{weights}") == ClipSpec(
+        "ViT-L-14", "laion2b_s32b_b82k", file=weights
+    )
     with pytest.raises(MetricError, match="did you mean 'clip-l14'"):
         ClipSpec.parse("clip-l41")
     with pytest.raises(MetricError, match="there is no file"):
-        ClipSpec.parse("ViT-B-32=/no/such/file")
+        ClipSpec.parse("ViT-B-32@/no/such/file.safetensors")
+    with pytest.raises(MetricError, match="no folder"):
+        ClipSpec.parse("local-dir:/no/such/folder")
     with pytest.raises(MetricError, match="no folder"):
         scorers.identity(ClipSpec("local-dir:/no/such/folder"))
+    for odd in ("a/b/c", "ViT-B-32/", "/openai", "ViT-B-32", "@x"):
+        with pytest.raises(MetricError, match="unknown scorer"):
+            ClipSpec.parse(odd)
+    pointer = tmp_path / "p.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(MetricError, match="Git-LFS pointer"):
+        ClipSpec.parse(f"ViT-B-32@{pointer}")
 
 
 def test_every_metric_with_the_real_encoder(scorer: ClipScorer) -> None:

@@ -41,11 +41,17 @@ class Reason(StrEnum):
     """The picture's embedding did not move, so the change has no direction."""
     NOT_RUN = "not_run"
     """There is no picture: the unit was skipped or failed."""
+    NO_WEIGHTS = "no_weights"
+    """The metric's network was asked for and is not on this machine; measured as soon as it is."""
 
 
 class MetricError(RiebenchError):
     """Pictures, masks or prompts that a metric cannot take."""
 
+
+Kind = Literal["", "clip", "clip2", "clip-half", "lpips", "squeeze", "dino", "judge"]
+"""Kinds of network: none; CLIP in float32; the independent second one; CLIP as the published scripts run it; LPIPS on
+AlexNet and on SqueezeNet; DINO; the toy world's judge."""
 
 Value = float | Reason
 """A finite number, or why there is none."""
@@ -63,6 +69,8 @@ class Sample:
         target_prompt: prompt of the wished result, verbatim.
         source_attributes: what the source picture should show (toy world), else None.
         target_attributes: what the result should show (toy world), else None.
+        target: what the model makes of the target prompt with the same seed, same shape; read only for metrics that
+            compare with it.
 
     Raises:
         MetricError: if sizes or types do not fit.
@@ -75,17 +83,31 @@ class Sample:
     target_prompt: str
     source_attributes: dict[str, str] | None = None
     target_attributes: dict[str, str] | None = None
+    target: UInt8 | None = None
 
     def __post_init__(self) -> None:
-        for name, picture in (("edited", self.edited), ("source", self.source)):
+        for name, picture in (("edited", self.edited), ("source", self.source), ("target", self.target)):
+            if picture is None:
+                continue
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
                 raise MetricError(f"{name} picture: expected uint8 [H, W, 3], got {picture.dtype} {picture.shape}")
-        if self.edited.shape != self.source.shape:
-            raise MetricError(
-                f"pictures of unequal size cannot be compared: {self.edited.shape[:2]} and {self.source.shape[:2]}"
-            )
+            if picture.shape != self.edited.shape:
+                raise MetricError(
+                    f"pictures of unequal size cannot be compared: {self.edited.shape[:2]} and {picture.shape[:2]}"
+                )
         if self.mask.dtype != np.bool_ or self.mask.shape != self.edited.shape[:2]:
             raise MetricError(f"mask: expected bool {self.edited.shape[:2]}, got {self.mask.dtype} {self.mask.shape}")
+
+    @property
+    def wanted(self) -> UInt8:
+        """The target picture.
+
+        Raises:
+            MetricError: if it was not read.
+        """
+        if self.target is None:
+            raise MetricError("the sample has no target picture")
+        return self.target
 
     @property
     def background(self) -> Bool:
@@ -112,8 +134,9 @@ class Metric:
         low: smallest possible value.
         high: largest possible value, or None if unbounded.
         version: raised whenever the same pictures would give another number.
-        backbone: kind of network it needs: `""`, `"lpips"`, `"clip"` or `"judge"`.
+        backbone: kind of network it needs.
         needs_attributes: only defined for examples whose attributes are known.
+        needs_target: compares with the target picture.
         compute: the function itself.
     """
 
@@ -122,9 +145,10 @@ class Metric:
     low: float
     high: float | None
     version: int
-    backbone: Literal["", "lpips", "clip", "judge"]
+    backbone: Kind
     compute: Compute
     needs_attributes: bool = False
+    needs_target: bool = False
 
     def __call__(self, samples: Sequence[Sample], tools: Tools) -> list[Value]:
         """One value per sample.
@@ -158,14 +182,15 @@ def metric(
     low: float,
     high: float | None,
     version: int = 1,
-    backbone: Literal["", "lpips", "clip", "judge"] = "",
+    backbone: Kind = "",
     needs_attributes: bool = False,
+    needs_target: bool = False,
 ) -> Callable[[Compute], Metric]:
     """Decorator that turns a batch function into a `Metric` of the function's name."""
 
     def wrap(function: Compute) -> Metric:
         name: str = function.__name__  # type-checked callables have one; lambdas are not meant here
-        return Metric(name, direction, low, high, version, backbone, function, needs_attributes)
+        return Metric(name, direction, low, high, version, backbone, function, needs_attributes, needs_target)
 
     return wrap
 
@@ -204,7 +229,7 @@ def check_pair(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[Float
     return unit_range(first), unit_range(second)
 
 
-def picture_key(picture: UInt8) -> bytes:
+def picture_key(picture: npt.NDArray[Any]) -> bytes:
     """What equal pictures have in common: a hash of shape and pixels."""
     digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(picture).tobytes())

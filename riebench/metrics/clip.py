@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,7 +22,8 @@ from riebench.metrics.base import (
     picture_key,
     strict_float32,
 )
-from riebench.metrics.scorers import ClipSpec, load_open_clip
+from riebench.metrics.openclip import LoadedClip, load_open_clip
+from riebench.metrics.scorers import ClipSpec
 from riebench.phrases import plain_prompt
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from riebench.metrics.tools import Tools
 
-Profile = Literal["default", "paper"]
+Prompts = Literal["default", "paper"]
 
 MIN_CHANGE = 1e-6
 """Below this length a difference of embeddings has no direction."""
@@ -41,7 +43,7 @@ BOX_MARGIN = 0.15
 """How much a region's bounding box grows on each side, as a share of its own side."""
 
 
-def clean_prompt(prompt: str, profile: Profile = "default") -> str:
+def clean_prompt(prompt: str, profile: Prompts = "default") -> str:
     """The text that CLIP sees.
 
     Args:
@@ -54,7 +56,7 @@ def clean_prompt(prompt: str, profile: Profile = "default") -> str:
     return plain_prompt(prompt)
 
 
-def profiled(backbone: str, profile: Profile) -> str:
+def profiled(backbone: str, profile: Prompts) -> str:
     """A backbone's identity under a profile: other prompts are other numbers."""
     return backbone if profile == "default" else f"{backbone} ({profile} prompts)"
 
@@ -80,7 +82,7 @@ class ClipScorer:
         cut: Callable[[list[str]], list[bool]] = lambda texts: [False] * len(texts),
         backbone: str = "clip",
         details: dict[str, str] | None = None,
-        profile: Profile = "default",
+        profile: Prompts = "default",
         batch_size: int = 64,
     ) -> None:
         self.backbone = profiled(backbone, profile)
@@ -94,34 +96,48 @@ class ClipScorer:
         self._texts: dict[str, Float] = {}
 
     @classmethod
-    def load(cls, spec: str | ClipSpec, *, device: str = "cpu", profile: Profile = "default") -> ClipScorer:
+    def load(cls, spec: str | ClipSpec, *, device: str = "cpu", offline: bool = False) -> ClipScorer:
         """Load through open_clip's own factory, in float32, with the transform that belongs to the weights.
 
         Args:
-            spec: a name of `SCORERS`, `local-dir:FOLDER`, `MODEL/TAG` or `MODEL=FILE` (see `ClipSpec.parse`).
+            spec: what `ClipSpec.parse` reads.
             device: torch device.
-            profile: how prompts are cleaned.
+            offline: fetches nothing.
 
         Raises:
             MetricError: if the weights are missing or the activation is not the one they were trained with.
         """
-        import torch
-
         resolved = ClipSpec.parse(spec) if isinstance(spec, str) else spec
-        loaded = load_open_clip(resolved, device)
+        return cls.of(load_open_clip(resolved, device, offline=offline), device)
+
+    @classmethod
+    def of(cls, loaded: LoadedClip, device: str = "cpu", profile: Prompts = "default") -> ClipScorer:
+        """The scorer of a network that is loaded already.
+
+        Args:
+            loaded: on `device`.
+            device: torch device.
+            profile: how prompts are cleaned.
+        """
+        import torch
 
         def pictures(batch: list[UInt8]) -> Float:
             from PIL import Image
 
             inputs = torch.stack([loaded.transform(Image.fromarray(picture, "RGB")) for picture in batch])
-            with strict_float32(device):
+            with cls.numbers(device):
                 return _numpy(loaded.model.encode_image(inputs.to(device)))
 
         def texts(batch: list[str]) -> Float:
-            with strict_float32(device):
+            with cls.numbers(device):
                 return _numpy(loaded.model.encode_text(loaded.tokenizer(batch).to(device)))
 
         return cls(pictures, texts, cut=loaded.cut, backbone=loaded.backbone, details=loaded.details, profile=profile)
+
+    @staticmethod
+    def numbers(device: str) -> AbstractContextManager[None]:
+        """What the network runs inside: true float32 without gradients."""
+        return strict_float32(device)
 
     def pictures(self, pictures: Iterable[UInt8]) -> Float:
         """Embeddings of uint8 [H, W, 3] pictures, [N, D], length 1.
@@ -156,10 +172,14 @@ class ClipScorer:
         for start in range(0, len(keys), self.batch_size):
             stop = start + self.batch_size
             embeddings = np.asarray(encode(inputs[start:stop]), dtype=np.float64)
-            lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-            if not np.isfinite(embeddings).all() or not (lengths > 0).all():
+            if not np.isfinite(embeddings).all() or not np.any(embeddings, axis=1).all():
                 raise MetricError(f"{self.backbone}: an embedding is not finite or has length 0; check the weights")
-            cache.update(zip(keys[start:stop], embeddings / lengths, strict=True))
+            cache.update(zip(keys[start:stop], self.unit(embeddings), strict=True))
+
+    @staticmethod
+    def unit(embeddings: Float) -> Float:
+        """Embeddings [N, D] at length 1."""
+        return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
 
 
 def _numpy(tensor: torch.Tensor) -> Float:
@@ -173,7 +193,8 @@ def _change(samples: Sequence[Sample], scorer: ClipScorer) -> tuple[Float, Float
     return pictures, texts
 
 
-def _dots(first: Float, second: Float) -> list[Value]:
+def dots(first: Float, second: Float) -> list[Value]:
+    """Row by row the scalar products of [N, D] and [N, D]."""
     return [float(value) for value in (first * second).sum(axis=1)]
 
 
@@ -181,20 +202,27 @@ def _dots(first: Float, second: Float) -> list[Value]:
 def clip_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     """Cosine of the edited picture with the target prompt."""
     pictures = tools.clip.pictures(s.edited for s in samples)
-    return _dots(pictures, tools.clip.texts(s.target_prompt for s in samples))
+    return dots(pictures, tools.clip.texts(s.target_prompt for s in samples))
 
 
 @metric(direction="higher", low=-2, high=2, backbone="clip")
 def clip_gain(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     """`clip_target` of the edited minus that of the source picture: the primary alignment number."""
     change = tools.clip.pictures(s.edited for s in samples) - tools.clip.pictures(s.source for s in samples)
-    return _dots(change, tools.clip.texts(s.target_prompt for s in samples))
+    return dots(change, tools.clip.texts(s.target_prompt for s in samples))
+
+
+@metric(direction="higher", low=-2, high=2, backbone="clip2")
+def clip_gain_2(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """`clip_gain` by a second network that shares no weights with the generator; on a scale of its own."""
+    change = tools.clip2.pictures(s.edited for s in samples) - tools.clip2.pictures(s.source for s in samples)
+    return dots(change, tools.clip2.texts(s.target_prompt for s in samples))
 
 
 @metric(direction="higher", low=-4, high=4, backbone="clip")
 def clip_margin(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     """Picture change times prompt change; cancels what helps both prompts alike."""
-    return _dots(*_change(samples, tools.clip))
+    return dots(*_change(samples, tools.clip))
 
 
 @metric(direction="higher", low=-1, high=1, backbone="clip")
@@ -217,7 +245,7 @@ def clip_direction(samples: Sequence[Sample], tools: Tools) -> list[Value]:
 @metric(direction="higher", low=-1, high=1, backbone="clip")
 def clip_image(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     """Cosine of the edited with the source picture."""
-    return _dots(tools.clip.pictures(s.edited for s in samples), tools.clip.pictures(s.source for s in samples))
+    return dots(tools.clip.pictures(s.edited for s in samples), tools.clip.pictures(s.source for s in samples))
 
 
 def region_box(mask: Bool) -> tuple[slice, slice]:
@@ -254,7 +282,7 @@ def clip_region_gain(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     change = tools.clip.pictures(s.edited[box] for s, box in zip(chosen, boxes, strict=True)) - tools.clip.pictures(
         s.source[box] for s, box in zip(chosen, boxes, strict=True)
     )
-    gains = _dots(change, tools.clip.texts(s.target_prompt for s in chosen))
+    gains = dots(change, tools.clip.texts(s.target_prompt for s in chosen))
     for position, gain in zip(positions, gains, strict=True):
         values[position] = gain
     return values

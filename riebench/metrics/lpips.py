@@ -1,14 +1,15 @@
-"""LPIPS v0.1 with AlexNet: perceptual distance to the source picture, whole or over the background only."""
+"""LPIPS v0.1: perceptual distance to the source picture, whole or over the background only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from riebench.files import file_sha256
 from riebench.metrics.base import Float, MetricError, Reason, Sample, Value, by_size, check_pair, metric, strict_float32
 from riebench.toyworld.assets import asset_folder
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 BACKBONE = "lpips-v0.1-alexnet"
 """Stored with every value."""
+SQUEEZE_BACKBONE = "lpips-v0.1-squeezenet"
+"""Stored with every value of the profile `piebench`."""
 
 MIN_SIDE = 32
 """AlexNet's last layers vanish below this many pixels."""
@@ -26,6 +29,12 @@ MIN_SIDE = 32
 TRUNK_FILE = "alexnet_features.safetensors"
 LAYERS = {"slice1.0": "0", "slice2.3": "3", "slice3.6": "6", "slice4.8": "8", "slice5.10": "10"}
 """Convolution in the lpips package -> its number in torchvision's `features`."""
+
+SQUEEZE_FILE = "squeezenet1_1-b8a52dc0.pth"
+"""torchvision's weights; the name ends in the beginning of their SHA-256, as all of torchvision's do."""
+SQUEEZE_SLICES = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 11), (11, 12), (12, 13))
+"""Layers of torchvision's `features` in each slice of the lpips package."""
+SQUEEZE_ADDRESS = f"https://download.pytorch.org/models/{SQUEEZE_FILE}"
 
 
 class LpipsModel:
@@ -43,28 +52,58 @@ class LpipsModel:
     """
 
     def __init__(self, device: str = "cpu", trunk: Path | None = None) -> None:
-        import warnings
-
-        import torch
-        from lpips import LPIPS
         from safetensors.torch import load_file
 
         path = (trunk or asset_folder("lpips")) / TRUNK_FILE
         weights = load_file(path)
+        names = {
+            f"{ours}.{kind}": f"features.{theirs}.{kind}" for ours, theirs in LAYERS.items() for kind in ("weight", "bias")
+        }
+        self._set_up("alex", device, weights, names, path)
+
+    @classmethod
+    def squeezenet(cls, device: str = "cpu", file: Path | None = None) -> LpipsModel:
+        """The same distance on SqueezeNet, as the profile `piebench` needs it; nothing is ever downloaded.
+
+        Args:
+            device: torch device.
+            file: torchvision's `squeezenet1_1-b8a52dc0.pth`; by default the one in torch's hub folder.
+
+        Raises:
+            MetricError: if it is missing, or not that file.
+        """
+        import torch
+
+        path = squeezenet_file(file)
+        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        model = cls.__new__(cls)
+        names = {}
+        for number, size in enumerate(SQUEEZE_SLICES, start=1):
+            for index in range(*size):
+                prefix = f"features.{index}."
+                names |= {f"slice{number}.{name.removeprefix('features.')}": name
+                          for name in weights if name.startswith(prefix)}  # fmt: skip
+        model._set_up("squeeze", device, weights, names, path)
+        return model
+
+    def _set_up(
+        self, kind: str, device: str, weights: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path
+    ) -> None:
+        # `names` says which stored tensor each of the trunk's tensors is.
+        import warnings
+
+        import torch
+        from lpips import LPIPS
+
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             # The package calls torchvision in a deprecated way and fills the trunk with random numbers first; neither
             # the warnings nor the use of the global generator are the caller's business.
             warnings.simplefilter("ignore")
-            model = LPIPS(net="alex", version="0.1", pretrained=True, pnet_rand=True, eval_mode=True, verbose=False)
+            model = LPIPS(net=kind, version="0.1", pretrained=True, pnet_rand=True, eval_mode=True, verbose=False)
         try:
-            state = {
-                f"{ours}.{kind}": weights[f"features.{theirs}.{kind}"]
-                for ours, theirs in LAYERS.items()
-                for kind in ("weight", "bias")
-            }
-            model.net.load_state_dict(state, strict=True)
+            model.net.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()}, strict=True)
         except (KeyError, RuntimeError) as error:
-            raise MetricError(f"{path} is not torchvision's AlexNet features: {error}") from error
+            raise MetricError(f"{path} is not torchvision's {kind} features: {error}") from error
         self.device = device
         self.model = model.float().eval().requires_grad_(False).to(device)
 
@@ -126,6 +165,31 @@ class LpipsModel:
         return convert(a), convert(b)
 
 
+def squeezenet_file(file: Path | None = None) -> Path:
+    """Where torchvision's SqueezeNet lies.
+
+    Args:
+        file: where the user says; None for torch's hub folder.
+
+    Raises:
+        MetricError: if it is missing, or its SHA-256 does not begin as its name says.
+    """
+    import torch
+
+    path = file or Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZE_FILE
+    path = path / SQUEEZE_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise MetricError(
+            f"LPIPS on SqueezeNet needs {SQUEEZE_FILE}: put {SQUEEZE_ADDRESS} at {path}, or give --weights "
+            "squeezenet=FILE"
+        )
+    expected = SQUEEZE_FILE.removesuffix(".pth").rpartition("-")[2]
+    found = file_sha256(path)
+    if not found.startswith(expected):
+        raise MetricError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, not with {expected}; fetch it again")
+    return path
+
+
 def pasted(sample: Sample) -> npt.NDArray[np.uint8]:
     """The edited picture's background on the source picture's region, [H, W, 3].
 
@@ -142,6 +206,18 @@ def lpips(samples: Sequence[Sample], tools: Tools) -> list[Value]:
         edited = np.stack([samples[position].edited for position in group])
         source = np.stack([samples[position].source for position in group])
         for position, value in zip(group, tools.lpips.distance(edited, source), strict=True):
+            values[position] = float(value)
+    return values
+
+
+@metric(direction="lower", low=0, high=None, backbone="lpips", needs_target=True)
+def lpips_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """LPIPS of the edited picture and what the model makes of the target prompt, whole frame."""
+    values: list[Value] = [Reason.NOT_RUN] * len(samples)
+    for group in by_size(samples):
+        edited = np.stack([samples[position].edited for position in group])
+        target = np.stack([samples[position].wanted for position in group])
+        for position, value in zip(group, tools.lpips.distance(edited, target), strict=True):
             values[position] = float(value)
     return values
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from riebench.metrics.base import Metric
+from riebench.metrics.base import Kind, Metric, MetricError
+from riebench.metrics.scorers import ClipSpec, identity
+from riebench.metrics.weights import DINO, SQUEEZENET
 
 if TYPE_CHECKING:
-    from riebench.metrics.clip import ClipScorer, Profile
+    from riebench.metrics.clip import ClipScorer
     from riebench.metrics.judge import JudgeReader
     from riebench.metrics.lpips import LpipsModel
+    from riebench.metrics.openclip import LoadedClip
+    from riebench.metrics.structure import DinoKeys
 
 
 class Tools:
@@ -18,9 +24,15 @@ class Tools:
     Args:
         scorer: which CLIP, as `ClipSpec.parse` reads it.
         device: torch device.
-        profile: how CLIP prompts are cleaned.
+        second: the independent CLIP that gives `clip_gain_2`, or None for none.
+        weights: where networks lie that do not ship; names of `riebench.metrics.weights.LOCAL_NAMES`.
+        offline: fetches nothing.
         clip: a ready scorer to use instead of `scorer`.
+        clip2: a ready second scorer.
+        half_clip: a ready scorer in half precision.
         lpips: a ready LPIPS network.
+        squeeze: a ready LPIPS network on SqueezeNet.
+        dino: ready DINO keys.
         judge: a ready judge.
     """
 
@@ -29,14 +41,24 @@ class Tools:
         scorer: str = "clip-l14",
         *,
         device: str = "cpu",
-        profile: Profile = "default",
+        second: str | None = None,
+        weights: Mapping[str, Path] | None = None,
+        offline: bool = False,
         clip: ClipScorer | None = None,
+        clip2: ClipScorer | None = None,
+        half_clip: ClipScorer | None = None,
         lpips: LpipsModel | None = None,
+        squeeze: LpipsModel | None = None,
+        dino: DinoKeys | None = None,
         judge: JudgeReader | None = None,
     ) -> None:
-        self.scorer, self.device, self.profile = scorer, device, profile
-        self._clip, self._lpips, self._judge = clip, lpips, judge
-        self._identities: dict[str, str] = {}
+        self.scorer, self.second, self.device, self.offline = scorer, second, device, offline
+        self.weights = dict(weights or {})
+        self._clip, self._clip2, self._half_clip = clip, clip2, half_clip
+        self._lpips, self._squeeze, self._dino, self._judge = lpips, squeeze, dino, judge
+        self._loaded: LoadedClip | None = None
+        self._identities: dict[Kind, str] = {}
+        self._missing: dict[tuple[Kind, bool], str | None] = {}
 
     @property
     def clip(self) -> ClipScorer:
@@ -44,8 +66,39 @@ class Tools:
         if self._clip is None:
             from riebench.metrics.clip import ClipScorer
 
-            self._clip = ClipScorer.load(self.scorer, device=self.device, profile=self.profile)
+            self._clip = ClipScorer.of(self._network(), self.device)
         return self._clip
+
+    @property
+    def half_clip(self) -> ClipScorer:
+        """The same CLIP as published scripts run it."""
+        if self._half_clip is None:
+            from riebench.metrics.paper import HalfClipScorer
+
+            self._half_clip = HalfClipScorer.of(self._network(), self.device)
+        return self._half_clip
+
+    def _network(self) -> LoadedClip:
+        if self._loaded is None:
+            from riebench.metrics.openclip import load_open_clip
+
+            self._loaded = load_open_clip(ClipSpec.parse(self.scorer), self.device, offline=self.offline)
+        return self._loaded
+
+    @property
+    def clip2(self) -> ClipScorer:
+        """The independent CLIP scorer.
+
+        Raises:
+            MetricError: if there is none for this model.
+        """
+        if self._clip2 is None:
+            from riebench.metrics.clip import ClipScorer
+
+            if self.second is None:
+                raise MetricError("clip_gain_2 needs a second scorer; name it with a second --scorer")
+            self._clip2 = ClipScorer.load(self.second, device=self.device, offline=self.offline)
+        return self._clip2
 
     @property
     def lpips(self) -> LpipsModel:
@@ -57,6 +110,25 @@ class Tools:
         return self._lpips
 
     @property
+    def squeeze(self) -> LpipsModel:
+        """The LPIPS network on SqueezeNet."""
+        if self._squeeze is None:
+            from riebench.metrics.lpips import LpipsModel
+
+            self._squeeze = LpipsModel.squeezenet(self.device, self.weights.get(SQUEEZENET))
+        return self._squeeze
+
+    @property
+    def dino(self) -> DinoKeys:
+        """DINO's keys."""
+        if self._dino is None:
+            from riebench.metrics.structure import DinoKeys, dino_folder, identity
+
+            place = self.weights.get(DINO)
+            self._dino = DinoKeys.load(dino_folder(place, offline=self.offline), self.device, identity(place))
+        return self._dino
+
+    @property
     def judge(self) -> JudgeReader:
         """The toy world's judge."""
         if self._judge is None:
@@ -65,32 +137,83 @@ class Tools:
             self._judge = JudgeReader.load()
         return self._judge
 
+    def missing(self, metric: Metric, *, fetch: bool) -> str | None:
+        """Why a metric's network cannot be had, in one line; None if it can. Only of networks people may lack.
+
+        Args:
+            metric: the metric.
+            fetch: whether it may be fetched now; without, only this machine is looked at.
+        """
+        key = metric.backbone, fetch and not self.offline
+        if key not in self._missing:
+            try:
+                self._look_for(*key)
+                self._missing[key] = None
+            except MetricError as error:
+                self._missing[key] = str(error)
+        return self._missing[key]
+
+    def lacking(self, metric: Metric) -> str | None:
+        """What `missing` has answered for a metric that was asked for, without looking again."""
+        return self._missing.get((metric.backbone, not self.offline))
+
+    def _look_for(self, kind: Kind, fetch: bool) -> None:
+        if kind == "clip2" and self._clip2 is None:
+            from riebench.metrics.openclip import locate
+
+            if self.second is None:
+                raise MetricError("no second scorer belongs to this model; name one with a second --scorer")
+            locate(ClipSpec.parse(self.second), offline=not fetch)
+        elif kind == "dino" and self._dino is None:
+            from riebench.metrics.structure import dino_folder
+
+            dino_folder(self.weights.get(DINO), offline=not fetch)
+        elif kind == "squeeze" and self._squeeze is None:
+            from riebench.metrics.lpips import squeezenet_file
+
+            squeezenet_file(self.weights.get(SQUEEZENET))
+
     def backbone(self, metric: Metric) -> str:
         """Identity of the network behind a metric, stored with every value; empty for pixel metrics.
 
         Loads nothing, so that a run that is scored already stays quick.
         """
-        if metric.backbone not in self._identities:
-            self._identities[metric.backbone] = self._identify(metric.backbone)
-        return self._identities[metric.backbone]
+        kind = metric.backbone
+        if kind not in self._identities:
+            self._identities[kind] = self._ready(kind) or self._identify(kind)
+        return self._identities[kind]
 
-    def _identify(self, kind: str) -> str:
-        from riebench.metrics import clip, judge, lpips, scorers
+    def _ready(self, kind: Kind) -> str | None:
+        ready = {"clip": self._clip, "clip2": self._clip2, "clip-half": self._half_clip}.get(kind)
+        named = ready or {"dino": self._dino, "judge": self._judge}.get(kind)
+        return named.backbone if named is not None else None
+
+    def _identify(self, kind: Kind) -> str:
+        from riebench.metrics import judge, lpips, paper, structure
 
         if kind == "clip":
-            if self._clip is not None:
-                return self._clip.backbone
-            return clip.profiled(scorers.identity(scorers.ClipSpec.parse(self.scorer)), self.profile)
+            return identity(ClipSpec.parse(self.scorer))
+        if kind == "clip-half":
+            return paper.half_identity(identity(ClipSpec.parse(self.scorer)))
+        if kind == "clip2":
+            return identity(ClipSpec.parse(self.second)) if self.second else "none"
+        if kind == "dino":
+            return structure.identity(self.weights.get(DINO))
         if kind == "judge":
-            return self._judge.backbone if self._judge is not None else judge.identity()
-        return lpips.BACKBONE if kind == "lpips" else ""
+            return judge.identity()
+        return {"lpips": lpips.BACKBONE, "squeeze": lpips.SQUEEZE_BACKBONE}.get(kind, "")
+
+    @property
+    def _clips(self) -> list[ClipScorer]:
+        return [scorer for scorer in (self._clip, self._clip2, self._half_clip) if scorer is not None]
 
     @property
     def details(self) -> dict[str, dict[str, str]]:
         """What must be known to repeat the numbers, for the networks loaded so far."""
-        return {self._clip.backbone: self._clip.details} if self._clip is not None else {}
+        networks = [*self._clips, *([self._dino] if self._dino is not None else [])]
+        return {network.backbone: network.details for network in networks}
 
     @property
     def cut_prompts(self) -> tuple[str, ...]:
-        """Prompts that CLIP saw without their end, sorted."""
-        return tuple(sorted(self._clip.cut_prompts)) if self._clip is not None else ()
+        """Prompts that a CLIP saw without their end, sorted."""
+        return tuple(sorted(set().union(*(scorer.cut_prompts for scorer in self._clips))))

@@ -1,0 +1,246 @@
+"""Loading a CLIP through open_clip so that it cannot be a different one unnoticed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from riebench.errors import near_match
+from riebench.metrics.base import MetricError
+from riebench.metrics.scorers import LOCAL, ClipSpec, identity
+from riebench.metrics.weights import WEIGHT_ENDINGS, check_weights_file, from_hub
+from riebench.offline import offline_mode
+from riebench.toyworld.assets import asset_folder
+
+if TYPE_CHECKING:
+    import torch
+
+UNLIMITED = 4096
+"""Context length at which no prompt is cut."""
+FOLDER_CONFIG = "open_clip_config.json"
+HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+"""What open_clip knows of how a training read its pictures."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A CLIP whose files are all on this machine.
+
+    Attributes:
+        name: open_clip's model name, or `local-dir:FOLDER`.
+        weights: file, or for the few tags without a place on the hub the tag itself; None for a folder.
+        preprocessing: arguments of open_clip's factory that belong to the weights.
+        tokenizer: folder of the tokenizer, or None for the one that comes with open_clip or lies in the model's folder.
+    """
+
+    name: str
+    weights: str | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A ready CLIP.
+
+    Attributes:
+        model: has `encode_image` and `encode_text`; frozen, float32.
+        transform: PIL picture -> tensor [3, S, S], as the weights were trained.
+        tokenizer: list of texts -> tokens [N, context].
+        backbone: identity stored with every value.
+        details: package, versions, activation, number format.
+    """
+
+    model: Any
+    transform: Callable[[Any], torch.Tensor]
+    tokenizer: Callable[..., torch.Tensor]
+    backbone: str
+    details: dict[str, str]
+
+    def cut(self, texts: list[str]) -> list[bool]:
+        """Which texts are longer than the context and lose their end."""
+        context = int(self.tokenizer(texts[:1]).shape[1])
+        tokens = self.tokenizer(texts, context_length=UNLIMITED)
+        # At this length every row ends in padding, so a row that fits holds only padding after the context.
+        return [bool(hit) for hit in (tokens[:, context:] != tokens[:, -1:]).any(dim=1)]
+
+
+def locate(spec: ClipSpec, *, offline: bool = False) -> Located:
+    """Finds a CLIP's files, fetching what is missing unless offline.
+
+    Raises:
+        MetricError: one line on what is unknown, does not fit or is missing, and how to bring it.
+    """
+    if spec.asset or spec.model.startswith(LOCAL):
+        folder = asset_folder(spec.asset) if spec.asset else Path(spec.model.removeprefix(LOCAL))
+        if not (folder / FOLDER_CONFIG).is_file():
+            raise MetricError(f"scorer {folder} has no {FOLDER_CONFIG}, so it is no model folder of open_clip")
+        if not any(path.suffix in WEIGHT_ENDINGS for path in folder.iterdir()):
+            raise MetricError(f"scorer {folder} has no weights; put its open_clip_model.safetensors there")
+        return Located(f"{LOCAL}{folder}")
+    import open_clip
+
+    config = open_clip.get_model_config(spec.model)
+    if config is None:
+        raise MetricError(
+            f"scorer {spec.label}: open_clip has no model {spec.model!r}{near_match(spec.model, open_clip.list_models())}"
+        )
+    training = _training(spec)
+    _check_activation(spec, bool(config.get("quick_gelu")), training)
+    preprocessing = {f"image_{name}": training[name] for name in PREPROCESSING if name in training}
+    repository = config["text_cfg"].get("hf_tokenizer_name") or None
+    if spec.file is None:
+        weights, folder = _fetched(spec, training, repository, offline)
+    else:
+        weights = str(check_weights_file(spec.file))
+        folder = _tokenizer_folder(spec, repository, offline)
+    return Located(spec.model, weights, preprocessing, folder)
+
+
+def is_here(spec: ClipSpec) -> bool:
+    """Whether everything is on this machine; the network is left alone."""
+    try:
+        locate(spec, offline=True)
+    except MetricError:
+        return False
+    return True
+
+
+def _training(spec: ClipSpec) -> dict[str, Any]:
+    # How the weights were trained. A file alone does not say: the architecture's trainings must agree then.
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    tags: list[str] = list_pretrained_tags_by_model(spec.model)
+    if spec.pretrained:
+        training: dict[str, Any] = get_pretrained_cfg(spec.model, spec.pretrained)
+        if not training:
+            near = near_match(spec.pretrained, tags)
+            raise MetricError(f"scorer {spec.label}: open_clip knows no weights of that name{near}")
+        return training
+    known = [get_pretrained_cfg(spec.model, tag) for tag in tags]
+    kinds = {repr([cfg.get(key) for key in (*PREPROCESSING, "quick_gelu")]) for cfg in known}
+    if len(kinds) > 1:
+        raise MetricError(
+            f"weights of {spec.model} differ in how they read pictures; say which training the file is of: "
+            f"{spec.model}/TAG@FILE with TAG one of {', '.join(tags)}"
+        )
+    return known[0] if known else {}
+
+
+def _check_activation(spec: ClipSpec, runs: bool, training: Mapping[str, Any]) -> None:
+    needs = bool(training.get("quick_gelu", runs if spec.pretrained is None else False))
+    if needs != runs:
+        word = {True: "QuickGELU", False: "GELU"}
+        better = f"{spec.model}-quickgelu" if needs else spec.model.removesuffix("-quickgelu")
+        raise MetricError(
+            f"scorer {spec.label}: QuickGELU mismatch: the weights need {word[needs]}, the model runs {word[runs]}; "
+            f"use {better}/{spec.pretrained}"
+        )
+
+
+def _fetched(
+    spec: ClipSpec, training: Mapping[str, Any], tokenizer: str | None, offline: bool
+) -> tuple[str, Path | None]:
+    # The weights file and, for architectures with a tokenizer of their own, its folder.
+    owner, _, rest = str(training.get("hf_hub", "")).partition("/")
+    name, _, file = rest.partition("/")
+    if not name:
+        # A tag of the days before the hub: open_clip fetches it by its address.
+        cached = Path("~/.cache/clip").expanduser() / Path(str(training.get("url", ""))).name
+        if offline and not cached.is_file():
+            raise MetricError(f"scorer {spec.label} is not on this machine; put {training.get('url')} at {cached}")
+        weights = str(cached) if cached.is_file() else str(spec.pretrained)
+        return weights, _tokenizer_folder(spec, tokenizer, offline)
+    names = (f"{Path(file).stem}.safetensors", file) if file else HUB_NAMES
+    beside = TOKENIZER_FILES if tokenizer == f"{owner}/{name}" else ()
+    try:
+        choices = [(one, *beside) for one in names]
+        folder = from_hub(f"{owner}/{name}", choices, revision=spec.revision, offline=offline)
+    except MetricError as error:
+        raise MetricError(f"scorer {spec.label}: {error}; a file of yours works too: --scorer {spec.label}@FILE") from error
+    weights = str(next(folder / one for one in names if (folder / one).is_file()))
+    return weights, folder if beside else _tokenizer_folder(spec, tokenizer, offline)
+
+
+def _tokenizer_folder(spec: ClipSpec, repository: str | None, offline: bool) -> Path | None:
+    if repository is None:
+        return None
+    if spec.file is not None and all((spec.file.parent / name).is_file() for name in TOKENIZER_FILES):
+        return spec.file.parent
+    try:
+        return from_hub(repository, [TOKENIZER_FILES], offline=offline)
+    except MetricError as error:
+        beside = f"{error}; or put {' and '.join(TOKENIZER_FILES)} beside the weights file"
+        raise MetricError(f"scorer {spec.label}: {beside}") from error
+
+
+def activation_of(model: Any) -> str:
+    """Class name of the picture tower's MLP activation, or `other` for towers built by another library."""
+    blocks = getattr(getattr(model.visual, "transformer", None), "resblocks", None)
+    return type(blocks[0].mlp.gelu).__name__ if blocks is not None else "other"
+
+
+def load_open_clip(spec: ClipSpec, device: str = "cpu", *, offline: bool = False) -> LoadedClip:
+    """Load model, transform and tokenizer with open_clip's factory.
+
+    Raises:
+        MetricError: if weights cannot be had, or the activation is not the one of the weights.
+    """
+    import open_clip
+
+    located = locate(spec, offline=offline)
+    try:
+        with warnings.catch_warnings(), offline_mode(offline):
+            warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
+            # This factory, unlike `create_model_and_transforms`, refuses to return a model with random weights.
+            model, transform = open_clip.create_model_from_pretrained(
+                located.name, located.weights, precision="fp32", device=device, weights_only=True,
+                **located.preprocessing,
+            )  # fmt: skip
+            tokenizer = _tokenizer(located)
+    except (RuntimeError, OSError, ValueError, KeyError, UserWarning) as error:
+        reason = " ".join(str(error).split())
+        raise MetricError(f"scorer {spec.label} cannot be loaded: {reason}") from error
+    found = activation_of(model)
+    if spec.activation is not None and found != spec.activation:
+        raise MetricError(
+            f"scorer {spec.label}: the weights need {spec.activation}, the model runs {found}; "
+            "use the model name that ends in -quickgelu"
+        )
+    model.float().eval().requires_grad_(False)
+    return LoadedClip(model, transform, tokenizer, identity(spec), _details(spec, found))
+
+
+def _details(spec: ClipSpec, activation: str) -> dict[str, str]:
+    import open_clip
+
+    local = "" if spec.file is None else f"file {spec.file.name}"
+    return {
+        "package": f"open_clip {open_clip.__version__}",
+        "model": spec.asset or (LOCAL if spec.model.startswith(LOCAL) else spec.model),
+        "pretrained": spec.pretrained or local,
+        "activation": activation,
+        "dtype": "float32",
+        **({"revision": spec.revision} if spec.revision and spec.file is None else {}),
+    }
+
+
+def _tokenizer(located: Located) -> Any:
+    import open_clip
+
+    if located.tokenizer is None:
+        return open_clip.get_tokenizer(located.name)
+    from open_clip.tokenizer import HFTokenizer
+
+    text = open_clip.get_model_config(located.name)["text_cfg"]
+    return HFTokenizer(
+        str(located.tokenizer),
+        context_length=text.get("context_length", 77),
+        tokenizer_mode=text.get("tokenizer_mode"),
+        **text.get("tokenizer_kwargs", {}),
+    )

@@ -1,0 +1,122 @@
+"""PIE-Bench's numbers as its published script makes them, its weaknesses included; never beside ours in one column.
+
+What is to be kept is compared with the region set to 0 and averaged over the whole frame, so that large regions score
+better; the outermost pixels always count as region; the region's CLIP score is that of the picture with everything
+else black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from riebench.metrics.base import Bool, Float, Reason, Sample, Value, metric
+from riebench.metrics.pixel import mean_squared_error_zeroed, psnr, ssim_map
+from riebench.metrics.structure import structure_values
+
+if TYPE_CHECKING:
+    from riebench.metrics.tools import Tools
+
+FRAME = 512
+"""Side in pixels of what is kept of a picture that is not square."""
+
+
+def framed(sample: Sample) -> Sample:
+    """The sample as the published script sees it: a picture that is not square cut to its last 512 x 512 pixels, and
+    a mask whose outermost pixels are all region.
+    """
+    height, width = sample.mask.shape
+    if height != width:
+        last = slice(max(0, height - FRAME), None), slice(max(0, width - FRAME), None)
+        sample = replace(
+            sample,
+            edited=sample.edited[last],
+            source=sample.source[last],
+            target=None if sample.target is None else sample.target[last],
+            mask=sample.mask[last],
+        )
+    return replace(sample, mask=with_border(sample.mask))
+
+
+def with_border(mask: Bool) -> Bool:
+    """A mask [H, W] whose outermost pixels are all region."""
+    result = mask.copy()
+    result[[0, -1], :] = True
+    result[:, [0, -1]] = True
+    return result
+
+
+def zeroed(picture: npt.NDArray[Any], where: Bool) -> npt.NDArray[Any]:
+    """A picture [H, W, 3] with everything but `where` [H, W] set to 0."""
+    return np.where(where[:, :, None], picture, np.zeros_like(picture))
+
+
+Compare = Callable[[Float, Float, Bool], Float]
+"""Two pictures [1, H, W, 3] with the region set to 0, in [0, 1], and the background [1, H, W] -> [1]."""
+
+
+def _kept(samples: Sequence[Sample], compare: Compare) -> list[Value]:
+    values: list[Value] = []
+    for sample in map(framed, samples):
+        where = sample.background
+        if where.any():
+            edited, source = (zeroed(picture, where)[None] / 255 for picture in (sample.edited, sample.source))
+            values.append(float(compare(edited, source, where[None])[0]))
+        else:
+            values.append(Reason.NO_BACKGROUND)
+    return values
+
+
+@metric(direction="lower", low=0, high=1)
+def pie_mse(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """Mean squared difference with the region set to 0, over the whole frame."""
+    return _kept(samples, mean_squared_error_zeroed)
+
+
+@metric(direction="higher", low=0, high=None)
+def pie_psnr(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """PSNR of `pie_mse` in dB; missing (`identical`) for an untouched background."""
+    return [
+        value if isinstance(value, Reason) else Reason.IDENTICAL if value == 0 else float(psnr(np.array(value)))
+        for value in _kept(samples, mean_squared_error_zeroed)
+    ]
+
+
+@metric(direction="higher", low=-1, high=1)
+def pie_ssim(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """SSIM with the region set to 0, mean over the whole frame."""
+    return _kept(samples, lambda a, b, where: np.asarray(ssim_map(a, b).mean(axis=(1, 2))))
+
+
+@metric(direction="lower", low=0, high=None, backbone="squeeze")
+def pie_lpips(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """LPIPS on SqueezeNet with the region set to 0."""
+    return _kept(samples, lambda a, b, where: tools.squeeze.distance(a, b))
+
+
+@metric(direction="lower", low=0, high=4, backbone="dino")
+def pie_structure(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """Structure distance of the whole frame, with ImageNet's mean and deviation applied to pixels in 0 to 255."""
+    return structure_values([framed(sample) for sample in samples], tools, 255.0)
+
+
+@metric(direction="higher", low=0, high=100, backbone="clip")
+def pie_clip_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """100 times the cosine of the edited picture with the target prompt, at least 0."""
+    return _clip([framed(sample).edited for sample in samples], samples, tools)
+
+
+@metric(direction="higher", low=0, high=100, backbone="clip")
+def pie_clip_region(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """100 times the cosine of the edited picture, black outside the region, with the target prompt, at least 0."""
+    frames = [framed(sample) for sample in samples]
+    return _clip([zeroed(frame.edited, frame.mask) for frame in frames], samples, tools)
+
+
+def _clip(pictures: Sequence[npt.NDArray[np.uint8]], samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    cosines = (tools.clip.pictures(pictures) * tools.clip.texts(s.target_prompt for s in samples)).sum(axis=1)
+    return [float(value) for value in np.maximum(100 * cosines, 0)]

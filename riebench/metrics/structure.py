@@ -1,0 +1,192 @@
+"""Structure distance: how alike two pictures are in which parts of them resemble which, whatever they look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from riebench.files import file_sha256
+from riebench.metrics.base import (
+    MetricError,
+    Sample,
+    Value,
+    check_pair,
+    forget_oldest,
+    metric,
+    picture_key,
+    strict_float32,
+)
+from riebench.metrics.weights import check_weights_file, from_hub
+from riebench.offline import offline_mode
+
+if TYPE_CHECKING:
+    import torch
+
+    from riebench.metrics.tools import Tools
+
+REPOSITORY = "facebook/dino-vitb8"
+FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))
+SIDE = 224
+"""Pictures are brought to this side before DINO sees them."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, for pixels in [0, 1]."""
+KEPT = 16
+"""Matrices kept in memory, 2.5 MB each: units are scored in the order of their source pictures."""
+
+
+def dino_folder(folder: Path | None = None, *, offline: bool = True) -> Path:
+    """Where DINO ViT-B/8 lies.
+
+    Args:
+        folder: where the user says; None for the hub's cache.
+        offline: fetches nothing.
+
+    Raises:
+        MetricError: if it is not there; says how to bring it.
+    """
+    if folder is None:
+        try:
+            return from_hub(REPOSITORY, FILES, offline=offline)
+        except MetricError as error:
+            raise MetricError(f"structure needs DINO: {error}; a folder works too: --weights dino=FOLDER") from error
+    weights = [folder / name for _, name in FILES if (folder / name).is_file()]
+    if not (folder / "config.json").is_file() or not weights:
+        raise MetricError(f"{folder} is no folder of {REPOSITORY}: it needs config.json and model.safetensors")
+    check_weights_file(weights[0])
+    return folder
+
+
+def identity(folder: Path | None = None) -> str:
+    """What is stored with every value; a local folder is told by the hash of its weights."""
+    if folder is None:
+        return REPOSITORY
+    weights = next((folder / name for _, name in FILES if (folder / name).is_file()), None)
+    return f"dino-vitb8@{file_sha256(weights)[:12] if weights else 'missing'}"
+
+
+class DinoKeys:
+    """DINO ViT-B/8 as far as its last block's keys, in float32.
+
+    Args:
+        model: a `transformers.ViTModel`, frozen, on `device`.
+        device: torch device.
+        backbone: identity stored with every value.
+    """
+
+    def __init__(self, model: Any, device: str = "cpu", backbone: str = REPOSITORY) -> None:
+        self.model, self.device, self.backbone = model, device, backbone
+        # The layer's name in transformers 5 and before it.
+        ends = ("attention.k_proj", "attention.attention.key")
+        self._keys: Any = [part for name, part in model.named_modules() if name.endswith(ends)][-1]
+        self._matrices: dict[tuple[bytes, float], torch.Tensor] = {}
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", backbone: str = REPOSITORY) -> DinoKeys:
+        """Loads a folder in the hub's layout.
+
+        Raises:
+            MetricError: if it is no Vision Transformer, or a weight is missing.
+        """
+        import torch
+        from transformers import ViTModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            with offline_mode():
+                model, told = ViTModel.from_pretrained(
+                    folder, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise MetricError(f"{folder} cannot be loaded as {REPOSITORY}: {' '.join(str(error).split())}") from error
+        if told["missing_keys"] or told["mismatched_keys"]:
+            raise MetricError(f"{folder} is not {REPOSITORY}: weights are missing, e.g. {sorted(told['missing_keys'])[:1]}")
+        return cls(model.eval().requires_grad_(False).to(device), device, backbone)
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What must be known to repeat a number."""
+        import transformers
+
+        epsilon = f"{self.model.config.layer_norm_eps:g}"
+        return {"package": f"transformers {transformers.__version__}", "layer_norm_eps": epsilon, "dtype": "float32"}
+
+    def distance(
+        self, first: npt.NDArray[Any], second: npt.NDArray[Any], *, scale: float = 1.0
+    ) -> npt.NDArray[np.float64]:
+        """Mean squared difference of two pictures' self-similarity matrices.
+
+        Args:
+            first: [N, H, W, 3], uint8 or floats in [0, 1].
+            second: the same shape.
+            scale: pixels are multiplied by this before ImageNet's mean and deviation are applied: 1, or 255 for the
+                fault of published scripts.
+
+        Returns:
+            [N], 0 (identical) to 4.
+
+        Raises:
+            MetricError: for another shape, type or range.
+        """
+        a, b = check_pair(first, second)
+        pairs = zip(a, b, strict=True)
+        return np.array([self._pair(x, y, scale) if (x != y).any() else 0.0 for x, y in pairs], dtype=np.float64)
+
+    def _pair(self, first: npt.NDArray[Any], second: npt.NDArray[Any], scale: float) -> float:
+        one, two = (self._kept(picture, scale) for picture in (first, second))
+        return float(((one - two) ** 2).mean())
+
+    def _kept(self, picture: npt.NDArray[Any], scale: float) -> torch.Tensor:
+        key = picture_key(picture), scale
+        if key not in self._matrices:
+            self._matrices[key] = self.similarity(picture, scale=scale)
+            forget_oldest(self._matrices, KEPT)
+        return self._matrices[key]
+
+    def similarity(self, picture: npt.NDArray[Any], *, scale: float = 1.0) -> torch.Tensor:
+        """Cosines between all tokens' keys, the class token included, heads joined.
+
+        Args:
+            picture: [H, W, 3], floats in [0, 1].
+            scale: as in `distance`.
+
+        Returns:
+            float32 [tokens, tokens] on the device.
+        """
+        import torch
+        from torch.nn.functional import normalize
+
+        seen: list[torch.Tensor] = []
+        with strict_float32(self.device):
+            handle = self._keys.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+            try:
+                self.model(pixel_values=self._inputs(picture, scale), interpolate_pos_encoding=True)
+            finally:
+                handle.remove()
+            keys = normalize(seen[0][0].float(), dim=-1)
+            return keys @ keys.T
+
+    def _inputs(self, picture: npt.NDArray[Any], scale: float) -> torch.Tensor:
+        import torch
+        from torchvision.transforms.v2.functional import normalize, resize
+
+        pixels = torch.from_numpy(np.ascontiguousarray(picture * scale)).permute(2, 0, 1).float().to(self.device)
+        return normalize(resize(pixels, [SIDE, SIDE], antialias=True), list(MEAN), list(STD))[None]
+
+
+def structure_values(samples: Sequence[Sample], tools: Tools, scale: float = 1.0) -> list[Value]:
+    """`DinoKeys.distance` of the edited to the source picture, sample by sample."""
+    values: list[Value] = []
+    for sample in samples:
+        values.append(float(tools.dino.distance(sample.edited[None], sample.source[None], scale=scale)[0]))
+    return values
+
+
+@metric(direction="lower", low=0, high=4, backbone="dino")
+def structure(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    """Mean squared difference between the pictures' matrices of similarity between parts (DINO keys)."""
+    return structure_values(samples, tools)
