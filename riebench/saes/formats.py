@@ -180,7 +180,7 @@ def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOp
     wanted = block if k is None else f"{block} with k = {k}"
     if k is None and len(paths) > 1:
         k = _usual_k(found, options)
-    if k is not None and len(paths) > 1 or options.k is not None:
+    if options.k is not None or (k is not None and len(paths) > 1):
         paths = [path for path in paths if _k_of(path, options) == k]
     if len(paths) == 1:
         return paths[0]

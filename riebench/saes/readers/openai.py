@@ -40,7 +40,9 @@ def read_openai(checkpoint: Checkpoint) -> SparseAutoencoder:
     assert path is not None
     state = load_tensors(path)
     tensors = Tensors(state, path, "an openai SAE")
-    encoder, latent_bias, decoder, pre_bias = tensors.take("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
+    encoder, latent_bias, decoder, pre_bias = tensors.take(
+        "encoder.weight", "latent_bias", "decoder.weight", "pre_bias"
+    )
     tensors.skip(*_STATISTICS)
     tensors.done()
     parts = (encoder, decoder.T, pre_bias, pre_bias, latent_bias)
@@ -53,7 +55,7 @@ def read_openai(checkpoint: Checkpoint) -> SparseAutoencoder:
     k = inner.get("k", state.get("activation.k"))
     after = inner.get("postact_fn", state.get("activation.postact_fn", "ReLU"))
     if k is None or after not in _POSTACT:
-        raise RiebenchError(f"{path}: its TopK states k = {k} and postact_fn = {after}; k and ReLU or Identity are needed")
-    return build(
-        path, *parts, activation=_POSTACT[after], k=int(k), normalise="layer", signal=None, sha256=sha256
-    )
+        raise RiebenchError(
+            f"{path}: its TopK states k = {k} and postact_fn = {after}; k and ReLU or Identity are needed"
+        )
+    return build(path, *parts, activation=_POSTACT[after], k=int(k), normalise="layer", signal=None, sha256=sha256)

@@ -1,4 +1,4 @@
-"""SAELens: `sae_weights.safetensors` and `cfg.json`; exports, training checkpoints, and the flat files before version 6.
+"""SAELens: `sae_weights.safetensors` and `cfg.json`; exports, training checkpoints, flat files before version 6.
 
 Tensors: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d]; threshold [n]; gated: b_gate, b_mag, r_mag [n].
 """
@@ -15,7 +15,14 @@ from riebench.errors import RiebenchError, near_match
 from riebench.saes.core import Normalise, SparseAutoencoder
 from riebench.saes.readers import sae_format
 from riebench.saes.stored import (
-    Checkpoint, Tensors, batch_threshold, build, expect_shape, load_safetensors, site_of, whole,
+    Checkpoint,
+    Tensors,
+    batch_threshold,
+    build,
+    expect_shape,
+    load_safetensors,
+    site_of,
+    whole,
 )  # fmt: skip
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"

@@ -1,0 +1,132 @@
+"""Verbs on sparse autoencoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from riebench.commands.common import DeviceOption, friendly, say
+
+if TYPE_CHECKING:
+    from riebench.saes.inspection import Inspection, SaeReport
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders.")
+
+
+@app.callback()
+def _group() -> None:
+    """Look at sparse autoencoders."""
+
+
+@app.command("inspect")
+@friendly
+def inspect_saes(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, a file, hf://ID[@REVISION][/SUBFOLDER], or BLOCK=PLACE,...; options follow a #, such as "
+            "#k=10,signal=update. [default: the model's own]"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Measure on this model: preset, folder, single file or hub id.")
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file that says which tensor is what, for any other format.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Whose prompts to measure on. [default: by model]")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file with a prompt a line, instead of a suite.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many prompts to measure on.")] = 16,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures generated at a time.")] = 4,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this JSON file.")] = None,
+) -> None:
+    """Say what SAEs are; with --model, also how they do on it."""
+    from dataclasses import replace
+
+    from riebench.errors import RiebenchError
+    from riebench.files import write_atomic
+    from riebench.job import pick_device
+    from riebench.models import load_model
+    from riebench.presets import PRESETS
+    from riebench.saes.inspection import inspect, load_all, prompts_from
+    from riebench.saes.sources import parse_sources
+
+    named = source or (PRESETS[model].saes if model in PRESETS else None)
+    if named is None:
+        raise RiebenchError("name the SAEs: a folder, a file or hf://ID; or with --model PRESET look at its own")
+    sources = parse_sources(named)
+    if mapping is not None:
+        if not mapping.is_file():
+            raise RiebenchError(f"--mapping {mapping}: no such file")
+        sources = tuple(replace(one, options=replace(one.options, mapping=mapping)) for one in sources)
+    found = load_all(sources, offline=offline)
+    if model is None:
+        inspection = inspect(found)
+    else:
+        texts = prompts_from(suite or ("toy" if model.startswith("toy-") else "sdxl"), prompts, limit)
+        where = pick_device(device)
+        say(f"loading {model} on {where}")
+        loaded = load_model(model, steps=steps, dtype=dtype, device=where, offline=offline)
+        inspection = inspect(found, loaded, texts, batch_size=batch_size)
+    show(inspection)
+    if json_file is not None:
+        write_atomic(json_file, (inspection.model_dump_json(indent=2) + "\n").encode())
+        say(f"written to {json_file}")
+
+
+def show(inspection: Inspection) -> None:
+    """Prints a table with one column per SAE, and the warnings below it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    columns = [_column(report) for report in inspection.saes]
+    for _ in columns:
+        table.add_column(justify="right", overflow="fold")
+    for name in dict.fromkeys(name for column in columns for name in column):
+        cells = [column.get(name, "") for column in columns]
+        table.add_row(name, *cells, end_section=name in ("block", "row norm max"))
+    console = Console()
+    if not console.is_terminal:
+        # A file or a pipe has no edge at which to fold.
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
+    if inspection.model is not None:
+        positions = max((f.positions for one in inspection.saes for f in one.measured.values()), default=0)
+        console.print(
+            f"measured on {inspection.model}, {inspection.prompts} prompts, {inspection.steps} steps: "
+            f"{positions} positions of each block", highlight=False,
+        )  # fmt: skip
+    for report in inspection.saes:
+        for warning in report.warnings:
+            line = f"WARNING {report.block or report.path}: {warning}"
+            console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _column(report: SaeReport) -> dict[str, str]:
+    cells = {
+        "block": report.block or "not stated",
+        "format": report.format,
+        "features": str(report.features),
+        "width": str(report.width),
+        "k": "-" if report.k is None else str(report.k),
+        "activation": report.activation,
+        "input norm": report.input_norm,
+        "trained on": report.signal or "not stated",
+        "row norm min": f"{report.row_norms.min:.4g}",
+        "row norm median": f"{report.row_norms.median:.4g}",
+        "row norm max": f"{report.row_norms.max:.4g}",
+    }
+    for signal, figures in report.measured.items():
+        cells[f"{signal}: features active (L0)"] = f"{figures.l0:.4g}"
+        cells[f"{signal}: explained variance"] = f"{figures.explained_variance:.4f}"
+        cells[f"{signal}: dead features"] = f"{figures.dead_share:.2%}"
+    return cells

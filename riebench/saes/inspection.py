@@ -1,0 +1,180 @@
+"""What can be said about SAEs at a place: from their files alone, and measured on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from pydantic import Field
+
+from riebench.errors import RiebenchError
+from riebench.hooks import known_sites
+from riebench.models import LoadedModel
+from riebench.phrases import plain_prompt
+from riebench.saes.core import Signal, SparseAutoencoder
+from riebench.saes.formats import load_sae, matching
+from riebench.saes.measure import SaeFigures, measure
+from riebench.saes.sources import SaeSource, check_width
+from riebench.schema import Stored
+from riebench.suites import load_suite
+
+_COUNTING = ("topk", "groupmax", "topk-signed", "abstopk")
+
+
+class RowNorms(Stored):
+    """Lengths of a decoder's rows, as far as feature values are multiplied by them."""
+
+    min: float
+    median: float
+    max: float
+
+
+class SaeReport(Stored):
+    """One SAE."""
+
+    path: str
+    format: str
+    block: str | None
+    features: int
+    width: int
+    k: int | None
+    activation: str
+    input_norm: str
+    signal: str | None
+    row_norms: RowNorms
+    sha256: str
+    measured: dict[str, SaeFigures] = Field(default_factory=dict)
+    """Signal -> figures on it."""
+    warnings: tuple[str, ...] = ()
+
+
+class Inspection(Stored):
+    """All SAEs of one place."""
+
+    model: str | None = None
+    prompts: int = 0
+    steps: int = 0
+    saes: tuple[SaeReport, ...]
+
+
+def load_all(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tuple[Path, SparseAutoencoder]]:
+    """Every SAE that some places hold, with where it lies.
+
+    Raises:
+        RiebenchError: if a place has none, or one cannot be read.
+    """
+    found = []
+    for source in sources:
+        for path in matching(source.locate(offline=offline), source.options):
+            sae = load_sae(path, source.options).eval()
+            if source.block is not None and sae.block not in (None, source.block):
+                raise RiebenchError(f"{path}: the SAE was trained on block {sae.block}, not on {source.block}")
+            sae.block = sae.block or source.block
+            found.append((path, sae))
+    return found
+
+
+def inspect(
+    found: Sequence[tuple[Path, SparseAutoencoder]],
+    model: LoadedModel | None = None,
+    prompts: Sequence[str] = (),
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> Inspection:
+    """Reports on SAEs.
+
+    Args:
+        found: see `load_all`.
+        model: measures on it, if given; then every SAE needs a block of it.
+        prompts: what it generates.
+        batch_size: pictures at a time.
+        progress: shows a bar.
+
+    Raises:
+        RiebenchError: if an SAE does not fit the model.
+    """
+    measured: list[dict[Signal, SaeFigures]] = [{} for _ in found]
+    if model is not None:
+        tried = [(_block(path, sae, model), sae, _signals(sae)) for path, sae in found]
+        measured = measure(tried, model, prompts, batch_size=batch_size, progress=progress)
+    reports = [_report(path, sae, figures) for (path, sae), figures in zip(found, measured, strict=True)]
+    if model is None:
+        return Inspection(saes=tuple(reports))
+    return Inspection(model=model.spec.name, prompts=len(prompts), steps=model.spec.steps, saes=tuple(reports))
+
+
+def _block(path: Path, sae: SparseAutoencoder, model: LoadedModel) -> str:
+    if sae.block is None:
+        raise RiebenchError(f"{path} does not say which block it is for; write BLOCK={path}, such as mid.0={path}")
+    if sae.block not in known_sites(model.unet):
+        raise RiebenchError(f"{path} is for block {sae.block}, which {model.spec.name} does not have")
+    check_width(sae, sae.block, model)
+    return sae.block
+
+
+def _signals(sae: SparseAutoencoder) -> tuple[Signal, ...]:
+    return get_args(Signal) if sae.signal is None else (sae.signal,)
+
+
+def _report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> SaeReport:
+    rows = sae.row_scale.double()
+    return SaeReport(
+        path=str(path), format=sae.format, block=sae.block, features=sae.n, width=sae.d, k=sae.k,
+        activation=sae.activation, input_norm=sae.normalise, signal=sae.signal,
+        row_norms=RowNorms(min=float(rows.min()), median=float(rows.median()), max=float(rows.max())),
+        sha256=sae.sha256, measured={**measured}, warnings=tuple(_warnings(sae, measured)),
+    )  # fmt: skip
+
+
+def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> list[str]:
+    said = []
+    if sae.signal == "output":
+        said.append("trained on block outputs: it can be looked at, but edits need an SAE of block updates")
+    if sae.signal is None and not measured:
+        said.append("does not say whether it was trained on block updates or outputs; --model tries both")
+    if sae.signal is None and measured:
+        best = max(measured, key=lambda signal: measured[signal].explained_variance)
+        said.append(f"does not say what it was trained on; it explains more of the {best}: if so, add #signal={best}")
+    figures = max(measured.values(), key=lambda one: one.explained_variance, default=None)
+    if figures is None:
+        return said
+    if figures.explained_variance <= 0:
+        said.append(
+            f"explains nothing (explained variance {figures.explained_variance:g}): it was made for another signal, "
+            "block or model, or its axes or activation are not what they are taken for; do not use it"
+        )
+    if sae.k is not None and not sae.k / 2 <= figures.l0 <= (sae.k if sae.activation in _COUNTING else 2 * sae.k):
+        reason = (
+            "few features are positive here" if figures.l0 < sae.k else "its threshold comes from too short a training"
+        )
+        said.append(f"{figures.l0:g} features are active at a position, k is {sae.k}: {reason}")
+    elif sae.k is None and figures.l0 > sae.n / 4:
+        said.append(f"{figures.l0:g} of {sae.n} features are active at a position: it is not sparse here")
+    return said
+
+
+def prompts_from(suite: str, file: Path | None, limit: int) -> list[str]:
+    """Prompts to measure on: the lines of a text file, or those of a suite, evenly drawn.
+
+    Args:
+        suite: a suite's name or folder.
+        file: a text file with a prompt a line, instead.
+        limit: at most so many.
+
+    Raises:
+        RiebenchError: if the file cannot be read or is empty.
+    """
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RiebenchError(f"--prompts {file}: cannot be read ({error})") from error
+        prompts = [line.strip() for line in lines if line.strip()]
+        if not prompts:
+            raise RiebenchError(f"--prompts {file}: it holds no prompt; write one a line")
+        return prompts[:limit]
+    pairs = [prompt for task in load_suite(suite) for one in task.examples for prompt in (one.source, one.target)]
+    prompts = list(dict.fromkeys(plain_prompt(prompt) for prompt in pairs))
+    return [prompts[i * len(prompts) // limit] for i in range(limit)] if len(prompts) > limit else prompts

@@ -1,0 +1,117 @@
+"""How an autoencoder does on what a model really computes: active features, explained variance, dead features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from riebench.generate import Capture, Generator
+from riebench.models import LoadedModel
+from riebench.saes.core import Signal, SparseAutoencoder
+from riebench.schema import Stored
+
+_AT_A_TIME = 8192
+
+
+class SaeFigures(Stored):
+    """What was measured of one SAE on one signal of its block."""
+
+    l0: float
+    """Features that are not zero, mean over positions."""
+    explained_variance: float
+    """1 - summed squared error / summed squared distance to the mean, over all positions and channels together."""
+    dead_share: float
+    """Share of features that are zero at every measured position."""
+    positions: int
+    """How many positions were measured."""
+
+
+class Meter:
+    """Running figures of one SAE; keeps sums, not activations.
+
+    Args:
+        sae: what is measured.
+    """
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self._sae = sae
+        self._positions = 0
+        self._active = torch.zeros(sae.n, dtype=torch.long)
+        self._error = 0.0
+        self._sum = torch.zeros(sae.d, dtype=torch.float64)
+        self._squares = torch.zeros(sae.d, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        """Takes positions [P, d] in."""
+        for part in x.float().split(_AT_A_TIME):
+            codes = self._sae.encode(part)
+            left_over = part - self._sae.decode(codes, part)
+            self._positions += len(part)
+            self._active += (codes != 0).sum(0).cpu()
+            self._error += float(left_over.double().square().sum())
+            self._sum += part.double().sum(0).cpu()
+            self._squares += part.double().square().sum(0).cpu()
+
+    def figures(self) -> SaeFigures:
+        """The figures of everything taken in so far."""
+        count = max(1, self._positions)
+        variance = float((self._squares - self._sum.square() / count).sum())
+        return SaeFigures(
+            l0=round(float(self._active.sum()) / count, 3),
+            explained_variance=round(1 - self._error / variance, 4) if variance > 0 else 0.0,
+            dead_share=round(float((self._active == 0).float().mean()), 4),
+            positions=self._positions,
+        )
+
+
+@torch.inference_mode()
+def measure(
+    saes: Sequence[tuple[str, SparseAutoencoder, Sequence[Signal]]],
+    model: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> list[dict[Signal, SaeFigures]]:
+    """Measures SAEs on every step and position of some generations.
+
+    Args:
+        saes: block, SAE and the signals to try, for each.
+        model: generates; its conditional half is measured.
+        prompts: one generation each.
+        batch_size: pictures at a time.
+        progress: shows a bar.
+
+    Returns:
+        Signal -> figures, for each SAE in order.
+    """
+    meters: list[dict[Signal, Meter]] = [
+        {signal: Meter(sae.to(model.device)) for signal in signals} for _, sae, signals in saes
+    ]
+
+    def sink_for(signal: Signal) -> Capture:
+        wanted = {block for block, _, signals in saes if signal in signals}
+
+        def take(site: str, values: Tensor) -> None:
+            x = values.movedim(1, -1).flatten(0, 2)
+            for (block, _, _), found in zip(saes, meters, strict=True):
+                if block == site and signal in found:
+                    found[signal].add(x)
+
+        return Capture(tuple(sorted(wanted)), keep=(signal,), sink=take)
+
+    captures = [capture for capture in map(sink_for, _signals(meters)) if capture.sites]
+    generator = Generator(model, cached_prompts=2 * batch_size)
+    for first in tqdm(range(0, len(prompts), batch_size), desc="measure", disable=not progress, mininterval=2):
+        some = prompts[first : first + batch_size]
+        generator.generate(some, [first + i for i in range(len(some))], capture=captures)
+    return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]
+
+
+def _signals(meters: Sequence[Mapping[Signal, Meter]]) -> list[Signal]:
+    found = {signal for one in meters for signal in one}
+    both: tuple[Signal, ...] = ("update", "output")
+    return [signal for signal in both if signal in found]
