@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,7 +14,6 @@ from riebench.blocks import module_path, short_name
 from riebench.checks import check_setting
 from riebench.configurations import (
     EVERYTHING,
-    TABLE_METRICS,
     configurations,
     present_categories,
     present_metrics,
@@ -23,11 +22,14 @@ from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
 from riebench.intervals import parse_interval
 from riebench.leaderboard import write_leaderboard
+from riebench.metrics.scorers import scorer_pair
+from riebench.metrics.weights import parse_weights
 from riebench.offline import offline_mode
 from riebench.options import ModelOptions
+from riebench.profiles import DEFAULT, FORMATS, PROFILES, get_profile
 from riebench.provenance import provenance
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.schema import EditTask, Setting
+from riebench.schema import EditTask, ModelSpec, Setting
 from riebench.store import REDO_MODES, Redo, RunFolder, run_folders
 from riebench.suites import check_prompt_lengths, default_model, load_settings, load_suite
 from riebench.tables import write_tables
@@ -37,7 +39,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What `riebench run` was asked for; the fields are its options."""
+    """What `riebench run` was asked for; the fields are its options.
+
+    What a profile says of generation (seed, regions) holds for fields that are left empty.
+    """
 
     suite: str = "toy"
     settings: tuple[str, ...] = ()
@@ -48,7 +53,7 @@ class Job:
     categories: tuple[str, ...] = ()
     steps: int | None = None
     guidance: float | None = None
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = ()
     limit: int | None = None
     batch_size: int | None = None
     device: str = "auto"
@@ -59,6 +64,20 @@ class Job:
     offline: bool = False
     regions: str | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
+    profile: str = DEFAULT
+    scorers: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        profile = get_profile(self.profile)
+        object.__setattr__(self, "seeds", self.seeds or (profile.fixed_seed or 0,))
+        object.__setattr__(self, "regions", self.regions or profile.regions)
+
+    def model_spec(self, spec: ModelSpec) -> ModelSpec:
+        """A model's spec under the job's profile, whose pictures get a folder of their own if they are others."""
+        if get_profile(self.profile).fixed_seed is None:
+            return spec
+        return spec.model_copy(update={"name": f"{spec.name}-{self.profile}", "fixed_noise": True})
 
     @property
     def redo_mode(self) -> Redo:
@@ -79,6 +98,8 @@ class Job:
             RiebenchError: for anything unknown or malformed.
         """
         parse_regions(self.regions or DEFAULT_REGIONS).folders()
+        scorer_pair(self.scorers)
+        parse_weights(self.weights)
         tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
         settings = tuple(self._with_options(setting) for setting in load_settings(self.suite, self.settings))
         for setting in settings:
@@ -119,14 +140,18 @@ class Job:
         from riebench.scoring import score
 
         # Whole tasks: units of earlier runs with another --limit are scored and are not taken for changed ones.
-        report = score(folders, load_suite(self.suite), device=pick_device(self.device))
+        scorer, second = scorer_pair(self.scorers)
+        report = score(
+            folders, load_suite(self.suite), scorer=scorer, second=second, profile=self.profile,
+            weights=parse_weights(self.weights), offline=self.offline, device=pick_device(self.device),
+        )  # fmt: skip
         say(report.summary)
         model_folder = folders[0].path.parent
         group = [folder for folder in run_folders(self.results) if folder.path.parent == model_folder]
         written = write_tables(model_folder, group)
         write_leaderboard(self.results, self.leaderboard)
         galleries = write_galleries(model_folder, group)
-        print_per_block(group)
+        print_per_block(group, self.profile)
         say(f"pictures and records  {model_folder}/")
         if galleries:
             say(f"look at               {galleries[0].parent}/ (one picture per setting)")
@@ -148,6 +173,7 @@ class Job:
             name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=device, offline=self.offline,
             options=self.options,
         )  # fmt: skip
+        model = replace(model, spec=self.model_spec(model.spec))
         tokenizer = model.pipe.tokenizer
         limit = int(tokenizer.model_max_length)
         check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)
@@ -210,26 +236,33 @@ def pick_device(device: str) -> str:
     return device
 
 
-def print_per_block(folders: list[RunFolder]) -> None:
-    """Prints the per-block table to standard output: alignment by category, preservation and judge over all."""
+def print_per_block(folders: list[RunFolder], profile: str = DEFAULT) -> None:
+    """Prints the per-block table to standard output: what ranks by category, all other metrics over all.
+
+    Args:
+        folders: runs of one suite and model.
+        profile: whose metrics.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    found = [configuration for folder in folders for configuration in configurations(folder)]
+    found = [configuration for folder in folders for configuration in configurations(folder, profile)]
     categories = present_categories(found)
-    others = [metric for metric in present_metrics(found) if metric != "clip_gain"]
-    table = Table(title="CLIP alignment gain x100 by category; over all categories: the other metrics")
+    rank = PROFILES[profile].rank
+    others = [metric for metric in present_metrics(found) if metric != rank]
+    title = FORMATS[rank].title.partition(" (")[0]
+    table = Table(title=f"{title} by category; over all categories: the other metrics")
     for heading in ("setting", "blocks"):
         table.add_column(heading, no_wrap=True)
     short = [category.removeprefix("change_").removesuffix("_object") for category in categories]
     for heading in [*short, EVERYTHING, *(metric.replace("_", " ") for metric in others), "scored"]:
         table.add_column(heading, justify="right")
     for configuration in found:
-        rows = [configuration.row("clip_gain", category) for category in (*categories, EVERYTHING)]
-        cells = [("–" if row.mean is None else TABLE_METRICS["clip_gain"].number(row.mean)) for row in rows]
+        rows = [configuration.row(rank, category) for category in (*categories, EVERYTHING)]
+        cells = [("–" if row.mean is None else FORMATS[rank].number(row.mean)) for row in rows]
         for metric in others:
             mean = configuration.row(metric, EVERYTHING).mean
-            cells.append("–" if mean is None else TABLE_METRICS[metric].number(mean))
+            cells.append("–" if mean is None else FORMATS[metric].number(mean))
         table.add_row(
             configuration.label, configuration.block_set, *cells, f"{rows[-1].n_scored}/{rows[-1].n_expected}"
         )

@@ -56,6 +56,7 @@ class Work:
     example: EditExample
     seed: int
     units: list[Unit]
+    fixed_noise: bool = False
 
     @property
     def plain(self) -> EditExample:
@@ -65,7 +66,7 @@ class Work:
     @property
     def noise(self) -> int:
         """Seed of its noise."""
-        return noise_seed(self.example.id, self.seed)
+        return self.seed if self.fixed_noise else noise_seed(self.example.id, self.seed)
 
 
 @dataclass
@@ -220,12 +221,17 @@ def usual_batch_size(size: int) -> int:
     return 32 if size <= SMALL_PICTURE else 4
 
 
-def works_of(units: Sequence[Unit]) -> list[Work]:
-    """Units of the same example and seed, together."""
+def works_of(units: Sequence[Unit], *, fixed_noise: bool = False) -> list[Work]:
+    """Units of the same example and seed, together.
+
+    Args:
+        units: of a plan.
+        fixed_noise: whether a seed is the same noise for all examples (see `ModelSpec`).
+    """
     found: dict[tuple[str, str, int], Work] = {}
     for unit in units:
         place = (unit.task.name, unit.example.id, unit.key.seed)
         if place not in found:
-            found[place] = Work(unit.task, unit.example, unit.key.seed, [])
+            found[place] = Work(unit.task, unit.example, unit.key.seed, [], fixed_noise)
         found[place].units.append(unit)
     return list(found.values())

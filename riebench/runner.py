@@ -122,7 +122,8 @@ def run_benchmark(
         done = {name: one.folder.done(redo) for name, one in prepared.items()}
         # Parted before anything is left out, so that every part is the same whatever is done already.
         mine = [unit for work in works_of(units)[shard[0] - 1 :: shard[1]] for unit in work.units]
-        works = works_of([unit for unit in mine if unit.key.digest not in done[unit.setting.name]])
+        left = [unit for unit in mine if unit.key.digest not in done[unit.setting.name]]
+        works = works_of(left, fixed_noise=model.spec.fixed_noise)
         total = sum(len(work.units) for work in works)
         with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
             Runner(model, prepared, spec, size, bar, offline=offline).run(works)

@@ -248,6 +248,9 @@ class ModelSpec(Stored):
     """The autoencoder put in the place of the model's own, with its revision or hash; None for the model's own."""
     vae_tiling: bool = False
     """Whether pictures are decoded in tiles, whose seams change them slightly."""
+    fixed_noise: bool = False
+    """Whether a seed is the same noise for all examples, as in published scripts; otherwise each has noise of its own.
+    """
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -255,7 +258,7 @@ class ModelSpec(Stored):
 
         What was added after runs had been stored is left out where it is as it was then.
         """
-        usual = {name for name in ("vae", "vae_tiling") if not getattr(self, name)}
+        usual = {name for name in ("vae", "vae_tiling", "fixed_noise") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude={"name", *usual})
 
 

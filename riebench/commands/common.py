@@ -31,6 +31,21 @@ ResultsOption = Annotated[
         "--results", help="Folder for everything that is written. [default: results/ and leaderboard.md here]"
     ),
 ]
+ProfileOption = Annotated[
+    str, typer.Option(help="default; or paper, piebench: as published scripts do, in tables of their own.")
+]
+ScorerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scorer",
+        help="The CLIP that scores, then an independent second one: a name, local-dir:FOLDER, MODEL/TAG or MODEL@FILE. "
+        "[default: the model's]",
+    ),
+]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option("--weights", help="Where an optional metric's network lies: dino=FOLDER, squeezenet=FILE."),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
 
 

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from riebench.commands.common import DeviceOption, ResultsOption, folders_in, friendly, places, say, words
+from riebench.commands.common import (
+    DeviceOption,
+    ProfileOption,
+    ResultsOption,
+    ScorerOption,
+    WeightsOption,
+    folders_in,
+    friendly,
+    places,
+    say,
+    words,
+)
 
 
 @friendly
@@ -16,25 +27,37 @@ def score(
     suite: Annotated[
         list[str] | None, typer.Option(help="Folder of task files of your own that runs were made from; repeatable.")
     ] = None,
-    scorer: Annotated[str | None, typer.Option(help="The CLIP that scores. [default: the model's]")] = None,
+    scorer: ScorerOption = None,
     metrics: Annotated[str | None, typer.Option(help="Only these metrics, with commas between.")] = None,
+    profile: ProfileOption = "default",
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures scored at a time.")] = 32,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
 ) -> None:
     """Compute the scores that stored pictures still lack."""
     from riebench.job import pick_device
+    from riebench.metrics.scorers import scorer_pair
+    from riebench.metrics.weights import parse_weights
+    from riebench.offline import offline_mode
     from riebench.scoring import score as compute
     from riebench.suites import load_suite
 
+    first, second = scorer_pair(scorer or ())
     folders = folders_in(places(results)[0])
-    report = compute(
-        folders,
-        [task for name in suite or () for task in load_suite(name)],
-        scorer=scorer,
-        metrics=words(metrics) or None,
-        device=pick_device(device),
-        batch_size=batch_size,
-    )
+    with offline_mode(offline):
+        report = compute(
+            folders,
+            [task for name in suite or () for task in load_suite(name)],
+            scorer=first,
+            second=second,
+            metrics=words(metrics) or None,
+            profile=profile,
+            weights=parse_weights(weights or ()),
+            offline=offline,
+            device=pick_device(device),
+            batch_size=batch_size,
+        )
     say(report.summary)
 
 
@@ -44,14 +67,20 @@ def tables(
     document: Annotated[
         list[Path] | None, typer.Option(help="Also fill the parts of this Markdown file marked for tables.")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Only this profile's tables. [default: all that have scores]")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only say whether the files are up to date.")] = False,
 ) -> None:
     """Write the tables of every suite and model from stored scores."""
     from riebench.documents import fill_document
+    from riebench.profiles import get_profile
     from riebench.tables import check_all, write_all
 
+    if profile is not None:
+        get_profile(profile)
     folders = folders_in(places(results)[0])
-    paths = check_all(folders) if check else write_all(folders)
+    paths = check_all(folders, profile) if check else write_all(folders, profile)
     for file in document or ():
         fill_document(file, check=check)
     if check:

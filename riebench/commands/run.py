@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from riebench.commands.common import DeviceOption, ResultsOption, friendly, numbers, places, say, with_options_of, words
+from riebench.commands.common import (
+    DeviceOption,
+    ProfileOption,
+    ResultsOption,
+    ScorerOption,
+    WeightsOption,
+    friendly,
+    numbers,
+    places,
+    say,
+    with_options_of,
+    words,
+)
 
 
 def job_of(
@@ -30,7 +42,9 @@ def job_of(
     categories: Annotated[str | None, typer.Option(help="Only these categories, with commas between.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")] = None,
-    seeds: Annotated[str, typer.Option(help="Which seeds of each example, with commas between.")] = "0",
+    seeds: Annotated[
+        str | None, typer.Option(help="Which seeds of each example, with commas between. [default: the profile's]")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N examples of each category.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pictures generated at a time. [default: by device]")
@@ -64,6 +78,9 @@ def job_of(
         str | None,
         typer.Option(help="Finds words in pictures: attention, clipseg or grounded-sam, plain or with :key=value,..."),
     ] = None,
+    profile: ProfileOption = "default",
+    scorer: ScorerOption = None,
+    weights: WeightsOption = None,
     results: ResultsOption = None,
     redo: Annotated[
         str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
@@ -85,7 +102,7 @@ def job_of(
         categories=words(categories),
         steps=steps,
         guidance=guidance,
-        seeds=numbers(seeds),
+        seeds=() if seeds is None else numbers(seeds),
         limit=limit,
         batch_size=batch_size,
         device=device,
@@ -95,6 +112,9 @@ def job_of(
         redo=redo,
         offline=offline,
         regions=regions,
+        profile=profile,
+        scorers=tuple(scorer or ()),
+        weights=tuple(weights or ()),
         options=ModelOptions(
             size=size,
             config=config,

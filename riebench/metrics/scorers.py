@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,6 +82,20 @@ SCORERS: dict[str, ClipSpec] = {
     "dfn-l14": ClipSpec("ViT-L-14-quickgelu", "dfn2b", "QuickGELU"),
 }
 """Scorers by short name. `siglip2-b16` and `dfn-l14` are independent of SDXL's own text encoder."""
+
+
+def scorer_pair(names: Sequence[str]) -> tuple[str | None, str | None]:
+    """The scorer and the second, independent one among what `--scorer` was given; None for those not given.
+
+    Raises:
+        MetricError: for more than two, the same twice, or one that `ClipSpec.parse` refuses.
+    """
+    for name in names:
+        ClipSpec.parse(name)
+    if len(names) > 2 or len(set(names)) != len(names):
+        raise MetricError("--scorer is given at most twice: the CLIP that scores, then another that confirms it")
+    first, second, *_ = (*names, None, None)
+    return first, second
 
 
 def _named_activation(model: str) -> Activation | None:
