@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from riebench.checklist import size_text
 from riebench.configurations import EVERYTHING
 from riebench.errors import RiebenchError
 from riebench.estimates import Request, per_picture
@@ -24,8 +26,28 @@ if TYPE_CHECKING:
     from riebench.job import Job
 
 
+@dataclass(frozen=True)
+class Prospect:
+    """A job, read and checked.
+
+    Attributes:
+        request: what would be run.
+        known: the generating model.
+        settings: with the job's options.
+    """
+
+    request: Request
+    known: Known
+    settings: tuple[Setting, ...]
+
+
 def forecast_job(job: Job) -> Forecast:
-    """What a job would do.
+    """What a job would do; see `prepare_forecast`."""
+    return forecast(prepare_forecast(job).request)
+
+
+def prepare_forecast(job: Job) -> Prospect:
+    """Reads and checks a job.
 
     Args:
         job: as `riebench run` was asked for it.
@@ -42,6 +64,7 @@ def forecast_job(job: Job) -> Forecast:
         job.model or default_model(job.suite), steps=job.steps, guidance=job.guidance, dtype=job.dtype,
         options=job.options,
     )  # fmt: skip
+    known = replace(known, spec=job.model_spec(known.spec))
     regions = parse_regions(job.regions or DEFAULT_REGIONS)
     if regions.models:
         regions.options.check_side(known.spec.size)
@@ -66,7 +89,7 @@ def forecast_job(job: Job) -> Forecast:
         regions=regions,
         masked=_masked(job.results, units, known),
     )
-    return forecast(request)
+    return Prospect(request, known, settings)
 
 
 def check_blocks(settings: Sequence[Setting], known: Known) -> None:
@@ -156,9 +179,9 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
                         f"settings) + {found.edited} edited ones{looked}{beside}"),
         ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
         ("time (estimate)", f"{duration(found.seconds)} for generating, scoring not counted; from {found.basis}"),
-        ("memory (estimate)", f"{size(found.memory)} = weights and SAEs {size(found.weights)} + one batch of "
-                              f"{found.batch_size} {size(found.work)} + traces {size(found.traces)}"),
-        ("disk (estimate)", f"{size(found.disk)} of pictures"),
+        ("memory (estimate)", f"{size_text(found.memory)} = weights and SAEs {size_text(found.weights)} + one batch of "
+                              f"{found.batch_size} {size_text(found.work)} + traces {size_text(found.traces)}"),
+        ("disk (estimate)", f"{size_text(found.disk)} of pictures"),
     ]  # fmt: skip
 
 
@@ -167,8 +190,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def size(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -31,14 +31,16 @@ def locate(spec: RegionSpec, *, offline: bool = False) -> dict[str, Path]:
     Raises:
         RiebenchError: naming what is missing and how to get it.
     """
-    return {option: _locate(spec.provider, option, place, offline) for option, place in spec.models.items()}
+    return {option: locate_one(spec, option, offline=offline) for option in spec.models}
 
 
-def _locate(provider: str, option: str, place: str, offline: bool) -> Path:
+def locate_one(spec: RegionSpec, option: str, *, offline: bool = False) -> Path:
+    """As `locate`, for the model of one option."""
+    place = spec.models[option]
     folder = as_folder(place)
     if folder is None:
-        folder = _from_hub(provider, option, place, offline)
-    check_model_folder(folder, f"--regions {provider}:{option}=")
+        folder = _from_hub(spec.provider, option, place, offline)
+    check_model_folder(folder, f"--regions {spec.provider}:{option}=")
     return folder
 
 

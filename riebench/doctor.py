@@ -1,0 +1,164 @@
+"""`riebench doctor`: what a command line needs, what of it is here, and the line that gets the rest."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from riebench import __version__, machine
+from riebench.checklist import Check, size_text
+from riebench.dryrun import duration, prepare_forecast
+from riebench.estimates import Request, is_searched
+from riebench.forecast import Forecast, forecast
+from riebench.inventory import model_checks, region_checks, sae_checks, scorer_checks
+from riebench.planning import works_of
+from riebench.provenance import package_versions
+
+if TYPE_CHECKING:
+    from riebench.job import Job
+
+SHARE_OF_RAM = 0.9
+"""More than this share of free memory is not counted on."""
+
+
+def examine(job: Job) -> list[Check]:
+    """Everything a job needs.
+
+    Args:
+        job: as `riebench run` would be asked for it.
+
+    Raises:
+        RiebenchError: if the command line itself is wrong.
+    """
+    plan = prepare_forecast(job)
+    request, found = plan.request, forecast(plan.request)
+    weights = [
+        *model_checks(plan.known, job.options),
+        *sae_checks(plan.settings, plan.known, job.sae),
+        *scorer_checks(plan.known),
+        *(region_checks(request.regions) if _looks(request) else []),
+    ]
+    download = sum(check.nbytes for check in weights if check.state == "missing")
+    return [_packages(), *weights, *_device(request, found), *_disk(job, found, download), _work(found)]
+
+
+def _looks(request: Request) -> bool:
+    return any(is_searched(work) for work in works_of(request.units))
+
+
+def _packages() -> Check:
+    needed = machine.requirements()
+    bad = machine.unmet(needed)
+    here = f"Python {platform.python_version()}, riebench {__version__}"
+    if not bad:
+        versions = package_versions()
+        told = ", ".join(
+            f"{name} {versions[name]}" for name in ("torch", "diffusers", "transformers") if name in versions
+        )
+        return Check("packages", "ok", f"{here}, {told}; all {len(needed)} new enough")
+    text = ", ".join(f"{one.name} {version or 'missing'} (needs {one.specifier})" for one, version in bad)
+    lines = " ".join(f"'{one}'" for one, _ in bad)
+    return Check("packages", "missing", text, f"pip install {lines}")
+
+
+def _device(request: Request, found: Forecast) -> list[Check]:
+    """Whether the device is there, and whether the job fits into its memory."""
+    ram = machine.free_ram()
+    if not request.device.startswith("cuda"):
+        return [_memory(f"memory ({request.device})", request, found, ram)]
+    card = machine.gpu(request.device)
+    if card is None:
+        text = f"PyTorch sees no {request.device} here"
+        return [Check("GPU", "missing", text, "--device cpu, or a PyTorch built for CUDA and its driver: nvidia-smi")]
+    driver = f", driver {card.driver}" if card.driver else ""
+    checks = [Check("GPU", "ok", f"{card.name}, {size_text(card.total)}, {size_text(card.free)} free{driver}")]
+    if request.model.dtype == "bfloat16" and not card.bfloat16:
+        checks.append(Check("GPU format", "missing", f"{card.name} does not compute in bfloat16", "--dtype float16"))
+    checks.append(_memory("GPU memory", request, found, card.free))
+    whole = forecast(replace(request, options=replace(request.options, offload="none"))).weights
+    state = "ok" if whole <= ram else "missing"
+    text = f"weights pass through it while loading: {size_text(whole)} needed, {size_text(ram)} free"
+    return [*checks, Check("memory", state, text, "" if state == "ok" else "--dtype float16, or end other programs")]
+
+
+def _memory(what: str, request: Request, found: Forecast, free: int) -> Check:
+    text = f"about {size_text(found.memory)} needed (batch of {found.batch_size}), {size_text(free)} free"
+    if found.memory <= free * SHARE_OF_RAM:
+        return Check(what, "ok", text)
+    return Check(what, "missing", text, smaller(request, int(free * SHARE_OF_RAM)))
+
+
+def smaller(request: Request, limit: int) -> str:
+    """The first options with which a job is expected to fit into some bytes of memory, the cheapest first."""
+    on_gpu = request.device.startswith("cuda")
+    half = request.model.model_copy(update={"dtype": "float16"})
+    for dtype in ("", " --dtype float16") if request.model.dtype == "float32" and on_gpu else ("",):
+        for offload in ("none", "model", "sequential") if on_gpu else ("none",):
+            for batch in sorted({request.batch_size, 4, 2, 1}, reverse=True):
+                tried = replace(
+                    request, model=half if dtype else request.model, batch_size=min(batch, request.batch_size),
+                    options=replace(request.options, offload=offload, vae_slicing=True),
+                )  # fmt: skip
+                if forecast(tried).memory <= limit:
+                    words = [f"--batch-size {tried.batch_size}" if tried.batch_size != request.batch_size else ""]
+                    words += ["--vae-slicing" if not request.options.vae_slicing else "", dtype.strip()]
+                    words += [f"--offload {offload}" if offload != request.options.offload else ""]
+                    return " ".join(word for word in words if word)
+    return "a device with more memory, or a smaller --size"
+
+
+def _disk(job: Job, found: Forecast, download: int) -> list[Check]:
+    cache = machine.hub_cache()
+    checks = []
+    for what, folder, needed, mend in (
+        ("disk for the hub's cache", cache, download, "HF_HOME=FOLDER names another place for it"),
+        ("disk for results", job.results, found.disk, "--results FOLDER on another disk"),
+    ):
+        free = machine.free_disk(folder)
+        text = f"{size_text(needed)} needed, {size_text(free)} free in {folder}"
+        checks.append(Check(what, "ok", text) if needed <= free else Check(what, "missing", text, mend))
+    return checks
+
+
+def _work(found: Forecast) -> Check:
+    text = f"{found.missing} of {found.units} units to make, about {duration(found.seconds)} (from {found.basis})"
+    return Check("work", "note", text, "`riebench run` with the same options and --dry-run says more")
+
+
+def is_ready(checks: Sequence[Check]) -> bool:
+    """Whether nothing that a job cannot do without is missing."""
+    return all(check.state != "missing" for check in checks)
+
+
+def as_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {"ready": is_ready(checks), "checks": [asdict(check) for check in checks]}
+
+
+WORDS = {"ok": "ok", "missing": "MISSING", "optional": "left out", "note": ""}
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """Prints one screen to standard output; commands stand unbroken below the table, to be copied."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if console.is_terminal:
+        table = Table(show_edge=False)
+        for heading in ("needed", "", "here"):
+            table.add_column(heading, overflow="fold")
+        for check in checks:
+            table.add_row(check.what, WORDS[check.state], check.found)
+        console.print(table)
+    else:
+        for check in checks:
+            print(f"{WORDS[check.state]:<9} {check.what}: {check.found}")
+    for state, title in (("missing", "To get what is missing:"), ("optional", "To measure what is left out:")):
+        lines = dict.fromkeys(check.mend for check in checks if check.state == state and check.mend)
+        if lines:
+            print("\n".join(["", title, *(f"  {line}" for line in lines)]))
+    print()
+    print("ready" if is_ready(checks) else "not ready")

@@ -1,0 +1,258 @@
+"""What a job needs beside code: weights of all kinds, each found on this machine or named with the line that gets it.
+
+Nothing is loaded and nothing is fetched: the same functions that a run uses to find its files look with `offline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from riebench.checklist import Check, looked_for, size_text
+from riebench.errors import RiebenchError
+from riebench.hub import fetch, split_revision
+from riebench.lookup import Known
+from riebench.modelfiles import (
+    FULL_PATTERNS,
+    HALF_PATTERNS,
+    NOT_FULL,
+    check_folder,
+    check_single_file,
+    hub_folder,
+    tensor_names,
+    variant,
+    weight_files,
+)
+from riebench.needs import (
+    CONFIG_PATTERNS,
+    FP16_FIX_FILE,
+    FP16_FIX_REVISION,
+    FP16_FIX_SOURCE,
+    HALF_DTYPES,
+    NEEDS,
+    PARTS,
+    SAE_BYTES_PER_BLOCK,
+    SCORER_BYTES,
+)
+from riebench.options import FP16_FIX, ModelOptions
+from riebench.presets import ASSET, PRESETS, is_shipped, scorer_for, second_scorer_for
+from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
+from riebench.region_specs import MEGABYTES, RegionSpec
+from riebench.schema import Setting
+
+if TYPE_CHECKING:
+    from riebench.metrics.base import Metric
+    from riebench.metrics.scorers import ClipSpec
+    from riebench.metrics.tools import Tools
+    from riebench.saes.sources import SaeSource
+
+
+def model_checks(known: Known, options: ModelOptions) -> list[Check]:
+    """The generating model, and what is put in the place of its parts."""
+    checks = [_vae(options.vae)] if options.vae else []
+    dtype, name = known.spec.dtype, known.spec.name
+    if known.preset is not None and known.preset.source.startswith(ASSET):
+        return [*shipped(), *checks]
+    if known.file is not None:
+        checks.append(looked_for(f"configuration for {known.file.name}", lambda: _config(options.config or "")))
+        return [looked_for(f"model {name}", lambda: _single_file(known.file or Path())), *checks]
+    if known.repo is None:
+        folder = known.folder or Path()
+        return [looked_for(f"model {name}", lambda: _model_folder(folder, dtype, str(folder))), *checks]
+    repo, revision = known.repo, known.revision
+    needs = NEEDS.get(known.preset.name) if known.preset else None
+    command = needs.download_command(dtype) if needs else hub_command(repo, revision, dtype)
+    look = looked_for(
+        f"model {name}",
+        lambda: _model_folder(hub_folder(repo, revision, dtype, offline=True), dtype, repo),
+        command=command,
+        nbytes=needs.download_bytes(dtype) if needs else 0,
+    )
+    return [look, *checks]
+
+
+def hub_command(repo: str, revision: str | None, dtype: str) -> str:
+    """The line that fetches an SDXL of one number format into the hub's cache, and no other files."""
+    half = dtype in HALF_DTYPES
+    patterns = [*CONFIG_PATTERNS, *(HALF_PATTERNS if half else FULL_PATTERNS)]
+    parts = [f"--include '{pattern}'" for pattern in patterns]
+    parts += [] if half else [f"--exclude '{pattern}'" for pattern in NOT_FULL]
+    return " ".join([f"hf download {repo}", *([f"--revision {revision}"] if revision else []), *parts])
+
+
+def _model_folder(folder: Path, dtype: str, shown: str) -> str:
+    which = variant(folder, dtype)
+    check_folder(folder, which, shown)
+    files = [file for part in PARTS for file in weight_files(folder / part, which)]
+    return f"{folder} ({size_text(_bytes(files))}, {which or 'unmarked'} files)"
+
+
+def _single_file(file: Path) -> str:
+    check_single_file(file)
+    return f"{file} ({size_text(_bytes([file]))})"
+
+
+def _config(config: str) -> str:
+    folder = Path(config).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    preset = PRESETS.get(config)
+    source, revision = (preset.source, preset.revision) if preset else split_revision(config)
+    return str(fetch(source, revision, patterns=CONFIG_PATTERNS, offline=True))
+
+
+def _vae(wanted: str) -> Check:
+    def look() -> str:
+        folder = Path(wanted).expanduser()
+        if not folder.is_dir():
+            source, revision = (FP16_FIX_SOURCE, FP16_FIX_REVISION) if wanted == FP16_FIX else split_revision(wanted)
+            if source.count("/") != 1:
+                raise RiebenchError(f"--vae {wanted!r}: there is no such folder; give fp16-fix, a folder or a hub id")
+            folder = fetch(source, revision, patterns=("config.json", FP16_FIX_FILE.path), offline=True)
+        files = weight_files(folder, None)
+        if not files:
+            raise RiebenchError(f"{folder} holds no *.safetensors of an autoencoder; fetch it again")
+        for file in files:
+            tensor_names(file)
+        return f"{folder} ({size_text(_bytes(files))})"
+
+    return looked_for(f"autoencoder {wanted}", look, nbytes=FP16_FIX_FILE.size)
+
+
+def shipped() -> list[Check]:
+    """The files of the toy world, each compared with the hash it was shipped with."""
+    from riebench.toyworld.assets import ASSETS, check_folder, read_manifest
+
+    manifest = read_manifest()
+
+    def look(name: str) -> str:
+        check_folder(name)
+        files = [path for path in manifest if path.startswith(f"{name}/")]
+        return f"{size_text(_bytes(ASSETS / path for path in files))}, files as shipped: {len(files)}"
+
+    names = dict.fromkeys(path.split("/")[0] for path in manifest if "/" in path)
+    return [looked_for(f"shipped {name}", partial(look, name)) for name in names]
+
+
+def sae_checks(settings: Sequence[Setting], known: Known, named: str | None) -> list[Check]:
+    """SAEs of all settings that use them."""
+    from riebench.methods.base import get_method
+
+    blocks: dict[str | None, dict[str, None]] = {}
+    for setting in settings:
+        if "saes" in get_method(setting.method).needs:
+            source = named or setting.sae or (known.preset.saes if known.preset else None)
+            blocks.setdefault(source, {}).update(dict.fromkeys(setting.blocks))
+    return [check for source, wanted in blocks.items() for check in _source_checks(source, tuple(wanted), known)]
+
+
+def _source_checks(source: str | None, blocks: tuple[str, ...], known: Known) -> list[Check]:
+    from riebench.saes.hub import SCHEME, download_command
+    from riebench.saes.sources import parse_sources
+
+    if source is None:
+        text = f"{known.spec.name} has no SAEs of its own"
+        return [Check("SAEs", "missing", text, "--sae FOLDER or --sae hf://OWNER/NAME")]
+    checks = []
+    by_block = {one.block: one for one in parse_sources(source)}
+    for block, one in by_block.items():
+        wanted = [name for name in blocks if by_block.get(name, by_block.get(None)) is one]
+        if wanted:
+            hub = one.place.startswith(SCHEME)
+            checks.append(
+                looked_for(
+                    f"SAEs {one.place}" + (f" for {block}" if block else ""),
+                    partial(_sae_files, one, wanted),
+                    command=download_command(one.place, one.options) if hub else "",
+                    nbytes=SAE_BYTES_PER_BLOCK * len(wanted) if hub else 0,
+                )
+            )
+    missing = [name for name in blocks if name not in by_block and None not in by_block]
+    if missing:
+        checks.append(
+            Check("SAEs", "missing", f"no SAE for {', '.join(missing)} is named", f"--sae {missing[0]}=PLACE")
+        )
+    return checks
+
+
+def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
+    from riebench.saes.formats import checkpoint_at, chosen
+    from riebench.saes.stored import refuse_pointer
+
+    root = source.locate(offline=True)
+    files: list[Path] = []
+    for path in chosen(root, blocks, source.options).values():
+        found = checkpoint_at(path, source.options)
+        place = found[0].path if found else path
+        files += [place] if place.is_file() else [file for file in sorted(place.iterdir()) if file.is_file()]
+    for file in files:
+        refuse_pointer(file)
+    return f"{root} ({', '.join(blocks)}: {size_text(_bytes(files))})"
+
+
+def scorer_checks(known: Known, scorers: Sequence[str] = (), profile: str = DEFAULT) -> list[Check]:
+    """The networks that score: the CLIP, the independent one beside it, and those of single metrics.
+
+    Args:
+        known: the generating model.
+        scorers: names of the first and the second CLIP; the model's own where they are not given.
+        profile: what is scored.
+
+    Raises:
+        RiebenchError: for an unknown scorer or profile.
+    """
+    from riebench.metrics.scorers import SCORERS, ClipSpec
+    from riebench.metrics.tools import Tools
+    from riebench.registry import METRICS
+
+    first, second = (*scorers, *(None, None))[:2]
+    first = first or scorer_for(known.spec)
+    spec = ClipSpec.parse(first)
+    sizes = [SCORER_BYTES.get(name, 0) for name, known_spec in SCORERS.items() if known_spec.label == spec.label]
+    local = spec.file is not None or spec.asset is not None
+    nbytes = 0 if local else next(iter(sizes), 0)
+    checks = [looked_for(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
+    second = second or second_scorer_for(known.spec)
+    tools = Tools(first, second=second, offline=True)
+    for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.names())):
+        optional = metric.name in IF_AT_HAND and not (scorers[1:] and metric.name == "clip_gain_2")
+        if optional and is_shipped(known.spec):
+            continue
+        if metric.backbone in ("clip2", "dino", "squeeze"):
+            check = looked_for(f"metric {metric.name}", partial(_network, tools, metric), needed=not optional)
+            checks += [check] if check not in checks else []
+    return checks
+
+
+def _clip(spec: ClipSpec) -> str:
+    if spec.asset:
+        return f"shipped {spec.asset}"
+    from riebench.metrics.openclip import locate
+
+    located = locate(spec, offline=True)
+    return located.weights or located.name.removeprefix("local-dir:")
+
+
+def _network(tools: Tools, metric: Metric) -> str:
+    problem = tools.missing(metric, fetch=False)
+    if problem:
+        raise RiebenchError(problem)
+    return "its network is here"
+
+
+def region_checks(spec: RegionSpec) -> list[Check]:
+    """The models that find words in pictures."""
+    from riebench.region_models import locate_one
+
+    checks = []
+    for option, place in spec.models.items():
+        size = MEGABYTES.get(place.partition("@")[0], 0) * 10**6
+        look = partial(locate_one, spec, option, offline=True)
+        checks.append(looked_for(f"regions {option} {place}", look, nbytes=size))
+    return checks
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,110 @@
+"""What this machine has: packages, memory, disk and GPU. PyTorch is imported; nothing is loaded or fetched."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device.
+
+    Attributes:
+        name: as the driver calls it.
+        total: its memory in bytes.
+        free: bytes nobody uses now.
+        driver: version of the driver; "" if `nvidia-smi` does not say.
+        bfloat16: whether it computes in bfloat16.
+    """
+
+    name: str
+    total: int
+    free: int
+    driver: str
+    bfloat16: bool
+
+
+def requirements() -> list[Requirement]:
+    """What the package needs, from its metadata, or in a checkout from `pyproject.toml`."""
+    try:
+        stated = importlib.metadata.requires("riebench") or []
+    except importlib.metadata.PackageNotFoundError:
+        file = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        stated = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"] if file.is_file() else []
+    found = [Requirement(text) for text in stated]
+    return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
+def unmet(needed: list[Requirement]) -> list[tuple[Requirement, str | None]]:
+    """Requirements that are not fulfilled, each with the version that is here (None for none)."""
+    found = []
+    for one in needed:
+        try:
+            version = importlib.metadata.version(one.name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append((one, None))
+            continue
+        if not one.specifier.contains(version, prereleases=True):
+            found.append((one, version))
+    return found
+
+
+def free_ram() -> int:
+    """Bytes of memory that a process here may still take: of the machine, or of its container's limit."""
+    return min(int(psutil.virtual_memory().available), *_container())
+
+
+def _container() -> list[int]:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return [max(0, int(limit) - int(used))]
+    except (OSError, ValueError):
+        # No container, or one without a limit ("max").
+        return [2**62]
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where a folder is or would be."""
+    place = folder.expanduser().resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def hub_cache() -> Path:
+    """Where files from the hub are kept."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def gpu(device: str) -> Gpu | None:
+    """The CUDA device of that name; None if PyTorch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    _, _, number = device.partition(":")
+    index = int(number) if number.isdigit() else 0
+    if index >= torch.cuda.device_count():
+        return None
+    free, total = torch.cuda.mem_get_info(index)
+    return Gpu(torch.cuda.get_device_name(index), total, free, _driver(), torch.cuda.is_bf16_supported())
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return next(iter(told.splitlines()), "").strip()
