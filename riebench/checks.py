@@ -39,7 +39,7 @@ def check_suite(suite: str) -> str:
     seen = sum(seen_words(e.source_region) is not None or seen_words(e.target_region) is not None for e in examples)
     found = f"{suite}: {len(tasks)} tasks, {len(examples)} examples, {len(settings)} settings: all good"
     # Text attention reads the prompt alone; who runs these with it should know beforehand what will be skipped.
-    return f"{found}; {seen} regions are 'seen:', which text attention skips" if seen else found
+    return f"{found}; {seen} examples have 'seen:' regions, which text attention skips" if seen else found
 
 
 def check_setting(setting: Setting, where: str) -> None:

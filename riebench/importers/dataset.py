@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def import_dataset(
             f"no column of {place.name} says the edits' category: write --column category=COLUMN or --category NAME"
         )
     digest, n_rows = hashlib.sha256(), 0
-    for row in islice(_chain(first, rows), limit):
+    for row in islice(chain([first], rows), limit):
         record = {field: row.get(column) for field, column in chosen.items()}
         digest.update(canonical_json({key: _hashable(value) for key, value in record.items()}).encode())
         name = _given(record, "id") or f"row {n_rows}"
@@ -64,11 +64,6 @@ def import_dataset(
     stated = {key: value for key, value in told.items() if value is not None}
     source = place.name if place.local is None else place.local.name
     return {"format": "dataset", "dataset": source, **stated, "sha256": digest.hexdigest(), "records": n_rows}
-
-
-def _chain(first: Mapping[str, Any], rest: Any) -> Any:
-    yield first
-    yield from rest
 
 
 def _draft(name: str, record: Mapping[str, Any], fixed: str | None) -> Draft:

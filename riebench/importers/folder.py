@@ -21,11 +21,23 @@ from riebench.suites import load_task
 HEADER = "# Imported by `riebench tasks import {format}`. The data belong to their authors; see the terms they gave.\n"
 
 
+_BREAKS = set("\n\r\x85\u2028\u2029")
+"""Characters that YAML takes for line ends."""
+
+
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, with lists indented as in the shipped task files."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """As usual, but characters that other styles fold or lose are escaped."""
+        style = '"' if set(text) & _BREAKS else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,9 @@ def _opened(place: Place, load: Any) -> Any:
         raise RiebenchError(
             f"{place.name} is not on this machine and the hub cannot be reached: {how}, or name a local file or folder"
         ) from error
+    except (StopIteration, RuntimeError) as error:
+        # How the library's readers fail on a file without a single row.
+        raise RiebenchError(f"{place.name}: holds no rows that can be read ({_first_line(error)})") from error
     except (DatasetsError, ValueError, OSError) as error:
         raise RiebenchError(f"{place.name}: {_first_line(error)}") from error
 
@@ -151,7 +154,7 @@ def _chosen_split(place: Place, splits: list[str]) -> str:
             raise RiebenchError(f"{place.name} has no split {place.split!r}{near_match(place.split, splits)}")
         return place.split
     if len(splits) != 1:
-        raise RiebenchError(f"{place.name} has several splits; choose one with --split: {', '.join(splits)}")
+        raise RiebenchError(f"{place.name} has several splits; choose one with --split: {', '.join(sorted(splits))}")
     return splits[0]
 
 

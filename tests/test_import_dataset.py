@@ -1,0 +1,225 @@
+"""Data sets of prompt pairs, read through the `datasets` library from files and folders; no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from riebench.cli import app
+from riebench.errors import RiebenchError
+from riebench.importers.columns import choose_columns, read_mapping
+from riebench.importers.dataset import import_dataset
+from riebench.importers.folder import store_suite, suite_files
+from riebench.importers.intake import Intake
+from riebench.importers.rows import Place, open_rows
+from riebench.importers.runlengths import SIDE
+from riebench.suites import load_suite
+
+ROWS: list[dict[str, Any]] = [
+    {"name": "a/1", "caption": "a [red] cat", "edited": "a blue cat", "kind": "change color", "where": "cat"},
+    {"name": "a 2", "caption": "a cat", "edited": "a cat in a hat", "kind": "2", "where": "hat"},
+    {"name": "a-3", "caption": "a dog", "edited": "a dog", "kind": "1", "where": ""},
+    {"name": "a-4", "caption": "a dog", "edited": "a fox", "kind": "change_objct", "where": ""},
+    {"name": "a-5", "caption": "an oil painting", "edited": "a photo", "kind": "9", "where": None},
+]
+COLUMNS = ("id=name", "source=caption", "target=edited", "category=kind", "source_region=where")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def intake() -> Intake:
+    """An empty intake that counts words."""
+    return Intake(lambda prompt: len(prompt.split()) + 2, 77)
+
+
+def as_jsonl(folder: Path) -> Path:
+    """The rows as JSON lines."""
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def as_parquet(folder: Path) -> Path:
+    """The rows as a Parquet file."""
+    datasets.Dataset.from_list(ROWS).to_parquet(folder / "pairs.parquet")
+    return folder / "pairs.parquet"
+
+
+def as_csv(folder: Path) -> Path:
+    """The rows as a table."""
+    datasets.Dataset.from_list(ROWS).to_csv(folder / "pairs.csv", index=False)
+    return folder / "pairs.csv"
+
+
+def as_folder(folder: Path) -> Path:
+    """The rows as the hub lays data sets out."""
+    (folder / "pairs" / "data").mkdir(parents=True)
+    datasets.Dataset.from_list(ROWS).to_parquet(folder / "pairs" / "data" / "train-00000-of-00001.parquet")
+    return folder / "pairs"
+
+
+def as_saved(folder: Path) -> Path:
+    """The rows as `save_to_disk` leaves them."""
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(folder / "pairs"))
+    return folder / "pairs"
+
+
+@pytest.mark.parametrize("make", [as_jsonl, as_parquet, as_csv, as_folder, as_saved])
+def test_every_local_form_gives_the_same_suite(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    taken = intake()
+    origin = import_dataset(Place(str(make(tmp_path)), offline=True), taken, columns=COLUMNS)
+    assert origin["records"] == 5 and origin["split"] == "train"
+    assert origin["dataset"] in ("pairs", "pairs.jsonl", "pairs.parquet", "pairs.csv")
+    assert dict(taken.skipped) == {
+        "a-3": "source and target are the same prompt",
+        "a-4": "unknown category 'change_objct' (did you mean 'change_object'?)",
+    }
+    store_suite(suite_files(taken, origin), tmp_path / "suite")
+    color, added, style = (task.examples[0] for task in sorted(load_suite(str(tmp_path / "suite")), key=by_id))
+    assert (color.id, color.source, color.source_region, color.target_region) == ("a-1", "a [red] cat", "cat", "whole")
+    # The added thing's region is the target's; nobody named one.
+    assert (added.id, added.target_region) == ("a-2", "whole")
+    assert (style.id, style.source_region) == ("a-5", "whole")
+
+
+def by_id(task: Any) -> str:
+    """Sorts tasks by their first example."""
+    return str(task.examples[0].id)
+
+
+def test_hash_and_ids_come_from_the_content(tmp_path: Path) -> None:
+    without_id = [column for column in COLUMNS if not column.startswith("id=")]
+    digests, ids = [], []
+    for make in (as_jsonl, as_parquet):
+        taken = intake()
+        digests.append(import_dataset(Place(str(make(tmp_path))), taken, columns=without_id)["sha256"])
+        ids.append([example["id"] for some in taken.examples.values() for example in some])
+    assert digests[0] == digests[1] and ids[0] == ids[1]
+    assert all(name.startswith("pairs-") for name in ids[0])
+    turned_rows = tmp_path / "turned.jsonl"
+    turned_rows.write_text("".join(json.dumps(row) + "\n" for row in reversed(ROWS)))
+    taken = intake()
+    import_dataset(Place(str(turned_rows)), taken, columns=without_id)
+    turned = {example["id"].split("-")[1] for some in taken.examples.values() for example in some}
+    assert turned == {name.split("-")[1] for name in ids[0]}
+
+
+def test_limits_and_missing_regions_are_said(tmp_path: Path) -> None:
+    taken = intake()
+    columns = [column for column in COLUMNS if not column.startswith(("source_region", "category"))]
+    import_dataset(Place(str(as_jsonl(tmp_path))), taken, columns=columns, category="1", limit=2)
+    assert len(taken.examples["change_object"]) == 2
+    assert taken.notes == [
+        "--limit 2 leaves out the rows after the first 2",
+        "no column names regions: each region is the whole picture",
+    ]
+    taken = intake()
+    import_dataset(Place(str(as_jsonl(tmp_path))), taken, columns=columns, category="change_object", limit=5)
+    assert not any("--limit" in note for note in taken.notes)
+
+
+def test_masks_as_text_and_as_pictures(tmp_path: Path) -> None:
+    half = np.zeros((8, 8), np.uint8)
+    half[:4] = 255
+    runs = [{"source_prompt": "a cat", "target_prompt": "a dog", "mask": f"0 {SIDE}", "category": 0}]
+    pictures = [{"source_prompt": "a cat", "target_prompt": "a dog", "mask": Image.fromarray(half), "category": 0}]
+    for name, rows, share in (("runs", runs, 1 / SIDE), ("pictures", pictures, 0.5)):
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"{name}.parquet")
+        taken = intake()
+        origin = import_dataset(Place(str(tmp_path / f"{name}.parquet")), taken)
+        store_suite(suite_files(taken, origin), tmp_path / name)
+        (task,) = load_suite(str(tmp_path / name))
+        with Image.open(tmp_path / name / task.examples[0].source_region.removeprefix("file:")) as picture:
+            assert np.asarray(picture).mean() == pytest.approx(share)
+        assert task.category == "random"
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "message"),
+    [
+        ({"name": "./pairs.jsnol"}, {}, r"no such file or folder \(did you mean 'pairs.jsonl'\?\)"),
+        ({"name": "pairs.jsonl", "split": "trian"}, {}, r"no split 'trian' \(did you mean 'train'\?\)"),
+        ({"name": "pairs.jsonl"}, {"columns": ["source=captoin"]}, r"'captoin' for source \(did you mean 'caption'"),
+        ({"name": "pairs.jsonl"}, {}, r"which column of pairs.jsonl holds the source prompt .*--column source=COLUMN"),
+        ({"name": "pairs.jsonl"}, {"columns": COLUMNS[:3]}, "no column of pairs.jsonl says the edits' category"),
+        ({"name": "pairs.jsonl"}, {"category": "chnage_pose"}, "did you mean 'change_pose'"),
+        ({"name": "damaged.jsonl"}, {}, "damaged.jsonl: "),
+        ({"name": "empty.jsonl"}, {}, "empty.jsonl"),
+        ({"name": "two"}, {}, "several splits; choose one with --split: test, train"),
+        ({"name": "notes.md"}, {}, "cannot tell what it is"),
+        ({"name": "empty"}, {}, "empty: "),
+    ],
+)
+def test_what_cannot_be_read_is_one_clear_line(
+    place: dict[str, str], options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    as_jsonl(tmp_path)
+    (tmp_path / "damaged.jsonl").write_text('{"source": "a cat", \n{{{')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "notes.md").write_text("# a cat")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "two").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "two" / f"{split}.jsonl").write_text(json.dumps(ROWS[0]))
+    with pytest.raises(RiebenchError, match=message) as caught:
+        import_dataset(Place(**place), intake(), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("source", "write FIELD=COLUMN"),
+        ("=x", "write FIELD=COLUMN"),
+        ("sorce=x", "unknown field 'sorce' (did you mean 'source'?)"),
+    ],
+)
+def test_column_options(pair: str, message: str) -> None:
+    with pytest.raises(RiebenchError) as caught:
+        read_mapping([pair])
+    assert message in str(caught.value)
+    with pytest.raises(RiebenchError, match="given twice"):
+        read_mapping(["id=a", "id=b"])
+    assert choose_columns("x", ["source", "target", "mask", "other"], {"id": "other"}) == {
+        "id": "other", "source": "source", "target": "target", "mask": "mask",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "offline", "message"),
+    [
+        (datasets.exceptions.DatasetNotFoundError("x"), False, "the hub has no data set nobody/nothing"),
+        (ConnectionError("x"), False, "check the network or HTTPS_PROXY, or name a local file"),
+        (ConnectionError("x"), True, "leave --offline out, or name a local file"),
+        (ValueError("BuilderConfig 'a' not found.\nmore"), False, "nobody/nothing: BuilderConfig 'a' not found."),
+    ],
+)
+def test_what_the_hub_refuses(error: Exception, offline: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        assert arguments[0] == "nobody/nothing"
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    with pytest.raises(RiebenchError, match=message):
+        open_rows(Place("nobody/nothing", offline=offline))
+
+
+def test_an_unknown_id_without_a_network_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["tasks", "import", "dataset", "nobody/nothing", "--offline"])
+    assert result.exit_code == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("riebench: nobody/nothing is not on this machine and the hub cannot be reached: leave")
+    assert list(tmp_path.iterdir()) == []
