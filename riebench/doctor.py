@@ -13,6 +13,8 @@ from riebench.dryrun import duration, prepare_forecast
 from riebench.estimates import Request, is_searched
 from riebench.forecast import Forecast, forecast
 from riebench.inventory import model_checks, region_checks, sae_checks, scorer_checks
+from riebench.metrics.scorers import scorer_pair
+from riebench.metrics.weights import parse_weights
 from riebench.planning import works_of
 from riebench.provenance import package_versions
 
@@ -37,7 +39,7 @@ def examine(job: Job) -> list[Check]:
     weights = [
         *model_checks(plan.known, job.options),
         *sae_checks(plan.settings, plan.known, job.sae),
-        *scorer_checks(plan.known),
+        *scorer_checks(plan.known, scorer_pair(job.scorers), job.profile, parse_weights(job.weights)),
         *(region_checks(request.regions) if _looks(request) else []),
     ]
     download = sum(check.nbytes for check in weights if check.state == "missing")

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from riebench.checklist import size_text
 from riebench.configurations import EVERYTHING
-from riebench.errors import RiebenchError
 from riebench.estimates import Request, per_picture
 from riebench.forecast import Forecast, Line, forecast
 from riebench.lookup import Known, look_up
 from riebench.methods.base import get_method
 from riebench.needs import SAE_BYTES_PER_BLOCK
-from riebench.planning import Unit, check_request, plan, usual_batch_size
+from riebench.planning import Unit, check_places, check_request, plan, usual_batch_size
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import CATEGORIES, RunSpec, Setting
 from riebench.shapes import SDXL, Shape
@@ -68,7 +67,9 @@ def prepare_forecast(job: Job) -> Prospect:
     regions = parse_regions(job.regions or DEFAULT_REGIONS)
     if regions.models:
         regions.options.check_side(known.spec.size)
-    check_blocks(settings, known)
+    known = replace(known, spec=job.model_spec(known.spec))
+    for setting in settings:
+        check_places(setting, known.shape.blocks, known.spec)
     done = {
         setting.name: folder.done(redo)
         for setting in settings
@@ -92,18 +93,6 @@ def prepare_forecast(job: Job) -> Prospect:
     return Prospect(request, known, settings)
 
 
-def check_blocks(settings: Sequence[Setting], known: Known) -> None:
-    """Refuses blocks that a model does not have.
-
-    Raises:
-        RiebenchError: naming setting, model and blocks.
-    """
-    for setting in settings:
-        missing = [block for block in setting.blocks if block not in known.shape.blocks]
-        if missing and get_method(setting.method).needs:
-            raise RiebenchError(f"setting {setting.name!r}: {known.spec.name} has no block {', '.join(missing)}")
-
-
 def sae_bytes(settings: Sequence[Setting], shape: Shape) -> int:
     """SAEs in memory, taken to have four features a channel: each setting that uses them holds its own."""
     users = [setting for setting in settings if "saes" in get_method(setting.method).needs]
@@ -120,7 +109,7 @@ def _folder(results: Path, suite: str, known: Known, setting: Setting) -> RunFol
     spec = known.spec
     # Weights are not hashed here: what they are is taken from the folder, and the run itself compares them.
     model = stored.model.model_copy(
-        update={"steps": spec.steps, "guidance": spec.guidance, "size": spec.size, "dtype": spec.dtype}
+        update=spec.model_dump(include={"steps", "guidance", "size", "dtype", "vae_tiling", "fixed_noise"})
     )
     wanted: RunSpec = stored.model_copy(update={"model": model, "setting": setting})
     return RunFolder(path, wanted)

@@ -5,7 +5,7 @@ Nothing is loaded and nothing is fetched: the same functions that a run uses to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ from riebench.needs import (
 )
 from riebench.options import FP16_FIX, ModelOptions
 from riebench.presets import ASSET, PRESETS, is_shipped, scorer_for, second_scorer_for
-from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
+from riebench.profiles import IF_AT_HAND, profile_metrics
 from riebench.region_specs import MEGABYTES, RegionSpec
 from riebench.schema import Setting
 
@@ -192,13 +192,16 @@ def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
     return f"{root} ({', '.join(blocks)}: {size_text(_bytes(files))})"
 
 
-def scorer_checks(known: Known, scorers: Sequence[str] = (), profile: str = DEFAULT) -> list[Check]:
+def scorer_checks(
+    known: Known, scorers: tuple[str | None, str | None], profile: str, weights: Mapping[str, Path]
+) -> list[Check]:
     """The networks that score: the CLIP, the independent one beside it, and those of single metrics.
 
     Args:
         known: the generating model.
-        scorers: names of the first and the second CLIP; the model's own where they are not given.
+        scorers: the first and the second CLIP; None for the model's own.
         profile: what is scored.
+        weights: where networks lie that do not ship (see `riebench.metrics.weights`).
 
     Raises:
         RiebenchError: for an unknown scorer or profile.
@@ -207,17 +210,15 @@ def scorer_checks(known: Known, scorers: Sequence[str] = (), profile: str = DEFA
     from riebench.metrics.tools import Tools
     from riebench.registry import METRICS
 
-    first, second = (*scorers, *(None, None))[:2]
-    first = first or scorer_for(known.spec)
+    first = scorers[0] or scorer_for(known.spec)
     spec = ClipSpec.parse(first)
     sizes = [SCORER_BYTES.get(name, 0) for name, known_spec in SCORERS.items() if known_spec.label == spec.label]
     local = spec.file is not None or spec.asset is not None
     nbytes = 0 if local else next(iter(sizes), 0)
     checks = [looked_for(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
-    second = second or second_scorer_for(known.spec)
-    tools = Tools(first, second=second, offline=True)
+    tools = Tools(first, second=scorers[1] or second_scorer_for(known.spec), weights=weights, offline=True)
     for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.names())):
-        optional = metric.name in IF_AT_HAND and not (scorers[1:] and metric.name == "clip_gain_2")
+        optional = metric.name in IF_AT_HAND and not (scorers[1] and metric.name == "clip_gain_2")
         if optional and is_shipped(known.spec):
             continue
         if metric.backbone in ("clip2", "dino", "squeeze"):

@@ -16,7 +16,7 @@ from riebench.intervals import step_window
 from riebench.methods.base import Method, get_method
 from riebench.plugins import load_setting_plugin
 from riebench.saes.sources import model_saes
-from riebench.schema import EditExample, EditTask, RunSpec, Setting, UnitKey, block_set_name, noise_seed
+from riebench.schema import EditExample, EditTask, ModelSpec, RunSpec, Setting, UnitKey, block_set_name, noise_seed
 from riebench.store import REDO_MODES, RunFolder, run_path
 
 if TYPE_CHECKING:
@@ -155,16 +155,7 @@ def prepare(
     load_setting_plugin(setting)
     method = get_method(setting.method)
     method.check(setting.params)
-    blocks = tuple(short_name(block) for block in setting.blocks) if method.needs else ()
-    missing = [block for block in blocks if block not in known_sites(model.unet)]
-    if missing:
-        raise RiebenchError(f"setting {setting.name!r}: {model.spec.name} has no block {', '.join(missing)}")
-    if {"saes", "units"} & method.needs:
-        _refuse_others_than_attention(setting, blocks)
-    try:
-        window = None if setting.edit_steps is None else step_window(setting.edit_steps, model.spec.steps)
-    except RiebenchError as error:
-        raise RiebenchError(f"setting {setting.name!r}: edit_steps: {error}") from error
+    blocks, window = check_places(setting, known_sites(model.unet), model.spec)
     saes = {}
     if "saes" in method.needs:
         saes = model_saes(source or setting.sae, model, blocks, offline=offline)
@@ -178,12 +169,36 @@ def prepare(
     return Prepared(setting, method, folder, saes, window)
 
 
-def _refuse_others_than_attention(setting: Setting, blocks: Sequence[str]) -> None:
+def check_places(
+    setting: Setting, sites: Sequence[str], model: ModelSpec
+) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+    """Compares a setting's blocks and steps with a model's.
+
+    Args:
+        setting: the method with its parameters.
+        sites: short names of the model's blocks.
+        model: the model.
+
+    Returns:
+        The blocks to look at, and the steps to change (see `Prepared.window`).
+
+    Raises:
+        RiebenchError: naming setting, model and what does not fit.
+    """
+    method = get_method(setting.method)
+    blocks = tuple(short_name(block) for block in setting.blocks) if method.needs else ()
+    missing = [block for block in blocks if block not in sites]
+    if missing:
+        raise RiebenchError(f"setting {setting.name!r}: {model.name} has no block {', '.join(missing)}")
     others = [block for block in blocks if kind(block) != ATTENTION]
-    if others:
+    if {"saes", "units"} & method.needs and others:
         raise RiebenchError(
             f"setting {setting.name!r}: method {setting.method!r} works on attention blocks, not on {', '.join(others)}"
         )
+    try:
+        return blocks, None if setting.edit_steps is None else step_window(setting.edit_steps, model.steps)
+    except RiebenchError as error:
+        raise RiebenchError(f"setting {setting.name!r}: edit_steps: {error}") from error
 
 
 def claim_shared(folder: RunFolder, model: LoadedModel, regions: str) -> None:

@@ -1,0 +1,225 @@
+"""`--dry-run`: what it counts is what a run then does, and nothing is loaded for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_folder, tiny_model, tiny_saes
+from typer.testing import CliRunner
+
+from riebench.cli import app
+from riebench.dryrun import forecast_job, prepare_forecast
+from riebench.errors import RiebenchError
+from riebench.forecast import Forecast
+from riebench.generate import GenerationResult, Generator
+from riebench.hooks import known_sites
+from riebench.job import Job
+from riebench.lookup import look_up
+from riebench.options import ModelOptions
+from riebench.runner import run_benchmark
+from riebench.shapes import SDXL, folder_shape
+
+TASK = """\
+category: {category}
+version: 1
+examples:
+  - {{id: {category}-1, source: a red cat, target: a blue cat, source_region: whole, target_region: whole}}
+  - {{id: {category}-2, source: a red dog, target: a grey dog, source_region: whole, target_region: whole}}
+"""
+SETTINGS = {
+    "features": "method: sae\nparams: {n_features: 3}\nblock_mode: both\nstrengths: [20, 40]\naccess: PAM\n",
+    "units": "method: neurons\nparams: {n_units: 50}\naccess: PAM\n",
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Two categories of two examples; no_edit, SAE features on five block sets at two strengths, and neurons."""
+    suite = tmp_path / "mine"
+    suite.mkdir()
+    for category in ("change_color", "change_object"):
+        (suite / f"{category}.yaml").write_text(TASK.format(category=category))
+    for name, text in SETTINGS.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return Job(
+        suite=str(suite), settings=("no_edit", *(str(tmp_path / f"{name}.yaml") for name in SETTINGS)),
+        model=str(tiny_folder()), sae=str(tiny_saes()), steps=2, guidance=3.0, batch_size=4, device="cpu",
+        results=tmp_path / "out",
+    )  # fmt: skip
+
+
+def run(job: Job) -> None:
+    """Makes what the job asks for, without scoring it."""
+    tasks, settings = job.plan()
+    run_benchmark(
+        tasks, settings, tiny_model(2, 3.0), results_root=job.results, seeds=job.seeds, batch_size=job.batch_size,
+        progress=False, provenance={"device": "cpu"},
+    )  # fmt: skip
+
+
+def test_a_run_does_what_was_counted(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = forecast_job(job)
+    assert (before.units, before.missing, before.equal) == (4 * (1 + 10 + 1), 48, 4)
+    assert (before.pairs, before.edited, before.beside) == (4, 44, 0)
+    assert before.generations == 2 * 4 + 44
+    assert before.evaluations == 52 * 2 * 2  # two steps, two guidance halves
+    assert {(line.setting, line.category): line.units for line in before.lines}["features", "change_color"] == 20
+    assert before.model.name == tiny_model(2, 3.0).spec.name
+    assert not job.results.exists()
+
+    rows = 0
+    generate: Any = Generator.generate
+
+    def counted(self: Generator, prompts: Any, *args: Any, **options: Any) -> GenerationResult:
+        nonlocal rows
+        rows += len(prompts)
+        made: GenerationResult = generate(self, prompts, *args, **options)
+        return made
+
+    monkeypatch.setattr(Generator, "generate", counted)
+    run(job)
+    assert rows == before.generations
+    after = forecast_job(job)
+    assert (after.units, after.missing, after.generations, after.disk) == (48, 0, 0, 0)
+    next(job.results.rglob("features/images/*.png")).unlink()
+    again = forecast_job(job)
+    assert (again.missing, again.pairs, again.edited) == (1, 1, 1)
+    assert forecast_job(replace(job, redo="all")).missing == 48
+    assert forecast_job(replace(job, limit=1)).units == 24
+
+
+def test_time_comes_from_stored_times_of_the_same_model(job: Job) -> None:
+    assert "assumed" in forecast_job(job).basis
+    run(job)
+    for file in job.results.rglob("records.jsonl"):
+        lines = [{**json.loads(line)} for line in file.read_text().splitlines()]
+        timed = [{**line, "seconds": 8.0} if "seconds" in line else line for line in lines]
+        file.write_text("".join(json.dumps(line) + "\n" for line in timed))
+    found = forecast_job(replace(job, redo="all"))
+    assert found.seconds == pytest.approx(2.0 * found.evaluations)  # 8 s for 2 steps of 2 halves
+    assert "44 stored times" in found.basis
+    # Other steps of the same weights go by evaluations; another number format says nothing.
+    assert forecast_job(replace(job, steps=1)).seconds == pytest.approx(2.0 * 52 * 2)
+    assert "assumed" in forecast_job(replace(job, dtype="bfloat16")).basis
+
+
+def test_another_runs_folder_is_refused_as_by_the_run(job: Job) -> None:
+    run(job)
+    setting = Path(job.settings[1])
+    setting.write_text(setting.read_text().replace("n_features: 3", "n_features: 4"))
+    with pytest.raises(RiebenchError, match="n_features is 3 there and 4 here"):
+        forecast_job(job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": "down.1.0"}, "has no block down.1.0"),
+        ({"blocks": "mid.res.0"}, "works on attention blocks, not on mid.res.0"),
+        ({"options": ModelOptions(config="sdxl-turbo")}, "--config is for single files"),
+        ({"options": ModelOptions(size=33)}, "33 is no multiple of 2"),
+        ({"model": "no/such/model"}, "no model 'no/such/model'"),
+        ({"dtype": "float61"}, "did you mean 'float16'"),
+        ({"regions": "grounded-sam", "options": ModelOptions(size=48)}, "do not divide a picture side of 48"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(job: Job, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RiebenchError, match=message):
+        forecast_job(replace(job, **changes))
+
+
+def test_region_models_look_at_pictures_first(job: Job) -> None:
+    file = Path(job.suite) / "change_color.yaml"
+    file.write_text(file.read_text().replace("source_region: whole", "source_region: red"))
+    assert forecast_job(job).looked == 0
+    found = forecast_job(replace(job, regions="clipseg"))
+    assert (found.looked, found.generations) == (2, 52 + 4)
+
+
+def test_a_folders_shape_is_what_the_loaded_model_has() -> None:
+    shape, unet = folder_shape(tiny_folder()), tiny_model().unet
+    assert set(shape.blocks) == set(known_sites(unet))
+    assert shape.parameters["unet"] == sum(value.numel() for value in unet.parameters())
+    assert (shape.width("mid.0"), shape.positions("mid.0", 32), shape.units("up.0.1")) == (64, 16, 256)
+    assert shape.positions("up.2.res.0", 32) == 256
+
+
+@pytest.mark.parametrize(
+    ("block", "width", "small", "large", "units"),
+    [
+        ("down.2.1", 1280, 256, 1024, 51200),
+        ("mid.0", 1280, 256, 1024, 51200),
+        ("up.0.0", 1280, 256, 1024, 51200),
+        ("down.1.0", 640, 1024, 4096, 5120),
+        ("up.1.2", 640, 1024, 4096, 5120),
+        ("up.2.res.1", 320, 4096, 16384, 0),
+    ],
+)
+def test_sdxls_shape(block: str, width: int, small: int, large: int, units: int) -> None:
+    assert (SDXL.width(block), SDXL.positions(block, 512), SDXL.positions(block, 1024)) == (width, small, large)
+    assert SDXL.units(block) == units
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_a_model_is_named_without_loading_as_with(guidance: float) -> None:
+    loaded = tiny_model(2, guidance).spec
+    known = look_up(str(tiny_folder()), steps=2, guidance=guidance).spec
+    assert known == loaded.model_copy(update={"revision": None})
+
+
+def large(**changes: Any) -> Forecast:
+    """The published suite on SDXL, forecast for a GPU."""
+    values = {"suite": "sdxl", "device": "cuda", "results": Path("nowhere"), **changes}
+    return forecast_job(Job(**values))
+
+
+def test_sdxl_needs_no_model_to_be_counted() -> None:
+    turbo = large(settings=("sae_k160", "no_edit", "target_prompt"))
+    assert (turbo.pairs, turbo.equal, turbo.edited) == (360, 720, 3600)
+    assert turbo.evaluations == (720 + 3600) * 4
+    assert 7.0e9 < turbo.weights < 7.6e9
+    base = large(model="sdxl-base", settings=("sae_k160",), blocks="down.1.0,up.0.2")
+    assert base.evaluations == (720 + 720) * 20 * 2
+    assert large(model="sdxl-base", settings=("sae_k160",), batch_size=1).traces < 0.5e9
+    half = large(model="sdxl-base", settings=("sae_k160",), blocks="mid.0", options=ModelOptions(offload="model"))
+    assert half.weights < 5.3e9
+    units = large(settings=("neurons_k5000",))
+    # Ranked by one more pair an example, and read from pairs beside both strengths of it.
+    assert units.beside == 360 * (2 + 2 * 2)
+
+
+def test_the_command_prints_it_and_loads_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from riebench.cli import app; "
+        "r = CliRunner().invoke(app, sys.argv[1:]); print(r.output); "
+        "print(r.exit_code, [m for m in ('diffusers', 'transformers', 'open_clip') if m in sys.modules])"
+    )
+    line = ["run", "sae_k160", "no_edit", "--suite", "sdxl", "--model", "some/finetune@v1", "--device", "cuda"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line, "--dry-run", "--results", str(tmp_path / "out")], capture_output=True, text=True, check=True,
+        env=environment,
+    )  # fmt: skip
+    text = done.stdout
+    assert text.splitlines()[-1] == "0 []"
+    assert "3960: 0 done, 3960 to make, of which 360 are copies by construction" in text
+    assert "(estimate)" in text and "assumed 12 TFLOP/s in float32" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_printed_table_says_what_is_done(job: Job) -> None:
+    run(replace(job, settings=job.settings[:1]))
+    line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--sae", str(job.sae)]
+    more = ["--steps", "2", "--guidance", "3", "--results", str(job.results), "--device", "cpu", "--dry-run"]
+    done = CliRunner().invoke(app, [*line, *more])
+    assert done.exit_code == 0, done.output
+    assert "48: 4 done, 44 to make, of which 0 are copies" in done.stdout
+    assert "0 (4)" in done.stdout
+    assert prepare_forecast(job).known.spec.name in done.stdout
