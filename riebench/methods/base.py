@@ -136,8 +136,10 @@ class ExampleRuns:
         key = (role, block, id(sae), "rate")
         if key not in self._means:
             features = self.features(role, block, sae)
-            steps = [(features[step] > 0).float().mean(0) for step in range(features.shape[0])]
-            self._means[key] = torch.stack(steps).mean(0)
+            steps, positions, _ = features.shape
+            # Counted, so that equal rates are equal to the bit: the order of ties hangs on it.
+            live = torch.stack([(features[step] > 0).sum(0) for step in range(steps)]).sum(0)
+            self._means[key] = live.float() / max(1, steps * positions)
         return self._means[key]
 
     def unit_means(self, role: Role, site: str, aggregate: str) -> Tensor:

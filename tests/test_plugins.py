@@ -1,0 +1,149 @@
+"""Methods from a user's own file: named by a setting, checked like any other, part of the run's identity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+from riebench import engines, plugins
+from riebench.checks import check_setting
+from riebench.errors import RiebenchError, TaskFileError
+from riebench.registry import METHODS
+from riebench.schema import EditExample, EditTask, Setting
+from riebench.suites import load_setting, load_settings
+
+GUIDE = Path(__file__).parent.parent / "docs" / "new-method.md"
+METHOD = '''
+from riebench.edits import Edit
+from riebench.methods.base import EditContext, Reuse, method
+
+
+@method("NAME", access="PA", needs=("updates",))
+def nothing(ctx: EditContext, *, often: int = 1) -> Edit:
+    """Changes nothing."""
+    return Edit({})
+'''
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """Forgets plugins and their methods after each test."""
+    before = set(METHODS.names())
+    yield
+    plugins._loaded.clear()
+    for name in set(METHODS.names()) - before:
+        METHODS._objects.pop(name)
+
+
+def write(folder: Path, method: str = "mine", more: str = "", code: str = METHOD) -> Path:
+    """A plugin and a setting beside it."""
+    (folder / "my_methods.py").write_text(code.replace("NAME", "mine"))
+    path = folder / "my_setting.yaml"
+    path.write_text(f'method: {method}\nplugin: my_methods.py\naccess: "PA"\n{more}')
+    return path
+
+
+def task() -> EditTask:
+    """One example."""
+    example = EditExample(id="e0", source="a red house", target="a red boat")
+    return EditTask(name="t", version=1, category="change_object", suite="tiny", examples=(example,))
+
+
+def test_a_setting_brings_its_method(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (setting,) = load_settings("toy", [str(path)])
+    assert setting.method == "mine" and len(setting.plugin_sha256 or "") == 64
+    check_setting(setting, str(path))
+    # The same file may serve several settings.
+    assert load_setting(write(tmp_path, more="params: {often: 2}\n")).params == {"often": 2}
+    (folder,) = engines.run("local", [task()], [setting], tiny_model(), results_root=tmp_path, progress=False)
+    (record,) = folder.records()
+    assert record.status == "ok" and record.image is not None
+    assert np.array_equal(folder.read_image(record.image), folder.shared.read_image(str(record.source_image)))
+    assert folder.spec.setting.plugin == "my_methods.py"
+    assert str(tmp_path) not in (folder.path / "run.json").read_text()
+
+
+def test_other_code_is_another_run(tmp_path: Path) -> None:
+    first, second = (
+        Setting(name="s", method="mine", plugin="my_methods.py", plugin_sha256=digest) for digest in ("a", "b")
+    )
+    plain = Setting(name="s", method="mine")
+    from helpers import make_spec
+
+    specs = [make_spec().model_copy(update={"setting": setting}) for setting in (plain, first, second)]
+    assert len({spec.run_id for spec in specs}) == 3
+    assert "plugin_sha256" not in specs[0].identity and "plugin" not in specs[1].identity
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        ("mein", "", r"unknown method 'mein' \(did you mean 'mine'\?\)"),
+        ("mine", "plugin_sha256: abc\n", "follows from the plugin's file"),
+        ("mine", "plugins: x.py\n", r"unknown key \(did you mean 'plugin'\?\)"),
+    ],
+)
+def test_slips_in_the_setting_are_named(tmp_path: Path, method: str, more: str, message: str) -> None:
+    with pytest.raises(TaskFileError, match=f"my_setting.yaml.*{message}"):
+        load_setting(write(tmp_path, method, more))
+
+
+def test_parameters_and_letters_are_checked_as_those_of_shipped_methods(tmp_path: Path) -> None:
+    wrong = load_setting(write(tmp_path, more="params: {oftn: 2}\n"))
+    with pytest.raises(TaskFileError, match=r"no parameter 'oftn' \(did you mean 'often'\?\)"):
+        check_setting(wrong, "here")
+    with pytest.raises(TaskFileError, match="access: 'P', but method 'mine' sees 'PA'"):
+        check_setting(load_setting(write(tmp_path)).model_copy(update={"access": "P"}), "here")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import nowhere_to_be_found\n", "fails: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("x = 1 +\n", "fails: SyntaxError"),
+        ("x = 1\n", "registers no method"),
+        (METHOD.replace("NAME", "sae"), "'sae' is registered twice"),
+    ],
+)
+def test_files_that_cannot_serve_are_refused_in_a_line(tmp_path: Path, code: str, message: str) -> None:
+    path = write(tmp_path, code=code)
+    with pytest.raises(TaskFileError, match=f"my_setting.yaml: plugin .*{message}"):
+        load_setting(path)
+
+
+def test_missing_and_changed_files_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    setting = load_setting(path)
+    (tmp_path / "my_methods.py").write_text(METHOD.replace("NAME", "mine") + "\n# another\n")
+    with pytest.raises(TaskFileError, match="has changed since it was read; start again"):
+        load_setting(path)
+    with pytest.raises(RiebenchError, match="has changed since it was read"):
+        engines.run("local", [task()], [setting], tiny_model(), results_root=tmp_path, progress=False)
+    (tmp_path / "my_methods.py").unlink()
+    with pytest.raises(TaskFileError, match="No such file"):
+        load_setting(path)
+
+
+def test_the_guide_is_a_method_that_works(tmp_path: Path) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    files = dict(re.findall(r"`(my_\w+\.\w+|test_my_\w+\.py)`:\n\n```\w+\n(.*?)```", text, flags=re.DOTALL))
+    assert set(files) == {"my_methods.py", "my_setting.yaml", "test_my_methods.py"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    setting = load_setting(tmp_path / "my_setting.yaml")
+    check_setting(setting, "guide")
+    (folder,) = engines.run("local", [task()], [setting], tiny_model(steps=4), results_root=tmp_path, progress=False)
+    records = folder.records()
+    assert [record.status for record in records] == ["ok"] * len(setting.block_sets) * len(setting.strengths)
+    for record in records:
+        source = folder.shared.read_image(str(record.source_image)).astype(int)
+        assert np.abs(folder.read_image(str(record.image)).astype(int) - source).mean() > 0
+    plugins._loaded.clear()
+    METHODS._objects.pop(setting.method)
+    assert pytest.main(["-q", "-p", "no:cacheprovider", str(tmp_path / "test_my_methods.py")]) == 0
