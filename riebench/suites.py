@@ -117,7 +117,7 @@ def load_task(path: Path) -> EditTask:
             raise TaskFileError(f"{path}: {key}: follows from the file's place; leave the key out")
     folder = path.resolve().parent
     task = validate(EditTask, {**data, "name": path.stem, "suite": folder.name, "folder": folder}, path)
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, str, str | None], str] = {}
     examples = []
     for index, (example, stated) in enumerate(zip(task.examples, data["examples"], strict=True)):
         where = f"{path}: examples[{index}] ({example.id})"

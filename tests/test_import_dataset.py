@@ -162,7 +162,7 @@ def test_masks_as_text_and_as_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_one_clear_line(
-    place: dict[str, str], options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     as_jsonl(tmp_path)

@@ -163,7 +163,7 @@ def test_added_and_deleted_objects_have_one_region(tmp_path: Path, kind: str, st
 
 
 def test_records_that_cannot_be_used_are_named_with_their_reason(tmp_path: Path) -> None:
-    bad = {
+    bad: dict[str, dict[str, Any]] = {
         "no-prompt": {"original_prompt": 3.5},
         "same": {"editing_prompt": "FISHES in the [ocean]"},
         "empty": {"original_prompt": "[ ]"},

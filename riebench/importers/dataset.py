@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -54,7 +55,7 @@ def import_dataset(
         record = {field: row.get(column) for field, column in chosen.items()}
         digest.update(canonical_json({key: _hashable(value) for key, value in record.items()}).encode())
         name = _given(record, "id") or f"row {n_rows}"
-        intake.take(name, lambda record=record: _draft(place.short, record, fixed))
+        intake.take(name, partial(_draft, place.short, record, fixed))
         n_rows += 1
     if limit is not None and next(rows, None) is not None:
         intake.notes.append(f"--limit {limit} leaves out the rows after the first {limit}")

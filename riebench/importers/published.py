@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def import_riebench(path: Path, intake: Intake) -> Origin:
         raise RiebenchError(f"{path}: expected a list of records, as the published riebench.json is")
     for number, record in enumerate(records):
         name = str(record.get("id", f"record {number}")) if isinstance(record, dict) else f"record {number}"
-        intake.take(name, lambda record=record: _riebench_draft(record))
+        intake.take(name, partial(_riebench_draft, record))
     return {"format": "riebench", "file": path.name, "sha256": digest, "records": len(records)}
 
 
@@ -72,7 +73,7 @@ def import_piebench(path: Path, images: Path | None, folder: Path, intake: Intak
         raise RiebenchError(f"{images}: no such folder of pictures")
     whole: list[str] = []
     for name, record in records.items():
-        intake.take(name, lambda name=name, record=record: _piebench_draft(name, record, images, folder, whole))
+        intake.take(name, partial(_piebench_draft, name, record, images, folder, whole))
     if whole:
         intake.notes.append(f"{len(whole)} masks cover the whole picture, that of {whole[0]} first")
     return {"format": "piebench", "file": path.name, "sha256": digest, "records": len(records)}
