@@ -55,57 +55,10 @@ class LpipsModel:
         from safetensors.torch import load_file
 
         path = (trunk or asset_folder("lpips")) / TRUNK_FILE
-        weights = load_file(path)
-        names = {
-            f"{ours}.{kind}": f"features.{theirs}.{kind}" for ours, theirs in LAYERS.items() for kind in ("weight", "bias")
-        }
-        self._set_up("alex", device, weights, names, path)
-
-    @classmethod
-    def squeezenet(cls, device: str = "cpu", file: Path | None = None) -> LpipsModel:
-        """The same distance on SqueezeNet, as the profile `piebench` needs it; nothing is ever downloaded.
-
-        Args:
-            device: torch device.
-            file: torchvision's `squeezenet1_1-b8a52dc0.pth`; by default the one in torch's hub folder.
-
-        Raises:
-            MetricError: if it is missing, or not that file.
-        """
-        import torch
-
-        path = squeezenet_file(file)
-        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        model = cls.__new__(cls)
-        names = {}
-        for number, size in enumerate(SQUEEZE_SLICES, start=1):
-            for index in range(*size):
-                prefix = f"features.{index}."
-                names |= {f"slice{number}.{name.removeprefix('features.')}": name
-                          for name in weights if name.startswith(prefix)}  # fmt: skip
-        model._set_up("squeeze", device, weights, names, path)
-        return model
-
-    def _set_up(
-        self, kind: str, device: str, weights: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path
-    ) -> None:
-        # `names` says which stored tensor each of the trunk's tensors is.
-        import warnings
-
-        import torch
-        from lpips import LPIPS
-
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            # The package calls torchvision in a deprecated way and fills the trunk with random numbers first; neither
-            # the warnings nor the use of the global generator are the caller's business.
-            warnings.simplefilter("ignore")
-            model = LPIPS(net=kind, version="0.1", pretrained=True, pnet_rand=True, eval_mode=True, verbose=False)
-        try:
-            model.net.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()}, strict=True)
-        except (KeyError, RuntimeError) as error:
-            raise MetricError(f"{path} is not torchvision's {kind} features: {error}") from error
+        names = {f"{slice_}.{kind}": f"features.{number}.{kind}"
+                 for slice_, number in LAYERS.items() for kind in ("weight", "bias")}  # fmt: skip
         self.device = device
-        self.model = model.float().eval().requires_grad_(False).to(device)
+        self.model = _network("alex", load_file(path), names, path).to(device)
 
     def distance(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
         """LPIPS of pairs of pictures.
@@ -186,8 +139,50 @@ def squeezenet_file(file: Path | None = None) -> Path:
     expected = SQUEEZE_FILE.removesuffix(".pth").rpartition("-")[2]
     found = file_sha256(path)
     if not found.startswith(expected):
-        raise MetricError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, not with {expected}; fetch it again")
+        raise MetricError(f"{path} is damaged: its SHA-256 begins {found[:8]}, not {expected}; fetch it again")
     return path
+
+
+class SqueezeLpips(LpipsModel):
+    """The same distance on SqueezeNet, as the profile `piebench` needs it; nothing is ever downloaded.
+
+    Args:
+        device: torch device.
+        file: torchvision's `squeezenet1_1-b8a52dc0.pth`; by default the one in torch's hub folder.
+
+    Raises:
+        MetricError: if it is missing, or not that file.
+    """
+
+    def __init__(self, device: str = "cpu", file: Path | None = None) -> None:
+        import torch
+
+        path = squeezenet_file(file)
+        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        slices = {str(index): number for number, ends in enumerate(SQUEEZE_SLICES, start=1) for index in range(*ends)}
+        parts = [name.split(".", 2) for name in weights if name.startswith("features.")]
+        names = {f"slice{slices[index]}.{index}.{rest}": f"features.{index}.{rest}" for _, index, rest in parts}
+        self.device = device
+        self.model = _network("squeeze", weights, names, path).to(device)
+
+
+def _network(kind: str, weights: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path) -> Any:
+    # `names` says which stored tensor each of the trunk's tensors is.
+    import warnings
+
+    import torch
+    from lpips import LPIPS
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # The package calls torchvision in a deprecated way and fills the trunk with random numbers first; neither the
+        # warnings nor the use of the global generator are the caller's business.
+        warnings.simplefilter("ignore")
+        model = LPIPS(net=kind, version="0.1", pretrained=True, pnet_rand=True, eval_mode=True, verbose=False)
+    try:
+        model.net.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()}, strict=True)
+    except (KeyError, RuntimeError) as error:
+        raise MetricError(f"{path} is not torchvision's {kind} features: {error}") from error
+    return model.float().eval().requires_grad_(False)
 
 
 def pasted(sample: Sample) -> npt.NDArray[np.uint8]:

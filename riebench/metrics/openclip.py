@@ -87,9 +87,8 @@ def locate(spec: ClipSpec, *, offline: bool = False) -> Located:
 
     config = open_clip.get_model_config(spec.model)
     if config is None:
-        raise MetricError(
-            f"scorer {spec.label}: open_clip has no model {spec.model!r}{near_match(spec.model, open_clip.list_models())}"
-        )
+        near = near_match(spec.model, open_clip.list_models())
+        raise MetricError(f"scorer {spec.label}: open_clip has no model {spec.model!r}{near}")
     training = _training(spec)
     _check_activation(spec, bool(config.get("quick_gelu")), training)
     preprocessing = {f"image_{name}": training[name] for name in PREPROCESSING if name in training}
@@ -162,7 +161,8 @@ def _fetched(
         choices = [(one, *beside) for one in names]
         folder = from_hub(f"{owner}/{name}", choices, revision=spec.revision, offline=offline)
     except MetricError as error:
-        raise MetricError(f"scorer {spec.label}: {error}; a file of yours works too: --scorer {spec.label}@FILE") from error
+        own = f"a file of yours works too: --scorer {spec.label}@FILE"
+        raise MetricError(f"scorer {spec.label}: {error}; {own}") from error
     weights = str(next(folder / one for one in names if (folder / one).is_file()))
     return weights, folder if beside else _tokenizer_folder(spec, tokenizer, offline)
 
@@ -191,7 +191,10 @@ def load_open_clip(spec: ClipSpec, device: str = "cpu", *, offline: bool = False
     Raises:
         MetricError: if weights cannot be had, or the activation is not the one of the weights.
     """
+    from pickle import UnpicklingError
+
     import open_clip
+    from safetensors import SafetensorError
 
     located = locate(spec, offline=offline)
     try:
@@ -203,7 +206,7 @@ def load_open_clip(spec: ClipSpec, device: str = "cpu", *, offline: bool = False
                 **located.preprocessing,
             )  # fmt: skip
             tokenizer = _tokenizer(located)
-    except (RuntimeError, OSError, ValueError, KeyError, UserWarning) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, UserWarning, UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise MetricError(f"scorer {spec.label} cannot be loaded: {reason}") from error
     found = activation_of(model)

@@ -26,8 +26,9 @@ FRAME = 512
 
 
 def framed(sample: Sample) -> Sample:
-    """The sample as the published script sees it: a picture that is not square cut to its last 512 x 512 pixels, and
-    a mask whose outermost pixels are all region.
+    """The sample as the published script sees it.
+
+    A picture that is not square is cut to its last 512 x 512 pixels; a mask's outermost pixels are all region.
     """
     height, width = sample.mask.shape
     if height != width:

@@ -91,7 +91,10 @@ class DinoKeys:
         Raises:
             MetricError: if it is no Vision Transformer, or a weight is missing.
         """
+        from pickle import UnpicklingError
+
         import torch
+        from safetensors import SafetensorError
         from transformers import ViTModel
         from transformers.utils import logging
 
@@ -101,10 +104,11 @@ class DinoKeys:
                 model, told = ViTModel.from_pretrained(
                     folder, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
                 )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, UnpicklingError, SafetensorError) as error:
             raise MetricError(f"{folder} cannot be loaded as {REPOSITORY}: {' '.join(str(error).split())}") from error
         if told["missing_keys"] or told["mismatched_keys"]:
-            raise MetricError(f"{folder} is not {REPOSITORY}: weights are missing, e.g. {sorted(told['missing_keys'])[:1]}")
+            first = next(iter(sorted(told["missing_keys"])), "of another shape")
+            raise MetricError(f"{folder} is not {REPOSITORY}: weights are missing, e.g. {first}")
         return cls(model.eval().requires_grad_(False).to(device), device, backbone)
 
     @property
@@ -157,7 +161,6 @@ class DinoKeys:
         Returns:
             float32 [tokens, tokens] on the device.
         """
-        import torch
         from torch.nn.functional import normalize
 
         seen: list[torch.Tensor] = []

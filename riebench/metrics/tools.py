@@ -113,9 +113,9 @@ class Tools:
     def squeeze(self) -> LpipsModel:
         """The LPIPS network on SqueezeNet."""
         if self._squeeze is None:
-            from riebench.metrics.lpips import LpipsModel
+            from riebench.metrics.lpips import SqueezeLpips
 
-            self._squeeze = LpipsModel.squeezenet(self.device, self.weights.get(SQUEEZENET))
+            self._squeeze = SqueezeLpips(self.device, self.weights.get(SQUEEZENET))
         return self._squeeze
 
     @property

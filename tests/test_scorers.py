@@ -1,0 +1,259 @@
+"""Scorers from the hub's cache, from local files and folders, and a second one beside the first."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from scored_runs import TASKS, key_of, noise, stored_run
+from tiny_clip import VISION, tiny_clip_folder
+
+from riebench.configurations import configurations
+from riebench.errors import RiebenchError
+from riebench.leaderboard import leaderboard_text
+from riebench.metrics.base import MetricError
+from riebench.metrics.clip import ClipScorer
+from riebench.metrics.openclip import is_here, load_open_clip, locate
+from riebench.metrics.scorers import SCORERS, ClipSpec, identity, scorer_pair
+from riebench.metrics.weights import parse_weights
+from riebench.presets import PRESETS, second_scorer_for
+from riebench.schema import ModelSpec
+from riebench.scoring import score
+from riebench.store import RunFolder
+from riebench.tables import per_method
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TRAINING = {
+    "url": "", "hf_hub": "nobody/tiny/", "mean": (0.3, 0.4, 0.5), "std": (0.2, 0.2, 0.2), "interpolation": "bicubic",
+    "resize_mode": "squash", "quick_gelu": True,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A built-in architecture of open_clip's, tiny, with one training; its configuration."""
+    config: dict[str, Any] = {
+        "embed_dim": 8, "quick_gelu": True, "vision_cfg": VISION,
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }  # fmt: skip
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quickgelu", config)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", {**config, "quick_gelu": False})
+    for name in ("tiny", "tiny-quickgelu"):
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, {"own": TRAINING})
+    return config
+
+
+def write_weights(config: dict[str, Any], file: Path) -> Path:
+    """Random weights of an architecture."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    state = open_clip.CLIP(**config).state_dict()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
+    return file
+
+
+def in_cache(cache: Path, repository: str) -> Path:
+    """A repository's snapshot in the hub's cache."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    return folder / "snapshots" / COMMIT
+
+
+@pytest.mark.parametrize("name", ["clip-l14", "siglip2-b16", "dfn-l14"])
+def test_offline_says_in_one_line_what_is_missing_and_how_to_bring_it(name: str) -> None:
+    with pytest.raises(MetricError) as caught:
+        load_open_clip(SCORERS[name], offline=True)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "is not on this machine (`hf download " in message
+    assert "open_clip_model.safetensors" in message
+    assert ("--revision 18d0535469bb561bf468d76c1d73aa35156c922b" in message) == (name == "clip-l14")
+    assert ("tokenizer.json" in message) == (name == "siglip2-b16")
+    assert not is_here(SCORERS[name])
+
+
+def test_weights_in_the_cache_are_loaded_offline_with_the_transform_of_their_training(
+    cache: Path, tiny: dict[str, Any]
+) -> None:
+    write_weights(tiny, in_cache(cache, "nobody/tiny") / "open_clip_model.safetensors")
+    spec = ClipSpec("tiny-quickgelu", "own", "QuickGELU", revision=COMMIT)
+    loaded = load_open_clip(spec, offline=True)
+    assert loaded.backbone == "tiny-quickgelu/own"
+    assert (loaded.details["activation"], loaded.details["revision"]) == ("QuickGELU", COMMIT)
+    picture = noise(0, 16)
+    from PIL import Image
+
+    pixels = loaded.transform(Image.fromarray(picture)).permute(1, 2, 0).numpy()
+    assert pixels == pytest.approx((picture / 255 - TRAINING["mean"]) / 0.2, abs=1e-5)
+
+
+def test_a_local_file_gives_the_numbers_of_the_hub_under_its_own_identity(
+    cache: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    weights = write_weights(tiny, in_cache(cache, "nobody/tiny") / "open_clip_model.safetensors")
+    own = tmp_path / "here.safetensors"
+    shutil.copy(weights, own)
+    by_tag = ClipScorer.load("tiny-quickgelu/own", offline=True)
+    for text in (f"tiny-quickgelu@{own}", f"tiny-quickgelu/own@{own}"):
+        by_file = ClipScorer.load(text, offline=True)
+        assert np.array_equal(by_file.pictures([noise(0)]), by_tag.pictures([noise(0)]))
+        assert np.array_equal(by_file.texts(["a car"]), by_tag.texts(["a car"]))
+        assert by_file.backbone.startswith(text.partition("@")[0] + "@")
+        assert str(tmp_path) not in by_file.backbone + str(by_file.details)
+
+
+def test_a_file_of_several_possible_trainings_has_to_say_which(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {**TRAINING, "mean": (0.5, 0.5, 0.5)}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-quickgelu", {"own": TRAINING, "other": other})
+    file = write_weights(tiny, tmp_path / "w.safetensors")
+    with pytest.raises(MetricError, match=r"tiny-quickgelu/TAG@FILE with TAG one of own, other"):
+        locate(ClipSpec.parse(f"tiny-quickgelu@{file}"))
+    located = locate(ClipSpec.parse(f"tiny-quickgelu/other@{file}"))
+    assert located.preprocessing["image_mean"] == (0.5, 0.5, 0.5)
+
+
+def test_the_wrong_activation_is_refused_before_anything_is_fetched(tiny: dict[str, Any]) -> None:
+    with pytest.raises(MetricError, match="mismatch: the weights need QuickGELU, the model runs GELU; use tiny-quick"):
+        load_open_clip(ClipSpec("tiny", "own"))
+    with pytest.raises(MetricError, match="QuickGELU mismatch.*use ViT-L-14-quickgelu/openai"):
+        load_open_clip(ClipSpec.parse("ViT-L-14/openai"))
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(MetricError, match="did you mean 'ViT-B-32'"):
+        locate(ClipSpec.parse("ViT-B-33/openai"), offline=True)
+    with pytest.raises(MetricError, match="did you mean 'openai'"):
+        locate(ClipSpec.parse("ViT-B-32/opanai"), offline=True)
+
+
+class Exploding:
+    """What a pickle that wants to run code looks like."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("code of the file ran",)
+
+
+@pytest.mark.parametrize("content", ["pickle", "noise"])
+def test_files_that_are_no_plain_weights_are_refused(
+    tiny: dict[str, Any], tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / ("w.pt" if content == "pickle" else "w.safetensors")
+    if content == "pickle":
+        torch.save({"state_dict": Exploding()}, file)
+    else:
+        file.write_bytes(pickle.dumps([1, 2, 3]))
+    with pytest.raises(MetricError, match=r"scorer tiny-quickgelu/own cannot be loaded"):
+        load_open_clip(ClipSpec.parse(f"tiny-quickgelu/own@{file}"))
+    assert "code of the file ran" not in capsys.readouterr().out
+
+
+def test_a_tokenizer_of_its_own_is_taken_from_beside_the_file(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_clip_folder(tmp_path)
+    text = {
+        "context_length": 10, "vocab_size": 11, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "nobody/none"
+    }  # fmt: skip
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quickgelu", {**tiny, "text_cfg": text})
+    spec = ClipSpec.parse(f"tiny-quickgelu@{folder / 'open_clip_model.safetensors'}")
+    loaded = load_open_clip(spec, offline=True)
+    assert loaded.tokenizer(["a red car"])[0].tolist() == [1, 3, 4, 6, 10, 0, 0, 0, 0, 0]
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(MetricError, match=r"put tokenizer\.json and tokenizer_config\.json beside"):
+        load_open_clip(spec, offline=True)
+
+
+def test_options_of_the_command_line() -> None:
+    assert scorer_pair(()) == (None, None)
+    assert scorer_pair(("toy-clip", "dfn-l14")) == ("toy-clip", "dfn-l14")
+    for names in (("toy-clip", "toy-clip"), ("toy-clip", "dfn-l14", "clip-l14")):
+        with pytest.raises(MetricError, match="at most twice"):
+            scorer_pair(names)
+    with pytest.raises(MetricError, match="did you mean 'dino'"):
+        parse_weights(["dimo=x"])
+    with pytest.raises(MetricError, match="there is no /no/such"):
+        parse_weights(["dino=/no/such"])
+
+
+def test_which_models_have_a_second_scorer() -> None:
+    def spec(preset: str) -> ModelSpec:
+        return ModelSpec(
+            name="n", source=PRESETS[preset].spec_source, revision=None, steps=1, guidance=0, size=64, dtype="float32"
+        )
+
+    assert second_scorer_for(spec("toy-turbo")) is None
+    assert second_scorer_for(spec("sdxl-turbo")) == "siglip2-b16"
+
+
+def test_a_toy_like_model_of_ones_own_is_scored_by_the_toy_clip(tmp_path: Path) -> None:
+    folder = stored_run(tmp_path)
+    report = score([folder], TASKS, scorer="toy-clip", progress=False)
+    gains = [one for one in RunFolder(folder.path).scores().values() if one.metric == "clip_gain"]
+    assert len(gains) == 2
+    assert {one.backbone for one in gains} == {identity(SCORERS["toy-clip"])}
+    # What nobody asked for and is not here is left out, and said.
+    assert {one.metric for one in folder.scores().values()}.isdisjoint({"clip_gain_2", "structure"})
+    assert [note.partition(" left out: ")[0] for note in report.notes] == ["clip_gain_2", "structure"]
+    assert "hf download timm/ViT-B-16-SigLIP2" in report.notes[0]
+
+
+def test_the_second_scorer_has_a_column_of_its_own(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    folder = stored_run(results)
+    (tmp_path / "other").mkdir()
+    other = f"local-dir:{tiny_clip_folder(tmp_path / 'other')}"
+    metrics = ["clip_gain", "clip_gain_2", "lpips"]
+    report = score([folder], TASKS, scorer="toy-clip", second=other, metrics=metrics, progress=False)
+    assert report.computed == {"clip_gain": 2, "clip_gain_2": 2, "lpips": 2}
+    again = score([folder], TASKS, scorer="toy-clip", second=other, metrics=metrics, progress=False)
+    assert not again.computed
+    (row,) = configurations(RunFolder(folder.path))
+    assert row.backbones["clip_gain"].startswith("toy-clip@")
+    assert row.backbones["clip_gain_2"] == identity(ClipSpec.parse(other))
+    assert row.example_means("clip_gain") != row.example_means("clip_gain_2")
+    text = per_method([row])[0]
+    assert "| setting | sees | clip_gain | clip_gain_2 | lpips |" in text
+    assert f"`clip_gain_2` is by {identity(ClipSpec.parse(other))}." in text
+    assert "clip_gain_2" in leaderboard_text(results)
+
+
+def test_a_second_scorer_that_was_asked_for_and_is_missing_is_a_reason_not_a_crash(tmp_path: Path) -> None:
+    folder = stored_run(tmp_path)
+    names = ["clip_gain_2", "mse_bg"]
+    for expected in ({"clip_gain_2": 2, "mse_bg": 2}, {}):
+        report = score([folder], TASKS, second="siglip2-b16", metrics=names, offline=True, progress=False)
+        assert report.computed == expected
+        assert "clip_gain_2 not measured: scorer ViT-B-16-SigLIP2/webli" in report.summary
+    assert folder.scores()[key_of(TASKS[0].examples[0]).digest, "clip_gain_2", "ViT-B-16-SigLIP2/webli"].reason == (
+        "no_weights"
+    )
+
+
+def test_unknown_profile_and_scorer_end_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RiebenchError, match="did you mean 'paper'"):
+        score([stored_run(tmp_path)], TASKS, profile="papr", progress=False)
