@@ -161,6 +161,12 @@ class Tensors:
             name for name, value in self.state.items()
             if name not in self._taken and isinstance(value, Tensor) and value.is_floating_point()
         ]  # fmt: skip
+        timed = [name for name in unknown if "time" in name.lower()]
+        if timed:
+            raise RiebenchError(
+                f"{self.where}: its features depend on the denoising step ({', '.join(timed)}), so one direction and one "
+                "encoder do not describe them; give an SAE that is the same at every step"
+            )
         if unknown:
             raise RiebenchError(
                 f"{self.where} holds tensors riebench does not know: {', '.join(unknown)}; if they belong to the SAE's "

@@ -103,7 +103,7 @@ def read_mapped(checkpoint: Checkpoint) -> SparseAutoencoder:
     mapping = read_mapping(where)
     path = _weights(checkpoint, mapping, where)
     tensors = Tensors(_state(path, mapping, where), path, f"what {where.name} says")
-    found = _roles(tensors, mapping)
+    found = _roles(tensors, mapping, where)
     tensors.skip(*mapping.ignore)
     tensors.done()
     encoder, decoder = (
@@ -130,12 +130,14 @@ def read_mapped(checkpoint: Checkpoint) -> SparseAutoencoder:
     )  # fmt: skip
 
 
-def _roles(tensors: Tensors, mapping: KeyMapping) -> dict[str, Tensor]:
+def _roles(tensors: Tensors, mapping: KeyMapping, where: Path) -> dict[str, Tensor]:
     named = {role: name for role, name in mapping.tensors.model_dump().items() if name is not None}
     found = {role: tensors.take(name)[0].float() for role, name in named.items()}
     for role in mapping.logarithms:
         if role not in found:
-            raise RiebenchError(f"logarithms: {role!r} is not among the mapped tensors{near_match(role, found)}")
+            raise RiebenchError(
+                f"{where}: logarithms: {role!r} is not among the mapped tensors{near_match(role, found)}"
+            )
         found[role] = found[role].exp()
     return found
 

@@ -75,6 +75,6 @@ def _refuse(config: dict[str, Any], tensors: Tensors, path: Path) -> None:
         raise RiebenchError(f"{path}: a signed SAE gives features negative values; give one with relu or top-k")
     if "encoder.weight" in tensors and tensors.state["encoder.weight"].dim() == 4:
         raise RiebenchError(
-            f"{path}: a convolutional SAE (its encoder has four axes) has no direction per position to switch; give one "
-            "that encodes each position alone"
+            f"{path}: a convolutional SAE (its encoder has four axes) has no direction per position to switch; give "
+            "one that encodes each position alone"
         )
