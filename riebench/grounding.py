@@ -111,9 +111,10 @@ class GroundedSam:
             outputs, inputs["input_ids"], threshold=self.options.box, text_threshold=self.options.text,
             target_sizes=[(picture.height, picture.width)],
         )  # fmt: skip
-        kept = [bool(label) for label in found["text_labels"]]
-        boxes: list[list[float]] = found["boxes"].float().cpu()[torch.tensor(kept, dtype=torch.bool)].tolist()
-        return boxes
+        # Without a box there still is a label, an empty one.
+        boxes: list[list[float]] = found["boxes"].float().cpu().tolist()
+        labels = found["text_labels"][: len(boxes)]
+        return [box for box, label in zip(boxes, labels, strict=True) if label or not self.options.text]
 
     @torch.inference_mode()
     def outlines(self, picture: Image.Image, boxes: list[list[float]]) -> Mask:

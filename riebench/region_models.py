@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError
 from riebench.hub import fetch, split_revision
-from riebench.region_specs import MEGABYTES, RegionSpec, as_folder, check_model_folder
+from riebench.region_specs import MEGABYTES, RegionSpec, as_folder
 
 SMALL_FILES = ("*.json", "*.txt", "*.model")
 
@@ -37,10 +37,8 @@ def locate(spec: RegionSpec, *, offline: bool = False) -> dict[str, Path]:
 def locate_one(spec: RegionSpec, option: str, *, offline: bool = False) -> Path:
     """As `locate`, for the model of one option."""
     place = spec.models[option]
-    folder = as_folder(place)
-    if folder is None:
-        folder = _from_hub(spec.provider, option, place, offline)
-    check_model_folder(folder, f"--regions {spec.provider}:{option}=")
+    folder = as_folder(place) or _from_hub(spec.provider, option, place, offline)
+    spec.check_folder(option, folder)
     return folder
 
 

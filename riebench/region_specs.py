@@ -50,6 +50,11 @@ class RegionOptions(Stored):
         """Option -> place of a model that has to be loaded: a folder, or a hub id with or without "@REVISION"."""
         return {}
 
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Those of the models that read text."""
+        return ()
+
     def check_side(self, side: int) -> None:
         """Refuses a picture side in pixels that the options do not fit.
 
@@ -89,6 +94,11 @@ class GroundedSamOptions(RegionOptions):
         """The detector and the segmenter."""
         return {"detector": self.detector, "segmenter": self.segmenter}
 
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The detector."""
+        return ("detector",)
+
     def check_side(self, side: int) -> None:
         """Refuses a picture side that cells do not divide."""
         if self.cell and side % self.cell:
@@ -110,6 +120,11 @@ class ClipSegOptions(RegionOptions):
     def models(self) -> dict[str, str]:
         """The only model."""
         return {"model": self.model}
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The only model."""
+        return ("model",)
 
 
 OPTIONS: dict[str, type[RegionOptions]] = {"grounded-sam": GroundedSamOptions, "clipseg": ClipSegOptions}
@@ -155,8 +170,13 @@ class RegionSpec:
         places = {option: as_folder(place) for option, place in self.models.items()}
         found = {option: folder for option, folder in places.items() if folder is not None}
         for option, folder in found.items():
-            check_model_folder(folder, f"--regions {self.provider}:{option}=")
+            self.check_folder(option, folder)
         return found
+
+    def check_folder(self, option: str, folder: Path) -> None:
+        """Refuses a folder that is no model for an option; see `check_model_folder`."""
+        named = f"--regions {self.provider}:{option}="
+        check_model_folder(folder, named, reads_text=option in self.options.readers)
 
 
 def parse_regions(text: str) -> RegionSpec:
@@ -213,12 +233,13 @@ def _check_place(what: str, place: str) -> None:
         raise RiebenchError(f"{what}: {place!r} is neither a folder here nor a hub id OWNER/NAME[@REVISION]")
 
 
-def check_model_folder(folder: Path, option: str) -> None:
+def check_model_folder(folder: Path, option: str, *, reads_text: bool = False) -> None:
     """Refuses a folder that lacks a file of a region model in the hub's layout.
 
     Args:
         folder: where the files lie.
         option: what it is for, as the message names it.
+        reads_text: whether the model needs a tokenizer; transformers makes an empty one where it finds none.
 
     Raises:
         RiebenchError: naming what is missing.
@@ -228,6 +249,8 @@ def check_model_folder(folder: Path, option: str) -> None:
         "preprocessor_config.json": ("preprocessor_config.json", "processor_config.json"),
         "weights (model.safetensors)": ("*.safetensors", "pytorch_model*.bin"),
     }
+    if reads_text:
+        wanted["tokenizer.json"] = ("tokenizer.json", "vocab.txt", "vocab.json")
     missing = [name for name, patterns in wanted.items() if not any(any(folder.glob(p)) for p in patterns)]
     if missing:
         raise RiebenchError(
