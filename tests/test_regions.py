@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from riebench.errors import RiebenchError
+from riebench.errors import MissingWordsError, RiebenchError
 from riebench.regions import (
     RegionMasks,
     View,
@@ -94,9 +94,34 @@ def test_a_region_that_is_nowhere_is_empty() -> None:
     assert masks.empty and masks.target.all()
 
 
+def test_what_the_prompt_does_not_name_is_for_providers_that_look() -> None:
+    seen: list[str | None] = []
+
+    def looking(words: str | None, view: View) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+        seen.append(words)
+        return np.eye(SIDE, dtype=bool)
+
+    assert find("seen: roof", view(6), looking).sum() == SIDE
+    assert find("not: seen:  roof", view(6), looking).sum() == SIDE * (SIDE - 1)
+    assert seen == ["roof", "roof"]
+
+
+@pytest.mark.parametrize("region", ["seen: roof", "not: seen: roof"])
+def test_attention_cannot_see_what_the_prompt_does_not_name(region: str) -> None:
+    def positions(words: str | None) -> Sequence[int]:
+        raise MissingWordsError(f"no {words}")
+
+    blind = View("red house", view(0).image, torch.full((16, 3), 0.3), (GRID, GRID), positions)
+    masks = make_masks("edit", region, "whole", blind, blind, "attention")
+    # Its complement is not the whole picture either: such an example is skipped.
+    assert masks.empty and not masks.source.any()
+    with pytest.raises(MissingWordsError):
+        make_masks("edit", region.replace("seen: ", ""), "whole", blind, blind, "attention")
+
+
 def test_only_words_need_attention() -> None:
     assert not needs_attention(["whole", "file:x.png", "not: whole"])
-    assert all(needs_attention([region]) for region in ("house", "background", "not: house"))
+    assert all(needs_attention([region]) for region in ("house", "background", "not: house", "seen: roof"))
     blind = View("red house", view(0).image, None, (1, 1), lambda words: [1])
     with pytest.raises(RiebenchError, match="was not captured"):
         find("house", blind, attention_regions)

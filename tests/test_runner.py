@@ -115,6 +115,27 @@ def test_sources_and_targets_are_run_once_for_all_settings(
     assert [len(edits) for edits in calls if edits not in plain] == [2 * 3 + 4]
 
 
+def test_brackets_are_not_generated_from_and_hide_no_words(
+    run: Callable[..., list[RunFolder]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: set[str] = set()
+    original = Generator.embed
+    monkeypatch.setattr(Generator, "embed", lambda self, prompt: (prompts.add(prompt), original(self, prompt))[1])
+    marked = EditExample(
+        id="e0", source="a [red house]", target="a [red  boat]", source_region="red house", target_region="boat"
+    )
+    plain = EditExample(**{**marked.model_dump(), **marked.plain.model_dump(include={"source", "target"})})
+    folders = [
+        run(PATCH, NO_EDIT, tasks=[task(examples=(example,), suite=suite)], batch_size=4)
+        for suite, example in (("marked", marked), ("plain", plain))
+    ]
+    assert prompts == {"a red house", "a red boat"}
+    for one, other in zip(*folders, strict=True):
+        for record, again in zip(one.records(), other.records(), strict=True):
+            assert record.status == "ok" and record.key.example_hash != again.key.example_hash
+            assert np.array_equal(picture(one, record), picture(other, again))
+
+
 def test_batch_size_changes_nothing(run: Callable[..., list[RunFolder]], tmp_path: Path) -> None:
     (small,) = run(PATCH, batch_size=1, results_root=tmp_path / "a")
     (large,) = run(PATCH, batch_size=16, results_root=tmp_path / "b")

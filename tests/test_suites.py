@@ -99,6 +99,8 @@ def test_slips_are_errors_that_name_file_and_key(tmp_path: Path, old: str, new: 
         ('"not: background"', None),
         ("Red  cat", None),
         ("' '", "'' does not occur"),
+        ('"seen: whiskers"', None),
+        ('"seen: "', "'seen:' needs words"),
         ('"file:absent.png"', "source_region: mask file .*absent.png: No such file"),
         ('"not: file:mask.png"', None),
     ],
@@ -174,6 +176,26 @@ def test_shipped_suites_hold_nine_categories(suite: str, least: int) -> None:
     assert min(len(task.examples) for task in tasks) >= least
     pairs = {(e.source, e.target) for task in tasks for e in task.examples}
     assert len(pairs) == sum(len(task.examples) for task in tasks)
+
+
+def test_brackets_mark_words_and_are_no_part_of_the_prompt(tmp_path: Path) -> None:
+    marked = GOOD.replace("source: a red cat", 'source: "a [red  cat]"').replace("region: cat", "region: red cat")
+    example = load_task(write(tmp_path, marked)).examples[0]
+    assert (example.source, example.plain.source) == ("a [red  cat]", "a red cat")
+    check_prompt_lengths(load_suite(str(tmp_path)), len, len("a blue fox on a mat"))
+    for target, message in (("'[a] red cat'", "the same prompt"), ("'[]'", "target: the prompt is empty")):
+        with pytest.raises(TaskFileError, match=message):
+            load_task(write(tmp_path, marked.replace("target: a red dog", f"target: {target}")))
+
+
+def test_mixed_edits_are_a_category_of_their_own(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, GOOD.replace("change_object", "random"), "random.yaml"))
+    assert (task.category, task.region_rule) == ("random", "edit")
+
+
+@pytest.mark.parametrize("suite", ["toy", "sdxl"])
+def test_shipped_prompts_are_generated_from_as_they_are(suite: str) -> None:
+    assert all(example.plain == example for task in load_suite(suite) for example in task.examples)
 
 
 def test_content_hash_follows_the_content(tmp_path: Path) -> None:
