@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def calls(steps: int, edits: list[Edit | None] | None = None, **pairs: Any) -> Trace:
-    """A guided run of three rows: source, target, and the source once more, to be edited. Each step has other inputs."""
+    """A guided run of three rows: source, target, and the source again, to be edited; each step has other inputs."""
     unet = tiny_model().unet
     with ExitStack() as stack:
         if edits is not None:
