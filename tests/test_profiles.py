@@ -1,0 +1,138 @@
+"""Profiles: what each sees, and that none touches another's numbers, tables or pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_spec
+from scored_runs import TASKS, noise, stored_run
+from tiny_clip import tiny_clip_folder
+
+from riebench.configurations import configurations, scored_profiles
+from riebench.errors import RiebenchError
+from riebench.job import Job
+from riebench.leaderboard import leaderboard_text
+from riebench.metrics.base import Sample
+from riebench.metrics.clip import ClipScorer, Prompts, clip_target
+from riebench.metrics.openclip import load_open_clip
+from riebench.metrics.paper import HalfClipScorer, paper_image_target, paper_text_target
+from riebench.metrics.scorers import ClipSpec
+from riebench.metrics.tools import Tools
+from riebench.planning import plan, works_of
+from riebench.profiles import FORMATS, PROFILES, get_profile, profile_metrics
+from riebench.registry import METRICS
+from riebench.schema import Setting, noise_seed
+from riebench.scoring import score
+from riebench.store import RunFolder
+from riebench.tables import check_all, write_all
+
+MASK = np.zeros((64, 64), bool)
+
+
+def test_brackets_reach_the_paper_and_not_the_default() -> None:
+    seen: dict[str, list[str]] = {"default": [], "paper": []}
+
+    def scorer(profile: Prompts, kind: type[ClipScorer]) -> ClipScorer:
+        def texts(batch: list[str]) -> np.ndarray:
+            seen[profile] += batch
+            return np.ones((len(batch), 2))
+
+        return kind(lambda batch: np.ones((len(batch), 2)), texts, profile=profile)
+
+    tools = Tools(clip=scorer("default", ClipScorer), half_clip=scorer("paper", HalfClipScorer))
+    one = [Sample(noise(0), noise(1), MASK, "a dog", "a [red] car")]
+    clip_target(one, tools)
+    paper_text_target(one, tools)
+    assert seen == {"default": ["a red car"], "paper": ["a [red] car"]}
+
+
+def test_the_paper_runs_clip_in_half_precision(tmp_path: Path) -> None:
+    loaded = load_open_clip(ClipSpec.parse(f"local-dir:{tiny_clip_folder(tmp_path)}"))
+    whole, half = ClipScorer.of(loaded), HalfClipScorer.of(loaded)
+    assert whole.backbone == loaded.backbone
+    assert half.backbone == f"{loaded.backbone} (paper prompts, float16 autocast)"
+    assert half.details["dtype"] == "float16 autocast"
+    pictures = [noise(seed) for seed in range(3)]
+    exact, rounded = whole.pictures(pictures), half.pictures(pictures)
+    assert np.array_equal(rounded, rounded.astype(np.float16))
+    assert rounded == pytest.approx(exact, abs=5e-3)
+    assert not np.array_equal(rounded, exact)
+    samples = [Sample(p, noise(9), MASK, "a car", "a boat", target=noise(8)) for p in pictures]
+    tools = Tools(clip=whole, half_clip=half)
+    values = np.array(paper_text_target(samples, tools), dtype=np.float64)
+    assert np.array_equal(values, values.astype(np.float16))
+    assert values == pytest.approx(np.array(clip_target(samples, tools), dtype=np.float64), abs=5e-3)
+    expected = (whole.pictures(pictures) * whole.pictures([noise(8)])).sum(axis=1)
+    assert np.array(paper_image_target(samples, tools), dtype=np.float64) == pytest.approx(expected, abs=5e-3)
+
+
+def test_every_metric_of_a_table_is_registered_and_printed() -> None:
+    for name, profile in PROFILES.items():
+        assert set(profile.table) <= set(METRICS.names())
+        assert profile.rank in profile.own
+        assert set(profile_metrics(name, METRICS.names())) >= set(profile.table)
+    default = set(profile_metrics("default", METRICS.names()))
+    assert default.isdisjoint({*PROFILES["paper"].own, *PROFILES["piebench"].own})
+    assert default | set(FORMATS) == set(METRICS.names())
+    with pytest.raises(RiebenchError, match="did you mean 'piebench'"):
+        get_profile("pibench")
+
+
+def test_a_profiles_numbers_stay_out_of_the_default_tables(tmp_path: Path) -> None:
+    folder = stored_run(tmp_path)
+    score([folder], TASKS, scorer="toy-clip", metrics=["clip_gain", "lpips"], progress=False)
+    paths = write_all([RunFolder(folder.path)])
+    before, board = {path: path.read_bytes() for path in paths}, leaderboard_text(tmp_path)
+    report = score([folder], TASKS, scorer="toy-clip", profile="paper", progress=False)
+    # LPIPS to the source picture is the same number in both profiles and is not computed twice.
+    assert report.computed == {name: 2 for name in PROFILES["paper"].table if name != "lpips"}
+    assert not score([folder], TASKS, scorer="toy-clip", profile="paper", progress=False).computed
+    run = RunFolder(folder.path)
+    assert scored_profiles([run]) == ["default", "paper"]
+    written = write_all([run])
+    assert {path.parent.name for path in written} == {"tables", "paper"}
+    assert {path: path.read_bytes() for path in paths} == before
+    text = (folder.path.parent / "tables" / "paper" / "per_method.md").read_text()
+    assert "| setting | sees | paper_text_target | paper_text_source | paper_image_source |" in text
+    assert "clip_gain" not in text and "Profile `paper`" in text
+    assert "(paper prompts, float16 autocast)" in text
+    after = leaderboard_text(tmp_path)
+    assert after.startswith(board)
+    assert "## mine on m, profile `paper`\n\nRanks are by `paper_text_target`." in after
+    check_all([run])
+    assert [path.parent.name for path in write_all([run], "paper")] == ["paper"] * 3
+
+
+def test_a_run_that_only_a_published_profile_has_scored_gets_no_default_tables(tmp_path: Path) -> None:
+    folder = stored_run(tmp_path)
+    score([folder], TASKS, scorer="toy-clip", profile="paper", progress=False)
+    run = RunFolder(folder.path)
+    assert scored_profiles([run]) == ["paper"]
+    assert {path.name for path in write_all([run]) if path.parent.name == "tables"} == {"feature_share.md"}
+    (row,) = configurations(run, "paper")
+    assert len(row.example_means("lpips_target")) == 2
+
+
+def test_the_papers_seed_is_the_same_noise_for_all_examples() -> None:
+    paper = Job(profile="paper")
+    assert (paper.seeds, paper.regions) == ((42,), "grounded-sam")
+    assert (Job().seeds, Job().regions) == ((0,), None)
+    assert Job(profile="paper", seeds=(1, 2), regions="attention").seeds == (1, 2)
+    assert Job(profile="paper", regions="attention").regions == "attention"
+    assert Job(profile="piebench").seeds == (0,)
+    units = plan(TASKS, [Setting(name="no_edit", method="no_edit", blocks=())], seeds=(42,))
+    assert {work.noise for work in works_of(units, fixed_noise=True)} == {42}
+    assert [work.noise for work in works_of(units)] == [noise_seed("e0", 42), noise_seed("e1", 42)]
+
+
+def test_pictures_of_another_noise_are_another_run_in_another_folder() -> None:
+    spec = make_spec()
+    model = Job(profile="paper").model_spec(spec.model)
+    assert model.name == "toy-turbo-paper"
+    assert Job(profile="piebench").model_spec(spec.model) == Job().model_spec(spec.model) == spec.model
+    assert "fixed_noise" not in spec.model.identity
+    assert spec.model_copy(update={"model": model}).run_id != spec.run_id
+    assert replace(Job(profile="paper"), batch_size=1).seeds == (42,)
