@@ -263,7 +263,7 @@ def _exchange_vae(pipe: Any, wanted: str | None, dtype: str, offline: bool) -> s
         )
     if not vae.config.force_upcast and dtype != "float32":
         # Made to stay finite in float16; in bfloat16 an autoencoder's steps would be coarser than a picture's.
-        vae.to(torch.float16)
+        nn.Module.to(vae, torch.float16)
     pipe.register_modules(vae=vae)
     pipe.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return called

@@ -61,7 +61,8 @@ def _move(pipe: Any, device: str, offload: str) -> str | None:
             pipe.enable_model_cpu_offload(device=device)
         elif offload == "sequential":
             pipe.enable_sequential_cpu_offload(device=device)
-        else:
+        elif torch.device(device).type != "cpu":
+            # It is on the CPU already, and being told so it would warn of float16 there.
             pipe.to(device)
     except (RuntimeError, AssertionError, MemoryError) as error:
         if not out_of_memory(error):

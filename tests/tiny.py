@@ -24,8 +24,11 @@ SPARSITY = 8
 _FOLDER = tempfile.TemporaryDirectory(prefix="riebench-tiny-")
 
 
-def tiny_pipeline(folder: Path, *, layers: int = 1) -> Path:
-    """Writes a pipeline folder with the four SDXL blocks (64 channels, 4 x 4 positions at 32 px) and returns it."""
+def tiny_pipeline(folder: Path, *, layers: int = 1, widths: tuple[int, int] = (16, 16)) -> Path:
+    """Writes a pipeline folder with the four SDXL blocks (64 channels, 4 x 4 positions at 32 px) and returns it.
+
+    The widths are those of the two text encoders; the U-Net reads both, 32 together.
+    """
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 32, CHANNELS), layers_per_block=2,
@@ -41,9 +44,9 @@ def tiny_pipeline(folder: Path, *, layers: int = 1) -> Path:
         scaling_factor=0.13025,
     )  # fmt: skip
     texts = []
-    for kind in (CLIPTextModel, CLIPTextModelWithProjection):
+    for kind, width in zip((CLIPTextModel, CLIPTextModelWithProjection), widths, strict=True):
         config = CLIPTextConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+            hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
             vocab_size=len(_vocabulary()), max_position_embeddings=77, bos_token_id=_vocabulary()["<|startoftext|>"],
             eos_token_id=_vocabulary()["<|endoftext|>"], pad_token_id=_vocabulary()["<|endoftext|>"],
         )  # fmt: skip

@@ -1,0 +1,122 @@
+"""What one evaluation of SDXL costs, counted on the true architecture without any memory: operations and activations.
+
+Activations are the tensors alive at the same time, attention counted as a kernel that stores no weights. What a device
+adds (workspaces of convolutions, unused parts of its memory pool) is not in it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from riebench.sdxl import POOLED_WIDTH, TEXT_WIDTH, TOKENS, build_unet, build_vae
+
+PIXELS_PER_LATENT = 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call costs.
+
+    Attributes:
+        operations: floating-point operations, a multiplication and an addition counted as two.
+        activation_bytes: most bytes of tensors alive at once, weights not among them.
+    """
+
+    operations: int
+    activation_bytes: int
+
+
+def unet_cost(size: int, rows: int = 1, dtype: torch.dtype = torch.float16) -> Cost:
+    """One evaluation of the U-Net.
+
+    Args:
+        size: picture side in pixels.
+        rows: pictures at once; under guidance each counts twice.
+        dtype: of weights and activations.
+    """
+    unet = nn.Module.to(build_unet(), dtype)
+    side = size // PIXELS_PER_LATENT
+
+    def run() -> Any:
+        with torch.device("meta"):
+            latents = torch.empty(rows, 4, side, side, dtype=dtype)
+            text = torch.empty(rows, TOKENS, TEXT_WIDTH, dtype=dtype)
+            added = {
+                "text_embeds": torch.empty(rows, POOLED_WIDTH, dtype=dtype),
+                "time_ids": torch.empty(rows, 6, dtype=dtype),
+            }
+            step = torch.empty((), dtype=torch.float32)
+        return unet(latents, step, text, added_cond_kwargs=added, return_dict=False)
+
+    return _cost(run)
+
+
+def decode_cost(size: int, rows: int = 1, dtype: torch.dtype = torch.float32) -> Cost:
+    """Decoding pictures with the autoencoder; arguments as `unet_cost`."""
+    vae = nn.Module.to(build_vae(), dtype)
+    side = size // PIXELS_PER_LATENT
+    return _cost(lambda: vae.decode(torch.empty(rows, 4, side, side, dtype=dtype, device="meta"), return_dict=False))
+
+
+def _cost(run: Callable[[], Any]) -> Cost:
+    counter, alive, attention = FlopCounterMode(display=False), _Alive(), _Attention()
+    # Not in inference mode, where operations are no longer seen one by one.
+    with torch.no_grad(), attention, counter, alive:
+        run()
+    return Cost(counter.get_total_flops() + attention.operations, alive.most)
+
+
+class _Attention(TorchFunctionMode):
+    """Stands in for attention, which without a device would be taken apart into steps that store all weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not torch.nn.functional.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        query, key = (args[0], args[1]) if len(args) > 1 else (kwargs["query"], kwargs["key"])
+        # Queries times keys, and weights times values.
+        self.operations += 4 * query.numel() * key.shape[-2]
+        return torch.empty_like(query)
+
+
+class _Alive(TorchDispatchMode):
+    """Sums the bytes of tensors made inside it, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        inputs = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            # A view shares its input's storage, which is counted already or belongs to a weight.
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in inputs:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.now -= size

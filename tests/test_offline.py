@@ -1,0 +1,116 @@
+"""Offline: nothing asks the network, whatever was imported before, and everything is as before afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from sdxl_files import REPO, hub_cache
+from tiny import tiny_folder
+
+from riebench.errors import RiebenchError
+from riebench.hub import fetch, split_revision
+from riebench.job import Job
+from riebench.offline import VARIABLES, is_offline, offline_mode
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts every test as on a machine where nobody said offline."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def test_variables_and_imported_libraries_follow_and_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+    import diffusers.utils.hub_utils as diffusers_hub
+    from transformers.utils import is_offline_mode
+
+    monkeypatch.setenv(VARIABLES[2], "0")
+    before = (datasets.config.HF_HUB_OFFLINE, diffusers_hub.HF_HUB_OFFLINE)
+    assert not is_offline()
+    with offline_mode(), offline_mode(False):
+        assert [os.environ[name] for name in VARIABLES] == ["1", "1", "1"]
+        assert is_offline() and constants.is_offline_mode() and is_offline_mode()
+        assert datasets.config.HF_HUB_OFFLINE and diffusers_hub.HF_HUB_OFFLINE
+    assert not is_offline() and not constants.is_offline_mode()
+    assert before == (datasets.config.HF_HUB_OFFLINE, diffusers_hub.HF_HUB_OFFLINE)
+    assert os.environ[VARIABLES[2]] == "0" and VARIABLES[0] not in os.environ
+
+
+def test_the_users_own_variable_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(RiebenchError, match=r"a/b is not on this machine: leave --offline out"):
+        fetch("a/b", patterns=["*"])
+
+
+def test_the_state_is_put_back_after_an_error() -> None:
+    with pytest.raises(KeyError), offline_mode():
+        raise KeyError
+    assert not is_offline() and not constants.is_offline_mode()
+
+
+def test_a_job_says_offline_to_every_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(Job, "_run", lambda self, say: seen.append(is_offline()))
+    for offline in (True, False):
+        Job(offline=offline).run(lambda _: None)
+    assert seen == [True, False]
+
+
+NO_NETWORK = """
+import socket, sys
+def refuse(self, address, *more):
+    raise SystemExit(f"NETWORK {address}")
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.getaddrinfo = lambda host, *more, **options: sys.exit(f"NETWORK {host}")
+from riebench.cli import main
+main()
+"""
+
+
+def test_the_command_line_offline_asks_no_network(tmp_path: Path) -> None:
+    # A process of its own: libraries read what they are told when they are imported.
+    suite = tmp_path / "mine"
+    suite.mkdir()
+    example = "  - id: one\n    source: a red cat\n    target: a blue cat\n    source_region: whole\n"
+    (suite / "change_color.yaml").write_text(
+        f"category: change_color\nversion: 1\nexamples:\n{example}    target_region: whole\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        line = ["run", "no_edit", "--suite", str(suite), "--offline", "--results", str(tmp_path / "out"), *more]
+        return subprocess.run(
+            [sys.executable, "-c", NO_NETWORK, *line], capture_output=True, text=True, env=environment, check=False
+        )
+
+    # The model is here; the CLIP that scores it is not, and is not asked for either.
+    local = run("--model", str(tiny_folder()), "--steps", "1")
+    assert "NETWORK" not in local.stderr and local.returncode == 2
+    assert local.stderr.strip().splitlines()[-1].startswith("riebench: ")
+    assert list((tmp_path / "out").rglob("records.jsonl"))
+    absent = run("--model", "sdxl-turbo", "--sae", "hf://someone/saes")
+    assert "NETWORK" not in absent.stderr and absent.returncode == 2
+    assert "stabilityai/sdxl-turbo is not on this machine: leave --offline out" in absent.stderr
+
+
+def test_cached_snapshots_are_found_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = hub_cache(tmp_path, monkeypatch)
+    for name in (None, "main", snapshot.name):
+        assert fetch(REPO, name, patterns=["model_index.json"], offline=True) == snapshot
+    with pytest.raises(RiebenchError, match="is not on this machine"):
+        fetch(REPO, "v2", patterns=["model_index.json"], offline=True)
+
+
+def test_revisions_are_parted_from_names() -> None:
+    assert split_revision("a/b@main") == ("a/b", "main")
+    assert split_revision("a/b") == split_revision("a/b@") == ("a/b", None)

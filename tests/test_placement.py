@@ -1,0 +1,255 @@
+"""Memory options: what they change and what they leave alone; overflow and too little memory as one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sdxl_files import plain_folder
+from tiny import SIZE, tiny_folder, tiny_model
+from torch import Tensor
+
+from riebench.edits import Edit, Placed, Term
+from riebench.errors import RiebenchError
+from riebench.generate import Capture, Generator
+from riebench.models import LoadedModel, load_model
+from riebench.options import ModelOptions
+from riebench.placement import place
+from riebench.runner import run_benchmark
+from riebench.schema import EditExample, EditTask, ModelSpec, Setting
+
+PROMPTS, SEEDS = ["a red house", "a blue cat"], [5, 6]
+
+
+def load(**options: Any) -> LoadedModel:
+    """The tiny model with two steps and some options."""
+    return load_model(str(tiny_folder()), steps=2, guidance=0.0, options=ModelOptions(**options))
+
+
+def pictures(model: LoadedModel, edits: list[Edit | None] | None = None) -> Any:
+    """Two pictures, as integers that can be subtracted."""
+    return Generator(model).generate(PROMPTS, SEEDS, edits=edits, capture=Capture(("mid.0",))).images.astype(int)
+
+
+def push() -> Edit:
+    """A strong edit of one block."""
+    return Edit({"mid.0": Placed((Term(torch.arange(16), torch.full((2, 1, 64), 6.0)),))})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attention": "sliced"}, {"attention": "math"}, {"channels_last": True}, {"vae_slicing": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_for_memory_leave_pictures_alone(options: dict[str, Any]) -> None:
+    model = load(**options)
+    assert np.abs(pictures(model) - pictures(tiny_model())).max() <= 1
+    assert model.spec == tiny_model().spec  # and so do not part runs
+    assert model.options.placement == options
+
+
+def test_options_reach_what_they_name() -> None:
+    model = load(attention="sliced", channels_last=True, vae_slicing=True)
+    kinds = {type(processor).__name__ for processor in model.pipe.unet.attn_processors.values()}
+    assert kinds == {"SlicedAttnProcessor"} and model.pipe.vae.use_slicing
+    assert model.pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_named_kernel_computes_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[bool, bool]] = set()
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Any, **options: Any) -> Tensor:
+        seen.add((torch.backends.cuda.math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()))
+        return plain(*args, **options)
+
+    model = load(attention="math")
+    generator = Generator(model)
+    for prompt in PROMPTS:
+        generator.embed(prompt)
+    latents: list[Tensor] = []
+    monkeypatch.setattr(Generator, "decode", lambda self, found: latents.append(found) or np.zeros((2, 1, 1, 3)))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    generator.generate(PROMPTS, SEEDS)
+    assert seen == {(True, False)} and latents
+    seen.clear()
+    Generator(tiny_model()).generate(PROMPTS, SEEDS)
+    assert seen == {(True, True)}
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_edits_and_captures_work_on_offloaded_weights(offload: str) -> None:
+    # Offloading is accelerate's hooks on every module; the device they compute on is the CPU here.
+    model = load()
+    loaded = model.pipe
+    place(loaded, "cpu", ModelOptions(), "tiny")
+    if offload == "model":
+        loaded.enable_model_cpu_offload(device="cpu")
+    else:
+        loaded.enable_sequential_cpu_offload(device="cpu")
+        assert next(loaded.unet.parameters()).is_meta
+    offloaded = LoadedModel(loaded, model.spec, None, ModelOptions(offload=offload), torch.device("cpu"))
+    assert offloaded.device == torch.device("cpu")
+    assert np.abs(pictures(offloaded) - pictures(tiny_model())).max() <= 1
+    edited = pictures(offloaded, [push(), None]) - pictures(tiny_model(), [push(), None])
+    assert np.abs(edited).max() <= 1
+    assert np.abs(pictures(offloaded, [push(), None]) - pictures(offloaded))[0].mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"offload": "modle"}, "--offload 'modle' (did you mean 'model'?)"),
+        ({"attention": "flsh"}, "--attention 'flsh' (did you mean 'flash'?)"),
+        ({"offload": "model"}, "--offload model keeps weights off a GPU, but the device is cpu"),
+        ({"attention": "efficient"}, "--attention efficient cannot be used on cpu in float32"),
+        ({"vae_tiling": True}, "--vae-tiling changes nothing at 32 px, which is one tile"),
+        ({"vae": "nowhere"}, "--vae 'nowhere': there is no such folder; give fp16-fix, a folder or a hub id"),
+    ],
+)
+def test_options_that_cannot_be_had_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RiebenchError) as caught:
+        load(**options)
+    assert message in str(caught.value)
+
+
+def test_tiles_decode_large_pictures_and_part_runs() -> None:
+    size = 2 * 576  # the tiny autoencoder halves sides: 576 latents, more than a tile's 256
+    tiled = load(size=size, vae_tiling=True)
+    assert tiled.spec.name.endswith(f"px{size}-tiled") and tiled.spec.vae_tiling
+    assert tiled.pipe.vae.tile_latent_min_size == 256
+    seen: list[tuple[int, ...]] = []
+    tiled.pipe.vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[-2:])))
+    latents = torch.zeros(1, 4, 300, 300)
+    assert Generator(tiled).decode(latents).shape == (1, 600, 600, 3)
+    assert len(seen) > 1 and max(side for shape in seen for side in shape) <= 256
+
+
+def write_vae(folder: Path, *, force_upcast: bool) -> Path:
+    """The tiny model's autoencoder as a folder of its own, a little brighter."""
+    vae = load().pipe.vae
+    vae.register_to_config(force_upcast=force_upcast)
+    with torch.no_grad():
+        vae.decoder.conv_out.bias += 0.1
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("force_upcast", "dtype"), [(True, torch.float32), (False, torch.float16)])
+def test_another_autoencoder_is_part_of_what_a_run_is(tmp_path: Path, force_upcast: bool, dtype: torch.dtype) -> None:
+    folder = write_vae(tmp_path / "brighter", force_upcast=force_upcast)
+    model = load_model(str(tiny_folder()), steps=1, dtype="float16", options=ModelOptions(vae=str(folder)))
+    # One that was made for float16 decodes in it; the usual ones would overflow.
+    assert model.pipe.vae.dtype == dtype
+    assert model.spec.name == "tiny-steps1-float16-vae-brighter"
+    assert model.spec.vae is not None and model.spec.vae.startswith("brighter@") and str(tmp_path) not in model.spec.vae
+    assert model.spec.identity["vae"] == model.spec.vae
+    usual = load_model(str(tiny_folder()), steps=1, dtype="float16")
+    assert "vae" not in usual.spec.identity and "vae_tiling" not in usual.spec.identity
+    bright, plain = (Generator(one).generate(PROMPTS[:1], SEEDS[:1]).images.mean() for one in (model, usual))
+    assert bright > plain
+
+
+def test_identities_from_before_these_options_hold() -> None:
+    spec = ModelSpec(name="x", source="s", revision="r", steps=4, guidance=0.0, size=512, dtype="float16")
+    assert spec.identity == {
+        "source": "s", "revision": "r", "steps": 4, "guidance": 0.0, "size": 512, "dtype": "float16",
+    }  # fmt: skip
+
+
+def poison(module: torch.nn.Module, value: float) -> None:
+    """Makes a layer overflow, as half precision does."""
+    module.register_forward_hook(lambda _module, _args, output: torch.full_like(output, value))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("vae.decoder.conv_out", float("inf"), "the autoencoder gave numbers that are no colours"),
+        ("vae.decoder.conv_out", float("nan"), "the autoencoder gave numbers that are no colours"),
+        ("unet.conv_out", float("inf"), "the generation overflowed; use a smaller strength, or --dtype bfloat16"),
+    ],
+)
+def test_overflow_is_never_stored_as_a_picture(tmp_path: Path, part: str, value: float, message: str) -> None:
+    model = load()
+    owner, _, path = part.partition(".")
+    poison(getattr(model.pipe, owner).get_submodule(path), value)
+    example = EditExample(id="one", source="a red cat", target="a blue cat")
+    task = EditTask(name="change_color", version=1, category="change_color", suite="mine", examples=(example,))
+    setting = Setting(name="patch", method="activation_patch", blocks=("mid.0",))
+    (folder,) = run_benchmark([task], [setting], model, results_root=tmp_path, progress=False)
+    (record,) = folder.records()
+    assert record.status == "error" and message in str(record.reason) and "\n" not in str(record.reason)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_too_little_memory_while_generating_names_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(tiny_model())
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(generator.model.pipe.unet, "forward", full)
+    with pytest.raises(
+        RiebenchError, match=r"not enough memory on cpu for 2 pictures of 32 px.*--batch-size 1 or less"
+    ):
+        generator.generate(PROMPTS, SEEDS)
+    with pytest.raises(RiebenchError, match=r"for 1 pictures of 32 px at once; use --offload model, then --vae fp16"):
+        generator.generate(PROMPTS[:1], SEEDS[:1])
+
+
+def test_other_errors_while_generating_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(tiny_model())
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(generator.model.pipe.unet, "forward", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        generator.generate(PROMPTS, SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("offload", "advice"), [("none", "use --offload model"), ("model", "use --offload sequential")]
+)
+def test_too_little_memory_while_loading_names_what_helps(
+    monkeypatch: pytest.MonkeyPatch, offload: str, advice: str
+) -> None:
+    pipe = load().pipe
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(pipe), "to", full)
+    monkeypatch.setattr(type(pipe), "enable_model_cpu_offload", full)
+    with pytest.raises(RiebenchError, match=r"not enough memory on meta: the weights alone are 0\.0 GB") as caught:
+        place(pipe, "meta", ModelOptions(offload=offload), "tiny")
+    assert advice in str(caught.value)
+
+
+def test_half_precision_pictures_are_near_the_full_ones() -> None:
+    full = pictures(tiny_model())
+    for dtype in ("float16", "bfloat16"):
+        half = load_model(str(tiny_folder()), steps=2, guidance=0.0, dtype=dtype)
+        assert half.spec.size == SIZE
+        assert np.abs(pictures(half) - full).mean() < 12 < np.abs(full[0] - full[1]).mean()
+
+
+def test_the_two_tokenizers_positions_are_joined() -> None:
+    # "!" pads the second tokenizer and is a token of its own there, so the words behind it lie elsewhere.
+    from transformers import CLIPTokenizer
+
+    model = load_model(str(plain_folder()), steps=1)
+    pieces = ["!", "!</w>", "c", "c</w>", "a", "t", "t</w>", ",", ",</w>", "x</w>", "!,", "!,</w>"]
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    merges = [("!", ",</w>")]
+    for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        made = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=77)
+        model.pipe.register_modules(**{name: made})
+    generator = Generator(model)
+    separate = [[tokenizer("cat!, x").char_to_token(6)] for tokenizer in (model.pipe.tokenizer, model.pipe.tokenizer_2)]
+    assert separate[0] != separate[1]
+    assert generator.token_positions("cat!, x", "x") == sorted({*separate[0], *separate[1]})
