@@ -6,6 +6,7 @@ import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny import _tokenizer, _vocabulary
@@ -122,7 +123,7 @@ def tiny_clipseg() -> Path:
     return _saved(CLIPSegForImageSegmentation(config), CLIPSegProcessor(pictures, _tokenizer()), "clipseg")
 
 
-def _saved(model: torch.nn.Module, processor: object, name: str) -> Path:
+def _saved(model: Any, processor: Any, name: str) -> Path:
     folder = Path(_FOLDER.name) / name
     for part in (model, processor):
         part.save_pretrained(folder)
