@@ -14,7 +14,7 @@ from tqdm import tqdm
 from riebench.errors import RiebenchError, StoreError
 from riebench.files import file_sha256
 from riebench.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
-from riebench.metrics.tools import Tools
+from riebench.metrics.tools import Tools, measurable
 from riebench.presets import is_shipped, scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
 from riebench.registry import METRICS
@@ -123,30 +123,12 @@ def score(
     total = ScoreReport()
     for (first, other, shipped), group in groups.items():
         networks = tools or Tools(first, device=device, second=other, weights=weights, offline=offline)
-        chosen, notes = _at_hand([METRICS.get(name) for name in names], asked, networks, shipped)
+        # The toy world's numbers are the same on every machine: nothing depends on what lies around there.
+        usual = [METRICS.get(name) for name in names if name in asked or not (shipped and name in IF_AT_HAND)]
+        chosen, notes = measurable(usual, {*IF_AT_HAND} - asked, networks)
         report = _score_group(group, suites, networks, chosen, batch_size, progress)
         total = _add(_add(total, report), ScoreReport(notes=notes))
     return total
-
-
-def _at_hand(
-    metrics: Sequence[Metric], asked: set[str], tools: Tools, shipped: bool
-) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
-    """What to measure, and what is left out because nobody asked for it and its network is not here.
-
-    The toy world's numbers are the same on every machine, so for its models nothing depends on what lies around.
-    """
-    chosen, notes = [], []
-    for metric in metrics:
-        if metric.name in asked or metric.name not in IF_AT_HAND:
-            chosen.append(metric)
-        elif not shipped:
-            why = tools.missing(metric, fetch=False)
-            if why is None:
-                chosen.append(metric)
-            else:
-                notes.append(f"{metric.name} left out: {why}")
-    return tuple(chosen), tuple(notes)
 
 
 def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:

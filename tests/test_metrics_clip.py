@@ -178,6 +178,7 @@ def test_region_gain_sees_the_box_only() -> None:
 
 # --- a real open_clip model, tiny and random ---------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in open_clip's layout with its own vocabulary and 10 text positions."""

@@ -226,7 +226,9 @@ def hugging_face_twin(model: Any) -> Any:
         for kind in ("weight", "bias"):
             parts = state[f"{theirs}.attn.in_proj_{kind}"].chunk(3)
             new |= {f"{ours}.self_attn.{name}_proj.{kind}": part for name, part in zip("qkv", parts, strict=True)}
-    new |= {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for ours, theirs in norms.items() for kind in ("weight", "bias")}
+    new |= {
+        f"{ours}.{kind}": state[f"{theirs}.{kind}"] for ours, theirs in norms.items() for kind in ("weight", "bias")
+    }
     twin.load_state_dict(new, strict=False)
     fresh = {name for name, value in twin.state_dict().items() if name not in new and value.is_floating_point()}
     assert not fresh

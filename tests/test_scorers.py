@@ -30,7 +30,7 @@ from riebench.store import RunFolder
 from riebench.tables import per_method
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "url": "", "hf_hub": "nobody/tiny/", "mean": (0.3, 0.4, 0.5), "std": (0.2, 0.2, 0.2), "interpolation": "bicubic",
     "resize_mode": "squash", "quick_gelu": True,
 }  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_file_of_several_possible_trainings_has_to_say_which(
 def test_the_wrong_activation_is_refused_before_anything_is_fetched(tiny: dict[str, Any]) -> None:
     with pytest.raises(MetricError, match="mismatch: the weights need QuickGELU, the model runs GELU; use tiny-quick"):
         load_open_clip(ClipSpec("tiny", "own"))
-    with pytest.raises(MetricError, match="QuickGELU mismatch.*use ViT-L-14-quickgelu/openai"):
+    with pytest.raises(MetricError, match=r"QuickGELU mismatch.*use ViT-L-14-quickgelu/openai"):
         load_open_clip(ClipSpec.parse("ViT-L-14/openai"))
 
 

@@ -94,11 +94,11 @@ def locate(spec: ClipSpec, *, offline: bool = False) -> Located:
     preprocessing = {f"image_{name}": training[name] for name in PREPROCESSING if name in training}
     repository = config["text_cfg"].get("hf_tokenizer_name") or None
     if spec.file is None:
-        weights, folder = _fetched(spec, training, repository, offline)
+        weights, tokenizer = _fetched(spec, training, repository, offline)
     else:
         weights = str(check_weights_file(spec.file))
-        folder = _tokenizer_folder(spec, repository, offline)
-    return Located(spec.model, weights, preprocessing, folder)
+        tokenizer = _tokenizer_folder(spec, repository, offline)
+    return Located(spec.model, weights, preprocessing, tokenizer)
 
 
 def is_here(spec: ClipSpec) -> bool:

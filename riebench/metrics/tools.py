@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,10 +210,33 @@ class Tools:
     @property
     def details(self) -> dict[str, dict[str, str]]:
         """What must be known to repeat the numbers, for the networks loaded so far."""
-        networks = [*self._clips, *([self._dino] if self._dino is not None else [])]
+        networks: list[ClipScorer | DinoKeys] = [*self._clips, *([self._dino] if self._dino is not None else [])]
         return {network.backbone: network.details for network in networks}
 
     @property
     def cut_prompts(self) -> tuple[str, ...]:
         """Prompts that a CLIP saw without their end, sorted."""
         return tuple(sorted(set().union(*(scorer.cut_prompts for scorer in self._clips))))
+
+
+def measurable(
+    metrics: Sequence[Metric], optional: Collection[str], tools: Tools
+) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
+    """Leaves out optional metrics whose network is not on this machine.
+
+    Args:
+        metrics: what is wanted.
+        optional: names of those that nobody asked for.
+        tools: the networks.
+
+    Returns:
+        What is to be measured, and one line on each metric left out.
+    """
+    chosen, notes = [], []
+    for metric in metrics:
+        why = tools.missing(metric, fetch=False) if metric.name in optional else None
+        if why is None:
+            chosen.append(metric)
+        else:
+            notes.append(f"{metric.name} left out: {why}")
+    return tuple(chosen), tuple(notes)
