@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from riebench.blocks import SDXL_BLOCKS, long_name, module_path, short_name
+from riebench.blocks import short_name
 from riebench.errors import RiebenchError
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import SaeFormat, sae_formats
 from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
-from riebench.saes.stored import Checkpoint, SaeOptions
+from riebench.saes.stored import Checkpoint, SaeOptions, block_named_by
 
 __all__ = [
     "available", "checkpoint_at", "chosen", "folder_name", "load_sae", "load_saes", "matching", "save_sdxl_unbox",
@@ -52,7 +52,7 @@ def _settle(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> None:
     sae.signal = sae.signal or options.signal
     if options.k is not None and sae.k not in (None, options.k):
         raise RiebenchError(f"{path} has k = {sae.k}, not {options.k}")
-    named = _block_of(path) or (_block_of(path.parent) if path.name == "final" or path.is_file() else None)
+    named = block_named_by(path) or (block_named_by(path.parent) if path.name == "final" or path.is_file() else None)
     if sae.block and named and sae.block != named:
         raise RiebenchError(f"{path} is named for block {named}, but was trained on {sae.block}; rename it")
     sae.block = sae.block or named
@@ -104,7 +104,7 @@ def available(root: Path, options: SaeOptions = _NOTHING) -> dict[str, list[Path
     """Block -> its checkpoints below a root."""
     found: dict[str, list[Path]] = {}
     for child in sorted(root.iterdir()):
-        block = _block_of(child)
+        block = block_named_by(child)
         if block is not None:
             checkpoint = checkpoint_at(child, options)
             if checkpoint is not None:
@@ -112,15 +112,16 @@ def available(root: Path, options: SaeOptions = _NOTHING) -> dict[str, list[Path
     return found
 
 
-def matching(root: Path, options: SaeOptions) -> list[Path]:
-    """Every checkpoint that a place holds: itself, or all below it, with the k that is asked for.
+def matching(root: Path, options: SaeOptions, block: str | None = None) -> list[Path]:
+    """Every checkpoint that a place holds: itself, or all below it, of the block and with the k that are asked for.
 
     Raises:
         RiebenchError: if there is none.
     """
     if checkpoint_at(root, options) is not None or not root.is_dir():
         return [root]
-    paths = [path for paths in available(root, options).values() for path in paths]
+    found = available(root, options)
+    paths = [path for name, paths in found.items() if block in (None, name) for path in paths]
     wanted = [path for path in paths if options.k is None or _k_of(path, options) == options.k]
     if not wanted:
         raise _unreadable(root, options)
@@ -214,12 +215,3 @@ def _k_of(path: Path, options: SaeOptions) -> int | None:
     found = checkpoint_at(path, options)
     assert found is not None
     return found[1].read(found[0]).k
-
-
-def _block_of(path: Path) -> str | None:
-    # Folder names go on after the block ("unet.mid_block.attentions.0_k10_hidden5120_..."), so compare whole names.
-    stem = (path.stem if path.is_file() else path.name).split("_k")[0]
-    for block in SDXL_BLOCKS:
-        if stem in (block, module_path(block), long_name(block)):
-            return block
-    return None

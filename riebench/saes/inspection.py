@@ -66,7 +66,7 @@ def load_all(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tup
     """
     found = []
     for source in sources:
-        for path in matching(source.locate(offline=offline), source.options):
+        for path in matching(source.locate(offline=offline), source.options, source.block):
             sae = load_sae(path, source.options).eval()
             if source.block is not None and sae.block not in (None, source.block):
                 raise RiebenchError(f"{path}: the SAE was trained on block {sae.block}, not on {source.block}")

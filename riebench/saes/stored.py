@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from riebench.blocks import short_name
+from riebench.blocks import SDXL_BLOCKS, long_name, module_path, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.files import file_sha256
 from riebench.hashing import content_digest
@@ -74,11 +74,14 @@ class Checkpoint:
 
     @cached_property
     def only_file(self) -> Path | None:
-        """The one file with weights: the path itself, or the only one in the folder."""
+        """The one file with weights: the path itself, or the only one in the folder.
+
+        A file in the folder that bears a block's name is a child of a root, not the folder's own.
+        """
         if self.path.is_file():
             return self.path if self.path.suffix in _WEIGHT_ENDINGS else None
         files = [path for path in self.path.iterdir() if path.suffix in _WEIGHT_ENDINGS] if self.path.is_dir() else []
-        return files[0] if len(files) == 1 else None
+        return files[0] if len(files) == 1 and block_named_by(files[0]) is None else None
 
     @cached_property
     def mapping_file(self) -> Path | None:
@@ -164,8 +167,8 @@ class Tensors:
         timed = [name for name in unknown if "time" in name.lower()]
         if timed:
             raise RiebenchError(
-                f"{self.where}: its features depend on the denoising step ({', '.join(timed)}), so one direction and one "
-                "encoder do not describe them; give an SAE that is the same at every step"
+                f"{self.where}: its features depend on the denoising step ({', '.join(timed)}), so no single direction "
+                "describes them; give an SAE that is the same at every step"
             )
         if unknown:
             raise RiebenchError(
@@ -271,6 +274,18 @@ def batch_threshold(value: Tensor, n: int, where: Path) -> Tensor:
             "this batch top-k SAE is dense: train it longer"
         )
     return value.reshape(1).float().expand(n)
+
+
+def block_named_by(path: Path) -> str | None:
+    """The block that a folder or file is named for.
+
+    Names go on after the block ("unet.mid_block.attentions.0_k10_hidden5120_..."), so whole names are compared.
+    """
+    stem = (path.stem if path.is_file() else path.name).split("_k")[0]
+    for block in SDXL_BLOCKS:
+        if stem in (block, module_path(block), long_name(block)):
+            return block
+    return None
 
 
 def site_of(name: object) -> tuple[str | None, Signal | None]:
