@@ -158,7 +158,7 @@ def load_sources(
     if missing:
         given = ", ".join(str(block) for block in by_block)
         raise RiebenchError(f"no SAE for {', '.join(missing)} is named; named are: {given}; add {missing[0]}=PLACE")
-    saes = {}
+    saes: dict[str, SparseAutoencoder] = {}
     for source in by_block.values():
         wanted = [name for name in names if by_block.get(name, by_block.get(None)) is source]
         if wanted:
