@@ -67,7 +67,6 @@ def prepare_forecast(job: Job) -> Prospect:
     regions = parse_regions(job.regions or DEFAULT_REGIONS)
     if regions.models:
         regions.options.check_side(known.spec.size)
-    known = replace(known, spec=job.model_spec(known.spec))
     for setting in settings:
         check_places(setting, known.shape.blocks, known.spec)
     done = {

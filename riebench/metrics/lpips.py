@@ -181,7 +181,8 @@ def _network(kind: str, weights: Mapping[str, torch.Tensor], names: Mapping[str,
     try:
         model.net.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()}, strict=True)
     except (KeyError, RuntimeError) as error:
-        raise MetricError(f"{path} is not torchvision's {kind} features: {error}") from error
+        name = {"alex": "AlexNet", "squeeze": "SqueezeNet"}[kind]
+        raise MetricError(f"{path} is not torchvision's {name} features: {error}") from error
     return model.float().eval().requires_grad_(False)
 
 
