@@ -77,6 +77,8 @@ class Configuration:
     """Metric -> the network whose numbers these are."""
     profile: str = DEFAULT
     """Whose metrics these are: a name of `PROFILES`."""
+    clusters: dict[str, str] = field(default_factory=dict)
+    """Example id -> what it is resampled with, for examples that share something."""
     failed: int = 0
     skipped: int = 0
     imputed: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -92,7 +94,7 @@ class Configuration:
         values = self.values.get(metric, {})
         if category != EVERYTHING:
             values = {category: values.get(category, {})}
-        result = estimate(values)
+        result = estimate(values, self.clusters)
         seeds = [len(seeds) for examples in values.values() for seeds in examples.values()]
         expected = sum(self.expected.values()) if category == EVERYTHING else self.expected.get(category, 0)
         return TableRow(
@@ -161,6 +163,8 @@ def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration], prof
         configuration = found[key.block_set, key.strength]
         configuration.failed += record.status == "error"
         configuration.skipped += record.status == "skipped"
+        if record.cluster is not None:
+            configuration.clusters[key.example_id] = record.cluster
         for metric in profile.table:
             score = scores.get((key.digest, metric, backbones.get(metric, "")))
             # A score of a picture that has been made again since is nobody's.

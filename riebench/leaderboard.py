@@ -13,42 +13,115 @@ from riebench.configurations import (
     scored_profiles,
     whole_configurations,
 )
+from riebench.entries import MIN_LEVELS, REFERENCE, Field, Standing, entries
 from riebench.errors import RiebenchError
 from riebench.files import write_atomic
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
+from riebench.stats import Estimate
 from riebench.store import RunFolder, run_folders
 from riebench.tables import cell, markdown
 
 NO_RANK = "–"
+COMMAND = "riebench leaderboard"
 
 
 def leaderboard_text(results: Path) -> str:
     """The leaderboard of everything below a results folder.
 
-    Configurations are ranked by their CLIP alignment gain among those that look at the same things. Whoever lacks a
-    score for a planned unit gets no rank: leaving out the hard examples must not pay.
+    One section for each suite, model and profile. In the default profile methods are compared by their area; the
+    other profiles rank single configurations, as the scripts they follow do.
     """
     groups: dict[tuple[str, str], list[RunFolder]] = {}
     for folder in run_folders(results):
         groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
     parts = [
-        "<!-- made by `riebench leaderboard` from the results folder; do not edit, run it again -->",
+        f"<!-- made by `{COMMAND}` from the results folder; do not edit, run it again -->",
         "# Leaderboard\n",
-        "Alignment and preservation belong together: changing more is easy. `no_edit` and `target_prompt` are the two "
-        "ends. Ranks are by `clip_gain`, given among rows with equal `sees` (target prompt P, activations of the "
-        "paired target run A, masks M, training T, inversion V). Rows with gaps carry no rank. Cells: mean [95 % "
-        "interval] scored/expected.\n",
+        "Alignment and preservation belong together: changing more is easy. So a method is summed up by its `area`: "
+        "the CLIP alignment gain it reaches at LPIPS budgets of 0.05 to 0.5, its level chosen on one half of the "
+        "examples and read on the other. Rank groups are given among methods that look at the same things (`sees`: "
+        "target prompt P, activations of the paired target run A, masks M, training T, inversion V): 1 + the number "
+        "of methods that are better beyond doubt. Whoever lacks a number, or has fewer than "
+        f"{MIN_LEVELS} levels of its knob, has no rank.\n",
     ]
     if not groups:
         parts.append("No results yet: `riebench run` makes them.\n")
     for (suite, model), folders in sorted(groups.items()):
         for profile in scored_profiles(folders):
             if profile == DEFAULT:
-                parts += [f"## {suite} on {model}\n", _section(folders, profile)]
+                parts += [f"## {suite} on {model}\n", *methods_section(folders), _every(folders)]
             else:
                 rank = f"Ranks are by `{PROFILES[profile].rank}`.\n"
                 parts += [f"## {suite} on {model}, profile `{profile}`\n", rank, _section(folders, profile)]
     return "\n".join(parts)
+
+
+def methods_section(folders: Sequence[RunFolder]) -> list[str]:
+    """The comparison of methods, as paragraphs of Markdown."""
+    field = Field(tuple(entries(folders)))
+    standings = field.standings()
+    adjusted = sum(standing.versus is not None for standing in standings)
+    told = (
+        f"{len(field.examples.ids)} examples in {len(field.examples.strata)} categories, {field.seeds} "
+        f"{'seed' if field.seeds == 1 else 'seeds'} each. Intervals: 95 %, percentile bootstrap over "
+        f"{'clusters of examples' if field.examples.ids != field.examples.clusters else 'examples'} inside categories, "
+        f"{field.replicates} replicates, seed {field.seed}. p: Holm over the {adjusted} comparisons with "
+        f"`{REFERENCE}`; detectable: difference found with 80 % power. area and gains x100, completion in % of "
+        "`target_prompt`.\n"
+    )
+    header = [
+        "group", "method", "SAE", "sees", "levels", "area", "all alike", "completion", "LPIPS", "second scorer",
+        f"minus {REFERENCE}", "detectable", "scored", "note",
+    ]  # fmt: skip
+    return [told, markdown(header, [_method_row(standing) for standing in standings])]
+
+
+def _method_row(standing: Standing) -> list[str]:
+    entry = standing.entry
+    versus = NO_RANK if standing.versus is None else f"{100 * standing.versus[0]:+.2f} (p {_p(standing.versus[1])})"
+    return [
+        NO_RANK if standing.group is None else str(standing.group),
+        entry.name,
+        entry.sae or NO_RANK,
+        entry.access or NO_RANK,
+        str(entry.levels),
+        _with_interval(standing.area, 2),
+        _number(standing.micro, 2),
+        _with_interval(standing.completion, 0),
+        NO_RANK if standing.realised is None else f"{standing.realised:.3f}",
+        _number(standing.second, 2),
+        versus,
+        _number(standing.detectable, 2),
+        f"{entry.n_scored}/{entry.n_expected}",
+        standing.note,
+    ]
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return NO_RANK if value is None else f"{round(100 * value, decimals) + 0.0:.{decimals}f}"
+
+
+def _with_interval(value: Estimate | None, decimals: int) -> str:
+    if value is None or value.mean is None:
+        return NO_RANK
+    ends = f" [{_number(value.low, decimals)}, {_number(value.high, decimals)}]"
+    return _number(value.mean, decimals) + ends
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _every(folders: Sequence[RunFolder]) -> str:
+    """Every configuration with its means, in the order of settings and strengths: the points behind the areas."""
+    found = whole_configurations(c for folder in folders for c in configurations(folder))
+    metrics = present_metrics(found)
+    table = [
+        [c.label, c.block_set, *(cell(c.row(metric, EVERYTHING)) for metric in metrics), c.run_id[:8]] for c in found
+    ]
+    legend = "; ".join(f"`{metric}`: {FORMATS[metric].title}" for metric in metrics)
+    heading = "Every configuration; cells: mean [95 % interval] scored/expected.\n\n"
+    return heading + markdown(["setting", "blocks", *metrics, "run"], table) + f"\n{legend}.\n"
 
 
 def _section(folders: Sequence[RunFolder], profile: str) -> str:

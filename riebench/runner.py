@@ -272,13 +272,18 @@ class Runner:
     def _save(self, unit: Unit, picture: NDArray[np.uint8], details: Mapping[str, Any]) -> None:
         folder = self.prepared[unit.setting.name].folder
         name, sha256 = folder.write_image(unit.key, picture)
-        folder.append(EditRecord(key=unit.key, status="ok", image=name, image_sha256=sha256, **details))
+        folder.append(
+            EditRecord(
+                key=unit.key, status="ok", image=name, image_sha256=sha256, cluster=unit.example.cluster, **details
+            )
+        )
         self.bar.update()
 
     def _finish(self, units: Sequence[Unit], status: Literal["skipped", "error"], reason: str) -> None:
         """Records units that have no picture."""
         for unit in units:
-            self.prepared[unit.setting.name].folder.append(EditRecord(key=unit.key, status=status, reason=reason))
+            record = EditRecord(key=unit.key, status=status, reason=reason, cluster=unit.example.cluster)
+            self.prepared[unit.setting.name].folder.append(record)
             self.bar.update()
 
     def _shared_image(self, work: Work, role: Literal["source", "target"], fresh: NDArray[np.uint8]

@@ -190,6 +190,8 @@ class Setting(Stored):
     """Where the SAEs are: a folder, a hub id, or None for the model's own."""
     access: str = ""
     """What the method may look at: letters of P, A, M, T, V."""
+    group: Identifier | None = None
+    """Settings of one group are one method on the leaderboard: their parameters are levels of its knob."""
     plugin: str | None = None
     """A Python file that registers the method; its path begins at the setting file. Records hold its name only."""
     plugin_sha256: str | None = None
@@ -382,6 +384,8 @@ class EditRecord(Stored):
     """Target picture, relative to the shared folder."""
     features: dict[str, BlockFeatures] = {}
     """Block -> features switched; empty for methods without features."""
+    cluster: str | None = None
+    """What the example is resampled with, if not alone."""
     mask_share: MaskShare | None = None
     """How much of the picture the regions cover."""
     seconds: float = Field(default=0.0, ge=0)

@@ -11,7 +11,7 @@ redoes means, selection and area. The observed value is the replicate in which e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -129,10 +129,15 @@ def macro_means(values: Floats, weights: Floats, examples: Examples, half: int |
         return total / present
 
 
-def micro_means(values: Floats, weights: Floats) -> Floats:
-    """Weighted means over all examples: float64 [R, C]."""
-    means: Floats = (weights @ values) / weights.sum(axis=1, keepdims=True)
+def micro_means(values: Floats, weights: Floats, examples: Examples, half: int | None = None) -> Floats:
+    """Weighted means over all examples alike; arguments and result as `macro_means`."""
+    inside = np.arange(len(values)) if half is None else np.flatnonzero(examples.halves == half)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means: Floats = (weights[:, inside] @ values[inside]) / weights[:, inside].sum(axis=1, keepdims=True)
     return means
+
+
+Means = Callable[[Floats, Floats, Examples, int | None], Floats]
 
 
 def best_within(distances: Floats, gains: Floats, budget: float) -> NDArray[np.intp]:
@@ -182,7 +187,14 @@ def with_no_edit(values: Floats) -> Floats:
 
 
 def cross_fit(
-    distances: Floats, gains: Floats, examples: Examples, weights: Floats, budgets: Sequence[float] = BUDGETS
+    distances: Floats,
+    gains: Floats,
+    examples: Examples,
+    weights: Floats,
+    budgets: Sequence[float] = BUDGETS,
+    *,
+    read: Floats | None = None,
+    means: Means = macro_means,
 ) -> TradeOff:
     """Chooses on one half, reads on the other, and the other way round.
 
@@ -192,21 +204,23 @@ def cross_fit(
         examples: the rows.
         weights: [R, E], see `Examples.draws`.
         budgets: largest mean LPIPS, one after the other.
+        read: [E, C], what is read at the chosen configurations, if not `gains` themselves: another scorer's numbers.
+        means: `macro_means` or `micro_means`.
     """
-    tables = [
-        (macro_means(with_no_edit(distances), weights, examples, half),
-         macro_means(with_no_edit(gains), weights, examples, half))
-        for half in (0, 1)
-    ]  # fmt: skip
+
+    def table(values: Floats, half: int) -> Floats:
+        return means(with_no_edit(values), weights, examples, half)
+
+    tables = [(table(distances, half), table(gains, half)) for half in (0, 1)]
+    readings = [tables[half][1] if read is None else table(read, half) for half in (0, 1)]
     rows = np.arange(len(weights))
     read_gain = np.zeros((len(weights), len(budgets)))
     read_distance = np.zeros_like(read_gain)
     for column, budget in enumerate(budgets):
         for half in (0, 1):
             chosen = best_within(*tables[half], budget)
-            other_distance, other_gain = tables[1 - half]
-            read_gain[:, column] += other_gain[rows, chosen] / 2
-            read_distance[:, column] += other_distance[rows, chosen] / 2
+            read_gain[:, column] += readings[1 - half][rows, chosen] / 2
+            read_distance[:, column] += tables[1 - half][0][rows, chosen] / 2
     return TradeOff(read_gain, read_distance)
 
 

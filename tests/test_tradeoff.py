@@ -57,7 +57,7 @@ def test_means_weigh_categories_alike_and_micro_means_examples() -> None:
     some = Examples.of({"a1": "a", "a2": "a", "a3": "a", "b1": "b"})
     values = np.array([[1.0], [2.0], [3.0], [10.0]])
     assert macro_means(values, observed(4), some)[0, 0] == pytest.approx(6.0)
-    assert micro_means(values, observed(4))[0, 0] == pytest.approx(4.0)
+    assert micro_means(values, observed(4), some)[0, 0] == pytest.approx(4.0)
     # A category that a replicate did not draw is left out of that replicate alone.
     drawn = np.array([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 2.0, 1.0]])
     assert macro_means(values, drawn, some)[:, 0] == pytest.approx([2.0, 6.5])
