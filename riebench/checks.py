@@ -14,6 +14,7 @@ from riebench.suites import (
     load_settings,
     load_suite,
     settings_folder,
+    settings_sets,
 )
 
 
@@ -32,9 +33,11 @@ def check_suite(suite: str) -> str:
     tasks = load_suite(suite)
     count, limit = token_counter(default_model(suite))
     check_prompt_lengths(tasks, count, limit)
-    settings = load_settings(suite)
-    for setting in settings:
-        check_setting(setting, f"{settings_folder(suite) / setting.name}.yaml")
+    settings = []
+    for name in settings_sets(suite):
+        for setting in load_settings(suite, settings_set=name):
+            check_setting(setting, f"{settings_folder(suite, name) / setting.name}.yaml")
+            settings.append(setting)
     examples = [example for task in tasks for example in task.examples]
     seen = sum(seen_words(e.source_region) is not None or seen_words(e.target_region) is not None for e in examples)
     found = f"{suite}: {len(tasks)} tasks, {len(examples)} examples, {len(settings)} settings: all good"

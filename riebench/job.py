@@ -31,7 +31,7 @@ from riebench.provenance import provenance
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import EditTask, ModelSpec, Setting
 from riebench.store import REDO_MODES, Redo, RunFolder, run_folders
-from riebench.suites import check_prompt_lengths, default_model, load_settings, load_suite
+from riebench.suites import MAIN_SET, check_prompt_lengths, default_model, load_settings, load_suite
 from riebench.tables import write_tables
 
 Say = Callable[[str], None]
@@ -46,6 +46,7 @@ class Job:
 
     suite: str = "toy"
     settings: tuple[str, ...] = ()
+    settings_set: str = MAIN_SET
     model: str | None = None
     sae: str | None = None
     blocks: str | None = None
@@ -101,7 +102,8 @@ class Job:
         scorer_pair(self.scorers)
         parse_weights(self.weights)
         tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
-        settings = tuple(self._with_options(setting) for setting in load_settings(self.suite, self.settings))
+        official = load_settings(self.suite, self.settings, self.settings_set)
+        settings = tuple(self._with_options(setting) for setting in official)
         for setting in settings:
             check_setting(setting, setting.name)
         return tasks, settings

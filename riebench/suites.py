@@ -32,6 +32,9 @@ DEFAULT_MODELS: dict[str, str] = {"toy": "toy-turbo"}
 FALLBACK_SETTINGS = "sdxl"
 """Whose settings serve a suite that brings none of its own."""
 
+MAIN_SET = "main"
+"""The settings of the quick main job; further sets lie beside it."""
+
 
 def data_root() -> Path:
     """The folder that holds `tasks/` and `baselines/`: inside an installed wheel, or the checkout.
@@ -219,34 +222,57 @@ def check_prompt_lengths(tasks: Iterable[EditTask], count: TokenCounter, limit: 
                     )
 
 
-def settings_folder(suite: str) -> Path:
-    """Where the official settings for a suite lie: its own folder, or SDXL's for suites without one."""
+def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
+    """Where the official settings for a suite lie: its own folder, or SDXL's for suites without one.
+
+    Args:
+        suite: a shipped suite's name, or a folder.
+        settings_set: "main" for `baselines/<suite>/`, any other for `baselines/<suite>-<set>/`.
+
+    Raises:
+        RiebenchError: if there is no such set; names the nearest match.
+    """
+    main = _main_settings(suite)
+    known = settings_sets(suite)
+    if settings_set not in known:
+        raise RiebenchError(f"unknown set of settings {settings_set!r}{near_match(settings_set, known)}")
+    return main if settings_set == MAIN_SET else main.with_name(f"{main.name}-{settings_set}")
+
+
+def settings_sets(suite: str) -> tuple[str, ...]:
+    """Names of the sets of official settings for a suite, the main one first."""
+    main = _main_settings(suite)
+    return (MAIN_SET, *sorted(path.name.removeprefix(f"{main.name}-") for path in main.parent.glob(f"{main.name}-*")))
+
+
+def _main_settings(suite: str) -> Path:
     own = data_root() / "baselines" / _suite_name(suite)
-    return own if own.is_dir() else data_root() / "baselines" / FALLBACK_SETTINGS
+    return own if own.is_dir() else own.with_name(FALLBACK_SETTINGS)
 
 
-def setting_names(suite: str) -> tuple[str, ...]:
-    """Names of the official settings for a suite."""
-    return tuple(sorted(path.stem for path in settings_folder(suite).glob("*.yaml")))
+def setting_names(suite: str, settings_set: str = MAIN_SET) -> tuple[str, ...]:
+    """Names of the official settings of one set for a suite."""
+    return tuple(sorted(path.stem for path in settings_folder(suite, settings_set).glob("*.yaml")))
 
 
-def load_settings(suite: str, names: Iterable[str] = ()) -> tuple[Setting, ...]:
+def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAIN_SET) -> tuple[Setting, ...]:
     """Reads settings by name or by path.
 
     Args:
         suite: whose official settings the names mean.
-        names: names or paths of YAML files; empty takes all official settings.
+        names: names or paths of YAML files; empty takes all official settings of the set.
+        settings_set: which of the suite's sets of settings (see `settings_folder`).
 
     Raises:
         RiebenchError: for an unknown name (with the nearest match) or a name given twice.
         TaskFileError: for a file that cannot be used.
     """
-    known = setting_names(suite)
+    folder, known = settings_folder(suite, settings_set), setting_names(suite, settings_set)
     settings = []
     for name in tuple(names) or known:
         path = Path(name).expanduser()
         if name in known:
-            path = settings_folder(suite) / f"{name}.yaml"
+            path = folder / f"{name}.yaml"
         elif path.suffix not in (".yaml", ".yml") or not path.is_file():
             raise RiebenchError(f"unknown setting {name!r}{near_match(name, known)}; a YAML file's path works too")
         settings.append(load_setting(path))

@@ -25,6 +25,9 @@ def job_of(
     settings: Annotated[
         list[str] | None, typer.Argument(help="Settings by name or YAML file; all official ones if none.")
     ] = None,
+    settings_set: Annotated[
+        str, typer.Option(help="main: the quick ones; sweep: every method at six strengths or more.")
+    ] = "main",
     suite: Annotated[str, typer.Option(help="A shipped suite, or a folder of task files.")] = "toy",
     model: Annotated[
         str | None, typer.Option(help="Preset, folder, single file or hub id. [default: the suite's]")
@@ -95,6 +98,7 @@ def job_of(
     return Job(
         suite=suite,
         settings=tuple(settings or ()),
+        settings_set=settings_set,
         model=model,
         sae=sae,
         blocks=blocks,

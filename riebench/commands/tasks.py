@@ -19,13 +19,14 @@ def list_tasks(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
 ) -> None:
     """List suites, tasks and the official settings that go with them."""
-    from riebench.suites import load_suite, setting_names, suite_names
+    from riebench.suites import load_suite, setting_names, settings_sets, suite_names
 
     for suite in suites or suite_names():
         print(suite)
         for task in load_suite(suite):
             print(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")
-        print(f"  settings: {', '.join(setting_names(suite))}")
+        for one in settings_sets(suite):
+            print(f"  settings ({one}): {', '.join(setting_names(suite, one))}")
 
 
 @app.command("check")
