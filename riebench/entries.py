@@ -53,6 +53,11 @@ class Entry:
         return sum(1 for configuration in self.configurations if configuration.strength != 0)
 
     @property
+    def scorer(self) -> str:
+        """The network that measured its gains."""
+        return ", ".join(sorted({configuration.backbones.get(GAIN, "") for configuration in self.configurations}))
+
+    @property
     def n_scored(self) -> int:
         """Units with a number."""
         return sum(configuration.row(GAIN, EVERYTHING).n_scored for configuration in self.configurations)
@@ -183,18 +188,19 @@ class Field:
             return "fewer than 2 independent examples in a category"
         return entry.gap(self.examples, self.seeds)
 
-    def trade_off(self, entry: Entry, read: str = GAIN) -> TradeOff | None:
+    def trade_off(self, entry: Entry, read: str = GAIN, category: str | None = None) -> TradeOff | None:
         """An entry's trade-off in every replicate, or None if it lacks a number.
 
         Args:
             entry: the method.
             read: the metric that is read where `GAIN` has chosen.
+            category: reads this one alone, at what was chosen on all.
         """
         distances, gains = entry.values(DISTANCE, self.examples), entry.values(GAIN, self.examples)
         other = gains if read == GAIN else entry.values(read, self.examples)
         if distances is None or gains is None or other is None:
             return None
-        return cross_fit(distances, gains, self.examples, self.weights, read=other)
+        return cross_fit(distances, gains, self.examples, self.weights, read=other, category=category)
 
     def estimate(self, draws: Floats) -> Estimate:
         """The observed value, which is the first draw, with the interval of the others."""
@@ -260,10 +266,12 @@ class Field:
         return None if far_end is None else self.estimate(area / far_end)
 
     def _groups(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, int]:
-        rivals: dict[frozenset[str], dict[str, Entry]] = {}
+        rivals: dict[tuple[frozenset[str], str], dict[str, Entry]] = {}
         for entry in areas:
             if not _note(entry):
-                rivals.setdefault(frozenset(entry.access), {})[f"{entry.name}\n{entry.block_set}"] = entry
+                rivals.setdefault((frozenset(entry.access), entry.scorer), {})[f"{entry.name}\n{entry.block_set}"] = (
+                    entry
+                )
         found: dict[Entry, int] = {}
         for members in rivals.values():
             groups = rank_groups({name: areas[entry].area for name, entry in members.items()})
@@ -272,15 +280,15 @@ class Field:
 
     def _versus(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, tuple[float, float, float]]:
         """Entry -> difference to the reference, adjusted p, detectable difference."""
-        reference = next((areas[entry].area for entry in areas if entry.method == REFERENCE), None)
+        reference = next((entry for entry in areas if entry.method == REFERENCE), None)
         if reference is None:
             return {}
         others = {
             f"{entry.name}\n{entry.block_set}": entry
             for entry in areas
-            if entry.method not in (REFERENCE, *ENDS)
+            if entry.method not in (REFERENCE, *ENDS) and entry.scorer == reference.scorer
         }  # fmt: skip
-        differences = {name: areas[entry].area - reference for name, entry in others.items()}
+        differences = {name: areas[entry].area - areas[reference].area for name, entry in others.items()}
         adjusted = holm({name: p_value(draws[1:]) for name, draws in differences.items()})
         return {
             others[name]: (float(draws[0]), adjusted[name], POWER_FACTOR * float(np.nanstd(draws[1:], ddof=1)))

@@ -71,7 +71,7 @@ def methods_section(folders: Sequence[RunFolder]) -> list[str]:
     )
     header = [
         "group", "method", "SAE", "sees", "levels", "area", "all alike", "completion", "LPIPS", "second scorer",
-        f"minus {REFERENCE}", "detectable", "scored", "note",
+        "scorer", f"minus {REFERENCE}", "detectable", "scored", "note",
     ]  # fmt: skip
     return [told, markdown(header, [_method_row(standing) for standing in standings])]
 
@@ -90,6 +90,7 @@ def _method_row(standing: Standing) -> list[str]:
         _with_interval(standing.completion, 0),
         NO_RANK if standing.realised is None else f"{standing.realised:.3f}",
         _number(standing.second, 2),
+        entry.scorer.split("@")[0] or NO_RANK,
         versus,
         _number(standing.detectable, 2),
         f"{entry.n_scored}/{entry.n_expected}",

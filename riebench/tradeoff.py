@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +140,15 @@ def micro_means(values: Floats, weights: Floats, examples: Examples, half: int |
 Means = Callable[[Floats, Floats, Examples, int | None], Floats]
 
 
+def category_means(values: Floats, weights: Floats, examples: Examples, half: int | None, category: str) -> Floats:
+    """Weighted means over one category alone; arguments and result as `macro_means`."""
+    members = examples.strata[category]
+    inside = members if half is None else members[examples.halves[members] == half]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means: Floats = (weights[:, inside] @ values[inside]) / weights[:, inside].sum(axis=1, keepdims=True)
+    return means
+
+
 def best_within(distances: Floats, gains: Floats, budget: float) -> NDArray[np.intp]:
     """The configuration that gains most within a budget; the nearer one of equals.
 
@@ -195,6 +204,7 @@ def cross_fit(
     *,
     read: Floats | None = None,
     means: Means = macro_means,
+    category: str | None = None,
 ) -> TradeOff:
     """Chooses on one half, reads on the other, and the other way round.
 
@@ -206,13 +216,17 @@ def cross_fit(
         budgets: largest mean LPIPS, one after the other.
         read: [E, C], what is read at the chosen configurations, if not `gains` themselves: another scorer's numbers.
         means: `macro_means` or `micro_means`.
+        category: reads this one alone; the choice is still made on all of them.
     """
+    reading = means if category is None else partial(category_means, category=category)
 
     def table(values: Floats, half: int) -> Floats:
         return means(with_no_edit(values), weights, examples, half)
 
     tables = [(table(distances, half), table(gains, half)) for half in (0, 1)]
-    readings = [tables[half][1] if read is None else table(read, half) for half in (0, 1)]
+    told = with_no_edit(gains if read is None else read)
+    readings = [reading(told, weights, examples, half) for half in (0, 1)]
+    far = [reading(with_no_edit(distances), weights, examples, half) for half in (0, 1)]
     rows = np.arange(len(weights))
     read_gain = np.zeros((len(weights), len(budgets)))
     read_distance = np.zeros_like(read_gain)
@@ -220,7 +234,7 @@ def cross_fit(
         for half in (0, 1):
             chosen = best_within(*tables[half], budget)
             read_gain[:, column] += readings[1 - half][rows, chosen] / 2
-            read_distance[:, column] += tables[1 - half][0][rows, chosen] / 2
+            read_distance[:, column] += far[1 - half][rows, chosen] / 2
     return TradeOff(read_gain, read_distance)
 
 

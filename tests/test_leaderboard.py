@@ -1,29 +1,69 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 from helpers import make_key, make_record, make_score, make_spec
 
+from riebench.compare import compare, comparison_text
 from riebench.errors import RiebenchError
 from riebench.leaderboard import check_leaderboard, leaderboard_text, write_leaderboard
+from riebench.schema import EditRecord
 from riebench.store import RunFolder
 
 
-def add_run(results: Path, name: str, gains: dict[str, float | None], access: str = "PAM", backbone: str = "") -> None:
-    folder = RunFolder(results / "toy" / "toy-turbo" / name, make_spec(name=name, access=access, block_mode="together"))
-    keys = {example: make_key(example_id=example) for example in gains}
-    with folder.writing(plan=keys.values()) as run:
-        for example, gain in gains.items():
-            record = make_record(keys[example], f"images/{example}.png", "0" * 64)
+LEVELS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+CATEGORIES = ("change_object", "change_color")
+EXAMPLES = {f"{category}-{i}": category for category in CATEGORIES for i in range(8)}
+
+
+def add_run(
+    results: Path, name: str, gain: float | None, *, method: str = "sae", access: str = "PAM", levels: int = 6,
+    leave_out: str | None = None, fail: str | None = None, unscored: str | None = None, seeds: int = 1,
+    backbone: str = "", group: str | None = None, cluster: str | None = None, second: bool = False,
+) -> RunFolder:  # fmt: skip
+    """A run in which every example gains `gain` times its strength, give or take, at an LPIPS of strength / 10."""
+    rng = random.Random(name)
+    spec = make_spec(
+        name=name, method=method, access=access, block_mode="together", strengths=LEVELS[:levels], group=group
+    )
+    folder = RunFolder(results / "toy" / "toy-turbo" / name, spec)
+    keys = [
+        make_key(example_id=example, category=category, task=category, strength=strength, seed=seed)
+        for example, category in EXAMPLES.items() for strength in LEVELS[:levels] for seed in range(seeds)
+    ]  # fmt: skip
+    with folder.writing(plan=keys) as run:
+        for key in keys:
+            if key.example_id == leave_out:
+                continue
+            if key.example_id == fail:
+                run.append(EditRecord(key=key, status="error", reason="out of memory"))
+                continue
+            record = make_record(key, f"images/{key.digest}.png", "0" * 64).model_copy(update={"cluster": cluster})
             run.append(record)
-            if gain is not None:
-                run.append_scores([make_score(record, gain, backbone)])
+            if key.example_id == unscored or gain is None:
+                continue
+            value = gain * key.strength + rng.gauss(0, 0.001)
+            scores = [make_score(record, value, backbone)]
+            scores.append(scores[0].model_copy(update={"metric": "lpips", "value": key.strength / 10}))
+            if second:
+                scores.append(scores[0].model_copy(update={"metric": "clip_gain_2", "value": value / 2}))
+            run.append_scores(scores)
+    return folder
 
 
-def ranks(results: Path) -> dict[str, str]:
-    cells = [line.split("|") for line in leaderboard_text(results).splitlines() if line.startswith("| ")]
-    return {cell[2].strip(): cell[1].strip() for cell in cells if cell[2].strip() not in ("setting", "---")}
+def rows(results: Path) -> dict[str, dict[str, str]]:
+    """Method -> its cells by heading, of the first table."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in leaderboard_text(results).splitlines()
+             if line.startswith("| ")]  # fmt: skip
+    head = lines[0]
+    body = [line for line in lines[2:] if len(line) == len(head)]
+    return {line[1]: dict(zip(head, line, strict=True)) for line in body}
+
+
+def groups(results: Path) -> dict[str, str]:
+    return {name: row["group"] for name, row in rows(results).items()}
 
 
 def test_first_line_says_how_it_was_made(tmp_path: Path) -> None:
@@ -31,35 +71,100 @@ def test_first_line_says_how_it_was_made(tmp_path: Path) -> None:
     assert "No results yet" in leaderboard_text(tmp_path)
 
 
-def test_ranks_within_equal_access_and_none_for_gaps(tmp_path: Path) -> None:
-    add_run(tmp_path, "good", {"e1": 0.02, "e2": 0.03})
-    add_run(tmp_path, "fair", {"e1": 0.01, "e2": 0.02})
-    add_run(tmp_path, "prompt", {"e1": 0.05, "e2": 0.05}, access="P")
-    add_run(tmp_path, "gappy", {"e1": 0.9, "e2": None})
-    add_run(tmp_path, "short", {"e1": 0.9})
-    assert ranks(tmp_path) == {"good": "1", "fair": "2", "prompt": "1", "gappy": "–", "short": "–"}
+def test_groups_within_equal_access_and_none_for_gaps(tmp_path: Path) -> None:
+    add_run(tmp_path, "good", 0.03)
+    add_run(tmp_path, "also", 0.03)
+    add_run(tmp_path, "fair", 0.01)
+    add_run(tmp_path, "prompt", 0.05, access="P")
+    add_run(tmp_path, "unscored", 0.9, unscored="change_color-3")
+    add_run(tmp_path, "short", 0.9, leave_out="change_color-3")
+    add_run(tmp_path, "failing", 0.9, fail="change_color-3")
+    add_run(tmp_path, "few", 0.9, levels=5)
+    assert groups(tmp_path) == {
+        "good": "1", "also": "1", "fair": "3", "prompt": "1",
+        "unscored": "–", "short": "–", "failing": "–", "few": "–",
+    }  # fmt: skip
+    notes = {name: row["note"] for name, row in rows(tmp_path).items()}
+    assert notes["failing"] == "6 units failed"
+    assert "have no clip_gain" in notes["unscored"] and "have no clip_gain" in notes["short"]
+    assert notes["few"] == "5 of 6 levels" and notes["good"] == ""
+    assert rows(tmp_path)["short"]["scored"] == "90/96"
+
+
+def test_ends_of_the_scale_normalise_and_are_not_ranked(tmp_path: Path) -> None:
+    add_run(tmp_path, "target_prompt", 0.1, method="target_prompt", access="P", levels=1)
+    add_run(tmp_path, "mean_steering", 0.01, method="mean_steering")
+    add_run(tmp_path, "good", 0.03)
+    found = rows(tmp_path)
+    assert found["target_prompt"]["group"] == "–" and found["target_prompt"]["note"] == "end of the scale"
+    # Gains grow with strength and LPIPS with a tenth of it: budgets 0.05 to 0.3 open a level each, and 0.3 is the last.
+    area = 0.03 * (0.5 + 1 + 1.5 + 2 + 2.5 + 3 * 5) / 10
+    assert float(found["good"]["area"].split()[0]) == pytest.approx(100 * area, abs=0.1)
+    assert float(found["good"]["completion"].split()[0]) == pytest.approx(100 * area / 0.05, abs=2)
+    assert "p < 0.001" in found["good"]["minus mean_steering"]
+    assert found["mean_steering"]["minus mean_steering"] == "–"
+
+
+def test_the_independent_scorer_is_read_where_the_first_one_chose(tmp_path: Path) -> None:
+    add_run(tmp_path, "good", 0.03, second=True)
+    row = rows(tmp_path)["good"]
+    assert float(row["second scorer"]) == pytest.approx(float(row["area"].split()[0]) / 2, abs=0.02)
+
+
+def test_settings_of_one_group_are_levels_of_one_method(tmp_path: Path) -> None:
+    add_run(tmp_path, "k1", 0.01, levels=3, group="sae")
+    add_run(tmp_path, "k2", 0.03, levels=3, group="sae")
+    found = rows(tmp_path)
+    assert [*found] == ["sae"] and found["sae"]["levels"] == "6" and found["sae"]["group"] == "1"
+
+
+def test_numbers_that_lack_a_seed_of_others_are_not_compared(tmp_path: Path) -> None:
+    add_run(tmp_path, "three", 0.03, seeds=3)
+    add_run(tmp_path, "one", 0.09)
+    assert groups(tmp_path) == {"three": "1", "one": "–"}
+    assert rows(tmp_path)["one"]["note"] == "1 of 3 seeds"
+
+
+def test_a_single_cluster_has_no_rank(tmp_path: Path) -> None:
+    add_run(tmp_path, "good", 0.03, cluster="template")
+    assert rows(tmp_path)["good"]["note"] == "fewer than 2 independent examples in a category"
 
 
 def test_numbers_of_different_networks_are_not_ranked_together(tmp_path: Path) -> None:
-    add_run(tmp_path, "one", {"e1": 0.02}, backbone="a-clip")
-    add_run(tmp_path, "two", {"e1": 0.09}, backbone="b-clip")
-    assert ranks(tmp_path) == {"one": "1", "two": "1"}
+    add_run(tmp_path, "one", 0.02, backbone="a-clip")
+    add_run(tmp_path, "two", 0.09, backbone="b-clip")
+    found = rows(tmp_path)
+    assert {row["group"] for row in found.values()} == {"1"}
+    assert sorted(row["scorer"] for row in found.values()) == ["a-clip", "b-clip"]
 
 
-def test_equal_means_share_a_rank(tmp_path: Path) -> None:
-    add_run(tmp_path, "one", {"e1": 0.02})
-    add_run(tmp_path, "two", {"e1": 0.02})
-    assert set(ranks(tmp_path).values()) == {"1"}
+def test_comparison_is_paired_and_says_what_is_clear(tmp_path: Path) -> None:
+    folders = [add_run(tmp_path, "good", 0.03), add_run(tmp_path, "fair", 0.01), add_run(tmp_path, "same", 0.01)]
+    found = {one.category: one for one in compare(folders, "good", "fair")}
+    assert [*found] == ["change_object", "change_color", "all"]
+    assert found["all"].mean == pytest.approx(0.02 * 2.25, abs=0.002) and found["all"].clear
+    assert found["all"].low <= found["all"].mean <= found["all"].high
+    assert all(one.mean == 0 and one.p == 1 for one in compare(folders, "same", "same"))
+    text = comparison_text(compare(folders, "good", "fair"), "good", "fair")
+    assert text.startswith("good minus fair") and text.count("*") >= 3
+
+
+def test_comparison_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
+    folders = [add_run(tmp_path, "good", 0.03), add_run(tmp_path, "gappy", 0.01, unscored="change_color-0")]
+    with pytest.raises(RiebenchError, match="no method 'goood'.*good"):
+        compare(folders, "goood", "gappy")
+    with pytest.raises(RiebenchError, match="gappy on all cannot be compared: .* have no clip_gain"):
+        compare(folders, "good", "gappy")
 
 
 def test_check_finds_a_stale_file(tmp_path: Path) -> None:
     results, path = tmp_path / "results", tmp_path / "leaderboard.md"
     with pytest.raises(RiebenchError, match="missing"):
         check_leaderboard(results, path)
-    add_run(results, "good", {"e1": 0.02})
+    add_run(results, "good", 0.02)
     write_leaderboard(results, path)
     check_leaderboard(results, path)
-    add_run(results, "fair", {"e1": 0.01})
+    add_run(results, "fair", 0.01)
     with pytest.raises(RiebenchError, match="stale from line"):
         check_leaderboard(results, path)
     write_leaderboard(results, path)

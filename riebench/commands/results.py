@@ -1,4 +1,4 @@
-"""Verbs on stored results: score, tables, leaderboard."""
+"""Verbs on stored results: score, tables, leaderboard, compare."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from riebench.commands.common import (
     say,
     words,
 )
+from riebench.errors import RiebenchError
 
 
 @friendly
@@ -94,14 +95,63 @@ def tables(
 def leaderboard(
     results: ResultsOption = None,
     check: Annotated[bool, typer.Option("--check", help="Only say whether the file is up to date.")] = False,
+    verify: Annotated[
+        Path | None, typer.Option(help="Only check one run folder: recompute every score, hash and count.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="With --verify: folder of task files of your own; repeatable.")
+    ] = None,
+    device: DeviceOption = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
 ) -> None:
     """Write leaderboard.md from the results folder alone."""
     from riebench.leaderboard import check_leaderboard, write_leaderboard
 
     folder, board = places(results)
-    if check:
+    if verify is not None:
+        _verify(verify, suite or [], device, offline)
+    elif check:
         check_leaderboard(folder, board)
         say(f"{board} is up to date")
     else:
         write_leaderboard(folder, board)
         print(board)
+
+
+def _verify(run: Path, suites: list[str], device: str, offline: bool) -> None:
+    from riebench.job import pick_device
+    from riebench.suites import load_suite
+    from riebench.verify import verify
+
+    tasks = [task for name in suites for task in load_suite(name)]
+    verdict = verify(run, tasks, device=pick_device(device), offline=offline)
+    say(f"{run}: {'; '.join(verdict.checked)}")
+    for finding in verdict.findings:
+        print(f"does not hold: {finding}")
+    if not verdict.holds:
+        raise typer.Exit(1)
+    say("everything holds")
+
+
+@friendly
+def compare(
+    first: Annotated[str, typer.Argument(help="A setting, or a group of settings.")],
+    second: Annotated[str, typer.Argument(help="What it is compared with.")],
+    results: ResultsOption = None,
+    suite: Annotated[str | None, typer.Option(help="The suite, if there are results of several.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model, if there are results of several.")] = None,
+) -> None:
+    """Compare two methods: paired difference of their areas, by category and block set."""
+    from riebench.compare import compare as compared
+    from riebench.compare import comparison_text
+
+    folders = [
+        folder
+        for folder in folders_in(places(results)[0])
+        if suite in (None, folder.spec.suite) and model in (None, folder.spec.model.name)
+    ]
+    groups = sorted({(folder.spec.suite, folder.spec.model.name) for folder in folders})
+    if len(groups) != 1:
+        known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups) or "none"
+        raise RiebenchError(f"one suite and model can be compared at a time; there are: {known}")
+    print(comparison_text(compared(folders, first, second), first, second), end="")

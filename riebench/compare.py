@@ -1,0 +1,123 @@
+"""Two methods side by side: the paired difference of their areas, by category and by block set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from riebench.configurations import EVERYTHING
+from riebench.entries import Entry, Field, entries
+from riebench.errors import RiebenchError, near_match
+from riebench.inference import ALPHA, holm, interval, p_value
+from riebench.schema import ALL_CATEGORIES
+from riebench.store import RunFolder
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First method minus second, on the same examples.
+
+    Attributes:
+        block_set: blocks edited together.
+        category: or "all".
+        mean: difference of the areas.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        p: adjusted over all differences of the comparison.
+        n_examples: behind it.
+    """
+
+    block_set: str
+    category: str
+    mean: float
+    low: float
+    high: float
+    p: float
+    n_examples: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether one is better beyond doubt."""
+        return self.p < ALPHA
+
+
+def compare(folders: Sequence[RunFolder], first: str, second: str) -> list[Difference]:
+    """Compares two methods of one suite and model.
+
+    Level by level they are chosen on all categories, as on the leaderboard; then each category is read alone.
+
+    Args:
+        folders: run folders of one suite and model.
+        first: a setting, or a group of settings.
+        second: likewise.
+
+    Raises:
+        RiebenchError: if one is unknown or has gaps, or they share no block set.
+    """
+    found = entries(folders, single_blocks=True)
+    names = sorted({entry.name for entry in found})
+    for name in (first, second):
+        if name not in names:
+            raise RiebenchError(f"no method {name!r} among these results{near_match(name, names)}")
+    sides = [{entry.block_set: entry for entry in found if entry.name == name} for name in (first, second)]
+    shared = [block_set for block_set in sides[0] if block_set in sides[1]]
+    if not shared:
+        raise RiebenchError(
+            f"{first} edits {', '.join(sides[0])} and {second} {', '.join(sides[1])}: they share no block set"
+        )
+    raw: dict[tuple[str, str], tuple[float, float, float, float, int]] = {}
+    for block_set in shared:
+        pair = (sides[0][block_set], sides[1][block_set])
+        raw |= {(block_set, category): row for category, row in _differences(Field(pair), pair).items()}
+    adjusted = holm({"\n".join(place): row[3] for place, row in raw.items()})
+    return [
+        Difference(block_set, category, row[0], row[1], row[2], adjusted[f"{block_set}\n{category}"], row[4])
+        for (block_set, category), row in raw.items()
+    ]
+
+
+def _differences(field: Field, pair: tuple[Entry, Entry]) -> dict[str, tuple[float, float, float, float, int]]:
+    """Category -> difference, its interval, raw p and number of examples."""
+    for entry in pair:
+        gap = field.gap(entry)
+        if gap is not None:
+            raise RiebenchError(
+                f"{entry.name} on {entry.block_set} cannot be compared: {gap}; run and score it to its end"
+            )
+    rows = {}
+    for category in (*(c for c in ALL_CATEGORIES if c in field.examples.strata), EVERYTHING):
+        areas = [field.trade_off(entry, category=None if category == EVERYTHING else category) for entry in pair]
+        if areas[0] is None or areas[1] is None:
+            continue
+        draws = areas[0].area - areas[1].area
+        ends = interval(draws[1:])
+        if ends is None or not np.isfinite(draws[0]):
+            continue
+        finite = draws[1:][np.isfinite(draws[1:])]
+        n = len(field.examples.ids) if category == EVERYTHING else len(field.examples.strata[category])
+        rows[category] = (float(draws[0]), *ends, p_value(finite), n)
+    return rows
+
+
+def comparison_text(differences: Sequence[Difference], first: str, second: str) -> str:
+    """The comparison as Markdown: rows are block sets, columns categories; * marks what is beyond doubt."""
+    from riebench.tables import markdown
+
+    categories = list(dict.fromkeys(one.category for one in differences))
+    blocks = list(dict.fromkeys(one.block_set for one in differences))
+    cells = {(one.block_set, one.category): one for one in differences}
+    rows = [[block_set, *(_cell(cells.get((block_set, category))) for category in categories)] for block_set in blocks]
+    told = (
+        f"{first} minus {second}: area x100 [95 % interval], paired over "
+        f"{max(one.n_examples for one in differences)} examples; * adjusted p below {ALPHA} (Holm over "
+        f"{len(differences)} differences).\n\n"
+    )
+    return told + markdown(["blocks", *categories], rows)
+
+
+def _cell(one: Difference | None) -> str:
+    if one is None:
+        return "–"
+    return f"{100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]{'*' if one.clear else ''}"
