@@ -1,0 +1,53 @@
+"""The leaderboard on the page: the very text of leaderboard.md, so that the two can never disagree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from markupsafe import Markup, escape
+
+
+def board_text(results: Path) -> str:
+    """The leaderboard of a results folder, as Markdown. The only place where the page asks for it."""
+    from riebench.leaderboard import leaderboard_text
+
+    return leaderboard_text(results)
+
+
+def board_html(text: str) -> Markup:
+    """A leaderboard as HTML whose headings begin below the page's own.
+
+    Args:
+        text: Markdown; HTML in it is shown as text, never run.
+
+    Returns:
+        Tables in boxes that scroll by themselves and can be reached by keyboard.
+    """
+    body = re.sub(r"\A(\s*<!--.*?-->)+", "", text, flags=re.DOTALL).lstrip()
+    body = re.sub(r"\A# .*\n", "", body)
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = parser.parse(body)
+    label = "Leaderboard"
+    for index, token in enumerate(tokens):
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1:]) + 1)}"
+        if token.type == "heading_open":
+            label = tokens[index + 1].content.replace("`", "")
+        if token.type == "table_open":
+            token.meta["label"] = label
+        if token.type == "th_open":
+            token.attrSet("scope", "col")
+    parser.add_render_rule("table_open", _table_open)
+    parser.add_render_rule("table_close", _table_close)
+    return Markup(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _table_open(renderer: object, tokens: list[object], index: int, options: object, env: object) -> str:
+    label = escape(getattr(tokens[index], "meta", {}).get("label", ""))
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">\n<table class="numbers">\n'
+
+
+def _table_close(renderer: object, tokens: list[object], index: int, options: object, env: object) -> str:
+    return "</table>\n</div>\n"

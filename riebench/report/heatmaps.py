@@ -1,0 +1,114 @@
+"""Block by category: how much an edit of each block does, beside where the features were chosen."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from riebench.configurations import EVERYTHING, Configuration
+from riebench.profiles import FORMATS
+from riebench.report.reading import DISTANCE, EFFECT, Group, counts, mean
+from riebench.schema import NO_BLOCKS
+from riebench.tables import per_feature_share
+
+SIDES = {"add": "Share of features switched on", "remove": "Share of features switched off"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One coloured number."""
+
+    text: str
+    heat: float
+    """-1 .. 1: sign and strength of the colour, relative to the largest of its kind in the suite and model."""
+    title: str = ""
+    """Small print: how many units it stands on."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """One table of coloured numbers; the table is its own accessible form."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """The heat maps of one setting at one strength."""
+
+    label: str
+    description: str
+    maps: tuple[HeatMap, ...]
+
+
+def short_category(name: str) -> str:
+    """A category as column headings say it."""
+    return name.removeprefix("change_").removesuffix("_object")
+
+
+def block_views(group: Group) -> list[BlockView]:
+    """One view per setting that edits blocks, and per strength of it."""
+    found = [c for c in group.configurations if c.block_set != NO_BLOCKS]
+    categories = group.categories
+    shares = _shares(group)
+    largest = {metric: _largest(found, metric, categories) for metric in (EFFECT, DISTANCE)}
+    descriptions = {folder.spec.setting.name: folder.spec.setting.description for folder in group.folders}
+    views = []
+    for label in dict.fromkeys(c.label for c in found):
+        rows = [c for c in found if c.label == label]
+        maps = [_map(rows, metric, categories, largest[metric]) for metric in (EFFECT, DISTANCE)]
+        setting = rows[0].setting
+        maps += [_share_map(shares[setting], side, categories) for side in SIDES if side in shares.get(setting, {})]
+        views.append(BlockView(label, descriptions.get(setting, ""), tuple(m for m in maps if m is not None)))
+    return [view for view in views if view.maps]
+
+
+def _largest(found: Sequence[Configuration], metric: str, categories: Sequence[str]) -> float:
+    means = [mean(c, metric, [category]) for c in found for category in categories]
+    return max((abs(value) for value in means if value is not None), default=0.0)
+
+
+def _map(rows: Sequence[Configuration], metric: str, categories: Sequence[str], largest: float) -> HeatMap | None:
+    form = FORMATS[metric]
+    table = []
+    for c in rows:
+        cells = [_cell(c, metric, [category], largest) for category in categories]
+        table.append((c.block_set, (*cells, _cell(c, metric, None, largest))))
+    if not any(cell.text != "–" for _, cells in table for cell in cells):
+        return None
+    return HeatMap(form.title, (*map(short_category, categories), EVERYTHING), tuple(table))
+
+
+def _cell(c: Configuration, metric: str, categories: Sequence[str] | None, largest: float) -> Cell:
+    value = mean(c, metric, categories)
+    note = f"{counts(c, metric, categories)} scored"
+    if value is None:
+        return Cell("–", 0.0, note)
+    return Cell(FORMATS[metric].number(value), round(value / largest, 3) if largest else 0.0, note)
+
+
+Shares = Mapping[str, Mapping[str, Mapping[tuple[str, str], tuple[float, str]]]]
+"""Setting -> side -> (block, category) -> share and units/expected."""
+
+
+def _shares(group: Group) -> Shares:
+    found: dict[str, dict[str, dict[tuple[str, str], tuple[float, str]]]] = {}
+    for row in csv.DictReader(io.StringIO(per_feature_share(group.folders)[1])):
+        cells = found.setdefault(row["setting"], {}).setdefault(row["side"], {})
+        cells[row["block"], row["category"]] = float(row["share"]), f"{row['units']}/{row['expected']} edits"
+    return found
+
+
+def _share_map(
+    shares: Mapping[str, Mapping[tuple[str, str], tuple[float, str]]], side: str, categories: Sequence[str]
+) -> HeatMap:
+    cells = shares[side]
+    table = []
+    for block in dict.fromkeys(block for block, _ in cells):
+        row = [cells.get((block, category)) for category in categories]
+        table.append((block, tuple(Cell("–", 0.0) if c is None else Cell(f"{c[0]:.2f}", c[0], c[1]) for c in row)))
+    return HeatMap(SIDES[side], tuple(map(short_category, categories)), tuple(table))

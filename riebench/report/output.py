@@ -1,0 +1,146 @@
+"""The folder a page is written to: whole at every moment, the same bytes for the same results, nothing outside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from riebench.errors import RiebenchError
+from riebench.files import write_atomic
+from riebench.hashing import content_digest
+
+MANIFEST, INDEX = "files.json", "index.html"
+
+
+class OutputFolder:
+    """Collects files under names that say their content, and puts the page that names them there last.
+
+    A page that is being looked at keeps all its files until the new one is in its place; what only the old one needed
+    is deleted then. Only files that an earlier call wrote here are ever deleted.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        RiebenchError: if it holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise RiebenchError(f"{path} is no folder; choose another with --out")
+        self._earlier = _manifest(path)
+        self._written: set[str] = set()
+
+    def add(self, folder: str, name: str, text: str) -> str:
+        """Writes a text under a name that holds its hash.
+
+        Args:
+            folder: below the output folder.
+            name: of the file; the hash goes before its ending.
+            text: its content.
+
+        Returns:
+            Path below the output folder, with forward slashes.
+        """
+        stem, dot, ending = name.rpartition(".")
+        relative = f"{folder}/{stem}-{content_digest(text)[:12]}{dot}{ending}"
+        place = self._place(relative)
+        if not place.exists():
+            with _beside(place) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="\n")
+        return relative
+
+    def add_picture(self, source: Path, digest: str, *, link: bool = False) -> str:
+        """Copies a picture, named by its hash: a picture that several units share is there once.
+
+        Args:
+            source: the file.
+            digest: its SHA-256.
+            link: share the file with the results folder instead of copying, where the file system can.
+
+        Returns:
+            As `add`.
+        """
+        relative = f"pictures/{digest[:20]}{source.suffix}"
+        place = self._place(relative)
+        if not place.exists() or place.stat().st_size != source.stat().st_size:
+            with _beside(place) as temporary:
+                _bring(source, temporary, link)
+        return relative
+
+    def finish(self, page: str) -> Path:
+        """Puts the page in its place and deletes what only an earlier one needed.
+
+        Args:
+            page: the HTML.
+
+        Returns:
+            The page's path.
+        """
+        index = self._place(INDEX)
+        # Should this stop halfway, the next call still knows all of its own files.
+        self._write_manifest(self._written | self._earlier)
+        write_atomic(index, page.encode())
+        for stale in sorted(self._earlier - self._written):
+            (self.path / stale).unlink(missing_ok=True)
+        self._write_manifest(self._written)
+        return index
+
+    def _write_manifest(self, names: set[str]) -> None:
+        write_atomic(self.path / MANIFEST, (json.dumps(sorted(names), indent=0) + "\n").encode())
+
+    def _place(self, relative: str) -> Path:
+        place = self.path / relative
+        if not place.parent.resolve().is_relative_to(self.path.resolve()):
+            raise RiebenchError(f"{place.parent} leads out of {self.path}; delete that link or choose another --out")
+        if relative not in self._written:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not self._written and not (self.path / MANIFEST).exists():
+                self._write_manifest(set())
+            self._written.add(relative)
+        return place
+
+
+def _manifest(path: Path) -> set[str]:
+    file = path / MANIFEST
+    if not file.exists():
+        if path.exists() and any(path.iterdir()):
+            raise RiebenchError(f"{path} is not empty and holds no report; choose another folder with --out")
+        return set()
+    try:
+        names = {str(name) for name in json.loads(file.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
+        raise RiebenchError(f"{file} is damaged ({error}); delete {path} and repeat") from error
+    return {name for name in names if _is_inside(name)}
+
+
+def _is_inside(name: str) -> bool:
+    parts = Path(name).parts
+    return bool(parts) and not Path(name).is_absolute() and ".." not in parts
+
+
+@contextmanager
+def _beside(place: Path) -> Iterator[Path]:
+    """A temporary file beside a path, which takes its place at the end; without the wait for the disk of
+    `write_atomic`, since thousands are written and all can be made again.
+    """
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _bring(source: Path, place: Path, link: bool) -> None:
+    if link:
+        # Another file system, or one without links: a copy does as well.
+        with suppress(OSError):
+            os.link(source, place)
+            return
+    shutil.copyfile(source, place)

@@ -1,0 +1,41 @@
+"""The page's HTML: one Jinja2 template, everything escaped unless it was made here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from riebench import __version__
+from riebench.profiles import FORMATS
+from riebench.report.reading import DISTANCE, EFFECT
+
+
+def render_page(views: Sequence[Mapping[str, Any]], board: Markup, files: Mapping[str, str], missing: int) -> str:
+    """Fills the template.
+
+    Args:
+        views: one per suite and model.
+        board: the leaderboard.
+        files: "report.css", "report.js" and "index": where they lie below the page.
+        missing: pictures that are not there.
+    """
+    environment = Environment(
+        loader=PackageLoader("riebench.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("index.html.j2").render(
+        views=views,
+        board=board,
+        files=files,
+        missing=missing,
+        version=__version__,
+        gain=FORMATS[EFFECT],
+        distance=FORMATS[DISTANCE],
+    )

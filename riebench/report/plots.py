@@ -1,0 +1,193 @@
+"""The trade-off plot: every configuration as a point, alignment against distance, with both ends and the budgets."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from riebench.configurations import Configuration, whole_configurations
+from riebench.profiles import FORMATS
+from riebench.report.reading import DISTANCE, EFFECT, counts, mean
+from riebench.schema import BLOCKS
+from riebench.tradeoff import BUDGETS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SVG = "http://www.w3.org/2000/svg"
+INK = "#010203"
+"""Stands for the page's own text colour while matplotlib draws; no series has it."""
+COLORS = ("#2f7ed8", "#d9541e", "#2a9458", "#a05fd0", "#ac7d0c", "#d64a86", "#1590a0", "#7a7f2a", "#96654d", "#6b7a99")
+"""All at least 3:1 against the page in light and in dark."""
+DASHES = ("-", "--", ":", "-.")
+ENDS = ("no_edit", "target_prompt")
+BLOCK_MARKERS = dict(zip(BLOCKS, "^vsD", strict=True))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration on the plot."""
+
+    series: int
+    """Position of its setting in the legend."""
+    setting: str
+    block_set: str
+    strength: float
+    whole: bool
+    """Whether it edits all blocks of its setting."""
+    end: bool
+    """Whether it is one of the two ends of the scale."""
+    distance: float
+    gain: float
+    counts: str
+    run: str
+
+    @property
+    def words(self) -> str:
+        """What pointing at it says."""
+        gain, distance = FORMATS[EFFECT].number(self.gain), FORMATS[DISTANCE].number(self.distance)
+        return f"{self.setting}, blocks {self.block_set}, strength {self.strength:g}: gain {gain}, LPIPS {distance}"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn plot and its table."""
+
+    svg: Markup
+    points: tuple[Point, ...]
+    settings: tuple[str, ...]
+    """The legend, in the order of the series."""
+    absent: tuple[str, ...]
+    """Ends of the scale that these results lack."""
+    unscored: int
+    """Configurations without numbers, which are no points."""
+
+    def color(self, series: int) -> str:
+        """Colour of a setting."""
+        return COLORS[series % len(COLORS)]
+
+
+def plot_points(found: Sequence[Configuration]) -> tuple[list[Point], int]:
+    """All configurations that have both numbers, and how many have not."""
+    whole = {id(c) for c in whole_configurations(found)}
+    names = list(dict.fromkeys(c.setting for c in found))
+    points, unscored = [], 0
+    for c in found:
+        distance, gain = mean(c, DISTANCE), mean(c, EFFECT)
+        if distance is None or gain is None:
+            unscored += 1
+            continue
+        points.append(
+            Point(names.index(c.setting), c.setting, c.block_set, c.strength, id(c) in whole, c.method in ENDS,
+                  distance, gain, counts(c, EFFECT), c.run_id[:8])
+        )  # fmt: skip
+    return points, unscored
+
+
+def trade_off(found: Sequence[Configuration], prefix: str, title: str) -> Plot | None:
+    """Draws the plot of one suite and model; None without a single point.
+
+    Args:
+        found: its configurations.
+        prefix: begins every id in the drawing; unlike that of any other on the page.
+        title: the drawing's name for those who cannot see it.
+    """
+    points, unscored = plot_points(found)
+    if not points:
+        return None
+    names = tuple(dict.fromkeys(c.setting for c in found))
+    methods = {c.method for c in found}
+    svg = _finished(_draw(points, prefix), points, prefix, title)
+    return Plot(Markup(svg), tuple(points), names, tuple(e for e in ENDS if e not in methods), unscored)
+
+
+def _clusters(points: Sequence[Point]) -> dict[tuple[int, str], list[Point]]:
+    """(Series, block set) -> its points by strength: what is drawn in one go."""
+    found: dict[tuple[int, str], list[Point]] = {}
+    for point in sorted(points, key=lambda p: (p.series, p.block_set, p.strength)):
+        found.setdefault((point.series, point.block_set), []).append(point)
+    return found
+
+
+def _gid(prefix: str, series: int, index: int) -> str:
+    return f"{prefix}-s{series}-{index}"
+
+
+def _draw(points: Sequence[Point], prefix: str) -> bytes:
+    # Importing matplotlib takes a second: only who draws pays for it.
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif", "font.size": 10,
+        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        form = FORMATS[EFFECT]
+        for budget in BUDGETS:
+            axes.axvline(budget, color=INK, alpha=0.28, linewidth=0.8, linestyle=(0, (1, 3)))
+        axes.axhline(0, color=INK, alpha=0.4, linewidth=0.8)
+        for index, ((series, block_set), group) in enumerate(_clusters(points).items()):
+            x, y = [p.distance for p in group], [p.gain * form.scale for p in group]
+            color, gid = COLORS[series % len(COLORS)], _gid(prefix, series, index)
+            if group[0].whole and len(group) > 1:
+                dash = DASHES[series // len(COLORS) % len(DASHES)]
+                axes.plot(x, y, color=color, linestyle=dash, linewidth=1.4, gid=f"{gid}-line")
+            if group[0].end:
+                _marks(axes, group, gid, marker="*", markersize=12, color=INK, zorder=4)
+                for point in group[:1]:
+                    axes.annotate(
+                        point.setting, (point.distance, point.gain * form.scale), xytext=(7, -13),
+                        textcoords="offset points", fontsize=9, gid=f"{gid}-name",
+                    )  # fmt: skip
+            elif group[0].whole:
+                _marks(axes, group, gid, marker="o", markersize=6, color=color, zorder=3)
+            else:
+                marker = BLOCK_MARKERS.get(block_set, "P")
+                _marks(axes, group, gid, marker=marker, markersize=5, color=color, markerfacecolor="none", zorder=2)
+        axes.set_xlabel("mean LPIPS to the source picture (dotted: the budgets)")
+        axes.set_ylabel(f"mean CLIP alignment gain x{form.scale:g}")
+        axes.margins(x=0.06, y=0.1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.patch.set_visible(False)
+        figure.patch.set_visible(False)
+        buffer = io.BytesIO()
+        # Without a date and with named ids, the same results give the same bytes.
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _marks(axes: Axes, group: Sequence[Point], gid: str, **look: Any) -> None:
+    """Draws points as markers, of which the SVG has one element each, in this order."""
+    x, y = [p.distance for p in group], [p.gain * FORMATS[EFFECT].scale for p in group]
+    axes.plot(x, y, linestyle="none", gid=gid, **look)
+
+
+def _finished(drawn: bytes, points: Sequence[Point], prefix: str, title: str) -> str:
+    """Puts words to the points, and the page's colour in the place of the ink."""
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    root = ElementTree.fromstring(drawn)
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for name in ("width", "height"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"role": "img", "aria-labelledby": f"{prefix}-title", "class": "plot"}
+    name = ElementTree.Element(f"{{{SVG}}}title", {"id": f"{prefix}-title"})
+    name.text = title
+    root.insert(0, name)
+    drawn_groups = {element.get("id"): element for element in root.iter(f"{{{SVG}}}g")}
+    for index, ((series, _), group) in enumerate(_clusters(points).items()):
+        marks = drawn_groups[_gid(prefix, series, index)].iter(f"{{{SVG}}}use")
+        for mark, point in zip(list(marks), group, strict=True):
+            ElementTree.SubElement(mark, f"{{{SVG}}}title").text = point.words
+    return ElementTree.tostring(root, encoding="unicode").replace(INK, "currentColor")
