@@ -61,6 +61,7 @@ class Job:
     dtype: str | None = None
     results: Path = Path("results")
     leaderboard: Path = Path("leaderboard.md")
+    report: Path | None = None
     redo: str = "missing"
     offline: bool = False
     regions: str | None = None
@@ -159,6 +160,8 @@ class Job:
             say(f"look at               {galleries[0].parent}/ (one picture per setting)")
         say(f"tables                {', '.join(str(path) for path in written)}")
         say(f"leaderboard           {self.leaderboard}")
+        if self.report is not None:
+            say_page(self.results, self.report, load_suite(self.suite), self.leaderboard, say)
         say_failures(folders, say)
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
 
@@ -190,6 +193,8 @@ class Job:
             regions=self.regions or DEFAULT_REGIONS,
             redo=redo,
             offline=self.offline,
+            # Whole tasks: what methods look at beside the edited example must not depend on --limit.
+            pool=load_suite(self.suite, categories=self.categories),
             provenance=provenance(device=device, **self.options.placement),
         )
 
@@ -209,6 +214,26 @@ def blocks_option(text: str) -> dict[str, object]:
     if not names:
         raise RiebenchError("--blocks is empty: write each, together, both, or block names with commas between")
     return {"blocks": names, "block_mode": "together"}
+
+
+def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], leaderboard: Path, say: Say) -> None:
+    """Writes the page that shows every picture, and says where it is; pictures and scores are done without it.
+
+    Args:
+        results: the results folder.
+        out: the page's folder.
+        tasks: the suite.
+        leaderboard: its leaderboard, already written.
+        say: receives the line.
+    """
+    from riebench.report import write_report
+
+    try:
+        page = write_report(results, out, tasks, board=leaderboard.read_text(encoding="utf-8")).page
+    except RiebenchError as error:
+        say(f"no page: {error}")
+    else:
+        say(f"page                  {page} (opens in a browser)")
 
 
 def say_failures(folders: list[RunFolder], say: Callable[[str], None]) -> None:

@@ -85,6 +85,9 @@ def job_of(
     scorer: ScorerOption = None,
     weights: WeightsOption = None,
     results: ResultsOption = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Also write the page with every picture, to report/.")
+    ] = True,
     redo: Annotated[
         str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
     ] = "missing",
@@ -113,6 +116,7 @@ def job_of(
         dtype=dtype,
         results=folder,
         leaderboard=board,
+        report=board.parent / "report" if report else None,
         redo=redo,
         offline=offline,
         regions=regions,

@@ -64,7 +64,8 @@ def write_report(
     folder = OutputFolder(out)
     pictures = Pictures(folder, link)
     given = list(tasks)
-    shipped = [task for suite in dict.fromkeys(group.folders[0].spec.suite for group in groups) for task in _tasks(suite)]
+    suites = dict.fromkeys(group.folders[0].spec.suite for group in groups)
+    shipped = [task for suite in suites for task in _tasks(suite)]
     examples = known_examples([*shipped, *given])
     index = add_index(folder, [add_group(group, examples, pictures) for group in groups])
     assets = {name: folder.add("assets", name, _asset(name)) for name in ("report.css", "report.js")}

@@ -14,6 +14,7 @@ from typing import Any
 from riebench.errors import StoreError
 from riebench.files import file_sha256
 from riebench.profiles import FORMATS
+from riebench.registry import METRICS
 from riebench.report.output import OutputFolder
 from riebench.report.reading import Group, ReadOnce
 from riebench.schema import EditExample, EditRecord, EditTask, UnitKey
@@ -102,11 +103,17 @@ def add_group(group: Group, examples: Mapping[ExampleKey, EditExample], pictures
 
 def add_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
     """Writes the file the page begins with; returns its path."""
-    formats = {
-        name: {"title": form.title, "scale": form.scale, "decimals": form.decimals, "signed": form.signed}
-        for name, form in FORMATS.items()
-    }
+    formats: dict[str, dict[str, Any]] = {name: {"title": _meaning(name)} for name in METRICS.names()}
+    for name, form in FORMATS.items():
+        formats[name] = {"title": form.title, "scale": form.scale, "decimals": form.decimals, "signed": form.signed}
     return _script(out, "index", {"groups": groups, "formats": formats})["file"]
+
+
+def _meaning(metric: str) -> str:
+    """What a metric that no table shows says of itself, in one line."""
+    found = METRICS.get(metric)
+    first = (found.compute.__doc__ or "").partition("\n")[0].replace("`", "").rstrip(".")
+    return f"{first} ({found.direction} is better)"
 
 
 def _script(out: OutputFolder, name: str, data: Any) -> dict[str, str]:

@@ -22,7 +22,7 @@ class Cell:
 
     text: str
     heat: float
-    """-1 .. 1: sign and strength of the colour, relative to the largest of its kind in the suite and model."""
+    """-1 .. 1: sign and depth of the colour, relative to the largest of its kind in the suite and model."""
     title: str = ""
     """Small print: how many units it stands on."""
 
@@ -32,6 +32,8 @@ class HeatMap:
     """One table of coloured numbers; the table is its own accessible form."""
 
     title: str
+    signed: bool
+    """Whether its numbers say good and bad; otherwise one colour says how much."""
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
@@ -43,6 +45,7 @@ class BlockView:
     label: str
     description: str
     maps: tuple[HeatMap, ...]
+    has_shares: bool
 
 
 def short_category(name: str) -> str:
@@ -60,10 +63,13 @@ def block_views(group: Group) -> list[BlockView]:
     views = []
     for label in dict.fromkeys(c.label for c in found):
         rows = [c for c in found if c.label == label]
-        maps = [_map(rows, metric, categories, largest[metric]) for metric in (EFFECT, DISTANCE)]
         setting = rows[0].setting
-        maps += [_share_map(shares[setting], side, categories) for side in SIDES if side in shares.get(setting, {})]
-        views.append(BlockView(label, descriptions.get(setting, ""), tuple(m for m in maps if m is not None)))
+        own = shares.get(setting, {})
+        effects = [_map(rows, metric, categories, largest[metric]) for metric in (EFFECT, DISTANCE)]
+        chosen = [_share_map(own, side, categories) if side in own else None for side in SIDES]
+        # In twos: what an edit does, and beside it where its features lie.
+        maps = tuple(m for pair in zip(effects, chosen, strict=True) for m in pair if m is not None)
+        views.append(BlockView(label, descriptions.get(setting, ""), maps, bool(own)))
     return [view for view in views if view.maps]
 
 
@@ -80,7 +86,7 @@ def _map(rows: Sequence[Configuration], metric: str, categories: Sequence[str], 
         table.append((c.block_set, (*cells, _cell(c, metric, None, largest))))
     if not any(cell.text != "–" for _, cells in table for cell in cells):
         return None
-    return HeatMap(form.title, (*map(short_category, categories), EVERYTHING), tuple(table))
+    return HeatMap(form.title, form.signed, (*map(short_category, categories), EVERYTHING), tuple(table))
 
 
 def _cell(c: Configuration, metric: str, categories: Sequence[str] | None, largest: float) -> Cell:
@@ -111,4 +117,4 @@ def _share_map(
     for block in dict.fromkeys(block for block, _ in cells):
         row = [cells.get((block, category)) for category in categories]
         table.append((block, tuple(Cell("–", 0.0) if c is None else Cell(f"{c[0]:.2f}", c[0], c[1]) for c in row)))
-    return HeatMap(SIDES[side], tuple(map(short_category, categories)), tuple(table))
+    return HeatMap(SIDES[side], False, tuple(map(short_category, categories)), tuple(table))

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from riebench import __version__
 from riebench.profiles import FORMATS
+from riebench.report.plots import MARKS
 from riebench.report.reading import DISTANCE, EFFECT
 
 
@@ -36,6 +37,7 @@ def render_page(views: Sequence[Mapping[str, Any]], board: Markup, files: Mappin
         files=files,
         missing=missing,
         version=__version__,
+        marks=MARKS,
         gain=FORMATS[EFFECT],
         distance=FORMATS[DISTANCE],
     )

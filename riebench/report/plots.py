@@ -27,6 +27,8 @@ COLORS = ("#2f7ed8", "#d9541e", "#2a9458", "#a05fd0", "#ac7d0c", "#d64a86", "#15
 DASHES = ("-", "--", ":", "-.")
 ENDS = ("no_edit", "target_prompt")
 BLOCK_MARKERS = dict(zip(BLOCKS, "^vsD", strict=True))
+MARKS = dict(zip(BLOCKS, "△▽□◇", strict=True))
+"""The same as characters, for the text beside the plot."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Plot:
     points: tuple[Point, ...]
     settings: tuple[str, ...]
     """The legend, in the order of the series."""
+    ends: tuple[str, ...]
+    """Settings that are the ends of the scale."""
     absent: tuple[str, ...]
     """Ends of the scale that these results lack."""
     unscored: int
@@ -103,7 +107,8 @@ def trade_off(found: Sequence[Configuration], prefix: str, title: str) -> Plot |
     names = tuple(dict.fromkeys(c.setting for c in found))
     methods = {c.method for c in found}
     svg = _finished(_draw(points, prefix), points, prefix, title)
-    return Plot(Markup(svg), tuple(points), names, tuple(e for e in ENDS if e not in methods), unscored)
+    ends = tuple({c.setting: None for c in found if c.method in ENDS})
+    return Plot(Markup(svg), tuple(points), names, ends, tuple(e for e in ENDS if e not in methods), unscored)
 
 
 def _clusters(points: Sequence[Point]) -> dict[tuple[int, str], list[Point]]:

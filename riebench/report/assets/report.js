@@ -224,7 +224,7 @@
     if (value === null || value === undefined) return "–";
     if (typeof value === "string") return value.replaceAll("_", " ");
     const form = index.formats[metric];
-    if (!form) return String(Number(value.toPrecision(4)));
+    if (!form?.scale) return String(Number(value.toPrecision(4)));
     const text = (value * form.scale).toFixed(form.decimals);
     const number = Number(text) === 0 ? (0).toFixed(form.decimals) : text;
     return form.signed && Number(text) > 0 ? `+${number}` : number;
@@ -233,7 +233,7 @@
   function showStrengths(units, data) {
     const list = [...units].sort((a, b) => a.strength - b.strength);
     $("strengths-box").hidden = list.length < 2;
-    const known = data.metrics.map((metric, i) => [metric, i]).filter(([metric]) => index.formats[metric]).slice(0, 4);
+    const known = data.metrics.map((metric, i) => [metric, i]).filter(([metric]) => index.formats[metric]?.scale).slice(0, 4);
     const head = make("tr");
     head.append(...["strength", ...known.map(([metric]) => metric)].map((name) => make("th", name, { scope: "col" })));
     $("strengths").tHead.replaceChildren(head);
