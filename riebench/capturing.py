@@ -59,6 +59,19 @@ class CapturePlan:
         long = self.is_long(works)
         return [Capture((*updates, *sites), long=long), Capture(looked, ("attention",), long=long)]
 
+    def reference_captures(self, work: Work) -> list[Capture]:
+        """What is captured of an example that others look at: the updates of all blocks that are looked at so."""
+        users = (one.setting for one in self.prepared.values() if "others" in one.method.needs)
+        updates = tuple(dict.fromkeys(short_name(block) for setting in users for block in setting.blocks))
+        looked = self._attention_blocks() if self._looked([work]) else ()
+        long = self._usual.long or self._footprint(updates, (), looked).long
+        return [Capture(updates, long=long), Capture(looked, ("attention",), long=long)]
+
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether a method needs the latents of source and target runs."""
+        return any("latents" in one.method.needs for one in self.prepared.values())
+
     def measure(self, work: Work) -> Callable[[ExampleRuns], UnitMeter] | None:
         """What takes the means of an example's units, if they are too many to be captured."""
         _, units = self._blocks([work])
@@ -88,7 +101,7 @@ class CapturePlan:
         for name in dict.fromkeys(unit.setting.name for work in works for unit in work.units):
             one = self.prepared[name]
             blocks = dict.fromkeys(short_name(block) for block in one.setting.blocks)
-            updates |= blocks if one.method.needs else {}
+            updates |= blocks if one.method.reads_blocks else {}
             units |= blocks if "units" in one.method.needs else {}
         return tuple(updates), tuple(units)
 

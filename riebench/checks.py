@@ -62,9 +62,10 @@ def check_setting(setting: Setting, where: str) -> None:
         for block in setting.blocks:
             module_path(block)
         method.check(setting.params)
+        method.check_strengths(setting.strengths)
     except RiebenchError as error:
         raise TaskFileError(f"{where}: {error}") from error
-    if setting.edit_steps is not None and not method.needs:
+    if setting.edit_steps is not None and not method.edits:
         raise TaskFileError(f"{where}: edit_steps: method {method.name!r} changes no step; leave the key out")
     if set(setting.access) != set(method.access):
         raise TaskFileError(f"{where}: access: {setting.access!r}, but method {method.name!r} sees {method.access!r}")

@@ -1,4 +1,4 @@
-"""What a method hands the generator: additive changes of block updates or feed-forward units.
+"""What a method hands the generator: changes of block updates or feed-forward units, of the prompt, of the latents.
 
 An `Edit` belongs to one picture. For every site it names, a `SiteEdit` says what is added there at each step. Values
 are kept where they are not zero only (masked positions, chosen features or units), so that an edit stays small however
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
+from riebench.denoising import LatentChange, Picture, TextChange
 from riebench.errors import RiebenchError
 from riebench.values import Values, own_bytes, position_mean
 
@@ -219,14 +220,18 @@ class Edit:
         features: block -> (added, removed) indices, for the record; empty for methods without features.
         pair: source and target prompt, if a site is `Paired`: they are generated beside the edited picture.
         window: first changed step, and the one after the last; None for every step.
+        text: another prompt, read in part; None for the source prompt alone.
+        latents: what is done to the latents between steps, if anything.
     """
 
-    sites: Mapping[str, SiteEdit]
+    sites: Mapping[str, SiteEdit] = field(default_factory=dict)
     strength: float = 1.0
     branch: Branch = "both"
     features: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     pair: tuple[str, str] | None = None
     window: tuple[int, int] | None = None
+    text: TextChange | None = None
+    latents: LatentChange | None = None
 
     def __post_init__(self) -> None:
         if self.branch not in BRANCHES:
@@ -235,12 +240,32 @@ class Edit:
     @property
     def empty(self) -> bool:
         """Whether it can change nothing: strength 0, or no values anywhere."""
-        return self.strength == 0 or all(_nothing(site) for site in self.sites.values())
+        return self.strength == 0 or (not self._changes and self._silent)
+
+    @property
+    def _silent(self) -> bool:
+        return all(_nothing(site) for site in self.sites.values())
+
+    @property
+    def _changes(self) -> list[TextChange | LatentChange]:
+        return [change for change in (self.text, self.latents) if change is not None]
+
+    def picture(self, steps: int) -> Picture | None:
+        """Which existing picture it gives by construction, if any: it need not be generated.
+
+        Args:
+            steps: of the run.
+        """
+        if self.empty:
+            return "source"
+        if len(self._changes) != 1 or not self._silent:
+            return None
+        return self._changes[0].picture([self.acts_at(step) for step in range(steps)], self.strength)
 
     @property
     def nbytes(self) -> int:
         """Bytes kept by this edit alone."""
-        return sum(site.nbytes for site in self.sites.values())
+        return sum(part.nbytes for part in (*self.sites.values(), *self._changes))
 
     def acts_at(self, step: int) -> bool:
         """Whether it may change a step, counted from 0."""

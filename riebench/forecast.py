@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_type_hints
 
 from riebench.estimates import (
     FLOAT,
@@ -24,7 +23,7 @@ from riebench.estimates import (
     work_bytes,
 )
 from riebench.methods.activations import UNIT_BUDGET
-from riebench.methods.base import Method, Reuse, get_method
+from riebench.methods.base import get_method
 from riebench.needs import weight_bytes
 from riebench.planning import Unit, Work, works_of
 from riebench.schema import ModelSpec
@@ -129,7 +128,7 @@ def forecast(request: Request) -> Forecast:
     """
     missing = [unit for unit in request.units if unit.key.digest not in request.done.get(unit.setting.name, ())]
     works = works_of(missing)
-    edited = [unit for unit in missing if not reuses(get_method(unit.setting.method))]
+    edited = [unit for unit in missing if not get_method(unit.setting.method).copies]
     looked = sum(_is_looked_at(work, request) for work in works)
     captured = held(request, works)
     beside = sum(_beside(work, request, captured.metered) for work in works)
@@ -154,15 +153,10 @@ def forecast(request: Request) -> Forecast:
     )
 
 
-def reuses(method: Method) -> bool:
-    """Whether a method's result is always a picture that is generated anyway."""
-    return get_type_hints(method.function)["return"] is Reuse
-
-
 def _lines(units: Sequence[Unit], missing: Sequence[Unit]) -> tuple[Line, ...]:
     planned = Counter((unit.setting.name, unit.key.category) for unit in units)
     to_make = Counter((unit.setting.name, unit.key.category) for unit in missing)
-    equal = {unit.setting.name: reuses(get_method(unit.setting.method)) for unit in units}
+    equal = {unit.setting.name: get_method(unit.setting.method).copies for unit in units}
     return tuple(
         Line(setting, category, count, count - to_make[setting, category],
              to_make[setting, category] if equal[setting] else 0)

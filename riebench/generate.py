@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from riebench.denoising import Denoising, TextParts
 from riebench.edits import Edit
 from riebench.errors import MissingWordsError, RiebenchError
 from riebench.models import LoadedModel
@@ -48,10 +49,12 @@ class GenerationResult:
     Attributes:
         images: uint8 [B, H, W, 3].
         traces: one per `Capture` asked for.
+        latents: [B, T, c, h, w] after each step, if they were to be kept.
     """
 
     images: NDArray[np.uint8]
     traces: tuple[Trace, ...] = ()
+    latents: Tensor | None = None
 
     @property
     def trace(self) -> Trace:
@@ -85,6 +88,7 @@ class Generator:
         *,
         edits: Sequence[Edit | None] | None = None,
         capture: Capture | Sequence[Capture] | None = None,
+        keep_latents: bool = False,
     ) -> GenerationResult:
         """Generates one batch.
 
@@ -94,6 +98,7 @@ class Generator:
                 nor on the device.
             edits: one per picture, None for none.
             capture: what to capture; edited values where there are edits.
+            keep_latents: keeps the latents after each step.
 
         Returns:
             Pictures and traces, in the order of the prompts (traces may end with runs that edits needed beside).
@@ -104,7 +109,7 @@ class Generator:
             ValueError: if lengths differ or the batch is empty.
         """
         try:
-            return self._generate(prompts, seeds, edits, capture)
+            return self._generate(prompts, seeds, edits, capture, keep_latents)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -121,12 +126,15 @@ class Generator:
         seeds: Sequence[int],
         edits: Sequence[Edit | None] | None,
         capture: Capture | Sequence[Capture] | None,
+        keep_latents: bool,
     ) -> GenerationResult:
         if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, edits: {edits and len(edits)}")
         wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
         beside, pairs = beside_edits(prompts, seeds, edits or ())
-        options = self._options([*prompts, *(p for p, _ in beside)], [*seeds, *(s for _, s in beside)])
+        every = [*prompts, *(p for p, _ in beside)]
+        denoising = Denoising(every, edits or (), self._text, self.model.spec.steps, keep=keep_latents)
+        options = denoising.begin(self._options(every, [*seeds, *(s for _, s in beside)]))
         with ExitStack() as stack:
             if edits is not None:
                 rows = [*edits, *[None] * len(beside)]
@@ -137,8 +145,11 @@ class Generator:
             traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
             # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the U-Net.
             stack.enter_context(attention_kernel(self.model.options))
-            latents = self.model.pipe(**options).images
-        return GenerationResult(self.decode(latents[: len(prompts)]), traces)
+            latents = self.model.pipe(**options, **denoising.options).images
+        return GenerationResult(self.decode(latents[: len(prompts)]), traces, denoising.latents)
+
+    def _text(self, prompt: str) -> TextParts:
+        return self.embed(prompt)[:2]
 
     def _capture(self, wanted: Capture) -> Any:
         return capture(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from riebench.errors import IdentityError, RiebenchError
 from riebench.hooks import known_sites
 from riebench.intervals import step_window
 from riebench.methods.base import Method, get_method
+from riebench.methods.foreign import Editor
 from riebench.plugins import load_setting_plugin
 from riebench.saes.sources import model_saes
 from riebench.schema import EditExample, EditTask, ModelSpec, RunSpec, Setting, UnitKey, block_set_name, noise_seed
@@ -113,7 +114,7 @@ def plan(
 def _block_sets(setting: Setting) -> tuple[tuple[str, ...], ...]:
     # A method that looks into no block changes none, whatever blocks its setting was left with.
     load_setting_plugin(setting)
-    return setting.block_sets if get_method(setting.method).needs else ((),)
+    return setting.block_sets if get_method(setting.method).reads_blocks else ((),)
 
 
 def _key(task: EditTask, example: EditExample, blocks: tuple[str, ...], strength: float, seed: int) -> UnitKey:
@@ -155,6 +156,7 @@ def prepare(
     load_setting_plugin(setting)
     method = get_method(setting.method)
     method.check(setting.params)
+    method.check_strengths(setting.strengths)
     blocks, window = check_places(setting, known_sites(model.unet), model.spec)
     saes = {}
     if "saes" in method.needs:
@@ -186,7 +188,7 @@ def check_places(
         RiebenchError: naming setting, model and what does not fit.
     """
     method = get_method(setting.method)
-    blocks = tuple(short_name(block) for block in setting.blocks) if method.needs else ()
+    blocks = tuple(short_name(block) for block in setting.blocks) if method.reads_blocks else ()
     missing = [block for block in blocks if block not in sites]
     if missing:
         raise RiebenchError(f"setting {setting.name!r}: {model.name} has no block {', '.join(missing)}")
@@ -195,6 +197,11 @@ def check_places(
         raise RiebenchError(
             f"setting {setting.name!r}: method {setting.method!r} works on attention blocks, not on {', '.join(others)}"
         )
+    try:
+        if isinstance(method, Editor):
+            method.check_size(model.size)
+    except RiebenchError as error:
+        raise RiebenchError(f"setting {setting.name!r}: {error}") from error
     try:
         return blocks, None if setting.edit_steps is None else step_window(setting.edit_steps, model.steps)
     except RiebenchError as error:
@@ -250,3 +257,9 @@ def works_of(units: Sequence[Unit], *, fixed_noise: bool = False) -> list[Work]:
             found[place] = Work(unit.task, unit.example, unit.key.seed, [], fixed_noise)
         found[place].units.append(unit)
     return list(found.values())
+
+
+def reference_work(work: Work, example: EditExample) -> Work:
+    """Another example of the same task with the same seed, to be looked at; its unit is never made."""
+    key = _key(work.task, example, (), 1.0, work.seed)
+    return replace(work, example=example, units=[replace(work.units[0], example=example, blocks=(), key=key)])

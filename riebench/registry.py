@@ -89,6 +89,15 @@ for _name, _target in {
     "activation_patch": "riebench.methods.activations:activation_patch",
     "mean_steering": "riebench.methods.activations:mean_steering",
     "neurons": "riebench.methods.activations:neurons",
+    "embed_lerp": "riebench.methods.prompts:embed_lerp",
+    "prompt_switch": "riebench.methods.prompts:prompt_switch",
+    "masked_target": "riebench.methods.prompts:masked_target",
+    "random_directions": "riebench.methods.controls:random_directions",
+    "wrong_example": "riebench.methods.others:wrong_example",
+    "concept_steering": "riebench.methods.others:concept_steering",
+    "img2img": "riebench.methods.editors:img2img",
+    "p2p": "riebench.methods.editors:p2p",
+    "ledits_pp": "riebench.methods.editors:ledits_pp",
 }.items():
     METHODS.register_lazy(_name, _target)
 

@@ -23,8 +23,10 @@ from riebench.edits import Edit
 from riebench.errors import RiebenchError, reason
 from riebench.generate import GenerationResult, Generator
 from riebench.masking import MaskMaker
-from riebench.methods.base import EditContext, ExampleRuns, Reuse
+from riebench.methods.base import EditContext, ExampleRuns, Reuse, Role
+from riebench.methods.foreign import Editor
 from riebench.models import LoadedModel
+from riebench.painting import paint
 from riebench.planning import (
     Prepared,
     Unit,
@@ -37,6 +39,7 @@ from riebench.planning import (
     versions,
     works_of,
 )
+from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.regions import RegionMasks
 from riebench.schema import BlockFeatures, EditRecord, EditTask, Setting
@@ -75,6 +78,7 @@ def run_benchmark(
     offline: bool = False,
     progress: bool = True,
     provenance: Mapping[str, Any] | None = None,
+    pool: Sequence[EditTask] | None = None,
 ) -> list[RunFolder]:
     """Makes all edited images of some tasks with some settings on one model.
 
@@ -95,6 +99,7 @@ def run_benchmark(
         offline: fetches nothing.
         progress: shows a bar with rate and time left.
         provenance: more entries for run.json (the command, for instance).
+        pool: the whole tasks, whose examples methods may look at beside the one they edit; None if `tasks` are whole.
 
     Returns:
         One folder per setting, in their order.
@@ -126,7 +131,7 @@ def run_benchmark(
         works = works_of(left, fixed_noise=model.spec.fixed_noise)
         total = sum(len(work.units) for work in works)
         with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
-            Runner(model, prepared, spec, size, bar, offline=offline).run(works)
+            Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks).run(works)
     return folders
 
 
@@ -140,11 +145,12 @@ class Runner:
         batch_size: pictures generated at once.
         bar: counts units.
         offline: fetches nothing.
+        pool: see `run_benchmark`.
     """
 
     def __init__(
         self, model: LoadedModel, prepared: Mapping[str, Prepared], regions: RegionSpec, batch_size: int, bar: Any,
-        *, offline: bool = False,
+        *, offline: bool = False, pool: Sequence[EditTask] = (),
     ) -> None:  # fmt: skip
         self.generator = Generator(model)
         self.model = model
@@ -156,11 +162,12 @@ class Runner:
             regions, self.shared, self.generator, batch_size=batch_size, offline=offline, progress=not bar.disable
         )
         self.captures = CapturePlan(self.generator, prepared, self.masks.looks_at_attention)
+        self.references = References(pool, self.generator, self.masks, self.captures)
         self.pending: list[Row] = []
 
     def run(self, works: Sequence[Work]) -> None:
         """Makes everything, a few examples at a time."""
-        self.masks.prepare(works)
+        self.masks.prepare([*works, *self.references.works(works)])
         chunk = self.captures.examples(works, self.batch_size)
         for start in range(0, len(works), chunk):
             self._run_chunk(works[start : start + chunk])
@@ -186,7 +193,9 @@ class Runner:
         """Source pictures of all examples, then target pictures of all, in one batch with equal noise."""
         prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
         captures = self.captures.captures(works)
-        return self.generator.generate(prompts, [work.noise for work in works] * 2, capture=captures)
+        return self.generator.generate(
+            prompts, [work.noise for work in works] * 2, capture=captures, keep_latents=self.captures.keeps_latents
+        )
 
     def _run_example(self, work: Work, pair: GenerationResult, index: int, count: int) -> None:
         source = self._shared_image(work, "source", pair.images[index])
@@ -199,16 +208,41 @@ class Runner:
         if masks.empty:
             self._finish(work.units, "skipped", NO_REGION)
             return
+        rows: dict[Role, int] = {"source": index, "target": index + count}
+        latents = {} if pair.latents is None else {role: pair.latents[row] for role, row in rows.items()}
         runs = ExampleRuns(
-            work.plain, work.seed, pair.traces[0], {"source": index, "target": index + count}, masks,
-            self.captures.unit_layers, self.captures.measure(work), work.task.region_rule,
+            work.plain, work.seed, pair.traces[0], rows, masks, self.captures.unit_layers, self.captures.measure(work),
+            work.task.region_rule, latents, self.references.others(work),
         )  # fmt: skip
+        pictures: dict[Role, NDArray[np.uint8]] = {"source": source, "target": target}
         made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
-        for unit in work.units:
+        for unit in self._paint(work, masks, pictures):
             place = (unit.setting.name, unit.blocks)
             if place not in made:
                 made[place] = self._edit(unit, runs)
-            self._take(unit, made[place], work, masks, {"source": source, "target": target})
+            self._take(unit, made[place], work, masks, pictures)
+
+    def _paint(self, work: Work, masks: RegionMasks, pictures: Mapping[Role, NDArray[np.uint8]]) -> list[Unit]:
+        """Makes the units of editors; returns the others."""
+        for name in dict.fromkeys(unit.setting.name for unit in work.units):
+            method = self.prepared[name].method
+            if isinstance(method, Editor):
+                units = [unit for unit in work.units if unit.setting.name == name]
+                for one in paint(self.generator, method, units, work, pictures, self.batch_size):
+                    if isinstance(one.made, str):
+                        self._finish([one.unit], "error", one.made)
+                        continue
+                    took = {"seconds": one.seconds, "batch_size": one.together}
+                    self._save(one.unit, one.made, {**self._details(one.unit, masks), **took})
+        return [unit for unit in work.units if not isinstance(self.prepared[unit.setting.name].method, Editor)]
+
+    def _details(self, unit: Unit, masks: RegionMasks) -> dict[str, Any]:
+        """What every record with a picture says."""
+        return {
+            "source_image": self.shared.image_name(unit.key, "source"),
+            "target_image": self.shared.image_name(unit.key, "target"),
+            "mask_share": masks.share,
+        }
 
     def _edit(self, unit: Unit, runs: ExampleRuns) -> Edit | Reuse | str:
         """The unit's edit at strength 1, or why there is none."""
@@ -220,17 +254,13 @@ class Runner:
 
     def _take(
         self, unit: Unit, made: Edit | Reuse | str, work: Work, masks: RegionMasks,
-        pictures: Mapping[str, NDArray[np.uint8]],
+        pictures: Mapping[Role, NDArray[np.uint8]],
     ) -> None:  # fmt: skip
         """Records a unit whose picture is known already, or puts it into the coming batch."""
         if isinstance(made, str):
             self._finish([unit], "error", made)
             return
-        details: dict[str, Any] = {
-            "source_image": self.shared.image_name(unit.key, "source"),
-            "target_image": self.shared.image_name(unit.key, "target"),
-            "mask_share": masks.share,
-        }
+        details = self._details(unit, masks)
         if isinstance(made, Reuse):
             self._save(unit, pictures[made.picture], details)
             return
@@ -238,9 +268,10 @@ class Runner:
             block: BlockFeatures(add=add, remove=remove) for block, (add, remove) in made.features.items()
         }
         edit = replace(made, strength=unit.key.strength, window=self.prepared[unit.setting.name].window)
-        if edit.empty:
-            # Nothing is added anywhere, so generating it would give the source picture again, bit for bit.
-            self._save(unit, pictures["source"], details)
+        known = edit.picture(self.model.spec.steps)
+        if known is not None:
+            # Generating it would give that picture again, bit for bit.
+            self._save(unit, pictures[known], details)
             return
         self.pending.append(Row(unit, edit, work.plain.source, work.noise, details))
         if len(self.pending) >= self.batch_size:

@@ -71,12 +71,22 @@ def mean_steering(ctx: EditContext, *, branch: Branch = "both") -> Edit:
     for block in ctx.blocks:
         positions = torch.cat([runs.positions("source", block), runs.positions("target", block)]).unique()
         target, source = (position_mean(runs.values(role, block))[:, 0] for role in ROLES)
-        vector, size = target - source, _update_size(runs, block)
-        length = vector.norm(dim=-1)
-        # Equal means have no direction: nothing is added there.
-        factor = torch.where(length > 0, size / length, torch.zeros_like(length))
-        sites[block] = Placed((Term(positions, (vector * factor[:, None])[:, None]),))
+        sites[block] = Placed((Term(positions, sized(target - source, runs, block)[:, None]),))
     return Edit(sites, branch=branch)
+
+
+def sized(vector: Tensor, runs: ExampleRuns, block: str) -> Tensor:
+    """A vector per step, made as long as the source run's update vectors of a block are: float32 [T, C].
+
+    Args:
+        vector: [T, C].
+        runs: the example that is edited.
+        block: short name.
+    """
+    length = vector.norm(dim=-1)
+    # Equal means have no direction: nothing is added there.
+    factor = torch.where(length > 0, _update_size(runs, block) / length, torch.zeros_like(length))
+    return vector * factor[:, None]
 
 
 def _update_size(runs: ExampleRuns, block: str) -> Tensor:

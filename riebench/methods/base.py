@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -23,7 +24,12 @@ from riebench.units import UnitMeter
 from riebench.values import Stepwise, Values
 
 Role = Literal["source", "target"]
-Need = Literal["updates", "saes", "units"]
+Need = Literal["updates", "saes", "units", "latents", "others"]
+T = TypeVar("T")
+
+BLOCK_NEEDS: frozenset[Need] = frozenset({"updates", "saes", "units"})
+"""What is read of blocks; methods that need none of it change no block."""
+ANY_STRENGTH = (-math.inf, math.inf)
 
 ROLES: tuple[Role, Role] = ("source", "target")
 
@@ -36,6 +42,25 @@ class Reuse:
     """A method's answer when an existing picture is the result: the source or the target picture."""
 
     picture: Role
+
+
+class Others(Protocol):
+    """The other examples of the category (see `riebench.references`); which ones depends on the task file alone."""
+
+    def first(self, count: int, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
+        """What is found in the runs of the first so many of them, fewer if there are fewer.
+
+        Args:
+            count: how many.
+            key: names what is looked for: it is looked for only once in each example's runs.
+            look: finds it; must keep nothing else of the runs.
+
+        Raises:
+            RiebenchError: if there are none.
+        """
+
+    def next(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> T:
+        """What is found in the runs of the one that follows this example; no two examples have the same one."""
 
 
 @dataclass
@@ -55,6 +80,8 @@ class ExampleRuns:
         unit_layers: block -> number of its feed-forward layers; empty if units were not captured.
         measure: takes the means of units that are too many for the trace; None if the trace has them.
         rule: the region rule of the example's category.
+        latents: latents of both runs after each step, [T, c, h, w], if a method needs them.
+        others: the other examples of the category, if a method needs them.
     """
 
     example: EditExample
@@ -65,6 +92,8 @@ class ExampleRuns:
     unit_layers: Mapping[str, int] = field(default_factory=dict)
     measure: Callable[[ExampleRuns], UnitMeter] | None = None
     rule: RegionRule = "edit"
+    latents: Mapping[Role, Tensor] = field(default_factory=dict)
+    others: Others | None = None
     _codes: dict[tuple[Role, str, int], Tensor] = field(default_factory=dict, repr=False)
     _means: dict[tuple[Role, str, int, str], Tensor] = field(default_factory=dict, repr=False)
     _meter: UnitMeter | None = field(default=None, repr=False)
@@ -153,7 +182,7 @@ class ExampleRuns:
     @property
     def nbytes(self) -> int:
         """Bytes kept: the whole trace, feature values and means."""
-        tensors = [*self._codes.values(), *self._means.values()]
+        tensors = [*self._codes.values(), *self._means.values(), *self.latents.values()]
         meter = 0 if self._meter is None else self._meter.nbytes
         return self.trace.nbytes + meter + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -214,12 +243,41 @@ class Method:
         needs: what has to be captured or loaded before.
         access: what it may look at: letters of P (target prompt), A (target run's activations), M (masks),
             T (training), V (inversion).
+        strengths: the least and the largest strength that mean anything.
     """
 
     name: str
-    function: Callable[..., Edit | Reuse]
+    function: Callable[..., Any]
     needs: frozenset[Need]
     access: str
+    strengths: tuple[float, float] = field(default=ANY_STRENGTH, kw_only=True)
+
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether it looks into blocks; otherwise it changes none, whatever blocks its setting names."""
+        return bool(self.needs & BLOCK_NEEDS)
+
+    @property
+    def copies(self) -> bool:
+        """Whether its result is always a picture that is generated anyway."""
+        return get_type_hints(self.function).get("return") is Reuse
+
+    @property
+    def edits(self) -> bool:
+        """Whether it gives edits, which can be limited to some steps."""
+        hint = get_type_hints(self.function).get("return", Edit)
+        return Edit in (hint, *get_args(hint))
+
+    def check_strengths(self, strengths: Sequence[float]) -> None:
+        """Refuses strengths that mean nothing.
+
+        Raises:
+            RiebenchError: naming the first of them.
+        """
+        low, high = self.strengths
+        for strength in strengths:
+            if not low <= strength <= high:
+                raise RiebenchError(f"strengths: {strength:g} is not in {low:g} to {high:g}, as {self.name!r} needs")
 
     def check(self, params: Mapping[str, Any]) -> None:
         """Compares parameters with the function's signature.
@@ -242,20 +300,24 @@ class Method:
     def edit(self, ctx: EditContext, params: Mapping[str, Any]) -> Edit | Reuse:
         """Makes the edit of one example."""
         self.check(params)
-        return self.function(ctx, **params)
+        made: Edit | Reuse = self.function(ctx, **params)
+        return made
 
 
-def method(name: str, *, access: str, needs: tuple[Need, ...] = ()) -> Callable[[Callable[..., Edit | Reuse]], Method]:
+def method(
+    name: str, *, access: str, needs: tuple[Need, ...] = (), strengths: tuple[float, float] = ANY_STRENGTH
+) -> Callable[[Callable[..., Edit | Reuse]], Method]:
     """Decorator: registers `edit(ctx, *, param=default, ...)` as a method.
 
     Args:
         name: as settings call it.
         access: see `Method.access`.
         needs: see `Method.needs`.
+        strengths: see `Method.strengths`.
     """
 
     def enter(function: Callable[..., Edit | Reuse]) -> Method:
-        made = Method(name, function, frozenset(needs), access)
+        made = Method(name, function, frozenset(needs), access, strengths=strengths)
         METHODS.register(name)(made)
         return made
 

@@ -70,6 +70,44 @@ def random_features(
     return Edit(sites, branch=branch, features=features)
 
 
+@method("random_directions", access="M", needs=("updates", "saes"))
+def random_directions(
+    ctx: EditContext,
+    *,
+    n_features: int = 20,
+    rank: Literal["first", "mean"] = "first",
+    ranking: Literal["joint", "separate"] = "joint",
+    values: Literal["position", "mean"] = "position",
+    draw: int = 0,
+    branch: Branch = "both",
+) -> Edit:
+    """Pushes each block in a random direction, at every position and step as far as `sae` pushes it there.
+
+    The direction is Gaussian, one per block, drawn anew for every example and seed, whatever other blocks are edited.
+
+    Args:
+        ctx: the example.
+        n_features: as in `sae`.
+        rank: as in `sae`.
+        ranking: as in `sae`.
+        values: as in `sae`.
+        draw: another number gives another draw.
+        branch: what happens to the guidance halves.
+    """
+    choice = choose_features(ctx, n_features, rank, ranking)
+    sites: dict[str, SiteEdit] = {}
+    for block in ctx.blocks:
+        wanted = feature_transfer(ctx, block, choice.add[block], choice.remove[block], values, "target", False)
+        blank, steps = _blank(ctx, block), ctx.runs.trace.steps_of(block)
+        deltas = (wanted.delta(step, blank) for step in range(steps))
+        sizes = torch.stack([blank.new_zeros(len(blank)) if one is None else one.norm(dim=-1) for one in deltas])
+        positions = sizes.any(0).nonzero().flatten()
+        direction = torch.randn(1, blank.shape[1], generator=_generator(ctx, draw, block)).to(blank.device)
+        direction = direction / direction.norm()
+        sites[block] = Placed((Term(positions, sizes[:, positions, None], directions=direction),))
+    return Edit(sites, branch=branch)
+
+
 def _alike(
     ctx: EditContext, block: str, role: Role, features: Tensor, taken: Tensor, generator: torch.Generator
 ) -> Tensor:
@@ -91,8 +129,7 @@ def _alike(
 
 def _matched(ctx: EditContext, block: str, drawn: Placed, wanted: Placed) -> Placed:
     """`drawn`, scaled step by step to the norm of `wanted`; where only one of them is silent, to the whole norm."""
-    kept = ctx.runs.trace.step_row(block, ctx.runs.rows["source"], 0)
-    blank = torch.zeros(kept.shape, device=kept.device)
+    blank = _blank(ctx, block)
     size, goal = (_norms(placed, blank, ctx.runs.trace.steps_of(block)) for placed in (drawn, wanted))
     live = size > 0
     factors = torch.where(live, goal / size.where(live, torch.ones_like(size)), torch.zeros_like(size))
@@ -101,6 +138,11 @@ def _matched(ctx: EditContext, block: str, drawn: Placed, wanted: Placed) -> Pla
     if carried > 0:
         factors = factors * goal.norm() / carried
     return Placed(tuple(_scaled(term, factors) for term in drawn.terms))
+
+
+def _blank(ctx: EditContext, block: str) -> Tensor:
+    kept = ctx.runs.trace.step_row(block, ctx.runs.rows["source"], 0)
+    return torch.zeros(kept.shape, device=kept.device)
 
 
 def _norms(placed: Placed, blank: Tensor, steps: int) -> Tensor:
@@ -112,6 +154,6 @@ def _scaled(term: Term, factors: Tensor) -> Term:
     return replace(term, values=scaled(term.values, factors))
 
 
-def _generator(ctx: EditContext, draw: int) -> torch.Generator:
-    text = f"riebench-random-v1:{ctx.runs.example.id}:{ctx.runs.seed}:{draw}"
+def _generator(ctx: EditContext, draw: int, block: str = "") -> torch.Generator:
+    text = f"riebench-random-v1:{ctx.runs.example.id}:{ctx.runs.seed}:{draw}{block and ':' + block}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))

@@ -1,0 +1,159 @@
+"""The other examples of a category, for methods that look at them: a fixed choice, one example in memory at a time.
+
+Order: the examples of the task file by the SHA-256 of "riebench-reference-v1:" + id. `first` goes through it from the
+beginning, `next` from the scored example on, round to the beginning. Left out are the scored example itself, examples
+of its cluster, and those whose region is not found. So the choice hangs on the task file alone, not on what else is
+run, in which order, or in how many parts.
+
+Each other example is generated on its own with the noise that it has when it is scored itself. What methods find in it
+is kept while the task lasts; of its runs only the last example's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from riebench.capturing import CapturePlan
+from riebench.errors import RiebenchError
+from riebench.generate import Generator
+from riebench.masking import MaskMaker
+from riebench.methods.base import ExampleRuns
+from riebench.planning import Work, reference_work
+from riebench.schema import EditExample, EditTask
+
+T = TypeVar("T")
+
+Place = tuple[str, int]
+"""Example id and seed."""
+
+
+def reference_order(examples: Iterable[EditExample]) -> list[EditExample]:
+    """The order in which examples are looked at, whatever their order in the file."""
+    return sorted(
+        examples, key=lambda example: hashlib.sha256(f"riebench-reference-v1:{example.id}".encode()).hexdigest()
+    )
+
+
+class References:
+    """Other examples' runs.
+
+    Args:
+        pool: whole tasks.
+        generator: runs the model.
+        masks: makes the examples' masks.
+        captures: says what is captured.
+    """
+
+    def __init__(
+        self, pool: Sequence[EditTask], generator: Generator, masks: MaskMaker, captures: CapturePlan
+    ) -> None:
+        self._orders = {task.name: reference_order(task.examples) for task in pool}
+        self._generator = generator
+        self._masks = masks
+        self._captures = captures
+        self._task = ""
+        self._found: dict[tuple[Place, Hashable], Any] = {}
+        self._missing: set[Place] = set()
+        self._last: tuple[Place, ExampleRuns] | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any method looks at other examples."""
+        return any("others" in one.method.needs for one in self._captures.prepared.values())
+
+    def others(self, work: Work) -> OtherExamples | None:
+        """What methods see of the other examples; None if no method looks."""
+        return OtherExamples(self, work) if self.wanted else None
+
+    def works(self, works: Sequence[Work]) -> list[Work]:
+        """All examples that may be looked at beside some others; empty if no method looks."""
+        if not self.wanted:
+            return []
+        places = {(work.task.name, work.seed): work for work in works}
+        return [reference_work(work, example) for work in places.values() for example in self.order(work)]
+
+    def order(self, work: Work) -> list[EditExample]:
+        """The examples of the work's whole task, in the order of reference."""
+        return self._orders.get(work.task.name) or reference_order(work.task.examples)
+
+    def look(self, work: Work, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
+        """What is found in an example's runs, alone in a list; nothing if its region is not found."""
+        if work.task.name != self._task:
+            self._task, self._last = work.task.name, None
+            self._found.clear()
+            self._missing.clear()
+        place = (work.example.id, work.seed)
+        if place not in self._missing and (place, key) not in self._found:
+            runs = self._runs(work, place)
+            if runs is None:
+                self._missing.add(place)
+            else:
+                self._found[place, key] = look(runs)
+        return [] if place in self._missing else [self._found[place, key]]
+
+    def _runs(self, work: Work, place: Place) -> ExampleRuns | None:
+        if self._last is not None and self._last[0] == place:
+            return self._last[1]
+        self._last = None
+        pair = self._generator.generate(
+            [work.plain.source, work.plain.target], [work.noise] * 2, capture=self._captures.reference_captures(work)
+        )
+        try:
+            masks = self._masks.masks(work, pair, 0, 1)
+        except RiebenchError:
+            return None
+        if masks.empty:
+            return None
+        runs = ExampleRuns(
+            work.plain, work.seed, pair.traces[0], {"source": 0, "target": 1}, masks, rule=work.task.region_rule
+        )
+        self._last = (place, runs)
+        return runs
+
+
+@dataclass(frozen=True)
+class OtherExamples:
+    """One example's others (see `riebench.methods.base.Others`).
+
+    Attributes:
+        references: the runs.
+        work: the scored example.
+    """
+
+    references: References
+    work: Work
+
+    def first(self, count: int, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
+        """See `riebench.methods.base.Others.first`."""
+        return self._found(self.references.order(self.work), count, key, look)
+
+    def next(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> T:
+        """See `riebench.methods.base.Others.next`."""
+        order = self.references.order(self.work)
+        at = next((index for index, one in enumerate(order) if one.id == self.work.example.id), 0)
+        return self._found(order[at:] + order[:at], 1, key, look)[0]
+
+    def _found(
+        self, order: Sequence[EditExample], count: int, key: Hashable, look: Callable[[ExampleRuns], T]
+    ) -> list[T]:
+        found = list(islice(self._through(order, key, look), count))
+        if not found:
+            raise RiebenchError(
+                f"{self.work.task.name} has no other example with a region to look at; this method needs some"
+            )
+        return found
+
+    def _through(
+        self, order: Sequence[EditExample], key: Hashable, look: Callable[[ExampleRuns], T]
+    ) -> Iterator[T]:
+        for example in order:
+            if self._is_other(example):
+                yield from self.references.look(reference_work(self.work, example), key, look)
+
+    def _is_other(self, example: EditExample) -> bool:
+        own = self.work.example
+        return example.id != own.id and (own.cluster is None or example.cluster != own.cluster)
