@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from riebench.errors import StoreError
 from riebench.files import read_lines
 from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, PROFILES, Profile
-from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, ScoreRecord, Stored
+from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, ScoreRecord, Stored, UnitKey
 from riebench.stats import estimate
-from riebench.store import SCORES_FILE, RunFolder, ScoreKey
+from riebench.store import RECORDS_FILE, SCORES_FILE, RunFolder, ScoreKey
+from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world, world_gap
 
 EVERYTHING = "all"
 """The category that is the mean over all categories."""
@@ -73,12 +75,18 @@ class Configuration:
     """Category -> planned units."""
     values: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
     """Metric -> category -> example id -> values of its seeds."""
+    units: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
+    """Metric -> (example id, seed) -> value: the same, seed by seed, for what is compared picture by picture."""
     backbones: dict[str, str] = field(default_factory=dict)
     """Metric -> the network whose numbers these are."""
     profile: str = DEFAULT
     """Whose metrics these are: a name of `PROFILES`."""
     clusters: dict[str, str] = field(default_factory=dict)
     """Example id -> what it is resampled with, for examples that share something."""
+    origins: dict[str, set[Origin]] = field(default_factory=dict)
+    """Example id -> the versions of it that units were made from; more than one if it changed between two seeds."""
+    world: str = ""
+    """What the pictures come from (`riebench.versions.world`)."""
     failed: int = 0
     skipped: int = 0
     imputed: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -88,6 +96,12 @@ class Configuration:
     def label(self) -> str:
         """Setting name, with the strength where the setting has several."""
         return f"{self.setting} x{self.strength:g}" if self.several_strengths else self.setting
+
+    def add(self, metric: str, key: UnitKey, value: float) -> None:
+        """Takes in one unit's number."""
+        examples = self.values.setdefault(metric, {}).setdefault(key.category, {})
+        examples.setdefault(key.example_id, []).append(value)
+        self.units.setdefault(metric, {})[key.example_id, key.seed] = value
 
     def row(self, metric: str, category: str) -> TableRow:
         """One cell."""
@@ -122,12 +136,16 @@ class Configuration:
         }
 
 
-def configurations(folder: RunFolder, profile: str = DEFAULT) -> list[Configuration]:
+def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[str] = ()) -> list[Configuration]:
     """Reads one run folder into its configurations, block sets in the order of the blocks, "all" last.
 
     Args:
         folder: the run folder.
         profile: whose metrics to read; those of others are left out.
+        extra: further metrics to read, of those that no table shows.
+
+    Raises:
+        StoreError: for a damaged line, or a record that no plan asked for.
     """
     spec = folder.spec
     found: dict[tuple[str, float], Configuration] = {}
@@ -146,26 +164,36 @@ def configurations(folder: RunFolder, profile: str = DEFAULT) -> list[Configurat
                 run_id=spec.run_id,
                 several_strengths=len(strengths) > 1,
                 profile=profile,
+                world=world(spec),
             ),
         )
         configuration.expected[category] = n
-    _fill(folder, found, PROFILES[profile])
+    _fill(folder, found, PROFILES[profile], extra)
     return [found[key] for key in sorted(found, key=lambda key: (key[1], _block_order(key[0])))]
 
 
-def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration], profile: Profile) -> None:
+def _fill(
+    folder: RunFolder, found: dict[tuple[str, float], Configuration], profile: Profile, extra: Sequence[str]
+) -> None:
     scores = folder.scores()
+    metrics = dict.fromkeys([*profile.table, *extra])
     backbones = _backbones(folder, scores)
     for configuration in found.values():
         configuration.backbones = backbones
     for record in folder.records():
         key = record.key
-        configuration = found[key.block_set, key.strength]
+        configuration = found.get((key.block_set, key.strength))
+        if configuration is None:
+            raise StoreError(
+                f"{folder.path / RECORDS_FILE}: unit {key.digest} ({key.example_id}, blocks {key.block_set}, strength "
+                f"{key.strength:g}) was never planned; `riebench leaderboard --verify {folder.path}` says what was edited"
+            )
+        configuration.origins.setdefault(key.example_id, set()).add(Origin.of(key))
         configuration.failed += record.status == "error"
         configuration.skipped += record.status == "skipped"
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
-        for metric in profile.table:
+        for metric in metrics:
             score = scores.get((key.digest, metric, backbones.get(metric, "")))
             # A score of a picture that has been made again since is nobody's.
             value = None if score is None or score.picture != record.picture_id else score.value
@@ -174,8 +202,7 @@ def _fill(folder: RunFolder, found: dict[tuple[str, float], Configuration], prof
                 slot = (metric, key.category)
                 configuration.imputed[slot] = configuration.imputed.get(slot, 0) + 1
             if value is not None:
-                examples = configuration.values.setdefault(metric, {}).setdefault(key.category, {})
-                examples.setdefault(key.example_id, []).append(value)
+                configuration.add(metric, key, value)
 
 
 def _backbones(folder: RunFolder, scores: Mapping[ScoreKey, ScoreRecord]) -> dict[str, str]:
@@ -235,6 +262,15 @@ def whole_configurations(found: Iterable[Configuration]) -> list[Configuration]:
         return len(others) == 1 or (_width(c.block_set) > 1 and _width(c.block_set) == max(map(_width, others)))
 
     return [c for c in configs if is_whole(c)]
+
+
+def mixed(found: Sequence[Configuration]) -> list[str | None]:
+    """Of each row why it may not be held against the others: another version of an example, or another model."""
+    origins = [{name: frozenset(its) for name, its in c.origins.items()} for c in found]
+    example, model = agreed_origins(origins), agreed_world([c.world] for c in found)
+    return [
+        world_gap([c.world], model) or origin_gap(mine, example) for c, mine in zip(found, origins, strict=True)
+    ]  # fmt: skip
 
 
 def _width(block_set: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from riebench.profiles import DEFAULT
 from riebench.stats import BOOTSTRAP_SEED, POWER_FACTOR, REPLICATES, Estimate
 from riebench.store import RunFolder
 from riebench.tradeoff import Examples, TradeOff, cross_fit, macro_means, micro_means
+from riebench.versions import Origin, Origins, agreed_origins, agreed_world, origin_gap, world_gap
 
 Floats = NDArray[np.float64]
 
@@ -82,6 +84,15 @@ class Entry:
             for example in examples
         }
 
+    @property
+    def origins(self) -> Origins:
+        """Example id -> the versions that units were made from."""
+        found: dict[str, set[Origin]] = {}
+        for configuration in self.configurations:
+            for example, origins in configuration.origins.items():
+                found.setdefault(example, set()).update(origins)
+        return {example: frozenset(origins) for example, origins in found.items()}
+
     def gap(self, examples: Examples, seeds: int) -> str | None:
         """Why this entry cannot be compared on these examples, or None.
 
@@ -92,6 +103,10 @@ class Entry:
         failed = sum(configuration.failed for configuration in self.configurations)
         if failed:
             return f"{failed} units failed"
+        levels = Counter(configuration.label for configuration in self.configurations)
+        twice = [label for label, n in levels.items() if n > 1]
+        if twice:
+            return f"{twice[0]} is there twice"
         for metric in (GAIN, DISTANCE):
             for configuration in self.configurations:
                 row = configuration.row(metric, EVERYTHING)
@@ -162,14 +177,24 @@ class Field:
 
     @cached_property
     def examples(self) -> Examples:
-        """Every example that any entry has a number for."""
+        """Every example that any entry has a number for, in the version that counts."""
         categories: dict[str, str] = {}
         clusters: dict[str, str] = {}
         for entry in self.entries:
-            categories |= entry.categories
+            categories |= {example: c for example, c in entry.categories.items() if example in self.origins}
             for configuration in entry.configurations:
                 clusters |= configuration.clusters
         return Examples.of(categories, clusters)
+
+    @cached_property
+    def origins(self) -> dict[str, Origin | None]:
+        """Example id -> the version of it that counts (`agreed_origins`)."""
+        return agreed_origins(entry.origins for entry in self.entries)
+
+    @cached_property
+    def world(self) -> str | None:
+        """What most entries' pictures come from, or None if nobody can say."""
+        return agreed_world({c.world for c in entry.configurations} for entry in self.entries)
 
     @cached_property
     def seeds(self) -> int:
@@ -183,8 +208,13 @@ class Field:
 
     def gap(self, entry: Entry) -> str | None:
         """Why an entry cannot be compared, or None."""
+        other = world_gap((c.world for c in entry.configurations), self.world)
+        other = other or origin_gap(entry.origins, self.origins)
+        if other is not None:
+            return other
         clusters = {(c, k) for c, k in zip(self.examples.categories, self.examples.clusters, strict=True)}
-        if len(clusters) < 2 * len(self.examples.strata) or not clusters:
+        counted = Counter(category for category, _ in clusters)
+        if min(counted.values(), default=0) < 2:
             return "fewer than 2 independent examples in a category"
         return entry.gap(self.examples, self.seeds)
 
@@ -311,17 +341,20 @@ def _order(standing: Standing) -> tuple[bool, str, int, float, str]:
     return standing.group is None, letters, standing.group or 0, -area, standing.entry.name
 
 
-def entries(folders: Iterable[RunFolder], profile: str = DEFAULT, *, single_blocks: bool = False) -> list[Entry]:
+def entries(
+    folders: Iterable[RunFolder], profile: str = DEFAULT, *, single_blocks: bool = False, extra: Sequence[str] = ()
+) -> list[Entry]:
     """The methods of some run folders of one suite and model.
 
     Args:
         folders: of any settings.
         profile: whose metrics to read.
         single_blocks: also block sets that are part of a setting's whole; each is a method of its own.
+        extra: further metrics to read, of those that no table shows.
     """
     found: dict[tuple[str, str, str], list[tuple[RunFolder, Configuration]]] = {}
     for folder in folders:
-        all_of_it = configurations(folder, profile)
+        all_of_it = configurations(folder, profile, extra)
         for configuration in all_of_it if single_blocks else whole_configurations(all_of_it):
             setting = folder.spec.setting
             place = (setting.group or setting.name, _sae(folder), configuration.block_set)
