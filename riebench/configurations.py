@@ -11,7 +11,7 @@ from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, PROFILES, Profile
-from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, ScoreRecord, Stored, UnitKey
+from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, ScoreRecord, Stored
 from riebench.stats import estimate
 from riebench.store import RECORDS_FILE, SCORES_FILE, RunFolder, ScoreKey
 from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world, world_gap
@@ -97,11 +97,10 @@ class Configuration:
         """Setting name, with the strength where the setting has several."""
         return f"{self.setting} x{self.strength:g}" if self.several_strengths else self.setting
 
-    def add(self, metric: str, key: UnitKey, value: float) -> None:
+    def add(self, metric: str, category: str, example: str, seed: int, value: float) -> None:
         """Takes in one unit's number."""
-        examples = self.values.setdefault(metric, {}).setdefault(key.category, {})
-        examples.setdefault(key.example_id, []).append(value)
-        self.units.setdefault(metric, {})[key.example_id, key.seed] = value
+        self.values.setdefault(metric, {}).setdefault(category, {}).setdefault(example, []).append(value)
+        self.units.setdefault(metric, {})[example, seed] = value
 
     def row(self, metric: str, category: str) -> TableRow:
         """One cell."""
@@ -202,7 +201,7 @@ def _fill(
                 slot = (metric, key.category)
                 configuration.imputed[slot] = configuration.imputed.get(slot, 0) + 1
             if value is not None:
-                configuration.add(metric, key, value)
+                configuration.add(metric, key.category, key.example_id, key.seed, value)
 
 
 def _backbones(folder: RunFolder, scores: Mapping[ScoreKey, ScoreRecord]) -> dict[str, str]:

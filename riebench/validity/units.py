@@ -1,0 +1,192 @@
+"""Every edited picture whose truth is known, with its scores: what all of `riebench validity` is computed from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riebench.configurations import Configuration, whole_configurations
+from riebench.entries import ENDS, Entry, entries
+from riebench.stats import BOOTSTRAP_SEED, REPLICATES
+from riebench.store import RunFolder
+from riebench.tradeoff import Examples
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+Bools = NDArray[np.bool_]
+
+SCORES: Mapping[str, int] = {"clip_gain": 1, "clip_margin": 1, "clip_direction": 1, "lpips": -1, "lpips_bg": -1}
+"""Score -> 1, or -1 for a distance: it is turned round, so that more is always meant to be better."""
+
+TARGET, KEPT, SUCCESS = "judge_target", "judge_kept", "success"
+TRUTHS: Mapping[str, str] = {"target": TARGET, "kept": KEPT, "success": SUCCESS}
+"""What a truth is called in documents -> the stored verdict; `success` is made of the other two."""
+
+DECIMALS = 9
+"""Scores nearer than this are equal: the rest is rounding of the network that measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Pictures in one order, whatever the order of files and lines: by example, seed, method, blocks, strength.
+
+    Attributes:
+        examples: what is resampled.
+        methods: names, in the order of `method`.
+        example: position of each picture's example, int [N].
+        seed: its seed's number, int [N].
+        method: position of its method, int [N].
+        whole: whether its method's blocks were all edited together, bool [N].
+        values: score or truth -> float64 [N], nan where there is none; distances are turned round.
+        replicates: of the bootstrap.
+        generator_seed: of its generator.
+    """
+
+    examples: Examples
+    methods: tuple[str, ...]
+    example: Ints
+    seed: Ints
+    method: Ints
+    whole: Bools
+    values: Mapping[str, Floats]
+    replicates: int = REPLICATES
+    generator_seed: int = BOOTSTRAP_SEED
+
+    @cached_property
+    def weights(self) -> Floats:
+        """[1 + R, E]: every example once, then the bootstrap's draws."""
+        drawn = self.examples.draws(self.replicates, self.generator_seed)
+        return np.vstack([np.ones((1, len(self.examples.ids))), drawn])
+
+    def of_method(self, method: str) -> Bools:
+        """Which pictures are a method's, bool [N]."""
+        found: Bools = self.method == self.methods.index(method)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """One suite and model whose truth is known.
+
+    Attributes:
+        suite: its name.
+        model: its name.
+        units: every edited picture with a verdict; the two ends of the scale and strength 0 are left out.
+        entries: all methods with all blocks together, ends included.
+        labels: entry -> the name that tables use.
+    """
+
+    suite: str
+    model: str
+    units: Units
+    entries: tuple[Entry, ...]
+    labels: Mapping[Entry, str]
+
+
+def grounds(folders: Iterable[RunFolder]) -> tuple[list[Ground], list[tuple[str, str]]]:
+    """Sorts results by suite and model, and those with a known truth from those without.
+
+    Args:
+        folders: all run folders.
+
+    Returns:
+        What can be judged, and (suite, model) of what cannot: no judge has looked at those pictures.
+    """
+    groups: dict[tuple[str, str], list[RunFolder]] = {}
+    for folder in folders:
+        groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
+    known, unknown = [], []
+    for (suite, model), members in sorted(groups.items()):
+        found = ground(suite, model, members)
+        if found is None:
+            unknown.append((suite, model))
+        else:
+            known.append(found)
+    return known, unknown
+
+
+def ground(suite: str, model: str, folders: Sequence[RunFolder]) -> Ground | None:
+    """Reads one suite and model; None if no edited picture has a verdict."""
+    everything = entries(folders, single_blocks=True, extra=tuple(SCORES))
+    for entry in everything:
+        for configuration in entry.configurations:
+            add_success(configuration)
+    whole = {id(c) for c in whole_configurations(c for entry in everything for c in entry.configurations)}
+    together = [entry for entry in everything if all(id(c) in whole for c in entry.configurations)]
+    labels = _labels(everything)
+    units = _units([entry for entry in everything if entry.method not in ENDS], labels, whole)
+    if not len(units.example):
+        return None
+    return Ground(suite, model, units, tuple(together), labels)
+
+
+def add_success(configuration: Configuration) -> None:
+    """Adds the truth that is made of both verdicts: 1 if the target is there and all else was kept, else 0."""
+    kept = configuration.units.get(KEPT, {})
+    categories = {
+        example: category for category, examples in configuration.values.get(TARGET, {}).items() for example in examples
+    }
+    for (example, seed), reached in configuration.units.get(TARGET, {}).items():
+        if (example, seed) in kept:
+            value = float(reached == 1 and kept[example, seed] == 1)
+            configuration.add(SUCCESS, categories[example], example, seed, value)
+
+
+def _labels(everything: Sequence[Entry]) -> dict[Entry, str]:
+    """The method's name, with its SAEs where several methods of that name differ in them."""
+    saes: dict[str, set[str]] = {}
+    for entry in everything:
+        saes.setdefault(entry.name, set()).add(entry.sae)
+    return {entry: entry.name if len(saes[entry.name]) == 1 else f"{entry.name} ({entry.sae})" for entry in everything}
+
+
+def _units(everything: Sequence[Entry], labels: Mapping[Entry, str], whole: set[int]) -> Units:
+    categories: dict[str, str] = {}
+    clusters: dict[str, str] = {}
+    rows: list[tuple[tuple[str, int, str, str, float], bool, Configuration]] = []
+    for entry in everything:
+        for c in (c for c in entry.configurations if c.strength != 0 and SUCCESS in c.units):
+            clusters |= c.clusters
+            categories |= {name: category for category, names in c.values[SUCCESS].items() for name in names}
+            rows += [
+                ((example, seed, labels[entry], c.block_set, c.strength), id(c) in whole, c)
+                for example, seed in c.units[SUCCESS]
+            ]
+    examples = Examples.of(categories, clusters)
+    places = {name: index for index, name in enumerate(examples.ids)}
+    methods = tuple(sorted({key[2] for key, _, _ in rows}))
+    rows.sort(key=lambda row: (places[row[0][0]], *row[0][1:], row[2].setting))
+    return Units(
+        examples,
+        methods,
+        np.array([places[key[0]] for key, _, _ in rows], dtype=np.intp),
+        np.array([key[1] for key, _, _ in rows], dtype=np.intp),
+        np.array([methods.index(key[2]) for key, _, _ in rows], dtype=np.intp),
+        np.array([is_whole for _, is_whole, _ in rows], dtype=np.bool_),
+        {metric: _column(metric, rows) for metric in (*SCORES, *TRUTHS.values())},
+    )
+
+
+def _column(metric: str, rows: Sequence[tuple[tuple[str, int, str, str, float], bool, Configuration]]) -> Floats:
+    turn = SCORES.get(metric, 1)
+    found = [c.units.get(metric, {}).get((key[0], key[1]), np.nan) for key, _, c in rows]
+    # Adding 0 makes a turned 0 a plain one.
+    return turn * np.round(np.array(found, dtype=np.float64), DECIMALS) + 0.0
+
+
+def counts(ground: Ground) -> dict[str, int]:
+    """Pictures, methods, examples, categories and most seeds of an example."""
+    units = ground.units
+    seeds = Counter(int(e) for e, _ in {(int(e), int(s)) for e, s in zip(units.example, units.seed, strict=True)})
+    return {
+        "pictures": len(units.example),
+        "methods": len(units.methods),
+        "examples": len(units.examples.ids),
+        "categories": len(units.examples.strata),
+        "seeds": max(seeds.values()),
+    }
