@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from riebench.configurations import EVERYTHING
-from riebench.entries import Entry, Field, entries
+from riebench.entries import ENDS, MIN_LEVELS, Entry, Field, entries
 from riebench.errors import RiebenchError, near_match
 from riebench.inference import ALPHA, holm, interval, p_value
 from riebench.schema import ALL_CATEGORIES
@@ -101,8 +101,33 @@ def _differences(field: Field, pair: tuple[Entry, Entry]) -> dict[str, tuple[flo
     return rows
 
 
-def comparison_text(differences: Sequence[Difference], first: str, second: str) -> str:
-    """The comparison as Markdown: rows are block sets, columns categories; * marks what is beyond doubt."""
+def short_knobs(folders: Sequence[RunFolder], names: Sequence[str]) -> str:
+    """One line on each of some methods that has too few levels of its knob to use all budgets; "" if none has."""
+    few: dict[str, int] = {}
+    for entry in entries(folders, single_blocks=True):
+        if entry.name in names and entry.method not in ENDS and entry.levels < MIN_LEVELS:
+            few[entry.name] = min(entry.levels, few.get(entry.name, MIN_LEVELS))
+    return "".join(
+        f"{name} has {n} {'level' if n == 1 else 'levels'} of its knob, of {MIN_LEVELS} that a rank takes: its area "
+        "says what this reaches, not what the method could.\n\n"
+        for name, n in few.items()
+    )
+
+
+def comparison_text(differences: Sequence[Difference], first: str, second: str, notes: str = "") -> str:
+    """The comparison as Markdown: rows are block sets, columns categories; * marks what is beyond doubt.
+
+    Args:
+        differences: of `compare`.
+        first: its first method.
+        second: its second.
+        notes: paragraphs before the table, such as those of `short_knobs`.
+
+    Raises:
+        RiebenchError: if there is nothing to print.
+    """
+    if not differences:
+        raise RiebenchError(f"{first} and {second} have no category in common that both have numbers for")
     from riebench.tables import markdown
 
     categories = list(dict.fromkeys(one.category for one in differences))
@@ -114,7 +139,7 @@ def comparison_text(differences: Sequence[Difference], first: str, second: str) 
         f"{max(one.n_examples for one in differences)} examples; * adjusted p below {ALPHA} (Holm over "
         f"{len(differences)} differences).\n\n"
     )
-    return told + markdown(["blocks", *categories], rows)
+    return told + notes + markdown(["blocks", *categories], rows)
 
 
 def _cell(one: Difference | None) -> str:

@@ -9,6 +9,7 @@ from riebench.configurations import (
     EVERYTHING,
     Configuration,
     configurations,
+    mixed,
     present_metrics,
     scored_profiles,
     whole_configurations,
@@ -145,7 +146,11 @@ def _section(folders: Sequence[RunFolder], profile: str) -> str:
             ]
         )
     legend = "; ".join(f"`{metric}`: {FORMATS[metric].title}" for metric in metrics)
-    return markdown(["rank", "setting", "blocks", "sees", *metrics, "run"], table) + f"\n{legend}.\n"
+    odd = "".join(
+        f"\n{configuration.label} has no rank: {why}.\n"
+        for configuration, why in zip(found, mixed(found), strict=True) if why
+    )  # fmt: skip
+    return markdown(["rank", "setting", "blocks", "sees", *metrics, "run"], table) + f"\n{legend}.\n{odd}"
 
 
 def rank_metric(configuration: Configuration) -> str:
@@ -170,8 +175,12 @@ def is_complete(configuration: Configuration, examples: set[str]) -> bool:
 
 def _ranks(found: Sequence[Configuration]) -> list[int | None]:
     gains = [configuration.row(rank_metric(configuration), EVERYTHING).mean for configuration in found]
-    examples = {example for c in found for example in c.example_means(rank_metric(c))}
-    ranked = [is_complete(configuration, examples) for configuration in found]
+    odd = mixed(found)
+    examples = {e for c, why in zip(found, odd, strict=True) if not why for e in c.example_means(rank_metric(c))}
+    ranked = [
+        why is None and is_complete(configuration, examples)
+        for configuration, why in zip(found, odd, strict=True)
+    ]
     ranks: list[int | None] = []
     for index, configuration in enumerate(found):
         mine = gains[index]

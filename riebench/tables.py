@@ -12,6 +12,7 @@ from riebench.configurations import (
     Configuration,
     TableRow,
     configurations,
+    mixed,
     present_categories,
     present_metrics,
     scored_profiles,
@@ -73,7 +74,13 @@ def _note(found: list[Configuration]) -> str:
         + (f"\nMeasured by {', '.join(networks)}.\n" if networks else "")
         + (f"`clip_gain_2` is by {', '.join(second)}.\n" if second else "")
         + (_profile_note(found, profile.name) if profile.name != DEFAULT else "")
+        + _mixed_note(found)
     )
+
+
+def _mixed_note(found: list[Configuration]) -> str:
+    odd = {c.setting: why for c, why in zip(found, mixed(found), strict=True) if why is not None}
+    return "".join(f"\nNot to be compared with the other rows: {setting}, {why}.\n" for setting, why in odd.items())
 
 
 def _profile_note(found: list[Configuration], profile: str) -> str:

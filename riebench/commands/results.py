@@ -143,7 +143,7 @@ def compare(
 ) -> None:
     """Compare two methods: paired difference of their areas, by category and block set."""
     from riebench.compare import compare as compared
-    from riebench.compare import comparison_text
+    from riebench.compare import comparison_text, short_knobs
 
     folders = [
         folder
@@ -154,4 +154,5 @@ def compare(
     if len(groups) != 1:
         known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups) or "none"
         raise RiebenchError(f"one suite and model can be compared at a time; there are: {known}")
-    print(comparison_text(compared(folders, first, second), first, second), end="")
+    found = compared(folders, first, second)
+    print(comparison_text(found, first, second, short_knobs(folders, (first, second))), end="")
