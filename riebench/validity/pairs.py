@@ -1,0 +1,150 @@
+"""Pairs of pictures in a category: how often a score puts the truly better one first.
+
+Everything counted is a sum over pairs of examples, so that a bootstrap replicate, in which example e was drawn w_e
+times, is a quadratic form in w: exactly what the same count gives on the resampled pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riebench.configurations import EVERYTHING
+from riebench.schema import ALL_CATEGORIES
+from riebench.validity.cells import Cell, estimated, missing, ratio
+from riebench.validity.units import SCORES, Units
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+Bools = NDArray[np.bool_]
+Statistic = Callable[[Floats], Floats]
+"""Sums over pairs [4, 1 + R] -> a number in every replicate [1 + R]."""
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """Pairs of pictures, by the examples that the two come from; float64 [E, E] each, every pair counted once.
+
+    Attributes:
+        right: truth differs, and the score puts the better one first.
+        wrong: truth differs, and the score puts the worse one first.
+        level: truth differs, and the scores are equal.
+        apart: the scores differ, whatever the truth.
+    """
+
+    right: Floats
+    wrong: Floats
+    level: Floats
+    apart: Floats
+
+
+def pair_counts(score: Floats, truth: Floats, example: Ints, n_examples: int) -> PairCounts:
+    """Counts all pairs of some pictures at once.
+
+    Args:
+        score: [N], more is meant to be better.
+        truth: [N], more is better.
+        example: position of each picture's example, [N].
+        n_examples: how many examples there are.
+    """
+    ranks, levels = np.unique(score, return_inverse=True)[1], np.unique(truth, return_inverse=True)[1]
+    n_levels = int(levels.max(initial=0)) + 1
+    counts = np.zeros((n_examples * n_levels, int(ranks.max(initial=0)) + 1))
+    np.add.at(counts, (example * n_levels + levels, ranks), 1)
+    below = np.cumsum(counts, axis=1) - counts
+    shape = (n_examples, n_levels, n_examples, n_levels)
+    # higher[e, l, f, m]: pairs of a picture of e with truth l and one of f with truth m that scores lower.
+    higher, equal = (counts @ below.T).reshape(shape), (counts @ counts.T).reshape(shape)
+    better = np.tril(np.ones((n_levels, n_levels)), -1)
+    return PairCounts(
+        right=np.einsum("elfm,lm->ef", higher, better),
+        wrong=np.einsum("fmel,lm->ef", higher, better),
+        level=np.einsum("elfm,lm->ef", equal, better),
+        apart=higher.sum(axis=(1, 3)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Tracking:
+    """How some pictures' score tracks a truth.
+
+    Attributes:
+        units: all pictures.
+        score: name of the score.
+        truth: name of the truth.
+        chosen: which pictures, bool [N].
+    """
+
+    units: Units
+    score: str
+    truth: str
+    chosen: Bools
+
+    @cached_property
+    def _known(self) -> Bools:
+        found: Bools = self.chosen & np.isfinite(self.units.values[self.score])
+        return found & np.isfinite(self.units.values[self.truth])
+
+    def _inside(self, category: str) -> Ints:
+        """Positions of a category's pictures that have both numbers."""
+        return np.flatnonzero(self._known & np.isin(self.units.example, self.units.examples.strata[category]))
+
+    @cached_property
+    def _sums(self) -> dict[str, Floats]:
+        """Category -> [4, 1 + R]: right, wrong, level and apart in every replicate."""
+        found: dict[str, Floats] = {}
+        for category, members in self.units.examples.strata.items():
+            inside = self._inside(category)
+            if len(inside):
+                place = np.searchsorted(members, self.units.example[inside])
+                values = (self.units.values[name][inside] for name in (self.score, self.truth))
+                counts = pair_counts(*values, place, len(members))
+                weights = self.units.weights[:, members]
+                tables = (counts.right, counts.wrong, counts.level, counts.apart)
+                found[category] = np.array([((weights @ table) * weights).sum(axis=1) for table in tables])
+        return found
+
+    def preferred(self) -> dict[str, Cell]:
+        """Category, or "all" -> the share of pairs of unlike truth in which the better one scores higher.
+
+        Equal scores count half. Where the truth has two values this is the area under the ROC curve. "all" takes
+        the pairs of all categories together; two pictures of different categories are never a pair.
+        """
+        return self._cells(lambda s: ratio(s[0] + s[2] / 2, s[0] + s[1] + s[2]))
+
+    def correlation(self) -> dict[str, Cell]:
+        """Category, or "all" -> Kendall's tau-b over the same pairs."""
+        return self._cells(lambda s: ratio(s[0] - s[1], np.sqrt((s[0] + s[1] + s[2]) * s[3])))
+
+    def _cells(self, statistic: Statistic) -> dict[str, Cell]:
+        cells = {}
+        for category in (*(c for c in ALL_CATEGORIES if c in self.units.examples.strata), EVERYTHING):
+            inside = np.flatnonzero(self._known) if category == EVERYTHING else self._inside(category)
+            parts = [s for c, s in self._sums.items() if category in (c, EVERYTHING)]
+            reason = self._undefined(inside, parts)
+            if reason is not None:
+                cells[category] = missing(reason, len(inside))
+                continue
+            behind = np.unique(self.units.example[inside]).tolist()
+            draws = statistic(np.sum(parts, axis=0))
+            cells[category] = estimated(draws, len(inside), self.units.examples, behind, "undefined")
+        return cells
+
+    def _undefined(self, inside: Ints, parts: list[Floats]) -> str | None:
+        if not len(inside):
+            return "no value"
+        right, wrong, level, apart = np.sum([part[:, 0] for part in parts], axis=0)
+        if not right + wrong + level:
+            truth = np.unique(self.units.values[self.truth][inside])
+            return f"truth always {100 * truth[0]:.0f} %" if len(truth) == 1 else "truth constant in every category"
+        return None if apart else "score constant"
+
+
+def tracked(units: Units, truth: str, *, method: str | None = None) -> dict[str, Tracking]:
+    """Score -> how it tracks a truth, over all pictures or those of one method."""
+    chosen = np.ones(len(units.example), dtype=np.bool_) if method is None else units.of_method(method)
+    return {score: Tracking(units, score, truth, chosen) for score in SCORES}
