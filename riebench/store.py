@@ -1,6 +1,6 @@
 """Run folders: append-only records and scores, atomic pictures, one writer at a time.
 
-Layout: `results/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl and images/;
+Layout: `results/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/;
 `results/<suite>/<model>/shared/` holds what all settings share: source and target pictures and masks.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic, write_once
 from riebench.schema import EditRecord, RunSpec, ScoreRecord, UnitKey
+from riebench.seal import broken_seals, seal
 
 Redo = Literal["missing", "errors", "all"]
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
@@ -179,12 +180,18 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self.locked():
+            whole = not broken_seals(self.path)
             self._write_meta(provenance, list(plan))
+            if whole:
+                # At once: what kills this run later must not look as if somebody had edited run.json.
+                seal(self.path)
             yield self
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the folder's writer lock, with torn last lines mended; scoring needs it as much as making pictures.
+
+        What was written is sealed at the end, unless a seal was broken before.
 
         Raises:
             FolderInUseError: at once, if another process writes here.
@@ -197,7 +204,14 @@ class RunFolder:
         try:
             for name in (RECORDS_FILE, SCORES_FILE):
                 repair_last_line(self.path / name)
-            yield
+            whole = not broken_seals(self.path)
+            try:
+                yield
+            finally:
+                if whole:
+                    # A full disk has its own message, and the lines that are stored are good without a seal.
+                    with suppress(OSError):
+                        seal(self.path)
         finally:
             lock.release()
 
