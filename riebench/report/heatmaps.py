@@ -40,12 +40,13 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class BlockView:
-    """The heat maps of one setting at one strength."""
+    """The heat maps of one setting."""
 
     label: str
     description: str
     maps: tuple[HeatMap, ...]
-    has_shares: bool
+    weight: tuple[bool, int, int]
+    """How much there is to compare: whether shares are known, how many block sets, how few rows."""
 
 
 def short_category(name: str) -> str:
@@ -54,23 +55,27 @@ def short_category(name: str) -> str:
 
 
 def block_views(group: Group) -> list[BlockView]:
-    """One view per setting that edits blocks, and per strength of it."""
+    """One view per setting that edits blocks; its strengths are rows of their own."""
     found = [c for c in group.configurations if c.block_set != NO_BLOCKS]
     categories = group.categories
     shares = _shares(group)
     largest = {metric: _largest(found, metric, categories) for metric in (EFFECT, DISTANCE)}
-    descriptions = {folder.spec.setting.name: folder.spec.setting.description for folder in group.folders}
     views = []
-    for label in dict.fromkeys(c.label for c in found):
-        rows = [c for c in found if c.label == label]
-        setting = rows[0].setting
-        own = shares.get(setting, {})
+    for folder in group.folders:
+        setting = folder.spec.setting
+        rows = [c for c in found if c.setting == setting.name]
+        # A block's strengths below each other, blocks in their usual order.
+        order = list(dict.fromkeys(c.block_set for c in rows))
+        rows.sort(key=lambda c: (order.index(c.block_set), c.strength))
+        own = shares.get(setting.name, {})
         effects = [_map(rows, metric, categories, largest[metric]) for metric in (EFFECT, DISTANCE)]
         chosen = [_share_map(own, side, categories) if side in own else None for side in SIDES]
         # In twos: what an edit does, and beside it where its features lie.
         maps = tuple(m for pair in zip(effects, chosen, strict=True) for m in pair if m is not None)
-        views.append(BlockView(label, descriptions.get(setting, ""), maps, bool(own)))
-    return [view for view in views if view.maps]
+        if maps:
+            weight = bool(own) and len(order) > 1, len(order), -len(rows)
+            views.append(BlockView(setting.name, setting.description, maps, weight))
+    return views
 
 
 def _largest(found: Sequence[Configuration], metric: str, categories: Sequence[str]) -> float:
@@ -83,7 +88,8 @@ def _map(rows: Sequence[Configuration], metric: str, categories: Sequence[str], 
     table = []
     for c in rows:
         cells = [_cell(c, metric, [category], largest) for category in categories]
-        table.append((c.block_set, (*cells, _cell(c, metric, None, largest))))
+        name = f"{c.block_set} x{c.strength:g}" if c.several_strengths else c.block_set
+        table.append((name, (*cells, _cell(c, metric, None, largest))))
     if not any(cell.text != "–" for _, cells in table for cell in cells):
         return None
     return HeatMap(form.title, form.signed, (*map(short_category, categories), EVERYTHING), tuple(table))

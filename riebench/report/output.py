@@ -126,8 +126,9 @@ def _is_inside(name: str) -> bool:
 
 @contextmanager
 def _beside(place: Path) -> Iterator[Path]:
-    """A temporary file beside a path, which takes its place at the end; without the wait for the disk of
-    `write_atomic`, since thousands are written and all can be made again.
+    """A temporary file beside a path, which takes its place at the end.
+
+    Unlike `write_atomic` it does not wait for the disk: thousands are written, and all can be made again.
     """
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:

@@ -1,0 +1,91 @@
+"""Run folders for tests of the report: two settings, several strengths and block sets, hostile words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from helpers import make_spec
+
+from riebench.regions import RegionMasks
+from riebench.schema import BlockFeatures, EditExample, EditRecord, EditTask, ScoreRecord, UnitKey
+from riebench.store import RunFolder, run_path
+
+HOSTILE = 'a <script>window.hit = 1</script> & \'car\' " ]]> <img src=x onerror="window.hit = 1">'
+CATEGORIES = ("change_object", "change_color")
+STRENGTHS = (0.5, 1.0, 2.0)
+
+
+def example_of(category: str, number: int) -> EditExample:
+    """The example of a category and number; its prompts try to be HTML."""
+    return EditExample(id=f"{category}-{number}", source=HOSTILE, target=f"a boat {number}</script>")
+
+
+def tasks(examples: int = 3) -> list[EditTask]:
+    """The suite that the runs are made from."""
+    return [
+        EditTask(name=c, version=1, category=c, suite="mine", examples=tuple(example_of(c, i) for i in range(examples)))
+        for c in CATEGORIES
+    ]
+
+
+def flat(value: int, side: int = 16) -> np.ndarray:
+    """A grey picture, uint8 [side, side, 3]."""
+    return np.full((side, side, 3), value, np.uint8)
+
+
+def keys_of(block_sets: tuple[str, ...], strengths: tuple[float, ...], examples: int) -> list[UnitKey]:
+    """All units of a setting, two seeds each."""
+    return [
+        UnitKey(
+            task=category, task_version=1, category=category, example_id=f"{category}-{number}",
+            example_hash=example_of(category, number).content_hash, block_set=block_set, strength=strength, seed=seed,
+        )
+        for category in CATEGORIES for number in range(examples) for block_set in block_sets
+        for strength in strengths for seed in (0, 1)
+    ]  # fmt: skip
+
+
+def make_run(
+    results: Path, name: str, method: str, block_sets: tuple[str, ...], strengths: tuple[float, ...], examples: int = 3
+) -> RunFolder:
+    """One setting's finished run. A picture's grey and its scores follow from strength and block set."""
+    spec = make_spec(name=name, method=method, description=f"{name} <b>bold</b>", strengths=strengths)
+    spec = spec.model_copy(update={"suite": "mine"})
+    run = RunFolder(run_path(results, "mine", "toy-turbo", name), spec)
+    keys = keys_of(block_sets, strengths, examples)
+    mask = np.zeros((16, 16), bool)
+    mask[4:8, 4:12] = True
+    with run.writing({}, keys):
+        records = [_record(run, key, mask) for key in keys]
+        run.append_many(records)
+        run.append_scores(
+            ScoreRecord(unit=record.key.digest, metric=metric, version=1, picture=record.picture_id, value=value)
+            for record in records
+            for metric, value in {
+                "clip_gain": 0.02 * record.key.strength if method != "no_edit" else 0.0,
+                "lpips": 0.1 * record.key.strength if method != "no_edit" else 0.0,
+                "psnr_bg": 31.25,
+            }.items()
+        )
+    return RunFolder(run.path)
+
+
+def _record(run: RunFolder, key: UnitKey, mask: np.ndarray) -> EditRecord:
+    names = [run.shared.image_name(key, "source"), run.shared.image_name(key, "target")]
+    for image, value in zip(names, (10, 250), strict=True):
+        run.shared.write_image(image, flat(value))
+    run.shared.write_json(run.shared.mask_name(key), RegionMasks(mask, mask).to_json("test"))
+    image, digest = run.write_image(key, flat(int(40 * key.strength) + 20 * (key.block_set == "all") + key.seed))
+    both = {"mid.0": BlockFeatures(add=(1, 2, 3), remove=(4,)), "up.0.1": BlockFeatures(add=(9,), remove=(5,))}
+    return EditRecord(
+        key=key, status="ok", image=image, image_sha256=digest, source_image=names[0], target_image=names[1],
+        features=both if key.block_set == "all" else {},
+    )  # fmt: skip
+
+
+def make_results(results: Path) -> Path:
+    """A results folder with both ends of the scale and one method with blocks and strengths."""
+    make_run(results, "no_edit", "no_edit", ("none",), (1.0,))
+    make_run(results, "sae", "sae", ("mid.0", "up.0.1", "all"), STRENGTHS)
+    return results
