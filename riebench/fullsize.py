@@ -129,7 +129,8 @@ def _edit(model: Any, one: Configuration, device: str, name: str, saes: Path, re
     for record in folder.records():
         if record.status != "ok":
             raise RiebenchError(f"{name} at {one.size} px, {one.steps} steps, {one.dtype}: {record.reason}")
-        if folder.shared.read_image(str(record.source_image)).tobytes() == folder.read_image(str(record.image)).tobytes():
+        source, edited = folder.shared.read_image(str(record.source_image)), folder.read_image(str(record.image))
+        if source.tobytes() == edited.tobytes():
             raise RiebenchError(f"{name} at {one.size} px, {one.steps} steps, {one.dtype} changed nothing")
     return Measure(name, one, one.batch, **seen)
 
@@ -264,4 +265,6 @@ def _line(one: Measure) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(main)
+    app()

@@ -86,9 +86,14 @@ class RandomPrompts(StableDiffusionXLPipeline):
     """SDXL's pipeline without text encoders: a prompt's embedding is random numbers that follow from its words."""
 
     def encode_prompt(
-        self, prompt: str, *, device: torch.device, do_classifier_free_guidance: bool, **unused: Any
+        self, prompt: str | None, *, device: torch.device, do_classifier_free_guidance: bool, **more: Any
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Embeddings of the right shapes; the negative ones are zeros, as the real pipeline's are."""
+        if prompt is None:
+            # The embeddings are given, as they are whenever pictures are generated.
+            return super().encode_prompt(
+                prompt, device=device, do_classifier_free_guidance=do_classifier_free_guidance, **more
+            )
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big")
         generator = torch.Generator().manual_seed(seed)
         made = [torch.randn(shape, generator=generator) for shape in ((1, TOKENS, TEXT_WIDTH), (1, POOLED_WIDTH))]
