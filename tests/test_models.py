@@ -53,7 +53,7 @@ def same(first: Any, second: Any) -> bool:
 
 @pytest.mark.parametrize("kinds", [{}, {"half": False}, {"full": False}], ids=["both", "fp32 only", "fp16 only"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_hubs_layout_in_every_precision(tmp_path: Path, kinds: dict[str, bool], dtype: str) -> None:
+def test_the_hubs_layout_in_every_precision(tmp_path: Path, kinds: dict[str, Any], dtype: str) -> None:
     model = load_model(str(hub_layout(tmp_path / "turbo", **kinds)), dtype=dtype)
     wanted = getattr(torch, dtype)
     # The stored text encoders say float16, whatever is asked for.
@@ -77,13 +77,14 @@ def test_a_layout_from_the_hub_gives_the_same_pictures(tmp_path: Path) -> None:
 
 
 def test_only_the_files_that_are_read_tell_models_apart(tmp_path: Path) -> None:
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("both", {}, "float16"),
+        ("half", {"full": False}, "float16"),
+        ("full", {"half": False}, "float16"),
+    ]
     both, half, full = (
         load_model(str(hub_layout(tmp_path / name / "m", **kinds)), dtype=dtype).spec.revision
-        for name, kinds, dtype in (
-            ("both", {}, "float16"),
-            ("half", {"full": False}, "float16"),
-            ("full", {"half": False}, "float16"),
-        )
+        for name, kinds, dtype in cases
     )
     assert both == half != full
 

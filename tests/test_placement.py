@@ -72,7 +72,7 @@ def test_the_named_kernel_computes_the_attention(monkeypatch: pytest.MonkeyPatch
     for prompt in PROMPTS:
         generator.embed(prompt)
     latents: list[Tensor] = []
-    monkeypatch.setattr(Generator, "decode", lambda self, found: latents.append(found) or np.zeros((2, 1, 1, 3)))
+    monkeypatch.setattr(Generator, "decode", lambda self, found: latents.append(found))
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     generator.generate(PROMPTS, SEEDS)
     assert seen == {(True, False)} and latents
