@@ -165,6 +165,24 @@ def test_what_the_hub_refuses_is_one_line(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_repository_of_something_else_is_told_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    other = hub_layout(tmp_path / "other", index={"_class_name": "StableDiffusion3Pipeline"})
+    with fake_hub(monkeypatch, serve(other)) as asked, pytest.raises(RiebenchError, match="is a StableDiffusion3Pipel"):
+        load_model(REPO)
+    assert not [path for path in asked if path.endswith(".safetensors")]
+
+
+def test_a_repository_without_a_pipeline_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    other = hub_layout(tmp_path / "other")
+    (other / "model_index.json").unlink()
+    with fake_hub(monkeypatch, serve(other)), pytest.raises(RiebenchError, match="holds no diffusers model"):
+        load_model(REPO)
+
+
 def test_without_network_the_cache_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_cache(tmp_path, monkeypatch)
     with fake_hub(monkeypatch, unreachable) as asked:

@@ -12,10 +12,13 @@ from accelerate import cpu_offload
 from sdxl_files import plain_folder
 from tiny import SIZE, tiny_folder, tiny_model
 from torch import Tensor
+from typer.testing import CliRunner
 
+from riebench.cli import app
 from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
+from riebench.job import Job
 from riebench.models import LoadedModel, load_model
 from riebench.options import ModelOptions
 from riebench.placement import parts_of, place
@@ -256,3 +259,18 @@ def test_the_two_tokenizers_positions_are_joined() -> None:
     separate = [[tokenizer("cat!, x").char_to_token(6)] for tokenizer in (model.pipe.tokenizer, model.pipe.tokenizer_2)]
     assert separate[0] != separate[1]
     assert generator.token_positions("cat!, x", "x") == sorted({*separate[0], *separate[1]})
+
+
+def test_flags_reach_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Job] = []
+    monkeypatch.setattr(Job, "run", lambda self, say: seen.append(self))
+    line = (
+        "run no_edit --size 768 --config sdxl-base --vae fp16-fix --offload model --vae-slicing --vae-tiling "
+        "--attention math --channels-last --results"
+    )
+    assert CliRunner().invoke(app, [*line.split(), str(tmp_path)]).exit_code == 0
+    assert seen[0].options == ModelOptions(768, "sdxl-base", "fp16-fix", "model", True, True, "math", True)
+    assert CliRunner().invoke(app, ["run", "no_edit", "--results", str(tmp_path)]).exit_code == 0
+    assert seen[1].options == ModelOptions()
+    refused = CliRunner().invoke(app, ["run", "no_edit", "--offload", "sequental", "--results", str(tmp_path)])
+    assert refused.exit_code == 2 and "--offload 'sequental' (did you mean 'sequential'?)" in refused.stderr
