@@ -16,7 +16,7 @@ from riebench.methods.base import get_method
 from riebench.needs import SAE_BYTES_PER_BLOCK
 from riebench.planning import Unit, check_places, check_request, plan, usual_batch_size
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.schema import CATEGORIES, RunSpec, Setting
+from riebench.schema import ALL_CATEGORIES, RunSpec, Setting
 from riebench.shapes import SDXL, Shape
 from riebench.store import RUN_FILE, SHARED, RunFolder, SharedFolder, run_path
 from riebench.suites import default_model
@@ -129,7 +129,7 @@ def print_forecast(found: Forecast) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    categories = [name for name in CATEGORIES if any(line.category == name for line in found.lines)]
+    categories = [name for name in ALL_CATEGORIES if any(line.category == name for line in found.lines)]
     table = Table(title="units to make by category; in brackets: of how many, where some are stored already")
     table.add_column("setting", no_wrap=True)
     for category in (*categories, EVERYTHING):
