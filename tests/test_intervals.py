@@ -111,7 +111,7 @@ def adaptive() -> Adaptive:
         ("mid.0", push(steps=3)),
         ("mid.0", adaptive()),
         ("mid.res.1", push(steps=3)),
-        ("mid.0.ff.0", Paired(*[torch.arange(POSITIONS)] * 2, torch.tensor([1, 5]), torch.tensor([3]))),
+        ("mid.0.ff.0", Paired(torch.arange(9), torch.arange(POSITIONS), torch.tensor([1, 5]), torch.tensor([3]))),
     ],
 )
 def test_calls_outside_the_interval_are_the_unedited_ones_bit_for_bit(site: str, change: Placed) -> None:

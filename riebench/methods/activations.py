@@ -84,7 +84,8 @@ def _update_size(runs: ExampleRuns, block: str) -> Tensor:
     if not runs.trace.long:
         return runs.updates("source", block).square().sum(-1).mean(-1).sqrt()
     steps = (runs.trace.step_row(block, runs.rows["source"], step) for step in range(runs.trace.steps_of(block)))
-    return torch.stack([step.float().square().sum(-1).mean(-1).sqrt() for step in steps])
+    norms = (torch.linalg.vector_norm(step, dim=-1, dtype=torch.float32) for step in steps)
+    return torch.stack([lengths.square().mean().sqrt() for lengths in norms])
 
 
 @method("neurons", access="PAM", needs=("updates", "units"))

@@ -27,7 +27,7 @@ Need = Literal["updates", "saes", "units"]
 
 ROLES: tuple[Role, Role] = ("source", "target")
 
-ENCODED_AT_A_TIME = 512
+ENCODED_AT_A_TIME = 256
 """Positions of a long run whose feature values are computed together."""
 
 
