@@ -59,12 +59,20 @@ def test_the_hubs_layout_in_every_precision(tmp_path: Path, kinds: dict[str, Any
     # The stored text encoders say float16, whatever is asked for.
     assert {part.dtype for part in (model.pipe.unet, model.pipe.text_encoder, model.pipe.text_encoder_2)} == {wanted}
     assert model.pipe.vae.dtype == torch.float32
-    assert model.pipe.watermark is None
     truth = load_model(str(plain_folder())).pipe.unet.conv_in.weight
     from_full = kinds.get("full", True) if dtype == "float32" else not kinds.get("half", True)
     rounded = truth if from_full else truth.half()
     assert torch.equal(model.pipe.unet.conv_in.weight, rounded.to(wanted))
     assert (model.spec.steps, model.spec.guidance) == (4, 0.0)
+
+
+def test_no_watermark_whatever_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipelines = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"
+    monkeypatch.setattr(f"{pipelines}.is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(f"{pipelines}.StableDiffusionXLWatermarker", object, raising=False)
+    file = single_file(tmp_path / "one.safetensors")
+    for name, options in ((str(plain_folder()), {}), (str(file), {"config": str(plain_folder())})):
+        assert load_model(name, options=ModelOptions(**options)).pipe.watermark is None
 
 
 def test_a_layout_from_the_hub_gives_the_same_pictures(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.job import Job
 from riebench.models import LoadedModel, load_model
+from riebench.needs import FP16_FIX_REVISION, FP16_FIX_SOURCE
 from riebench.options import ModelOptions
 from riebench.placement import parts_of, place
 from riebench.runner import run_benchmark
@@ -157,6 +158,17 @@ def test_another_autoencoder_is_part_of_what_a_run_is(tmp_path: Path, force_upca
     assert "vae" not in usual.spec.identity and "vae_tiling" not in usual.spec.identity
     bright, plain = (Generator(one).generate(PROMPTS[:1], SEEDS[:1]).images.mean() for one in (model, usual))
     assert bright > plain
+
+
+def test_the_autoencoder_for_half_precision_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / f"models--{FP16_FIX_SOURCE.replace('/', '--')}" / "snapshots" / FP16_FIX_REVISION
+    write_vae(place, force_upcast=False)
+    model = load_model(str(tiny_folder()), dtype="float16", offline=True, options=ModelOptions(vae="fp16-fix"))
+    assert model.spec.vae == f"{FP16_FIX_SOURCE}@{FP16_FIX_REVISION}" and model.pipe.vae.dtype == torch.float16
+    assert model.spec.name == "tiny-float16-vae-fp16-fix"
+    full = load_model(str(tiny_folder()), dtype="float32", offline=True, options=ModelOptions(vae="fp16-fix"))
+    assert full.pipe.vae.dtype == torch.float32
 
 
 def test_identities_from_before_these_options_hold() -> None:
