@@ -155,7 +155,7 @@ def _cell(lines: Sequence[Line]) -> str:
 
 def describe(found: Forecast) -> list[tuple[str, str]]:
     """A forecast in words: label and text of each line."""
-    model = found.model
+    model, memory = found.model, found.memory
     guided = f"guidance {model.guidance:g}" if model.guidance > 1 else "no guidance"
     looked = f" + {2 * found.looked} for region models to look at" if found.looked else ""
     beside = f" + at most {found.beside} runs to rank and read feed-forward units" if found.beside else ""
@@ -167,8 +167,8 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
                         f"settings) + {found.edited} edited ones{looked}{beside}"),
         ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
         ("time (estimate)", f"{duration(found.seconds)} for generating, scoring not counted; from {found.basis}"),
-        ("memory (estimate)", f"{size_text(found.memory)} = weights and SAEs {size_text(found.weights)} + one batch of "
-                              f"{found.batch_size} {size_text(found.work)} + traces {size_text(found.traces)}"),
+        ("memory (estimate)", f"{size_text(memory.total)} = weights and SAEs {size_text(memory.weights)} + one batch "
+                              f"of {found.batch_size} {size_text(memory.work)} + traces {size_text(memory.traces)}"),
         ("disk (estimate)", f"{size_text(found.disk)} of pictures"),
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from riebench.capturing import CapturePlan
 from riebench.edits import Edit
-from riebench.errors import RiebenchError, reason
+from riebench.errors import MemoryShortageError, RiebenchError, reason
 from riebench.generate import GenerationResult, Generator
 from riebench.masking import MaskMaker
 from riebench.methods.base import EditContext, ExampleRuns, Reuse
@@ -174,6 +174,7 @@ class Runner:
                 for work in works:
                     self._run_chunk([work])
                 return
+            _refuse_shortage(error)
             self._finish(works[0].units, "error", reason(error))
             return
         for index, work in enumerate(works):
@@ -263,6 +264,7 @@ class Runner:
                 for row in rows:
                     self._make([row])
             else:
+                _refuse_shortage(error)
                 self._finish([rows[0].unit], "error", reason(error))
             return
         seconds = (time.perf_counter() - start) / len(rows)
@@ -288,3 +290,9 @@ class Runner:
         if not (self.shared.path / name).exists():
             self.shared.write_image(name, fresh)
         return self.shared.read_image(name)
+
+
+def _refuse_shortage(error: Exception) -> None:
+    # What does not fit alone fits nowhere: going on would fail every unit to come, each in its turn.
+    if isinstance(error, MemoryShortageError):
+        raise error

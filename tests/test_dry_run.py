@@ -184,12 +184,12 @@ def test_sdxl_needs_no_model_to_be_counted() -> None:
     turbo = large(settings=("sae_k160", "no_edit", "target_prompt"))
     assert (turbo.pairs, turbo.equal, turbo.edited) == (360, 720, 3600)
     assert turbo.evaluations == (720 + 3600) * 4
-    assert 7.0e9 < turbo.weights < 7.6e9
+    assert 7.0e9 < turbo.memory.weights < 7.6e9
     base = large(model="sdxl-base", settings=("sae_k160",), blocks="down.1.0,up.0.2")
     assert base.evaluations == (720 + 720) * 20 * 2
-    assert large(model="sdxl-base", settings=("sae_k160",), batch_size=1).traces < 0.5e9
+    assert large(model="sdxl-base", settings=("sae_k160",), batch_size=1).memory.traces < 0.5e9
     half = large(model="sdxl-base", settings=("sae_k160",), blocks="mid.0", options=ModelOptions(offload="model"))
-    assert half.weights < 5.3e9
+    assert half.memory.weights < 5.3e9
     units = large(settings=("neurons_k5000",))
     # Ranked by one more pair an example, and read from pairs beside both strengths of it.
     assert units.beside == 360 * (2 + 2 * 2)
