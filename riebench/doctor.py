@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from riebench import __version__, machine
-from riebench.checklist import Check, size_text
+from riebench.checklist import Check, State, size_text
 from riebench.dryrun import duration, prepare_forecast
 from riebench.estimates import LARGEST_BATCH_DECODED, Request, is_searched, memory
 from riebench.forecast import Forecast, forecast
@@ -82,7 +82,7 @@ def _device(request: Request, found: Forecast) -> list[Check]:
         checks.append(Check("GPU format", "missing", f"{card.name} does not compute in bfloat16", "--dtype float16"))
     checks.append(_memory("GPU memory", request, found, card.free))
     whole = memory(replace(request, options=replace(request.options, offload="none")), ()).weights
-    state = "ok" if whole <= ram else "missing"
+    state: State = "ok" if whole <= ram else "missing"
     text = f"weights pass through it while loading: {size_text(whole)} needed, {size_text(ram)} free"
     return [*checks, Check("memory", state, text, "" if state == "ok" else "--dtype float16, or end other programs")]
 

@@ -20,6 +20,7 @@ from riebench.cli import app
 from riebench.doctor import examine, is_ready, smaller
 from riebench.dryrun import prepare_forecast
 from riebench.errors import RiebenchError
+from riebench.files import file_sha256
 from riebench.forecast import forecast
 from riebench.job import Job
 from riebench.machine import Gpu
@@ -59,10 +60,10 @@ def test_the_toy_world_lacks_nothing() -> None:
 
 
 def test_a_damaged_shipped_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from riebench.toyworld import assets
+    def hashed(path: Path) -> str:
+        return "0" if path.parent.name == "judge" else file_sha256(path)
 
-    real = assets.file_sha256
-    monkeypatch.setattr(assets, "file_sha256", lambda path: "0" if path.parent.name == "judge" else real(path))
+    monkeypatch.setattr("riebench.toyworld.assets.file_sha256", hashed)
     monkeypatch.setattr(doctor, "sae_checks", lambda *_: [])
     (check,) = bad(Job(device="cpu", settings=("no_edit",))).values()
     assert check.what == "shipped judge" and "is damaged" in check.found

@@ -203,10 +203,9 @@ def test_the_command_prints_it_and_loads_nothing(tmp_path: Path) -> None:
     )
     line = ["run", "sae_k160", "no_edit", "--suite", "sdxl", "--model", "some/finetune@v1", "--device", "cuda"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *line, "--dry-run", "--results", str(tmp_path / "out")], capture_output=True, text=True, check=True,
-        env=environment,
-    )  # fmt: skip
+    line += ["--dry-run", "--results", str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, *line]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     text = done.stdout
     assert text.splitlines()[-1] == "0 []"
     assert "3960: 0 done, 3960 to make, of which 360 are copies by construction" in text
