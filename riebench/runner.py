@@ -27,6 +27,7 @@ from riebench.methods.base import EditContext, ExampleRuns, Reuse
 from riebench.models import LoadedModel
 from riebench.planning import (
     Prepared,
+    Shelf,
     Unit,
     Work,
     check_request,
@@ -106,8 +107,9 @@ def run_benchmark(
     suite = tasks[0].suite
     spec = parse_regions(regions)
     identity = spec.identity
+    shelf: Shelf = {}
     prepared = {
-        setting.name: prepare(setting, suite, model, results_root, saes_source, identity, offline)
+        setting.name: prepare(setting, suite, model, results_root, saes_source, identity, offline, shelf)
         for setting in settings
     }
     folders = [one.folder for one in prepared.values()]

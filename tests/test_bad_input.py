@@ -66,7 +66,8 @@ def refused(place: Path, *more: str, model: str | Path | None = None, sae: str |
     before = {path: path.read_bytes() for path in sorted((place / "out").rglob("*")) if path.is_file()}
     line = ["run", str(place / "features.yaml"), "--suite", str(place / "mine"), "--results", str(place / "out")]
     line += ["--model", str(model or tiny_folder()), "--sae", str(sae or tiny_saes()), "--steps", "2", "--guidance"]
-    return only_line(CliRunner().invoke(app, [*line, "0", "--device", "cpu", *more]), before)
+    scorer = () if "--scorer" in more else ("--scorer", "toy-clip")
+    return only_line(CliRunner().invoke(app, [*line, "0", "--device", "cpu", *scorer, *more]), before)
 
 
 def only_line(result: Any, before: dict[Path, bytes]) -> str:

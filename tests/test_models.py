@@ -71,8 +71,8 @@ def test_no_watermark_whatever_is_installed(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(f"{pipelines}.is_invisible_watermark_available", lambda: True)
     monkeypatch.setattr(f"{pipelines}.StableDiffusionXLWatermarker", object, raising=False)
     file = single_file(tmp_path / "one.safetensors")
-    for name, options in ((str(plain_folder()), {}), (str(file), {"config": str(plain_folder())})):
-        assert load_model(name, options=ModelOptions(**options)).pipe.watermark is None
+    for name, config in ((plain_folder(), None), (file, str(plain_folder()))):
+        assert load_model(str(name), options=ModelOptions(config=config)).pipe.watermark is None
 
 
 def test_a_layout_from_the_hub_gives_the_same_pictures(tmp_path: Path) -> None:
