@@ -124,10 +124,7 @@ def neurons(
     if missing:
         raise RiebenchError(f"the feed-forward units of {', '.join(missing)} were not captured")
     layers = [unit_site(block, layer) for block in ctx.blocks for layer in range(runs.unit_layers[block])]
-    target, source = (
-        {site: runs.unit_means(role, site, rank) for site in layers}
-        for role in ROLES
-    )
+    target, source = ({site: runs.unit_means(role, site, rank) for site in layers} for role in ROLES)
     choice = choose(target, source, n_units, signed=shares == "published")
     chosen = {site: (choice.add[site], choice.remove[site]) for site in layers}
     chosen = {site: (add, remove) for site, (add, remove) in chosen.items() if len(add) + len(remove)}

@@ -189,7 +189,6 @@ class EditContext:
             raise RiebenchError(f"no SAE for block {block}; give a folder that has one")
         return self.saes[block]
 
-
     def seen(self, delete_uses_target: bool) -> EditContext:
         """What a method sees of a deletion: the target run, or, as published before October 2025, the source run twice.
 
