@@ -32,7 +32,7 @@ class CapturePlan:
         self.looks_at_attention = looks_at_attention
         model = generator.model
         self._sites = known_sites(model.unet)
-        self._shape = unet_shape(model.unet.config, model.pipe.vae_scale_factor)
+        self._shape = unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor)
         blocks = self._attention_blocks()
         # The usual blocks count even where a setting uses one of them alone: it is then treated alike in all company.
         self._usual = self._footprint(blocks, blocks, blocks)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from riebench import __version__, machine
-from riebench.checklist import Check, size_text
+from riebench.checklist import Check, State, size_text
 from riebench.dryrun import duration, prepare_forecast
-from riebench.estimates import Request, is_searched
+from riebench.estimates import LARGEST_BATCH_DECODED, Request, is_searched, memory
 from riebench.forecast import Forecast, forecast
 from riebench.inventory import model_checks, region_checks, sae_checks, scorer_checks
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
+from riebench.options import TILE
 from riebench.planning import works_of
 from riebench.provenance import package_versions
 
@@ -79,36 +81,49 @@ def _device(request: Request, found: Forecast) -> list[Check]:
     if request.model.dtype == "bfloat16" and not card.bfloat16:
         checks.append(Check("GPU format", "missing", f"{card.name} does not compute in bfloat16", "--dtype float16"))
     checks.append(_memory("GPU memory", request, found, card.free))
-    whole = forecast(replace(request, options=replace(request.options, offload="none"))).weights
-    state = "ok" if whole <= ram else "missing"
+    whole = memory(replace(request, options=replace(request.options, offload="none")), ()).weights
+    state: State = "ok" if whole <= ram else "missing"
     text = f"weights pass through it while loading: {size_text(whole)} needed, {size_text(ram)} free"
     return [*checks, Check("memory", state, text, "" if state == "ok" else "--dtype float16, or end other programs")]
 
 
 def _memory(what: str, request: Request, found: Forecast, free: int) -> Check:
-    text = f"about {size_text(found.memory)} needed (batch of {found.batch_size}), {size_text(free)} free"
-    if found.memory <= free * SHARE_OF_RAM:
+    text = f"about {size_text(found.memory.total)} needed (batch of {found.batch_size}), {size_text(free)} free"
+    if found.memory.total <= free * SHARE_OF_RAM:
         return Check(what, "ok", text)
     return Check(what, "missing", text, smaller(request, int(free * SHARE_OF_RAM)))
 
 
 def smaller(request: Request, limit: int) -> str:
     """The first options with which a job is expected to fit into some bytes of memory, the cheapest first."""
-    on_gpu = request.device.startswith("cuda")
-    half = request.model.model_copy(update={"dtype": "float16"})
-    for dtype in ("", " --dtype float16") if request.model.dtype == "float32" and on_gpu else ("",):
-        for offload in ("none", "model", "sequential") if on_gpu else ("none",):
-            for batch in sorted({request.batch_size, 4, 2, 1}, reverse=True):
-                tried = replace(
-                    request, model=half if dtype else request.model, batch_size=min(batch, request.batch_size),
-                    options=replace(request.options, offload=offload, vae_slicing=True),
-                )  # fmt: skip
-                if forecast(tried).memory <= limit:
-                    words = [f"--batch-size {tried.batch_size}" if tried.batch_size != request.batch_size else ""]
-                    words += ["--vae-slicing" if not request.options.vae_slicing else "", dtype.strip()]
-                    words += [f"--offload {offload}" if offload != request.options.offload else ""]
-                    return " ".join(word for word in words if word)
+    on_gpu, works = request.device.startswith("cuda"), works_of(request.units)
+    formats = ("float32", "float16") if request.model.dtype == "float32" and on_gpu else (request.model.dtype,)
+    batches = sorted({min(batch, request.batch_size) for batch in (request.batch_size, 4, 2, 1)}, reverse=True)
+    offloads = ("none", "model", "sequential") if on_gpu else ("none",)
+    tilings = (False, True) if request.model.size > TILE else (False,)
+    # Larger pictures are decoded one by one anyway.
+    latents = request.model.size // request.shape.vae_factor
+    sliced = request.options.vae_slicing or latents <= LARGEST_BATCH_DECODED
+    # The last one named changes first: tiles, which change pictures, come last of all.
+    for tiling, offload, dtype, batch in itertools.product(tilings, offloads, formats, batches):
+        options = replace(request.options, offload=offload, vae_slicing=sliced, vae_tiling=tiling)
+        model = request.model.model_copy(update={"dtype": dtype})
+        tried = replace(request, model=model, batch_size=batch, options=options)
+        if memory(tried, works).total <= limit:
+            return _changes(request, tried)
     return "a device with more memory, or a smaller --size"
+
+
+def _changes(request: Request, tried: Request) -> str:
+    before, after = request.options, tried.options
+    words = {
+        f"--batch-size {tried.batch_size}": tried.batch_size != request.batch_size,
+        "--vae-slicing": after.vae_slicing != before.vae_slicing,
+        f"--dtype {tried.model.dtype}": tried.model.dtype != request.model.dtype,
+        f"--offload {after.offload}": after.offload != before.offload,
+        "--vae-tiling": after.vae_tiling != before.vae_tiling,
+    }
+    return " ".join(word for word, needed in words.items() if needed)
 
 
 def _disk(job: Job, found: Forecast, download: int) -> list[Check]:

@@ -16,7 +16,7 @@ from riebench.methods.base import get_method
 from riebench.needs import SAE_BYTES_PER_BLOCK
 from riebench.planning import Unit, check_places, check_request, plan, usual_batch_size
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.schema import CATEGORIES, RunSpec, Setting
+from riebench.schema import ALL_CATEGORIES, RunSpec, Setting
 from riebench.shapes import SDXL, Shape
 from riebench.store import RUN_FILE, SHARED, RunFolder, SharedFolder, run_path
 from riebench.suites import default_model
@@ -129,7 +129,7 @@ def print_forecast(found: Forecast) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    categories = [name for name in CATEGORIES if any(line.category == name for line in found.lines)]
+    categories = [name for name in ALL_CATEGORIES if any(line.category == name for line in found.lines)]
     table = Table(title="units to make by category; in brackets: of how many, where some are stored already")
     table.add_column("setting", no_wrap=True)
     for category in (*categories, EVERYTHING):
@@ -155,7 +155,7 @@ def _cell(lines: Sequence[Line]) -> str:
 
 def describe(found: Forecast) -> list[tuple[str, str]]:
     """A forecast in words: label and text of each line."""
-    model = found.model
+    model, memory = found.model, found.memory
     guided = f"guidance {model.guidance:g}" if model.guidance > 1 else "no guidance"
     looked = f" + {2 * found.looked} for region models to look at" if found.looked else ""
     beside = f" + at most {found.beside} runs to rank and read feed-forward units" if found.beside else ""
@@ -167,8 +167,8 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
                         f"settings) + {found.edited} edited ones{looked}{beside}"),
         ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
         ("time (estimate)", f"{duration(found.seconds)} for generating, scoring not counted; from {found.basis}"),
-        ("memory (estimate)", f"{size_text(found.memory)} = weights and SAEs {size_text(found.weights)} + one batch of "
-                              f"{found.batch_size} {size_text(found.work)} + traces {size_text(found.traces)}"),
+        ("memory (estimate)", f"{size_text(memory.total)} = weights and SAEs {size_text(memory.weights)} + one batch "
+                              f"of {found.batch_size} {size_text(memory.work)} + traces {size_text(memory.traces)}"),
         ("disk (estimate)", f"{size_text(found.disk)} of pictures"),
     ]  # fmt: skip
 

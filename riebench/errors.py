@@ -34,6 +34,10 @@ class StoreError(RiebenchError):
     """A run folder whose files contradict each other or cannot be written."""
 
 
+class MemoryShortageError(RiebenchError):
+    """Memory that does not suffice, with what to try: the machine's fault, not that of what was being made."""
+
+
 def near_match(word: str, known: Iterable[str]) -> str:
     """Says which known word was probably meant.
 

@@ -1,4 +1,7 @@
-"""Time, memory and disk of a run, estimated from stored times or stated assumptions, without loading a model."""
+"""Time, memory and disk of a run, estimated from stored times or stated assumptions, without loading a model.
+
+Operations and activations follow, rounded, what `riebench.counting` counts on SDXL's full architecture.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from statistics import median
 from riebench.errors import RiebenchError
 from riebench.footprint import examples_together, footprint
 from riebench.methods.base import get_method
-from riebench.needs import HALF_DTYPES
+from riebench.needs import HALF_DTYPES, weight_bytes
 from riebench.options import FP16_FIX, TILE, ModelOptions
 from riebench.phrases import BACKGROUND, innermost, region_words
 from riebench.planning import Unit, Work
@@ -22,13 +25,13 @@ from riebench.shapes import SDXL, Shape
 from riebench.store import RunFolder, run_folders
 
 FLOAT = 4
-SDXL_TERAFLOP = 6.0
+SDXL_TERAFLOP = 6.5
 """Work of one evaluation of SDXL's U-Net on one picture of 1024 px; scaled by parameters and latents."""
-DECODER_TERAFLOP = 10.0
+DECODER_TERAFLOP = 10.5
 """Work of decoding one picture of 1024 px with SDXL's autoencoder."""
-UNET_TENSORS = 24
+UNET_TENSORS = 16
 """Tensors of the U-Net's finest level that are in memory at its peak."""
-DECODER_TENSORS = 4
+DECODER_TENSORS = 3
 """Tensors of full resolution that are in memory while the last level of the decoder runs."""
 LARGEST_BATCH_DECODED = 64
 """Latents up to this side are decoded as a batch; larger ones one by one."""
@@ -120,6 +123,33 @@ def held(request: Request, works: Sequence[Work]) -> Held:
     metered = bool(units) and (common.metered or own.metered)
     nbytes = own.nbytes(long=common.long or own.long, metered=metered)
     return Held(nbytes, min(len(works), examples_together(nbytes, request.batch_size)), metered)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of the device that generates, in bytes.
+
+    Attributes:
+        weights: model, autoencoder and SAEs.
+        work: activations of one batch.
+        traces: what is captured of the examples in work.
+    """
+
+    weights: int
+    work: int
+    traces: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.work + self.traces
+
+
+def memory(request: Request, works: Sequence[Work]) -> Memory:
+    """Estimated memory of making some examples."""
+    captured = held(request, works)
+    weights = weight_bytes(request.shape.parameters, request.model.dtype, request.options)
+    return Memory(weights + request.sae_bytes, work_bytes(request), captured.nbytes * captured.together)
 
 
 def is_searched(work: Work) -> bool:

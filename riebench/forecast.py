@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 from riebench.estimates import (
     FLOAT,
+    Memory,
     Request,
     disk_bytes,
     held,
     is_searched,
+    memory,
     per_picture,
     run_seconds,
-    work_bytes,
 )
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
-from riebench.needs import weight_bytes
 from riebench.planning import Unit, Work, works_of
 from riebench.schema import ModelSpec
 
@@ -68,9 +68,7 @@ class Forecast:
         beside: further runs, at most, that ranking many units and large neuron edits take.
         seconds: estimated time of generating.
         basis: what the time is estimated from.
-        weights: model, autoencoder and SAEs in memory.
-        work: activations of one batch, at their peak.
-        traces: what is captured of the examples in work.
+        memory: estimated peak on the device that generates.
         disk: pictures to be stored.
     """
 
@@ -84,9 +82,7 @@ class Forecast:
     beside: int
     seconds: float
     basis: str
-    weights: int
-    work: int
-    traces: int
+    memory: Memory
     disk: int
 
     @property
@@ -113,11 +109,6 @@ class Forecast:
     def evaluations(self) -> int:
         """U-Net evaluations of one picture: every generation times steps, doubled under guidance."""
         return (self.generations + self.beside) * per_picture(self.model)
-
-    @property
-    def memory(self) -> int:
-        """Peak memory, on the device that generates."""
-        return self.weights + self.work + self.traces
 
 
 def forecast(request: Request) -> Forecast:
@@ -146,9 +137,7 @@ def forecast(request: Request) -> Forecast:
         beside=beside,
         seconds=seconds,
         basis=basis,
-        weights=weight_bytes(request.shape.parameters, request.model.dtype, request.options) + request.sae_bytes,
-        work=work_bytes(request),
-        traces=captured.nbytes * captured.together,
+        memory=memory(request, works),
         disk=disk_bytes(request, len(missing) + 2 * len(works)),
     )
 

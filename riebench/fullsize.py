@@ -52,6 +52,7 @@ class Measure:
         pictures: examples made.
         evaluations: U-Net evaluations, rows of a batch counted one by one.
         seconds: wall time.
+        processor_seconds: time of all processor cores together; what a busy machine leaves alone.
         peak_bytes: most memory of the device (on a CPU: of the process) at any time, weights included.
     """
 
@@ -60,6 +61,7 @@ class Measure:
     pictures: int
     evaluations: int
     seconds: float
+    processor_seconds: float
     peak_bytes: int
 
 
@@ -129,14 +131,15 @@ def _edit(model: Any, one: Configuration, device: str, name: str, saes: Path, re
     for record in folder.records():
         if record.status != "ok":
             raise RiebenchError(f"{name} at {one.size} px, {one.steps} steps, {one.dtype}: {record.reason}")
-        if folder.shared.read_image(str(record.source_image)).tobytes() == folder.read_image(str(record.image)).tobytes():
+        source, edited = folder.shared.read_image(str(record.source_image)), folder.read_image(str(record.image))
+        if source.tobytes() == edited.tobytes():
             raise RiebenchError(f"{name} at {one.size} px, {one.steps} steps, {one.dtype} changed nothing")
     return Measure(name, one, one.batch, **seen)
 
 
 @contextmanager
 def _watched(model: Any, device: str) -> Iterator[dict[str, Any]]:
-    """Yields a dictionary that holds evaluations, seconds and peak_bytes once the block has been left."""
+    """Yields a dictionary that holds all measured fields of `Measure` once the block has been left."""
     import torch
 
     seen: dict[str, Any] = {"evaluations": 0}
@@ -151,14 +154,14 @@ def _watched(model: Any, device: str) -> Iterator[dict[str, Any]]:
         torch.cuda.reset_peak_memory_stats()
     elif MEMORY_POLL.exists():
         MEMORY_POLL.write_text("5")  # resets the peak that the kernel keeps
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     try:
         yield seen
     finally:
         handle.remove()
     if cuda:
         torch.cuda.synchronize()
-    seen["seconds"] = time.perf_counter() - start
+    seen["seconds"], seen["processor_seconds"] = time.perf_counter() - start, time.process_time() - worked
     seen["peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else _process_peak()
 
 
@@ -259,9 +262,12 @@ def _line(one: Measure) -> str:
     how = one.configuration
     return (
         f"{how.dtype:<8} {how.size:>5} px {how.steps:>3} steps  guidance {how.guidance:g}  batch {how.batch}  "
-        f"{one.what:<8} {one.seconds:8.1f} s  {one.evaluations:>4} evaluations  {one.peak_bytes / 1e9:6.2f} GB"
+        f"{one.what:<8} {one.seconds:8.1f} s ({one.processor_seconds:.1f} s of processor)  "
+        f"{one.evaluations:>4} evaluations  {one.peak_bytes / 1e9:6.2f} GB"
     )
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(main)
+    app()

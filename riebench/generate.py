@@ -15,7 +15,7 @@ from torch import Tensor
 
 from riebench.denoising import Denoising, TextParts
 from riebench.edits import Edit
-from riebench.errors import MissingWordsError, RiebenchError
+from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
 from riebench.models import LoadedModel
 from riebench.phrases import phrase_spans
 from riebench.placement import attention_kernel, out_of_memory
@@ -115,7 +115,7 @@ class Generator:
                 raise
         # Out here, the failed batch's tensors no longer live on in a traceback when smaller ones are tried.
         batch = f"--batch-size {max(1, len(prompts) // 2)} or less" if len(prompts) > 1 else "--offload model"
-        raise RiebenchError(
+        raise MemoryShortageError(
             f"not enough memory on {self.model.device} for {len(prompts)} pictures of {self.model.spec.size} px at "
             f"once; use {batch}, then --vae fp16-fix or --vae-tiling, then --offload sequential"
         )

@@ -15,6 +15,7 @@ def fetch(
     *,
     patterns: Sequence[str],
     ignore: Sequence[str] = (),
+    named: Sequence[str] = (),
     offline: bool = False,
     kind: str = "model",
 ) -> Path:
@@ -25,6 +26,7 @@ def fetch(
         revision: branch, tag or commit; None for the newest.
         patterns: which files, as `fnmatch` reads them.
         ignore: which of those not.
+        named: patterns that a message tells to fetch, where more will be needed than these.
         offline: uses only the cache.
         kind: "model" or "dataset".
 
@@ -49,7 +51,7 @@ def fetch(
         raise RiebenchError(f"{repo!r} is no hub id; write OWNER/NAME or OWNER/NAME@REVISION") from error
     except Exception as error:
         # Not all of the hub's errors share a base class, and a timeout is one of the HTTP library's own.
-        raise RiebenchError(_explain(error, repo, revision, patterns, offline)) from error
+        raise RiebenchError(_explain(error, repo, revision, named or patterns, offline)) from error
 
 
 def _explain(error: Exception, repo: str, revision: str | None, patterns: Sequence[str], offline: bool) -> str:

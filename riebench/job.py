@@ -26,6 +26,7 @@ from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
 from riebench.offline import offline_mode
 from riebench.options import ModelOptions
+from riebench.presets import scorer_for
 from riebench.profiles import DEFAULT, FORMATS, PROFILES, get_profile
 from riebench.provenance import provenance
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
@@ -165,6 +166,13 @@ class Job:
         say_failures(folders, say)
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
 
+    def _find_scorer(self, model: ModelSpec) -> None:
+        """Fetches the CLIP that will score, or refuses: hours of pictures should not wait for a missing file."""
+        from riebench.metrics.openclip import locate
+        from riebench.metrics.scorers import ClipSpec
+
+        locate(ClipSpec.parse(scorer_pair(self.scorers)[0] or scorer_for(model)), offline=self.offline)
+
     def _generate(
         self, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], redo: Redo, say: Say
     ) -> list[RunFolder]:
@@ -179,6 +187,7 @@ class Job:
             options=self.options,
         )  # fmt: skip
         model = replace(model, spec=self.model_spec(model.spec))
+        self._find_scorer(model.spec)
         tokenizer = model.pipe.tokenizer
         limit = int(tokenizer.model_max_length)
         check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)

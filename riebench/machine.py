@@ -45,7 +45,7 @@ def requirements() -> list[Requirement]:
 
 def unmet(needed: list[Requirement]) -> list[tuple[Requirement, str | None]]:
     """Requirements that are not fulfilled, each with the version that is here (None for none)."""
-    found = []
+    found: list[tuple[Requirement, str | None]] = []
     for one in needed:
         try:
             version = importlib.metadata.version(one.name)

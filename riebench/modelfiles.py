@@ -49,7 +49,8 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
     Raises:
         RiebenchError: if they cannot be had.
     """
-    folder = fetch(repo, revision, patterns=CONFIG_PATTERNS, offline=offline)
+    named = (*CONFIG_PATTERNS, *(HALF_PATTERNS if dtype in HALF_DTYPES else FULL_PATTERNS))
+    folder = fetch(repo, revision, patterns=CONFIG_PATTERNS, named=named, offline=offline)
     if not (folder / INDEX).is_file():
         raise RiebenchError(f"{repo} holds no diffusers model ({INDEX} is missing); for a single file, download it")
     check_architecture(folder, repo)

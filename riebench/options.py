@@ -54,7 +54,7 @@ class ModelOptions:
     @property
     def placement(self) -> dict[str, str | bool]:
         """What moves no number but floating-point noise: for the notes of a run, never for its identity."""
-        named = {
+        named: dict[str, str | bool] = {
             "offload": self.offload, "attention": self.attention, "vae_slicing": self.vae_slicing,
             "channels_last": self.channels_last,
         }  # fmt: skip

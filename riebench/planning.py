@@ -145,10 +145,31 @@ def check_request(tasks: Sequence[EditTask], settings: Sequence[Setting], redo: 
         raise RiebenchError(f"shard {shard[0]}/{shard[1]}: the first number is 1 to the second")
 
 
+Shelf = dict[tuple[str | None, str], "SparseAutoencoder"]
+"""SAEs in memory, by source and block: settings that name the same ones share them and what is known of their codes."""
+
+
 def prepare(
-    setting: Setting, suite: str, model: LoadedModel, root: Path, source: str | None, regions: str, offline: bool
+    setting: Setting,
+    suite: str,
+    model: LoadedModel,
+    root: Path,
+    source: str | None,
+    regions: str,
+    offline: bool,
+    shelf: Shelf | None = None,
 ) -> Prepared:
     """Checks a setting against the model, loads its SAEs and opens its folder.
+
+    Args:
+        setting: the method with its parameters.
+        suite: name of the suite.
+        model: the generating model.
+        root: results folder.
+        source: SAEs for every setting; None for the setting's own, or else the model's.
+        regions: identity of the region provider.
+        offline: fetches nothing.
+        shelf: SAEs that other settings loaded; what is loaded here is added.
 
     Raises:
         RiebenchError: if parameters, blocks, SAEs or folder do not fit.
@@ -160,7 +181,12 @@ def prepare(
     blocks, window = check_places(setting, known_sites(model.unet), model.spec)
     saes = {}
     if "saes" in method.needs:
-        saes = model_saes(source or setting.sae, model, blocks, offline=offline)
+        named, shelf = source or setting.sae, {} if shelf is None else shelf
+        missing = [block for block in blocks if (named, block) not in shelf]
+        if missing:
+            found = model_saes(named, model, missing, offline=offline)
+            shelf |= {(named, block): sae for block, sae in found.items()}
+        saes = {block: shelf[named, block] for block in blocks}
     # Where a user's file lies on this machine is nobody's business; its hash says which it was.
     stored = setting.model_copy(update={"plugin": Path(setting.plugin).name}) if setting.plugin else setting
     spec = RunSpec(

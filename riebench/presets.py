@@ -60,10 +60,10 @@ PRESETS: dict[str, Preset] = {
         Preset("toy-base", "asset:toy-base", None, 20, 2.0, 64, "float32", "toy-clip", "asset:saes",
                "Small SDXL on rendered scenes, 20 steps with guidance; the SAEs are those of toy-turbo."),
         Preset("sdxl-turbo", "stabilityai/sdxl-turbo", "71153311d3dbb46851df1931d3ca6e939de83304", 4, 0.0, 512,
-               "float16", "ViT-L-14-quickgelu/openai", _SDXL_SAES,
+               "float16", DEFAULT_SCORER, _SDXL_SAES,
                "1 to 4 steps without guidance; Stability AI Community License."),
         Preset("sdxl-base", "stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b",
-               20, 5.0, 1024, "float16", "ViT-L-14-quickgelu/openai", _SDXL_SAES,
+               20, 5.0, 1024, "float16", DEFAULT_SCORER, _SDXL_SAES,
                "20 steps with guidance 5; the SAEs were trained on one step of sdxl-turbo."),
     )
 }  # fmt: skip

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from riebench.capturing import CapturePlan
 from riebench.edits import Edit
-from riebench.errors import RiebenchError, reason
+from riebench.errors import MemoryShortageError, RiebenchError, reason
 from riebench.generate import GenerationResult, Generator
 from riebench.masking import MaskMaker
 from riebench.methods.base import EditContext, ExampleRuns, Reuse, Role
@@ -29,6 +29,7 @@ from riebench.models import LoadedModel
 from riebench.painting import paint
 from riebench.planning import (
     Prepared,
+    Shelf,
     Unit,
     Work,
     check_request,
@@ -111,8 +112,9 @@ def run_benchmark(
     suite = tasks[0].suite
     spec = parse_regions(regions)
     identity = spec.identity
+    shelf: Shelf = {}
     prepared = {
-        setting.name: prepare(setting, suite, model, results_root, saes_source, identity, offline)
+        setting.name: prepare(setting, suite, model, results_root, saes_source, identity, offline, shelf)
         for setting in settings
     }
     folders = [one.folder for one in prepared.values()]
@@ -181,6 +183,7 @@ class Runner:
                 for work in works:
                     self._run_chunk([work])
                 return
+            _refuse_shortage(error)
             self._finish(works[0].units, "error", reason(error))
             return
         for index, work in enumerate(works):
@@ -294,6 +297,7 @@ class Runner:
                 for row in rows:
                     self._make([row])
             else:
+                _refuse_shortage(error)
                 self._finish([rows[0].unit], "error", reason(error))
             return
         seconds = (time.perf_counter() - start) / len(rows)
@@ -324,3 +328,9 @@ class Runner:
         if not (self.shared.path / name).exists():
             self.shared.write_image(name, fresh)
         return self.shared.read_image(name)
+
+
+def _refuse_shortage(error: Exception) -> None:
+    # What does not fit alone fits nowhere: going on would fail every unit to come, each in its turn.
+    if isinstance(error, MemoryShortageError):
+        raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,20 +83,26 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.constant_(values, 1.0 if name == "weight" else 0.0)
 
 
-class RandomPrompts(StableDiffusionXLPipeline):
-    """SDXL's pipeline without text encoders: a prompt's embedding is random numbers that follow from its words."""
+def _random_prompts(pipe: Any) -> Callable[..., tuple[Tensor, Tensor | None, Tensor, Tensor | None]]:
+    """Stands in for text encoders: a prompt's embedding is random numbers that follow from its words."""
+    plain = pipe.encode_prompt
 
     def encode_prompt(
-        self, prompt: str, *, device: torch.device, do_classifier_free_guidance: bool, **unused: Any
+        prompt: str | None, *, device: torch.device, do_classifier_free_guidance: bool, **more: Any
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Embeddings of the right shapes; the negative ones are zeros, as the real pipeline's are."""
+        if prompt is None:
+            # The embeddings are given, as they are whenever pictures are generated.
+            return plain(prompt, device=device, do_classifier_free_guidance=do_classifier_free_guidance, **more)
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big")
         generator = torch.Generator().manual_seed(seed)
         made = [torch.randn(shape, generator=generator) for shape in ((1, TOKENS, TEXT_WIDTH), (1, POOLED_WIDTH))]
-        embeds, pooled = (values.to(device, self.unet.dtype) for values in made)
+        embeds, pooled = (values.to(device, pipe.unet.dtype) for values in made)
         if not do_classifier_free_guidance:
             return embeds, None, pooled, None
+        # As the real pipeline's are where no negative prompt is given.
         return embeds, torch.zeros_like(embeds), pooled, torch.zeros_like(pooled)
+
+    return encode_prompt
 
 
 def random_sdxl(
@@ -116,10 +123,11 @@ def random_sdxl(
         EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading") if steps >= MANY_STEPS
         else EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
     )  # fmt: skip
-    pipe = RandomPrompts(
+    pipe = StableDiffusionXLPipeline(
         vae=vae, unet=unet, scheduler=scheduler, text_encoder=None, text_encoder_2=None, tokenizer=None,
         tokenizer_2=None, force_zeros_for_empty_prompt=True, add_watermarker=False,
     )  # fmt: skip
+    pipe.encode_prompt = _random_prompts(pipe)
     pipe.set_progress_bar_config(disable=True)
     spec = ModelSpec(
         name="random-sdxl", source="random", revision=None, steps=steps, guidance=guidance, size=size, dtype=dtype

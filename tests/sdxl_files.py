@@ -109,7 +109,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> Iterator[list[str]
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub_http.time, "sleep", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(handle), follow_redirects=True))

@@ -184,12 +184,12 @@ def test_sdxl_needs_no_model_to_be_counted() -> None:
     turbo = large(settings=("sae_k160", "no_edit", "target_prompt"))
     assert (turbo.pairs, turbo.equal, turbo.edited) == (360, 720, 3600)
     assert turbo.evaluations == (720 + 3600) * 4
-    assert 7.0e9 < turbo.weights < 7.6e9
+    assert 7.0e9 < turbo.memory.weights < 7.6e9
     base = large(model="sdxl-base", settings=("sae_k160",), blocks="down.1.0,up.0.2")
     assert base.evaluations == (720 + 720) * 20 * 2
-    assert large(model="sdxl-base", settings=("sae_k160",), batch_size=1).traces < 0.5e9
+    assert large(model="sdxl-base", settings=("sae_k160",), batch_size=1).memory.traces < 0.5e9
     half = large(model="sdxl-base", settings=("sae_k160",), blocks="mid.0", options=ModelOptions(offload="model"))
-    assert half.weights < 5.3e9
+    assert half.memory.weights < 5.3e9
     units = large(settings=("neurons_k5000",))
     # Ranked by one more pair an example, and read from pairs beside both strengths of it.
     assert units.beside == 360 * (2 + 2 * 2)
@@ -203,10 +203,9 @@ def test_the_command_prints_it_and_loads_nothing(tmp_path: Path) -> None:
     )
     line = ["run", "sae_k160", "no_edit", "--suite", "sdxl", "--model", "some/finetune@v1", "--device", "cuda"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *line, "--dry-run", "--results", str(tmp_path / "out")], capture_output=True, text=True, check=True,
-        env=environment,
-    )  # fmt: skip
+    line += ["--dry-run", "--results", str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, *line]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     text = done.stdout
     assert text.splitlines()[-1] == "0 []"
     assert "3960: 0 done, 3960 to make, of which 360 are copies by construction" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from riebench.counting import decode_cost, unet_cost
 from riebench.fullsize import CPU_CONFIGURATIONS, CUDA_CONFIGURATIONS, Configuration, measure
@@ -30,8 +29,6 @@ def test_costs_are_counted_without_memory() -> None:
     assert large.operations == pytest.approx(6.76e12, rel=0.01)
     # Attention grows faster than the picture.
     assert 4 < large.operations / small.operations < 4.5
-    assert unet_cost(512, rows=2).operations == 2 * small.operations
-    assert unet_cost(512, dtype=torch.float32).activation_bytes == 2 * small.activation_bytes
     assert decode_cost(512).activation_bytes == pytest.approx(0.8e9, rel=0.05)
 
 

@@ -158,7 +158,7 @@ def test_half_precision_decodes_in_full() -> None:
         ("/nowhere/at/all", {}, "no model"),
         (str(Path(__file__).parent), {}, "model_index.json is missing"),
         (str(Path(__file__)), {}, "only .safetensors files are read"),
-        ("nobody/nothing", {"offline": True}, "cannot load the model nobody/nothing"),
+        ("nobody/nothing", {"offline": True}, "nobody/nothing is not on this machine"),
     ],
 )
 def test_models_that_cannot_be_loaded(name: str, options: dict[str, Any], message: str) -> None:

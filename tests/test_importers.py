@@ -313,6 +313,8 @@ def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="'my suite' is no name for records"):
         store_suite(bad, tmp_path / "my suite")
     (tmp_path / "file").write_text("")
+    with pytest.raises(RiebenchError, match=r"cannot be written \(.*\); name another folder"):
+        store_suite(bad, tmp_path / "file" / "suite")
     with pytest.raises(RiebenchError, match="is a file"):
         store_suite(bad, tmp_path / "file")
     with pytest.raises(RiebenchError, match="nothing to import: 0 records"):
@@ -328,7 +330,25 @@ def test_any_prompt_survives_the_file(text: str) -> None:
     assert b"\t" not in data
 
 
-# --- the published file, through the command line
+# --- through the command line
+
+
+def test_what_is_left_out_is_said_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("riebench.checks.token_counter", lambda model: (len, 77))
+    written(tmp_path / "m.json", {"a": pie(0), "b": pie(1, mask=[1]), **{f"c{n}": pie(2, mask=[]) for n in range(20)}})
+    made = CliRunner().invoke(app, ["tasks", "import", "piebench", "m.json"])
+    assert made.exit_code == 0, made.output
+    assert made.stdout.split() == ["random", "1", "examples", "suites/piebench/random.yaml"]
+    lines = made.stderr.splitlines()
+    assert lines[0] == "left out  b: a mask is pairs of start and length, but this one has 1 numbers"
+    assert "left out  1 more" in lines and "1 of 22 records imported, 21 left out" in lines
+    assert load_suite("suites/piebench")[0].provenance["left_out"] == 21
+    monkeypatch.setattr("riebench.checks.token_counter", lambda model: (len, 3))
+    refused = CliRunner().invoke(app, ["tasks", "import", "piebench", "m.json", "--out", "other"])
+    assert refused.exit_code == 2 and not (tmp_path / "other").exists()
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("riebench: nothing to import: 22 records were left out; the first, a: source has")
 
 
 @needs("data/riebench.json")

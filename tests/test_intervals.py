@@ -111,7 +111,7 @@ def adaptive() -> Adaptive:
         ("mid.0", push(steps=3)),
         ("mid.0", adaptive()),
         ("mid.res.1", push(steps=3)),
-        ("mid.0.ff.0", Paired(*[torch.arange(POSITIONS)] * 2, torch.tensor([1, 5]), torch.tensor([3]))),
+        ("mid.0.ff.0", Paired(torch.arange(9), torch.arange(POSITIONS), torch.tensor([1, 5]), torch.tensor([3]))),
     ],
 )
 def test_calls_outside_the_interval_are_the_unedited_ones_bit_for_bit(site: str, change: Placed) -> None:
@@ -161,9 +161,7 @@ def test_the_runner_keeps_to_the_interval_with_every_method(tmp_path: Path, monk
     ]
     options: dict[str, Any] = {"saes_source": str(tiny_saes()), "progress": False}
     folders = engines.run("local", [task()], settings, tiny_model(steps=4), results_root=tmp_path, **options)
-    pictures = {
-        folder.spec.setting.name: record.image_sha256 for folder in folders for record in folder.records()
-    }
+    pictures = {folder.spec.setting.name: record.image_sha256 for folder in folders for record in folder.records()}
     assert None not in pictures.values() and len(set(pictures.values())) == len(settings)
     assert sorted(changed.values(), key=len) == [{2, 3}] * len(methods) + [{0, 1, 2, 3}] * len(methods)
     with pytest.raises(RiebenchError, match=r"setting 'sae-late': edit_steps: none of the 1 steps"):

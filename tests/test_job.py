@@ -83,6 +83,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
         guidance=0.0,
         batch_size=2,
         device="cpu",
+        scorers=("toy-clip",),
         results=tmp_path / "out",
         leaderboard=tmp_path / "out" / "leaderboard.md",
     )
@@ -91,6 +92,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 def command(job: Job, *more: str) -> Any:
     """The result of the command line that stands for a job."""
     line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--steps", "2", "--guidance", "0"]
+    line += ["--scorer", "toy-clip"]
     return CliRunner().invoke(app, [*line, "--batch-size", "2", "--results", str(job.results), *more])
 
 
@@ -352,3 +354,12 @@ def test_a_run_folder_alone_says_what_it_holds(job: Job) -> None:
     again = RunFolder(folder.path)
     assert again.spec.suite == "mine"
     assert str(job.suite) not in again.spec.model_dump_json()
+
+
+def test_a_scorer_that_is_not_here_stops_before_anything_is_generated(job: Job, tmp_path: Path) -> None:
+    """Hours of pictures should not end with a missing file."""
+    line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--results", str(job.results)]
+    result = CliRunner().invoke(app, [*line, "--offline", "--scorer", "clip-l14"])
+    assert result.exit_code == 2
+    assert "clip-l14" in result.stderr or "ViT-L-14" in result.stderr
+    assert not list(job.results.rglob("*.png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,20 @@ def test_add_only_removes_nothing() -> None:
     outside = dense(edit, "mid.0")[:, POSITIONS // 2 :]
     assert not outside.any() and all(not remove for _, remove in edit.features.values())
     assert not dense(edit_of("activation_patch", context(), add_only=True), "mid.0")[:, POSITIONS // 2 :].any()
+
+
+def test_deletions_may_be_made_as_they_once_were_published() -> None:
+    ctx = context()
+    deleting = EditContext(replace(ctx.runs, rule="delete", _codes={}), ctx.blocks, ctx.saes)
+    for name, params in (("sae", {"n_features": 6}), ("activation_patch", {})):
+        usual, elsewhere = edit_of(name, deleting, **params), edit_of(name, ctx, delete_uses_target=False, **params)
+        torch.testing.assert_close(dense(usual, "mid.0"), dense(elsewhere, "mid.0"))
+        once = edit_of(name, deleting, delete_uses_target=False, add_only=True, **params)
+        # Only the source run is looked at: what is added is its own.
+        assert dense(once, "mid.0").any() and not torch.allclose(dense(once, "mid.0"), dense(usual, "mid.0"))
+        target = replace(deleting.runs, rows={"source": 0, "target": 0}, _codes={})
+        same = edit_of(name, EditContext(target, ctx.blocks, ctx.saes), add_only=True, **params)
+        assert torch.equal(dense(once, "mid.0"), dense(same, "mid.0"))
 
 
 def test_mean_values_are_the_same_everywhere_in_the_region() -> None:

@@ -53,18 +53,26 @@ def same(first: Any, second: Any) -> bool:
 
 @pytest.mark.parametrize("kinds", [{}, {"half": False}, {"full": False}], ids=["both", "fp32 only", "fp16 only"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_hubs_layout_in_every_precision(tmp_path: Path, kinds: dict[str, bool], dtype: str) -> None:
+def test_the_hubs_layout_in_every_precision(tmp_path: Path, kinds: dict[str, Any], dtype: str) -> None:
     model = load_model(str(hub_layout(tmp_path / "turbo", **kinds)), dtype=dtype)
     wanted = getattr(torch, dtype)
     # The stored text encoders say float16, whatever is asked for.
     assert {part.dtype for part in (model.pipe.unet, model.pipe.text_encoder, model.pipe.text_encoder_2)} == {wanted}
     assert model.pipe.vae.dtype == torch.float32
-    assert model.pipe.watermark is None
     truth = load_model(str(plain_folder())).pipe.unet.conv_in.weight
     from_full = kinds.get("full", True) if dtype == "float32" else not kinds.get("half", True)
     rounded = truth if from_full else truth.half()
     assert torch.equal(model.pipe.unet.conv_in.weight, rounded.to(wanted))
     assert (model.spec.steps, model.spec.guidance) == (4, 0.0)
+
+
+def test_no_watermark_whatever_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipelines = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"
+    monkeypatch.setattr(f"{pipelines}.is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(f"{pipelines}.StableDiffusionXLWatermarker", object, raising=False)
+    file = single_file(tmp_path / "one.safetensors")
+    for name, config in ((plain_folder(), None), (file, str(plain_folder()))):
+        assert load_model(str(name), options=ModelOptions(config=config)).pipe.watermark is None
 
 
 def test_a_layout_from_the_hub_gives_the_same_pictures(tmp_path: Path) -> None:
@@ -77,13 +85,14 @@ def test_a_layout_from_the_hub_gives_the_same_pictures(tmp_path: Path) -> None:
 
 
 def test_only_the_files_that_are_read_tell_models_apart(tmp_path: Path) -> None:
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("both", {}, "float16"),
+        ("half", {"full": False}, "float16"),
+        ("full", {"half": False}, "float16"),
+    ]
     both, half, full = (
         load_model(str(hub_layout(tmp_path / name / "m", **kinds)), dtype=dtype).spec.revision
-        for name, kinds, dtype in (
-            ("both", {}, "float16"),
-            ("half", {"full": False}, "float16"),
-            ("full", {"half": False}, "float16"),
-        )
+        for name, kinds, dtype in cases
     )
     assert both == half != full
 
@@ -162,6 +171,24 @@ def test_what_the_hub_refuses_is_one_line(
     with fake_hub(monkeypatch, answer), pytest.raises(RiebenchError) as caught:
         load_model(name)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_repository_of_something_else_is_told_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    other = hub_layout(tmp_path / "other", index={"_class_name": "StableDiffusion3Pipeline"})
+    with fake_hub(monkeypatch, serve(other)) as asked, pytest.raises(RiebenchError, match="is a StableDiffusion3Pipel"):
+        load_model(REPO)
+    assert not [path for path in asked if path.endswith(".safetensors")]
+
+
+def test_a_repository_without_a_pipeline_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    other = hub_layout(tmp_path / "other")
+    (other / "model_index.json").unlink()
+    with fake_hub(monkeypatch, serve(other)), pytest.raises(RiebenchError, match="holds no diffusers model"):
+        load_model(REPO)
 
 
 def test_without_network_the_cache_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

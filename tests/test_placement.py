@@ -8,16 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from sdxl_files import plain_folder
 from tiny import SIZE, tiny_folder, tiny_model
 from torch import Tensor
+from typer.testing import CliRunner
 
+from riebench.cli import app
 from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
+from riebench.job import Job
 from riebench.models import LoadedModel, load_model
+from riebench.needs import FP16_FIX_REVISION, FP16_FIX_SOURCE
 from riebench.options import ModelOptions
-from riebench.placement import place
+from riebench.placement import parts_of, place
 from riebench.runner import run_benchmark
 from riebench.schema import EditExample, EditTask, ModelSpec, Setting
 
@@ -71,7 +76,7 @@ def test_the_named_kernel_computes_the_attention(monkeypatch: pytest.MonkeyPatch
     for prompt in PROMPTS:
         generator.embed(prompt)
     latents: list[Tensor] = []
-    monkeypatch.setattr(Generator, "decode", lambda self, found: latents.append(found) or np.zeros((2, 1, 1, 3)))
+    monkeypatch.setattr(Generator, "decode", lambda self, found: latents.append(found))
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     generator.generate(PROMPTS, SEEDS)
     assert seen == {(True, False)} and latents
@@ -89,7 +94,9 @@ def test_edits_and_captures_work_on_offloaded_weights(offload: str) -> None:
     if offload == "model":
         loaded.enable_model_cpu_offload(device="cpu")
     else:
-        loaded.enable_sequential_cpu_offload(device="cpu")
+        for part in parts_of(loaded):
+            # What diffusers does; its own method would say "cpu:0", which parameters do not survive.
+            cpu_offload(part, torch.device("cpu"))
         assert next(loaded.unet.parameters()).is_meta
     offloaded = LoadedModel(loaded, model.spec, None, ModelOptions(offload=offload), torch.device("cpu"))
     assert offloaded.device == torch.device("cpu")
@@ -116,16 +123,16 @@ def test_options_that_cannot_be_had_are_one_line(options: dict[str, Any], messag
     assert message in str(caught.value)
 
 
-def test_tiles_decode_large_pictures_and_part_runs() -> None:
-    size = 2 * 576  # the tiny autoencoder halves sides: 576 latents, more than a tile's 256
-    tiled = load(size=size, vae_tiling=True)
-    assert tiled.spec.name.endswith(f"px{size}-tiled") and tiled.spec.vae_tiling
-    assert tiled.pipe.vae.tile_latent_min_size == 256
+def test_tiles_decode_large_pictures_and_part_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("models", "placement"):
+        monkeypatch.setattr(f"riebench.{module}.TILE", 16)
+    tiled = load(size=64, vae_tiling=True)
+    assert tiled.spec.name.endswith("px64-tiled") and tiled.spec.vae_tiling and tiled.spec.identity["vae_tiling"]
     seen: list[tuple[int, ...]] = []
     tiled.pipe.vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[-2:])))
-    latents = torch.zeros(1, 4, 300, 300)
-    assert Generator(tiled).decode(latents).shape == (1, 600, 600, 3)
-    assert len(seen) > 1 and max(side for shape in seen for side in shape) <= 256
+    assert Generator(tiled).generate(PROMPTS[:1], SEEDS[:1]).images.shape == (1, 64, 64, 3)
+    # The tiny autoencoder halves sides.
+    assert len(seen) > 1 and max(side for shape in seen for side in shape) == 8
 
 
 def write_vae(folder: Path, *, force_upcast: bool) -> Path:
@@ -151,6 +158,17 @@ def test_another_autoencoder_is_part_of_what_a_run_is(tmp_path: Path, force_upca
     assert "vae" not in usual.spec.identity and "vae_tiling" not in usual.spec.identity
     bright, plain = (Generator(one).generate(PROMPTS[:1], SEEDS[:1]).images.mean() for one in (model, usual))
     assert bright > plain
+
+
+def test_the_autoencoder_for_half_precision_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / f"models--{FP16_FIX_SOURCE.replace('/', '--')}" / "snapshots" / FP16_FIX_REVISION
+    write_vae(place, force_upcast=False)
+    model = load_model(str(tiny_folder()), dtype="float16", offline=True, options=ModelOptions(vae="fp16-fix"))
+    assert model.spec.vae == f"{FP16_FIX_SOURCE}@{FP16_FIX_REVISION}" and model.pipe.vae.dtype == torch.float16
+    assert model.spec.name == "tiny-float16-vae-fp16-fix"
+    full = load_model(str(tiny_folder()), dtype="float32", offline=True, options=ModelOptions(vae="fp16-fix"))
+    assert full.pipe.vae.dtype == torch.float32
 
 
 def test_identities_from_before_these_options_hold() -> None:
@@ -253,3 +271,18 @@ def test_the_two_tokenizers_positions_are_joined() -> None:
     separate = [[tokenizer("cat!, x").char_to_token(6)] for tokenizer in (model.pipe.tokenizer, model.pipe.tokenizer_2)]
     assert separate[0] != separate[1]
     assert generator.token_positions("cat!, x", "x") == sorted({*separate[0], *separate[1]})
+
+
+def test_flags_reach_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Job] = []
+    monkeypatch.setattr(Job, "run", lambda self, say: seen.append(self))
+    line = (
+        "run no_edit --size 768 --config sdxl-base --vae fp16-fix --offload model --vae-slicing --vae-tiling "
+        "--attention math --channels-last --results"
+    )
+    assert CliRunner().invoke(app, [*line.split(), str(tmp_path)]).exit_code == 0
+    assert seen[0].options == ModelOptions(768, "sdxl-base", "fp16-fix", "model", True, True, "math", True)
+    assert CliRunner().invoke(app, ["run", "no_edit", "--results", str(tmp_path)]).exit_code == 0
+    assert seen[1].options == ModelOptions()
+    refused = CliRunner().invoke(app, ["run", "no_edit", "--offload", "sequental", "--results", str(tmp_path)])
+    assert refused.exit_code == 2 and "--offload 'sequental' (did you mean 'sequential'?)" in refused.stderr

@@ -120,7 +120,12 @@ def test_brackets_are_not_generated_from_and_hide_no_words(
 ) -> None:
     prompts: set[str] = set()
     original = Generator.embed
-    monkeypatch.setattr(Generator, "embed", lambda self, prompt: (prompts.add(prompt), original(self, prompt))[1])
+
+    def embed(self: Generator, prompt: str) -> Any:
+        prompts.add(prompt)
+        return original(self, prompt)
+
+    monkeypatch.setattr(Generator, "embed", embed)
     marked = EditExample(
         id="e0", source="a [red house]", target="a [red  boat]", source_region="red house", target_region="boat"
     )

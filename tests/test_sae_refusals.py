@@ -217,7 +217,10 @@ def _change(**change: Any) -> dict[str, Any]:
             "does not know: encoder.final_block.0.bias",
         ),
         (_change(axes={"encoder": "features, width"}), "axes.decoder: is missing"),
-        (_change(axes={"encoder": "width, features", "decoder": "features, width"}), "expected [4, 6]"),
+        (
+            _change(axes={"encoder": "width, features", "decoder": "features, width"}),
+            "one of them lies the other way round",
+        ),
         (_change(signal="residual"), "signal"),
         (_change(k=None), "k: is missing for activation topk; state it, or add #k=NUMBER"),
         (_change(logarithms=["threshold"]), "'threshold' is not among the mapped tensors"),

@@ -198,6 +198,13 @@ def test_a_part_of_a_repository_and_a_revision(tmp_path: Path, monkeypatch: pyte
         assert any("/revision/v1" in path for path in asked)
         with pytest.raises(RiebenchError, match="absent"):
             SaeSource(f"hf://{REPO}/absent").locate()
+    with fake_hub(monkeypatch, serve(tmp_path / "up")):
+        SaeSource(f"hf://{REPO}/deep/mid.0").locate()
+    # A part is enough where there is no network, if it is the part that is asked for.
+    root = SaeSource(f"hf://{REPO}/deep")
+    assert load_sources([root], ["mid.0"], offline=True)["mid.0"].n == 6
+    with pytest.raises(RiebenchError, match=r"has no SAE for up.0.1; it has SAEs for: mid.0"):
+        load_sources([root], ["up.0.1"], offline=True)
 
 
 @pytest.mark.usefixtures("cache")
@@ -219,12 +226,12 @@ def test_a_mapping_brings_the_weights_it_names(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("source", "answer", "message"),
     [
-        ("hf://a/b", refusal(404, "RepoNotFound"), "the hub has no such repository, or it is private"),
-        ("hf://a/b@v9", refusal(404, "RevisionNotFound"), "it has no such revision; leave @v9 out"),
-        ("hf://a/b", refusal(403, "GatedRepo"), "access must be granted; accept its terms at huggingface.co/a/b"),
-        ("hf://a..b/c", refusal(404, ""), "is no valid name"),
-        ("hf://a/b", unreachable, "the hub cannot be reached and the cache does not have it; check the network"),
-        ("hf://a/b", refusal(500, ""), "cannot fetch the SAEs a/b: "),
+        ("hf://a/b", refusal(404, "RepoNotFound"), "SAEs: the hub has no a/b, or it is private"),
+        ("hf://a/b@v9", refusal(404, "RevisionNotFound"), "a/b has no revision 'v9'"),
+        ("hf://a/b", refusal(403, "GatedRepo"), "a/b is gated: accept its terms at"),
+        ("hf://a..b/c", refusal(404, ""), "is no hub id; write OWNER/NAME"),
+        ("hf://a/b", unreachable, "the hub cannot be reached, and a/b is not on this machine"),
+        ("hf://a/b", refusal(500, ""), "a/b"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
@@ -238,7 +245,10 @@ def test_what_the_hub_refuses_is_one_line(
 @pytest.mark.usefixtures("cache")
 def test_offline_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_hub(monkeypatch, unreachable) as asked:
-        with pytest.raises(RiebenchError, match="not in the cache, and --offline fetches nothing; run once without it"):
+        with pytest.raises(
+            RiebenchError,
+            match=r"a/b is not on this machine: leave --offline out, or fetch .*state_dict",
+        ):
             SaeSource("hf://a/b").locate(offline=True)
         assert asked == []
 

@@ -26,7 +26,7 @@ from riebench.trace import Trace, capture, intervene
 
 POSITIONS = GRID * GRID
 SITES = ("mid.0", "mid.0.ff.0")
-SAE = {"n_features": 10}
+SAE: dict[str, Any] = {"n_features": 10}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sae": ("sae", SAE),
     "adaptive": ("sae", {**SAE, "adaptive": True}),

@@ -48,9 +48,7 @@ def detector_processor() -> GroundingDinoProcessor:
 
 def segmenter_processor() -> Sam2Processor:
     """SAM 2's processor for pictures of 128 px."""
-    return Sam2Processor(
-        Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32})
-    )
+    return Sam2Processor(Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32}))
 
 
 @lru_cache(maxsize=1)

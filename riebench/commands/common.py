@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import logging
 import os
 import sys
 import traceback
@@ -59,6 +60,9 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(verb)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        if not _debugging():
+            # Each of its attempts to reach the hub would be two more lines; what came of them is in ours.
+            logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
         try:
             verb(*args, **kwargs)
         except KeyboardInterrupt:

@@ -33,7 +33,8 @@ def job_of(
         str | None, typer.Option(help="Preset, folder, single file or hub id. [default: the suite's]")
     ] = None,
     sae: Annotated[
-        str | None, typer.Option(help="SAEs: a folder or hf://ID[@REVISION]. [default: the model's]")
+        str | None,
+        typer.Option(help="SAEs: a folder, file, hf://ID[@REVISION] or BLOCK=PLACE,... [default: the model's]"),
     ] = None,
     blocks: Annotated[
         str | None, typer.Option(help="each, together, both, or block names with commas between.")

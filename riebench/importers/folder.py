@@ -125,8 +125,11 @@ def store_suite(files: Mapping[str, bytes], out: Path, *, force: bool = False) -
             f"{out / differing[0]} has other content ({len(differing)} files differ); use --force to replace it, or "
             "another --out"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".riebench-import-", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".riebench-import-", dir=out.parent))
+    except OSError as error:
+        raise RiebenchError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
     try:
         staged = beside / out.name
         for name, data in files.items():

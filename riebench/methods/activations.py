@@ -94,7 +94,8 @@ def _update_size(runs: ExampleRuns, block: str) -> Tensor:
     if not runs.trace.long:
         return runs.updates("source", block).square().sum(-1).mean(-1).sqrt()
     steps = (runs.trace.step_row(block, runs.rows["source"], step) for step in range(runs.trace.steps_of(block)))
-    return torch.stack([step.float().square().sum(-1).mean(-1).sqrt() for step in steps])
+    norms = (torch.linalg.vector_norm(step, dim=-1, dtype=torch.float32) for step in steps)
+    return torch.stack([lengths.square().mean().sqrt() for lengths in norms])
 
 
 @method("neurons", access="PAM", needs=("updates", "units"))
@@ -133,10 +134,7 @@ def neurons(
     if missing:
         raise RiebenchError(f"the feed-forward units of {', '.join(missing)} were not captured")
     layers = [unit_site(block, layer) for block in ctx.blocks for layer in range(runs.unit_layers[block])]
-    target, source = (
-        {site: runs.unit_means(role, site, rank) for site in layers}
-        for role in ROLES
-    )
+    target, source = ({site: runs.unit_means(role, site, rank) for site in layers} for role in ROLES)
     choice = choose(target, source, n_units, signed=shares == "published")
     chosen = {site: (choice.add[site], choice.remove[site]) for site in layers}
     chosen = {site: (add, remove) for site, (add, remove) in chosen.items() if len(add) + len(remove)}

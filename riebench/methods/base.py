@@ -33,7 +33,7 @@ ANY_STRENGTH = (-math.inf, math.inf)
 
 ROLES: tuple[Role, Role] = ("source", "target")
 
-ENCODED_AT_A_TIME = 512
+ENCODED_AT_A_TIME = 256
 """Positions of a long run whose feature values are computed together."""
 
 
@@ -217,7 +217,6 @@ class EditContext:
         if block not in self.saes:
             raise RiebenchError(f"no SAE for block {block}; give a folder that has one")
         return self.saes[block]
-
 
     def seen(self, delete_uses_target: bool) -> EditContext:
         """What a method sees of a deletion: the target run, or, as published before October 2025, the source run twice.

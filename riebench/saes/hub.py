@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
+from riebench import hub
 from riebench.errors import RiebenchError
+from riebench.offline import is_offline
 from riebench.saes.readers import sae_formats
 from riebench.saes.readers.mapping import read_mapping
 from riebench.saes.stored import MAPPINGS, SaeOptions
@@ -25,8 +18,9 @@ SCHEME = "hf://"
 _PLACE = re.compile(
     r"hf://(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<subfolder>.+?))?/?"
 )
+_NOTHING = "no such file"
 # Written beside sdxl-unbox checkpoints, sometimes far larger than they, and read by nobody here.
-_IGNORE = ("act_rate.pt", "topk_*.pt", "optimizer*", "activations_store_state*")
+_IGNORE = ("act_rate.pt", "topk_vals.pt", "topk_indices.pt", "topk_heatmaps.pt", "optimizer.pt")
 
 
 @dataclass(frozen=True)
@@ -108,44 +102,19 @@ def download_command(text: str, options: SaeOptions) -> str:
 
 def _allowed(place: HubPlace, names: list[str]) -> tuple[list[str], list[str]]:
     inside = f"{place.subfolder}/" if place.subfolder else ""
-    # A pattern without a wildcard before it would only match at the top.
-    allow = [pattern for name in names for pattern in (f"{inside}{name}", f"{inside}*/{name}")]
-    if place.subfolder:
-        allow.append(place.subfolder)
-    return allow, [pattern for name in _IGNORE for pattern in (name, f"*/{name}")]
+    wide = [name for name in names if "*" in name]
+    # A star matches folders, too; names that a wider pattern brings along would only lengthen messages.
+    plain = [f"*{name}" for name in names if not any(fnmatch(name, pattern) for pattern in wide)]
+    allow = [f"{inside}{pattern}" for pattern in (*wide, *plain)]
+    # The place may be a file.
+    return [*allow, *([place.subfolder] if place.subfolder else [])], [f"*{name}" for name in _IGNORE]
 
 
 def _snapshot(place: HubPlace, names: list[str], offline: bool) -> Path:
     allow, ignore = _allowed(place, names)
+    # Without a network, whatever part of the repository is here will do; the reader says if a file is missing.
+    wanted = [_NOTHING] if offline or is_offline() else allow
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                place.id, revision=place.revision, allow_patterns=allow, ignore_patterns=ignore,
-                local_files_only=offline,
-            )
-        )  # fmt: skip
-    except Exception as error:  # the client lets its HTTP library's own errors through, and that changed by version
-        raise RiebenchError(_explain(place, error, offline)) from error
-
-
-def _explain(place: HubPlace, error: Exception, offline: bool) -> str:
-    what = f"cannot fetch the SAEs {place.id}{f'@{place.revision}' if place.revision else ''}"
-    if isinstance(error, GatedRepoError):
-        return f"{what}: access must be granted; accept its terms at huggingface.co/{place.id}, then `hf auth login`"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{what}: it has no such revision; leave @{place.revision} out, or look at its branches"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{what}: the hub has no such repository, or it is private (then `hf auth login`); check the name"
-    if isinstance(error, HFValidationError):
-        return f"{what}: {place.id!r} is no valid name; write hf://OWNER/NAME"
-    if isinstance(error, LocalEntryNotFoundError):
-        if offline:
-            return f"{what}: not in the cache, and --offline fetches nothing; run once without it"
-        return f"{what}: the hub cannot be reached and the cache does not have it; check the network, or give a folder"
-    if isinstance(error, EntryNotFoundError):
-        return f"{what}: {_first_line(error)}"
-    return f"{what}: {_first_line(error)}; check the network, or give a folder"
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return hub.fetch(place.id, place.revision, patterns=wanted, ignore=ignore, named=allow, offline=offline)
+    except RiebenchError as error:
+        raise RiebenchError(f"SAEs: {error}") from error

@@ -124,7 +124,8 @@ def _report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigure
         path=str(path), format=sae.format, block=sae.block, features=sae.n, width=sae.d, k=sae.k,
         activation=sae.activation, input_norm=sae.normalise, signal=sae.signal,
         row_norms=RowNorms(min=float(rows.min()), median=float(rows.median()), max=float(rows.max())),
-        sha256=sae.sha256, measured={str(signal): figures for signal, figures in measured.items()}, warnings=tuple(_warnings(sae, measured)),
+        sha256=sae.sha256, measured={str(signal): one for signal, one in measured.items()},
+        warnings=tuple(_warnings(sae, measured)),
     )  # fmt: skip
 
 

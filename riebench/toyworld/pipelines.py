@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,5 +57,10 @@ def export(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Pa
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
+    for part in ("unet", "vae"):
+        # Where its weights lay while it was trained is nobody's business.
+        config = folder / part / "config.json"
+        kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n")
     for part in (pipe.unet, pipe.vae):
         part.to(torch.float32)

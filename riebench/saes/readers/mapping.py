@@ -110,6 +110,11 @@ def read_mapped(checkpoint: Checkpoint) -> SparseAutoencoder:
         found[role].T if getattr(mapping.axes, role) == "width, features" else found[role]
         for role in ("encoder", "decoder")
     )
+    if encoder.shape != decoder.shape:
+        raise RiebenchError(
+            f"{where}: axes: as features x width the encoder is {[*encoder.shape]} and the decoder {[*decoder.shape]}; "
+            "one of them lies the other way round"
+        )
     n, d = encoder.shape
     if "multiplier" in found:
         decoder = decoder * found["multiplier"].reshape(-1, 1)
