@@ -129,7 +129,7 @@ def _draw(points: Sequence[Point], prefix: str) -> bytes:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif", "font.size": 10,
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     }  # fmt: skip
@@ -137,30 +137,13 @@ def _draw(points: Sequence[Point], prefix: str) -> bytes:
         figure = Figure(figsize=(7.6, 4.6), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        form = FORMATS[EFFECT]
         for budget in BUDGETS:
             axes.axvline(budget, color=INK, alpha=0.28, linewidth=0.8, linestyle=(0, (1, 3)))
         axes.axhline(0, color=INK, alpha=0.4, linewidth=0.8)
         for index, ((series, block_set), group) in enumerate(_clusters(points).items()):
-            x, y = [p.distance for p in group], [p.gain * form.scale for p in group]
-            color, gid = COLORS[series % len(COLORS)], _gid(prefix, series, index)
-            if group[0].whole and len(group) > 1:
-                dash = DASHES[series // len(COLORS) % len(DASHES)]
-                axes.plot(x, y, color=color, linestyle=dash, linewidth=1.4, gid=f"{gid}-line")
-            if group[0].end:
-                _marks(axes, group, gid, marker="*", markersize=12, color=INK, zorder=4)
-                for point in group[:1]:
-                    axes.annotate(
-                        point.setting, (point.distance, point.gain * form.scale), xytext=(7, -13),
-                        textcoords="offset points", fontsize=9, gid=f"{gid}-name",
-                    )  # fmt: skip
-            elif group[0].whole:
-                _marks(axes, group, gid, marker="o", markersize=6, color=color, zorder=3)
-            else:
-                marker = BLOCK_MARKERS.get(block_set, "P")
-                _marks(axes, group, gid, marker=marker, markersize=5, color=color, markerfacecolor="none", zorder=2)
+            _draw_cluster(axes, block_set, group, _gid(prefix, series, index))
         axes.set_xlabel("mean LPIPS to the source picture (dotted: the budgets)")
-        axes.set_ylabel(f"mean CLIP alignment gain x{form.scale:g}")
+        axes.set_ylabel(f"mean CLIP alignment gain x{FORMATS[EFFECT].scale:g}")
         axes.margins(x=0.06, y=0.1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.patch.set_visible(False)
@@ -169,6 +152,26 @@ def _draw(points: Sequence[Point], prefix: str) -> bytes:
         # Without a date and with named ids, the same results give the same bytes.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def _draw_cluster(axes: Axes, block_set: str, group: Sequence[Point], gid: str) -> None:
+    """Draws the points of one setting on one block set, joined if they edit all its blocks."""
+    first = group[0]
+    scale, color = FORMATS[EFFECT].scale, COLORS[first.series % len(COLORS)]
+    if first.end:
+        _marks(axes, group, gid, marker="*", markersize=12, color=INK, zorder=4)
+        axes.annotate(
+            first.setting, (first.distance, first.gain * scale), xytext=(7, -13), textcoords="offset points",
+            fontsize=9, gid=f"{gid}-name",
+        )  # fmt: skip
+    elif first.whole:
+        dash = DASHES[first.series // len(COLORS) % len(DASHES)]
+        way = [p.distance for p in group], [p.gain * scale for p in group]
+        axes.plot(*way, color=color, linestyle=dash, linewidth=1.4, gid=f"{gid}-line")
+        _marks(axes, group, gid, marker="o", markersize=6, color=color, zorder=3)
+    else:
+        marker = BLOCK_MARKERS.get(block_set, "P")
+        _marks(axes, group, gid, marker=marker, markersize=5, color=color, markerfacecolor="none", zorder=2)
 
 
 def _marks(axes: Axes, group: Sequence[Point], gid: str, **look: Any) -> None:
@@ -184,8 +187,8 @@ def _finished(drawn: bytes, points: Sequence[Point], prefix: str, title: str) ->
     root = ElementTree.fromstring(drawn)
     for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
-    for name in ("width", "height"):
-        root.attrib.pop(name, None)
+    for side in ("width", "height"):
+        root.attrib.pop(side, None)
     root.attrib |= {"role": "img", "aria-labelledby": f"{prefix}-title", "class": "plot"}
     name = ElementTree.Element(f"{{{SVG}}}title", {"id": f"{prefix}-title"})
     name.text = title
