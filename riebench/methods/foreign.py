@@ -175,15 +175,17 @@ def unchanged(model: LoadedModel) -> Iterator[None]:
         RiebenchError: at the end, if a network has another number format than before: what was rounded is lost.
     """
     pipe = model.pipe
-    processors, scheduler, config = dict(pipe.unet.attn_processors), pipe.scheduler, dict(pipe.scheduler.config)
+    processors, scheduler = dict(pipe.unet.attn_processors), pipe.scheduler
+    # All of its state: pipelines change its configuration in place, where comparing dictionaries does not see it.
+    state = copy.deepcopy(scheduler.__dict__)
     formats = [None if part is None else part.dtype for part in parts_of(pipe)]
     try:
         yield
     finally:
         if any(pipe.unet.attn_processors[name] is not one for name, one in processors.items()):
             pipe.unet.set_attn_processor(dict(processors))
-        if dict(scheduler.config) != config:
-            scheduler = type(scheduler).from_config(config)
+        scheduler.__dict__.clear()
+        scheduler.__dict__.update(state)
         pipe.scheduler = scheduler
     if [None if part is None else part.dtype for part in parts_of(pipe)] != formats:
         raise RiebenchError("the editor left the model in another number format; load it again without this method")
