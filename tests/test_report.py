@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from report_runs import HOSTILE, STRENGTHS, make_results, tasks
+from typer.testing import CliRunner
 
+from riebench.cli import app
 from riebench.errors import RiebenchError
+from riebench.job import say_page
 from riebench.report import write_report
 from riebench.report.board import board_html
 from riebench.report.heatmaps import block_views
@@ -236,3 +239,23 @@ def test_no_results_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="holds no runs"):
         write_report(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(results: Path, tmp_path: Path) -> None:
+    out, board, lines = tmp_path / "out", tmp_path / "leaderboard.md", list[str]()
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    board.write_text(BOARD)
+    say_page(results, out, tuple(tasks()), board, lines.append)
+    assert len(lines) == 1 and "no page" in lines[0] and "--out" in lines[0]
+    say_page(results, tmp_path / "page", tuple(tasks()), board, lines.append)
+    assert str(tmp_path / "page" / "index.html") in lines[1]
+
+
+def test_the_verb_writes_beside_the_results_it_was_given(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "results")
+    done = CliRunner().invoke(app, ["report", "--results", str(tmp_path / "results")])
+    assert done.exit_code == 0
+    page = tmp_path / "results" / "report" / "index.html"
+    assert str(page) in done.output and "no_edit" in page.read_text(encoding="utf-8")
+    assert len(read_groups(tmp_path / "results")) == 1
