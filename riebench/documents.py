@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from riebench.errors import RiebenchError
@@ -59,17 +60,38 @@ def fill_document(document: Path, *, check: bool = False) -> None:
     Raises:
         RiebenchError: with `check`, if the document is out of date; if it cannot be read or names what is not there.
     """
+
+    def made(match: re.Match[str]) -> str:
+        return table_part(document.parent / match[2], match[3], match[4].split(","))
+
+    fill_parts(document, PART, made, command=f"riebench tables --document {document}", check=check)
+
+
+def fill_parts(
+    document: Path, part: re.Pattern[str], made: Callable[[re.Match[str]], str], *, command: str, check: bool = False
+) -> None:
+    """Brings some marked parts of a document up to date.
+
+    Args:
+        document: the Markdown file.
+        part: a whole part, from mark to mark; its first group is the opening mark, its last one the closing mark.
+        made: the text between the marks of a part.
+        command: what brings the document up to date.
+        check: only looks.
+
+    Raises:
+        RiebenchError: with `check`, if the document is out of date; if it cannot be read; whatever `made` raises.
+    """
     try:
         before = document.read_text(encoding="utf-8")
     except OSError as error:
         raise RiebenchError(f"{document} cannot be read ({error.strerror})") from error
 
-    def made(match: re.Match[str]) -> str:
-        table = table_part(document.parent / match[2], match[3], match[4].split(","))
-        return match[1] + "\n" + table.strip() + "\n\n" + match[5]
+    def whole(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{made(match).strip()}\n\n{match[match.re.groups]}"
 
-    after = PART.sub(made, before)
+    after = part.sub(whole, before)
     if check and after != before:
-        raise RiebenchError(f"{document} is out of date; run `riebench tables --document {document}` and commit it")
+        raise RiebenchError(f"{document} is out of date; run `{command}` and commit it")
     if after != before:
         write_atomic(document, after.encode())

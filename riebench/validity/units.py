@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.configurations import Configuration, whole_configurations
-from riebench.entries import ENDS, Entry, entries
+from riebench.entries import ENDS, Entry, Field, entries
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.store import RunFolder
 from riebench.tradeoff import Examples
+from riebench.versions import origin_gap, world_gap
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -79,6 +80,7 @@ class Ground:
         units: every edited picture with a verdict; the two ends of the scale and strength 0 are left out.
         entries: all methods with all blocks together, ends included.
         labels: entry -> the name that tables use.
+        left_out: name -> why its pictures are not among the units.
     """
 
     suite: str
@@ -86,6 +88,7 @@ class Ground:
     units: Units
     entries: tuple[Entry, ...]
     labels: Mapping[Entry, str]
+    left_out: Mapping[str, str]
 
 
 def grounds(folders: Iterable[RunFolder]) -> tuple[list[Ground], list[tuple[str, str]]]:
@@ -119,10 +122,25 @@ def ground(suite: str, model: str, folders: Sequence[RunFolder]) -> Ground | Non
     whole = {id(c) for c in whole_configurations(c for entry in everything for c in entry.configurations)}
     together = [entry for entry in everything if all(id(c) in whole for c in entry.configurations)]
     labels = _labels(everything)
-    units = _units([entry for entry in everything if entry.method not in ENDS], labels, whole)
+    rivals = [entry for entry in everything if entry.method not in ENDS]
+    left_out = _of_other_things(everything)
+    units = _units([entry for entry in rivals if entry not in left_out], labels, whole)
     if not len(units.example):
         return None
-    return Ground(suite, model, units, tuple(together), labels)
+    named = {labels[entry]: reason for entry, reason in left_out.items()}
+    return Ground(suite, model, units, tuple(together), labels, named)
+
+
+def _of_other_things(everything: Sequence[Entry]) -> dict[Entry, str]:
+    """Entries whose pictures come from other examples or another model than the others', and why."""
+    field = Field(tuple(everything))
+    found = {}
+    for entry in everything:
+        gap = world_gap((c.world for c in entry.configurations), field.world)
+        gap = gap or origin_gap(entry.origins, field.origins)
+        if gap is not None:
+            found[entry] = gap
+    return found
 
 
 def add_success(configuration: Configuration) -> None:

@@ -1,0 +1,205 @@
+"""The generated parts of docs/validity.md: tables as Markdown, each for every suite and model whose truth is known.
+
+A part begins with `<!-- validity: NAME key=value ... -->` and ends with `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riebench.configurations import EVERYTHING
+from riebench.entries import GAIN
+from riebench.errors import RiebenchError, near_match
+from riebench.tables import markdown
+from riebench.validity.cells import Cell
+from riebench.validity.findings import MEANT, Findings, Table, truth_called
+from riebench.validity.ranking import AREA, AREA_SUCCESS, AREA_TARGET, AT_CHOICE, COMPARED, Ranking
+from riebench.validity.signs import SIGNED, PairedRow, SignRow, paired, signs
+from riebench.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, counts
+
+NONE = "–"
+Floats = NDArray[np.float64]
+Options = Mapping[str, str]
+Maker = Callable[[Findings, Options], str]
+
+CALLED = {
+    AREA: "area x100", AREA_SUCCESS: "true area (success) x100", AREA_TARGET: "true area (target) x100",
+    AT_CHOICE: "success x100 where the area chose", TARGET: "target %", KEPT: "kept %", SUCCESS: "success %",
+}  # fmt: skip
+"""Column of the ranking -> its heading; scores keep their names."""
+SCALES = {"clip_direction": (1.0, 2), "lpips": (1.0, 3), "lpips_bg": (1.0, 3)}
+"""Column -> factor and decimals, if not 100 and 2."""
+
+
+def choice(options: Options, key: str, known: Sequence[str], usual: str) -> str:
+    """An option of a part.
+
+    Raises:
+        RiebenchError: if it is none of the known ones.
+    """
+    found = options.get(key, usual)
+    if found not in known:
+        raise RiebenchError(f"validity part: {key}={found}{near_match(found, known)}; known: {', '.join(known)}")
+    return found
+
+
+def about(findings: Findings, options: Options) -> str:
+    """What was looked at."""
+    ground = findings.ground
+    n = counts(ground)
+    units = ground.units
+    drawn = "examples" if units.examples.ids == units.examples.clusters else "clusters of examples"
+    text = (
+        f"{n['pictures']} edited pictures with a verdict, by {n['methods']} methods, of {n['examples']} examples in "
+        f"{n['categories']} categories, {n['seeds']} {'seed' if n['seeds'] == 1 else 'seeds'} each. Intervals: 95 %, "
+        f"percentile bootstrap over {drawn} inside categories, {units.replicates} replicates, seed "
+        f"{units.generator_seed}.\n"
+    )
+    for name, reason in sorted(ground.left_out.items()):
+        text += f"\n`{name}` is left out: {reason}.\n"
+    return text
+
+
+def _tracking(findings: Findings, options: Options) -> tuple[str, str]:
+    truth = TRUTHS[choice(options, "truth", tuple(TRUTHS), "success")]
+    return truth, choice(options, "by", ("category", "method"), "category")
+
+
+def preferred(findings: Findings, options: Options) -> str:
+    """Share of pairs in which the truly better picture scores higher."""
+    truth, by = _tracking(findings, options)
+    return _score_table(findings.preferred(truth, by), by)
+
+
+def correlation(findings: Findings, options: Options) -> str:
+    """Kendall's tau-b."""
+    truth, by = _tracking(findings, options)
+    return _score_table(findings.correlation(truth, by), by)
+
+
+def _score_table(table: Table, by: str) -> str:
+    rows = []
+    for name, cells in table.items():
+        most = max(cell.n for cell in cells.values())
+        rows.append([name, str(most), *(_counted(cell, most) for cell in cells.values())])
+    return markdown([by, "pictures", *SCORES], rows)
+
+
+def _counted(cell: Cell, most: int) -> str:
+    """A cell, with its number of pictures where that is not the row's."""
+    return cell.text() if cell.n in (0, most) else f"{cell.text()} n {cell.n}"
+
+
+def verdicts(findings: Findings, options: Options) -> str:
+    """For each score and truth, the categories in which it can be trusted."""
+    rows = []
+    for score in SCORES:
+        for truth in TRUTHS.values():
+            found = findings.verdicts(score, truth)
+            kinds = (found.right, found.unclear, found.wrong, found.undefined)
+            whole = findings.preferred(truth)[EVERYTHING][score].text()
+            meant = "yes" if truth in MEANT[score] else "no"
+            rows.append([score, truth_called(truth), meant, whole, *(_listed(kind) for kind in kinds)])
+    header = ["score", "truth", "meant for it", "all", "better than chance", "unclear", "worse than chance", "no value"]
+    return markdown(header, rows)
+
+
+def _listed(categories: Sequence[str]) -> str:
+    names = ", ".join(name.removeprefix("change_").replace("_", " ") for name in categories)
+    return f"{len(categories)}: {names}" if categories else NONE
+
+
+def sign_table(findings: Findings, options: Options) -> str:
+    """What the sign of a score says about the target."""
+    units = findings.ground.units
+    by = choice(options, "by", ("category", "method", "score"), "category")
+    if by == "score":
+        rows = {score: signs(units, score)[EVERYTHING] for score in SIGNED}
+    elif by == "method":
+        rows = {name: signs(units, GAIN, units.of_method(name))[EVERYTHING] for name in units.methods}
+    else:
+        rows = signs(units, choice(options, "score", SIGNED, GAIN))
+    header = [by, "pictures", "target there", "sign right", "score 0", "no target, yet above 0", "target, yet below 0"]
+    return markdown(header, [_sign_row(name, row) for name, row in rows.items()])
+
+
+def _sign_row(name: str, row: SignRow) -> list[str]:
+    cells = (row.reached, row.agree, row.ties, row.false, row.missed)
+    return [name, str(row.reached.n), *(cell.text(100, 0) for cell in cells)]
+
+
+def paired_table(findings: Findings, options: Options) -> str:
+    """Whether the difference of two methods on one example has the truth's sign."""
+    units = findings.ground.units
+    found: dict[tuple[str, ...], PairedRow]
+    if choice(options, "by", ("score", "category"), "score") == "category":
+        score = choice(options, "score", tuple(SCORES), GAIN)
+        truth = choice(options, "truth", tuple(TRUTHS), "success")
+        found = {(name,): row for name, row in paired(units, score, TRUTHS[truth]).items()}
+        labels = ["category"]
+    else:
+        pairs = [(score, called) for score in SCORES for called in TRUTHS]
+        found = {(score, called): paired(units, score, TRUTHS[called])[EVERYTHING] for score, called in pairs}
+        labels = ["score", "truth"]
+    rows = [
+        [*name, str(row.undecided.n), *(cell.text(100, 0) for cell in (row.agree, row.level, row.undecided))]
+        for name, row in found.items()
+    ]
+    return markdown([*labels, "pairs", "sign right", "scores alike", "truth alike"], rows)
+
+
+def ranking_table(findings: Findings, options: Options) -> str:
+    """Methods with their numbers and ranks."""
+    kind = choice(options, "of", ("areas", "means"), "areas")
+    columns = (AREA, AREA_SUCCESS, AT_CHOICE, AREA_TARGET) if kind == "areas" else (*SCORES, TARGET, KEPT, SUCCESS)
+    found = findings.ranking
+    rows = [
+        [name, str(found.levels[index]), *(_ranked(found, column, index) for column in columns)]
+        for index, name in enumerate(found.methods)
+    ]
+    text = markdown(["method", "levels", *(CALLED.get(column, column) for column in columns)], rows)
+    for name, reason in sorted(found.left_out.items()):
+        text += f"\n`{name}` is not ranked: {reason}.\n"
+    return text
+
+
+def _ranked(found: Ranking, column: str, index: int) -> str:
+    values, ranks = found.columns[column], found.ranks(column)
+    if values is None or ranks is None:
+        return NONE
+    scale, decimals = SCALES.get(column, (100.0, 2 if column in (AREA, *SCORES) else 0))
+    # Distances are printed as they are stored, not as they were turned for ranking.
+    value = SCORES.get(column, 1) * values[0, index] * scale
+    return f"{round(float(value), decimals) + 0.0:.{decimals}f} ({ranks[index]:g})"
+
+
+def agreement(findings: Findings, options: Options) -> str:
+    """Kendall's tau-b between rankings of methods."""
+    found = findings.ranking
+    rows = [
+        [_mean(score), _mean(truth), str(len(found.methods)), found.agreement(score, truth).text()]
+        for score, truth in COMPARED
+    ]
+    return markdown(["ranked by", "truly ranked by", "methods", "tau"], rows)
+
+
+def _mean(column: str) -> str:
+    if column in (AREA, AREA_SUCCESS, AREA_TARGET):
+        return CALLED[column].removesuffix(" x100")
+    return f"mean {CALLED.get(column, column).removesuffix(' %')}"
+
+
+PARTS: Mapping[str, Maker] = {
+    "about": about,
+    "preferred": preferred,
+    "correlation": correlation,
+    "verdicts": verdicts,
+    "signs": sign_table,
+    "paired": paired_table,
+    "ranking": ranking_table,
+    "agreement": agreement,
+}
+"""Name of a part -> what makes it."""

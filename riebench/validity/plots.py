@@ -1,0 +1,197 @@
+"""The figures of docs/validity.md: where scores can be trusted, and methods by score against methods by truth.
+
+A picture carries a hash of the numbers it was drawn from, so that one that is out of date is found without drawing it
+again: another version of the plotting library draws other pixels from the same numbers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from riebench.configurations import EVERYTHING
+from riebench.entries import GAIN
+from riebench.hashing import content_digest
+from riebench.validity.findings import MEANT, Findings, verdict
+from riebench.validity.ranking import AREA, AREA_SUCCESS
+from riebench.validity.units import SCORES, SUCCESS, TRUTHS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DIGEST_KEY = "riebench-numbers"
+"""Text chunk of a picture's file that holds the hash of its numbers."""
+RIGHT, WRONG, INK, PALE = "#2166ac", "#b2182b", "#222222", "#e6e6e6"
+TRUTH_TITLES = {
+    "target": "Truth: the target attribute is there",
+    "kept": "Truth: the other attributes are as before",
+    "success": "Truth: both (success)",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure before it is drawn.
+
+    Attributes:
+        alt: what it shows, for those who do not see it.
+        numbers: everything that is drawn, rounded as it is shown.
+        draw: puts the numbers on an empty figure.
+        size: width and height in inches.
+    """
+
+    alt: str
+    numbers: Any
+    draw: Callable[[Figure, Any], None]
+    size: tuple[float, float]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the numbers."""
+        return content_digest(self.numbers)
+
+    def png(self) -> bytes:
+        """The picture's file; the same numbers give the same bytes."""
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        style = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": "#888888"}
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **style}):
+            figure = Figure(figsize=self.size, dpi=130, layout="constrained", facecolor="white")
+            FigureCanvasAgg(figure)
+            self.draw(figure, self.numbers)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", metadata={"Software": None, DIGEST_KEY: self.digest})
+        return buffer.getvalue()
+
+
+def trust(findings: Findings) -> Drawing:
+    """Heat maps of score by category, one for each truth."""
+    tables = {called: findings.preferred(truth) for called, truth in TRUTHS.items()}
+    columns = [*next(iter(tables.values()))]
+    numbers = {
+        "columns": [name.removeprefix("change_").replace("_", " ") for name in columns],
+        "rows": [*SCORES],
+        "meant": [[score, called] for score in SCORES for called, truth in TRUTHS.items() if truth in MEANT[score]],
+        "panels": {
+            called: [[_heat(table[column][score]) for column in columns] for score in SCORES]
+            for called, table in tables.items()
+        },
+    }
+    alt = (
+        "Three heat maps, scores by categories: how often the score prefers the picture that is truly better. "
+        "All numbers are in the tables below."
+    )
+    return Drawing(alt, numbers, _draw_trust, (9.2, 7.4))
+
+
+def _heat(cell: Any) -> list[Any] | None:
+    return None if cell.value is None else [round(cell.value, 2), verdict(cell) == "unclear"]
+
+
+def _draw_trust(figure: Figure, numbers: Any) -> None:
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = LinearSegmentedColormap.from_list("trust", [WRONG, "#f4a582", "#f7f7f7", "#92c5de", RIGHT])
+    colors.set_bad(PALE)
+    panels = figure.subplots(len(numbers["panels"]), 1, sharex=True)
+    for axes, (called, rows) in zip(panels, numbers["panels"].items(), strict=True):
+        values = np.array([[np.nan if cell is None else cell[0] for cell in row] for row in rows])
+        image = axes.imshow(values, cmap=colors, vmin=0, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            _name_cell(axes, rows[row][column], float(value), row, column)
+        axes.set_title(TRUTH_TITLES[called], loc="left", fontsize=10, fontweight="bold")
+        axes.set_yticks(range(len(numbers["rows"])), numbers["rows"])
+        for label, score in zip(axes.get_yticklabels(), numbers["rows"], strict=True):
+            label.set_fontweight("bold" if [score, called] in numbers["meant"] else "normal")
+        axes.set_xticks(range(len(numbers["columns"])), numbers["columns"])
+        axes.tick_params(length=0, labelbottom=True)
+        axes.axvline(len(numbers["columns"]) - 1.5, color="white", linewidth=3)
+        axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=panels, shrink=0.5, aspect=30, pad=0.015)
+    bar.set_label("share of pairs in which the better picture scores higher")
+    bar.outline.set_visible(False)
+    figure.supxlabel(
+        "Bold: the score is meant for this truth. In brackets: the 95 % interval holds 0.5. Distances are turned round. "
+        "–: no value.", fontsize=8,
+    )  # fmt: skip
+
+
+def _name_cell(axes: Axes, cell: list[Any] | None, value: float, row: int, column: int) -> None:
+    text = "–" if cell is None else f"({value:.2f})" if cell[1] else f"{value:.2f}"
+    strong = cell is not None and abs(value - 0.5) > 0.36
+    axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if strong else INK)
+
+
+def ranks(findings: Findings) -> Drawing:
+    """Scatter of the methods' ranks by score and by truth: areas, and means over all levels."""
+    found = findings.ranking
+    panels = []
+    for score, truth, name, true_name in (
+        (AREA, AREA_SUCCESS, "area", "area of true success"),
+        (GAIN, SUCCESS, "mean clip_gain", "mean true success"),
+    ):
+        first, second = found.ranks(score), found.ranks(truth)
+        known = first is not None and second is not None
+        panels.append(
+            {
+                "score": name,
+                "truth": true_name,
+                "tau": found.agreement(score, truth).text(),
+                "points": [[*pair] for pair in zip(first.tolist(), second.tolist(), found.methods, strict=True)]
+                if known and first is not None and second is not None else [],
+            }
+        )  # fmt: skip
+    alt = "Two scatter plots: each method's rank by score against its rank by truth; on the diagonal the two agree."
+    height = max(3.4, 1.6 + 0.28 * len(found.methods))
+    return Drawing(alt, panels, _draw_ranks, (9.2, height))
+
+
+def _draw_ranks(figure: Figure, numbers: Any) -> None:
+    for axes, panel in zip(figure.subplots(1, len(numbers)), numbers, strict=True):
+        n = max(len(panel["points"]), 1)
+        axes.plot([0.5, n + 0.5], [0.5, n + 0.5], color="#bbbbbb", linewidth=1, zorder=1)
+        for by_score, by_truth, name in panel["points"]:
+            color = INK if abs(by_score - by_truth) < 1 else RIGHT if by_truth < by_score else WRONG
+            axes.plot(by_score, by_truth, "o", color=color, markersize=6, zorder=3)
+            # Names stand where there is room: right of a point in the left half, left of it in the right one.
+            left = by_score > (n + 1) / 2
+            axes.annotate(
+                name, (by_score, by_truth), xytext=(-7 if left else 7, 0), textcoords="offset points",
+                ha="right" if left else "left", va="center", fontsize=8, color=color,
+            )  # fmt: skip
+        axes.set_xlim(0.4, n + 0.6)
+        axes.set_ylim(n + 0.6, 0.4)
+        axes.set_xticks(range(1, n + 1))
+        axes.set_yticks(range(1, n + 1))
+        axes.grid(color="#eeeeee")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel(f"rank by {panel['score']}")
+        axes.set_ylabel(f"rank by {panel['truth']}")
+        axes.set_title(f"Kendall's tau {panel['tau']}", loc="left", fontsize=9)
+    figure.supxlabel(
+        "1 is best. Blue: better in truth than by score; red: worse in truth than by score, by a rank or more.",
+        fontsize=8,
+    )
+
+
+DRAWINGS: dict[str, Callable[[Findings], Drawing]] = {"trust": trust, "ranks": ranks}
+"""Name of a figure -> what plans it."""
+
+
+def drawn_from(data: bytes) -> str | None:
+    """The hash of the numbers that a stored picture was drawn from, or None if it says nothing of the kind."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            found = image.info.get(DIGEST_KEY)
+    except (UnidentifiedImageError, OSError):
+        return None
+    return found if isinstance(found, str) else None
