@@ -184,8 +184,8 @@ def _fill(
         configuration = found.get((key.block_set, key.strength))
         if configuration is None:
             raise StoreError(
-                f"{folder.path / RECORDS_FILE}: unit {key.digest} ({key.example_id}, blocks {key.block_set}, strength "
-                f"{key.strength:g}) was never planned; `riebench leaderboard --verify {folder.path}` says what was edited"
+                f"{folder.path / RECORDS_FILE}: unit {key.digest} ({key.example_id}, blocks {key.block_set}, "
+                f"strength {key.strength:g}) was never planned; `riebench leaderboard --verify {folder.path}` says more"
             )
         configuration.origins.setdefault(key.example_id, set()).add(Origin.of(key))
         configuration.failed += record.status == "error"

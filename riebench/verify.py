@@ -1,22 +1,26 @@
-"""Recomputes what a stored run claims: its identity, its pictures' hashes, its completeness and every score."""
+"""Recomputes what a stored run claims: its identity, its seal, its pictures' hashes, its completeness, every score."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from riebench.errors import RiebenchError
-from riebench.files import file_sha256
-from riebench.schema import EditRecord, EditTask, ScoreRecord
-from riebench.store import RECORDS_FILE, RUN_FILE, RunFolder
+from riebench.errors import RiebenchError, StoreError
+from riebench.files import file_sha256, read_lines
+from riebench.schema import EditExample, EditRecord, EditTask, ScoreRecord, UnitKey, block_set_blocks
+from riebench.seal import SEAL_FILE, broken_seals, unsealed_lines
+from riebench.store import RECORDS_FILE, RUN_FILE, SCORES_FILE, CellKey, RunFolder, ScoreKey
+from riebench.suites import load_suite, suite_names
 
-TOLERANCE = 1e-3
+RELATIVE, ABSOLUTE = 1e-3, 5e-5
 """Scores may differ this much between machines: networks add up in another order there."""
 SHOWN = 5
-"""Examples of each kind of finding that are printed; the rest is counted."""
+"""Findings of each kind that are printed; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -39,53 +43,158 @@ class Verdict:
         return not self.findings
 
 
-def verify(path: Path, tasks: Iterable[EditTask] = (), *, device: str = "cpu", offline: bool = False) -> Verdict:
+@dataclass(frozen=True)
+class Means:
+    """What scores are computed with; by default what belongs to the run's model.
+
+    Attributes:
+        device: torch device.
+        scorer: the CLIP.
+        second: the independent one.
+        weights: where networks lie that do not ship.
+        offline: fetches none.
+    """
+
+    device: str = "cpu"
+    scorer: str | None = None
+    second: str | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    offline: bool = False
+
+
+def verify(path: Path, tasks: Iterable[EditTask] = (), means: Means | None = None) -> Verdict:
     """Checks one run folder against itself and against scores computed afresh. Changes nothing in it.
 
     Args:
         path: `results/SUITE/MODEL/SETTING`.
         tasks: the suite, if it is one's own.
-        device: where scores are computed.
-        offline: fetches no scorer.
+        means: what scores are computed with.
 
     Raises:
-        RiebenchError: if the folder is no run at all.
+        RiebenchError: if the folder is no run at all, or of a suite that is neither given nor shipped.
     """
     if not (path / RUN_FILE).is_file():
         raise RiebenchError(f"{path} is no run folder: {RUN_FILE} is missing")
     folder = RunFolder(path)
-    records = folder.records()
+    examples = _examples(folder, tasks)
+    findings = [*_identity(folder), *_seal(path)]
+    try:
+        records, stored = folder.records(), folder.scores()
+    except StoreError as error:
+        return Verdict(path, (f"the text of run {folder.spec.run_id[:8]}",), (*findings, str(error)))
+    findings += [*_completeness(folder, records, examples), *_consistency(folder, records)]
     pictures = _pictures(folder, records)
-    findings = [*_completeness(folder, records), *pictures]
+    findings += pictures
     checked = [f"{len(records)} records of run {folder.spec.run_id[:8]}"]
-    if not pictures:
+    if pictures:
+        findings.append("scores were not computed afresh: that takes all pictures")
+    else:
         checked.append(f"{sum(record.status == 'ok' for record in records)} pictures by their hashes")
-        found, compared = _scores(folder, tuple(tasks), device, offline)
+        found, compared = _scores(folder, records, stored, tuple(tasks), means or Means())
         findings += found
         checked.append(f"{compared} scores computed afresh")
     return Verdict(path, tuple(checked), tuple(findings))
 
 
-def _completeness(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
-    findings = []
-    counted: dict[tuple[str, str, float], int] = {}
-    for record in records:
-        place = (record.key.category, record.key.block_set, record.key.strength)
-        counted[place] = counted.get(place, 0) + 1
-    for place, expected in folder.expected.items():
-        if counted.get(place, 0) != expected:
-            findings.append(f"{' '.join(map(str, place))}: {counted.get(place, 0)} records of {expected} units")
+Known = dict[tuple[str, str], tuple[EditTask, EditExample]]
+"""(Task, example id) -> both."""
+
+
+def _examples(folder: RunFolder, tasks: Iterable[EditTask]) -> Known:
+    suite = folder.spec.suite
+    own = [task for task in tasks if task.suite == suite]
+    if not own and suite not in suite_names():
+        raise RiebenchError(f"{folder.path} is of {suite!r}, a suite that does not ship; name its folder: --suite FOLDER")
+    return {(task.name, example.id): (task, example) for task in own or load_suite(suite) for example in task.examples}
+
+
+def _identity(folder: RunFolder) -> list[str]:
+    spec, findings = folder.spec, []
+    stated = json.loads((folder.path / RUN_FILE).read_text(encoding="utf-8")).get("run_id")
+    if stated != spec.run_id:
+        findings.append(f"{RUN_FILE}: run_id {str(stated)[:8]} is not that of its spec, {spec.run_id[:8]}")
+    place, named = folder.path.resolve().parts[-3:], (spec.suite, spec.model.name, spec.setting.name)
+    if place != named:
+        findings.append(f"the folder is {'/'.join(place)}, but {RUN_FILE} is of {'/'.join(named)}")
+    return findings
+
+
+def _seal(path: Path) -> list[str]:
+    late = unsealed_lines(path)
+    findings = broken_seals(path)
+    if late is None and not findings:
+        return [f"{SEAL_FILE} is missing: edits that leave no trace in pictures and scores could not be found"]
+    if late and not findings:
+        some = "1 line was" if late == 1 else f"{late} lines were"
+        findings.append(f"{some} written since the last seal; repeat the same command, which ends with one")
+    for name in (RECORDS_FILE, SCORES_FILE):
+        file = path / name
+        if file.is_file() and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
+            findings.append(f"{name}: its last line is torn")
+    return findings
+
+
+def _completeness(folder: RunFolder, records: Sequence[EditRecord], examples: Known) -> list[str]:
+    counted: Counter[CellKey] = Counter((r.key.category, r.key.block_set, r.key.strength) for r in records)
+    expected = folder.expected
+    findings = [
+        f"{' '.join(map(str, place))}: {counted[place]} records of {expected.get(place, 0)} units"
+        for place in {**expected, **counted}
+        if counted[place] != expected.get(place, 0)
+    ]
     failed = [record for record in records if record.status == "error"]
     if failed:
         findings.append(f"{len(failed)} units failed, e.g. {failed[0].reason}")
+    changed = [record.key for record in records if not _is_current(record.key, examples)]
+    if changed:
+        key = changed[0]
+        findings.append(
+            f"{len(changed)} units are of examples that the suite does not have, or not like this, e.g. "
+            f"{key.example_id} of {key.task}@{key.task_version}"
+        )
+    left_out = [example for task, example in examples if (task, example) not in {_place(r.key) for r in records}]
+    if left_out:
+        findings.append(f"{len(left_out)} of the suite's {len(examples)} examples were not run, e.g. {left_out[0]}")
+    return _short(findings)
+
+
+def _place(key: UnitKey) -> tuple[str, str]:
+    return key.task, key.example_id
+
+
+def _is_current(key: UnitKey, examples: Known) -> bool:
+    task, example = examples.get(_place(key), (None, None))
+    if task is None or example is None:
+        return False
+    return (task.version, task.category, example.content_hash) == (key.task_version, key.category, key.example_hash)
+
+
+def _consistency(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
+    """Records that cannot be as they were written: names of pictures hold the hash of the unit's key."""
+    findings = []
+    for record in records:
+        key, shared = record.key, folder.shared
+        name = f"record {key.digest} ({key.example_id}, {key.block_set}, x{key.strength:g}, seed {key.seed})"
+        named = [
+            (record.image, folder.image_name(key)),
+            (record.source_image, shared.image_name(key, "source")),
+            (record.target_image, shared.image_name(key, "target")),
+        ]
+        odd = [found for found, right in named if found is not None and found != right]
+        if odd:
+            findings.append(f"{name} names {odd[0]}, a picture of another unit")
+        outside = sorted(set(record.features) - {*block_set_blocks(key.block_set)})
+        if outside:
+            findings.append(f"{name} has features in {outside[0]}, which it does not edit")
     return _short(findings)
 
 
 def _pictures(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
+    made = [record for record in records if record.status == "ok"]
+    if made and not any((folder.path / str(record.image)).is_file() for record in made):
+        return [f"none of its {len(made)} pictures is there; put its images folder back, and shared/ beside it"]
     findings = []
-    for record in records:
-        if record.status != "ok":
-            continue
+    for record in made:
         picture = folder.path / str(record.image)
         if not picture.is_file():
             findings.append(f"picture {record.image} is missing; `riebench run` makes it again")
@@ -97,14 +206,45 @@ def _pictures(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
     return _short(list(dict.fromkeys(findings)))
 
 
-def _scores(folder: RunFolder, tasks: Sequence[EditTask], device: str, offline: bool) -> tuple[list[str], int]:
-    """Compares stored scores with fresh ones, made beside a copy of the records; and how many were compared."""
-    from riebench.scoring import score
+def _scores(
+    folder: RunFolder, records: Sequence[EditRecord], stored: Mapping[ScoreKey, ScoreRecord],
+    tasks: Sequence[EditTask], means: Means,
+) -> tuple[list[str], int]:  # fmt: skip
+    """Holds stored scores against fresh ones; what does not agree, and how many were compared."""
+    from riebench.registry import METRICS
 
-    stored = folder.scores()
     if not stored:
         return ["nothing has been scored; `riebench score` does it"], 0
-    metrics = sorted({metric for _, metric, _ in stored})
+    names = sorted({metric for _, metric, _ in stored})
+    unknown = [name for name in names if name not in METRICS.names()]
+    findings = [f"{SCORES_FILE} has a metric {name!r} that riebench does not know" for name in unknown]
+    try:
+        fresh = _fresh(folder, [name for name in names if name not in unknown], tasks, means)
+    except RiebenchError as error:
+        return [*findings, f"scores cannot be computed afresh: {error}"], 0
+    # As tables do: a score of a picture that has been made again since is nobody's.
+    pictures = {record.key.digest: record.picture_id for record in records}
+    claims = {place: one for place, one in stored.items() if one.picture == pictures.get(place[0])}
+    findings += _foreign(folder, stored)
+    differing = []
+    for place, value in fresh.items():
+        claimed = claims.get(place)
+        if claimed is None:
+            differing.append(f"{place[1]} of unit {place[0]} has no stored value by {place[2] or 'this metric'}")
+        elif claimed.version != value.version or not _agree(claimed.value, value.value):
+            differing.append(f"{place[1]} of unit {place[0]}: stored {_told(claimed)}, found {_told(value)}")
+    others = Counter(f"{metric} by {by or 'itself'}" for unit, metric, by in claims if (unit, metric, by) not in fresh)
+    unchecked = [f"{n} values of {what} were not computed afresh; name what measured: --scorer, --weights"
+                 for what, n in sorted(others.items())]  # fmt: skip
+    return [*findings, *_short(differing), *_short(unchecked)], len(fresh.keys() & claims.keys())
+
+
+def _fresh(
+    folder: RunFolder, metrics: Sequence[str], tasks: Sequence[EditTask], means: Means
+) -> dict[ScoreKey, ScoreRecord]:
+    """Scores computed beside a copy of the records, with the pictures linked."""
+    from riebench.scoring import score
+
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.path.name
         copy.mkdir()
@@ -113,26 +253,24 @@ def _scores(folder: RunFolder, tasks: Sequence[EditTask], device: str, offline: 
         for name, place in (("images", folder.path / "images"), ("../shared", folder.shared.path)):
             (copy / name).symlink_to(place.resolve(), target_is_directory=True)
         again = RunFolder(copy)
-        report = score([again], tasks or None, metrics=metrics, device=device, offline=offline, progress=False)
-        fresh = again.scores()
-    findings, compared = [], 0
-    if report.stale:
-        findings.append(f"{report.stale} units belong to examples that the suite does not have, or not like this")
-    for place, value in fresh.items():
-        claimed = stored.get(place)
-        if claimed is None:
-            findings.append(f"{place[1]} of unit {place[0]} has no stored value by {place[2] or 'this metric'}")
-            continue
-        compared += 1
-        if not _agree(claimed.value, value.value):
-            findings.append(f"{place[1]} of unit {place[0]}: stored {_told(claimed)}, found {_told(value)}")
-    return _short(findings), compared
+        score(
+            [again], tasks or None, metrics=metrics, scorer=means.scorer, second=means.second, weights=means.weights,
+            device=means.device, offline=means.offline, progress=False,
+        )  # fmt: skip
+        return again.scores()
+
+
+def _foreign(folder: RunFolder, stored: Mapping[ScoreKey, ScoreRecord]) -> list[str]:
+    lines = (line for _, line in read_lines(folder.path / RECORDS_FILE))
+    known = {UnitKey.model_validate(line["key"]).digest for line in lines}
+    units = sorted({unit for unit, _, _ in stored} - known)
+    return [f"{SCORES_FILE} has scores of {len(units)} units without a record, e.g. {units[0]}"] if units else []
 
 
 def _agree(stored: float | None, fresh: float | None) -> bool:
     if stored is None or fresh is None:
         return stored is fresh
-    return abs(stored - fresh) <= TOLERANCE
+    return abs(stored - fresh) <= ABSOLUTE + RELATIVE * abs(fresh)
 
 
 def _told(score: ScoreRecord) -> str:

@@ -101,6 +101,8 @@ def leaderboard(
     suite: Annotated[
         list[str] | None, typer.Option(help="With --verify: folder of task files of your own; repeatable.")
     ] = None,
+    scorer: ScorerOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
 ) -> None:
@@ -109,7 +111,7 @@ def leaderboard(
 
     folder, board = places(results)
     if verify is not None:
-        _verify(verify, suite or [], device, offline)
+        _verify(verify, suite or [], scorer or [], weights or [], device, offline)
     elif check:
         check_leaderboard(folder, board)
         say(f"{board} is up to date")
@@ -118,13 +120,21 @@ def leaderboard(
         print(board)
 
 
-def _verify(run: Path, suites: list[str], device: str, offline: bool) -> None:
+def _verify(
+    run: Path, suites: list[str], scorers: list[str], weights: list[str], device: str, offline: bool
+) -> None:  # fmt: skip
     from riebench.job import pick_device
+    from riebench.metrics.scorers import scorer_pair
+    from riebench.metrics.weights import parse_weights
+    from riebench.offline import offline_mode
     from riebench.suites import load_suite
-    from riebench.verify import verify
+    from riebench.verify import Means, verify
 
     tasks = [task for name in suites for task in load_suite(name)]
-    verdict = verify(run, tasks, device=pick_device(device), offline=offline)
+    first, second = scorer_pair(scorers)
+    means = Means(pick_device(device), first, second, parse_weights(weights), offline)
+    with offline_mode(offline):
+        verdict = verify(run, tasks, means)
     say(f"{run}: {'; '.join(verdict.checked)}")
     for finding in verdict.findings:
         print(f"does not hold: {finding}")
