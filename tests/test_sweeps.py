@@ -1,0 +1,89 @@
+"""The sweep set of settings: every method at six levels of its knob or more, chosen by an option, run on the toy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from riebench import engines
+from riebench.checks import check_setting
+from riebench.errors import RiebenchError
+from riebench.job import Job
+from riebench.models import load_model
+from riebench.suites import load_settings, load_suite, setting_names, settings_sets
+
+KNOBLESS = {"no_edit", "target_prompt"}
+SWEPT = {
+    "sae", "activation_patch", "mean_steering", "neurons", "random_features", "embed_lerp", "prompt_switch",
+    "masked_target", "random_directions", "wrong_example", "concept_steering",
+}  # fmt: skip
+SHARES = {"embed_lerp", "prompt_switch", "masked_target"}
+"""Methods whose strength is a share."""
+
+
+@pytest.mark.parametrize("suite", ["toy", "sdxl"])
+def test_every_method_is_swept_over_six_levels_and_the_same_controls_as_the_sae(suite: str) -> None:
+    assert settings_sets(suite) == ("main", "sweep")
+    settings = load_settings(suite, settings_set="sweep")
+    assert {setting.method for setting in settings} >= SWEPT | KNOBLESS
+    for setting in settings:
+        check_setting(setting, setting.name)
+        assert setting.description
+        assert setting.method not in SWEPT or len(setting.strengths) >= 6, setting.name
+    by_name = {setting.name: setting for setting in settings}
+    sae = by_name["sae_sweep"]
+    for control in ("random_features_sweep", "random_directions", "wrong_example"):
+        assert by_name[control].strengths == sae.strengths and by_name[control].params == sae.params
+        assert by_name[control].blocks == sae.blocks
+    assert by_name["sae_each_sweep"].block_mode == "each" and sae.block_mode == "together"
+    for setting in settings:
+        if setting.method in SHARES:
+            # Both ends, and on a run of four steps every number of them.
+            assert {0.0, 0.25, 0.5, 0.75, 1.0} <= set(setting.strengths) or setting.method == "embed_lerp"
+            assert {setting.strengths[0], setting.strengths[-1]} == {0.0, 1.0}
+
+
+def test_sets_share_no_folder_unless_they_mean_the_same() -> None:
+    for suite in ("toy", "sdxl"):
+        both = set(setting_names(suite)) & set(setting_names(suite, "sweep"))
+        main, sweep = ({one.name: one for one in load_settings(suite, both, which)} for which in settings_sets(suite))
+        assert both == KNOBLESS and main == sweep
+
+
+def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None:
+    names = {one.name for one in Job(limit=1).plan()[1]}
+    assert names == set(setting_names("toy")) == set(setting_names("toy", "main"))
+    swept = {one.name for one in Job(limit=1, settings_set="sweep").plan()[1]}
+    assert swept == set(setting_names("toy", "sweep")) != names
+    assert [one.name for one in Job(settings=("embed_lerp",), settings_set="sweep").plan()[1]] == ["embed_lerp"]
+    assert setting_names(str(tmp_path), "sweep") == setting_names("sdxl", "sweep")
+    with pytest.raises(RiebenchError, match=r"unknown set of settings 'swep' \(did you mean 'sweep'\?\)"):
+        Job(settings_set="swep").plan()
+    with pytest.raises(RiebenchError, match="unknown setting 'embed_lerp'"):
+        Job(settings=("embed_lerp",)).plan()
+
+
+def test_new_methods_run_on_the_toy_model(tmp_path: Path) -> None:
+    names = sorted(SWEPT - {"sae", "activation_patch", "mean_steering", "neurons", "random_features"})
+    changes = {"strengths": (0.0, 0.5, 1.0)}
+    settings = [
+        setting.model_copy(update=changes | ({"params": {"examples": 2}} if setting.method == "concept_steering" else {}))
+        for setting in load_settings("toy", names, "sweep")
+    ]
+    whole = load_suite("toy", categories=["change_color"])
+    tasks = load_suite("toy", categories=["change_color"], limit=1)
+    folders = engines.run(
+        "local", tasks, settings, load_model("toy-turbo"), results_root=tmp_path, pool=whole, progress=False
+    )
+    shared = folders[0].shared
+    for folder in folders:
+        records = {record.key.strength: record for record in folder.records()}
+        assert {record.status for record in records.values()} == {"ok"} and len(records) == 3
+        found = {strength: folder.read_image(str(record.image)) for strength, record in records.items()}
+        source, target = (shared.read_image(str(name)) for name in (records[0].source_image, records[0].target_image))
+        assert np.array_equal(found[0.0], source)
+        assert not np.array_equal(found[0.5], source) and not np.array_equal(found[0.5], target)
+        ended = folder.path.name in ("embed_lerp", "prompt_switch")
+        assert np.array_equal(found[1.0], target) == ended
