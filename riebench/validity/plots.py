@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from riebench.configurations import EVERYTHING
 from riebench.entries import GAIN
 from riebench.hashing import content_digest
+from riebench.validity.cells import Cell
 from riebench.validity.findings import MEANT, Findings, verdict
 from riebench.validity.ranking import AREA, AREA_SUCCESS
 from riebench.validity.units import SCORES, SUCCESS, TRUTHS
@@ -89,7 +89,7 @@ def trust(findings: Findings) -> Drawing:
     return Drawing(alt, numbers, _draw_trust, (9.2, 7.4))
 
 
-def _heat(cell: Any) -> list[Any] | None:
+def _heat(cell: Cell) -> list[Any] | None:
     return None if cell.value is None else [round(cell.value, 2), verdict(cell) == "unclear"]
 
 
@@ -109,7 +109,7 @@ def _draw_trust(figure: Figure, numbers: Any) -> None:
         axes.set_yticks(range(len(numbers["rows"])), numbers["rows"])
         for label, score in zip(axes.get_yticklabels(), numbers["rows"], strict=True):
             label.set_fontweight("bold" if [score, called] in numbers["meant"] else "normal")
-        axes.set_xticks(range(len(numbers["columns"])), numbers["columns"])
+        axes.set_xticks(range(len(numbers["columns"])), [name.replace(" ", "\n") for name in numbers["columns"]])
         axes.tick_params(length=0, labelbottom=True)
         axes.axvline(len(numbers["columns"]) - 1.5, color="white", linewidth=3)
         axes.spines[:].set_visible(False)
@@ -137,16 +137,11 @@ def ranks(findings: Findings) -> Drawing:
         (GAIN, SUCCESS, "mean clip_gain", "mean true success"),
     ):
         first, second = found.ranks(score), found.ranks(truth)
-        known = first is not None and second is not None
-        panels.append(
-            {
-                "score": name,
-                "truth": true_name,
-                "tau": found.agreement(score, truth).text(),
-                "points": [[*pair] for pair in zip(first.tolist(), second.tolist(), found.methods, strict=True)]
-                if known and first is not None and second is not None else [],
-            }
-        )  # fmt: skip
+        points: list[list[Any]] = []
+        if first is not None and second is not None:
+            points = [[*point] for point in zip(first.tolist(), second.tolist(), found.methods, strict=True)]
+        tau = found.agreement(score, truth).text()
+        panels.append({"score": name, "truth": true_name, "tau": tau, "points": points})
     alt = "Two scatter plots: each method's rank by score against its rank by truth; on the diagonal the two agree."
     height = max(3.4, 1.6 + 0.28 * len(found.methods))
     return Drawing(alt, panels, _draw_ranks, (9.2, height))
@@ -163,7 +158,8 @@ def _draw_ranks(figure: Figure, numbers: Any) -> None:
             left = by_score > (n + 1) / 2
             axes.annotate(
                 name, (by_score, by_truth), xytext=(-7 if left else 7, 0), textcoords="offset points",
-                ha="right" if left else "left", va="center", fontsize=8, color=color,
+                ha="right" if left else "left", va="center", fontsize=8, color=color, zorder=2,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )  # fmt: skip
         axes.set_xlim(0.4, n + 0.6)
         axes.set_ylim(n + 0.6, 0.4)
