@@ -1,0 +1,80 @@
+"""Tables as LaTeX (booktabs), through pandas. What uses them needs `\\usepackage{booktabs,longtable}`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+MISSING = "--"
+LONG = 40
+"""Rows from which a table breaks over pages."""
+ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash ", "{": r"\{", "}": r"\}", "^": r"\textasciicircum ", "~": r"\textasciitilde ",
+        **{mark: f"\\{mark}" for mark in "&%$#_"},
+    }
+)  # fmt: skip
+ROW = re.compile(r"^\|(.*)\|$")
+HEADING = re.compile(r"^#+ (.+)$")
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> str:
+    """One table, escaped.
+
+    Args:
+        header: column names.
+        rows: cells of any kind; None and nan are printed as a dash, floats with six significant digits.
+        caption: above it; "" for none.
+    """
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+
+    # Strings only: pandas would print whole numbers with a gap among them as floats.
+    cells = [[_cell(value) for value in row] for row in rows]
+    told = pd.DataFrame(cells, columns=pd.RangeIndex(len(header)), dtype=object)
+    styler: Styler = told.style.hide(axis="index").format(escape="latex")
+    styler = styler.relabel_index([_escaped(name) for name in header], axis="columns")
+    long = len(rows) > LONG
+    text = styler.to_latex(
+        hrules=True,
+        column_format="l" * len(header),
+        environment="longtable" if long else ("table" if caption else None),
+        caption=_escaped(caption) or None,
+        position=None if long or not caption else "htbp",
+    )
+    # Behind the end of a line LaTeX would take a bracket or an asterisk for an argument of the line's end.
+    return "% needs \\usepackage{booktabs,longtable}\n" + re.sub(r"^([\[*])", r"{}\1", text, flags=re.MULTILINE)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    text = f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
+    return "".join(mark for mark in text if mark.isprintable()).replace("–", MISSING)
+
+
+def _escaped(text: str) -> str:
+    """A heading or caption as pandas escapes cells; it leaves those to its caller."""
+    return _cell(text).translate(ESCAPES)
+
+
+def latex_tables(markdown: str) -> str:
+    """Every table of a Markdown text as LaTeX, its heading as caption; other text is left out.
+
+    Args:
+        markdown: tables with a line of dashes below their heads, as `riebench.tables` makes them.
+    """
+    parts, caption, lines = [], "", list[list[str]]()
+    for line in [*markdown.splitlines(), ""]:
+        heading, row = HEADING.match(line), ROW.match(line)
+        if row:
+            lines.append([cell.strip() for cell in row[1].split("|")])
+            continue
+        if lines:
+            parts.append(latex_table(lines[0], lines[2:], caption))
+            lines = []
+        if heading:
+            caption = heading[1]
+    return "\n".join(parts)
