@@ -33,8 +33,9 @@ from riebench.suites import load_setting, setting_names, settings_folder
 REPLACED = EditExample(id="same", source="a red house", target="a red mouse")
 REFINED = EditExample(id="longer", source="a red house", target="a red boat on it")
 NAMES = ("img2img", "p2p", "ledits_pp")
-QUICK: dict[str, dict[str, Any]] = {"img2img": {}, "p2p": {}, "ledits_pp": {"inversion_steps": 4}}
+QUICK: dict[str, dict[str, Any]] = {"img2img": {}, "p2p": {}, "ledits_pp": {"inversion_steps": 3}}
 NOISE = 5
+MADE: dict[Any, tuple[Generator, np.ndarray[Any, Any]]] = {}
 TASK = EditTask(name="t", version=1, category="change_object", suite="tiny", examples=(REPLACED, REFINED))
 
 
@@ -45,10 +46,18 @@ def editor(name: str) -> Editor:
     return found
 
 
+def pictures(model: LoadedModel, *prompts: str) -> tuple[Generator, np.ndarray[Any, Any]]:
+    """Pictures from one noise, made once."""
+    key = (id(model), prompts)
+    if key not in MADE:
+        generator = Generator(model)
+        MADE[key] = generator, generator.generate(prompts, [NOISE] * len(prompts)).images
+    return MADE[key]
+
+
 def context(model: LoadedModel, *strengths: float, example: EditExample = REFINED) -> EditorContext:
     """An example with its source and target picture."""
-    generator = Generator(model)
-    source, target = generator.generate([example.source, example.target], [NOISE, NOISE]).images
+    generator, (source, target) = pictures(model, example.source, example.target)
     return EditorContext(generator, example, NOISE, {"source": source, "target": target}, strengths)
 
 
@@ -69,8 +78,8 @@ def counted(model: LoadedModel) -> Iterator[list[int]]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_end_points_are_exact_and_other_levels_differ(name: str, guidance: float) -> None:
-    model = tiny_model(4, guidance)
-    ctx = context(model, 0.0, 0.5, 1.0)
+    model = tiny_model(2, guidance)
+    ctx = context(model, 0.0, 1.0)
     made = paint(name, ctx)
     end = ctx.pictures["target" if name == "p2p" else "source"].astype(int)
     assert np.array_equal(made[0], end)
@@ -120,11 +129,10 @@ def test_img2img_runs_the_last_steps_and_shares_equal_levels() -> None:
     assert ctx.other_noise("img2img").initial_seed() not in (NOISE, ctx.other_noise("ledits_pp").initial_seed())
 
 
-@pytest.mark.parametrize("guidance", [0.0, 3.0])
-def test_levels_made_together_are_the_levels_made_alone(guidance: float) -> None:
-    ctx = context(tiny_model(4, guidance), 0.25, 0.5, 1.0)
+def test_levels_made_together_are_the_levels_made_alone() -> None:
+    ctx = context(tiny_model(2, 3.0), 0.5, 1.0)
     together = paint("p2p", ctx)
-    assert len({picture.tobytes() for picture in together}) == 3
+    assert len({picture.tobytes() for picture in together}) == 2
     for strength, picture in zip(ctx.strengths, together, strict=True):
         alone = EditorContext(ctx.generator, REFINED, NOISE, ctx.pictures, (strength,))
         assert np.abs(paint("p2p", alone)[0] - picture).max() <= 1
@@ -133,19 +141,18 @@ def test_levels_made_together_are_the_levels_made_alone(guidance: float) -> None
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_all_attention_of_the_same_prompt_changes_nothing(guidance: float) -> None:
     same = REPLACED.model_copy(update={"target": REPLACED.source})
-    ctx = context(tiny_model(4, guidance), 1.0, example=same)
+    ctx = context(tiny_model(2, guidance), 1.0, example=same)
     for wording in ("replacement", "refinement"):
         made = paint("p2p", ctx, wording=wording, self_share=1.0)
         assert np.abs(made[0] - ctx.pictures["source"]).max() <= 1
 
 
 def test_self_attention_and_wording_matter() -> None:
-    ctx = context(tiny_model(4), 1.0, example=REPLACED)
+    ctx = context(tiny_model(2), 1.0, example=REPLACED)
     made = {
         (share, wording): paint("p2p", ctx, self_share=share, wording=wording)
-        for share, wording in ((0.0, "auto"), (0.0, "replacement"), (0.0, "refinement"), (1.0, "auto"))
+        for share, wording in ((0.0, "auto"), (0.0, "refinement"), (1.0, "auto"))
     }
-    assert np.array_equal(made[0.0, "auto"], made[0.0, "replacement"])
     assert not np.array_equal(made[0.0, "auto"], made[0.0, "refinement"])
     assert not np.array_equal(made[0.0, "auto"], made[1.0, "auto"])
     # No layer is that small, so that sharing self-attention shares none.
@@ -190,14 +197,14 @@ def test_injected_attention_is_what_the_maps_say(text: bool, refined: bool, guid
 
 
 def test_injection_refuses_other_layers_and_batches_and_puts_the_processors_back() -> None:
-    model = tiny_model(4)
+    model = tiny_model(2)
     before = dict(model.pipe.unet.attn_processors)
     generator = Generator(model)
     injection = Injection((1,), (0,))
     with pytest.raises(RiebenchError, match="2 pictures for a batch of 1"), inject(model.unet, injection, guided=False):
         generator.generate(["a"], [0])
     wrong = inject(model.unet, injection, guided=False, steps=3)
-    with pytest.raises(RiebenchError, match="expected 3 U-Net calls, saw 4"), wrong:
+    with pytest.raises(RiebenchError, match="expected 3 U-Net calls, saw 2"), wrong:
         generator.generate(["a", "b"], [0, 0])
     assert all(model.pipe.unet.attn_processors[name] is one for name, one in before.items())
     odd = Attention(8, heads=2, dim_head=4, residual_connection=True)
@@ -209,7 +216,7 @@ def test_injection_refuses_other_layers_and_batches_and_puts_the_processors_back
 
 
 def test_words_of_equally_many_tokens_are_replaced_others_refined() -> None:
-    pipe = tiny_model(4).pipe
+    pipe = tiny_model(2).pipe
     tokenizers = (pipe.tokenizer, pipe.tokenizer_2)
     source = read(tokenizers, "a Red house ")
     # One letter is one token here.
@@ -243,7 +250,7 @@ def test_prompts_that_the_two_tokenizers_divide_differently_are_refused() -> Non
     assert read((first, second), "cube, wow") == read((first, first), "cube, wow")
     with pytest.raises(RiebenchError, match=r"tokenizers divide 'cube!, wow' differently.*without '!'"):
         read((first, second), "cube!, wow")
-    model = tiny_model(4)
+    model = tiny_model(2)
     pipe = copy.copy(model.pipe)
     pipe.tokenizer, pipe.tokenizer_2 = first, second
     example = REFINED.model_copy(update={"target": "cube!, wow"})
@@ -255,7 +262,7 @@ def test_prompts_that_the_two_tokenizers_divide_differently_are_refused() -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_is_left_as_it_was(name: str) -> None:
-    model = tiny_model(4, 3.0)
+    model = tiny_model(2, 3.0)
     pipe = model.pipe
     ctx = context(model, 0.5)
     processors, scheduler, config = dict(pipe.unet.attn_processors), pipe.scheduler, dict(pipe.scheduler.config)
@@ -272,18 +279,17 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     assert np.array_equal(again, np.stack([ctx.pictures["source"], ctx.pictures["target"]]))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_half_precision_model_keeps_its_exact_autoencoder(name: str) -> None:
-    model = load_model(str(tiny_folder()), steps=4, guidance=0.0, dtype="bfloat16")
+def test_a_half_precision_model_keeps_its_exact_autoencoder() -> None:
+    model = load_model(str(tiny_folder()), steps=2, guidance=0.0, dtype="bfloat16")
     assert model.pipe.vae.config.force_upcast and model.unet.dtype == torch.bfloat16
     before = copy.deepcopy(model.pipe.vae.state_dict())
-    made = paint(name, context(model, 0.5))
-    assert made.shape[0] == 1 and model.pipe.vae.dtype == torch.float32
+    for name in NAMES:
+        assert paint(name, context(model, 0.5)).shape[0] == 1 and model.pipe.vae.dtype == torch.float32
     assert all(torch.equal(model.pipe.vae.state_dict()[key], value) for key, value in before.items())
 
 
 def test_a_scheduler_that_ledits_could_use_itself_is_not_changed() -> None:
-    model = tiny_model(4)
+    model = tiny_model(2)
     pipe = copy.copy(model.pipe)
     pipe.scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config)
     spacing = pipe.scheduler.config.timestep_spacing
@@ -292,7 +298,7 @@ def test_a_scheduler_that_ledits_could_use_itself_is_not_changed() -> None:
 
 
 def test_whatever_an_editor_does_is_undone_or_said() -> None:
-    model = tiny_model(4)
+    model = tiny_model(2)
     pipe = model.pipe
     processors, scheduler = dict(pipe.unet.attn_processors), pipe.scheduler
 
@@ -308,7 +314,7 @@ def test_whatever_an_editor_does_is_undone_or_said() -> None:
     with unchanged(model):
         pipe.scheduler = DDIMScheduler()
     assert pipe.scheduler is scheduler
-    rounded = load_model(str(tiny_folder()), steps=4, guidance=0.0)
+    rounded = load_model(str(tiny_folder()), steps=2, guidance=0.0)
     with pytest.raises(RiebenchError, match="another number format"), unchanged(rounded):
         rounded.unet.half()
     wrong = Editor("wrong", lambda ctx: np.zeros((1, 8, 8, 3)), frozenset(), "P")
@@ -322,7 +328,7 @@ def test_ledits_needs_sides_of_32_and_the_whole_model(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match=r"setting 'l': .*multiples of 32, not 48; use --size 64"):
         run_benchmark([TASK], [setting], odd, results_root=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.png"))
-    model = tiny_model(4)
+    model = tiny_model(2)
     moved = LoadedModel(model.pipe, model.spec, options=ModelOptions(offload="model"))
     with pytest.raises(RiebenchError, match="use --offload none"):
         paint("ledits_pp", context(moved, 1.0))
@@ -348,7 +354,7 @@ def test_a_run_records_editors_like_any_method(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(EditorContext, "encode", encode)
     options: dict[str, Any] = {"results_root": tmp_path, "progress": False, "batch_size": 3}
-    *folders, _ = run_benchmark([TASK], [*settings, no_edit], tiny_model(4), **options)
+    *folders, _ = run_benchmark([TASK], [*settings, no_edit], tiny_model(2), **options)
     for folder, end in zip(folders, ("source_image", "target_image", "source_image"), strict=True):
         records = {(one.key.example_id, one.key.strength): one for one in folder.records()}
         failed = {key for key, one in records.items() if one.status == "error"}
@@ -363,5 +369,5 @@ def test_a_run_records_editors_like_any_method(tmp_path: Path, monkeypatch: pyte
     failure = next(one for one in folders[0].records() if one.status == "error")
     assert failure.reason == "MemoryError: out of memory"
     monkeypatch.setattr(EditorContext, "encode", original)
-    run_benchmark([TASK], settings, tiny_model(4), redo="errors", **options)
+    run_benchmark([TASK], settings, tiny_model(2), redo="errors", **options)
     assert {one.status for folder in folders for one in folder.records()} == {"ok"}
