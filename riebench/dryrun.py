@@ -158,7 +158,8 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
     model, memory = found.model, found.memory
     guided = f"guidance {model.guidance:g}" if model.guidance > 1 else "no guidance"
     looked = f" + {2 * found.looked} for region models to look at" if found.looked else ""
-    beside = f" + at most {found.beside} runs to rank and read feed-forward units" if found.beside else ""
+    reasons = "runs to rank and read feed-forward units and to look at other examples"
+    beside = f" + at most {found.beside} {reasons}" if found.beside else ""
     return [
         ("model", f"{model.name}: {model.steps} steps, {guided}, {model.size} px, {model.dtype}, on {found.device}"),
         ("units", f"{found.units}: {found.units - found.missing} done, {found.missing} to make, of which "

@@ -26,7 +26,7 @@ from riebench.estimates import (
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
 from riebench.planning import Unit, Work, works_of
-from riebench.schema import ModelSpec
+from riebench.schema import ModelSpec, Setting
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Forecast:
         pairs: examples and seeds whose source and target run are generated, once for all settings.
         edited: pictures generated with an edit.
         looked: pairs generated before all else because region models look for words in them.
-        beside: further runs, at most, that ranking many units and large neuron edits take.
+        beside: further runs, at most, that ranking many units, large neuron edits and looking at other examples take.
         seconds: estimated time of generating.
         basis: what the time is estimated from.
         memory: estimated peak on the device that generates.
@@ -122,7 +122,7 @@ def forecast(request: Request) -> Forecast:
     edited = [unit for unit in missing if not get_method(unit.setting.method).copies]
     looked = sum(_is_looked_at(work, request) for work in works)
     captured = held(request, works)
-    beside = sum(_beside(work, request, captured.metered) for work in works)
+    beside = sum(_beside(work, request, captured.metered) for work in works) + _others(works)
     generations = 2 * (len(works) + looked) + len(edited)
     evaluations = (generations + beside) * per_picture(request.model)
     seconds, basis = run_seconds(request, evaluations, generations)
@@ -163,6 +163,26 @@ def _beside(work: Work, request: Request, metered: bool) -> int:
     ranked = metered and any("units" in get_method(unit.setting.method).needs for unit in work.units)
     paired = sum(_is_paired(unit, request, metered) for unit in work.units)
     return 2 * ranked + 2 * min(paired, math.ceil(paired / request.batch_size) + 1)
+
+
+def _others(works: Sequence[Work]) -> int:
+    """Runs, at most, of examples that methods look at beside the edited one."""
+    found = 0
+    shared: dict[tuple[str, int], int] = {}
+    for work in works:
+        settings = {unit.setting.name: unit.setting for unit in work.units}
+        users = [setting for setting in settings.values() if "others" in get_method(setting.method).needs]
+        counts = [_examples(setting) for setting in users]
+        # A method with a number of examples looks at the same ones for the whole task; another has one of its own.
+        found += 2 * counts.count(None)
+        place = (work.task.name, work.seed)
+        shared[place] = max([shared.get(place, 0), *(2 * (count + 1) for count in counts if count is not None)])
+    return found + sum(shared.values())
+
+
+def _examples(setting: Setting) -> int | None:
+    known = inspect.signature(get_method(setting.method).function).parameters.get("examples")
+    return None if known is None else int(str(setting.params.get("examples", known.default)))
 
 
 def _is_paired(unit: Unit, request: Request, metered: bool) -> bool:

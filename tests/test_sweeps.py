@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from riebench import engines
 from riebench.checks import check_setting
+from riebench.dryrun import forecast_job
 from riebench.errors import RiebenchError
 from riebench.job import Job
 from riebench.models import load_model
@@ -67,9 +69,9 @@ def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None
 
 def test_new_methods_run_on_the_toy_model(tmp_path: Path) -> None:
     names = sorted(SWEPT - {"sae", "activation_patch", "mean_steering", "neurons", "random_features"})
-    changes = {"strengths": (0.0, 0.5, 1.0)}
+    few = {"concept_steering": {"params": {"examples": 2}}}
     settings = [
-        setting.model_copy(update=changes | ({"params": {"examples": 2}} if setting.method == "concept_steering" else {}))
+        setting.model_copy(update={"strengths": (0.0, 0.5, 1.0), **few.get(setting.method, {})})
         for setting in load_settings("toy", names, "sweep")
     ]
     whole = load_suite("toy", categories=["change_color"])
@@ -87,3 +89,11 @@ def test_new_methods_run_on_the_toy_model(tmp_path: Path) -> None:
         assert not np.array_equal(found[0.5], source) and not np.array_equal(found[0.5], target)
         ended = folder.path.name in ("embed_lerp", "prompt_switch")
         assert np.array_equal(found[1.0], target) == ended
+
+
+def test_a_dry_run_counts_the_examples_that_are_looked_at_beside(tmp_path: Path) -> None:
+    names = ("concept_steering", "wrong_example", "random_directions")
+    told = Job(settings_set="sweep", categories=("change_color",), limit=2, results=tmp_path, seeds=(0, 1))
+    jobs = [replace(told, settings=(name,)) for name in names]
+    # Two seeds: 17 examples serve all others of a category; or each of two has one of its own.
+    assert [forecast_job(job).beside for job in jobs] == [2 * 2 * 17, 2 * 2 * 2, 0]
