@@ -37,6 +37,8 @@ CSV, LATEX, PARQUET, FIGURES, DATASET = "csv", "latex", "parquet", "figures", "d
 FORMATS = (CSV, LATEX, PARQUET, FIGURES, DATASET)
 USUAL = (CSV, LATEX, PARQUET, FIGURES)
 """Without being asked, pictures are not copied."""
+TEXTS = frozenset({"cluster", "reason", "picture", "sae", "note", "scorer", "source_prompt", "target_prompt"})
+"""Columns of words that may be missing in every row."""
 
 
 def check_formats(names: Sequence[str]) -> tuple[str, ...]:
@@ -141,7 +143,16 @@ def frame(rows: Sequence[Row]) -> DataFrame:
     import pandas as pd
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pd.DataFrame.from_records(rows, columns=names).convert_dtypes(convert_floating=False)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pd.DataFrame({name: pd.array(its, dtype=_dtype(name, its)) for name, its in columns.items()})
+
+
+def _dtype(name: str, values: Sequence[Any]) -> Any:
+    """The type of a column, the same whatever of it is missing."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {str} and (kinds or name in TEXTS):
+        return "string"
+    return "Int64" if kinds == {int} else "Float64"
 
 
 def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = USUAL) -> list[Path]:

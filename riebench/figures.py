@@ -110,8 +110,9 @@ def _heat_map(rows: Sequence[Configuration], label: str) -> Figure | None:
         return None
     categories = [*present_categories(rows), EVERYTHING]
     figure = _figure(2.6 + 0.9 * len(categories), 1.5 + 0.32 * len(rows))
-    for axes, metric, colors in zip(figure.subplots(1, 2, sharey=True), (GAIN, DISTANCE), ("RdBu", "Greys"), strict=True):
-        _cells(axes, rows, metric, categories, colors)
+    left, right = figure.subplots(1, 2, sharey=True)
+    _cells(left, rows, GAIN, categories, "RdBu")
+    _cells(right, rows, DISTANCE, categories, "Greys")
     figure.suptitle(label)
     return figure
 
@@ -124,7 +125,9 @@ def _cells(axes: Axes, rows: Sequence[Configuration], metric: str, categories: S
     axes.imshow(shown, cmap=colors, vmin=lowest, vmax=largest, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
-            text = "–" if value is None else f"{value:.{FORMATS[metric].decimals}f}"
+            decimals = FORMATS[metric].decimals
+            # Adding zero takes the minus from what is rounded to zero.
+            text = "–" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
             dark = value is not None and abs(value) > 0.6 * largest
             axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
     names = [category.removeprefix("change_").removesuffix("_object") for category in categories]

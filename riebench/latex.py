@@ -1,4 +1,4 @@
-"""Tables as LaTeX (booktabs), through pandas. What uses them needs `\\usepackage{booktabs,longtable}`."""
+"""Tables as LaTeX (booktabs), through pandas. What uses them needs the packages booktabs and longtable."""
 
 from __future__ import annotations
 

@@ -101,10 +101,10 @@ Known = dict[tuple[str, str], tuple[EditTask, EditExample]]
 
 
 def _examples(folder: RunFolder, tasks: Iterable[EditTask]) -> Known:
-    suite = folder.spec.suite
+    path, suite = folder.path, folder.spec.suite
     own = [task for task in tasks if task.suite == suite]
     if not own and suite not in suite_names():
-        raise RiebenchError(f"{folder.path} is of {suite!r}, a suite that does not ship; name its folder: --suite FOLDER")
+        raise RiebenchError(f"{path} is of {suite!r}, a suite that does not ship; name its folder: --suite FOLDER")
     return {(task.name, example.id): (task, example) for task in own or load_suite(suite) for example in task.examples}
 
 

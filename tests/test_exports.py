@@ -1,0 +1,194 @@
+"""What `riebench export` writes: the same numbers as the tables, in files that other programs read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from scored_runs import EXAMPLES, TASKS, stored_run
+from test_leaderboard import add_run
+from typer.testing import CliRunner
+
+from riebench.cli import app
+from riebench.configurations import configurations
+from riebench.datasets_export import push, save_dataset, to_dataset
+from riebench.errors import RiebenchError
+from riebench.exports import export, frame, unit_rows
+from riebench.figures import figure_files
+from riebench.latex import latex_table, latex_tables
+from riebench.store import RunFolder, run_folders
+
+SPECIAL = re.compile(r"(?<!\\)[&%$#_{}~^]")
+
+
+def check_latex(text: str) -> None:
+    """What LaTeX would stumble over: unescaped marks in cells, rows of unequal width, environments left open."""
+    opened = re.findall(r"\\begin\{(\w+)\}", text)
+    assert opened and sorted(opened) == sorted(re.findall(r"\\end\{(\w+)\}", text))
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert f"\\{rule}" in text
+    for columns, body in re.findall(r"\\begin\{(?:tabular|longtable)\}\{(l+)\}(.*?)\\end\{(?:tabular|longtable)\}", text,
+                                    re.DOTALL):  # fmt: skip
+        rows = [line for line in body.splitlines() if line.endswith(r" \\") and not line.startswith("\\")]
+        assert rows
+        for row in rows:
+            cells = re.split(r"(?<!\\)&", row.removesuffix(r" \\"))
+            assert len(cells) == len(columns), row
+            plain = [re.sub(r"\\textbackslash\s|\\textasciitilde\s|\\textasciicircum\s|\{\}(?=[\[*])", "", c) for c in cells]
+            assert not any(SPECIAL.search(cell) for cell in plain), row
+            assert not row.startswith(("[", "*"))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods, one of them with gaps."""
+    place = tmp_path_factory.mktemp("results")
+    add_run(place, "good", 0.03, backbone="a-clip", levels=2)
+    add_run(place, "gap_y", 0.01, backbone="b-clip", levels=2, fail="change_color-3", unscored="change_color-1")
+    return place
+
+
+def test_everything_is_exported_and_the_same_again(results: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        said = CliRunner().invoke(app, ["export", "--results", str(results), "--out", str(tmp_path / name)])
+        assert said.exit_code == 0, said.output
+    written = sorted(file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file())
+    names = {str(path) for path in written}
+    assert {f"{n}.{end}" for n in ("units", "configurations", "methods") for end in ("csv", "tex", "parquet")} <= names
+    tables = {f"toy/toy-turbo/tables/{n}.tex" for n in ("per_block", "per_category", "per_method", "feature_share")}
+    assert tables | {"toy/toy-turbo/figures/trade_off.svg", "toy/toy-turbo/figures/trade_off.png"} <= names
+    assert all((tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes() for path in written)
+    for path in written:
+        if path.suffix == ".tex":
+            check_latex((tmp_path / "one" / path).read_text())
+    units = pd.read_csv(tmp_path / "one" / "units.csv")
+    assert len(units) == 64 and units["unit"].is_unique
+    gaps = units[units["setting"] == "gap_y"]
+    assert (gaps["status"] == "error").sum() == 2 and gaps["clip_gain:b-clip"].isna().sum() == 4
+    assert gaps["clip_gain:a-clip"].isna().all()
+    assert set(units.loc[units["status"] == "ok", "features_added"]) == {4}
+    stored = pd.read_parquet(tmp_path / "one" / "units.parquet")
+    assert str(stored["strength"].dtype) == "Float64" and str(stored["seed"].dtype) == "Int64"
+    assert stored["clip_gain:a-clip"].mean() == pytest.approx(units["clip_gain:a-clip"].mean(), rel=1e-5)
+    cells = pd.read_parquet(tmp_path / "one" / "configurations.parquet")
+    (found,) = cells.query("setting == 'good' and strength == 1 and metric == 'clip_gain' and category == 'all'").to_dict(
+        "records"
+    )
+    row = next(c for c in configurations(run_folders(results)[1]) if c.strength == 1).row("clip_gain", "all")
+    assert (found["mean"], found["ci_low"], found["ci_high"]) == (row.mean, row.ci_low, row.ci_high)
+    methods = pd.read_csv(tmp_path / "one" / "methods.csv").set_index("method")
+    assert methods.loc["gap_y", "note"] == "2 units failed" and pd.isna(methods.loc["gap_y", "area"])
+    assert methods.loc["good", "note"] == "16 examples" or methods.loc["good", "area"] > 0
+
+
+def test_a_score_of_an_older_picture_is_not_exported(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "good", 0.03, levels=1)
+    (file,) = tmp_path.rglob("scores.jsonl")
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0].replace('"picture":"00000000"', '"picture":"11111111"'), *lines[1:]]) + "\n")
+    rows = unit_rows([folder])
+    assert sum("clip_gain" not in row for row in rows) == 1
+    assert frame(rows)["clip_gain"].isna().sum() == 1
+
+
+def test_columns_keep_their_types_whatever_is_missing() -> None:
+    found = frame([{"seed": 1, "strength": 1.0, "reason": None, "gain": None}, {"seed": None, "strength": 2.0}])
+    assert [str(kind) for kind in found.dtypes] == ["Int64", "Float64", "string", "Float64"]
+
+
+def test_latex_escapes_everything() -> None:
+    nasty = "50% & $x_1$ #{a}^~\\ – line\nbreak\x07"
+    text = latex_table(["a_b", "100%"], [["[0, 1]", nasty], ["*", None], ["x", float("nan")]], "Kept, % & more")
+    check_latex(text)
+    assert r"50\% \& \$x\_1\$ \#\{a\}" in text and "line break" in text and r"\caption{Kept, \% \& more}" in text
+    assert "{}[0, 1]" in text and "{}* & --" in text and "x & --" in text
+    check_latex(latex_table(["n"], [[i] for i in range(60)]))
+    assert r"\begin{longtable}" in latex_table(["n"], [[i] for i in range(60)])
+    assert latex_tables("# Title\n\nno table\n") == ""
+
+
+def test_figures_are_the_same_twice_and_absent_without_numbers(tmp_path: Path) -> None:
+    found = configurations(add_run(tmp_path, "good", 0.03, levels=3))
+    files = figure_files(found)
+    assert [*files] == ["trade_off.svg", "trade_off.png"] and files == figure_files(found)
+    assert b"<dc:date>" not in files["trade_off.svg"] and files["trade_off.png"].startswith(b"\x89PNG")
+    assert figure_files(configurations(add_run(tmp_path, "none", None))) == {}
+
+
+def test_a_dataset_has_pictures_prompts_and_missing_ones(tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    folder = stored_run(tmp_path / "results")
+    place = save_dataset(to_dataset([folder], TASKS), tmp_path / "out" / "dataset")
+    first = {file.name: file.read_bytes() for file in place.iterdir()}
+    loaded: Any = load_from_disk(str(place))
+    records = folder.records()
+    for row, record, example in zip(loaded, records, EXAMPLES, strict=True):
+        assert row["unit"] == record.key.digest and row["source_prompt"] == example.plain.source
+        for name, pixels in (("edited", folder.read_image(record.image or "")),
+                             ("source", folder.shared.read_image(record.source_image or ""))):  # fmt: skip
+            assert (pixels == row[f"{name}_picture"]).all()
+    assert b"/results/" not in first["data-00000-of-00001.arrow"]
+    (folder.path / str(records[0].image)).unlink()
+    save_dataset(to_dataset([folder]), place)
+    again: Any = load_from_disk(str(place))
+    assert again[0]["edited_picture"] is None and again[1]["edited_picture"] is not None
+    assert again[0]["source_prompt"] is None
+    assert [path.name for path in place.parent.iterdir()] == ["dataset"]
+
+
+def test_what_is_no_dataset_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "thesis.txt").write_text("years of work")
+    made = to_dataset([stored_run(tmp_path / "results")])
+    with pytest.raises(RiebenchError, match="is there and no dataset"):
+        save_dataset(made, tmp_path / "dataset")
+    assert (tmp_path / "dataset" / "thesis.txt").exists()
+
+
+def test_an_upload_happens_only_when_asked_and_fails_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Dataset
+
+    asked: list[tuple[str, bool]] = []
+
+    def refuse(self: Dataset, name: str, *, private: bool) -> None:
+        asked.append((name, private))
+        raise ConnectionError("401 Unauthorized\nrequest id: 12")
+
+    monkeypatch.setattr(Dataset, "push_to_hub", refuse)
+    stored_run(tmp_path / "results")
+    line = ["export", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out"), "--format", "dataset"]
+    assert CliRunner().invoke(app, line).exit_code == 0 and not asked
+    refused = CliRunner().invoke(app, [*line, "--push-to", "me/mine"])
+    assert refused.exit_code == 2 and asked == [("me/mine", True)]
+    assert refused.stderr.strip().splitlines()[-1].startswith("riebench: me/mine could not be uploaded: 401 Unauthorized;")
+    with pytest.raises(RiebenchError, match="write OWNER/NAME"):
+        push(to_dataset([RunFolder(tmp_path / "results" / "mine" / "m" / "sae")]), "mine")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format", "latecks"], "no format 'latecks' (did you mean 'latex'?)"),
+        (["--push-to", "me/mine"], "add --format dataset"),
+        (["--format", "dataset", "--push-to", "mine"], "write OWNER/NAME"),
+        ([], "holds no runs"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_writes_nothing(
+    tmp_path: Path, options: list[str], words: str
+) -> None:
+    said = CliRunner().invoke(app, ["export", "--results", str(tmp_path), "--out", str(tmp_path / "out"), *options])
+    assert said.exit_code == 2 and words in said.stderr and len(said.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_can_be_chosen(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "good", 0.03, levels=1)
+    written = export([folder], tmp_path / "out", ["csv"])
+    assert [path.name for path in written] == ["units.csv", "configurations.csv", "methods.csv"]
