@@ -89,7 +89,9 @@ def fill_validity(folders: Sequence[RunFolder], document: Path, *, check: bool =
 
     fill_parts(document, PART, made, command=command, check=check)
     if not PART.search(document.read_text(encoding="utf-8")):
-        raise RiebenchError(f"{document} has no part to fill; write `<!-- validity: about -->` and `<!-- end -->` in it")
+        raise RiebenchError(
+            f"{document} has no part to fill; write `<!-- validity: about -->` and `<!-- end -->` in it"
+        )
     for path, (findings, name) in figures.items():
         _figure(path, findings, name, command, check)
     return [document, *figures]

@@ -98,7 +98,7 @@ def _draw_trust(figure: Figure, numbers: Any) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("trust", [WRONG, "#f4a582", "#f7f7f7", "#92c5de", RIGHT])
-    colors.set_bad(PALE)
+    colors = colors.with_extremes(bad=PALE)
     panels = figure.subplots(len(numbers["panels"]), 1, sharex=True)
     for axes, (called, rows) in zip(panels, numbers["panels"].items(), strict=True):
         values = np.array([[np.nan if cell is None else cell[0] for cell in row] for row in rows])
@@ -117,8 +117,8 @@ def _draw_trust(figure: Figure, numbers: Any) -> None:
     bar.set_label("share of pairs in which the better picture scores higher")
     bar.outline.set_visible(False)
     figure.supxlabel(
-        "Bold: the score is meant for this truth. In brackets: the 95 % interval holds 0.5. Distances are turned round. "
-        "–: no value.", fontsize=8,
+        "Bold: the score is meant for this truth. In brackets: the 95 % interval holds 0.5. Distances are turned "
+        "round. –: no value.", fontsize=8,
     )  # fmt: skip
 
 

@@ -160,5 +160,7 @@ def _level_means(field: Field, rivals: Sequence[Entry], metric: str) -> Floats |
     shared = np.flatnonzero(np.isfinite(values).all(axis=1)) if rivals else np.array([], dtype=np.intp)
     if not len(shared):
         return None
-    some = Examples(*(tuple(names[i] for i in shared) for names in (examples.ids, examples.categories, examples.clusters)))
+    some = Examples(
+        *(tuple(names[i] for i in shared) for names in (examples.ids, examples.categories, examples.clusters))
+    )
     return macro_means(values[shared], field.weights[:, shared], some)
