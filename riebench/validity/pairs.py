@@ -101,8 +101,8 @@ class Tracking:
             inside = self._inside(category)
             if len(inside):
                 place = np.searchsorted(members, self.units.example[inside])
-                values = (self.units.values[name][inside] for name in (self.score, self.truth))
-                counts = pair_counts(*values, place, len(members))
+                score, truth = self.units.values[self.score][inside], self.units.values[self.truth][inside]
+                counts = pair_counts(score, truth, place, len(members))
                 weights = self.units.weights[:, members]
                 tables = (counts.right, counts.wrong, counts.level, counts.apart)
                 found[category] = np.array([((weights @ table) * weights).sum(axis=1) for table in tables])

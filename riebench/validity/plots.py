@@ -59,8 +59,11 @@ class Drawing:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        style = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": "#888888"}
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **style}):
+        style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": "#888888"}
+        with matplotlib.rc_context():
+            # A user's own style file must not move a pixel.
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(style)
             figure = Figure(figsize=self.size, dpi=130, layout="constrained", facecolor="white")
             FigureCanvasAgg(figure)
             self.draw(figure, self.numbers)
@@ -97,8 +100,8 @@ def _draw_trust(figure: Figure, numbers: Any) -> None:
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
-    colors = LinearSegmentedColormap.from_list("trust", [WRONG, "#f4a582", "#f7f7f7", "#92c5de", RIGHT])
-    colors = colors.with_extremes(bad=PALE)
+    scale = LinearSegmentedColormap.from_list("trust", [WRONG, "#f4a582", "#f7f7f7", "#92c5de", RIGHT])
+    colors = scale.with_extremes(bad=PALE)
     panels = figure.subplots(len(numbers["panels"]), 1, sharex=True)
     for axes, (called, rows) in zip(panels, numbers["panels"].items(), strict=True):
         values = np.array([[np.nan if cell is None else cell[0] for cell in row] for row in rows])

@@ -194,7 +194,7 @@ def _column(metric: str, rows: Sequence[tuple[tuple[str, int, str, str, float], 
     turn = SCORES.get(metric, 1)
     found = [c.units.get(metric, {}).get((key[0], key[1]), np.nan) for key, _, c in rows]
     # Adding 0 makes a turned 0 a plain one.
-    return turn * np.round(np.array(found, dtype=np.float64), DECIMALS) + 0.0
+    return np.asarray(turn * np.round(np.array(found), DECIMALS) + 0.0, dtype=np.float64)
 
 
 def counts(ground: Ground) -> dict[str, int]:
