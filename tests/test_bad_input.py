@@ -1,308 +1,241 @@
-"""Bad input through the command line: exit code 2, one line that says how to mend it, and nothing computed is lost."""
+"""Results that do not belong together: refused, or shown as what they are, by every verb that reads them."""
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from sae_files import parts, write_saeuron
-from sdxl_files import change_tensors, fake_hub, refusal, unreachable
-from tiny import tiny_folder, tiny_model, tiny_saes
+from test_leaderboard import CATEGORIES, add_run, rows
 from typer.testing import CliRunner
 
 from riebench.cli import app
-from riebench.generate import Generator
-from riebench.runner import run_benchmark
-from riebench.saes.formats import save_sdxl_unbox
-from riebench.schema import BLOCKS
-from riebench.suites import load_settings, load_suite
-
-TASK = """\
-category: change_color
-version: 1
-examples:
-  - {id: one, source: a red cat, target: a blue cat, source_region: whole, target_region: whole}
-"""
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-class Payload:
-    """Unpickled without care it would write a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.target, "it ran")
-
-
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a suite, a setting of SAE features, and the results of an earlier run of another setting."""
-    folder = tmp_path_factory.mktemp("earlier")
-    (folder / "mine").mkdir()
-    (folder / "mine" / "change_color.yaml").write_text(TASK)
-    (folder / "features.yaml").write_text("method: sae\nparams: {n_features: 3}\naccess: PAM\n")
-    tasks = load_suite(str(folder / "mine"))
-    run_benchmark(
-        tasks, load_settings("sdxl", ["no_edit"]), tiny_model(2), results_root=folder / "out", progress=False
-    )  # fmt: skip
-    return folder
-
-
-@pytest.fixture
-def place(earlier: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may spoil."""
-    return shutil.copytree(earlier, tmp_path / "place")
-
-
-def refused(place: Path, *more: str, model: str | Path | None = None, sae: str | Path | None = None) -> str:
-    """The line of a `riebench run` that must fail, after making sure that it is the only one and nothing was lost."""
-    before = {path: path.read_bytes() for path in sorted((place / "out").rglob("*")) if path.is_file()}
-    line = ["run", str(place / "features.yaml"), "--suite", str(place / "mine"), "--results", str(place / "out")]
-    line += ["--model", str(model or tiny_folder()), "--sae", str(sae or tiny_saes()), "--steps", "2", "--guidance"]
-    scorer = () if "--scorer" in more else ("--scorer", "toy-clip")
-    return only_line(CliRunner().invoke(app, [*line, "0", "--device", "cpu", *scorer, *more]), before)
-
-
-def only_line(result: Any, before: dict[Path, bytes]) -> str:
-    """The one line that a failed command says beside what it was about to load and how far it was."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    bars = [line for line in result.stderr.splitlines() if "image/s]" in line or not line]
-    (text,) = (line for line in result.stderr.splitlines() if line not in bars and not line.startswith("loading "))
-    assert text.startswith("riebench: ")
-    assert {path: path.read_bytes() for path in before} == before
-    return str(text)
-
-
-def sae_copy(place: Path) -> Path:
-    """SAEs that a test may spoil."""
-    return shutil.copytree(tiny_saes(), place / "saes")
-
-
-def weights_of(saes: Path) -> Path:
-    """The weights of one of them."""
-    return next(saes.rglob("state_dict.pth"))
-
-
-def change_sae(file: Path, **tensors: torch.Tensor) -> None:
-    """Sets tensors of a stored SAE."""
-    state = torch.load(file, weights_only=True)
-    torch.save({"state_dict": {**state["state_dict"], **tensors}}, file)
-
-
-def pointer_model(place: Path) -> str:
-    folder = shutil.copytree(tiny_folder(), place / "model")
-    (folder / UNET).write_text(POINTER)
-    return refused(place, model=folder)
-
-
-def pointer_model_counted(place: Path) -> str:
-    folder = shutil.copytree(tiny_folder(), place / "model")
-    (folder / UNET).write_text(POINTER)
-    return refused(place, "--dry-run", model=folder)
-
-
-def pointer_sae(place: Path) -> str:
-    saes = sae_copy(place)
-    weights_of(saes).write_text(POINTER)
-    return refused(place, sae=saes)
-
-
-def code_in_sae(place: Path) -> str:
-    saes = sae_copy(place)
-    torch.save({"state_dict": Payload(place / "trap")}, weights_of(saes))
-    return refused(place, sae=saes)
-
-
-def code_in_model(place: Path) -> str:
-    folder = shutil.copytree(tiny_folder(), place / "model")
-    (folder / UNET).unlink()
-    torch.save(Payload(place / "trap"), folder / "unet" / "diffusion_pytorch_model.bin")
-    return refused(place, model=folder)
-
-
-def code_in_single_file(place: Path) -> str:
-    torch.save(Payload(place / "trap"), place / "model.ckpt")
-    return refused(place, "--config", str(tiny_folder()), model=place / "model.ckpt")
-
-
-def nan_model(place: Path) -> str:
-    folder = shutil.copytree(tiny_folder(), place / "model")
-    change_tensors(folder / UNET, conv_out__bias=torch.full((4,), float("nan")))
-    return refused(place, model=folder)
-
-
-def nan_sae(place: Path) -> str:
-    saes = sae_copy(place)
-    change_sae(weights_of(saes), pre_bias=torch.full((64,), float("nan")))
-    return refused(place, sae=saes)
-
-
-def sae_on_outputs(place: Path) -> str:
-    for block in BLOCKS:
-        write_saeuron(place / "outputs" / block, parts(d=64))
-    return refused(place, sae=place / "outputs")
-
-
-def narrow_sae(place: Path) -> str:
-    for block in BLOCKS:
-        save_sdxl_unbox(
-            place / "narrow" / block, encoder=torch.ones(6, 5), decoder=torch.ones(5, 6) / 5**0.5,
-            pre_bias=torch.zeros(5), latent_bias=torch.zeros(6), k=2,
-        )  # fmt: skip
-    return refused(place, sae=place / "narrow")
-
-
-def no_sae_for_block(place: Path) -> str:
-    return refused(place, "--blocks", "up.0.2")
-
-
-def no_such_block(place: Path) -> str:
-    return refused(place, "--blocks", "down.1.0")
-
-
-def no_weights_at_all(place: Path) -> str:
-    return refused(place, "--offline", model="someone/else")
-
-
-def bad_task(place: Path) -> str:
-    (place / "mine" / "change_color.yaml").write_text(TASK.replace("target_region", "target_regoin"))
-    return refused(place, "--dry-run")
-
-
-def bad_yaml(place: Path) -> str:
-    (place / "mine" / "change_color.yaml").write_text(TASK + "  - {id: two, source: [")
-    return refused(place, "--dry-run")
-
-
-def bad_setting(place: Path) -> str:
-    (place / "features.yaml").write_text("method: sae\nparams: {n_feature: 3}\naccess: PAM\n")
-    return refused(place, "--dry-run")
-
-
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        (pointer_model, "is a Git-LFS pointer, not the file; run `git lfs pull`"),
-        (pointer_model_counted, "is a Git-LFS pointer, not the file; run `git lfs pull`"),
-        (pointer_sae, "is a Git-LFS pointer, not the file; run `git lfs pull`"),
-        (code_in_sae, "would run its code, which riebench never does"),
-        (code_in_model, "no .safetensors file in unet/"),
-        (code_in_single_file, "only .safetensors files are read, since others can run code"),
-        (nan_model, "holds numbers that are not finite (UNet2DConditionModel, conv_out.bias)"),
-        (nan_sae, "pre_bias holds a number that is not finite; the file is damaged"),
-        (sae_on_outputs, "was trained on block outputs; edits need one trained on updates"),
-        (narrow_sae, "has width 5, but tiny-steps2-guidance0 has 64 channels there"),
-        (no_sae_for_block, "has no SAE for up.0.2; it has SAEs for: down.2.1, mid.0, up.0.0, up.0.1"),
-        (no_such_block, "tiny-steps2-guidance0 has no block down.1.0"),
-        (no_weights_at_all, "someone/else is not on this machine: leave --offline out, or fetch it first with `hf"),
-        (bad_task, "target_regoin"),
-        (bad_yaml, "change_color.yaml"),
-        (bad_setting, "has no parameter 'n_feature' (did you mean 'n_features'?)"),
-    ],
-)
-def test_one_line_and_nothing_lost(
-    place: Path, monkeypatch: pytest.MonkeyPatch, case: Callable[[Path], str], message: str
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
-    assert message in case(place)
-    assert not (place / "trap").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--regions", "grounded-sma"), "(did you mean 'grounded-sam'?)"),
-        (("--regions", "clipseg:treshold=0.4"), "(did you mean 'threshold'?)"),
-        (("--regions", "clipseg:model=/nowhere/at/all"), "/nowhere/at/all"),
-        (("--scorer", "clip-l41"), "(did you mean 'clip-l14'?)"),
-        (("--scorer", "local-dir:/nowhere"), "there is no folder /nowhere"),
-        (("--weights", "dino=/nowhere"), "there is no /nowhere"),
-        (("--profile", "papre"), "(did you mean 'paper'?)"),
-        (("--offload", "modle"), "(did you mean 'model'?)"),
-        (("--offload", "model"), "the device is cpu; leave it out"),
-        (("--attention", "flsh"), "(did you mean 'flash'?)"),
-        (("--vae", "fp16-fxi"), "give fp16-fix, a folder or a hub id"),
-        (("--blocks", "mid.o"), "mid.o"),
-        (("--edit-steps", "0.5:0.1"), "0.1"),
-        (("--sae", "nowhere"), "no SAE folder nowhere"),
-        (("--sae", "hf://half"), "write hf://OWNER/NAME"),
-    ],
-)
-def test_misspelt_options_name_what_was_meant(place: Path, options: tuple[str, ...], message: str) -> None:
-    assert message in refused(place, *options)
-
-
-@pytest.mark.parametrize(
-    ("answer", "what", "message"),
-    [
-        (refusal(404, "RepoNotFound"), "model", "the hub has no someone/else, or it is private: check the spelling"),
-        (unreachable, "model", "the hub cannot be reached, and someone/else is not on this machine: check the network"),
-        (refusal(404, "RepoNotFound"), "sae", "SAEs: the hub has no someone/else, or it is private"),
-        (unreachable, "sae", "SAEs: the hub cannot be reached, and someone/else is not on this machine"),
-    ],
-)
-def test_what_the_hub_does_not_give(
-    place: Path, monkeypatch: pytest.MonkeyPatch, answer: Any, what: str, message: str
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
-    source = {"model": "someone/else", "sae": "hf://someone/else"}[what]
-    with fake_hub(monkeypatch, answer):
-        assert message in refused(place, **{what: source})
-
-
-def full(*_: Any, **__: Any) -> None:
-    """Fails as PyTorch does where memory does not suffice."""
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.00 MiB.")
-
-
-def test_attempts_to_reach_the_hub_are_not_told_one_by_one(
-    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
-    with fake_hub(monkeypatch, unreachable) as asked:
-        text = refused(place, model="sdxl-turbo")
-    assert len(asked) > 1 and not caplog.records
-    assert "--include 'unet/*.fp16.safetensors'" in text
-
-
-def test_too_little_memory_for_the_weights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riebench.models.StableDiffusionXLPipeline.from_pretrained", full)
-    assert "this machine's memory does not suffice; use --dtype float16" in refused(place)
-
-
-def test_too_little_memory_for_pictures_stops_and_fails_no_unit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(Generator, "decode", full)
-        text = refused(place)
-    assert "not enough memory on cpu" in text and "--vae-tiling" in text
-    assert "Tried to allocate" not in text
-    tasks, settings = load_suite(str(place / "mine")), load_settings("sdxl", [str(place / "features.yaml")])
-    (folder,) = run_benchmark(
-        tasks, settings, tiny_model(2), results_root=place / "out", saes_source=str(tiny_saes()), progress=False
+from riebench.leaderboard import leaderboard_text
+from riebench.schema import EditRecord
+from riebench.store import RunFolder
+from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world_gap
+
+
+def call(results: Path, *words: str) -> Any:
+    said = CliRunner().invoke(app, [*words, "--results", str(results)])
+    assert said.exception is None or isinstance(said.exception, SystemExit)
+    return said
+
+
+def refusal(results: Path, *words: str) -> str:
+    """The one line of a refused command."""
+    said = call(results, *words)
+    assert said.exit_code == 2, said.output
+    (line,) = said.stderr.strip().splitlines()
+    return str(line)
+
+
+def rewrite(folder: RunFolder, change: Callable[[dict[str, Any]], bool]) -> None:
+    """Changes keys of stored units, and moves their scores along; `change` says whether it changed anything."""
+    moved: dict[str, str] = {}
+    lines = []
+    for line in (folder.path / "records.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        before = EditRecord.model_validate(record).key.digest
+        if change(record["key"]):
+            moved[before] = EditRecord.model_validate(record).key.digest
+        lines.append(json.dumps(record))
+    (folder.path / "records.jsonl").write_text("\n".join(lines) + "\n")
+    scores = folder.path / "scores.jsonl"
+    told = [json.loads(line) for line in scores.read_text().splitlines()]
+    scores.write_text("".join(json.dumps(s | {"unit": moved.get(s["unit"], s["unit"])}) + "\n" for s in told))
+
+
+def is_raised(key: dict[str, Any]) -> bool:
+    key.update(task_version=2, example_hash="1" * 16)
+    return True
+
+
+def test_two_versions_of_a_task_are_never_compared(tmp_path: Path) -> None:
+    for name in ("old", "older"):
+        add_run(tmp_path, name, 0.09)
+    rewrite(add_run(tmp_path, "new", 0.03), is_raised)
+    found = rows(tmp_path)
+    assert found["new"]["group"] == "1" and found["new"]["note"] == ""
+    for name in ("old", "older"):
+        assert (found[name]["group"], found[name]["area"]) == ("–", "–")
+        assert found[name]["note"] == (
+            "16 of 16 examples are of another version: change_color@1, change_object@1, not change_color@2, "
+            "change_object@2"
+        )
+    assert "old on all cannot be compared: 16 of 16 examples are of another version" in refusal(
+        tmp_path, "compare", "old", "new"
     )
-    assert [record.status for record in folder.records()] == ["ok"]
+    assert call(tmp_path, "tables").exit_code == 0
+    table = (tmp_path / "toy" / "toy-turbo" / "tables" / "per_method.md").read_text()
+    assert "Not to be compared with the other rows: old, 16 of 16 examples are of another version" in table
+    assert "rows: new" not in table
+
+
+def test_an_example_that_changed_without_a_version_is_a_gap(tmp_path: Path) -> None:
+    def edited(key: dict[str, Any]) -> bool:
+        if key["example_id"] != "change_color-3":
+            return False
+        key["example_hash"] = "e" * 16
+        return True
+
+    for name in ("one", "two"):
+        add_run(tmp_path, name, 0.03)
+    rewrite(add_run(tmp_path, "odd", 0.09), edited)
+    assert rows(tmp_path)["odd"]["note"] == (
+        "1 of 16 examples are of another version: their content in change_color@1 is not what others have"
+    )
+    # Of two, nobody can say which is right.
+    for first, second in (("one", "odd"), ("odd", "one")):
+        said = refusal(tmp_path, "compare", first, second)
+        assert f"{first} on all cannot be compared: 1 of 16 examples are of another version" in said
+
+
+def test_an_example_that_changed_between_two_seeds_is_not_averaged(tmp_path: Path) -> None:
+    def second_seed(key: dict[str, Any]) -> bool:
+        if key["seed"] != 1:
+            return False
+        key["example_hash"] = "5" * 16
+        return True
+
+    add_run(tmp_path, "one", 0.03, seeds=2)
+    add_run(tmp_path, "two", 0.03, seeds=2)
+    rewrite(add_run(tmp_path, "odd", 0.03, seeds=2), second_seed)
+    assert rows(tmp_path)["odd"]["note"].startswith("16 of 16 examples are of another version")
+
+
+def test_models_of_one_name_are_not_ranked_together(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        add_run(tmp_path, name, 0.03)
+    folder = add_run(tmp_path, "other", 0.09)
+    meta = json.loads((folder.path / "run.json").read_text())
+    meta["spec"]["model"]["steps"] = 1
+    (folder.path / "run.json").write_text(json.dumps(meta))
+    found = rows(tmp_path)
+    assert found["other"]["note"] == "made by another model of this name: steps is 1, not 4"
+    assert found["one"]["group"] == "1" and found["other"]["area"] == "–"
+    assert "made by another model of this name" in refusal(tmp_path, "compare", "one", "other")
+
+
+def test_the_same_run_twice_is_not_counted_twice(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "good", 0.03)
+    copy = tmp_path / "copied" / "toy-turbo" / "good"
+    copy.mkdir(parents=True)
+    for file in folder.path.glob("*.json*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    row = rows(tmp_path)["good"]
+    assert (row["group"], row["note"]) == ("–", "good x0.5 is there twice")
+
+
+def test_suites_and_profiles_have_sections_of_their_own(tmp_path: Path) -> None:
+    both = add_run(tmp_path, "both", 0.03)
+    add_run(tmp_path, "plain", 0.03)
+    scores = list(both.scores().values())
+    both.append_scores([
+        score.model_copy(update={"metric": "paper_text_target"}) for score in scores if score.metric == "clip_gain"
+    ])  # fmt: skip
+    folder = add_run(tmp_path / "else", "good", 0.09)
+    meta = json.loads((folder.path / "run.json").read_text())
+    meta["spec"]["suite"] = "mine"
+    target = tmp_path / "mine" / "toy-turbo" / "good"
+    target.mkdir(parents=True)
+    for file in folder.path.glob("*.jsonl"):
+        (target / file.name).write_bytes(file.read_bytes())
+    (target / "run.json").write_text(json.dumps(meta))
+    text = leaderboard_text(tmp_path)
+    sections = {part.splitlines()[0]: part for part in text.split("\n## ")[1:]}
+    assert [*sections] == ["mine on toy-turbo", "toy on toy-turbo", "toy on toy-turbo, profile `paper`"]
+    assert "plain x1 " not in sections["mine on toy-turbo"]
+    paper = [line.split("|") for line in sections["toy on toy-turbo, profile `paper`"].splitlines() if "| plain x" in line]
+    assert paper and all(line[1].strip() == "–" for line in paper)
+    refused = refusal(tmp_path, "compare", "both", "plain")
+    assert "one suite and model can be compared at a time" in refused and "--suite mine --model toy-turbo" in refused
+
+
+def test_an_edited_record_is_refused_by_every_verb(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "good", 0.03)
+    add_run(tmp_path, "fair", 0.01)
+    text = (folder.path / "records.jsonl").read_text()
+    (folder.path / "records.jsonl").write_text(text.replace('"strength":0.5', '"strength":7.5', 1))
+    verbs = (["leaderboard"], ["tables"], ["compare", "good", "fair"], ["export", "--out", str(tmp_path / "out")])
+    for verb in verbs:
+        line = refusal(tmp_path, *verb)
+        assert "strength 7.5) was never planned; `riebench leaderboard --verify" in line, verb
+    (folder.path / "records.jsonl").write_text(text.replace('"status":"ok"', '"status":"fine"', 1))
+    for verb in verbs:
+        assert "records.jsonl, line 1: status" in refusal(tmp_path, *verb)
+
+
+def test_gaps_are_named_and_not_compared(tmp_path: Path) -> None:
+    add_run(tmp_path, "good", 0.03)
+    add_run(tmp_path, "short", 0.09, leave_out="change_color-3")
+    row = rows(tmp_path)["short"]
+    assert row["group"] == "–" and row["note"] == "1 of 16 units of short x0.5 have no clip_gain"
+    assert "short on all cannot be compared: 1 of 16 units" in refusal(tmp_path, "compare", "good", "short")
+    assert call(tmp_path, "tables").exit_code == 0
+    table = (tmp_path / "toy" / "toy-turbo" / "tables" / "per_method.md").read_text()
+    assert "15/16" in next(line for line in table.splitlines() if line.startswith("| short x0.5 |"))
+
+
+def test_a_knob_with_one_level_is_shown_as_such(tmp_path: Path) -> None:
+    add_run(tmp_path, "good", 0.03)
+    add_run(tmp_path, "single", 0.09, levels=1)
+    row = rows(tmp_path)["single"]
+    assert (row["group"], row["note"]) == ("–", "1 of 6 levels")
+    said = call(tmp_path, "compare", "good", "single")
+    assert said.exit_code == 0
+    assert "single has 1 level of its knob, of 6 that a rank takes" in said.stdout and "good has" not in said.stdout
+
+
+def test_one_cluster_in_one_category_has_no_interval_to_stand_on(tmp_path: Path) -> None:
+    """Many clusters in one category do not make up for a single one in another."""
+    for name in ("good", "fair"):
+        folder = add_run(tmp_path, name, 0.03)
+        file = folder.path / "records.jsonl"
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        for record in records:
+            if record["key"]["category"] == CATEGORIES[0]:
+                record["cluster"] = "template"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    row = rows(tmp_path)["good"]
+    assert row["group"] == "–" and row["note"] == "fewer than 2 independent examples in a category"
+    assert "fewer than 2 independent examples in a category" in refusal(tmp_path, "compare", "good", "fair")
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("votes", "agreed"),
     [
-        (("doctor", "--model", "toy-trubo"), "(did you mean 'toy-turbo'?)"),
-        (("doctor", "sea"), "(did you mean 'sae'?)"),
-        (("sae", "inspect", "nowhere"), "nowhere"),
-        (("tasks", "check", "mine/absent"), "mine/absent"),
-        (("tasks", "import", "riebench", "absent.json"), "absent.json"),
-        (("tasks", "import", "piebench", "absent.json"), "absent.json"),
+        (["1a", "1a", "1b"], "1a"),
+        (["1a", "1a", "2b"], "2b"),
+        (["1a", "1b"], None),
+        (["2b", "2c", "1a", "1a"], None),
     ],
 )
-def test_other_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...], message: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert message in only_line(CliRunner().invoke(app, list(line)), {})
-    assert list(tmp_path.iterdir()) == []
+def test_the_version_that_counts(votes: list[str], agreed: str | None) -> None:
+    def origin(vote: str) -> Origin:
+        return Origin("task", int(vote[0]), vote[1])
+
+    stated = [{"e": frozenset({origin(vote)})} for vote in votes]
+    found = agreed_origins(stated)
+    assert found == {"e": None if agreed is None else origin(agreed)}
+    assert found == agreed_origins(reversed(stated))
+    told = [origin_gap(one, found) is None for one in stated]
+    assert told == [vote == agreed for vote in votes]
+
+
+def test_examples_that_a_new_version_has_dropped_are_not_asked_for() -> None:
+    old = {name: frozenset({Origin("task", 1, name)}) for name in "ab"}
+    new = {"a": frozenset({Origin("task", 2, "a")})}
+    agreed = agreed_origins([old, new])
+    assert agreed == {"a": Origin("task", 2, "a")}
+    assert origin_gap(new, agreed) is None and (origin_gap(old, agreed) or "").startswith("2 of 2 examples")
+
+
+def test_the_model_that_counts() -> None:
+    one, other = '{"steps": 1}', '{"steps": 2}'
+    assert agreed_world([[one], [one], [other]]) == one and agreed_world([[one], [other]]) is None
+    assert agreed_world([]) is None
+    assert world_gap([one], one) is None and world_gap([other], one) is not None
+    assert world_gap([one, other], one) == "its levels were made by different models of this name"
