@@ -177,16 +177,16 @@ def _fill(
     scores = folder.scores()
     metrics = dict.fromkeys([*profile.table, *extra])
     backbones = _backbones(folder, scores)
-    for configuration in found.values():
-        configuration.backbones = backbones
+    for one in found.values():
+        one.backbones = backbones
     for record in folder.records():
         key = record.key
-        configuration = found.get((key.block_set, key.strength))
-        if configuration is None:
+        if (key.block_set, key.strength) not in found:
             raise StoreError(
                 f"{folder.path / RECORDS_FILE}: unit {key.digest} ({key.example_id}, blocks {key.block_set}, "
                 f"strength {key.strength:g}) was never planned; `riebench leaderboard --verify {folder.path}` says more"
             )
+        configuration = found[key.block_set, key.strength]
         configuration.origins.setdefault(key.example_id, set()).add(Origin.of(key))
         configuration.failed += record.status == "error"
         configuration.skipped += record.status == "skipped"

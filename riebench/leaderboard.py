@@ -178,8 +178,7 @@ def _ranks(found: Sequence[Configuration]) -> list[int | None]:
     odd = mixed(found)
     examples = {e for c, why in zip(found, odd, strict=True) if not why for e in c.example_means(rank_metric(c))}
     ranked = [
-        why is None and is_complete(configuration, examples)
-        for configuration, why in zip(found, odd, strict=True)
+        why is None and is_complete(configuration, examples) for configuration, why in zip(found, odd, strict=True)
     ]
     ranks: list[int | None] = []
     for index, configuration in enumerate(found):

@@ -148,7 +148,9 @@ def test_suites_and_profiles_have_sections_of_their_own(tmp_path: Path) -> None:
     sections = {part.splitlines()[0]: part for part in text.split("\n## ")[1:]}
     assert [*sections] == ["mine on toy-turbo", "toy on toy-turbo", "toy on toy-turbo, profile `paper`"]
     assert "plain x1 " not in sections["mine on toy-turbo"]
-    paper = [line.split("|") for line in sections["toy on toy-turbo, profile `paper`"].splitlines() if "| plain x" in line]
+    paper = [
+        line.split("|") for line in sections["toy on toy-turbo, profile `paper`"].splitlines() if "| plain x" in line
+    ]
     assert paper and all(line[1].strip() == "–" for line in paper)
     refused = refusal(tmp_path, "compare", "both", "plain")
     assert "one suite and model can be compared at a time" in refused and "--suite mine --model toy-turbo" in refused

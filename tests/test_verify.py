@@ -138,7 +138,9 @@ def test_scores_left_out_stale_foreign_or_by_another_network(place: Path, run: P
     edit(file, lambda lines: lines.append(lines[0] | {"unit": "ab" * 10}), sealed=True)
     assert "scores of 1 units without a record, e.g. abab" in findings(place)
     file.write_text(text)
-    edit(file, lambda lines: lines.append(lines[0] | {"backbone": "own-clip", "value": 1.0, "reason": None}), sealed=True)
+    edit(
+        file, lambda lines: lines.append(lines[0] | {"backbone": "own-clip", "value": 1.0, "reason": None}), sealed=True
+    )
     assert "by own-clip were not computed afresh; name what measured: --scorer" in findings(place)
     file.write_text(text)
     edit(file, lambda lines: lines.append(lines[0] | {"metric": "clip_grain"}), sealed=True)
@@ -215,7 +217,9 @@ def test_a_missing_and_a_foreign_record(place: Path, run: Path) -> None:
     first = json.loads(text.splitlines()[0])
     file.write_text(text + json.dumps({**first, "key": {**first["key"], "example_id": "three"}}) + "\n")
     found = findings(place)
-    assert "change_color up.0.1 2.0: 3 records of 2 units" in found and "1 line was written since the last seal" in found
+    assert (
+        "change_color up.0.1 2.0: 3 records of 2 units" in found and "1 line was written since the last seal" in found
+    )
     assert "of examples that the suite does not have" in found and "a picture of another unit" in found
 
 
