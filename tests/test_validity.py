@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from helpers import make_key, make_record, make_spec
 from scipy.stats import kendalltau, mannwhitneyu
+from typer.testing import CliRunner
 
+from riebench.cli import app
 from riebench.commands.common import folders_in
 from riebench.errors import RiebenchError
 from riebench.schema import EditRecord, ScoreRecord
@@ -322,6 +324,21 @@ def test_a_part_that_is_unknown_is_named(tmp_path: Path, part: str, message: str
     document.write_text(f"<!-- validity: {part} -->\n<!-- end -->\n")
     with pytest.raises(RiebenchError, match=message):
         fill_validity(folders_in(tmp_path), document)
+
+
+def test_the_verb_prints_what_it_wrote_and_refuses_in_one_line(tmp_path: Path) -> None:
+    add_run(tmp_path / "results", "sae", examples=3)
+    document = tmp_path / "validity.md"
+    document.write_text("<!-- validity: signs -->\n<!-- end -->\n")
+    line = ["validity", "--results", str(tmp_path / "results"), "--out", str(document)]
+    written = CliRunner().invoke(app, line)
+    assert written.exit_code == 0 and written.stdout == f"{document}\n"
+    assert CliRunner().invoke(app, [*line, "--check"]).exit_code == 0
+    add_run(tmp_path / "results", "fair", examples=3)
+    stale = CliRunner().invoke(app, [*line, "--check"])
+    assert (
+        stale.exit_code == 2 and stale.stderr.count("\n") == 1 and f"riebench validity --out {document}" in stale.stderr
+    )
 
 
 def test_a_document_without_parts_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ class Drawing:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": "#888888"}
+        style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK}
+        style["axes.edgecolor"] = "#888888"
         with matplotlib.rc_context():
             # A user's own style file must not move a pixel.
             matplotlib.rcdefaults()
