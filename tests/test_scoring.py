@@ -16,6 +16,7 @@ from riebench.files import file_sha256
 from riebench.metrics.base import Metric, MetricError, Reason, Sample, Value, metric
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
+from riebench.metrics.scorers import ClipSpec
 from riebench.metrics.tools import Tools
 from riebench.presets import PRESETS, scorer_for
 from riebench.regions import RegionMasks
@@ -351,7 +352,7 @@ def test_scorer_of_a_model() -> None:
     assert scorer_for(toy) == "toy-clip"
     assert scorer_for(toy.model_copy(update={"name": "toy-turbo-steps1", "steps": 1})) == "toy-clip"
     turbo = toy.model_copy(update={"name": "sdxl-turbo", "source": "stabilityai/sdxl-turbo"})
-    assert scorer_for(turbo).startswith("ViT-L-14-quickgelu")
+    assert scorer_for(turbo) == "clip-l14" and ClipSpec.parse("clip-l14").label == "ViT-L-14-quickgelu/openai"
     assert scorer_for(toy.model_copy(update={"name": "own", "source": "own"})) == "clip-l14"
 
 
