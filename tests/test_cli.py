@@ -124,7 +124,8 @@ def test_tables_and_leaderboard_from_stored_results(filled: RunFolder) -> None:
     ]
     assert RUNNER.invoke(app, ["leaderboard", "--results", str(results)]).exit_code == 0
     assert RUNNER.invoke(app, ["leaderboard", "--check", "--results", str(results)]).exit_code == 0
-    assert "| 1 | sae | all | PAM |" in (results / "leaderboard.md").read_text()
+    board = (results / "leaderboard.md").read_text()
+    assert "| – | sae | model ab | PAM | 1 |" in board and "| sae | all | +" in board
 
 
 def test_options_reach_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -151,9 +151,9 @@ def test_comparison_is_paired_and_says_what_is_clear(tmp_path: Path) -> None:
 
 def test_comparison_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
     folders = [add_run(tmp_path, "good", 0.03), add_run(tmp_path, "gappy", 0.01, unscored="change_color-0")]
-    with pytest.raises(RiebenchError, match="no method 'goood'.*good"):
+    with pytest.raises(RiebenchError, match=r"no method 'goood'.*good"):
         compare(folders, "goood", "gappy")
-    with pytest.raises(RiebenchError, match="gappy on all cannot be compared: .* have no clip_gain"):
+    with pytest.raises(RiebenchError, match=r"gappy on all cannot be compared: .* have no clip_gain"):
         compare(folders, "good", "gappy")
 
 

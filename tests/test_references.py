@@ -58,7 +58,8 @@ def test_wrong_example_takes_the_choice_of_another_and_the_values_of_its_own() -
         add, remove = (list(features) for features in chosen[block])
         sae = ctx.sae(block)
         expected = torch.zeros(STEPS, POSITIONS, CHANNELS)
-        for role, features, sign in (("target", add, 1), ("source", remove, -1)):
+        roles: tuple[tuple[Role, list[int], int], ...] = (("target", add, 1), ("source", remove, -1))
+        for role, features, sign in roles:
             change = ctx.runs.codes(role, block, sae)[..., features] @ sae.directions[features]
             expected[:, ctx.runs.positions(role, block)] += sign * change
         torch.testing.assert_close(dense(edit, block), expected)
