@@ -48,9 +48,7 @@ class References:
         captures: says what is captured.
     """
 
-    def __init__(
-        self, pool: Sequence[EditTask], generator: Generator, masks: MaskMaker, captures: CapturePlan
-    ) -> None:
+    def __init__(self, pool: Sequence[EditTask], generator: Generator, masks: MaskMaker, captures: CapturePlan) -> None:
         self._orders = {task.name: reference_order(task.examples) for task in pool}
         self._generator = generator
         self._masks = masks
@@ -147,9 +145,7 @@ class OtherExamples:
             )
         return found
 
-    def _through(
-        self, order: Sequence[EditExample], key: Hashable, look: Callable[[ExampleRuns], T]
-    ) -> Iterator[T]:
+    def _through(self, order: Sequence[EditExample], key: Hashable, look: Callable[[ExampleRuns], T]) -> Iterator[T]:
         for example in order:
             if self._is_other(example):
                 yield from self.references.look(reference_work(self.work, example), key, look)

@@ -12,7 +12,6 @@ from riebench.leaderboard import check_leaderboard, leaderboard_text, write_lead
 from riebench.schema import EditRecord
 from riebench.store import RunFolder
 
-
 LEVELS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 CATEGORIES = ("change_object", "change_color")
 EXAMPLES = {f"{category}-{i}": category for category in CATEGORIES for i in range(8)}

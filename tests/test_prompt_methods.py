@@ -72,7 +72,8 @@ def test_each_step_reads_the_mixture_that_its_strength_says(guidance: float) -> 
                 expected = (1 - weight[step]) * first[0] + weight[step] * second[0]
                 torch.testing.assert_close(conditional[row], expected)
                 # A prompt that is read alone is read to the bit.
-                assert weight[step] not in (0, 1) or torch.equal(conditional[row], (first, second)[int(weight[step])][0])
+                ends = (first, second)
+                assert weight[step] not in (0, 1) or torch.equal(conditional[row], ends[int(weight[step])][0])
             assert len(other) == (len(rows) if guidance else 0) and not other.any()
 
 

@@ -15,7 +15,7 @@ from tiny import tiny_model, tiny_saes
 from riebench import engines
 from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
-from riebench.methods.base import EditContext, ExampleRuns, get_method
+from riebench.methods.base import EditContext, ExampleRuns, Role, get_method
 from riebench.methods.features import choose_features
 from riebench.references import reference_order
 from riebench.schema import EditExample, EditTask, Setting
@@ -44,8 +44,6 @@ def with_others(*seeds: int) -> EditContext:
     ctx = context()
     ctx.runs.others = Fixed(*(context(seed).runs for seed in seeds))
     return ctx
-
-
 
 
 def test_wrong_example_takes_the_choice_of_another_and_the_values_of_its_own() -> None:
