@@ -11,7 +11,8 @@ from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, PROFILES, Profile
-from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, ScoreRecord, Stored
+from riebench.records import ScoreRecord
+from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, Stored
 from riebench.stats import estimate
 from riebench.store import RECORDS_FILE, SCORES_FILE, RunFolder, ScoreKey
 from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world, world_gap

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from riebench.files import write_atomic
-from riebench.schema import ALL_CATEGORIES, EditRecord
+from riebench.records import EditRecord
+from riebench.schema import ALL_CATEGORIES
 from riebench.store import SHARED, RunFolder, SharedFolder, encode_png
 
 CELL = 128

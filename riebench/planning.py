@@ -16,8 +16,9 @@ from riebench.intervals import step_window
 from riebench.methods.base import Method, get_method
 from riebench.methods.foreign import Editor
 from riebench.plugins import load_setting_plugin
+from riebench.records import UnitKey, noise_seed
 from riebench.saes.sources import model_saes
-from riebench.schema import EditExample, EditTask, ModelSpec, RunSpec, Setting, UnitKey, block_set_name, noise_seed
+from riebench.schema import EditExample, EditTask, ModelSpec, RunSpec, Setting, block_set_name
 from riebench.store import REDO_MODES, RunFolder, run_path
 
 if TYPE_CHECKING:

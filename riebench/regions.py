@@ -21,8 +21,8 @@ from torch import Tensor
 
 from riebench.errors import MissingWordsError, RiebenchError
 from riebench.phrases import BACKGROUND, FILE, NOT, SEEN, WHOLE, innermost, mask_file, seen_words
+from riebench.records import MaskShare
 from riebench.registry import REGIONS
-from riebench.schema import MaskShare
 
 Mask = NDArray[np.bool_]
 CELL_COVER = 0.3

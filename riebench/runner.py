@@ -40,10 +40,11 @@ from riebench.planning import (
     versions,
     works_of,
 )
+from riebench.records import BlockFeatures, EditRecord
 from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.regions import RegionMasks
-from riebench.schema import BlockFeatures, EditRecord, EditTask, Setting
+from riebench.schema import EditTask, Setting
 from riebench.store import Redo, RunFolder
 
 __all__ = ["Runner", "plan", "run_benchmark"]

@@ -15,7 +15,8 @@ from riebench.files import write_atomic
 from riebench.metrics.base import Metric, Reason
 from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
-from riebench.schema import EditExample, EditRecord, ScoreRecord
+from riebench.records import EditRecord, ScoreRecord
+from riebench.schema import EditExample
 from riebench.store import RunFolder
 
 SCORING_FILE = "scoring.json"

@@ -17,8 +17,9 @@ from riebench.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
 from riebench.metrics.tools import Tools, measurable
 from riebench.presets import is_shipped, scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
+from riebench.records import EditRecord, ScoreRecord, UnitKey
 from riebench.registry import METRICS
-from riebench.schema import EditExample, EditRecord, EditTask, ScoreRecord, UnitKey
+from riebench.schema import EditExample, EditTask
 from riebench.scorebook import ScoreBook, opened
 from riebench.store import RunFolder, SharedFolder, read_image
 from riebench.suites import load_suite, suite_names

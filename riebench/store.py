@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic, write_once
-from riebench.schema import EditRecord, RunSpec, ScoreRecord, UnitKey
+from riebench.records import EditRecord, ScoreRecord, UnitKey
+from riebench.schema import RunSpec
 from riebench.seal import broken_seals, seal
 
 Redo = Literal["missing", "errors", "all"]

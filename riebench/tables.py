@@ -21,7 +21,8 @@ from riebench.configurations import (
 from riebench.errors import RiebenchError
 from riebench.files import write_atomic
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
-from riebench.schema import ALL_CATEGORIES, EditRecord
+from riebench.records import EditRecord
+from riebench.schema import ALL_CATEGORIES
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.store import RunFolder
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from riebench.errors import RiebenchError, StoreError
 from riebench.files import file_sha256, read_lines
-from riebench.schema import EditExample, EditRecord, EditTask, ScoreRecord, UnitKey, block_set_blocks
+from riebench.records import EditRecord, ScoreRecord, UnitKey
+from riebench.schema import EditExample, EditTask, block_set_blocks
 from riebench.seal import SEAL_FILE, broken_seals, unsealed_lines
 from riebench.store import RECORDS_FILE, RUN_FILE, SCORES_FILE, CellKey, RunFolder, ScoreKey
 from riebench.suites import load_suite, suite_names

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from riebench.schema import RunSpec, UnitKey
+from riebench.records import UnitKey
+from riebench.schema import RunSpec
 
 SHORT_HASH = 8
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import make_record, make_spec
 from hypothesis import settings
 
-from riebench.schema import ScoreRecord, UnitKey
+from riebench.records import ScoreRecord, UnitKey
 from riebench.store import RunFolder, run_path
 
 # Examples are the same in every run, and a slow machine is no reason to fail.

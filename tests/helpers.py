@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from riebench.schema import BlockFeatures, EditRecord, ModelSpec, RunSpec, ScoreRecord, Setting, UnitKey
+from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
+from riebench.schema import ModelSpec, RunSpec, Setting
 
 
 def make_spec(**changes: Any) -> RunSpec:

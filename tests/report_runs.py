@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from helpers import make_spec
 
+from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
 from riebench.regions import RegionMasks
-from riebench.schema import BlockFeatures, EditExample, EditRecord, EditTask, ScoreRecord, UnitKey
+from riebench.schema import EditExample, EditTask
 from riebench.store import RunFolder, run_path
 
 HOSTILE = 'a <script>window.hit = 1</script> & \'car\' " ]]> <img src=x onerror="window.hit = 1">'

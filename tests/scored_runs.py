@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from riebench.records import EditRecord, UnitKey
 from riebench.regions import RegionMasks
-from riebench.schema import EditExample, EditRecord, EditTask, ModelSpec, RunSpec, Setting, UnitKey
+from riebench.schema import EditExample, EditTask, ModelSpec, RunSpec, Setting
 from riebench.store import RunFolder
 
 SIDE = 64

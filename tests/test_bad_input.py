@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.leaderboard import leaderboard_text
-from riebench.schema import EditRecord
+from riebench.records import EditRecord
 from riebench.store import RunFolder
 from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world_gap
 

@@ -22,8 +22,9 @@ from riebench.generate import GenerationResult, Generator
 from riebench.job import Job, pick_device, say_failures
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
+from riebench.records import EditRecord
 from riebench.saes.formats import save_sdxl_unbox
-from riebench.schema import BLOCKS, EditRecord
+from riebench.schema import BLOCKS
 from riebench.store import RunFolder, run_folders
 
 TASK = """\

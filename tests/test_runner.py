@@ -14,9 +14,10 @@ from tiny import SIZE, tiny_model, tiny_saes
 from riebench import engines
 from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
+from riebench.records import EditRecord
 from riebench.regions import RegionMasks
 from riebench.runner import plan, run_benchmark
-from riebench.schema import BLOCKS, EditExample, EditRecord, EditTask, Setting
+from riebench.schema import BLOCKS, EditExample, EditTask, Setting
 from riebench.store import RunFolder
 
 NO_EDIT = Setting(name="no_edit", method="no_edit", blocks=())

@@ -10,18 +10,9 @@ from pydantic import ValidationError
 
 from riebench.errors import RiebenchError
 from riebench.hashing import canonical_json
+from riebench.records import EditRecord, ScoreRecord, noise_seed
 from riebench.registry import METHODS, Registry
-from riebench.schema import (
-    BLOCKS,
-    CATEGORIES,
-    EditExample,
-    EditRecord,
-    ScoreRecord,
-    Setting,
-    block_set_blocks,
-    block_set_name,
-    noise_seed,
-)
+from riebench.schema import BLOCKS, CATEGORIES, EditExample, Setting, block_set_blocks, block_set_name
 
 PINNED_RUN_ID = "04cb579520f130935e7172a223df45ec050c25c9c42db50d64a0a3f237bdf35a"
 PINNED_DIGEST = "692343990781f75a1d25"

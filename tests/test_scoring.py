@@ -19,19 +19,10 @@ from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, j
 from riebench.metrics.scorers import ClipSpec
 from riebench.metrics.tools import Tools
 from riebench.presets import PRESETS, scorer_for
+from riebench.records import EditRecord, ScoreRecord, UnitKey
 from riebench.regions import RegionMasks
 from riebench.registry import METRICS
-from riebench.schema import (
-    Attributes,
-    EditExample,
-    EditRecord,
-    EditTask,
-    ModelSpec,
-    RunSpec,
-    ScoreRecord,
-    Setting,
-    UnitKey,
-)
+from riebench.schema import Attributes, EditExample, EditTask, ModelSpec, RunSpec, Setting
 from riebench.scorebook import SCORING_FILE
 from riebench.scoring import ScoreReport, score
 from riebench.store import RunFolder, read_image

@@ -14,10 +14,11 @@ from typing import Any
 from riebench.errors import StoreError
 from riebench.files import file_sha256
 from riebench.profiles import FORMATS
+from riebench.records import EditRecord, UnitKey
 from riebench.registry import METRICS
 from riebench.report.output import OutputFolder
 from riebench.report.reading import Group, ReadOnce
-from riebench.schema import EditExample, EditRecord, EditTask, UnitKey
+from riebench.schema import EditExample, EditTask
 
 ExampleKey = tuple[str, str]
 """Example id and content hash."""

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from riebench.configurations import Configuration, configurations, present_categories
-from riebench.schema import EditRecord, RunSpec, ScoreRecord
+from riebench.records import EditRecord, ScoreRecord
+from riebench.schema import RunSpec
 from riebench.stats import estimate
 from riebench.store import RunFolder, ScoreKey, SharedFolder, run_folders
 

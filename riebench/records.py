@@ -1,0 +1,141 @@
+"""Stored records: which unit, what became of it, what it scored. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from riebench.hashing import content_digest
+from riebench.schema import Stored
+
+
+class UnitKey(Stored):
+    """One edited image of a run."""
+
+    task: str
+    """Task name."""
+    task_version: int
+    """Task version."""
+    category: str
+    """Edit category."""
+    example_id: str
+    """Example id."""
+    example_hash: str
+    """Content hash of the example."""
+    block_set: str
+    """Name of the blocks edited together (`block_set_name`)."""
+    strength: float
+    """Multiplier of the edit."""
+    seed: int = Field(ge=0)
+    """Index of the seed; the noise follows from it and from the example id (`noise_seed`)."""
+
+    @property
+    def digest(self) -> str:
+        """Short stable hash, used in file names and score lines."""
+        return content_digest(self.model_dump(mode="json"))[:20]
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the unit's own CPU generator."""
+        return noise_seed(self.example_id, self.seed)
+
+
+def noise_seed(example_id: str, index: int) -> int:
+    """Seed for an example's noise: examples share no noise, settings and blocks share all of it.
+
+    Args:
+        example_id: the example.
+        index: 0, 1, 2, ... as the user counts seeds.
+
+    Returns:
+        A number in 0 .. 2**63 - 1.
+    """
+    digest = hashlib.sha256(f"riebench-seed-v1:{example_id}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class BlockFeatures(Stored):
+    """Features switched in one block."""
+
+    add: tuple[int, ...] = ()
+    """Switched on, best first."""
+    remove: tuple[int, ...] = ()
+    """Switched off, best first."""
+
+
+class MaskShare(Stored):
+    """Share of the picture that the example's regions cover."""
+
+    source: float = Field(ge=0, le=1)
+    """Of the source region."""
+    target: float = Field(ge=0, le=1)
+    """Of the target region."""
+
+
+class EditRecord(Stored):
+    """What became of one unit."""
+
+    key: UnitKey
+    """Which unit."""
+    status: Literal["ok", "skipped", "error"]
+    """Made, not applicable, or failed."""
+    reason: str | None = None
+    """Why it was skipped or failed."""
+    image: str | None = None
+    """Edited picture, relative to the run folder."""
+    image_sha256: str | None = None
+    """SHA-256 of the picture's file."""
+    source_image: str | None = None
+    """Source picture, relative to the shared folder."""
+    target_image: str | None = None
+    """Target picture, relative to the shared folder."""
+    features: dict[str, BlockFeatures] = Field(default_factory=dict)
+    """Block -> features switched; empty for methods without features."""
+    cluster: str | None = None
+    """What the example is resampled with, if not alone."""
+    mask_share: MaskShare | None = None
+    """How much of the picture the regions cover."""
+    seconds: float = Field(default=0.0, ge=0)
+    """Wall time of the unit's share of its batch."""
+    batch_size: int = Field(default=1, ge=1)
+    """Units generated in the same call."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EditRecord:
+        if self.status == "ok" and (self.image is None or self.image_sha256 is None):
+            raise ValueError("a record with status 'ok' needs image and image_sha256")
+        if self.status != "ok" and not self.reason:
+            raise ValueError(f"a record with status {self.status!r} needs a reason")
+        return self
+
+    @property
+    def picture_id(self) -> str:
+        """What the unit's scores belong to: the beginning of its picture's hash, or that there is no picture."""
+        return (self.image_sha256 or "")[:8] if self.status == "ok" else self.status
+
+
+class ScoreRecord(Stored):
+    """One metric's number for one unit. The unit's fields are found in records.jsonl by its digest."""
+
+    unit: str
+    """`UnitKey.digest`."""
+    metric: str
+    """A registered metric."""
+    version: int = Field(ge=1)
+    """The metric's version."""
+    backbone: str = ""
+    """The network that measured, if any: numbers of different backbones never share a cell."""
+    picture: str = ""
+    """`EditRecord.picture_id` of what was measured: a unit that is made again is scored again."""
+    value: float | None = None
+    """The number, or None."""
+    reason: str | None = None
+    """Why there is no number."""
+
+    @model_validator(mode="after")
+    def _value_or_reason(self) -> ScoreRecord:
+        if self.value is None and not self.reason:
+            raise ValueError("a score without value needs a reason")
+        return self
