@@ -32,7 +32,7 @@ class Estimate:
 
 
 @lru_cache(maxsize=512)
-def _counts(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> NDArray[np.float64]:
+def cluster_counts(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> NDArray[np.float64]:
     """How often each group is drawn in each replicate, [replicates, groups].
 
     The draw depends on the groups' names alone: adding a method or permuting rows changes nothing, and two methods
@@ -86,7 +86,7 @@ def _category_replicates(
     groups = tuple(sorted(sums))
     totals = np.array([sum(sums[group]) for group in groups])
     sizes = np.array([len(sums[group]) for group in groups], dtype=np.float64)
-    counts = _counts(name, groups, replicates, seed)
+    counts = cluster_counts(name, groups, replicates, seed)
     return float(np.mean(list(means.values()))), (counts @ totals) / (counts @ sizes), len(means)
 
 

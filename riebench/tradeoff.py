@@ -18,6 +18,8 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from riebench.stats import cluster_counts
+
 Floats = NDArray[np.float64]
 
 BUDGETS: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(1, 11))
@@ -97,10 +99,8 @@ class Examples:
         """
         drawn = np.empty((replicates, len(self.ids)))
         for category, members in self.strata.items():
-            names = sorted({self.clusters[i] for i in members})
-            text = "\n".join([str(seed), category, *names])
-            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-            counts = rng.multinomial(len(names), [1 / len(names)] * len(names), size=replicates)
+            names = tuple(sorted({self.clusters[i] for i in members}))
+            counts = cluster_counts(category, names, replicates, seed)
             drawn[:, members] = counts[:, [names.index(self.clusters[i]) for i in members]]
         return drawn
 
@@ -236,15 +236,3 @@ def cross_fit(
             read_gain[:, column] += readings[1 - half][rows, chosen] / 2
             read_distance[:, column] += far[1 - half][rows, chosen] / 2
     return TradeOff(read_gain, read_distance)
-
-
-def in_sample(distances: Sequence[float], gains: Sequence[float], budgets: Sequence[float] = BUDGETS) -> list[float]:
-    """Gain at each budget when points are chosen by the very means that are read; for plots and checks only.
-
-    Args:
-        distances: mean LPIPS of each configuration.
-        gains: mean gain of each.
-        budgets: largest distance allowed.
-    """
-    far, gain = (with_no_edit(np.array([values], dtype=np.float64)) for values in (distances, gains))
-    return [float(gain[0, best_within(far, gain, budget)[0]]) for budget in budgets]

@@ -101,15 +101,6 @@ def locate(spec: ClipSpec, *, offline: bool = False) -> Located:
     return Located(spec.model, weights, preprocessing, tokenizer)
 
 
-def is_here(spec: ClipSpec) -> bool:
-    """Whether everything is on this machine; the network is left alone."""
-    try:
-        locate(spec, offline=True)
-    except MetricError:
-        return False
-    return True
-
-
 def _training(spec: ClipSpec) -> dict[str, Any]:
     # How the weights were trained. A file alone does not say: the architecture's trainings must agree then.
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
