@@ -47,18 +47,19 @@ class TextChange:
 
     Attributes:
         target: the other prompt.
-        switch: the strength is the share of steps, the last ones, that read the target prompt alone; otherwise every
-            step reads both, and the strength is the target's share of the embeddings.
+        switch: the strength is the share of steps that read the target prompt alone: the "last" ones or the "first"
+            ones; with None every step reads both, and the strength is the target's share of the embeddings.
     """
 
     target: str
-    switch: bool = False
+    switch: Literal["last", "first"] | None = None
 
     def weight(self, step: int, steps: int, strength: float) -> float:
         """The target prompt's share of what is read at a step, counted from 0."""
-        if not self.switch:
+        if self.switch is None:
             return strength
-        return float(step >= steps - whole_steps(strength, steps))
+        reading = whole_steps(strength, steps)
+        return float(step < reading if self.switch == "first" else step >= steps - reading)
 
     def picture(self, acting: Sequence[bool], strength: float) -> Picture | None:
         """Which picture it gives, if that is one of the two prompts' own.

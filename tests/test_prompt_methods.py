@@ -29,7 +29,8 @@ from riebench.trace import Trace
 
 SOURCE, TARGET, OTHER = "a red house", "a blue boat", "two cats"
 LERP = TextChange(TARGET)
-SWITCH = TextChange(TARGET, switch=True)
+SWITCH = TextChange(TARGET, switch="last")
+FIRST = TextChange(TARGET, switch="first")
 
 
 @contextmanager
@@ -113,6 +114,7 @@ def test_every_switching_step_can_be_reached(steps: int) -> None:
         assert whole_steps(share, steps) == whole_steps(float(f"{share:.2f}"), steps) == count
         read_target = [SWITCH.weight(step, steps, share) for step in range(steps)]
         assert read_target == [0.0] * (steps - count) + [1.0] * count
+        assert [FIRST.weight(step, steps, share) for step in range(steps)] == read_target[::-1]
     edits = [Edit(text=SWITCH, strength=count / steps) for count in range(steps + 1)]
     assert [edit.picture(steps) for edit in edits] == ["source", *[None] * (steps - 1), "target"]
 

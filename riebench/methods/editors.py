@@ -29,7 +29,7 @@ Picture = NDArray[np.uint8]
 
 
 @editor("img2img", access="P", strengths=(0.0, 1.0))
-def img2img(ctx: EditorContext) -> Pictures:
+def img2img(ctx: EditorContext, *, steps: int | None = None) -> Pictures:
     """Makes the source picture noisy and denoises it with the target prompt, as diffusers' own pipeline does.
 
     The strength is how noisy: of T steps the last int(T * strength) run, so that a model of 4 steps has 4 levels
@@ -39,8 +39,15 @@ def img2img(ctx: EditorContext) -> Pictures:
 
     Args:
         ctx: the example.
+        steps: T; None for the model's own number, more for a knob of finer levels.
+
+    Raises:
+        RiebenchError: if `steps` is not positive.
     """
     spec = ctx.model.spec
+    total = spec.steps if steps is None else steps
+    if total < 1:
+        raise RiebenchError(f"img2img: steps {total}; give at least 1")
     pipe = StableDiffusionXLImg2ImgPipeline(**ctx.components)
     pipe.set_progress_bar_config(disable=True)
     # Given pixels, the pipeline would move the shared autoencoder to another number format; given latents, it does not.
@@ -49,13 +56,13 @@ def img2img(ctx: EditorContext) -> Pictures:
     def make(strength: float) -> Picture:
         with attention_kernel(ctx.model.options):
             latents = pipe(
-                image=start, strength=strength, num_inference_steps=spec.steps, guidance_scale=spec.guidance,
+                image=start, strength=strength, num_inference_steps=total, guidance_scale=spec.guidance,
                 generator=[ctx.other_noise("img2img")], output_type="latent", **ctx.conditions(ctx.example.target),
             ).images  # fmt: skip
         picture: Picture = ctx.generator.decode(latents)[0]
         return picture
 
-    return _each(ctx, lambda strength: int(spec.steps * strength), {0: ctx.pictures["source"]}, make)
+    return _each(ctx, lambda strength: int(total * strength), {0: ctx.pictures["source"]}, make)
 
 
 @editor("p2p", access="P", strengths=(0.0, 1.0))

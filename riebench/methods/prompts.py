@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 
@@ -27,16 +28,17 @@ def embed_lerp(ctx: EditContext) -> Edit:
 
 
 @method("prompt_switch", access="P", strengths=(0, 1))
-def prompt_switch(ctx: EditContext) -> Edit:
-    """Reads the source prompt for the first t steps and the target prompt from then on.
+def prompt_switch(ctx: EditContext, *, target_steps: Literal["last", "first"] = "last") -> Edit:
+    """Reads the source prompt for the first t steps and the target prompt from then on, or the other way round.
 
     The strength is the share of the T steps that read the target prompt, (T - t) / T, taken to the nearest number of
     steps: 0 gives the source picture (t = T), 1 the target picture (t = 0).
 
     Args:
         ctx: the example.
+        target_steps: which steps read the target prompt. The last ones change detail, the first ones layout.
     """
-    return Edit(text=TextChange(ctx.runs.example.target, switch=True))
+    return Edit(text=TextChange(ctx.runs.example.target, switch=target_steps))
 
 
 @method("masked_target", access="PM", needs=("latents",), strengths=(0, 1))
