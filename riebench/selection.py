@@ -57,7 +57,7 @@ def means(values: Tensor, aggregate: str = "first") -> Tensor:
     return values[0].mean(0) if aggregate == "first" else values.mean(1).mean(0)
 
 
-def shares(site_means: Mapping[str, Tensor], *, signed: bool = False) -> Tensor:
+def shares(site_means: Mapping[str, Tensor], *, signed: bool = False, apart: bool = False) -> Tensor:
     """All sites' means one after the other, divided by their sum: float32 [sum of n].
 
     Feature values are never negative; feed-forward units can be, and so can their sum. The published scripts divide by
@@ -66,32 +66,42 @@ def shares(site_means: Mapping[str, Tensor], *, signed: bool = False) -> Tensor:
     Args:
         site_means: site -> [n].
         signed: divides by the sum as it is (published), instead of by its magnitude.
+        apart: divides each site by its own sum, so that a site of large values has no more to give than any other.
 
     Returns:
         Zeros if the sum is zero: nothing is live, so nothing has a share.
     """
-    joined = torch.cat(list(site_means.values()))
-    total = joined.sum() if signed else joined.sum().abs()
-    return joined / total if total != 0 else torch.zeros_like(joined)
+    parts = list(site_means.values())
+    return torch.cat([_divided(part, signed) for part in (parts if apart else [torch.cat(parts)])])
 
 
-def scores(target: Mapping[str, Tensor], source: Mapping[str, Tensor], *, signed: bool = False) -> Tensor:
+def _divided(values: Tensor, signed: bool) -> Tensor:
+    total = values.sum() if signed else values.sum().abs()
+    return values / total if total != 0 else torch.zeros_like(values)
+
+
+def scores(
+    target: Mapping[str, Tensor], source: Mapping[str, Tensor], *, signed: bool = False, apart: bool = False
+) -> Tensor:
     """Share in the target run minus share in the source run, float32 [sum of n].
 
     Args:
         target: site -> means of the target run, [n].
         source: the same of the source run; equal sites in equal order.
         signed: see `shares`.
+        apart: see `shares`.
 
     Raises:
         ValueError: if the sites differ.
     """
     if list(target) != list(source):
         raise ValueError(f"sites differ: {list(target)} and {list(source)}")
-    return shares(target, signed=signed) - shares(source, signed=signed)
+    return shares(target, signed=signed, apart=apart) - shares(source, signed=signed, apart=apart)
 
 
-def choose(target: Mapping[str, Tensor], source: Mapping[str, Tensor], count: int, *, signed: bool = False) -> Choice:
+def choose(
+    target: Mapping[str, Tensor], source: Mapping[str, Tensor], count: int, *, signed: bool = False, apart: bool = False
+) -> Choice:
     """The features that gain and lose most, ranked over all given sites together.
 
     Args:
@@ -99,11 +109,12 @@ def choose(target: Mapping[str, Tensor], source: Mapping[str, Tensor], count: in
         source: the same of the source run.
         count: how many to switch on, and how many to switch off. Equal scores keep their order.
         signed: see `shares`.
+        apart: see `shares`.
 
     Raises:
         RiebenchError: if there are fewer features than `count`, or `count` is negative.
     """
-    score = scores(target, source, signed=signed)
+    score = scores(target, source, signed=signed, apart=apart)
     if not 0 <= count <= score.numel():
         raise RiebenchError(f"cannot choose {count} of {score.numel()} features; give 0 to {score.numel()}")
     add = score.argsort(descending=True, stable=True)[:count]

@@ -27,6 +27,18 @@ def test_score_is_share_in_target_minus_share_in_source() -> None:
     assert choice.lists() == {"a": ((0, 1), (1,)), "b": ((), (0,))}
 
 
+def test_shares_of_each_block_apart_leave_out_how_large_its_values_are() -> None:
+    # Block a's values are a hundred times those of block b; in b half of what is there moves, in a a tenth.
+    target, source = (
+        {"a": torch.tensor([500.0, 500.0]), "b": torch.tensor([9.0, 1.0])},
+        {"a": torch.tensor([450.0, 550.0]), "b": torch.tensor([4.0, 6.0])},
+    )
+    assert choose(target, source, 1).lists() == {"a": ((0,), (1,)), "b": ((), ())}
+    assert choose(target, source, 1, apart=True).lists() == {"a": ((), ()), "b": ((0,), (1,))}
+    torch.testing.assert_close(shares(target, apart=True), torch.tensor([0.5, 0.5, 0.9, 0.1]))
+    assert shares({"a": torch.zeros(2), "b": torch.tensor([2.0])}, apart=True).tolist() == [0.0, 0.0, 1.0]
+
+
 def test_equal_scores_keep_their_order() -> None:
     flat = {"a": torch.ones(4)}
     assert choose(flat, flat, 2).lists() == {"a": ((0, 1), (0, 1))}

@@ -30,7 +30,7 @@ WHOLE_STEPS = {"prompt_switch", "masked_target", "img2img", "p2p"}
 
 @pytest.mark.parametrize("suite", ["toy", "sdxl"])
 def test_every_method_is_swept_over_six_levels_and_the_same_controls_as_the_sae(suite: str) -> None:
-    assert settings_sets(suite) == ("main", "sweep")
+    assert settings_sets(suite) == ("main", "paper", "sweep")
     settings = load_settings(suite, settings_set="sweep")
     assert {setting.method for setting in settings} >= SWEPT | KNOBLESS
     for setting in settings:
@@ -66,8 +66,9 @@ def test_every_knob_has_six_levels_that_give_different_pictures(suite: str, step
 def test_sets_share_no_folder_unless_they_mean_the_same() -> None:
     for suite in ("toy", "sdxl"):
         both = set(setting_names(suite)) & set(setting_names(suite, "sweep"))
-        main, sweep = ({one.name: one for one in load_settings(suite, both, which)} for which in settings_sets(suite))
+        main, sweep = ({one.name: one for one in load_settings(suite, both, which)} for which in ("main", "sweep"))
         assert both == KNOBLESS and main == sweep
+        assert not set(setting_names(suite, "paper")) & {*setting_names(suite), *setting_names(suite, "sweep")}
 
 
 def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None:

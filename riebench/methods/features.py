@@ -19,6 +19,7 @@ def sae(
     n_features: int = 20,
     rank: Literal["first", "mean"] = "first",
     ranking: Literal["joint", "separate"] = "joint",
+    shares: Literal["pooled", "per_block"] = "pooled",
     values: Literal["position", "mean"] = "position",
     add_at: Literal["target", "source"] = "target",
     add_only: bool = False,
@@ -33,6 +34,8 @@ def sae(
         n_features: how many are switched on, and how many off.
         rank: ranks on the first step, or on the mean over steps.
         ranking: all blocks compete for `n_features`, or each block switches that many.
+        shares: what competes: a feature's share of all blocks' activations together, or of its own block's, which
+            leaves out that some blocks add larger updates than others.
         values: each position keeps its own value, or gets the mean over the region.
         add_at: adds at the target region, or (the mean) at the source region.
         add_only: switches nothing off, as the published scripts did before October 2025.
@@ -43,7 +46,7 @@ def sae(
         branch: what happens to the guidance halves.
     """
     ctx = ctx.seen(delete_uses_target)
-    choice = choose_features(ctx, n_features, rank, ranking)
+    choice = choose_features(ctx, n_features, rank, ranking, shares)
     sites: dict[str, SiteEdit] = {}
     for block in ctx.blocks:
         static = feature_transfer(ctx, block, choice.add[block], choice.remove[block], values, add_at, add_only)
@@ -59,7 +62,7 @@ def sae(
     return Edit(sites, branch=branch, features=lists)
 
 
-def choose_features(ctx: EditContext, count: int, rank: str, ranking: str) -> Choice:
+def choose_features(ctx: EditContext, count: int, rank: str, ranking: str, shares: str = "pooled") -> Choice:
     """The features to switch in each of the context's blocks.
 
     Args:
@@ -67,13 +70,14 @@ def choose_features(ctx: EditContext, count: int, rank: str, ranking: str) -> Ch
         count: how many each way.
         rank: "first" or "mean".
         ranking: "joint" or "separate".
+        shares: "pooled" or "per_block"; the same where blocks are ranked separately.
     """
     target, source = (
         {block: ctx.runs.feature_means(role, block, ctx.sae(block), rank) for block in ctx.blocks}
         for role in ("target", "source")
     )
     if ranking == "joint":
-        return choose(target, source, count)
+        return choose(target, source, count, apart=shares == "per_block")
     single = [choose({block: target[block]}, {block: source[block]}, count) for block in ctx.blocks]
     return Choice(
         {block: one.add[block] for block, one in zip(ctx.blocks, single, strict=True)},
