@@ -1,0 +1,82 @@
+"""Which artefacts there are, what of the paper each one is, and what it needs; nothing is imported to say so."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from riebench.errors import RiebenchError, near_match
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from riebench.paper.artefact import Artefact
+    from riebench.paper.job import PaperJob
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one artefact is made.
+
+    Attributes:
+        name: what the user types.
+        paper: what of the paper it is.
+        needs: what it reads or makes first.
+        module: holds `make(job)` and `draw(figure, artefact)`.
+        stored: whether it is read from results of `riebench run` rather than measured here.
+    """
+
+    name: str
+    paper: str
+    needs: str
+    module: str
+    stored: bool = False
+
+    def make(self, job: PaperJob) -> Artefact:
+        """Measures or reads it."""
+        made: Artefact = importlib.import_module(self.module).make(job)
+        return made
+
+    def draw(self, figure: Figure, artefact: Artefact) -> None:
+        """Draws it."""
+        importlib.import_module(self.module).draw(figure, artefact)
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "explained-variance", "explained variance of the SAEs over k and width, on held-out 1-step updates",
+            "SAEs of several k and widths (on the toy world they are trained first)", "riebench.paper.sweep",
+        ),
+        Recipe(
+            "explained-variance-steps", "explained variance of the 1-step SAEs at every step of longer runs",
+            "the few-step model, the many-step model, one SAE a block", "riebench.paper.over_steps",
+        ),
+        Recipe(
+            "overlap", "how much the features of adjacent steps overlap",
+            "as explained-variance-steps, in the same pass", "riebench.paper.overlap",
+        ),
+        Recipe(
+            "block-effect", "what each attention and residual block does to the picture, by taking its part away",
+            "the few-step model, LPIPS", "riebench.paper.block_effect",
+        ),
+        Recipe(
+            "reconstruction", "what is lost when a block's update is replaced by its reconstruction",
+            "the few-step model, SAEs, LPIPS", "riebench.paper.reconstruction",
+        ),
+    )
+}  # fmt: skip
+"""Name -> recipe, in the order of the document."""
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        RiebenchError: if there is none; names the nearest match.
+    """
+    if name not in RECIPES:
+        raise RiebenchError(f"unknown artefact {name!r}{near_match(name, RECIPES)}; `riebench paper list` says all")
+    return RECIPES[name]
