@@ -1,0 +1,122 @@
+"""The runs that artefacts are read from: stored results, and short runs for what is missing there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from riebench.configurations import configurations
+from riebench.lookup import look_up
+from riebench.paper.job import PaperJob
+from riebench.store import RunFolder, run_folders
+from riebench.suites import MAIN_SET, load_suite, setting_names
+
+if TYPE_CHECKING:
+    from riebench.job import Job
+
+PAPER_SET, SWEEP_SET = "paper", "sweep"
+SHORT_RUNS = "results"
+"""Folder below the work folder that short runs go to."""
+ENDS = {"no_edit": MAIN_SET, "target_prompt": MAIN_SET}
+"""Both ends of the scale and their set: asked for with every short run, which makes their pictures anyway."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Run folders of one suite and model, whose numbers belong together as far as their examples and seeds do.
+
+    Attributes:
+        suite: its name.
+        model: its name among results.
+        folders: stored ones first.
+    """
+
+    suite: str
+    model: str
+    folders: tuple[RunFolder, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an artefact says of the runs behind it: identities of everything, in the order of their names."""
+        specs = {f.spec.setting.name: f.spec for f in sorted(self.folders, key=lambda f: f.spec.setting.name)}
+        first = next(iter(specs.values()), None)
+        model = {} if first is None else {k: v for k, v in first.model.identity.items() if v is not None}
+        saes = {block: sha[:12] for spec in specs.values() for block, sha in spec.sae_sha256.items()}
+        return {
+            "suite": self.suite,
+            "model": {"name": self.model, **{k: v for k, v in model.items() if isinstance(v, str | int | float)}},
+            "SAEs": saes,
+            "regions": "" if first is None else first.regions,
+            "runs": {name: spec.run_id[:12] for name, spec in specs.items()},
+        }
+
+
+def runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str] = ()) -> Runs:
+    """The runs of some settings: those stored, and short ones of what is not.
+
+    Args:
+        job: where results are, and what is run.
+        wanted: setting -> its set; run if it is not stored.
+        others: settings that are read if they are stored.
+
+    Raises:
+        RiebenchError: whatever a run raises.
+    """
+    job_of_runs = run_job(job, MAIN_SET, ())
+    suite = load_suite(job.suite)[0].suite
+    model = job_of_runs.model_spec(look_up(job.few_steps, dtype=job.dtype, options=job.options).spec).name
+    names = {*wanted, *others}
+    stored = [
+        folder for folder in run_folders(job.results)
+        if (folder.spec.suite, folder.spec.model.name) == (suite, model) and folder.spec.setting.name in names
+    ]  # fmt: skip
+    there = {folder.spec.setting.name for folder in stored}
+    missing = {name: which for name, which in wanted.items() if name not in there}
+    return Runs(suite, model, (*stored, *_short_runs(job, missing)))
+
+
+def run_job(job: PaperJob, settings_set: str, names: tuple[str, ...]) -> Job:
+    """The job of `riebench run` that makes short runs of some settings below the work folder."""
+    from riebench.job import Job
+
+    return Job(
+        suite=job.suite, settings=names, settings_set=settings_set, model=job.model, sae=job.sae,
+        seeds=job.seeds if job.profile == "default" else (), limit=job.limit, batch_size=job.batch_size,
+        device=job.device, dtype=job.dtype, results=job.work / SHORT_RUNS, leaderboard=job.work / "leaderboard.md",
+        offline=job.offline, options=job.options, profile=job.profile,
+    )  # fmt: skip
+
+
+def _short_runs(job: PaperJob, missing: Mapping[str, str]) -> list[RunFolder]:
+    if not missing:
+        return []
+    made: list[RunFolder] = []
+    asked = {**ENDS, **missing}
+    for settings_set in dict.fromkeys(asked.values()):
+        names = tuple(name for name, which in asked.items() if which == settings_set)
+        one = run_job(job, settings_set, names)
+        there = {f.spec.setting.name: f for f in run_folders(one.results)}
+        if not all(name in there and complete(there[name], one) for name in names):
+            job.say(f"running {', '.join(names)} into {one.results}: no stored results in {job.results}")
+            one.produce(job.say)
+        found = {f.spec.setting.name: f for f in run_folders(one.results)}
+        made += [found[name] for name in names]
+    return made
+
+
+def complete(folder: RunFolder, job: Job) -> bool:
+    """Whether a short run holds a number for everything that it would be asked for."""
+    tasks, settings = job.plan()
+    wanted = {(example.id, seed) for task in tasks for example in task.examples for seed in job.seeds}
+    setting = next(one for one in settings if one.name == folder.spec.setting.name)
+    if setting.model_dump(exclude={"description"}) != folder.spec.setting.model_dump(exclude={"description"}):
+        return False
+    found = configurations(folder, job.profile)
+    planned = len(setting.block_sets) * len(setting.strengths)
+    return len(found) >= planned and all(wanted <= set(c.units.get("lpips", {})) for c in found)
+
+
+def paper_settings(suite: str) -> dict[str, str]:
+    """The paper's own settings of a suite -> their set."""
+    return dict.fromkeys(setting_names(suite, PAPER_SET), PAPER_SET)
