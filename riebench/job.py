@@ -136,8 +136,19 @@ class Job:
         with offline_mode(self.offline):
             self._run(say)
 
-    def _run(self, say: Say) -> None:
-        started = time.monotonic()
+    def produce(self, say: Say) -> list[RunFolder]:
+        """Generates and scores what is missing, and writes no tables; returns the run folders.
+
+        Args:
+            say: receives lines for people.
+
+        Raises:
+            RiebenchError: as `run`.
+        """
+        with offline_mode(self.offline):
+            return self._produce(say)
+
+    def _produce(self, say: Say) -> list[RunFolder]:
         redo = self.redo_mode
         tasks, settings = self.plan()
         folders = self._generate(tasks, settings, redo, say)
@@ -150,6 +161,11 @@ class Job:
             weights=parse_weights(self.weights), offline=self.offline, device=pick_device(self.device),
         )  # fmt: skip
         say(report.summary)
+        return folders
+
+    def _run(self, say: Say) -> None:
+        started = time.monotonic()
+        folders = self._produce(say)
         model_folder = folders[0].path.parent
         group = [folder for folder in run_folders(self.results) if folder.path.parent == model_folder]
         written = write_tables(model_folder, group)
