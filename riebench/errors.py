@@ -5,13 +5,35 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_MESSAGE = 4000
+"""Characters of a message that are kept."""
+LONGEST_NAME = 200
+"""Longer words are no misspelt names: comparing them would take long and tell nothing."""
+
+
+def one_line(text: str) -> str:
+    """A text as one printable line: what it quotes cannot break lines or steer a terminal."""
+    if not text.isprintable():
+        text = "".join(mark if mark.isprintable() else _visible(mark) for mark in text)
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
+
+
+def _visible(mark: str) -> str:
+    return " " if mark.isspace() else mark.encode("unicode_escape").decode("ascii")
+
 
 class RiebenchError(Exception):
     """Base of every error that is the input's fault, not the program's.
 
     The message is one line: what is wrong, and how to mend it. The command line prints it without a traceback and
     exits with code 2.
+
+    Args:
+        message: may quote what a file holds; line ends, control characters and excess length are taken out of it.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class TaskFileError(RiebenchError):
@@ -48,7 +70,9 @@ def near_match(word: str, known: Iterable[str]) -> str:
     Returns:
         " (did you mean 'X'?)", or " (known: A, B, ...)" if nothing is near.
     """
-    names = sorted(known)
+    names = sorted(name for name in known if len(name) <= LONGEST_NAME)
+    if len(word) > LONGEST_NAME:
+        return ""
     near = difflib.get_close_matches(word, names, n=1)
     if near:
         return f" (did you mean {near[0]!r}?)"
@@ -58,5 +82,5 @@ def near_match(word: str, known: Iterable[str]) -> str:
 def reason(error: BaseException) -> str:
     """An error in one line, as records keep it; what is not the input's fault is named by its type too."""
     text = str(error).strip()
-    first = text.splitlines()[0] if text else "no message"
+    first = one_line(text.splitlines()[0]) if text else "no message"
     return first if isinstance(error, RiebenchError) else f"{type(error).__name__}: {first}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,7 +46,8 @@ def write_once(path: Path, data: bytes) -> None:
 @contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process numbers alone repeat between machines, and containers often have the same one.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -86,9 +88,21 @@ def repair_last_line(path: Path) -> bool:
     return True
 
 
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` whose every complaint is a ValueError, also about brackets in brackets in brackets.
+
+    Raises:
+        ValueError: if it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _is_json(data: bytes) -> bool:
     try:
-        json.loads(data)
+        parse_json(data)
     except ValueError:
         return False
     return True
@@ -113,7 +127,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
         if not line:
             continue
         try:
-            yield number, json.loads(line)
+            yield number, parse_json(line)
         except ValueError as error:
             if number == len(lines):  # no line end: the writer was cut off here
                 return
@@ -129,12 +143,21 @@ def append_lines(path: Path, lines: list[str]) -> None:
         path: the file; made with its folders if absent.
         lines: texts without line ends.
     """
-    if not lines:
+    append_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """As `append_lines`, for lines that are bytes already.
+
+    Args:
+        path: the file; made with its folders if absent.
+        data: whole lines.
+    """
+    if not data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         end = file.tell()
-        data = "".join(f"{line}\n" for line in lines).encode()
         try:
             written = 0
             while written < len(data):

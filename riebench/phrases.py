@@ -24,7 +24,9 @@ def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
 def innermost(region: str) -> str:
     """A region without the `not:` before it: one of the other forms, or words of the prompt."""
     region = region.strip()
-    return innermost(region.removeprefix(NOT)) if region.startswith(NOT) else region
+    while region.startswith(NOT):
+        region = region.removeprefix(NOT).strip()
+    return region
 
 
 def mask_file(region: str) -> str | None:

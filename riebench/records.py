@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from riebench.hashing import content_digest
 from riebench.schema import Stored
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
+"""What can stand in a file's name."""
+
+
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
+        raise ValueError(f"{name[:80]!r} names a file outside itself")
+    return name
+
+
+FileName = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
+"""Path of a file below the folder that it is relative to, with forward slashes."""
 
 
 class UnitKey(Stored):
     """One edited image of a run."""
 
-    task: str
+    task: Word
     """Task name."""
-    task_version: int
+    task_version: int = Field(ge=0, lt=2**53)
     """Task version."""
-    category: str
+    category: Word
     """Edit category."""
-    example_id: str
+    example_id: Word
     """Example id."""
-    example_hash: str
+    example_hash: Word
     """Content hash of the example."""
-    block_set: str
+    block_set: Word
     """Name of the blocks edited together (`block_set_name`)."""
     strength: float
     """Multiplier of the edit."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**53)
     """Index of the seed; the noise follows from it and from the example id (`noise_seed`)."""
 
     @property
@@ -83,13 +98,13 @@ class EditRecord(Stored):
     """Made, not applicable, or failed."""
     reason: str | None = None
     """Why it was skipped or failed."""
-    image: str | None = None
+    image: FileName | None = None
     """Edited picture, relative to the run folder."""
     image_sha256: str | None = None
     """SHA-256 of the picture's file."""
-    source_image: str | None = None
+    source_image: FileName | None = None
     """Source picture, relative to the shared folder."""
-    target_image: str | None = None
+    target_image: FileName | None = None
     """Target picture, relative to the shared folder."""
     features: dict[str, BlockFeatures] = Field(default_factory=dict)
     """Block -> features switched; empty for methods without features."""
@@ -114,6 +129,22 @@ class EditRecord(Stored):
     def picture_id(self) -> str:
         """What the unit's scores belong to: the beginning of its picture's hash, or that there is no picture."""
         return (self.image_sha256 or "")[:8] if self.status == "ok" else self.status
+
+
+class PlannedCell(BaseModel):
+    """How many units of a category, block set and strength were planned."""
+
+    category: Word
+    block_set: Word
+    strength: float = Field(allow_inf_nan=False)
+    n: int = Field(ge=0, lt=2**53)
+
+
+class RunMeta(BaseModel):
+    """What run.json holds beside the spec, as far as it is read."""
+
+    provenance: dict[str, Any] = {}
+    expected: tuple[PlannedCell, ...] = ()
 
 
 class ScoreRecord(Stored):

@@ -45,6 +45,9 @@ NO_BLOCKS = "none"
 JsonScalar = str | bool | int | float | None
 JsonValue = JsonScalar | list[JsonScalar]
 RegionRule = Literal["edit", "add", "delete"]
+LONGEST_PROMPT = 4000
+"""Characters; text encoders read the first 77 pieces of words."""
+
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 
 
@@ -97,14 +100,14 @@ class EditExample(Stored):
 
     id: Identifier
     """Unique in its suite; part of every record."""
-    source: str = Field(min_length=1)
+    source: str = Field(min_length=1, max_length=LONGEST_PROMPT)
     """Prompt of the image to edit, verbatim."""
-    target: str = Field(min_length=1)
+    target: str = Field(min_length=1, max_length=LONGEST_PROMPT)
     """Prompt of the wished result, verbatim."""
-    source_region: str = "whole"
+    source_region: str = Field(default="whole", max_length=LONGEST_PROMPT)
     """Where features are removed: "whole", "background", "file:PATH", words of the prompt, "seen: WORDS" for what the
     prompt does not name, or "not: " and one of these."""
-    target_region: str = "whole"
+    target_region: str = Field(default="whole", max_length=LONGEST_PROMPT)
     """Where features are added, in the same forms."""
     attributes: Attributes | None = None
     """The truth of the edit, where it is known."""
@@ -133,7 +136,7 @@ class EditTask(Stored):
 
     name: Identifier
     """The file's name without its ending."""
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, lt=2**53)
     """Raised with every change that moves numbers."""
     category: str
     """A key of `ALL_CATEGORIES`."""
@@ -268,7 +271,7 @@ class RunSpec(Stored):
 
     spec_version: int = SPEC_VERSION
     """`SPEC_VERSION` of the program that made the run."""
-    suite: str
+    suite: Identifier
     """Where the examples come from; their content is in the unit keys."""
     model: ModelSpec
     """The generating model."""

@@ -1,7 +1,13 @@
-"""Reading YAML strictly: no tabs, no duplicate keys, and every complaint names file, line and key."""
+"""Reading YAML strictly: no tabs, no duplicate keys, and every complaint names file, line and key.
+
+Files come from anywhere, so what would cost the reader more than it costs the writer is refused before it is built:
+brackets in brackets in brackets, aliases of aliases of aliases, numbers of thousands of digits.
+"""
 
 from __future__ import annotations
 
+import reprlib
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -15,6 +21,16 @@ from riebench.errors import TaskFileError, near_match
 
 M = TypeVar("M", bound=BaseModel)
 
+LARGEST_FILE = 64 * 2**20
+"""Bytes; ten thousand examples take some five of them."""
+DEEPEST = 32
+"""Levels of lists and mappings in each other; tasks and settings have five."""
+REPEATED = 10
+"""How many times as long aliases may make a file."""
+LONGEST_TEXT, LONGEST_NUMBER = 100_000, 40
+"""Characters of a text and of a number."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Reads one YAML file whose top level is a mapping.
@@ -26,21 +42,21 @@ def load_yaml(path: Path) -> dict[str, Any]:
         TaskFileError: if it is missing, not UTF-8, holds a tab or a duplicate key, or is no mapping; the message
             names file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise TaskFileError(f"{path}: no such file") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise TaskFileError(f"{path}: cannot be read ({error})") from error
+    text = _text(path)
     for number, line in enumerate(text.split("\n"), start=1):
         if "\t" in line:
             raise TaskFileError(f"{path}, line {number}: a tab; indent and separate with spaces")
     # The C parser is some ten times faster; it is absent where libyaml was absent at build time.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
+        # Composing calls itself for every level, in C without end; looking at one event after the other does not.
+        _refuse_depth(text, loader, path)
         node = yaml.compose(text, Loader=loader)
         if not isinstance(node, yaml.MappingNode):
             raise TaskFileError(f"{path}: expected 'key: value' lines at the top level")
+        own: dict[int, int] = {}
+        if _expanded(node, path, own, 1) > REPEATED * len(own) + 1000:
+            raise TaskFileError(f"{path}: its aliases stand for too much; write it out")
         for line_number, key in _duplicates(node):
             raise TaskFileError(f"{path}, line {line_number}: key {key!r} is given twice")
         value: dict[str, Any] = SafeConstructor().construct_document(node)
@@ -53,6 +69,61 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise TaskFileError(f"{path}: {' '.join(str(error).split())}") from error
     return value
+
+
+def _text(path: Path) -> str:
+    try:
+        # Neither a pipe nor a device has an end.
+        if path.exists() and not path.is_file():
+            raise TaskFileError(f"{path}: cannot be read (it is no file)")
+        if path.stat().st_size > LARGEST_FILE:
+            raise TaskFileError(f"{path}: has more than {LARGEST_FILE >> 20} MB; split it")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise TaskFileError(f"{path}: no such file") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise TaskFileError(f"{path}: cannot be read ({error})") from error
+
+
+def _refuse_depth(text: str, loader: Any, path: Path) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                raise TaskFileError(f"{path}, line {event.start_mark.line + 1}: nested too deeply")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _expanded(node: yaml.Node, path: Path, own: dict[int, int], depth: int) -> int:
+    """Nodes below and with a node if aliases were written out; checks each node once, and counts it in `own`."""
+    if depth > DEEPEST:
+        raise TaskFileError(f"{path}, line {node.start_mark.line + 1}: nested too deeply")
+    if id(node) in own:
+        return own[id(node)]
+    if isinstance(node, yaml.ScalarNode):
+        _check_scalar(node, path)
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    own[id(node)] = 1 + sum(_expanded(part, path, own, depth + 1) for part in inner)
+    return own[id(node)]
+
+
+def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
+    where = f"{path}, line {node.start_mark.line + 1}"
+    if len(node.value) > LONGEST_TEXT:
+        raise TaskFileError(f"{where}: a text of {len(node.value)} characters; at most {LONGEST_TEXT} are read")
+    if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+        raise TaskFileError(f"{where}: a number of {len(node.value)} characters")
+    if node.value.isprintable():
+        return
+    odd = next((mark for mark in node.value if unicodedata.category(mark) in ("Cc", "Cs") and mark != "\n"), None)
+    if odd is not None:
+        raise TaskFileError(f"{where}: the text holds the control character {odd!r}; leave it out")
 
 
 def _duplicates(node: yaml.Node) -> Iterator[tuple[int, str]]:
@@ -99,7 +170,14 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}{more}"
-    return f"{where}: {message}, not {first['input']!r}{more}"
+    return f"{where}: {message}, not {_shown(first['input'])}{more}"
+
+
+def _shown(value: Any) -> str:
+    """A value as messages quote it: short, whatever it is."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = 200
+    return brief.repr(value)
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, ...]:
