@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -235,9 +236,9 @@ def check_places(
         raise RiebenchError(f"setting {setting.name!r}: edit_steps: {error}") from error
 
 
-def claim_shared(folder: RunFolder, model: LoadedModel, regions: str) -> None:
+def claim_shared(folder: RunFolder, model: ModelSpec, regions: str) -> None:
     """Notes which model and regions the shared pictures and masks belong to, or refuses those of another."""
-    model_fields = model.spec.identity
+    model_fields = model.identity
     wanted = {"model": model_fields, "regions": regions}
     if folder.shared.read_json(MODEL_FILE) is None:
         folder.shared.write_json(MODEL_FILE, wanted)
@@ -284,6 +285,21 @@ def works_of(units: Sequence[Unit], *, fixed_noise: bool = False) -> list[Work]:
             found[place] = Work(unit.task, unit.example, unit.key.seed, [], fixed_noise)
         found[place].units.append(unit)
     return list(found.values())
+
+
+def share(works: Sequence[Work], shard: tuple[int, int]) -> list[Work]:
+    """The works that one of several processes makes; all their shares together are all works, each once.
+
+    Works are dealt out in the order of a hash, so that shares are equally large and no pattern of the plan (every other
+    work has another seed, say) makes one of them dearer. They stay in the order of the plan.
+
+    Args:
+        works: all of them, whatever is done already, so that every process deals alike.
+        shard: (i, n) for the i-th of n shares, from 1.
+    """
+    places = [f"riebench-shard-v1:{work.task.name}:{work.example.id}:{work.seed}".encode() for work in works]
+    dealt = sorted(range(len(works)), key=lambda index: hashlib.sha256(places[index]).digest())
+    return [works[index] for index in sorted(dealt[shard[0] - 1 :: shard[1]])]
 
 
 def reference_work(work: Work, example: EditExample) -> Work:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from riebench.masking import MaskMaker
 from riebench.methods.base import EditContext, ExampleRuns, Reuse, Role
 from riebench.methods.foreign import Editor
 from riebench.models import LoadedModel
+from riebench.opening import opened
 from riebench.painting import paint
 from riebench.planning import (
     Prepared,
@@ -33,12 +33,10 @@ from riebench.planning import (
     Unit,
     Work,
     check_request,
-    claim_shared,
     plan,
     prepare,
     usual_batch_size,
     versions,
-    works_of,
 )
 from riebench.records import BlockFeatures, EditRecord
 from riebench.references import References
@@ -97,7 +95,7 @@ def run_benchmark(
         batch_size: pictures generated at once; None for 32 small or 4 large ones.
         regions: who finds words in pictures, as `--regions` writes it.
         redo: "missing", "errors" (repeats failed units too), or "all".
-        shard: (i, n) does the i-th of n parts, from 1.
+        shard: (i, n) does the i-th of n parts, from 1; the others may run at the same time.
         offline: fetches nothing.
         progress: shows a bar with rate and time left.
         provenance: more entries for run.json (the command, for instance).
@@ -118,24 +116,15 @@ def run_benchmark(
         setting.name: prepare(setting, suite, model, results_root, saes_source, identity, offline, shelf)
         for setting in settings
     }
-    folders = [one.folder for one in prepared.values()]
-    claim_shared(folders[0], model, identity)
+    folders = {name: one.folder for name, one in prepared.items()}
     units = plan(tasks, settings, seeds, limit)
     size = batch_size or usual_batch_size(model.spec.size)
     told = {**versions(model), "batch_size": size, **(provenance or {})}
-    with ExitStack() as stack:
-        for name, one in prepared.items():
-            keys = [unit.key for unit in units if unit.setting.name == name]
-            stack.enter_context(one.folder.writing(told, keys))
-        done = {name: one.folder.done(redo) for name, one in prepared.items()}
-        # Parted before anything is left out, so that every part is the same whatever is done already.
-        mine = [unit for work in works_of(units)[shard[0] - 1 :: shard[1]] for unit in work.units]
-        left = [unit for unit in mine if unit.key.digest not in done[unit.setting.name]]
-        works = works_of(left, fixed_noise=model.spec.fixed_noise)
+    with opened(folders, units, model.spec, identity, told, redo=redo, shard=shard) as works:
         total = sum(len(work.units) for work in works)
         with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
             Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks).run(works)
-    return folders
+    return list(folders.values())
 
 
 class Runner:

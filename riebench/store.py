@@ -1,4 +1,4 @@
-"""Run folders: append-only records and scores, atomic pictures, one writer at a time.
+"""Run folders: append-only records and scores, atomic pictures, one writer at a time, or the shards of one run.
 
 Layout: `results/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/;
 `results/<suite>/<model>/shared/` holds what all settings share: source and target pictures and masks.
@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from riebench.errors import FolderInUseError, IdentityError, StoreError
-from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic, write_once
-from riebench.records import EditRecord, ScoreRecord, UnitKey
+from riebench.errors import FolderInUseError, IdentityError, RiebenchError, StoreError
+from riebench.files import (
+    append_lines,
+    file_sha256,
+    parse_json,
+    read_lines,
+    repair_last_line,
+    write_atomic,
+    write_once,
+)
+from riebench.locks import Shard, brief_lock, shard_lock, whole_lock
+from riebench.pictures import read_rgb
+from riebench.recordparts import merge, part_path, parts
+from riebench.records import EditRecord, RunMeta, ScoreRecord, UnitKey
 from riebench.schema import RunSpec
 from riebench.seal import broken_seals, seal
 
@@ -33,6 +43,8 @@ ScoreKey = tuple[str, str, str]
 """Unit digest, metric, backbone: what several networks say of one picture is kept side by side."""
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE, SHARED = "run.json", "records.jsonl", "scores.jsonl", "shared"
+ALONE: Shard = (1, 1)
+"""The whole run in one process."""
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -58,11 +70,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         StoreError: if the file is missing or no picture.
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+        return read_rgb(path)
     except FileNotFoundError as error:
         raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
-    except (OSError, SyntaxError) as error:
+    except (RiebenchError, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete it and repeat `riebench run`") from error
 
 
@@ -101,7 +112,7 @@ class SharedFolder:
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_bytes())
         except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}); delete it and repeat `riebench run`") from error
 
@@ -123,27 +134,37 @@ class RunFolder:
     def __init__(self, path: Path, spec: RunSpec | None = None) -> None:
         self.path = path
         self.shared = SharedFolder(path.parent / SHARED)
+        self._records_file = path / RECORDS_FILE
         self._meta = self._read_meta()
+        self.spec = self._agreed(spec)
+
+    def _agreed(self, spec: RunSpec | None) -> RunSpec:
         stored = self._stored_spec()
         if spec is None:
             if stored is None:
-                raise StoreError(f"{path} holds no run ({RUN_FILE} is missing)")
-            spec = stored
-        elif stored is not None and stored.run_id != spec.run_id:
+                raise StoreError(f"{self.path} holds no run ({RUN_FILE} is missing)")
+            return stored
+        if stored is not None and stored.run_id != spec.run_id:
             differences = "; ".join(_differences(stored.identity, spec.identity))
-            raise IdentityError(f"{path} holds another run: {differences}; use another --results folder or delete it")
-        self.spec = spec
+            raise IdentityError(
+                f"{self.path} holds another run: {differences}; use another --results folder or delete it"
+            )
+        return spec
 
     def _read_meta(self) -> dict[str, Any]:
         file = self.path / RUN_FILE
         if not file.exists():
             return {}
         try:
-            meta = json.loads(file.read_text(encoding="utf-8"))
+            meta = parse_json(file.read_bytes())
         except ValueError as error:
             raise StoreError(f"{file} is damaged ({error}); delete it and repeat `riebench run`") from error
         if not isinstance(meta, dict) or "spec" not in meta:
             raise StoreError(f"{file} is not a run file; delete it and repeat `riebench run`")
+        try:
+            RunMeta.model_validate({name: meta[name] for name in RunMeta.model_fields if name in meta})
+        except ValidationError as error:
+            raise _bad_run_file(file, "", error) from error
         return meta
 
     def _stored_spec(self) -> RunSpec | None:
@@ -152,11 +173,7 @@ class RunFolder:
         try:
             return RunSpec.model_validate_json(json.dumps(self._meta["spec"]))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise StoreError(
-                f"{self.path / RUN_FILE}: spec.{where}: {first['msg']}; was it made by another version?"
-            ) from error
+            raise _bad_run_file(self.path / RUN_FILE, "spec.", error) from error
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -169,24 +186,56 @@ class RunFolder:
         return {(c["category"], c["block_set"], float(c["strength"])): c["n"] for c in self._meta.get("expected", [])}
 
     @contextmanager
-    def writing(self, provenance: dict[str, Any] | None = None, plan: Iterable[UnitKey] = ()) -> Iterator[RunFolder]:
+    def writing(
+        self, provenance: dict[str, Any] | None = None, plan: Iterable[UnitKey] = (), shard: Shard = ALONE
+    ) -> Iterator[RunFolder]:
         """Locks the folder, mends a torn last line and stores spec, provenance and plan.
 
         Args:
             provenance: what ran (versions, device, command); no part of the identity.
-            plan: the units this run means to make; together with those already recorded they are the expected ones.
+            plan: the units this run means to make, with those of all its shards; together with those already recorded
+                they are the expected ones.
+            shard: which of several processes this is that write here at the same time.
 
         Raises:
-            FolderInUseError: at once, if another process writes here.
+            FolderInUseError: at once, if another process writes here that is none of the other shards.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.locked():
-            whole = not broken_seals(self.path)
-            self._write_meta(provenance, list(plan))
-            if whole:
-                # At once: what kills this run later must not look as if somebody had edited run.json.
-                seal(self.path)
+        with self.locked() if shard == ALONE else self._sharing(shard):
+            with nullcontext() if shard == ALONE else brief_lock(self.path):
+                self._meta = self._read_meta()
+                self.spec = self._agreed(self.spec)
+                whole = not broken_seals(self.path)
+                self._write_meta(provenance, list(plan))
+                if whole:
+                    # At once: what kills this run later must not look as if somebody had edited run.json.
+                    seal(self.path)
             yield self
+
+    @contextmanager
+    def _sharing(self, shard: Shard) -> Iterator[None]:
+        """Locks the folder as one of several shards; the records of this one go to a file of its own meanwhile."""
+        own = part_path(self.path, shard)
+        with ExitStack() as held:
+            with brief_lock(self.path):
+                first = held.enter_context(shard_lock(self.path, shard))
+                # What killed shards left; the others' files are theirs while they run.
+                self._merge(parts(self.path) if first else [own])
+            self._records_file = own
+            try:
+                yield
+            finally:
+                self._records_file = self.path / RECORDS_FILE
+                # What cannot be moved now, on a full disk for instance, is read where it is and moved by the next.
+                with suppress(OSError, FolderInUseError), brief_lock(self.path):
+                    self._merge([own])
+                    held.close()
+
+    def _merge(self, files: Sequence[Path]) -> None:
+        whole = not broken_seals(self.path)
+        merge(self.path / RECORDS_FILE, files)
+        if whole and (self.path / RUN_FILE).exists():
+            seal(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -197,15 +246,11 @@ class RunFolder:
         Raises:
             FolderInUseError: at once, if another process writes here.
         """
-        lock = FileLock(str(self.path / ".lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise FolderInUseError(f"{self.path} is being written by another riebench; wait for it to end") from error
-        try:
+        with whole_lock(self.path):
             for name in (RECORDS_FILE, SCORES_FILE):
                 repair_last_line(self.path / name)
             whole = not broken_seals(self.path)
+            merge(self.path / RECORDS_FILE, parts(self.path))
             try:
                 yield
             finally:
@@ -213,8 +258,6 @@ class RunFolder:
                     # A full disk has its own message, and the lines that are stored are good without a seal.
                     with suppress(OSError):
                         seal(self.path)
-        finally:
-            lock.release()
 
     def _write_meta(self, provenance: dict[str, Any] | None, plan: list[UnitKey]) -> None:
         keys = {_slot(key): key for key in [*(record.key for record in self.records()), *plan]}
@@ -240,13 +283,11 @@ class RunFolder:
         A later record of the same task, example, blocks, strength and seed replaces an earlier one, also if the
         example has changed since: numbers of two versions of an example never share a cell.
         """
-        latest: dict[tuple[Any, ...], EditRecord] = {}
-        for number, line in read_lines(self.path / RECORDS_FILE):
-            try:
-                record = EditRecord.model_validate_json(json.dumps(line))
-            except ValidationError as error:
-                raise _bad_line(self.path / RECORDS_FILE, number, error) from error
-            latest[_slot(record.key)] = record
+        # Parts first: what a shard moves to the records meanwhile is then seen twice, and never not at all.
+        others = [_records(file) for file in parts(self.path)]
+        latest = {_slot(record.key): record for record in _records(self.path / RECORDS_FILE)}
+        for found in others:
+            latest |= {_slot(record.key): record for record in found}
         return list(latest.values())
 
     def scores(self) -> dict[ScoreKey, ScoreRecord]:
@@ -262,16 +303,20 @@ class RunFolder:
             latest[key] = score
         return latest
 
-    def done(self, redo: Redo = "missing") -> set[str]:
+    def done(self, redo: Redo = "missing", among: Container[str] | None = None) -> set[str]:
         """Digests of the units that need no work.
 
         Args:
             redo: "missing" keeps every record whose picture is still what it was; "errors" also repeats failed
                 units; "all" repeats everything.
+            among: only these are asked for: the pictures of others are not looked at; None for all.
         """
         if redo == "all":
             return set()
-        return {record.key.digest for record in self.records() if self._is_done(record, redo)}
+        asked = [(record.key.digest, record) for record in self.records()]
+        return {
+            digest for digest, record in asked if (among is None or digest in among) and self._is_done(record, redo)
+        }
 
     def _is_done(self, record: EditRecord, redo: Redo) -> bool:
         if record.status == "error":
@@ -309,7 +354,7 @@ class RunFolder:
 
     def append_many(self, records: Iterable[EditRecord]) -> None:
         """Adds records in one write."""
-        append_lines(self.path / RECORDS_FILE, [_line(record) for record in records])
+        append_lines(self._records_file, [_line(record) for record in records])
 
     def append_scores(self, scores: Iterable[ScoreRecord]) -> None:
         """Adds scores in one write."""
@@ -331,8 +376,26 @@ def _line(record: EditRecord | ScoreRecord) -> str:
     return record.model_dump_json(exclude_defaults=True)
 
 
+def _records(file: Path) -> list[EditRecord]:
+    found = []
+    # The file of a shard that has just ended may be gone between being listed and being read.
+    with suppress(FileNotFoundError):
+        for number, line in read_lines(file):
+            try:
+                found.append(EditRecord.model_validate_json(json.dumps(line)))
+            except ValidationError as error:
+                raise _bad_line(file, number, error) from error
+    return found
+
+
 def _slot(key: UnitKey) -> tuple[Any, ...]:
     return key.task, key.example_id, key.block_set, key.strength, key.seed
+
+
+def _bad_run_file(path: Path, prefix: str, error: ValidationError) -> StoreError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return StoreError(f"{path}: {prefix}{where}: {first['msg']}; was it made by another version?")
 
 
 def _bad_line(path: Path, number: int, error: ValidationError) -> StoreError:

@@ -1,0 +1,124 @@
+"""Who may write to a run folder: one process alone, or the shards of one run side by side.
+
+A single process locks `.lock` for itself; shards lock the same file together, so that either side is told at once of
+the other. Each shard also locks a file of its own, and what several of them write to (run.json, records.jsonl, the
+seal) they write under `.lock.begin`, which is held only for moments. All locks have fixed names and are the system's
+own: they go with their process, however it ends, and hold between machines wherever the file system passes them on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from riebench.errors import FolderInUseError, RiebenchError
+
+LOCK_FILE, BRIEF_FILE, COUNT_FILE = ".lock", ".lock.begin", ".lock.shards"
+PATIENCE = 120.0
+"""Seconds to wait for the brief lock: under it records are read, merged and hashed, which takes long for millions."""
+
+Shard = tuple[int, int]
+"""(i, n): the i-th of n, from 1."""
+
+
+@contextmanager
+def whole_lock(folder: Path) -> Iterator[None]:
+    """Locks a folder for one process.
+
+    Raises:
+        FolderInUseError: at once, if any other process writes there.
+    """
+    with _exclusive(folder / LOCK_FILE, 0, f"{folder} is being written by another riebench; wait for it to end"):
+        yield
+
+
+@contextmanager
+def brief_lock(folder: Path) -> Iterator[None]:
+    """Locks what the shards of a folder have in common; the others wait their turn.
+
+    Raises:
+        FolderInUseError: if it is not free for minutes.
+    """
+    busy = f"{folder} has been locked by another riebench for {PATIENCE:g} s; look for one that hangs, and repeat"
+    with _exclusive(folder / BRIEF_FILE, PATIENCE, busy):
+        yield
+
+
+@contextmanager
+def shard_lock(folder: Path, shard: Shard) -> Iterator[bool]:
+    """Locks one shard of a folder. To be entered and left inside `brief_lock`.
+
+    Yields:
+        Whether no other shard is running.
+
+    Raises:
+        FolderInUseError: at once, if a single process writes there, if this shard is running already, or if running
+            shards part the work in another number.
+    """
+    index, count = shard
+    own = folder / f"{LOCK_FILE}.{index}-of-{count}"
+    with _exclusive(own, 0, f"shard {index}/{count} of {folder} is running already; start another one"):
+        try:
+            with _together(folder) as first:
+                _agree(folder, count, first)
+                yield first
+        finally:
+            # Nobody waits for it: it is only ever taken under the brief lock.
+            own.unlink(missing_ok=True)
+
+
+@contextmanager
+def _together(folder: Path) -> Iterator[bool]:
+    """Takes the common lock as one of several; yields whether nobody else held it."""
+    if sys.platform == "win32":
+        raise RiebenchError("--shard needs locks that Windows lacks; run without it, or under Linux (WSL)")
+    import fcntl
+
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            first = True
+        except OSError:
+            first = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FolderInUseError(
+                f"{folder} is being written by a riebench without --shard; wait for it to end"
+            ) from error
+        yield first
+    finally:
+        os.close(descriptor)
+
+
+def _agree(folder: Path, count: int, first: bool) -> None:
+    """Notes in how many shards the work is parted, or refuses another number than that of those running."""
+    note = folder / COUNT_FILE
+    if first:
+        note.write_text(f"{count}\n", encoding="utf-8")
+        return
+    found = note.read_text(encoding="utf-8").strip()
+    if found != str(count):
+        raise FolderInUseError(
+            f"{folder} is being written by shards of {found}, not of {count}: they would make the same pictures twice; "
+            "wait for them to end"
+        )
+
+
+@contextmanager
+def _exclusive(file: Path, patience: float, busy: str) -> Iterator[None]:
+    lock = FileLock(str(file), timeout=patience)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FolderInUseError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()
