@@ -3,22 +3,36 @@
 Loss: mean squared error over the data's variance, plus 1/32 of an auxiliary loss in which the strongest dead features
 predict what the living ones left over. Decoder columns stay at length one. The source is arXiv 2410.22366, section 3,
 with the details of its published training code.
+
+Batch top-k (arXiv 2412.06410) keeps the k x B largest values of a batch of B positions while it trains; afterwards one
+threshold for all features keeps as many on average, so that a position's values do not depend on its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from riebench.errors import RiebenchError, near_match
+from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import save_sdxl_unbox
+from riebench.saes.readers.dictionary_learning import save_batch_topk
 
 ALIVE = 1e-3
 """A feature counts as active where its value is above this."""
+
+MEDIAN_OF = 32_768
+"""Positions whose geometric median the biases start from."""
+
+Kind = Literal["topk", "batchtopk"]
+"""k features of every position, or k on average over a batch."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -30,10 +44,15 @@ class SaeTraining:
         k: features kept per position.
         auxk: dead features that take part in the auxiliary loss.
         batch_size: positions a step.
-        learning_rate: Adam's; constant, then falling linearly over the last fifth of the run.
+        learning_rate: Adam's; constant, then falling linearly (see `decay`).
         steps: optimiser steps.
         dead_after: positions without activity after which a feature counts as dead.
         seed: of initialisation and order.
+        kind: "topk", or "batchtopk" (see the module's text).
+        decay: share of the run, at its end, over which the learning rate falls to nothing; 0 for never, as published.
+
+    Raises:
+        RiebenchError: if k is not in 1..n, the kind is unknown, or another number is out of its range.
     """
 
     features: int
@@ -44,13 +63,66 @@ class SaeTraining:
     steps: int = 10_000
     dead_after: int = 10_000_000
     seed: int = 0
+    kind: Kind = "topk"
+    decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise RiebenchError(
+                f"an SAE is trained as topk or batchtopk, not as {self.kind!r}{near_match(self.kind, KINDS)}"
+            )
+        if not 1 <= self.k <= self.features:
+            raise RiebenchError(
+                f"an SAE of {self.features} features cannot keep k = {self.k}; k must be 1 to {self.features}"
+            )
+        if min(self.batch_size, self.steps, self.dead_after) < 1 or self.auxk < 0:
+            raise RiebenchError("batch size, steps and dead-after must be 1 or more, and auxk 0 or more")
+        if not 0 < self.learning_rate < float("inf") or not 0 <= self.decay <= 1:
+            raise RiebenchError(
+                f"the learning rate must be above 0 and decay from 0 to 1, not {self.learning_rate:g} and {self.decay:g}"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if not self.decay:
+            return self.learning_rate
+        # A fifth of the steps is a whole number of them, which the product may miss by a rounding error.
+        falling = max(1, int(self.steps * self.decay + 1e-9))
+        return self.learning_rate * min(1.0, (self.steps - step) / falling)
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The settings as stored beside the weights; what was added later is left out where it is as it was then."""
+        later = {field.name: field.default for field in fields(self) if field.name in ("kind", "decay")}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+
+
+@dataclass(frozen=True)
+class StepTerms:
+    """What one batch gives.
+
+    Attributes:
+        loss: what is minimised.
+        unexplained: squared error over the data's variance.
+        active: features above 0 at a position, mean over the batch.
+    """
+
+    loss: Tensor
+    unexplained: Tensor
+    active: Tensor
 
 
 class TopKTrainer(nn.Module):
     """The autoencoder while it is trained: x^ = relu(topk((x - pre_bias) W^T + latent_bias)) D^T + pre_bias."""
 
-    def __init__(self, data: Tensor, config: SaeTraining) -> None:
-        """Starts from unit directions, the decoder the transpose of the encoder, and the data's geometric median."""
+    def __init__(self, data: Tensor, config: SaeTraining, center: Tensor | None = None) -> None:
+        """Starts from unit directions, the decoder the transpose of the encoder, and the data's geometric median.
+
+        Args:
+            data: [N, d], some positions.
+            config: settings.
+            center: the geometric median, if it is known.
+        """
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(config.seed)
@@ -58,11 +130,15 @@ class TopKTrainer(nn.Module):
         directions /= directions.norm(dim=1, keepdim=True)
         self.encoder = nn.Parameter(directions.clone())
         self.decoder = nn.Parameter(directions.T.contiguous())
-        some = torch.randint(len(data), (min(32_768, len(data)),), generator=generator)
-        self.pre_bias = nn.Parameter(geometric_median(data[some].float()))
+        if center is None:
+            some = torch.randint(len(data), (min(MEDIAN_OF, len(data)),), generator=generator)
+            center = geometric_median(data[some].float())
+        self.pre_bias = nn.Parameter(center.clone())
         self.latent_bias = nn.Parameter(torch.zeros(config.features))
         self.idle: Tensor
         self.register_buffer("idle", torch.zeros(config.features, dtype=torch.long))
+        self.threshold: Tensor
+        self.register_buffer("threshold", torch.zeros(()))
 
     @property
     def dead_steps(self) -> int:
@@ -76,15 +152,29 @@ class TopKTrainer(nn.Module):
             x: [B, d].
             variance: mean variance of the data, a scalar.
         """
+        return self.terms(x, variance).loss
+
+    def terms(self, x: Tensor, variance: Tensor) -> StepTerms:
+        """As `loss`, with what a log wants to know beside it."""
         p = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
-        values, indices = p.topk(self.config.k, dim=1)
-        codes = torch.zeros_like(p).scatter(1, indices, values.relu())
+        codes = self._kept(p)
         with torch.no_grad():
-            self.idle += 1
-            self.idle[(codes > ALIVE).any(dim=0)] = 0
+            # Without a look at the values on the host: on a GPU the step need not wait for it.
+            self.idle.copy_(torch.where((codes > ALIVE).any(dim=0), 0, self.idle + 1))
+            active = (codes > 0).sum() / len(codes)
         reconstruction = nn.functional.linear(codes, self.decoder) + self.pre_bias
         main = (x - reconstruction).square().mean() / variance
-        return main + self._auxiliary(p, (x - reconstruction).detach()) / 32
+        loss = main + self._auxiliary(p, (x - reconstruction).detach()) / 32
+        return StepTerms(loss, main.detach(), active)
+
+    def _kept(self, p: Tensor) -> Tensor:
+        """The values that count while training, [B, n] like `p`."""
+        if self.config.kind == "topk":
+            values, indices = p.topk(self.config.k, dim=1)
+            return torch.zeros_like(p).scatter(1, indices, values.relu())
+        flat = p.flatten()
+        values, indices = flat.topk(self.config.k * len(p), sorted=False)
+        return torch.zeros_like(flat).scatter(0, indices, values.relu()).view_as(p)
 
     def _auxiliary(self, p: Tensor, left_over: Tensor) -> Tensor:
         dead = self.idle > self.dead_steps
@@ -107,11 +197,38 @@ class TopKTrainer(nn.Module):
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
-        """Feature values [B, n] of positions [B, d]."""
-        values, indices = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias).topk(
-            self.config.k, dim=1
-        )
-        return x.new_zeros(len(x), self.config.features).scatter_(1, indices, values.relu())
+        """Feature values [B, n] of positions [B, d], as the stored SAE gives them."""
+        p = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
+        if self.config.kind == "batchtopk":
+            return p.relu() * (p > self.threshold)
+        return self._kept(p)
+
+    @torch.no_grad()
+    def set_threshold(self, samples: Iterable[Tensor]) -> None:
+        """Sets a batch top-k SAE's threshold: the smallest positive value a batch keeps, mean over some batches.
+
+        Args:
+            samples: batches [B, d] of the size that was trained with; others give nothing.
+        """
+        smallest = []
+        for x in samples:
+            p = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias).flatten()
+            kept = p.topk(self.config.k * len(x), sorted=False).values
+            smallest.append(kept.clamp(min=0).min())
+        if smallest:
+            self.threshold.copy_(torch.stack(smallest).mean())
+
+    def autoencoder(self, block: str | None = None) -> SparseAutoencoder:
+        """What was trained, in the form that methods use.
+
+        Args:
+            block: the block it was trained on.
+        """
+        parts = (self.encoder, self.decoder.T, self.pre_bias, self.pre_bias, self.latent_bias)
+        options: dict[str, Any] = {"k": self.config.k, "block": block}
+        if self.config.kind == "batchtopk":
+            options |= {"activation": "jump", "threshold": self.threshold.expand(self.config.features)}
+        return SparseAutoencoder(*(part.detach() for part in parts), **options)
 
 
 def geometric_median(points: Tensor, iterations: int = 100) -> Tensor:
@@ -149,9 +266,8 @@ def train_topk(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=6.25e-10, fused=True)
     bar = tqdm(range(config.steps), desc=f"train {name}", disable=not progress, mininterval=2)
     for step in bar:
-        remaining = (config.steps - step) / max(1, config.steps // 5)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, remaining)
+            group["lr"] = config.rate(step)
         batch = data[torch.randint(len(data), (config.batch_size,), generator=generator)].float().to(device)
         loss = model.loss(batch, variance)
         optimizer.zero_grad(set_to_none=True)
@@ -179,33 +295,68 @@ class FeatureStatistics:
     rate: Tensor
 
 
+class StatisticsSum:
+    """Feature statistics of positions that come in parts."""
+
+    def __init__(self) -> None:
+        self._positions = 0
+        self._count = self._total = self._squares = torch.zeros(())
+
+    def add(self, codes: Tensor) -> None:
+        """Takes feature values [B, n] in."""
+        wide = codes.double()
+        self._positions += len(wide)
+        self._count = self._count + (wide > 0).sum(0).cpu()
+        self._total = self._total + wide.sum(0).cpu()
+        self._squares = self._squares + wide.square().sum(0).cpu()
+
+    def result(self) -> FeatureStatistics:
+        """The statistics of everything taken in so far."""
+        safe = self._count.clamp(min=1)
+        mean = self._total / safe
+        std = (self._squares / safe - mean.square()).clamp(min=0).sqrt()
+        return FeatureStatistics(mean.float(), std.float(), (self._count / max(1, self._positions)).float())
+
+
 def feature_statistics(encode: Callable[[Tensor], Tensor], data: Tensor, batch_size: int = 16_384) -> FeatureStatistics:
     """Per-feature statistics over positions [N, d]."""
-    count = total = squares = torch.zeros(())
+    found = StatisticsSum()
     for part in data.split(batch_size):
-        codes = encode(part.float()).double()
-        count = count + (codes > 0).sum(0)
-        total = total + codes.sum(0)
-        squares = squares + codes.square().sum(0)
-    safe = count.clamp(min=1)
-    mean = total / safe
-    std = (squares / safe - mean.square()).clamp(min=0).sqrt()
-    return FeatureStatistics(mean.float(), std.float(), (count / len(data)).float())
+        found.add(encode(part.float()))
+    return found.result()
 
 
-def save(model: TopKTrainer, statistics: FeatureStatistics, folder: Path) -> None:
-    """Writes a trained autoencoder and its statistics as an sdxl-unbox checkpoint folder."""
+def save(model: TopKTrainer, statistics: FeatureStatistics, folder: Path, block: str | None = None) -> None:
+    """Writes a trained autoencoder and its statistics as a checkpoint folder.
+
+    A top-k SAE is written in the sdxl-unbox layout. That has no threshold, so a batch top-k SAE is written as the
+    dictionary_learning library writes its own.
+
+    Args:
+        model: what was trained.
+        statistics: of its features.
+        folder: gets the files.
+        block: the block it was trained on, for the layout that names it.
+    """
     config = model.config
+    weights = {
+        "encoder": model.encoder, "decoder": model.decoder, "pre_bias": model.pre_bias,
+        "latent_bias": model.latent_bias,
+    }  # fmt: skip
+    extra = {"training": config.stated}
+    if config.kind == "batchtopk":
+        save_batch_topk(
+            folder, **weights, k=config.k, threshold=float(model.threshold), block=block, mean=statistics.mean,
+            std=statistics.std, extra=extra,
+        )  # fmt: skip
+        return
     save_sdxl_unbox(
         folder,
-        encoder=model.encoder.detach().cpu(),
-        decoder=model.decoder.detach().cpu(),
-        pre_bias=model.pre_bias.detach().cpu(),
-        latent_bias=model.latent_bias.detach().cpu(),
+        **weights,
         k=config.k,
         auxk=config.auxk,
         dead_steps_threshold=model.dead_steps,
         mean=statistics.mean,
         std=statistics.std,
-        extra={"training": asdict(config)},
+        extra=extra,
     )

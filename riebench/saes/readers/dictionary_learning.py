@@ -6,6 +6,7 @@ but for top-k and batch top-k, which hold the same tensors.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riebench.blocks import module_path
 from riebench.errors import RiebenchError, near_match
+from riebench.files import write_atomic
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import sae_format
 from riebench.saes.stored import Checkpoint, Tensors, batch_threshold, build, load_tensors, site_of
@@ -141,3 +144,48 @@ def _compare(trainer: dict[str, Any], encoder: Tensor, path: Path) -> None:
     stated = [trainer.get("dict_size"), trainer.get("activation_dim")]
     if None not in stated and stated != [*encoder.shape]:
         raise RiebenchError(f"{path}: encoder is {[*encoder.shape]}, {CONFIG} says {stated}")
+
+
+def save_batch_topk(
+    folder: Path,
+    *,
+    encoder: Tensor,
+    decoder: Tensor,
+    pre_bias: Tensor,
+    latent_bias: Tensor,
+    k: int,
+    threshold: float,
+    block: str | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Writes a batch top-k SAE of block updates as the library writes its BatchTopKSAE.
+
+    Args:
+        folder: the folder that gets `ae.pt` and `config.json`.
+        encoder: [n, d].
+        decoder: [d, n], unit columns.
+        pre_bias: [d], subtracted before the encoder and added after the decoder.
+        latent_bias: [n].
+        k: features per position, on average over a batch.
+        threshold: values up to it count as zero.
+        block: the block it was trained on; its update is what the block's last projection gives.
+        mean: [n], mean value of each feature where it is active.
+        std: [n], its standard deviation there.
+        extra: more entries for the configuration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    n, d = encoder.shape
+    trainer: dict[str, Any] = {"dict_class": "BatchTopKSAE", "k": k, "dict_size": n, "activation_dim": d}
+    if block is not None:
+        trainer["submodule_name"] = f"{module_path(block)}.proj_out"
+    state = {
+        "b_dec": pre_bias, "encoder.weight": encoder, "encoder.bias": latent_bias, "decoder.weight": decoder,
+        "k": torch.tensor(k), "threshold": torch.tensor(threshold),
+    }  # fmt: skip
+    torch.save({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / WEIGHTS)
+    for name, statistic in (("mean", mean), ("std", std)):
+        if statistic is not None:
+            torch.save(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
+    write_atomic(folder / CONFIG, (json.dumps({"trainer": trainer, **(extra or {})}, indent=2) + "\n").encode())

@@ -1,0 +1,265 @@
+"""Trains several autoencoders over one pass of the data, with logged curves, checkpoints and exact resume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from riebench.errors import RiebenchError
+from riebench.hashing import content_digest
+from riebench.saes.core import SparseAutoencoder
+from riebench.saes.measure import Meter, SaeFigures
+from riebench.saes.stored import load_tensors
+from riebench.saes.stream import Batches, DataPass, InMemory, Positions
+from riebench.saes.train import (
+    MEDIAN_OF,
+    FeatureStatistics,
+    SaeTraining,
+    StatisticsSum,
+    StepTerms,
+    TopKTrainer,
+    geometric_median,
+    save,
+)
+
+SAMPLE = 100_000
+"""Positions that variance, start and threshold are taken from, at most."""
+STATISTICS = 1_000_000
+"""Training positions that feature statistics are taken over, at most."""
+_AT_A_TIME = 8192
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a training curve, taken on the batch of its step.
+
+    Attributes:
+        step: optimiser steps done.
+        positions: positions seen.
+        loss: what is minimised.
+        ev: explained variance.
+        l0: features above 0 at a position.
+        dead_share: share of features idle for longer than `SaeTraining.dead_after` positions.
+        rate: learning rate.
+    """
+
+    step: int
+    positions: int
+    loss: float
+    ev: float
+    l0: float
+    dead_share: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class TrainedSae:
+    """One trained autoencoder.
+
+    Attributes:
+        config: its settings, with the steps that were done.
+        model: the trained module.
+        statistics: of its features, over training positions.
+        figures: explained variance, L0 and dead share on the positions held out.
+        curve: the logged curve.
+    """
+
+    config: SaeTraining
+    model: TopKTrainer
+    statistics: FeatureStatistics
+    figures: SaeFigures
+    curve: tuple[Point, ...]
+
+    def autoencoder(self, block: str | None = None) -> SparseAutoencoder:
+        """In the form that methods use."""
+        return self.model.autoencoder(block)
+
+    def save(self, folder: Path, block: str | None = None) -> None:
+        """Writes a checkpoint folder; see `riebench.saes.train.save`."""
+        save(self.model, self.statistics, folder, block)
+
+
+def train_many(
+    data: Tensor | Positions,
+    configs: Sequence[SaeTraining],
+    plan: DataPass | None = None,
+    *,
+    device: torch.device | None = None,
+    name: str = "saes",
+    progress: bool = True,
+    log_every: int = 50,
+    log: Callable[[int, Point], None] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 1000,
+) -> list[TrainedSae]:
+    """Trains autoencoders of one block; each batch is read once and used by all of them.
+
+    Equal data, settings and machine give equal weights, whether or not the training was interrupted.
+
+    Args:
+        data: [N, d] in memory, or anything that reads rows: `riebench.saes.shards.Collection.data` of a block.
+        configs: settings, one autoencoder each; batch size and steps are the plan's.
+        plan: batch size, epochs, buffer, held-out positions and order; None for the usual.
+        device: where to train.
+        name: for the progress bar.
+        progress: shows it.
+        log_every: steps between two points of the curves.
+        log: gets the number of the configuration and the point, when it is taken.
+        checkpoint: file that the state is kept in; if it is there, training goes on from it. The caller deletes it.
+        checkpoint_every: steps between two checkpoints.
+
+    Returns:
+        One result for each configuration, in order.
+
+    Raises:
+        RiebenchError: if the data do not suffice, the loss is no number, or the checkpoint is of another training.
+    """
+    plan = plan or DataPass()
+    rows = InMemory(data) if isinstance(data, Tensor) else data
+    training, held_out = plan.split(rows)
+    batches = Batches(training, plan)
+    device = device or torch.device("cpu")
+    runs = _start(batches, plan, configs, device)
+    identity = "" if checkpoint is None else content_digest(
+        {"data": rows.digest, "plan": asdict(plan), "configs": [asdict(run.config) for run in runs]}
+    )  # fmt: skip
+    first = 0 if checkpoint is None or not checkpoint.exists() else _resume(checkpoint, identity, runs, log)
+    bar = tqdm(total=batches.steps, initial=first, desc=f"train {name}", disable=not progress, mininterval=2)
+    with bar:
+        for step, batch in enumerate(batches.batches(first), start=first + 1):
+            x = batch.to(device).float()
+            for index, run in enumerate(runs):
+                terms = run.step(step - 1, x)
+                if step % log_every == 0 or step == batches.steps:
+                    run.note(step, terms)
+                    bar.set_postfix(ev=f"{run.curve[-1].ev:.4f}")
+                    if log is not None:
+                        log(index, run.curve[-1])
+            if checkpoint is not None and step % checkpoint_every == 0:
+                _keep(checkpoint, {"identity": identity, "step": step, "runs": [run.state() for run in runs]})
+            bar.update()
+    return _finish(runs, batches.sample(SAMPLE), plan, training, held_out)
+
+
+class _Run:
+    """One autoencoder while it is trained."""
+
+    def __init__(self, config: SaeTraining, sample: Tensor, center: Tensor, device: torch.device) -> None:
+        self.config = config
+        self.model = TopKTrainer(sample, config, center).to(device)
+        self.variance = sample.var(dim=0, correction=0).mean().to(device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.learning_rate, eps=6.25e-10, fused=True
+        )  # fmt: skip
+        self.curve: list[Point] = []
+
+    def step(self, step: int, x: Tensor) -> StepTerms:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(step)
+        terms = self.model.terms(x, self.variance)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        self.model.constrain()
+        self.optimizer.step()
+        return terms
+
+    def note(self, step: int, terms: StepTerms) -> None:
+        loss = float(terms.loss.detach())
+        if loss != loss or abs(loss) == float("inf"):
+            raise RiebenchError(
+                f"the loss of k = {self.config.k}, {self.config.features} features is no number at step {step}: the "
+                f"learning rate {self.config.learning_rate:g} is too high, or the data are damaged"
+            )
+        dead = (self.model.idle > self.model.dead_steps).float().mean()
+        self.curve.append(
+            Point(
+                step, step * self.config.batch_size, round(loss, 6), round(1 - float(terms.unexplained), 6),
+                round(float(terms.active), 4), round(float(dead), 6), self.config.rate(step - 1),
+            )
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "curve": [asdict(point) for point in self.curve],
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.curve = [Point(**point) for point in state["curve"]]
+
+
+def _start(batches: Batches, plan: DataPass, configs: Sequence[SaeTraining], device: torch.device) -> list[_Run]:
+    if not configs:
+        raise RiebenchError("no SAE is to be trained; give at least one k and one width")
+    sample = batches.sample(SAMPLE).float()
+    center = geometric_median(sample[:MEDIAN_OF])
+    return [
+        _Run(replace(config, batch_size=plan.batch_size, steps=batches.steps), sample, center, device)
+        for config in configs
+    ]
+
+
+def _resume(
+    checkpoint: Path, identity: str, runs: Sequence[_Run], log: Callable[[int, Point], None] | None
+) -> int:  # fmt: skip
+    stored = load_tensors(checkpoint)
+    if not isinstance(stored, dict) or stored.get("identity") != identity:
+        raise RiebenchError(
+            f"{checkpoint} belongs to another training (other data, settings or order); delete it to begin anew"
+        )
+    for index, (run, state) in enumerate(zip(runs, stored["runs"], strict=True)):
+        run.load(state)
+        for point in run.curve if log is not None else ():
+            assert log is not None
+            log(index, point)
+    step: int = stored["step"]
+    return step
+
+
+def _keep(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint that is whole or absent; streamed, since it may be as large as memory allows."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    temporary = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(checkpoint)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _finish(
+    runs: Sequence[_Run], sample: Tensor, plan: DataPass, training: Positions, held_out: Positions
+) -> list[TrainedSae]:
+    models = [run.model.eval().requires_grad_(False) for run in runs]
+    for model in models:
+        model.constrain()
+        if model.config.kind == "batchtopk":
+            device = model.pre_bias.device
+            model.set_threshold(part.float().to(device) for part in sample.split(plan.batch_size))
+    sums = [StatisticsSum() for _ in models]
+    for start in range(0, min(len(training), STATISTICS), _AT_A_TIME):
+        part = training.read(start, min(start + _AT_A_TIME, len(training), STATISTICS)).float()
+        for model, found in zip(models, sums, strict=True):
+            found.add(model.codes(part.to(model.pre_bias.device)))
+    meters = [Meter(model.autoencoder()) for model in models]
+    for start in range(0, len(held_out), _AT_A_TIME):
+        part = held_out.read(start, min(start + _AT_A_TIME, len(held_out))).float()
+        for model, meter in zip(models, meters, strict=True):
+            meter.add(part.to(model.pre_bias.device))
+    return [
+        TrainedSae(run.config, model, found.result(), meter.figures(), tuple(run.curve))
+        for run, model, found, meter in zip(runs, models, sums, meters, strict=True)
+    ]
