@@ -180,7 +180,8 @@ def _fill(
     backbones = _backbones(folder, scores)
     for one in found.values():
         one.backbones = backbones
-    for record in folder.records():
+    # Shards and workers record in the order in which they happen to finish; sums are taken in one that stays.
+    for record in sorted(folder.records(), key=lambda record: (record.key.example_id, record.key.seed)):
         key = record.key
         if (key.block_set, key.strength) not in found:
             raise StoreError(

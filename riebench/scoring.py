@@ -71,8 +71,10 @@ class _Job:
     metrics: tuple[Metric, ...]
 
     @property
-    def order(self) -> tuple[str, str]:
-        return str(self.folder.shared.path), self.record.source_image or ""
+    def order(self) -> tuple[str, ...]:
+        # Down to the unit: batches are the same in whatever order units were made.
+        unit = self.record.key.digest
+        return str(self.folder.shared.path), self.record.source_image or "", str(self.folder.path), unit
 
 
 def score(

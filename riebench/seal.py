@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from riebench.files import write_atomic
+from riebench.recordparts import parts
 
 SEAL_FILE = "seal.json"
 WHOLE = ("run.json",)
@@ -44,6 +45,7 @@ def unsealed_lines(folder: Path) -> int | None:
     if sealed is None:
         return None
     tails = [_content(folder / name)[int(sealed.get(name, {}).get("bytes", 0)) :] for name in GROWING]
+    tails += [_content(file) for file in parts(folder)]
     return sum(tail.count(b"\n") for tail in tails)
 
 

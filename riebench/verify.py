@@ -12,6 +12,7 @@ from pathlib import Path
 
 from riebench.errors import RiebenchError, StoreError
 from riebench.files import file_sha256, read_lines
+from riebench.recordparts import parts
 from riebench.records import EditRecord, ScoreRecord, UnitKey
 from riebench.schema import EditExample, EditTask, block_set_blocks
 from riebench.seal import SEAL_FILE, broken_seals, unsealed_lines
@@ -128,10 +129,9 @@ def _seal(path: Path) -> list[str]:
     if late and not findings:
         some = "1 line was" if late == 1 else f"{late} lines were"
         findings.append(f"{some} written since the last seal; repeat the same command, which ends with one")
-    for name in (RECORDS_FILE, SCORES_FILE):
-        file = path / name
+    for file in (path / RECORDS_FILE, *parts(path), path / SCORES_FILE):
         if file.is_file() and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
-            findings.append(f"{name}: its last line is torn")
+            findings.append(f"{file.name}: its last line is torn")
     return findings
 
 
@@ -249,8 +249,9 @@ def _fresh(
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.path.name
         copy.mkdir()
-        for name in (RUN_FILE, RECORDS_FILE):
-            shutil.copy(folder.path / name, copy / name)
+        for file in (folder.path / RUN_FILE, folder.path / RECORDS_FILE, *parts(folder.path)):
+            if file.exists():
+                shutil.copy(file, copy / file.name)
         for name, place in (("images", folder.path / "images"), ("../shared", folder.shared.path)):
             (copy / name).symlink_to(place.resolve(), target_is_directory=True)
         again = RunFolder(copy)
@@ -262,7 +263,8 @@ def _fresh(
 
 
 def _foreign(folder: RunFolder, stored: Mapping[ScoreKey, ScoreRecord]) -> list[str]:
-    lines = (line for _, line in read_lines(folder.path / RECORDS_FILE))
+    files = (folder.path / RECORDS_FILE, *parts(folder.path))
+    lines = (line for file in files for _, line in read_lines(file))
     known = {UnitKey.model_validate(line["key"]).digest for line in lines}
     units = sorted({unit for unit, _, _ in stored} - known)
     return [f"{SCORES_FILE} has scores of {len(units)} units without a record, e.g. {units[0]}"] if units else []
