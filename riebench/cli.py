@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from riebench import __version__
-from riebench.commands import doctor, exports, report, results, run, sae, tasks, validity
+from riebench.commands import doctor, exports, paper, report, results, run, sae, tasks, validity
 from riebench.commands.common import DEBUG_FLAG
 
 # Help text without boxes needs no import of rich, which alone would take a third of the time that help may take.
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
     run.run, doctor.doctor, results.score, results.tables, results.leaderboard, results.compare,
-    exports.export, report.report, validity.validity,
+    exports.export, report.report, validity.validity, paper.paper,
 ):  # fmt: skip
     app.command()(_verb)
 app.add_typer(tasks.app, name="tasks")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,13 +164,30 @@ class PaperJob:
         Raises:
             RiebenchError: if a kept file is damaged.
         """
-        path = self.out / "data" / PARTS / artefact / f"{content_digest(dict(key))[:16]}.json"
-        if path.exists() and not self.redo:
-            return _kept(path)
-        rows = [rounded(row) for row in compute()]
-        text = json.dumps({"key": dict(key), "rows": rows}, indent=1, sort_keys=True, allow_nan=False)
-        write_atomic(path, f"{text}\n".encode())
-        return rows
+        return self.parts(artefact, [key], lambda _missing: [(0, compute())])[0]
+
+    def parts(
+        self,
+        artefact: str,
+        keys: Sequence[Mapping[str, Any]],
+        compute: Callable[[list[int]], Iterable[tuple[int, list[Row]]]],
+    ) -> list[list[Row]]:
+        """As `part`, for pieces that are computed together.
+
+        Args:
+            artefact: see `part`.
+            keys: one per piece.
+            compute: gets the numbers of the pieces that are missing and gives each one's rows as they come.
+        """
+        paths = [self.out / "data" / PARTS / artefact / f"{content_digest(dict(key))[:16]}.json" for key in keys]
+        found = {number: _kept(path) for number, path in enumerate(paths) if path.exists() and not self.redo}
+        missing = [number for number in range(len(keys)) if number not in found]
+        for number, rows in compute(missing) if missing else ():
+            found[number] = [rounded(row) for row in rows]
+            data = {"key": dict(keys[number]), "rows": found[number]}
+            text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False)
+            write_atomic(paths[number], f"{text}\n".encode())
+        return [found[number] for number in range(len(keys))]
 
 
 @dataclass(frozen=True)

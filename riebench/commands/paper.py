@@ -1,0 +1,134 @@
+"""The verb that makes the paper's tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from riebench.commands.common import (
+    DeviceOption,
+    ProfileOption,
+    ResultsOption,
+    friendly,
+    numbers,
+    places,
+    say,
+    with_options_of,
+    words,
+)
+from riebench.errors import RiebenchError
+
+LIST = "list"
+
+
+def job_of(
+    suite: Annotated[str, typer.Option(help="A shipped suite, or a folder of task files.")] = "toy",
+    model: Annotated[
+        str | None,
+        typer.Option(help="The few-step model: preset, folder, file or hub id. [default: the suite's]"),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The many-step model beside it, or none. [default: toy-base or sdxl-base]")
+    ] = None,
+    sae: Annotated[
+        str | None,
+        typer.Option(help="SAEs: a folder, file, hf://ID[@REVISION] or BLOCK=PLACE,... [default: the model's]"),
+    ] = None,
+    blocks: Annotated[str | None, typer.Option(help="Only these blocks, with commas between.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with a prompt a line, instead of the suite's.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts of each measurement, and examples of each category. [default: 100, all]"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Which noises of each prompt, with commas between.")] = "0",
+    steps: Annotated[str, typer.Option(help="Step counts of the few-step model, with commas between.")] = "1,4",
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance of the many-step model. [default: its own]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures generated at a time. [default: by size]")
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.")
+    ] = None,
+    vae: Annotated[str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id.")] = None,
+    offload: Annotated[str, typer.Option(help="Weights kept off the GPU: none, model or sequential.")] = "none",
+    profile: ProfileOption = "default",
+    results: ResultsOption = None,
+    work: Annotated[
+        Path, typer.Option(help="Folder for what is made on the way: trained SAEs, results of short runs.")
+    ] = Path("paper-work"),
+    out: Annotated[Path, typer.Option(help="Folder for documents, tables, figures and data.")] = Path("paper"),
+    redo: Annotated[bool, typer.Option("--redo", help="Measure again what is there.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+) -> Any:
+    """A function that makes the `riebench.paper.job.PaperJob` that the options of `riebench paper` stand for."""
+
+    def made() -> Any:
+        from riebench.blocks import short_name
+        from riebench.job import pick_device
+        from riebench.options import ModelOptions
+        from riebench.paper.job import PaperJob
+        from riebench.profiles import get_profile
+
+        return PaperJob(
+            out=out, work=work, suite=suite, model=model, base=base, sae=sae, results=places(results)[0],
+            profile=get_profile(profile).name, prompts=prompts, limit=limit, seeds=numbers(seeds),
+            steps=_step_counts(steps), guidance=guidance, blocks=tuple(short_name(block) for block in words(blocks)),
+            device=pick_device(device), dtype=dtype, batch_size=batch_size, redo=redo, offline=offline,
+            options=ModelOptions(size=size, config=config, vae=vae, offload=offload), say=say,
+        )  # fmt: skip
+
+    return made, out
+
+
+@friendly
+@with_options_of(job_of)
+def paper(
+    asked: Any,
+    names: Annotated[list[str] | None, typer.Argument(help="Artefacts by name, all, or list. [default: list]")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether files follow from the stored data.")] = False,
+) -> None:
+    """Make the paper's tables and figures: on the toy world as it is, on SDXL for those who have the weights."""
+    job, out = asked
+    if check:
+        from riebench.paper.making import ALL, chosen
+        from riebench.paper.output import check as compare
+
+        wanted = [recipe.name for recipe in chosen(names or [ALL])]
+        say(f"{len(compare(out, wanted))} files are up to date")
+        return
+    if not names or LIST in names:
+        _print_list(names or [])
+        return
+    from riebench.paper.making import chosen, make
+
+    chosen(names)
+    for path in make(job(), names):
+        print(path)
+
+
+def _print_list(names: list[str]) -> None:
+    from riebench.paper.registry import RECIPES
+
+    if len(names) > 1:
+        raise RiebenchError("`riebench paper list` stands alone; name artefacts, or all, to make them")
+    for recipe in RECIPES.values():
+        print(f"{recipe.name}\n    {recipe.paper}\n    needs: {recipe.needs}")
+
+
+def _step_counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise RiebenchError(f"--steps {text!r}: write step counts with commas between, such as 1,4") from error
+    if len(set(counts)) != len(counts) or min(counts) < 1:
+        raise RiebenchError(f"--steps {text!r}: use each step count once, from 1 on")
+    return counts

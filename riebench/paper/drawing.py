@@ -1,0 +1,60 @@
+"""What the figures share: panels, one colour a block, intervals as bands or bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from riebench.paper.artefact import HIGH, LOW, Row, picked, values_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEIGHT = 3.2
+WIDTH = 2.6
+
+
+def panels(figure: Figure, count: int, *, width: float = WIDTH, height: float = HEIGHT) -> list[Axes]:
+    """Axes side by side with one vertical scale.
+
+    Args:
+        figure: empty.
+        count: how many.
+        width: of one, in inches.
+        height: of all.
+    """
+    figure.set_size_inches(max(4.0, width * count + 0.6), height)
+    return list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+
+
+def number(row: Row, name: str) -> float:
+    """A cell as it is drawn; nothing is drawn of a missing one."""
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def by_block(axes: Axes, rows: Sequence[Row], x: str, y: str, *, dashed: bool = False) -> None:
+    """One line a block with its interval as a band; dashed lines carry no label."""
+    for index, block in enumerate(values_of(rows, "block")):
+        line(axes, picked(list(rows), block=block), x, y, color=f"C{index}", dashed=dashed, label=str(block))
+
+
+def line(axes: Axes, rows: Sequence[Row], x: str, y: str, *, color: str, dashed: bool, label: str) -> None:
+    """One line with its interval as a band."""
+    at = [number(row, x) for row in rows]
+    axes.plot(at, [number(row, y) for row in rows], color=color, marker="o", markersize=3, linewidth=1.2,
+              linestyle="--" if dashed else "-", label=None if dashed else label)  # fmt: skip
+    axes.fill_between(at, [number(row, y + LOW) for row in rows], [number(row, y + HIGH) for row in rows],
+                      color=color, alpha=0.18, linewidth=0)  # fmt: skip
+
+
+def bars(axes: Axes, rows: Sequence[Row], name: str, *, offset: float = 0.0, height: float = 0.8, **style: str) -> None:
+    """Horizontal bars from the top down with their intervals."""
+    values = [number(row, name) for row in rows]
+    ends = [
+        [max(0.0, value - number(row, name + LOW)) for value, row in zip(values, rows, strict=True)],
+        [max(0.0, number(row, name + HIGH) - value) for value, row in zip(values, rows, strict=True)],
+    ]
+    places = [index + offset for index in range(len(rows))]
+    axes.barh(places, values, height=height, xerr=ends, error_kw={"linewidth": 0.7, "ecolor": "0.2"}, **style)

@@ -1,0 +1,70 @@
+"""How much the features of adjacent steps overlap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
+from riebench.paper.drawing import by_block, panels
+from riebench.paper.job import PaperJob
+from riebench.paper.steps_pass import MEAN, OVERLAP, POSITION, measured
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "overlap"
+COLUMNS = (
+    Column(name="model"), Column(name="steps"), Column(name="run", title="model, steps"), Column(name="block"),
+    Column(name="k"), Column(name="width"), Column(name="step"), Column(name="next"),
+    Column(name="pair", title="step pair"), Column(name="n", title="prompts"),
+    Column(name=POSITION, title="cosine", decimals=3, interval=True),
+    Column(name=MEAN, title="cosine of spatial means", decimals=3, interval=True),
+)  # fmt: skip
+SHOWS = (
+    "Cosine of the SAE codes of two adjacent steps, conditional half. `cosine` compares the codes position by position "
+    "(mean over positions, then over prompts); `cosine_mean` compares their means over the picture. Positions without "
+    "an active feature at one of the two steps are left out."
+)
+
+
+def make(job: PaperJob) -> Artefact:
+    """Measures, or reads what was measured."""
+    passes = measured(job)
+    rows = tuple({**row, "run": f"{row['model']}, {row['steps']} steps", "pair": f"{row['step']}–{row['next']}"}
+                 for row in passes.of(OVERLAP))  # fmt: skip
+    views = tuple(
+        View(title=title, down=("run", "pair"), across="block", cell=cell)
+        for title, cell in (("Cosine at the same position", POSITION), ("Cosine of spatial means", MEAN))
+    )
+    table = Table(title="Feature overlap between adjacent steps", columns=COLUMNS, rows=rows, views=views)
+    return Artefact(
+        name=NAME, title="Feature overlap between adjacent steps", shows=SHOWS, tables=(table,),
+        settings=passes.settings, notes=_notes(list(rows)),
+        alt="Cosine of codes of adjacent steps against the step, one line a block, one panel a model.",
+    )  # fmt: skip
+
+
+def _notes(rows: list[Row]) -> tuple[str, ...]:
+    notes = []
+    for run in values_of(rows, "run"):
+        told = []
+        for block in values_of(rows, "block"):
+            mine = picked(rows, run=run, block=block)
+            ends = [f"{row[POSITION]:.3f} ({row['pair']})" for row in (mine[0], mine[-1]) if row[POSITION] is not None]
+            told.append(f"`{block}` {' to '.join(dict.fromkeys(ends))}")
+        notes.append(f"{run}, from the first pair to the last: {'; '.join(told)}.")
+    return tuple(notes)
+
+
+def draw(figure: Figure, artefact: Artefact) -> None:
+    """One panel a run; solid by position, dashed by spatial means."""
+    rows = list(artefact.table().rows)
+    runs = values_of(rows, "run")
+    for axes, run in zip(panels(figure, max(1, len(runs))), runs or [None], strict=True):
+        mine = picked(rows, run=run)
+        by_block(axes, mine, "step", POSITION)
+        by_block(axes, mine, "step", MEAN, dashed=True)
+        axes.set_title(str(run or "no run has two steps"), fontsize=8)
+        axes.set_xlabel("first step of the pair")
+    figure.axes[0].set_ylabel("cosine (dashed: of spatial means)")
+    figure.axes[0].legend(frameon=False, fontsize=8)
