@@ -1,0 +1,234 @@
+"""The causal block table: every block edited alone, as a method of its own, next to all blocks together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from riebench.configurations import EVERYTHING
+from riebench.entries import Entry
+from riebench.errors import RiebenchError
+from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
+from riebench.paper.contest import Contest, Floats, counts, read_entries, setting_of
+from riebench.paper.job import PaperJob
+from riebench.paper.pools import count_of
+from riebench.paper.runs import ENDS, Runs, runs
+from riebench.paper.share_figure import draw_blocks
+from riebench.profiles import DEFAULT
+from riebench.schema import BLOCKS, Setting
+from riebench.stats import BOOTSTRAP_SEED, REPLICATES
+from riebench.store import RunFolder
+from riebench.suites import MAIN_SET, setting_names
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "blocks"
+WHOLE = "all"
+SWEPT = ("sae_each_sweep", "sae_sweep")
+"""Every block alone, and all together, at the same levels."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Settings that differ in nothing but the blocks they edit together.
+
+    Attributes:
+        setting: one of them.
+        blocks: block set -> entry, single blocks in their order, all together last.
+        levels: strengths that every block set has.
+    """
+
+    setting: Setting
+    blocks: dict[str, Entry]
+    levels: tuple[float, ...]
+
+
+def block_runs(job: PaperJob) -> Runs:
+    """The runs of the block table: the sweep's if stored, or else the main setting that edits blocks both ways."""
+    both = [name for name in ("sae", "sae_k160") if name in setting_names(job.suite, MAIN_SET)]
+    stored = runs(job, {}, (*SWEPT, *ENDS))
+    if {*SWEPT} <= {folder.spec.setting.name for folder in stored.folders}:
+        return stored
+    return runs(job, {**ENDS, both[0]: MAIN_SET} if both else ENDS, SWEPT)
+
+
+def single_block_settings(entries: Iterable[Entry], folders: Iterable[RunFolder]) -> list[Family]:
+    """Families of settings of SAE features that edit each block alone and all blocks together, at the same levels.
+
+    Of those that have a block set twice, the one with more levels counts. The family with most levels is first.
+    """
+    settings = {folder.spec.setting.name: folder.spec.setting for folder in folders}
+    members: dict[str, list[Entry]] = {}
+    for entry in entries:
+        one = settings[setting_of(entry)]
+        if one.method == "sae" and one.params.get("ranking") != "separate":
+            alike = json.dumps([one.params, sorted(one.blocks), one.edit_steps, entry.sae, entry.seeds], sort_keys=True)
+            members.setdefault(alike, []).append(entry)
+    found = []
+    for its in members.values():
+        best: dict[str, Entry] = {}
+        for entry in sorted(its, key=lambda entry: -len(entry.configurations)):
+            best.setdefault(entry.block_set, entry)
+        family = _family(best, settings)
+        if family is not None:
+            found.append(family)
+    return sorted(found, key=lambda family: (-len(family.levels), -family.blocks[WHOLE].seeds))
+
+
+def _family(best: dict[str, Entry], settings: dict[str, Setting]) -> Family | None:
+    order = [block for block in (*BLOCKS, WHOLE) if block in best]
+    if WHOLE not in best or len(order) < 3:
+        return None
+    shared = set.intersection(*({c.strength for c in best[name].configurations} for name in order))
+    if not shared:
+        return None
+    blocks = {
+        name: replace(best[name], configurations=tuple(c for c in best[name].configurations if c.strength in shared))
+        for name in order
+    }
+    return Family(settings[setting_of(best[WHOLE])], blocks, tuple(sorted(shared)))
+
+
+def block_effects(folders: Sequence[RunFolder], replicates: int = REPLICATES) -> list[Row]:
+    """Area and true area of every block edited alone and of all together, and the difference from all together.
+
+    Args:
+        folders: of one suite and model.
+        replicates: of the bootstrap.
+
+    Returns:
+        One row for each block set and category of the family with most levels; none if no family has single blocks.
+    """
+    everything = read_entries(folders, single_blocks=True)
+    families = single_block_settings(everything, folders)
+    if not families:
+        return []
+    family = families[0]
+    whole = family.blocks[WHOLE]
+    ends = tuple(e for e in everything if e.method in ENDS and e.seeds == whole.seeds)
+    contest = Contest(tuple(family.blocks.values()), ends, replicates)
+    rows: list[Row] = []
+    for name, entry in family.blocks.items():
+        for category in contest.categories:
+            rows.append(_row(contest, family, name, entry, category))
+    return rows
+
+
+def _row(contest: Contest, family: Family, name: str, entry: Entry, category: str) -> Row:
+    whole = family.blocks[WHOLE]
+    area, true = contest.area(entry, category), contest.true_area(entry, category)
+    difference = true_difference = None
+    if name != WHOLE:
+        difference = _minus(area, contest.area(whole, category))
+        true_difference = _minus(true, contest.true_area(whole, category))
+    scored, expected = counts(entry, category)
+    return {
+        "block": name,
+        "setting": setting_of(entry),
+        "switched": count_of(family.setting),
+        "levels": len(family.levels),
+        "category": category,
+        "examples": contest.n_examples(category),
+        "seeds": contest.seeds,
+        "scored": scored,
+        "expected": expected,
+        **estimated("area", contest.estimate(area, category)),
+        **estimated("difference", contest.estimate(difference, category)),
+        **estimated("true_area", contest.estimate(true, category)),
+        **estimated("true_difference", contest.estimate(true_difference, category)),
+        "note": contest.gap(entry) or "",
+    }
+
+
+def _minus(first: Floats | None, second: Floats | None) -> Floats | None:
+    return None if first is None or second is None else first - second
+
+
+def make(job: PaperJob) -> Artefact:
+    """Reads what each block does by itself.
+
+    Raises:
+        RiebenchError: if the profile has no areas, or no stored setting edits single blocks.
+    """
+    if job.profile != DEFAULT:
+        raise RiebenchError(
+            f"blocks are compared by their areas, which profile {job.profile} lacks; leave --profile out"
+        )
+    found = block_runs(job)
+    rows = block_effects(found.folders)
+    if not rows:
+        raise RiebenchError(
+            f"no setting with single blocks for {found.suite} on {found.model} in {job.results}; "
+            f"`riebench run sae_each_sweep sae_sweep --settings-set sweep --suite {job.suite}` makes them"
+        )
+    judged = any(row["true_area"] is not None for row in rows)
+    if not judged:
+        rows = [{k: v for k, v in row.items() if not k.startswith("true_")} for row in rows]
+    return Artefact(
+        name=NAME,
+        title="What each block does by itself",
+        shows="SAE features switched in one block alone, each block ranked by itself, and in all blocks together: the "
+        "area of each at the same levels (mean CLIP gain at LPIPS budgets, see `trade-off`), chosen over all "
+        "categories, and its difference from all blocks together, paired. This is the measured effect that a feature "
+        "share has to be held against. True area: the same of the judge's success, less what unedited pictures have.",
+        tables=(block_table(rows, judged),),
+        settings={
+            "profile": job.profile,
+            "levels": [float(level) for level in _levels(found)],
+            **found.settings,
+            "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, percentile"},
+        },
+        notes=tuple(_notes(rows, judged)),
+        alt="Heat maps, blocks by categories: the area that each block reaches alone, by the score and by the truth.",
+    )
+
+
+def _levels(found: Runs) -> tuple[float, ...]:
+    families = single_block_settings(read_entries(found.folders, single_blocks=True), found.folders)
+    return families[0].levels if families else ()
+
+
+def draw(figure: Figure, artefact: Artefact) -> None:
+    """Heat maps of area and true area."""
+    draw_blocks(figure, artefact)
+
+
+def block_table(rows: Sequence[Row], judged: bool) -> Table:
+    """The rows as a table, blocks down and categories across."""
+    plain = ("block", "setting", "switched", "levels", "category", "examples", "seeds", "scored", "expected")
+    area = {"decimals": 2, "scale": 100, "signed": True, "interval": True}
+    truth = {"decimals": 0, "scale": 100, "interval": True}
+    columns = [
+        *(Column(name=name) for name in plain),
+        Column(name="area", title="area x100", **area),
+        Column(name="difference", title="minus all blocks", **area),
+    ]
+    told = {"area": "Area of each block alone x100", "difference": "Area of each block minus that of all together x100"}
+    if judged:
+        columns += [
+            Column(name="true_area", title="true area %", **truth),
+            Column(name="true_difference", title="true area minus all blocks", signed=True, **truth),
+        ]
+        told |= {
+            "true_area": "True area of each block alone, %",
+            "true_difference": "True area of each block minus that of all together, points of %",
+        }
+    columns.append(Column(name="note"))
+    down = ("block", "switched", "levels", "seeds", "note")
+    views = tuple(View(title=title, down=down, across="category", cell=name) for name, title in told.items())
+    return Table(title="Blocks by category", columns=tuple(columns), rows=tuple(rows), views=views)
+
+
+def _notes(rows: Sequence[Row], judged: bool) -> list[str]:
+    """For each category the block that does most alone."""
+    key, scale, unit = ("true_area", 100, " % true area") if judged else ("area", 100, " area x100")
+    said = []
+    for category in dict.fromkeys(str(row["category"]) for row in rows if row["category"] != EVERYTHING):
+        known = [r for r in rows if r["category"] == category and r["block"] != WHOLE and r[key] is not None]
+        if known:
+            best = max(known, key=lambda row: float(row[key] or 0))
+            said.append(f"{category}: {best['block']} ({scale * float(best[key] or 0):.0f}{unit})")
+    return [f"The block that does most by itself: {'; '.join(said)}."] if said else []

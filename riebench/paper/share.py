@@ -1,0 +1,175 @@
+"""Selection share: in which blocks the switched features lie, by category, beside what each block does by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from riebench.configurations import EVERYTHING
+from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
+from riebench.paper.blocks import block_effects, block_runs
+from riebench.paper.disagreement import disagreement_notes, disagreement_rows, disagreement_table
+from riebench.paper.job import PaperJob
+from riebench.paper.pools import count_of
+from riebench.paper.runs import PAPER_SET, runs
+from riebench.paper.share_figure import draw_shares
+from riebench.profiles import DEFAULT
+from riebench.records import EditRecord
+from riebench.schema import ALL_CATEGORIES, BLOCKS, Setting
+from riebench.stats import BOOTSTRAP_SEED, REPLICATES, estimate
+from riebench.store import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "feature-share"
+SIDES = {"add": "on", "remove": "off"}
+POOLED, PER_BLOCK = "pooled", "per_block"
+WANTED = {"sae_1_of_128": PAPER_SET, "sae_per_block_shares": PAPER_SET}
+"""Setting -> its set: the two variants with equally many features."""
+ALSO = ("sae", "sae_sweep", "sae_1_of_32", "sae_1_of_8")
+CHOICE = ("rank", "ranking", "delete_uses_target")
+"""Parameters of `sae` that move the choice, beside how many and which shares."""
+
+
+def make(job: PaperJob) -> Artefact:
+    """Counts where the stored choices lie, and holds them against what each block does by itself."""
+    found = runs(job, WANTED, ALSO)
+    folders = distinct(found.folders)
+    rows = [row for folder in folders for row in share_rows(folder)]
+    tables, notes = [share_table(rows)], list[str]()
+    effects: list[Row] = []
+    if job.profile == DEFAULT:
+        effects = block_effects(block_runs(job).folders)
+    if effects:
+        beside = disagreement_rows(rows, effects)
+        tables += [disagreement_table(beside, judged=any(r.get("true_area") is not None for r in effects))]
+        notes = disagreement_notes(beside)
+    return Artefact(
+        name=NAME,
+        title="Feature share per block and category",
+        shows="Where the features lie that are switched on and off when all blocks are ranked together, as a share of "
+        "all that are switched. Pooled: a feature competes with its share of all blocks' activations, as published. "
+        "Per block: with its share of its own block's activations, which leaves out that some blocks add larger "
+        "updates. The choice does not depend on the strength: each picture counts once. A share says where features "
+        "were chosen and not what they do: beside it stands each block's effect when it is edited alone (see "
+        "`blocks`).",
+        tables=tuple(tables),
+        settings={
+            "profile": job.profile,
+            **found.settings,
+            "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, percentile"},
+        },
+        notes=tuple(notes),
+        alt="Heat maps, blocks by categories: the share of the features switched on and off in either variant, and the "
+        "effect of each block edited alone.",
+    )
+
+
+def draw(figure: Figure, artefact: Artefact) -> None:
+    """Heat maps of both variants, and of the effects."""
+    draw_shares(figure, artefact)
+
+
+def variant_of(setting: Setting) -> str:
+    """How a setting of `sae` shares activations out before it ranks."""
+    return str(setting.params.get("shares", POOLED))
+
+
+def distinct(folders: Iterable[RunFolder]) -> list[RunFolder]:
+    """One folder for each choice of features: of those that choose alike, the one with most seeds, then units.
+
+    Settings that edit blocks singly have no choice between them, and those that choose at random none at all.
+    """
+    best: dict[str, tuple[int, int, RunFolder]] = {}
+    for folder in folders:
+        setting = folder.spec.setting
+        if setting.method != "sae" or setting.params.get("ranking") == "separate":
+            continue
+        chosen = choices(folder)
+        if not chosen:
+            continue
+        params = {key: setting.params.get(key) for key in CHOICE}
+        key = json.dumps([params, count_of(setting), variant_of(setting), setting.blocks, folder.spec.sae_sha256])
+        size = (len({record.key.seed for record in chosen}), len(chosen))
+        if key not in best or size > best[key][:2]:
+            best[key] = (*size, folder)
+    found = [folder for _, _, folder in best.values()]
+    return sorted(found, key=lambda f: (variant_of(f.spec.setting) != POOLED, count_of(f.spec.setting) or 0))
+
+
+def choices(folder: RunFolder) -> list[EditRecord]:
+    """Finished units that chose among several blocks, each picture once: those of the first strength that has any."""
+    found = [record for record in folder.records() if len(record.features) > 1 and record.status == "ok"]
+    first = min((record.key.strength for record in found), default=None)
+    return [record for record in found if record.key.strength == first]
+
+
+def share_rows(folder: RunFolder) -> list[Row]:
+    """Each block's share of what a setting switches on and off, over all categories and in each."""
+    setting, chosen = folder.spec.setting, choices(folder)
+    strength = chosen[0].key.strength if chosen else None
+    block_sets = {record.key.block_set for record in chosen}
+    expected: dict[str, int] = {}
+    for (category, block_set, planned_at), n in folder.expected.items():
+        if planned_at == strength and block_set in block_sets:
+            expected[category] = expected.get(category, 0) + n
+    clusters = {r.key.example_id: r.cluster for r in chosen if r.cluster is not None}
+    blocks = [block for block in BLOCKS if any(block in r.features for r in chosen)]
+    blocks += sorted({block for r in chosen for block in r.features} - {*blocks})
+    rows: list[Row] = []
+    for side, called in SIDES.items():
+        for block in blocks:
+            values = _values(chosen, block, side)
+            for category in (EVERYTHING, *(name for name in ALL_CATEGORIES if name in expected)):
+                some = values if category == EVERYTHING else {category: values.get(category, {})}
+                counted = [len(seeds) for examples in some.values() for seeds in examples.values()]
+                rows.append(
+                    {
+                        "variant": variant_of(setting),
+                        "setting": setting.name,
+                        "switched": count_of(setting),
+                        "side": called,
+                        "block": block,
+                        "category": category,
+                        **estimated("share", estimate(some, clusters)),
+                        "examples": sum(len(examples) for examples in some.values()),
+                        "seeds": max(counted, default=0),
+                        "counted": sum(counted),
+                        "expected": sum(expected.values()) if category == EVERYTHING else expected[category],
+                    }
+                )
+    return rows
+
+
+def _values(chosen: Sequence[EditRecord], block: str, side: str) -> Mapping[str, Mapping[str, list[float]]]:
+    """Category -> example -> share of the block in each seed; units that switched nothing on a side have none."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for record in chosen:
+        counts = {name: len(getattr(lists, side)) for name, lists in record.features.items()}
+        total = sum(counts.values())
+        if total:
+            examples = found.setdefault(record.key.category, {})
+            examples.setdefault(record.key.example_id, []).append(counts.get(block, 0) / total)
+    return found
+
+
+def share_table(rows: Sequence[Row]) -> Table:
+    """The rows as a table, blocks down and categories across."""
+    plain = ("variant", "setting", "switched", "side", "block", "category", "examples", "seeds", "counted", "expected")
+    return Table(
+        title="Share of the switched features in each block",
+        columns=(*(Column(name=name) for name in plain), Column(name="share", decimals=2, interval=True)),
+        rows=tuple(rows),
+        views=(
+            View(
+                title="Share of the switched features in each block",
+                down=("variant", "setting", "switched", "side", "block", "seeds"), across="category", cell="share",
+            ),
+            View(
+                title="Pictures counted",
+                down=("variant", "setting", "side", "seeds", "expected"), across="category", cell="counted",
+            ),
+        ),
+    )  # fmt: skip
