@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from riebench.errors import StoreError
+from riebench.errors import LONGEST_NAME, RiebenchError, StoreError
+
+LONGEST_PATH = 1000
+"""Characters of a path that a file may name."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -58,8 +62,36 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def file_inside(folder: Path, name: str, key: str, called: str, *, links: bool = False) -> Path:
+    """The path of a file that somebody else's file names, which must lie in a folder.
+
+    Args:
+        folder: where it must lie.
+        name: its path from there, as stated.
+        key: where it is stated, for messages.
+        called: the folder, for messages.
+        links: lets a link inside lead out of it, as those in the hub's cache do.
+
+    Raises:
+        RiebenchError: if the path leads out of the folder or cannot be a path.
+    """
+    if not name.isprintable() or len(name) > LONGEST_PATH:
+        raise RiebenchError(f"{key} {name[:LONGEST_NAME]!r} is no path")
+    path = folder / name
+    within = links or path.resolve().is_relative_to(folder.resolve())
+    if Path(name).is_absolute() or ".." in Path(name).parts or not within:
+        raise RiebenchError(f"{key} {name!r} leaves {called}")
+    return path
+
+
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    """SHA-256 of a file's content, as 64 hexadecimal digits.
+
+    Raises:
+        OSError: if it cannot be read; a pipe or a device, which has no end, is refused likewise.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from riebench.errors import MissingWordsError, RiebenchError
 from riebench.phrases import BACKGROUND, FILE, NOT, SEEN, WHOLE, innermost, mask_file, seen_words
+from riebench.pictures import LARGEST_SIDE, MOST_PIXELS, opened
 from riebench.records import MaskShare
 from riebench.registry import REGIONS
 
@@ -101,8 +102,10 @@ class RegionMasks:
         """
         try:
             height, width = value["size"]
+            if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE and height * width <= MOST_PIXELS):
+                raise ValueError(f"its size is {height} x {width}")
             source, target = (from_run_lengths(value[name], height, width) for name in ("source", "target"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RiebenchError(f"a stored mask is damaged ({error}); delete it and repeat `riebench run`") from error
         return cls(source, target)
 
@@ -252,9 +255,9 @@ def from_run_lengths(runs: Sequence[int], height: int, width: int) -> Mask:
 
 def _read_mask(path: Path, height: int, width: int) -> Mask:
     try:
-        with Image.open(path) as picture:
+        with opened(path) as picture:
             resized = picture.convert("L").resize((width, height), Image.Resampling.NEAREST)
             mask: Mask = np.asarray(resized) > 127
             return mask
-    except OSError as error:
+    except (RiebenchError, OSError) as error:
         raise RiebenchError(f"mask file {path} cannot be read: {error}") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError, TaskFileError, near_match
-from riebench.files import file_sha256
+from riebench.files import file_inside, file_sha256
 from riebench.hashing import content_digest
 from riebench.phrases import mask_file, phrase_spans, plain_prompt, region_words, seen_words
 from riebench.registry import METHODS
@@ -178,7 +178,10 @@ def _with_mask_hash(where: str, example: EditExample, folder: Path) -> EditExamp
         file = mask_file(getattr(example, key))
         if file is not None:
             try:
-                digests.append(file_sha256(folder / file))
+                path = file_inside(folder, file, "mask file", "the suite's folder")
+                digests.append(file_sha256(path))
+            except RiebenchError as error:
+                raise TaskFileError(f"{where}: {key}: {error}; put it beside the task files") from error
             except OSError as error:
                 raise TaskFileError(f"{where}: {key}: mask file {folder / file}: {error.strerror}") from error
     return example.model_copy(update={"mask_sha256": content_digest(digests)}) if digests else example

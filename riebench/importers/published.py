@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from riebench.errors import RiebenchError
-from riebench.files import file_sha256
+from riebench.files import file_inside, file_sha256
 from riebench.importers.intake import Draft, Intake, read_json, text_field
 from riebench.importers.runlengths import decode
 from riebench.importers.wording import category_of, published_region
+from riebench.pictures import opened
 
 Origin = dict[str, str | int]
 """Where examples come from, as their task files say."""
@@ -104,14 +103,11 @@ def _picture(images: Path, name: str, folder: Path) -> dict[str, str]:
     Raises:
         RiebenchError: if it is missing, lies elsewhere or is no picture.
     """
-    path = images / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise RiebenchError(f"image_path {name!r} leaves the folder of pictures")
+    path = file_inside(images, name, "image_path", "the folder of pictures")
     try:
-        with Image.open(path) as picture:
-            picture.verify()
-        # verify() says SyntaxError for a damaged PNG.
-    except (OSError, SyntaxError, ValueError) as error:
+        with opened(path):
+            pass
+    except (OSError, RiebenchError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "no picture that can be read"
         raise RiebenchError(f"image_path {name!r}: {reason} in {images}") from error
     return {"image": Path(os.path.relpath(path, folder)).as_posix(), "image_sha256": file_sha256(path)}

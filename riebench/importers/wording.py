@@ -6,7 +6,7 @@ import re
 
 from riebench.errors import RiebenchError, near_match
 from riebench.phrases import BACKGROUND, NOT, SEEN, WHOLE, mask_file, phrase_spans, plain_prompt, region_words
-from riebench.schema import ALL_CATEGORIES
+from riebench.schema import ALL_CATEGORIES, LONGEST_PROMPT
 
 EVERYTHING, COMPLEMENT = "#everything", "~"
 """Signs of the published RIEBench file: the whole picture, and everything but the words."""
@@ -19,7 +19,12 @@ def published_region(phrase: str, prompt: str) -> str:
         phrase: "#everything"; a phrase with "background" in it, for which the scripts take all but the foreground;
             words with "~", for everything but them; or words.
         prompt: the prompt of the picture that the region lies in.
+
+    Raises:
+        RiebenchError: for a phrase without words, or one that is too long for one.
     """
+    if len(phrase) > LONGEST_PROMPT:
+        raise RiebenchError(f"a region has {len(phrase)} characters")
     phrase = " ".join(phrase.split())
     if phrase == EVERYTHING:
         return WHOLE
@@ -48,6 +53,8 @@ def stated_region(text: str, prompt: str) -> str:
     Raises:
         RiebenchError: for a mask file, whose path would mean nothing here.
     """
+    if len(text) > LONGEST_PROMPT:
+        raise RiebenchError(f"a region has {len(text)} characters")
     text = " ".join(text.split())
     if mask_file(text) is not None:
         raise RiebenchError(f"the region {text!r} names a file; give the column that holds the mask itself")

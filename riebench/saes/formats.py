@@ -35,13 +35,19 @@ def load_sae(path: Path, options: SaeOptions = _NOTHING) -> SparseAutoencoder:
     Raises:
         RiebenchError: if the format is not known, the checkpoint is damaged, or it contradicts the options.
     """
-    found = checkpoint_at(path, options)
-    if found is None:
-        raise _unreadable(path, options)
-    checkpoint, sae_format = found
-    sae = sae_format.read(checkpoint)
-    sae.format = sae_format.name
-    _settle(sae, path, options)
+    try:
+        found = checkpoint_at(path, options)
+        if found is None:
+            raise _unreadable(path, options)
+        checkpoint, sae_format = found
+        sae = sae_format.read(checkpoint)
+        sae.format = sae_format.name
+        _settle(sae, path, options)
+    except (RiebenchError, OSError):
+        raise
+    except Exception as error:
+        # A file may hold anything in any place; what no reader has foreseen is still the file's fault.
+        raise RiebenchError(f"{path} is no SAE that can be read ({type(error).__name__}: {error})") from error
     return sae
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from riebench.blocks import SDXL_BLOCKS, long_name, module_path, short_name
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_sha256
+from riebench.files import file_sha256, parse_json
 from riebench.hashing import content_digest
 from riebench.saes.core import Signal, SparseAutoencoder
 
@@ -101,7 +100,7 @@ class Checkpoint:
         path = self.folder / name
         refuse_pointer(path)
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = parse_json(path.read_bytes())
         except (OSError, ValueError) as error:
             raise RiebenchError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
         if not isinstance(config, dict):
@@ -125,6 +124,9 @@ class Tensors:
     def __init__(self, state: Any, where: Path, what: str) -> None:
         if not isinstance(state, Mapping):
             raise RiebenchError(f"{where} holds no named tensors but a {type(state).__name__}; it is not {what}")
+        odd = next((name for name in state if not isinstance(name, str | int)), None)
+        if odd is not None:
+            raise RiebenchError(f"{where} names its tensors by a {type(odd).__name__}; it is not {what}")
         self.state: dict[str, Any] = {str(name): value for name, value in state.items()}
         self.where, self.what = where, what
         self._taken: set[str] = set()
@@ -194,8 +196,12 @@ def load_tensors_after(path: Path, offset: int) -> Any:
 
 def _unpickled(source: Path | io.BytesIO, path: Path) -> Any:
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        _refuse_compressed(source, path)
+        found = torch.load(source, map_location="cpu", weights_only=True)
+    except RiebenchError:
+        raise
+    except Exception as error:
+        # Whatever the unpickler stumbles over: it has no error of its own for what is no pickle at all.
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             raise RiebenchError(
@@ -203,6 +209,42 @@ def _unpickled(source: Path | io.BytesIO, path: Path) -> Any:
                 "never does; have it saved as a plain state_dict or as safetensors"
             ) from error
         raise RiebenchError(f"{path} is damaged or holds more than tensors; fetch it again") from error
+    _refuse_claims(found, path)
+    return found
+
+
+def _refuse_compressed(source: Path | io.BytesIO, path: Path) -> None:
+    """Torch never compresses; an archive that does may hold a thousand times what it weighs."""
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise RiebenchError(f"{path} is a compressed archive, which torch never writes; fetch it again")
+    if not isinstance(source, Path):
+        source.seek(0)
+
+
+def _refuse_claims(found: Any, path: Path) -> None:
+    """Refuses tensors that show the same few stored numbers as many: reading them would fill the memory.
+
+    Raises:
+        RiebenchError: naming the first.
+    """
+    size, seen, left = path.stat().st_size, set[int](), [("", found)]
+    while left:
+        name, value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            left += [(str(key), part) for key, part in value.items() if isinstance(key, str | int)]
+        elif isinstance(value, list | tuple | set):
+            left += [(name, part) for part in value]
+        elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_quantized:
+                raise RiebenchError(f"{path}: {name or 'its content'} is no plain tensor; have it saved as one")
+            if value.numel() * value.element_size() > size:
+                raise RiebenchError(f"{path}: {name or 'its content'} claims more numbers than the file has; fetch it "
+                                    "again")  # fmt: skip
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -214,7 +256,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     refuse_pointer(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise RiebenchError(f"{path} is damaged ({error}); fetch it again") from error
 
 

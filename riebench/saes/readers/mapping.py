@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_sha256
+from riebench.files import file_inside, file_sha256
 from riebench.hashing import content_digest
 from riebench.saes.core import Activation, Normalise, Signal, SparseAutoencoder
 from riebench.saes.readers import sae_format
@@ -149,7 +149,7 @@ def _roles(tensors: Tensors, mapping: KeyMapping, where: Path) -> dict[str, Tens
 
 def _weights(checkpoint: Checkpoint, mapping: KeyMapping, where: Path) -> Path:
     if mapping.weights is not None:
-        path = checkpoint.folder / mapping.weights
+        path = file_inside(checkpoint.folder, mapping.weights, f"{where}: weights:", "its folder", links=True)
         if not path.is_file():
             raise RiebenchError(f"{where}: weights: there is no {mapping.weights} in {checkpoint.folder}")
         return path

@@ -6,13 +6,12 @@ subtract b_dec before the encoder, all later ones do not.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
 
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_sha256
+from riebench.files import file_sha256, parse_json
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import sae_format
 from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, load_tensors_after, whole
@@ -43,7 +42,7 @@ def read_saev(checkpoint: Checkpoint) -> SparseAutoencoder:
     with path.open("rb") as file:
         first = file.readline()
     try:
-        header = json.loads(first)
+        header = parse_json(first)
     except ValueError as error:
         raise RiebenchError(f"{path}: its first line is no JSON header ({error}); fetch it again") from error
     old = "schema" not in header
