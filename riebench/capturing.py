@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from riebench.blocks import ATTENTION, kind, short_name, unit_site
-from riebench.footprint import Footprint, examples_together, footprint
+from riebench.edits import Edit
+from riebench.footprint import PREFIX_KEPT, Footprint, examples_together, footprint, prefix_bytes
 from riebench.generate import Capture, Generator
 from riebench.hooks import known_sites, unit_layers
 from riebench.methods.base import ROLES, ExampleRuns
 from riebench.planning import Prepared, Work
+from riebench.prefix import PrefixPlan
 from riebench.schema import BLOCKS
 from riebench.shapes import unet_shape
 from riebench.units import UnitMeter
@@ -120,5 +122,14 @@ class CapturePlan:
         return any(self.looks_at_attention(work) for work in works)
 
     def _attention_blocks(self) -> tuple[str, ...]:
-        usual = tuple(block for block in BLOCKS if block in self._sites)
-        return usual or tuple(site for site in self._sites if kind(site) == ATTENTION)
+        return attention_blocks(self._sites)
+
+
+def attention_blocks(sites: Sequence[str]) -> tuple[str, ...]:
+    """Blocks whose text attention says where words are: the usual ones, or all attention blocks of another U-Net.
+
+    Args:
+        sites: all blocks of the U-Net.
+    """
+    usual = tuple(block for block in BLOCKS if block in sites)
+    return usual or tuple(site for site in sites if kind(site) == ATTENTION)

@@ -69,7 +69,7 @@ class MaskMaker:
         folders = locate(self.spec, offline=self.offline)
         self._draw([work for work in wanted if not all(path.exists() for path in self._pictures(work))])
         seen = [work for work in wanted if all(path.exists() for path in self._pictures(work))]
-        with self._opened(folders) as provider:
+        with opened(self.spec, folders, self.generator) as provider:
             for work in tqdm(seen, unit="example", desc="masks", disable=not self.progress):
                 self._look(work, provider)
 
@@ -92,8 +92,8 @@ class MaskMaker:
             why = "its source or target picture was missing when regions were looked for; --redo errors tries again"
             raise RiebenchError(self._reasons.get(self._name(work), why))
         views = (
-            self._captured(work.plain.source, pair, index),
-            self._captured(work.plain.target, pair, index + count),
+            captured_view(self.generator, work.plain.source, pair, index),
+            captured_view(self.generator, work.plain.target, pair, index + count),
         )
         return self._make(work, *views, self.spec.provider)
 
@@ -140,19 +140,6 @@ class MaskMaker:
             self.shared.write_image(self.shared.image_name(key, "source"), images[index])
             self.shared.write_image(self.shared.image_name(key, "target"), images[index + len(works)])
 
-    @contextmanager
-    def _opened(self, folders: dict[str, Path]) -> Iterator[RegionProvider]:
-        model = self.generator.model
-        # With offloading, what was used last may still be on the device.
-        model.pipe.maybe_free_model_hooks()
-        loaded: list[Any] = [REGIONS.get(self.spec.provider).load(self.spec.options, folders, model.device)]
-        try:
-            # No name holds the provider beside the list, so that emptying it gives the memory back.
-            yield lambda words, view: loaded[0](words, view)
-        finally:
-            loaded.clear()
-            free_memory()
-
     def _look(self, work: Work, provider: RegionProvider) -> None:
         source, target = (read_image(path) for path in self._pictures(work))
         views = (
@@ -167,17 +154,47 @@ class MaskMaker:
             return
         self.shared.write_image(f"{self._name(work).removesuffix('.json')}.png", mask_overlay(source, target, masks))
 
-    def _captured(self, prompt: str, pair: GenerationResult, row: int) -> View:
-        trace = pair.traces[1]
-        maps = [trace.row(site, row, "attention").mean(0) for site in trace.sites]
-        grid = trace.grids[trace.sites[0]] if maps else (1, 1)
-        same = [found for found in maps if found.shape[0] == grid[0] * grid[1]]
 
-        def positions(words: str | None) -> Sequence[int]:
-            return self.generator.token_positions(prompt, prompt if words is None else words)
+@contextmanager
+def opened(spec: RegionSpec, folders: dict[str, Path], generator: Generator) -> Iterator[RegionProvider]:
+    """A provider with models of its own, loaded; its memory is given back at the end.
 
-        attention = torch.stack(same).mean(0) if same else None
-        return View(prompt, pair.images[row], attention, grid, positions)
+    Args:
+        spec: the provider.
+        folders: where its models lie.
+        generator: whose device it uses.
+    """
+    model = generator.model
+    # With offloading, what was used last may still be on the device.
+    model.pipe.maybe_free_model_hooks()
+    loaded: list[Any] = [REGIONS.get(spec.provider).load(spec.options, folders, model.device)]
+    try:
+        # No name holds the provider beside the list, so that emptying it gives the memory back.
+        yield lambda words, view: loaded[0](words, view)
+    finally:
+        loaded.clear()
+        free_memory()
+
+
+def captured_view(generator: Generator, prompt: str, found: GenerationResult, row: int) -> View:
+    """One of some pictures as a provider sees it, with the text attention that was captured as the last trace.
+
+    Args:
+        generator: knows the prompt's tokens.
+        prompt: the picture's.
+        found: the pictures.
+        row: which.
+    """
+    trace = found.traces[-1]
+    maps = [trace.row(site, row, "attention").mean(0) for site in trace.sites]
+    grid = trace.grids[trace.sites[0]] if maps else (1, 1)
+    same = [one for one in maps if one.shape[0] == grid[0] * grid[1]]
+
+    def positions(words: str | None) -> Sequence[int]:
+        return generator.token_positions(prompt, prompt if words is None else words)
+
+    attention = torch.stack(same).mean(0) if same else None
+    return View(prompt, found.images[row], attention, grid, positions)
 
 
 def _regions(work: Work) -> tuple[str, str]:

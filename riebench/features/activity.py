@@ -1,0 +1,246 @@
+"""What features do on many pictures, in one pass whose memory does not grow with the number of pictures."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from riebench.generate import Capture, Generator
+from riebench.saes.core import SparseAutoencoder
+
+Float = NDArray[np.float32]
+BINS = 64
+_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one picture is generated from."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One feature in one picture.
+
+    Attributes:
+        picture: which.
+        value: its largest value, over steps and positions.
+        heat: float32 [h, w], the largest value of each position over the steps.
+        image: uint8 [H, W, 3].
+    """
+
+    picture: Picture
+    value: float
+    heat: Float
+    image: NDArray[np.uint8]
+
+
+class Histogram:
+    """Counts of positive numbers in equal bins from 0 on, whatever their size turns out to be.
+
+    The bins' width is a power of two, doubled (two bins becoming one) when a number does not fit, so that the counts
+    depend neither on the order of the numbers nor on how they are cut into batches.
+
+    Attributes:
+        counts: int64 [BINS].
+        width: of a bin; 0 before the first number.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, dtype=np.int64)
+        self.width = 0.0
+
+    def add(self, values: Float) -> None:
+        """Takes positive numbers in; others are left out."""
+        values = values[values > 0]
+        if not len(values):
+            return
+        largest = float(values.max())
+        if self.width == 0:
+            self.width = 2.0 ** math.floor(math.log2(largest / BINS))
+        while largest >= BINS * self.width:
+            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, np.int64)])
+            self.width *= 2
+        self.counts += np.bincount((values / self.width).astype(np.int64), minlength=BINS)
+
+
+class Ranked:
+    """The pictures with the largest keys; of equal ones those that came first.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._items: list[tuple[tuple[float, int], Seen]] = []
+
+    def wants(self, key: float, order: int) -> bool:
+        """Whether a picture would be kept; then it is worth cutting its map out of the batch."""
+        return len(self._items) < self.most or (-key, order) < self._items[-1][0]
+
+    def add(self, key: float, order: int, seen: Seen) -> None:
+        """Takes a picture in."""
+        bisect.insort(self._items, ((-key, order), seen), key=lambda item: item[0])
+        del self._items[self.most :]
+
+    @property
+    def items(self) -> list[Seen]:
+        """The kept ones, largest key first."""
+        return [seen for _, seen in self._items]
+
+
+@dataclass
+class FeatureActivity:
+    """What is kept of one feature beside the block's sums."""
+
+    strongest: Ranked
+    weakest: Ranked
+    histogram: Histogram = field(default_factory=Histogram)
+    pictures: int = 0
+    """How many show it at all."""
+
+
+class Activity:
+    """Running figures of one block's features.
+
+    Args:
+        sae: encodes the block's updates.
+        wanted: features of which pictures, histograms and company are kept; sums are kept of all.
+        top: pictures kept of each in which it is strongest.
+        weak: pictures kept of each in which it is weakest.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, wanted: Sequence[int] = (), top: int = 8, weak: int = 2) -> None:
+        self.sae = sae
+        self.features = {index: FeatureActivity(Ranked(top), Ranked(weak)) for index in wanted}
+        self._wanted = torch.tensor(list(wanted), dtype=torch.long)
+        self.pictures = self.positions = self._step = 0
+        self.counts = torch.zeros(sae.n, dtype=torch.float64)
+        self._sums = torch.zeros(sae.n, dtype=torch.float64)
+        self._squares = torch.zeros(sae.n, dtype=torch.float64)
+        self.largest = torch.zeros(sae.n)
+        self.both = torch.zeros(len(wanted), sae.n, dtype=torch.float64)
+        """Positions at which a wanted feature and another are not zero."""
+        self._by_step: list[Tensor] = []
+        self._peak: Float | None = None
+
+    @property
+    def means(self) -> Tensor:
+        """Mean size of each feature where it is not zero; 0 for one that never was. float64 [n]."""
+        return self._sums / self.counts.clamp(min=1)
+
+    @property
+    def stds(self) -> Tensor:
+        """Standard deviation there."""
+        return (self._squares / self.counts.clamp(min=1) - self.means.square()).clamp(min=0).sqrt()
+
+    def step_rates(self, index: int) -> tuple[float, ...]:
+        """Share of the positions of each step at which a feature is not zero."""
+        at_each = max(1, self.positions) / max(1, len(self._by_step))
+        return tuple(float(counts[index]) / at_each for counts in self._by_step)
+
+    def add_step(self, updates: Tensor) -> None:
+        """Takes one step of some pictures in; `finish` ends the batch.
+
+        Args:
+            updates: [B, C, h, w].
+        """
+        batch, _, height, width = updates.shape
+        flat = updates.movedim(1, -1).flatten(0, 2)
+        wanted = self._wanted.to(flat.device)
+        maps = []
+        counts = torch.zeros_like(self.counts)
+        for part in flat.split(_AT_A_TIME):
+            sizes = self.sae.contributions(part).abs()
+            active = sizes > 0
+            counts += active.sum(0).cpu()
+            self._sums += sizes.sum(0, dtype=torch.float64).cpu()
+            self._squares += sizes.square().sum(0, dtype=torch.float64).cpu()
+            self.largest = torch.maximum(self.largest, sizes.amax(0).cpu())
+            self.both += (active[:, wanted].float().T @ active.float()).double().cpu()
+            maps.append(sizes[:, wanted].cpu())
+        values = torch.cat(maps).unflatten(0, (batch, height, width)).numpy()
+        for number, one in enumerate(self.features.values()):
+            one.histogram.add(values[..., number].ravel())
+        self._peak = values if self._peak is None else np.maximum(self._peak, values)
+        self._note(counts, len(flat))
+
+    def _note(self, counts: Tensor, positions: int) -> None:
+        self.counts += counts
+        self.positions += positions
+        if self._step == len(self._by_step):
+            self._by_step.append(torch.zeros_like(counts))
+        self._by_step[self._step] += counts
+        self._step += 1
+
+    def finish(self, pictures: Sequence[Picture], images: NDArray[np.uint8]) -> None:
+        """Ends a batch whose steps were all taken in.
+
+        Args:
+            pictures: what was generated.
+            images: uint8 [B, H, W, 3].
+        """
+        if self._peak is None:
+            raise ValueError("no step was taken in")
+        for row, picture in enumerate(pictures):
+            for number, one in enumerate(self.features.values()):
+                heat = self._peak[row, ..., number]
+                value, order = float(heat.max()), self.pictures + row
+                one.pictures += value > 0
+                for ranked, key in ((one.strongest, value), (one.weakest, -value)):
+                    if ranked.wants(key, order) and (value > 0 or ranked is one.weakest):
+                        ranked.add(key, order, Seen(picture, value, heat.copy(), images[row].copy()))
+        self.pictures += len(pictures)
+        self._peak, self._step = None, 0
+
+
+def pictures_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
+    """Every prompt with every seed. Two prompts share no noise, which would make their pictures alike.
+
+    Args:
+        prompts: one or more.
+        seeds: as the user counts them, from 0.
+    """
+    return [Picture(prompt, number + 1_000_000 * seed) for seed in seeds for number, prompt in enumerate(prompts)]
+
+
+@torch.inference_mode()
+def observe(
+    generator: Generator,
+    activities: Mapping[str, Activity],
+    pictures: Sequence[Picture],
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> None:
+    """Generates pictures and takes in what the features do meanwhile; of guided models the conditional half.
+
+    Args:
+        generator: of the model.
+        activities: block -> what takes it in.
+        pictures: one generation each.
+        batch_size: pictures at a time.
+        progress: shows a bar.
+    """
+    if not activities:
+        return
+    capture = Capture(tuple(activities), sink=lambda site, values: activities[site].add_step(values))
+    with tqdm(total=len(pictures), desc="pictures", unit="picture", disable=not progress, mininterval=1) as bar:
+        for start in range(0, len(pictures), batch_size):
+            some = pictures[start : start + batch_size]
+            images = generator.generate([p.prompt for p in some], [p.seed for p in some], capture=capture).images
+            for activity in activities.values():
+                activity.finish(some, images)
+            bar.update(len(some))

@@ -1,0 +1,171 @@
+"""What is stored of a feature: the JSON file beside its page, and where both lie. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from riebench.hashing import content_digest
+from riebench.schema import Stored
+
+DATA, PAGE = "feature.json", "index.html"
+HISTOGRAM, CURVES, STRIP = "histogram.svg", "strengths.svg", "strip.png"
+VERSION = 1
+"""Raised whenever the same features would get other numbers or pictures."""
+
+SAMPLE = 64
+"""Prompts of a suite that features are measured on, unless one says otherwise."""
+
+
+class Statistics(Stored):
+    """A feature's values over positions and steps. A value says how far it moves the block's update."""
+
+    pictures: int
+    """How many were generated."""
+    positions: int
+    """How many values there are: pictures x steps x positions of the grid."""
+    rate: float
+    """Share of the positions at which the feature is not zero."""
+    picture_rate: float
+    """Share of the pictures with such a position."""
+    step_rates: tuple[float, ...]
+    """`rate` at each step."""
+    mean: float
+    """Mean size where it is not zero."""
+    std: float
+    """Standard deviation there."""
+    largest: float
+    """The largest size."""
+    histogram: tuple[int, ...]
+    """Values where it is not zero, by size, in bins from 0 on."""
+    bin_width: float
+    """Width of a bin."""
+    stored_mean: float | None = None
+    """What the SAE's own files say of the mean, if they do."""
+    stored_std: float | None = None
+    """The same of the standard deviation."""
+
+
+class TopPicture(Stored):
+    """A picture in which the feature is strong."""
+
+    prompt: str
+    seed: int
+    value: float
+    """The feature's largest value in it, over steps and positions."""
+    share: float
+    """Share of its positions at which the feature is not zero at some step."""
+    image: str
+    heat: str
+    """The picture in grey, with the largest value of each position over the steps as colour."""
+
+
+class Cell(Stored):
+    """One picture of the strip."""
+
+    strength: float
+    image: str
+    lpips: float
+    clip_gain: float | None = None
+    """Change of the cosine with its own prompt."""
+    clip_image: float | None = None
+    """Cosine with the picture nobody changed."""
+
+
+class Row(Stored):
+    """One picture at every strength."""
+
+    prompt: str
+    seed: int
+    active: bool
+    """Whether it is one of those in which the feature is strongest, or one of those in which it is weakest."""
+    cells: tuple[Cell, ...]
+
+
+class Means(Stored):
+    """One strength, mean over the rows."""
+
+    strength: float
+    lpips: float
+    clip_gain: float | None = None
+    clip_image: float | None = None
+
+
+class Near(Stored):
+    """Another feature of the block, and how near it is: a cosine, or a share."""
+
+    index: int
+    value: float
+
+
+class Neighbours(Stored):
+    """The nearest features, nearest first."""
+
+    decoder: tuple[Near, ...]
+    """By the cosine of what they write."""
+    encoder: tuple[Near, ...]
+    """By the cosine of what they read."""
+    together: tuple[Near, ...]
+    """By the share of positions with either at which there are both."""
+
+
+class FeatureData(Stored):
+    """Everything on a feature's page."""
+
+    made_of: dict[str, Any]
+    """All that could change a number or a picture."""
+    model: str
+    steps: int
+    guidance: float
+    size: int
+    block: str
+    index: int
+    features: int
+    """How many the SAE has."""
+    sae_format: str
+    sae_sha256: str
+    scorer: str
+    """The CLIP that measured; "" for none."""
+    statistics: Statistics
+    top: tuple[TopPicture, ...]
+    rows: tuple[Row, ...]
+    """Empty for a feature that was never active."""
+    means: tuple[Means, ...]
+    neighbours: Neighbours
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all files beside the data."""
+        shown = [name for one in self.top for name in (one.image, one.heat)]
+        shown += [cell.image for row in self.rows for cell in row.cells]
+        drawn = [HISTOGRAM, *([CURVES, STRIP] if self.rows else [])]
+        return (*dict.fromkeys(shown), *drawn)
+
+
+def feature_folder(model: str, block: str, sae_sha256: str, index: int) -> str:
+    """Where a feature's page lies, below the folder of all pages; features of two SAEs never share a place."""
+    return f"{model}/{block}-{sae_sha256[:8]}/{index}"
+
+
+def read_feature(folder: Path) -> FeatureData | None:
+    """What a folder holds; None if that is not whole, so that it is made again."""
+    try:
+        data = FeatureData.model_validate_json((folder / DATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    # A page of somebody else's must not show files from outside its folder.
+    whole = all(Path(name).name == name and (folder / name).is_file() for name in data.files)
+    return data if whole else None
+
+
+def is_made(folder: Path, made_of: dict[str, Any]) -> bool:
+    """Whether a folder holds the whole feature as it would be made now."""
+    found = read_feature(folder)
+    return found is not None and content_digest(found.made_of) == content_digest(made_of)
+
+
+def all_features(root: Path) -> list[tuple[Path, FeatureData]]:
+    """Every whole feature below the folder of all pages, with its own folder: by model, block and number."""
+    folders = [path.parent for path in root.glob(f"*/*/*/{DATA}")]
+    found = [(folder, data) for folder in folders if (data := read_feature(folder)) is not None]
+    return sorted(found, key=lambda one: (one[1].model, one[0].parent.name, one[1].index))

@@ -1,0 +1,246 @@
+"""Painting with features: a model and its SAEs, from Python, in three lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from PIL import Image
+
+from riebench.blocks import ATTENTION, kind, short_name
+from riebench.capturing import attention_blocks
+from riebench.edits import Branch, positions_of
+from riebench.errors import RiebenchError, near_match
+from riebench.features.activity import Activity, observe, pictures_of
+from riebench.features.data import SAMPLE
+from riebench.features.masks import as_mask
+from riebench.features.switching import Feature, switch
+from riebench.generate import Capture, Generator
+from riebench.hooks import find_module, known_sites
+from riebench.masking import captured_view, opened
+from riebench.models import LoadedModel
+from riebench.phrases import plain_prompt
+from riebench.region_models import locate
+from riebench.region_specs import DEFAULT_REGIONS, parse_regions
+from riebench.regions import Mask, find, needs_attention, to_grid
+from riebench.registry import REGIONS
+from riebench.saes.core import SparseAutoencoder
+from riebench.saes.inspection import prompts_from
+from riebench.saes.sources import model_saes
+from riebench.saes.statistics import stored_statistics
+
+Unit = Literal["mean", "max", "stored", "value"]
+
+
+def usual_suite(model: str) -> str:
+    """The suite whose prompts fit a model."""
+    return "toy" if model.startswith("toy-") else "sdxl"
+
+
+def feature_block(name: str, model: LoadedModel) -> str:
+    """The short name of an attention block of a model.
+
+    Raises:
+        RiebenchError: if the model has none of that name; names the nearest.
+    """
+    block = short_name(name)
+    if kind(block) != ATTENTION:
+        raise RiebenchError(f"{name} is no attention block; SAE features belong to one, such as up.0.1")
+    find_module(model.unet, block)
+    return block
+
+
+def check_index(index: int, block: str, sae: SparseAutoencoder) -> int:
+    """The index of a feature.
+
+    Raises:
+        RiebenchError: if the SAE has no such feature; says how many it has.
+    """
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < sae.n:
+        raise RiebenchError(f"the SAE of {block} has {sae.n} features, 0 to {sae.n - 1}; {index} is none of them")
+    return index
+
+
+@dataclass(frozen=True)
+class Strong:
+    """A feature that is strong in a picture.
+
+    Attributes:
+        block: short name.
+        index: which.
+        value: its mean over steps and the mask's positions.
+        share: of these, where it is not zero.
+    """
+
+    block: str
+    index: int
+    value: float
+    share: float
+
+
+class Painter:
+    """A model whose features can be switched by hand.
+
+    Args:
+        model: generates.
+        sae: where the SAEs are, as `--sae` reads it; None for the model's own.
+        prompts: what means and largest values are measured on; None for `SAMPLE` prompts of the model's suite.
+        offline: fetches nothing.
+        batch_size: pictures at a time while measuring.
+        progress: shows a bar while measuring.
+    """
+
+    def __init__(
+        self, model: LoadedModel, sae: str | None = None, *, prompts: Sequence[str] | None = None,
+        offline: bool = False, batch_size: int = 4, progress: bool = False,
+    ) -> None:  # fmt: skip
+        if prompts is not None and not prompts:
+            raise RiebenchError("no prompts to measure features on; give one or more, or leave prompts out")
+        self.model = model
+        self.generator = Generator(model)
+        self._sae, self._prompts, self._offline = sae, prompts, offline
+        self._batch_size, self._progress = batch_size, progress
+        self._saes: dict[str, SparseAutoencoder] = {}
+        self._activities: dict[str, Activity] = {}
+
+    def sae(self, block: str) -> SparseAutoencoder:
+        """The SAE of a block.
+
+        Raises:
+            RiebenchError: if the model has no such block, or there is no SAE for it.
+        """
+        name = feature_block(block, self.model)
+        if name not in self._saes:
+            self._saes |= model_saes(self._sae, self.model, [name], offline=self._offline)
+        return self._saes[name]
+
+    def paint(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        on: Mapping[Feature, float] | None = None,
+        off: Iterable[Feature] | Mapping[Feature, float] = (),
+        mask: Any = None,
+        unit: Unit = "mean",
+        branch: Branch = "both",
+        regions: str = DEFAULT_REGIONS,
+    ) -> Image.Image:
+        """Generates one picture with features switched.
+
+        Args:
+            prompt: what to generate.
+            seed: of the noise.
+            on: (block, index) -> strength. Strength x unit is added along the feature's direction, at every step and
+                every position of the mask.
+            off: features whose live contribution is taken away there at every step; with a mapping, that share of it.
+            mask: where; see `riebench.features.masks.as_mask`. Words are looked for in the picture as it is without
+                the switching.
+            unit: what strength 1 stands for. "mean": the feature's mean size where it is active, measured on the
+                painter's prompts; "max": the largest size there; "stored": the mean that the SAE's own files state;
+                "value": 1, so that strengths are the SAE's own values.
+            branch: under guidance, which halves are changed (see `riebench.edits.Branch`).
+            regions: who finds words in pictures, as `--regions` reads it.
+
+        Returns:
+            The picture; without `on` and `off` the one nobody changed.
+
+        Raises:
+            RiebenchError: for a block, feature, mask or region that is not there.
+        """
+        text = plain_prompt(prompt)
+        added = {self._feature(one): float(strength) for one, strength in (on or {}).items()}
+        shares = off if isinstance(off, Mapping) else dict.fromkeys(off, 1.0)
+        taken = {self._feature(one): float(share) for one, share in shares.items()}
+        area = as_mask(mask, self.model.spec.size, lambda region: self._region(region, text, seed, regions))
+        values = {one: strength * self._unit(one, unit, added) for one, strength in added.items()}
+        edit = switch(self._saes, values, taken, area, branch) if values or taken else None
+        return Image.fromarray(self.generator.generate([text], [seed], edits=[edit]).images[0])
+
+    @torch.inference_mode()
+    def strongest(
+        self, prompt: str, *, blocks: Sequence[str], seed: int = 0, mask: Any = None, count: int = 10,
+        regions: str = DEFAULT_REGIONS,
+    ) -> list[Strong]:  # fmt: skip
+        """The features that are strongest in a part of a picture, relative to their own mean size.
+
+        Args:
+            prompt: of the picture.
+            blocks: whose features.
+            seed: of the picture.
+            mask: as for `paint`.
+            count: how many.
+            regions: as for `paint`.
+
+        Raises:
+            RiebenchError: as `paint`.
+        """
+        text = plain_prompt(prompt)
+        names = [feature_block(block, self.model) for block in blocks]
+        area = as_mask(mask, self.model.spec.size, lambda region: self._region(region, text, seed, regions))
+        self._measure(names)
+        trace = self.generator.generate([text], [seed], capture=Capture(tuple(names))).trace
+        found = []
+        for name in names:
+            values = self.sae(name).contributions(trace.row(name, 0))
+            if area is not None:
+                values = values[:, positions_of(to_grid(area, trace.grids[name])).to(values.device)]
+            mean, share = values.mean((0, 1)).cpu(), (values != 0).float().mean((0, 1)).cpu()
+            relative = mean.abs() / self._activities[name].means.float().clamp(min=1e-9)
+            for index in relative.topk(min(count, len(relative))).indices.tolist():
+                strong = Strong(name, index, float(mean[index]), float(share[index]))
+                found.append((float(relative[index]) * bool(share[index]), strong))
+        ranked = sorted(found, key=lambda one: (-one[0], one[1].block, one[1].index))
+        return [strong for relative, strong in ranked[:count] if relative > 0]
+
+    def _feature(self, feature: Any) -> Feature:
+        try:
+            block, index = feature
+        except (TypeError, ValueError) as error:
+            raise RiebenchError(f"{feature!r} is no feature; write (block, index), such as ('up.0.1', 17)") from error
+        return short_name(str(block)), check_index(index, str(block), self.sae(str(block)))
+
+    def _unit(self, feature: Feature, unit: Unit, needed: Iterable[Feature]) -> float:
+        if unit not in get_args(Unit):
+            raise RiebenchError(f"unknown unit {unit!r}{near_match(str(unit), get_args(Unit))}")
+        if unit == "value":
+            return 1.0
+        block, index = feature
+        if unit == "stored":
+            mean, _ = stored_statistics(self._sae, self.model, block, self.sae(block), offline=self._offline)
+            if mean is None:
+                raise RiebenchError(f"the SAE of {block} states no mean of its features; use unit='mean' or 'value'")
+            size = float(mean[index])
+        else:
+            self._measure([name for name, _ in needed])
+            activity = self._activities[block]
+            size = float(activity.means[index] if unit == "mean" else activity.largest[index])
+        if size == 0:
+            raise RiebenchError(
+                f"feature {index} of {block} was never active, so it has no {unit} to multiply; say how far it is to "
+                "move the update with unit='value'"
+            )
+        return size
+
+    def _measure(self, blocks: Iterable[str]) -> None:
+        """Measures all features of blocks, once."""
+        missing = [name for name in dict.fromkeys(blocks) if name not in self._activities]
+        if not missing:
+            return
+        prompts = self._prompts or prompts_from(usual_suite(self.model.spec.name), None, SAMPLE)
+        new = {name: Activity(self.sae(name)) for name in missing}
+        observe(self.generator, new, pictures_of(prompts, (0,)), batch_size=self._batch_size, progress=self._progress)
+        self._activities |= new
+
+    def _region(self, region: str, prompt: str, seed: int, regions: str) -> Mask:
+        spec = parse_regions(regions)
+        looked = needs_attention([region])
+        sites = attention_blocks(known_sites(self.model.unet)) if looked and not spec.models else ()
+        picture = self.generator.generate([prompt], [seed], capture=Capture(sites, ("attention",)))
+        if looked and spec.models:
+            spec.options.check_side(self.model.spec.size)
+            with opened(spec, locate(spec, offline=self._offline), self.generator) as provider:
+                return find(region, captured_view(self.generator, prompt, picture, 0), provider)
+        return find(region, captured_view(self.generator, prompt, picture, 0), REGIONS.get(spec.provider))

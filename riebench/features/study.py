@@ -1,0 +1,224 @@
+"""Makes the data, pictures and drawings of features, one folder each; what is there already is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from riebench.features.activity import Activity, observe, pictures_of
+from riebench.features.data import (
+    CURVES,
+    DATA,
+    HISTOGRAM,
+    STRIP,
+    VERSION,
+    Cell,
+    FeatureData,
+    Row,
+    Statistics,
+    TopPicture,
+    feature_folder,
+    is_made,
+)
+from riebench.features.drawings import curves_svg, heat_picture, histogram_svg
+from riebench.features.neighbours import nearest
+from riebench.features.strips import ROWS, SOURCE, ChangedRow, choose_rows, means, strip
+from riebench.files import write_atomic
+from riebench.gallery import grid
+from riebench.generate import Generator
+from riebench.hashing import content_digest
+from riebench.metrics.tools import Tools
+from riebench.registry import METRICS
+from riebench.saes.core import SparseAutoencoder
+from riebench.store import encode_png
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What features are measured on, and how they are switched.
+
+    Attributes:
+        prompts: what is generated.
+        seeds: of each prompt.
+        strengths: above 0 on, below 0 off; not 0.
+        top: pictures shown in which a feature is strongest.
+        scorer: the CLIP that measures; None for none.
+        batch_size: pictures at a time.
+        progress: shows bars.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    strengths: tuple[float, ...] = (-1.0, 1.0, 2.0, 4.0, 8.0)
+    top: int = 8
+    scorer: str | None = None
+    batch_size: int = 4
+    progress: bool = True
+
+
+class Study:
+    """Studies features of one model.
+
+    Args:
+        generator: of the model.
+        options: what on.
+        tools: the networks that measure.
+    """
+
+    def __init__(self, generator: Generator, options: StudyOptions, tools: Tools) -> None:
+        self.generator = generator
+        self.options = options
+        self.tools = tools
+        self.scorer = "" if options.scorer is None else tools.backbone(METRICS.get("clip_gain"))
+
+    def folder(self, out: Path, block: str, sae: SparseAutoencoder, index: int) -> Path:
+        """Where a feature lies below the folder of all pages."""
+        return out / feature_folder(self.generator.model.spec.name, block, sae.sha256, index)
+
+    def made_of(self, block: str, sae: SparseAutoencoder, index: int) -> dict[str, Any]:
+        """All that could change a number or a picture of a feature."""
+        options = self.options
+        return {
+            "version": VERSION,
+            "model": self.generator.model.spec.identity,
+            "sae": sae.sha256,
+            "feature": [block, index],
+            "prompts": content_digest(list(options.prompts))[:16],
+            "seeds": list(options.seeds),
+            "strengths": sorted(options.strengths),
+            "top": options.top,
+            "scorer": self.scorer,
+        }
+
+    def run(
+        self,
+        saes: Mapping[str, SparseAutoencoder],
+        wanted: Mapping[str, Sequence[int]],
+        out: Path,
+        stored: Callable[[str, int], tuple[float | None, float | None]] = lambda block, index: (None, None),
+    ) -> tuple[list[Path], list[Path]]:
+        """Makes what is missing.
+
+        Args:
+            saes: block -> SAE.
+            wanted: block -> features.
+            out: the folder of all pages.
+            stored: (block, index) -> mean and standard deviation that the SAE's own files state.
+
+        Returns:
+            Folders of all wanted features, and those that were made now.
+
+        Raises:
+            RiebenchError: if pictures cannot be generated or measured.
+        """
+        places = {(block, i): self.folder(out, block, saes[block], i) for block in wanted for i in wanted[block]}
+        missing = [key for key, place in places.items() if not is_made(place, self.made_of(*self._named(saes, key)))]
+        activities = {
+            block: Activity(saes[block], [i for name, i in missing if name == block], self.options.top, ROWS)
+            for block in dict.fromkeys(block for block, _ in missing)
+        }
+        pictures = pictures_of(self.options.prompts, self.options.seeds)
+        observe(
+            self.generator, activities, pictures, batch_size=self.options.batch_size, progress=self.options.progress
+        )
+        for block, index in tqdm(missing, desc="features", unit="feature", disable=not self.options.progress):
+            self._make(places[block, index], block, index, activities[block], stored(block, index))
+        return list(places.values()), [places[key] for key in missing]
+
+    @staticmethod
+    def _named(saes: Mapping[str, SparseAutoencoder], feature: tuple[str, int]) -> tuple[str, SparseAutoencoder, int]:
+        return feature[0], saes[feature[0]], feature[1]
+
+    def _make(
+        self, folder: Path, block: str, index: int, activity: Activity, stored: tuple[float | None, float | None]
+    ) -> None:
+        sae, spec = activity.sae, self.generator.model.spec
+        statistics = _statistics(activity, index, stored)
+        rows: list[ChangedRow] = []
+        if statistics.mean > 0:
+            rows = strip(
+                self.generator, sae, (block, index), statistics.mean, choose_rows(activity.features[index]),
+                self.options.strengths, self.tools, with_clip=bool(self.scorer), batch_size=self.options.batch_size,
+            )  # fmt: skip
+        data = FeatureData(
+            made_of=self.made_of(block, sae, index), model=spec.name, steps=spec.steps, guidance=spec.guidance,
+            size=spec.size, block=block, index=index, features=sae.n, sae_format=sae.format, sae_sha256=sae.sha256,
+            scorer=self.scorer, statistics=statistics, top=_top(folder, activity, index), rows=_rows(folder, rows),
+            means=means(rows), neighbours=nearest(sae, activity, index),
+        )  # fmt: skip
+        _draw(folder, data, rows)
+        # Last: a folder with data is whole.
+        write_atomic(folder / DATA, (data.model_dump_json(indent=1) + "\n").encode())
+
+
+def _number(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _statistics(activity: Activity, index: int, stored: tuple[float | None, float | None]) -> Statistics:
+    one = activity.features[index]
+    return Statistics(
+        pictures=activity.pictures,
+        positions=activity.positions,
+        rate=_number(float(activity.counts[index]) / max(1, activity.positions)),
+        picture_rate=_number(one.pictures / max(1, activity.pictures)),
+        step_rates=tuple(map(_number, activity.step_rates(index))),
+        mean=_number(float(activity.means[index])),
+        std=_number(float(activity.stds[index])),
+        largest=_number(float(activity.largest[index])),
+        histogram=tuple(int(count) for count in one.histogram.counts),
+        bin_width=one.histogram.width,
+        stored_mean=None if stored[0] is None else _number(stored[0]),
+        stored_std=None if stored[1] is None else _number(stored[1]),
+    )
+
+
+def _top(folder: Path, activity: Activity, index: int) -> tuple[TopPicture, ...]:
+    found = []
+    largest = float(activity.largest[index])
+    for number, seen in enumerate(activity.features[index].strongest.items, start=1):
+        image, heat = f"top-{number}.png", f"top-{number}-heat.png"
+        write_atomic(folder / image, encode_png(seen.image))
+        write_atomic(folder / heat, encode_png(heat_picture(seen.image, seen.heat, largest)))
+        found.append(
+            TopPicture(
+                prompt=seen.picture.prompt,
+                seed=seen.picture.seed,
+                value=_number(seen.value),
+                share=_number(float((seen.heat > 0).mean())),
+                image=image,
+                heat=heat,
+            )
+        )
+    return tuple(found)
+
+
+def _rows(folder: Path, rows: Sequence[ChangedRow]) -> tuple[Row, ...]:
+    found = []
+    for number, row in enumerate(rows, start=1):
+        cells = []
+        for cell in row.cells:
+            image = f"row-{number}-x{cell.strength:g}.png"
+            write_atomic(folder / image, encode_png(cell.image))
+            cells.append(Cell(strength=cell.strength, image=image, **cell.scores))
+        picture = row.picture
+        found.append(Row(prompt=picture.prompt, seed=picture.seed, active=row.active, cells=tuple(cells)))
+    return tuple(found)
+
+
+def _draw(folder: Path, data: FeatureData, rows: Sequence[ChangedRow]) -> None:
+    name = f"feature {data.index} of {data.block}"
+    write_atomic(folder / HISTOGRAM, histogram_svg(data.statistics, name).encode())
+    if not rows:
+        return
+    write_atomic(folder / CURVES, curves_svg(data.means, name).encode())
+    columns = ["source" if one.strength == SOURCE else f"{one.strength:+g}" for one in data.means]
+    pictures = [
+        (f"{'strongest' if row.active else 'weakest'} {n}", [cell.image for cell in row.cells])
+        for n, row in enumerate(rows, start=1)
+    ]
+    write_atomic(folder / STRIP, encode_png(grid(columns, [(name, list(some)) for name, some in pictures])))
