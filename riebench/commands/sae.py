@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from riebench.commands import sae_training
 from riebench.commands.common import DeviceOption, friendly, say
 
 if TYPE_CHECKING:
     from riebench.saes.inspection import Inspection, SaeReport
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders, and train them.")
+app.command("collect")(sae_training.collect_updates)
 
 
 @app.callback()
 def _group() -> None:
-    """Look at sparse autoencoders."""
+    """Look at sparse autoencoders, and train them."""
 
 
 @app.command("inspect")

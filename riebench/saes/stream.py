@@ -1,7 +1,8 @@
 """Training batches out of data larger than memory: every position once an epoch, well mixed, in one seeded order.
 
 An epoch's positions are cut into short runs. The runs of all the data are put in a random order, read window by window,
-and the positions of a window are shuffled among themselves. One window is served while the next is read. Where a batch begins follows from its number alone, so a training goes on anywhere without stored state.
+and the positions of a window are shuffled among themselves. One window is served while the next is read. Where a batch
+begins follows from its number alone, so a training goes on anywhere without stored state.
 """
 
 from __future__ import annotations

@@ -78,9 +78,8 @@ class SaeTraining:
         if min(self.batch_size, self.steps, self.dead_after) < 1 or self.auxk < 0:
             raise RiebenchError("batch size, steps and dead-after must be 1 or more, and auxk 0 or more")
         if not 0 < self.learning_rate < float("inf") or not 0 <= self.decay <= 1:
-            raise RiebenchError(
-                f"the learning rate must be above 0 and decay from 0 to 1, not {self.learning_rate:g} and {self.decay:g}"
-            )
+            stated = f"{self.learning_rate:g} and {self.decay:g}"
+            raise RiebenchError(f"the learning rate must be above 0 and decay from 0 to 1, not {stated}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

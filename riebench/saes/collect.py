@@ -1,0 +1,282 @@
+"""Collects block updates: prompts are generated in shards of a fixed size, and what blocks add is written down.
+
+A shard's pictures, their noise and their batches follow from its number alone. So the files are the same, bit for bit,
+whether or not the collecting was interrupted. Pictures are never decoded, and a generation ends with the last update
+that is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from torch import Tensor
+from tqdm import tqdm
+
+from riebench.blocks import UNITS, kind, short_name
+from riebench.errors import FolderInUseError, RiebenchError
+from riebench.generate import Capture, Generator
+from riebench.hooks import find_module
+from riebench.machine import free_disk
+from riebench.models import LoadedModel
+from riebench.saes.shards import BlockLayout, Collection, CollectionIndex, damaged_error, prompts_digest
+from riebench.schema import BLOCKS
+from riebench.shapes import unet_shape
+
+
+@dataclass(frozen=True)
+class Collecting:
+    """What to collect.
+
+    Attributes:
+        blocks: whose updates.
+        limit: pictures; None for all prompts.
+        seed: of the noise (see `riebench.saes.shards.SEED_RULE`).
+        batch_size: pictures at a time; numbers depend on it by floating-point noise, so it stays for a folder.
+        pictures_per_shard: what is lost at most by an interruption.
+        redo_damaged: makes damaged shards again instead of refusing them.
+    """
+
+    blocks: tuple[str, ...] = BLOCKS
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 8
+    pictures_per_shard: int = 256
+    redo_damaged: bool = False
+
+    def index(self, model: LoadedModel) -> CollectionIndex:
+        """The index of a folder that this is collected into.
+
+        Raises:
+            RiebenchError: if the model lacks a block.
+        """
+        shape = unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor)
+        layouts = {}
+        for block in dict.fromkeys(short_name(block) for block in self.blocks):
+            if kind(block) == UNITS:
+                raise RiebenchError(f"{block} names units inside a block; updates are those of a whole block")
+            find_module(model.unet, block)
+            rows = model.spec.steps * shape.positions(block, model.spec.size)
+            layouts[block] = BlockLayout(width=shape.width(block), rows=rows)
+        return CollectionIndex(
+            model=model.spec, blocks=layouts, seed=self.seed, pictures_per_shard=self.pictures_per_shard,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+
+
+def collect(
+    model: LoadedModel,
+    prompts: Iterable[str],
+    folder: Path,
+    what: Collecting | None = None,
+    *,
+    known: int | None = None,
+    say: Callable[[str], None] | None = None,
+    progress: bool = True,
+) -> Collection:
+    """Generates a picture for each prompt and keeps what some blocks add; repeat it to go on after an interruption.
+
+    Args:
+        model: generates; its conditional half is kept.
+        prompts: always in the same order.
+        folder: where shards go.
+        what: blocks, number, seed and sizes.
+        known: how many prompts there are, if that is known.
+        say: gets lines about sizes.
+        progress: shows bars.
+
+    Returns:
+        Everything the folder now holds.
+
+    Raises:
+        RiebenchError: if the prompts end before the limit, are not those that the folder was begun with, the disk is
+            too small, a shard is damaged, or the folder holds something else.
+        OSError: if the disk is full; what was finished stays.
+    """
+    what = what or Collecting()
+    index = what.index(model)
+    if known is not None and what.limit is not None and known < what.limit:
+        raise RiebenchError(f"no data left: there are {known} prompts, {what.limit} are asked for; lower --limit")
+    pictures = known if what.limit is None else what.limit
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        there = Collection.begin(folder, index)
+        _mend(there, what.redo_damaged, say, progress)
+        if say is not None:
+            for line in sizes(index, pictures):
+                say(line)
+        _check_disk(there, pictures)
+        _collect(model, prompts, there, pictures, progress)
+    if what.limit is not None and there.pictures < what.limit:
+        raise RiebenchError(
+            f"no data left: the prompts ended after {there.pictures}, {what.limit} are asked for; all of them are "
+            f"collected in {folder}: lower --limit, or give more prompts behind these"
+        )
+    return there
+
+
+def sizes(index: CollectionIndex, pictures: int | None) -> list[str]:
+    """What is stored, in words: one line a block and one for all.
+
+    Args:
+        index: of the folder.
+        pictures: how many, if that is known.
+    """
+    lines = []
+    for block, layout in index.blocks.items():
+        line = (
+            f"{block}: width {layout.width}, {layout.rows} positions a picture, "
+            f"{_bytes(layout.bytes_per_million)} a million positions"
+        )
+        if pictures is not None:
+            line += f"; {pictures * layout.rows:,} positions, {_bytes(pictures * layout.bytes_per_picture)}"
+        lines.append(line)
+    per_picture = sum(layout.bytes_per_picture for layout in index.blocks.values())
+    total = f"{_bytes(per_picture)} a picture" if pictures is None else _bytes(pictures * per_picture)
+    return [*lines, f"in all: {total}, in shards of {index.pictures_per_shard} pictures"]
+
+
+def _collect(
+    model: LoadedModel, prompts: Iterable[str], there: Collection, pictures: int | None, progress: bool
+) -> None:
+    maker = _Maker(model, there.index)
+    size = there.index.pictures_per_shard
+    stream = islice(prompts, pictures)
+    with tqdm(total=pictures, desc="collect", unit="picture", disable=not progress, mininterval=2) as bar:
+        for number, some in enumerate(_shards(stream, size)):
+            if not _is_done(there, number, some):
+                if number in there.shards:
+                    there.forget([number])
+                there.add(number, some, maker.updates(number * size, some, bar))
+            else:
+                bar.update(len(some))
+
+
+def _shards(prompts: Iterable[str], size: int) -> Iterator[list[str]]:
+    stream = iter(prompts)
+    while some := list(islice(stream, size)):
+        yield some
+
+
+def _is_done(there: Collection, number: int, prompts: list[str]) -> bool:
+    """Whether a shard is there; one that ended where the prompts did is made again when there are more.
+
+    Raises:
+        RiebenchError: if it was made of other prompts.
+    """
+    shard = there.shards.get(number)
+    if shard is None:
+        return False
+    if shard.pictures > len(prompts):
+        # Fewer are asked for now than are there: their prompts cannot be compared one by one.
+        return True
+    if shard.prompts_sha256 != prompts_digest(prompts[: shard.pictures]):
+        first = number * there.index.pictures_per_shard
+        raise RiebenchError(
+            f"prompts {first + 1} to {first + shard.pictures} are not those that {there.folder} was made of; give the "
+            "same prompts in the same order, or another folder"
+        )
+    return shard.pictures == len(prompts)
+
+
+class _Enough(Exception):
+    """All wanted updates of a batch are there: nothing that follows in the generation is looked at."""
+
+
+@dataclass
+class _Maker:
+    """Generates shards."""
+
+    model: LoadedModel
+    index: CollectionIndex
+    _found: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._generator = Generator(self.model, cached_prompts=2 * self.index.batch_size)
+
+    def updates(self, first: int, prompts: Sequence[str], bar: tqdm[None]) -> dict[str, Tensor]:
+        """Block -> float16 [pictures x rows, width].
+
+        Args:
+            first: number of the first picture.
+            prompts: of all pictures of the shard.
+            bar: counts pictures.
+        """
+        parts: dict[str, list[Tensor]] = {block: [] for block in self.index.blocks}
+        for start in range(0, len(prompts), self.index.batch_size):
+            some = prompts[start : start + self.index.batch_size]
+            self._generate(some, [self.index.seed_of(first + start + i) for i in range(len(some))])
+            for block, steps in self._found.items():
+                # [step][picture, channels, h, w] -> picture, step, position, channels.
+                parts[block].append(torch.stack(steps, dim=1).movedim(2, -1).flatten(0, 3).contiguous())
+            bar.update(len(some))
+        return {block: torch.cat(rows) for block, rows in parts.items()}
+
+    def _generate(self, prompts: Sequence[str], seeds: list[int]) -> None:
+        self._found = {block: [] for block in self.index.blocks}
+        capture = Capture(tuple(self.index.blocks), sink=self._take)
+        try:
+            self._generator.generate(prompts, seeds, capture=capture)
+        except _Enough:
+            return
+
+    def _take(self, block: str, values: Tensor) -> None:
+        half = values.detach().to(torch.float16)
+        if not bool(torch.isfinite(half).all()):
+            raise RiebenchError(
+                f"an update of {block} is too large for 16 bits or no number; generate with --dtype float32, or leave "
+                "the block out"
+            )
+        layout = self.index.blocks[block]
+        seen = (half.shape[1], self.model.spec.steps * half.shape[2:].numel())
+        if seen != (layout.width, layout.rows):
+            raise RiebenchError(f"{block} gives {seen[0]} channels at {seen[1]} positions, not as its U-Net states")
+        self._found[block].append(half.cpu())
+        # Where weights travel between devices, a generation must end in order.
+        done = all(len(steps) == self.model.spec.steps for steps in self._found.values())
+        if done and self.model.offloaded_to is None:
+            raise _Enough
+
+
+def _mend(there: Collection, redo: bool, say: Callable[[str], None] | None, progress: bool) -> None:
+    damaged = there.damaged(progress=progress)
+    if damaged and not redo:
+        raise damaged_error(there.folder, damaged)
+    if damaged:
+        there.forget(damaged)
+        if say is not None:
+            say(f"{len(damaged)} damaged shards are made again: {', '.join(map(str, sorted(damaged)))}")
+
+
+def _check_disk(there: Collection, pictures: int | None) -> None:
+    if pictures is None:
+        return
+    missing = max(0, pictures - there.pictures)
+    needed = missing * sum(layout.bytes_per_picture for layout in there.index.blocks.values())
+    free = free_disk(there.folder)
+    if needed > free:
+        raise RiebenchError(
+            f"{_bytes(needed)} are still to be written, but {there.folder} has {_bytes(free)} free; lower --limit, "
+            "take fewer --blocks, or use another disk"
+        )
+
+
+def _locked(folder: Path) -> AcquireReturnProxy:
+    try:
+        return FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise FolderInUseError(f"{folder} is being written to by another process; wait until it ends") from error
+
+
+def _bytes(count: int) -> str:
+    """A size in words, in steps of 1000 as disks are sold."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"

@@ -1,0 +1,100 @@
+"""Prompts for collecting updates, streamed: the lines of a text file, a column of a data set, or toy-world captions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from riebench.errors import RiebenchError, near_match
+from riebench.importers.rows import Place, open_rows
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Where prompts come from: exactly one of a file, a data set and the toy world.
+
+    Attributes:
+        file: a text file, one prompt a line.
+        dataset: a data set on the hub, in a folder or in a file.
+        column: its column with the prompts; None for the only one with text.
+        captions: so many captions of random toy-world scenes.
+
+    Raises:
+        RiebenchError: if none or several are given.
+    """
+
+    file: Path | None = None
+    dataset: Place | None = None
+    column: str | None = None
+    captions: int | None = None
+
+    def __post_init__(self) -> None:
+        if sum(one is not None for one in (self.file, self.dataset, self.captions)) != 1:
+            raise RiebenchError("give the prompts as one of --prompts FILE, --dataset ID and --toy-captions N")
+        if self.column is not None and self.dataset is None:
+            raise RiebenchError("--column names a data set's column; give --dataset too")
+
+    def count(self) -> int | None:
+        """How many there are, where that can be known before they are read; a file is read through once."""
+        if self.captions is not None:
+            return self.captions
+        return None if self.file is None else sum(1 for _ in _lines(self.file))
+
+    def read(self) -> Iterator[str]:
+        """The prompts, in an order that is always the same; empty ones are left out.
+
+        Raises:
+            RiebenchError: if they cannot be read, or there is none.
+        """
+        found = False
+        for prompt in self._all():
+            found = True
+            yield prompt
+        if not found:
+            where = self.file or (self.dataset.name if self.dataset else "the toy world")
+            raise RiebenchError(f"no data left: {where} holds no prompt")
+
+    def _all(self) -> Iterator[str]:
+        if self.file is not None:
+            return _lines(self.file)
+        if self.dataset is not None:
+            return _column(self.dataset, self.column)
+        return _captions(self.captions or 0)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            yield from (line.strip() for line in lines if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RiebenchError(f"--prompts {file}: cannot be read ({error})") from error
+
+
+def _column(place: Place, column: str | None) -> Iterator[str]:
+    for row in open_rows(place).read(place.name):
+        if column is None:
+            texts = [name for name, value in row.items() if isinstance(value, str)]
+            if len(texts) != 1:
+                raise RiebenchError(
+                    f"{place.name} has {len(texts)} columns of text; choose one with --column: {', '.join(row)}"
+                )
+            column = texts[0]
+        if column not in row:
+            raise RiebenchError(f"{place.name} has no column {column!r}{near_match(column, row)}")
+        value = row[column]
+        if value is not None and not isinstance(value, str):
+            raise RiebenchError(f"{place.name}: column {column!r} holds no text but {type(value).__name__}")
+        if value is not None and value.strip():
+            yield value.strip()
+
+
+def _captions(count: int) -> Iterator[str]:
+    from riebench.toyworld.captions import caption
+    from riebench.toyworld.scenes import random_scene
+
+    rng = random.Random(0)
+    for _ in range(count):
+        # Scenes that the suites' examples are made of stay out.
+        yield caption(random_scene(rng, held_out=False), rng)

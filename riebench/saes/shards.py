@@ -1,0 +1,352 @@
+"""Collected block updates on disk: safetensors shards, one sequence per block, with an index that says what they are.
+
+    FOLDER/index.json                what was generated, and how: the same for the whole folder
+    FOLDER/shards.jsonl              a line per finished shard: pictures, hash of their prompts, size and hash of files
+    FOLDER/BLOCK/00000.safetensors   `updates`, float16 [pictures x steps x positions, width], picture after picture
+
+A shard's files are there before its line is: what has no line is not finished, and is made again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from riebench.blocks import short_name
+from riebench.errors import IdentityError, RiebenchError, StoreError, near_match
+from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
+from riebench.hashing import content_digest
+from riebench.schema import ModelSpec, Stored
+
+INDEX, SHARDS = "index.json", "shards.jsonl"
+TENSOR = "updates"
+NUMBER_BYTES = 2
+"""Bytes of a stored number, float16."""
+SEED_STRIDE = 1_000_003
+SEED_RULE = f"picture i, counted from 0, has noise of its own: seed * {SEED_STRIDE} + i"
+
+
+class BlockLayout(Stored):
+    """What a picture gives of one block."""
+
+    width: int = Field(ge=1)
+    """Channels d."""
+    rows: int = Field(ge=1)
+    """Rows of a picture: steps x grid positions, step after step."""
+
+    @property
+    def bytes_per_picture(self) -> int:
+        """Size of a picture's rows."""
+        return self.width * self.rows * NUMBER_BYTES
+
+    @property
+    def bytes_per_million(self) -> int:
+        """Size of a million positions."""
+        return self.width * NUMBER_BYTES * 1_000_000
+
+
+class CollectionIndex(Stored):
+    """What one folder holds; every shard of it is made alike."""
+
+    version: int = 1
+    model: ModelSpec
+    signal: str = "update"
+    blocks: dict[str, BlockLayout]
+    seed: int = Field(ge=0)
+    seed_rule: str = SEED_RULE
+    pictures_per_shard: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    """Pictures generated at a time: numbers depend on it by floating-point noise."""
+    dtype: str = "float16"
+
+    @field_validator("blocks")
+    @classmethod
+    def _short_names(cls, blocks: dict[str, BlockLayout]) -> dict[str, BlockLayout]:
+        # They are folder names too, and an index may come from anywhere.
+        if not blocks or any(short_name(block) != block for block in blocks):
+            raise ValueError("blocks go by their short names")
+        return blocks
+
+    def seed_of(self, picture: int) -> int:
+        """The seed of a picture's noise."""
+        return self.seed * SEED_STRIDE + picture
+
+    def difference(self, other: CollectionIndex) -> str:
+        """What another one has otherwise, in words; "" for nothing. Two names for the same weights are one model."""
+        mine, theirs = (
+            {
+                **index.model_dump(mode="json", exclude={"model"}),
+                **{f"model {name}": value for name, value in index.model.identity.items()},
+            }
+            for index in (self, other)
+        )
+        differing = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+        return ", ".join(f"{name} is {_short(mine.get(name))}, not {_short(theirs.get(name))}" for name in differing)
+
+
+class ShardFile(Stored):
+    """One file of a shard."""
+
+    bytes: int
+    sha256: str
+
+
+class Shard(Stored):
+    """One finished shard."""
+
+    number: int = Field(ge=0)
+    pictures: int = Field(ge=1)
+    prompts_sha256: str
+    files: dict[str, ShardFile]
+    """Block -> its file."""
+
+
+class Collection:
+    """A folder of collected updates.
+
+    Args:
+        folder: where it is.
+        index: what it holds.
+    """
+
+    def __init__(self, folder: Path, index: CollectionIndex) -> None:
+        self.folder, self.index = folder, index
+        self.shards: dict[int, Shard] = {}
+        for number, line in read_lines(folder / SHARDS):
+            try:
+                shard = Shard.model_validate(line)
+            except ValidationError as error:
+                where = f"{folder / SHARDS}, line {number}"
+                raise StoreError(f"{where} describes no shard; delete that line to have it made again") from error
+            self.shards[shard.number] = shard
+
+    @classmethod
+    def open(cls, folder: Path) -> Collection:
+        """Opens what `riebench sae collect` made.
+
+        Raises:
+            RiebenchError: if there is nothing, or it is damaged.
+        """
+        path = folder / INDEX
+        try:
+            index = CollectionIndex.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RiebenchError(f"{folder} holds no collected updates; `riebench sae collect` makes them") from error
+        except ValidationError as error:
+            raise StoreError(f"{path} is damaged; collect into a new folder") from error
+        return cls(folder, index)
+
+    @classmethod
+    def begin(cls, folder: Path, index: CollectionIndex) -> Collection:
+        """Opens a folder to write to, or makes it; the caller holds its lock.
+
+        Raises:
+            IdentityError: if it holds updates of another model or configuration; names what differs.
+        """
+        path = folder / INDEX
+        if not path.exists():
+            if (folder / SHARDS).exists():
+                raise StoreError(f"{path} is missing though {SHARDS} is there; collect into a new folder")
+            write_atomic(path, (index.model_dump_json(indent=2) + "\n").encode())
+        difference = cls.open(folder).index.difference(index)
+        if difference:
+            raise IdentityError(f"{folder} holds other updates: {difference}; use another folder")
+        repair_last_line(folder / SHARDS)
+        return cls(folder, index)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in all finished shards."""
+        return sum(shard.pictures for shard in self.shards.values())
+
+    @property
+    def prompts_sha256(self) -> str:
+        """One hash over all prompts, in order."""
+        return content_digest([self.shards[number].prompts_sha256 for number in sorted(self.shards)])
+
+    def path(self, block: str, number: int) -> Path:
+        """A shard's file of one block."""
+        return self.folder / block / f"{number:05d}.safetensors"
+
+    def add(self, number: int, prompts: list[str], updates: Mapping[str, Tensor]) -> None:
+        """Writes a shard: first its files, each whole or absent, then its line.
+
+        Args:
+            number: counted from 0.
+            prompts: of its pictures.
+            updates: block -> float16 [pictures x rows, width].
+        """
+        files = {}
+        for block, rows in updates.items():
+            path = self.path(block, number)
+            # No metadata: their order in the file is not always the same.
+            write_atomic(path, save({TENSOR: rows.contiguous()}))
+            files[block] = ShardFile(bytes=path.stat().st_size, sha256=file_sha256(path))
+        shard = Shard(
+            number=number, pictures=len(prompts), prompts_sha256=prompts_digest(prompts), files=files
+        )  # fmt: skip
+        append_lines(self.folder / SHARDS, [shard.model_dump_json()])
+        self.shards[number] = shard
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Takes shards out of the index, so that they are made again."""
+        for number in numbers:
+            self.shards.pop(number, None)
+        lines = [self.shards[number].model_dump_json() for number in sorted(self.shards)]
+        write_atomic(self.folder / SHARDS, "".join(f"{line}\n" for line in lines).encode())
+
+    def damaged(self, blocks: Iterable[str] | None = None, *, progress: bool = False) -> dict[int, str]:
+        """Reads every file of the finished shards and compares size and hash.
+
+        Args:
+            blocks: only their files; None for all.
+            progress: shows a bar.
+
+        Returns:
+            Number of each damaged shard -> what is wrong with it.
+        """
+        wanted = set(self.index.blocks if blocks is None else blocks)
+        found: dict[int, str] = {}
+        jobs = [(shard, block, file) for shard in self.shards.values() for block, file in shard.files.items()]
+        jobs = [job for job in jobs if job[1] in wanted]
+        bar = tqdm(jobs, desc="check shards", unit="file", disable=not progress, mininterval=2, delay=2)
+        for shard, block, file in bar:
+            wrong = _wrong(self.path(block, shard.number), file)
+            if wrong:
+                found.setdefault(shard.number, wrong)
+        return found
+
+    def data(self, block: str) -> ShardedPositions:
+        """All positions of one block, in the order of their pictures.
+
+        Raises:
+            RiebenchError: if the block was not collected, a shard in the middle is missing, or a file is not as long
+                as it was written.
+        """
+        name = short_name(block)
+        if name not in self.index.blocks:
+            raise RiebenchError(
+                f"{self.folder} holds no updates of block {name}{near_match(name, self.index.blocks)}; collect them, "
+                "or leave the block out"
+            )
+        if not self.shards:
+            raise RiebenchError(f"{self.folder} holds no finished shard; repeat `riebench sae collect`")
+        missing = sorted(set(range(max(self.shards) + 1)) - set(self.shards))
+        if missing:
+            raise RiebenchError(
+                f"{self.folder} lacks shard {missing[0]}, which is to be made again: repeat `riebench sae collect`"
+            )
+        return ShardedPositions(self, name)
+
+
+@dataclass(frozen=True)
+class ShardedPositions:
+    """Positions of one block, read from shards as they are asked for; nothing is kept in memory.
+
+    Attributes:
+        collection: the folder.
+        block: short name.
+    """
+
+    collection: Collection
+    block: str
+
+    def __post_init__(self) -> None:
+        for number, shard in self.collection.shards.items():
+            path = self.collection.path(self.block, number)
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.files[self.block].bytes:
+                raise damaged_error(self.collection.folder, {number: _wrong(path, shard.files[self.block])})
+
+    @property
+    def layout(self) -> BlockLayout:
+        """What a picture gives."""
+        return self.collection.index.blocks[self.block]
+
+    @property
+    def width(self) -> int:
+        """Channels d."""
+        return self.layout.width
+
+    @property
+    def together(self) -> int:
+        """Rows of one picture."""
+        return self.layout.rows
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all rows: of the shards' hashes, in order."""
+        shards = self.collection.shards
+        return content_digest([shards[number].files[self.block].sha256 for number in sorted(shards)])
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts = [0]
+        for number in sorted(self.collection.shards):
+            starts.append(starts[-1] + self.collection.shards[number].pictures * self.layout.rows)
+        return starts
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop, float16 [stop - start, d]; only they are read.
+
+        Raises:
+            StoreError: if a shard cannot be read.
+        """
+        parts = []
+        at, stop = start, min(stop, len(self))
+        while at < stop:
+            number = bisect_right(self._starts, at) - 1
+            first, last = self._starts[number : number + 2]
+            parts.append(self._part(number, at - first, min(stop, last) - first))
+            at = last
+        return torch.cat(parts) if parts else torch.empty(0, self.width, dtype=torch.float16)
+
+    def _part(self, number: int, start: int, stop: int) -> Tensor:
+        path = self.collection.path(self.block, number)
+        try:
+            with safe_open(path, "pt") as file:
+                rows: Tensor = file.get_slice(TENSOR)[start:stop]
+        except (SafetensorError, OSError) as error:
+            raise damaged_error(self.collection.folder, {number: f"{path} cannot be read ({error})"}) from error
+        return rows
+
+
+def prompts_digest(prompts: list[str]) -> str:
+    """The hash of a shard's prompts."""
+    return content_digest(prompts)
+
+
+def damaged_error(folder: Path, found: Mapping[int, str]) -> StoreError:
+    """One line about damaged shards: the first, how many, and how they are made again."""
+    first = min(found)
+    more = f" (and {len(found) - 1} more shards)" if len(found) > 1 else ""
+    return StoreError(
+        f"{found[first]}{more}; repeat `riebench sae collect` for {folder} with --redo-damaged: it makes only them again"
+    )
+
+
+def _wrong(path: Path, file: ShardFile) -> str:
+    if not path.is_file():
+        return f"{path} is missing"
+    size = path.stat().st_size
+    if size != file.bytes:
+        return f"{path} is {'cut off' if size < file.bytes else 'too long'}: {size} bytes instead of {file.bytes}"
+    return "" if file_sha256(path) == file.sha256 else f"{path} has changed since it was written"
+
+
+def _short(value: object) -> str:
+    text = "+".join(value) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
