@@ -66,6 +66,19 @@ RECIPES: dict[str, Recipe] = {
             "reconstruction", "what is lost when a block's update is replaced by its reconstruction",
             "the few-step model, SAEs, LPIPS", "riebench.paper.reconstruction",
         ),
+        Recipe(
+            "trade-off", "LPIPS against CLIP for SAE features, neurons and steering over the nine categories",
+            "stored results of the sets sweep and paper; what is missing is run", "riebench.paper.tradeoff", stored=True,
+        ),
+        Recipe(
+            "feature-share", "in which blocks the chosen features lie, by category, in both variants",
+            "stored results of SAE settings; what is missing is run", "riebench.paper.share", stored=True,
+        ),
+        Recipe(
+            "blocks", "what each block does by itself, by category, next to all blocks together",
+            "stored results of a setting with single blocks; what is missing is run", "riebench.paper.blocks",
+            stored=True,
+        ),
     )
 }  # fmt: skip
 """Name -> recipe, in the order of the document."""
