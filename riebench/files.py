@@ -6,16 +6,22 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from riebench.errors import LONGEST_NAME, RiebenchError, StoreError
 
 LONGEST_PATH = 1000
 """Characters of a path that a file may name."""
+_TEMPORARY = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -50,8 +56,7 @@ def write_once(path: Path, data: bytes) -> None:
 @contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Process numbers alone repeat between machines, and containers often have the same one.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -60,6 +65,39 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in a file's folder, for what is to take its place; `sweep` knows such names."""
+    # Process numbers alone repeat between machines, and containers often have the same one.
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of `temporary_beside`."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def sweep(folder: Path) -> int:
+    """Deletes what processes of this machine left half written anywhere below a folder when they were killed.
+
+    Returns:
+        How many files that were.
+    """
+    gone = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            found = _TEMPORARY.fullmatch(name) if name.endswith(".tmp") else None
+            # Another machine's process may be at work; nobody can tell from here.
+            if found and found["machine"] == _machine() and not psutil.pid_exists(int(found["process"])):
+                (Path(place) / name).unlink(missing_ok=True)
+                gone += 1
+    return gone
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def file_inside(folder: Path, name: str, key: str, called: str, *, links: bool = False) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -18,22 +19,28 @@ from riebench.configurations import (
     present_categories,
     present_metrics,
 )
+from riebench.devices import pick_device as pick_device
 from riebench.errors import RiebenchError, near_match
+from riebench.files import sweep
 from riebench.gallery import write_galleries
 from riebench.intervals import parse_interval
 from riebench.leaderboard import write_leaderboard
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
 from riebench.offline import offline_mode
-from riebench.options import ModelOptions
+from riebench.options import EngineOptions, ModelOptions
 from riebench.presets import scorer_for
 from riebench.profiles import DEFAULT, FORMATS, PROFILES, get_profile
 from riebench.provenance import provenance
+from riebench.recipe import ModelRecipe, check_prompts, profiled
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import EditTask, ModelSpec, Setting
 from riebench.store import REDO_MODES, Redo, RunFolder, run_folders
-from riebench.suites import MAIN_SET, check_prompt_lengths, default_model, load_settings, load_suite
+from riebench.suites import MAIN_SET, default_model, load_settings, load_suite
 from riebench.tables import write_tables
+
+if TYPE_CHECKING:
+    from riebench.models import LoadedModel
 
 Say = Callable[[str], None]
 
@@ -70,6 +77,7 @@ class Job:
     profile: str = DEFAULT
     scorers: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
         profile = get_profile(self.profile)
@@ -78,9 +86,7 @@ class Job:
 
     def model_spec(self, spec: ModelSpec) -> ModelSpec:
         """A model's spec under the job's profile, whose pictures get a folder of their own if they are others."""
-        if get_profile(self.profile).fixed_seed is None:
-            return spec
-        return spec.model_copy(update={"name": f"{spec.name}-{self.profile}", "fixed_noise": True})
+        return profiled(spec, self.profile)
 
     @property
     def redo_mode(self) -> Redo:
@@ -151,6 +157,7 @@ class Job:
     def _produce(self, say: Say) -> list[RunFolder]:
         redo = self.redo_mode
         tasks, settings = self.plan()
+        sweep(self.results)
         folders = self._generate(tasks, settings, redo, say)
         from riebench.scoring import score
 
@@ -165,6 +172,12 @@ class Job:
 
     def _run(self, say: Say) -> None:
         started = time.monotonic()
+        if self.engine.sharded:
+            folders = self._generate(*self.plan(), self.redo_mode, say)
+            say_failures(folders, say)
+            say(f"shard {'/'.join(map(str, self.engine.shard))} done in {time.monotonic() - started:.0f} s; when all "
+                "shards have ended, the same command without --shard scores and tabulates")  # fmt: skip
+            return
         folders = self._produce(say)
         model_folder = folders[0].path.parent
         group = [folder for folder in run_folders(self.results) if folder.path.parent == model_folder]
@@ -193,25 +206,30 @@ class Job:
         self, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], redo: Redo, say: Say
     ) -> list[RunFolder]:
         from riebench import engines
-        from riebench.models import load_model
 
-        name = self.model or default_model(self.suite)
-        device = pick_device(self.device)
-        say(f"loading {name} on {device}")
-        model = load_model(
-            name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=device, offline=self.offline,
-            options=self.options,
-        )  # fmt: skip
-        model = replace(model, spec=self.model_spec(model.spec))
-        self._find_scorer(model.spec)
-        tokenizer = model.pipe.tokenizer
-        limit = int(tokenizer.model_max_length)
-        check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)
+        name, engine = self.model or default_model(self.suite), self.engine
+        recipe = ModelRecipe(
+            name, self.steps, self.guidance, self.dtype, self.device, self.offline, self.options, self.profile
+        )
+        if engine.engine == "local":
+            device = pick_device(self.device)
+            say(f"loading {name} on {device}")
+            model = recipe.load()
+            check_prompts(model, tasks)
+            made: LoadedModel | ModelRecipe = model
+            more: dict[str, Any] = {"provenance": provenance(device=device, **self.options.placement)}
+        else:
+            # Workers load the model, check prompts and say where they run.
+            made = recipe
+            notes = provenance(engine=engine.engine, **self.options.placement)
+            more = {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
+        self._find_scorer(made.spec)
         return engines.run(
-            "local",
+            engine.engine,
             tasks,
             settings,
-            model,
+            made,
+            shard=engine.shard,
             results_root=self.results,
             seeds=self.seeds,
             batch_size=self.batch_size,
@@ -220,7 +238,7 @@ class Job:
             offline=self.offline,
             # Whole tasks: what methods look at beside the edited example must not depend on --limit.
             pool=load_suite(self.suite, categories=self.categories),
-            provenance=provenance(device=device, **self.options.placement),
+            **more,
         )
 
 
@@ -267,25 +285,6 @@ def say_failures(folders: list[RunFolder], say: Callable[[str], None]) -> None:
     if reasons:
         reason, most = reasons.most_common(1)[0]
         say(f"{reasons.total()} units failed, {most} of them with: {reason}; `--redo errors` tries them again")
-
-
-def pick_device(device: str) -> str:
-    """The device that "auto" means here; any other name is returned as it is.
-
-    Raises:
-        RiebenchError: if there is no such device here.
-    """
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RiebenchError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RiebenchError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def print_per_block(folders: list[RunFolder], profile: str = DEFAULT) -> None:

@@ -17,6 +17,9 @@ ESCAPES = str.maketrans(
     }
 )  # fmt: skip
 ROW = re.compile(r"^\|(.*)\|$")
+BETWEEN = re.compile(r"(?<!\\)\|")
+MARKED = re.compile(r"\\([!-/:-@\[-`{-~])")
+"""A mark that Markdown shows as it is."""
 HEADING = re.compile(r"^#+ (.+)$")
 
 
@@ -70,7 +73,7 @@ def latex_tables(markdown: str) -> str:
     for line in [*markdown.splitlines(), ""]:
         heading, row = HEADING.match(line), ROW.match(line)
         if row:
-            lines.append([cell.strip() for cell in row[1].split("|")])
+            lines.append([MARKED.sub(r"\1", cell.strip()) for cell in BETWEEN.split(row[1])])
             continue
         if lines:
             parts.append(latex_table(lines[0], lines[2:], caption))

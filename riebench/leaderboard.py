@@ -20,7 +20,7 @@ from riebench.files import write_atomic
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
 from riebench.stats import Estimate
 from riebench.store import RunFolder, run_folders
-from riebench.tables import cell, markdown
+from riebench.tables import cell, markdown, plain
 
 NO_RANK = "–"
 COMMAND = "riebench leaderboard"
@@ -50,10 +50,10 @@ def leaderboard_text(results: Path) -> str:
     for (suite, model), folders in sorted(groups.items()):
         for profile in scored_profiles(folders):
             if profile == DEFAULT:
-                parts += [f"## {suite} on {model}\n", *methods_section(folders), _every(folders)]
+                parts += [f"## {suite} on {plain(model)}\n", *methods_section(folders), _every(folders)]
             else:
                 rank = f"Ranks are by `{PROFILES[profile].rank}`.\n"
-                parts += [f"## {suite} on {model}, profile `{profile}`\n", rank, _section(folders, profile)]
+                parts += [f"## {suite} on {plain(model)}, profile `{profile}`\n", rank, _section(folders, profile)]
     return "\n".join(parts)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from riebench.hashing import content_digest
-from riebench.schema import Stored
+from riebench.schema import ALL_CATEGORIES, Stored
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
 """What can stand in a file's name."""
@@ -22,6 +22,15 @@ def _inside(name: str) -> str:
     return name
 
 
+def _known(category: str) -> str:
+    if category not in ALL_CATEGORIES:
+        raise ValueError(f"unknown category {category[:80]!r}")
+    return category
+
+
+Category = Annotated[str, AfterValidator(_known)]
+"""A key of `ALL_CATEGORIES`."""
+
 FileName = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
 """Path of a file below the folder that it is relative to, with forward slashes."""
 
@@ -33,7 +42,7 @@ class UnitKey(Stored):
     """Task name."""
     task_version: int = Field(ge=0, lt=2**53)
     """Task version."""
-    category: Word
+    category: Category
     """Edit category."""
     example_id: Word
     """Example id."""
@@ -134,7 +143,7 @@ class EditRecord(Stored):
 class PlannedCell(BaseModel):
     """How many units of a category, block set and strength were planned."""
 
-    category: Word
+    category: Category
     block_set: Word
     strength: float = Field(allow_inf_nan=False)
     n: int = Field(ge=0, lt=2**53)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from riebench.files import write_atomic
+from riebench.files import parse_json, write_atomic
 from riebench.metrics.base import Metric, Reason
 from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
@@ -42,10 +42,12 @@ class ScoreBook:
 
     def _read(self) -> dict[str, Any]:
         try:
-            meta = json.loads(self.path.read_text(encoding="utf-8"))
+            meta = parse_json(self.path.read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
-        return meta if isinstance(meta, dict) else {}
+        known = isinstance(meta, dict) and isinstance(meta.get("networks", {}), dict)
+        cut = meta.get("cut_prompts", []) if known else None
+        return meta if isinstance(cut, list) and all(isinstance(prompt, str) for prompt in cut) else {}
 
     def missing(self, record: EditRecord, example: EditExample, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
         """The metrics that this unit still needs, for the picture it has now."""
@@ -65,12 +67,17 @@ class ScoreBook:
         self._new += scores
 
     def flush(self) -> None:
-        """Stores what was added since the last call."""
+        """Stores what was added since the last call, and before it what measured: no score is there without that."""
+        if self._new:
+            self._remember()
         self.folder.append_scores(self._new)
         self._new.clear()
 
     def close(self) -> None:
         """Writes `scoring.json` if it changed."""
+        self._remember()
+
+    def _remember(self) -> None:
         self.networks |= self.tools.details
         self.cut |= set(self.tools.cut_prompts)
         meta = {"networks": self.networks, "cut_prompts": sorted(self.cut)}

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from riebench.files import write_atomic
+from riebench.files import parse_json, write_atomic
 from riebench.recordparts import parts
 
 SEAL_FILE = "seal.json"
@@ -20,6 +20,8 @@ WHOLE = ("run.json",)
 """Files that are replaced as a whole."""
 GROWING = ("records.jsonl", "scores.jsonl")
 """Files that only grow."""
+COMING = "coming"
+"""Key of the hash that a file is about to have."""
 
 
 def broken_seals(folder: Path) -> list[str]:
@@ -34,7 +36,7 @@ def broken_seals(folder: Path) -> list[str]:
     findings = []
     for name, stated in sealed.items():
         found = _part(folder / name, stated.get("bytes"))
-        if found.get("sha256") != stated.get("sha256"):
+        if found.get("sha256") not in (stated.get("sha256"), stated.get(COMING, stated.get("sha256"))):
             findings.append(f"{name} is not as riebench wrote it: something was changed or taken out by hand")
     return findings
 
@@ -60,6 +62,20 @@ def seal(folder: Path) -> None:
         write_atomic(folder / SEAL_FILE, (json.dumps(stated, indent=1) + "\n").encode())
 
 
+def announce(folder: Path, name: str, data: bytes) -> None:
+    """Notes in the seal what a file is about to be replaced by, so that a crash in between breaks nothing.
+
+    Args:
+        folder: the run folder, locked by the caller.
+        name: one of `WHOLE`.
+        data: its coming content.
+    """
+    stated = _read(folder)
+    if stated is not None and not broken_seals(folder):
+        coming = {**stated.get(name, {}), COMING: hashlib.sha256(data).hexdigest()}
+        write_atomic(folder / SEAL_FILE, (json.dumps({**stated, name: coming}, indent=1) + "\n").encode())
+
+
 def _part(file: Path, size: int | None = None) -> dict[str, Any]:
     """Size and hash of a file's beginning; of all of it without a size."""
     data = _content(file)
@@ -75,8 +91,12 @@ def _content(file: Path) -> bytes:
 
 def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
     try:
-        stated = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))
+        stated = parse_json((folder / SEAL_FILE).read_bytes())
     except (OSError, ValueError):
         return None
     named = isinstance(stated, dict) and set(stated) <= {*WHOLE, *GROWING}
-    return stated if named and all(isinstance(part, dict) for part in stated.values()) else None
+    return stated if named and all(map(_is_part, stated.values())) else None
+
+
+def _is_part(stated: Any) -> bool:
+    return isinstance(stated, dict) and isinstance(stated.get("bytes", 0), int) and stated.get("bytes", 0) >= 0

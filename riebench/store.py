@@ -33,7 +33,7 @@ from riebench.pictures import read_rgb
 from riebench.recordparts import merge, part_path, parts
 from riebench.records import EditRecord, RunMeta, ScoreRecord, UnitKey
 from riebench.schema import RunSpec
-from riebench.seal import broken_seals, seal
+from riebench.seal import announce, broken_seals, seal
 
 Redo = Literal["missing", "errors", "all"]
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
@@ -94,9 +94,13 @@ class SharedFolder:
         """Relative path of the masks of a unit's example and seed."""
         return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
 
+    def write(self, name: str, data: bytes) -> None:
+        """Stores a file under a relative path; one that is there stays (`write_once`)."""
+        write_once(self.path / name, data)
+
     def write_image(self, name: str, pixels: NDArray[np.uint8]) -> None:
         """Stores a picture (uint8 [H, W, 3]) under a relative path; one that is there stays (`write_once`)."""
-        write_once(self.path / name, encode_png(pixels))
+        self.write(name, encode_png(pixels))
 
     def read_image(self, name: str) -> NDArray[np.uint8]:
         """A stored picture as uint8 [H, W, 3]."""
@@ -104,7 +108,7 @@ class SharedFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Stores a JSON value (masks as run lengths) under a relative path; one that is there stays."""
-        write_once(self.path / name, (json.dumps(value, sort_keys=True) + "\n").encode())
+        self.write(name, (json.dumps(value, sort_keys=True) + "\n").encode())
 
     def read_json(self, name: str) -> Any | None:
         """A stored JSON value, or None if there is none."""
@@ -274,7 +278,9 @@ class RunFolder:
             ],
         }
         if meta != self._meta:
-            write_atomic(self.path / RUN_FILE, (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode())
+            data = (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode()
+            announce(self.path, RUN_FILE, data)
+            write_atomic(self.path / RUN_FILE, data)
             self._meta = meta
 
     def records(self) -> list[EditRecord]:

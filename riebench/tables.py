@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from riebench.schema import ALL_CATEGORIES
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.store import RunFolder
 
+MARKS = re.compile(r"[\\`|]|<(?=[A-Za-z/!?])|(?<=\])[(\[]")
+"""What a cell must not hold unmarked: ends of cells, code, HTML, and the second part of a link."""
+
 
 def cell(row: TableRow) -> str:
     """A cell as printed: mean, interval, scored/expected."""
@@ -36,10 +40,16 @@ def cell(row: TableRow) -> str:
     return f"{form.number(row.mean)} [{form.number(row.ci_low)}, {form.number(row.ci_high)}] {counts}"
 
 
+def plain(text: str) -> str:
+    """A text that Markdown shows as it is: it ends no cell and no line, and is neither HTML, link nor code."""
+    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(' --- ' for _ in header)}|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+    """A Markdown table; names in it may come from files of others, so all cells are shown as they are."""
+    lines = [[plain(text) for text in row] for row in (header, *rows)]
+    told = [f"| {' | '.join(row)} |" for row in lines]
+    return "\n".join([told[0], f"|{'|'.join(' --- ' for _ in header)}|", *told[1:]]) + "\n"
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -72,8 +82,8 @@ def _note(found: list[Configuration]) -> str:
         f"{len(examples)} examples, up to {max(seeds, default=0)} seed(s) each. Cells: mean [95 % interval] "
         f"scored/expected; percentile bootstrap over examples inside each category, {REPLICATES} replicates, "
         f"seed {BOOTSTRAP_SEED}. `all` is the mean over categories.\n"
-        + (f"\nMeasured by {', '.join(networks)}.\n" if networks else "")
-        + (f"`clip_gain_2` is by {', '.join(second)}.\n" if second else "")
+        + (f"\nMeasured by {plain(', '.join(networks))}.\n" if networks else "")
+        + (f"`clip_gain_2` is by {plain(', '.join(second))}.\n" if second else "")
         + (_profile_note(found, profile.name) if profile.name != DEFAULT else "")
         + _mixed_note(found)
     )
@@ -81,7 +91,9 @@ def _note(found: list[Configuration]) -> str:
 
 def _mixed_note(found: list[Configuration]) -> str:
     odd = {c.setting: why for c, why in zip(found, mixed(found), strict=True) if why is not None}
-    return "".join(f"\nNot to be compared with the other rows: {setting}, {why}.\n" for setting, why in odd.items())
+    return "".join(
+        f"\nNot to be compared with the other rows: {setting}, {plain(why)}.\n" for setting, why in odd.items()
+    )
 
 
 def _profile_note(found: list[Configuration], profile: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.files import write_atomic
+from riebench.files import is_temporary, parse_json, sweep, temporary_beside, write_atomic
 from riebench.hashing import content_digest
 
 MANIFEST, INDEX = "files.json", "index.html"
@@ -50,7 +50,7 @@ class OutputFolder:
         stem, dot, ending = name.rpartition(".")
         relative = f"{folder}/{stem}-{content_digest(text)[:12]}{dot}{ending}"
         place = self._place(relative)
-        if not place.exists():
+        if not place.exists() or place.stat().st_size != len(text.encode()):
             with _beside(place) as temporary:
                 temporary.write_text(text, encoding="utf-8", newline="\n")
         return relative
@@ -89,6 +89,7 @@ class OutputFolder:
         for stale in sorted(self._earlier - self._written):
             (self.path / stale).unlink(missing_ok=True)
         self._write_manifest(self._written)
+        sweep(self.path)
         return index
 
     def _write_manifest(self, names: set[str]) -> None:
@@ -99,9 +100,10 @@ class OutputFolder:
         if not place.parent.resolve().is_relative_to(self.path.resolve()):
             raise RiebenchError(f"{place.parent} leads out of {self.path}; delete that link or choose another --out")
         if relative not in self._written:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            # Before anything else is there, also a folder: from then on the next call knows the place as its own.
             if not self._written and not (self.path / MANIFEST).exists():
                 self._write_manifest(set())
+            place.parent.mkdir(parents=True, exist_ok=True)
             self._written.add(relative)
         return place
 
@@ -109,11 +111,12 @@ class OutputFolder:
 def _manifest(path: Path) -> set[str]:
     file = path / MANIFEST
     if not file.exists():
-        if path.exists() and any(path.iterdir()):
+        # A call that was killed before it wrote its first file has left at most a beginning of that.
+        if path.exists() and not all(is_temporary(one.name) for one in path.iterdir()):
             raise RiebenchError(f"{path} is not empty and holds no report; choose another folder with --out")
         return set()
     try:
-        names = {str(name) for name in json.loads(file.read_text(encoding="utf-8"))}
+        names = {str(name) for name in parse_json(file.read_bytes())}
     except (ValueError, TypeError) as error:
         raise RiebenchError(f"{file} is damaged ({error}); delete {path} and repeat") from error
     return {name for name in names if _is_inside(name)}
@@ -130,7 +133,7 @@ def _beside(place: Path) -> Iterator[Path]:
 
     Unlike `write_atomic` it does not wait for the disk: thousands are written, and all can be made again.
     """
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(place)
     try:
         yield temporary
         temporary.replace(place)
