@@ -13,9 +13,10 @@ from riebench.errors import RiebenchError
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
 from riebench.paper.contest import Contest, Floats, counts, read_entries, setting_of
 from riebench.paper.job import PaperJob
-from riebench.paper.pools import count_of
+from riebench.paper.pools import Pools, count_of
 from riebench.paper.runs import ENDS, Runs, runs
 from riebench.paper.share_figure import draw_blocks
+from riebench.paper.tradeoff import metric_column, point_rows, shown_metrics
 from riebench.profiles import DEFAULT
 from riebench.schema import BLOCKS, Setting
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 
 NAME = "blocks"
 WHOLE = "all"
+AREAS = (
+    "SAE features switched in one block alone, each block ranked by itself, and in all blocks together: the area of "
+    "each at the same levels (mean CLIP gain at LPIPS budgets, see `trade-off`), chosen over all categories, and its "
+    "difference from all blocks together, paired. This is the measured effect that a feature share has to be held "
+    "against. True area: the same of the judge's success, less what unedited pictures have."
+)
+METRICS = (
+    "SAE features switched in one block alone, each block ranked by itself, and in all blocks together, as profile "
+    "`{profile}` scores them; areas belong to the default profile."
+)
 SWEPT = ("sae_each_sweep", "sae_sweep")
 """Every block alone, and all together, at the same levels."""
 
@@ -151,30 +162,24 @@ def make(job: PaperJob) -> Artefact:
     """Reads what each block does by itself.
 
     Raises:
-        RiebenchError: if the profile has no areas, or no stored setting edits single blocks.
+        RiebenchError: if no stored setting edits single blocks.
     """
-    if job.profile != DEFAULT:
-        raise RiebenchError(
-            f"blocks are compared by their areas, which profile {job.profile} lacks; leave --profile out"
-        )
     found = block_runs(job)
-    rows = block_effects(found.folders)
-    if not rows:
+    rows = block_effects(found.folders) if job.profile == DEFAULT else []
+    judged = any(row["true_area"] is not None for row in rows)
+    if not judged:
+        rows = [{k: v for k, v in row.items() if not k.startswith("true_")} for row in rows]
+    tables = [block_table(rows, judged)] if rows else _metric_tables(found, job.profile)
+    if not tables:
         raise RiebenchError(
             f"no setting with single blocks for {found.suite} on {found.model} in {job.results}; "
             f"`riebench run sae_each_sweep sae_sweep --settings-set sweep --suite {job.suite}` makes them"
         )
-    judged = any(row["true_area"] is not None for row in rows)
-    if not judged:
-        rows = [{k: v for k, v in row.items() if not k.startswith("true_")} for row in rows]
     return Artefact(
         name=NAME,
         title="What each block does by itself",
-        shows="SAE features switched in one block alone, each block ranked by itself, and in all blocks together: the "
-        "area of each at the same levels (mean CLIP gain at LPIPS budgets, see `trade-off`), chosen over all "
-        "categories, and its difference from all blocks together, paired. This is the measured effect that a feature "
-        "share has to be held against. True area: the same of the judge's success, less what unedited pictures have.",
-        tables=(block_table(rows, judged),),
+        shows=AREAS if rows else METRICS.format(profile=job.profile),
+        tables=tuple(tables),
         settings={
             "profile": job.profile,
             "levels": [float(level) for level in _levels(found)],
@@ -182,8 +187,25 @@ def make(job: PaperJob) -> Artefact:
             "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, percentile"},
         },
         notes=tuple(_notes(rows, judged)),
-        alt="Heat maps, blocks by categories: the area that each block reaches alone, by the score and by the truth.",
+        alt="Heat maps, blocks by categories: what each block reaches alone, by the score and, where it is known, by "
+        "the truth.",
     )
+
+
+def _metric_tables(found: Runs, profile: str) -> list[Table]:
+    """Every block set with the profile's own metrics, which have no areas."""
+    shown = shown_metrics(found.folders, profile)
+    folders = [folder for folder in found.folders if folder.spec.setting.block_mode != "together"]
+    nothing = Pools({}, {})
+    rows = [row for one in folders for row in point_rows(one, nothing, shown, profile, single_blocks=True)]
+    names = ("block", "setting", "strength", "switched", "category", "examples", "seeds", "scored", "expected")
+    columns = (*(Column(name=name) for name in names), *(metric_column(metric) for metric in shown))
+    down = ("block", "setting", "strength", "seeds")
+    views = tuple(
+        View(title=f"Blocks by category: {metric_column(m).heading}", down=down, across="category", cell=m)
+        for m in shown
+    )
+    return [Table(title="Blocks by category", columns=columns, rows=tuple(rows), views=views)] if rows else []
 
 
 def _levels(found: Runs) -> tuple[float, ...]:

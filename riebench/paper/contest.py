@@ -128,15 +128,21 @@ class Contest:
         return np.zeros(len(self.field.examples.ids))
 
 
-def contests(everything: Sequence[Entry]) -> list[Contest]:
-    """Entries sorted by their number of seeds, most seeds first; seeds that only ends have are left out."""
+def contests(everything: Sequence[Entry], replicates: int = REPLICATES) -> list[Contest]:
+    """Entries sorted by their number of seeds, most seeds first; seeds that only ends have are left out.
+
+    Args:
+        everything: of one suite and model.
+        replicates: of the bootstrap.
+    """
     found = []
     counted = {entry: entry.seeds for entry in everything}
     for seeds in sorted({*counted.values()} - {0}, reverse=True):
         members = [entry for entry in everything if counted[entry] == seeds]
         rivals = tuple(entry for entry in members if entry.method not in ENDS)
         if rivals:
-            found.append(Contest(rivals, tuple(entry for entry in members if entry.method in ENDS)))
+            ends = tuple(entry for entry in members if entry.method in ENDS)
+            found.append(Contest(rivals, ends, replicates))
     return found
 
 

@@ -15,6 +15,7 @@ from riebench.paper.artefact import Column, Row, Table, View, estimated
 from riebench.paper.contest import Contest, Floats, counts, setting_of
 from riebench.paper.pools import Pools, count_of, share_text
 from riebench.schema import Setting
+from riebench.stats import REPLICATES
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,21 @@ def pairs(everything: Sequence[Entry], settings: Mapping[str, Setting], chooses:
 
 
 def at_equal_shares(
-    everything: Sequence[Entry], settings: Mapping[str, Setting], chooses: Pools, replicates: int | None = None
+    everything: Sequence[Entry], settings: Mapping[str, Setting], chooses: Pools, replicates: int = REPLICATES
 ) -> list[Row]:
-    """Area and true area of both sides and their paired differences, over all categories and in each."""
+    """Area and true area of both sides and their paired differences, over all categories and in each.
+
+    Args:
+        everything: one entry a setting.
+        settings: by name.
+        chooses: what there is to choose from.
+        replicates: of the bootstrap.
+    """
     found = pairs(everything, settings, chooses)
     rows: list[Row] = []
     raw: dict[str, float] = {}
     for pair in found:
-        rivals = (pair.features, pair.units)
-        contest = Contest(rivals) if replicates is None else Contest(rivals, replicates=replicates)
+        contest = Contest((pair.features, pair.units), replicates=replicates)
         for category in contest.categories:
             row, draws = _row(contest, pair, settings, category)
             if draws is not None:

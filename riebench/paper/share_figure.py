@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from riebench.paper.artefact import Artefact, Row, picked, values_of
+from riebench.profiles import DEFAULT, PROFILES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,15 +38,23 @@ def _switched(rows: Sequence[Row], setting: object) -> float:
 
 def draw_blocks(figure: Figure, artefact: Artefact) -> None:
     """The area of each block set by category, and the true area beside it where there is one."""
-    rows = artefact.table().rows
-    judged = any(row.get("true_area") is not None for row in rows)
+    table = artefact.table()
+    judged = any(row.get("true_area") is not None for row in table.rows)
+    rank = PROFILES[str(artefact.settings.get("profile", DEFAULT))].rank
+    key = "area" if any(column.name == "area" for column in table.columns) else rank
+    rows = [row for row in table.rows if row.get("strength") in (None, _least(table.rows))]
+    column = table.column(key)
     figure.set_size_inches((2 if judged else 1) * WIDTH + 0.4, HEIGHT + 0.9)
     panels = figure.subplots(1, 2 if judged else 1, sharey=True, squeeze=False)[0]
-    heat_map(panels[0], rows, "area", 100, 1, signed=True)
-    panels[0].set_title("CLIP area x100 of a block edited alone", fontsize=8)
+    heat_map(panels[0], rows, key, column.scale, column.decimals or 0, signed=column.signed)
+    panels[0].set_title(f"{column.heading} of a block edited alone", fontsize=8)
     if judged:
         heat_map(panels[1], rows, "true_area", 100, 0, signed=False)
         panels[1].set_title("true area, %", fontsize=8)
+
+
+def _least(rows: Sequence[Row]) -> object:
+    return min((row["strength"] for row in rows if isinstance(row.get("strength"), float)), default=None)
 
 
 def heat_map(axes: Axes, rows: Sequence[Row], key: str, scale: float, decimals: int, *, signed: bool) -> None:

@@ -69,8 +69,9 @@ def make(job: PaperJob) -> Artefact:
         methods = joined(
             [e for e in everything if not _single_level(e)], {k: v for k, v in groups.items() if v is not None}
         )
-        areas = [row for contest in contests(methods) for row in area_rows(contest)]
-        equal = at_equal_shares(everything, {f.spec.setting.name: f.spec.setting for f in found.folders}, chooses)
+        areas = [row for contest in contests(methods, REPLICATES) for row in area_rows(contest)]
+        settings = {f.spec.setting.name: f.spec.setting for f in found.folders}
+        equal = at_equal_shares(everything, settings, chooses, REPLICATES)
         tables += [_area_table(areas, judged), equal_share_table(equal, judged)]
         notes += [*_area_notes(areas), *equal_share_notes(equal)]
     tables.append(_switch_table(points, shown))
@@ -98,22 +99,32 @@ def shown_metrics(folders: Iterable[RunFolder], profile: str) -> list[str]:
     return [metric for metric in dict.fromkeys(order) if metric in present]
 
 
-def point_rows(folder: RunFolder, chooses: Pools, shown: Sequence[str], profile: str = DEFAULT) -> list[Row]:
-    """Every level of a setting with all its blocks, over all categories and in each."""
+def point_rows(
+    folder: RunFolder, chooses: Pools, shown: Sequence[str], profile: str = DEFAULT, *, single_blocks: bool = False
+) -> list[Row]:
+    """Every level of a setting with all its blocks, over all categories and in each.
+
+    Args:
+        folder: its run.
+        chooses: what there is to choose from.
+        shown: metrics.
+        profile: whose metrics they are.
+        single_blocks: every block set instead, named in the rows.
+    """
     setting = folder.spec.setting
-    whole = whole_configurations(configurations(folder, profile))
+    everything = configurations(folder, profile)
     return [
         {
-            "method": KINDS.get(setting.method, setting.method),
+            **({"block": c.block_set} if single_blocks else {"method": KINDS.get(setting.method, setting.method)}),
             "setting": setting.name,
             "strength": float(c.strength),
             "switched": count_of(setting),
-            "share": share_text(chooses.share(setting)),
+            **({} if single_blocks else {"share": share_text(chooses.share(setting))}),
             "category": category,
             **_measured(c, category, shown),
         }
-        for c in whole
-        for category in ("all", *present_categories(whole))
+        for c in (everything if single_blocks else whole_configurations(everything))
+        for category in ("all", *present_categories(everything))
     ]
 
 
