@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from riebench import __version__
-from riebench.commands import doctor, exports, paper, report, results, run, sae, tasks, validity
+from riebench.commands import doctor, exports, features, paper, report, results, run, sae, tasks, validity
 from riebench.commands.common import DEBUG_FLAG
 
 # Help text without boxes needs no import of rich, which alone would take a third of the time that help may take.
@@ -20,6 +20,7 @@ for _verb in (
 ):  # fmt: skip
     app.command()(_verb)
 app.add_typer(tasks.app, name="tasks")
+sae.app.command()(features.feature)
 app.add_typer(sae.app, name="sae")
 
 

@@ -14,6 +14,18 @@ from riebench.report.plots import MARKS
 from riebench.report.reading import DISTANCE, EFFECT
 
 
+def environment() -> Environment:
+    """Where templates come from and how they are filled."""
+    return Environment(
+        loader=PackageLoader("riebench.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
 def render_page(views: Sequence[Mapping[str, Any]], board: Markup, files: Mapping[str, str], missing: int) -> str:
     """Fills the template.
 
@@ -23,21 +35,17 @@ def render_page(views: Sequence[Mapping[str, Any]], board: Markup, files: Mappin
         files: "report.css", "report.js" and "index": where they lie below the page.
         missing: pictures that are not there.
     """
-    environment = Environment(
-        loader=PackageLoader("riebench.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("index.html.j2").render(
-        views=views,
-        board=board,
-        files=files,
-        missing=missing,
-        version=__version__,
-        marks=MARKS,
-        gain=FORMATS[EFFECT],
-        distance=FORMATS[DISTANCE],
+    return (
+        environment()
+        .get_template("index.html.j2")
+        .render(
+            views=views,
+            board=board,
+            files=files,
+            missing=missing,
+            version=__version__,
+            marks=MARKS,
+            gain=FORMATS[EFFECT],
+            distance=FORMATS[DISTANCE],
+        )
     )
