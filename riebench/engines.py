@@ -1,4 +1,7 @@
-"""Where units run. Every engine takes the arguments of `runner.run_benchmark` and gives back the same folders."""
+"""Where units run. Every engine takes the arguments of `runner.run_benchmark` and gives back the same folders.
+
+Engines with workers in other processes take a `ModelRecipe` in place of the loaded model, and more options.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from riebench.errors import RiebenchError, near_match
+from riebench.rayengine import run_on_ray
 from riebench.runner import run_benchmark
 from riebench.store import RunFolder
 
-ENGINES: dict[str, Callable[..., list[RunFolder]]] = {"local": run_benchmark}
+ENGINES: dict[str, Callable[..., list[RunFolder]]] = {"local": run_benchmark, "ray": run_on_ray}
 """Engine name -> what runs a benchmark there."""
 
 

@@ -335,6 +335,6 @@ def test_nothing_twice_and_no_unknown_engine(run: Callable[..., list[RunFolder]]
         run(PATCH, PATCH)
     with pytest.raises(RiebenchError, match="nothing to do"):
         run_benchmark([], [PATCH], tiny_model(), results_root=tmp_path)
-    with pytest.raises(RiebenchError, match=r"unknown engine 'rey' \(known: local\)"):
+    with pytest.raises(RiebenchError, match=r"unknown engine 'rey' \(did you mean 'ray'\?\)"):
         engines.run("rey")
     assert set(BLOCKS) == set(PATCH.blocks)

@@ -93,10 +93,20 @@ def job_of(
         str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
     ] = "missing",
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    engine: Annotated[str, typer.Option(help="local: this process; ray: workers on a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="For --engine ray: HOST:PORT of its head, or auto. [default: start one here]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="For --engine ray: how many. [default: one per GPU]")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: make only the I-th of N parts; N processes do so at the same time.")
+    ] = None,
 ) -> Any:
     """The `riebench.job.Job` that the options of `riebench run` stand for."""
     from riebench.job import Job
-    from riebench.options import ModelOptions
+    from riebench.options import EngineOptions, ModelOptions, parse_shard
 
     folder, board = places(results)
     return Job(
@@ -124,6 +134,7 @@ def job_of(
         profile=profile,
         scorers=tuple(scorer or ()),
         weights=tuple(weights or ()),
+        engine=EngineOptions(engine, address, workers, (1, 1) if shard is None else parse_shard(shard)),
         options=ModelOptions(
             size=size,
             config=config,

@@ -1,0 +1,219 @@
+"""A run whose pictures are made by workers in other processes: plans, hands out, and is the one writer.
+
+Workers pull parcels: all settings, blocks and strengths of an example and seed, whose source and target runs are dear
+to make twice. What a lost worker had not sent is made by another; an example that takes its worker along again and
+again is recorded as failed, and the others go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from riebench.crew import Arrived, Broken, Crew, Event, Finished, Left, Lost, Ready, Worker
+from riebench.errors import RiebenchError, StoreError
+from riebench.files import write_atomic
+from riebench.methods.base import get_method
+from riebench.opening import opened
+from riebench.planning import Work, check_request, plan, reference_work
+from riebench.records import EditRecord
+from riebench.region_specs import parse_regions
+from riebench.remote import Assignment, Made, Parcel, Refused, Sent, Told, parcels
+from riebench.store import Redo, RunFolder, run_path
+
+LOSSES = 3
+"""Workers that one example may take along."""
+LOOKED_TOGETHER = 8
+"""Examples in a parcel if region models look at them: these are loaded anew for every parcel."""
+PATIENCE = 30.0
+"""Seconds without news after which people are told what is being waited for."""
+
+Say = Callable[[str], None]
+
+
+def run_with_workers(
+    assignment: Assignment, hire: Callable[[], Worker], count: int, *, results_root: Path, seeds: Sequence[int],
+    limit: int | None, redo: Redo, shard: tuple[int, int], progress: bool, provenance: Mapping[str, Any], say: Say,
+) -> list[RunFolder]:  # fmt: skip
+    """Makes all edited images of a run with several workers.
+
+    Args:
+        assignment: what workers must know.
+        hire: starts one.
+        count: how many work at the same time.
+        results_root: as in `riebench.runner.run_benchmark`, as is what follows.
+        seeds: likewise.
+        limit: likewise.
+        redo: likewise.
+        shard: likewise.
+        progress: likewise.
+        provenance: likewise.
+        say: receives lines for people.
+
+    Returns:
+        One folder per setting, in their order.
+
+    Raises:
+        RiebenchError: for what no worker can do. What has arrived is kept.
+    """
+    tasks, settings = assignment.tasks, assignment.settings
+    check_request(tasks, settings, redo, shard)
+    crew = Crew(hire, count)
+    crew.start()
+    try:
+        told = _first(crew, say)
+        folders = {
+            name: RunFolder(run_path(results_root, spec.suite, spec.model.name, name), spec)
+            for name, spec in told.specs.items()
+        }
+        model = next(iter(told.specs.values())).model
+        units = plan(tasks, settings, seeds, limit)
+        notes = {**told.notes, "batch_size": told.batch_size, "workers": count, **provenance}
+        regions = parse_regions(assignment.regions)
+        with opened(folders, units, model, regions.identity, notes, redo=redo, shard=shard) as works:
+            total = sum(len(work.units) for work in works)
+            with tqdm(total=total, unit="image", desc=model.name, disable=not progress) as bar:
+                writer = Writer(crew, folders, told, bar, say, pool=assignment.pool)
+                writer.run(works, LOOKED_TOGETHER if regions.models else 1)
+    finally:
+        crew.stop()
+    return list(folders.values())
+
+
+def _first(crew: Crew, say: Say) -> Told:
+    """What the first worker tells that is ready."""
+    while True:
+        event = crew.next(PATIENCE)
+        if event is None:
+            say("still waiting for a first worker: for a free place in the cluster, or for its model to load")
+        elif isinstance(event, Ready):
+            return event.told
+        elif isinstance(event, Left):
+            say(f"one worker less: {event.why}")
+        else:
+            assert isinstance(event, Broken)
+            raise event.error
+
+
+class Writer:
+    """Writes what workers make, and gives them what is to be made.
+
+    Args:
+        crew: the workers.
+        folders: setting name -> its folder, open for writing.
+        told: what the first worker told.
+        bar: counts units.
+        say: receives lines for people.
+        pool: whole tasks.
+    """
+
+    def __init__(
+        self, crew: Crew, folders: Mapping[str, RunFolder], told: Told, bar: Any, say: Say, *, pool: Sequence[Any] = ()
+    ) -> None:
+        self.crew, self.folders, self.told, self.bar, self.say = crew, folders, told, bar, say
+        self.shared = next(iter(folders.values())).shared
+        self.pool = {task.name: task for task in pool}
+        self.losses: Counter[tuple[str, str, int]] = Counter()
+        self.recorded: set[tuple[str, str]] = set()
+        self.open = 0
+
+    def run(self, works: Sequence[Work], together: int) -> None:
+        """Has everything made and written.
+
+        Args:
+            works: what to make.
+            together: examples in one parcel.
+        """
+        for some in parcels(works, together):
+            self._give(some)
+        while self.open:
+            event = self.crew.next(PATIENCE)
+            if event is not None:
+                self._take(event)
+
+    def _give(self, works: tuple[Work, ...]) -> None:
+        self.open += 1
+        self.crew.give(Parcel(works, self._stored(works)))
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self._compare(event.told)
+        elif isinstance(event, Arrived):
+            self._write(event.item)
+        elif isinstance(event, Finished):
+            self.open -= 1
+        elif isinstance(event, Lost):
+            self.open -= 1
+            self._again(event)
+        elif isinstance(event, Left):
+            self.say(f"one worker less: {event.why}")
+        else:
+            raise event.error
+
+    def _compare(self, told: Told) -> None:
+        for name, spec in self.told.specs.items():
+            if told.specs[name].run_id != spec.run_id:
+                other = told.specs[name].run_id
+                raise RiebenchError(
+                    f"workers do not agree on what {name!r} is: run {spec.run_id[:8]} and {other[:8]}; give all "
+                    "machines the same models, SAEs and version of riebench"
+                )
+
+    def _write(self, item: Sent | Made | Refused) -> None:
+        if isinstance(item, Refused):
+            raise RiebenchError(item.text)
+        if isinstance(item, Sent):
+            self.shared.write(item.name, item.data)
+            return
+        record, folder = item.record, self.folders[item.setting]
+        if record.image is not None:
+            if item.picture is None or hashlib.sha256(item.picture).hexdigest() != record.image_sha256:
+                raise StoreError(f"picture {record.image} did not arrive whole; repeat the same command")
+            write_atomic(folder.path / record.image, item.picture)
+        self._record(item.setting, record)
+
+    def _record(self, setting: str, record: EditRecord) -> None:
+        self.folders[setting].append(record)
+        self.recorded.add((setting, record.key.digest))
+        self.bar.update()
+
+    def _again(self, lost: Lost) -> None:
+        """Gives what a lost worker had left to others, one example at a time: only a lone one can be blamed."""
+        alone = len(lost.parcel.works) == 1
+        for work in lost.parcel.works:
+            units = [unit for unit in work.units if (unit.setting.name, unit.key.digest) not in self.recorded]
+            place = (work.task.name, work.example.id, work.seed)
+            self.losses[place] += alone
+            if not units:
+                continue
+            if self.losses[place] < LOSSES:
+                self._give((replace(work, units=units),))
+                continue
+            why = (
+                f"{LOSSES} workers were lost while this example was made, the last one so: {lost.why}; --redo errors "
+                "tries again, a smaller --batch-size needs less memory"
+            )
+            for unit in units:
+                record = EditRecord(key=unit.key, status="error", reason=why, cluster=unit.example.cluster)
+                self._record(unit.setting.name, record)
+        self.say(f"a worker was lost ({lost.why}); another one takes over")
+
+    def _stored(self, works: Sequence[Work]) -> tuple[Sent, ...]:
+        """What is stored of some examples, and the masks of those that methods look at beside them."""
+        names: dict[str, None] = {}
+        for work in works:
+            key = work.units[0].key
+            names |= dict.fromkeys(self.shared.image_name(key, role) for role in ("source", "target"))
+            names[self.shared.mask_name(key)] = None
+            if any("others" in get_method(unit.setting.method).needs for unit in work.units):
+                beside = self.pool.get(work.task.name, work.task).examples
+                keys = [reference_work(work, example).units[0].key for example in beside]
+                names |= dict.fromkeys(self.shared.mask_name(one) for one in keys)
+        paths = {name: self.shared.path / name for name in names}
+        return tuple(Sent(name, path.read_bytes()) for name, path in paths.items() if path.is_file())
