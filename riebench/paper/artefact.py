@@ -98,9 +98,14 @@ class Table(Stored):
     @model_validator(mode="before")
     @classmethod
     def _rounded(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "rows" in data:
-            return {**data, "rows": tuple(rounded(row) for row in data["rows"])}
-        return data
+        if not isinstance(data, dict) or not {"columns", "rows"} <= set(data):
+            return data
+        columns = [Column.model_validate(column) for column in data["columns"]]
+        order = [key for column in columns for key in column.keys]
+        # The same rows are the same bytes, however the keys came to be in their order.
+        rows = tuple(rounded({key: row[key] for key in [*(k for k in order if k in row), *(set(row) - set(order))]})
+                     for row in data["rows"])  # fmt: skip
+        return {**data, "rows": rows}
 
     @model_validator(mode="after")
     def _known_keys(self) -> Table:

@@ -15,17 +15,42 @@ HEIGHT = 3.2
 WIDTH = 2.6
 
 
-def panels(figure: Figure, count: int, *, width: float = WIDTH, height: float = HEIGHT) -> list[Axes]:
+def panels(figure: Figure, count: int, *, apart: Sequence[bool] = ()) -> list[Axes]:
     """Axes side by side with one vertical scale.
 
     Args:
         figure: empty.
         count: how many.
-        width: of one, in inches.
-        height: of all.
+        apart: which have a scale of their own; none if empty.
     """
-    figure.set_size_inches(max(4.0, width * count + 0.6), height)
-    return list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    figure.set_size_inches(max(4.0, WIDTH * count + 1.4), HEIGHT)
+    made: list[Axes] = []
+    shared: Axes | None = None
+    for index in range(count):
+        alone = bool(apart) and apart[index]
+        axes = figure.add_subplot(1, count, index + 1, sharey=None if alone else shared)
+        if not alone:
+            axes.tick_params(labelleft=shared is None)
+            shared = shared or axes
+        made.append(axes)
+    return made
+
+
+def finish(figure: Figure, label: str) -> None:
+    """The label of the vertical axis, whole steps below, and the lines' names at the right."""
+    from matplotlib.ticker import MaxNLocator
+
+    first = figure.axes[0]
+    first.set_ylabel(label)
+    for axes in figure.axes:
+        if axes.get_xscale() == "linear":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            low, high = axes.get_xlim()
+            if high - low < 1:
+                axes.set_xlim(low - 0.5, high + 0.5)
+    handles, labels = first.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
 
 
 def number(row: Row, name: str) -> float:

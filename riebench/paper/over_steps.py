@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
-from riebench.paper.drawing import by_block, number, panels
-from riebench.paper.generating import CONDITIONAL
+from riebench.paper.drawing import by_block, finish, number, panels
+from riebench.paper.generating import CONDITIONAL, UNCONDITIONAL
 from riebench.paper.job import PaperJob
 from riebench.paper.steps_pass import VARIANCE, measured
 
@@ -34,22 +34,30 @@ TITLES = {"ev_pooled": "Pooled explained variance", "ev_dim": "Explained varianc
 def make(job: PaperJob) -> Artefact:
     """Measures, or reads what was measured."""
     passes = measured(job)
-    rows = tuple({**row, "run": _run(row)} for row in passes.of(VARIANCE))
-    views = tuple(
-        View(title=f"{title}, by step and block", down=("run", "step"), across="block", cell=cell)
-        for cell, title in TITLES.items()
-    )
-    table = Table(title="Explained variance over steps", columns=COLUMNS, rows=rows, views=views)
+    rows = [{**row, "run": _run(row)} for row in passes.of(VARIANCE)]
+    conditional = picked(rows, half=CONDITIONAL)
+    tables = [_table("", "Explained variance over steps", conditional)]
+    if len(conditional) < len(rows):
+        title = "Explained variance over steps, unconditional half"
+        tables.append(_table(UNCONDITIONAL, title, picked(rows, half=UNCONDITIONAL)))
     return Artefact(
-        name=NAME, title="Explained variance over steps", shows=SHOWS, tables=(table,), settings=passes.settings,
-        notes=_notes(list(rows)),
+        name=NAME, title="Explained variance over steps", shows=SHOWS, tables=tuple(tables), settings=passes.settings,
+        notes=_notes(conditional),
         alt="Pooled explained variance against the step, one line a block, one panel a model and step count.",
     )  # fmt: skip
 
 
+def _table(name: str, title: str, rows: list[Row]) -> Table:
+    half = f", {name} half" if name else ""
+    views = tuple(
+        View(title=f"{head}{half}, by step and block", down=("run", "step"), across="block", cell=cell)
+        for cell, head in TITLES.items()
+    )
+    return Table(name=name, title=title, columns=COLUMNS, rows=tuple(rows), views=views)
+
+
 def _run(row: Row) -> str:
-    half = "" if row["half"] == CONDITIONAL else f", {row['half']}"
-    return f"{row['model']}, {row['steps']} step{'' if row['steps'] == 1 else 's'}{half}"
+    return f"{row['model']}, {row['steps']} step{'' if row['steps'] == 1 else 's'}"
 
 
 def _notes(rows: list[Row]) -> tuple[str, ...]:
@@ -67,12 +75,12 @@ def _notes(rows: list[Row]) -> tuple[str, ...]:
 
 
 def draw(figure: Figure, artefact: Artefact) -> None:
-    """One panel a run, one line a block, intervals as bands."""
-    rows = list(artefact.table().rows)
-    runs = values_of(rows, "run")
-    for axes, run in zip(panels(figure, len(runs)), runs, strict=True):
-        by_block(axes, picked(rows, run=run), "step", "ev_pooled")
-        axes.set_title(str(run), fontsize=8)
+    """One panel a run, one line a block, intervals as bands; the unconditional half on a scale of its own."""
+    shown = [(str(run), picked(list(table.rows), run=run), table.name)
+             for table in artefact.tables for run in values_of(table.rows, "run")]  # fmt: skip
+    apart = [bool(name) for _, _, name in shown]
+    for axes, (run, rows, name) in zip(panels(figure, len(shown), apart=apart), shown, strict=True):
+        by_block(axes, rows, "step", "ev_pooled")
+        axes.set_title(f"{run}\n{name} half, other scale" if name else run, fontsize=8)
         axes.set_xlabel("step")
-    figure.axes[0].set_ylabel("pooled explained variance")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    finish(figure, "pooled explained variance")

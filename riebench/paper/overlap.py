@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
-from riebench.paper.drawing import by_block, panels
+from riebench.paper.drawing import by_block, finish, panels
 from riebench.paper.job import PaperJob
 from riebench.paper.steps_pass import MEAN, OVERLAP, POSITION, measured
 
@@ -66,5 +66,4 @@ def draw(figure: Figure, artefact: Artefact) -> None:
         by_block(axes, mine, "step", MEAN, dashed=True)
         axes.set_title(str(run or "no run has two steps"), fontsize=8)
         axes.set_xlabel("first step of the pair")
-    figure.axes[0].set_ylabel("cosine (dashed: of spatial means)")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    finish(figure, "cosine (dashed: of spatial means)")

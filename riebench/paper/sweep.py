@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
-from riebench.paper.drawing import line, number, panels
+from riebench.paper.drawing import finish, line, number, panels
 from riebench.paper.generating import CONDITIONAL, chosen_blocks, watch
 from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import HASH, Said, model_words, prompt_words, run_words, runs_key, sae_key
@@ -177,5 +177,4 @@ def draw(figure: Figure, artefact: Artefact) -> None:
         axes.set_xticks(ks, [f"{k:g}" for k in ks])
         axes.set_xlabel("k")
         axes.set_title(str(block), fontsize=9)
-    figure.axes[0].set_ylabel("pooled explained variance")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    finish(figure, "pooled explained variance")
