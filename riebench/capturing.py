@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from riebench.blocks import ATTENTION, kind, short_name, unit_site
-from riebench.edits import Edit
-from riebench.footprint import PREFIX_KEPT, Footprint, examples_together, footprint, prefix_bytes
+from riebench.footprint import (
+    PREFIX_KEPT,
+    PREFIX_STEPS,
+    Footprint,
+    examples_together,
+    footprint,
+    prefix_bytes,
+)
 from riebench.generate import Capture, Generator
 from riebench.hooks import known_sites, unit_layers
 from riebench.methods.base import ROLES, ExampleRuns
@@ -51,7 +57,29 @@ class CapturePlan:
     def examples(self, works: Sequence[Work], batch_size: int) -> int:
         """How many of some examples are in memory together."""
         nbytes = self.footprint(works).nbytes(long=self.is_long(works), metered=self._is_metered(works))
-        return examples_together(nbytes, batch_size)
+        plan = self.prefix(works)
+        return examples_together(nbytes + (0 if plan is None else self._prefix_bytes(plan)), batch_size)
+
+    def prefix(self, works: Sequence[Work]) -> PrefixPlan | None:
+        """What edited runs may share with their source runs; None if there are no edits."""
+        names = dict.fromkeys(unit.setting.name for work in works for unit in work.units)
+        users = [one for name in names if (one := self.prepared[name]).method.edits]
+        if not users:
+            return None
+        inside = [one for one in users if one.method.reads_blocks]
+        blocks = dict.fromkeys(short_name(block) for one in inside for block in one.setting.blocks)
+        steps = self.generator.model.spec.steps
+        starts = {0 if one.window is None else one.window[0] for one in inside}
+        worth = tuple(sorted(start for start in starts if steps - start <= PREFIX_STEPS))
+        plan = PrefixPlan(len(works), tuple(blocks) if worth else (), worth)
+        return plan if self._prefix_bytes(plan) <= PREFIX_KEPT else PrefixPlan(len(works))
+
+    def _prefix_bytes(self, plan: PrefixPlan) -> int:
+        model = self.generator.model
+        width = next(model.unet.parameters()).element_size()
+        return prefix_bytes(
+            self._shape, model.spec.size, model.spec.steps, plan.blocks, len(plan.steps), width, guided=model.guided
+        )
 
     def captures(self, works: Sequence[Work]) -> list[Capture]:
         """Updates and units first, then text attention."""

@@ -84,11 +84,15 @@ def number_bytes(dtype: str) -> int:
 
 def work_bytes(request: Request) -> int:
     """Estimated peak of activations of one batch: of the U-Net, or of the decoder, whichever needs more."""
-    shape, model, options = request.shape, request.model, request.options
+    return activation_bytes(request.shape, request.model, request.options, request.batch_size)
+
+
+def activation_bytes(shape: Shape, model: ModelSpec, options: ModelOptions, batch_size: int) -> int:
+    """The same for a model and so many pictures at a time."""
     latents = model.size // shape.vae_factor
-    rows = request.batch_size * (2 if model.guidance > 1 else 1)
+    rows = batch_size * (2 if model.guidance > 1 else 1)
     unet = rows * latents**2 * shape.channels[0] * UNET_TENSORS * number_bytes(model.dtype)
-    decoded = request.batch_size if latents <= LARGEST_BATCH_DECODED and not options.vae_slicing else 1
+    decoded = batch_size if latents <= LARGEST_BATCH_DECODED and not options.vae_slicing else 1
     side = min(model.size, TILE) if options.vae_tiling else model.size
     width = number_bytes(model.dtype) if options.vae == FP16_FIX else FLOAT
     return max(unet, decoded * side**2 * shape.vae_width * DECODER_TENSORS * width)

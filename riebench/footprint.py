@@ -23,6 +23,7 @@ RUNS = 2
 """Source and target."""
 FULL, HALF = 4, 2
 """Bytes of a number in float32 and in 16 bits."""
+LATENT_CHANNELS = 4
 TOKENS = 77
 """Tokens a text attention map has."""
 
@@ -31,6 +32,11 @@ SHORT_RUN = 64 * 2**20
 steps need 44 MB; SDXL Base's at 20 steps and 1024 pixels would need 840 MB."""
 UNITS_KEPT = 128 * 2**20
 """Bytes of one example's feed-forward units in float32 up to which they are kept."""
+PREFIX_KEPT = 256 * 2**20
+"""Bytes of one source run up to which what edited runs share with it (`riebench.prefix`) is kept: SDXL Turbo needs
+24 MB in 16 bits, SDXL Base at 20 steps and 1024 pixels about 150 MB."""
+PREFIX_STEPS = 8
+"""Steps from an edit's first one to the last up to which part of the first one is worth keeping."""
 HELD_TOGETHER = 2**30
 """Bytes of traces in memory at a time, unless one example alone needs more."""
 
@@ -87,3 +93,27 @@ def footprint(
         + places * sum(TOKENS * shape.positions(block, size) for block in attention),
         units=places * sum(shape.units(block) * shape.positions(block, size) for block in units),
     )
+
+
+def prefix_bytes(
+    shape: Shape, size: int, steps: int, blocks: Iterable[str], starts: int, width: int, *, guided: bool
+) -> int:
+    """Bytes of what edited runs can share with one source run.
+
+    Args:
+        shape: the model's measures.
+        size: picture side in pixels.
+        steps: denoising steps.
+        blocks: blocks that may be the first changed one.
+        starts: number of steps that may be the first changed one.
+        width: bytes of a number.
+        guided: whether there is an unconditional half.
+    """
+    latents = (size // shape.vae_factor) ** 2
+    grids = [latents // 4**level for level in range(len(shape.channels))]
+    # What upward blocks read: the first convolution, two blocks a level, and the way down to the next level.
+    skips = shape.channels[0] * latents + sum(2 * c * grid for c, grid in zip(shape.channels, grids, strict=True))
+    skips += sum(c * grid for c, grid in zip(shape.channels[:-1], grids[1:], strict=True))
+    # The input of such a block may be that of two joined; beside it lies its update.
+    kept = sum(2 * shape.width(block) * shape.positions(block, size) for block in blocks)
+    return (LATENT_CHANNELS * latents * steps + starts * (skips + kept)) * width * (2 if guided else 1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchErro
 from riebench.models import LoadedModel
 from riebench.phrases import phrase_spans
 from riebench.placement import attention_kernel, out_of_memory
+from riebench.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
 from riebench.trace import Sink, Trace, What, capture, intervene
 
 Embeddings = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -50,11 +51,13 @@ class GenerationResult:
         images: uint8 [B, H, W, 3].
         traces: one per `Capture` asked for.
         latents: [B, T, c, h, w] after each step, if they were to be kept.
+        prefix: what edited runs can share of the first rows, if that was to be kept.
     """
 
     images: NDArray[np.uint8]
     traces: tuple[Trace, ...] = ()
     latents: Tensor | None = None
+    prefix: Prefix | None = None
 
     @property
     def trace(self) -> Trace:
@@ -89,6 +92,8 @@ class Generator:
         edits: Sequence[Edit | None] | None = None,
         capture: Capture | Sequence[Capture] | None = None,
         keep_latents: bool = False,
+        keep_prefix: PrefixPlan | None = None,
+        prefixes: Sequence[Prefix] = (),
     ) -> GenerationResult:
         """Generates one batch.
 
@@ -99,6 +104,8 @@ class Generator:
             edits: one per picture, None for none.
             capture: what to capture; edited values where there are edits.
             keep_latents: keeps the latents after each step.
+            keep_prefix: what to keep for edited runs of the same prompts and seeds.
+            prefixes: source runs of the rows; what the whole batch has in common with them is not computed again.
 
         Returns:
             Pictures and traces, in the order of the prompts (traces may end with runs that edits needed beside).
@@ -109,7 +116,7 @@ class Generator:
             ValueError: if lengths differ or the batch is empty.
         """
         try:
-            return self._generate(prompts, seeds, edits, capture, keep_latents)
+            return self._generate(prompts, seeds, edits, capture, keep_latents, keep_prefix, prefixes)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -127,6 +134,8 @@ class Generator:
         edits: Sequence[Edit | None] | None,
         capture: Capture | Sequence[Capture] | None,
         keep_latents: bool,
+        keep_prefix: PrefixPlan | None,
+        prefixes: Sequence[Prefix],
     ) -> GenerationResult:
         if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, edits: {edits and len(edits)}")
@@ -136,17 +145,33 @@ class Generator:
         denoising = Denoising(every, edits or (), self._text, self.model.spec.steps, keep=keep_latents)
         options = denoising.begin(self._options(every, [*seeds, *(s for _, s in beside)]))
         with ExitStack() as stack:
+            runs = list(zip(prompts, seeds, strict=True))
             if edits is not None:
-                rows = [*edits, *[None] * len(beside)]
-                spec = self.model.spec
-                stack.enter_context(
-                    intervene(self.model.unet, rows, pairs=pairs, guided=self.model.guided, steps=spec.steps)
-                )
+                # What is captured has to be computed.
+                stack.enter_context(self._intervened(runs, edits, len(beside), pairs, () if wanted else prefixes))
             traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
+            kept = None
+            if keep_prefix is not None:
+                kept = stack.enter_context(record(self.model.unet, runs, keep_prefix, guided=self.model.guided))
             # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the U-Net.
             stack.enter_context(attention_kernel(self.model.options))
             latents = self.model.pipe(**options, **denoising.options).images
-        return GenerationResult(self.decode(latents[: len(prompts)]), traces, denoising.latents)
+        return GenerationResult(self.decode(latents[: len(prompts)]), traces, denoising.latents, kept)
+
+    @contextmanager
+    def _intervened(
+        self, runs: Sequence[Run], edits: Sequence[Edit | None], beside: int, pairs: Mapping[int, tuple[int, int]],
+        prefixes: Sequence[Prefix],
+    ) -> Iterator[None]:  # fmt: skip
+        unet, guided, steps = self.model.unet, self.model.guided, self.model.spec.steps
+        cut = None if beside else shared_cut(prefixes, runs, edits)
+        skipped = 0 if cut is None else cut.step
+        rows = [*edits, *[None] * beside]
+        with ExitStack() as stack:
+            stack.enter_context(intervene(unet, rows, pairs=pairs, guided=guided, steps=steps, skipped=skipped))
+            if cut is not None:
+                stack.enter_context(resume(unet, prefixes, runs, cut, guided=guided))
+            yield
 
     def _text(self, prompt: str) -> TextParts:
         return self.embed(prompt)[:2]

@@ -63,23 +63,24 @@ class Hooks:
         """Notes one call of a site."""
         self.seen[site] = self.seen.get(site, 0) + 1
 
-    def check(self, names: Sequence[str], steps: int | None) -> None:
-        """Refuses a wrong number of calls."""
+    def check(self, names: Sequence[str], steps: int | None, skipped: int = 0) -> None:
+        """Refuses a wrong number of calls; in the first so many no site runs."""
         if steps is not None and self.calls != steps:
             raise RiebenchError(f"expected {steps} U-Net calls, saw {self.calls}; one generation per capture or edit")
         for name in names:
-            if self.seen.get(name, 0) != self.calls:
+            if self.seen.get(name, 0) != self.calls - skipped:
                 raise RiebenchError(f"{name} ran {self.seen.get(name, 0)} times in {self.calls} U-Net calls")
 
 
 @contextmanager
-def hooked(unet: nn.Module, names: Sequence[str], steps: int | None) -> Iterator[Hooks]:
+def hooked(unet: nn.Module, names: Sequence[str], steps: int | None, skipped: int = 0) -> Iterator[Hooks]:
     """Hooks that count the calls of some sites, are always removed, and check the counts at the end.
 
     Args:
         unet: the U-Net.
         names: short names of the sites.
         steps: the number of U-Net calls there must be, if known.
+        skipped: how many calls, the first ones, take their result from elsewhere (see `riebench.prefix`).
 
     Yields:
         The hooks; more can be added inside the `with` block.
@@ -102,7 +103,7 @@ def hooked(unet: nn.Module, names: Sequence[str], steps: int | None) -> Iterator
     finally:
         for handle in hooks.handles:
             handle.remove()
-    hooks.check(names, steps)
+    hooks.check(names, steps, skipped)
 
 
 def find_module(unet: nn.Module, name: str) -> nn.Module:

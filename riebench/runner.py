@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from riebench.batching import BatchSize, automatic_batch_size
 from riebench.capturing import CapturePlan
 from riebench.edits import Edit
 from riebench.errors import MemoryShortageError, RiebenchError, reason
@@ -35,9 +36,9 @@ from riebench.planning import (
     check_request,
     plan,
     prepare,
-    usual_batch_size,
     versions,
 )
+from riebench.prefix import Cut, Prefix
 from riebench.records import BlockFeatures, EditRecord
 from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
@@ -47,8 +48,14 @@ from riebench.store import Redo, RunFolder
 
 __all__ = ["Runner", "plan", "run_benchmark"]
 
+T = TypeVar("T")
+
 NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""
+
+
+PREFIXES_HELD = 2
+"""Chunks of examples whose shared activations may be in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,17 @@ class Row:
     prompt: str
     noise: int
     details: Mapping[str, Any]
+    prefix: Prefix | None
+
+    @property
+    def cut(self) -> Cut:
+        """Where it leaves its source run."""
+        return Cut(0) if self.prefix is None else self.prefix.cut(self.edit)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Rows of one rank leave at the same place."""
+        return (0, -1) if self.prefix is None else self.prefix.rank(self.cut)
 
 
 def run_benchmark(
@@ -92,7 +110,7 @@ def run_benchmark(
         saes_source: SAEs for all settings; None for each setting's own, or else the model's.
         seeds: indices of the seeds of each example.
         limit: at most this many examples of each task.
-        batch_size: pictures generated at once; None for 32 small or 4 large ones.
+        batch_size: pictures generated at once; None for what device and free memory allow.
         regions: who finds words in pictures, as `--regions` writes it.
         redo: "missing", "errors" (repeats failed units too), or "all".
         shard: (i, n) does the i-th of n parts, from 1; the others may run at the same time.
@@ -118,7 +136,7 @@ def run_benchmark(
     }
     folders = {name: one.folder for name, one in prepared.items()}
     units = plan(tasks, settings, seeds, limit)
-    size = batch_size or usual_batch_size(model.spec.size)
+    size = batch_size or automatic_batch_size(model)
     told = {**versions(model), "batch_size": size, **(provenance or {})}
     with opened(folders, units, model.spec, identity, told, redo=redo, shard=shard) as works:
         total = sum(len(work.units) for work in works)
@@ -147,7 +165,7 @@ class Runner:
         self.generator = Generator(model)
         self.model = model
         self.prepared = prepared
-        self.batch_size = batch_size
+        self.batches = BatchSize(batch_size)
         self.bar = bar
         self.shared = next(iter(prepared.values())).folder.shared
         self.masks = MaskMaker(
@@ -155,14 +173,16 @@ class Runner:
         )
         self.captures = CapturePlan(self.generator, prepared, self.masks.looks_at_attention)
         self.references = References(pool, self.generator, self.masks, self.captures)
-        self.pending: list[Row] = []
+        self.pending: dict[tuple[int, int], list[Row]] = {}
 
     def run(self, works: Sequence[Work]) -> None:
         """Makes everything, a few examples at a time."""
         self.masks.prepare([*works, *self.references.works(works)])
-        chunk = self.captures.examples(works, self.batch_size)
-        for start in range(0, len(works), chunk):
-            self._run_chunk(works[start : start + chunk])
+        left = list(works)
+        while left:
+            chunk = self.captures.examples(works, self.batches.size)
+            self._run_chunk(left[:chunk])
+            del left[:chunk]
         self._flush()
 
     def _run_chunk(self, works: Sequence[Work]) -> None:
@@ -170,25 +190,44 @@ class Runner:
             pair = self._generate_pairs(works)
         except Exception as error:
             if len(works) > 1:
-                for work in works:
-                    self._run_chunk([work])
+                for part in self._parts(works, error, 2 * len(works)):
+                    self._run_chunk(part)
                 return
-            _refuse_shortage(error)
+            self._refuse_shortage(error)
             self._finish(works[0].units, "error", reason(error))
             return
+        self.batches.fitted()
         for index, work in enumerate(works):
             self._run_example(work, pair, index, len(works))
-        if pair.traces[0].long:
-            # Edits of long runs read this trace: it can go only when they are done.
+        # Edits of long runs read this trace: it can go only when they are done.
+        if pair.traces[0].long or self._held() > PREFIXES_HELD:
             self._flush()
+
+    def _held(self) -> int:
+        """Chunks of examples whose activations wait for rows to come."""
+        return len({id(row.prefix) for rows in self.pending.values() for row in rows if row.prefix is not None})
+
+    def _parts(self, items: Sequence[T], error: Exception, pictures: int) -> list[Sequence[T]]:
+        """What to try after a batch failed: halves if memory was short, else one by one, to keep the failure apart."""
+        if not isinstance(error, MemoryShortageError):
+            return [[item] for item in items]
+        self.batches.shrink(pictures)
+        half = len(items) // 2
+        return [items[:half], items[half:]]
+
+    def _refuse_shortage(self, error: Exception) -> None:
+        # What does not fit alone where nothing else has fitted: going on would fail every unit to come in its turn.
+        if isinstance(error, MemoryShortageError) and not self.batches.proven:
+            raise error
 
     def _generate_pairs(self, works: Sequence[Work]) -> GenerationResult:
         """Source pictures of all examples, then target pictures of all, in one batch with equal noise."""
         prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
         captures = self.captures.captures(works)
         return self.generator.generate(
-            prompts, [work.noise for work in works] * 2, capture=captures, keep_latents=self.captures.keeps_latents
-        )
+            prompts, [work.noise for work in works] * 2, capture=captures, keep_latents=self.captures.keeps_latents,
+            keep_prefix=self.captures.prefix(works),
+        )  # fmt: skip
 
     def _run_example(self, work: Work, pair: GenerationResult, index: int, count: int) -> None:
         source = self._shared_image(work, "source", pair.images[index])
@@ -213,7 +252,7 @@ class Runner:
             place = (unit.setting.name, unit.blocks)
             if place not in made:
                 made[place] = self._edit(unit, runs)
-            self._take(unit, made[place], work, masks, pictures)
+            self._take(unit, made[place], work, masks, pictures, pair.prefix)
 
     def _paint(self, work: Work, masks: RegionMasks, pictures: Mapping[Role, NDArray[np.uint8]]) -> list[Unit]:
         """Makes the units of editors; returns the others."""
@@ -221,7 +260,7 @@ class Runner:
             method = self.prepared[name].method
             if isinstance(method, Editor):
                 units = [unit for unit in work.units if unit.setting.name == name]
-                for one in paint(self.generator, method, units, work, pictures, self.batch_size):
+                for one in paint(self.generator, method, units, work, pictures, self.batches.size):
                     if isinstance(one.made, str):
                         self._finish([one.unit], "error", one.made)
                         continue
@@ -247,7 +286,7 @@ class Runner:
 
     def _take(
         self, unit: Unit, made: Edit | Reuse | str, work: Work, masks: RegionMasks,
-        pictures: Mapping[Role, NDArray[np.uint8]],
+        pictures: Mapping[Role, NDArray[np.uint8]], prefix: Prefix | None,
     ) -> None:  # fmt: skip
         """Records a unit whose picture is known already, or puts it into the coming batch."""
         if isinstance(made, str):
@@ -266,30 +305,38 @@ class Runner:
             # Generating it would give that picture again, bit for bit.
             self._save(unit, pictures[known], details)
             return
-        self.pending.append(Row(unit, edit, work.plain.source, work.noise, details))
-        if len(self.pending) >= self.batch_size:
-            self._flush()
+        row = Row(unit, edit, work.plain.source, work.noise, details, prefix)
+        waiting = self.pending.setdefault(row.rank, [])
+        waiting.append(row)
+        if len(waiting) >= self.batches.size:
+            self._make(self.pending.pop(row.rank))
 
     def _flush(self) -> None:
-        rows, self.pending = self.pending, []
-        if rows:
-            self._make(rows)
+        """Makes all rows that wait; those that leave their source runs at about the same place go together."""
+        rows = [row for rank in sorted(self.pending) for row in self.pending[rank]]
+        self.pending.clear()
+        while rows:
+            count = self.batches.size
+            self._make(rows[:count])
+            del rows[:count]
 
     def _make(self, rows: Sequence[Row]) -> None:
-        """Generates and stores one batch; if it fails, its rows are tried one by one."""
+        """Generates and stores one batch; if it fails, parts of it are tried."""
         start = time.perf_counter()
         try:
             result = self.generator.generate(
-                [row.prompt for row in rows], [row.noise for row in rows], edits=[row.edit for row in rows]
-            )
+                [row.prompt for row in rows], [row.noise for row in rows], edits=[row.edit for row in rows],
+                prefixes=list({id(row.prefix): row.prefix for row in rows if row.prefix is not None}.values()),
+            )  # fmt: skip
         except Exception as error:
             if len(rows) > 1:
-                for row in rows:
-                    self._make([row])
+                for part in self._parts(rows, error, len(rows)):
+                    self._make(part)
             else:
-                _refuse_shortage(error)
+                self._refuse_shortage(error)
                 self._finish([rows[0].unit], "error", reason(error))
             return
+        self.batches.fitted()
         seconds = (time.perf_counter() - start) / len(rows)
         for row, picture in zip(rows, result.images, strict=True):
             self._save(row.unit, picture, {**row.details, "seconds": seconds, "batch_size": len(rows)})
@@ -318,9 +365,3 @@ class Runner:
         if not (self.shared.path / name).exists():
             self.shared.write_image(name, fresh)
         return self.shared.read_image(name)
-
-
-def _refuse_shortage(error: Exception) -> None:
-    # What does not fit alone fits nowhere: going on would fail every unit to come, each in its turn.
-    if isinstance(error, MemoryShortageError):
-        raise error

@@ -88,6 +88,7 @@ def intervene(
     pairs: Mapping[int, tuple[int, int]] | None = None,
     guided: bool = False,
     steps: int | None = None,
+    skipped: int = 0,
 ) -> Iterator[None]:
     """Applies one edit per row of the batch to every U-Net call made inside the `with` block.
 
@@ -97,6 +98,7 @@ def intervene(
         pairs: row of a picture with a `Paired` edit -> the rows of its source and its target run.
         guided: whether the batch holds an unconditional half (before the conditional one).
         steps: the number of calls there must be, if known.
+        skipped: how many calls, the first ones, take their result from a source run (see `riebench.prefix`).
 
     Raises:
         RiebenchError: if a site is missing, the batch has another size, or the number of calls is wrong.
@@ -104,7 +106,7 @@ def intervene(
     active = {index: edit for index, edit in enumerate(edits) if edit is not None and not edit.empty}
     sites = list(dict.fromkeys(short_name(site) for edit in active.values() for site in edit.sites))
     rows = {site: {i: e for i, e in active.items() if site in e.sites} for site in sites}
-    with hooked(unet, sites, steps) as hooks:
+    with hooked(unet, sites, steps, skipped) as hooks:
         for site in sites:
             _edit_site(hooks, site, rows[site], pairs or {}, len(edits), guided)
         yield
