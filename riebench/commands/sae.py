@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders, and train them.")
 app.command("collect")(sae_training.collect_updates)
+app.command("train")(sae_training.train_saes)
+app.command("speed")(sae_training.speed)
 
 
 @app.callback()

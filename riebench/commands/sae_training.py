@@ -12,6 +12,7 @@ from riebench.commands.common import DeviceOption, friendly, say, with_options_o
 
 if TYPE_CHECKING:
     from riebench.options import ModelOptions
+    from riebench.saes.train import Kind
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,112 @@ def collect_updates(
     what = Collecting(words(blocks) or BLOCKS, limit, seed, batch_size, shard_pictures, redo_damaged)
     there = collect(loading.load(), source.read(), out, what, known=known, say=say)
     say(f"{there.pictures} pictures in {len(there.shards)} shards; next: riebench sae train {out} --out FOLDER")
+
+
+@friendly
+def train_saes(
+    updates: Annotated[Path, typer.Argument(help="Folder that `riebench sae collect` wrote.")] = Path("updates"),
+    out: Annotated[Path, typer.Option(help="Folder for the SAEs; it holds one training.")] = Path("saes"),
+    blocks: Annotated[str | None, typer.Option(help="Block names with commas between. [default: all]")] = None,
+    k: Annotated[str, typer.Option(help="Features kept per position, with commas between for several SAEs.")] = "10",
+    width: Annotated[str, typer.Option(help="Features of an SAE, with commas between for several.")] = "5120",
+    kind: Annotated[str, typer.Option(help="topk, batchtopk, or both with a comma between.")] = "topk",
+    epochs: Annotated[int, typer.Option(min=1, help="How often each position is used.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after N steps. [default: all there are]")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Positions a step.")] = 4096,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    decay: Annotated[float, typer.Option(help="Share of the run over which the rate falls at its end.")] = 0.0,
+    auxk: Annotated[int, typer.Option(min=0, help="Dead features in the auxiliary loss.")] = 256,
+    dead_after: Annotated[int, typer.Option(min=1, help="Idle positions after which a feature is dead.")] = 10_000_000,
+    buffer: Annotated[int, typer.Option(min=1, help="Positions in memory, shuffled together.")] = 262_144,
+    held_out: Annotated[
+        int | None, typer.Option(min=1, help="Last positions, to measure on. [default: a twentieth, at most 65536]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of start and order.")] = 0,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between two points of the curves.")] = 50,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 1000,
+    trust: Annotated[bool, typer.Option("--trust", help="Compare only the shards' sizes, not their hashes.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train SAEs, all of a block over one pass of its updates. Repeating a command goes on where it stopped."""
+    import torch
+
+    from riebench.job import pick_device
+    from riebench.saes.shards import Collection
+    from riebench.saes.stream import DataPass
+    from riebench.saes.train import SaeTraining
+    from riebench.saes.training import Job, train_collection
+
+    collection = Collection.open(updates)
+    configs = tuple(
+        SaeTraining(
+            features=features, k=one, auxk=auxk, batch_size=batch_size, learning_rate=lr, dead_after=dead_after,
+            seed=seed, kind=_kind(named), decay=decay,
+        )
+        for named in words(kind) for features in _counts("--width", width) for one in _counts("--k", k)
+    )  # fmt: skip
+    plan = DataPass(batch_size, epochs, steps, buffer, held_out, seed)
+    where = torch.device(pick_device(device))
+    job = Job(out, configs, plan, where, log_every, checkpoint_every, trust)
+    lines = train_collection(collection, words(blocks), job, say)
+    print(f"{'block':<10} {'kind':<10} {'k':>5} {'n':>7} {'EV':>8} {'L0':>8} {'dead':>8}")
+    for line in lines:
+        print(
+            f"{line.block:<10} {line.kind:<10} {line.k:>5} {line.features:>7} {line.explained_variance:>8.4f} "
+            f"{line.l0:>8.4g} {line.dead_share:>8.2%}"
+        )
+    say(f"measured on {lines[0].held_out} positions held out, after {lines[0].positions:,} of training")
+    first = configs[0]
+    chosen = "" if len(_counts("--k", k)) == 1 else f"#k={first.k}"
+    say(f"next: riebench run --sae '{job.root(first)}{chosen}' --model ...")
+
+
+@friendly
+def speed(
+    d: Annotated[int, typer.Option("--d", min=1, help="Channels of the block.")] = 1280,
+    k: Annotated[int, typer.Option(min=1, help="Features kept per position.")] = 10,
+    width: Annotated[int, typer.Option(min=1, help="Features of the SAE.")] = 5120,
+    kind: Annotated[str, typer.Option(help="topk or batchtopk.")] = "topk",
+    batch_size: Annotated[int, typer.Option(min=1, help="Positions a step.")] = 4096,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps that are timed; the median counts.")] = 10,
+    device: DeviceOption = "auto",
+) -> None:
+    """Time a training step, and its matrix products alone."""
+    import torch
+
+    from riebench.job import pick_device
+    from riebench.saes.speed import measure_step
+    from riebench.saes.train import SaeTraining
+
+    config = SaeTraining(features=width, k=k, batch_size=batch_size, kind=_kind(kind))
+    where = torch.device(pick_device(device))
+    found = measure_step(d, config, device=where, repeats=repeats)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{where}, {torch.get_num_threads()} threads"
+    print(
+        f"d = {d}, n = {width}, k = {k}, {kind}, {batch_size} positions, float32, PyTorch {torch.__version__}, {name}"
+    )
+    print(f"whole step            {found.step * 1000:9.1f} ms   {found.flops / found.step / 1e9:9.1f} GFLOP/s")
+    print(f"its matrix products   {found.products * 1000:9.1f} ms   {found.flops / found.products / 1e9:9.1f} GFLOP/s")
+    print(f"share of the products {found.share:9.1%}      {batch_size / found.step:,.0f} positions a second")
+
+
+def _kind(name: str) -> Kind:
+    from riebench.errors import RiebenchError, near_match
+    from riebench.saes.train import KINDS
+
+    for known in KINDS:
+        if known == name:
+            return known
+    raise RiebenchError(f"--kind {name!r}{near_match(name, KINDS)}")
+
+
+def _counts(flag: str, text: str) -> tuple[int, ...]:
+    from riebench.errors import RiebenchError
+
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in words(text)))
+    except ValueError as error:
+        raise RiebenchError(f"{flag} {text!r}: write whole numbers with commas between, such as 8,16") from error
+    if not found or min(found) < 1:
+        raise RiebenchError(f"{flag} {text!r}: write at least one number from 1 on")
+    return found

@@ -23,7 +23,8 @@ from riebench.generate import Capture, Generator
 from riebench.hooks import find_module
 from riebench.machine import free_disk
 from riebench.models import LoadedModel
-from riebench.saes.shards import BlockLayout, Collection, CollectionIndex, damaged_error, prompts_digest
+from riebench.saes.layout import BlockLayout, CollectionIndex
+from riebench.saes.shards import Collection, damaged_error, prompts_digest
 from riebench.schema import BLOCKS
 from riebench.shapes import unet_shape
 
@@ -35,7 +36,7 @@ class Collecting:
     Attributes:
         blocks: whose updates.
         limit: pictures; None for all prompts.
-        seed: of the noise (see `riebench.saes.shards.SEED_RULE`).
+        seed: of the noise (see `riebench.saes.layout.SEED_RULE`).
         batch_size: pictures at a time; numbers depend on it by floating-point noise, so it stays for a folder.
         pictures_per_shard: what is lost at most by an interruption.
         redo_damaged: makes damaged shards again instead of refusing them.

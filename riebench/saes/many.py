@@ -14,15 +14,14 @@ from tqdm import tqdm
 
 from riebench.errors import RiebenchError
 from riebench.hashing import content_digest
+from riebench.saes.activity import FeatureStatistics, StatisticsSum
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.measure import Meter, SaeFigures
 from riebench.saes.stored import load_tensors
 from riebench.saes.stream import Batches, DataPass, InMemory, Positions
 from riebench.saes.train import (
     MEDIAN_OF,
-    FeatureStatistics,
     SaeTraining,
-    StatisticsSum,
     StepTerms,
     TopKTrainer,
     geometric_median,
@@ -139,7 +138,7 @@ def train_many(
                 terms = run.step(step - 1, x)
                 if step % log_every == 0 or step == batches.steps:
                     run.note(step, terms)
-                    bar.set_postfix(ev=f"{run.curve[-1].ev:.4f}")
+                    bar.set_postfix(ev=f"{runs[0].curve[-1].ev:.4f}", refresh=False)
                     if log is not None:
                         log(index, run.curve[-1])
             if checkpoint is not None and step % checkpoint_every == 0:
@@ -148,8 +147,15 @@ def train_many(
     return _finish(runs, batches.sample(SAMPLE), plan, training, held_out)
 
 
-class _Run:
-    """One autoencoder while it is trained."""
+class Training:
+    """One autoencoder in training: module, optimiser and curve.
+
+    Args:
+        config: settings.
+        sample: [N, d], positions that the scale of the loss is taken from.
+        center: [d], what the biases start from.
+        device: where to train.
+    """
 
     def __init__(self, config: SaeTraining, sample: Tensor, center: Tensor, device: torch.device) -> None:
         self.config = config
@@ -161,6 +167,7 @@ class _Run:
         self.curve: list[Point] = []
 
     def step(self, step: int, x: Tensor) -> StepTerms:
+        """One optimiser step, the one with a number from 0, on positions [B, d]."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(step)
         terms = self.model.terms(x, self.variance)
@@ -171,6 +178,11 @@ class _Run:
         return terms
 
     def note(self, step: int, terms: StepTerms) -> None:
+        """Adds a point to the curve, after so many steps.
+
+        Raises:
+            RiebenchError: if the loss is no number.
+        """
         loss = float(terms.loss.detach())
         if loss != loss or abs(loss) == float("inf"):
             raise RiebenchError(
@@ -186,30 +198,32 @@ class _Run:
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on, and the curve."""
         return {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "curve": [asdict(point) for point in self.curve],
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
+        """Goes back to a state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.curve = [Point(**point) for point in state["curve"]]
 
 
-def _start(batches: Batches, plan: DataPass, configs: Sequence[SaeTraining], device: torch.device) -> list[_Run]:
+def _start(batches: Batches, plan: DataPass, configs: Sequence[SaeTraining], device: torch.device) -> list[Training]:
     if not configs:
         raise RiebenchError("no SAE is to be trained; give at least one k and one width")
     sample = batches.sample(SAMPLE).float()
     center = geometric_median(sample[:MEDIAN_OF])
     return [
-        _Run(replace(config, batch_size=plan.batch_size, steps=batches.steps), sample, center, device)
+        Training(replace(config, batch_size=plan.batch_size, steps=batches.steps), sample, center, device)
         for config in configs
     ]
 
 
 def _resume(
-    checkpoint: Path, identity: str, runs: Sequence[_Run], log: Callable[[int, Point], None] | None
+    checkpoint: Path, identity: str, runs: Sequence[Training], log: Callable[[int, Point], None] | None
 ) -> int:  # fmt: skip
     stored = load_tensors(checkpoint)
     if not isinstance(stored, dict) or stored.get("identity") != identity:
@@ -241,7 +255,7 @@ def _keep(checkpoint: Path, state: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def _finish(
-    runs: Sequence[_Run], sample: Tensor, plan: DataPass, training: Positions, held_out: Positions
+    runs: Sequence[Training], sample: Tensor, plan: DataPass, training: Positions, held_out: Positions
 ) -> list[TrainedSae]:
     models = [run.model.eval().requires_grad_(False) for run in runs]
     for model in models:

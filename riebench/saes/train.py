@@ -10,7 +10,7 @@ threshold for all features keeps as many on average, so that a position's values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,9 +20,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError, near_match
+from riebench.saes.activity import FeatureStatistics, feature_statistics
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.saes.readers.dictionary_learning import save_batch_topk
+
+__all__ = [
+    "ALIVE", "KINDS", "MEDIAN_OF", "FeatureStatistics", "Kind", "SaeTraining", "StepTerms", "TopKTrainer",
+    "feature_statistics", "geometric_median", "save", "train_topk",
+]  # fmt: skip
 
 ALIVE = 1e-3
 """A feature counts as active where its value is above this."""
@@ -277,52 +283,6 @@ def train_topk(
             bar.set_postfix(loss=f"{loss.item():.4f}")
     model.constrain()
     return model.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class FeatureStatistics:
-    """What each feature does on some data.
-
-    Attributes:
-        mean: [n], mean value where active (0 for a feature that never is).
-        std: [n], standard deviation there.
-        rate: [n], share of positions at which it is active.
-    """
-
-    mean: Tensor
-    std: Tensor
-    rate: Tensor
-
-
-class StatisticsSum:
-    """Feature statistics of positions that come in parts."""
-
-    def __init__(self) -> None:
-        self._positions = 0
-        self._count = self._total = self._squares = torch.zeros(())
-
-    def add(self, codes: Tensor) -> None:
-        """Takes feature values [B, n] in."""
-        wide = codes.double()
-        self._positions += len(wide)
-        self._count = self._count + (wide > 0).sum(0).cpu()
-        self._total = self._total + wide.sum(0).cpu()
-        self._squares = self._squares + wide.square().sum(0).cpu()
-
-    def result(self) -> FeatureStatistics:
-        """The statistics of everything taken in so far."""
-        safe = self._count.clamp(min=1)
-        mean = self._total / safe
-        std = (self._squares / safe - mean.square()).clamp(min=0).sqrt()
-        return FeatureStatistics(mean.float(), std.float(), (self._count / max(1, self._positions)).float())
-
-
-def feature_statistics(encode: Callable[[Tensor], Tensor], data: Tensor, batch_size: int = 16_384) -> FeatureStatistics:
-    """Per-feature statistics over positions [N, d]."""
-    found = StatisticsSum()
-    for part in data.split(batch_size):
-        found.add(encode(part.float()))
-    return found.result()
 
 
 def save(model: TopKTrainer, statistics: FeatureStatistics, folder: Path, block: str | None = None) -> None:

@@ -1,0 +1,84 @@
+"""How near a training step is to the matrix products that it cannot do without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from riebench.saes.many import Training
+from riebench.saes.train import SaeTraining
+
+PRODUCTS = 6
+"""Matrix products of a step: encoder and decoder forward, and two gradients of each."""
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """What was measured.
+
+    Attributes:
+        step: seconds of one whole optimiser step, median.
+        products: seconds of its matrix products alone, median.
+        flops: floating-point operations of the products.
+    """
+
+    step: float
+    products: float
+    flops: int
+
+    @property
+    def share(self) -> float:
+        """Share of the step that the products alone would take."""
+        return self.products / self.step
+
+
+def measure_step(
+    width: int, config: SaeTraining, *, device: torch.device | None = None, repeats: int = 10
+) -> StepSpeed:  # fmt: skip
+    """Times optimiser steps and bare products of the same shapes, in turns, on random positions.
+
+    Args:
+        width: channels d.
+        config: features, k, kind and batch size.
+        device: where.
+        repeats: of each; the first of each is not counted.
+    """
+    where = device or torch.device("cpu")
+    x = torch.randn(config.batch_size, width, generator=torch.Generator().manual_seed(0))
+    run = Training(replace(config, steps=repeats + 1), x, x.mean(0), where)
+    x = x.to(where)
+    codes = torch.randn(config.batch_size, config.features, device=where)
+    encoder, decoder = run.model.encoder.detach(), run.model.decoder.detach()
+    steps, products = [], []
+    for number in range(repeats + 1):
+        steps.append(_seconds(lambda step=number: run.step(step, x), where))
+        products.append(_seconds(lambda: _products(x, codes, encoder, decoder), where))
+    flops = PRODUCTS * 2 * config.batch_size * config.features * width
+    return StepSpeed(_median(steps[1:]), _median(products[1:]), flops)
+
+
+def _products(x: Tensor, codes: Tensor, encoder: Tensor, decoder: Tensor) -> None:
+    """The shapes of a step: [B, d] positions and errors, [B, n] values and their gradients."""
+    torch.nn.functional.linear(x, encoder)
+    torch.nn.functional.linear(codes, decoder)
+    # Decoder: gradients of its weights and of the values. Encoder: of its weights, and of its input for the bias.
+    _ = x.T @ codes
+    _ = x @ decoder
+    _ = codes.T @ x
+    _ = codes @ encoder
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    begin = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _median(numbers: list[float]) -> float:
+    return sorted(numbers)[len(numbers) // 2]
