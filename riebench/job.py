@@ -259,6 +259,19 @@ def blocks_option(text: str) -> dict[str, object]:
     return {"blocks": names, "block_mode": "together"}
 
 
+def batch_size_of(text: str) -> int | None:
+    """What `--batch-size` says: a number, or None for "auto".
+
+    Raises:
+        RiebenchError: for anything else.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise RiebenchError(f"--batch-size {text!r}: give a number from 1, or auto")
+    return int(text)
+
+
 def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], leaderboard: Path, say: Say) -> None:
     """Writes the page that shows every picture, and says where it is; pictures and scores are done without it.
 

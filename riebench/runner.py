@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -38,11 +38,12 @@ from riebench.planning import (
     prepare,
     versions,
 )
-from riebench.prefix import Cut, Prefix
+from riebench.prefix import Prefix
 from riebench.records import BlockFeatures, EditRecord
 from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.regions import RegionMasks
+from riebench.rows import Row, Waiting, prefixes
 from riebench.schema import EditTask, Setting
 from riebench.store import Redo, RunFolder
 
@@ -52,32 +53,6 @@ T = TypeVar("T")
 
 NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""
-
-
-PREFIXES_HELD = 2
-"""Chunks of examples whose shared activations may be in memory at a time."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a coming batch."""
-
-    unit: Unit
-    edit: Edit
-    prompt: str
-    noise: int
-    details: Mapping[str, Any]
-    prefix: Prefix | None
-
-    @property
-    def cut(self) -> Cut:
-        """Where it leaves its source run."""
-        return Cut(0) if self.prefix is None else self.prefix.cut(self.edit)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Rows of one rank leave at the same place."""
-        return (0, -1) if self.prefix is None else self.prefix.rank(self.cut)
 
 
 def run_benchmark(
@@ -173,7 +148,7 @@ class Runner:
         )
         self.captures = CapturePlan(self.generator, prepared, self.masks.looks_at_attention)
         self.references = References(pool, self.generator, self.masks, self.captures)
-        self.pending: dict[tuple[int, int], list[Row]] = {}
+        self.waiting = Waiting()
 
     def run(self, works: Sequence[Work]) -> None:
         """Makes everything, a few examples at a time."""
@@ -200,12 +175,8 @@ class Runner:
         for index, work in enumerate(works):
             self._run_example(work, pair, index, len(works))
         # Edits of long runs read this trace: it can go only when they are done.
-        if pair.traces[0].long or self._held() > PREFIXES_HELD:
+        if pair.traces[0].long or self.waiting.crowded:
             self._flush()
-
-    def _held(self) -> int:
-        """Chunks of examples whose activations wait for rows to come."""
-        return len({id(row.prefix) for rows in self.pending.values() for row in rows if row.prefix is not None})
 
     def _parts(self, items: Sequence[T], error: Exception, pictures: int) -> list[Sequence[T]]:
         """What to try after a batch failed: halves if memory was short, else one by one, to keep the failure apart."""
@@ -306,19 +277,13 @@ class Runner:
             self._save(unit, pictures[known], details)
             return
         row = Row(unit, edit, work.plain.source, work.noise, details, prefix)
-        waiting = self.pending.setdefault(row.rank, [])
-        waiting.append(row)
-        if len(waiting) >= self.batches.size:
-            self._make(self.pending.pop(row.rank))
+        full = self.waiting.add(row, self.batches.size)
+        if full:
+            self._make(full)
 
     def _flush(self) -> None:
-        """Makes all rows that wait; those that leave their source runs at about the same place go together."""
-        rows = [row for rank in sorted(self.pending) for row in self.pending[rank]]
-        self.pending.clear()
-        while rows:
-            count = self.batches.size
-            self._make(rows[:count])
-            del rows[:count]
+        while rows := self.waiting.take(self.batches.size):
+            self._make(rows)
 
     def _make(self, rows: Sequence[Row]) -> None:
         """Generates and stores one batch; if it fails, parts of it are tried."""
@@ -326,7 +291,7 @@ class Runner:
         try:
             result = self.generator.generate(
                 [row.prompt for row in rows], [row.noise for row in rows], edits=[row.edit for row in rows],
-                prefixes=list({id(row.prefix): row.prefix for row in rows if row.prefix is not None}.values()),
+                prefixes=prefixes(rows),
             )  # fmt: skip
         except Exception as error:
             if len(rows) > 1:

@@ -51,8 +51,8 @@ def job_of(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N examples of each category.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures generated at a time. [default: by device]")
-    ] = None,
+        str, typer.Option(help="Pictures generated at a time; auto: what device and free memory allow.")
+    ] = "auto",
     device: DeviceOption = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
     size: Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")] = None,
@@ -105,7 +105,7 @@ def job_of(
     ] = None,
 ) -> Any:
     """The `riebench.job.Job` that the options of `riebench run` stand for."""
-    from riebench.job import Job
+    from riebench.job import Job, batch_size_of
     from riebench.options import EngineOptions, ModelOptions, parse_shard
 
     folder, board = places(results)
@@ -122,7 +122,7 @@ def job_of(
         guidance=guidance,
         seeds=() if seeds is None else numbers(seeds),
         limit=limit,
-        batch_size=batch_size,
+        batch_size=batch_size_of(batch_size),
         device=device,
         dtype=dtype,
         results=folder,
