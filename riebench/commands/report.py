@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from riebench.commands.common import ResultsOption, friendly, places, say
+from riebench.commands.common import DeviceOption, ResultsOption, friendly, places, say
 
 
 @friendly
@@ -22,15 +22,30 @@ def report(
     link: Annotated[
         bool, typer.Option("--link", help="Share picture files with the results folder instead of copying them.")
     ] = False,
+    features: Annotated[
+        int, typer.Option(min=0, help="Also make pages of the N features chosen most often in each block.")
+    ] = 0,
+    feature_limit: Annotated[int, typer.Option(min=1, help="How many prompts these pages look at.")] = 64,
+    device: DeviceOption = "auto",
+    scorer: Annotated[
+        str | None, typer.Option(help="The CLIP that measures on these pages, or none. [default: the model's]")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Write a page with leaderboard, trade-off, blocks and every picture; it opens from disk without network."""
+    from riebench.feature_report import ReportFeatures
+    from riebench.offline import offline_mode
     from riebench.report import write_report
     from riebench.suites import load_suite
 
     folder, board = places(results)
     tasks = [task for name in suite or () for task in load_suite(name)]
-    written = write_report(folder, out or board.parent / "report", tasks, link=link)
+    maker = ReportFeatures(device, offline, feature_limit, say, scorer)
+    with offline_mode(offline):
+        written = write_report(
+            folder, out or board.parent / "report", tasks, link=link, features=features, make_features=maker
+        )
     say(written.summary)
     print(written.page)
     if open_page:

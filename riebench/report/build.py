@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from riebench.errors import RiebenchError
 from riebench.report.board import board_html, board_text
+from riebench.report.chosen import FEATURES, Wanted, chosen_views, most_chosen
 from riebench.report.examples import Pictures, add_group, add_index, known_examples
 from riebench.report.heatmaps import block_views
 from riebench.report.output import OutputFolder
@@ -18,6 +19,9 @@ from riebench.report.plots import trade_off
 from riebench.report.reading import Group, read_groups
 from riebench.schema import EditTask
 from riebench.suites import load_suite
+
+MakeFeatures = Callable[[Path, Sequence[Wanted]], None]
+"""Makes pages of features below a folder."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,14 @@ class Report:
 
 
 def write_report(
-    results: Path, out: Path, tasks: Iterable[EditTask] = (), *, board: str | None = None, link: bool = False
+    results: Path,
+    out: Path,
+    tasks: Iterable[EditTask] = (),
+    *,
+    board: str | None = None,
+    link: bool = False,
+    features: int = 0,
+    make_features: MakeFeatures | None = None,
 ) -> Report:
     """Writes the page of everything below a results folder.
 
@@ -54,6 +65,8 @@ def write_report(
         tasks: of suites that are not shipped, so that their prompts can be shown.
         board: the leaderboard's Markdown, where the caller has it already.
         link: share picture files with the results folder (hard links) instead of copying them.
+        features: how many features of each block are to have pages: those chosen most often.
+        make_features: makes them below the folder it is given.
 
     Raises:
         RiebenchError: if there are no results, or `out` holds something else.
@@ -68,12 +81,15 @@ def write_report(
     shipped = [task for suite in suites for task in _tasks(suite)]
     examples = known_examples([*shipped, *given])
     index = add_index(folder, [add_group(group, examples, pictures) for group in groups])
+    if features and make_features is not None:
+        make_features(folder.path / FEATURES, most_chosen(groups, features))
     assets = {name: folder.add("assets", name, _asset(name)) for name in ("report.css", "report.js")}
     page = render_page(
-        views=[_view(group, number) for number, group in enumerate(groups)],
+        views=[_view(group, number, out) for number, group in enumerate(groups)],
         board=board_html(board_text(results) if board is None else board),
         files={**assets, "index": index},
         missing=pictures.missing,
+        all_features=f"{FEATURES}/index.html" if (out / FEATURES / "index.html").is_file() else None,
     )
     path = folder.finish(page)
     units = sum(len(run.records()) for group in groups for run in group.folders)
@@ -92,7 +108,7 @@ def _asset(name: str) -> str:
     return (files("riebench.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _view(group: Group, number: int) -> dict[str, Any]:
+def _view(group: Group, number: int, out: Path) -> dict[str, Any]:
     """What the template shows of one suite and model."""
     title = f"Trade-off of {group.suite} on {group.model}: alignment gain against LPIPS, one point per configuration"
     return {
@@ -102,4 +118,5 @@ def _view(group: Group, number: int) -> dict[str, Any]:
         "number": number,
         "plot": trade_off(group.configurations, f"plot{number}", title),
         "blocks": block_views(group),
+        "chosen": chosen_views(group, out),
     }

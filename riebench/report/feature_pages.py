@@ -116,7 +116,10 @@ def _row(place: str, data: FeatureData, strength: float) -> dict[str, Any]:
     return {
         "index": data.index,
         "page": f"{place}/{PAGE}",
-        "tops": [{"heat": f"{place}/{one.heat}", "prompt": one.prompt} for one in data.top[:THUMBNAILS]],
+        "tops": [
+            {"image": f"{place}/{one.image}", "heat": f"{place}/{one.heat}", "prompt": one.prompt}
+            for one in data.top[:THUMBNAILS]
+        ],
         "rate": data.statistics.rate,
         "mean": data.statistics.mean,
         "largest": data.statistics.largest,

@@ -26,7 +26,10 @@ def environment() -> Environment:
     )
 
 
-def render_page(views: Sequence[Mapping[str, Any]], board: Markup, files: Mapping[str, str], missing: int) -> str:
+def render_page(
+    views: Sequence[Mapping[str, Any]], board: Markup, files: Mapping[str, str], missing: int,
+    all_features: str | None = None,
+) -> str:  # fmt: skip
     """Fills the template.
 
     Args:
@@ -34,6 +37,7 @@ def render_page(views: Sequence[Mapping[str, Any]], board: Markup, files: Mappin
         board: the leaderboard.
         files: "report.css", "report.js" and "index": where they lie below the page.
         missing: pictures that are not there.
+        all_features: the overview of all features' pages, if there is one.
     """
     return (
         environment()
@@ -43,6 +47,7 @@ def render_page(views: Sequence[Mapping[str, Any]], board: Markup, files: Mappin
             board=board,
             files=files,
             missing=missing,
+            all_features=all_features,
             version=__version__,
             marks=MARKS,
             gain=FORMATS[EFFECT],

@@ -1,0 +1,149 @@
+"""Which features a run's edits switched most often, by block and category, with links to their pages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from riebench.features.data import PAGE, feature_folder
+from riebench.records import EditRecord
+from riebench.report.heatmaps import short_category
+from riebench.report.reading import Group, ReadOnce
+from riebench.schema import ModelSpec
+
+FEATURES = "features"
+"""Folder of the pages, below the report's."""
+SHOWN = 5
+SIDES = {"add": "Switched on most often", "remove": "Switched off most often"}
+EVERY = "all"
+
+
+@dataclass(frozen=True)
+class Often:
+    """A feature and in how many edits it was switched."""
+
+    index: int
+    count: int
+    page: str | None
+    """Its page below the report's folder, if there is one."""
+
+
+@dataclass(frozen=True)
+class ChosenTable:
+    """One way of switching: categories by blocks."""
+
+    title: str
+    blocks: tuple[str, ...]
+    rows: tuple[tuple[str, int, tuple[tuple[Often, ...], ...]], ...]
+    """Category, edits counted, and the features of each block."""
+
+
+@dataclass(frozen=True)
+class ChosenView:
+    """What one setting's edits switched."""
+
+    label: str
+    description: str
+    tables: tuple[ChosenTable, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Features that a report may have pages of: those switched most often in each block, of one model and SAEs."""
+
+    model: ModelSpec
+    sae: str | None
+    """Where the SAEs are, as the setting names them."""
+    sae_sha256: dict[str, str]
+    features: dict[str, tuple[int, ...]]
+    """Block -> features, most often chosen first."""
+
+
+def counted(folder: ReadOnce) -> list[EditRecord]:
+    """A run's finished edits that switched features, at one strength: the choice does not depend on it."""
+    if not folder.spec.sae_sha256:
+        return []
+    found = [record for record in folder.records() if record.status == "ok" and record.features]
+    first = min((record.key.strength for record in found), default=0.0)
+    return [record for record in found if record.key.strength == first]
+
+
+def chosen_views(group: Group, out: Path) -> list[ChosenView]:
+    """One view per setting with SAEs.
+
+    Args:
+        group: the runs of one suite and model.
+        out: the report's folder, where pages may lie.
+    """
+    views = []
+    for folder in group.folders:
+        records = counted(folder)
+        if records:
+            tables = (_table(folder, records, side, group.categories, out) for side in SIDES)
+            setting = folder.spec.setting
+            views.append(ChosenView(setting.name, setting.description, tuple(t for t in tables if t is not None)))
+    return views
+
+
+def _table(
+    folder: ReadOnce, records: Sequence[EditRecord], side: str, categories: Sequence[str], out: Path
+) -> ChosenTable | None:
+    blocks = tuple(dict.fromkeys(block for record in records for block in record.features))
+    rows = []
+    for category in (*categories, None):
+        some = [record for record in records if category in (None, record.key.category)]
+        cells = tuple(_cell(folder, some, block, side, out) for block in blocks)
+        if any(cells):
+            rows.append((EVERY if category is None else short_category(category), len(some), cells))
+    return ChosenTable(SIDES[side], blocks, tuple(rows)) if rows else None
+
+
+def _cell(folder: ReadOnce, records: Sequence[EditRecord], block: str, side: str, out: Path) -> tuple[Often, ...]:
+    counts = tally(records, block, (side,))
+    sha = folder.spec.sae_sha256.get(block, "")
+    found = []
+    for index, count in most(counts, SHOWN):
+        page = f"{FEATURES}/{feature_folder(folder.path.parent.name, block, sha, index)}/{PAGE}"
+        found.append(Often(index, count, page if sha and (out / page).is_file() else None))
+    return tuple(found)
+
+
+def tally(records: Sequence[EditRecord], block: str, sides: Sequence[str]) -> Counter[int]:
+    """Feature of a block -> edits that switched it."""
+    return Counter(
+        index
+        for record in records if block in record.features
+        for side in sides for index in getattr(record.features[block], side)
+    )  # fmt: skip
+
+
+def most(counts: Counter[int], number: int) -> list[tuple[int, int]]:
+    """The most frequent features with their counts; of equally frequent ones those of smaller number."""
+    return sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:number]
+
+
+def most_chosen(groups: Sequence[Group], number: int) -> list[Wanted]:
+    """The features chosen most often in each block: one entry per model and SAEs, over all settings that use them.
+
+    Args:
+        groups: all runs.
+        number: how many of each block.
+    """
+    found = []
+    for group in groups:
+        by_saes: dict[tuple[tuple[str, str], ...], list[ReadOnce]] = {}
+        for folder in group.folders:
+            if counted(folder):
+                by_saes.setdefault(tuple(sorted(folder.spec.sae_sha256.items())), []).append(folder)
+        for saes, folders in by_saes.items():
+            records = [record for folder in folders for record in counted(folder)]
+            blocks = dict.fromkeys(block for record in records for block in record.features)
+            features = {
+                block: tuple(index for index, _ in most(tally(records, block, tuple(SIDES)), number))
+                for block in blocks if block in dict(saes)
+            }  # fmt: skip
+            spec = folders[0].spec
+            found.append(Wanted(spec.model, spec.setting.sae, dict(saes), features))
+    return found
