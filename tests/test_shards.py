@@ -1,0 +1,297 @@
+"""Several processes on one results folder: each its share, none in another's way, and together what one makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import make_key, make_record, make_spec
+from test_job import SETTING, fake_tools
+from test_store import PIXELS, add
+from tiny import tiny_folder, tiny_saes
+from typer.testing import CliRunner
+
+import riebench.scoring
+from riebench.cli import app
+from riebench.errors import FolderInUseError, IdentityError, RiebenchError
+from riebench.locks import brief_lock
+from riebench.options import parse_shard
+from riebench.planning import plan, share, works_of
+from riebench.recordparts import part_path, parts
+from riebench.schema import EditExample, EditTask, Setting
+from riebench.seal import broken_seals, unsealed_lines
+from riebench.store import RunFolder, run_folders
+
+EXAMPLES = 4
+TASK = "category: change_color\nversion: 1\nexamples:\n" + "".join(
+    f"  - {{id: e{i}, source: a red cat {i}, target: a blue cat {i}, source_region: cat, target_region: cat}}\n"
+    for i in range(EXAMPLES)
+)
+UNITS = EXAMPLES * (1 + 5)
+SLOW = """
+import time
+from riebench.store import RunFolder
+from riebench.cli import main
+original = RunFolder.append_many
+def append_many(self, records):
+    original(self, records)
+    time.sleep(PAUSE)
+RunFolder.append_many = append_many
+main()
+"""
+
+
+def lines(folder: RunFolder) -> list[str]:
+    """Digests of the units in the order of the lines that stand in the records, each line once."""
+    return [record["key"]["example_id"] + record["key"]["block_set"] for record in
+            map(json.loads, (folder.path / "records.jsonl").read_text().splitlines())]  # fmt: skip
+
+
+def test_every_work_belongs_to_exactly_one_share() -> None:
+    examples = tuple(
+        EditExample(id=f"e{i}", source="a", target="b", source_region="whole", target_region="whole") for i in range(7)
+    )
+    task = EditTask(name="t", version=1, category="change_object", suite="s", examples=examples)
+    works = works_of(plan([task], [Setting(name="n", method="no_edit")], seeds=(0, 1)))
+    for count in (1, 2, 5, 20):
+        shares = [share(works, (index, count)) for index in range(1, count + 1)]
+        places = [(work.example.id, work.seed) for part in shares for work in part]
+        assert sorted(places) == sorted((work.example.id, work.seed) for work in works)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    # Neither share has one of the two seeds alone, which dealing the plan's works in turn would do.
+    assert all({work.seed for work in share(works, (index, 2))} == {0, 1} for index in (1, 2))
+    assert [work.example.id for work in share(works, (1, 1))] == [work.example.id for work in works]
+
+
+def test_shards_write_side_by_side_and_leave_what_one_process_leaves(folder: RunFolder) -> None:
+    plan = [make_key(seed=seed) for seed in range(3)]
+    other = RunFolder(folder.path, folder.spec)
+    with folder.writing({"device": "cpu"}, plan, (1, 2)) as one:
+        first = add(one)
+        with other.writing({"device": "cpu"}, plan, (2, 2)) as two:
+            second = add(two, seed=1)
+            # A reader sees what all of them have recorded, wherever it stands.
+            assert RunFolder(folder.path).done() == {first, second}
+            assert not (folder.path / "records.jsonl").exists()
+        third = add(one, seed=2)
+        assert RunFolder(folder.path).done() == {first, second, third}
+    assert RunFolder(folder.path).done() == {first, second, third}
+    assert sum(folder.expected.values()) == 3
+    assert parts(folder.path) == [] and len((folder.path / "records.jsonl").read_text().splitlines()) == 3
+    assert broken_seals(folder.path) == [] and unsealed_lines(folder.path) == 0
+    assert sorted(file.name for file in folder.path.glob(".lock*")) == [".lock", ".lock.begin", ".lock.shards"]
+
+
+def test_who_may_not_join_is_told_at_once(folder: RunFolder) -> None:
+    def enter(**options: Any) -> None:
+        with RunFolder(folder.path, folder.spec).writing(**options):
+            pass
+
+    with folder.writing(shard=(1, 2)):
+        for options, words in (
+            ({}, "is being written by another riebench"),
+            ({"shard": (1, 2)}, "shard 1/2 of .* is running already"),
+            ({"shard": (3, 4)}, "is being written by shards of 2, not of 4"),
+        ):
+            with pytest.raises(FolderInUseError, match=words):
+                enter(**options)
+        with pytest.raises(FolderInUseError), RunFolder(folder.path).locked():
+            pass
+        enter(shard=(2, 2))
+    with folder.writing(), pytest.raises(FolderInUseError, match="by a riebench without --shard"):
+        enter(shard=(1, 2))
+    enter(shard=(3, 4))
+    enter()
+
+
+def test_a_shard_of_another_run_is_refused_though_both_began_with_an_empty_folder(folder: RunFolder) -> None:
+    early = RunFolder(folder.path, make_spec(steps=1))
+    with (
+        folder.writing(shard=(1, 2)),
+        pytest.raises(IdentityError, match=r"model\.steps is 4 there and 1 here"),
+        early.writing(shard=(2, 2)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_what_a_killed_shard_left_is_read_and_moved_by_the_next_writer(folder: RunFolder, torn: bool) -> None:
+    with folder.writing(shard=(1, 2)) as run:
+        kept = add(run)
+        cut = add(run, seed=1)
+        left = part_path(folder.path, (1, 2)).read_bytes()
+    # As if it had been killed before it came to move anything, in the middle of a line.
+    (folder.path / "records.jsonl").unlink()
+    (folder.path / "seal.json").unlink()
+    with folder.writing():
+        pass
+    part_path(folder.path, (1, 2)).write_bytes(left[:-30] if torn else left)
+    found = {kept} if torn else {kept, cut}
+    assert RunFolder(folder.path).done() == found
+    assert unsealed_lines(folder.path) == len(found)
+    # A shard of another number: nobody else runs, so it may move them.
+    with folder.writing(shard=(2, 3)):
+        assert parts(folder.path) == []
+    assert RunFolder(folder.path).done() == found
+    assert len((folder.path / "records.jsonl").read_text().splitlines()) == len(found)
+    assert unsealed_lines(folder.path) == 0
+
+
+def test_a_move_that_was_cut_off_is_not_made_twice(folder: RunFolder) -> None:
+    with folder.writing(shard=(1, 2)) as run:
+        done = {add(run), add(run, seed=1)}
+        left = part_path(folder.path, (1, 2)).read_bytes()
+    part_path(folder.path, (1, 2)).write_bytes(left)
+    assert RunFolder(folder.path).done() == done
+    with folder.writing():
+        pass
+    assert (folder.path / "records.jsonl").read_bytes() == left
+    assert parts(folder.path) == [] and broken_seals(folder.path) == []
+
+
+def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with folder.writing(shard=(1, 2)) as run:
+        digest = add(run)
+        monkeypatch.setattr("riebench.store.merge", full)
+    monkeypatch.undo()
+    assert RunFolder(folder.path).done() == {digest} and len(parts(folder.path)) == 1
+    with folder.writing():
+        pass
+    assert RunFolder(folder.path).done() == {digest} and parts(folder.path) == []
+
+
+def test_records_changed_by_hand_while_shards_ran_are_found(folder: RunFolder) -> None:
+    with folder.writing() as run:
+        add(run)
+    with folder.writing(shard=(1, 2)) as run:
+        records = folder.path / "records.jsonl"
+        records.write_text(records.read_text().replace('"seed":0', '"seed":7'))
+        add(run, seed=1)
+    assert broken_seals(folder.path) == ["records.jsonl is not as riebench wrote it: something was changed or taken "
+                                         "out by hand"]  # fmt: skip
+
+
+def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder) -> None:
+    with folder.writing() as run:
+        add(run)
+    with folder.writing(shard=(1, 2)) as run:
+        key = make_key()
+        name, digest = run.write_image(key, 255 - PIXELS)
+        run.append(make_record(key, name, digest))
+        assert [record.image_sha256 for record in RunFolder(folder.path).records()] == [digest]
+    assert [record.image_sha256 for record in RunFolder(folder.path).records()] == [digest]
+
+
+def test_the_brief_lock_is_not_waited_for_forever(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("riebench.locks.PATIENCE", 0.05)
+    folder.path.mkdir(parents=True)
+    code = "import sys; from pathlib import Path; from riebench.locks import brief_lock\n" \
+           "with brief_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"  # fmt: skip
+    holder = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(FolderInUseError, match="look for one that hangs"), folder.writing(shard=(1, 2)):
+            pass
+    finally:
+        holder.communicate()
+    with brief_lock(folder.path):
+        pass
+
+
+def test_shards_are_written_as_i_of_n() -> None:
+    assert parse_shard("2/4") == (2, 4)
+    for text in ("0/4", "5/4", "2", "a/b", "-1/2", "1/2/3", ""):
+        with pytest.raises(RiebenchError, match="write I/N for the I-th of N parts"):
+            parse_shard(text)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A suite and a setting of one's own."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "change_color.yaml").write_text(TASK)
+    (tmp_path / "features.yaml").write_text(SETTING + f"sae: {tiny_saes()}\n")
+    return tmp_path
+
+
+def arguments(place: Path, results: str, *more: str) -> list[str]:
+    """The command line of a run."""
+    return [
+        "run", "no_edit", str(place / "features.yaml"), "--suite", str(place / "mine"), "--model", str(tiny_folder()),
+        "--steps", "2", "--guidance", "0", "--scorer", "toy-clip", "--batch-size", "2", "--device", "cpu",
+        "--no-report", "--results", str(place / results), *more,
+    ]  # fmt: skip
+
+
+def start(place: Path, shard: str, pause: float) -> subprocess.Popen[str]:
+    """A process of its own that makes one shard, resting after each record."""
+    code = SLOW.replace("PAUSE", str(pause))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments(place, "shards", "--shard", shard)], env=environment,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run_here(place: Path, results: str, *more: str) -> Any:
+    """The command in this process, with scoring networks stood in for."""
+    done = CliRunner().invoke(app, arguments(place, results, *more))
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def outputs(place: Path, results: str) -> dict[str, bytes]:
+    """Tables and leaderboard."""
+    files = [place / results / "leaderboard.md", *(place / results).glob("*/*/tables/*")]
+    return {str(file.relative_to(place / results)): file.read_bytes() for file in files}
+
+
+def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(riebench.scoring, "Tools", fake_tools)
+    first, second = start(place, "1/2", 0.0), start(place, "2/2", 0.4)
+    try:
+        deadline = time.monotonic() + 300
+        left: list[Path] = []
+        while not left and second.poll() is None and time.monotonic() < deadline:
+            left = [file for file in (place / "shards").glob("*/*/*/records.2-of-2.jsonl") if file.read_bytes()]
+            time.sleep(0.02)
+        assert left, second.communicate()[1]
+        # Whoever comes without --shard, to make or to score, is told at once.
+        refused = CliRunner().invoke(app, arguments(place, "shards"))
+        assert refused.exit_code == 2 and "is being written by another riebench" in refused.stderr
+        second.send_signal(signal.SIGKILL)
+        assert second.wait(timeout=60) == -signal.SIGKILL
+        said = first.communicate(timeout=300)[1]
+        assert first.returncode == 0 and "shard 1/2 done" in said and "without --shard" in said, said
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert left[0].exists()
+    before = {(folder.spec.setting.name, record.key.digest): record for folder in run_folders(place / "shards")
+              for record in folder.records()}  # fmt: skip
+    assert UNITS / 2 < len(before) < UNITS
+    run_here(place, "shards", "--shard", "2/2")
+    folders = run_folders(place / "shards")
+    assert sum(len(lines(folder)) for folder in folders) == sum(len(set(lines(folder))) for folder in folders) == UNITS
+    for folder in folders:
+        assert parts(folder.path) == [] and broken_seals(folder.path) == [] and unsealed_lines(folder.path) == 0
+        for record in folder.records():
+            assert before.get((folder.spec.setting.name, record.key.digest), record) == record
+    run_here(place, "shards")
+    run_here(place, "alone")
+    assert outputs(place, "shards") == outputs(place, "alone")
+    assert len(outputs(place, "alone")) > 4
