@@ -72,7 +72,12 @@ def write(out: Path, recipe: Recipe, artefact: Artefact) -> list[Path]:
 
 
 def write_index(out: Path) -> Path:
-    """Writes the one document of everything that is stored."""
+    """Writes the one document of everything that is stored, and beside it what the numbers say together."""
+    from riebench.paper.reading import READING, reading
+
+    text = reading(out)
+    if text is not None:
+        _put(out / READING, text.encode())
     return _put(out / INDEX, index(out).encode())
 
 
@@ -117,6 +122,12 @@ def check(out: Path, names: Sequence[str]) -> list[Path]:
             if not _drawn_from(path, artefact.digest):
                 raise _old(path, out)
             checked.append(path)
+    from riebench.paper.reading import READING, reading
+
+    text = reading(out)
+    if text is not None:
+        _compare(out / READING, text, out)
+        checked.append(out / READING)
     _compare(out / INDEX, index(out), out)
     return [*checked, out / INDEX]
 

@@ -15,6 +15,8 @@ from riebench.paper.output import stored
 from riebench.profiles import DEFAULT
 
 READING = "reading.md"
+UNCONDITIONAL = "unconditional"
+"""The table of the half that edits do not read."""
 NEEDED = ("explained-variance-steps", "trade-off", "feature-share", "blocks")
 """Artefacts without which there is no reading."""
 CARRIES, PARTLY = 0.9, 0.5
@@ -109,7 +111,12 @@ def carry_over(artefact: Artefact) -> list[Facts]:
 
     The run that the others are compared with is the one of fewest steps. Blocks without a number there are left out.
     """
-    rows = [row for row in artefact.table().rows if isinstance(row["ev_pooled"], float)]
+    halves = {table.name: table.rows for table in artefact.tables}
+    everything = [
+        *halves[""],
+        *({**row, "run": f"{row['run']}, {UNCONDITIONAL} half"} for row in halves.get(UNCONDITIONAL, ())),
+    ]
+    rows = [row for row in everything if isinstance(row["ev_pooled"], float)]
     if not rows:
         return []
     fewest = min(int(row["steps"] or 0) for row in rows)
