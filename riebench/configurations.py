@@ -240,7 +240,9 @@ def present_metrics(found: Iterable[Configuration]) -> list[str]:
 def scored_profiles(folders: Iterable[RunFolder]) -> list[str]:
     """Profiles that have numbers of their own in some run folders; `default` also if no profile has."""
     lines = (line for folder in folders for _, line in read_lines(folder.path / SCORES_FILE))
-    measured = {line.get("metric") for line in lines if line.get("value") is not None}
+    # Only looked through, for there are many; what is no score is refused where scores are read.
+    told = (line for line in lines if isinstance(line, dict) and line.get("value") is not None)
+    measured = {metric for line in told if isinstance(metric := line.get("metric"), str)}
     found = [name for name, profile in PROFILES.items() if measured & {*profile.own}]
     return found or [DEFAULT]
 

@@ -19,8 +19,8 @@ import psutil
 
 from riebench.errors import LONGEST_NAME, RiebenchError, StoreError
 
-LONGEST_PATH = 1000
-"""Characters of a path that a file may name."""
+LONGEST_PATH, LONGEST_PART = 1000, 255
+"""Characters of a path that a file may name, and bytes of each of its parts."""
 _TEMPORARY = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
@@ -113,7 +113,8 @@ def file_inside(folder: Path, name: str, key: str, called: str, *, links: bool =
     Raises:
         RiebenchError: if the path leads out of the folder or cannot be a path.
     """
-    if not name.isprintable() or len(name) > LONGEST_PATH:
+    longest = max((len(part.encode("utf-8", "replace")) for part in Path(name).parts), default=0)
+    if not name.isprintable() or len(name) > LONGEST_PATH or longest > LONGEST_PART:
         raise RiebenchError(f"{key} {name[:LONGEST_NAME]!r} is no path")
     path = folder / name
     within = links or path.resolve().is_relative_to(folder.resolve())

@@ -11,6 +11,9 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from riebench.hashing import content_digest
 from riebench.schema import ALL_CATEGORIES, Stored
 
+LONGEST_PART = 255
+"""Bytes of a file's name that file systems take."""
+
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
 """What can stand in a file's name."""
 
@@ -19,6 +22,8 @@ def _inside(name: str) -> str:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
         raise ValueError(f"{name[:80]!r} names a file outside itself")
+    if any(len(part.encode()) > LONGEST_PART for part in parts):
+        raise ValueError(f"{name[:80]!r} is too long for a file's name")
     return name
 
 

@@ -124,7 +124,7 @@ def _manifest(path: Path) -> set[str]:
 
 def _is_inside(name: str) -> bool:
     parts = Path(name).parts
-    return bool(parts) and not Path(name).is_absolute() and ".." not in parts
+    return name.isprintable() and bool(parts) and not Path(name).is_absolute() and ".." not in parts
 
 
 @contextmanager
