@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -14,13 +13,12 @@ from urllib.parse import parse_qs, unquote, urlparse
 
 import numpy as np
 import pytest
+from chromium import chromium
 from report_runs import HOSTILE, make_results, make_run, tasks
 
 from riebench.report import write_report
 from riebench.store import encode_png
 
-CHROMIUM = next((shutil.which(name) for name in ("chromium", "chromium-browser") if shutil.which(name)), None)
-CHROMEDRIVER = shutil.which("chromedriver")
 BOARD = "# Leaderboard\n\n## mine on toy-turbo\n\n| rank | setting | area |\n| --- | --- | --- |\n| 1 | sae | 0.5 |\n"
 NARROW, WIDE = (360, 740), (1280, 900)
 
@@ -28,22 +26,7 @@ NARROW, WIDE = (360, 740), (1280, 900)
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
     """One headless Chromium for all tests of this file."""
-    if CHROMIUM is None or CHROMEDRIVER is None:
-        pytest.skip("chromium or chromedriver is not installed")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install riebench[dev]")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-    if os.geteuid() == 0:
-        flags.append("--no-sandbox")
-    for flag in flags:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-    yield browser
-    browser.quit()
+    yield from chromium()
 
 
 @pytest.fixture(scope="module")
