@@ -69,7 +69,14 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"x100": _x100, "percent": _percent, "three": _three, "listed": _listed, "signed": _signed}
+    made.filters |= {
+        "sentence": SENTENCES.__getitem__,
+        "x100": _x100,
+        "percent": _percent,
+        "three": _three,
+        "listed": _listed,
+        "signed": _signed,
+    }
     return made
 
 
@@ -204,6 +211,14 @@ def equal_facts(artefact: Artefact) -> list[Facts]:
             }
         )  # fmt: skip
     return found
+
+
+SENTENCES = {
+    "SAE features": "SAE features are better",
+    "neurons": "neurons are better",
+    "neither beyond doubt": "neither is better beyond doubt",
+    "not known": "the difference has no interval",
+}
 
 
 def _verdict(low: object, high: object) -> str:
