@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -199,7 +200,7 @@ class _Maker:
     def __post_init__(self) -> None:
         self._generator = Generator(self.model, cached_prompts=2 * self.index.batch_size)
 
-    def updates(self, first: int, prompts: Sequence[str], bar: tqdm[None]) -> dict[str, Tensor]:
+    def updates(self, first: int, prompts: Sequence[str], bar: tqdm[Any]) -> dict[str, Tensor]:
         """Block -> float16 [pictures x rows, width].
 
         Args:
@@ -266,7 +267,7 @@ def _check_disk(there: Collection, pictures: int | None) -> None:
         )
 
 
-def _locked(folder: Path) -> AcquireReturnProxy:
+def _locked(folder: Path) -> AcquireReturnProxy[Any]:
     try:
         return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,8 +56,8 @@ def measure_step(
     encoder, decoder = run.model.encoder.detach(), run.model.decoder.detach()
     steps, products = [], []
     for number in range(repeats + 1):
-        steps.append(_seconds(lambda step=number: run.step(step, x), where))
-        products.append(_seconds(lambda: _products(x, codes, encoder, decoder), where))
+        steps.append(_seconds(partial(run.step, number, x), where))
+        products.append(_seconds(partial(_products, x, codes, encoder, decoder), where))
     flops = PRODUCTS * 2 * config.batch_size * config.features * width
     return StepSpeed(_median(steps[1:]), _median(products[1:]), flops)
 

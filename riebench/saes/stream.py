@@ -66,7 +66,7 @@ class InMemory:
     @property
     def digest(self) -> str:
         """A hash of all rows."""
-        data = hashlib.sha256(self.rows.contiguous().view(torch.uint8).numpy())
+        data = hashlib.sha256(self.rows.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return content_digest([[*self.rows.shape], str(self.rows.dtype), data.hexdigest()])
 
     def __len__(self) -> int:

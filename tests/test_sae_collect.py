@@ -1,0 +1,326 @@
+"""Collecting block updates: what is in the shards, going on after an interruption, and every refusal."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from tiny import CHANNELS, GRID, tiny_folder, tiny_model
+from typer.testing import CliRunner
+
+from riebench.cli import app
+from riebench.errors import RiebenchError
+from riebench.generate import Capture, Generator
+from riebench.importers.rows import Place
+from riebench.saes import collect as collecting
+from riebench.saes import shards
+from riebench.saes.collect import Collecting, collect, sizes
+from riebench.saes.prompts import PromptSource
+from riebench.saes.shards import Collection
+
+PROMPTS = [f"a picture of number {number}" for number in range(7)]
+WHAT = Collecting(blocks=("mid.0", "up.0.1"), batch_size=2, pictures_per_shard=3)
+ROWS = GRID * GRID
+
+
+def collected(folder: Path, prompts: list[str] | None = None, what: Collecting = WHAT) -> Collection:
+    return collect(tiny_model(1), PROMPTS if prompts is None else prompts, folder, what, progress=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a collection but its lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven pictures in one go: shards of 3, 3 and 1."""
+    folder = tmp_path_factory.mktemp("whole")
+    collected(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """The same in a folder that may be damaged."""
+    for name, data in contents(whole).items():
+        path = tmp_path / "copy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "copy"
+
+
+def test_shards_hold_what_the_blocks_add(whole: Path) -> None:
+    there = Collection.open(whole)
+    assert [there.shards[number].pictures for number in range(3)] == [3, 3, 1]
+    assert there.pictures == 7 and not there.damaged()
+    data = there.data("mid.0")
+    assert (len(data), data.width, data.together) == (7 * ROWS, CHANNELS, ROWS)
+    trace = Generator(tiny_model(1)).generate(PROMPTS[3:5], [3, 4], capture=Capture(("mid.0",))).trace
+    expected = trace.get("mid.0").movedim(2, -1).flatten(0, 3).half()
+    assert torch.equal(data.read(3 * ROWS, 5 * ROWS), expected)
+    assert data.read(2 * ROWS, 7 * ROWS).dtype == torch.float16
+    stored = load_file(there.path("mid.0", 1))[shards.TENSOR]
+    assert torch.equal(stored[: 2 * ROWS], expected)
+    assert there.index.model.steps == 1 and "1000003" in there.index.seed_rule
+
+
+def test_pictures_with_several_steps_lie_step_after_step(tmp_path: Path) -> None:
+    what = Collecting(blocks=("mid.0",), batch_size=2)
+    data = collect(tiny_model(2, 3.0), PROMPTS[:2], tmp_path, what, progress=False).data("mid.0")
+    trace = Generator(tiny_model(2, 3.0)).generate(PROMPTS[:2], [0, 1], capture=Capture(("mid.0",))).trace
+    assert len(data) == 2 * 2 * ROWS and data.together == 2 * ROWS
+    second = trace.get("mid.0")[1, 1].movedim(0, -1).flatten(0, 1).half()
+    assert torch.equal(data.read(3 * ROWS, 4 * ROWS), second)
+
+
+def test_nothing_is_decoded_and_nothing_runs_after_the_last_wanted_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: Any) -> None:
+        raise AssertionError("a picture was decoded")
+
+    monkeypatch.setattr(Generator, "decode", decode)
+    ran: list[str] = []
+    unet: Any = tiny_model(1).unet
+    handles = [
+        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, part in (("mid", unet.mid_block), ("up", unet.up_blocks[0].attentions[0]))
+    ]
+    try:
+        collected(tmp_path, PROMPTS[:2], Collecting(blocks=("down.2.1", "mid.0")))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert ran == []
+    # Hooks are gone too: the model generates as before.
+    assert not any(module._forward_hooks for module in unet.modules())
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_an_interruption_changes_no_bit(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:  # fmt: skip
+    real, calls = Generator.generate, iter(range(100))
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Generator, "generate", stopped)
+        collected(tmp_path)
+    assert len(Collection.open(tmp_path).shards) == at // 2
+    # What was half written when the power went: a file without its line, and a torn line.
+    torn = tmp_path / "mid.0" / f"{at // 2:05d}.safetensors"
+    torn.parent.mkdir(exist_ok=True)
+    torn.write_bytes(b"half")
+    with (tmp_path / shards.SHARDS).open("ab") as file:
+        file.write(b'{"number": 2, "pict')
+    collected(tmp_path)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_repeating_makes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*_: Any, **__: Any) -> None:
+        raise AssertionError("a picture was generated")
+
+    monkeypatch.setattr(Generator, "generate", generate)
+    before = contents(copy)
+    collected(copy)
+    collected(copy, what=Collecting(blocks=WHAT.blocks, batch_size=2, pictures_per_shard=3, limit=2))
+    assert contents(copy) == before
+
+
+def test_more_prompts_go_on_where_fewer_ended(whole: Path, tmp_path: Path) -> None:
+    collected(tmp_path, PROMPTS[:5])
+    collected(tmp_path)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_damaged_shard_is_named_and_made_again_alone(copy: Path, whole: Path) -> None:
+    cut, flipped = copy / "mid.0" / "00001.safetensors", copy / "up.0.1" / "00002.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-5])
+    with pytest.raises(RiebenchError, match=r"mid.0/00001.safetensors is cut off: \d+ bytes instead of"):
+        Collection.open(copy).data("mid.0")
+    data = bytearray(flipped.read_bytes())
+    data[-1] ^= 1
+    flipped.write_bytes(data)
+    untouched = (copy / "mid.0" / "00000.safetensors").stat().st_mtime_ns
+    with pytest.raises(RiebenchError, match=r"00001.safetensors is cut off.*1 more shards.*--redo-damaged") as raised:
+        collected(copy)
+    assert "\n" not in str(raised.value)
+    assert Collection.open(copy).damaged(["up.0.1"]) == {2: f"{flipped} has changed since it was written"}
+    collected(copy, what=Collecting(WHAT.blocks, None, 0, 2, 3, redo_damaged=True))
+    assert {name: data for name, data in contents(copy).items() if name != shards.SHARDS} == {
+        name: data for name, data in contents(whole).items() if name != shards.SHARDS
+    }
+    assert Collection.open(copy).shards == Collection.open(whole).shards
+    assert (copy / "mid.0" / "00000.safetensors").stat().st_mtime_ns == untouched
+
+
+def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = shards.write_atomic, iter(range(100))
+
+    def full(path: Path, data: bytes) -> None:
+        if next(calls) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, data)
+
+    out = tmp_path / "out"
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    command = [
+        "sae", "collect", "--model", str(tiny_folder()), "--guidance", "0", "--prompts", str(file), "--out", str(out),
+        "--blocks", "mid.0,up.0.1", "--batch-size", "2", "--shard-pictures", "3", "--device", "cpu",
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_atomic", full)
+        result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "riebench: the disk is full; everything finished so far is kept" in result.stderr.splitlines()[-1]
+    assert list(Collection.open(out).shards) == [0] and not list(out.rglob("*.tmp"))
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert (
+        "mid.0: width 64, 16 positions a picture, 128 MB a million positions; 112 positions, 14.34 kB" in result.stderr
+    )
+    assert contents(out) == contents(whole)
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "free_disk", lambda _: 1000)
+    with pytest.raises(RiebenchError, match=r"8\.192 kB are still to be written, but .* has 1 kB free"):
+        collected(tmp_path, what=Collecting(("mid.0",), limit=4))
+    assert not Collection.open(tmp_path).shards
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, "seed is 0, not 1"),
+        ({"blocks": ("mid.0",)}, r"blocks is mid.0\+up.0.1, not mid.0"),
+        ({"batch_size": 4}, "batch_size is 2, not 4"),
+    ],
+)
+def test_a_folder_holds_one_collection(copy: Path, changes: dict[str, Any], words: str) -> None:
+    options = {"blocks": WHAT.blocks, "batch_size": 2, "pictures_per_shard": 3, **changes}
+    before = contents(copy)
+    with pytest.raises(RiebenchError, match=f"holds other updates: {words}; use another folder"):
+        collected(copy, what=Collecting(**options))
+    assert contents(copy) == before
+
+
+def test_a_folder_holds_one_model(copy: Path) -> None:
+    with pytest.raises(RiebenchError, match=r"holds other updates: .*model steps is 1, not 2"):
+        collect(tiny_model(2), PROMPTS, copy, WHAT, progress=False)
+
+
+def test_other_prompts_are_refused(copy: Path) -> None:
+    with pytest.raises(RiebenchError, match="prompts 4 to 6 are not those that"):
+        collected(copy, [*PROMPTS[:3], "another one", *PROMPTS[4:]])
+
+
+def test_prompts_that_end_too_soon(tmp_path: Path) -> None:
+    with pytest.raises(RiebenchError, match="no data left: there are 7 prompts, 9 are asked for"):
+        collect(tiny_model(1), PROMPTS, tmp_path, Collecting(limit=9), known=7, progress=False)
+    what = Collecting(("mid.0",), limit=4, batch_size=2)
+    with pytest.raises(RiebenchError, match="no data left: the prompts ended after 3, 4 are asked for"):
+        collect(tiny_model(1), iter(PROMPTS[:3]), tmp_path, what, progress=False)
+    assert Collection.open(tmp_path).pictures == 3
+    assert collect(tiny_model(1), iter(PROMPTS), tmp_path, what, progress=False).pictures == 4
+
+
+def test_a_block_that_is_not_there(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(RiebenchError, match=r"has no block mid\.3 \(did you mean 'mid\.0'\?\)"):
+        collected(tmp_path, what=Collecting(blocks=("mid.3",)))
+    with pytest.raises(RiebenchError, match=r"mid\.0\.ff\.0 names units inside a block"):
+        collected(tmp_path, what=Collecting(blocks=("mid.0.ff.0",)))
+    with pytest.raises(RiebenchError, match=r"no updates of block up\.0\.0 \(did you mean 'up\.0\.1'\?\)"):
+        Collection.open(whole).data("up.0.0")
+
+
+def test_a_folder_in_use_is_left_alone(copy: Path) -> None:
+    with FileLock(copy / ".lock"), pytest.raises(RiebenchError, match="being written to by another process"):
+        collected(copy)
+
+
+def test_what_is_no_collection(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(RiebenchError, match="holds no collected updates; `riebench sae collect` makes them"):
+        Collection.open(tmp_path / "nowhere")
+    index = json.loads((copy / shards.INDEX).read_text())
+    index["blocks"] = {"../../mid.0": {"width": 64, "rows": 16}}
+    (copy / shards.INDEX).write_text(json.dumps(index))
+    with pytest.raises(RiebenchError):
+        Collection.open(copy)
+
+
+def test_numbers_too_large_for_16_bits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = tiny_model(1).unet.get_submodule("mid_block.attentions.0.proj_out")
+    monkeypatch.setattr(module, "weight", torch.nn.Parameter(module.weight.detach() * 1e8))
+    with pytest.raises(RiebenchError, match=r"an update of mid\.0 is too large for 16 bits"):
+        collected(tmp_path, PROMPTS[:1])
+
+
+def test_sizes_are_said_per_million_positions(whole: Path) -> None:
+    index = Collection.open(whole).index
+    first, _, total = sizes(index, 1_000_000)
+    assert first.startswith("mid.0: width 64, 16 positions a picture, 128 MB a million positions; 16,000,000 positions")
+    assert total == "in all: 4.096 GB, in shards of 3 pictures"
+    assert sizes(index, None)[-1] == "in all: 4.096 kB a picture, in shards of 3 pictures"
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """The same prompts as csv, parquet and in a folder."""
+    import pandas as pd
+
+    frame = pd.DataFrame({"id": [1, 2, 3, 4], "caption": ["a cat", " ", "a dog ", "a bird"]})
+    places = {name: tmp_path / name for name in ("prompts.csv", "prompts.parquet", "folder")}
+    frame.to_csv(places["prompts.csv"], index=False)
+    frame.to_parquet(places["prompts.parquet"])
+    places["folder"].mkdir()
+    frame.to_parquet(places["folder"] / "train.parquet")
+    yield places
+
+
+def test_prompts_are_streamed_from_data_sets(tables: dict[str, Path]) -> None:
+    for path in tables.values():
+        for column in (None, "caption"):
+            source = PromptSource(dataset=Place(str(path)), column=column)
+            assert list(source.read()) == ["a cat", "a dog", "a bird"] and source.count() is None
+    path = tables["prompts.csv"]
+    for column, words in (("captoin", r"no column 'captoin' \(did you mean 'caption'\?\)"), ("id", "holds no text")):
+        with pytest.raises(RiebenchError, match=words):
+            list(PromptSource(dataset=Place(str(path)), column=column).read())
+    with pytest.raises(RiebenchError, match="no split 'test'"):
+        list(PromptSource(dataset=Place(str(path), split="test")).read())
+
+
+def test_prompts_of_a_file_and_of_the_toy_world(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  a dog \n")
+    source = PromptSource(file=file)
+    assert source.count() == 2 and list(source.read()) == ["a cat", "a dog"]
+    file.write_text("\n")
+    with pytest.raises(RiebenchError, match=r"no data left: .* holds no prompt"):
+        list(PromptSource(file=file).read())
+    with pytest.raises(RiebenchError, match=r"nowhere\.txt: cannot be read"):
+        PromptSource(file=tmp_path / "nowhere.txt").count()
+    toy = list(PromptSource(captions=5).read())
+    assert len(toy) == 5 and toy == list(PromptSource(captions=9).read())[:5]
+    with pytest.raises(RiebenchError, match="one of --prompts FILE, --dataset ID and --toy-captions N"):
+        PromptSource(file=file, captions=3)
