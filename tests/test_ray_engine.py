@@ -1,0 +1,375 @@
+"""Workers in other processes: the same numbers, one writer, lost workers replaced; in threads, and with Ray itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_runner import NO_EDIT, PATCH, SAE, TARGET, picture, task
+from tiny import tiny_folder, tiny_model, tiny_saes
+from typer.testing import CliRunner
+
+from riebench import engines
+from riebench.cli import app
+from riebench.crew import STARTS, Worker, WorkerLostError
+from riebench.distributed import LOSSES, run_with_workers
+from riebench.errors import RiebenchError
+from riebench.options import EngineOptions
+from riebench.planning import plan, works_of
+from riebench.rayengine import Places, RayWorker, cluster, places
+from riebench.recipe import ModelRecipe
+from riebench.records import EditRecord
+from riebench.remote import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels
+from riebench.runner import Runner
+from riebench.schema import Setting
+from riebench.seal import broken_seals, unsealed_lines
+from riebench.store import RunFolder
+
+SETTINGS = (NO_EDIT, TARGET, SAE)
+EXAMPLES = 4
+UNITS = EXAMPLES * (1 + 1 + 3 * 2)
+RECIPE = ModelRecipe(str(tiny_folder()), steps=2, guidance=0.0, device="cpu")
+
+
+class InThread:
+    """A worker whose model is in this process."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+
+    def setup(self) -> Told | Refused:
+        self.maker = Maker(self.assignment)
+        return self.maker.told
+
+    def make(self, parcel: Parcel) -> Iterator[Item]:
+        yield from self.maker.make(parcel)
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+class Mortal(InThread):
+    """One that is lost, after a few records, when it makes an example of `fatal` and `lives` are left to lose."""
+
+    fatal: tuple[str, ...] = ()
+    lives = 0
+    after = 2
+
+    def make(self, parcel: Parcel) -> Iterator[Item]:
+        made = 0
+        for item in super().make(parcel):
+            made += isinstance(item, Made)
+            if Mortal.lives and made > self.after and parcel.works[0].example.id in self.fatal:
+                Mortal.lives -= 1
+                raise WorkerLostError("process 7 ended")
+            yield item
+
+
+def assignment(settings: Sequence[Setting] = SETTINGS, **changes: Any) -> Assignment:
+    tasks = (task(EXAMPLES),)
+    values = {"tasks": tasks, "settings": tuple(settings), "recipe": RECIPE, "saes_source": str(tiny_saes()),
+              "batch_size": 2, "regions": "attention", "offline": True, "pool": tasks}  # fmt: skip
+    return Assignment(**{**values, **changes})
+
+
+def run(place: Path, hire: Callable[[], Worker], count: int = 2, said: list[str] | None = None, **changes: Any
+        ) -> list[RunFolder]:  # fmt: skip
+    """Runs with workers."""
+    options: dict[str, Any] = {
+        "results_root": place, "seeds": (0,), "limit": None, "redo": "missing", "shard": (1, 1), "progress": False,
+        "provenance": {}, "say": (said if said is not None else []).append,
+    }  # fmt: skip
+    return run_with_workers(assignment(), hire, count, **{**options, **changes})
+
+
+def alone(place: Path, **options: Any) -> list[RunFolder]:
+    """The same run in this process."""
+    return engines.run(
+        "local", [task(EXAMPLES)], SETTINGS, tiny_model(), results_root=place, saes_source=str(tiny_saes()),
+        batch_size=2, progress=False, **options,
+    )  # fmt: skip
+
+
+def by_unit(folder: RunFolder) -> dict[str, EditRecord]:
+    return {record.key.digest: record for record in folder.records()}
+
+
+def assert_same(made: Sequence[RunFolder], expected: Sequence[RunFolder]) -> None:
+    """The same units, choices and pictures, each recorded once, and every seal whole."""
+    for one, other in zip(made, expected, strict=True):
+        assert one.spec.run_id == other.spec.run_id
+        assert one.expected == other.expected
+        mine, theirs = by_unit(one), by_unit(other)
+        assert mine.keys() == theirs.keys()
+        assert len((one.path / "records.jsonl").read_text().splitlines()) == len(mine)
+        assert one.done() == mine.keys()
+        assert broken_seals(one.path) == [] and unsealed_lines(one.path) == 0
+        for digest, record in mine.items():
+            told = ("status", "reason", "image", "source_image", "target_image", "features", "mask_share", "cluster")
+            assert [getattr(record, name) for name in told] == [getattr(theirs[digest], name) for name in told]
+            assert np.abs(picture(one, record) - picture(other, theirs[digest])).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    """What one process makes."""
+    return alone(tmp_path_factory.mktemp("alone"))
+
+
+def test_workers_make_what_one_process_makes_and_nothing_twice(
+    tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(tmp_path, lambda: InThread(assignment()))
+    assert_same(made, expected)
+    assert made[0].provenance["workers"] == 2 and made[0].provenance["device"] == "cpu"
+    written: list[EditRecord] = []
+    monkeypatch.setattr(RunFolder, "append", lambda self, record: written.append(record))
+    run(tmp_path, lambda: InThread(assignment()), count=1)
+    assert written == []
+
+
+def test_what_a_lost_worker_had_left_is_made_by_another(tmp_path: Path, expected: list[RunFolder]) -> None:
+    Mortal.fatal, Mortal.lives = ("e1", "e2"), 3
+    said: list[str] = []
+    assert_same(run(tmp_path, lambda: Mortal(assignment()), said=said), expected)
+    assert Mortal.lives == 0
+    assert sum("a worker was lost (process 7 ended); another one takes over" in line for line in said) == 3
+
+
+def test_an_example_that_takes_its_workers_along_is_recorded_as_failed(
+    tmp_path: Path, expected: list[RunFolder]
+) -> None:
+    Mortal.fatal, Mortal.lives, Mortal.after = ("e1",), 10**6, 0
+    try:
+        made = run(tmp_path, lambda: Mortal(assignment()))
+    finally:
+        lives, Mortal.lives, Mortal.after = Mortal.lives, 0, 2
+    assert lives == 10**6 - LOSSES
+    for folder in made:
+        records = by_unit(folder).values()
+        assert {(r.key.example_id, r.status) for r in records} == {
+            ("e0", "ok"), ("e1", "error"), ("e2", "ok"), ("e3", "ok"),
+        }  # fmt: skip
+        reasons = {record.reason or "" for record in records if record.status == "error"}
+        assert len(reasons) == 1 and "3 workers were lost while this example was made" in reasons.pop()
+    again = run(tmp_path, lambda: InThread(assignment()), redo="errors")
+    assert [by_unit(one).keys() for one in again] == [by_unit(one).keys() for one in expected]
+    assert {record.status for one in again for record in one.records()} == {"ok"}
+
+
+def test_stored_masks_and_pictures_are_used_and_not_made_again(tmp_path: Path, expected: list[RunFolder]) -> None:
+    (folder,) = engines.run(
+        "local", [task(EXAMPLES)], [PATCH], tiny_model(), results_root=tmp_path, batch_size=2, progress=False
+    )
+    record = folder.records()[0]
+    assert record.source_image is not None
+    stored = folder.shared.path / record.source_image
+    stored.write_bytes((folder.shared.path / str(folder.records()[-1].source_image)).read_bytes())
+    before = stored.read_bytes()
+    made = run(tmp_path, lambda: InThread(assignment()))
+    assert stored.read_bytes() == before
+    same = next(r for r in made[0].records() if r.key.example_id == record.key.example_id)
+    assert (made[0].path / str(same.image)).read_bytes() == before
+    assert made[0].spec.run_id == expected[0].spec.run_id
+
+
+def test_stopping_leaves_a_folder_that_one_process_completes(
+    tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, kept = RunFolder.append, []
+
+    def stop(self: RunFolder, record: EditRecord) -> None:
+        if len(kept) == 5:
+            raise KeyboardInterrupt
+        kept.append(record)
+        original(self, record)
+
+    monkeypatch.setattr(RunFolder, "append", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, lambda: InThread(assignment()))
+    monkeypatch.undo()
+    done = alone(tmp_path)
+    assert_same(done, expected)
+    found = {digest: record for folder in done for digest, record in by_unit(folder).items()}
+    assert all(any(record == by_unit(folder).get(record.key.digest) for folder in done) for record in kept)
+    assert len(found) >= 5
+
+
+def test_workers_that_end_while_loading_end_the_run_only_if_all_do(tmp_path: Path, expected: list[RunFolder]) -> None:
+    class Frail(InThread):
+        def setup(self) -> Told | Refused:
+            raise WorkerLostError("its process ended")
+
+    hired: list[InThread] = []
+
+    def hire(*kinds: type[InThread]) -> Callable[[], Worker]:
+        def one() -> Worker:
+            hired.append(kinds[min(len(hired), len(kinds) - 1)](assignment()))
+            return hired[-1]
+
+        return one
+
+    with pytest.raises(RiebenchError, match=r"workers end while they load the model .* Use fewer --workers"):
+        run(tmp_path / "none", hire(Frail), count=1)
+    assert len(hired) == STARTS and not (tmp_path / "none").exists()
+    hired.clear()
+    assert_same(run(tmp_path / "some", hire(InThread, Frail)), expected)
+
+
+def test_what_no_worker_can_do_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(InThread):
+        def setup(self) -> Told | Refused:
+            return Refused("the file is not here")
+
+    class Shifted(InThread):
+        def setup(self) -> Told | Refused:
+            told = super().setup()
+            assert isinstance(told, Told)
+            specs = {name: spec.model_copy(update={"regions": "elsewhere"}) for name, spec in told.specs.items()}
+            return Told(specs, told.notes, told.batch_size)
+
+    class Torn(InThread):
+        def make(self, parcel: Parcel) -> Iterator[Item]:
+            for item in super().make(parcel):
+                yield Made(item.setting, item.record, b"?") if isinstance(item, Made) else item
+
+    def shortage(*_: Any) -> None:
+        raise RiebenchError("not enough memory")
+
+    kinds = iter([InThread, Shifted])
+    for hire, words in (
+        (lambda: Other(assignment()), "the file is not here"),
+        (lambda: Torn(assignment()), "did not arrive whole"),
+    ):
+        with pytest.raises(RiebenchError, match=words):
+            run(tmp_path, hire, count=1)
+    with monkeypatch.context() as patch, pytest.raises(RiebenchError, match="not enough memory"):
+        patch.setattr(Runner, "run", shortage)
+        run(tmp_path, lambda: InThread(assignment()), count=1)
+    with pytest.raises(RiebenchError, match="workers do not agree on what 'no_edit' is"):
+        run(tmp_path / "b", lambda: next(kinds)(assignment()), count=2)
+
+
+def test_the_largest_examples_go_first_and_stay_whole() -> None:
+    tasks = [task(3)]
+    units = [unit for unit in plan(tasks, [SAE, NO_EDIT]) if unit.example.id != "e0" or unit.setting.name == "no_edit"]
+    works = works_of(units)
+    assert [[work.example.id for work in parcel] for parcel in parcels(works, 1)] == [["e1"], ["e2"], ["e0"]]
+    assert [[work.example.id for work in parcel] for parcel in parcels(works, 2)] == [["e1", "e2"], ["e0"]]
+    assert sum(len(work.units) for parcel in parcels(works, 2) for work in parcel) == len(units)
+
+
+def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "workers", "expected"),
+    [
+        ([node(8, 4), node(8, 2)], "auto", None, Places(6, 0, 1)),
+        ([node(8, 4), node(8, 2, alive=False)], "cuda", 3, Places(3, 0, 1)),
+        ([node(8, 4)], "cpu", 2, Places(2, 4, 0)),
+        ([node(8), node(4)], "auto", None, Places(2, 4, 0)),
+        ([node(2)], "auto", 2, Places(2, 1, 0)),
+    ],
+)
+def test_a_cluster_is_parted_among_workers(
+    nodes: list[dict[str, Any]], device: str, workers: int | None, expected: Places
+) -> None:
+    assert places(nodes, device, workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "workers", "words"),
+    [
+        ([node(8)], "cuda", None, "the Ray cluster has no GPU"),
+        ([node(8, 2)], "auto", 3, "the Ray cluster has 2 GPUs"),
+        ([node(2)], "auto", 3, "the Ray cluster has 2 cores"),
+        ([node(8, 2)], "cuda:1", None, "each worker gets its own GPU"),
+    ],
+)
+def test_what_a_cluster_has_not_is_refused(
+    nodes: list[dict[str, Any]], device: str, workers: int | None, words: str
+) -> None:
+    with pytest.raises(RiebenchError, match=words):
+        places(nodes, device, workers)
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(RiebenchError, match=r"--engine 'rya' \(did you mean 'ray'\?\)"):
+        EngineOptions("rya")
+    for address, workers in (("auto", None), (None, 2)):
+        with pytest.raises(RiebenchError, match="--address and --workers belong to --engine ray"):
+            EngineOptions(address=address, workers=workers)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_missing_ray_and_a_bad_address_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(*more: str) -> str:
+        line = ["run", "no_edit", "--engine", "ray", "--device", "cpu", "--results", str(tmp_path), *more]
+        done = CliRunner().invoke(app, line)
+        assert done.exit_code == 2 and "Traceback" not in done.stderr
+        last: str = done.stderr.strip().splitlines()[-1]
+        return last
+
+    found = importlib.util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else found(name))
+        assert say() == "riebench: --engine ray needs Ray: pip install 'riebench[ray]'"
+    pytest.importorskip("ray")
+    assert "write HOST:PORT of the cluster's head" in say("--address", "somewhere")
+    assert "write HOST:PORT of the cluster's head" in say("--address", "ray://head:10001")
+    port = free_port()
+    assert f"no Ray cluster at --address 127.0.0.1:{port}: " in say("--address", f"127.0.0.1:{port}")
+
+
+@pytest.mark.slow
+def test_two_ray_workers_one_of_them_killed_make_what_one_process_makes(
+    tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    hired: list[RayWorker] = []
+    killed: list[int] = []
+    made, setup = 0, RayWorker.setup
+
+    def hire(self: RayWorker) -> Told | Refused:
+        hired.append(self)
+        return setup(self)
+
+    def count(self: RayWorker, parcel: Parcel) -> Iterator[Item]:
+        # Killed by its number while it makes an example, as the system does when memory runs out.
+        nonlocal made
+        for item in original(self, parcel):
+            yield item
+            made += isinstance(item, Made)
+            if made == UNITS // 3 and not killed and self.pid is not None:
+                killed.append(self.pid)
+                os.kill(self.pid, signal.SIGKILL)
+
+    original = RayWorker.make
+    monkeypatch.setattr(RayWorker, "setup", hire)
+    monkeypatch.setattr(RayWorker, "make", count)
+    said: list[str] = []
+    with cluster(None, 2):
+        found = engines.run(
+            "ray", [task(EXAMPLES)], SETTINGS, RECIPE, results_root=tmp_path, saes_source=str(tiny_saes()),
+            batch_size=2, progress=False, workers=2, say=said.append,
+        )  # fmt: skip
+    assert_same(found, expected)
+    assert len(killed) == 1
+    assert said[0] == "2 workers, each with 1 cores"
+    assert any(f"process {killed[0]} ended, killed or out of memory" in line for line in said)
+    assert len({worker.pid for worker in hired}) == len(hired) >= 3
