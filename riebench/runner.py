@@ -161,6 +161,11 @@ class Runner:
         self._flush()
 
     def _run_chunk(self, works: Sequence[Work]) -> None:
+        parts = self._fitting(works, 2)
+        if len(parts) > 1:
+            for part in parts:
+                self._run_chunk(part)
+            return
         try:
             pair = self._generate_pairs(works)
         except Exception as error:
@@ -179,12 +184,16 @@ class Runner:
             self._flush()
 
     def _parts(self, items: Sequence[T], error: Exception, pictures: int) -> list[Sequence[T]]:
-        """What to try after a batch failed: halves if memory was short, else one by one, to keep the failure apart."""
+        """What to try after a batch failed: smaller ones if memory was short, else one by one, to know whose it is."""
         if not isinstance(error, MemoryShortageError):
             return [[item] for item in items]
         self.batches.shrink(pictures)
-        half = len(items) // 2
-        return [items[:half], items[half:]]
+        return self._fitting(items, pictures // len(items))
+
+    def _fitting(self, items: Sequence[T], pictures: int) -> list[Sequence[T]]:
+        """Items of so many pictures each, in parts that memory is thought to suffice for."""
+        size = max(1, self.batches.size // pictures)
+        return [items[start : start + size] for start in range(0, len(items), size)]
 
     def _refuse_shortage(self, error: Exception) -> None:
         # What does not fit alone where nothing else has fitted: going on would fail every unit to come in its turn.
@@ -287,6 +296,11 @@ class Runner:
 
     def _make(self, rows: Sequence[Row]) -> None:
         """Generates and stores one batch; if it fails, parts of it are tried."""
+        parts = self._fitting(rows, 1)
+        if len(parts) > 1:
+            for part in parts:
+                self._make(part)
+            return
         start = time.perf_counter()
         try:
             result = self.generator.generate(

@@ -1,0 +1,136 @@
+"""Batch sizes: from free memory, halved when it does not suffice, and of no consequence for the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_runner import PATCH, SAE, task
+from tiny import tiny_model, tiny_saes
+
+from riebench.batching import BatchSize, automatic_batch_size, free_bytes
+from riebench.errors import MemoryShortageError, RiebenchError
+from riebench.estimates import activation_bytes
+from riebench.generate import Generator
+from riebench.job import batch_size_of
+from riebench.runner import run_benchmark
+from riebench.schema import Setting
+from riebench.shapes import unet_shape
+from riebench.store import RunFolder
+
+
+def run(folder: Path, *settings: Setting, count: int = 2, **options: Any) -> list[RunFolder]:
+    """Runs settings on the tiny model."""
+    return run_benchmark(
+        [task(count)], settings or [PATCH], tiny_model(), results_root=folder, saes_source=str(tiny_saes()),
+        progress=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Memory for so many rows of the U-Net and no more; returns the sizes that were tried."""
+
+    def limit(most: int, error: type[Exception] = torch.OutOfMemoryError) -> list[int]:
+        sizes: list[int] = []
+        original = Generator._generate
+
+        def generate(self: Generator, prompts: Sequence[str], *args: Any) -> Any:
+            sizes.append(len(prompts))
+            if len(prompts) > most:
+                raise error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+            return original(self, prompts, *args)
+
+        monkeypatch.setattr(Generator, "_generate", generate)
+        return sizes
+
+    return limit
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_shortage_halves_the_batch_once_and_says_so_once(
+    tmp_path: Path, tight: Any, capfd: pytest.CaptureFixture[str], error: type[Exception]
+) -> None:
+    many = PATCH.model_copy(update={"strengths": (1.0, 2.0, 3.0)})
+    sizes = tight(5, error)
+    (folder,) = run(tmp_path, many, count=8, batch_size=16)
+    assert {record.status for record in folder.records()} == {"ok"} and len(folder.records()) == 24
+    assert max(record.batch_size for record in folder.records()) == 4
+    # 16 rows, then 8, then 4 for all that follows.
+    assert sizes[:3] == [16, 8, 4] and sizes.count(16) == sizes.count(8) - 1 == 1
+    assert max(sizes[sizes.index(4) :]) <= 8
+    said = capfd.readouterr().err.strip().splitlines()
+    assert said == ["memory does not suffice for 16 pictures at a time; going on with 4"]
+
+
+def test_pictures_do_not_depend_on_shortages_batches_or_what_is_shared(
+    tmp_path: Path, tight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [PATCH, SAE, SAE.model_copy(update={"name": "late", "edit_steps": (0.5, 1.0), "strengths": (6.0,)})]
+    usual = run(tmp_path / "usual", *settings, batch_size=16)
+    monkeypatch.setattr("riebench.capturing.PREFIX_KEPT", 0)
+    monkeypatch.setattr("riebench.capturing.PREFIX_STEPS", 0)
+    one_by_one = run(tmp_path / "one", *settings, batch_size=1)
+    monkeypatch.undo()
+    tight(3)
+    halved = run(tmp_path / "halved", *settings, batch_size=16)
+    for reference, *others in zip(usual, one_by_one, halved, strict=True):
+        wanted = {record.key.digest: reference.read_image(str(record.image)) for record in reference.records()}
+        for other in others:
+            assert {record.key.digest for record in other.records()} == set(wanted)
+            for record in other.records():
+                found = other.read_image(str(record.image)).astype(int)
+                assert np.abs(found - wanted[record.key.digest]).max() <= 1
+
+
+def test_what_does_not_fit_alone_is_an_error_of_its_unit_if_others_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Generator._generate
+
+    def generate(self: Generator, prompts: Sequence[str], seeds: Any, edits: Any, *args: Any) -> Any:
+        if edits is not None and any(edit.strength == 2 for edit in edits):
+            raise MemoryError
+        return original(self, prompts, seeds, edits, *args)
+
+    monkeypatch.setattr(Generator, "_generate", generate)
+    (folder,) = run(tmp_path, batch_size=4)
+    found = {record.key.strength: (record.status, record.reason) for record in folder.records()}
+    assert found[1.0][0] == "ok" and found[2.0][0] == "error"
+    assert "not enough memory on cpu for 1 pictures of 32 px at once; use --offload model" in str(found[2.0][1])
+
+
+def test_where_nothing_ever_fits_the_run_ends(tmp_path: Path, tight: Any) -> None:
+    tight(1)
+    with pytest.raises(MemoryShortageError, match="--batch-size 1 or less"):
+        run(tmp_path, batch_size=4)
+
+
+def test_the_size_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    assert free_bytes(torch.device("cpu")) > 0
+    one = activation_bytes(
+        unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor), model.spec, model.options, 1
+    )
+    for rows, size in ((0.5, 1), (2.1, 2), (7.9, 4), (8.1, 8), (1e6, 32)):
+        monkeypatch.setattr("riebench.batching.free_bytes", lambda device, rows=rows: int(2 * rows * one))
+        assert automatic_batch_size(model) == size
+
+
+def test_shrinking_goes_down_to_one() -> None:
+    batches = BatchSize(6, quiet=True)
+    for count, size in ((6, 3), (3, 1), (1, 1), (8, 1)):
+        batches.shrink(count)
+        assert batches.size == size
+    assert not batches.proven
+
+
+def test_the_option() -> None:
+    assert batch_size_of("auto") is None and batch_size_of("12") == 12
+    for wrong in ("0", "-1", "many", "1.5", ""):
+        with pytest.raises(RiebenchError, match="give a number from 1, or auto"):
+            batch_size_of(wrong)
