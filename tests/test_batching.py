@@ -61,9 +61,8 @@ def test_a_shortage_halves_the_batch_once_and_says_so_once(
     assert {record.status for record in folder.records()} == {"ok"} and len(folder.records()) == 24
     assert max(record.batch_size for record in folder.records()) == 4
     # 16 rows, then 8, then 4 for all that follows.
-    assert sizes[:3] == [16, 8, 4] and sizes.count(16) == sizes.count(8) - 1 == 1
-    assert max(sizes[sizes.index(4) :]) <= 8
-    said = capfd.readouterr().err.strip().splitlines()
+    assert sizes[:2] == [16, 8] and set(sizes[2:]) == {4}
+    said = [line for line in capfd.readouterr().err.splitlines() if "memory" in line]
     assert said == ["memory does not suffice for 16 pictures at a time; going on with 4"]
 
 
