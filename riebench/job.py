@@ -25,6 +25,7 @@ from riebench.files import sweep
 from riebench.gallery import write_galleries
 from riebench.intervals import parse_interval
 from riebench.leaderboard import write_leaderboard
+from riebench.mending import complaints, set_aside
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
 from riebench.offline import offline_mode
@@ -35,7 +36,7 @@ from riebench.provenance import provenance
 from riebench.recipe import ModelRecipe, check_prompts, profiled
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import EditTask, ModelSpec, Setting
-from riebench.store import REDO_MODES, Redo, RunFolder, run_folders
+from riebench.store import REDO_MODES, Redo, RunFolder, run_folders, run_path
 from riebench.suites import MAIN_SET, default_model, load_settings, load_suite
 from riebench.tables import write_tables
 
@@ -224,7 +225,12 @@ class Job:
             notes = provenance(engine=engine.engine, **self.options.placement)
             more = {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
         self._find_scorer(made.spec)
-        return engines.run(
+        if redo == "all" and not engine.sharded:
+            for setting in settings:
+                place = run_path(self.results, tasks[0].suite, made.spec.name, setting.name)
+                if (aside := set_aside(place)) is not None:
+                    say(f"{place} was changed or damaged; its records and scores are in {aside.name}/ there")
+        folders = engines.run(
             engine.engine,
             tasks,
             settings,
@@ -240,6 +246,9 @@ class Job:
             pool=load_suite(self.suite, categories=self.categories),
             **more,
         )
+        for line in complaints(folders):
+            say(line)
+        return folders
 
 
 def blocks_option(text: str) -> dict[str, object]:

@@ -79,3 +79,12 @@ def read_rgb(path: Path, formats: tuple[str, ...] = STORED) -> NDArray[np.uint8]
     """
     with opened(path, formats) as picture:
         return np.asarray(picture.convert("RGB"))
+
+
+def is_whole(path: Path, formats: tuple[str, ...] = STORED) -> bool:
+    """Whether a file is there, is such a picture, and has the check sums it should have; it is not decoded."""
+    try:
+        with opened(path, formats):
+            return True
+    except (RiebenchError, OSError):
+        return False

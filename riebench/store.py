@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -29,7 +30,7 @@ from riebench.files import (
     write_once,
 )
 from riebench.locks import Shard, brief_lock, shard_lock, whole_lock
-from riebench.pictures import read_rgb
+from riebench.pictures import is_whole, read_rgb
 from riebench.recordparts import merge, part_path, parts
 from riebench.records import EditRecord, RunMeta, ScoreRecord, UnitKey
 from riebench.schema import RunSpec
@@ -138,6 +139,9 @@ class RunFolder:
     def __init__(self, path: Path, spec: RunSpec | None = None) -> None:
         self.path = path
         self.shared = SharedFolder(path.parent / SHARED)
+        self.altered: list[str] = []
+        """Pictures that `done` has found to be others than were recorded, or damaged."""
+        self._whole: dict[str, bool] = {}
         self._records_file = path / RECORDS_FILE
         self._meta = self._read_meta()
         self.spec = self._agreed(spec)
@@ -317,6 +321,8 @@ class RunFolder:
                 units; "all" repeats everything.
             among: only these are asked for: the pictures of others are not looked at; None for all.
         """
+        self.altered.clear()
+        self._whole.clear()
         if redo == "all":
             return set()
         asked = [(record.key.digest, record) for record in self.records()]
@@ -330,11 +336,24 @@ class RunFolder:
         if record.image is None:
             return True
         path = self.path / record.image
-        if not path.exists() or file_sha256(path) != record.image_sha256:
+        if not path.exists():
+            return False
+        if file_sha256(path) != record.image_sha256:
+            self.altered.append(record.image)
             return False
         # Scores need the source and target pictures too.
         pair = (record.source_image, record.target_image)
-        return all(name is None or (self.shared.path / name).exists() for name in pair)
+        return all([name is None or self._is_whole(name) for name in pair])
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether a shared picture is there and undamaged; a damaged one goes, so that it is made again."""
+        path = self.shared.path / name
+        if name not in self._whole:
+            self._whole[name] = is_whole(path)
+            if not self._whole[name] and path.exists():
+                self.altered.append(os.path.relpath(path, self.path))
+                path.unlink(missing_ok=True)
+        return self._whole[name]
 
     def image_name(self, key: UnitKey) -> str:
         """Relative path of a unit's edited picture."""

@@ -6,9 +6,12 @@ import errno
 import inspect
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -64,7 +67,8 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             # Each of its attempts to reach the hub would be two more lines; what came of them is in ours.
             logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
         try:
-            verb(*args, **kwargs)
+            with _two_interruptions():
+                verb(*args, **kwargs)
         except KeyboardInterrupt:
             say("\nriebench: stopped; everything finished so far is kept, and the same command goes on from there")
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -79,6 +83,34 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(EXIT_USER_ERROR) from None
 
     return wrapped
+
+
+@contextmanager
+def _two_interruptions() -> Iterator[None]:
+    """The first Ctrl-C ends things in order; the second one ends the process where it is.
+
+    Nothing recorded is lost by either: lines and pictures are whole or absent at every moment.
+    """
+    # Elsewhere than in the main thread signals cannot be set, and who ignores or handles them goes on doing so.
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if elsewhere or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def second(*_: object) -> None:
+        os.write(2, b"\nriebench: ended at once; the same command goes on from what was finished\n")
+        os._exit(EXIT_INTERRUPTED)
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, second)
+        os.write(2, b"\nriebench: stopping; Ctrl-C again ends at once\n")
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _one_line(error: RiebenchError | OSError) -> str:

@@ -1,0 +1,74 @@
+"""SIGKILL before random disk operations of the main job: what is there in the end is what an undisturbed run leaves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import test_job
+from tiny import tiny_folder, tiny_model, tiny_saes
+
+from riebench.job import Job
+from riebench.recipe import ModelRecipe
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+crash = pytest.importorskip("benchmarks.crash", reason="the benchmarks are in the checkout only")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+
+
+def make_job(place: Path) -> Job:
+    """Two examples and two settings, one of them on a block alone, one picture at a time."""
+    suite = place.parent / "mine"
+    if not suite.is_dir():
+        suite.mkdir(parents=True)
+        (suite / "change_color.yaml").write_text(test_job.TASK)
+        setting = test_job.SETTING.replace("block_mode: both", "blocks: [up.0.1]")
+        (suite / "features.yml").write_text(setting + f"sae: {tiny_saes()}\n")
+    return Job(
+        suite=str(suite), settings=("no_edit", str(suite / "features.yml")), model=str(tiny_folder()), steps=2,
+        guidance=0.0, batch_size=1, device="cpu", scorers=("toy-clip",), results=place / "results",
+        leaderboard=place / "results" / "leaderboard.md", report=place / "results" / "report",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[crash.Trials]:
+    """Trials beside their undisturbed run; the model is loaded once, in this process."""
+    model = tiny_model(steps=2)
+    with (
+        patch("riebench.scoring.Tools", test_job.fake_tools),
+        patch.object(ModelRecipe, "load", lambda _: model),
+    ):
+        made = crash.Trials(make_job, tmp_path_factory.mktemp("crash"), by="operation", seed=1)
+        made.prepare()
+        yield made
+
+
+def test_after_every_kill_the_same_command_ends_with_the_same_bytes(trials: crash.Trials) -> None:
+    told = [trials.trial(number) for number in range(6)]
+    assert [one["wrong"] for one in told] == [[]] * len(told)
+    killed = [phase for one in told for phase in one["killed"]]
+    assert len(killed) >= 8 and len(set(killed)) >= 2
+
+
+def test_the_comparison_finds_what_it_should(trials: crash.Trials, tmp_path: Path) -> None:
+    """A changed number, a unit made twice, litter and lost lines would all be seen."""
+    import shutil
+
+    place = tmp_path / "work"
+    shutil.copytree(trials.reference, place)
+    assert crash.differences(place, trials.reference) == []
+    before = crash.snapshot(place)
+    (records,) = place.rglob("features/records.jsonl")
+    text = records.read_text()
+    records.write_text(text + text.splitlines()[0] + "\n")
+    found = "; ".join(crash.differences(place, trials.reference))
+    assert "records.jsonl differs" in found and "1 made twice" in found and "lines without a seal" in found
+    records.write_text("".join(text.splitlines(keepends=True)[1:]))
+    assert crash.lost(before, place) == [str(records.relative_to(place))]
+    records.write_text(text)
+    (place / "results" / ".x.tmp").touch()
+    assert crash.differences(place, trials.reference) == ["results/.x.tmp is only in one of them"]

@@ -1,0 +1,298 @@
+"""Full and read-only disks, flipped bits, clocks that go backwards, two runners, Ctrl-C: what is said, what is kept."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import make_key, make_record, make_spec
+from test_job import UNITS, command, last_line, records
+from test_job import job as job
+
+from riebench.errors import StoreError
+from riebench.files import append_lines, is_temporary, sweep, temporary_beside, write_atomic
+from riebench.job import Job
+from riebench.mending import complaints, set_aside
+from riebench.pictures import is_whole
+from riebench.report.output import OutputFolder
+from riebench.seal import announce, broken_seals
+from riebench.store import RunFolder, encode_png, read_image, run_folders
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+
+
+def add(folder: RunFolder, **changes: object) -> Path:
+    key = make_key(**changes)
+    name, digest = folder.write_image(key, PIXELS)
+    folder.append(make_record(key, name, digest))
+    return folder.path / name
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small file system in memory; skips where that is not allowed."""
+    place = tmp_path / "mounted"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        again = ["remount,"] if os.path.ismount(place) else [""]
+        line = ["mount", "-t", "tmpfs", "-o", f"{again[0]}{options}", "tmpfs", str(place)]
+        if shutil.which("mount") is None or subprocess.run(line, capture_output=True).returncode:
+            pytest.skip("mounting is not allowed here")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(job: Job, mounted: Callable[[str], Path]) -> None:
+    job = replace(job, results=mounted("size=100k") / "out")
+    full = command(job, "--no-report")
+    assert full.exit_code == 2
+    assert last_line(full).startswith("riebench: the disk is full; everything finished so far is kept")
+    kept = {path: path.read_bytes() for path in job.results.rglob("records*.jsonl")}
+    assert not [path for path in job.results.rglob("*") if is_temporary(path.name)]
+    mounted("size=50m")
+    assert command(job, "--no-report").exit_code == 0
+    for path, data in kept.items():
+        assert path.read_bytes().startswith(data)
+    lines = [line for path in job.results.rglob("records.jsonl") for line in path.read_text().splitlines()]
+    assert len(lines) == UNITS
+    assert [finding for folder in run_folders(job.results) for finding in broken_seals(folder.path)] == []
+
+
+def test_a_read_only_folder_is_one_line(job: Job, mounted: Callable[[str], Path]) -> None:
+    refused = command(replace(job, results=mounted("ro,size=1m") / "out"))
+    assert refused.exit_code == 2
+    assert "cannot be written (Read-only file system); use another folder with --results" in last_line(refused)
+
+
+def test_results_that_became_read_only_are_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(arguments[0]))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    refused = command(job)
+    assert refused.exit_code == 2 and "cannot be written (Read-only file system)" in last_line(refused)
+
+
+def test_every_flipped_byte_of_a_stored_picture_is_found(tmp_path: Path) -> None:
+    path, data = tmp_path / "p.png", encode_png(PIXELS)
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        assert not is_whole(path), place
+        with pytest.raises(StoreError, match="delete it and repeat `riebench run`"):
+            read_image(path)
+    path.write_bytes(data)
+    assert is_whole(path) and np.array_equal(read_image(path), PIXELS)
+
+
+def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: Job) -> None:
+    job = replace(job, settings=job.settings[1:], batch_size=1)
+    job.run(lambda _: None)
+    (folder,) = run_folders(job.results)
+    record = folder.records()[0]
+    edited, source = folder.path / str(record.image), folder.shared.path / str(record.source_image)
+    before = {path: path.read_bytes() for path in (edited, source)}
+    for path, data in before.items():
+        path.write_bytes(data[:-30] + bytes([data[-30] ^ 1]) + data[-29:])
+        lines: list[str] = []
+        job.run(lines.append)
+        assert any("not as riebench wrote them" in line and path.name in line for line in lines)
+        assert path.read_bytes() == data
+    assert not any("not as riebench wrote them" in line for line in _said(job))
+
+
+def _said(job: Job, **changes: Any) -> list[str]:
+    lines: list[str] = []
+    replace(job, **changes).run(lines.append)
+    return lines
+
+
+def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
+    with folder.writing(plan=[make_key(), make_key(seed=1)]):
+        add(folder)
+        add(folder, seed=1)
+    for name in ("records.jsonl", "run.json"):
+        file = folder.path / name
+        data = file.read_bytes()
+        for place in range(0, len(data), 7):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            assert broken_seals(folder.path) == [f"{name} is not as riebench wrote it: something was changed or taken "
+                                                 "out by hand"]  # fmt: skip
+        file.write_bytes(data)
+    assert broken_seals(folder.path) == []
+
+
+def test_a_changed_record_is_said_and_made_anew_on_request(job: Job) -> None:
+    job = replace(job, settings=job.settings[1:], blocks="mid.0")
+    job.run(lambda _: None)
+    (folder,) = run_folders(job.results)
+    file = folder.path / "records.jsonl"
+    honest = file.read_text()
+    file.write_text(honest.replace('"add":[', '"add":[9', 1))
+    assert any("records.jsonl is not as riebench wrote it" in line and "--redo all" in line for line in _said(job))
+    lines = _said(job, redo="all")
+    assert any("set-aside-1/" in line for line in lines)
+    assert [r.features for r in RunFolder(folder.path).records()] == [r.features for r in folder.records()]
+    assert broken_seals(folder.path) == [] and len(file.read_text().splitlines()) == len(honest.splitlines())
+    assert '"add":[9' in (folder.path / "set-aside-1" / "records.jsonl").read_text()
+    # An unreadable line too; and what is whole is not set aside.
+    file.write_text("{" + file.read_text())
+    refused = command(job, "--blocks", "mid.0")
+    assert refused.exit_code == 2 and "records.jsonl, line 1 is damaged" in last_line(refused)
+    assert any("set-aside-2/" in line for line in _said(job, redo="all"))
+    assert not any("set-aside" in line for line in _said(job, redo="all"))
+
+
+def test_a_changed_run_file_goes_aside_and_an_honest_one_still_says_whose_folder_it_is(folder: RunFolder) -> None:
+    with folder.writing():
+        add(folder)
+    records_file = folder.path / "records.jsonl"
+    records_file.write_text(records_file.read_text().replace('"e1"', '"e2"'))
+    assert set_aside(folder.path) is not None and (folder.path / "run.json").exists()
+    with folder.writing():
+        pass
+    (folder.path / "run.json").write_text("{")
+    assert set_aside(folder.path) is not None and not (folder.path / "run.json").exists()
+    assert complaints([RunFolder(folder.path, make_spec())]) == []
+    assert set_aside(folder.path.parent / "nothing") is None
+
+
+def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFolder) -> None:
+    with folder.writing({"started": "then"}):
+        add(folder)
+    coming = (folder.path / "run.json").read_bytes().replace(b"then", b"now!")
+    announce(folder.path, "run.json", coming)
+    assert broken_seals(folder.path) == []
+    write_atomic(folder.path / "run.json", coming)
+    assert broken_seals(folder.path) == []
+    with RunFolder(folder.path).locked():
+        pass
+    (folder.path / "run.json").write_bytes(coming.replace(b"now!", b"then"))
+    assert len(broken_seals(folder.path)) == 1
+    # What is broken already cannot be announced whole again.
+    announce(folder.path, "run.json", (folder.path / "run.json").read_bytes())
+    assert len(broken_seals(folder.path)) == 1
+
+
+def test_litter_of_killed_processes_goes_and_that_of_others_stays(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine = temporary_beside(tmp_path / "deep" / "a.png")
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    elsewhere = dead.with_name(".a.png.00000000-" + dead.name.split("-", 1)[1])
+    mine.parent.mkdir()
+    for path in (mine, dead, elsewhere, tmp_path / ".own.tmp"):
+        path.touch()
+    assert sweep(tmp_path) == 1
+    assert {path.name for path in tmp_path.rglob("*.tmp")} == {mine.name, elsewhere.name, ".own.tmp"}
+
+
+def test_a_page_whose_making_was_killed_at_once_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    out.mkdir()
+    temporary_beside(out / "files.json").touch()
+    folder = OutputFolder(out)
+    folder.add("data", "x.js", "1")
+    assert folder.finish("<p>").read_text() == "<p>"
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = replace(job, settings=job.settings[1:], blocks="mid.0", batch_size=1)
+    job.run(lambda _: None)
+    (before,) = run_folders(job.results)
+    monkeypatch.setattr(time, "time", lambda: 3.0)
+    monkeypatch.setattr(time, "time_ns", lambda: 3_000_000_000)
+    later = replace(job, results=job.results.with_name("later"), leaderboard=job.results.with_name("later.md"))
+    later.run(lambda _: None)
+    (after,) = run_folders(later.results)
+    assert [record.image_sha256 for record in after.records()] == [record.image_sha256 for record in before.records()]
+    os.utime(before.path / "records.jsonl", (1, 1))
+    later.run(lambda _: None)
+    assert len((after.path / "records.jsonl").read_text().splitlines()) == len(after.records())
+
+
+def test_durations_are_never_negative() -> None:
+    """The wall clock is asked for dates only: whoever sets it back makes no duration negative."""
+    package = Path(sys.modules["riebench"].__file__ or "").parent
+    asked = [path.name for path in package.rglob("*.py") if "time.time(" in path.read_text(encoding="utf-8")]
+    assert asked == []
+
+
+def test_ctrl_c_while_writing_keeps_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "records.jsonl"
+    append_lines(file, ['{"a":1}'])
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        append_lines(file, ['{"a":2}'])
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "x", b"1")
+    assert file.read_text() == '{"a":1}\n' and [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+SLOW_TO_STOP = """
+import sys, time
+from riebench.commands.common import friendly
+
+@friendly
+def verb():
+    print("working", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("putting things in order", flush=True)
+        time.sleep(float(sys.argv[1]))
+        print("in order", flush=True)
+
+verb()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_first_ctrl_c_ends_in_order_and_the_second_at_once(twice: bool) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_STOP, "60" if twice else "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stdout.readline() == "working\n"
+    started.send_signal(signal.SIGINT)
+    assert started.stdout.readline() == "putting things in order\n"
+    if twice:
+        started.send_signal(signal.SIGINT)
+    out, told = started.communicate(timeout=50)
+    assert "stopping; Ctrl-C again ends at once" in told and "Traceback" not in told
+    if twice:
+        assert started.returncode == 130
+        assert out == "" and told.endswith("ended at once; the same command goes on from what was finished\n")
+    else:
+        assert out == "in order\n" and "everything finished so far is kept" in told
+
+
+def test_two_runners_of_one_job(job: Job) -> None:
+    """The second is told at once, in one line; the first goes on."""
+    job.run(lambda _: None)
+    before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
+    with run_folders(job.results)[0].writing():
+        refused = command(job)
+    assert refused.exit_code == 2 and "is being written by another riebench; wait for it to end" in last_line(refused)
+    assert {path: path.read_bytes() for path in job.results.rglob("*.jsonl")} == before
+    assert sum(map(len, records(job).values())) == UNITS
