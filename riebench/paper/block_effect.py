@@ -55,7 +55,8 @@ def make(job: PaperJob) -> Artefact:
         settings={"model": f"{model_words(model.spec)}, {guided}", "steps": list(job.steps),
                   **measures(model.spec), **prompt_words(job, model.spec, runs)},
         notes=_notes(rows),
-        alt="Bars of LPIPS for every block in the order of the pass, one panel a step count.",
+        alt="Bars of LPIPS for every block in the order of the pass, one panel a step count"
+        + ("; diamonds: the share of attributes that changed." if judged else "."),
     )  # fmt: skip
 
 
@@ -102,8 +103,13 @@ def draw(figure: Figure, artefact: Artefact) -> None:
         for index, sort in enumerate(values_of(rows, "kind")):
             mine = [row if row["kind"] == sort else {} for row in picked(rows, steps=count)]
             bars(axes, mine, LPIPS, color=f"C{index}", label=str(sort))
+        changed = [(number(row, CHANGED), place) for place, row in enumerate(picked(rows, steps=count))]
+        if any(value == value for value, _ in changed):
+            label = "share of attributes changed"
+            axes.plot(*zip(*changed, strict=True), "D", color="black", markersize=3, label=label)
         axes.set_title(f"{count} step{'' if count == 1 else 's'}", fontsize=9)
         axes.set_xlabel("mean LPIPS to the clean picture")
     panels[0].set_yticks(range(len(blocks)), [str(block) for block in blocks])
     panels[0].invert_yaxis()
-    panels[0].legend(frameon=False, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)

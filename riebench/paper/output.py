@@ -124,9 +124,9 @@ def check(out: Path, names: Sequence[str]) -> list[Path]:
             checked.append(path)
     from riebench.paper.reading import READING, reading
 
-    text = reading(out)
-    if text is not None:
-        _compare(out / READING, text, out)
+    together = reading(out)
+    if together is not None:
+        _compare(out / READING, together, out)
         checked.append(out / READING)
     _compare(out / INDEX, index(out), out)
     return [*checked, out / INDEX]

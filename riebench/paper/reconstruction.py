@@ -14,7 +14,6 @@ from riebench.paper.artefact import Artefact, Column, Row, Table, picked, values
 from riebench.paper.difference import (
     CHANGED_COLUMN,
     LPIPS,
-    LPIPS_COLUMN,
     PIXEL_MEAN,
     PIXEL_MEDIAN,
     Differences,
@@ -26,7 +25,7 @@ from riebench.paper.generating import CONDITIONAL, chosen_blocks, pictures, watc
 from riebench.paper.interventions import reconstructed
 from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import model_words, prompt_words, runs_key, sae_key, sae_line
-from riebench.paper.sources import given, usual_of
+from riebench.paper.sources import given
 from riebench.paper.variance import VarianceMeter
 from riebench.schema import ALL_BLOCKS, BLOCKS
 
@@ -39,9 +38,9 @@ if TYPE_CHECKING:
 NAME = "reconstruction"
 SHOWS = (
     "A block's update is replaced, at every step, by its SAE's reconstruction with bias; `all` replaces all blocks at "
-    "once. Against the picture of the untouched model: the sum of the absolute differences of the three channels on "
-    "[0, 1], its mean and its median over pixels, then the mean over pictures; LPIPS; and the pooled explained "
-    "variance of the updates themselves."
+    "once, where all have an SAE of one size. Against the picture of the untouched model: the sum of the absolute "
+    "differences of the three channels on [0, 1], its mean and its median over pixels, then the mean over pictures; "
+    "LPIPS; and the explained variance of the updates themselves."
 )
 JUDGED = " `attributes changed` is the share of the eight attributes that the toy world's judge reads otherwise."
 
@@ -53,17 +52,18 @@ def make(job: PaperJob) -> Artefact:
     saes = given(job, model, blocks)
     runs = job.runs(job.texts(model.spec))
     sets = [{one.block: one.sae} for one in saes]
-    together = usual_of(job, model, blocks)
-    if len(together) > 1:
-        sets.append(together)
+    for size in dict.fromkeys((one.sae.n, one.sae.k) for one in saes):
+        alike = {one.block: one.sae for one in saes if (one.sae.n, one.sae.k) == size}
+        if len(alike) == len(blocks) > 1:
+            sets.append(alike)
     rows = [row for steps in job.steps for row in _at(job, job.load(job.few_steps, steps), sets, runs)]
     judged = is_judged(model.spec)
     columns = (
         Column(name="block"), Column(name="k"), Column(name="width"), Column(name="steps"),
         Column(name="n", title="prompts"),
-        Column(name=PIXEL_MEAN, title="pixel distance, mean", decimals=3, interval=True),
-        Column(name=PIXEL_MEDIAN, title="pixel distance, median", decimals=3, interval=True),
-        LPIPS_COLUMN, *((CHANGED_COLUMN,) if judged else ()),
+        Column(name=PIXEL_MEAN, title="pixel distance, mean", decimals=4, interval=True),
+        Column(name=PIXEL_MEDIAN, title="pixel distance, median", decimals=4, interval=True),
+        Column(name=LPIPS, title="LPIPS", decimals=4, interval=True), *((CHANGED_COLUMN,) if judged else ()),
         Column(name="ev_pooled", title="EV, pooled", decimals=3, interval=True),
         Column(name="ev_dim", title="EV, mean over dimensions", decimals=3, interval=True),
     )  # fmt: skip
@@ -135,7 +135,7 @@ def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     for steps in values_of(rows, "steps"):
         mine = sorted(picked(list(rows), steps=steps), key=lambda row: number(row, LPIPS))
         if mine:
-            told = [f"`{row['block']}` with k {row['k']} {number(row, LPIPS):.3f}" for row in (mine[0], mine[-1])]
+            told = [f"`{row['block']}` with k {row['k']} {number(row, LPIPS):.4f}" for row in (mine[0], mine[-1])]
             notes.append(f"{steps} step{'' if steps == 1 else 's'}: LPIPS from {told[0]} to {told[1]}.")
     return tuple(notes)
 

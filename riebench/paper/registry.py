@@ -79,6 +79,10 @@ RECIPES: dict[str, Recipe] = {
             "stored results of a setting with single blocks; what is missing is run", "riebench.paper.blocks",
             stored=True,
         ),
+        Recipe(
+            "sdxl", "all of it on SDXL: commands, GPU hours, disk, and how they were estimated",
+            "nothing; it is counted", "riebench.paper.on_sdxl",
+        ),
     )
 }  # fmt: skip
 """Name -> recipe, in the order of the document."""

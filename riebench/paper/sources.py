@@ -1,14 +1,15 @@
-"""Which SAEs an artefact is about: one a block, or all of several k and widths."""
+"""Which SAEs an artefact is about, of those a place holds: all k and widths of the blocks asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from riebench.errors import RiebenchError
 from riebench.paper.job import PaperJob
-from riebench.saes.sources import check_width, model_saes, sources_of
+from riebench.saes.formats import available, checkpoint_at
+from riebench.saes.sources import SaeSource, check_width, sources_of
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel
@@ -23,15 +24,6 @@ class Labelled:
     sae: SparseAutoencoder
 
 
-def usual_of(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> dict[str, SparseAutoencoder]:
-    """One SAE a block, as edits use them.
-
-    Raises:
-        RiebenchError: as `riebench.saes.sources.model_saes`.
-    """
-    return model_saes(job.sae, model, blocks, offline=job.offline)
-
-
 def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labelled]:
     """Every SAE of these blocks that the user names, or that the model has: by block, width and k.
 
@@ -41,7 +33,8 @@ def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labe
     from riebench.saes.inspection import load_all
 
     found = []
-    for path, sae in load_all(sources_of(job.sae, model), offline=job.offline):
+    places = [root for one in sources_of(job.sae, model) for root in _roots(one, offline=job.offline)]
+    for path, sae in load_all(places, offline=job.offline):
         if sae.block is None:
             raise RiebenchError(f"{path} does not say which block it is for; write BLOCK={path} in --sae")
         if sae.block not in blocks:
@@ -53,3 +46,12 @@ def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labe
     if not found:
         raise RiebenchError(f"no SAE for {', '.join(blocks)} in {job.sae or model.spec.name}; name others with --sae")
     return sorted(found, key=lambda one: (list(blocks).index(one.block), one.sae.n, one.sae.k or 0))
+
+
+def _roots(source: SaeSource, *, offline: bool) -> list[SaeSource]:
+    """A place, or the roots below it: a training of several widths gives each width a root of its own."""
+    path = source.locate(offline=offline)
+    if not path.is_dir() or checkpoint_at(path, source.options) is not None or available(path, source.options):
+        return [source]
+    below = [child for child in sorted(path.iterdir()) if child.is_dir() and available(child, source.options)]
+    return [replace(source, place=str(child)) for child in below] or [source]

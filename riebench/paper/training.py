@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 SPARSITIES = (4, 8, 16, 32)
 WIDTHS = (128, 384, 768)
-CAPTIONS = 3000
+CAPTIONS = 1200
 SEED = 73
-PLAN = DataPass(batch_size=1024, epochs=4, buffer=262_144, held_out=4096, seed=SEED)
+PLAN = DataPass(batch_size=512, epochs=3, buffer=131_072, held_out=4096, seed=SEED)
 RATE = 2e-3
-AUXK, DEAD_AFTER = 64, 200_000
+AUXK, DEAD_AFTER = 64, 50_000
 _CHECKPOINT = "training.pt"
 
 
