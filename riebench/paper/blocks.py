@@ -11,12 +11,13 @@ from riebench.configurations import EVERYTHING
 from riebench.entries import Entry
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
+from riebench.paper.columns import gain_column, metric_column, percent_column
 from riebench.paper.contest import Contest, Floats, counts, read_entries, setting_of
 from riebench.paper.job import PaperJob
 from riebench.paper.pools import Pools, count_of
 from riebench.paper.runs import ENDS, Runs, runs
 from riebench.paper.share_figure import draw_blocks
-from riebench.paper.tradeoff import metric_column, point_rows, shown_metrics
+from riebench.paper.tradeoff import point_rows, shown_metrics
 from riebench.profiles import DEFAULT
 from riebench.schema import BLOCKS, Setting
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
@@ -221,18 +222,16 @@ def draw(figure: Figure, artefact: Artefact) -> None:
 def block_table(rows: Sequence[Row], judged: bool) -> Table:
     """The rows as a table, blocks down and categories across."""
     plain = ("block", "setting", "switched", "levels", "category", "examples", "seeds", "scored", "expected")
-    area = {"decimals": 2, "scale": 100, "signed": True, "interval": True}
-    truth = {"decimals": 0, "scale": 100, "interval": True}
     columns = [
         *(Column(name=name) for name in plain),
-        Column(name="area", title="area x100", **area),
-        Column(name="difference", title="minus all blocks", **area),
+        gain_column("area", "area x100"),
+        gain_column("difference", "minus all blocks"),
     ]
     told = {"area": "Area of each block alone x100", "difference": "Area of each block minus that of all together x100"}
     if judged:
         columns += [
-            Column(name="true_area", title="true area %", **truth),
-            Column(name="true_difference", title="true area minus all blocks", signed=True, **truth),
+            percent_column("true_area", "true area %"),
+            percent_column("true_difference", "true area minus all blocks", signed=True),
         ]
         told |= {
             "true_area": "True area of each block alone, %",

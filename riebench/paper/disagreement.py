@@ -8,6 +8,7 @@ from scipy.stats import kendalltau
 
 from riebench.configurations import EVERYTHING
 from riebench.paper.artefact import Column, Row, Table, picked, values_of
+from riebench.paper.columns import gain_column
 
 WHOLE = "all"
 CLEAR = 1e-9
@@ -89,14 +90,13 @@ def tau(first: Mapping[str, float], second: Mapping[str, float]) -> float | None
 
 def disagreement_table(rows: Sequence[Row], judged: bool) -> Table:
     """The rows as a table."""
-    area = {"decimals": 2, "scale": 100, "signed": True}
     columns = [
         *(Column(name=name) for name in ("category", "variant", "setting")),
         Column(name="by_share", title="most features in"),
         Column(name="share", title="share", decimals=2),
         Column(name="by_area", title="most CLIP area by"),
-        Column(name="area", title="area x100", **area),
-        Column(name="area_of_share", title="area x100 of the block with most features", **area),
+        gain_column("area", "area x100", interval=False),
+        gain_column("area_of_share", "area x100 of the block with most features", interval=False),
         Column(name="same_area", title="same block"),
         Column(name="tau_area", title="tau", decimals=2),
         Column(name="idle_area", title="share in blocks without clear CLIP effect", decimals=2),

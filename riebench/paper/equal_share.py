@@ -12,6 +12,7 @@ from riebench.configurations import EVERYTHING
 from riebench.entries import Entry
 from riebench.inference import holm, p_value
 from riebench.paper.artefact import Column, Row, Table, View, estimated
+from riebench.paper.columns import gain_column, percent_column
 from riebench.paper.contest import Contest, Floats, counts, setting_of
 from riebench.paper.pools import Pools, count_of, share_text
 from riebench.schema import Setting
@@ -106,18 +107,16 @@ def _difference(sides: Sequence[Floats | None]) -> Floats | None:
 def equal_share_table(rows: Sequence[Row], judged: bool) -> Table:
     """The rows as a table: everything over all categories, differences by category."""
     plain = ("share", "features", "units", "category", "examples", "seeds", "scored", "expected")
-    area = {"decimals": 2, "scale": 100, "signed": True, "interval": True}
-    truth = {"decimals": 0, "scale": 100, "interval": True}
     true_columns = [
-        Column(name="sae_true", title="true area %: SAE", **truth),
-        Column(name="neurons_true", title="true area %: neurons", **truth),
-        Column(name="true_difference", title="true difference %", signed=True, **truth),
+        percent_column("sae_true", "true area %: SAE"),
+        percent_column("neurons_true", "true area %: neurons"),
+        percent_column("true_difference", "true difference %", signed=True),
     ]
     columns = [
         *(Column(name=name) for name in plain),
-        Column(name="sae_area", title="area x100: SAE", **area),
-        Column(name="neurons_area", title="area x100: neurons", **area),
-        Column(name="difference", title="SAE minus neurons", **area),
+        gain_column("sae_area", "area x100: SAE"),
+        gain_column("neurons_area", "area x100: neurons"),
+        gain_column("difference", "SAE minus neurons"),
         Column(name="p", decimals=4),
         *(true_columns if judged else []),
         Column(name="note"),

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from riebench.configurations import EVERYTHING
 from riebench.paper import disagreement
-from riebench.paper.artefact import Artefact, Row, picked, values_of
+from riebench.paper.artefact import Artefact, Row, Scalar, picked, values_of
 from riebench.paper.output import stored
 from riebench.profiles import DEFAULT
 
@@ -174,7 +174,7 @@ def strongest(artefact: Artefact) -> list[Facts]:
     ]
 
 
-def variant_facts(rows: Sequence[Row], variant: object) -> Facts:
+def variant_facts(rows: Sequence[Row], variant: Scalar) -> Facts:
     """How share and effect agree under one way to rank."""
     mine = picked(rows, variant=variant)
     judged = any(row.get("same_true") is not None for row in mine)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from riebench.configurations import configurations
 from riebench.lookup import look_up
+from riebench.paper.artefact import Scalar
 from riebench.paper.job import PaperJob
+from riebench.paper.said import HASH, Said
 from riebench.store import RunFolder, run_folders
 from riebench.suites import MAIN_SET, load_suite, setting_names
 
@@ -37,18 +39,20 @@ class Runs:
     folders: tuple[RunFolder, ...]
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Said:
         """What an artefact says of the runs behind it: identities of everything, in the order of their names."""
         specs = {f.spec.setting.name: f.spec for f in sorted(self.folders, key=lambda f: f.spec.setting.name)}
         first = next(iter(specs.values()), None)
         model = {} if first is None else {k: v for k, v in first.model.identity.items() if v is not None}
-        saes = {block: sha[:12] for spec in specs.values() for block, sha in spec.sae_sha256.items()}
+        saes: dict[str, Scalar] = {
+            block: sha[:HASH] for spec in specs.values() for block, sha in spec.sae_sha256.items()
+        }
         return {
             "suite": self.suite,
             "model": {"name": self.model, **{k: v for k, v in model.items() if isinstance(v, str | int | float)}},
             "SAEs": saes,
             "regions": "" if first is None else first.regions,
-            "runs": {name: spec.run_id[:12] for name, spec in specs.items()},
+            "runs": {name: spec.run_id[:HASH] for name, spec in specs.items()},
         }
 
 

@@ -54,7 +54,7 @@ def draw_blocks(figure: Figure, artefact: Artefact) -> None:
 
 
 def _least(rows: Sequence[Row]) -> object:
-    return min((row["strength"] for row in rows if isinstance(row.get("strength"), float)), default=None)
+    return min((s for row in rows if isinstance(s := row.get("strength"), float)), default=None)
 
 
 def heat_map(axes: Axes, rows: Sequence[Row], key: str, scale: float, decimals: int, *, signed: bool) -> None:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from riebench.configurations import Configuration, configurations, present_categories, whole_configurations
 from riebench.entries import DISTANCE, Entry
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
+from riebench.paper.columns import gain_column, metric_column, percent_column
 from riebench.paper.contest import Contest, contests, counts, joined, read_entries, setting_of
 from riebench.paper.equal_share import at_equal_shares, equal_share_notes, equal_share_table
 from riebench.paper.job import PaperJob
 from riebench.paper.pools import Pools, count_of, pools, share_text
 from riebench.paper.runs import ENDS as END_SETTINGS
 from riebench.paper.runs import SWEEP_SET, Runs, paper_settings, runs
+from riebench.paper.said import Said
 from riebench.paper.tradeoff_figure import draw_trade_off
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, Estimate
@@ -143,13 +145,6 @@ def _measured(c: Configuration, category: str, shown: Sequence[str]) -> Row:
     return row
 
 
-def metric_column(metric: str) -> Column:
-    """A metric's column, printed as all tables print it."""
-    form = FORMATS[metric]
-    title = metric if form.scale == 1 else f"{metric} x{form.scale:g}"
-    return Column(name=metric, title=title, decimals=form.decimals, scale=form.scale, signed=form.signed, interval=True)
-
-
 def _columns(shown: Sequence[str], *, category: bool) -> tuple[Column, ...]:
     names = ["method", "setting", "strength", "switched", "share", *(["category"] if category else [])]
     counts = ["examples", "seeds", "scored", "expected"]
@@ -224,15 +219,14 @@ def area_rows(contest: Contest) -> list[Row]:
 
 def _area_table(rows: Sequence[Row], judged: bool) -> Table:
     plain = ("method", "settings", "levels", "category", "examples", "seeds", "scored", "expected")
-    percent = {"decimals": 0, "scale": 100, "interval": True}
     truth = [
-        Column(name="true_area", title="true area (success) %", **percent),
-        Column(name="truth_at_choice", title="success % where CLIP chose", **percent),
+        percent_column("true_area", "true area (success) %"),
+        percent_column("truth_at_choice", "success % where CLIP chose"),
     ]
     columns = [
         *(Column(name=name) for name in plain),
-        Column(name="area", title="area x100", decimals=2, scale=100, signed=True, interval=True),
-        Column(name="completion", title="completion %", **percent),
+        gain_column("area", "area x100"),
+        percent_column("completion", "completion %"),
         Column(name="lpips", title="LPIPS", decimals=3),
         *(truth if judged else []),
         Column(name="note"),
@@ -284,7 +278,7 @@ def _shows(profile: str) -> str:
     )
 
 
-def _settings(found: Runs, chooses: Pools, profile: str) -> dict[str, object]:
+def _settings(found: Runs, chooses: Pools, profile: str) -> Said:
     return {
         "profile": profile,
         **found.settings,

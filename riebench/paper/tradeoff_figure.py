@@ -30,7 +30,8 @@ def draw_trade_off(figure: Figure, artefact: Artefact, colors: Mapping[str, str]
     rank = PROFILES[str(artefact.settings.get("profile", DEFAULT))].rank
     overall = artefact.table().rows
     split = [row for table in artefact.tables if table.name == "categories" for row in table.rows]
-    left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
+    parts = figure.subfigures(1, 2, width_ratios=(2, 3), squeeze=False)[0]
+    left, right = parts[0], parts[1]
     judged = any(row.get(TRUTH) is not None for row in overall)
     panels = left.subplots(2 if judged else 1, 1, sharex=True, squeeze=False)[:, 0]
     _panel(panels[0], overall, rank, colors)
