@@ -7,9 +7,9 @@ from pathlib import Path
 
 from riebench.errors import StoreError
 from riebench.locks import whole_lock
-from riebench.recordparts import RECORDS_FILE, parts
+from riebench.recordparts import parts
 from riebench.seal import SEAL_FILE, broken_seals
-from riebench.store import RUN_FILE, SCORES_FILE, RunFolder
+from riebench.store import RECORDS_FILE, RUN_FILE, SCORES_FILE, RunFolder
 
 ASIDE = "set-aside"
 """Folder of what was replaced because it could not be trusted any more."""

@@ -1,0 +1,367 @@
+"""Files of strangers: each is read or refused in one line, whatever it holds; their words are only ever shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import sys
+import time
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from PIL import Image
+from report_runs import make_results, tasks
+from test_exports import check_latex
+
+from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
+from riebench.files import file_inside, file_sha256, parse_json
+from riebench.importers.published import import_piebench
+from riebench.latex import latex_table, latex_tables
+from riebench.phrases import innermost
+from riebench.pictures import MOST_PIXELS
+from riebench.records import EditRecord, UnitKey
+from riebench.regions import RegionMasks, View, find
+from riebench.report import write_report
+from riebench.saes.formats import load_sae
+from riebench.saes.stored import load_tensors
+from riebench.store import RunFolder, read_image
+from riebench.suites import load_task
+from riebench.tables import markdown
+from riebench.yamlfile import load_yaml
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+fuzz = pytest.importorskip("benchmarks.fuzz", reason="the benchmarks are in the checkout only")
+READERS = fuzz.READERS
+
+SLOW = {"data set", "page of records", "page of a run file"}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_takes_or_refuses_everything_in_one_line(name: str, tmp_path: Path) -> None:
+    found = fuzz.fuzz(READERS[name], 3 if name in SLOW else 40, tmp_path)
+    assert dict(found.wrong) == {}
+    assert found.read + found.refused >= 3
+
+
+def refused(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    started = time.process_time()
+    with pytest.raises(TaskFileError) as caught:
+        load_yaml(path)
+    assert time.process_time() - started < 2
+    return str(caught.value)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "its aliases stand for too much"),
+        ("a: " + "[" * 200_000, "nested too deeply"),
+        ("a: " + "{a: " * 100_000, "nested too deeply"),
+        ("\n".join(" " * n + "a:" for n in range(200)), "nested too deeply"),
+        ("a: &a [*a]", "nested too deeply"),
+        ("a: 0x" + "f" * 5000, "a number of 5002 characters"),
+        ("a: 1" + ":10" * 3000, "a number of"),
+        ("a: " + "x" * 200_000, "a text of 200000 characters"),
+        ('a: "\\0"', "control character"),
+        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("a: 2001-99-99", "cannot be understood"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_yaml_that_costs_the_reader_more_than_the_writer(tmp_path: Path, text: str | bytes, words: str) -> None:
+    assert words in refused(tmp_path / "x.yaml", text)
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(TaskFileError, match="is no file"):
+            load_yaml(path)
+        with pytest.raises(OSError, match="no regular file"):
+            file_sha256(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "\ud800"])
+def test_json_complains_in_one_way(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text.encode("utf-8", "surrogatepass"))
+
+
+def test_messages_are_one_printable_line() -> None:
+    said = str(RiebenchError("a\nb\x1b[2J\u202e\ud800\tc" + "x" * 10_000))
+    assert said.startswith(r"a b\x1b[2J\u202e\ud800 c") and len(said) <= LONGEST_MESSAGE + 4
+    assert near_match("x" * 10**6, ["xy"]) == ""
+    assert innermost("not: " * 100_000 + "whole") == "whole"
+
+
+def view(side: int = 8) -> View:
+    return View("a cat", np.zeros((side, side, 3), np.uint8), None, (1, 1), lambda _: ())
+
+
+def big_png(path: Path, side: int) -> None:
+    """A few kilobytes that claim side x side pixels."""
+    Image.new("1", (side, side)).save(path, optimize=True)
+
+
+def test_pictures_that_claim_too_much_or_are_something_else(tmp_path: Path) -> None:
+    big_png(tmp_path / "bomb.png", 12_000)
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000 < MOST_PIXELS < 12_000**2
+    Image.new("RGB", (8, 8)).save(tmp_path / "program.png", format="EPS")
+    (tmp_path / "half.png").write_bytes((tmp_path / "bomb.png").read_bytes()[:60])
+    (tmp_path / "folder.png").mkdir()
+    for name, words in (("bomb.png", "claims 12000 x 12000"), ("program.png", "no whole picture"),
+                        ("half.png", "no whole picture"), ("folder.png", "no file")):  # fmt: skip
+        with pytest.raises(RiebenchError, match=words):
+            find(f"file: {name}", view(), lambda words, view: np.ones((8, 8), bool), tmp_path)
+        with pytest.raises(RiebenchError, match=words):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"size": [10**9, 10**9], "source": [], "target": []},
+        {"size": [-4, -4], "source": [], "target": []},
+        {"size": [4, 4], "source": [0, 10**30], "target": []},
+        {"size": [4, 4], "source": [0, float("nan")], "target": []},
+        {"size": [4, 4], "source": "0 1", "target": {}},
+        [],
+        None,
+    ],
+)
+def test_stored_masks_that_claim_too_much(stored: Any) -> None:
+    with pytest.raises(RiebenchError, match="a stored mask is damaged"):
+        RegionMasks.from_json(stored)
+
+
+TASK = """\
+category: change_color
+version: 1
+examples:
+  - {{id: one, source: a cat, target: a dog, source_region: "file: {0}", target_region: whole}}
+"""
+
+
+@pytest.mark.parametrize("climb", ["../secret.png", "{root}/secret.png", "link.png", "folder/secret.png", "a/../../x"])
+def test_mask_files_lie_in_the_suites_folder(tmp_path: Path, climb: str) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "secret.png")
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    (suite / "link.png").symlink_to(tmp_path / "secret.png")
+    (suite / "folder").symlink_to(tmp_path)
+    (suite / "change_color.yaml").write_text(TASK.format(climb.format(root=tmp_path)))
+    with pytest.raises(TaskFileError, match="leaves the suite's folder; put it beside the task files"):
+        load_task(suite / "change_color.yaml")
+
+
+def test_pictures_of_an_import_lie_in_its_folder(tmp_path: Path) -> None:
+    from benchmarks.readers import _PIEBENCH, _intake
+
+    Image.new("L", (4, 4)).save(tmp_path / "secret.png")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "link.png").symlink_to(tmp_path / "secret.png")
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "a\x00b"):
+        (tmp_path / "in.json").write_text(json.dumps({"000": {**_PIEBENCH["000"], "image_path": name}}))
+        intake = _intake()
+        import_piebench(tmp_path / "in.json", images, tmp_path / "out", intake)
+        assert [
+            reason for _, reason in intake.skipped if "leaves the folder of pictures" in reason or "no path" in reason
+        ]
+    assert file_inside(images, "a/b.png", "x", "y") == images / "a" / "b.png"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "../../../../secret.png"}, {"image": "/etc/passwd"}, {"source_image": "images/../../x.png"},
+        {"image": "a\\..\\b"}, {"image": ""}, {"image": "x" * 300}, {"image": "a\x00"},
+        {"key": {"example_id": "../../x"}}, {"key": {"example_hash": "/x"}}, {"key": {"category": "none"}},
+        {"key": {"block_set": "mid.0/.."}}, {"key": {"seed": 10**30}}, {"key": {"strength": 1e999}},
+    ],
+)  # fmt: skip
+def test_records_name_nothing_outside_their_folder(folder: RunFolder, change: dict[str, Any]) -> None:
+    from helpers import make_key, make_record
+
+    record = make_record(make_key(), "images/a.png", "0" * 64).model_dump(mode="json")
+    record |= {**change, "key": {**record["key"], **change.get("key", {})}}
+    folder.path.mkdir(parents=True)
+    (folder.path / "records.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(RiebenchError, match=r"records\.jsonl, line 1"):
+        folder.records()
+
+
+class Payload:
+    """Unpickled without care it would write a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.target, "it ran")
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_no_checkpoint_runs_code(tmp_path: Path, ending: str, how: str) -> None:
+    trap, file = tmp_path / "trap", tmp_path / f"sae{ending}"
+    content = {"encoder.weight": torch.ones(3, 2), "activation": Payload(trap)}
+    file.write_bytes(pickle.dumps(content)) if how == "pickle" else torch.save(content, file)
+    for path in (file, tmp_path):
+        with pytest.raises(RiebenchError):
+            load_sae(path)
+    assert not trap.exists()
+
+
+def test_no_numpy_archive_is_opened_with_pickles() -> None:
+    package = Path(sys.modules["riebench"].__file__ or "").parent
+    text = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    assert not re.search(
+        r"allow_pickle\s*=\s*True|pickle\.loads?\(|weights_only\s*=\s*False|trust_remote_code=True", text
+    )
+
+
+def test_checkpoints_that_claim_more_than_they_hold(tmp_path: Path) -> None:
+    torch.save({"encoder.weight": torch.zeros(1).expand(10**11)}, tmp_path / "claims.pt")
+    torch.save({"encoder.weight": torch.zeros(10**5)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    torch.save({((((),),),): torch.zeros(2)}, tmp_path / "named.pt")
+    (tmp_path / "head.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    (tmp_path / "deep.pt").write_bytes(b"\x80\x02" + b"(" * 10**5 + b"l" * 10**5 + b".")
+    for name, words in (("claims.pt", "claims more numbers than the file has"), ("packed.pt", "compressed archive"),
+                        ("deep.pt", "damaged")):  # fmt: skip
+        with pytest.raises(RiebenchError, match=words):
+            load_tensors(tmp_path / name)
+    for name in ("named.pt", "head.safetensors"):
+        with pytest.raises(RiebenchError):
+            load_sae(tmp_path / name)
+
+
+WORDS = st.text(max_size=40) | st.sampled_from(
+    ["a|b", "a\\|b", "a\\", "`x`", "<script>x</script>", "<!-- x", "[x](javascript:y)", "[x][y]", "![x](y)", "a\r\nb",
+     "| a | b |", "\u2028", "&lt;", "\\input{/etc/passwd}", "$x_1^2$", "%", "#&~^{}", "\\\\", "\\begin{x}", "–",
+     "日本語"]
+)  # fmt: skip
+
+
+@given(st.lists(st.lists(WORDS, min_size=2, max_size=2), min_size=1, max_size=3))
+@example([["a|b", "`c` <img src=x onerror=y> [l](javascript:z)"]])
+def test_markdown_and_latex_tables_keep_their_cells(cells: list[list[str]]) -> None:
+    text = markdown(["name", "value"], cells)
+    assert len(text.splitlines()) == 2 + len(cells)
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    shown = Cells()
+    shown.feed(html)
+    assert shown.tags <= {"table", "thead", "tbody", "tr", "th", "td", "em", "strong"}
+    assert len(shown.cells) == 2 + 2 * len(cells)
+    check_latex(latex_tables(text))
+    check_latex(latex_table(["name", "value"], cells, cells[0][0]))
+
+
+class Cells(HTMLParser):
+    """The cells of a table and the tags that were used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_a_table_cell_says_what_it_was_given() -> None:
+    html = MarkdownIt("commonmark").enable("table").render(markdown(["a|b"], [["`c` <i> [l](javascript:z) \\"]]))
+    shown = Cells()
+    shown.feed(html)
+    assert [cell.strip() for cell in shown.cells] == ["a|b", "`c` <i> [l](javascript:z) \\"]
+    assert r"a|b" in latex_tables(markdown(["a|b"], [["c"]]))
+
+
+NASTY = (
+    '</script><script>window.hit=1</script><img src=x onerror=window.hit=1>"\'><a href="javascript:window.hit=1">x</a>'
+)
+
+
+class Active(HTMLParser):
+    """What a page would run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripts: list[str | None] = []
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = dict(attrs)
+        if tag == "script":
+            self.scripts.append(said.get("src"))
+        self.found += [f"{tag} {name}" for name, value in attrs
+                       if name.startswith("on") or (value or "").strip().lower().startswith("javascript:")]  # fmt: skip
+
+
+def test_no_word_of_a_result_becomes_part_of_the_page(tmp_path: Path) -> None:
+    results = make_results(tmp_path / "results")
+    for file in results.glob("*/*/*/run.json"):
+        meta = json.loads(file.read_text())
+        meta["spec"]["setting"]["description"] = NASTY
+        meta["spec"]["model"]["source"] = NASTY
+        meta["provenance"] = {"command": NASTY}
+        file.write_text(json.dumps(meta))
+    (run, *_) = [RunFolder(file.parent) for file in sorted(results.glob("*/*/sae/run.json"))]
+    failed = run.records()[0].model_copy(update={"status": "error", "reason": NASTY, "image": None})
+    run.append(failed)
+    for file in results.rglob("scores.jsonl"):
+        file.write_text("".join(json.dumps({**json.loads(line), "backbone": NASTY}) + "\n"
+                                for line in file.read_text().splitlines()))  # fmt: skip
+    given = [
+        task.model_copy(update={"examples": tuple(e.model_copy(update={"source": NASTY}) for e in task.examples)})
+        for task in tasks()
+    ]
+    page = write_report(results, tmp_path / "out", given).page
+    active = Active()
+    active.feed(page.read_text(encoding="utf-8"))
+    assert active.found == []
+    assert len(active.scripts) == 2 and all(src is not None and (page.parent / src).is_file() for src in active.scripts)
+    for script in (page.parent / "data").glob("*.js"):
+        # A call with two JSON values and nothing else.
+        call = re.fullmatch(r"riebench\.add\((\"[^\"]*\"),(.*)\);\n", script.read_text(encoding="utf-8"), re.DOTALL)
+        assert call is not None and json.loads(call[2]) is not None and script.read_bytes().isascii()
+
+
+def test_names_that_become_files_are_checked_where_they_are_made() -> None:
+    key = {"task": "t", "task_version": 1, "category": "change_color", "example_id": "a/b", "example_hash": "0",
+           "block_set": "all", "strength": 1.0, "seed": 0}  # fmt: skip
+    with pytest.raises(ValueError, match="example_id"):
+        UnitKey.model_validate(key)
+    with pytest.raises(ValueError, match="outside itself"):
+        EditRecord.model_validate(
+            {"key": {**key, "example_id": "a"}, "status": "ok", "image": "../x", "image_sha256": "0"}
+        )
