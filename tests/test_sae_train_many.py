@@ -1,0 +1,429 @@
+"""Training several SAEs over one pass: order, exact resume, what is written, and every refusal."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from riebench.cli import app
+from riebench.errors import RiebenchError
+from riebench.saes import many, training
+from riebench.saes.formats import load_saes
+from riebench.saes.layout import BlockLayout, CollectionIndex
+from riebench.saes.many import Point, train_many
+from riebench.saes.measure import Meter
+from riebench.saes.shards import Collection
+from riebench.saes.speed import measure_step
+from riebench.saes.stream import Batches, DataPass, InMemory
+from riebench.saes.train import Kind, SaeTraining
+from riebench.saes.training import Job, train_collection
+from riebench.schema import ModelSpec
+
+WIDTH, ROWS = 8, 16
+PLAN = DataPass(batch_size=64, epochs=2, buffer=384, seed=3)
+CONFIGS = (
+    SaeTraining(features=24, k=3, auxk=4, learning_rate=1e-2, dead_after=256),
+    SaeTraining(features=16, k=2, auxk=4, learning_rate=1e-2, dead_after=256, kind="batchtopk", decay=0.0),
+)
+
+
+def sparse(count: int, atoms: int = 32, width: int = 16, active: float = 3) -> tuple[Tensor, Tensor]:
+    """A dictionary [atoms, width] of unit rows, and sums of a few of them, [count, width]."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(atoms, width, generator=generator), dim=1)
+    chosen = torch.rand(count, atoms, generator=generator) < active / atoms
+    return directions, (0.5 + torch.rand(count, atoms, generator=generator)) * chosen @ directions
+
+
+def stored(
+    folder: Path, shards: int = 6, pictures: int = 10, blocks: tuple[str, ...] = ("mid.0", "up.0.1")
+) -> Collection:
+    """A collection of sparse sums, without a model."""
+    spec = ModelSpec(name="m", source="m", revision="r", steps=1, guidance=0, size=64, dtype="float32")
+    layouts = {block: BlockLayout(width=WIDTH, rows=ROWS) for block in blocks}
+    index = CollectionIndex(model=spec, blocks=layouts, seed=0, pictures_per_shard=pictures, batch_size=2)
+    there = Collection.begin(folder, index)
+    data = sparse(shards * pictures * ROWS, 12, WIDTH, 2)[1].half().chunk(shards)
+    for number, rows in enumerate(data):
+        there.add(number, [f"{number} {i}" for i in range(pictures)], dict.fromkeys(blocks, rows))
+    return there
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are not drawn, which takes longer than such a training."""
+    monkeypatch.setattr(training, "curve_files", lambda *_: {})
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "batch", "buffer"), [(2000, 64, 600), (777, 10, 40), (1000, 100, 100_000)])
+def test_every_position_comes_once_an_epoch_and_any_step_can_be_begun_from(count: int, batch: int, buffer: int) -> None:
+    batches = Batches(InMemory(torch.arange(count)[:, None]), DataPass(batch_size=batch, buffer=buffer, epochs=3))
+    every = list(batches.batches())
+    assert len(every) == batches.steps == 3 * count // batch
+    order = torch.cat(every)[:, 0]
+    for epoch in order.split(count)[:2]:
+        assert torch.equal(epoch.sort().values, torch.arange(count))
+    assert not torch.equal(order[:count], order[count : 2 * count])
+    for first in (1, batches.steps // 2, batches.steps - 1):
+        assert torch.equal(torch.cat(list(batches.batches(first))), torch.cat(every[first:]))
+    assert not list(batches.batches(batches.steps))
+    # Neighbours in the data are far apart in the order: a batch is drawn from all over it.
+    assert order[:count].float().split(batch)[0].std() > count / 8
+
+
+class Watched:
+    """Positions in shards that exist only while they are read; notes how many rows live at a time."""
+
+    width, together, digest = 4, 1, ""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.alive, self.most = count, 0, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, stop: int) -> Tensor:
+        rows = torch.zeros(stop - start, self.width)
+        self.alive += len(rows)
+        self.most = max(self.most, self.alive)
+        weakref.finalize(rows, self._free, len(rows))
+        return rows
+
+    def _free(self, rows: int) -> None:
+        self.alive -= rows
+
+
+def test_memory_does_not_grow_with_the_data() -> None:
+    found = []
+    for count in (5_000, 50_000):
+        data = Watched(count)
+        for _ in Batches(data, DataPass(batch_size=50, buffer=1500)).batches():
+            pass
+        found.append(data.most)
+    assert found[1] <= max(found) <= 1500
+    assert found[1] < 2 * found[0]
+
+
+def test_the_dictionary_is_found() -> None:
+    directions, data = sparse(12_000)
+    configs = [
+        SaeTraining(features=40, k=3, auxk=16, learning_rate=5e-3, dead_after=20_000, kind=kind)
+        for kind in ("topk", "batchtopk")
+    ]
+    plan = DataPass(batch_size=256, epochs=8, buffer=6000)
+    for one in train_many(data, configs, plan, progress=False):
+        cosines = (directions @ one.model.decoder).max(dim=1).values
+        assert cosines.mean() >= 0.95
+        assert one.figures.explained_variance > 0.8 and one.figures.positions == 600
+        assert one.figures.l0 == pytest.approx(3, abs=0.4)
+        assert one.curve[-1].ev > one.curve[0].ev
+        assert [point.step for point in one.curve] == [*range(50, one.config.steps, 50), one.config.steps]
+        assert torch.allclose(one.model.decoder.norm(dim=0), torch.ones(40), atol=1e-5)
+
+
+def test_configurations_do_not_touch_each_other() -> None:
+    data = sparse(800, 12, WIDTH)[1]
+    together = train_many(data, CONFIGS, PLAN, progress=False)
+    for config, one in zip(CONFIGS, together, strict=True):
+        (alone,) = train_many(data, [config], PLAN, progress=False)
+        assert same(alone.model, one.model)
+        assert (alone.figures, alone.curve) == (one.figures, one.curve)
+
+
+class Power(Exception):
+    """The power went."""
+
+
+def test_an_interrupted_training_gives_the_same_weights(tmp_path: Path) -> None:
+    data = sparse(800, 12, WIDTH)[1]
+    options: dict[str, Any] = {"progress": False, "log_every": 2, "checkpoint_every": 3}
+    whole = train_many(data, CONFIGS, PLAN, **options)
+    checkpoint = tmp_path / "checkpoint"
+
+    def stop(at: int) -> Any:
+        def log(index: int, point: Point) -> None:
+            if point.step >= at and index == 1:
+                raise Power
+
+        return log
+
+    # Twice, the second time after it went on; the first time before any checkpoint.
+    for at, steps in ((2, None), (10, 9), (16, 15)):
+        with pytest.raises(Power):
+            train_many(data, CONFIGS, PLAN, checkpoint=checkpoint, log=stop(at), **options)
+        assert (steps is None) == (not checkpoint.exists())
+        if steps is not None:
+            assert torch.load(checkpoint, weights_only=True)["step"] == steps
+    points: list[tuple[int, Point]] = []
+    again = train_many(
+        data, CONFIGS, PLAN, checkpoint=checkpoint, log=lambda index, point: points.append((index, point)), **options
+    )  # fmt: skip
+    for index, (one, other) in enumerate(zip(whole, again, strict=True)):
+        assert same(one.model, other.model)
+        assert (one.curve, one.figures) == (other.curve, other.figures)
+        assert torch.equal(one.statistics.std, other.statistics.std)
+        assert tuple(point for number, point in points if number == index) == one.curve
+    with pytest.raises(RiebenchError, match="belongs to another training"):
+        train_many(data, CONFIGS, replace(PLAN, seed=4), checkpoint=checkpoint, **options)
+    with pytest.raises(RiebenchError, match="belongs to another training"):
+        train_many(data + 1, CONFIGS, PLAN, checkpoint=checkpoint, **options)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = sparse(800, 12, WIDTH)[1]
+    real, calls = torch.save, iter(range(100))
+
+    def full(state: Any, file: Any) -> None:
+        if next(calls) == 1:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(state, file)
+
+    checkpoint = tmp_path / "checkpoint"
+    options: dict[str, Any] = {"progress": False, "checkpoint": checkpoint, "checkpoint_every": 4}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(many.torch, "save", full)
+        train_many(data, CONFIGS, PLAN, **options)
+    assert list(tmp_path.iterdir()) == [checkpoint]
+    assert torch.load(checkpoint, weights_only=True)["step"] == 4
+    (first, second), (one, other) = (
+        train_many(data, CONFIGS, PLAN, **options),
+        train_many(data, CONFIGS, PLAN, progress=False),
+    )
+    assert same(first.model, one.model) and same(second.model, other.model)
+
+
+def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path, undrawn: None) -> None:
+    there = stored(tmp_path / "updates", blocks=("mid.0",))
+    jobs = {
+        name: Job(tmp_path / name, CONFIGS, PLAN, checkpoint_every=3, progress=False) for name in ("whole", "killed")
+    }
+    train_collection(there, (), jobs["whole"])
+    # The same in a process of its own that never gets beyond the step after its first checkpoint.
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_sae_train_many as case
+kept = case.many._keep
+def keep(checkpoint, state):
+    kept(checkpoint, state)
+    time.sleep(600)
+case.many._keep = keep
+case.training.curve_files = lambda *_: {{}}
+job = case.Job(case.Path({str(jobs["killed"].out)!r}), case.CONFIGS, case.PLAN, checkpoint_every=3, progress=False)
+case.train_collection(case.Collection.open(case.Path({str(there.folder)!r})), (), job)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        until = time.monotonic() + 500
+        while not (jobs["killed"].out / "mid.0.checkpoint").exists():
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (jobs["killed"].out / "figures.jsonl").exists()
+    train_collection(there, (), jobs["killed"])
+    assert files(jobs["killed"].out) == files(jobs["whole"].out)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks with two k each, below `saes`, of what is collected below `updates`."""
+    folder = tmp_path_factory.mktemp("trained")
+    configs = tuple(replace(CONFIGS[0], k=k) for k in (2, 3))
+    train_collection(stored(folder / "updates"), (), Job(folder / "saes", configs, PLAN, log_every=10, progress=False))
+    return folder
+
+
+def test_what_is_written_is_what_runs_read(trained: Path) -> None:
+    there = Collection.open(trained / "updates")
+    lines = [json.loads(line) for line in (trained / "saes" / "figures.jsonl").read_text().splitlines()]
+    assert [(line["block"], line["k"]) for line in lines] == [("mid.0", 2), ("mid.0", 3), ("up.0.1", 2), ("up.0.1", 3)]
+    for line in lines:
+        sae = load_saes(trained / "saes", [line["block"]], k=line["k"])[line["block"]]
+        assert (sae.format, sae.n, sae.d, sae.signal) == ("sdxl-unbox", 24, WIDTH, "update")
+        meter = Meter(sae)
+        held_out = there.data(line["block"]).read(60 * ROWS - line["held_out"], 60 * ROWS)
+        # A twentieth of 960 positions, in whole pictures of 16.
+        assert len(held_out) == 48
+        meter.add(held_out)
+        assert meter.figures().explained_variance == line["explained_variance"] > 0.5
+        assert (meter.figures().l0, meter.figures().dead_share) == (line["l0"], line["dead_share"])
+        folder = trained / "saes" / line["folder"]
+        mean, std = (torch.load(folder / "final" / f"{name}.pt", weights_only=True) for name in ("mean", "std"))
+        codes = sae.encode(there.data(line["block"]).read(0, 912))
+        active = codes > 0
+        assert torch.allclose(mean, codes.sum(0) / active.sum(0).clamp(min=1), atol=1e-4)
+        assert bool((std[active.sum(0) > 1] > 0).all())
+        curve = [json.loads(row) for row in (folder / "curve.jsonl").read_text().splitlines()]
+        assert [point["step"] for point in curve] == [10, 20, 28] and curve[-1]["positions"] == 28 * 64
+        assert line["steps"] == 28 and line["positions"] == 28 * 64
+    for block in ("mid.0", "up.0.1"):
+        assert (trained / "saes" / f"curves_{block}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"{block}" in (trained / "saes" / f"curves_{block}.svg").name
+    assert not list((trained / "saes").glob("*.checkpoint"))
+
+
+def test_repeating_trains_nothing_and_another_training_is_refused(trained: Path) -> None:
+    there = Collection.open(trained / "updates")
+    configs = tuple(replace(CONFIGS[0], k=k) for k in (2, 3))
+    job = Job(trained / "saes", configs, PLAN, progress=False)
+    before, said = files(job.out), []
+    assert [line.k for line in train_collection(there, ("up.0.1",), job, said.append)] == [2, 3]
+    assert said == ["up.0.1: finished before"] and files(job.out) == before
+    for other, words in (
+        (replace(job, configs=configs[:1]), "saes differ"),
+        (replace(job, plan=replace(PLAN, seed=9)), "plan differ"),
+    ):
+        with pytest.raises(RiebenchError, match=f"saes holds another training: {words}"):
+            train_collection(there, (), other)
+    assert files(job.out) == before
+
+
+def test_several_widths_and_kinds_lie_side_by_side(tmp_path: Path, undrawn: None) -> None:
+    there = stored(tmp_path / "updates", blocks=("mid.0",))
+    job = Job(tmp_path / "saes", CONFIGS, PLAN, progress=False)
+    top, batch = train_collection(there, ("mid.0",), job)
+    assert top.folder.startswith("topk-n24/") and batch.folder.startswith("batchtopk-n16/")
+    sae = load_saes(job.root(CONFIGS[1]), ["mid.0"])["mid.0"]
+    assert (sae.format, sae.activation, sae.k, sae.block) == ("dictionary_learning", "jump", 2, "mid.0")
+    x = there.data("mid.0").read(0, 912)
+    assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(2, abs=0.3)
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_the_stored_form_is_the_trained_one(kind: Kind, tmp_path: Path) -> None:
+    data = sparse(800, 12, WIDTH)[1]
+    (one,) = train_many(data, [replace(CONFIGS[0], kind=kind)], PLAN, progress=False)
+    one.save(tmp_path / "mid.0" / "final", "mid.0")
+    sae = load_saes(tmp_path, ["mid.0"])["mid.0"]
+    codes = one.model.codes(data)
+    assert torch.allclose(sae.encode(data), codes, atol=1e-5)
+    assert torch.allclose(one.autoencoder("mid.0").encode(data), codes, atol=1e-5)
+    assert torch.allclose(sae.decode(codes), codes @ one.model.decoder.T + one.model.pre_bias, atol=1e-5)
+
+
+def test_damaged_missing_and_short_data_are_one_line(tmp_path: Path) -> None:
+    there = stored(tmp_path / "updates")
+    job = Job(tmp_path / "saes", CONFIGS[:1], PLAN, progress=False)
+    for blocks, other, words in (
+        (("up.0.0",), job, r"holds no updates of block up\.0\.0 \(did you mean 'up\.0\.1'\?\)"),
+        (
+            (),
+            replace(job, plan=replace(PLAN, steps=29)),
+            "no data left: 29 steps need 1856 positions, but 912 in 2 epochs",
+        ),
+        ((), replace(job, plan=replace(PLAN, batch_size=128, held_out=900)), "do not fill a batch of 128"),
+        ((), replace(job, configs=CONFIGS[:1] * 2), "two of the SAEs differ in nothing"),
+    ):
+        with pytest.raises(RiebenchError, match=words):
+            train_collection(there, blocks, other)
+    assert not (tmp_path / "saes").exists()
+    path = there.path("mid.0", 2)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(
+        RiebenchError, match=r"mid\.0/00002\.safetensors has changed since it was written.*redo-damaged"
+    ):
+        train_collection(there, (), job)
+    path.write_bytes(data[:-1])
+    with pytest.raises(RiebenchError, match=r"mid\.0/00002\.safetensors is cut off"):
+        train_collection(there, (), job)
+    path.write_bytes(data)
+    there.forget([1])
+    with pytest.raises(RiebenchError, match="lacks shard 1, which is to be made again"):
+        train_collection(there, (), job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"k": 25}, "an SAE of 24 features cannot keep k = 25; k must be 1 to 24"),
+        ({"k": 0}, "k must be 1 to 24"),
+        ({"kind": "topx"}, "did you mean 'topk'"),
+        ({"learning_rate": 0.0}, "the learning rate must be above 0"),
+        ({"decay": 1.5}, "decay from 0 to 1"),
+    ],
+)
+def test_settings_out_of_range(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(RiebenchError, match=words):
+        replace(CONFIGS[0], **changes)
+
+
+def test_plans_out_of_range() -> None:
+    with pytest.raises(RiebenchError, match="a buffer of 100 positions cannot mix batches of 64; make it 192"):
+        DataPass(batch_size=64, buffer=100)
+    with pytest.raises(RiebenchError, match="must be 1 or more"):
+        DataPass(held_out=0)
+
+
+def test_a_loss_that_is_no_number_stops() -> None:
+    data = sparse(800, 12, WIDTH)[1]
+    data[::5] = float("inf")
+    with pytest.raises(RiebenchError, match="the loss of k = 3, 24 features is no number at step 5"):
+        train_many(data, CONFIGS[:1], PLAN, log_every=5, progress=False)
+
+
+def test_the_rate_is_constant_or_falls_at_the_end() -> None:
+    falling, constant = (replace(CONFIGS[0], steps=10, learning_rate=1.0, decay=decay) for decay in (0.4, 0.0))
+    assert [falling.rate(step) for step in range(10)] == [1.0] * 7 + [0.75, 0.5, 0.25]
+    assert {constant.rate(step) for step in range(10)} == {1.0}
+
+
+def test_the_measure_counts_the_products_of_a_step() -> None:
+    found = measure_step(32, SaeTraining(features=64, k=4, batch_size=128), repeats=2)
+    assert found.flops == 12 * 128 * 64 * 32
+    assert found.step > 0 and found.share > 0
+
+
+def test_the_commands(tmp_path: Path, undrawn: None) -> None:
+    stored(tmp_path / "updates", blocks=("mid.0",))
+    command = [
+        "sae", "train", str(tmp_path / "updates"), "--out", str(tmp_path / "saes"), "--k", "2,3", "--width", "24",
+        "--batch-size", "64", "--buffer", "384", "--lr", "0.01", "--device", "cpu",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert [line.split()[:4] for line in result.stdout.splitlines()[1:]] == [
+        ["mid.0", "topk", "2", "24"], ["mid.0", "topk", "3", "24"]
+    ]  # fmt: skip
+    assert f"riebench run --sae '{tmp_path / 'saes'}#k=2'" in result.stderr
+    for extra, words in (
+        (["--k", "x"], "--k 'x': write whole numbers"),
+        (["--k", "30"], "cannot keep k = 30"),
+        (["--kind", "topx"], "--kind 'topx' (did you mean 'topk'?)"),
+    ):
+        result = CliRunner().invoke(app, [*command, *extra])
+        assert result.exit_code == 2 and words in result.stderr.splitlines()[-1]
+    result = CliRunner().invoke(app, ["sae", "speed", "--d", "16", "--width", "32", "--k", "2", "--repeats", "1"])
+    assert result.exit_code == 0 and "share of the products" in result.stdout
