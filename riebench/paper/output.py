@@ -21,7 +21,11 @@ KINDS = ("svg", "png")
 DPI = 160
 DIGEST_KEY = "riebench-numbers"
 """Text chunk of a PNG that holds the hash of its numbers; an SVG holds it in its description."""
-BESIDE = {"reading.md": "what the numbers say", "sdxl.md": "the same on SDXL: commands, hours, disk"}
+BESIDE = {
+    "reading.md": "what the numbers say",
+    "profile.md": "switches of the published scripts, and the profile `paper`",
+    "sdxl.md": "the same on SDXL: commands, hours, disk",
+}
 """Documents that are linked where they lie beside the index."""
 
 

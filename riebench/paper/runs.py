@@ -11,6 +11,8 @@ from riebench.lookup import look_up
 from riebench.paper.artefact import Scalar
 from riebench.paper.job import PaperJob
 from riebench.paper.said import HASH, Said
+from riebench.presets import is_shipped
+from riebench.region_specs import DEFAULT_REGIONS
 from riebench.store import RunFolder, run_folders
 from riebench.suites import MAIN_SET, load_suite, setting_names
 
@@ -81,14 +83,20 @@ def runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str] = ()) -
 
 
 def run_job(job: PaperJob, settings_set: str, names: tuple[str, ...]) -> Job:
-    """The job of `riebench run` that makes short runs of some settings below the work folder."""
+    """The job of `riebench run` that makes short runs of some settings below the work folder.
+
+    A profile may want regions found by networks that know photographs; shipped models draw none, so that their words
+    are looked for in their own text attention under every profile.
+    """
     from riebench.job import Job
 
+    shipped = is_shipped(look_up(job.few_steps, dtype=job.dtype, options=job.options).spec)
     return Job(
         suite=job.suite, settings=names, settings_set=settings_set, model=job.model, sae=job.sae,
         seeds=job.seeds if job.profile == "default" else (), limit=job.limit, batch_size=job.batch_size,
         device=job.device, dtype=job.dtype, results=job.work / SHORT_RUNS, leaderboard=job.work / "leaderboard.md",
         offline=job.offline, options=job.options, profile=job.profile,
+        regions=DEFAULT_REGIONS if shipped else None,
     )  # fmt: skip
 
 

@@ -67,7 +67,8 @@ def _panel(axes: Axes, rows: Sequence[Row], metric: str, colors: Mapping[str, st
         for index, setting in enumerate(values_of(mine, "setting")):
             points = [_place(row, metric) for row in mine if row["setting"] == setting]
             known = [point for point in points if point is not None]
-            if not known:
+            if not known or (len(points) == 1 and method not in ENDS):
+                # A single level is no curve: it is there for a switch, and in the table.
                 continue
             style: dict[str, Any] = {"color": colors.get(str(method), "0.3"), "markersize": size, "label": setting}
             if method in ENDS:
