@@ -183,14 +183,15 @@ def _read_stored_mask(place: Path) -> object:
     from riebench.regions import RegionMasks
     from riebench.store import SharedFolder
 
-    return RegionMasks.from_json(SharedFolder(place).read_json("m.json")).share  # type: ignore[arg-type]
+    stored: Any = SharedFolder(place).read_json("m.json")
+    return RegionMasks.from_json(stored).share
 
 
 # Run folders.
 
 
 def _runs(place: Path) -> list[Files]:
-    from riebench.records import EditRecord, ScoreRecord, UnitKey
+    from riebench.records import BlockFeatures, EditRecord, MaskShare, ScoreRecord, UnitKey
     from riebench.schema import ModelSpec, RunSpec, Setting
     from riebench.store import RunFolder
 
@@ -209,9 +210,20 @@ def _runs(place: Path) -> list[Files]:
             for name in names:
                 run.shared.write_image(name, pixels)
             image, digest = run.write_image(key, pixels)
-            run.append(EditRecord(key=key, status="ok", image=image, image_sha256=digest, source_image=names[0],
-                                  target_image=names[1], features={"mid.0": {"add": (1, 2), "remove": (3,)}},  # type: ignore[dict-item]
-                                  cluster="c", mask_share={"source": 0.5, "target": 1}, seconds=0.1))  # type: ignore[arg-type]  # fmt: skip
+            run.append(
+                EditRecord(
+                    key=key,
+                    status="ok",
+                    image=image,
+                    image_sha256=digest,
+                    source_image=names[0],
+                    target_image=names[1],
+                    features={"mid.0": BlockFeatures(add=(1, 2), remove=(3,))},
+                    cluster="c",
+                    mask_share=MaskShare(source=0.5, target=1),
+                    seconds=0.1,
+                )
+            )
             run.append_scores([
                 ScoreRecord(unit=key.digest, metric=metric, version=1, backbone="b", picture=digest[:8], value=0.25)
                 for metric in ("clip_gain", "lpips")

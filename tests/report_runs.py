@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from riebench.schema import EditExample, EditTask
 from riebench.store import RunFolder, run_path
 
 HOSTILE = 'a <script>window.hit = 1</script> & \'car\' " ]]> <img src=x onerror="window.hit = 1">'
+NASTY = (
+    "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>]]>--><svg onload=window.hit=1>"
+    '"\'><a id=trap href="javascript:window.hit=1">x</a> {{7*7}} [l](javascript:window.hit=1) \u2028'
+)
 CATEGORIES = ("change_object", "change_color")
 STRENGTHS = (0.5, 1.0, 2.0)
 
@@ -83,6 +88,30 @@ def _record(run: RunFolder, key: UnitKey, mask: np.ndarray) -> EditRecord:
         key=key, status="ok", image=image, image_sha256=digest, source_image=names[0], target_image=names[1],
         features=both if key.block_set == "all" else {},
     )  # fmt: skip
+
+
+def make_hostile(results: Path) -> list[EditTask]:
+    """Puts words that try to be markup and scripts wherever a stored result has words; the suite with such prompts."""
+    make_results(results)
+    for file in results.glob("*/*/*/run.json"):
+        meta = json.loads(file.read_text())
+        meta["spec"]["setting"]["description"] = meta["spec"]["model"]["source"] = NASTY
+        meta["provenance"] = {"command": NASTY}
+        file.write_text(json.dumps(meta))
+    for file in results.rglob("scores.jsonl"):
+        lines = [{**json.loads(line), "backbone": NASTY} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = RunFolder(run_path(results, "mine", "toy-turbo", "sae"))
+    run.append(run.records()[0].model_copy(update={"status": "error", "reason": NASTY, "image": None}))
+    examples = {task.name: tuple(e.model_copy(update={"source": NASTY}) for e in task.examples) for task in tasks()}
+    given = [task.model_copy(update={"examples": examples[task.name]}) for task in tasks()]
+    for file in results.rglob("records.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        hashes = {e.id: e.content_hash for some in examples.values() for e in some}
+        for line in lines:
+            line["key"]["example_hash"] = hashes[line["key"]["example_id"]]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return given
 
 
 def make_results(results: Path) -> Path:

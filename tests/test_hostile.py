@@ -20,8 +20,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
-from report_runs import make_results, tasks
+from report_runs import NASTY, make_hostile
 from test_exports import check_latex
+from test_report import data_of
 
 from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
 from riebench.files import file_inside, file_sha256, parse_json
@@ -306,11 +307,6 @@ def test_a_table_cell_says_what_it_was_given() -> None:
     assert r"a|b" in latex_tables(markdown(["a|b"], [["c"]]))
 
 
-NASTY = (
-    '</script><script>window.hit=1</script><img src=x onerror=window.hit=1>"\'><a href="javascript:window.hit=1">x</a>'
-)
-
-
 class Active(HTMLParser):
     """What a page would run."""
 
@@ -328,27 +324,14 @@ class Active(HTMLParser):
 
 
 def test_no_word_of_a_result_becomes_part_of_the_page(tmp_path: Path) -> None:
-    results = make_results(tmp_path / "results")
-    for file in results.glob("*/*/*/run.json"):
-        meta = json.loads(file.read_text())
-        meta["spec"]["setting"]["description"] = NASTY
-        meta["spec"]["model"]["source"] = NASTY
-        meta["provenance"] = {"command": NASTY}
-        file.write_text(json.dumps(meta))
-    (run, *_) = [RunFolder(file.parent) for file in sorted(results.glob("*/*/sae/run.json"))]
-    failed = run.records()[0].model_copy(update={"status": "error", "reason": NASTY, "image": None})
-    run.append(failed)
-    for file in results.rglob("scores.jsonl"):
-        file.write_text("".join(json.dumps({**json.loads(line), "backbone": NASTY}) + "\n"
-                                for line in file.read_text().splitlines()))  # fmt: skip
-    given = [
-        task.model_copy(update={"examples": tuple(e.model_copy(update={"source": NASTY}) for e in task.examples)})
-        for task in tasks()
-    ]
+    results = tmp_path / "results"
+    given = make_hostile(results)
     page = write_report(results, tmp_path / "out", given).page
     active = Active()
     active.feed(page.read_text(encoding="utf-8"))
     assert active.found == []
+    prompts = data_of(page.parent, "mine.toy-turbo.change_object.examples")["prompts"]
+    assert prompts and all(source == NASTY for source, _ in prompts.values())
     assert len(active.scripts) == 2 and all(src is not None and (page.parent / src).is_file() for src in active.scripts)
     for script in (page.parent / "data").glob("*.js"):
         # A call with two JSON values and nothing else.

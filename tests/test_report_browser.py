@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlparse
+from urllib.parse import parse_qs, quote, unquote, urlparse
 
 import numpy as np
 import pytest
 from chromium import chromium
-from report_runs import HOSTILE, make_results, make_run, tasks
+from report_runs import HOSTILE, NASTY, make_hostile, make_results, make_run, tasks
 
 from riebench.report import write_report
 from riebench.store import encode_png
@@ -179,6 +179,23 @@ def test_strangers_words_stay_words(page: Page) -> None:
     assert page.text("source-prompt") == HOSTILE
     assert page.text("setting-about") == "sae <b>bold</b>"
     assert page.js("return window.hit ?? null") is None
+
+
+def test_no_word_of_a_result_becomes_part_of_the_page(driver: Any, tmp_path: Path) -> None:
+    given = make_hostile(tmp_path / "results")
+    page = Page(driver, write_report(tmp_path / "results", tmp_path / "report", given).page).open()
+    assert page.text("source-prompt") == NASTY and page.text("setting-about") == NASTY
+    for category in ("change_color", "change_object"):
+        page.choose("category", category)
+        page.js("for (const one of document.querySelectorAll('details')) one.open = true")
+    page.open(f"#show&category={quote(NASTY)}&example={quote(NASTY)}&setting={quote(NASTY)}&strength={quote(NASTY)}")
+    assert page.js("return window.hit ?? null") is None
+    made = "return document.querySelectorAll('#trap, img[onerror], svg[onload], a[href^=\"javascript:\"]').length"
+    assert page.js(made) == 0
+    assert page.js("return document.scripts.length") == page.js(
+        "return [...document.scripts].filter(one => one.src.startsWith('file:')).length"
+    )
+    assert page.complaints() == []
 
 
 def test_a_missing_picture_is_said_to_be_missing_and_keeps_its_scores(page: Page) -> None:

@@ -1,0 +1,110 @@
+"""The same command gives the same bytes; other batches, shards and resume points give the same within rounding."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scored_runs import TASKS, stored_run
+from test_job import job as job
+
+from riebench.job import Job
+from riebench.options import EngineOptions
+from riebench.scoring import score
+from riebench.store import RunFolder, run_folders
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+crash = pytest.importorskip("benchmarks.crash", reason="the benchmarks are in the checkout only")
+
+METRIC, LEVEL, SHARE = 1e-3, 1, 0.999
+"""What scores, and pixels in 1/255 on such a share of them, may differ by."""
+
+
+def elsewhere(job: Job, place: Path) -> Job:
+    """The same job into another folder."""
+    return replace(job, results=place, leaderboard=place / "leaderboard.md", report=place / "report")
+
+
+def ends(*jobs: Job) -> list[RunFolder]:
+    """Runs jobs one after the other; the folders of the last."""
+    for one in jobs:
+        one.run(lambda _: None)
+    return run_folders(jobs[-1].results)
+
+
+def assert_close(found: list[RunFolder], wanted: list[RunFolder]) -> None:
+    assert [folder.spec.run_id for folder in found] == [folder.spec.run_id for folder in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        records = {record.key.digest: record for record in other.records()}
+        assert {record.key.digest for record in one.records()} == set(records)
+        for record in one.records():
+            same = records[record.key.digest]
+            assert (record.status, record.features, record.mask_share) == (same.status, same.features, same.mask_share)
+            pixels = [folder.read_image(str(r.image)).astype(int) for folder, r in ((one, record), (other, same))]
+            near = (np.abs(pixels[0] - pixels[1]) <= LEVEL).all(-1)
+            assert near.mean() >= SHARE
+        scores = {key: s.value for key, s in other.scores().items()}
+        assert {key: s.value for key, s in one.scores().items()} == pytest.approx(scores, abs=METRIC)
+
+
+def test_the_same_command_gives_the_same_bytes(job: Job) -> None:
+    first, second = (elsewhere(job, job.results.with_name(name)) for name in ("first", "second"))
+    ends(first)
+    ends(second)
+    assert (first.results / "report" / "index.html").is_file()
+    assert crash.differences(first.results, second.results) == []
+
+
+MADE: list[Path] = []
+"""Where the runs are that all others are compared with, once they are made."""
+
+
+@pytest.fixture
+def wanted(job: Job, tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    """The usual runs, made once for all tests."""
+    if not MADE:
+        place = tmp_path_factory.mktemp("usual") / "out"
+        ends(elsewhere(job, place))
+        MADE.append(place)
+    return run_folders(MADE[0])
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        lambda job: [replace(job, batch_size=1)],
+        lambda job: [replace(job, batch_size=7)],
+        lambda job: [replace(job, engine=EngineOptions(shard=(i, 2)), batch_size=3) for i in (2, 1)] + [job],
+        lambda job: [replace(job, limit=1), job],
+        lambda job: [replace(job, settings=job.settings[1:]), replace(job, settings=job.settings[:1]), job],
+    ],
+    ids=["one by one", "in one batch", "in two shards", "example by example", "setting by setting"],
+)
+def test_batches_shards_and_resume_points_change_nothing_beyond_rounding(
+    job: Job, wanted: list[RunFolder], otherwise: Callable[[Job], list[Job]]
+) -> None:
+    assert_close(ends(*otherwise(job)), wanted)
+
+
+def test_scores_do_not_depend_on_their_batches(tmp_path: Path) -> None:
+    """The real networks: the toy world's CLIP and LPIPS."""
+    values = []
+    for size in (1, 32):
+        run = stored_run(tmp_path / str(size))
+        score([run], TASKS, scorer="toy-clip", batch_size=size, progress=False)
+        values.append({key: one.value for key, one in run.scores().items()})
+    assert values[0].keys() == values[1].keys() and len(values[0]) > 6
+    assert values[0] == pytest.approx(values[1], abs=METRIC)
+
+
+def test_nothing_draws_from_a_shared_generator() -> None:
+    """Every random number comes from a generator that was seeded for it: no other call can move it."""
+    package = Path(sys.modules["riebench"].__file__ or "").parent
+    shared = re.compile(r"np\.random\.(rand|normal|seed|shuffle|choice)|torch\.manual_seed\(|\brandom\.seed\(")
+    text = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py") if "toyworld" not in path.parts}
+    assert [path.name for path, source in text.items() if shared.search(source)] == []
