@@ -18,13 +18,14 @@ from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.generate import Generator
 from riebench.hooks import find_module, known_sites
-from riebench.paper import generating, steps_pass, sweep, training
-from riebench.paper.artefact import Artefact, Column, Table, View, picked
+from riebench.paper import generating, on_sdxl, steps_pass, sweep, training
+from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked
 from riebench.paper.interventions import pass_order, reconstructed, without
 from riebench.paper.job import PaperJob, toy_captions
 from riebench.paper.making import chosen, make
 from riebench.paper.output import check, stored
 from riebench.paper.registry import RECIPES
+from riebench.paper.sources import given
 from riebench.paper.steps_pass import StepSums, mean_cosine
 from riebench.paper.variance import VarianceMeter
 from riebench.saes.core import SparseAutoencoder
@@ -78,7 +79,8 @@ def test_everything_is_written_and_a_second_run_measures_nothing(
     monkeypatch.setattr(Generator, "generate", lambda *_, **__: pytest.fail("generated again"))
     make(made, MEASURED)
     assert files(made.out) == before
-    assert len(check(made.out, MEASURED)) == 5 * len(MEASURED) + 2
+    # The unconditional half has two files of its own; then there is the document of all.
+    assert len(check(made.out, MEASURED)) == 5 * len(MEASURED) + 2 + 1
 
 
 def test_measured_anew_elsewhere_the_tables_are_the_same_bytes(made: PaperJob, tmp_path: Path) -> None:
@@ -296,6 +298,33 @@ def test_prompts_of_a_suite_are_one_of_each_cluster(job: PaperJob) -> None:
     assert len(texts) == len({text for _, text in texts}) == 7
 
 
+def test_several_widths_may_lie_below_one_folder(job: PaperJob, tmp_path: Path) -> None:
+    for width in (96, 48):
+        place = tmp_path / "saes" / f"topk-n{width}" / folder_name("mid.0", 4, width) / "final"
+        decoder = torch.nn.functional.normalize(torch.randn(CHANNELS, width), dim=0)
+        save_sdxl_unbox(
+            place, encoder=decoder.T.clone(), decoder=decoder, pre_bias=torch.zeros(CHANNELS),
+            latent_bias=torch.zeros(width), k=4,
+        )  # fmt: skip
+    found = given(replace(job, sae=str(tmp_path / "saes")), tiny_model(), ["mid.0"])
+    assert [(one.block, one.sae.n, one.sae.k) for one in found] == [("mid.0", 48, 4), ("mid.0", 96, 4)]
+
+
+def test_what_sdxl_takes_is_counted(job: PaperJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"evaluations": 1000, "pictures": 400, "disk": 5_000_000_000}
+    monkeypatch.setattr(on_sdxl, "_forecast", lambda _name: [told])
+    made = on_sdxl.make(replace(job, out=tmp_path))
+    rows = {str(row["step"]): row for row in made.table().rows}
+    effect = rows["block effect"]
+    assert (effect["evaluations"], effect["pictures"]) == (100 * 5 * 29, 100 * 2 * 29)
+    # 6.5 and 10.5 TFLOP at 1024 px, at 50 TFLOP/s in half precision and 12 in float32.
+    hours = (14_500 * 6.5 / 4 / 50 + 5_800 * 10.5 / 4 / 12) / 3600
+    assert effect["hours"] == pytest.approx(hours, rel=1e-4)
+    assert rows["explained variance over steps, feature overlap"]["evaluations_1024"] == 100 * 20 * 2
+    assert rows["updates to train on"]["disk"] == pytest.approx(100_000 * 256 * 1280 * 2 * 4 / 1e9)
+    assert rows["together"]["evaluations"] == sum(int(str(row["evaluations"])) for row in rows.values()) / 2
+
+
 def refused(*arguments: str) -> str:
     result = CliRunner().invoke(app, ["paper", *arguments])
     assert result.exit_code == 2, result.output
@@ -338,7 +367,11 @@ def test_cells_print_as_said() -> None:
     assert column.cell({"x": -0.001, "x_low": -0.5, "x_high": 0.25}) == "0.00 [-0.50, +0.25]"
     assert column.cell({"x": None}) == "–"
     assert Column(name="x", scale=100, decimals=1).cell({"x": 0.1234}) == "12.3"
-    rows = ({"k": 4, "block": "a", "ev": 1 / 3}, {"k": 4, "block": "b", "ev": 0.5}, {"k": 8, "block": "b", "ev": 0.75})
+    rows: tuple[Row, ...] = (
+        {"k": 4, "block": "a", "ev": 1 / 3},
+        {"k": 4, "block": "b", "ev": 0.5},
+        {"k": 8, "block": "b", "ev": 0.75},
+    )
     table = Table(
         title="T", columns=(Column(name="k"), Column(name="block"), Column(name="ev", decimals=1)), rows=rows,
         views=(View(title="wide", down=("k",), across="block", cell="ev"),),

@@ -74,12 +74,12 @@ def line(axes: Axes, rows: Sequence[Row], x: str, y: str, *, color: str, dashed:
                       color=color, alpha=0.18, linewidth=0)  # fmt: skip
 
 
-def bars(axes: Axes, rows: Sequence[Row], name: str, *, offset: float = 0.0, height: float = 0.8, **style: str) -> None:
-    """Horizontal bars from the top down with their intervals."""
+def bars(axes: Axes, rows: Sequence[Row], name: str, *, color: str, label: str | None = None) -> None:
+    """Horizontal bars, one a row, with their intervals."""
     values = [number(row, name) for row in rows]
     ends = [
         [max(0.0, value - number(row, name + LOW)) for value, row in zip(values, rows, strict=True)],
         [max(0.0, number(row, name + HIGH) - value) for value, row in zip(values, rows, strict=True)],
     ]
-    places = [index + offset for index in range(len(rows))]
-    axes.barh(places, values, height=height, xerr=ends, error_kw={"linewidth": 0.7, "ecolor": "0.2"}, **style)
+    axes.barh(range(len(rows)), values, height=0.8, color=color, label=label, xerr=ends,
+              error_kw={"linewidth": 0.7, "ecolor": "0.2"})  # fmt: skip

@@ -30,7 +30,7 @@ WIDTHS = (128, 384, 768)
 CAPTIONS = 1200
 SEED = 73
 PLAN = DataPass(batch_size=512, epochs=3, buffer=131_072, held_out=4096, seed=SEED)
-RATE = 2e-3
+RATE = 3e-3
 AUXK, DEAD_AFTER = 64, 50_000
 _CHECKPOINT = "training.pt"
 
