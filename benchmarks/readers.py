@@ -296,7 +296,7 @@ _RIEBENCH = [
     {"id": "2", "editing_type_id": "8", "original_prompt": "a cat", "editing_prompt": "a cat at night",
      "original_gsam_prompt": "~cat", "editing_gsam_prompt": "background"},
 ]  # fmt: skip
-_PIEBENCH = {
+_PIEBENCH: dict[str, dict[str, Any]] = {
     "000": {"image_path": "a/b.png", "original_prompt": "a [red] cat", "editing_prompt": "a [blue] cat",
             "editing_type_id": "6", "editing_instruction": "do", "blended_word": "cat cat", "mask": [0, 500, 9000, 90]},
     "001": {"image_path": "a/link.png", "original_prompt": "a dog", "editing_prompt": "a fox", "editing_type_id": "1",

@@ -18,6 +18,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """What is read. Others need programs outside (PostScript would be run by Ghostscript) or are no pictures at all."""
 STORED = ("PNG",)
 """What riebench itself writes."""
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+"""How every PNG file ends; Pillow stops before it looks at all of this."""
 LARGEST_SIDE = 16384
 MOST_PIXELS = 2**26
 """A picture of 8192 x 8192; a small file can claim far more than memory holds."""
@@ -44,6 +46,8 @@ def opened(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Ima
         raise FileNotFoundError(f"{path}: no such file")
     try:
         data = path.read_bytes()
+        if formats == STORED and not data.endswith(_END):
+            raise RiebenchError("its end is missing")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Decoding alone skips a PNG's check sums, so that a flipped bit would be another picture.

@@ -224,8 +224,11 @@ def _stated(name: str, rest: str, kind: type[RegionOptions]) -> Mapping[str, Any
 
 def as_folder(place: str) -> Path | None:
     """The folder that a model's place names, or None if it is a hub id."""
-    path = Path(place).expanduser()
-    return path if path.is_dir() else None
+    try:
+        path = Path(place).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long for a path, or somebody's home that is not here
+        return None
 
 
 def _check_place(what: str, place: str) -> None:

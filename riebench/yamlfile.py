@@ -91,7 +91,8 @@ def _refuse_depth(text: str, loader: Any, path: Path) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST:
-                raise TaskFileError(f"{path}, line {event.start_mark.line + 1}: nested too deeply")
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise TaskFileError(f"{path}, line {line}: nested too deeply")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 

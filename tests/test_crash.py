@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +17,7 @@ from riebench.job import Job
 from riebench.recipe import ModelRecipe
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-crash = pytest.importorskip("benchmarks.crash", reason="the benchmarks are in the checkout only")
+crash: Any = pytest.importorskip("benchmarks.crash", reason="the benchmarks are in the checkout only")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 
 
@@ -35,7 +37,7 @@ def make_job(place: Path) -> Job:
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[crash.Trials]:
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Trials beside their undisturbed run; the model is loaded once, in this process."""
     model = tiny_model(steps=2)
     with (
@@ -47,17 +49,15 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[crash.Trials]:
         yield made
 
 
-def test_after_every_kill_the_same_command_ends_with_the_same_bytes(trials: crash.Trials) -> None:
+def test_after_every_kill_the_same_command_ends_with_the_same_bytes(trials: Any) -> None:
     told = [trials.trial(number) for number in range(6)]
     assert [one["wrong"] for one in told] == [[]] * len(told)
     killed = [phase for one in told for phase in one["killed"]]
     assert len(killed) >= 8 and len(set(killed)) >= 2
 
 
-def test_the_comparison_finds_what_it_should(trials: crash.Trials, tmp_path: Path) -> None:
+def test_the_comparison_finds_what_it_should(trials: Any, tmp_path: Path) -> None:
     """A changed number, a unit made twice, litter and lost lines would all be seen."""
-    import shutil
-
     place = tmp_path / "work"
     shutil.copytree(trials.reference, place)
     assert crash.differences(place, trials.reference) == []

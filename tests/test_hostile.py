@@ -125,10 +125,11 @@ def test_pictures_that_claim_too_much_or_are_something_else(tmp_path: Path) -> N
     big_png(tmp_path / "bomb.png", 12_000)
     assert (tmp_path / "bomb.png").stat().st_size < 100_000 < MOST_PIXELS < 12_000**2
     Image.new("RGB", (8, 8)).save(tmp_path / "program.png", format="EPS")
-    (tmp_path / "half.png").write_bytes((tmp_path / "bomb.png").read_bytes()[:60])
+    Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:90])
     (tmp_path / "folder.png").mkdir()
-    for name, words in (("bomb.png", "claims 12000 x 12000"), ("program.png", "no whole picture"),
-                        ("half.png", "no whole picture"), ("folder.png", "no file")):  # fmt: skip
+    for name, words in (("bomb.png", "claims 12000 x 12000"), ("program.png", "no whole picture|its end is missing"),
+                        ("half.png", "no whole picture|its end is missing"), ("folder.png", "no file")):  # fmt: skip
         with pytest.raises(RiebenchError, match=words):
             find(f"file: {name}", view(), lambda words, view: np.ones((8, 8), bool), tmp_path)
         with pytest.raises(RiebenchError, match=words):

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.files import is_temporary, parse_json, sweep, temporary_beside, write_atomic
+from riebench.files import LONGEST_PART, is_temporary, parse_json, sweep, temporary_beside, write_atomic
 from riebench.hashing import content_digest
 
 MANIFEST, INDEX = "files.json", "index.html"
@@ -124,7 +124,8 @@ def _manifest(path: Path) -> set[str]:
 
 def _is_inside(name: str) -> bool:
     parts = Path(name).parts
-    return name.isprintable() and bool(parts) and not Path(name).is_absolute() and ".." not in parts
+    short = name.isprintable() and all(len(part.encode()) <= LONGEST_PART for part in parts)
+    return short and bool(parts) and not Path(name).is_absolute() and ".." not in parts
 
 
 @contextmanager
