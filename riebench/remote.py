@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from riebench.batching import automatic_batch_size
 from riebench.errors import reason
-from riebench.planning import Work, prepare, usual_batch_size, versions
+from riebench.planning import Work, prepare, versions
 from riebench.recipe import ModelRecipe, check_prompts
 from riebench.records import EditRecord, UnitKey
 from riebench.region_specs import parse_regions
@@ -130,7 +131,7 @@ class Maker:
                 regions.identity, assignment.offline, shelf,
             )  # fmt: skip
             prepared[setting.name] = replace(one, folder=SendingFolder(one.folder, setting.name, self.send))
-        size = assignment.batch_size or usual_batch_size(model.spec.size)
+        size = assignment.batch_size or automatic_batch_size(model)
         self.told = Told({name: one.folder.spec for name, one in prepared.items()}, versions(model), size)
         self._shared = next(iter(prepared.values())).folder.shared
         self._runner: Runner = Runner(

@@ -6,8 +6,10 @@ import importlib.util
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from riebench.cli import app
 from riebench.crew import STARTS, Worker, WorkerLostError
 from riebench.distributed import LOSSES, run_with_workers
 from riebench.errors import RiebenchError
+from riebench.models import LoadedModel
 from riebench.options import EngineOptions
 from riebench.planning import plan, works_of
 from riebench.rayengine import Places, RayWorker, cluster, places
@@ -36,6 +39,15 @@ SETTINGS = (NO_EDIT, TARGET, SAE)
 EXAMPLES = 4
 UNITS = EXAMPLES * (1 + 1 + 3 * 2)
 RECIPE = ModelRecipe(str(tiny_folder()), steps=2, guidance=0.0, device="cpu")
+MODELS: Queue[LoadedModel] = Queue()
+"""Models for workers in threads: two must not be loaded at the same time in one process."""
+
+
+class FromStock(ModelRecipe):
+    """A recipe whose models are there already."""
+
+    def load(self) -> LoadedModel:
+        return MODELS.get(timeout=60)
 
 
 class InThread:
@@ -43,16 +55,30 @@ class InThread:
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
+        self.model: LoadedModel | None = None
+        self.busy = threading.RLock()
 
     def setup(self) -> Told | Refused:
-        self.maker = Maker(self.assignment)
-        return self.maker.told
+        maker = self.maker = Maker(self.assignment)
+        self.model = maker._runner.model
+        return maker.told
 
     def make(self, parcel: Parcel) -> Iterator[Item]:
-        yield from self.maker.make(parcel)
+        with self.busy:
+            yield from self.maker.make(parcel)
 
     def stop(self) -> None:
-        """Nothing to end."""
+        with self.busy:
+            model, self.model = self.model, None
+            if model is not None:
+                MODELS.put(model)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stock() -> None:
+    """Two models, as many as there are workers at a time."""
+    for _ in range(2):
+        MODELS.put(RECIPE.load())
 
 
 class Mortal(InThread):
@@ -64,17 +90,20 @@ class Mortal(InThread):
 
     def make(self, parcel: Parcel) -> Iterator[Item]:
         made = 0
-        for item in super().make(parcel):
+        # All of it, since the thread that makes it goes on; what comes too late is never seen.
+        for item in list(super().make(parcel)):
             made += isinstance(item, Made)
             if Mortal.lives and made > self.after and parcel.works[0].example.id in self.fatal:
                 Mortal.lives -= 1
+                self.stop()
                 raise WorkerLostError("process 7 ended")
             yield item
 
 
 def assignment(settings: Sequence[Setting] = SETTINGS, **changes: Any) -> Assignment:
     tasks = (task(EXAMPLES),)
-    values = {"tasks": tasks, "settings": tuple(settings), "recipe": RECIPE, "saes_source": str(tiny_saes()),
+    stock = FromStock(**vars(RECIPE))
+    values = {"tasks": tasks, "settings": tuple(settings), "recipe": stock, "saes_source": str(tiny_saes()),
               "batch_size": 2, "regions": "attention", "offline": True, "pool": tasks}  # fmt: skip
     return Assignment(**{**values, **changes})
 
