@@ -26,7 +26,10 @@ def job_of(
         list[str] | None, typer.Argument(help="Settings by name or YAML file; all official ones if none.")
     ] = None,
     settings_set: Annotated[
-        str, typer.Option(help="main: the quick ones; sweep: every method at six strengths or more.")
+        str,
+        typer.Option(
+            help="main: the quick ones; sweep: every method at six strengths or more; paper: equal shares, switches."
+        ),
     ] = "main",
     suite: Annotated[str, typer.Option(help="A shipped suite, or a folder of task files.")] = "toy",
     model: Annotated[
