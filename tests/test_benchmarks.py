@@ -1,0 +1,86 @@
+"""The speed measurements run and compare like with like; what they measure is no test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from test_runner import task
+from tiny import tiny_model, tiny_saes
+
+from benchmarks import fullsize
+from benchmarks.workload import OneByOne, bare, clocked
+from riebench.models import DTYPES, LoadedModel
+from riebench.planning import plan
+from riebench.runner import run_benchmark
+from riebench.schema import Setting
+from riebench.sdxl import UNET, VAE, random_sdxl
+
+SETTINGS = [
+    Setting(name="target_prompt", method="target_prompt", blocks=()),
+    Setting(name="sae", method="sae", params={"n_features": 10}, strengths=(3.0,), sae=str(tiny_saes())),
+    Setting(name="neurons", method="neurons", params={"n_units": 200}, strengths=(3.0,)),
+    Setting(name="lerp", method="embed_lerp", blocks=(), strengths=(0.5,)),
+    Setting(name="masked", method="masked_target", blocks=(), strengths=(0.5,)),
+]
+
+
+def test_one_by_one_makes_the_same_pictures_with_three_times_the_generations(tmp_path: Path) -> None:
+    model, tasks = tiny_model(2), [task(1, region="house")]
+    folders = run_benchmark(tasks, SETTINGS, model, results_root=tmp_path / "run", progress=False)
+    (tmp_path / "plain").mkdir()
+    plain = OneByOne(model, tmp_path / "plain", saes=str(tiny_saes()))
+    units = plan(tasks, SETTINGS)
+    with clocked(model) as clock:
+        pictures = [plain.make(unit) for unit in units]
+    for folder, picture in zip(folders, pictures, strict=True):
+        (record,) = folder.records()
+        assert np.abs(folder.read_image(str(record.image)).astype(int) - picture).max() <= 1
+    assert clock.rows["unet"] == 3 * 2 * len(units) and set(clock.batches) == {1}
+    assert 0 < clock.unet < clock.model and clock.hooks > 0
+    assert len(list((tmp_path / "plain").iterdir())) == len(units)
+    with clocked(model) as again:
+        bare(model, [1, 3], 4, 2)
+    assert (again.batches, again.rows["decoder"], again.calls["decoder"]) == ([1, 3], 4, 2)
+    assert not any("forward" in part.__dict__ for part in model.unet.modules())
+
+
+ONE = fullsize.SWEEP.model_copy(update={"strengths": (1.0,)})
+
+
+def build(dtype: str) -> LoadedModel:
+    """SDXL's blocks with few channels."""
+    torch.manual_seed(0)
+    small = {"block_out_channels": (32, 32, 64), "transformer_layers_per_block": 1, "attention_head_dim": (1, 1, 2)}
+    unet = UNet2DConditionModel(**{**UNET, **small}).to(DTYPES[dtype]).eval()
+    vae = AutoencoderKL(**{**VAE, "block_out_channels": (32,) * 4, "layers_per_block": 1}).eval()
+    return random_sdxl("cpu", dtype, steps=1, guidance=0.0, size=64, parts=(unet, vae))
+
+
+def test_the_measurement_of_full_size_runs_at_any_size() -> None:
+    rate = fullsize.matrix_rate("cpu", (64,), seconds=0.01)
+    lines: list[str] = []
+    found = fullsize.measure(build, (2, 4), modes=(False,), rate=rate, single=1, setting=ONE, say=lines.append)
+    assert [(one.way, one.dtype, one.batch) for one in found] == [
+        ("one by one", "float32", 1), ("sweep", "bfloat16", 2), ("sweep", "bfloat16", 4),
+    ]  # fmt: skip
+    assert [one.pictures for one in found] == [1, 4, 4]
+    assert all(0 < one.unet_seconds < one.seconds and one.unet_rate > 0 for one in found)
+    assert len(lines) == 4 and "times one by one in float32" in lines[-1]
+
+
+def test_where_memory_ends_the_measurement_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = fullsize.whole_rate
+
+    def short(model: LoadedModel, batch: int, operations: int) -> float:
+        if batch > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, batch, operations)
+
+    monkeypatch.setattr(fullsize, "whole_rate", short)
+    lines: list[str] = []
+    found = fullsize.measure(build, (2, 8, 16), modes=(False,), rate=1e9, single=1, setting=ONE, say=lines.append)
+    assert [one.batch for one in found] == [1, 2] and lines[-2] == "batch 8: CUDA out of memory"
