@@ -99,14 +99,14 @@ def make_hostile(results: Path) -> list[EditTask]:
         meta["provenance"] = {"command": NASTY}
         file.write_text(json.dumps(meta))
     for file in results.rglob("scores.jsonl"):
-        lines = [{**json.loads(line), "backbone": NASTY} for line in file.read_text().splitlines()]
+        lines = [{**json.loads(line), "backbone": NASTY} for line in file.read_text().split("\n") if line]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = RunFolder(run_path(results, "mine", "toy-turbo", "sae"))
     run.append(run.records()[0].model_copy(update={"status": "error", "reason": NASTY, "image": None}))
     examples = {task.name: tuple(e.model_copy(update={"source": NASTY}) for e in task.examples) for task in tasks()}
     given = [task.model_copy(update={"examples": examples[task.name]}) for task in tasks()]
     for file in results.rglob("records.jsonl"):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [json.loads(line) for line in file.read_text().split("\n") if line]
         hashes = {e.id: e.content_hash for some in examples.values() for e in some}
         for line in lines:
             line["key"]["example_hash"] = hashes[line["key"]["example_id"]]
