@@ -192,15 +192,8 @@ def sweep(
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        (made,) = run_benchmark(
-            [examples(count)],
-            [setting],
-            model,
-            results_root=Path(folder),
-            batch_size=batch,
-            progress=False,
-            offline=True,
-        )
+        task = examples(count)
+        (made,) = run_benchmark([task], [setting], model, results_root=Path(folder), batch_size=batch, progress=False)
         spent = time.perf_counter() - start
         records = made.records()
         sizes = {record.batch_size for record in records}

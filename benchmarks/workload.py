@@ -23,7 +23,7 @@ from PIL import Image
 
 from riebench.generate import Capture, GenerationResult, Generator
 from riebench.hooks import Hooks, unit_layers
-from riebench.methods.base import EditContext, ExampleRuns, Reuse, get_method
+from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, get_method
 from riebench.models import LoadedModel
 from riebench.planning import Unit, Work, works_of
 from riebench.regions import RegionMasks, View, make_masks
@@ -152,10 +152,8 @@ class OneByOne:
         pair = [self._run(prompt, work.noise, unit) for prompt in (work.plain.source, work.plain.target)]
         masks = self._masks(work, pair)
         trace = _joined([one.traces[0] for one in pair])
-        latents = {} if pair[0].latents is None else {
-            role: one.latents[0] for role, one in zip(("source", "target"), pair, strict=True)
-            if one.latents is not None
-        }  # fmt: skip
+        kept = [(role, one.latents) for role, one in zip(ROLES, pair, strict=True)]
+        latents = {role: values[0] for role, values in kept if values is not None}
         runs = ExampleRuns(
             work.plain, work.seed, trace, {"source": 0, "target": 1}, masks, self.layers, rule=work.task.region_rule,
             latents=latents,
