@@ -216,6 +216,8 @@ def test_what_cannot_be_told_is_left_open() -> None:
 
 def test_both_artefacts_are_made_from_stored_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Job, "produce", lambda *_: pytest.fail("nothing is missing"))
+    monkeypatch.setattr(blocks, "REPLICATES", 200)
+    monkeypatch.setattr(share, "REPLICATES", 200)
     results = tmp_path / "results"
     effects_stored(results)
     for name, params in zip(SHARES, ({"n_features": 12}, {"n_features": 12, "shares": "per_block"}), strict=True):

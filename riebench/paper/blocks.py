@@ -166,7 +166,7 @@ def make(job: PaperJob) -> Artefact:
         RiebenchError: if no stored setting edits single blocks.
     """
     found = block_runs(job)
-    rows = block_effects(found.folders) if job.profile == DEFAULT else []
+    rows = block_effects(found.folders, REPLICATES) if job.profile == DEFAULT else []
     judged = any(row["true_area"] is not None for row in rows)
     if not judged:
         rows = [{k: v for k, v in row.items() if not k.startswith("true_")} for row in rows]

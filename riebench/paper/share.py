@@ -41,7 +41,7 @@ def make(job: PaperJob) -> Artefact:
     tables, notes = [share_table(rows)], list[str]()
     effects: list[Row] = []
     if job.profile == DEFAULT:
-        effects = block_effects(block_runs(job).folders)
+        effects = block_effects(block_runs(job).folders, REPLICATES)
     if effects:
         beside = disagreement_rows(rows, effects)
         tables += [disagreement_table(beside, judged=any(r.get("true_area") is not None for r in effects))]
