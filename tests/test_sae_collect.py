@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
+from riebench.files import write_atomic
 from riebench.generate import Capture, Generator
 from riebench.importers.rows import Place
 from riebench.saes import collect as collecting
@@ -171,7 +172,7 @@ def test_a_damaged_shard_is_named_and_made_again_alone(copy: Path, whole: Path) 
 
 
 def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = shards.write_atomic, iter(range(100))
+    real, calls = write_atomic, iter(range(100))
 
     def full(path: Path, data: bytes) -> None:
         if next(calls) == 4:

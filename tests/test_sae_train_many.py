@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.saes import many, training
+from riebench.saes import training
 from riebench.saes.formats import load_saes
 from riebench.saes.layout import BlockLayout, CollectionIndex
 from riebench.saes.many import Point, train_many
@@ -211,7 +211,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pyte
     checkpoint = tmp_path / "checkpoint"
     options: dict[str, Any] = {"progress": False, "checkpoint": checkpoint, "checkpoint_every": 4}
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(many.torch, "save", full)
+        patch.setattr(torch, "save", full)
         train_many(data, CONFIGS, PLAN, **options)
     assert list(tmp_path.iterdir()) == [checkpoint]
     assert torch.load(checkpoint, weights_only=True)["step"] == 4
@@ -233,11 +233,12 @@ def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path, undrawn: Non
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_sae_train_many as case
-kept = case.many._keep
+from riebench.saes import many
+kept = many._keep
 def keep(checkpoint, state):
     kept(checkpoint, state)
     time.sleep(600)
-case.many._keep = keep
+many._keep = keep
 case.training.curve_files = lambda *_: {{}}
 job = case.Job(case.Path({str(jobs["killed"].out)!r}), case.CONFIGS, case.PLAN, checkpoint_every=3, progress=False)
 case.train_collection(case.Collection.open(case.Path({str(there.folder)!r})), (), job)
@@ -298,7 +299,8 @@ def test_repeating_trains_nothing_and_another_training_is_refused(trained: Path)
     there = Collection.open(trained / "updates")
     configs = tuple(replace(CONFIGS[0], k=k) for k in (2, 3))
     job = Job(trained / "saes", configs, PLAN, progress=False)
-    before, said = files(job.out), []
+    before = files(job.out)
+    said: list[str] = []
     assert [line.k for line in train_collection(there, ("up.0.1",), job, said.append)] == [2, 3]
     assert said == ["up.0.1: finished before"] and files(job.out) == before
     for other, words in (
