@@ -68,7 +68,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "trade-off", "LPIPS against CLIP for SAE features, neurons and steering over the nine categories",
-            "stored results of the sets sweep and paper; what is missing is run", "riebench.paper.tradeoff", stored=True,
+            "stored results of the sets sweep and paper; what is missing is run", "riebench.paper.tradeoff",
+            stored=True,
         ),
         Recipe(
             "feature-share", "in which blocks the chosen features lie, by category, in both variants",
