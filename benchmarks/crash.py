@@ -3,9 +3,9 @@
     python -m benchmarks.crash --kills 200
 
 Every trial starts with an empty folder and repeats `riebench run` (pictures, scores, tables, leaderboard, page) until
-it comes to its end, killing it with SIGKILL at a random moment up to twice a trial. Then every file is compared with
-those of a run that nobody disturbed: byte for byte, but for what a clock says. A unit or a score that is there twice
-was made twice. Runs are forked from one process that has imported and loaded everything, so that a trial takes
+it comes to its end, killing it with SIGKILL at random moments up to four times a trial. Then every file is compared
+with those of a run that nobody disturbed: byte for byte, but for what a clock says. A unit or a score that is there
+twice was made twice. Runs are forked from one process that has imported and loaded everything, so that a trial takes
 seconds. Trials are seeded by their number and logged; the same command goes on where it was stopped.
 """
 
@@ -256,12 +256,15 @@ class Trials:
         root: where trials and the undisturbed run write.
         by: what decides the moment: "clock" or "operation".
         seed: of the moments.
+        kills: of one trial, at most.
+        whole: the undisturbed run, once it is made.
     """
 
     make: MakeJob
     root: Path
     by: str = "clock"
     seed: int = 0
+    kills: int = 4
     whole: Ending | None = None
 
     @property
@@ -275,18 +278,17 @@ class Trials:
         self.whole = run(self.make(self.reference))
         return self.whole
 
-    def trial(self, number: int, kills: int = 2) -> dict[str, Any]:
-        """One trial: how often it was killed, in which phases, and what is wrong in the end.
+    def trial(self, number: int) -> dict[str, Any]:
+        """One trial: in which phases it was killed, and what is wrong in the end.
 
         Args:
             number: of the trial; decides the moments.
-            kills: at most so many.
         """
         chance = random.Random(f"{self.seed}:{number}")
         place = self.root / f"trial-{number}" / "work"
         shutil.rmtree(place.parent, ignore_errors=True)
         done, wrong = [], []
-        for _ in range(kills):
+        for _ in range(self.kills):
             before = snapshot(place)
             moment = self._moment(chance)
             ending = run(self.make(place), moment)

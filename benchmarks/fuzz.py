@@ -248,23 +248,24 @@ def main(arguments: list[str] | None = None) -> int:
             told[reader.name] = {
                 "inputs": findings.inputs, "read": findings.read, "refused": findings.refused,
                 "wrong": dict(findings.wrong), "slowest_seconds": round(findings.slowest, 3),
-                "seconds": round(time.process_time() - start, 1),
+                "processor_seconds": round(time.process_time() - start, 1),
             }  # fmt: skip
             print(f"{reader.name}: {told[reader.name]}", file=sys.stderr, flush=True)
             _keep(findings, chosen.keep / reader.name)
-    summary = {
-        "inputs": sum(one["inputs"] for one in told.values()),
-        "wrong": sum(sum(one["wrong"].values()) for one in told.values()),
-        "seconds": round(time.monotonic() - began, 1),
-        "processor_seconds": round(time.process_time() - processor, 1),
-        "largest_size_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "limits": {"seconds": SECONDS, "megabytes": MEGABYTES},
-        "seed": chosen.seed,
-        "readers": told,
-        "versions": _versions(),
-    }
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+            # After each, so that a run that is stopped has told what it found until then.
+            summary = {
+                "inputs": sum(one["inputs"] for one in told.values()),
+                "wrong": sum(sum(one["wrong"].values()) for one in told.values()),
+                "seconds": round(time.monotonic() - began, 1),
+                "processor_seconds": round(time.process_time() - processor, 1),
+                "largest_size_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "limits": {"seconds": SECONDS, "megabytes": MEGABYTES},
+                "seed": chosen.seed,
+                "readers": told,
+                "versions": _versions(),
+            }
+            chosen.out.parent.mkdir(parents=True, exist_ok=True)
+            chosen.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(f"{summary['inputs']} inputs, {summary['wrong']} wrong; {chosen.out}")
     return 1 if summary["wrong"] else 0
 

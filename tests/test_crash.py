@@ -44,7 +44,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch("riebench.scoring.Tools", test_job.fake_tools),
         patch.object(ModelRecipe, "load", lambda _: model),
     ):
-        made = crash.Trials(make_job, tmp_path_factory.mktemp("crash"), by="operation", seed=1)
+        made = crash.Trials(make_job, tmp_path_factory.mktemp("crash"), by="operation", seed=1, kills=2)
         made.prepare()
         yield made
 

@@ -49,7 +49,7 @@ SLOW = {"data set", "page of records", "page of a run file"}
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_takes_or_refuses_everything_in_one_line(name: str, tmp_path: Path) -> None:
-    found = fuzz.fuzz(READERS[name], 3 if name in SLOW else 40, tmp_path)
+    found = fuzz.fuzz(READERS[name], 3 if name in SLOW else 25, tmp_path)
     assert dict(found.wrong) == {}
     assert found.read + found.refused >= 3
 
