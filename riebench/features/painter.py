@@ -188,10 +188,12 @@ class Painter:
             if area is not None:
                 values = values[:, positions_of(to_grid(area, trace.grids[name])).to(values.device)]
             mean, share = values.mean((0, 1)).cpu(), (values != 0).float().mean((0, 1)).cpu()
-            relative = mean.abs() / self._activities[name].means.float().clamp(min=1e-9)
+            usual = self._activities[name].means.float()
+            # What was never active while measuring has no usual size to be compared with.
+            relative = torch.where(usual > 0, mean.abs() / usual.clamp(min=1e-9), 0.0)
             for index in relative.topk(min(count, len(relative))).indices.tolist():
                 strong = Strong(name, index, float(mean[index]), float(share[index]))
-                found.append((float(relative[index]) * bool(share[index]), strong))
+                found.append((float(relative[index]), strong))
         ranked = sorted(found, key=lambda one: (-one[0], one[1].block, one[1].index))
         return [strong for relative, strong in ranked[:count] if relative > 0]
 
