@@ -196,6 +196,9 @@ def test_an_interrupted_training_gives_the_same_weights(tmp_path: Path) -> None:
         train_many(data, CONFIGS, replace(PLAN, seed=4), checkpoint=checkpoint, **options)
     with pytest.raises(RiebenchError, match="belongs to another training"):
         train_many(data + 1, CONFIGS, PLAN, checkpoint=checkpoint, **options)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(RiebenchError, match="checkpoint is damaged; delete it to begin anew"):
+        train_many(data, CONFIGS, PLAN, checkpoint=checkpoint, **options)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

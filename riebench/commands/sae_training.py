@@ -130,7 +130,7 @@ def train_saes(
         int | None, typer.Option(min=1, help="Last positions, to measure on. [default: a twentieth, at most 65536]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of start and order.")] = 0,
-    log_every: Annotated[int, typer.Option(min=1, help="Steps between two points of the curves.")] = 50,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between two points of the curves.")] = 20,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 1000,
     trust: Annotated[bool, typer.Option("--trust", help="Compare only the shards' sizes, not their hashes.")] = False,
     device: DeviceOption = "auto",

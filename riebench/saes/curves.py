@@ -36,6 +36,7 @@ def curve_files(block: str, curves: Sequence[tuple[str, Sequence[Point]]]) -> di
                     color=f"C{number % COLORS}", linestyle=DASHES[number // COLORS % len(DASHES)], linewidth=1,
                 )  # fmt: skip
             axes.set_xlabel("positions")
+            axes.locator_params(axis="x", nbins=5)
             axes.set_ylabel(words)
         figure.axes[0].legend(fontsize=7)
         figure.suptitle(block)

@@ -225,7 +225,10 @@ def _start(batches: Batches, plan: DataPass, configs: Sequence[SaeTraining], dev
 def _resume(
     checkpoint: Path, identity: str, runs: Sequence[Training], log: Callable[[int, Point], None] | None
 ) -> int:  # fmt: skip
-    stored = load_tensors(checkpoint)
+    try:
+        stored = load_tensors(checkpoint)
+    except RiebenchError as error:
+        raise RiebenchError(f"{checkpoint} is damaged; delete it to begin anew") from error
     if not isinstance(stored, dict) or stored.get("identity") != identity:
         raise RiebenchError(
             f"{checkpoint} belongs to another training (other data, settings or order); delete it to begin anew"

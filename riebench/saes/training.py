@@ -74,7 +74,7 @@ class Job:
     configs: tuple[SaeTraining, ...]
     plan: DataPass
     device: torch.device | None = None
-    log_every: int = 50
+    log_every: int = 20
     checkpoint_every: int = 1000
     trust: bool = False
     progress: bool = True
