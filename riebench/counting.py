@@ -7,8 +7,10 @@ adds (workspaces of convolutions, unused parts of its memory pool) is not in it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from riebench.blocks import module_path
+from riebench.schema import BLOCKS
 from riebench.sdxl import POOLED_WIDTH, TEXT_WIDTH, TOKENS, build_unet, build_vae
 
 PIXELS_PER_LATENT = 8
@@ -45,20 +49,45 @@ def unet_cost(size: int, rows: int = 1, dtype: torch.dtype = torch.float16) -> C
         dtype: of weights and activations.
     """
     unet = nn.Module.to(build_unet(), dtype)
+    return _cost(lambda: _evaluate(unet, size, rows, dtype))
+
+
+def _evaluate(unet: Any, size: int, rows: int, dtype: torch.dtype) -> Any:
     side = size // PIXELS_PER_LATENT
+    with torch.device("meta"):
+        latents = torch.empty(rows, 4, side, side, dtype=dtype)
+        text = torch.empty(rows, TOKENS, TEXT_WIDTH, dtype=dtype)
+        added = {
+            "text_embeds": torch.empty(rows, POOLED_WIDTH, dtype=dtype),
+            "time_ids": torch.empty(rows, 6, dtype=dtype),
+        }
+        step = torch.empty((), dtype=torch.float32)
+    return unet(latents, step, text, added_cond_kwargs=added, return_dict=False)
 
-    def run() -> Any:
-        with torch.device("meta"):
-            latents = torch.empty(rows, 4, side, side, dtype=dtype)
-            text = torch.empty(rows, TOKENS, TEXT_WIDTH, dtype=dtype)
-            added = {
-                "text_embeds": torch.empty(rows, POOLED_WIDTH, dtype=dtype),
-                "time_ids": torch.empty(rows, 6, dtype=dtype),
-            }
-            step = torch.empty((), dtype=torch.float32)
-        return unet(latents, step, text, added_cond_kwargs=added, return_dict=False)
 
-    return _cost(run)
+def shares_before(size: int, blocks: Sequence[str] = BLOCKS) -> dict[str, float]:
+    """What share of one evaluation's operations is done when each block adds its update.
+
+    An edit of that block in the first step leaves so much as it was in the source run (see `riebench.prefix`).
+
+    Args:
+        size: picture side in pixels.
+        blocks: attention blocks.
+    """
+    unet, done = build_unet(), {}
+    counter, attention = FlopCounterMode(display=False), _Attention()
+
+    def total() -> int:
+        return counter.get_total_flops() + attention.operations
+
+    with ExitStack() as stack:
+        for block in blocks:
+            hook = partial(lambda name, *_: done.update({name: total()}), block)
+            handle = unet.get_submodule(f"{module_path(block)}.proj_out").register_forward_hook(hook)
+            stack.callback(handle.remove)
+        with torch.no_grad(), attention, counter:
+            _evaluate(unet, size, 1, torch.float32)
+    return {block: done[block] / total() for block in blocks}
 
 
 def decode_cost(size: int, rows: int = 1, dtype: torch.dtype = torch.float32) -> Cost:

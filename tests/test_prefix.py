@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from riebench.blocks import module_path
+from riebench.counting import shares_before
 from riebench.denoising import LatentChange, TextChange
 from riebench.edits import Edit, Placed, Term
 from riebench.generate import GenerationResult, Generator
@@ -173,3 +174,11 @@ def test_single_block_edits_of_one_step_cost_two_thirds_of_a_whole_run_on_averag
             costs.append(sum(counter.get_flop_counts()["UNet2DConditionModel"].values()))
     gains = [whole / shared for whole, shared in zip(costs[::2], costs[1::2], strict=True)]
     assert gains == sorted(gains) and sum(gains) / len(gains) >= 1.5
+
+
+def test_at_full_size_single_block_edits_of_one_step_cost_half_a_run_on_average() -> None:
+    shares = shares_before(512)
+    assert list(shares) == list(BLOCKS) and list(shares.values()) == sorted(shares.values())
+    gains = [1 / (1 - share) for share in shares.values()]
+    assert gains[0] == pytest.approx(1.45, abs=0.01) and gains[-1] == pytest.approx(3.06, abs=0.01)
+    assert sum(gains) / len(gains) == pytest.approx(2.12, abs=0.01)
