@@ -307,7 +307,7 @@ def test_several_widths_may_lie_below_one_folder(job: PaperJob, tmp_path: Path) 
             place, encoder=decoder.T.clone(), decoder=decoder, pre_bias=torch.zeros(CHANNELS),
             latent_bias=torch.zeros(width), k=4,
         )  # fmt: skip
-    found = given(replace(job, sae=str(tmp_path / "saes")), tiny_model(), ["mid.0"])
+    found = given(replace(job, sweep=str(tmp_path / "saes")), tiny_model(), ["mid.0"])
     assert [(one.block, one.sae.n, one.sae.k) for one in found] == [("mid.0", 48, 4), ("mid.0", 96, 4)]
 
 

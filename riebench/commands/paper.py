@@ -36,6 +36,10 @@ def job_of(
         str | None,
         typer.Option(help="SAEs: a folder, file, hf://ID[@REVISION] or BLOCK=PLACE,... [default: the model's]"),
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="SAEs of several k and widths, in the same forms. [default: as --sae; toy: trained here]"),
+    ] = None,
     blocks: Annotated[str | None, typer.Option(help="Only these blocks, with commas between.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with a prompt a line, instead of the suite's.")
@@ -79,7 +83,7 @@ def job_of(
         from riebench.profiles import get_profile
 
         return PaperJob(
-            out=out, work=work, suite=suite, model=model, base=base, sae=sae, results=places(results)[0],
+            out=out, work=work, suite=suite, model=model, base=base, sae=sae, sweep=sweep, results=places(results)[0],
             profile=get_profile(profile).name, prompts=prompts, limit=limit, seeds=numbers(seeds),
             steps=_step_counts(steps), guidance=guidance, blocks=tuple(short_name(block) for block in words(blocks)),
             device=pick_device(device), dtype=dtype, batch_size=batch_size, redo=redo, offline=offline,

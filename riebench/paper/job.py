@@ -47,7 +47,8 @@ class PaperJob:
         suite: a shipped suite, or a folder of task files.
         model: the few-step model; None for the suite's.
         base: the many-step model; None for the few-step preset's partner, "none" for none.
-        sae: SAEs as `riebench.saes.sources` reads them; None for the model's own.
+        sae: one SAE a block, as `riebench.saes.sources` reads them; None for the model's own.
+        sweep: SAEs of several k and widths; None for those of `sae`, and on the toy world for some trained on the way.
         results: stored results of `riebench run`.
         profile: whose scores are read from them.
         prompts: a text file with a prompt a line.
@@ -71,6 +72,7 @@ class PaperJob:
     model: str | None = None
     base: str | None = None
     sae: str | None = None
+    sweep: str | None = None
     results: Path = Path("results")
     profile: str = DEFAULT
     prompts: Path | None = None

@@ -38,7 +38,7 @@ COLUMNS = (
 )  # fmt: skip
 SHOWS = (
     "The commands that make every artefact on SDXL, in the order in which they build on each other, for those who have "
-    "the weights; `riebench paper all --suite sdxl --sae saes --out paper-sdxl` makes all of them in one go. Nothing "
+    "the weights; `riebench paper all --suite sdxl --sweep saes --out paper-sdxl` makes all of them in one go. Nothing "
     "in this table was measured: evaluations and pictures are counted from what the commands generate, work and hours "
     "follow from the assumptions below. Runs that are stopped go on with the same command."
 )
@@ -73,7 +73,7 @@ class Step:
         full = DECODER_TERAFLOP * quarter * self.pictures + self.trained
         hours = [(unet / half + full / whole) / 3600 for half, whole in (ASSUMED_RATES["cuda"], FAST_RATES)]
         return {
-            "step": self.step, "command": f"`{self.command}`", "evaluations": self.evaluations,
+            "step": self.step, "command": self.command, "evaluations": self.evaluations,
             "evaluations_1024": self.large, "pictures": self.pictures, "pflop": (unet + full) / 1000,
             "hours": hours[0], "hours_fast": hours[1], "disk": self.disk / GIGA,
         }  # fmt: skip
@@ -98,12 +98,12 @@ def steps(forecasts: dict[str, Row]) -> list[Step]:
              disk=positions * CHANNELS * HALF_BYTES * len(BLOCKS)),
         Step(f"{sizes} SAEs of each block", f"riebench sae train updates --k {ks} --width {widths} --out saes",
              trained=work, disk=small),
-        Step("explained variance over k and width", _paper("explained-variance", " --sae saes"), PROMPTS),
+        Step("explained variance over k and width", _paper("explained-variance", " --sweep saes"), PROMPTS),
         Step("explained variance over steps, feature overlap", _paper("explained-variance-steps overlap"),
              PROMPTS * few, PROMPTS * MANY_STEPS * HALVES),
         Step("block effect", _paper("block-effect"), PROMPTS * few * (len(SDXL_BLOCKS) + 1),
              pictures=PROMPTS * len(FEW_STEPS) * (len(SDXL_BLOCKS) + 1)),
-        Step("reconstruction", _paper("reconstruction", " --sae saes"), PROMPTS * few * (sets + 2),
+        Step("reconstruction", _paper("reconstruction", " --sweep saes"), PROMPTS * few * (sets + 2),
              pictures=PROMPTS * len(FEW_STEPS) * (sets + 1)),
     ]  # fmt: skip
     for name, told in forecasts.items():
@@ -158,8 +158,8 @@ def _notes(rows: list[Row]) -> tuple[str, ...]:
         f"Most of the time goes to {most['step']}: {number(most, 'hours'):.1f} GPU hours on the slower GPU, "
         f"{number(most, 'hours_fast'):.1f} on the faster one.",
         f"Most of the disk goes to {disk['step']}: {number(disk, 'disk'):.0f} GB. Fewer prompts take proportionally "
-        "less; the published SAEs (`--sae hf://wendlerc/sdxl-turbo-saes`) need no training at all.",
-        "Without `--sae`, every artefact uses the published SAEs with k = 160.",
+        "less; the published SAEs (`--sweep hf://wendlerc/sdxl-turbo-saes`) need no training at all.",
+        "Where one SAE a block is needed, `--sae` names it; without, it is the published one with k = 160.",
     )  # fmt: skip
 
 

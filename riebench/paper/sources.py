@@ -33,10 +33,10 @@ def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labe
     from riebench.saes.inspection import load_all
 
     found = []
-    places = [root for one in sources_of(job.sae, model) for root in _roots(one, offline=job.offline)]
+    places = [root for one in sources_of(job.sweep or job.sae, model) for root in _roots(one, offline=job.offline)]
     for path, sae in load_all(places, offline=job.offline):
         if sae.block is None:
-            raise RiebenchError(f"{path} does not say which block it is for; write BLOCK={path} in --sae")
+            raise RiebenchError(f"{path} does not say which block it is for; write BLOCK={path}")
         if sae.block not in blocks:
             continue
         check_width(sae, sae.block, model)
@@ -44,7 +44,9 @@ def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labe
             raise RiebenchError(f"{path} was not trained on block updates as far as it says; add #signal=update if so")
         found.append(Labelled(sae.block, sae.to(model.device)))
     if not found:
-        raise RiebenchError(f"no SAE for {', '.join(blocks)} in {job.sae or model.spec.name}; name others with --sae")
+        raise RiebenchError(
+            f"no SAE for {', '.join(blocks)} in {job.sweep or job.sae or model.spec.name}; name others with --sae or --sweep"
+        )
     return sorted(found, key=lambda one: (list(blocks).index(one.block), one.sae.n, one.sae.k or 0))
 
 

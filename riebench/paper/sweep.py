@@ -86,7 +86,7 @@ def make(job: PaperJob) -> Artefact:
 
 
 def _candidates(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> tuple[list[Candidate], str]:
-    if job.sae is None and is_shipped(model.spec):
+    if job.sae is None and job.sweep is None and is_shipped(model.spec):
         from riebench.paper.training import Sweep, sizes
 
         sweep = Sweep(job, model, blocks)
