@@ -240,3 +240,14 @@ def test_only_what_is_not_stored_is_run_and_only_once(tmp_path: Path, monkeypatc
     ]  # fmt: skip
     assert [f.path for f in runs(job, wanted).folders] == [f.path for f in found.folders]
     assert len(asked) == 2
+
+
+@pytest.mark.slow
+def test_short_runs_are_made_scored_and_read(tmp_path: Path) -> None:
+    job = PaperJob(work=tmp_path / "work", results=tmp_path / "results", limit=1)
+    found = runs(job, {"sae_add_only": "paper"})
+    rows = {row["setting"]: row for f in found.folders for row in tradeoff.point_rows(f, TOY, SHOWN)[:1]}
+    assert set(rows) == {"no_edit", "target_prompt", "sae_add_only"}
+    assert {(row["scored"], row["expected"], row["seeds"]) for row in rows.values()} == {(9, 9, 1)}
+    assert rows["no_edit"]["lpips"] == 0 and float(str(rows["sae_add_only"]["lpips"])) > 0
+    assert all(not record.features[block].remove for record in found.folders[-1].records() for block in BLOCKS)

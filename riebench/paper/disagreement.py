@@ -126,7 +126,10 @@ def disagreement_notes(rows: Sequence[Row]) -> list[str]:
                 continue
             odd = [f"{row['category']}" for row in told if not row[key]]
             which = f"; they differ in {', '.join(odd)}" if odd else ""
-            idle = [_number(row[key.replace("same", "idle")]) for row in told]
+            found = [row.get(key.replace("same", "idle")) for row in told]
+            idle = [share for share in found if isinstance(share, float)]
+            if not idle:
+                continue
             notes.append(
                 f"Shares {variant}: the block with most features is the one that does most alone {words} in "
                 f"{len(told) - len(odd)} of {len(told)} categories{which}. "
