@@ -33,8 +33,8 @@ GIGA = 1e9
 COLUMNS = (
     Column(name="step"), Column(name="command"), Column(name="evaluations", title="U-Net evaluations, 512 px"),
     Column(name="evaluations_1024", title="1024 px"), Column(name="pictures", title="pictures decoded"),
-    Column(name="pflop", title="PFLOP", decimals=1), Column(name="hours", title="GPU hours, slower", decimals=1),
-    Column(name="hours_fast", title="GPU hours, faster", decimals=1), Column(name="disk", title="disk, GB", decimals=1),
+    Column(name="pflop", title="PFLOP", decimals=1), Column(name="hours", title="GPU hours, slower", decimals=2),
+    Column(name="hours_fast", title="GPU hours, faster", decimals=2), Column(name="disk", title="disk, GB", decimals=1),
 )  # fmt: skip
 SHOWS = (
     "The commands that make every artefact on SDXL, in the order in which they build on each other, for those who have "
@@ -183,4 +183,4 @@ def draw(figure: Figure, artefact: Artefact) -> None:
     axes.set_xlabel("estimated GPU hours")
     axes.set_yticks(range(len(rows)), [str(row["step"]) for row in rows])
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)

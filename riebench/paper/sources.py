@@ -44,9 +44,8 @@ def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labe
             raise RiebenchError(f"{path} was not trained on block updates as far as it says; add #signal=update if so")
         found.append(Labelled(sae.block, sae.to(model.device)))
     if not found:
-        raise RiebenchError(
-            f"no SAE for {', '.join(blocks)} in {job.sweep or job.sae or model.spec.name}; name others with --sae or --sweep"
-        )
+        where = job.sweep or job.sae or model.spec.name
+        raise RiebenchError(f"no SAE for {', '.join(blocks)} in {where}; name others with --sae or --sweep")
     return sorted(found, key=lambda one: (list(blocks).index(one.block), one.sae.n, one.sae.k or 0))
 
 
