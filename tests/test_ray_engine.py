@@ -212,7 +212,8 @@ def test_stored_masks_and_pictures_are_used_and_not_made_again(tmp_path: Path, e
 def test_stopping_leaves_a_folder_that_one_process_completes(
     tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, kept = RunFolder.append, []
+    original = RunFolder.append
+    kept: list[EditRecord] = []
 
     def stop(self: RunFolder, record: EditRecord) -> None:
         if len(kept) == 5:
