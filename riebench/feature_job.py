@@ -150,9 +150,7 @@ def parse_indices(text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise RiebenchError(
-            f"INDEX {text!r}: write feature numbers with commas between, as in 17,30"
-        ) from error
+        raise RiebenchError(f"INDEX {text!r}: write feature numbers with commas between, as in 17,30") from error
     if len(set(numbers)) != len(numbers):
         raise RiebenchError(f"INDEX {text!r}: name each feature once")
     return numbers
