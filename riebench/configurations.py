@@ -183,9 +183,10 @@ def _fill(
     # Shards and workers record in the order in which they happen to finish; sums are taken in one that stays.
     for record in sorted(folder.records(), key=lambda record: (record.key.example_id, record.key.seed)):
         key = record.key
+        digest = key.digest
         if (key.block_set, key.strength) not in found:
             raise StoreError(
-                f"{folder.path / RECORDS_FILE}: unit {key.digest} ({key.example_id}, blocks {key.block_set}, "
+                f"{folder.path / RECORDS_FILE}: unit {digest} ({key.example_id}, blocks {key.block_set}, "
                 f"strength {key.strength:g}) was never planned; `riebench leaderboard --verify {folder.path}` says more"
             )
         configuration = found[key.block_set, key.strength]
@@ -195,7 +196,7 @@ def _fill(
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
         for metric in metrics:
-            score = scores.get((key.digest, metric, backbones.get(metric, "")))
+            score = scores.get((digest, metric, backbones.get(metric, "")))
             # A score of a picture that has been made again since is nobody's.
             value = None if score is None or score.picture != record.picture_id else score.value
             if record.status == "error" and metric in profile.unchanged and metric in backbones:
