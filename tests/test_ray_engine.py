@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_job import SETTING
 from test_runner import NO_EDIT, PATCH, SAE, TARGET, picture, task
+from test_shards import TASK, arguments
 from tiny import tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
@@ -30,7 +32,7 @@ from riebench.rayengine import Places, RayWorker, cluster, places
 from riebench.recipe import ModelRecipe
 from riebench.records import EditRecord
 from riebench.remote import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels
-from riebench.runner import Runner
+from riebench.runner import Runner, run_benchmark
 from riebench.schema import Setting
 from riebench.seal import broken_seals, unsealed_lines
 from riebench.store import RunFolder
@@ -364,6 +366,29 @@ def test_a_missing_ray_and_a_bad_address_are_one_line(tmp_path: Path, monkeypatc
     assert "write HOST:PORT of the cluster's head" in say("--address", "ray://head:10001")
     port = free_port()
     assert f"no Ray cluster at --address 127.0.0.1:{port}: " in say("--address", f"127.0.0.1:{port}")
+
+
+def test_the_command_line_gives_the_engine_what_its_workers_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "change_color.yaml").write_text(TASK)
+    (tmp_path / "features.yaml").write_text(SETTING + f"sae: {tiny_saes()}\n")
+    asked: list[tuple[Any, ...]] = []
+
+    def far(tasks: Any, settings: Any, recipe: ModelRecipe, *, address: Any, workers: Any, say: Any, **options: Any
+            ) -> list[RunFolder]:  # fmt: skip
+        asked.append((recipe, address, workers, options["shard"], options["provenance"]["engine"]))
+        say("as workers do it")
+        return run_benchmark(tasks, settings, recipe.load(), **options)
+
+    monkeypatch.setitem(engines.ENGINES, "ray", far)
+    line = arguments(tmp_path, "out", "--engine", "ray", "--address", "head:6379", "--workers", "3", "--shard", "2/2")
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    assert asked == [(ModelRecipe(str(tiny_folder()), 2, 0.0, None, "cpu"), "head:6379", 3, (2, 2), "ray")]
+    assert "as workers do it" in done.stderr and "shard 2/2 done" in done.stderr
+    assert len(list((tmp_path / "out").glob("*/*/*/records.jsonl"))) == 2
 
 
 @pytest.mark.slow
