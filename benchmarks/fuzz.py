@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from benchmarks.mutations import SECRET, WORDS
@@ -39,7 +40,9 @@ from riebench.errors import RiebenchError
 SECONDS = 3.0
 """Processor time that one input may take."""
 MEGABYTES = 400
-"""Growth of this process's largest size that one input may cause: a picture of the largest size that is read."""
+"""Growth of this process's largest size that `TOGETHER` inputs may cause; a picture of the largest size takes half."""
+TOGETHER = 16
+"""Variants that are made from one number that hypothesis has drawn."""
 LONGEST_LINE = 5000
 
 
@@ -102,7 +105,7 @@ def attempt(reader: Reader, files: dict[str, bytes], root: Path, findings: Findi
         _WATCH.append(_Watch())
     place = root / "case"
     with _laid_out(place, files):
-        before = resource.getrusage(resource.RUSAGE_SELF)
+        before = time.thread_time()
         try:
             with _timed(), _watched(root):
                 reader.read(place)
@@ -114,11 +117,7 @@ def attempt(reader: Reader, files: dict[str, bytes], root: Path, findings: Findi
             kind = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         else:
             findings.read += 1
-        after = resource.getrusage(resource.RUSAGE_SELF)
-    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    findings.slowest = max(findings.slowest, took)
-    if not kind and after.ru_maxrss - before.ru_maxrss > MEGABYTES * 1024:
-        kind = f"took {(after.ru_maxrss - before.ru_maxrss) // 1024} MB"
+        findings.slowest = max(findings.slowest, time.thread_time() - before)
     if _WATCH[0].strayed:
         kind = f"opened {_WATCH[0].strayed[0][-60:]}"
     if kind:
@@ -180,50 +179,54 @@ ANY_VALUE: st.SearchStrategy[Any] = st.recursive(
 """Values of any form, as JSON and YAML can say them."""
 
 
-def inputs(reader: Reader, root: Path) -> st.SearchStrategy[dict[str, bytes]]:
-    """Inputs for a reader: variants of its valid files, and for readers of text any values in their place."""
-    valid = reader.valid(root / "valid")
-    # Also imports what the reader needs, which is nothing that an input costs.
-    with _laid_out(root / "case", valid[0]):
-        reader.read(root / "case")
-    variants = st.builds(
-        lambda seed, number: reader.variant(valid[number], random.Random(seed)),
-        st.integers(0, 2**63), st.integers(0, len(valid) - 1),
-    )  # fmt: skip
-    if reader.place is None:
-        return variants
-    put = reader.place
-    anything = st.builds(lambda value, number: put(valid[number], value), ANY_VALUE, st.integers(0, len(valid) - 1))
-    # One in eight: most values of any form are refused by their first key.
-    return st.one_of(*[variants] * 7, anything)
-
-
 def fuzz(reader: Reader, count: int, root: Path, seed: int = 0) -> Findings:
     """Gives a reader many inputs.
 
     Args:
         reader: who reads.
-        count: how many.
+        count: how many, at least.
         root: a folder to work in, best in memory.
         seed: of the inputs.
     """
     findings = Findings()
     place = root / reader.name
     place.mkdir(parents=True, exist_ok=True)
+    valid = reader.valid(place / "valid")
+    # Also imports what the reader needs, which is nothing that an input costs.
+    with _laid_out(place / "case", valid[0]):
+        reader.read(place / "case")
     quiet = list(HealthCheck)
 
-    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=quiet)
-    @given(inputs(reader, place))
-    def each(files: dict[str, bytes]) -> None:
-        attempt(reader, files, place, findings)
+    # Fewer than needed if most draws give but one input; then there is another round.
+    draws = max(1, count // (TOGETHER // 2))
+
+    @settings(max_examples=draws, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=quiet)
+    @given(st.data(), st.integers(0, 7), st.integers(0, 2**63))
+    def each(data: st.DataObject, kind: int, number: int) -> None:
+        if findings.inputs >= count:
+            return
+        size = _largest_size()
+        chance = random.Random(number)
+        if kind == 0 and reader.place is not None:
+            attempt(reader, reader.place(chance.choice(valid), data.draw(ANY_VALUE)), place, findings)
+        else:
+            for _ in range(min(TOGETHER, count - findings.inputs)):
+                attempt(reader, reader.variant(chance.choice(valid), chance), place, findings)
+        if _largest_size() - size > MEGABYTES:
+            findings.wrong[f"took {_largest_size() - size} MB"] += 1
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from hypothesis import seed as seeded
-
-        seeded(seed)(each)()
+        rounds = 0
+        while findings.inputs < count:
+            seeded(f"{seed}:{rounds}")(each)()
+            rounds += 1
     gc.collect()
     return findings
+
+
+def _largest_size() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -258,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "wrong": sum(sum(one["wrong"].values()) for one in told.values()),
                 "seconds": round(time.monotonic() - began, 1),
                 "processor_seconds": round(time.process_time() - processor, 1),
-                "largest_size_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "largest_size_mb": _largest_size(),
                 "limits": {"seconds": SECONDS, "megabytes": MEGABYTES},
                 "seed": chosen.seed,
                 "readers": told,
