@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -372,19 +374,16 @@ def _importer(name: str, read: Callable[[Path], object], value: Any, weight: int
 
 
 def _saes(place: Path) -> list[Files]:
-    import sys
-
     # The tests write every format that is read.
     tests = str(Path(__file__).resolve().parent.parent / "tests")
     if tests not in sys.path:
         sys.path.append(tests)
-    from sae_files import WRITERS, parts
-
+    written: Any = importlib.import_module("sae_files")
     sets = []
-    for number, (_, write) in enumerate(WRITERS.values()):
+    for number, (_, write) in enumerate(written.WRITERS.values()):
         folder = place / f"sae{number}"
         folder.mkdir(parents=True)
-        write(folder, parts())
+        write(folder, written.parts())
         sets.append({f"sae/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())})
     return sets
 
