@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def table(rows: list[Row], name: str = "") -> Table:
     return Table(name=name, title="T", columns=tuple(Column(name=key) for key in rows[0]), rows=tuple(rows))
 
 
-def made(name: str, *tables: Table, **settings: object) -> Artefact:
+def made(name: str, *tables: Table, **settings: Any) -> Artefact:
     """An artefact of these tables."""
     return Artefact(name=name, title=name, shows="", tables=tables, settings=dict(settings), alt="")
 
