@@ -354,12 +354,10 @@ def main(arguments: list[str] | None = None) -> int:
         _warm(Path(root))
         whole = trials.prepare()
         print(f"undisturbed: {whole.operations} disk operations, {sum(whole.seconds.values()):.1f} s", file=sys.stderr)
-        told = _continued(trials, chosen.log, chosen.kills)
-    summary = _summary(told, whole, chosen)
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(f"{summary['kills']} kills in {summary['trials']} trials, {len(summary['wrong'])} wrong; {chosen.out}")
-    return 1 if summary["wrong"] else 0
+        told = _continued(trials, chosen)
+    wrong = [one for one in told if one["wrong"]]
+    print(f"{sum(len(one['killed']) for one in told)} kills in {len(told)} trials, {len(wrong)} wrong; {chosen.out}")
+    return 1 if wrong else 0
 
 
 def _warm(root: Path) -> None:
@@ -378,15 +376,22 @@ def _warm(root: Path) -> None:
         job.run(lambda _: None)
 
 
-def _continued(trials: Trials, log: Path, kills: int) -> list[dict[str, Any]]:
+def _continued(trials: Trials, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Trials until there are enough kills, those of the log included; the summary is written after each."""
+    log: Path = chosen.log
     told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        while sum(len(one["killed"]) for one in told) < kills:
+        while True:
+            assert trials.whole is not None
+            summary = json.dumps(_summary(told, trials.whole, chosen), indent=1)
+            chosen.out.write_text(summary + "\n", encoding="utf-8")
+            if sum(len(one["killed"]) for one in told) >= chosen.kills:
+                return told
             told.append(trials.trial(len(told)))
             file.write(json.dumps(told[-1]) + "\n")
             file.flush()
-            print(f"{sum(len(one['killed']) for one in told)}/{kills} {told[-1]}", file=sys.stderr)
-    return told
+            print(f"{sum(len(one['killed']) for one in told)}/{chosen.kills} {told[-1]}", file=sys.stderr)
 
 
 def _summary(told: list[dict[str, Any]], whole: Ending, chosen: argparse.Namespace) -> dict[str, Any]:
