@@ -188,7 +188,11 @@ def speed(
     config = SaeTraining(features=width, k=k, batch_size=batch_size, kind=_kind(kind))
     where = torch.device(pick_device(device))
     found = measure_step(d, config, device=where, repeats=repeats)
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{where}, processor time of {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(where)
+        if where.type == "cuda"
+        else f"{where}, processor time of {torch.get_num_threads()} threads"
+    )
     print(
         f"d = {d}, n = {width}, k = {k}, {kind}, {batch_size} positions, float32, PyTorch {torch.__version__}, {name}"
     )
