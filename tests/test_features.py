@@ -28,9 +28,9 @@ from riebench.features.switching import switch
 from riebench.generate import Capture, Generator
 from riebench.models import load_model
 from riebench.report import write_report
-from riebench.report.chosen import Wanted, chosen_views, most_chosen
+from riebench.report.chosen import Wanted, chosen_views, counted, most_chosen
 from riebench.report.feature_pages import write_feature_pages
-from riebench.report.reading import read_groups
+from riebench.report.reading import ReadOnce, read_groups
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import folder_name, load_saes
 from riebench.saes.sources import model_saes
@@ -510,6 +510,11 @@ def test_the_report_counts_what_edits_switched(results: Path, tmp_path: Path) ->
     assert edits == 6 and [(one.index, one.count) for one in mid] == [(1, 6), (2, 6), (3, 6)]
     assert [(one.index, one.count, one.page) for one in up] == [(9, 6, None)]
     assert by_category["all"][0] == 12 and by_category["all"][1][0][0].count == 12
+    drawn = ReadOnce(group.folders[-1].path)
+    assert len(counted(drawn)) == 12
+    setting = drawn.spec.setting.model_copy(update={"method": "random_features"})
+    drawn.spec = drawn.spec.model_copy(update={"setting": setting})
+    assert counted(drawn) == []
     (wanted,) = most_chosen([group], 2)
     assert wanted.features == {"mid.0": (1, 2)} and wanted.sae_sha256 == {"mid.0": "ab"}
 

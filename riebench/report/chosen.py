@@ -18,6 +18,8 @@ FEATURES = "features"
 SHOWN = 5
 SIDES = {"add": "Switched on most often", "remove": "Switched off most often"}
 EVERY = "all"
+CONTROLS = ("random_features", "random_directions", "wrong_example")
+"""Methods whose features are drawn, or chosen for another example."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Wanted:
 
 
 def counted(folder: ReadOnce) -> list[EditRecord]:
-    """A run's finished edits that switched features, at one strength: the choice does not depend on it."""
-    if not folder.spec.sae_sha256:
+    """A run's finished edits that chose features, at one strength: the choice does not depend on it."""
+    if not folder.spec.sae_sha256 or folder.spec.setting.method in CONTROLS:
         return []
     found = [record for record in folder.records() if record.status == "ok" and record.features]
     first = min((record.key.strength for record in found), default=0.0)
