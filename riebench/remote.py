@@ -7,6 +7,7 @@ sent to the one writer instead of being kept. Nothing here knows how processes a
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -32,6 +34,8 @@ from riebench.store import RunFolder, SharedFolder, encode_png
 if TYPE_CHECKING:
     from riebench.runner import Runner
 
+SCRATCH = "riebench-worker-"
+"""What names of scratch folders begin with; the number of the process follows."""
 WAITING = 8
 """Things made that may wait to be sent; then the making waits."""
 
@@ -118,7 +122,8 @@ class Maker:
     def __init__(self, assignment: Assignment) -> None:
         from riebench.runner import Runner
 
-        self._scratch = tempfile.TemporaryDirectory(prefix="riebench-worker-")
+        sweep_scratch()
+        self._scratch = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-")
         self._send: Callable[[Item], None] = _nowhere
         model = assignment.recipe.load()
         check_prompts(model, assignment.tasks)
@@ -219,6 +224,14 @@ def parcels(works: Sequence[Work], together: int) -> list[tuple[Work, ...]]:
     """
     ordered = sorted(works, key=lambda work: -len(work.units))
     return [tuple(ordered[start : start + together]) for start in range(0, len(ordered), together)]
+
+
+def sweep_scratch() -> None:
+    """Deletes the scratch folders of workers of this machine that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
+        process = folder.name.removeprefix(SCRATCH).partition("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _nowhere(_: Item) -> None:

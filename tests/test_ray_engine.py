@@ -31,7 +31,7 @@ from riebench.planning import plan, works_of
 from riebench.rayengine import Places, RayWorker, cluster, places
 from riebench.recipe import ModelRecipe
 from riebench.records import EditRecord
-from riebench.remote import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels
+from riebench.remote import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels, sweep_scratch
 from riebench.runner import Runner, run_benchmark
 from riebench.schema import Setting
 from riebench.seal import broken_seals, unsealed_lines
@@ -296,6 +296,18 @@ def test_the_largest_examples_go_first_and_stay_whole() -> None:
     assert [[work.example.id for work in parcel] for parcel in parcels(works, 1)] == [["e1"], ["e2"], ["e0"]]
     assert [[work.example.id for work in parcel] for parcel in parcels(works, 2)] == [["e1", "e2"], ["e0"]]
     assert sum(len(work.units) for parcel in parcels(works, 2) for work in parcel) == len(units)
+
+
+def test_scratch_of_killed_workers_goes_and_that_of_living_ones_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("riebench-worker-99999999-a", f"riebench-worker-{os.getpid()}-b", "riebench-worker-mine", "other-1-c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    sweep_scratch()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"riebench-worker-{os.getpid()}-b", "riebench-worker-mine", "other-1-c"}
 
 
 def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
