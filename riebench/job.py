@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+SEEDS = {"sweep": (0, 1, 2)}
+"""Set of settings -> seeds of each example, where methods are to be compared; one seed elsewhere."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -82,7 +85,8 @@ class Job:
 
     def __post_init__(self) -> None:
         profile = get_profile(self.profile)
-        object.__setattr__(self, "seeds", self.seeds or (profile.fixed_seed or 0,))
+        seeds = (profile.fixed_seed,) if profile.fixed_seed is not None else SEEDS.get(self.settings_set, (0,))
+        object.__setattr__(self, "seeds", self.seeds or seeds)
         object.__setattr__(self, "regions", self.regions or profile.regions)
 
     def model_spec(self, spec: ModelSpec) -> ModelSpec:

@@ -78,6 +78,9 @@ def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None
     assert swept == set(setting_names("toy", "sweep")) != names
     assert [one.name for one in Job(settings=("embed_lerp",), settings_set="sweep").plan()[1]] == ["embed_lerp"]
     assert setting_names(str(tmp_path), "sweep") == setting_names("sdxl", "sweep")
+    assert (Job().seeds, Job(settings_set="sweep").seeds) == ((0,), (0, 1, 2))
+    assert Job(settings_set="sweep", seeds=(4,)).seeds == (4,)
+    assert Job(settings_set="sweep", profile="paper").seeds == (42,)
     with pytest.raises(RiebenchError, match=r"unknown set of settings 'swep' \(did you mean 'sweep'\?\)"):
         Job(settings_set="swep").plan()
     with pytest.raises(RiebenchError, match="unknown setting 'embed_lerp'"):
