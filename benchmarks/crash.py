@@ -288,9 +288,11 @@ class Trials:
         place = self.root / f"trial-{number}" / "work"
         shutil.rmtree(place.parent, ignore_errors=True)
         done, wrong = [], []
-        for _ in range(self.kills):
+        # In the order of the phases: what a later one was killed in has nothing left for the earlier ones.
+        for moment in sorted(
+            (self._moment(chance) for _ in range(self.kills)), key=lambda one: PHASES.index(one.phase)
+        ):
             before = snapshot(place)
-            moment = self._moment(chance)
             ending = run(self.make(place), moment)
             wrong += [f"{name} lost lines" for name in lost(before, place)]
             if not ending.killed:
