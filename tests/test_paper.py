@@ -326,6 +326,10 @@ def test_what_sdxl_takes_is_counted(job: PaperJob, tmp_path: Path, monkeypatch: 
     assert rows["together"]["evaluations"] == sum(int(str(row["evaluations"])) for row in rows.values()) / 2
 
 
+def test_the_committed_documents_follow_from_their_data() -> None:
+    assert check(Path(__file__).parents[1] / "docs" / "paper", list(RECIPES))
+
+
 def refused(*arguments: str) -> str:
     result = CliRunner().invoke(app, ["paper", *arguments])
     assert result.exit_code == 2, result.output
