@@ -48,6 +48,7 @@ def finish(figure: Figure, label: str) -> None:
             low, high = axes.get_xlim()
             if high - low < 1:
                 axes.set_xlim(low - 0.5, high + 0.5)
+                axes.set_xticks([round((low + high) / 2)])
     handles, labels = first.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
