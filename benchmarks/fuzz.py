@@ -203,12 +203,14 @@ def fuzz(reader: Reader, count: int, root: Path, seed: int = 0) -> Findings:
     @settings(max_examples=draws, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=quiet)
     @given(st.data(), st.integers(0, 7), st.integers(0, 2**63))
     def each(data: st.DataObject, kind: int, number: int) -> None:
+        # Drawn before anything that depends on what was done: the same choices must lead to the same draws.
+        value = data.draw(ANY_VALUE) if kind == 0 else None
         if findings.inputs >= count:
             return
         size = _largest_size()
         chance = random.Random(number)
         if kind == 0 and reader.place is not None:
-            attempt(reader, reader.place(chance.choice(valid), data.draw(ANY_VALUE)), place, findings)
+            attempt(reader, reader.place(chance.choice(valid), value), place, findings)
         else:
             for _ in range(min(TOGETHER, count - findings.inputs)):
                 attempt(reader, reader.variant(chance.choice(valid), chance), place, findings)
