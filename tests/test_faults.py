@@ -254,8 +254,8 @@ from riebench.commands.common import friendly
 
 @friendly
 def verb():
-    print("working", flush=True)
     try:
+        print("working", flush=True)
         time.sleep(60)
     finally:
         print("putting things in order", flush=True)
