@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import CHANNELS, SIZE, tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
 from riebench.blocks import RESIDUAL, SDXL_BLOCKS, kind
@@ -34,7 +35,6 @@ from riebench.saes.stream import DataPass
 from riebench.schema import BLOCKS
 from riebench.toyworld.captions import parse
 from riebench.toyworld.scenes import is_held_out
-from tests.tiny import CHANNELS, SIZE, tiny_folder, tiny_model, tiny_saes
 
 MEASURED = ("explained-variance", "explained-variance-steps", "overlap", "block-effect", "reconstruction")
 CHOSEN = ("mid.0", "up.0.1")

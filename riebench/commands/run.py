@@ -50,7 +50,10 @@ def job_of(
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Which seeds of each example, with commas between. [default: 0; 0,1,2 for the sweep; the profile's]")
+        str | None,
+        typer.Option(
+            help="Which seeds of each example, with commas between. [default: 0; 0,1,2 for the sweep; the profile's]"
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N examples of each category.")] = None,
     batch_size: Annotated[
