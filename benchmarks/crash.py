@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -101,9 +102,12 @@ def _perform(job: Job, writer: int, moment: Moment | None) -> None:
     code = 1
     try:
         import torch
+        from tqdm import tqdm
 
         # Threads do not survive a fork; with one alone none are asked for.
         torch.set_num_threads(1)
+        # The bars' own lock lies in memory that all forks share: whoever is killed holding it would stop all later ones.
+        tqdm.set_lock(threading.RLock())
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(tempfile.TemporaryFile("w+"))
             stack.enter_context(contextlib.redirect_stdout(log))

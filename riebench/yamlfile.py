@@ -60,7 +60,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         for line_number, key in _duplicates(node):
             raise TaskFileError(f"{path}, line {line_number}: key {key!r} is given twice")
         value: dict[str, Any] = SafeConstructor().construct_document(node)
-    except (ValueError, RecursionError) as error:  # an impossible date; an anchor inside itself
+    except (ValueError, RecursionError, AttributeError) as error:
+        # An impossible date; an anchor inside itself; a text that is tagged as a date and is none.
         raise TaskFileError(f"{path}: cannot be understood ({error})") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

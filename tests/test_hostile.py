@@ -82,6 +82,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ('a: "\\0"', "control character"),
         ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("a: 2001-99-99", "cannot be understood"),
+        ("a: !!timestamp x", "cannot be understood"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )

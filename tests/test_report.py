@@ -197,7 +197,7 @@ def test_only_own_stale_files_go(results: Path, report: Path, tmp_path: Path) ->
     outside = tmp_path / "outside.txt"
     outside.write_text("kept")
     names = json.loads((out / "files.json").read_text())
-    (out / "files.json").write_text(json.dumps([*names, "../outside.txt", "data/old.js"]))
+    (out / "files.json").write_text(json.dumps([*names, "../outside.txt", "data/old.js", "data"]))
     (out / "data" / "old.js").write_text("stale")
     less = tmp_path / "results"
     shutil.copytree(results, less)

@@ -87,7 +87,9 @@ class OutputFolder:
         self._write_manifest(self._written | self._earlier)
         write_atomic(index, page.encode())
         for stale in sorted(self._earlier - self._written):
-            (self.path / stale).unlink(missing_ok=True)
+            # A list that names a folder was not written here.
+            if not (self.path / stale).is_dir():
+                (self.path / stale).unlink(missing_ok=True)
         self._write_manifest(self._written)
         sweep(self.path)
         return index
