@@ -106,7 +106,7 @@ def _perform(job: Job, writer: int, moment: Moment | None) -> None:
 
         # Threads do not survive a fork; with one alone none are asked for.
         torch.set_num_threads(1)
-        # The bars' own lock lies in memory that all forks share: whoever is killed holding it would stop all later ones.
+        # The bars' own lock is shared by all forks: whoever is killed holding it would stop all later ones.
         tqdm.set_lock(threading.RLock())
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(tempfile.TemporaryFile("w+"))

@@ -168,7 +168,7 @@ def _pictures(_: Path) -> list[Files]:
 
 
 def _read_picture(place: Path) -> object:
-    from riebench.store import read_image
+    from riebench.sharedfolder import read_image
 
     return read_image(place / "mask.png")
 
@@ -183,7 +183,7 @@ def _stored_masks(_: Path) -> list[Files]:
 
 def _read_stored_mask(place: Path) -> object:
     from riebench.regions import RegionMasks
-    from riebench.store import SharedFolder
+    from riebench.sharedfolder import SharedFolder
 
     stored: Any = SharedFolder(place).read_json("m.json")
     return RegionMasks.from_json(stored).share

@@ -18,7 +18,8 @@ from riebench.planning import Unit, check_places, check_request, plan, usual_bat
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import ALL_CATEGORIES, RunSpec, Setting
 from riebench.shapes import SDXL, Shape
-from riebench.store import RUN_FILE, SHARED, RunFolder, SharedFolder, run_path
+from riebench.sharedfolder import SharedFolder
+from riebench.store import RUN_FILE, SHARED, RunFolder, run_path
 from riebench.suites import default_model
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from riebench.files import write_atomic
 from riebench.records import EditRecord
 from riebench.schema import ALL_CATEGORIES
-from riebench.store import SHARED, RunFolder, SharedFolder, encode_png
+from riebench.sharedfolder import SharedFolder, encode_png
+from riebench.store import SHARED, RunFolder
 
 CELL = 128
 """Side of one picture in the gallery, in pixels."""

@@ -29,7 +29,8 @@ from riebench.recipe import ModelRecipe, check_prompts
 from riebench.records import EditRecord, UnitKey
 from riebench.region_specs import parse_regions
 from riebench.schema import EditTask, RunSpec, Setting
-from riebench.store import RunFolder, SharedFolder, encode_png
+from riebench.sharedfolder import SharedFolder, encode_png
+from riebench.store import RunFolder
 
 if TYPE_CHECKING:
     from riebench.runner import Runner

@@ -21,7 +21,8 @@ from riebench.records import EditRecord, ScoreRecord, UnitKey
 from riebench.registry import METRICS
 from riebench.schema import EditExample, EditTask
 from riebench.scorebook import ScoreBook, opened
-from riebench.store import RunFolder, SharedFolder, read_image
+from riebench.sharedfolder import SharedFolder, read_image
+from riebench.store import RunFolder
 from riebench.suites import load_suite, suite_names
 
 CACHED_PICTURES = 64

@@ -6,7 +6,6 @@ Layout: `results/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scor
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -16,10 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ValidationError
 
-from riebench.errors import FolderInUseError, IdentityError, RiebenchError, StoreError
+from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.files import (
     append_lines,
     file_sha256,
@@ -27,14 +25,14 @@ from riebench.files import (
     read_lines,
     repair_last_line,
     write_atomic,
-    write_once,
 )
 from riebench.locks import Shard, brief_lock, shard_lock, whole_lock
-from riebench.pictures import is_whole, read_rgb
+from riebench.pictures import is_whole
 from riebench.recordparts import merge, part_path, parts
 from riebench.records import EditRecord, RunMeta, ScoreRecord, UnitKey
 from riebench.schema import RunSpec
 from riebench.seal import announce, broken_seals, seal
+from riebench.sharedfolder import SharedFolder, encode_png, read_image
 
 Redo = Literal["missing", "errors", "all"]
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
@@ -46,80 +44,6 @@ ScoreKey = tuple[str, str, str]
 RUN_FILE, RECORDS_FILE, SCORES_FILE, SHARED = "run.json", "records.jsonl", "scores.jsonl", "shared"
 ALONE: Shard = (1, 1)
 """The whole run in one process."""
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """A lossless PNG file's bytes.
-
-    Args:
-        pixels: uint8 [H, W, 3].
-
-    Raises:
-        ValueError: for any other type or shape.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"a picture is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Reads a stored picture as uint8 [H, W, 3].
-
-    Raises:
-        StoreError: if the file is missing or no picture.
-    """
-    try:
-        return read_rgb(path)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
-    except (RiebenchError, OSError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete it and repeat `riebench run`") from error
-
-
-class SharedFolder:
-    """Pictures and masks that all settings of one suite and model share.
-
-    Several settings may be run at the same time; what the first of them stores is what all are compared with.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def image_name(self, key: UnitKey, role: Literal["source", "target"]) -> str:
-        """Relative path of the source or target picture of a unit's example and seed."""
-        return f"images/{key.example_id}.{key.example_hash[:8]}.{key.seed}.{role}.png"
-
-    def mask_name(self, key: UnitKey) -> str:
-        """Relative path of the masks of a unit's example and seed."""
-        return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
-
-    def write(self, name: str, data: bytes) -> None:
-        """Stores a file under a relative path; one that is there stays (`write_once`)."""
-        write_once(self.path / name, data)
-
-    def write_image(self, name: str, pixels: NDArray[np.uint8]) -> None:
-        """Stores a picture (uint8 [H, W, 3]) under a relative path; one that is there stays (`write_once`)."""
-        self.write(name, encode_png(pixels))
-
-    def read_image(self, name: str) -> NDArray[np.uint8]:
-        """A stored picture as uint8 [H, W, 3]."""
-        return read_image(self.path / name)
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Stores a JSON value (masks as run lengths) under a relative path; one that is there stays."""
-        self.write(name, (json.dumps(value, sort_keys=True) + "\n").encode())
-
-    def read_json(self, name: str) -> Any | None:
-        """A stored JSON value, or None if there is none."""
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            return parse_json(path.read_bytes())
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}); delete it and repeat `riebench run`") from error
 
 
 class RunFolder:

@@ -27,7 +27,8 @@ from riebench.mending import complaints, set_aside
 from riebench.pictures import is_whole
 from riebench.report.output import OutputFolder
 from riebench.seal import announce, broken_seals
-from riebench.store import RunFolder, encode_png, read_image, run_folders
+from riebench.sharedfolder import encode_png, read_image
+from riebench.store import RunFolder, run_folders
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
 

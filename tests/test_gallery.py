@@ -9,7 +9,8 @@ from helpers import make_key, make_spec
 
 from riebench.gallery import CELL, GAP, MARGIN_LEFT, MARGIN_TOP, gallery, write_galleries
 from riebench.records import EditRecord
-from riebench.store import SHARED, RunFolder, SharedFolder, read_image, run_path
+from riebench.sharedfolder import SharedFolder, read_image
+from riebench.store import SHARED, RunFolder, run_path
 
 COLORS = {"source": 10, "mid.0": 90, "all": 160, "target": 250}
 

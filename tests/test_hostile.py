@@ -35,7 +35,8 @@ from riebench.regions import RegionMasks, View, find
 from riebench.report import write_report
 from riebench.saes.formats import load_sae
 from riebench.saes.stored import load_tensors
-from riebench.store import RunFolder, read_image
+from riebench.sharedfolder import read_image
+from riebench.store import RunFolder
 from riebench.suites import load_task
 from riebench.tables import markdown
 from riebench.yamlfile import load_yaml

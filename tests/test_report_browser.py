@@ -17,7 +17,7 @@ from chromium import chromium
 from report_runs import HOSTILE, NASTY, make_hostile, make_results, make_run, tasks
 
 from riebench.report import write_report
-from riebench.store import encode_png
+from riebench.sharedfolder import encode_png
 
 BOARD = "# Leaderboard\n\n## mine on toy-turbo\n\n| rank | setting | area |\n| --- | --- | --- |\n| 1 | sae | 0.5 |\n"
 NARROW, WIDE = (360, 740), (1280, 900)

@@ -25,7 +25,8 @@ from riebench.registry import METRICS
 from riebench.schema import Attributes, EditExample, EditTask, ModelSpec, RunSpec, Setting
 from riebench.scorebook import SCORING_FILE
 from riebench.scoring import ScoreReport, score
-from riebench.store import RunFolder, read_image
+from riebench.sharedfolder import read_image
+from riebench.store import RunFolder
 
 SIDE = 64
 COLORS = {"red": 200, "blue": 40}

@@ -14,7 +14,8 @@ from helpers import make_key, make_record, make_spec
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.files import append_lines, write_atomic
 from riebench.records import EditRecord, ScoreRecord
-from riebench.store import RunFolder, SharedFolder, encode_png, run_folders
+from riebench.sharedfolder import SharedFolder, encode_png
+from riebench.store import RunFolder, run_folders
 
 PIXELS = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 

@@ -34,7 +34,7 @@ from riebench.hashing import content_digest
 from riebench.metrics.tools import Tools
 from riebench.registry import METRICS
 from riebench.saes.core import SparseAutoencoder
-from riebench.store import encode_png
+from riebench.sharedfolder import encode_png
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from riebench.configurations import Configuration, configurations, present_categories
 from riebench.records import EditRecord, ScoreRecord
 from riebench.schema import RunSpec
+from riebench.sharedfolder import SharedFolder
 from riebench.stats import estimate
-from riebench.store import RunFolder, ScoreKey, SharedFolder, run_folders
+from riebench.store import RunFolder, ScoreKey, run_folders
 
 EFFECT, DISTANCE = "clip_gain", "lpips"
 """Alignment and preservation: the two axes of the page."""

@@ -129,7 +129,7 @@ def write_pictures(folder: Path) -> Path:
     from riebench.gallery import grid
     from riebench.generate import Generator
     from riebench.models import load_model
-    from riebench.store import encode_png
+    from riebench.sharedfolder import encode_png
     from riebench.toyworld.captions import caption
 
     generator = Generator(load_model("toy-turbo"))
