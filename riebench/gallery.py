@@ -44,7 +44,9 @@ def write_galleries(model_folder: Path, folders: Sequence[RunFolder]) -> list[Pa
 
 
 def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
-    """One row per category, columns: source, one per block set, target. None if nothing is finished.
+    """One row per category, columns: source, one per block set, target. None if there is no finished picture.
+
+    Results whose pictures were left out when they were stored elsewhere are no reason to end.
 
     Args:
         folder: the run.
@@ -53,7 +55,7 @@ def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
     Returns:
         uint8 [H, W, 3].
     """
-    finished = [record for record in folder.records() if record.status == "ok"]
+    finished = [record for record in folder.records() if record.image and (folder.path / record.image).is_file()]
     if not finished:
         return None
     strength = min((record.key.strength for record in finished), key=lambda value: abs(value - 1))
@@ -81,11 +83,9 @@ def _row(
 ) -> list[Picture | None]:
     some = next(iter(records.values()))
     edited = [records[name].image if name in records else None for name in block_sets]
-    return [
-        shared.read_image(str(some.source_image)),
-        *(None if name is None else folder.read_image(name) for name in edited),
-        shared.read_image(str(some.target_image)),
-    ]
+    ends = [name if name and (shared.path / name).is_file() else None for name in (some.source_image, some.target_image)]
+    source, target = (None if name is None else shared.read_image(name) for name in ends)
+    return [source, *(None if name is None else folder.read_image(name) for name in edited), target]
 
 
 def grid(columns: Sequence[str], rows: Sequence[tuple[str, list[Picture | None]]]) -> Picture:

@@ -62,3 +62,21 @@ def test_written_once_per_setting_and_nothing_for_an_empty_run(tmp_path: Path) -
     written = write_galleries(folder.path.parent, [folder, empty])
     assert [path.name for path in written] == ["sae.png"]
     assert read_image(written[0]).shape[2] == 3
+
+
+def test_pictures_that_are_not_there_leave_their_place_empty(tmp_path: Path) -> None:
+    """Stored results may be records and scores alone."""
+    folder, shared = _filled(tmp_path)
+    for record in folder.records():
+        if record.key.block_set == "mid.0" or record.key.category == "add_object":
+            (folder.path / str(record.image)).unlink()
+    for path in (shared.path / "images").glob("*target*"):
+        path.unlink()
+    picture = gallery(folder, shared)
+    assert picture is not None and picture.shape[0] == MARGIN_TOP + CELL + GAP
+    middle = MARGIN_TOP + CELL // 2
+    found = [int(picture[middle, MARGIN_LEFT + column * (CELL + GAP) + CELL // 2, 0]) for column in range(3)]
+    assert found == [COLORS["source"], COLORS["all"], 255]
+    for path in (folder.path / "images").iterdir():
+        path.unlink()
+    assert gallery(folder, shared) is None and write_galleries(folder.path.parent, [folder]) == []
