@@ -83,7 +83,9 @@ def _row(
 ) -> list[Picture | None]:
     some = next(iter(records.values()))
     edited = [records[name].image if name in records else None for name in block_sets]
-    ends = [name if name and (shared.path / name).is_file() else None for name in (some.source_image, some.target_image)]
+    ends = [
+        name if name and (shared.path / name).is_file() else None for name in (some.source_image, some.target_image)
+    ]
     source, target = (None if name is None else shared.read_image(name) for name in ends)
     return [source, *(None if name is None else folder.read_image(name) for name in edited), target]
 
