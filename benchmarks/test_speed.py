@@ -1,28 +1,32 @@
 """Speed on the toy model, as ratios measured in turn in one run.
 
-    python -m pytest benchmarks/test_speed.py --benchmark-timer=time.process_time -s
+    python -m pytest benchmarks/test_speed.py -s
 
-RIEBENCH_BENCH_EXAMPLES (default 8) sets how many examples are made, RIEBENCH_BENCH_ROUNDS (3) how often; results go
-to RIEBENCH_BENCH_JSON if that names a file.
+All times are wall times; with --benchmark-timer=time.process_time they are processor times, for a machine that others
+use too. RIEBENCH_BENCH_EXAMPLES (default 9) sets how many examples are made, RIEBENCH_BENCH_ROUNDS (3) how often;
+results go to RIEBENCH_BENCH_JSON if that names a file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.workload import OneByOne, bare, clocked, sample
+from benchmarks.onebyone import OneByOne
+from benchmarks.workload import Timer, bare, clocked, sample
+from riebench.capturing import CapturePlan
 from riebench.fullsize import machine
 from riebench.generate import Generator
 from riebench.models import LoadedModel, load_model
@@ -32,11 +36,12 @@ from riebench.runner import run_benchmark
 from riebench.schema import BLOCKS
 from riebench.scoring import score
 from riebench.store import RunFolder
+from riebench.suites import load_suite
 
-EXAMPLES = int(os.environ.get("RIEBENCH_BENCH_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("RIEBENCH_BENCH_EXAMPLES", "9"))
 ROUNDS = int(os.environ.get("RIEBENCH_BENCH_ROUNDS", "3"))
 BATCH = 32
-SAMPLED_UNITS = 9
+SAMPLED_UNITS = 61
 """Units made one by one, spread evenly over all."""
 
 
@@ -47,6 +52,12 @@ def model() -> LoadedModel:
     for rows in (1, BATCH):
         Generator(loaded).generate(["a red house"] * rows, range(rows))
     return loaded
+
+
+@pytest.fixture(scope="module")
+def timer(request: pytest.FixtureRequest) -> Timer:
+    """What all times are taken with: pytest-benchmark's timer."""
+    return pkgutil.resolve_name(str(request.config.getoption("benchmark_timer")))
 
 
 @pytest.fixture
@@ -72,60 +83,98 @@ def sweep(model: LoadedModel, folder: Path, examples: int, **options: Any) -> li
     )
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """Processor time of a call."""
-    start = time.process_time()
+def seconds(timer: Timer, function: Callable[[], Any]) -> float:
+    """What a call takes."""
+    start = timer()
     function()
-    return time.process_time() - start
+    return timer() - start
 
 
-def test_sweep(benchmark: Any, model: LoadedModel, tmp_path: Path, note: Callable[..., None]) -> None:
+class SweepRounds:
+    """The sweep, the bare model calls and one by one, in turn.
+
+    Args:
+        model: warm.
+        folder: gets all pictures.
+        timer: takes the times.
+    """
+
+    def __init__(self, model: LoadedModel, folder: Path, timer: Timer) -> None:
+        self.model, self.folder, self.timer = model, folder, timer
+        tasks, settings = sample(EXAMPLES)
+        self.units = plan(tasks, settings)
+        self.chosen = self.units[:: max(1, len(self.units) // SAMPLED_UNITS)]
+        (folder / "one").mkdir()
+        self.plain = OneByOne(model, folder / "one", tasks=load_suite("toy"), settings=settings)
+        self.found: dict[str, list[float]] = {}
+        self.pictures: dict[str, Any] = {}
+        self.folders: list[RunFolder] = []
+
+    def _keep(self, **figures: float) -> None:
+        for name, figure in figures.items():
+            self.found.setdefault(name, []).append(figure)
+
+    def round(self, number: int) -> None:
+        """Each way once."""
+        count, timer = len(self.units), self.timer
+        with clocked(self.model, timer) as clock:
+            ours = seconds(timer, lambda: self._sweep(str(number)))
+        calls = seconds(timer, lambda: bare(self.model, clock.batches, clock.rows["decoder"], BATCH))
+        self._keep(ours=ours / count, of_bare=ours / calls, outside=1 - clock.model / ours, hooks=clock.hooks / ours,
+                   evaluations=clock.rows["unet"] / count)  # fmt: skip
+        with patch.object(CapturePlan, "prefix", lambda plan, works: None), clocked(self.model, timer) as clock:
+            whole = seconds(timer, lambda: self._sweep(f"{number}-whole"))
+        calls = seconds(timer, lambda: bare(self.model, clock.batches, clock.rows["decoder"], BATCH))
+        self._keep(whole_of_bare=whole / calls, whole_outside=1 - clock.model / whole)
+        with clocked(self.model, timer) as clock:
+            plain = seconds(timer, self._one_by_one)
+        self._keep(times_plain=plain / len(self.chosen) / (ours / count), plain=plain / len(self.chosen),
+                   plain_evaluations=clock.rows["unet"] / len(self.chosen))  # fmt: skip
+
+    def _sweep(self, name: str) -> None:
+        self.folders = sweep(self.model, self.folder / name, EXAMPLES, pool=load_suite("toy"))
+
+    def _one_by_one(self) -> None:
+        for unit in self.chosen:
+            self.pictures[f"{unit.setting.name} {unit.key.digest}"] = self.plain.make(unit)
+
+    def check(self) -> int:
+        """Compares the pictures made one by one with the last sweep's: only the same ones may be timed.
+
+        Returns:
+            How many were compared.
+        """
+        compared = 0
+        for folder in self.folders:
+            for record in folder.records():
+                wanted = self.pictures.get(f"{folder.spec.setting.name} {record.key.digest}")
+                if wanted is not None:
+                    assert record.image is not None, record
+                    assert np.abs(folder.read_image(record.image).astype(int) - wanted).max() <= 1, record.key
+                    compared += 1
+        return compared
+
+
+def test_sweep(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Timer, note: Callable[..., None]) -> None:
     """The sweep against one by one, against the bare model calls, and what lies outside the model."""
-    tasks, settings = sample(EXAMPLES)
-    units = plan(tasks, settings)
-    chosen = units[:: max(1, len(units) // SAMPLED_UNITS)]
-    (tmp_path / "one").mkdir()
-    plain = OneByOne(model, tmp_path / "one")
-    rounds: dict[str, list[float]] = {"ours": [], "plain": [], "bare": [], "outside": [], "hooks": []}
-    evaluations: dict[str, float] = {}
-    folders: list[RunFolder] = []
-    pictures: dict[str, Any] = {}
-    for number in range(ROUNDS):
-        with clocked(model) as clock:
-            start = time.process_time()
-            folders = sweep(model, tmp_path / str(number), EXAMPLES)
-            ours = time.process_time() - start
-        rounds["ours"].append(ours / len(units))
-        rounds["outside"].append(1 - clock.model / ours)
-        rounds["hooks"].append(clock.hooks / ours)
-        evaluations["ours"] = clock.rows["unet"] / len(units)
-        start = time.process_time()
-        bare(model, clock.batches, clock.rows["decoder"], BATCH)
-        rounds["bare"].append((time.process_time() - start) / len(units))
-        with clocked(model) as clock:
-            start = time.process_time()
-            for unit in chosen:
-                pictures[f"{unit.setting.name} {unit.key.digest}"] = plain.make(unit)
-            rounds["plain"].append((time.process_time() - start) / len(chosen))
-            evaluations["plain"] = clock.rows["unet"] / len(chosen)
-    for folder in folders:
-        for record in folder.records():
-            wanted = pictures.get(f"{folder.spec.setting.name} {record.key.digest}")
-            if wanted is not None and record.image is not None:
-                # The same pictures, or the comparison would mean nothing.
-                assert np.abs(folder.read_image(record.image).astype(int) - wanted).max() <= 1
-    benchmark.pedantic(sweep, args=(model, tmp_path / "timed", EXAMPLES), rounds=1)
+    rounds = SweepRounds(model, tmp_path, timer)
+    numbers = iter(range(ROUNDS))
+    benchmark.pedantic(lambda: rounds.round(next(numbers)), rounds=ROUNDS)
+    assert rounds.check() == len(rounds.chosen)
+    middle = {name: median(figures) for name, figures in rounds.found.items()}
     note(
-        "sweep", units=len(units), examples=EXAMPLES, images_a_second=1 / median(rounds["ours"]),
-        times_one_by_one=median(p / o for p, o in zip(rounds["plain"], rounds["ours"], strict=True)),
-        of_bare_calls=median(o / b for o, b in zip(rounds["ours"], rounds["bare"], strict=True)),
-        outside_model=median(rounds["outside"]), hooks=median(rounds["hooks"]),
-        evaluations_an_image=evaluations["ours"], evaluations_one_by_one=evaluations["plain"],
+        "sweep", units=len(rounds.units), examples=EXAMPLES, rounds=ROUNDS, threads=torch.get_num_threads(),
+        images_a_second=1 / middle["ours"], images_a_second_one_by_one=1 / middle["plain"],
+        times_one_by_one=middle["times_plain"], times_one_by_one_least=min(rounds.found["times_plain"]),
+        evaluations_an_image=middle["evaluations"], evaluations_one_by_one=middle["plain_evaluations"],
+        of_bare_calls=middle["of_bare"], of_bare_calls_most=max(rounds.found["of_bare"]),
+        of_bare_calls_nothing_shared=middle["whole_of_bare"],
+        outside_model=middle["outside"], hooks=middle["hooks"], outside_model_nothing_shared=middle["whole_outside"],
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_one_block_one_step(benchmark: Any, block: str, note: Callable[..., None]) -> None:
+def test_one_block_one_step(benchmark: Any, block: str, timer: Timer, note: Callable[..., None]) -> None:
     """A single-block edit of one step with and without what it shares with its source run."""
     model = load_model("toy-turbo", steps=1)
     tasks, settings = sample(BATCH // 2, ["activation_patch_sweep"])
@@ -140,7 +189,7 @@ def test_one_block_one_step(benchmark: Any, block: str, note: Callable[..., None
     for _ in range(3 * ROUNDS):
         spent = []
         for prefixes in ((), (source.prefix,)):
-            with clocked(model) as clock:
+            with clocked(model, timer) as clock:
                 generator.generate(prompts, noises, edits=[edit] * len(works), prefixes=prefixes)
             spent.append(clock.unet)
         gains.append(spent[0] / spent[1])
@@ -165,7 +214,7 @@ def _push(block: str, shape: torch.Size) -> Any:
     return Edit({block: Placed((Term(torch.arange(height * side), values),))})
 
 
-def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, note: Callable[..., None]) -> None:
+def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Timer, note: Callable[..., None]) -> None:
     """All scores of a run against the same, one unit and one setting at a time."""
     names = ("sae_each_sweep", "activation_patch_sweep")
     tasks, settings = sample(EXAMPLES, names)
@@ -174,8 +223,8 @@ def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, note: Calla
         for way in ("ours", "plain")
     }
     score(both["ours"][:1], progress=False, metrics=("clip_gain",))
-    ours = seconds(lambda: score(both["ours"], progress=False))
-    plain = seconds(lambda: [score([folder], progress=False, batch_size=1) for folder in both["plain"]])
+    ours = seconds(timer, lambda: score(both["ours"], progress=False))
+    plain = seconds(timer, lambda: [score([folder], progress=False, batch_size=1) for folder in both["plain"]])
     count = sum(len(folder.records()) for folder in both["ours"])
     benchmark.pedantic(score, args=(both["ours"],), kwargs={"progress": False}, rounds=1)
     note("scoring", units=count, units_a_second=count / ours, times_one_by_one=plain / ours)

@@ -1,42 +1,25 @@
-"""What the speed measurements run: the toy sweep, the same pictures one by one, and the bare model calls.
-
-One by one means in the manner of the published scripts: for every edited picture the source run, the target run and the
-edited run are generated anew, one picture at a time, with nothing kept from the picture before.
-"""
+"""What the speed measurements run: a sample of the toy sweep and the bare model calls; a clock inside the model."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
-from riebench.generate import Capture, GenerationResult, Generator
-from riebench.hooks import Hooks, unit_layers
-from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, get_method
+from riebench.generate import Generator
+from riebench.hooks import Hooks
 from riebench.models import LoadedModel
-from riebench.planning import Unit, Work, works_of
-from riebench.regions import RegionMasks, View, make_masks
-from riebench.saes.sources import model_saes
-from riebench.schema import BLOCKS, EditTask, Setting
+from riebench.schema import EditTask, Setting
 from riebench.suites import load_settings, load_suite
-from riebench.traces import Trace
 
-SWEEP = (
-    "no_edit", "target_prompt", "sae_sweep", "sae_each_sweep", "neurons_sweep", "activation_patch_sweep",
-    "mean_steering_sweep", "random_features_sweep", "embed_lerp", "prompt_switch", "masked_target",
-)  # fmt: skip
-"""The official toy sweep, but for editors with pipelines of their own and methods that look at other examples."""
+Timer = Callable[[], float]
+"""Seconds since some moment."""
 
 
 @dataclass
@@ -47,7 +30,7 @@ class Clock:
         model: seconds inside U-Net, autoencoder and text encoders, what hooks do there not counted.
         hooks: seconds inside hooks.
         unet: the U-Net's part of `model`.
-        calls: calls of "unet", "decoder" and "text".
+        calls: calls of "unet", "decoder", "encoder" (of pictures) and "text".
         rows: the rows of those calls; those of "unet" are the U-Net evaluations.
         batches: rows of each U-Net call.
     """
@@ -61,20 +44,20 @@ class Clock:
 
 
 @contextmanager
-def clocked(model: LoadedModel) -> Iterator[Clock]:
-    """Measures what the model's own code takes inside the `with` block, in seconds of the process."""
+def clocked(model: LoadedModel, timer: Timer = time.perf_counter) -> Iterator[Clock]:
+    """Measures what the model's own code takes inside the `with` block, in seconds of the timer."""
     clock, depth = Clock(), 0
 
     def timed(function: Callable[..., Any], label: str, rows: Callable[..., int]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal depth
             depth += 1
-            before, start = clock.hooks, time.process_time()
+            before, start = clock.hooks, timer()
             try:
                 return function(*args, **kwargs)
             finally:
                 depth -= 1
-                spent = time.process_time() - start - (clock.hooks - before)
+                spent = timer() - start - (clock.hooks - before)
                 count = rows(*args, **kwargs)
                 clock.calls[label] += 1
                 clock.rows[label] += count
@@ -88,17 +71,17 @@ def clocked(model: LoadedModel) -> Iterator[Clock]:
 
     def as_hook(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            start = time.process_time()
+            start = timer()
             try:
                 return function(*args)
             finally:
-                clock.hooks += time.process_time() - start
+                clock.hooks += timer() - start
 
         return call
 
     plain_before, plain_after = Hooks.before, Hooks.after
     pipe = model.pipe
-    parts = [(pipe.unet, "forward", "unet"), (pipe.vae, "decode", "decoder")]
+    parts = [(pipe.unet, "forward", "unet"), (pipe.vae, "decode", "decoder"), (pipe.vae, "encode", "encoder")]
     parts += [(part, "forward", "text") for part in (pipe.text_encoder, pipe.text_encoder_2) if part is not None]
     with (
         patch.object(Hooks, "before", lambda self, module, function: plain_before(self, module, as_hook(function))),
@@ -118,7 +101,7 @@ def _rows(*args: Any, **kwargs: Any) -> int:
     return len(first)
 
 
-def sample(examples: int, names: Sequence[str] = SWEEP) -> tuple[list[EditTask], tuple[Setting, ...]]:
+def sample(examples: int, names: Sequence[str] = ()) -> tuple[list[EditTask], tuple[Setting, ...]]:
     """The first so many examples of the toy suite, spread over its categories, and settings of its sweep."""
     tasks = load_suite("toy")
     each, more = divmod(examples, len(tasks))
@@ -129,77 +112,6 @@ def sample(examples: int, names: Sequence[str] = SWEEP) -> tuple[list[EditTask],
         if count
     ]
     return chosen, load_settings("toy", names, "sweep")
-
-
-class OneByOne:
-    """Makes units in the manner of the published scripts.
-
-    Args:
-        model: generates.
-        folder: gets the pictures.
-        saes: where its SAEs are; None for the model's own.
-    """
-
-    def __init__(self, model: LoadedModel, folder: Path, saes: str | None = None) -> None:
-        self.model = model
-        self.folder = folder
-        self.saes = model_saes(saes, model, BLOCKS, offline=True)
-        self.layers = {block: unit_layers(model.unet, block) for block in BLOCKS}
-
-    def make(self, unit: Unit) -> NDArray[np.uint8]:
-        """One edited picture, uint8 [H, W, 3], from three generations."""
-        (work,) = works_of([unit], fixed_noise=self.model.spec.fixed_noise)
-        pair = [self._run(prompt, work.noise, unit) for prompt in (work.plain.source, work.plain.target)]
-        masks = self._masks(work, pair)
-        trace = _joined([one.traces[0] for one in pair])
-        kept = [(role, one.latents) for role, one in zip(ROLES, pair, strict=True)]
-        latents = {role: values[0] for role, values in kept if values is not None}
-        runs = ExampleRuns(
-            work.plain, work.seed, trace, {"source": 0, "target": 1}, masks, self.layers, rule=work.task.region_rule,
-            latents=latents,
-        )  # fmt: skip
-        made = get_method(unit.setting.method).edit(EditContext(runs, unit.blocks, self.saes), unit.setting.params)
-        if isinstance(made, Reuse):
-            prompt, edit = getattr(work.plain, made.picture), None
-        else:
-            prompt, edit = work.plain.source, replace(made, strength=unit.key.strength)
-        picture = Generator(self.model).generate([prompt], [work.noise], edits=[edit]).images[0]
-        Image.fromarray(picture).save(self.folder / f"{unit.setting.name}-{unit.key.digest}.png")
-        return picture
-
-    def _run(self, prompt: str, noise: int, unit: Unit) -> GenerationResult:
-        needs = get_method(unit.setting.method).needs
-        sites = [f"{block}.ff.{layer}" for block, count in self.layers.items() for layer in range(count)]
-        captures = [Capture((*BLOCKS, *(sites if "units" in needs else ()))), Capture(BLOCKS, ("attention",))]
-        return Generator(self.model).generate([prompt], [noise], capture=captures, keep_latents="latents" in needs)
-
-    def _masks(self, work: Work, pair: Sequence[GenerationResult]) -> RegionMasks:
-        prompts = (work.plain.source, work.plain.target)
-        views = [self._view(prompt, one) for prompt, one in zip(prompts, pair, strict=True)]
-        return make_masks(
-            work.task.region_rule, work.plain.source_region, work.plain.target_region, views[0], views[1], "attention",
-            work.task.folder or Path(),
-        )  # fmt: skip
-
-    def _view(self, prompt: str, one: GenerationResult) -> View:
-        trace, generator = one.traces[1], Generator(self.model)
-        maps = [trace.row(site, 0, "attention").mean(0) for site in trace.sites]
-        grid = trace.grids[trace.sites[0]]
-        same = [found for found in maps if found.shape[0] == math.prod(grid)]
-        return View(
-            prompt, one.images[0], torch.stack(same).mean(0), grid,
-            lambda words: generator.token_positions(prompt, prompt if words is None else words),
-        )  # fmt: skip
-
-
-def _joined(traces: Sequence[Trace]) -> Trace:
-    joined = Trace()
-    joined.grids = traces[0].grids
-    for site in traces[0].sites:
-        values = torch.cat([trace.get(site) for trace in traces])
-        for step in range(values.shape[1]):
-            joined.add(site, "update", values[:, step], guided=False, unconditional=False)
-    return joined
 
 
 @torch.inference_mode()

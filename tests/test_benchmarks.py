@@ -12,7 +12,8 @@ from test_runner import task
 from tiny import tiny_model, tiny_saes
 
 from benchmarks import fullsize
-from benchmarks.workload import OneByOne, bare, clocked
+from benchmarks.onebyone import OneByOne
+from benchmarks.workload import bare, clocked
 from riebench.models import DTYPES, LoadedModel
 from riebench.planning import plan
 from riebench.runner import run_benchmark

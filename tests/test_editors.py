@@ -102,6 +102,19 @@ def test_what_editors_see_and_which_settings_are_refused(name: str, access: str)
         check_setting(good.model_copy(update={"strengths": (-1.0,)}), "s.yaml")
 
 
+def test_ledits_makes_all_strengths_at_once_as_it_makes_each_alone() -> None:
+    model = tiny_model(2)
+    strengths = (4.0, 0.0, 1.0, 0.5, 1.0)
+    ctx = context(model, *strengths)
+    with counted(model) as calls:
+        together = paint("ledits_pp", ctx)
+    # Three steps of the inversion, then three with an unconditional and an edited row of each of three levels.
+    assert calls == [1] * 3 + [6] * 3
+    alone = [paint("ledits_pp", context(model, strength))[0] for strength in strengths]
+    assert np.abs(together - np.stack(alone)).max() <= 1
+    assert len({picture.tobytes() for picture in together}) == 4
+
+
 @pytest.mark.parametrize("suite", ["toy", "sdxl"])
 def test_the_sweeps_have_the_levels_that_their_steps_allow(suite: str) -> None:
     folder = settings_folder("toy", "sweep").parent / f"{suite}-sweep"

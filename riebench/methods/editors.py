@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riebench.errors import RiebenchError
+from riebench.hooks import hooked
 from riebench.injection import Injection, inject
 from riebench.methods.alignment import Wording, align, read
 from riebench.methods.foreign import EditorContext, Pictures, editor
@@ -131,20 +133,43 @@ def ledits_pp(
         raise RiebenchError("ledits_pp needs the whole model on the device; use --offload none")
     if not inversion_steps or not 0 <= skip < 1 or not 0 <= threshold <= 1:
         raise RiebenchError("ledits_pp: give inversion_steps of at least 1, skip from 0 to below 1, threshold 0 to 1")
+    levels = sorted({float(strength) for strength in ctx.strengths if strength})
     made: dict[float, Picture] = {0.0: ctx.pictures["source"]}
-    if not any(ctx.strengths):
-        return np.stack([made[0.0] for _ in ctx.strengths])
-    pipe = _inverted(ctx, inversion_steps, skip, source_guidance)
+    if levels:
+        pipe = _inverted(ctx, inversion_steps, skip, source_guidance)
+        # The pipeline has one scale for all pictures of its batch; a tensor in its place has one for each.
+        pipe.batch_size = len(levels)
+        pipe.init_latents = pipe.init_latents.expand(len(levels), -1, -1, -1)
+        scales = torch.tensor(levels, device=ctx.model.device, dtype=pipe.init_latents.dtype)
+        with _one_edit_for_all(pipe.unet):
+            latents = pipe(
+                editing_prompt=[ctx.example.target], edit_guidance_scale=[scales[:, None, None, None]],
+                edit_threshold=[threshold], output_type="latent",
+            ).images  # fmt: skip
+        made |= dict(zip(levels, ctx.generator.decode(latents), strict=True))
+    return np.stack([made[float(strength)] for strength in ctx.strengths])
 
-    def make(strength: float) -> Picture:
-        latents = pipe(
-            editing_prompt=[ctx.example.target], edit_guidance_scale=[float(strength)], edit_threshold=[threshold],
-            output_type="latent",
-        ).images  # fmt: skip
-        picture: Picture = ctx.generator.decode(latents)[0]
-        return picture
 
-    return _each(ctx, float, made, make)
+@contextmanager
+def _one_edit_for_all(unet: torch.nn.Module) -> Iterator[None]:
+    """Makes the last row of LEDITS++'s conditions, its one edit, that of every picture of the batch.
+
+    The U-Net gets n unconditional rows and n edited ones, but the pipeline brings conditions of n + 1 rows.
+    """
+
+    def spread(args: Any, kwargs: Any) -> Any:
+        half = len(args[0]) // 2
+
+        def rows(values: Tensor) -> Tensor:
+            return torch.cat([values[:half], values[half : half + 1].expand(half, *values.shape[1:])])
+
+        added = {name: rows(values) for name, values in kwargs["added_cond_kwargs"].items()}
+        states = rows(kwargs["encoder_hidden_states"])
+        return args, {**kwargs, "encoder_hidden_states": states, "added_cond_kwargs": added}
+
+    with hooked(unet, (), None) as hooks:
+        hooks.before(unet, spread)
+        yield
 
 
 def _inverted(ctx: EditorContext, steps: int, skip: float, source_guidance: float) -> Any:
