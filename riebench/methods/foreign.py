@@ -182,7 +182,8 @@ def unchanged(model: LoadedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        if any(pipe.unet.attn_processors[name] is not one for name, one in processors.items()):
+        now = pipe.unet.attn_processors
+        if any(now[name] is not one for name, one in processors.items()):
             pipe.unet.set_attn_processor(dict(processors))
         scheduler.__dict__.clear()
         scheduler.__dict__.update(state)
