@@ -97,7 +97,11 @@ def sweep(folder: Path) -> int:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    name = platform.node()
+    # Containers may share their host's name, and number their processes from 1 all the same.
+    with suppress(OSError):
+        name += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def file_inside(folder: Path, name: str, key: str, called: str, *, links: bool = False) -> Path:

@@ -4,10 +4,12 @@ A single process locks `.lock` for itself; shards lock the same file together, s
 the other. Each shard also locks a file of its own, and what several of them write to (run.json, records.jsonl, the
 seal) they write under `.lock.begin`, which is held only for moments. All locks have fixed names and are the system's
 own: they go with their process, however it ends, and hold between machines wherever the file system passes them on.
+Where it has none, shards are refused, and a single process makes do with a file that names it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -60,6 +62,8 @@ def shard_lock(folder: Path, shard: Shard) -> Iterator[bool]:
         FolderInUseError: at once, if a single process writes there, if this shard is running already, or if running
             shards part the work in another number.
     """
+    if sys.platform == "win32":
+        raise RiebenchError("--shard needs locks that Windows lacks; run without it, or under Linux (WSL)")
     index, count = shard
     own = folder / f"{LOCK_FILE}.{index}-of-{count}"
     with _exclusive(own, 0, f"shard {index}/{count} of {folder} is running already; start another one"):
@@ -75,26 +79,33 @@ def shard_lock(folder: Path, shard: Shard) -> Iterator[bool]:
 @contextmanager
 def _together(folder: Path) -> Iterator[bool]:
     """Takes the common lock as one of several; yields whether nobody else held it."""
-    if sys.platform == "win32":
-        raise RiebenchError("--shard needs locks that Windows lacks; run without it, or under Linux (WSL)")
     import fcntl
 
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            first = True
-        except OSError:
-            first = False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FolderInUseError(
-                f"{folder} is being written by a riebench without --shard; wait for it to end"
-            ) from error
+        first = _locks(descriptor, fcntl.LOCK_EX, folder)
+        # An exclusive lock of one's own becomes a shared one.
+        if not _locks(descriptor, fcntl.LOCK_SH, folder):
+            raise FolderInUseError(f"{folder} is being written by a riebench without --shard; wait for it to end")
         yield first
     finally:
         os.close(descriptor)
+
+
+def _locks(descriptor: int, how: int, folder: Path) -> bool:
+    """Whether a lock could be had at once."""
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            return False
+        raise RiebenchError(
+            f"--shard needs locks that the file system of {folder} lacks ({error.strerror}); run without it, or put "
+            "--results on another one"
+        ) from error
+    return True
 
 
 def _agree(folder: Path, count: int, first: bool) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from riebench.errors import StoreError
 from riebench.locks import whole_lock
 from riebench.recordparts import parts
+from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE
 from riebench.seal import SEAL_FILE, broken_seals
-from riebench.store import RECORDS_FILE, RUN_FILE, SCORES_FILE, RunFolder
+from riebench.store import RunFolder
 
 ASIDE = "set-aside"
 """Folder of what was replaced because it could not be trusted any more."""
@@ -24,9 +25,12 @@ def complaints(folders: Iterable[RunFolder]) -> list[str]:
     told = []
     for folder in folders:
         if folder.altered:
-            many = "1 picture was" if len(folder.altered) == 1 else f"{len(folder.altered)} pictures were"
+            many = "1 file was" if len(folder.altered) == 1 else f"{len(folder.altered)} files were"
             told.append(f"{many} not as riebench wrote them, e.g. {folder.path / folder.altered[0]}; made again")
-        told += [f"{folder.path}: {finding}; `--redo all` makes it anew" for finding in broken_seals(folder.path)]
+        told += [
+            f"{folder.path}: {finding}; `--redo all`, without --shard, makes it anew"
+            for finding in broken_seals(folder.path)
+        ]
     return told
 
 
@@ -48,8 +52,8 @@ def set_aside(path: Path) -> Path | None:
         broken = broken_seals(path)
         if not broken and _is_readable(path):
             return None
-        number = 1 + sum(1 for _ in path.glob(f"{ASIDE}-*"))
-        aside = path / f"{ASIDE}-{number}"
+        earlier = (one.name.removeprefix(f"{ASIDE}-") for one in path.glob(f"{ASIDE}-*"))
+        aside = path / f"{ASIDE}-{1 + max((int(number) for number in earlier if number.isdecimal()), default=0)}"
         aside.mkdir()
         for file in (path / RECORDS_FILE, *parts(path), path / SCORES_FILE, path / SEAL_FILE, path / RUN_FILE):
             # An honest run.json still says whose folder this is.
@@ -71,6 +75,8 @@ def _is_readable(path: Path) -> bool:
         return True
     try:
         folder = RunFolder(path)
-        return len(folder.records()) + len(folder.scores()) >= 0
+        folder.records()
+        folder.scores()
     except StoreError:
         return False
+    return True

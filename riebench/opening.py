@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from riebench.planning import Unit, Work, claim_shared, share, works_of
+from riebench.planning import Unit, Work, part, works_of
+from riebench.preparing import claim_shared
 from riebench.schema import ModelSpec
 from riebench.store import Redo, RunFolder
 
@@ -33,16 +34,21 @@ def opened(
     Raises:
         RiebenchError: if a folder is in use or holds something else.
     """
-    claim_shared(next(iter(folders.values())), model, regions)
+    first = next(iter(folders.values()))
+    claim_shared(first, model, regions)
     with ExitStack() as stack:
         for name, folder in folders.items():
             keys = [unit.key for unit in units if unit.setting.name == name]
             stack.enter_context(folder.writing(dict(told), keys, shard))
         # Parted before anything is left out, so that every part is the same whatever is done already.
-        mine = [unit for work in share(works_of(units), shard) for unit in work.units]
+        mine = part(units, shard)
         digests: dict[str, dict[str, Unit]] = {name: {} for name in folders}
         for unit in mine:
             digests[unit.setting.name][unit.key.digest] = unit
         done = {name: folder.done(redo, digests[name]) for name, folder in folders.items()}
         left = [unit for unit in mine if unit.key.digest not in done[unit.setting.name]]
-        yield works_of(left, fixed_noise=model.fixed_noise)
+        works = works_of(left, fixed_noise=model.fixed_noise)
+        for work in works:
+            # Also what no record of these folders has named yet: other settings may have made it.
+            first.drop_damaged(work.units[0].key)
+        yield works

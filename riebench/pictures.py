@@ -40,12 +40,28 @@ def opened(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Ima
         RiebenchError: if it is no such picture, or too large; whatever happens while it is decoded, too.
         FileNotFoundError: if there is no such file.
     """
+    try:
+        data = _content(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, MemoryError) as error:
+        raise RiebenchError(f"it cannot be read: {error}") from error
+    with decoded(data, formats) as picture:
+        yield picture
+
+
+def _content(path: Path) -> bytes:
     if not path.is_file():
         if path.exists():
             raise RiebenchError(f"{path} is no file")
         raise FileNotFoundError(f"{path}: no such file")
+    return path.read_bytes()
+
+
+@contextmanager
+def decoded(data: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """As `opened`, from a file's content."""
     try:
-        data = path.read_bytes()
         if formats == STORED and not data.endswith(_END):
             raise RiebenchError("its end is missing")
         with warnings.catch_warnings():
@@ -86,9 +102,13 @@ def read_rgb(path: Path, formats: tuple[str, ...] = STORED) -> NDArray[np.uint8]
 
 
 def is_whole(path: Path, formats: tuple[str, ...] = STORED) -> bool:
-    """Whether a file is there, is such a picture, and has the check sums it should have; it is not decoded."""
+    """Whether a file is there, is such a picture, and has the check sums it should have; it is not decoded.
+
+    Raises:
+        OSError: if it cannot be read, which says nothing of what it holds.
+    """
     try:
-        with opened(path, formats):
+        with decoded(_content(path), formats):
             return True
-    except (RiebenchError, OSError):
+    except (RiebenchError, FileNotFoundError):
         return False

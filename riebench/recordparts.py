@@ -7,11 +7,14 @@ that was killed leaves its file behind: readers read it too, and the next writer
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from riebench.files import append_bytes, repair_last_line
 from riebench.locks import Shard
+
+_PART = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
 
 
 def part_path(folder: Path, shard: Shard) -> Path:
@@ -21,7 +24,7 @@ def part_path(folder: Path, shard: Shard) -> Path:
 
 def parts(folder: Path) -> list[Path]:
     """The files that shards have left or are writing, sorted."""
-    return sorted(folder.glob("records.*-of-*.jsonl"))
+    return sorted(file for file in folder.glob("records.*.jsonl") if _PART.fullmatch(file.name))
 
 
 def merge(records: Path, files: Sequence[Path]) -> None:

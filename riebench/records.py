@@ -11,11 +11,17 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from riebench.hashing import content_digest
 from riebench.schema import ALL_CATEGORIES, Stored
 
+RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"
+"""Files of a run folder: which run it is, what became of its units, and what they scored."""
+
 LONGEST_PART = 255
 """Bytes of a file's name that file systems take."""
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
 """What can stand in a file's name."""
+
+BlockSet = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=2000)]
+"""Name of blocks edited together (`block_set_name`); that of a whole U-Net is longer than a file's name may be."""
 
 
 def _inside(name: str) -> str:
@@ -53,8 +59,8 @@ class UnitKey(Stored):
     """Example id."""
     example_hash: Word
     """Content hash of the example."""
-    block_set: Word
-    """Name of the blocks edited together (`block_set_name`)."""
+    block_set: BlockSet
+    """Name of the blocks edited together."""
     strength: float
     """Multiplier of the edit."""
     seed: int = Field(ge=0, lt=2**53)
@@ -69,6 +75,11 @@ class UnitKey(Stored):
     def noise_seed(self) -> int:
         """Seed of the unit's own CPU generator."""
         return noise_seed(self.example_id, self.seed)
+
+    @property
+    def slot(self) -> tuple[str, str, str, float, int]:
+        """What a later record takes the place of, also if the example has changed since."""
+        return self.task, self.example_id, self.block_set, self.strength, self.seed
 
 
 def noise_seed(example_id: str, index: int) -> int:
@@ -149,7 +160,7 @@ class PlannedCell(BaseModel):
     """How many units of a category, block set and strength were planned."""
 
     category: Category
-    block_set: Word
+    block_set: BlockSet
     strength: float = Field(allow_inf_nan=False)
     n: int = Field(ge=0, lt=2**53)
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from riebench.files import parse_json, write_atomic
 from riebench.recordparts import parts
+from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE
 
 SEAL_FILE = "seal.json"
-WHOLE = ("run.json",)
+WHOLE = (RUN_FILE,)
 """Files that are replaced as a whole."""
-GROWING = ("records.jsonl", "scores.jsonl")
+GROWING = (RECORDS_FILE, SCORES_FILE)
 """Files that only grow."""
 COMING = "coming"
 """Key of the hash that a file is about to have."""
@@ -30,7 +31,15 @@ def broken_seals(folder: Path) -> list[str]:
     Args:
         folder: the run folder.
     """
-    sealed = _read(folder)
+    while True:
+        sealed = _read(folder)
+        findings = _broken(folder, sealed)
+        # Another process may have replaced run.json, and its seal before, since the seal was read here.
+        if not findings or sealed == _read(folder):
+            return findings
+
+
+def _broken(folder: Path, sealed: dict[str, dict[str, Any]] | None) -> list[str]:
     if sealed is None:
         return [f"{SEAL_FILE} is damaged"] if (folder / SEAL_FILE).exists() else []
     findings = []
@@ -51,11 +60,21 @@ def unsealed_lines(folder: Path) -> int | None:
     return sum(tail.count(b"\n") for tail in tails)
 
 
-def seal(folder: Path) -> None:
-    """Seals what is there now.
+def renew(folder: Path) -> None:
+    """Seals what is there now, unless something was changed since the last seal: that stays to be seen.
 
     Args:
-        folder: the run folder, locked by the caller, who has seen that `broken_seals` finds nothing.
+        folder: the run folder, locked by the caller.
+    """
+    if not broken_seals(folder):
+        seal(folder)
+
+
+def seal(folder: Path) -> None:
+    """Seals what is there now, whatever it is.
+
+    Args:
+        folder: the run folder, locked by the caller.
     """
     stated = {name: _part(folder / name) for name in (*WHOLE, *GROWING) if (folder / name).exists()}
     if stated and stated != _read(folder):
@@ -72,7 +91,8 @@ def announce(folder: Path, name: str, data: bytes) -> None:
     """
     stated = _read(folder)
     if stated is not None and not broken_seals(folder):
-        coming = {**stated.get(name, {}), COMING: hashlib.sha256(data).hexdigest()}
+        # What is there may be what an earlier call announced, if that was cut off before it could be sealed.
+        coming = {**_part(folder / name), COMING: hashlib.sha256(data).hexdigest()}
         write_atomic(folder / SEAL_FILE, (json.dumps({**stated, name: coming}, indent=1) + "\n").encode())
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from riebench.errors import RiebenchError, StoreError
 from riebench.files import parse_json, write_once
-from riebench.pictures import read_rgb
+from riebench.pictures import is_whole, read_rgb
 from riebench.records import UnitKey
 
 
@@ -63,6 +63,15 @@ class SharedFolder:
     def mask_name(self, key: UnitKey) -> str:
         """Relative path of the masks of a unit's example and seed."""
         return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a picture or a JSON value is stored under a relative path, and undamaged."""
+        if not name.endswith(".json"):
+            return is_whole(self.path / name)
+        try:
+            return self.read_json(name) is not None
+        except StoreError:
+            return False
 
     def write(self, name: str, data: bytes) -> None:
         """Stores a file under a relative path; one that is there stays (`write_once`)."""

@@ -6,10 +6,12 @@ Layout: `results/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,33 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from riebench.errors import FolderInUseError, IdentityError, StoreError
-from riebench.files import (
-    append_lines,
-    file_sha256,
-    parse_json,
-    read_lines,
-    repair_last_line,
-    write_atomic,
-)
+from riebench.errors import FolderInUseError, StoreError
+from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
 from riebench.locks import Shard, brief_lock, shard_lock, whole_lock
-from riebench.pictures import is_whole
 from riebench.recordparts import merge, part_path, parts
-from riebench.records import EditRecord, RunMeta, ScoreRecord, UnitKey
+from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
+from riebench.runfile import CellKey, RunFile
 from riebench.schema import RunSpec
-from riebench.seal import announce, broken_seals, seal
+from riebench.seal import renew
 from riebench.sharedfolder import SharedFolder, encode_png, read_image
 
 Redo = Literal["missing", "errors", "all"]
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
-CellKey = tuple[str, str, float]
-"""Category, block set, strength."""
 ScoreKey = tuple[str, str, str]
 """Unit digest, metric, backbone: what several networks say of one picture is kept side by side."""
 
-RUN_FILE, RECORDS_FILE, SCORES_FILE, SHARED = "run.json", "records.jsonl", "scores.jsonl", "shared"
+SHARED = "shared"
 ALONE: Shard = (1, 1)
 """The whole run in one process."""
+LONGEST_IMAGE = 200
+"""Letters of a picture's name: less than file systems take, so that a temporary name fits beside it."""
 
 
 class RunFolder:
@@ -64,58 +59,20 @@ class RunFolder:
         self.path = path
         self.shared = SharedFolder(path.parent / SHARED)
         self.altered: list[str] = []
-        """Pictures that `done` has found to be others than were recorded, or damaged."""
-        self._whole: dict[str, bool] = {}
+        """Files that were found to be others than were recorded, or damaged, since `done` was last called."""
         self._records_file = path / RECORDS_FILE
-        self._meta = self._read_meta()
-        self.spec = self._agreed(spec)
-
-    def _agreed(self, spec: RunSpec | None) -> RunSpec:
-        stored = self._stored_spec()
-        if spec is None:
-            if stored is None:
-                raise StoreError(f"{self.path} holds no run ({RUN_FILE} is missing)")
-            return stored
-        if stored is not None and stored.run_id != spec.run_id:
-            differences = "; ".join(_differences(stored.identity, spec.identity))
-            raise IdentityError(
-                f"{self.path} holds another run: {differences}; use another --results folder or delete it"
-            )
-        return spec
-
-    def _read_meta(self) -> dict[str, Any]:
-        file = self.path / RUN_FILE
-        if not file.exists():
-            return {}
-        try:
-            meta = parse_json(file.read_bytes())
-        except ValueError as error:
-            raise StoreError(f"{file} is damaged ({error}); delete it and repeat `riebench run`") from error
-        if not isinstance(meta, dict) or "spec" not in meta:
-            raise StoreError(f"{file} is not a run file; delete it and repeat `riebench run`")
-        try:
-            RunMeta.model_validate({name: meta[name] for name in RunMeta.model_fields if name in meta})
-        except ValidationError as error:
-            raise _bad_run_file(file, "", error) from error
-        return meta
-
-    def _stored_spec(self) -> RunSpec | None:
-        if not self._meta:
-            return None
-        try:
-            return RunSpec.model_validate_json(json.dumps(self._meta["spec"]))
-        except ValidationError as error:
-            raise _bad_run_file(self.path / RUN_FILE, "spec.", error) from error
+        self._run = RunFile(path)
+        self.spec = self._run.agreed(spec)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions, device and command of the last run that wrote here."""
-        return dict(self._meta.get("provenance", {}))
+        return self._run.provenance
 
     @property
     def expected(self) -> dict[CellKey, int]:
         """Category, block set and strength -> units that were planned."""
-        return {(c["category"], c["block_set"], float(c["strength"])): c["n"] for c in self._meta.get("expected", [])}
+        return self._run.expected
 
     @contextmanager
     def writing(
@@ -135,13 +92,11 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with self.locked() if shard == ALONE else self._sharing(shard):
             with nullcontext() if shard == ALONE else brief_lock(self.path):
-                self._meta = self._read_meta()
-                self.spec = self._agreed(self.spec)
-                whole = not broken_seals(self.path)
-                self._write_meta(provenance, list(plan))
-                if whole:
-                    # At once: what kills this run later must not look as if somebody had edited run.json.
-                    seal(self.path)
+                self._run = RunFile(self.path)
+                self.spec = self._run.agreed(self.spec)
+                self._run.write(self.spec, provenance, [*(record.key for record in self.records()), *plan])
+                # At once: what kills this run later must not look as if somebody had edited run.json.
+                renew(self.path)
             yield self
 
     @contextmanager
@@ -164,16 +119,15 @@ class RunFolder:
                     held.close()
 
     def _merge(self, files: Sequence[Path]) -> None:
-        whole = not broken_seals(self.path)
         merge(self.path / RECORDS_FILE, files)
-        if whole and (self.path / RUN_FILE).exists():
-            seal(self.path)
+        if (self.path / RUN_FILE).exists():
+            renew(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the folder's writer lock, with torn last lines mended; scoring needs it as much as making pictures.
 
-        What was written is sealed at the end, unless a seal was broken before.
+        What was written is sealed at the end, unless a seal is broken.
 
         Raises:
             FolderInUseError: at once, if another process writes here.
@@ -181,35 +135,13 @@ class RunFolder:
         with whole_lock(self.path):
             for name in (RECORDS_FILE, SCORES_FILE):
                 repair_last_line(self.path / name)
-            whole = not broken_seals(self.path)
             merge(self.path / RECORDS_FILE, parts(self.path))
             try:
                 yield
             finally:
-                if whole:
-                    # A full disk has its own message, and the lines that are stored are good without a seal.
-                    with suppress(OSError):
-                        seal(self.path)
-
-    def _write_meta(self, provenance: dict[str, Any] | None, plan: list[UnitKey]) -> None:
-        keys = {_slot(key): key for key in [*(record.key for record in self.records()), *plan]}
-        counts: dict[CellKey, int] = {}
-        for key in keys.values():
-            cell = (key.category, key.block_set, key.strength)
-            counts[cell] = counts.get(cell, 0) + 1
-        meta = {
-            "spec": self.spec.model_dump(mode="json"),
-            "run_id": self.spec.run_id,
-            "provenance": self.provenance if provenance is None else provenance,
-            "expected": [
-                {"category": c, "block_set": b, "strength": s, "n": n} for (c, b, s), n in sorted(counts.items())
-            ],
-        }
-        if meta != self._meta:
-            data = (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode()
-            announce(self.path, RUN_FILE, data)
-            write_atomic(self.path / RUN_FILE, data)
-            self._meta = meta
+                # A full disk has its own message, and the lines that are stored are good without a seal.
+                with suppress(OSError):
+                    renew(self.path)
 
     def records(self) -> list[EditRecord]:
         """The latest record of every unit, in the order they were first made.
@@ -219,9 +151,9 @@ class RunFolder:
         """
         # Parts first: what a shard moves to the records meanwhile is then seen twice, and never not at all.
         others = [_records(file) for file in parts(self.path)]
-        latest = {_slot(record.key): record for record in _records(self.path / RECORDS_FILE)}
+        latest = {record.key.slot: record for record in _records(self.path / RECORDS_FILE)}
         for found in others:
-            latest |= {_slot(record.key): record for record in found}
+            latest |= {record.key.slot: record for record in found}
         return list(latest.values())
 
     def scores(self) -> dict[ScoreKey, ScoreRecord]:
@@ -246,15 +178,17 @@ class RunFolder:
             among: only these are asked for: the pictures of others are not looked at; None for all.
         """
         self.altered.clear()
-        self._whole.clear()
         if redo == "all":
             return set()
+        whole = cache(self.shared.is_whole)
         asked = [(record.key.digest, record) for record in self.records()]
         return {
-            digest for digest, record in asked if (among is None or digest in among) and self._is_done(record, redo)
+            digest
+            for digest, record in asked
+            if (among is None or digest in among) and self._is_done(record, redo, whole)
         }
 
-    def _is_done(self, record: EditRecord, redo: Redo) -> bool:
+    def _is_done(self, record: EditRecord, redo: Redo, whole: Callable[[str], bool]) -> bool:
         if record.status == "error":
             return redo != "errors"
         if record.image is None:
@@ -265,23 +199,28 @@ class RunFolder:
         if file_sha256(path) != record.image_sha256:
             self.altered.append(record.image)
             return False
-        # Scores need the source and target pictures too.
-        pair = (record.source_image, record.target_image)
-        return all([name is None or self._is_whole(name) for name in pair])
+        # Scores need the source and target pictures and the mask too.
+        mask = None if record.mask_share is None else self.shared.mask_name(record.key)
+        return all(name is None or whole(name) for name in (record.source_image, record.target_image, mask))
 
-    def _is_whole(self, name: str) -> bool:
-        """Whether a shared picture is there and undamaged; a damaged one goes, so that it is made again."""
-        path = self.shared.path / name
-        if name not in self._whole:
-            self._whole[name] = is_whole(path)
-            if not self._whole[name] and path.exists():
+    def drop_damaged(self, key: UnitKey) -> None:
+        """Deletes what is damaged of the files that a unit shares with other settings, so that they are made again.
+
+        Args:
+            key: the unit, which is about to be made.
+        """
+        shared = self.shared
+        for name in (shared.image_name(key, "source"), shared.image_name(key, "target"), shared.mask_name(key)):
+            path = shared.path / name
+            if path.exists() and not shared.is_whole(name):
                 self.altered.append(os.path.relpath(path, self.path))
                 path.unlink(missing_ok=True)
-        return self._whole[name]
 
     def image_name(self, key: UnitKey) -> str:
         """Relative path of a unit's edited picture."""
-        return f"images/{key.example_id}.{key.block_set}.x{key.strength:g}.{key.seed}.{key.digest[:8]}.png"
+        # Where blocks are many, the digest alone tells them apart.
+        end = f".x{key.strength:g}.{key.seed}.{key.digest[:8]}.png"
+        return f"images/{f'{key.example_id}.{key.block_set}'[: LONGEST_IMAGE - len(end)]}{end}"
 
     def write_image(self, key: UnitKey, pixels: NDArray[np.uint8]) -> tuple[str, str]:
         """Stores a unit's edited picture (uint8 [H, W, 3]).
@@ -289,9 +228,9 @@ class RunFolder:
         Returns:
             Relative path and SHA-256, for the record.
         """
-        name = self.image_name(key)
-        write_atomic(self.path / name, encode_png(pixels))
-        return name, file_sha256(self.path / name)
+        name, data = self.image_name(key), encode_png(pixels)
+        write_atomic(self.path / name, data)
+        return name, hashlib.sha256(data).hexdigest()
 
     def read_image(self, name: str) -> NDArray[np.uint8]:
         """A stored picture as uint8 [H, W, 3]."""
@@ -337,26 +276,7 @@ def _records(file: Path) -> list[EditRecord]:
     return found
 
 
-def _slot(key: UnitKey) -> tuple[Any, ...]:
-    return key.task, key.example_id, key.block_set, key.strength, key.seed
-
-
-def _bad_run_file(path: Path, prefix: str, error: ValidationError) -> StoreError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return StoreError(f"{path}: {prefix}{where}: {first['msg']}; was it made by another version?")
-
-
 def _bad_line(path: Path, number: int, error: ValidationError) -> StoreError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return StoreError(f"{path}, line {number}: {where}: {first['msg']}; delete that line to go on")
-
-
-def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in sorted({*there, *here}):
-            label = f"{prefix}.{name}" if prefix else str(name)
-            yield from _differences(there.get(name), here.get(name), label)
-    elif there != here:
-        yield f"{prefix} is {json.dumps(there)} there and {json.dumps(here)} here"

@@ -20,6 +20,7 @@ from helpers import make_key, make_record, make_spec
 from test_job import UNITS, command, last_line, records
 from test_job import job as job
 
+from riebench import files, seal
 from riebench.errors import StoreError
 from riebench.files import append_lines, is_temporary, sweep, temporary_beside, write_atomic
 from riebench.job import Job
@@ -114,6 +115,11 @@ def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: Job
         assert any("not as riebench wrote them" in line and path.name in line for line in lines)
         assert path.read_bytes() == data
     assert not any("not as riebench wrote them" in line for line in _said(job))
+    # Also where no record is asked: everything is made anew, or by another setting.
+    for changes in ({"redo": "all"}, {"settings": ("no_edit",)}):
+        source.write_bytes(b"no picture")
+        assert any("not as riebench wrote them" in line and source.name in line for line in _said(job, **changes))
+        assert source.read_bytes() == before[source]
 
 
 def _said(job: Job, **changes: Any) -> list[str]:
@@ -189,6 +195,65 @@ def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFold
     assert len(broken_seals(folder.path)) == 1
 
 
+def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first after run.json was replaced and before it was sealed, the second before it is replaced again."""
+    with folder.writing({"started": "first"}):
+        add(folder)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place, word in (("riebench.store.renew", "second"), ("riebench.runfile.write_atomic", "third")):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("riebench.store.renew", killed)
+            patched.setattr(place, killed)
+            with RunFolder(folder.path).writing({"started": word}):
+                pass
+        assert broken_seals(folder.path) == []
+    with RunFolder(folder.path).writing({"started": "fourth"}):
+        pass
+    assert broken_seals(folder.path) == [] and RunFolder(folder.path).provenance == {"started": "fourth"}
+
+
+def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> None:
+    with folder.writing():
+        add(folder)
+    with folder.writing() as run:
+        file = folder.path / "records.jsonl"
+        file.write_text(file.read_text().replace('"seed":0', '"seed":7'))
+        add(run, seed=1)
+    assert len(broken_seals(folder.path)) == 1
+
+
+def test_who_looks_while_another_process_begins_sees_no_broken_seal(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with folder.writing({"started": "then"}):
+        add(folder)
+    original = seal._part
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        with RunFolder(folder.path).writing({"started": "now"}):
+            pass
+        return original(*arguments)
+
+    monkeypatch.setattr(seal, "_part", meanwhile)
+    assert broken_seals(folder.path) == []
+    assert RunFolder(folder.path).provenance == {"started": "now"}
+
+
+def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
+    for number in (1, 2, 3):
+        with folder.writing():
+            add(folder)
+        (folder.path / "seal.json").write_text("{")
+        assert set_aside(folder.path) == folder.path / f"set-aside-{number}"
+        # Whoever has looked through it may delete it.
+        if number == 2:
+            shutil.rmtree(folder.path / "set-aside-1")
+
+
 def test_litter_of_killed_processes_goes_and_that_of_others_stays(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -200,6 +265,23 @@ def test_litter_of_killed_processes_goes_and_that_of_others_stays(tmp_path: Path
         path.touch()
     assert sweep(tmp_path) == 1
     assert {path.name for path in tmp_path.rglob("*.tmp")} == {mine.name, elsewhere.name, ".own.tmp"}
+
+
+def test_processes_of_other_containers_are_not_taken_for_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = []
+    try:
+        for container in ("pid:[1]", "pid:[2]"):
+            monkeypatch.setattr(os, "readlink", lambda _, container=container: container)
+            files._machine.cache_clear()
+            mine = temporary_beside(tmp_path / "a.png")
+            left.append(mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")))
+            left[-1].touch()
+        assert sweep(tmp_path) == 1
+        assert list(tmp_path.iterdir()) == left[:1]
+    finally:
+        files._machine.cache_clear()
 
 
 def test_a_page_whose_making_was_killed_at_once_is_made(tmp_path: Path) -> None:

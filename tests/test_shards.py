@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 import riebench.scoring
 from riebench.cli import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
-from riebench.locks import brief_lock
+from riebench.locks import brief_lock, shard_lock
 from riebench.options import parse_shard
 from riebench.planning import plan, share, works_of
 from riebench.recordparts import part_path, parts
@@ -192,6 +193,30 @@ def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder
         run.append(make_record(key, name, digest))
         assert [record.image_sha256 for record in RunFolder(folder.path).records()] == [digest]
     assert [record.image_sha256 for record in RunFolder(folder.path).records()] == [digest]
+
+
+def test_copies_of_a_shards_file_are_nobodys(folder: RunFolder) -> None:
+    with folder.writing(shard=(1, 2)) as run:
+        add(run)
+        copy = folder.path / "records.1-of-2 (copy).jsonl"
+        copy.write_bytes(part_path(folder.path, (1, 2)).read_bytes().replace(b'"seed":0', b'"seed":9'))
+    with folder.writing():
+        assert copy.exists() and [record.key.seed for record in folder.records()] == [0]
+
+
+def test_a_file_system_without_locks_is_named(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    folder.path.mkdir(parents=True)
+    with monkeypatch.context() as patched, pytest.raises(RiebenchError, match="--shard needs locks that the file"):
+        patched.setattr(fcntl, "flock", refuse)
+        with shard_lock(folder.path, (1, 2)):
+            pass
+    with folder.writing(shard=(1, 2)):
+        pass
 
 
 def test_the_brief_lock_is_not_waited_for_forever(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

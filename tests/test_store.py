@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from helpers import make_key, make_record, make_spec
 
+from riebench.blocks import SDXL_BLOCKS
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.files import append_lines, write_atomic
-from riebench.records import EditRecord, ScoreRecord
+from riebench.preparing import claim_shared
+from riebench.records import EditRecord, MaskShare, ScoreRecord
+from riebench.schema import block_set_name
 from riebench.sharedfolder import SharedFolder, encode_png
 from riebench.store import RunFolder, run_folders
 
@@ -105,6 +108,60 @@ def test_a_missing_source_picture_is_not_done(folder: RunFolder) -> None:
         assert run.done() == {key.digest}
 
 
+def test_a_missing_or_damaged_mask_is_not_done(folder: RunFolder) -> None:
+    """Scores need it: what tells people to delete it and to run again must be true."""
+    key = make_key()
+    mask = folder.shared.mask_name(key)
+    with folder.writing() as run:
+        name, digest = run.write_image(key, PIXELS)
+        share = MaskShare(source=0.5, target=0.5)
+        run.append(make_record(key, name, digest).model_copy(update={"mask_share": share}))
+        assert run.done() == set()
+        run.shared.write_json(mask, {"size": [8, 8]})
+        assert run.done() == {key.digest}
+        (run.shared.path / mask).write_text("{")
+        assert run.done() == set()
+        run.drop_damaged(key)
+        assert not (run.shared.path / mask).exists() and run.altered == [f"../shared/{mask}"]
+
+
+def test_looking_for_what_is_done_deletes_nothing(folder: RunFolder) -> None:
+    key = make_key()
+    source = folder.shared.image_name(key, "source")
+    with folder.writing() as run:
+        name, digest = run.write_image(key, PIXELS)
+        run.append(make_record(key, name, digest).model_copy(update={"source_image": source}))
+    run.shared.write(source, b"no picture")
+    assert run.done() == set() and (run.shared.path / source).read_bytes() == b"no picture"
+
+
+def test_a_shared_picture_that_cannot_be_read_now_is_no_damaged_one(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make_key()
+    name = folder.shared.image_name(key, "source")
+    folder.shared.write_image(name, PIXELS)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output error"):
+        patched.setattr(Path, "read_bytes", fail)
+        folder.drop_damaged(key)
+    assert (folder.shared.path / name).exists() and folder.altered == []
+
+
+def test_a_whole_unet_edited_together_has_a_name_that_fits(folder: RunFolder) -> None:
+    keys = [make_key(block_set=block_set_name(SDXL_BLOCKS), seed=seed) for seed in (0, 1)]
+    assert len(keys[0].block_set) > 255
+    with folder.writing(plan=keys) as run:
+        for key in keys:
+            name, digest = run.write_image(key, PIXELS)
+            run.append(make_record(key, name, digest))
+    again = RunFolder(folder.path)
+    assert again.done() == {key.digest for key in keys} and sum(again.expected.values()) == 2
+
+
 def test_a_changed_example_replaces_its_old_record(folder: RunFolder) -> None:
     with folder.writing() as run:
         add(run)
@@ -149,6 +206,17 @@ def test_the_plan_and_the_records_are_what_is_expected(folder: RunFolder) -> Non
     with folder.writing(plan=[make_key()]):
         pass
     assert folder.expected == {("change_object", "all", 1.0): 1}
+
+
+def test_counts_of_a_run_file_are_numbers(folder: RunFolder) -> None:
+    with folder.writing(plan=[make_key(), make_key(seed=1)]):
+        pass
+    file = folder.path / "run.json"
+    file.write_text(file.read_text().replace('"n": 2', '"n": "2"').replace('"strength": 1.0', '"strength": "1"'))
+    assert RunFolder(folder.path).expected == {("change_object", "all", 1.0): 2}
+    file.write_text(file.read_text().replace('"n": "2"', '"n": "two"'))
+    with pytest.raises(StoreError, match=r"run\.json: expected\.0\.n: "):
+        RunFolder(folder.path)
 
 
 def test_the_latest_score_counts(folder: RunFolder) -> None:
@@ -196,6 +264,13 @@ def test_pictures_are_checked(folder: RunFolder) -> None:
         folder.write_image(make_key(), floats)
     with pytest.raises(StoreError, match="is missing"):
         folder.read_image("images/none.png")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"model": 3}', "{"])
+def test_a_damaged_note_of_whose_the_shared_pictures_are_is_named(folder: RunFolder, text: str) -> None:
+    folder.shared.write("model.json", text.encode())
+    with pytest.raises(StoreError, match=r"model\.json is damaged.*; delete it and repeat"):
+        claim_shared(folder, folder.spec.model, "attention")
 
 
 def test_run_folders_are_found_and_damaged_ones_named(filled: RunFolder) -> None:

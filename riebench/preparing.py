@@ -1,0 +1,170 @@
+"""Settings checked against a model and made ready, before anything is generated."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from riebench.blocks import ATTENTION, kind, short_name
+from riebench.errors import IdentityError, RiebenchError, StoreError
+from riebench.hooks import known_sites
+from riebench.intervals import step_window
+from riebench.methods.base import Method, get_method
+from riebench.methods.foreign import Editor
+from riebench.plugins import load_setting_plugin
+from riebench.saes.sources import model_saes
+from riebench.schema import ModelSpec, RunSpec, Setting
+from riebench.store import RunFolder, run_path
+
+if TYPE_CHECKING:
+    from riebench.models import LoadedModel
+    from riebench.saes.core import SparseAutoencoder
+
+MODEL_FILE = "model.json"
+PACKAGES = ("riebench", "torch", "diffusers", "transformers")
+
+
+@dataclass
+class Prepared:
+    """One setting, ready to run.
+
+    Attributes:
+        setting: the method with its parameters.
+        method: what makes the edits.
+        folder: where records and pictures go.
+        saes: block -> SAE.
+        window: first changed step, and the one after the last; None for every step.
+    """
+
+    setting: Setting
+    method: Method
+    folder: RunFolder
+    saes: dict[str, SparseAutoencoder] = field(default_factory=dict)
+    window: tuple[int, int] | None = None
+
+
+Shelf = dict[tuple[str | None, str], "SparseAutoencoder"]
+"""SAEs in memory, by source and block: settings that name the same ones share them and what is known of their codes."""
+
+
+def prepare(
+    setting: Setting,
+    suite: str,
+    model: LoadedModel,
+    root: Path,
+    source: str | None,
+    regions: str,
+    offline: bool,
+    shelf: Shelf | None = None,
+) -> Prepared:
+    """Checks a setting against the model, loads its SAEs and opens its folder.
+
+    Args:
+        setting: the method with its parameters.
+        suite: name of the suite.
+        model: the generating model.
+        root: results folder.
+        source: SAEs for every setting; None for the setting's own, or else the model's.
+        regions: identity of the region provider.
+        offline: fetches nothing.
+        shelf: SAEs that other settings loaded; what is loaded here is added.
+
+    Raises:
+        RiebenchError: if parameters, blocks, SAEs or folder do not fit.
+    """
+    load_setting_plugin(setting)
+    method = get_method(setting.method)
+    method.check(setting.params)
+    method.check_strengths(setting.strengths)
+    blocks, window = check_places(setting, known_sites(model.unet), model.spec)
+    saes = {}
+    if "saes" in method.needs:
+        named, shelf = source or setting.sae, {} if shelf is None else shelf
+        missing = [block for block in blocks if (named, block) not in shelf]
+        if missing:
+            found = model_saes(named, model, missing, offline=offline)
+            shelf |= {(named, block): sae for block, sae in found.items()}
+        saes = {block: shelf[named, block] for block in blocks}
+    # Where a user's file lies on this machine is nobody's business; its hash says which it was.
+    stored = setting.model_copy(update={"plugin": Path(setting.plugin).name}) if setting.plugin else setting
+    spec = RunSpec(
+        suite=suite, model=model.spec, setting=stored, regions=regions,
+        sae_sha256={block: sae.sha256 for block, sae in saes.items()},
+    )  # fmt: skip
+    folder = RunFolder(run_path(root, suite, model.spec.name, setting.name), spec)
+    return Prepared(setting, method, folder, saes, window)
+
+
+def check_places(
+    setting: Setting, sites: Sequence[str], model: ModelSpec
+) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+    """Compares a setting's blocks and steps with a model's.
+
+    Args:
+        setting: the method with its parameters.
+        sites: short names of the model's blocks.
+        model: the model.
+
+    Returns:
+        The blocks to look at, and the steps to change (see `Prepared.window`).
+
+    Raises:
+        RiebenchError: naming setting, model and what does not fit.
+    """
+    method = get_method(setting.method)
+    blocks = tuple(short_name(block) for block in setting.blocks) if method.reads_blocks else ()
+    missing = [block for block in blocks if block not in sites]
+    if missing:
+        raise RiebenchError(f"setting {setting.name!r}: {model.name} has no block {', '.join(missing)}")
+    others = [block for block in blocks if kind(block) != ATTENTION]
+    if {"saes", "units"} & method.needs and others:
+        raise RiebenchError(
+            f"setting {setting.name!r}: method {setting.method!r} works on attention blocks, not on {', '.join(others)}"
+        )
+    try:
+        if isinstance(method, Editor):
+            method.check_size(model.size)
+    except RiebenchError as error:
+        raise RiebenchError(f"setting {setting.name!r}: {error}") from error
+    try:
+        return blocks, None if setting.edit_steps is None else step_window(setting.edit_steps, model.steps)
+    except RiebenchError as error:
+        raise RiebenchError(f"setting {setting.name!r}: edit_steps: {error}") from error
+
+
+def claim_shared(folder: RunFolder, model: ModelSpec, regions: str) -> None:
+    """Notes which model and regions the shared pictures and masks belong to, or refuses those of another.
+
+    Raises:
+        IdentityError: naming the fields that differ.
+        StoreError: if the note is damaged.
+    """
+    shared = folder.shared
+    here = {**model.identity, "regions": regions}
+    if shared.read_json(MODEL_FILE) is None:
+        shared.write_json(MODEL_FILE, {"model": model.identity, "regions": regions})
+    stored = shared.read_json(MODEL_FILE)
+    if not isinstance(stored, dict) or not isinstance(stored.get("model"), dict):
+        raise StoreError(f"{shared.path / MODEL_FILE} is damaged; delete it and repeat `riebench run`")
+    there = {**stored["model"], "regions": stored.get("regions")}
+    differing = [f"{name} is {there.get(name)} there and {here.get(name)} here" for name in {**there, **here}
+                 if there.get(name) != here.get(name)]  # fmt: skip
+    if differing:
+        raise IdentityError(
+            f"{shared.path} holds pictures of another model: {'; '.join(differing)}; use another --results folder"
+        )
+
+
+def versions(model: LoadedModel) -> dict[str, Any]:
+    """What ran, for run.json."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return {"versions": found, "python": platform.python_version(), "device": str(model.device)}
