@@ -16,7 +16,8 @@ from riebench.generate import Generator
 from riebench.hooks import Hooks
 from riebench.models import LoadedModel
 from riebench.schema import EditTask, Setting
-from riebench.suites import load_settings, load_suite
+from riebench.settings import load_settings
+from riebench.suites import load_suite
 
 Timer = Callable[[], float]
 """Seconds since some moment."""

@@ -7,15 +7,8 @@ from riebench.errors import RiebenchError, TaskFileError
 from riebench.phrases import seen_words
 from riebench.presets import ASSET, PRESETS
 from riebench.schema import Setting
-from riebench.suites import (
-    TokenCounter,
-    check_prompt_lengths,
-    default_model,
-    load_settings,
-    load_suite,
-    settings_folder,
-    settings_sets,
-)
+from riebench.settings import load_settings, settings_folder, settings_sets
+from riebench.suites import TokenCounter, check_prompt_lengths, default_model, load_suite
 
 
 def check_suite(suite: str) -> str:

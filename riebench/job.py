@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +11,7 @@ from pydantic import ValidationError
 
 from riebench.blocks import module_path, short_name
 from riebench.checks import check_setting
-from riebench.configurations import (
-    EVERYTHING,
-    configurations,
-    present_categories,
-    present_metrics,
-)
-from riebench.devices import pick_device as pick_device
+from riebench.devices import pick_device
 from riebench.errors import RiebenchError, near_match
 from riebench.files import sweep
 from riebench.gallery import write_galleries
@@ -31,19 +23,19 @@ from riebench.metrics.weights import parse_weights
 from riebench.offline import offline_mode
 from riebench.options import EngineOptions, ModelOptions
 from riebench.presets import scorer_for
-from riebench.profiles import DEFAULT, FORMATS, PROFILES, get_profile
+from riebench.profiles import DEFAULT, get_profile
 from riebench.provenance import provenance
 from riebench.recipe import ModelRecipe, check_prompts, profiled
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import EditTask, ModelSpec, Setting
+from riebench.settings import MAIN_SET, load_settings
 from riebench.store import REDO_MODES, Redo, RunFolder, run_folders, run_path
-from riebench.suites import MAIN_SET, default_model, load_settings, load_suite
+from riebench.suites import default_model, load_suite
+from riebench.summary import Say, print_per_block, say_failures, say_page
 from riebench.tables import write_tables
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel
-
-Say = Callable[[str], None]
 
 SEEDS = {"sweep": (0, 1, 2)}
 """Set of settings -> seeds of each example, where methods are to be compared; one seed elsewhere."""
@@ -170,7 +162,7 @@ class Job:
         scorer, second = scorer_pair(self.scorers)
         report = score(
             folders, load_suite(self.suite), scorer=scorer, second=second, profile=self.profile,
-            weights=parse_weights(self.weights), offline=self.offline, device=pick_device(self.device),
+            weights=parse_weights(self.weights), offline=self.offline, device=self._scoring_device(),
         )  # fmt: skip
         say(report.summary)
         return folders
@@ -199,6 +191,11 @@ class Job:
             say_page(self.results, self.report, load_suite(self.suite), self.leaderboard, say)
         say_failures(folders, say)
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
+
+    def _scoring_device(self) -> str:
+        """Where this process scores: with workers, `--device cuda` is said of them, and only they may have a GPU."""
+        away = self.engine.engine != "local" and self.device == "cuda"
+        return pick_device("auto" if away else self.device)
 
     def _find_scorer(self, model: ModelSpec) -> None:
         """Fetches the CLIP that will score, or refuses: hours of pictures should not wait for a missing file."""
@@ -283,67 +280,3 @@ def batch_size_of(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise RiebenchError(f"--batch-size {text!r}: give a number from 1, or auto")
     return int(text)
-
-
-def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], leaderboard: Path, say: Say) -> None:
-    """Writes the page that shows every picture, and says where it is; pictures and scores are done without it.
-
-    Args:
-        results: the results folder.
-        out: the page's folder.
-        tasks: the suite.
-        leaderboard: its leaderboard, already written.
-        say: receives the line.
-    """
-    from riebench.report import write_report
-
-    try:
-        page = write_report(results, out, tasks, board=leaderboard.read_text(encoding="utf-8")).page
-    except RiebenchError as error:
-        say(f"no page: {error}")
-    else:
-        say(f"page                  {page} (opens in a browser)")
-
-
-def say_failures(folders: list[RunFolder], say: Callable[[str], None]) -> None:
-    """Says how many units failed, with the most frequent reason, and how to try them again."""
-    reasons = Counter(record.reason for folder in folders for record in folder.records() if record.status == "error")
-    if reasons:
-        reason, most = reasons.most_common(1)[0]
-        say(f"{reasons.total()} units failed, {most} of them with: {reason}; `--redo errors` tries them again")
-
-
-def print_per_block(folders: list[RunFolder], profile: str = DEFAULT) -> None:
-    """Prints the per-block table to standard output: what ranks by category, all other metrics over all.
-
-    Args:
-        folders: runs of one suite and model.
-        profile: whose metrics.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    found = [configuration for folder in folders for configuration in configurations(folder, profile)]
-    categories = present_categories(found)
-    rank = PROFILES[profile].rank
-    others = [metric for metric in present_metrics(found) if metric != rank]
-    title = FORMATS[rank].title.partition(" (")[0]
-    table = Table(title=f"{title} by category; over all categories: the other metrics")
-    for heading in ("setting", "blocks"):
-        table.add_column(heading, no_wrap=True)
-    short = [category.removeprefix("change_").removesuffix("_object") for category in categories]
-    for heading in [*short, EVERYTHING, *(metric.replace("_", " ") for metric in others), "scored"]:
-        table.add_column(heading, justify="right")
-    for configuration in found:
-        rows = [configuration.row(rank, category) for category in (*categories, EVERYTHING)]
-        cells = [("–" if row.mean is None else FORMATS[rank].number(row.mean)) for row in rows]
-        for metric in others:
-            mean = configuration.row(metric, EVERYTHING).mean
-            cells.append("–" if mean is None else FORMATS[metric].number(mean))
-        table.add_row(
-            configuration.label, configuration.block_set, *cells, f"{rows[-1].n_scored}/{rows[-1].n_expected}"
-        )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)

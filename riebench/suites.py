@@ -1,4 +1,4 @@
-"""Task and setting files: found, read, checked. Which tasks and settings exist is decided by files alone."""
+"""Task files: found, read, checked. Which tasks exist is decided by files alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from riebench.blocks import short_name
 from riebench.errors import RiebenchError, TaskFileError, near_match
 from riebench.files import file_inside, file_sha256
 from riebench.hashing import content_digest
 from riebench.phrases import mask_file, phrase_spans, plain_prompt, region_words, seen_words
-from riebench.registry import METHODS
-from riebench.schema import ALL_CATEGORIES, EditExample, EditTask, Setting
+from riebench.schema import ALL_CATEGORIES, EditExample, EditTask
 from riebench.yamlfile import load_yaml, validate
 
 TokenCounter = Callable[[str], int]
@@ -28,12 +26,6 @@ REQUIRED_REGIONS: dict[str, tuple[str, ...]] = {
 
 DEFAULT_MODELS: dict[str, str] = {"toy": "toy-turbo"}
 """Suite -> preset that it is meant for; all others are for SDXL Turbo."""
-
-FALLBACK_SETTINGS = "sdxl"
-"""Whose settings serve a suite that brings none of its own."""
-
-MAIN_SET = "main"
-"""The settings of the quick main job; further sets lie beside it."""
 
 
 def data_root() -> Path:
@@ -56,10 +48,11 @@ def suite_names() -> tuple[str, ...]:
 
 def default_model(suite: str) -> str:
     """The preset a suite is meant for."""
-    return DEFAULT_MODELS.get(_suite_name(suite), "sdxl-turbo")
+    return DEFAULT_MODELS.get(suite_name(suite), "sdxl-turbo")
 
 
-def _suite_name(suite: str) -> str:
+def suite_name(suite: str) -> str:
+    """The name of a suite given by name or by path."""
     return Path(suite).expanduser().resolve().name if "/" in suite or suite.startswith(".") else suite
 
 
@@ -223,101 +216,3 @@ def check_prompt_lengths(tasks: Iterable[EditTask], count: TokenCounter, limit: 
                         f"{task.suite}/{task.name}.yaml: {example.id}: {key} has {n} tokens, of which the model reads "
                         f"{limit}; shorten it, its end would be cut off"
                     )
-
-
-def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
-    """Where the official settings for a suite lie: its own folder, or SDXL's for suites without one.
-
-    Args:
-        suite: a shipped suite's name, or a folder.
-        settings_set: "main" for `baselines/<suite>/`, any other for `baselines/<suite>-<set>/`.
-
-    Raises:
-        RiebenchError: if there is no such set; names the nearest match.
-    """
-    main = _main_settings(suite)
-    known = settings_sets(suite)
-    if settings_set not in known:
-        raise RiebenchError(f"unknown set of settings {settings_set!r}{near_match(settings_set, known)}")
-    return main if settings_set == MAIN_SET else main.with_name(f"{main.name}-{settings_set}")
-
-
-def settings_sets(suite: str) -> tuple[str, ...]:
-    """Names of the sets of official settings for a suite, the main one first."""
-    main = _main_settings(suite)
-    return (MAIN_SET, *sorted(path.name.removeprefix(f"{main.name}-") for path in main.parent.glob(f"{main.name}-*")))
-
-
-def _main_settings(suite: str) -> Path:
-    own = data_root() / "baselines" / _suite_name(suite)
-    return own if own.is_dir() else own.with_name(FALLBACK_SETTINGS)
-
-
-def setting_names(suite: str, settings_set: str = MAIN_SET) -> tuple[str, ...]:
-    """Names of the official settings of one set for a suite."""
-    return tuple(sorted(path.stem for path in settings_folder(suite, settings_set).glob("*.yaml")))
-
-
-def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAIN_SET) -> tuple[Setting, ...]:
-    """Reads settings by name or by path.
-
-    Args:
-        suite: whose official settings the names mean.
-        names: names or paths of YAML files; empty takes all official settings of the set.
-        settings_set: which of the suite's sets of settings (see `settings_folder`).
-
-    Raises:
-        RiebenchError: for an unknown name (with the nearest match) or a name given twice.
-        TaskFileError: for a file that cannot be used.
-    """
-    folder, known = settings_folder(suite, settings_set), setting_names(suite, settings_set)
-    settings = []
-    for name in tuple(names) or known:
-        path = Path(name).expanduser()
-        if name in known:
-            path = folder / f"{name}.yaml"
-        elif path.suffix not in (".yaml", ".yml") or not path.is_file():
-            raise RiebenchError(f"unknown setting {name!r}{near_match(name, known)}; a YAML file's path works too")
-        settings.append(load_setting(path))
-    repeated = {s.name for s in settings if sum(s.name == other.name for other in settings) > 1}
-    if repeated:
-        raise RiebenchError(f"setting {sorted(repeated)[0]!r} is given twice")
-    return tuple(settings)
-
-
-def load_setting(path: Path) -> Setting:
-    """Reads one setting file; its name is the file's name.
-
-    Raises:
-        TaskFileError: naming file, key and nearest match.
-    """
-    data = load_yaml(path)
-    if "name" in data:
-        raise TaskFileError(f"{path}: name: follows from the file's name; leave the key out")
-    if "plugin_sha256" in data:
-        raise TaskFileError(f"{path}: plugin_sha256: follows from the plugin's file; leave the key out")
-    setting = validate(Setting, {**data, "name": path.stem}, path)
-    if setting.plugin is not None:
-        setting = _with_plugin(setting, path)
-    try:
-        # One block has one name in units and folders, however the file spells it.
-        blocks = [short_name(block) for block in setting.blocks]
-    except RiebenchError as error:
-        raise TaskFileError(f"{path}: blocks: {error}") from error
-    setting = validate(Setting, {**setting.model_dump(), "blocks": blocks}, path)
-    if setting.method not in METHODS:
-        raise TaskFileError(
-            f"{path}: method: unknown method {setting.method!r}{near_match(setting.method, METHODS.names())}"
-        )
-    return setting
-
-
-def _with_plugin(setting: Setting, path: Path) -> Setting:
-    from riebench.plugins import load_plugin
-
-    plugin = path.resolve().parent / Path(str(setting.plugin)).expanduser()
-    try:
-        digest = load_plugin(plugin)
-    except RiebenchError as error:
-        raise TaskFileError(f"{path}: {error}") from error
-    return setting.model_copy(update={"plugin": str(plugin), "plugin_sha256": digest})

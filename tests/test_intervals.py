@@ -12,14 +12,15 @@ from test_trace import POSITIONS, call, push
 from tiny import CHANNELS, tiny_model, tiny_saes
 
 from riebench import engines
-from riebench.edits import Adaptive, Edit, Paired, Placed
+from riebench.edits import Adaptive, Edit, Placed
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.intervals import Interval, parse_interval, step_window
 from riebench.job import Job
 from riebench.saes.core import SparseAutoencoder
 from riebench.schema import EditExample, EditTask, Setting
-from riebench.suites import load_setting
+from riebench.settings import load_setting
 from riebench.trace import intervene
+from riebench.transfers import Paired
 
 
 @pytest.mark.parametrize(

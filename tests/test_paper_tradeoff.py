@@ -23,9 +23,9 @@ from riebench.paper.registry import RECIPES
 from riebench.paper.runs import paper_settings, runs
 from riebench.records import UnitKey
 from riebench.schema import BLOCKS
+from riebench.settings import load_settings
 from riebench.shapes import SDXL
 from riebench.store import RunFolder
-from riebench.suites import load_settings
 
 TOY = Pools(dict.fromkeys(BLOCKS, 384), dict.fromkeys(BLOCKS, 1024))
 SHOWN = ["lpips", "clip_gain", "judge_target", "judge_kept"]
@@ -156,6 +156,8 @@ def test_shares_are_exact_and_only_equal_ones_meet(tmp_path: Path) -> None:
     adaptive = {"n_features": 12, "adaptive": True}
     other = {**settings, "sae_1_of_128": settings["sae_1_of_128"].model_copy(update={"params": adaptive})}
     assert pairs(everything, other, TOY) == []
+    half = settings["sae_1_of_128"].model_copy(update={"edit_steps": (0.0, 0.5)})
+    assert pairs(everything, {**settings, "sae_1_of_128": half}, TOY) == []
     assert pairs(everything, settings, Pools({}, TOY.units)) == []
 
 

@@ -15,7 +15,7 @@ from riebench.checks import check_setting
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.registry import METHODS
 from riebench.schema import EditExample, EditTask, Setting
-from riebench.suites import load_setting, load_settings
+from riebench.settings import load_setting, load_settings
 
 GUIDE = Path(__file__).parent.parent / "docs" / "new-method.md"
 METHOD = '''

@@ -8,16 +8,8 @@ import pytest
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.presets import PRESETS
 from riebench.schema import BLOCKS, CATEGORIES
-from riebench.suites import (
-    check_prompt_lengths,
-    default_model,
-    load_setting,
-    load_settings,
-    load_suite,
-    load_task,
-    setting_names,
-    suite_names,
-)
+from riebench.settings import load_setting, load_settings, setting_names
+from riebench.suites import check_prompt_lengths, default_model, load_suite, load_task, suite_names
 
 GOOD = """\
 category: change_object
@@ -246,6 +238,8 @@ def test_settings_are_found_and_slips_named(tmp_path: Path) -> None:
     assert load_settings("toy", [name])[0].name == name
     with pytest.raises(RiebenchError, match=r"unknown setting 'no_edti' \(did you mean 'no_edit'\?\)"):
         load_settings("toy", ["no_edti"])
+    with pytest.raises(RiebenchError, match=r"there is no setting file nowhere/mine.yaml"):
+        load_settings("toy", ["nowhere/mine.yaml"])
     with pytest.raises(RiebenchError, match="given twice"):
         load_settings("toy", [name, name])
     with pytest.raises(TaskFileError, match=r"unknown method 'sea' \(did you mean 'sae'\?\)"):

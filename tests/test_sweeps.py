@@ -15,7 +15,8 @@ from riebench.dryrun import forecast_job
 from riebench.errors import RiebenchError
 from riebench.job import Job
 from riebench.models import load_model
-from riebench.suites import load_settings, load_suite, setting_names, settings_sets
+from riebench.settings import load_settings, setting_names, settings_sets
+from riebench.suites import load_suite
 
 KNOBLESS = {"no_edit", "target_prompt"}
 SWEPT = {
@@ -83,7 +84,7 @@ def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None
     assert Job(settings_set="sweep", profile="paper").seeds == (42,)
     with pytest.raises(RiebenchError, match=r"unknown set of settings 'swep' \(did you mean 'sweep'\?\)"):
         Job(settings_set="swep").plan()
-    with pytest.raises(RiebenchError, match="unknown setting 'embed_lerp'"):
+    with pytest.raises(RiebenchError, match="unknown setting 'embed_lerp'; it is in another set: --settings-set sweep"):
         Job(settings=("embed_lerp",)).plan()
 
 

@@ -19,7 +19,8 @@ def list_tasks(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
 ) -> None:
     """List suites, tasks and the official settings that go with them."""
-    from riebench.suites import load_suite, setting_names, settings_sets, suite_names
+    from riebench.settings import setting_names, settings_sets
+    from riebench.suites import load_suite, suite_names
 
     for suite in suites or suite_names():
         print(suite)

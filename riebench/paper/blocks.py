@@ -20,9 +20,9 @@ from riebench.paper.share_figure import draw_blocks
 from riebench.paper.tradeoff import point_rows, shown_metrics
 from riebench.profiles import DEFAULT
 from riebench.schema import BLOCKS, Setting
+from riebench.settings import MAIN_SET, setting_names
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.store import RunFolder
-from riebench.suites import MAIN_SET, setting_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

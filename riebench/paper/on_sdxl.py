@@ -12,7 +12,7 @@ from riebench.paper.artefact import Artefact, Column, Row, Table
 from riebench.paper.drawing import number
 from riebench.paper.job import FEW_STEPS, PROMPTS, PaperJob
 from riebench.schema import BLOCKS
-from riebench.suites import load_settings
+from riebench.settings import load_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

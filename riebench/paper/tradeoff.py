@@ -18,9 +18,9 @@ from riebench.paper.runs import SWEEP_SET, Runs, paper_settings, runs
 from riebench.paper.said import Said
 from riebench.paper.tradeoff_figure import draw_trade_off
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
+from riebench.settings import setting_names
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, Estimate
 from riebench.store import RunFolder
-from riebench.suites import setting_names
 from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _points_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
 
 def _category_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
     columns = _columns(shown, category=True)
-    down = ("method", "setting", "strength")
+    down = ("method", "setting", "strength", "seeds")
     views = tuple(
         View(title=f"By category: {metric_column(m).heading}", down=down, across="category", cell=m) for m in shown
     )

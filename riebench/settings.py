@@ -1,0 +1,127 @@
+"""Setting files: found, read, checked. Which settings exist is decided by files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from riebench.blocks import short_name
+from riebench.errors import RiebenchError, TaskFileError, near_match
+from riebench.registry import METHODS
+from riebench.schema import Setting
+from riebench.suites import data_root, suite_name
+from riebench.yamlfile import load_yaml, validate
+
+FALLBACK_SETTINGS = "sdxl"
+"""Whose settings serve a suite that brings none of its own."""
+
+MAIN_SET = "main"
+"""The settings of the quick main job; further sets lie beside it."""
+
+
+def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
+    """Where the official settings for a suite lie: its own folder, or SDXL's for suites without one.
+
+    Args:
+        suite: a shipped suite's name, or a folder.
+        settings_set: "main" for `baselines/<suite>/`, any other for `baselines/<suite>-<set>/`.
+
+    Raises:
+        RiebenchError: if there is no such set; names the nearest match.
+    """
+    main = _main_settings(suite)
+    known = settings_sets(suite)
+    if settings_set not in known:
+        raise RiebenchError(f"unknown set of settings {settings_set!r}{near_match(settings_set, known)}")
+    return main if settings_set == MAIN_SET else main.with_name(f"{main.name}-{settings_set}")
+
+
+def settings_sets(suite: str) -> tuple[str, ...]:
+    """Names of the sets of official settings for a suite, the main one first."""
+    main = _main_settings(suite)
+    return (MAIN_SET, *sorted(path.name.removeprefix(f"{main.name}-") for path in main.parent.glob(f"{main.name}-*")))
+
+
+def _main_settings(suite: str) -> Path:
+    own = data_root() / "baselines" / suite_name(suite)
+    return own if own.is_dir() else own.with_name(FALLBACK_SETTINGS)
+
+
+def setting_names(suite: str, settings_set: str = MAIN_SET) -> tuple[str, ...]:
+    """Names of the official settings of one set for a suite."""
+    return tuple(sorted(path.stem for path in settings_folder(suite, settings_set).glob("*.yaml")))
+
+
+def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAIN_SET) -> tuple[Setting, ...]:
+    """Reads settings by name or by path.
+
+    Args:
+        suite: whose official settings the names mean.
+        names: names or paths of YAML files; empty takes all official settings of the set.
+        settings_set: which of the suite's sets of settings (see `settings_folder`).
+
+    Raises:
+        RiebenchError: for an unknown name (with the nearest match) or a name given twice.
+        TaskFileError: for a file that cannot be used.
+    """
+    folder, known = settings_folder(suite, settings_set), setting_names(suite, settings_set)
+    settings = []
+    for name in tuple(names) or known:
+        path = Path(name).expanduser()
+        if name in known:
+            path = folder / f"{name}.yaml"
+        elif path.suffix not in (".yaml", ".yml"):
+            raise RiebenchError(f"unknown setting {name!r}{_elsewhere(name, suite, known)}")
+        elif not path.is_file():
+            raise RiebenchError(f"there is no setting file {name}; official settings are called by name, without .yaml")
+        settings.append(load_setting(path))
+    repeated = {s.name for s in settings if sum(s.name == other.name for other in settings) > 1}
+    if repeated:
+        raise RiebenchError(f"setting {sorted(repeated)[0]!r} is given twice")
+    return tuple(settings)
+
+
+def _elsewhere(name: str, suite: str, known: Iterable[str]) -> str:
+    """What to do about an unknown name: the set of settings that has it, or the nearest one."""
+    for one in settings_sets(suite):
+        if name in setting_names(suite, one):
+            return f"; it is in another set: --settings-set {one}"
+    return f"{near_match(name, known)}; a YAML file's path works too"
+
+
+def load_setting(path: Path) -> Setting:
+    """Reads one setting file; its name is the file's name.
+
+    Raises:
+        TaskFileError: naming file, key and nearest match.
+    """
+    data = load_yaml(path)
+    if "name" in data:
+        raise TaskFileError(f"{path}: name: follows from the file's name; leave the key out")
+    if "plugin_sha256" in data:
+        raise TaskFileError(f"{path}: plugin_sha256: follows from the plugin's file; leave the key out")
+    setting = validate(Setting, {**data, "name": path.stem}, path)
+    if setting.plugin is not None:
+        setting = _with_plugin(setting, path)
+    try:
+        # One block has one name in units and folders, however the file spells it.
+        blocks = [short_name(block) for block in setting.blocks]
+    except RiebenchError as error:
+        raise TaskFileError(f"{path}: blocks: {error}") from error
+    setting = validate(Setting, {**setting.model_dump(), "blocks": blocks}, path)
+    if setting.method not in METHODS:
+        raise TaskFileError(
+            f"{path}: method: unknown method {setting.method!r}{near_match(setting.method, METHODS.names())}"
+        )
+    return setting
+
+
+def _with_plugin(setting: Setting, path: Path) -> Setting:
+    from riebench.plugins import load_plugin
+
+    plugin = path.resolve().parent / Path(str(setting.plugin)).expanduser()
+    try:
+        digest = load_plugin(plugin)
+    except RiebenchError as error:
+        raise TaskFileError(f"{path}: {error}") from error
+    return setting.model_copy(update={"plugin": str(plugin), "plugin_sha256": digest})
