@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from riebench.errors import FolderInUseError, RiebenchError
 
 LOCK_FILE, BRIEF_FILE, COUNT_FILE = ".lock", ".lock.begin", ".lock.shards"
-PATIENCE = 120.0
-"""Seconds to wait for the brief lock: under it records are read, merged and hashed, which takes long for millions."""
+PATIENCE = 1800.0
+"""Seconds to wait for the brief lock: under it each of the shards that begin together reads all records of the folder,
+some seconds for ten thousands of them."""
 
 Shard = tuple[int, int]
 """(i, n): the i-th of n, from 1."""
@@ -44,7 +45,7 @@ def brief_lock(folder: Path) -> Iterator[None]:
     """Locks what the shards of a folder have in common; the others wait their turn.
 
     Raises:
-        FolderInUseError: if it is not free for minutes.
+        FolderInUseError: if it is not free for half an hour.
     """
     busy = f"{folder} has been locked by another riebench for {PATIENCE:g} s; look for one that hangs, and repeat"
     with _exclusive(folder / BRIEF_FILE, PATIENCE, busy):
