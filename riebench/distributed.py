@@ -8,7 +8,7 @@ again is recorded as failed, and the others go on.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,9 @@ from riebench.remote import Assignment, Made, Parcel, Refused, Sent, Told, parce
 from riebench.store import Redo, RunFolder, run_path
 
 LOSSES = 3
-"""Workers that one example may take along."""
+"""Workers that one example may take along; times the number of places and one more, those that may be lost in a row."""
+AHEAD = 2
+"""Parcels that are out for each worker: with one that waits it is never idle, and more would only fill the memory."""
 LOOKED_TOGETHER = 8
 """Examples in a parcel if region models look at them: these are loaded anew for every parcel."""
 PATIENCE = 30.0
@@ -120,7 +122,10 @@ class Writer:
         self.shared = next(iter(folders.values())).shared
         self.pool = {task.name: task for task in pool}
         self.losses: Counter[tuple[str, str, int]] = Counter()
+        self.barren = 0
+        """Workers lost one after the other, and nothing made between."""
         self.recorded: set[tuple[str, str]] = set()
+        self.waiting: deque[tuple[Work, ...]] = deque()
         self.open = 0
 
     def run(self, works: Sequence[Work], together: int) -> None:
@@ -130,27 +135,31 @@ class Writer:
             works: what to make.
             together: examples in one parcel.
         """
-        for some in parcels(works, together):
-            self._give(some)
+        self.waiting.extend(parcels(works, together))
+        self._give()
         while self.open:
             event = self.crew.next(PATIENCE)
             if event is not None:
                 self._take(event)
+            elif not self.crew.ready:
+                self.say("no worker is left; still waiting for a free place in the cluster, or for a model to load")
 
-    def _give(self, works: tuple[Work, ...]) -> None:
-        self.open += 1
-        self.crew.give(Parcel(works, self._stored(works)))
+    def _give(self) -> None:
+        while self.waiting and self.open < AHEAD * self.crew.size:
+            works = self.waiting.popleft()
+            self.open += 1
+            self.crew.give(Parcel(works, self._stored(works)))
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Ready):
             self._compare(event.told)
         elif isinstance(event, Arrived):
             self._write(event.item)
-        elif isinstance(event, Finished):
+        elif isinstance(event, Finished | Lost):
             self.open -= 1
-        elif isinstance(event, Lost):
-            self.open -= 1
-            self._again(event)
+            if isinstance(event, Lost):
+                self._again(event)
+            self._give()
         elif isinstance(event, Left):
             self.say(f"one worker less: {event.why}")
         else:
@@ -177,6 +186,7 @@ class Writer:
                 raise StoreError(f"picture {record.image} did not arrive whole; repeat the same command")
             write_atomic(folder.path / record.image, item.picture)
         self._record(item.setting, record)
+        self.barren = 0
 
     def _record(self, setting: str, record: EditRecord) -> None:
         self.folders[setting].append(record)
@@ -186,6 +196,12 @@ class Writer:
     def _again(self, lost: Lost) -> None:
         """Gives what a lost worker had left to others, one example at a time: only a lone one can be blamed."""
         alone = len(lost.parcel.works) == 1
+        self.barren += 1
+        if self.barren > LOSSES * (self.crew.size + 1):
+            raise RiebenchError(
+                f"{self.barren} workers in a row were lost before they had made anything, the last one so: {lost.why}; "
+                "a smaller --batch-size or fewer --workers need less memory"
+            )
         for work in lost.parcel.works:
             units = [unit for unit in work.units if (unit.setting.name, unit.key.digest) not in self.recorded]
             place = (work.task.name, work.example.id, work.seed)
@@ -193,7 +209,7 @@ class Writer:
             if not units:
                 continue
             if self.losses[place] < LOSSES:
-                self._give((replace(work, units=units),))
+                self.waiting.appendleft((replace(work, units=units),))
                 continue
             why = (
                 f"{LOSSES} workers were lost while this example was made, the last one so: {lost.why}; --redo errors "

@@ -9,6 +9,8 @@ LONGEST_MESSAGE = 4000
 """Characters of a message that are kept."""
 LONGEST_NAME = 200
 """Longer words are no misspelt names: comparing them would take long and tell nothing."""
+MOST_NAMES = 1000
+"""Among more names than these nothing is looked for: they are a stranger's, and each costs time."""
 
 
 def one_line(text: str) -> str:
@@ -60,6 +62,10 @@ class MemoryShortageError(RiebenchError):
     """Memory that does not suffice, with what to try: the machine's fault, not that of what was being made."""
 
 
+class DeviceLostError(RiebenchError):
+    """A device that computes no more until its process ends; no fault of what was being made."""
+
+
 def near_match(word: str, known: Iterable[str]) -> str:
     """Says which known word was probably meant.
 
@@ -68,10 +74,10 @@ def near_match(word: str, known: Iterable[str]) -> str:
         known: what would have been accepted.
 
     Returns:
-        " (did you mean 'X'?)", or " (known: A, B, ...)" if nothing is near.
+        " (did you mean 'X'?)", or " (known: A, B, ...)" if nothing is near; "" where there is too much to compare.
     """
     names = sorted(name for name in known if len(name) <= LONGEST_NAME)
-    if len(word) > LONGEST_NAME:
+    if len(word) > LONGEST_NAME or len(names) > MOST_NAMES:
         return ""
     near = difflib.get_close_matches(word, names, n=1)
     if near:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from riebench.errors import RiebenchError
+from riebench.errors import DeviceLostError, RiebenchError, reason
 from riebench.options import TILE, ModelOptions
 
 KERNELS = {
@@ -18,7 +18,9 @@ KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
 }
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_OUT_OF_MEMORY = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "_status_alloc_failed",
+)  # fmt: skip
 
 
 def parts_of(pipe: Any) -> tuple[nn.Module, ...]:
@@ -133,3 +135,23 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def refuse_lost(device: torch.device, error: Exception) -> None:
+    """Refuses to go on if a device computes no more: after some errors a GPU fails everything until its process ends.
+
+    Args:
+        device: where a generation failed.
+        error: how.
+
+    Raises:
+        DeviceLostError: if it is lost.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        raise DeviceLostError(
+            f"{device} computes no more ({reason(error)}); what is done is kept: repeat the same command"
+        ) from error

@@ -13,7 +13,8 @@ from typing import Any
 
 from riebench.crew import WorkerLostError
 from riebench.distributed import Say, run_with_workers
-from riebench.errors import RiebenchError
+from riebench.errors import RiebenchError, reason
+from riebench.offline import offline_mode
 from riebench.recipe import ModelRecipe
 from riebench.region_specs import DEFAULT_REGIONS
 from riebench.remote import Assignment, Item, Maker, Parcel, Refused, Told
@@ -77,8 +78,8 @@ def run_on_ray(
     )
     with cluster(address, workers) as ray:
         crew = places(ray.nodes(), model.device, workers)
-        if crew.gpus and model.device == "auto":
-            assignment = replace(assignment, recipe=replace(model, device="cuda"))
+        # What was counted is what is used: Ray may have been told of fewer GPUs than PyTorch would see.
+        assignment = replace(assignment, recipe=replace(model, device="cuda" if crew.gpus else "cpu"))
         say(f"{crew.count} workers, each with {crew.words}")
         return run_with_workers(
             assignment, hiring(ray, assignment, crew), crew.count, results_root=results_root, seeds=seeds, limit=limit,
@@ -111,9 +112,10 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[Any]:
     own = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers or 1)} if address is None else {}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        # Of any kind: what Ray raises when its processes do not start in time is a bare Exception.
         where = f"no Ray cluster at --address {address}" if address else "Ray cannot be started here"
-        raise RiebenchError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        raise RiebenchError(f"{where}: {reason(error)}") from error
     try:
         yield ray
     finally:
@@ -122,7 +124,7 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[Any]:
 
 def _reach(address: str | None) -> None:
     """Refuses an address at which nobody listens, at once and in one line."""
-    if address is None or address in ("auto", "local"):
+    if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
@@ -231,8 +233,15 @@ class RayWorker:
         try:
             yield
         except self._lost as error:
+            if getattr(error, "actor_init_failed", False):
+                why = str(error).strip().splitlines()[-1]
+                raise RiebenchError(f"a worker cannot start: {why}; all machines need the same riebench") from error
             where = f"process {self.pid}" if self.pid else "its process"
             raise WorkerLostError(f"{where} ended, killed or out of memory") from error
+        except self._ray.exceptions.RayError as error:
+            # Of a task that failed, what failed in it; else what failed is Ray itself, its head for instance.
+            why = reason(getattr(error, "cause", None) or error)
+            raise RiebenchError(f"Ray: {why}; what has arrived is kept, and the same command goes on") from error
 
 
 class RayMaker:
@@ -246,19 +255,24 @@ class RayMaker:
         with suppress(OSError):
             os.chdir(folder)
         self._maker: Maker | None = None
+        self._offline = False
 
     def setup(self, assignment: Assignment) -> tuple[int, Told | Refused]:
         """Loads the model; gives the number of this process and what the `Maker` tells."""
+        # Nothing of the caller's environment comes along to another machine.
+        self._offline = assignment.offline
         try:
-            self._maker = Maker(assignment)
-        except RiebenchError as error:
-            return os.getpid(), Refused(str(error))
+            with offline_mode(self._offline):
+                self._maker = Maker(assignment)
+        except Exception as error:
+            return os.getpid(), Refused(reason(error))
         return os.getpid(), self._maker.told
 
     def make(self, parcel: Parcel) -> Iterator[Item]:
         """As `Maker.make`."""
         assert self._maker is not None
-        yield from self._maker.make(parcel)
+        with offline_mode(self._offline):
+            yield from self._maker.make(parcel)
 
 
 def hiring(ray: Any, assignment: Assignment, crew: Places) -> Callable[[], RayWorker]:

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from riebench.batching import automatic_batch_size
-from riebench.errors import reason
-from riebench.planning import Work, prepare, versions
+from riebench.errors import DeviceLostError, reason
+from riebench.planning import Work
+from riebench.preparing import prepare, versions
 from riebench.recipe import ModelRecipe, check_prompts
 from riebench.records import EditRecord, UnitKey
 from riebench.region_specs import parse_regions
@@ -94,7 +95,14 @@ class Refused:
     text: str
 
 
-Item = Sent | Made | Refused
+@dataclass(frozen=True)
+class Sick:
+    """Why this worker cannot go on, though another one can: its device computes no more."""
+
+    text: str
+
+
+Item = Sent | Made | Refused | Sick
 
 
 @dataclass(frozen=True)
@@ -163,8 +171,11 @@ class Maker:
             for file in parcel.shared:
                 SharedFolder(self._shared.path).write(file.name, file.data)
             self._runner.run(parcel.works)
-        except Exception as error:
-            # What concerns a unit alone is its record; what comes out here would befall every unit.
+        except DeviceLostError as error:
+            queue.put(Sick(reason(error)))
+        except BaseException as error:
+            # What concerns a unit alone is its record; what comes out here would befall every unit. Nothing may end
+            # this thread unsaid: a parcel that seems finished is not made again.
             queue.put(Refused(reason(error)))
         finally:
             shutil.rmtree(self._shared.path, ignore_errors=True)
