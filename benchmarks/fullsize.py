@@ -24,10 +24,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from riebench.devices import pick_device
 from riebench.errors import RiebenchError
 from riebench.fullsize import machine
 from riebench.generate import Capture, Generator
-from riebench.job import pick_device
 from riebench.models import LoadedModel
 from riebench.placement import out_of_memory
 from riebench.runner import run_benchmark
@@ -197,8 +197,9 @@ def sweep(
         spent = time.perf_counter() - start
         records = made.records()
         sizes = {record.batch_size for record in records}
-    if {record.status for record in records} != {"ok"} or max(sizes) > batch:
-        raise RiebenchError(f"batch {batch}: {next(r.reason for r in records if r.status != 'ok')}")
+    failed = [record.reason for record in records if record.status != "ok"]
+    if failed:
+        raise RiebenchError(failed[0])
     return Speed(
         "sweep", model.spec.dtype, max(sizes), compiled, len(records), spent, seen["seconds"], rate, _peak(device)
     )
@@ -259,10 +260,12 @@ def measure(build: Build, batches: Sequence[int], *, modes: Sequence[bool] = (Fa
             except (RiebenchError, RuntimeError) as error:
                 if not isinstance(error, RiebenchError) and not out_of_memory(error):
                     raise
-                say(f"batch {batch}: {str(error).splitlines()[0]}")
+                say(f"batch {batch}: {str(error).partition(chr(10))[0]}")
                 break
-    best = max((one for one in found if one.way == "sweep"), key=lambda one: one.pictures / one.seconds)
-    first = found[0]
+    first, *sweeps = found
+    if not sweeps:
+        return found
+    best = max(sweeps, key=lambda one: one.pictures / one.seconds)
     gain = best.pictures / best.seconds / (first.pictures / first.seconds)
     say(f"best: batch {best.batch}, compiled {best.compiled}: {gain:.1f} times one by one in float32")
     return found

@@ -7,19 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from riebench import machine
+from riebench.batching import suitable_batch_size, usual_batch_size
+from riebench.blocks import short_name
 from riebench.checklist import size_text
 from riebench.configurations import EVERYTHING
 from riebench.estimates import Request, per_picture
 from riebench.forecast import Forecast, Line, forecast
 from riebench.lookup import Known, look_up
 from riebench.methods.base import get_method
-from riebench.needs import SAE_BYTES_PER_BLOCK
-from riebench.planning import Unit, check_places, check_request, plan, usual_batch_size
+from riebench.needs import SAE_BYTES_PER_BLOCK, weight_bytes
+from riebench.options import ModelOptions
+from riebench.planning import Unit, check_request, part, plan
+from riebench.preparing import check_places
+from riebench.records import RUN_FILE
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.schema import ALL_CATEGORIES, RunSpec, Setting
 from riebench.shapes import SDXL, Shape
 from riebench.sharedfolder import SharedFolder
-from riebench.store import RUN_FILE, SHARED, RunFolder, run_path
+from riebench.store import ALONE, SHARED, RunFolder, run_path
 from riebench.suites import default_model
 
 if TYPE_CHECKING:
@@ -55,49 +61,67 @@ def prepare_forecast(job: Job) -> Prospect:
     Raises:
         RiebenchError: for what the run itself would refuse, as far as that shows without weights.
     """
-    from riebench.job import pick_device
+    from riebench.devices import pick_device
 
     redo = job.redo_mode
     tasks, settings = job.plan()
-    check_request(tasks, settings, redo, (1, 1))
-    known = look_up(
-        job.model or default_model(job.suite), steps=job.steps, guidance=job.guidance, dtype=job.dtype,
-        options=job.options,
-    )  # fmt: skip
-    known = replace(known, spec=job.model_spec(known.spec))
+    check_request(tasks, settings, redo, job.engine.shard)
+    known = _known(job)
     regions = parse_regions(job.regions or DEFAULT_REGIONS)
     if regions.models:
         regions.options.check_side(known.spec.size)
     for setting in settings:
         check_places(setting, known.shape.blocks, known.spec)
+    units = part(plan(tasks, settings, job.seeds), job.engine.shard)
+    digests = {unit.key.digest for unit in units}
     done = {
-        setting.name: folder.done(redo)
+        setting.name: folder.done(redo, digests)
         for setting in settings
         if (folder := _folder(job.results, tasks[0].suite, known, setting)) is not None
     }
-    units = plan(tasks, settings, job.seeds)
+    # A named device is taken at its word: plans are often made on another machine than the one that runs them.
+    device = pick_device("auto") if job.device == "auto" else job.device
+    saes = sae_bytes(settings, known.shape)
     request = Request(
         model=known.spec,
         shape=known.shape,
-        # A named device is taken at its word: plans are often made on another machine than the one that runs them.
-        device=pick_device("auto") if job.device == "auto" else job.device,
-        batch_size=job.batch_size or usual_batch_size(known.spec.size),
+        device=device,
+        batch_size=job.batch_size or _batch_size(known, job.options, device, saes),
         units=units,
         done=done,
         results=job.results,
-        sae_bytes=sae_bytes(settings, known.shape),
+        sae_bytes=saes,
         options=job.options,
         regions=regions,
         masked=_masked(job.results, units, known),
+        shard=job.engine.shard,
     )
     return Prospect(request, known, settings)
 
 
+def _known(job: Job) -> Known:
+    known = look_up(
+        job.model or default_model(job.suite), steps=job.steps, guidance=job.guidance, dtype=job.dtype,
+        options=job.options,
+    )  # fmt: skip
+    return replace(known, spec=job.model_spec(known.spec))
+
+
 def sae_bytes(settings: Sequence[Setting], shape: Shape) -> int:
-    """SAEs in memory, taken to have four features a channel: each setting that uses them holds its own."""
+    """SAEs in memory, taken to have four features a channel; settings that name the same ones share them."""
     users = [setting for setting in settings if "saes" in get_method(setting.method).needs]
-    widths = [shape.width(block) for setting in users for block in setting.blocks]
-    return sum(SAE_BYTES_PER_BLOCK * width**2 // SDXL.channels[-1] ** 2 for width in widths)
+    held = {(setting.sae, short_name(block)) for setting in users for block in setting.blocks}
+    return sum(SAE_BYTES_PER_BLOCK * shape.width(block) ** 2 // SDXL.channels[-1] ** 2 for _, block in held)
+
+
+def _batch_size(known: Known, options: ModelOptions, device: str, saes: int) -> int:
+    """What the run itself would take by what is free now, if the device is here."""
+    card = machine.gpu(device) if device.startswith("cuda") else None
+    if device.startswith("cuda") and card is None:
+        return usual_batch_size(known.spec.size)
+    free = machine.free_ram() if card is None else card.free
+    free -= weight_bytes(known.shape.parameters, known.spec.dtype, options) + saes
+    return suitable_batch_size(known.shape, known.spec, options, device.split(":")[0], free)
 
 
 def _folder(results: Path, suite: str, known: Known, setting: Setting) -> RunFolder | None:
@@ -161,7 +185,7 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
     looked = f" + {2 * found.looked} for region models to look at" if found.looked else ""
     reasons = "runs to rank and read feed-forward units and to look at other examples"
     beside = f" + at most {found.beside} {reasons}" if found.beside else ""
-    return [
+    lines = [
         ("model", f"{model.name}: {model.steps} steps, {guided}, {model.size} px, {model.dtype}, on {found.device}"),
         ("units", f"{found.units}: {found.units - found.missing} done, {found.missing} to make, of which "
                   f"{found.equal} are copies by construction"),
@@ -173,6 +197,10 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
                               f"of {found.batch_size} {size_text(memory.work)} + traces {size_text(memory.traces)}"),
         ("disk (estimate)", f"{size_text(found.disk)} of pictures"),
     ]  # fmt: skip
+    if found.shard != ALONE:
+        index, count = found.shard
+        lines.insert(1, ("shard", f"{index} of {count}; all that follows is this part's alone"))
+    return lines
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from riebench.planning import Unit, Work
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.schema import BLOCKS, ModelSpec
 from riebench.shapes import SDXL, Shape
-from riebench.store import RunFolder, run_folders
+from riebench.store import ALONE, RunFolder, run_folders
 
 FLOAT = 4
 SDXL_TERAFLOP = 6.5
@@ -57,6 +57,7 @@ class Request:
         options: how the model would be loaded.
         regions: who finds words in pictures.
         masked: example id and seed of those whose masks are stored.
+        shard: (i, n) if these are the units of the i-th of n parts alone.
     """
 
     model: ModelSpec
@@ -70,6 +71,7 @@ class Request:
     options: ModelOptions = field(default_factory=ModelOptions)
     regions: RegionSpec = field(default_factory=lambda: parse_regions(DEFAULT_REGIONS))
     masked: frozenset[tuple[str, int]] = frozenset()
+    shard: tuple[int, int] = ALONE
 
 
 def per_picture(model: ModelSpec) -> int:

@@ -57,10 +57,10 @@ class FeatureJob:
             RiebenchError: for anything the user can mend, before anything is generated where that can be known.
         """
         from riebench.blocks import short_name
-        from riebench.features.painter import check_index, feature_block, usual_suite
-        from riebench.job import pick_device
+        from riebench.devices import pick_device
+        from riebench.features.painter import check_index, feature_block
         from riebench.models import load_model
-        from riebench.saes.inspection import prompts_from
+        from riebench.saes.inspection import prompts_from, usual_suite
         from riebench.saes.sources import model_saes
 
         short_name(self.block)
@@ -166,6 +166,7 @@ def parse_strengths(text: str) -> tuple[float, ...]:
         strengths = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise RiebenchError(f"--strengths {text!r}: write numbers with commas between, such as -1,1,4") from error
-    if len(set(strengths)) != len(strengths) or not all(0 < abs(one) < 1e6 for one in strengths):
+    # Files and tables name them by six digits.
+    if len({f"{one:g}" for one in strengths}) != len(strengths) or not all(0 < abs(one) < 1e6 for one in strengths):
         raise RiebenchError(f"--strengths {text!r}: name each strength once, above 0 for on, below 0 for off")
     return strengths

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from riebench.errors import RiebenchError
 from riebench.feature_job import FeatureJob, PageMaker, Say
+from riebench.files import file_inside
 from riebench.options import ModelOptions
 from riebench.presets import PRESETS
 from riebench.report.chosen import Wanted
@@ -53,15 +54,20 @@ class ReportFeatures:
                 self.say(f"no pages of features of {one.model.name}: {error}")
 
     def _make(self, out: Path, wanted: Wanted) -> None:
-        from riebench.features.painter import usual_suite
-        from riebench.job import pick_device
-        from riebench.saes.inspection import prompts_from
+        from riebench.devices import pick_device
+        from riebench.features.painter import check_index
+        from riebench.saes.inspection import prompts_from, usual_suite
         from riebench.saes.sources import model_saes
 
+        # Results may come from anywhere, and so may the name that the pages would lie under.
+        file_inside(out, wanted.model.name, "the model's name", "the folder of pages")
         device = pick_device(self.device)
         model = load_again(wanted.model, device, offline=self.offline)
         saes = model_saes(wanted.sae, model, wanted.features, offline=self.offline)
         _check_saes(saes, wanted)
+        for block, indices in wanted.features.items():
+            for index in indices:
+                check_index(index, block, saes[block])
         job = FeatureJob("", (), out=out, device=self.device, offline=self.offline, scorer=self.scorer)
         prompts = prompts_from(usual_suite(wanted.model.name), None, self.limit)
         PageMaker(job, prompts, device).make(model, saes, wanted.features, wanted.sae, self.say)

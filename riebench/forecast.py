@@ -70,6 +70,7 @@ class Forecast:
         basis: what the time is estimated from.
         memory: estimated peak on the device that generates.
         disk: pictures to be stored.
+        shard: (i, n) if all this is of the i-th of n parts alone.
     """
 
     model: ModelSpec
@@ -84,6 +85,7 @@ class Forecast:
     basis: str
     memory: Memory
     disk: int
+    shard: tuple[int, int]
 
     @property
     def units(self) -> int:
@@ -139,6 +141,7 @@ def forecast(request: Request) -> Forecast:
         basis=basis,
         memory=memory(request, works),
         disk=disk_bytes(request, len(missing) + 2 * len(works)),
+        shard=request.shard,
     )
 
 

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from riebench.commands.common import DeviceOption, friendly, say
+from riebench.commands.common import friendly, say
+from riebench.commands.options import DeviceOption
 from riebench.errors import RiebenchError
 
 FEATURES, SPARSITY, WIDTH = 5120, 160, 1280
@@ -240,7 +241,7 @@ def main(
     if device == "meta":
         figures: dict[str, Any] = {"counted": _counted([size] if size else [512, 1024])}
     else:
-        from riebench.job import pick_device
+        from riebench.devices import pick_device
         from riebench.sdxl import MANY_STEPS
 
         device = pick_device(device)

@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container finds its limits."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -59,17 +62,18 @@ def unmet(needed: list[Requirement]) -> list[tuple[Requirement, str | None]]:
 
 def free_ram() -> int:
     """Bytes of memory that a process here may still take: of the machine, or of its container's limit."""
-    return min(int(psutil.virtual_memory().available), *_container())
+    return min(int(psutil.virtual_memory().available), _container_room())
 
 
-def _container() -> list[int]:
-    folder = Path("/sys/fs/cgroup")
+def _container_room() -> int:
     try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return [max(0, int(limit) - int(used))]
-    except (OSError, ValueError):
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # What was read from files lately counts as used, and goes as soon as its room is needed.
+        return max(0, limit - used + int(counts["inactive_file"]))
+    except (OSError, ValueError, KeyError):
         # No container, or one without a limit ("max").
-        return [2**62]
+        return 2**62
 
 
 def free_disk(folder: Path) -> int:

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.job import Job, blocks_option, print_per_block
+from riebench.job import Job, blocks_option
 from riebench.store import RunFolder
+from riebench.summary import print_per_block
 
 RUNNER = CliRunner()
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from sdxl_files import COMMIT, REPO, fake_hub, hub_cache, unreachable
 from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
 from riebench import doctor, inventory, machine
+from riebench.batching import free_bytes
 from riebench.checklist import Check, looked_for
 from riebench.cli import app
 from riebench.doctor import examine, is_ready, smaller
@@ -94,6 +96,8 @@ def test_what_sdxl_lacks_comes_with_the_lines_that_get_it(monkeypatch: pytest.Mo
 
 def test_a_cached_model_is_found_and_half_a_download_is_not(empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = hub_cache(empty_hub, monkeypatch, full=False)
+    # Without its weights the model is taken for an SDXL, which other programs here may leave no room for.
+    monkeypatch.setattr(machine, "free_ram", lambda: 64 * GB)
     job = small(model=REPO, dtype="float16")
     checks = examine(job)
     assert is_ready(checks)
@@ -215,3 +219,18 @@ def test_a_message_without_a_command_is_told_whole() -> None:
 def test_small_pictures_may_be_decoded_one_by_one() -> None:
     job = Job(suite="sdxl", settings=("sae_k160",), device="cuda", limit=1)
     assert smaller(prepare_forecast(job).request, 9 * GB) == "--vae-slicing"
+
+
+def test_memory_is_what_the_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    unlimited = machine.free_ram()
+    assert unlimited > 10**6
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 150000\nactive_file 50000\n")
+    for limit, room in (("1000000\n", 450_000), ("100000\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        # What was only read from files is given up for what needs its room.
+        assert machine.free_ram() == room
+        assert free_bytes(torch.device("cpu")) == room
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.free_ram() > 10**6

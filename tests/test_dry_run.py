@@ -14,16 +14,20 @@ import pytest
 from tiny import tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
+from riebench import machine
+from riebench.batching import automatic_batch_size
 from riebench.cli import app
-from riebench.dryrun import forecast_job, prepare_forecast
+from riebench.dryrun import forecast_job, prepare_forecast, sae_bytes
 from riebench.errors import RiebenchError
 from riebench.forecast import Forecast
 from riebench.generate import GenerationResult, Generator
 from riebench.hooks import known_sites
 from riebench.job import Job
 from riebench.lookup import look_up
-from riebench.options import ModelOptions
+from riebench.needs import SAE_BYTES_PER_BLOCK
+from riebench.options import EngineOptions, ModelOptions
 from riebench.runner import run_benchmark
+from riebench.schema import Setting
 from riebench.shapes import SDXL, folder_shape
 
 TASK = """\
@@ -222,3 +226,55 @@ def test_the_printed_table_says_what_is_done(job: Job) -> None:
     assert "48: 4 done, 44 to make, of which 0 are copies" in done.stdout
     assert "0 (4)" in done.stdout
     assert prepare_forecast(job).known.spec.name in done.stdout
+
+
+def test_a_shard_is_counted_alone_and_all_shards_are_the_whole(job: Job) -> None:
+    whole = forecast_job(job)
+    parts = [forecast_job(shard(job, index, 3)) for index in (1, 2, 3)]
+    for name in ("units", "missing", "equal", "pairs", "edited", "generations", "evaluations"):
+        assert sum(getattr(part, name) for part in parts) == getattr(whole, name)
+    assert [part.pairs for part in parts] == [2, 1, 1]
+    assert sum(part.seconds for part in parts) == pytest.approx(whole.seconds)
+    assert sum(part.disk for part in parts) == pytest.approx(whole.disk, abs=3)
+    assert parts[1].memory.traces == parts[0].memory.traces / 2 == whole.memory.traces / 2
+    tasks, settings = job.plan()
+    run_benchmark(
+        tasks, settings, tiny_model(2, 3.0), results_root=job.results, batch_size=4, progress=False, shard=(2, 3)
+    )
+    assert [forecast_job(shard(job, index, 3)).missing for index in (1, 2, 3)] == [24, 0, 12]
+    assert forecast_job(job).missing == 36
+
+
+def shard(job: Job, index: int, count: int) -> Job:
+    """One of several processes that share a job."""
+    return replace(job, engine=EngineOptions(shard=(index, count)))
+
+
+def test_the_shard_is_said(job: Job) -> None:
+    line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--sae", str(job.sae), "--dry-run"]
+    more = ["--steps", "2", "--guidance", "3", "--results", str(job.results), "--device", "cpu"]
+    told = [CliRunner().invoke(app, [*line, *more, *last]).stdout for last in ((), ("--shard", "1/3"))]
+    assert "shard" not in told[0] and "48: 0 done, 48 to make" in told[0]
+    assert "1 of 3; all that follows is this part's alone" in told[1] and "24: 0 done, 24 to make" in told[1]
+
+
+def test_settings_that_name_the_same_saes_share_them() -> None:
+    one, other = (Setting(name=name, method="sae", blocks=("mid.0", "up.0.1")) for name in ("one", "other"))
+    alone = sae_bytes([one], SDXL)
+    assert alone == 2 * SAE_BYTES_PER_BLOCK
+    assert sae_bytes([one, other, Setting(name="none", method="no_edit")], SDXL) == alone
+    assert sae_bytes([one, other.model_copy(update={"sae": "mine"})], SDXL) == 2 * alone
+
+
+def test_the_batch_is_the_one_that_a_run_would_take(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace(job, batch_size=None)
+    assert forecast_job(asked).batch_size == automatic_batch_size(tiny_model(2, 3.0)) == 32
+    monkeypatch.setattr(machine, "free_ram", lambda: 0)
+    assert forecast_job(asked).batch_size == automatic_batch_size(tiny_model(2, 3.0)) == 1
+    # What a device that is not here has free, nobody knows; of one that is, the weights are taken off.
+    monkeypatch.setattr(machine, "gpu", lambda device: None)
+    assert large(settings=("no_edit",)).batch_size == 4
+    for free, size in ((80, 32), (14, 4), (3, 1)):
+        card = machine.Gpu("one", 80 * 10**9, free * 10**9, "", bfloat16=True)
+        monkeypatch.setattr(machine, "gpu", lambda device, card=card: card)
+        assert large(settings=("no_edit",), dtype="float16").batch_size == size

@@ -18,14 +18,16 @@ from typer.testing import CliRunner
 
 import riebench.scoring
 from riebench.cli import app
+from riebench.devices import pick_device
 from riebench.generate import GenerationResult, Generator
-from riebench.job import Job, pick_device, say_failures
+from riebench.job import Job
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
 from riebench.records import EditRecord
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.schema import BLOCKS
 from riebench.store import RunFolder, run_folders
+from riebench.summary import say_failures
 
 TASK = """\
 category: change_color

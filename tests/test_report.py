@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -14,13 +15,13 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.job import say_page
 from riebench.report import write_report
 from riebench.report.board import board_html
 from riebench.report.heatmaps import block_views
 from riebench.report.plots import plot_points
 from riebench.report.reading import read_groups
 from riebench.store import RunFolder
+from riebench.summary import say_page
 from riebench.tradeoff import BUDGETS
 
 BOARD = "<!-- made by X -->\n# Leaderboard\n\n## mine on toy-turbo\n\n| rank | area |\n| --- | --- |\n| 1 | 0.5 |\n"
@@ -217,6 +218,31 @@ def test_a_link_that_leads_out_is_refused(results: Path, tmp_path: Path) -> None
     with pytest.raises(RiebenchError, match="leads out of"):
         write_report(results, out, board=BOARD)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_list_of_files_deletes_nothing_behind_a_link(results: Path, tmp_path: Path) -> None:
+    outside, out = tmp_path / "outside", tmp_path / "out"
+    outside.mkdir()
+    out.mkdir()
+    (outside / "thesis.txt").write_text("mine")
+    (out / "link").symlink_to(outside)
+    (out / "files.json").write_text('["link/thesis.txt"]')
+    write_report(results, out, board=BOARD)
+    assert (outside / "thesis.txt").read_text() == "mine"
+
+
+def test_a_picture_is_one_whatever_its_file_was_called(results: Path, tmp_path: Path) -> None:
+    """A browser that is sent to the file itself must not take it for a page."""
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    run = RunFolder(copy / "mine" / "toy-turbo" / "no_edit")
+    record = run.records()[0]
+    page = b"<script>window.hit = 1</script>"
+    (run.path / "images" / "x.html").write_bytes(page)
+    digest = hashlib.sha256(page).hexdigest()
+    run.append(record.model_copy(update={"image": "images/x.html", "image_sha256": digest}))
+    write_report(copy, tmp_path / "out", board=BOARD)
+    assert {path.suffix for path in (tmp_path / "out" / "pictures").iterdir()} == {".png"}
 
 
 def test_a_record_that_names_a_file_outside_its_run_is_refused(results: Path, tmp_path: Path) -> None:

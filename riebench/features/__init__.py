@@ -46,8 +46,8 @@ def open(
     Raises:
         RiebenchError: if there is no such model, or it cannot be loaded.
     """
+    from riebench.devices import pick_device
     from riebench.features.painter import Painter
-    from riebench.job import pick_device
     from riebench.models import load_model
 
     loaded = load_model(
