@@ -1,4 +1,4 @@
-"""What all verbs share: how they print, how they fail, and the options that more than one of them has."""
+"""What all verbs share: how they print, how they fail, and how they read what was written after options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 
@@ -28,29 +28,6 @@ P = ParamSpec("P")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 DEBUG_FLAG = "--debug"
-
-ResultsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--results", help="Folder for everything that is written. [default: results/ and leaderboard.md here]"
-    ),
-]
-ProfileOption = Annotated[
-    str, typer.Option(help="default; or paper, piebench: as published scripts do, in tables of their own.")
-]
-ScorerOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--scorer",
-        help="The CLIP that scores, then an independent second one: a name, local-dir:FOLDER, MODEL/TAG or MODEL@FILE. "
-        "[default: the model's]",
-    ),
-]
-WeightsOption = Annotated[
-    list[str] | None,
-    typer.Option("--weights", help="Where an optional metric's network lies: dino=FOLDER, squeezenet=FILE."),
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
 
 
 def say(text: str) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from riebench.commands.common import ResultsOption, folders_in, friendly, places, words
+from riebench.commands.common import folders_in, friendly, places, words
+from riebench.commands.options import ResultsOption
 from riebench.errors import RiebenchError
 
 

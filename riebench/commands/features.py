@@ -7,45 +7,54 @@ from typing import Annotated
 
 import typer
 
-from riebench.commands.common import DeviceOption, friendly, numbers, say
+from riebench.commands.common import friendly, numbers, say
+from riebench.commands.options import (
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    ModelNameOption,
+    OfflineOption,
+    OffloadOption,
+    OpenOption,
+    PicturesOption,
+    PromptsOption,
+    SaeOption,
+    SizeOption,
+    StepsOption,
+    VaeOption,
+)
 
 
 @friendly
 def feature(
     block: Annotated[str, typer.Argument(help="Which block, such as up.0.1.")],
     index: Annotated[str, typer.Argument(help="Which feature; several with commas between.")],
-    model: Annotated[str, typer.Option(help="Preset, folder, single file or hub id.")] = "toy-turbo",
-    sae: Annotated[
-        str | None,
-        typer.Option(help="SAEs: a folder, file, hf://ID[@REVISION] or BLOCK=PLACE,... [default: the model's]"),
-    ] = None,
+    model: ModelNameOption = "toy-turbo",
+    sae: SaeOption = None,
     suite: Annotated[str | None, typer.Option(help="Whose prompts to look at. [default: by model]")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file with a prompt a line, instead of a suite.")] = None,
+    prompts: PromptsOption = None,
     limit: Annotated[int, typer.Option(min=1, help="How many prompts to look at.")] = 64,
     seeds: Annotated[str, typer.Option(help="Which seeds of each prompt, with commas between.")] = "0",
     strengths: Annotated[
         str, typer.Option(help="Multiples of the feature's mean: above 0 added, below 0 taken away.")
     ] = "-1,1,2,4,8",
     top: Annotated[int, typer.Option(min=1, help="How many of its strongest pictures to show.")] = 8,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     scorer: Annotated[
         str | None, typer.Option(help="The CLIP that measures, as for `riebench run`, or none. [default: the model's]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures generated at a time.")] = 4,
+    batch_size: PicturesOption = 4,
     device: DeviceOption = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
-    size: Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.")
-    ] = None,
-    vae: Annotated[
-        str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id. [default: the model's]")
-    ] = None,
-    offload: Annotated[str, typer.Option(help="Weights kept off the GPU: none, model, sequential.")] = "none",
+    dtype: DtypeOption = None,
+    size: SizeOption = None,
+    config: ConfigOption = None,
+    vae: VaeOption = None,
+    offload: OffloadOption = "none",
     out: Annotated[Path, typer.Option(help="Folder of all feature pages.")] = Path("features"),
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    offline: OfflineOption = False,
+    open_page: OpenOption = False,
 ) -> None:
     """Write a page on features: strongest pictures, values, what switching does, nearest features."""
     from riebench.feature_job import FeatureJob, parse_indices, parse_strengths

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from riebench.commands.common import friendly, say
+from riebench.commands.options import OfflineOption
 
 if TYPE_CHECKING:
     from riebench.importers.intake import Intake
@@ -74,7 +75,7 @@ def dataset(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
     out: OutOption = None,
     force: ForceOption = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    offline: OfflineOption = False,
 ) -> None:  # fmt: skip
     """Import prompt pairs from a data set, through the `datasets` library."""
     from riebench.importers.dataset import import_dataset

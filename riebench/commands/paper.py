@@ -7,16 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from riebench.commands.common import (
+from riebench.commands.common import friendly, numbers, places, say, with_options_of, words
+from riebench.commands.options import (
+    ConfigOption,
     DeviceOption,
+    DtypeOption,
+    OfflineOption,
     ProfileOption,
     ResultsOption,
-    friendly,
-    numbers,
-    places,
-    say,
-    with_options_of,
-    words,
+    SaeOption,
+    SizeOption,
+    SuiteOption,
 )
 from riebench.errors import RiebenchError
 
@@ -24,7 +25,7 @@ LIST = "list"
 
 
 def job_of(
-    suite: Annotated[str, typer.Option(help="A shipped suite, or a folder of task files.")] = "toy",
+    suite: SuiteOption = "toy",
     model: Annotated[
         str | None,
         typer.Option(help="The few-step model: preset, folder, file or hub id. [default: the suite's]"),
@@ -32,10 +33,7 @@ def job_of(
     base: Annotated[
         str | None, typer.Option(help="The many-step model beside it, or none. [default: toy-base or sdxl-base]")
     ] = None,
-    sae: Annotated[
-        str | None,
-        typer.Option(help="SAEs: a folder, file, hf://ID[@REVISION] or BLOCK=PLACE,... [default: the model's]"),
-    ] = None,
+    sae: SaeOption = None,
     sweep: Annotated[
         str | None,
         typer.Option(help="SAEs of several k and widths, in the same forms. [default: as --sae; toy: trained here]"),
@@ -54,14 +52,13 @@ def job_of(
         float | None, typer.Option(min=0, help="Guidance of the many-step model. [default: its own]")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures generated at a time. [default: by size]")
+        int | None,
+        typer.Option(min=1, help="Pictures generated at a time. [default: what device and free memory allow]"),
     ] = None,
     device: DeviceOption = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
-    size: Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.")
-    ] = None,
+    dtype: DtypeOption = None,
+    size: SizeOption = None,
+    config: ConfigOption = None,
     vae: Annotated[str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id.")] = None,
     offload: Annotated[str, typer.Option(help="Weights kept off the GPU: none, model or sequential.")] = "none",
     profile: ProfileOption = "default",
@@ -71,13 +68,13 @@ def job_of(
     ] = Path("paper-work"),
     out: Annotated[Path, typer.Option(help="Folder for documents, tables, figures and data.")] = Path("paper"),
     redo: Annotated[bool, typer.Option("--redo", help="Measure again what is there.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    offline: OfflineOption = False,
 ) -> Any:
     """A function that makes the `riebench.paper.job.PaperJob` that the options of `riebench paper` stand for."""
 
     def made() -> Any:
         from riebench.blocks import short_name
-        from riebench.job import pick_device
+        from riebench.devices import pick_device
         from riebench.options import ModelOptions
         from riebench.paper.job import PaperJob
         from riebench.profiles import get_profile

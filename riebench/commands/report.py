@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from riebench.commands.common import DeviceOption, ResultsOption, friendly, places, say
+from riebench.commands.common import friendly, places, say
+from riebench.commands.options import DeviceOption, OfflineOption, OpenOption, ResultsOption
 
 
 @friendly
@@ -30,8 +31,8 @@ def report(
     scorer: Annotated[
         str | None, typer.Option(help="The CLIP that measures on these pages, or none. [default: the model's]")
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    offline: OfflineOption = False,
+    open_page: OpenOption = False,
 ) -> None:
     """Write a page with leaderboard, trade-off, blocks and every picture; it opens from disk without network."""
     from riebench.feature_report import ReportFeatures

@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
-from riebench.commands.common import (
+from riebench.commands.common import folders_in, friendly, places, say, words
+from riebench.commands.options import (
     DeviceOption,
+    OfflineOption,
     ProfileOption,
     ResultsOption,
     ScorerOption,
+    UpToDateOption,
     WeightsOption,
-    folders_in,
-    friendly,
-    places,
-    say,
-    words,
 )
 from riebench.errors import RiebenchError
 
@@ -34,10 +32,10 @@ def score(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures scored at a time.")] = 32,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Compute the scores that stored pictures still lack."""
-    from riebench.job import pick_device
+    from riebench.devices import pick_device
     from riebench.metrics.scorers import scorer_pair
     from riebench.metrics.weights import parse_weights
     from riebench.offline import offline_mode
@@ -71,7 +69,7 @@ def tables(
     profile: Annotated[
         str | None, typer.Option(help="Only this profile's tables. [default: all that have scores]")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the files are up to date.")] = False,
+    check: UpToDateOption = False,
 ) -> None:
     """Write the tables of every suite and model from stored scores."""
     from riebench.documents import fill_document
@@ -104,7 +102,7 @@ def leaderboard(
     scorer: ScorerOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Write leaderboard.md from the results folder alone."""
     from riebench.leaderboard import check_leaderboard, write_leaderboard
@@ -123,7 +121,7 @@ def leaderboard(
 def _verify(
     run: Path, suites: list[str], scorers: list[str], weights: list[str], device: str, offline: bool
 ) -> None:  # fmt: skip
-    from riebench.job import pick_device
+    from riebench.devices import pick_device
     from riebench.metrics.scorers import scorer_pair
     from riebench.metrics.weights import parse_weights
     from riebench.offline import offline_mode

@@ -6,18 +6,24 @@ from typing import Annotated, Any
 
 import typer
 
-from riebench.commands.common import (
+from riebench.commands.common import friendly, numbers, places, say, with_options_of, words
+from riebench.commands.options import (
+    AttentionOption,
+    ChannelsLastOption,
+    ConfigOption,
     DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    OfflineOption,
     ProfileOption,
     ResultsOption,
+    SaeOption,
     ScorerOption,
+    SizeOption,
+    StepsOption,
+    SuiteOption,
+    VaeOption,
     WeightsOption,
-    friendly,
-    numbers,
-    places,
-    say,
-    with_options_of,
-    words,
 )
 
 
@@ -31,14 +37,11 @@ def job_of(
             help="main: the quick ones; sweep: every method at six strengths or more; paper: equal shares, switches."
         ),
     ] = "main",
-    suite: Annotated[str, typer.Option(help="A shipped suite, or a folder of task files.")] = "toy",
+    suite: SuiteOption = "toy",
     model: Annotated[
         str | None, typer.Option(help="Preset, folder, single file or hub id. [default: the suite's]")
     ] = None,
-    sae: Annotated[
-        str | None,
-        typer.Option(help="SAEs: a folder, file, hf://ID[@REVISION] or BLOCK=PLACE,... [default: the model's]"),
-    ] = None,
+    sae: SaeOption = None,
     blocks: Annotated[
         str | None, typer.Option(help="each, together, both, or block names with commas between.")
     ] = None,
@@ -47,8 +50,8 @@ def job_of(
         typer.Option(help="Change only the steps of this part of the run, such as 0:0.5 for its first half."),
     ] = None,
     categories: Annotated[str | None, typer.Option(help="Only these categories, with commas between.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     seeds: Annotated[
         str | None,
         typer.Option(
@@ -60,14 +63,10 @@ def job_of(
         str, typer.Option(help="Pictures generated at a time; auto: what device and free memory allow.")
     ] = "auto",
     device: DeviceOption = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
-    size: Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.")
-    ] = None,
-    vae: Annotated[
-        str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id. [default: the model's]")
-    ] = None,
+    dtype: DtypeOption = None,
+    size: SizeOption = None,
+    config: ConfigOption = None,
+    vae: VaeOption = None,
     offload: Annotated[
         str,
         typer.Option(help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer)."),
@@ -78,12 +77,8 @@ def job_of(
     vae_tiling: Annotated[
         bool, typer.Option("--vae-tiling", help="Decode in tiles of 512 px; changes pictures slightly.")
     ] = False,
-    attention: Annotated[
-        str, typer.Option(help="default, sliced, or one of PyTorch's kernels: math, efficient, flash.")
-    ] = "default",
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="Lay convolutions out channels last; faster on some GPUs.")
-    ] = False,
+    attention: AttentionOption = "default",
+    channels_last: ChannelsLastOption = False,
     regions: Annotated[
         str | None,
         typer.Option(help="Finds words in pictures: attention, clipseg or grounded-sam, plain or with :key=value,..."),
@@ -98,7 +93,7 @@ def job_of(
     redo: Annotated[
         str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
     ] = "missing",
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    offline: OfflineOption = False,
     engine: Annotated[str, typer.Option(help="local: this process; ray: workers on a Ray cluster.")] = "local",
     address: Annotated[
         str | None, typer.Option(help="For --engine ray: HOST:PORT of its head, or auto. [default: start one here]")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from riebench.commands import sae_training
-from riebench.commands.common import DeviceOption, friendly, say
+from riebench.commands.common import friendly, say
+from riebench.commands.options import (
+    DeviceOption,
+    DtypeOption,
+    OfflineOption,
+    PicturesOption,
+    PromptsOption,
+    StepsOption,
+)
 
 if TYPE_CHECKING:
     from riebench.saes.inspection import Inspection, SaeReport
@@ -41,24 +49,24 @@ def inspect_saes(
         Path | None, typer.Option(help="YAML or JSON file that says which tensor is what, for any other format.")
     ] = None,
     suite: Annotated[str | None, typer.Option(help="Whose prompts to measure on. [default: by model]")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file with a prompt a line, instead of a suite.")] = None,
+    prompts: PromptsOption = None,
     limit: Annotated[int, typer.Option(min=1, help="How many prompts to measure on.")] = 16,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures generated at a time.")] = 4,
+    steps: StepsOption = None,
+    batch_size: PicturesOption = 4,
     device: DeviceOption = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    dtype: DtypeOption = None,
+    offline: OfflineOption = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this JSON file.")] = None,
 ) -> None:
     """Say what SAEs are; with --model, also how they do on it."""
     from dataclasses import replace
 
+    from riebench.devices import pick_device
     from riebench.errors import RiebenchError
     from riebench.files import write_atomic
-    from riebench.job import pick_device
     from riebench.models import load_model
     from riebench.presets import PRESETS
-    from riebench.saes.inspection import inspect, load_all, prompts_from
+    from riebench.saes.inspection import inspect, load_all, prompts_from, usual_suite
     from riebench.saes.sources import parse_sources
 
     named = source or (PRESETS[model].saes if model in PRESETS else None)
@@ -73,7 +81,7 @@ def inspect_saes(
     if model is None:
         inspection = inspect(found)
     else:
-        texts = prompts_from(suite or ("toy" if model.startswith("toy-") else "sdxl"), prompts, limit)
+        texts = prompts_from(suite or usual_suite(model), prompts, limit)
         where = pick_device(device)
         say(f"loading {model} on {where}")
         loaded = load_model(model, steps=steps, dtype=dtype, device=where, offline=offline)

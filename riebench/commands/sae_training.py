@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from riebench.commands.common import DeviceOption, friendly, say, with_options_of, words
+from riebench.commands.common import friendly, say, with_options_of, words
+from riebench.commands.options import (
+    AttentionOption,
+    ChannelsLastOption,
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    ModelNameOption,
+    OfflineOption,
+    OffloadOption,
+    SizeOption,
+)
 
 if TYPE_CHECKING:
     from riebench.options import ModelOptions
@@ -29,7 +41,7 @@ class Loading:
 
     def load(self) -> Any:
         """The `riebench.models.LoadedModel`."""
-        from riebench.job import pick_device
+        from riebench.devices import pick_device
         from riebench.models import load_model
 
         where = pick_device(self.device)
@@ -41,23 +53,17 @@ class Loading:
 
 
 def loading_of(
-    model: Annotated[str, typer.Option(help="Preset, folder, single file or hub id.")],
+    model: ModelNameOption,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 1,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")] = None,
+    guidance: GuidanceOption = None,
     device: DeviceOption = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")] = None,
-    size: Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.")
-    ] = None,
-    offload: Annotated[str, typer.Option(help="Weights kept off the GPU: none, model, sequential.")] = "none",
-    attention: Annotated[
-        str, typer.Option(help="default, sliced, or one of PyTorch's kernels: math, efficient, flash.")
-    ] = "default",
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="Lay convolutions out channels last; faster on some GPUs.")
-    ] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    dtype: DtypeOption = None,
+    size: SizeOption = None,
+    config: ConfigOption = None,
+    offload: OffloadOption = "none",
+    attention: AttentionOption = "default",
+    channels_last: ChannelsLastOption = False,
+    offline: OfflineOption = False,
 ) -> Loading:
     """What the model options stand for."""
     from riebench.options import ModelOptions
@@ -138,7 +144,7 @@ def train_saes(
     """Train SAEs, all of a block over one pass of its updates. Repeating a command goes on where it stopped."""
     import torch
 
-    from riebench.job import pick_device
+    from riebench.devices import pick_device
     from riebench.saes.shards import Collection
     from riebench.saes.stream import DataPass
     from riebench.saes.train import SaeTraining
@@ -181,7 +187,7 @@ def speed(
     """Time a training step, and its matrix products alone."""
     import torch
 
-    from riebench.job import pick_device
+    from riebench.devices import pick_device
     from riebench.saes.speed import measure_step
     from riebench.saes.train import SaeTraining
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from riebench.commands.common import ResultsOption, folders_in, friendly, places, say
+from riebench.commands.common import folders_in, friendly, places, say
+from riebench.commands.options import ResultsOption, UpToDateOption
 
 
 @friendly
@@ -16,7 +17,7 @@ def validity(
     out: Annotated[
         Path, typer.Option(help="Markdown file whose marked parts are filled; figures go to images/ beside it.")
     ] = Path("docs/validity.md"),
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the files are up to date.")] = False,
+    check: UpToDateOption = False,
 ) -> None:
     """Hold scores against the truth, where it is known: the toy world's judge."""
     from riebench.validity.document import fill_validity
