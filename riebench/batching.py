@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-import psutil
 import torch
 from tqdm import tqdm
 
+from riebench import machine
+from riebench.errors import DeviceLostError, MemoryShortageError, reason
 from riebench.estimates import activation_bytes
-from riebench.models import LoadedModel
-from riebench.planning import usual_batch_size
-from riebench.shapes import unet_shape
+from riebench.options import ModelOptions
+from riebench.schema import ModelSpec
+from riebench.shapes import Shape, unet_shape
 
+if TYPE_CHECKING:
+    from riebench.models import LoadedModel
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SMALL_PICTURE = 128
+"""Pictures up to this side are generated 32 at a time on every device that has the memory."""
 LARGEST = {"cuda": 32}
 """Kind of device -> pictures that are enough to keep it busy; elsewhere `usual_batch_size` is."""
 SHARE = 0.5
@@ -23,7 +34,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that can still be had on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return machine.free_ram()
 
 
 def automatic_batch_size(model: LoadedModel) -> int:
@@ -32,18 +43,37 @@ def automatic_batch_size(model: LoadedModel) -> int:
     Args:
         model: loaded, so that what its weights take is no longer free.
     """
-    spec, kind = model.spec, model.device.type
     shape = unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor)
-    fitting = SHARE * free_bytes(model.device) / activation_bytes(shape, spec, model.options, 1)
+    return suitable_batch_size(shape, model.spec, model.options, model.device.type, free_bytes(model.device))
+
+
+def suitable_batch_size(shape: Shape, spec: ModelSpec, options: ModelOptions, kind: str, free: int) -> int:
+    """The same for a model that may not be loaded.
+
+    Args:
+        shape: its measures.
+        spec: size and number format.
+        options: how it is placed.
+        kind: of device.
+        free: bytes there, without the weights.
+    """
+    fitting = SHARE * max(0, free) / activation_bytes(shape, spec, options, 1)
     most = max(usual_batch_size(spec.size), LARGEST.get(kind, 1))
     return 1 << max(0, min(most, int(fitting)).bit_length() - 1)
 
 
+def usual_batch_size(size: int) -> int:
+    """Pictures of a side in pixels that are generated at a time where nothing is known of the device."""
+    return 32 if size <= SMALL_PICTURE else 4
+
+
 class BatchSize:
-    """The batch size of one run, halved whenever memory does not suffice.
+    """How many pictures are made at a time, halved whenever memory does not suffice.
 
     Args:
         size: to begin with.
+        what: is counted, for messages.
+        proven: whether a batch has fitted before.
         quiet: says nothing.
 
     Attributes:
@@ -51,21 +81,76 @@ class BatchSize:
         proven: whether any batch has ever fitted.
     """
 
-    def __init__(self, size: int, *, quiet: bool = False) -> None:
+    def __init__(self, size: int, what: str = "pictures", *, proven: bool = False, quiet: bool = False) -> None:
         self.size = size
-        self.proven = False
+        self.proven = proven
+        self._what = what
         self._quiet = quiet
         self._failed: int | None = None
+
+    def each(
+        self, items: Sequence[T], pictures: int, make: Callable[[Sequence[T]], R],
+        keep: Callable[[Sequence[T], R], None], fail: Callable[[T, str], None],
+    ) -> None:  # fmt: skip
+        """Makes items in batches; of a batch that fails smaller ones are tried, so that each item ends exactly once.
+
+        Args:
+            items: what to make.
+            pictures: how many each of them takes.
+            make: makes one batch.
+            keep: gets the items of a batch and what was made of them; its errors end everything.
+            fail: gets an item that cannot be made, and why.
+
+        Raises:
+            MemoryShortageError: if an item does not even fit alone where nothing has ever fitted: going on would fail
+                every item to come in its turn.
+            DeviceLostError: as it comes.
+        """
+        left = [items] if items else []
+        while left:
+            batch, *others = self._fitting(left[0], pictures)
+            left[:1] = others
+            try:
+                made = make(batch)
+            except DeviceLostError:
+                raise
+            except Exception as error:
+                # Only this is kept of it: in its traceback the failed batch's tensors would live on.
+                why, short = reason(error), isinstance(error, MemoryShortageError)
+            else:
+                self._fitted()
+                keep(batch, made)
+                # The next batch is made without this one's tensors.
+                del made
+                continue
+            if len(batch) > 1:
+                left[:0] = self._smaller(batch, pictures, short)
+            elif short and not self.proven:
+                raise MemoryShortageError(why)
+            else:
+                fail(batch[0], why)
 
     def shrink(self, count: int) -> None:
         """Notes that so many pictures did not fit."""
         self.size = min(self.size, max(1, count // 2))
         self._failed = count if self._failed is None else self._failed
 
-    def fitted(self) -> None:
+    def _fitting(self, items: Sequence[T], pictures: int) -> list[Sequence[T]]:
+        """Items in batches that memory is thought to suffice for."""
+        size = max(1, self.size // pictures)
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def _smaller(self, items: Sequence[T], pictures: int, short: bool) -> list[Sequence[T]]:
+        """What to try after a batch failed: smaller ones if memory was short, else one by one, to know whose it is."""
+        if not short:
+            return [[item] for item in items]
+        self.shrink(len(items) * pictures)
+        return self._fitting(items, pictures)
+
+    def _fitted(self) -> None:
         """Notes that a batch did fit; after a shortage says so, in one line."""
         self.proven = True
         if self._failed is not None and not self._quiet:
-            line = f"memory does not suffice for {self._failed} pictures at a time; going on with {self.size}"
+            line = f"memory does not suffice for {self._failed} {self._what} at a time; going on with {self.size}"
             tqdm.write(line, file=sys.stderr)
             self._quiet = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
+from report_runs import NASTY
 from tiny import CHANNELS, SIZE, tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
@@ -22,7 +25,7 @@ from riebench.hooks import find_module, known_sites
 from riebench.paper import generating, on_sdxl, steps_pass, sweep, training
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked
 from riebench.paper.interventions import pass_order, reconstructed, without
-from riebench.paper.job import PaperJob, toy_captions
+from riebench.paper.job import Noise, PaperJob, toy_captions
 from riebench.paper.making import chosen, make
 from riebench.paper.output import check, stored
 from riebench.paper.registry import RECIPES
@@ -288,6 +291,20 @@ def test_a_sweep_is_trained_once_and_measured_on_other_prompts(
     assert not any(is_held_out(parse(text)) for text in trained_on)
 
 
+def test_words_of_strangers_stay_words() -> None:
+    table = Table(title="T", columns=(Column(name="k"),), rows=({"k": NASTY},))
+    settings: dict[str, Any] = {"model": {"name": NASTY, NASTY: "x"}, "SAEs": NASTY, "blocks": [NASTY]}
+    nasty = Artefact(name="x", title="X", shows="`code`", tables=(table,), settings=settings, notes=(NASTY,), alt="y")
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(nasty.markdown())
+    assert {*re.findall(r"<([a-z]\w*)", html)} <= {
+        "h1", "h2", "p", "ul", "li", "code", "a", "img", "table", "thead", "tbody", "tr", "th", "td", "em",
+    }  # fmt: skip
+    links = re.findall(r'(?:href|src)="([^"]*)"', html)
+    assert {link.partition("/")[0] for link in links} == {"figures", "tables", "data"}
+    plain = nasty.model_copy(update={"notes": ("`sae`: 0.5 [0.4, 0.6]",), "settings": {"model": "m (a @ b)"}})
+    assert "- `sae`: 0.5 [0.4, 0.6]\n" in plain.markdown() and "- model: m (a @ b)\n" in plain.markdown()
+
+
 def test_toy_captions_are_held_out_and_always_the_same() -> None:
     texts = toy_captions(12)
     assert texts[:5] == toy_captions(5) and len({text for _, text in texts}) == 12
@@ -384,5 +401,20 @@ def test_cells_print_as_said() -> None:
     assert "| k | a | b |\n| --- | --- | --- |\n| 4 | 0.3 | 0.5 |\n| 8 | – | 0.8 |" in table.markdown(2)
     assert table.csv() == "k,block,ev\n4,a,0.333333\n4,b,0.5\n8,b,0.75\n"
     assert picked(list(table.rows), k=4, block="a") == [{"k": 4, "block": "a", "ev": 0.333333}]
+    again: tuple[Row, ...] = ({"k": 4, "block": "a", "ev": 1 / 3}, {"k": 4, "block": "b", "ev": 0.25}, rows[2])
+    twice = table.model_copy(update={"rows": (*table.rows, *again)}).markdown(2)
+    assert "| 4 | 0.3 | 0.5 |\n| 4 | 0.3 | 0.2 |\n| 8 | – | 0.8 |\n" in twice, "no number hides another"
     with pytest.raises(ValueError, match="'odd', which is no column"):
         Table(title="T", columns=(Column(name="k"),), rows=({"odd": 1},))
+
+
+def test_pictures_at_a_time_follow_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [Noise("p", "a red cat", index, index) for index in range(3)]
+
+    def sizes(job: PaperJob) -> list[int]:
+        return [len(some) for _, some in generating.batches(job, tiny_model(), runs, "test")]
+
+    assert sizes(PaperJob()) == [3]
+    monkeypatch.setattr("riebench.batching.free_bytes", lambda device: 0)
+    assert sizes(PaperJob()) == [1, 1, 1]
+    assert sizes(PaperJob(batch_size=2)) == [2, 1]

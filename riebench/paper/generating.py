@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from riebench.batching import automatic_batch_size
 from riebench.edits import Edit
 from riebench.errors import RiebenchError, near_match
 from riebench.generate import Generator
 from riebench.hooks import known_sites
 from riebench.models import LoadedModel
 from riebench.paper.job import Noise, PaperJob
-from riebench.planning import usual_batch_size
 from riebench.trace import capture
 
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
@@ -43,7 +43,7 @@ class Unseen(Generator):
 
 def batches(job: PaperJob, model: LoadedModel, runs: Sequence[Noise], label: str) -> Iterator[tuple[int, list[Noise]]]:
     """Runs as they are generated together, with the number of the first; shows a bar."""
-    size = job.batch_size or usual_batch_size(model.spec.size)
+    size = job.batch_size or automatic_batch_size(model)
     firsts = range(0, len(runs), size)
     for first in tqdm(firsts, desc=label, mininterval=2, leave=False, disable=None):
         yield first, list(runs[first : first + size])

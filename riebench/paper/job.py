@@ -59,7 +59,7 @@ class PaperJob:
         blocks: only these blocks, by short name; empty for all that an artefact looks at.
         device: where it runs, "cpu" or "cuda"; never "auto" here.
         dtype: number format; None for the model's own.
-        batch_size: pictures at a time; None for the usual.
+        batch_size: pictures at a time; None for what device and free memory allow.
         redo: measures again what is there.
         offline: fetches nothing.
         options: how models are loaded.
