@@ -95,7 +95,7 @@ def _changed(value: Any, chance: random.Random) -> Any:
 def _replaced(value: Any, chance: random.Random) -> Any:
     change = chance.randrange(6)
     if change == 0:
-        return nested(chance.choice((3, 40, 3000)), chance.random() < 0.5)
+        return nested(chance.choice((3, 40, 300 + chance.randrange(700), 3000)), chance.random() < 0.5)
     if change == 1:
         return chance.choice(VALUES)
     if isinstance(value, str) and change == 2:

@@ -21,10 +21,12 @@ from riebench.capturing import CapturePlan
 from riebench.generate import Capture, GenerationResult, Generator
 from riebench.hooks import unit_layers
 from riebench.masking import MaskMaker
-from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, get_method
+from riebench.methods.base import EditContext, Reuse, get_method
 from riebench.methods.foreign import Editor, EditorContext
+from riebench.methods.runs import ROLES, ExampleRuns
 from riebench.models import LoadedModel
-from riebench.planning import Unit, Work, prepare, works_of
+from riebench.planning import Unit, Work, works_of
+from riebench.preparing import prepare
 from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.regions import RegionMasks, View, make_masks

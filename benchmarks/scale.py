@@ -60,11 +60,12 @@ def keys(count: int) -> Iterator[UnitKey]:
 
 def record(key: UnitKey) -> EditRecord:
     """A finished unit as an SAE leaves it."""
-    digest = hashlib.sha256(key.digest.encode()).hexdigest()
+    unit = key.digest
+    digest = hashlib.sha256(unit.encode()).hexdigest()
     blocks = BLOCKS if key.block_set == "all" else (key.block_set,)
     chosen = tuple(range(1000, 1000 + FEATURES // len(blocks)))
     return EditRecord(
-        key=key, status="ok", image=f"images/{key.digest}.png", image_sha256=digest,
+        key=key, status="ok", image=f"images/{unit}.png", image_sha256=digest,
         source_image=f"images/{key.example_id}.00000000.0.source.png",
         target_image=f"images/{key.example_id}.00000000.0.target.png",
         features={block: BlockFeatures(add=chosen, remove=chosen) for block in blocks},
@@ -118,9 +119,10 @@ def fill(root: Path, units: int, settings: int) -> dict[str, float]:
 
 
 def _scores(one: EditRecord, index: int) -> list[str]:
+    unit = one.key.digest
     return [
         ScoreRecord(
-            unit=one.key.digest, metric=metric, version=1, backbone="made-up@0123456789ab", picture=one.picture_id,
+            unit=unit, metric=metric, version=1, backbone="made-up@0123456789ab", picture=one.picture_id,
             value=(index * 7919 % 10007) / 10007,
         ).model_dump_json(exclude_defaults=True)
         for metric in METRICS

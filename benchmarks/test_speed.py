@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -24,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import memory
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import Timer, bare, clocked, sample
 from riebench.capturing import CapturePlan
@@ -230,26 +229,14 @@ def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Time
     note("scoring", units=count, units_a_second=count / ours, times_one_by_one=plain / ours)
 
 
-MEMORY = """
-import resource, sys
-from pathlib import Path
-from benchmarks.workload import sample
-from riebench.models import load_model
-from riebench.runner import run_benchmark
-tasks, settings = sample(int(sys.argv[1]), ["sae_each_sweep"])
-settings = [settings[0].model_copy(update={"strengths": (1.0,)})]
-run_benchmark(tasks, settings, load_model("toy-turbo", steps=1), results_root=Path(sys.argv[2]), batch_size=8,
-              progress=False, offline=True)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
 def test_memory(benchmark: Any, tmp_path: Path, note: Callable[..., None]) -> None:
-    """Peak memory of a process that makes ten times as many examples."""
-
-    def peak(count: int) -> int:
-        call = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / str(count))]
-        return int(subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-    few, many = peak(9), benchmark.pedantic(peak, args=(90,), rounds=1)
-    note("memory", megabytes_9_examples=few / 1024, megabytes_90_examples=many / 1024, ratio=many / few)
+    """Peak memory of processes: ten times as many examples, and the same ones one by one and by the bare calls."""
+    loaded, few = memory.peak("ours", 9, tmp_path / "few")
+    _, many = benchmark.pedantic(memory.peak, args=("ours", 90, tmp_path / "many"), rounds=1)
+    _, plain = memory.peak("one by one", 9, tmp_path / "plain")
+    _, bare_calls = memory.peak("bare", 9, tmp_path / "bare")
+    note(
+        "memory", megabytes_9_examples=few, megabytes_90_examples=many, ratio=many / few, megabytes_loaded=loaded,
+        megabytes_one_by_one=plain, megabytes_bare_calls=bare_calls, times_one_by_one=few / plain,
+        of_bare_calls=few / bare_calls,
+    )  # fmt: skip

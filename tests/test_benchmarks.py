@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from test_runner import task
 from tiny import tiny_model, tiny_saes
 
-from benchmarks import fullsize
+from benchmarks import fullsize, memory
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import bare, clocked
 from riebench.models import DTYPES, LoadedModel
@@ -85,3 +85,26 @@ def test_where_memory_ends_the_measurement_goes_on(monkeypatch: pytest.MonkeyPat
     lines: list[str] = []
     found = fullsize.measure(build, (2, 8, 16), modes=(False,), rate=1e9, single=1, setting=ONE, say=lines.append)
     assert [one.batch for one in found] == [1, 2] and lines[-2] == "batch 8: CUDA out of memory"
+
+
+def test_every_way_whose_memory_is_measured_makes_its_pictures(tmp_path: Path) -> None:
+    model, tasks = tiny_model(2), [task(3, region="house")]
+    units = len(plan(tasks, SETTINGS[1:2]))
+    rows = {}
+    for way in memory.WAYS:
+        with clocked(model) as clock:
+            memory.work(way, model, tasks, SETTINGS[1:2], tmp_path / way, str(tiny_saes()))
+        rows[way] = clock.rows["unet"]
+        assert (clock.rows["decoder"] >= units) and (max(clock.batches) > 1) == (way != "one by one")
+    assert rows["bare"] == 2 * units and rows["one by one"] == 3 * 2 * units
+    assert rows["bare"] < rows["ours"] <= rows["one by one"]
+
+
+def test_where_no_sweep_fits_one_by_one_is_told_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(model: LoadedModel, batch: int, operations: int) -> float:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(fullsize, "whole_rate", short)
+    lines: list[str] = []
+    found = fullsize.measure(build, (2, 8), modes=(False,), rate=1e9, single=1, setting=ONE, say=lines.append)
+    assert [one.way for one in found] == ["one by one"] and lines[-1].startswith("batch 2: ")

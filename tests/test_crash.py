@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +17,12 @@ from tiny import tiny_folder, tiny_model, tiny_saes
 
 from riebench.job import Job
 from riebench.recipe import ModelRecipe
+from riebench.store import RunFolder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 crash: Any = pytest.importorskip("benchmarks.crash", reason="the benchmarks are in the checkout only")
+comparison: Any = pytest.importorskip("benchmarks.comparison")
+killing: Any = pytest.importorskip("benchmarks.killing")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 
 
@@ -60,15 +65,42 @@ def test_the_comparison_finds_what_it_should(trials: Any, tmp_path: Path) -> Non
     """A changed number, a unit made twice, litter and lost lines would all be seen."""
     place = tmp_path / "work"
     shutil.copytree(trials.reference, place)
-    assert crash.differences(place, trials.reference) == []
-    before = crash.snapshot(place)
+    assert comparison.differences(place, trials.reference) == []
+    before = comparison.snapshot(place)
     (records,) = place.rglob("features/records.jsonl")
     text = records.read_text()
     records.write_text(text + text.splitlines()[0] + "\n")
-    found = "; ".join(crash.differences(place, trials.reference))
+    found = "; ".join(comparison.differences(place, trials.reference))
     assert "records.jsonl differs" in found and "1 made twice" in found and "lines without a seal" in found
     records.write_text("".join(text.splitlines(keepends=True)[1:]))
-    assert crash.lost(before, place) == [str(records.relative_to(place))]
+    assert comparison.lost(before, place) == [str(records.relative_to(place))]
     records.write_text(text)
     (place / "results" / ".x.tmp").touch()
-    assert crash.differences(place, trials.reference) == ["results/.x.tmp is only in one of them"]
+    assert comparison.differences(place, trials.reference) == ["results/.x.tmp is only in one of them"]
+    (place / "results" / ".x.tmp").unlink()
+    (seal,) = place.rglob("features/seal.json")
+    seal.unlink()
+    assert comparison.differences(place, trials.reference) == [f"{seal.relative_to(place)} is only in one of them"]
+
+
+def test_what_is_recorded_and_made_again_is_told_even_if_a_kill_came_before_it_was_stored(trials: Any) -> None:
+    made = comparison.recorded(comparison.snapshot(trials.reference))
+    assert trials.whole.planned == made and len(made) > len({name.rsplit(" ", 1)[0] for name in made})
+    again = trials.trial(0)
+    assert again["wrong"] == [] and again["killed"]
+    with patch.object(RunFolder, "done", lambda *_: set()):
+        found = [trials.trial(number)["wrong"] for number in range(2)]
+    assert any("was to be made again" in wrong for one in found for wrong in one)
+
+
+def test_only_our_own_kill_is_one(trials: Any, tmp_path: Path) -> None:
+    job = make_job(tmp_path / "work")
+    for moment in (None, killing.Moment(delay=60)):
+        with (
+            patch("riebench.job.write_tables", lambda *_: os.kill(os.getpid(), signal.SIGUSR1)),
+            pytest.raises(AssertionError, match=", which was not ours"),
+        ):
+            killing.run(job, moment)
+    assert killing.run(job, killing.Moment(operation=1)).killed
+    with patch("riebench.job.write_tables", lambda *_: 1 / 0), pytest.raises(AssertionError, match="failed by itself"):
+        killing.run(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -9,6 +10,8 @@ import re
 import sys
 import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -24,9 +28,13 @@ from report_runs import NASTY, make_hostile
 from test_exports import check_latex
 from test_report import data_of
 
+from riebench import yamlfile
 from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
 from riebench.files import file_inside, file_sha256, parse_json
+from riebench.importers.dataset import import_dataset
 from riebench.importers.published import import_piebench
+from riebench.importers.rows import Place
+from riebench.importers.wording import stated_region
 from riebench.latex import latex_table, latex_tables
 from riebench.phrases import innermost
 from riebench.pictures import MOST_PIXELS
@@ -34,7 +42,7 @@ from riebench.records import EditRecord, UnitKey
 from riebench.regions import RegionMasks, View, find
 from riebench.report import write_report
 from riebench.saes.formats import load_sae
-from riebench.saes.stored import load_tensors
+from riebench.saes.tensorfiles import load_tensors
 from riebench.sharedfolder import read_image
 from riebench.store import RunFolder
 from riebench.suites import load_task
@@ -42,7 +50,8 @@ from riebench.tables import markdown
 from riebench.yamlfile import load_yaml
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-fuzz = pytest.importorskip("benchmarks.fuzz", reason="the benchmarks are in the checkout only")
+fuzz: Any = pytest.importorskip("benchmarks.fuzz", reason="the benchmarks are in the checkout only")
+attempts: Any = pytest.importorskip("benchmarks.attempts")
 READERS = fuzz.READERS
 
 SLOW = {"data set", "page of records", "page of a run file"}
@@ -53,6 +62,51 @@ def test_a_reader_takes_or_refuses_everything_in_one_line(name: str, tmp_path: P
     found = fuzz.fuzz(READERS[name], 3 if name in SLOW else 25, tmp_path)
     assert dict(found.wrong) == {}
     assert found.read + found.refused >= 3
+
+
+FOREIGN = {"mask file": ("EPS", "PPM", "ICO"), "picture": ("EPS",)}
+"""Reader -> formats among its valid files that are refused."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_variants_begin_from_files_that_are_read(name: str, tmp_path: Path) -> None:
+    found = attempts.Findings()
+    for files in READERS[name].valid(tmp_path / "valid"):
+        attempts.attempt(READERS[name], files, tmp_path, found)
+    assert found.wrong == {} and found.refused == len(FOREIGN.get(name, ())) < found.inputs
+
+
+def told(read: Callable[[Path], object], tmp_path: Path) -> list[str]:
+    """What is found wrong with a reader."""
+    found = attempts.Findings()
+    attempts.attempt(replace(READERS["task"], read=read), {"x/a.txt": b"a"}, tmp_path, found)
+    return list(found.wrong)
+
+
+def test_the_fuzzer_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files touched elsewhere, however they are named; time that a reader hides; panics."""
+
+    def hide(_: Path) -> None:
+        try:
+            while True:
+                pass
+        except Exception as error:
+            raise RiebenchError("no") from error
+
+    def panic(_: Path) -> None:
+        raise BaseException("panic")
+
+    monkeypatch.setattr(attempts, "SECONDS", 0.05)
+    outside = tmp_path / "outside"
+    for read in (
+        lambda place: (place / ".." / "outside" / "secret.png").read_bytes(), lambda _: list(outside.iterdir()),
+        lambda _: (tmp_path / "new").mkdir(), lambda place: (place / "x" / "a.txt").rename(outside / "b"),
+        lambda _: Path("/etc/passwd").read_bytes(),
+    ):  # fmt: skip
+        assert [text[:6] for text in told(read, tmp_path)] == ["opened"]
+    assert told(hide, tmp_path) == ["TooLongError: more than 0.05 s"]
+    assert told(panic, tmp_path) == ["BaseException: panic"]
+    assert told(lambda place: (place / "x" / "a.txt").read_bytes(), tmp_path) == []
 
 
 def refused(path: Path, text: str | bytes) -> str:
@@ -67,6 +121,12 @@ def refused(path: Path, text: str | bytes) -> str:
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
+LISTS = "[" * 20
+CHAIN = f"a: &a {LISTS}{LISTS.replace(chr(91), chr(93))}\n" + "".join(
+    f"{new}: &{new} {LISTS}*{old}{LISTS.replace(chr(91), chr(93))}\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""No list here is deep, but the last holds the one before it, and so on."""
 
 
 @pytest.mark.parametrize(
@@ -77,6 +137,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "{a: " * 100_000, "nested too deeply"),
         ("\n".join(" " * n + "a:" for n in range(200)), "nested too deeply"),
         ("a: &a [*a]", "nested too deeply"),
+        (CHAIN, "nested too deeply"),
+        ("\n" * 5000 + "a:\tb", "line 5001: a tab"),
         ("a: 0x" + "f" * 5000, "a number of 5002 characters"),
         ("a: 1" + ":10" * 3000, "a number of"),
         ("a: " + "x" * 200_000, "a text of 200000 characters"),
@@ -89,6 +151,17 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 def test_yaml_that_costs_the_reader_more_than_the_writer(tmp_path: Path, text: str | bytes, words: str) -> None:
     assert words in refused(tmp_path / "x.yaml", text)
+
+
+def test_yaml_of_many_short_values_is_refused_before_they_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 10 * 10_000 < yamlfile.MOST_VALUES < yamlfile.LARGEST_FILE / 50
+    monkeypatch.setattr(yamlfile, "MOST_VALUES", 1000)
+    monkeypatch.setattr(yaml, "compose", lambda *_, **__: pytest.fail("it was kept"))
+    mapping = "".join(f"a{n}: 1\n" for n in range(500))
+    for text in ("a: [" + "1," * 1000 + "]", mapping, "a: &a 1\nb: [" + "*a," * 1000 + "]"):
+        assert "more than 1000 values; split it" in refused(tmp_path / "x.yaml", text)
 
 
 def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
@@ -111,7 +184,11 @@ def test_messages_are_one_printable_line() -> None:
     said = str(RiebenchError("a\nb\x1b[2J\u202e\ud800\tc" + "x" * 10_000))
     assert said.startswith(r"a b\x1b[2J\u202e\ud800 c") and len(said) <= LONGEST_MESSAGE + 4
     assert near_match("x" * 10**6, ["xy"]) == ""
+    assert near_match("xy", [f"x{n}" for n in range(2000)]) == ""
     assert innermost("not: " * 100_000 + "whole") == "whole"
+    assert stated_region("not:" * 990 + "cat", "a cat") == "not: " * 990 + "cat"
+    for count in (990, 991):
+        assert find("not:" * count + "whole", view(), lambda words, view: np.ones((8, 8), bool)).all() == (count == 990)
 
 
 def view(side: int = 8) -> View:
@@ -176,20 +253,61 @@ def test_mask_files_lie_in_the_suites_folder(tmp_path: Path, climb: str) -> None
 
 
 def test_pictures_of_an_import_lie_in_its_folder(tmp_path: Path) -> None:
-    from benchmarks.readers import _PIEBENCH, _intake
+    from benchmarks.given import PIEBENCH, new_intake
 
     Image.new("L", (4, 4)).save(tmp_path / "secret.png")
     images = tmp_path / "images"
     images.mkdir()
     (images / "link.png").symlink_to(tmp_path / "secret.png")
     for name in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "a\x00b"):
-        (tmp_path / "in.json").write_text(json.dumps({"000": {**_PIEBENCH["000"], "image_path": name}}))
-        intake = _intake()
+        (tmp_path / "in.json").write_text(json.dumps({"000": {**PIEBENCH["000"], "image_path": name}}))
+        intake = new_intake()
         import_piebench(tmp_path / "in.json", images, tmp_path / "out", intake)
         assert [
             reason for _, reason in intake.skipped if "leaves the folder of pictures" in reason or "no path" in reason
         ]
     assert file_inside(images, "a/b.png", "x", "y") == images / "a" / "b.png"
+
+
+def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a column claims to hold: programs, too many pixels, files of others."""
+    import datasets
+
+    from benchmarks.given import new_intake
+
+    def content(kind: str, side: int = 8) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB" if kind == "EPS" else "1", (side, side), 1).save(buffer, format=kind)
+        return buffer.getvalue()
+
+    def taken(name: str, **cells: Any) -> Any:
+        pictures = datasets.Features({name: datasets.Image() for name in cells})
+        row = {"source": "a cat", "target": "a dog", "category": "1"}
+        features = datasets.Features({**{name: datasets.Value("string") for name in row}, **pictures})
+        made = datasets.Dataset.from_list([{**row, **cells}], features=features)
+        made.to_parquet(str(tmp_path / f"{name}.parquet"))
+        intake = new_intake()
+        import_dataset(Place(str(tmp_path / f"{name}.parquet"), offline=True), intake)
+        return intake
+
+    def run(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was run")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
+    (tmp_path.parent / "secret.png").write_bytes(content("PNG"))
+    program, whole = {"bytes": content("EPS"), "path": None}, {"bytes": content("PNG"), "path": None}
+    # What nobody asks for is not even looked at.
+    assert taken("beside", preview=program, mask=whole).n_taken == 1
+    for name, cell, words in (
+        ("program", program, "no whole picture of a known format"),
+        ("bomb", {"bytes": content("PNG", 12_000), "path": None}, "claims 12000 x 12000"),
+        ("away", {"bytes": None, "path": str(tmp_path.parent / "secret.png")}, "lies outside the data set"),
+        ("link", {"bytes": None, "path": f"{tmp_path}/../secret.png"}, "lies outside the data set"),
+    ):
+        with pytest.raises(RiebenchError, match=words):
+            taken(name, mask=cell)
+    (tmp_path / "near.png").write_bytes(content("PNG"))
+    assert taken("near", mask={"bytes": None, "path": str(tmp_path / "near.png")}).n_taken == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from riebench.scoring import score
 from riebench.store import RunFolder, run_folders
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-crash = pytest.importorskip("benchmarks.crash", reason="the benchmarks are in the checkout only")
+comparison: Any = pytest.importorskip("benchmarks.comparison", reason="the benchmarks are in the checkout only")
 
 METRIC, LEVEL, SHARE = 1e-3, 1, 0.999
 """What scores, and pixels in 1/255 on such a share of them, may differ by."""
@@ -57,7 +58,7 @@ def test_the_same_command_gives_the_same_bytes(job: Job) -> None:
     ends(first)
     ends(second)
     assert (first.results / "report" / "index.html").is_file()
-    assert crash.differences(first.results, second.results) == []
+    assert comparison.differences(first.results, second.results) == []
 
 
 MADE: list[Path] = []
