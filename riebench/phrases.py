@@ -21,12 +21,17 @@ def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE)]
 
 
-def innermost(region: str) -> str:
-    """A region without the `not:` before it: one of the other forms, or words of the prompt."""
-    region = region.strip()
+def peeled(region: str) -> tuple[int, str]:
+    """How often `not:` stands before a region, and the rest: one of the other forms, or words of the prompt."""
+    region, count = region.strip(), 0
     while region.startswith(NOT):
-        region = region.removeprefix(NOT).strip()
-    return region
+        region, count = region.removeprefix(NOT).strip(), count + 1
+    return count, region
+
+
+def innermost(region: str) -> str:
+    """A region without the `not:` before it."""
+    return peeled(region)[1]
 
 
 def mask_file(region: str) -> str | None:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from riebench.errors import MissingWordsError, RiebenchError
-from riebench.phrases import BACKGROUND, FILE, NOT, SEEN, WHOLE, innermost, mask_file, seen_words
+from riebench.phrases import BACKGROUND, FILE, SEEN, WHOLE, innermost, mask_file, peeled, seen_words
 from riebench.pictures import LARGEST_SIDE, MOST_PIXELS, opened
 from riebench.records import MaskShare
 from riebench.registry import REGIONS
@@ -157,14 +157,18 @@ def find(region: str, view: View, provider: RegionProvider, folder: Path = Path(
     Raises:
         RiebenchError: if the region cannot be read, or the words are not in the prompt.
     """
-    region = region.strip()
+    negations, region = peeled(region)
+    found = _find_plain(region, view, provider, folder)
+    return ~found if negations % 2 else found
+
+
+def _find_plain(region: str, view: View, provider: RegionProvider, folder: Path) -> Mask:
+    """As `find`, for a region without `not:`."""
     height, width = view.image.shape[:2]
     if region == WHOLE:
         return np.ones((height, width), dtype=bool)
     if region == BACKGROUND:
         return ~provider(None, view)
-    if region.startswith(NOT):
-        return ~find(region.removeprefix(NOT), view, provider, folder)
     if region.startswith(FILE):
         return _read_mask(folder / region.removeprefix(FILE).strip(), height, width)
     if region.startswith(SEEN):

@@ -25,6 +25,8 @@ LARGEST_FILE = 64 * 2**20
 """Bytes; ten thousand examples take some five of them."""
 DEEPEST = 32
 """Levels of lists and mappings in each other; tasks and settings have five."""
+MOST_VALUES = 1_000_000
+"""Texts, numbers, lists and mappings of a file: while it is read, each takes a kilobyte, however short it is."""
 REPEATED = 10
 """How many times as long aliases may make a file."""
 LONGEST_TEXT, LONGEST_NUMBER = 100_000, 40
@@ -43,19 +45,20 @@ def load_yaml(path: Path) -> dict[str, Any]:
             names file and line.
     """
     text = _text(path)
-    for number, line in enumerate(text.split("\n"), start=1):
-        if "\t" in line:
-            raise TaskFileError(f"{path}, line {number}: a tab; indent and separate with spaces")
+    tab = text.find("\t")
+    if tab >= 0:
+        number = text.count("\n", 0, tab) + 1
+        raise TaskFileError(f"{path}, line {number}: a tab; indent and separate with spaces")
     # The C parser is some ten times faster; it is absent where libyaml was absent at build time.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         # Composing calls itself for every level, in C without end; looking at one event after the other does not.
-        _refuse_depth(text, loader, path)
+        _refuse_cost(text, loader, path)
         node = yaml.compose(text, Loader=loader)
         if not isinstance(node, yaml.MappingNode):
             raise TaskFileError(f"{path}: expected 'key: value' lines at the top level")
-        own: dict[int, int] = {}
-        if _expanded(node, path, own, 1) > REPEATED * len(own) + 1000:
+        own: dict[int, tuple[int, int]] = {}
+        if _expanded(node, path, own, 1)[0] > REPEATED * len(own) + 1000:
             raise TaskFileError(f"{path}: its aliases stand for too much; write it out")
         for line_number, key in _duplicates(node):
             raise TaskFileError(f"{path}, line {line_number}: key {key!r} is given twice")
@@ -86,9 +89,12 @@ def _text(path: Path) -> str:
         raise TaskFileError(f"{path}: cannot be read ({error})") from error
 
 
-def _refuse_depth(text: str, loader: Any, path: Path) -> None:
-    depth = 0
+def _refuse_cost(text: str, loader: Any, path: Path) -> None:
+    depth = values = 0
     for event in yaml.parse(text, Loader=loader):
+        values += isinstance(event, yaml.NodeEvent)
+        if values > MOST_VALUES:
+            raise TaskFileError(f"{path}: has more than {MOST_VALUES} values; split it")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST:
@@ -98,12 +104,13 @@ def _refuse_depth(text: str, loader: Any, path: Path) -> None:
             depth -= 1
 
 
-def _expanded(node: yaml.Node, path: Path, own: dict[int, int], depth: int) -> int:
-    """Nodes below and with a node if aliases were written out; checks each node once, and counts it in `own`."""
-    if depth > DEEPEST:
+def _expanded(node: yaml.Node, path: Path, own: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+    """Nodes and levels from a node on if aliases were written out; checks each node once, and keeps both in `own`."""
+    size, levels = own.get(id(node), (0, 1))
+    if depth + levels - 1 > DEEPEST:
         raise TaskFileError(f"{path}, line {node.start_mark.line + 1}: nested too deeply")
-    if id(node) in own:
-        return own[id(node)]
+    if size:
+        return size, levels
     if isinstance(node, yaml.ScalarNode):
         _check_scalar(node, path)
     inner: list[yaml.Node] = []
@@ -111,21 +118,27 @@ def _expanded(node: yaml.Node, path: Path, own: dict[int, int], depth: int) -> i
         inner = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
-    own[id(node)] = 1 + sum(_expanded(part, path, own, depth + 1) for part in inner)
+    found = [_expanded(part, path, own, depth + 1) for part in inner]
+    own[id(node)] = 1 + sum(size for size, _ in found), 1 + max((levels for _, levels in found), default=0)
     return own[id(node)]
 
 
 def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
-    where = f"{path}, line {node.start_mark.line + 1}"
-    if len(node.value) > LONGEST_TEXT:
-        raise TaskFileError(f"{where}: a text of {len(node.value)} characters; at most {LONGEST_TEXT} are read")
+    fault = text_fault(node.value)
     if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
-        raise TaskFileError(f"{where}: a number of {len(node.value)} characters")
-    if node.value.isprintable():
-        return
-    odd = next((mark for mark in node.value if unicodedata.category(mark) in ("Cc", "Cs") and mark != "\n"), None)
-    if odd is not None:
-        raise TaskFileError(f"{where}: the text holds the control character {odd!r}; leave it out")
+        fault = f"a number of {len(node.value)} characters"
+    if fault is not None:
+        raise TaskFileError(f"{path}, line {node.start_mark.line + 1}: {fault}")
+
+
+def text_fault(text: str) -> str | None:
+    """Why a text cannot stand in a file, or None."""
+    if len(text) > LONGEST_TEXT:
+        return f"a text of {len(text)} characters; at most {LONGEST_TEXT} are read"
+    if text.isprintable():
+        return None
+    odd = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs") and mark != "\n"), None)
+    return None if odd is None else f"the text holds the control character {odd!r}; leave it out"
 
 
 def _duplicates(node: yaml.Node) -> Iterator[tuple[int, str]]:

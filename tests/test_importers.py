@@ -19,7 +19,7 @@ from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.importers.folder import store_suite, suite_files
 from riebench.importers.intake import Intake, read_json
-from riebench.importers.published import import_piebench, import_riebench
+from riebench.importers.published import _riebench_draft, import_piebench, import_riebench
 from riebench.importers.runlengths import SIDE, decode
 from riebench.importers.wording import category_of, published_region, stated_region
 from riebench.regions import View, find, run_lengths
@@ -378,3 +378,31 @@ def test_all_296_examples_arrive_and_pass_the_check(tmp_path: Path, monkeypatch:
     assert "9 tasks, 296 examples" in checked.stderr and "8 examples have 'seen:' regions" in checked.stderr
     listed = CliRunner().invoke(app, ["tasks", "list", "suites/riebench"])
     assert "change_style@1  47 examples" in listed.stdout
+
+
+def test_a_record_that_no_file_can_hold_is_left_out_alone(tmp_path: Path) -> None:
+    """A tab, half of a character, a text without measure: the others arrive."""
+    odd = {
+        "tab": {"editing_prompt": "a\tdog"}, "bell": {"blended_word": "\x07"}, "half": {"original_prompt": "a \ud800"},
+        "long": {"editing_instruction": "x" * 200_000},
+    }  # fmt: skip
+    records = {"whole": pie(1), **{name: pie(1, **changes) for name, changes in odd.items()}}
+    taken = intake()
+    origin = import_piebench(written(tmp_path / "in.json", records), None, tmp_path / "suite", taken)
+    store_suite(suite_files(taken, origin), tmp_path / "suite")
+    (task,) = load_suite(str(tmp_path / "suite"))
+    assert [example.id for example in task.examples] == ["whole"]
+    assert [name for name, _ in taken.skipped] == list(odd)
+    assert all("control character" in why or "200000 characters" in why for _, why in taken.skipped)
+
+
+def test_names_of_records_that_are_left_out_are_one_printable_line(tmp_path: Path) -> None:
+    taken = intake()
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    import_riebench(written(tmp_path / "in.json", [{"id": "a\x1b[2J\nb" + "x" * 9000}, {"id": [[]]}]), taken)
+    assert [name[:12] for name, _ in taken.skipped] == ["a\\x1b[2J bxx", "record 1"] and len(taken.skipped[0][0]) < 250
+    taken = intake()
+    taken.take("deep", lambda: _riebench_draft({**RECORD, "editing_type_id": deep}))
+    assert taken.skipped == [("deep", "nested too deeply")]

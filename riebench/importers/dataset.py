@@ -14,6 +14,7 @@ from PIL import Image
 
 from riebench.errors import RiebenchError
 from riebench.hashing import canonical_json, content_digest
+from riebench.importers.cells import opened_cell
 from riebench.importers.columns import choose_columns, read_mapping
 from riebench.importers.intake import Draft, Intake
 from riebench.importers.published import Origin
@@ -52,7 +53,7 @@ def import_dataset(
         )
     digest, n_rows = hashlib.sha256(), 0
     for row in islice(chain([first], rows), limit):
-        record = {field: row.get(column) for field, column in chosen.items()}
+        record = {field: opened_cell(row.get(column), place) for field, column in chosen.items()}
         digest.update(canonical_json({key: _hashable(value) for key, value in record.items()}).encode())
         name = _given(record, "id") or f"row {n_rows}"
         intake.take(name, partial(_draft, place.short, record, fixed))

@@ -12,11 +12,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from riebench.errors import RiebenchError, near_match
+from riebench.errors import LONGEST_NAME, RiebenchError, near_match, one_line
 from riebench.importers.runlengths import Mask, mask_png
 from riebench.phrases import FILE, plain_prompt
 from riebench.schema import EditExample, default_rule
 from riebench.suites import REQUIRED_REGIONS, TokenCounter, check_example
+from riebench.yamlfile import text_fault
 
 MASK_FOLDER = "masks"
 """Folder of the mask files, beside the task files."""
@@ -74,10 +75,14 @@ class Intake:
             name: the record's name, for messages.
             read: makes the draft, or raises a `RiebenchError`.
         """
+        # The name is a stranger's too, and is printed.
+        name = one_line(name[:LONGEST_NAME])
         try:
             self._add(read())
         except RiebenchError as error:
             self.skipped.append((name, str(error)))
+        except RecursionError:
+            self.skipped.append((name, "nested too deeply"))
 
     @property
     def n_taken(self) -> int:
@@ -93,6 +98,7 @@ class Intake:
         values |= {key: region for key, region in regions.items() if region is not None}
         if draft.provenance:
             values["provenance"] = dict(draft.provenance)
+        _check_texts(values)
         example = self._checked(values, rule)
         pair = (draft.category, example.plain.source, example.plain.target, hashlib.sha256(png or b"").hexdigest())
         if pair in self._pairs:
@@ -134,6 +140,15 @@ class Intake:
                 cluster = {"cluster": first.setdefault(prompt, one["id"])} if prompt in shared else {}
                 found.setdefault(category, []).append({**one, **cluster})
         return found
+
+
+def _check_texts(values: Mapping[str, Any]) -> None:
+    """Refuses what no task file may hold: there it would be the end of all other records too."""
+    for key, value in values.items():
+        for text in value.values() if isinstance(value, dict) else [value]:
+            fault = text_fault(text)
+            if fault is not None:
+                raise RiebenchError(f"{key}: {fault}")
 
 
 def _checked_png(mask: Mask) -> bytes:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from riebench.errors import RiebenchError
+from riebench.errors import RiebenchError, one_line
 from riebench.files import file_inside, file_sha256
 from riebench.importers.intake import Draft, Intake, read_json, text_field
 from riebench.importers.runlengths import decode
@@ -33,7 +33,8 @@ def import_riebench(path: Path, intake: Intake) -> Origin:
     if not isinstance(records, list) or not records:
         raise RiebenchError(f"{path}: expected a list of records, as the published riebench.json is")
     for number, record in enumerate(records):
-        name = str(record.get("id", f"record {number}")) if isinstance(record, dict) else f"record {number}"
+        stated = record.get("id") if isinstance(record, dict) else None
+        name = str(stated) if isinstance(stated, str | int) else f"record {number}"
         intake.take(name, partial(_riebench_draft, record))
     return {"format": "riebench", "file": path.name, "sha256": digest, "records": len(records)}
 
@@ -74,7 +75,7 @@ def import_piebench(path: Path, images: Path | None, folder: Path, intake: Intak
     for name, record in records.items():
         intake.take(name, partial(_piebench_draft, name, record, images, folder, whole))
     if whole:
-        intake.notes.append(f"{len(whole)} masks cover the whole picture, that of {whole[0]} first")
+        intake.notes.append(f"{len(whole)} masks cover the whole picture, that of {one_line(whole[0])} first")
     return {"format": "piebench", "file": path.name, "sha256": digest, "records": len(records)}
 
 

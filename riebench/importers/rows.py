@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,19 @@ def open_rows(place: Place) -> Rows:
     else:
         parts, revision = _opened(place, lambda: _build(place, local))
     split = _chosen_split(place, list(parts))
-    return Rows(parts[split], split, revision)
+    return Rows(_undecoded(parts[split]), split, revision)
+
+
+def _undecoded(data: Any) -> Any:
+    """A part whose pictures stay the bytes they are: the library would decode whatever they claim to be."""
+    from datasets.features.features import require_decoding
+
+    for name, feature in (data.features or {}).items():
+        if hasattr(feature, "decode"):
+            data = data.cast_column(name, replace(feature, decode=False))
+        elif require_decoding(feature):
+            data = data.remove_columns(name)
+    return data
 
 
 def _build(place: Place, local: Path | None) -> tuple[Mapping[str, Any], str | None]:

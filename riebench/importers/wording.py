@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 
 from riebench.errors import RiebenchError, near_match
-from riebench.phrases import BACKGROUND, NOT, SEEN, WHOLE, mask_file, phrase_spans, plain_prompt, region_words
+from riebench.phrases import (
+    BACKGROUND,
+    NOT,
+    SEEN,
+    WHOLE,
+    mask_file,
+    peeled,
+    phrase_spans,
+    plain_prompt,
+    region_words,
+)
 from riebench.schema import ALL_CATEGORIES, LONGEST_PROMPT
 
 EVERYTHING, COMPLEMENT = "#everything", "~"
@@ -60,7 +70,8 @@ def stated_region(text: str, prompt: str) -> str:
         raise RiebenchError(f"the region {text!r} names a file; give the column that holds the mask itself")
     if region_words(text) is None:
         return text
-    return f"{NOT} {stated_region(text.removeprefix(NOT), prompt)}" if text.startswith(NOT) else worded(text, prompt)
+    negations, words = peeled(text)
+    return f"{NOT} " * negations + worded(words, prompt)
 
 
 def category_of(value: object) -> str:
