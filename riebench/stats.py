@@ -79,7 +79,7 @@ def estimate(
 def _category_replicates(
     name: str, examples: Mapping[str, Sequence[float]], clusters: Mapping[str, str], replicates: int, seed: int
 ) -> tuple[float, NDArray[np.float64], int]:
-    means = {example: float(np.mean(seeds)) for example, seeds in sorted(examples.items()) if len(seeds)}
+    means = {example: _mean(seeds) for example, seeds in sorted(examples.items()) if len(seeds)}
     sums: dict[str, list[float]] = {}
     for example, mean in means.items():
         sums.setdefault(clusters.get(example, example), []).append(mean)
@@ -87,7 +87,13 @@ def _category_replicates(
     totals = np.array([sum(sums[group]) for group in groups])
     sizes = np.array([len(sums[group]) for group in groups], dtype=np.float64)
     counts = cluster_counts(name, groups, replicates, seed)
-    return float(np.mean(list(means.values()))), (counts @ totals) / (counts @ sizes), len(means)
+    # Groups of one are the rule: then every replicate has as many examples as there are.
+    drawn = counts @ sizes if (sizes != 1).any() else float(len(groups))
+    return float(np.mean(list(means.values()))), (counts @ totals) / drawn, len(means)
+
+
+def _mean(seeds: Sequence[float]) -> float:
+    return float(seeds[0]) if len(seeds) == 1 else float(np.mean(seeds))
 
 
 def detectable_difference(differences: Sequence[float]) -> float | None:

@@ -100,8 +100,9 @@ class Examples:
         drawn = np.empty((replicates, len(self.ids)))
         for category, members in self.strata.items():
             names = tuple(sorted({self.clusters[i] for i in members}))
+            place = {name: position for position, name in enumerate(names)}
             counts = cluster_counts(category, names, replicates, seed)
-            drawn[:, members] = counts[:, [names.index(self.clusters[i]) for i in members]]
+            drawn[:, members] = counts[:, [place[self.clusters[i]] for i in members]]
         return drawn
 
 

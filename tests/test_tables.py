@@ -142,3 +142,10 @@ def test_single_blocks_stay_out_of_the_method_table(filled: RunFolder, tmp_path:
     text, _ = per_method([c for f in (filled, alone) for c in configurations(RunFolder(f.path))])
     assert text.count("| sae |") == 1
     assert "| lone |" in text
+
+
+def test_one_value_for_each_example_is_what_two_equal_ones_are() -> None:
+    """The usual case has a way of its own, with the same bits in the end."""
+    single = {"c": {f"e{number}": [0.1 * number] for number in range(7)}, "d": {"x": [0.3], "y": [-0.7]}}
+    double = {name: {example: [*seeds, *seeds] for example, seeds in its.items()} for name, its in single.items()}
+    assert estimate(single) == estimate(double)
