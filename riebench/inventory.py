@@ -179,7 +179,7 @@ def _source_checks(source: str | None, blocks: tuple[str, ...], known: Known) ->
 
 def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
     from riebench.saes.formats import checkpoint_at, chosen
-    from riebench.saes.stored import refuse_pointer
+    from riebench.saes.tensorfiles import refuse_pointer
 
     root = source.locate(offline=True)
     files: list[Path] = []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from typer.testing import CliRunner
 from riebench import features
 from riebench.cli import app
 from riebench.errors import RiebenchError
+from riebench.features import study
 from riebench.features.activity import Activity, FeatureActivity, Histogram, Picture, Ranked, Seen, pictures_of
 from riebench.features.data import all_features, feature_folder, read_feature
 from riebench.features.drawings import heat_picture
@@ -105,6 +109,12 @@ def test_a_histogram_does_not_depend_on_order_or_cutting() -> None:
     assert sum(counts) == 500
     assert counts == np.histogram(values, bins=64, range=(0, 64 * width))[0].tolist()
     assert 32 * width <= values.max() < 64 * width
+
+
+def test_a_histogram_leaves_out_what_has_no_bin() -> None:
+    histogram = Histogram()
+    histogram.add(np.array([-1, 0, 2, np.nan, np.inf], np.float32))
+    assert histogram.counts.sum() == 1 and histogram.width == 2**-4
 
 
 def test_memory_does_not_grow_with_the_pictures() -> None:
@@ -242,6 +252,10 @@ def test_masks_of_every_form_say_the_same(tmp_path: Path) -> None:
         found = as_mask(form, SIZE, lambda words: pytest.fail(words))
         assert found is not None and np.array_equal(found, drawn)
     assert as_mask(None, SIZE, lambda words: pytest.fail(words)) is None
+    # A program for a printer, which another program would have to run.
+    picture.save(tmp_path / "mask.eps")
+    with pytest.raises(RiebenchError, match=r"mask\.eps cannot be read"):
+        as_mask(tmp_path / "mask.eps", SIZE, lambda words: pytest.fail(words))
     assert as_mask("the cat", SIZE, lambda words: drawn if words == "the cat" else ~drawn) is drawn
 
 
@@ -393,6 +407,26 @@ def test_other_prompts_make_a_feature_anew(tmp_path: Path) -> None:
         assert data.statistics.pictures == number + 1
 
 
+def test_a_feature_whose_remaking_was_killed_is_not_taken_for_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = str(active_features()[0])
+    for name, text in (("a", "a red cat\n"), ("b", "two dogs\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    call(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "a")
+    before = bytes_of(tmp_path / "out")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "_draw", killed)
+        call(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "b", code=130)
+    assert bytes_of(tmp_path / "out") != before
+    assert "1 of 1 features made" in call(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "a").stderr
+    assert bytes_of(tmp_path / "out") == before
+
+
 def test_neighbours_that_have_a_page_are_links(pages: Path, tmp_path: Path) -> None:
     (folder, data), *_ = all_features(pages)
     near = data.neighbours.decoder[0].index
@@ -405,6 +439,15 @@ def test_neighbours_that_have_a_page_are_links(pages: Path, tmp_path: Path) -> N
                 (place / name).write_text(data.model_copy(update={"index": index}).model_dump_json())
     write_feature_pages(tmp_path / "features")
     assert f'<a href="../{near}/index.html">{near}</a>' in (copy / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_model_may_be_called_what_means_something_in_an_address(pages: Path, tmp_path: Path) -> None:
+    (_, data), *_ = all_features(pages)
+    shutil.copytree(pages / data.model, tmp_path / "features" / "a#b %41?")
+    overview = write_feature_pages(tmp_path / "features")
+    found = [name for name in re.findall(r'(?:src|href)="([^"#:]+[^"]*)"', overview.read_text()) if name != "data:,"]
+    assert sum("a%23b" in name for name in found) > 1
+    assert all((overview.parent / unquote(name)).is_file() and not {*"#?"} & {*name} for name in found)
 
 
 def test_data_that_lead_out_of_their_folder_are_no_feature(pages: Path, tmp_path: Path) -> None:
@@ -433,6 +476,7 @@ def test_data_that_lead_out_of_their_folder_are_no_feature(pages: Path, tmp_path
         ((BLOCK, "1", "--prompts", "/dev/null"), "it holds no prompt"),
         ((BLOCK, "1", "--scorer", "clap"), "unknown scorer 'clap'"),
         ((BLOCK, "1", "--seeds", "-1"), "--seeds"),
+        ((BLOCK, "1", "--seeds", str(2**60), "--scorer", "none"), "seeds of features go from 0 to"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -454,7 +498,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, arguments:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["0,1", "1,1", "one", "nan", "inf"])
+@pytest.mark.parametrize("text", ["0,1", "1,1", "one", "nan", "inf", "2,2.0000001"])
 def test_strengths_are_numbers_other_than_zero(tmp_path: Path, text: str) -> None:
     result = RUNNER.invoke(app, ["sae", "feature", BLOCK, "1", "--strengths", text, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2 and "--strengths" in result.stderr
@@ -561,6 +605,12 @@ def test_the_report_makes_pages_of_the_features_chosen_most(tmp_path: Path) -> N
     assert data.statistics.pictures == 2 and said == ["1 of 1 features made, the others were there"]
     maker(tmp_path / "features", [Wanted(model.spec, None, {block: "other"}, {block: (0,)})])
     assert "are not those that made these results" in said[-1]
+    # Records and names may be a stranger's.
+    maker(tmp_path / "features", [Wanted(model.spec, None, {block: sae.sha256}, {block: (0, 10**6)})])
+    assert "1000000 is none of them" in said[-1]
+    elsewhere = model.spec.model_copy(update={"name": "../../elsewhere"})
+    maker(tmp_path / "features" / "deeper", [Wanted(elsewhere, None, {block: sae.sha256}, {block: (0,)})])
+    assert "leaves the folder of pages" in said[-1] and not (tmp_path / "elsewhere").exists()
     changed = model.spec.model_copy(update={"revision": "0" * 64})
     with pytest.raises(RiebenchError, match="weights are not those"):
         load_again(changed, "cpu")

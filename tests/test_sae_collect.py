@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import CHANNELS, GRID, tiny_folder, tiny_model
 from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.files import write_atomic
+from riebench.files import temporary_beside, write_atomic
 from riebench.generate import Capture, Generator
 from riebench.importers.rows import Place
 from riebench.saes import collect as collecting
@@ -200,6 +203,16 @@ def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pyt
     assert contents(out) == contents(whole)
 
 
+def test_half_a_shard_of_a_killed_process_goes(copy: Path) -> None:
+    before = contents(copy)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    half = temporary_beside(copy / "mid.0" / "00002.safetensors")
+    half.with_name(half.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")).write_bytes(b"half")
+    collected(copy)
+    assert contents(copy) == before
+
+
 def test_a_disk_that_is_too_small_is_said_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +268,7 @@ def test_a_block_that_is_not_there(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_left_alone(copy: Path) -> None:
-    with FileLock(copy / ".lock"), pytest.raises(RiebenchError, match="being written to by another process"):
+    with FileLock(copy / ".lock"), pytest.raises(RiebenchError, match="being written by another riebench"):
         collected(copy)
 
 
@@ -267,6 +280,50 @@ def test_what_is_no_collection(tmp_path: Path, copy: Path) -> None:
     (copy / shards.INDEX).write_text(json.dumps(index))
     with pytest.raises(RiebenchError):
         Collection.open(copy)
+
+
+def changed(copy: Path, line: int, **changes: Any) -> None:
+    """Rewrites a shard's line."""
+    lines = (copy / shards.SHARDS).read_text().splitlines()
+    lines[line] = json.dumps({**json.loads(lines[line]), **changes})
+    (copy / shards.SHARDS).write_text("".join(f"{one}\n" for one in lines))
+
+
+@pytest.mark.parametrize("changes", [{"pictures": 10**15}, {"files": {}}, {"number": -1}])
+def test_lines_that_cannot_be_are_refused(copy: Path, changes: dict[str, Any]) -> None:
+    changed(copy, 1, **changes)
+    with pytest.raises(RiebenchError, match=r"shards\.jsonl, line 2 describes no shard; delete that line"):
+        Collection.open(copy)
+
+
+def test_a_number_far_beyond_all_others_is_a_gap(copy: Path) -> None:
+    changed(copy, 2, number=10**15)
+    with pytest.raises(RiebenchError, match="lacks shard 2, which is to be made again"):
+        Collection.open(copy).data("mid.0")
+
+
+def test_a_file_of_another_shape_is_refused(copy: Path) -> None:
+    path = copy / "mid.0" / "00001.safetensors"
+    save_file({shards.TENSOR: torch.zeros(CHANNELS, 3 * ROWS, dtype=torch.float16)}, path)
+    files = Collection.open(copy).shards[1].model_dump(mode="json")["files"]
+    files["mid.0"]["bytes"] = path.stat().st_size
+    changed(copy, 1, files=files)
+    with pytest.raises(RiebenchError, match=r"00001\.safetensors holds .* where positions .* should be"):
+        Collection.open(copy).data("mid.0").read(0, 7 * ROWS)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [(["--prompts", "EMPTY"], "holds no prompt"), (["--toy-captions", "2", "--seed", str(2**60)], "the seed must be")],
+)
+def test_what_cannot_be_collected_is_said_before_a_model_is_loaded(
+    tmp_path: Path, extra: list[str], words: str
+) -> None:  # fmt: skip
+    (tmp_path / "empty.txt").write_text("\n \n")
+    extra = [str(tmp_path / "empty.txt") if one == "EMPTY" else one for one in extra]
+    result = CliRunner().invoke(app, ["sae", "collect", "--model", "nowhere", "--out", str(tmp_path / "out"), *extra])
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and words in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_numbers_too_large_for_16_bits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from safetensors.torch import load_file, save_file
 from riebench.errors import RiebenchError
 from riebench.saes.formats import load_sae, load_saes
 from riebench.saes.stored import SaeOptions
+from riebench.saes.tensorfiles import load_tensors
 
 P = parts()
 NOTHING = SaeOptions()
@@ -294,3 +296,18 @@ def test_training_buffers_are_no_unknown_tensors(tmp_path: Path) -> None:
     state = load_file(tmp_path / "sae.safetensors")
     save_file({**state, "steps": torch.tensor([3])}, tmp_path / "sae.safetensors")
     assert load_sae(tmp_path).n == 6
+
+
+def test_a_pipe_beside_the_weights_is_not_waited_for(tmp_path: Path) -> None:
+    overcomplete(tmp_path, P, OVERCOMPLETE)
+    os.mkfifo(tmp_path / "second.pt")
+    assert load_sae(tmp_path).n == 6
+    for path in (tmp_path / "mapping.yaml", tmp_path / "weights.pt"):
+        path.unlink()
+    assert "holds no SAE that riebench can read" in refusal(tmp_path)
+
+
+def test_tensors_without_numbers_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.empty(2, device="meta")}, tmp_path / "x.pt")
+    with pytest.raises(RiebenchError, match=r"a is no plain tensor|holds more than tensors"):
+        load_tensors(tmp_path / "x.pt")

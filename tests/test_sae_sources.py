@@ -59,7 +59,11 @@ def test_sources_that_mean_nothing(text: str, message: str) -> None:
 
 
 def test_lists_that_mean_nothing(tmp_path: Path) -> None:
-    for content, message in (("mid.0: 3\n", "write 'BLOCK: PLACE', not 3"), ("mid.o: x\n", "did you mean 'mid.0'?")):
+    for content, message in (
+        ("mid.0: 3\n", "write 'BLOCK: PLACE', not 3"),
+        ("7: x\n", "7: write 'BLOCK: PLACE'"),
+        ("mid.o: x\n", "did you mean 'mid.0'?"),
+    ):
         (tmp_path / "list.yaml").write_text(content)
         with pytest.raises(RiebenchError) as caught:
             parse_sources(str(tmp_path / "list.yaml"))
@@ -108,6 +112,13 @@ def test_a_root_of_another_format_and_of_files(tmp_path: Path) -> None:
     assert [sae.format for sae in saes.values()] == ["dictionary_learning", "dictionary_learning", "openai"]
     assert [sae.block for sae in saes.values()] == ["mid.0", "up.0.1", "down.2.1"]
     assert load_saes(tmp_path, ["mid.0"], k=2)["mid.0"].k == 2
+
+
+def test_what_no_reader_foresaw_is_one_line_while_one_of_several_is_chosen(tmp_path: Path) -> None:
+    for name in ("mid.0", "mid.0_k2"):
+        openai(tmp_path / name, P, activation="TopK", activation_state_dict={"k": "many"})
+    with pytest.raises(RiebenchError, match="is no SAE that can be read"):
+        load_saes(tmp_path, ["mid.0"])
 
 
 def test_one_mapping_serves_every_child_of_a_root(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
+from riebench.files import temporary_beside
 from riebench.saes import training
 from riebench.saes.formats import load_saes
 from riebench.saes.layout import BlockLayout, CollectionIndex
@@ -28,6 +33,7 @@ from riebench.saes.measure import Meter
 from riebench.saes.shards import Collection
 from riebench.saes.speed import measure_step
 from riebench.saes.stream import Batches, DataPass, InMemory
+from riebench.saes.tensorfiles import save_tensors
 from riebench.saes.train import Kind, SaeTraining
 from riebench.saes.training import Job, train_collection
 from riebench.schema import ModelSpec
@@ -201,21 +207,41 @@ def test_an_interrupted_training_gives_the_same_weights(tmp_path: Path) -> None:
         train_many(data, CONFIGS, PLAN, checkpoint=checkpoint, **options)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Lets the system refuse what would make a file larger than so many bytes, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_tensors_are_stored_whole_or_the_disk_is_said_to_be_full(tmp_path: Path) -> None:
+    value, path = {"a": torch.arange(900.0), "b": [torch.ones(3)]}, tmp_path / "x.pt"
+    save_tensors(value, path)
+    size = path.stat().st_size
+    for limit in (*range(0, size, 256), size - 30, size - 22, size - 1):
+        with no_file_above(limit), pytest.raises(OSError, match="no space left") as caught:
+            save_tensors(value, path)
+        assert caught.value.errno == errno.ENOSPC
+    with no_file_above(size):
+        save_tensors(value, path)
+    assert torch.equal(torch.load(path, weights_only=True)["a"], value["a"])
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     data = sparse(800, 12, WIDTH)[1]
-    real, calls = torch.save, iter(range(100))
-
-    def full(state: Any, file: Any) -> None:
-        if next(calls) == 1:
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(state, file)
-
     checkpoint = tmp_path / "checkpoint"
     options: dict[str, Any] = {"progress": False, "checkpoint": checkpoint, "checkpoint_every": 4}
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(torch, "save", full)
-        train_many(data, CONFIGS, PLAN, **options)
+
+    def full(index: int, point: Point) -> None:
+        if point.step == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with no_file_above(10**9), pytest.raises(OSError, match="no space left"):
+        train_many(data, CONFIGS, PLAN, log_every=5, log=full, **options)
     assert list(tmp_path.iterdir()) == [checkpoint]
     assert torch.load(checkpoint, weights_only=True)["step"] == 4
     (first, second), (one, other) = (
@@ -315,6 +341,28 @@ def test_repeating_trains_nothing_and_another_training_is_refused(trained: Path)
     assert files(job.out) == before
 
 
+def test_what_a_kill_left_behind_goes(tmp_path: Path, undrawn: None) -> None:
+    there = stored(tmp_path / "updates", blocks=("mid.0",))
+    job = Job(tmp_path / "saes", CONFIGS[:1], PLAN, progress=False)
+    train_collection(there, (), job)
+    before = files(job.out)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    half = temporary_beside(job.out / "mid.0.checkpoint")
+    half.with_name(half.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")).touch()
+    # The line was written, the checkpoint not yet deleted.
+    (job.out / "mid.0.checkpoint").touch()
+    train_collection(there, (), job)
+    assert files(job.out) == before
+
+
+def test_memory_that_does_not_suffice_is_one_line(tmp_path: Path) -> None:
+    there = stored(tmp_path / "updates", blocks=("mid.0",))
+    job = Job(tmp_path / "saes", (replace(CONFIGS[0], features=10**13),), PLAN, progress=False)
+    with pytest.raises(RiebenchError, match="not enough memory for 1 SAEs, the widest of 10000000000000 features, in"):
+        train_collection(there, (), job)
+
+
 def test_several_widths_and_kinds_lie_side_by_side(tmp_path: Path, undrawn: None) -> None:
     there = stored(tmp_path / "updates", blocks=("mid.0",))
     job = Job(tmp_path / "saes", CONFIGS, PLAN, progress=False)
@@ -350,6 +398,7 @@ def test_damaged_missing_and_short_data_are_one_line(tmp_path: Path) -> None:
         ),
         ((), replace(job, plan=replace(PLAN, batch_size=128, held_out=900)), "do not fill a batch of 128"),
         ((), replace(job, configs=CONFIGS[:1] * 2), "two of the SAEs differ in nothing"),
+        ((), replace(job, configs=()), "no SAE is to be trained"),
     ):
         with pytest.raises(RiebenchError, match=words):
             train_collection(there, blocks, other)
@@ -378,6 +427,7 @@ def test_damaged_missing_and_short_data_are_one_line(tmp_path: Path) -> None:
         ({"kind": "topx"}, "did you mean 'topk'"),
         ({"learning_rate": 0.0}, "the learning rate must be above 0"),
         ({"decay": 1.5}, "decay from 0 to 1"),
+        ({"seed": 2**63}, "the seed must be 0 or more"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], words: str) -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from riebench.saes.activity import feature_statistics
 from riebench.saes.formats import load_sae
-from riebench.saes.train import SaeTraining, TopKTrainer, feature_statistics, geometric_median, save, train_topk
+from riebench.saes.topk import TopKTrainer, geometric_median
+from riebench.saes.train import SaeTraining, save, train_topk
 
 CONFIG = SaeTraining(features=96, k=6, auxk=16, batch_size=512, learning_rate=3e-3, steps=500, dead_after=50_000)
 
@@ -60,6 +62,16 @@ def test_dead_features_are_revived_by_the_auxiliary_loss(truth: tuple[Tensor, Te
         model.encoder[:30] *= 0.1
     model.loss(truth[1][:256], variance).backward()
     assert model.encoder.grad[:30].abs().max() > 0
+
+
+def test_a_batch_of_one_position_spoils_no_weight_where_features_are_dead(truth: tuple[Tensor, Tensor]) -> None:
+    model = TopKTrainer(truth[1], CONFIG)
+    model.idle[:] = model.dead_steps + 1
+    loss = model.loss(truth[1][:1], truth[1].var(0).mean())
+    loss.backward()
+    assert float(loss.detach()) < 1e3
+    for weights in model.parameters():
+        assert weights.grad is not None and bool(torch.isfinite(weights.grad).all())
 
 
 def test_what_is_saved_is_what_is_read(tmp_path: Path, truth: tuple[Tensor, Tensor], trained: TopKTrainer) -> None:

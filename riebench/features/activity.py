@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.saes.core import SparseAutoencoder
 
 Float = NDArray[np.float32]
 BINS = 64
+LARGEST_SEED = 2**43
+"""As the user counts them; noise has seeds below 2**63."""
 _AT_A_TIME = 4096
 
 
@@ -62,8 +65,8 @@ class Histogram:
         self.width = 0.0
 
     def add(self, values: Float) -> None:
-        """Takes positive numbers in; others are left out."""
-        values = values[values > 0]
+        """Takes positive numbers in; others, and infinite ones, are left out."""
+        values = values[(values > 0) & np.isfinite(values)]
         if not len(values):
             return
         largest = float(values.max())
@@ -212,7 +215,12 @@ def pictures_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
     Args:
         prompts: one or more.
         seeds: as the user counts them, from 0.
+
+    Raises:
+        RiebenchError: if a seed is too large.
     """
+    if max(seeds, default=0) > LARGEST_SEED:
+        raise RiebenchError(f"seeds of features go from 0 to {LARGEST_SEED}, not to {max(seeds)}")
     return [Picture(prompt, number + 1_000_000 * seed) for seed in seeds for number, prompt in enumerate(prompts)]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from riebench.errors import RiebenchError
+from riebench.pictures import opened
 from riebench.regions import Mask
 
 
@@ -37,7 +38,7 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
         found = region(mask)
     elif isinstance(mask, str | Path):
         what = f"the mask {mask}"
-        found = _picture(_opened(Path(mask)))
+        found = _read(Path(mask))
     elif isinstance(mask, Image.Image):
         found = _picture(mask)
     else:
@@ -50,12 +51,11 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
     return found
 
 
-def _opened(path: Path) -> Image.Image:
+def _read(path: Path) -> Mask:
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except OSError as error:
+        with opened(path) as picture:
+            return _picture(picture)
+    except (RiebenchError, OSError) as error:
         raise RiebenchError(f"the mask {path} cannot be read ({error})") from error
 
 

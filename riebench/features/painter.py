@@ -27,16 +27,11 @@ from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.regions import Mask, find, needs_attention, to_grid
 from riebench.registry import REGIONS
 from riebench.saes.core import SparseAutoencoder
-from riebench.saes.inspection import prompts_from
+from riebench.saes.inspection import prompts_from, usual_suite
 from riebench.saes.sources import model_saes
 from riebench.saes.statistics import stored_statistics
 
 Unit = Literal["mean", "max", "stored", "value"]
-
-
-def usual_suite(model: str) -> str:
-    """The suite whose prompts fit a model."""
-    return "toy" if model.startswith("toy-") else "sdxl"
 
 
 def feature_block(name: str, model: LoadedModel) -> str:

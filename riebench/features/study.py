@@ -144,6 +144,8 @@ class Study:
                 self.generator, sae, (block, index), statistics.mean, choose_rows(activity.features[index]),
                 self.options.strengths, self.tools, with_clip=bool(self.scorer), batch_size=self.options.batch_size,
             )  # fmt: skip
+        # First: until all is written, the folder holds no feature, whatever it held before.
+        (folder / DATA).unlink(missing_ok=True)
         data = FeatureData(
             made_of=self.made_of(block, sae, index), model=spec.name, steps=spec.steps, guidance=spec.guidance,
             size=spec.size, block=block, index=index, features=sae.n, sae_format=sae.format, sae_sha256=sae.sha256,

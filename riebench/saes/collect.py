@@ -1,8 +1,8 @@
 """Collects block updates: prompts are generated in shards of a fixed size, and what blocks add is written down.
 
 A shard's pictures, their noise and their batches follow from its number alone. So the files are the same, bit for bit,
-whether or not the collecting was interrupted. Pictures are never decoded, and a generation ends with the last update
-that is wanted.
+whether or not the collecting was interrupted. A generation ends with the last update that is wanted, and no picture is
+decoded, unless weights travel between devices.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
 from riebench.blocks import UNITS, kind, short_name
-from riebench.errors import FolderInUseError, RiebenchError
+from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.hooks import find_module
+from riebench.locks import whole_lock
 from riebench.machine import free_disk
 from riebench.models import LoadedModel
-from riebench.saes.layout import BlockLayout, CollectionIndex
+from riebench.saes.layout import LARGEST_SEED, BlockLayout, CollectionIndex
 from riebench.saes.shards import Collection, damaged_error, prompts_digest
 from riebench.schema import BLOCKS
 from riebench.shapes import unet_shape
@@ -41,6 +41,9 @@ class Collecting:
         batch_size: pictures at a time; numbers depend on it by floating-point noise, so it stays for a folder.
         pictures_per_shard: what is lost at most by an interruption.
         redo_damaged: makes damaged shards again instead of refusing them.
+
+    Raises:
+        RiebenchError: if the seed is out of its range.
     """
 
     blocks: tuple[str, ...] = BLOCKS
@@ -49,6 +52,10 @@ class Collecting:
     batch_size: int = 8
     pictures_per_shard: int = 256
     redo_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise RiebenchError(f"the seed must be from 0 to {LARGEST_SEED}, not {self.seed}")
 
     def index(self, model: LoadedModel) -> CollectionIndex:
         """The index of a folder that this is collected into.
@@ -96,7 +103,7 @@ def collect(
 
     Raises:
         RiebenchError: if the prompts end before the limit, are not those that the folder was begun with, the disk is
-            too small, a shard is damaged, or the folder holds something else.
+            too small, a shard is damaged, or the folder holds something else or is in use.
         OSError: if the disk is full; what was finished stays.
     """
     what = what or Collecting()
@@ -105,7 +112,7 @@ def collect(
         raise RiebenchError(f"no data left: there are {known} prompts, {what.limit} are asked for; lower --limit")
     pictures = known if what.limit is None else what.limit
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with whole_lock(folder):
         there = Collection.begin(folder, index)
         _mend(there, what.redo_damaged, say, progress)
         if say is not None:
@@ -265,13 +272,6 @@ def _check_disk(there: Collection, pictures: int | None) -> None:
             f"{_bytes(needed)} are still to be written, but {there.folder} has {_bytes(free)} free; lower --limit, "
             "take fewer --blocks, or use another disk"
         )
-
-
-def _locked(folder: Path) -> AcquireReturnProxy[Any]:
-    try:
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise FolderInUseError(f"{folder} is being written to by another process; wait until it ends") from error
 
 
 def _bytes(count: int) -> str:

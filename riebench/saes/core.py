@@ -22,7 +22,8 @@ Activation = Literal["topk", "relu", "jump", "gated", "groupmax", "topk-signed",
 Normalise = Literal["none", "layer", "norm"]
 Signal = Literal["update", "output"]
 
-_COUNTING: tuple[Activation, ...] = ("topk", "groupmax", "topk-signed", "abstopk")
+COUNTING: tuple[Activation, ...] = ("topk", "groupmax", "topk-signed", "abstopk")
+"""Activations that keep k values of a position."""
 _NEEDED: dict[Activation, tuple[str, ...]] = {"jump": ("threshold",), "gated": ("gate_bias", "gate_scale")}
 
 
@@ -184,7 +185,7 @@ class SparseAutoencoder(nn.Module):
 def _check_activation(activation: Activation, k: int | None, n: int, optional: dict[str, Tensor | None]) -> None:
     if activation not in get_args(Activation):
         raise RiebenchError(f"unknown SAE activation {activation!r}{near_match(activation, get_args(Activation))}")
-    if activation in _COUNTING and (k is None or not 1 <= k <= n):
+    if activation in COUNTING and (k is None or not 1 <= k <= n):
         raise RiebenchError(f"an SAE of {n} features cannot keep k = {k}; k must be 1 to {n}")
     if activation == "groupmax" and k is not None and n % k:
         raise RiebenchError(f"{n} features cannot be split into k = {k} groups of one size; check k")

@@ -35,6 +35,12 @@ def load_sae(path: Path, options: SaeOptions = _NOTHING) -> SparseAutoencoder:
     Raises:
         RiebenchError: if the format is not known, the checkpoint is damaged, or it contradicts the options.
     """
+    sae = _read(path, options)
+    _settle(sae, path, options)
+    return sae
+
+
+def _read(path: Path, options: SaeOptions) -> SparseAutoencoder:
     try:
         found = checkpoint_at(path, options)
         if found is None:
@@ -42,7 +48,6 @@ def load_sae(path: Path, options: SaeOptions = _NOTHING) -> SparseAutoencoder:
         checkpoint, sae_format = found
         sae = sae_format.read(checkpoint)
         sae.format = sae_format.name
-        _settle(sae, path, options)
     except (RiebenchError, OSError):
         raise
     except Exception as error:
@@ -218,6 +223,4 @@ def _k_of(path: Path, options: SaeOptions) -> int | None:
             k = config.get("k", trainer.get("k") if isinstance(trainer, dict) else None)
             if isinstance(k, int):
                 return k
-    found = checkpoint_at(path, options)
-    assert found is not None
-    return found[1].read(found[0]).k
+    return _read(path, options).k

@@ -12,14 +12,12 @@ from riebench.errors import RiebenchError
 from riebench.hooks import known_sites
 from riebench.models import LoadedModel
 from riebench.phrases import plain_prompt
-from riebench.saes.core import Signal, SparseAutoencoder
+from riebench.saes.core import COUNTING, Signal, SparseAutoencoder
 from riebench.saes.formats import load_sae, matching
 from riebench.saes.measure import SaeFigures, measure
 from riebench.saes.sources import SaeSource, check_width
 from riebench.schema import Stored
 from riebench.suites import load_suite
-
-_COUNTING = ("topk", "groupmax", "topk-signed", "abstopk")
 
 
 class RowNorms(Stored):
@@ -146,7 +144,7 @@ def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> lis
             f"explains nothing (explained variance {figures.explained_variance:g}): it was made for another signal, "
             "block or model, or its axes or activation are not what they are taken for; do not use it"
         )
-    if sae.k is not None and not sae.k / 2 <= figures.l0 <= (sae.k if sae.activation in _COUNTING else 2 * sae.k):
+    if sae.k is not None and not sae.k / 2 <= figures.l0 <= (sae.k if sae.activation in COUNTING else 2 * sae.k):
         reason = (
             "few features are positive here" if figures.l0 < sae.k else "its threshold comes from too short a training"
         )
@@ -154,6 +152,11 @@ def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> lis
     elif sae.k is None and figures.l0 > sae.n / 4:
         said.append(f"{figures.l0:g} of {sae.n} features are active at a position: it is not sparse here")
     return said
+
+
+def usual_suite(model: str) -> str:
+    """The suite whose prompts fit a model."""
+    return "toy" if model.startswith("toy-") else "sdxl"
 
 
 def prompts_from(suite: str, file: Path | None, limit: int) -> list[str]:

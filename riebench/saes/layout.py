@@ -11,6 +11,8 @@ NUMBER_BYTES = 2
 """Bytes of a stored number, float16."""
 SEED_STRIDE = 1_000_003
 SEED_RULE = f"picture i, counted from 0, has noise of its own: seed * {SEED_STRIDE} + i"
+LARGEST_SEED = 2**43
+"""Of a folder; noise has seeds below 2**63."""
 
 
 class BlockLayout(Stored):
@@ -57,6 +59,18 @@ class CollectionIndex(Stored):
     def seed_of(self, picture: int) -> int:
         """The seed of a picture's noise."""
         return self.seed * SEED_STRIDE + picture
+
+    def checked(self, shard: Shard) -> Shard:
+        """The shard, if its files can be those of this folder: one a block, and each large enough for its pictures.
+
+        Raises:
+            ValueError: if they cannot.
+        """
+        if shard.files.keys() != self.blocks.keys():
+            raise ValueError("it has other blocks than the folder")
+        if any(file.bytes < shard.pictures * self.blocks[name].bytes_per_picture for name, file in shard.files.items()):
+            raise ValueError("it claims more pictures than its files hold")
+        return shard
 
     def difference(self, other: CollectionIndex) -> str:
         """What another one has otherwise, in words; "" for nothing. Two names for the same weights are one model."""

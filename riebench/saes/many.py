@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,20 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError
+from riebench.files import temporary_beside
 from riebench.hashing import content_digest
 from riebench.saes.activity import FeatureStatistics, StatisticsSum
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.measure import Meter, SaeFigures
-from riebench.saes.stored import load_tensors
 from riebench.saes.stream import Batches, DataPass, InMemory, Positions
-from riebench.saes.train import (
-    MEDIAN_OF,
-    SaeTraining,
-    StepTerms,
-    TopKTrainer,
-    geometric_median,
-    save,
-)
+from riebench.saes.tensorfiles import load_tensors, save_tensors
+from riebench.saes.topk import MEDIAN_OF, StepTerms, TopKTrainer, geometric_median
+from riebench.saes.train import SaeTraining, save
 
 SAMPLE = 100_000
 """Positions that variance, start and threshold are taken from, at most."""
@@ -245,12 +239,9 @@ def _resume(
 def _keep(checkpoint: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint that is whole or absent; streamed, since it may be as large as memory allows."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    temporary = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(checkpoint)
     try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        save_tensors(state, temporary)
         temporary.replace(checkpoint)
     finally:
         temporary.unlink(missing_ok=True)

@@ -37,10 +37,12 @@ class PromptSource:
             raise RiebenchError("--column names a data set's column; give --dataset too")
 
     def count(self) -> int | None:
-        """How many there are, where that can be known before they are read; a file is read through once."""
-        if self.captions is not None:
-            return self.captions
-        return None if self.file is None else sum(1 for _ in _lines(self.file))
+        """How many there are, where that can be known before they are read; a file is read through once.
+
+        Raises:
+            RiebenchError: if the file cannot be read, or holds none.
+        """
+        return self.captions if self.file is None else sum(1 for _ in self.read())
 
     def read(self) -> Iterator[str]:
         """The prompts, in an order that is always the same; empty ones are left out.

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError, near_match
-from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
+from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, sweep, write_atomic
 from riebench.hashing import content_digest
 from riebench.saes.layout import BlockLayout, CollectionIndex, Shard, ShardFile
 
@@ -45,8 +45,8 @@ class Collection:
         self.shards: dict[int, Shard] = {}
         for number, line in read_lines(folder / SHARDS):
             try:
-                shard = Shard.model_validate(line)
-            except ValidationError as error:
+                shard = index.checked(Shard.model_validate(line))
+            except ValueError as error:
                 where = f"{folder / SHARDS}, line {number}"
                 raise StoreError(f"{where} describes no shard; delete that line to have it made again") from error
             self.shards[shard.number] = shard
@@ -82,6 +82,8 @@ class Collection:
         difference = cls.open(folder).index.difference(index)
         if difference:
             raise IdentityError(f"{folder} holds other updates: {difference}; use another folder")
+        # A shard that a killed collecting was writing just then is large.
+        sweep(folder)
         repair_last_line(folder / SHARDS)
         return cls(folder, index)
 
@@ -89,11 +91,6 @@ class Collection:
     def pictures(self) -> int:
         """Pictures in all finished shards."""
         return sum(shard.pictures for shard in self.shards.values())
-
-    @property
-    def prompts_sha256(self) -> str:
-        """One hash over all prompts, in order."""
-        return content_digest([self.shards[number].prompts_sha256 for number in sorted(self.shards)])
 
     def path(self, block: str, number: int) -> Path:
         """A shard's file of one block."""
@@ -162,10 +159,10 @@ class Collection:
             )
         if not self.shards:
             raise RiebenchError(f"{self.folder} holds no finished shard; repeat `riebench sae collect`")
-        missing = sorted(set(range(max(self.shards) + 1)) - set(self.shards))
-        if missing:
+        missing = next((number for number in range(len(self.shards)) if number not in self.shards), None)
+        if missing is not None:
             raise RiebenchError(
-                f"{self.folder} lacks shard {missing[0]}, which is to be made again: repeat `riebench sae collect`"
+                f"{self.folder} lacks shard {missing}, which is to be made again: repeat `riebench sae collect`"
             )
         return ShardedPositions(self, name)
 
@@ -242,6 +239,9 @@ class ShardedPositions:
                 rows: Tensor = file.get_slice(TENSOR)[start:stop]
         except (SafetensorError, OSError) as error:
             raise damaged_error(self.collection.folder, {number: f"{path} cannot be read ({error})"}) from error
+        if rows.shape != (stop - start, self.width):
+            said = f"{path} holds {[*rows.shape]} where positions {start} to {stop} should be"
+            raise StoreError(f"{said}; have them collected anew")
         return rows
 
 

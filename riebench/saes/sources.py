@@ -97,8 +97,8 @@ def _parse_one(text: str) -> list[SaeSource]:
     return [SaeSource(place, block, _options(text, stated))]
 
 
-def _listed(path: Path, block: str, value: object) -> SaeSource:
-    if not isinstance(value, str):
+def _listed(path: Path, block: object, value: object) -> SaeSource:
+    if not isinstance(block, str) or not isinstance(value, str):
         raise RiebenchError(f"{path}: {block}: write 'BLOCK: PLACE', not {value!r}")
     place, _, stated = value.partition("#")
     if not place.startswith((SCHEME, ASSET)):

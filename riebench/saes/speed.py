@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def measure_step(
         steps.append(_seconds(partial(run.step, number, x), where))
         products.append(_seconds(partial(_products, x, codes, encoder, decoder), where))
     flops = PRODUCTS * 2 * config.batch_size * config.features * width
-    return StepSpeed(_median(steps[1:]), _median(products[1:]), flops)
+    return StepSpeed(median(steps[1:]), median(products[1:]), flops)
 
 
 def _products(x: Tensor, codes: Tensor, encoder: Tensor, decoder: Tensor) -> None:
@@ -81,7 +82,3 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - begin
-
-
-def _median(numbers: list[float]) -> float:
-    return sorted(numbers)[len(numbers) // 2]

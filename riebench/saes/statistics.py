@@ -10,7 +10,7 @@ from torch import Tensor
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import checkpoint_at, chosen
 from riebench.saes.sources import sources_of
-from riebench.saes.stored import load_tensors
+from riebench.saes.tensorfiles import load_tensors
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel

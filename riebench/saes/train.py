@@ -1,8 +1,4 @@
-"""Trains top-k autoencoders on block updates, by the recipe of the sdxl-unbox SAEs.
-
-Loss: mean squared error over the data's variance, plus 1/32 of an auxiliary loss in which the strongest dead features
-predict what the living ones left over. Decoder columns stay at length one. The source is arXiv 2410.22366, section 3,
-with the details of its published training code.
+"""Trains top-k autoencoders on block updates by the recipe of the sdxl-unbox SAEs: settings, training, stored form.
 
 Batch top-k (arXiv 2412.06410) keeps the k x B largest values of a batch of B positions while it trains; afterwards one
 threshold for all features keeps as many on average, so that a position's values do not depend on its neighbours.
@@ -10,35 +6,28 @@ threshold for all features keeps as many on average, so that a position's values
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.activity import FeatureStatistics, feature_statistics
-from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.saes.readers.dictionary_learning import save_batch_topk
+from riebench.saes.topk import TopKTrainer
 
-__all__ = [
-    "ALIVE", "KINDS", "MEDIAN_OF", "FeatureStatistics", "Kind", "SaeTraining", "StepTerms", "TopKTrainer",
-    "feature_statistics", "geometric_median", "save", "train_topk",
-]  # fmt: skip
-
-ALIVE = 1e-3
-"""A feature counts as active where its value is above this."""
-
-MEDIAN_OF = 32_768
-"""Positions whose geometric median the biases start from."""
+__all__ = ["KINDS", "Kind", "SaeTraining", "feature_statistics", "save", "train_topk"]
 
 Kind = Literal["topk", "batchtopk"]
 """k features of every position, or k on average over a batch."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+LARGEST_SEED = 2**63
+"""Seeds are below it: PyTorch takes none that is much larger."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class SaeTraining:
         learning_rate: Adam's; constant, then falling linearly (see `decay`).
         steps: optimiser steps.
         dead_after: positions without activity after which a feature counts as dead.
-        seed: of initialisation and order.
+        seed: of initialisation and order, below 2**63.
         kind: "topk", or "batchtopk" (see the module's text).
         decay: share of the run, at its end, over which the learning rate falls to nothing; 0 for never, as published.
 
@@ -83,6 +72,8 @@ class SaeTraining:
             )
         if min(self.batch_size, self.steps, self.dead_after) < 1 or self.auxk < 0:
             raise RiebenchError("batch size, steps and dead-after must be 1 or more, and auxk 0 or more")
+        if not 0 <= self.seed < LARGEST_SEED:
+            raise RiebenchError(f"the seed must be 0 or more, and below 2**63, not {self.seed}")
         if not 0 < self.learning_rate < float("inf") or not 0 <= self.decay <= 1:
             stated = f"{self.learning_rate:g} and {self.decay:g}"
             raise RiebenchError(f"the learning rate must be above 0 and decay from 0 to 1, not {stated}")
@@ -100,152 +91,6 @@ class SaeTraining:
         """The settings as stored beside the weights; what was added later is left out where it is as it was then."""
         later = {field.name: field.default for field in fields(self) if field.name in ("kind", "decay")}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
-
-
-@dataclass(frozen=True)
-class StepTerms:
-    """What one batch gives.
-
-    Attributes:
-        loss: what is minimised.
-        unexplained: squared error over the data's variance.
-        active: features above 0 at a position, mean over the batch.
-    """
-
-    loss: Tensor
-    unexplained: Tensor
-    active: Tensor
-
-
-class TopKTrainer(nn.Module):
-    """The autoencoder while it is trained: x^ = relu(topk((x - pre_bias) W^T + latent_bias)) D^T + pre_bias."""
-
-    def __init__(self, data: Tensor, config: SaeTraining, center: Tensor | None = None) -> None:
-        """Starts from unit directions, the decoder the transpose of the encoder, and the data's geometric median.
-
-        Args:
-            data: [N, d], some positions.
-            config: settings.
-            center: the geometric median, if it is known.
-        """
-        super().__init__()
-        self.config = config
-        generator = torch.Generator().manual_seed(config.seed)
-        directions = torch.randn(config.features, data.shape[1], generator=generator)
-        directions /= directions.norm(dim=1, keepdim=True)
-        self.encoder = nn.Parameter(directions.clone())
-        self.decoder = nn.Parameter(directions.T.contiguous())
-        if center is None:
-            some = torch.randint(len(data), (min(MEDIAN_OF, len(data)),), generator=generator)
-            center = geometric_median(data[some].float())
-        self.pre_bias = nn.Parameter(center.clone())
-        self.latent_bias = nn.Parameter(torch.zeros(config.features))
-        self.idle: Tensor
-        self.register_buffer("idle", torch.zeros(config.features, dtype=torch.long))
-        self.threshold: Tensor
-        self.register_buffer("threshold", torch.zeros(()))
-
-    @property
-    def dead_steps(self) -> int:
-        """Steps without activity after which a feature counts as dead."""
-        return max(1, self.config.dead_after // self.config.batch_size)
-
-    def loss(self, x: Tensor, variance: Tensor) -> Tensor:
-        """Loss of one batch; also keeps count of idle features.
-
-        Args:
-            x: [B, d].
-            variance: mean variance of the data, a scalar.
-        """
-        return self.terms(x, variance).loss
-
-    def terms(self, x: Tensor, variance: Tensor) -> StepTerms:
-        """As `loss`, with what a log wants to know beside it."""
-        p = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
-        codes = self._kept(p)
-        with torch.no_grad():
-            # Without a look at the values on the host: on a GPU the step need not wait for it.
-            self.idle.copy_(torch.where((codes > ALIVE).any(dim=0), 0, self.idle + 1))
-            active = (codes > 0).sum() / len(codes)
-        reconstruction = nn.functional.linear(codes, self.decoder) + self.pre_bias
-        main = (x - reconstruction).square().mean() / variance
-        loss = main + self._auxiliary(p, (x - reconstruction).detach()) / 32
-        return StepTerms(loss, main.detach(), active)
-
-    def _kept(self, p: Tensor) -> Tensor:
-        """The values that count while training, [B, n] like `p`."""
-        if self.config.kind == "topk":
-            values, indices = p.topk(self.config.k, dim=1)
-            return torch.zeros_like(p).scatter(1, indices, values.relu())
-        flat = p.flatten()
-        values, indices = flat.topk(self.config.k * len(p), sorted=False)
-        return torch.zeros_like(flat).scatter(0, indices, values.relu()).view_as(p)
-
-    def _auxiliary(self, p: Tensor, left_over: Tensor) -> Tensor:
-        dead = self.idle > self.dead_steps
-        count = min(self.config.auxk, int(dead.sum()))
-        if count == 0:
-            return p.new_zeros(())
-        values, indices = p.masked_fill(~dead, -torch.inf).topk(count, dim=1)
-        codes = torch.zeros_like(p).scatter(1, indices, values.relu())
-        predicted = nn.functional.linear(codes, self.decoder)
-        scale = (left_over - left_over.mean(0)).square().mean()
-        return ((predicted - left_over).square().mean() / scale).nan_to_num(0.0)
-
-    @torch.no_grad()
-    def constrain(self) -> None:
-        """Unit decoder columns, and no gradient along them; between the backward pass and the step."""
-        self.decoder.div_(self.decoder.norm(dim=0, keepdim=True))
-        gradient = self.decoder.grad
-        if gradient is not None:
-            gradient -= (gradient * self.decoder).sum(0, keepdim=True) * self.decoder
-
-    @torch.no_grad()
-    def codes(self, x: Tensor) -> Tensor:
-        """Feature values [B, n] of positions [B, d], as the stored SAE gives them."""
-        p = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
-        if self.config.kind == "batchtopk":
-            return p.relu() * (p > self.threshold)
-        return self._kept(p)
-
-    @torch.no_grad()
-    def set_threshold(self, samples: Iterable[Tensor]) -> None:
-        """Sets a batch top-k SAE's threshold: the smallest positive value a batch keeps, mean over some batches.
-
-        Args:
-            samples: batches [B, d] of the size that was trained with; others give nothing.
-        """
-        smallest = []
-        for x in samples:
-            p = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias).flatten()
-            kept = p.topk(self.config.k * len(x), sorted=False).values
-            smallest.append(kept.clamp(min=0).min())
-        if smallest:
-            self.threshold.copy_(torch.stack(smallest).mean())
-
-    def autoencoder(self, block: str | None = None) -> SparseAutoencoder:
-        """What was trained, in the form that methods use.
-
-        Args:
-            block: the block it was trained on.
-        """
-        parts = (self.encoder, self.decoder.T, self.pre_bias, self.pre_bias, self.latent_bias)
-        options: dict[str, Any] = {"k": self.config.k, "block": block}
-        if self.config.kind == "batchtopk":
-            options |= {"activation": "jump", "threshold": self.threshold.expand(self.config.features)}
-        return SparseAutoencoder(*(part.detach() for part in parts), **options)
-
-
-def geometric_median(points: Tensor, iterations: int = 100) -> Tensor:
-    """The point with the least summed distance to all points, by Weiszfeld's iteration. [N, d] -> [d]."""
-    median = points.mean(0)
-    for _ in range(iterations):
-        weights = 1 / (points - median).norm(dim=1, keepdim=True).clamp(min=1e-8)
-        moved = (points * weights).sum(0) / weights.sum()
-        if bool((moved - median).norm() < 1e-6 * median.norm().clamp(min=1e-6)):
-            break
-        median = moved
-    return median
 
 
 def train_topk(

@@ -10,7 +10,6 @@ OUT/BLOCK.checkpoint            while a block is trained
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from riebench.blocks import short_name
-from riebench.errors import FolderInUseError, IdentityError, RiebenchError, StoreError
-from riebench.files import append_lines, read_lines, repair_last_line, write_atomic
+from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
+from riebench.files import append_lines, read_lines, repair_last_line, sweep, write_atomic
 from riebench.hashing import content_digest
+from riebench.locks import whole_lock
+from riebench.placement import out_of_memory
 from riebench.saes.curves import curve_files
 from riebench.saes.formats import folder_name
 from riebench.saes.many import Point, TrainedSae, train_many
@@ -108,9 +108,11 @@ def train_collection(
 
     Raises:
         RiebenchError: if a block was not collected, a shard is damaged, data are short, or the folder holds another
-            training.
+            training or is in use.
         OSError: if the disk is full; what was finished stays.
     """
+    if not job.configs:
+        raise RiebenchError("no SAE is to be trained; give at least one k, one width and one kind")
     names = list(dict.fromkeys(short_name(block) for block in blocks)) or list(collection.index.blocks)
     data = {block: collection.data(block) for block in names}
     if len({job.place("mid.0", config) for config in job.configs}) < len(job.configs):
@@ -118,17 +120,17 @@ def train_collection(
     for positions in data.values():
         job.plan.steps_of(job.plan.split(positions)[0])
     job.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(job.out / ".lock").acquire(timeout=0):
-            _claim(job, collection, data)
-            done = _finished(job)
-            for block, positions in data.items():
-                if block not in done:
-                    done[block] = _train_block(positions, job)
-                elif say is not None:
-                    say(f"{block}: finished before")
-    except Timeout as error:
-        raise FolderInUseError(f"{job.out} is being trained into by another process; wait until it ends") from error
+    with whole_lock(job.out):
+        # What a killed training was writing just then may be as large as all its weights.
+        sweep(job.out)
+        _claim(job, collection, data)
+        done = _finished(job)
+        for block, positions in data.items():
+            if block not in done:
+                done[block] = _train_block(positions, job)
+            elif say is not None:
+                say(f"{block}: finished before")
+            _checkpoint(job, block).unlink(missing_ok=True)
     return [line for block in names for line in done[block]]
 
 
@@ -179,6 +181,10 @@ def _finished(job: Job) -> dict[str, list[SaeLine]]:
     return found
 
 
+def _checkpoint(job: Job, block: str) -> Path:
+    return job.out / f"{block}.checkpoint"
+
+
 def _train_block(positions: ShardedPositions, job: Job) -> list[SaeLine]:
     block, collection = positions.block, positions.collection
     if not job.trust:
@@ -193,29 +199,27 @@ def _train_block(positions: ShardedPositions, job: Job) -> list[SaeLine]:
     def log(index: int, point: Point) -> None:
         append_lines(places[index] / "curve.jsonl", [json.dumps(asdict(point))])
 
-    checkpoint = job.out / f"{block}.checkpoint"
-    trained = train_many(
-        positions, job.configs, job.plan, device=job.device, name=block, progress=job.progress,
-        log_every=job.log_every, log=log, checkpoint=checkpoint, checkpoint_every=job.checkpoint_every,
-    )  # fmt: skip
+    try:
+        trained = train_many(
+            positions, job.configs, job.plan, device=job.device, name=block, progress=job.progress,
+            log_every=job.log_every, log=log, checkpoint=_checkpoint(job, block),
+            checkpoint_every=job.checkpoint_every,
+        )  # fmt: skip
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryShortageError(
+            f"not enough memory for {len(job.configs)} SAEs, the widest of {max(one.features for one in job.configs)} "
+            f"features, in batches of {job.plan.batch_size}; train fewer at a time (--k, --width, --kind), each into a "
+            "folder of its own, or use a smaller --batch-size"
+        ) from error
     for one, place in zip(trained, places, strict=True):
-        _save(one, place / "final", block)
+        one.save(place / "final", block)
     for name, content in curve_files(block, [(_label(one.config), one.curve) for one in trained]).items():
         write_atomic(job.out / name, content)
     lines = [_line(block, one, str(place.relative_to(job.out))) for one, place in zip(trained, places, strict=True)]
     append_lines(job.out / FIGURES, [line.model_dump_json() for line in lines])
-    checkpoint.unlink(missing_ok=True)
     return lines
-
-
-def _save(trained: TrainedSae, folder: Path, block: str) -> None:
-    try:
-        trained.save(folder, block)
-    except RuntimeError as error:
-        if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):
-            raise
-        # PyTorch's writer does not pass on what the system said; next to always it is this.
-        raise OSError(errno.ENOSPC, "no space left", str(folder)) from error
 
 
 def _label(config: SaeTraining) -> str:

@@ -19,7 +19,8 @@ from riebench.errors import RiebenchError, near_match
 from riebench.files import write_atomic
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, batch_threshold, build, load_tensors, site_of
+from riebench.saes.stored import Checkpoint, Tensors, batch_threshold, build, site_of
+from riebench.saes.tensorfiles import load_tensors, save_tensors
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
 _Parts = tuple[tuple[Tensor, ...], dict[str, Any]]
@@ -184,8 +185,8 @@ def save_batch_topk(
         "b_dec": pre_bias, "encoder.weight": encoder, "encoder.bias": latent_bias, "decoder.weight": decoder,
         "k": torch.tensor(k), "threshold": torch.tensor(threshold),
     }  # fmt: skip
-    torch.save({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / WEIGHTS)
+    save_tensors({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / WEIGHTS)
     for name, statistic in (("mean", mean), ("std", std)):
         if statistic is not None:
-            torch.save(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
+            save_tensors(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
     write_atomic(folder / CONFIG, (json.dumps({"trainer": trainer, **(extra or {})}, indent=2) + "\n").encode())

@@ -15,9 +15,10 @@ from torch import Tensor
 from riebench.errors import RiebenchError, near_match
 from riebench.files import file_inside, file_sha256
 from riebench.hashing import content_digest
-from riebench.saes.core import Activation, Normalise, Signal, SparseAutoencoder
+from riebench.saes.core import COUNTING, Activation, Normalise, Signal, SparseAutoencoder
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import MAPPINGS, Checkpoint, Tensors, build, load_safetensors, load_tensors
+from riebench.saes.stored import MAPPINGS, Checkpoint, Tensors, build
+from riebench.saes.tensorfiles import load_safetensors, load_tensors
 from riebench.schema import Stored
 from riebench.yamlfile import load_yaml, validate
 
@@ -124,7 +125,7 @@ def read_mapped(checkpoint: Checkpoint) -> SparseAutoencoder:
         if mapping.threshold_included:
             threshold = torch.nextafter(threshold, threshold.new_tensor(-torch.inf))
     k = mapping.k if mapping.k is not None else checkpoint.options.k
-    if k is None and mapping.activation in ("topk", "groupmax", "topk-signed", "abstopk"):
+    if k is None and mapping.activation in COUNTING:
         raise RiebenchError(f"{where}: k: is missing for activation {mapping.activation}; state it, or add #k=NUMBER")
     return build(
         path, encoder, decoder, found.get("pre_bias", torch.zeros(d)), found.get("decoder_bias", torch.zeros(d)),

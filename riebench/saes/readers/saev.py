@@ -14,7 +14,8 @@ from riebench.errors import RiebenchError, near_match
 from riebench.files import file_sha256, parse_json
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, load_tensors_after, whole
+from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, whole
+from riebench.saes.tensorfiles import load_tensors_after
 
 _KINDS = {
     "relu": "relu", "topk": "topk", "batchtopk": "batchtopk", "top-k": "topk", "batch-top-k": "batchtopk",

@@ -17,7 +17,8 @@ from riebench.errors import RiebenchError
 from riebench.files import file_sha256, write_atomic
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, load_tensors
+from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape
+from riebench.saes.tensorfiles import load_tensors, save_tensors
 
 WEIGHTS, CONFIG = "state_dict.pth", "config.json"
 
@@ -98,8 +99,8 @@ def save_sdxl_unbox(
         "pre_bias": pre_bias, "latent_bias": latent_bias, "encoder.weight": encoder, "decoder.weight": decoder,
         "stats_last_nonzero": torch.zeros(n, dtype=torch.long),
     }  # fmt: skip
-    torch.save({"state_dict": {name: t.detach().cpu().contiguous() for name, t in state.items()}}, folder / WEIGHTS)
+    save_tensors({"state_dict": {name: t.detach().cpu().contiguous() for name, t in state.items()}}, folder / WEIGHTS)
     for name, statistic in (("mean", mean), ("std", std)):
         if statistic is not None:
-            torch.save(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
+            save_tensors(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
     write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
