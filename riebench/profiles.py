@@ -133,7 +133,7 @@ def get_profile(name: str) -> Profile:
         RiebenchError: if there is none; names the nearest match.
     """
     if name not in PROFILES:
-        raise RiebenchError(f"unknown profile {name!r}{near_match(name, PROFILES)}; known: {', '.join(PROFILES)}")
+        raise RiebenchError(f"unknown profile {name!r}{near_match(name, PROFILES)}")
     return PROFILES[name]
 
 
