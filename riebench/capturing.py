@@ -9,15 +9,15 @@ from riebench.footprint import (
     PREFIX_KEPT,
     PREFIX_STEPS,
     Footprint,
-    examples_together,
     footprint,
     prefix_bytes,
 )
 from riebench.generate import Capture, Generator
 from riebench.hooks import known_sites, unit_layers
-from riebench.methods.base import ROLES, ExampleRuns
-from riebench.planning import Prepared, Work
+from riebench.methods.runs import ROLES, ExampleRuns
+from riebench.planning import Work
 from riebench.prefix import PrefixPlan
+from riebench.preparing import Prepared
 from riebench.schema import BLOCKS
 from riebench.shapes import unet_shape
 from riebench.units import UnitMeter
@@ -54,11 +54,11 @@ class CapturePlan:
         """Whether 16 bits are kept of each number."""
         return self._usual.long or self.footprint(works).long
 
-    def examples(self, works: Sequence[Work], batch_size: int) -> int:
-        """How many of some examples are in memory together."""
+    def bytes_held(self, works: Sequence[Work]) -> int:
+        """What each of some examples keeps in memory, at most."""
         nbytes = self.footprint(works).nbytes(long=self.is_long(works), metered=self._is_metered(works))
         plan = self.prefix(works)
-        return examples_together(nbytes + (0 if plan is None else self._prefix_bytes(plan)), batch_size)
+        return nbytes + (0 if plan is None else self._prefix_bytes(plan))
 
     def prefix(self, works: Sequence[Work]) -> PrefixPlan | None:
         """What edited runs may share with their source runs; None if there are no edits."""

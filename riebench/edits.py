@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
+from riebench.blocks import short_name
 from riebench.denoising import LatentChange, Picture, TextChange
 from riebench.errors import RiebenchError
-from riebench.values import Values, own_bytes, position_mean
+from riebench.values import Values, own_bytes, tensor_bytes
 
 if TYPE_CHECKING:
     from riebench.saes.core import SparseAutoencoder
@@ -25,18 +26,6 @@ Branch = Literal["both", "conditional", "all"]
 BRANCHES: tuple[Branch, ...] = ("both", "conditional", "all")
 """Under classifier-free guidance: add to the conditional half and subtract from the other, change the conditional
 half alone, or add to both halves."""
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What a term's values stand for (see `Term`); with neither, they are the site's own channels."""
-
-    directions: Tensor | None = None
-    columns: Tensor | None = None
-
-
-CHANNELS = Basis()
-"""The site's own channels."""
 
 
 class SiteEdit(Protocol):
@@ -122,7 +111,7 @@ class Placed:
     @property
     def nbytes(self) -> int:
         """See `SiteEdit.nbytes`."""
-        return sum(_bytes(term.positions, term.columns) + own_bytes(term.values) for term in self.terms)
+        return sum(tensor_bytes(term.positions, term.columns) + own_bytes(term.values) for term in self.terms)
 
 
 @dataclass(frozen=True)
@@ -155,58 +144,7 @@ class Adaptive:
     @property
     def nbytes(self) -> int:
         """See `SiteEdit.nbytes`."""
-        return self.added.nbytes + _bytes(self.positions, self.features)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Units copied, step by step, from the source and target run that are generated beside the edited picture.
-
-    The same change as `transfer` makes of stored values, for choices so large that storing their values would need
-    hundreds of megabytes: here only the choice is kept.
-
-    Attributes:
-        target_positions: int64 [Pt], where units are added.
-        source_positions: int64 [Ps], where units are taken away.
-        add: int64 [a], units to add.
-        remove: int64 [r], units to take away.
-        values: see `transfer`.
-        add_only: see `transfer`.
-    """
-
-    target_positions: Tensor
-    source_positions: Tensor
-    add: Tensor
-    remove: Tensor
-    values: str = "position"
-    add_only: bool = False
-
-    def between(self, target: Tensor, source: Tensor) -> Tensor | None:
-        """The change at one step.
-
-        Args:
-            target: what the site gives in the target run, float32 [positions, width].
-            source: the same in the source run.
-        """
-        at, away = self.target_positions.to(target.device), self.source_positions.to(target.device)
-        add, remove = self.add.to(target.device), self.remove.to(target.device)
-        return transfer(
-            target[at][:, add][None], source[away][:, remove][None], at, away, target_basis=Basis(columns=add),
-            source_basis=Basis(columns=remove), values=self.values, add_only=self.add_only,
-        ).delta(0, target)  # fmt: skip
-
-    def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """Not to be had from the edited run alone.
-
-        Raises:
-            RiebenchError: always.
-        """
-        raise RiebenchError("this edit reads the source and target run; generate them in the same batch")
-
-    @property
-    def nbytes(self) -> int:
-        """See `SiteEdit.nbytes`."""
-        return _bytes(self.target_positions, self.source_positions, self.add, self.remove)
+        return self.added.nbytes + tensor_bytes(self.positions, self.features)
 
 
 @dataclass(frozen=True)
@@ -214,7 +152,7 @@ class Edit:
     """One picture's edit.
 
     Attributes:
-        sites: site -> what is added there.
+        sites: site, by any of its names -> what is added there; kept by short names.
         strength: multiplies every delta; 0 changes nothing at all.
         branch: which guidance halves are changed, and how.
         features: block -> (added, removed) indices, for the record; empty for methods without features.
@@ -236,6 +174,7 @@ class Edit:
     def __post_init__(self) -> None:
         if self.branch not in BRANCHES:
             raise RiebenchError(f"unknown branch {self.branch!r}; known: {', '.join(BRANCHES)}")
+        object.__setattr__(self, "sites", {short_name(site): change for site, change in self.sites.items()})
 
     @property
     def empty(self) -> bool:
@@ -276,55 +215,6 @@ class Edit:
         return replace(self, strength=strength)
 
 
-def transfer(
-    target: Values,
-    source: Values,
-    target_positions: Tensor,
-    source_positions: Tensor,
-    *,
-    target_basis: Basis = CHANNELS,
-    source_basis: Basis = CHANNELS,
-    values: str = "position",
-    add_at: str = "target",
-    add_only: bool = False,
-) -> Placed:
-    """Adds values of the target run and takes away values of the source run.
-
-    Args:
-        target: [T, Pt, a], what is added, at the target positions.
-        source: [T, Ps, r], what is taken away, at the source positions.
-        target_positions: int64 [Pt].
-        source_positions: int64 [Ps].
-        target_basis: what the a added values stand for.
-        source_basis: the same for the r removed ones.
-        values: "position" keeps each position's own values, "mean" puts their mean at every position.
-        add_at: "target" adds at the target positions; "source" adds the mean at the source positions.
-        add_only: leaves the removed part out.
-
-    Raises:
-        RiebenchError: on an unknown word for `values` or `add_at`.
-    """
-    for word, known in ((values, ("position", "mean")), (add_at, ("target", "source"))):
-        if word not in known:
-            raise RiebenchError(f"unknown value {word!r}; known: {', '.join(known)}")
-    # One run's values have no counterpart at the other run's positions: only their mean can be moved there.
-    moved = add_at == "source"
-    added = Term(
-        source_positions if moved else target_positions,
-        position_mean(target) if moved or values == "mean" else target,
-        target_basis.directions,
-        target_basis.columns,
-    )
-    removed = Term(
-        source_positions,
-        position_mean(source) if values == "mean" else source,
-        source_basis.directions,
-        source_basis.columns,
-        sign=-1.0,
-    )
-    return Placed((added,) if add_only else (added, removed))
-
-
 def positions_of(mask: Tensor) -> Tensor:
     """Row-major indices of a boolean mask's true cells, int64 [P]."""
     return mask.flatten().nonzero().flatten()
@@ -336,7 +226,3 @@ def _nothing(site: SiteEdit) -> bool:
     if isinstance(site, Adaptive):
         return _nothing(site.added) and (site.positions.numel() == 0 or site.features.numel() == 0)
     return False
-
-
-def _bytes(*tensors: Tensor | None) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

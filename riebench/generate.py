@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from riebench.edits import Edit
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
 from riebench.models import LoadedModel
 from riebench.phrases import phrase_spans
-from riebench.placement import attention_kernel, out_of_memory
-from riebench.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
+from riebench.placement import attention_kernel, out_of_memory, refuse_lost
+from riebench.prefix import Prefix, PrefixPlan, Run, shared_cut
+from riebench.resuming import record, resume
 from riebench.trace import Sink, Trace, What, capture, intervene
+from riebench.transfers import beside_edits
 
 Embeddings = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Prompt, pooled prompt, negative prompt and pooled negative prompt embeddings, [1, ...] each."""
@@ -119,12 +122,13 @@ class Generator:
             return self._generate(prompts, seeds, edits, capture, keep_latents, keep_prefix, prefixes)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
+                refuse_lost(self.model.device, error)
                 raise
         # Out here, the failed batch's tensors no longer live on in a traceback when smaller ones are tried.
-        batch = f"--batch-size {max(1, len(prompts) // 2)} or less" if len(prompts) > 1 else "--offload model"
+        fewer = f"--batch-size {len(prompts) // 2} or less, then " if len(prompts) > 1 else ""
         raise MemoryShortageError(
             f"not enough memory on {self.model.device} for {len(prompts)} pictures of {self.model.spec.size} px at "
-            f"once; use {batch}, then --vae fp16-fix or --vae-tiling, then --offload sequential"
+            f"once; use {fewer}--offload model, then --vae fp16-fix or --vae-tiling, then --offload sequential"
         )
 
     def _generate(
@@ -165,12 +169,16 @@ class Generator:
     ) -> Iterator[None]:  # fmt: skip
         unet, guided, steps = self.model.unet, self.model.guided, self.model.spec.steps
         cut = None if beside else shared_cut(prefixes, runs, edits)
-        skipped = 0 if cut is None else cut.step
         rows = [*edits, *[None] * beside]
-        with ExitStack() as stack:
-            stack.enter_context(intervene(unet, rows, pairs=pairs, guided=guided, steps=steps, skipped=skipped))
-            if cut is not None:
-                stack.enter_context(resume(unet, prefixes, runs, cut, guided=guided))
+        if cut is None:
+            with intervene(unet, rows, pairs=pairs, guided=guided, steps=steps):
+                yield
+            return
+        missed = partial(prefixes[0].missed, cut)
+        with (
+            intervene(unet, rows, guided=guided, steps=steps, missed=missed),
+            resume(unet, prefixes, runs, cut, guided=guided),
+        ):
             yield
 
     def _text(self, prompt: str) -> TextParts:
@@ -278,22 +286,3 @@ class Generator:
     def word_positions(self, prompt: str) -> list[int]:
         """Positions of all the prompt's words (no start, end or padding)."""
         return self.token_positions(prompt, prompt.strip())
-
-
-def beside_edits(
-    prompts: Sequence[str], seeds: Sequence[int], edits: Sequence[Edit | None]
-) -> tuple[list[tuple[str, int]], dict[int, tuple[int, int]]]:
-    """The runs that `Paired` edits read, each one once.
-
-    Returns:
-        Prompt and seed of each further row, and for each paired row the rows of its source and its target run.
-    """
-    beside: dict[tuple[str, int], int] = {}
-    pairs = {}
-    for row, edit in enumerate(edits):
-        if edit is not None and edit.pair is not None and not edit.empty:
-            source, target = (
-                beside.setdefault((prompt, seeds[row]), len(prompts) + len(beside)) for prompt in edit.pair
-            )
-            pairs[row] = (source, target)
-    return list(beside), pairs

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from riebench.blocks import module_path, short_name
 from riebench.errors import RiebenchError, near_match
@@ -50,7 +50,10 @@ class Hooks:
         return self.calls - 1
 
     def before(self, module: nn.Module, function: Any) -> None:
-        """Calls `function(positional arguments, keyword arguments)` before the module."""
+        """Calls `function(positional arguments, keyword arguments)` before the module.
+
+        What it returns, if not None, is the arguments in whose place the module runs, both kinds as a pair.
+        """
         self.handles.append(
             module.register_forward_pre_hook(lambda _module, args, kwargs: function(args, kwargs), with_kwargs=True)
         )
@@ -63,24 +66,26 @@ class Hooks:
         """Notes one call of a site."""
         self.seen[site] = self.seen.get(site, 0) + 1
 
-    def check(self, names: Sequence[str], steps: int | None, skipped: int = 0) -> None:
-        """Refuses a wrong number of calls; in the first so many no site runs."""
+    def check(self, names: Mapping[str, int], steps: int | None) -> None:
+        """Refuses a wrong number of calls; of the first ones, each site misses as many as are named with it."""
         if steps is not None and self.calls != steps:
             raise RiebenchError(f"expected {steps} U-Net calls, saw {self.calls}; one generation per capture or edit")
-        for name in names:
-            if self.seen.get(name, 0) != self.calls - skipped:
+        for name, missed in names.items():
+            if self.seen.get(name, 0) != self.calls - missed:
                 raise RiebenchError(f"{name} ran {self.seen.get(name, 0)} times in {self.calls} U-Net calls")
 
 
 @contextmanager
-def hooked(unet: nn.Module, names: Sequence[str], steps: int | None, skipped: int = 0) -> Iterator[Hooks]:
+def hooked(
+    unet: nn.Module, names: Iterable[str], steps: int | None, missed: Callable[[str], int] = lambda name: 0
+) -> Iterator[Hooks]:
     """Hooks that count the calls of some sites, are always removed, and check the counts at the end.
 
     Args:
         unet: the U-Net.
         names: short names of the sites.
         steps: the number of U-Net calls there must be, if known.
-        skipped: how many calls, the first ones, take their result from elsewhere (see `riebench.prefix`).
+        missed: in how many calls, the first ones, a site does not run (see `riebench.prefix`).
 
     Yields:
         The hooks; more can be added inside the `with` block.
@@ -88,8 +93,7 @@ def hooked(unet: nn.Module, names: Sequence[str], steps: int | None, skipped: in
     Raises:
         RiebenchError: if a site is missing, or at the end if the number of calls is wrong.
     """
-    for name in names:
-        find_module(unet, name)
+    sites = {name: find_module(unet, name) for name in names}
     hooks = Hooks(unet)
 
     def count(args: Any, kwargs: Any) -> None:
@@ -97,13 +101,13 @@ def hooked(unet: nn.Module, names: Sequence[str], steps: int | None, skipped: in
 
     try:
         hooks.before(unet, count)
-        for name in names:
-            hooks.after(find_module(unet, name), lambda args, output, name=name: hooks.count(name))
+        for name, module in sites.items():
+            hooks.after(module, lambda args, output, name=name: hooks.count(name))
         yield hooks
     finally:
         for handle in hooks.handles:
             handle.remove()
-    hooks.check(names, steps, skipped)
+    hooks.check({name: missed(name) for name in sites}, steps)
 
 
 def find_module(unet: nn.Module, name: str) -> nn.Module:
@@ -117,3 +121,8 @@ def find_module(unet: nn.Module, name: str) -> nn.Module:
     except AttributeError as error:
         sites = known_sites(unet)
         raise RiebenchError(f"the U-Net has no block {name}{near_match(name.split('.ff.')[0], sites)}") from error
+
+
+def first_output(output: Any) -> Tensor:
+    """What a module gives, alone or as the first of several values."""
+    return output if isinstance(output, Tensor) else output[0]

@@ -3,72 +3,65 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.errors import reason
+from riebench.batching import BatchSize
 from riebench.generate import Generator
-from riebench.methods.base import Role
 from riebench.methods.foreign import Editor, EditorContext
+from riebench.methods.runs import Role
 from riebench.planning import Unit, Work
 
-
-@dataclass(frozen=True)
-class Painted:
-    """What became of one unit.
-
-    Attributes:
-        unit: which.
-        made: its picture, uint8 [H, W, 3], or why there is none.
-        seconds: its share of the wall time.
-        together: units made in the same call.
-    """
-
-    unit: Unit
-    made: NDArray[np.uint8] | str
-    seconds: float
-    together: int
+Pixels = NDArray[np.uint8]
 
 
-def paint(
-    generator: Generator, editor: Editor, units: Sequence[Unit], work: Work,
-    pictures: Mapping[Role, NDArray[np.uint8]], batch_size: int,
-) -> Iterator[Painted]:  # fmt: skip
-    """Makes some units of one example and one setting.
+class Painter:
+    """Makes the units of editors.
+
+    What editors need of memory is their own affair, so each setting has a batch size of its own: an editor that is
+    short of memory makes nobody else's batches smaller.
 
     Args:
         generator: the loaded model.
-        editor: the setting's method.
-        units: differ in strength alone.
-        work: their example.
-        pictures: the source and the target picture as stored.
-        batch_size: pictures generated at once; a source run may go along with each batch.
+        batches: the run's batch size, which no editor exceeds; a source run may go along with each batch.
     """
-    size = max(1, batch_size - 1)
-    for start in range(0, len(units), size):
-        yield from _together(generator, editor, units[start : start + size], work, pictures)
 
+    def __init__(self, generator: Generator, batches: BatchSize) -> None:
+        self.generator = generator
+        self.batches = batches
+        self._sizes: dict[str, BatchSize] = {}
 
-def _together(
-    generator: Generator, editor: Editor, units: Sequence[Unit], work: Work, pictures: Mapping[Role, NDArray[np.uint8]]
-) -> Iterator[Painted]:
-    """Makes units in one call; if it fails, one by one."""
-    strengths = tuple(unit.key.strength for unit in units)
-    start = time.perf_counter()
-    try:
-        made = editor.paint(
-            EditorContext(generator, work.plain, work.noise, pictures, strengths), units[0].setting.params
-        )
-    except Exception as error:
-        if len(units) > 1:
-            for unit in units:
-                yield from _together(generator, editor, [unit], work, pictures)
-        else:
-            yield Painted(units[0], reason(error), 0.0, 1)
-        return
-    seconds = (time.perf_counter() - start) / len(units)
-    for unit, picture in zip(units, made, strict=True):
-        yield Painted(unit, picture, seconds, len(units))
+    def paint(
+        self, editor: Editor, units: Sequence[Unit], work: Work, pictures: Mapping[Role, Pixels],
+        save: Callable[[Unit, Pixels, float, int], None], fail: Callable[[Unit, str], None],
+    ) -> None:  # fmt: skip
+        """Makes some units of one example and one setting.
+
+        Args:
+            editor: the setting's method.
+            units: differ in strength alone.
+            work: their example.
+            pictures: the source and the target picture as stored.
+            save: gets a unit with its picture, its share of the wall time, and how many were made in the same call.
+            fail: gets a unit that cannot be made, and why.
+        """
+        setting = units[0].setting
+        most = max(1, self.batches.size - 1)
+        sizes = self._sizes.setdefault(setting.name, BatchSize(most, f"pictures of {setting.name}", proven=True))
+        sizes.size = min(sizes.size, most)
+
+        def make(some: Sequence[Unit]) -> tuple[NDArray[np.uint8], float]:
+            strengths = tuple(unit.key.strength for unit in some)
+            start = time.perf_counter()
+            made = editor.paint(
+                EditorContext(self.generator, work.plain, work.noise, pictures, strengths), setting.params
+            )
+            return made, (time.perf_counter() - start) / len(some)
+
+        def keep(some: Sequence[Unit], made: tuple[NDArray[np.uint8], float]) -> None:
+            for unit, picture in zip(some, made[0], strict=True):
+                save(unit, picture, made[1], len(some))
+
+        sizes.each(units, 1, make, keep, fail)

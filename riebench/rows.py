@@ -11,7 +11,7 @@ from riebench.planning import Unit
 from riebench.prefix import Prefix
 
 HELD = 2
-"""Chunks of examples whose shared activations may be in memory at a time."""
+"""Chunks of examples whose rows, and with them shared activations, may wait; those of one more are being made."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,36 +20,27 @@ from tqdm import tqdm
 from riebench.batching import BatchSize, automatic_batch_size
 from riebench.capturing import CapturePlan
 from riebench.edits import Edit
-from riebench.errors import MemoryShortageError, RiebenchError, reason
+from riebench.errors import DeviceLostError, RiebenchError, reason
+from riebench.footprint import examples_together
 from riebench.generate import GenerationResult, Generator
 from riebench.masking import MaskMaker
-from riebench.methods.base import EditContext, ExampleRuns, Reuse, Role
+from riebench.methods.base import EditContext, Reuse
 from riebench.methods.foreign import Editor
+from riebench.methods.runs import ROLES, ExampleRuns, Role
 from riebench.models import LoadedModel
 from riebench.opening import opened
-from riebench.painting import paint
-from riebench.planning import (
-    Prepared,
-    Shelf,
-    Unit,
-    Work,
-    check_request,
-    plan,
-    prepare,
-    versions,
-)
+from riebench.painting import Painter
+from riebench.planning import Unit, Work, check_request, plan
 from riebench.prefix import Prefix
-from riebench.records import BlockFeatures, EditRecord
+from riebench.preparing import Prepared, Shelf, prepare, versions
+from riebench.recorder import Recorder
+from riebench.records import BlockFeatures
 from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.regions import RegionMasks
 from riebench.rows import Row, Waiting, prefixes
 from riebench.schema import EditTask, Setting
 from riebench.store import Redo, RunFolder
-
-__all__ = ["Runner", "plan", "run_benchmark"]
-
-T = TypeVar("T")
 
 NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""
@@ -141,11 +132,12 @@ class Runner:
         self.model = model
         self.prepared = prepared
         self.batches = BatchSize(batch_size)
-        self.bar = bar
-        self.shared = next(iter(prepared.values())).folder.shared
+        self.recorder = Recorder(prepared, bar)
+        self.painter = Painter(self.generator, self.batches)
         self.masks = MaskMaker(
-            regions, self.shared, self.generator, batch_size=batch_size, offline=offline, progress=not bar.disable
-        )
+            regions, self.recorder.shared, self.generator, batch_size=batch_size, offline=offline,
+            progress=not bar.disable,
+        )  # fmt: skip
         self.captures = CapturePlan(self.generator, prepared, self.masks.looks_at_attention)
         self.references = References(pool, self.generator, self.masks, self.captures)
         self.waiting = Waiting()
@@ -153,52 +145,13 @@ class Runner:
     def run(self, works: Sequence[Work]) -> None:
         """Makes everything, a few examples at a time."""
         self.masks.prepare([*works, *self.references.works(works)])
-        left = list(works)
-        while left:
-            chunk = self.captures.examples(works, self.batches.size)
-            self._run_chunk(left[:chunk])
-            del left[:chunk]
+        nbytes = self.captures.bytes_held(works)
+        start = 0
+        while start < len(works):
+            chunk = works[start : start + examples_together(nbytes, self.batches.size)]
+            self.batches.each(chunk, len(ROLES), self._generate_pairs, self._run_examples, self._fail_work)
+            start += len(chunk)
         self._flush()
-
-    def _run_chunk(self, works: Sequence[Work]) -> None:
-        parts = self._fitting(works, 2)
-        if len(parts) > 1:
-            for part in parts:
-                self._run_chunk(part)
-            return
-        try:
-            pair = self._generate_pairs(works)
-        except Exception as error:
-            if len(works) > 1:
-                for part in self._parts(works, error, 2 * len(works)):
-                    self._run_chunk(part)
-                return
-            self._refuse_shortage(error)
-            self._finish(works[0].units, "error", reason(error))
-            return
-        self.batches.fitted()
-        for index, work in enumerate(works):
-            self._run_example(work, pair, index, len(works))
-        # Edits of long runs read this trace: it can go only when they are done.
-        if pair.traces[0].long or self.waiting.crowded:
-            self._flush()
-
-    def _parts(self, items: Sequence[T], error: Exception, pictures: int) -> list[Sequence[T]]:
-        """What to try after a batch failed: smaller ones if memory was short, else one by one, to know whose it is."""
-        if not isinstance(error, MemoryShortageError):
-            return [[item] for item in items]
-        self.batches.shrink(pictures)
-        return self._fitting(items, pictures // len(items))
-
-    def _fitting(self, items: Sequence[T], pictures: int) -> list[Sequence[T]]:
-        """Items of so many pictures each, in parts that memory is thought to suffice for."""
-        size = max(1, self.batches.size // pictures)
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
-    def _refuse_shortage(self, error: Exception) -> None:
-        # What does not fit alone where nothing else has fitted: going on would fail every unit to come in its turn.
-        if isinstance(error, MemoryShortageError) and not self.batches.proven:
-            raise error
 
     def _generate_pairs(self, works: Sequence[Work]) -> GenerationResult:
         """Source pictures of all examples, then target pictures of all, in one batch with equal noise."""
@@ -209,24 +162,32 @@ class Runner:
             keep_prefix=self.captures.prefix(works),
         )  # fmt: skip
 
+    def _fail_work(self, work: Work, why: str) -> None:
+        self.recorder.finish(work.units, "error", why)
+
+    def _run_examples(self, works: Sequence[Work], pair: GenerationResult) -> None:
+        for index, work in enumerate(works):
+            self._run_example(work, pair, index, len(works))
+        # Edits of long runs read this trace: it can go only when they are done.
+        if pair.traces[0].long or self.waiting.crowded:
+            self._flush()
+
     def _run_example(self, work: Work, pair: GenerationResult, index: int, count: int) -> None:
-        source = self._shared_image(work, "source", pair.images[index])
-        target = self._shared_image(work, "target", pair.images[index + count])
+        rows: dict[Role, int] = {"source": index, "target": index + count}
+        pictures = {role: self.recorder.shared_image(work, role, pair.images[row]) for role, row in rows.items()}
         try:
             masks = self.masks.masks(work, pair, index, count)
         except RiebenchError as error:
-            self._finish(work.units, "error", reason(error))
+            self.recorder.finish(work.units, "error", reason(error))
             return
         if masks.empty:
-            self._finish(work.units, "skipped", NO_REGION)
+            self.recorder.finish(work.units, "skipped", NO_REGION)
             return
-        rows: dict[Role, int] = {"source": index, "target": index + count}
         latents = {} if pair.latents is None else {role: pair.latents[row] for role, row in rows.items()}
         runs = ExampleRuns(
             work.plain, work.seed, pair.traces[0], rows, masks, self.captures.unit_layers, self.captures.measure(work),
             work.task.region_rule, latents, self.references.others(work),
         )  # fmt: skip
-        pictures: dict[Role, NDArray[np.uint8]] = {"source": source, "target": target}
         made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
         for unit in self._paint(work, masks, pictures):
             place = (unit.setting.name, unit.blocks)
@@ -236,31 +197,28 @@ class Runner:
 
     def _paint(self, work: Work, masks: RegionMasks, pictures: Mapping[Role, NDArray[np.uint8]]) -> list[Unit]:
         """Makes the units of editors; returns the others."""
+
+        def save(unit: Unit, picture: NDArray[np.uint8], seconds: float, together: int) -> None:
+            took = {"seconds": seconds, "batch_size": together}
+            self.recorder.save(unit, picture, {**self.recorder.details(unit, masks), **took})
+
         for name in dict.fromkeys(unit.setting.name for unit in work.units):
             method = self.prepared[name].method
             if isinstance(method, Editor):
                 units = [unit for unit in work.units if unit.setting.name == name]
-                for one in paint(self.generator, method, units, work, pictures, self.batches.size):
-                    if isinstance(one.made, str):
-                        self._finish([one.unit], "error", one.made)
-                        continue
-                    took = {"seconds": one.seconds, "batch_size": one.together}
-                    self._save(one.unit, one.made, {**self._details(one.unit, masks), **took})
+                self.painter.paint(method, units, work, pictures, save, self._fail_unit)
         return [unit for unit in work.units if not isinstance(self.prepared[unit.setting.name].method, Editor)]
 
-    def _details(self, unit: Unit, masks: RegionMasks) -> dict[str, Any]:
-        """What every record with a picture says."""
-        return {
-            "source_image": self.shared.image_name(unit.key, "source"),
-            "target_image": self.shared.image_name(unit.key, "target"),
-            "mask_share": masks.share,
-        }
+    def _fail_unit(self, unit: Unit, why: str) -> None:
+        self.recorder.finish([unit], "error", why)
 
     def _edit(self, unit: Unit, runs: ExampleRuns) -> Edit | Reuse | str:
         """The unit's edit at strength 1, or why there is none."""
         one = self.prepared[unit.setting.name]
         try:
             return one.method.edit(EditContext(runs, unit.blocks, one.saes), unit.setting.params)
+        except DeviceLostError:
+            raise
         except Exception as error:
             return reason(error)
 
@@ -270,11 +228,11 @@ class Runner:
     ) -> None:  # fmt: skip
         """Records a unit whose picture is known already, or puts it into the coming batch."""
         if isinstance(made, str):
-            self._finish([unit], "error", made)
+            self._fail_unit(unit, made)
             return
-        details = self._details(unit, masks)
+        details = self.recorder.details(unit, masks)
         if isinstance(made, Reuse):
-            self._save(unit, pictures[made.picture], details)
+            self.recorder.save(unit, pictures[made.picture], details)
             return
         details["features"] = {
             block: BlockFeatures(add=add, remove=remove) for block, (add, remove) in made.features.items()
@@ -283,10 +241,9 @@ class Runner:
         known = edit.picture(self.model.spec.steps)
         if known is not None:
             # Generating it would give that picture again, bit for bit.
-            self._save(unit, pictures[known], details)
+            self.recorder.save(unit, pictures[known], details)
             return
-        row = Row(unit, edit, work.plain.source, work.noise, details, prefix)
-        full = self.waiting.add(row, self.batches.size)
+        full = self.waiting.add(Row(unit, edit, work.plain.source, work.noise, details, prefix), self.batches.size)
         if full:
             self._make(full)
 
@@ -295,52 +252,22 @@ class Runner:
             self._make(rows)
 
     def _make(self, rows: Sequence[Row]) -> None:
-        """Generates and stores one batch; if it fails, parts of it are tried."""
-        parts = self._fitting(rows, 1)
-        if len(parts) > 1:
-            for part in parts:
-                self._make(part)
-            return
+        """Generates and stores some rows."""
+        self.batches.each(rows, 1, self._generate_rows, self._save_rows, self._fail_row)
+
+    def _fail_row(self, row: Row, why: str) -> None:
+        self._fail_unit(row.unit, why)
+
+    def _generate_rows(self, rows: Sequence[Row]) -> tuple[NDArray[np.uint8], float]:
+        """Pictures of one batch, and each one's share of the wall time."""
         start = time.perf_counter()
-        try:
-            result = self.generator.generate(
-                [row.prompt for row in rows], [row.noise for row in rows], edits=[row.edit for row in rows],
-                prefixes=prefixes(rows),
-            )  # fmt: skip
-        except Exception as error:
-            if len(rows) > 1:
-                for part in self._parts(rows, error, len(rows)):
-                    self._make(part)
-            else:
-                self._refuse_shortage(error)
-                self._finish([rows[0].unit], "error", reason(error))
-            return
-        self.batches.fitted()
-        seconds = (time.perf_counter() - start) / len(rows)
-        for row, picture in zip(rows, result.images, strict=True):
-            self._save(row.unit, picture, {**row.details, "seconds": seconds, "batch_size": len(rows)})
+        result = self.generator.generate(
+            [row.prompt for row in rows], [row.noise for row in rows], edits=[row.edit for row in rows],
+            prefixes=prefixes(rows),
+        )  # fmt: skip
+        return result.images, (time.perf_counter() - start) / len(rows)
 
-    def _save(self, unit: Unit, picture: NDArray[np.uint8], details: Mapping[str, Any]) -> None:
-        folder = self.prepared[unit.setting.name].folder
-        name, sha256 = folder.write_image(unit.key, picture)
-        folder.append(
-            EditRecord(
-                key=unit.key, status="ok", image=name, image_sha256=sha256, cluster=unit.example.cluster, **details
-            )
-        )
-        self.bar.update()
-
-    def _finish(self, units: Sequence[Unit], status: Literal["skipped", "error"], reason: str) -> None:
-        """Records units that have no picture."""
-        for unit in units:
-            record = EditRecord(key=unit.key, status=status, reason=reason, cluster=unit.example.cluster)
-            self.prepared[unit.setting.name].folder.append(record)
-            self.bar.update()
-
-    def _shared_image(self, work: Work, role: Literal["source", "target"], fresh: NDArray[np.uint8]
-                      ) -> NDArray[np.uint8]:  # fmt: skip
-        """Stores a source or target picture; the one that earlier settings were compared with stays."""
-        name = self.shared.image_name(work.units[0].key, role)
-        if not (self.shared.path / name).exists():
-            self.shared.write_image(name, fresh)
-        return self.shared.read_image(name)
+    def _save_rows(self, rows: Sequence[Row], made: tuple[NDArray[np.uint8], float]) -> None:
+        images, seconds = made
+        for row, picture in zip(rows, images, strict=True):
+            self.recorder.save(row.unit, picture, {**row.details, "seconds": seconds, "batch_size": len(rows)})

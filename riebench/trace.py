@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from riebench.blocks import ATTENTION, RESIDUAL, UNITS, kind, short_name
-from riebench.edits import Edit, Paired
+from riebench.edits import Edit
 from riebench.errors import RiebenchError, near_match
-from riebench.hooks import Hooks, find_module, hooked
+from riebench.hooks import Hooks, find_module, first_output, hooked
 from riebench.traces import Half, Trace, What
+from riebench.transfers import Paired
 
 __all__ = ["KINDS", "Half", "Sink", "Trace", "What", "capture", "intervene", "text_attention"]
 
@@ -88,7 +89,7 @@ def intervene(
     pairs: Mapping[int, tuple[int, int]] | None = None,
     guided: bool = False,
     steps: int | None = None,
-    skipped: int = 0,
+    missed: Callable[[str], int] = lambda site: 0,
 ) -> Iterator[None]:
     """Applies one edit per row of the batch to every U-Net call made inside the `with` block.
 
@@ -98,28 +99,24 @@ def intervene(
         pairs: row of a picture with a `Paired` edit -> the rows of its source and its target run.
         guided: whether the batch holds an unconditional half (before the conditional one).
         steps: the number of calls there must be, if known.
-        skipped: how many calls, the first ones, take their result from a source run (see `riebench.prefix`).
+        missed: in how many calls, the first ones, a site does not run (see `riebench.prefix`).
 
     Raises:
         RiebenchError: if a site is missing, the batch has another size, or the number of calls is wrong.
     """
     active = {index: edit for index, edit in enumerate(edits) if edit is not None and not edit.empty}
-    sites = list(dict.fromkeys(short_name(site) for edit in active.values() for site in edit.sites))
+    sites = list(dict.fromkeys(site for edit in active.values() for site in edit.sites))
     rows = {site: {i: e for i, e in active.items() if site in e.sites} for site in sites}
-    with hooked(unet, sites, steps, skipped) as hooks:
+    with hooked(unet, sites, steps, missed) as hooks:
         for site in sites:
             _edit_site(hooks, site, rows[site], pairs or {}, len(edits), guided)
         yield
 
 
-def _first(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
-
-
 def _capture_site(hooks: Hooks, name: str, keep: Sequence[What], store: Any, trace: Trace) -> None:
     module = find_module(hooks.unet, name)
     if kind(name) == UNITS:
-        hooks.after(module, lambda args, output: store(name, "update", _first(output)))
+        hooks.after(module, lambda args, output: store(name, "update", first_output(output)))
         return
 
     def before(args: Any, kwargs: Any) -> None:
@@ -130,7 +127,7 @@ def _capture_site(hooks: Hooks, name: str, keep: Sequence[What], store: Any, tra
 
     hooks.before(module, before)
     if "output" in keep:
-        hooks.after(module, lambda args, output: store(name, "output", _first(output)))
+        hooks.after(module, lambda args, output: store(name, "output", first_output(output)))
     if "update" in keep:
         if kind(name) == ATTENTION:
             hooks.after(
@@ -201,14 +198,15 @@ def _edit_site(
     offset = batch if guided else 0
 
     def change(args: Any, output: Any) -> Any:
-        values = _first(output)
+        values = first_output(output)
         if values.shape[0] != batch + offset:
             raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // (2 if guided else 1)} pictures")
-        live = values - _skip(module, args[0]) if kind(name) == RESIDUAL else values
         acting = {index: edit for index, edit in edits.items() if edit.acts_at(hooks.step)}
         if not acting:
-            # Outside all intervals the call goes on with the very tensor it made.
+            # Outside all intervals the call goes on with the very tensor it made; in what stands still before a cut
+            # (see `riebench.prefix`) there would be no input to take off.
             return None
+        live = values - _skip(module, args[0]) if kind(name) == RESIDUAL else values
         changed = values.clone()
         for index, edit in acting.items():
             _edit_row(changed, _Site(name, live, hooks.step, offset, pairs), index, edit)

@@ -68,4 +68,9 @@ def position_mean(values: Values) -> Tensor:
 def own_bytes(values: Values) -> int:
     """Bytes that these values alone keep; what a view reads from belongs to the trace."""
     tensors = (values,) if isinstance(values, Tensor) else (values.columns, values.factors)
+    return tensor_bytes(*tensors)
+
+
+def tensor_bytes(*tensors: Tensor | None) -> int:
+    """Bytes of some tensors' numbers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

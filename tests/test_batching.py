@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.estimates import activation_bytes
 from riebench.generate import Generator
 from riebench.job import batch_size_of
+from riebench.methods.foreign import Editor, EditorContext
 from riebench.runner import run_benchmark
 from riebench.schema import Setting
 from riebench.shapes import unet_shape
@@ -133,3 +135,78 @@ def test_the_option() -> None:
     for wrong in ("0", "-1", "many", "1.5", ""):
         with pytest.raises(RiebenchError, match="give a number from 1, or auto"):
             batch_size_of(wrong)
+
+
+class Tensors:
+    """Something large, whose end can be seen."""
+
+
+@pytest.mark.parametrize("error", [MemoryShortageError, ValueError])
+def test_each_item_ends_once_and_nothing_of_another_batch_is_held_meanwhile(error: type[Exception]) -> None:
+    batches = BatchSize(8, proven=True, quiet=True)
+    alive: list[weakref.ref[Tensors]] = []
+    tried: list[list[int]] = []
+    ends: list[tuple[int, str]] = []
+
+    def make(items: Sequence[int]) -> Tensors:
+        assert not any(one() for one in alive)
+        tried.append(list(items))
+        tensors = Tensors()
+        alive.append(weakref.ref(tensors))
+        if len(items) > 2 or 5 in items:
+            raise error("no")
+        return tensors
+
+    def keep(items: Sequence[int], made: Tensors) -> None:
+        assert isinstance(made, Tensors)
+        ends.extend((item, "made") for item in items)
+
+    why = "no" if error is MemoryShortageError else "ValueError: no"
+    batches.each(range(11), 1, make, keep, lambda item, reason: ends.append((item, reason)))
+    assert ends == [(item, why if item == 5 else "made") for item in range(11)]
+    if error is MemoryShortageError:
+        # 8, 4 and 2 at once; then one by one for good, since the fifth does not fit with another.
+        assert [len(one) for one in tried] == [8, 4, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1]
+    else:
+        assert [len(one) for one in tried] == [8, *[1] * 8, 3, 1, 1, 1]
+    batches.each([], 1, make, keep, lambda item, reason: ends.append((item, reason)))
+    assert len(ends) == 11
+
+
+def test_an_error_while_keeping_ends_everything() -> None:
+    def keep(items: Sequence[int], made: int) -> None:
+        raise ValueError("the disk is full")
+
+    with pytest.raises(ValueError, match="the disk is full"):
+        BatchSize(2).each([1, 2, 3], 1, len, keep, lambda item, why: None)
+
+
+def test_an_editor_short_of_memory_makes_its_own_batches_smaller_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    levels: list[int] = []
+    original = Editor.paint
+
+    def paint(self: Editor, ctx: EditorContext, params: Any) -> Any:
+        levels.append(len(ctx.strengths))
+        return original(self, ctx, params)
+
+    def forward(module: Any, args: Any) -> None:
+        # LEDITS++ alone runs two rows a picture here, and so more than six at once.
+        if len(args[0]) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Editor, "paint", paint)
+    ledits = Setting(name="l", method="ledits_pp", blocks=(), params={"inversion_steps": 2}, strengths=(1, 2, 3, 4, 5))
+    patch = PATCH.model_copy(update={"strengths": (1.0, 2.0, 3.0)})
+    handle = tiny_model().unet.register_forward_pre_hook(forward)
+    try:
+        folder, other = run(tmp_path, ledits, patch, batch_size=6)
+    finally:
+        handle.remove()
+    # Five, then what half of them leave; the second example begins with what fitted.
+    assert levels == [5, 2, 2, 1, 2, 2, 1]
+    assert [record.status for record in (*folder.records(), *other.records())] == ["ok"] * 16
+    assert {record.batch_size for record in other.records()} == {6}
+    said = [line for line in capfd.readouterr().err.splitlines() if "memory" in line]
+    assert said == ["memory does not suffice for 5 pictures of l at a time; going on with 2"]

@@ -12,7 +12,8 @@ from shared_files import SHARED, load_module, needs
 
 from riebench.blocks import short_name
 from riebench.edits import Edit
-from riebench.methods.base import EditContext, ExampleRuns, get_method
+from riebench.methods.base import EditContext, get_method
+from riebench.methods.runs import ExampleRuns
 from riebench.regions import RegionMasks
 from riebench.saes.core import SparseAutoencoder
 from riebench.schema import EditExample

@@ -12,6 +12,7 @@ from test_runner import task
 from tiny import tiny_model, tiny_saes
 from torch import nn
 
+from riebench.capturing import CapturePlan
 from riebench.generate import Generator
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
@@ -115,3 +116,22 @@ def test_scoring_embeds_each_picture_and_prompt_once_over_all_settings(tmp_path:
     assert set(pictures.values()) == set(texts.values()) == {1}
     # Edited, source and target pictures of each example; a source and a target prompt.
     assert len(pictures) == EXAMPLES * (4 + 2) and len(texts) == EXAMPLES * 2
+
+
+def test_what_is_captured_is_decided_in_time_that_grows_as_the_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = Counter[int]()
+    original = CapturePlan.footprint
+
+    def footprint(self: CapturePlan, works: Any) -> Any:
+        looked[count] += len(works)
+        return original(self, works)
+
+    monkeypatch.setattr(CapturePlan, "footprint", footprint)
+    for count in (4, 12):
+        run_benchmark(
+            [task(count)], EQUAL[:1], tiny_model(STEPS), results_root=tmp_path / str(count), batch_size=2,
+            progress=False,
+        )  # fmt: skip
+    assert 0 < looked[12] <= 3 * looked[4]

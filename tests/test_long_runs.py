@@ -14,10 +14,11 @@ from test_methods import PAIR, context, dense, edit_of
 from tiny import tiny_folder, tiny_model, tiny_saes
 
 from riebench import engines
-from riebench.edits import Paired, Placed
+from riebench.edits import Placed
 from riebench.footprint import Footprint, examples_together, footprint
 from riebench.generate import Capture, GenerationResult, Generator
-from riebench.methods.base import EditContext, ExampleRuns
+from riebench.methods.base import EditContext
+from riebench.methods.runs import ExampleRuns
 from riebench.models import load_model
 from riebench.regions import RegionMasks
 from riebench.saes.core import SparseAutoencoder
@@ -26,6 +27,7 @@ from riebench.selection import means, unit_normalised
 from riebench.shapes import SDXL, unet_shape
 from riebench.store import RunFolder
 from riebench.trace import Trace
+from riebench.transfers import Paired
 from riebench.units import UnitMeter
 from riebench.values import Stepwise, pick, position_mean, scaled
 

@@ -11,15 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riebench.edits import Adaptive, Edit, Paired, Placed
+from riebench.edits import Adaptive, Edit, Placed
 from riebench.errors import RiebenchError
 from riebench.methods.activations import UNIT_BUDGET
-from riebench.methods.base import EditContext, ExampleRuns, Reuse, get_method
+from riebench.methods.base import EditContext, Method, Reuse, get_method
+from riebench.methods.runs import ExampleRuns
 from riebench.regions import RegionMasks
 from riebench.registry import METHODS
 from riebench.saes.core import SparseAutoencoder
 from riebench.schema import EditExample
 from riebench.trace import Trace
+from riebench.transfers import Paired
 
 STEPS, CHANNELS, GRID, FEATURES, UNITS = 2, 8, 4, 40, 16
 POSITIONS = GRID * GRID
@@ -278,6 +280,24 @@ def test_random_features_are_drawn_again_the_same_way() -> None:
 def test_wrong_parameters_are_refused(method: str, params: dict[str, Any], message: str) -> None:
     with pytest.raises(RiebenchError, match=message):
         get_method(method).check(params)
+
+
+def test_what_no_method_can_be_is_refused_in_a_line() -> None:
+    def made(ctx: EditContext, *, bare: int = 1, many: tuple[int, ...] = (), some: float | None = None) -> Edit:
+        return Edit()
+
+    del made.__annotations__["bare"]
+    method = Method("mine", made, frozenset(), "P")
+    for good in (1, 0.5, None):
+        method.check({"some": good})
+    with pytest.raises(RiebenchError, match="mine: some: True is not of type float or None"):
+        method.check({"some": True})
+    for name, value in (("bare", 1), ("many", [1])):
+        with pytest.raises(RiebenchError, match=f"mine: {name}: the method must give it one of the types int, float"):
+            method.check({name: value})
+    nothing = Method("mine", lambda ctx: None, frozenset(), "P")
+    with pytest.raises(RiebenchError, match="method 'mine' gave NoneType; it must give an Edit or a Reuse"):
+        nothing.edit(context(), {})
 
 
 def test_missing_saes_and_units_are_said() -> None:

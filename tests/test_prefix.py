@@ -183,3 +183,18 @@ def test_at_full_size_single_block_edits_of_one_step_cost_half_a_run_on_average(
     gains = [1 / (1 - share) for share in shares.values()]
     assert gains[0] == pytest.approx(1.45, abs=0.01) and gains[-1] == pytest.approx(3.06, abs=0.01)
     assert sum(gains) / len(gains) == pytest.approx(2.12, abs=0.01)
+
+
+@pytest.mark.parametrize("site", ["mid.0", "mid.0.ff.0", "up.0.1.ff.0", "up.0.res.0", "up.0.res.1"])
+def test_what_stands_still_in_the_first_step_may_be_edited_in_later_ones(site: str) -> None:
+    generator, source = source_run(0.0)
+    edits = [EDITS["up.0.1"], push(site, window=(1, 3), size=20)]
+    runs, kept = list(zip(PROMPTS, SEEDS, strict=True)), [prefix_of(source)]
+    assert shared_cut(kept, runs, edits) == Cut(0, "up.0.1", True)
+    whole, shared = (
+        generator.generate(PROMPTS, SEEDS, edits=edits, keep_latents=True, prefixes=given).latents
+        for given in ((), kept)
+    )
+    assert whole is not None and shared is not None and source.latents is not None
+    assert (whole - shared).abs().max() <= 2e-4
+    assert (whole - source.latents[:2]).flatten(1).abs().amax(1).min() >= 1e-3

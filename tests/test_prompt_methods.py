@@ -20,7 +20,8 @@ from riebench.denoising import LatentChange, TextChange, whole_steps
 from riebench.edits import Edit
 from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
-from riebench.methods.base import EditContext, ExampleRuns, Role, get_method
+from riebench.methods.base import EditContext, get_method
+from riebench.methods.runs import ExampleRuns, Role
 from riebench.models import LoadedModel, load_model
 from riebench.regions import RegionMasks
 from riebench.schema import EditExample, EditTask, Setting

@@ -15,8 +15,9 @@ from tiny import tiny_model, tiny_saes
 from riebench import engines
 from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
-from riebench.methods.base import EditContext, ExampleRuns, Role, get_method
+from riebench.methods.base import EditContext, get_method
 from riebench.methods.features import choose_features
+from riebench.methods.runs import ExampleRuns, Role
 from riebench.references import reference_order
 from riebench.schema import EditExample, EditTask, Setting
 from riebench.store import RunFolder

@@ -14,9 +14,10 @@ from tiny import SIZE, tiny_model, tiny_saes
 from riebench import engines
 from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
+from riebench.planning import plan
 from riebench.records import EditRecord
 from riebench.regions import RegionMasks
-from riebench.runner import plan, run_benchmark
+from riebench.runner import run_benchmark
 from riebench.schema import BLOCKS, EditExample, EditTask, Setting
 from riebench.store import RunFolder
 

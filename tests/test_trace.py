@@ -228,6 +228,15 @@ def test_the_change_is_exactly_what_was_asked(site: str) -> None:
     torch.testing.assert_close(edited.row(site, 1) - plain.row(site, 1), torch.full_like(plain.row(site, 1), 10.0))
 
 
+@pytest.mark.parametrize("name", ["mid_block.attentions.0", "unet.mid_block.attentions.0"])
+def test_sites_of_an_edit_go_by_any_of_their_names(name: str) -> None:
+    edited = []
+    for site in ("mid.0", name):
+        with intervene(tiny_model().unet, [None, Edit({site: push()})], steps=1):
+            edited.append(call())
+    assert torch.equal(*edited) and not torch.equal(edited[0], call())
+
+
 def test_positions_are_row_major() -> None:
     unet = tiny_model().unet
     edit = Edit({"mid.0": Placed((Term(torch.tensor([GRID + 2]), torch.full((1, 1, CHANNELS), 3.0)),))})

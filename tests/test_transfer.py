@@ -15,7 +15,8 @@ from torch import Tensor
 
 from riebench import engines
 from riebench.edits import Branch, Edit, Placed
-from riebench.methods.base import EditContext, ExampleRuns, get_method
+from riebench.methods.base import EditContext, get_method
+from riebench.methods.runs import ExampleRuns
 from riebench.models import load_model
 from riebench.options import ModelOptions
 from riebench.regions import RegionMasks

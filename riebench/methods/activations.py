@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from riebench.blocks import unit_site
-from riebench.edits import Basis, Branch, Edit, Paired, Placed, SiteEdit, Term, transfer
+from riebench.edits import Branch, Edit, Placed, SiteEdit, Term
 from riebench.errors import RiebenchError
-from riebench.methods.base import EditContext, ExampleRuns, Role, method
+from riebench.methods.base import EditContext, method
+from riebench.methods.runs import ExampleRuns, Role
 from riebench.selection import choose
+from riebench.transfers import Basis, Paired, transfer
 from riebench.values import position_mean
 
 UNIT_BUDGET = 20 * 2**20

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from riebench.edits import Branch, Edit, Placed, SiteEdit, Term
-from riebench.methods.base import EditContext, Reuse, Role, method
+from riebench.methods.base import EditContext, Reuse, method
 from riebench.methods.features import choose_features, feature_transfer
+from riebench.methods.runs import Role
 from riebench.values import scaled
 
 NEAREST = 8

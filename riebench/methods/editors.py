@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -137,17 +138,27 @@ def ledits_pp(
     made: dict[float, Picture] = {0.0: ctx.pictures["source"]}
     if levels:
         pipe = _inverted(ctx, inversion_steps, skip, source_guidance)
-        # The pipeline has one scale for all pictures of its batch; a tensor in its place has one for each.
         pipe.batch_size = len(levels)
         pipe.init_latents = pipe.init_latents.expand(len(levels), -1, -1, -1)
-        scales = torch.tensor(levels, device=ctx.model.device, dtype=pipe.init_latents.dtype)
         with _one_edit_for_all(pipe.unet):
             latents = pipe(
-                editing_prompt=[ctx.example.target], edit_guidance_scale=[scales[:, None, None, None]],
+                editing_prompt=[ctx.example.target], edit_guidance_scale=[_Scales(tuple(levels))],
                 edit_threshold=[threshold], output_type="latent",
             ).images  # fmt: skip
         made |= dict(zip(levels, ctx.generator.decode(latents), strict=True))
     return np.stack([made[float(strength)] for strength in ctx.strengths])
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """A scale for each picture of a batch, where LEDITS++ has one number for all."""
+
+    levels: tuple[float, ...]
+
+    def __rmul__(self, guidance: Tensor) -> Tensor:
+        # As a number does: in half precision the product is rounded, but not the scale.
+        scales = torch.tensor(self.levels, device=guidance.device)[:, None, None, None]
+        return (guidance.float() * scales).to(guidance.dtype)
 
 
 @contextmanager

@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riebench.errors import RiebenchError
-from riebench.methods.base import Method, Role
-from riebench.placement import parts_of
+from riebench.errors import MemoryShortageError, RiebenchError
+from riebench.methods.base import Method
+from riebench.methods.runs import Role
+from riebench.placement import out_of_memory, parts_of, refuse_lost
 from riebench.registry import METHODS
 from riebench.schema import EditExample
 
@@ -130,21 +131,36 @@ class Editor(Method):
         """The pictures of one example, one per strength.
 
         Raises:
-            RiebenchError: if parameters, levels or size do not fit, or the editor leaves the model changed or gives
-                something else than pictures.
+            RiebenchError: if parameters, levels or size do not fit, memory does not suffice, or the editor leaves the
+                model changed or gives something else than pictures.
         """
         self.check(params)
         size = ctx.model.spec.size
         self.check_strengths(ctx.strengths)
         self.check_size(size)
-        with unchanged(ctx.model):
-            made = np.asarray(self.function(ctx, **params))
+        made = self._made(ctx, params)
         shape = (len(ctx.strengths), size, size, 3)
         if made.shape != shape or made.dtype != np.uint8:
             raise RiebenchError(
                 f"method {self.name!r} gave {made.dtype} of shape {made.shape}; it must give uint8 of shape {shape}"
             )
         return made
+
+    def _made(self, ctx: EditorContext, params: Mapping[str, Any]) -> NDArray[Any]:
+        """What the function gives, with the model as it was and shortages of memory told as such."""
+        model = ctx.model
+        try:
+            with unchanged(model):
+                return np.asarray(self.function(ctx, **params))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                refuse_lost(model.device, error)
+                raise
+        # Out here, what had been made no longer lives on in a traceback when fewer pictures are tried.
+        raise MemoryShortageError(
+            f"not enough memory on {model.device} for {len(ctx.strengths)} pictures of {model.spec.size} px by method "
+            f"{self.name!r}; use --dtype float16, then --vae fp16-fix or --vae-tiling, or leave this setting out"
+        )
 
 
 def editor(

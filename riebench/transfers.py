@@ -1,0 +1,143 @@
+"""Values of the target run put in place of values of the source run: stored ones, or those of runs made beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from riebench.edits import Edit, Placed, Term
+from riebench.errors import RiebenchError
+from riebench.values import Values, position_mean, tensor_bytes
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a term's values stand for (see `riebench.edits.Term`); with neither, they are the site's own channels."""
+
+    directions: Tensor | None = None
+    columns: Tensor | None = None
+
+
+CHANNELS = Basis()
+"""The site's own channels."""
+
+
+def transfer(
+    target: Values,
+    source: Values,
+    target_positions: Tensor,
+    source_positions: Tensor,
+    *,
+    target_basis: Basis = CHANNELS,
+    source_basis: Basis = CHANNELS,
+    values: str = "position",
+    add_at: str = "target",
+    add_only: bool = False,
+) -> Placed:
+    """Adds values of the target run and takes away values of the source run.
+
+    Args:
+        target: [T, Pt, a], what is added, at the target positions.
+        source: [T, Ps, r], what is taken away, at the source positions.
+        target_positions: int64 [Pt].
+        source_positions: int64 [Ps].
+        target_basis: what the a added values stand for.
+        source_basis: the same for the r removed ones.
+        values: "position" keeps each position's own values, "mean" puts their mean at every position.
+        add_at: "target" adds at the target positions; "source" adds the mean at the source positions.
+        add_only: leaves the removed part out.
+
+    Raises:
+        RiebenchError: on an unknown word for `values` or `add_at`.
+    """
+    for word, known in ((values, ("position", "mean")), (add_at, ("target", "source"))):
+        if word not in known:
+            raise RiebenchError(f"unknown value {word!r}; known: {', '.join(known)}")
+    # One run's values have no counterpart at the other run's positions: only their mean can be moved there.
+    moved = add_at == "source"
+    added = Term(
+        source_positions if moved else target_positions,
+        position_mean(target) if moved or values == "mean" else target,
+        target_basis.directions,
+        target_basis.columns,
+    )
+    removed = Term(
+        source_positions,
+        position_mean(source) if values == "mean" else source,
+        source_basis.directions,
+        source_basis.columns,
+        sign=-1.0,
+    )
+    return Placed((added,) if add_only else (added, removed))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Units copied, step by step, from the source and target run that are generated beside the edited picture.
+
+    The same change as `transfer` makes of stored values, for choices so large that storing their values would need
+    hundreds of megabytes: here only the choice is kept.
+
+    Attributes:
+        target_positions: int64 [Pt], where units are added.
+        source_positions: int64 [Ps], where units are taken away.
+        add: int64 [a], units to add.
+        remove: int64 [r], units to take away.
+        values: see `transfer`.
+        add_only: see `transfer`.
+    """
+
+    target_positions: Tensor
+    source_positions: Tensor
+    add: Tensor
+    remove: Tensor
+    values: str = "position"
+    add_only: bool = False
+
+    def between(self, target: Tensor, source: Tensor) -> Tensor | None:
+        """The change at one step.
+
+        Args:
+            target: what the site gives in the target run, float32 [positions, width].
+            source: the same in the source run.
+        """
+        at, away = self.target_positions.to(target.device), self.source_positions.to(target.device)
+        add, remove = self.add.to(target.device), self.remove.to(target.device)
+        return transfer(
+            target[at][:, add][None], source[away][:, remove][None], at, away, target_basis=Basis(columns=add),
+            source_basis=Basis(columns=remove), values=self.values, add_only=self.add_only,
+        ).delta(0, target)  # fmt: skip
+
+    def delta(self, step: int, live: Tensor) -> Tensor | None:
+        """Not to be had from the edited run alone.
+
+        Raises:
+            RiebenchError: always.
+        """
+        raise RiebenchError("this edit reads the source and target run; generate them in the same batch")
+
+    @property
+    def nbytes(self) -> int:
+        """See `riebench.edits.SiteEdit.nbytes`."""
+        return tensor_bytes(self.target_positions, self.source_positions, self.add, self.remove)
+
+
+def beside_edits(
+    prompts: Sequence[str], seeds: Sequence[int], edits: Sequence[Edit | None]
+) -> tuple[list[tuple[str, int]], dict[int, tuple[int, int]]]:
+    """The runs that `Paired` edits read, each one once.
+
+    Returns:
+        Prompt and seed of each further row, and for each paired row the rows of its source and its target run.
+    """
+    beside: dict[tuple[str, int], int] = {}
+    pairs = {}
+    for row, edit in enumerate(edits):
+        if edit is not None and edit.pair is not None and not edit.empty:
+            source, target = (
+                beside.setdefault((prompt, seeds[row]), len(prompts) + len(beside)) for prompt in edit.pair
+            )
+            pairs[row] = (source, target)
+    return list(beside), pairs
