@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from riebench.configurations import EVERYTHING
-from riebench.entries import ENDS, MIN_LEVELS, Entry, Field, entries
+from riebench.entries import ENDS, Entry, entries
 from riebench.errors import RiebenchError, near_match
 from riebench.inference import ALPHA, holm, interval, p_value
 from riebench.schema import ALL_CATEGORIES
+from riebench.standings import MIN_LEVELS, Field
 from riebench.store import RunFolder
+from riebench.tables import markdown
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ def compare(folders: Sequence[RunFolder], first: str, second: str) -> list[Diffe
         second: likewise.
 
     Raises:
-        RiebenchError: if one is unknown or has gaps, or they share no block set.
+        RiebenchError: if one is unknown or has gaps or several SAEs, or they share no block set.
     """
     found = entries(folders, single_blocks=True)
     names = sorted({entry.name for entry in found})
     for name in (first, second):
         if name not in names:
             raise RiebenchError(f"no method {name!r} among these results{near_match(name, names)}")
-    sides = [{entry.block_set: entry for entry in found if entry.name == name} for name in (first, second)]
+    sides = [_side(found, name) for name in (first, second)]
     shared = [block_set for block_set in sides[0] if block_set in sides[1]]
     if not shared:
         raise RiebenchError(
@@ -76,6 +78,20 @@ def compare(folders: Sequence[RunFolder], first: str, second: str) -> list[Diffe
         Difference(block_set, category, row[0], row[1], row[2], adjusted[f"{block_set}\n{category}"], row[4])
         for (block_set, category), row in raw.items()
     ]
+
+
+def _side(found: Sequence[Entry], name: str) -> dict[str, Entry]:
+    """Block set -> what a method is there."""
+    side: dict[str, Entry] = {}
+    for entry in (one for one in found if one.name == name):
+        other = side.setdefault(entry.block_set, entry)
+        if other is not entry:
+            saes = " and ".join(one.sae or "none" for one in (other, entry))
+            raise RiebenchError(
+                f"{name} on {entry.block_set} is there with several SAEs ({saes}), each a method of its own; "
+                "compare one at a time: --results FOLDER with the others left out"
+            )
+    return side
 
 
 def _differences(field: Field, pair: tuple[Entry, Entry]) -> dict[str, tuple[float, float, float, float, int]]:
@@ -95,9 +111,8 @@ def _differences(field: Field, pair: tuple[Entry, Entry]) -> dict[str, tuple[flo
         ends = interval(draws[1:])
         if ends is None or not np.isfinite(draws[0]):
             continue
-        finite = draws[1:][np.isfinite(draws[1:])]
         n = len(field.examples.ids) if category == EVERYTHING else len(field.examples.strata[category])
-        rows[category] = (float(draws[0]), *ends, p_value(finite), n)
+        rows[category] = (float(draws[0]), *ends, p_value(draws[1:]), n)
     return rows
 
 
@@ -128,8 +143,6 @@ def comparison_text(differences: Sequence[Difference], first: str, second: str, 
     """
     if not differences:
         raise RiebenchError(f"{first} and {second} have no category in common that both have numbers for")
-    from riebench.tables import markdown
-
     categories = list(dict.fromkeys(one.category for one in differences))
     blocks = list(dict.fromkeys(one.block_set for one in differences))
     cells = {(one.block_set, one.category): one for one in differences}

@@ -11,10 +11,10 @@ from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, PROFILES, Profile
-from riebench.records import ScoreRecord
+from riebench.records import RECORDS_FILE, SCORES_FILE, ScoreRecord
 from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, Stored
 from riebench.stats import estimate
-from riebench.store import RECORDS_FILE, SCORES_FILE, RunFolder, ScoreKey
+from riebench.store import RunFolder, ScoreKey
 from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world, world_gap
 
 EVERYTHING = "all"
@@ -105,12 +105,8 @@ class Configuration:
 
     def row(self, metric: str, category: str) -> TableRow:
         """One cell."""
-        values = self.values.get(metric, {})
-        if category != EVERYTHING:
-            values = {category: values.get(category, {})}
-        result = estimate(values, self.clusters)
-        seeds = [len(seeds) for examples in values.values() for seeds in examples.values()]
-        expected = sum(self.expected.values()) if category == EVERYTHING else self.expected.get(category, 0)
+        result = estimate(self._values(metric, category), self.clusters)
+        scored, expected = self.counts(metric, category)
         return TableRow(
             model=self.model,
             setting=self.setting,
@@ -122,10 +118,27 @@ class Configuration:
             ci_low=result.low,
             ci_high=result.high,
             n_examples=result.n_examples,
-            n_seeds=max(seeds, default=0),
-            n_scored=sum(seeds) - sum(self.imputed.get((metric, name), 0) for name in values),
+            n_seeds=self.seeds(metric, category),
+            n_scored=scored,
             n_expected=expected,
         )
+
+    def _values(self, metric: str, category: str) -> dict[str, dict[str, list[float]]]:
+        """Category -> example id -> values of its seeds, of one category or of all."""
+        values = self.values.get(metric, {})
+        return values if category == EVERYTHING else {category: values.get(category, {})}
+
+    def counts(self, metric: str, category: str = EVERYTHING) -> tuple[int, int]:
+        """Units with a number, and units that should have one; a failed unit's stand-in is no number."""
+        values = self._values(metric, category)
+        scored = sum(len(seeds) for examples in values.values() for seeds in examples.values())
+        scored -= sum(self.imputed.get((metric, name), 0) for name in values)
+        return scored, sum(self.expected.values()) if category == EVERYTHING else self.expected.get(category, 0)
+
+    def seeds(self, metric: str, category: str = EVERYTHING) -> int:
+        """Most seeds an example has a number of."""
+        values = self._values(metric, category)
+        return max((len(seeds) for examples in values.values() for seeds in examples.values()), default=0)
 
     def example_means(self, metric: str) -> dict[str, float]:
         """Example id -> mean over its seeds."""
@@ -169,7 +182,7 @@ def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[st
         )
         configuration.expected[category] = n
     _fill(folder, found, PROFILES[profile], extra)
-    return [found[key] for key in sorted(found, key=lambda key: (key[1], _block_order(key[0])))]
+    return [found[key] for key in sorted(found, key=lambda key: (key[1], block_order(key[0])))]
 
 
 def _fill(
@@ -223,7 +236,8 @@ def _backbones(folder: RunFolder, scores: Mapping[ScoreKey, ScoreRecord]) -> dic
     return shown
 
 
-def _block_order(block_set: str) -> tuple[int, str]:
+def block_order(block_set: str) -> tuple[int, str]:
+    """What block sets are sorted by: none, single blocks in their order, others, all."""
     if block_set == NO_BLOCKS:
         return -1, ""
     if block_set == ALL_BLOCKS:

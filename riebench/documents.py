@@ -32,7 +32,7 @@ def table_part(file: Path, metric: str, settings: list[str]) -> str:
     """
     try:
         with file.open(encoding="utf-8", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["metric"] == metric]
+            rows = [row for row in csv.DictReader(stream) if row.get("metric") == metric]
     except OSError as error:
         raise RiebenchError(f"{file} cannot be read ({error.strerror}); run `riebench tables` first") from error
     categories = list(dict.fromkeys(row["category"] for row in rows))
@@ -58,17 +58,24 @@ def fill_document(document: Path, *, check: bool = False) -> None:
         check: only looks.
 
     Raises:
-        RiebenchError: with `check`, if the document is out of date; if it cannot be read or names what is not there.
+        RiebenchError: with `check`, if the document is out of date; if it cannot be read, has no part or
+            names what is not there.
     """
 
     def made(match: re.Match[str]) -> str:
         return table_part(document.parent / match[2], match[3], match[4].split(","))
 
-    fill_parts(document, PART, made, command=f"riebench tables --document {document}", check=check)
+    fill_parts(document, PART, made, mark="<!-- table:", command=f"riebench tables --document {document}", check=check)
 
 
 def fill_parts(
-    document: Path, part: re.Pattern[str], made: Callable[[re.Match[str]], str], *, command: str, check: bool = False
+    document: Path,
+    part: re.Pattern[str],
+    made: Callable[[re.Match[str]], str],
+    *,
+    mark: str,
+    command: str,
+    check: bool = False,
 ) -> None:
     """Brings some marked parts of a document up to date.
 
@@ -76,16 +83,21 @@ def fill_parts(
         document: the Markdown file.
         part: a whole part, from mark to mark; its first group is the opening mark, its last one the closing mark.
         made: the text between the marks of a part.
+        mark: how every opening mark begins; one that begins no whole part is an error, or it would never be filled.
         command: what brings the document up to date.
         check: only looks.
 
     Raises:
-        RiebenchError: with `check`, if the document is out of date; if it cannot be read; whatever `made` raises.
+        RiebenchError: with `check`, if the document is out of date; if it cannot be read or has no part; if a mark in
+            it is not one; whatever `made` raises.
     """
     try:
         before = document.read_text(encoding="utf-8")
     except OSError as error:
         raise RiebenchError(f"{document} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RiebenchError(f"{document} cannot be read (byte {error.start} is no UTF-8 text)") from error
+    _check_marks(document, before, part, mark)
 
     def whole(match: re.Match[str]) -> str:
         return f"{match[1]}\n{made(match).strip()}\n\n{match[match.re.groups]}"
@@ -95,3 +107,16 @@ def fill_parts(
         raise RiebenchError(f"{document} is out of date; run `{command}` and commit it")
     if after != before:
         write_atomic(document, after.encode())
+
+
+def _check_marks(document: Path, text: str, part: re.Pattern[str], mark: str) -> None:
+    if mark not in text:
+        raise RiebenchError(f"{document} has no part to fill; write `{mark} ... -->` and `<!-- end -->` in it")
+    whole = {match.start() for match in part.finditer(text)}
+    for found in re.finditer(re.escape(mark), text):
+        if found.start() not in whole:
+            line = text.count("\n", 0, found.start()) + 1
+            raise RiebenchError(
+                f"{document}, line {line}: this mark is not written as it should be, or the part before it has no "
+                "`<!-- end -->`"
+            )

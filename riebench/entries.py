@@ -1,30 +1,25 @@
-"""Methods as the leaderboard compares them: all settings, strengths and sizes of one knob, on the same examples."""
+"""Methods as the leaderboard compares them: all settings, strengths and sizes of one knob."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.configurations import EVERYTHING, Configuration, configurations, whole_configurations
-from riebench.inference import holm, interval, p_value, rank_groups
+from riebench.configurations import Configuration, configurations, whole_configurations
 from riebench.profiles import DEFAULT
-from riebench.stats import BOOTSTRAP_SEED, POWER_FACTOR, REPLICATES, Estimate
 from riebench.store import RunFolder
-from riebench.tradeoff import Examples, TradeOff, cross_fit, macro_means, micro_means
-from riebench.versions import Origin, Origins, agreed_origins, agreed_world, origin_gap, world_gap
+from riebench.tradeoff import Examples
+from riebench.versions import Origin, Origins
 
 Floats = NDArray[np.float64]
+Read = tuple[RunFolder, Sequence[Configuration]]
+"""A run folder and what was read from it."""
 
-DISTANCE, GAIN, SECOND = "lpips", "clip_gain", "clip_gain_2"
-MIN_LEVELS = 6
-"""Levels of its knob that a method needs for a rank: with fewer it cannot use the budgets that others use."""
-REFERENCE = "mean_steering"
-"""The method that all others are compared with."""
+DISTANCE, GAIN = "lpips", "clip_gain"
 ENDS = ("no_edit", "target_prompt")
 """The two ends of the scale: references, not rivals."""
 
@@ -37,7 +32,7 @@ class Entry:
         name: the group, or the setting.
         method: the registered method.
         access: what it may look at.
-        sae: which SAEs: their place and the beginning of a hash over them; "" without.
+        sae: which SAEs: their place and the beginning of the least of their hashes; "" without.
         block_set: blocks edited together.
         configurations: every level of its knob.
     """
@@ -48,6 +43,11 @@ class Entry:
     sae: str
     block_set: str
     configurations: tuple[Configuration, ...]
+
+    @property
+    def place(self) -> str:
+        """What tells it apart from the others of its suite and model."""
+        return "\n".join((self.name, self.sae, self.block_set))
 
     @property
     def levels(self) -> int:
@@ -62,17 +62,17 @@ class Entry:
     @property
     def n_scored(self) -> int:
         """Units with a number."""
-        return sum(configuration.row(GAIN, EVERYTHING).n_scored for configuration in self.configurations)
+        return sum(configuration.counts(GAIN)[0] for configuration in self.configurations)
 
     @property
     def n_expected(self) -> int:
         """Units that should have one."""
-        return sum(sum(configuration.expected.values()) for configuration in self.configurations)
+        return sum(configuration.counts(GAIN)[1] for configuration in self.configurations)
 
     @property
     def seeds(self) -> int:
         """Most seeds an example has."""
-        return max((c.row(GAIN, EVERYTHING).n_seeds for c in self.configurations), default=0)
+        return max((c.seeds(GAIN) for c in self.configurations), default=0)
 
     @property
     def categories(self) -> dict[str, str]:
@@ -109,10 +109,10 @@ class Entry:
             return f"{twice[0]} is there twice"
         for metric in (GAIN, DISTANCE):
             for configuration in self.configurations:
-                row = configuration.row(metric, EVERYTHING)
-                missing = row.n_expected - row.n_scored - configuration.skipped
+                n_scored, n_expected = configuration.counts(metric)
+                missing = n_expected - n_scored - configuration.skipped
                 if missing:
-                    return f"{missing} of {row.n_expected} units of {configuration.label} have no {metric}"
+                    return f"{missing} of {n_expected} units of {configuration.label} have no {metric}"
                 found = configuration.values.get(metric, {})
                 scored = {example: len(s) for values in found.values() for example, s in values.items()}
                 if set(scored) != set(examples.ids):
@@ -132,215 +132,6 @@ class Entry:
         return np.array(columns).T if columns else None
 
 
-@dataclass(frozen=True)
-class Standing:
-    """An entry with what is said about it. Numbers are None where they cannot be had; `note` says why.
-
-    Attributes:
-        entry: the method.
-        group: rank group among entries with equal access; None for ends, gaps and short knobs.
-        area: mean cross-fitted gain over the LPIPS budgets, with its interval.
-        micro: the same with every example weighing alike.
-        completion: area as a share of the gain of the target prompt's own pictures, with its interval.
-        realised: mean LPIPS at which the gains were read.
-        second: the area read by the independent scorer at the configurations that the first one chose.
-        versus: area minus that of `REFERENCE`, and its p-value, adjusted over all methods.
-        detectable: difference to `REFERENCE` that 80 % of such experiments would find.
-        note: why there is no rank.
-    """
-
-    entry: Entry
-    group: int | None = None
-    area: Estimate | None = None
-    micro: float | None = None
-    completion: Estimate | None = None
-    realised: float | None = None
-    second: float | None = None
-    versus: tuple[float, float] | None = None
-    detectable: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Field:
-    """All methods of one suite, model and profile, on the examples they share.
-
-    Attributes:
-        entries: in any order.
-        replicates: of the bootstrap.
-        seed: of its generator.
-    """
-
-    entries: tuple[Entry, ...]
-    replicates: int = REPLICATES
-    seed: int = BOOTSTRAP_SEED
-
-    @cached_property
-    def examples(self) -> Examples:
-        """Every example that any entry has a number for, in the version that counts."""
-        categories: dict[str, str] = {}
-        clusters: dict[str, str] = {}
-        for entry in self.entries:
-            categories |= {example: c for example, c in entry.categories.items() if example in self.origins}
-            for configuration in entry.configurations:
-                clusters |= configuration.clusters
-        return Examples.of(categories, clusters)
-
-    @cached_property
-    def origins(self) -> dict[str, Origin | None]:
-        """Example id -> the version of it that counts (`agreed_origins`)."""
-        return agreed_origins(entry.origins for entry in self.entries)
-
-    @cached_property
-    def world(self) -> str | None:
-        """What most entries' pictures come from, or None if nobody can say."""
-        return agreed_world({c.world for c in entry.configurations} for entry in self.entries)
-
-    @cached_property
-    def seeds(self) -> int:
-        """Most seeds an example has."""
-        return max((entry.seeds for entry in self.entries), default=0)
-
-    @cached_property
-    def weights(self) -> Floats:
-        """[1 + R, E]: every example once, then the bootstrap's draws."""
-        return np.vstack([np.ones((1, len(self.examples.ids))), self.examples.draws(self.replicates, self.seed)])
-
-    def gap(self, entry: Entry) -> str | None:
-        """Why an entry cannot be compared, or None."""
-        other = world_gap((c.world for c in entry.configurations), self.world)
-        other = other or origin_gap(entry.origins, self.origins)
-        if other is not None:
-            return other
-        clusters = {(c, k) for c, k in zip(self.examples.categories, self.examples.clusters, strict=True)}
-        counted = Counter(category for category, _ in clusters)
-        if min(counted.values(), default=0) < 2:
-            return "fewer than 2 independent examples in a category"
-        return entry.gap(self.examples, self.seeds)
-
-    def trade_off(self, entry: Entry, read: str = GAIN, category: str | None = None) -> TradeOff | None:
-        """An entry's trade-off in every replicate, or None if it lacks a number.
-
-        Args:
-            entry: the method.
-            read: the metric that is read where `GAIN` has chosen.
-            category: reads this one alone, at what was chosen on all.
-        """
-        distances, gains = entry.values(DISTANCE, self.examples), entry.values(GAIN, self.examples)
-        other = gains if read == GAIN else entry.values(read, self.examples)
-        if distances is None or gains is None or other is None:
-            return None
-        return cross_fit(distances, gains, self.examples, self.weights, read=other, category=category)
-
-    def estimate(self, draws: Floats) -> Estimate:
-        """The observed value, which is the first draw, with the interval of the others."""
-        found = interval(draws[1:])
-        low, high = found if found is not None else (None, None)
-        return Estimate(float(draws[0]), low, high, len(self.examples.ids))
-
-    def standings(self) -> list[Standing]:
-        """Everything the leaderboard says, best first inside equal access, ends and gaps last."""
-        gaps = {entry: self.gap(entry) for entry in self.entries}
-        areas: dict[Entry, TradeOff] = {}
-        for entry in self.entries:
-            found = self.trade_off(entry) if gaps[entry] is None else None
-            if found is not None:
-                areas[entry] = found
-        far_end = self._far_end(areas)
-        groups = self._groups(areas)
-        versus = self._versus(areas)
-        made = [
-            self._standing(entry, areas.get(entry), gaps[entry], groups.get(entry), versus.get(entry), far_end)
-            for entry in self.entries
-        ]
-        return sorted(made, key=_order)
-
-    def _standing(
-        self, entry: Entry, area: TradeOff | None, gap: str | None, group: int | None,
-        versus: tuple[float, float, float] | None, far_end: Floats | None,
-    ) -> Standing:  # fmt: skip
-        if area is None:
-            return Standing(entry, note=gap or "not scored")
-        second = self.trade_off(entry, SECOND)
-        return Standing(
-            entry,
-            group=group,
-            area=self.estimate(area.area),
-            micro=self._micro(entry),
-            completion=self._completion(area.area, far_end),
-            realised=float(area.realised[0]),
-            second=None if second is None else float(second.area[0]),
-            versus=None if versus is None else (versus[0], versus[1]),
-            detectable=None if versus is None else versus[2],
-            note=_note(entry),
-        )
-
-    def _micro(self, entry: Entry) -> float | None:
-        distances, gains = entry.values(DISTANCE, self.examples), entry.values(GAIN, self.examples)
-        if distances is None or gains is None:
-            return None
-        found = cross_fit(distances, gains, self.examples, self.weights[:1], means=micro_means)
-        return float(found.area[0])
-
-    def _far_end(self, areas: Mapping[Entry, TradeOff]) -> Floats | None:
-        """The target prompt's gain in every replicate, or None if there is none or it may be 0."""
-        for entry in areas:
-            gains = entry.values(GAIN, self.examples) if entry.method == "target_prompt" else None
-            if gains is not None:
-                draws = macro_means(gains[:, :1], self.weights, self.examples)[:, 0]
-                found = interval(draws[1:])
-                return draws if found is not None and not found[0] <= 0 <= found[1] else None
-        return None
-
-    def _completion(self, area: Floats, far_end: Floats | None) -> Estimate | None:
-        return None if far_end is None else self.estimate(area / far_end)
-
-    def _groups(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, int]:
-        rivals: dict[tuple[frozenset[str], str], dict[str, Entry]] = {}
-        for entry in areas:
-            if not _note(entry):
-                rivals.setdefault((frozenset(entry.access), entry.scorer), {})[f"{entry.name}\n{entry.block_set}"] = (
-                    entry
-                )
-        found: dict[Entry, int] = {}
-        for members in rivals.values():
-            groups = rank_groups({name: areas[entry].area for name, entry in members.items()})
-            found |= {members[name]: group for name, group in groups.items()}
-        return found
-
-    def _versus(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, tuple[float, float, float]]:
-        """Entry -> difference to the reference, adjusted p, detectable difference."""
-        reference = next((entry for entry in areas if entry.method == REFERENCE), None)
-        if reference is None:
-            return {}
-        others = {
-            f"{entry.name}\n{entry.block_set}": entry
-            for entry in areas
-            if entry.method not in (REFERENCE, *ENDS) and entry.scorer == reference.scorer
-        }  # fmt: skip
-        differences = {name: areas[entry].area - areas[reference].area for name, entry in others.items()}
-        adjusted = holm({name: p_value(draws[1:]) for name, draws in differences.items()})
-        return {
-            others[name]: (float(draws[0]), adjusted[name], POWER_FACTOR * float(np.nanstd(draws[1:], ddof=1)))
-            for name, draws in differences.items()
-        }
-
-
-def _note(entry: Entry) -> str:
-    """Why a complete entry has no rank; "" if it has one."""
-    if entry.method in ENDS:
-        return "end of the scale"
-    if entry.levels < MIN_LEVELS:
-        return f"{entry.levels} of {MIN_LEVELS} levels"
-    return ""
-
-
-def _order(standing: Standing) -> tuple[bool, str, int, float, str]:
-    letters = "".join(sorted(standing.entry.access, key="PAMTV".index))
-    area = standing.area.mean if standing.area is not None and standing.area.mean is not None else 0.0
-    return standing.group is None, letters, standing.group or 0, -area, standing.entry.name
-
-
 def entries(
     folders: Iterable[RunFolder], profile: str = DEFAULT, *, single_blocks: bool = False, extra: Sequence[str] = ()
 ) -> list[Entry]:
@@ -352,10 +143,21 @@ def entries(
         single_blocks: also block sets that are part of a setting's whole; each is a method of its own.
         extra: further metrics to read, of those that no table shows.
     """
+    return methods_of(
+        ((folder, configurations(folder, profile, extra)) for folder in folders), single_blocks=single_blocks
+    )
+
+
+def methods_of(read: Iterable[Read], *, single_blocks: bool = False) -> list[Entry]:
+    """As `entries`, of run folders that were read already.
+
+    Args:
+        read: folders with their configurations.
+        single_blocks: see `entries`.
+    """
     found: dict[tuple[str, str, str], list[tuple[RunFolder, Configuration]]] = {}
-    for folder in folders:
-        all_of_it = configurations(folder, profile, extra)
-        for configuration in all_of_it if single_blocks else whole_configurations(all_of_it):
+    for folder, everything in read:
+        for configuration in everything if single_blocks else whole_configurations(everything):
             setting = folder.spec.setting
             place = (setting.group or setting.name, _sae(folder), configuration.block_set)
             found.setdefault(place, []).append((folder, configuration))

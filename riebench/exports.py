@@ -18,11 +18,12 @@ from riebench.configurations import (
     present_metrics,
     scored_profiles,
 )
-from riebench.entries import Field, Standing, entries
+from riebench.entries import entries
 from riebench.errors import RiebenchError, near_match
-from riebench.files import write_atomic
+from riebench.files import file_inside, write_atomic
 from riebench.latex import latex_table, latex_tables
 from riebench.profiles import DEFAULT
+from riebench.standings import Field, Standing
 from riebench.stats import Estimate
 from riebench.store import RunFolder
 from riebench.tables import csv_text, table_texts
@@ -165,6 +166,9 @@ def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = USU
 
     Returns:
         The files.
+
+    Raises:
+        RiebenchError: if a model is called what leads out of that folder.
     """
     groups = grouped(folders)
     tables: dict[str, Callable[[], list[Row]]] = {
@@ -182,7 +186,7 @@ def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = USU
         for name, made in tables.items():
             _write_rows(out / name, made(), formats, keep)
     for (suite, model), its in groups.items():
-        place = out / suite / model
+        place = file_inside(out / suite, model, "the model's name", "the folder of exports")
         if LATEX in formats:
             for path, text in table_texts(place, its).items():
                 if path.suffix == ".md":

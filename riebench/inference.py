@@ -33,15 +33,16 @@ def p_value(differences: Floats) -> float:
     """Two-sided bootstrap p-value of a paired difference.
 
     Args:
-        differences: [R], one per replicate, of the same draws on both sides.
+        differences: [R], one per replicate, of the same draws on both sides; replicates without a value are nan and
+            count for nothing.
 
     Returns:
         2 min(share <= 0, share >= 0), shares with +1 in numerator and denominator, at most 1. A method against
         itself gives 1.
     """
-    n = len(differences)
-    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (n + 1))
+    found = differences[np.isfinite(differences)]
+    below, above = int((found <= 0).sum()), int((found >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(found) + 1))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -14,10 +14,11 @@ from riebench.configurations import (
     scored_profiles,
     whole_configurations,
 )
-from riebench.entries import MIN_LEVELS, REFERENCE, Field, Standing, entries
+from riebench.entries import Read, methods_of
 from riebench.errors import RiebenchError
 from riebench.files import write_atomic
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
+from riebench.standings import MIN_LEVELS, REFERENCE, Field, Standing
 from riebench.stats import Estimate
 from riebench.store import RunFolder, run_folders
 from riebench.tables import cell, markdown, plain
@@ -50,16 +51,17 @@ def leaderboard_text(results: Path) -> str:
     for (suite, model), folders in sorted(groups.items()):
         for profile in scored_profiles(folders):
             if profile == DEFAULT:
-                parts += [f"## {suite} on {plain(model)}\n", *methods_section(folders), _every(folders)]
+                read = [(folder, configurations(folder)) for folder in folders]
+                parts += [f"## {suite} on {plain(model)}\n", *methods_section(read), _every(read)]
             else:
                 rank = f"Ranks are by `{PROFILES[profile].rank}`.\n"
                 parts += [f"## {suite} on {plain(model)}, profile `{profile}`\n", rank, _section(folders, profile)]
     return "\n".join(parts)
 
 
-def methods_section(folders: Sequence[RunFolder]) -> list[str]:
+def methods_section(read: Sequence[Read]) -> list[str]:
     """The comparison of methods, as paragraphs of Markdown."""
-    field = Field(tuple(entries(folders)))
+    field = Field(tuple(methods_of(read)))
     standings = field.standings()
     adjusted = sum(standing.versus is not None for standing in standings)
     told = (
@@ -114,9 +116,9 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _every(folders: Sequence[RunFolder]) -> str:
+def _every(read: Sequence[Read]) -> str:
     """Every configuration with its means, in the order of settings and strengths: the points behind the areas."""
-    found = whole_configurations(c for folder in folders for c in configurations(folder))
+    found = whole_configurations(c for _, everything in read for c in everything)
     metrics = present_metrics(found)
     table = [
         [c.label, c.block_set, *(cell(c.row(metric, EVERYTHING)) for metric in metrics), c.run_id[:8]] for c in found
@@ -147,7 +149,7 @@ def _section(folders: Sequence[RunFolder], profile: str) -> str:
         )
     legend = "; ".join(f"`{metric}`: {FORMATS[metric].title}" for metric in metrics)
     odd = "".join(
-        f"\n{configuration.label} has no rank: {why}.\n"
+        f"\n{configuration.label} has no rank: {plain(why)}.\n"
         for configuration, why in zip(found, mixed(found), strict=True) if why
     )  # fmt: skip
     return markdown(["rank", "setting", "blocks", "sees", *metrics, "run"], table) + f"\n{legend}.\n{odd}"
@@ -217,12 +219,13 @@ def check_leaderboard(results: Path, path: Path) -> None:
     Raises:
         RiebenchError: naming the first line that differs.
     """
-    expected = leaderboard_text(results).splitlines()
+    text = leaderboard_text(results)
     if not path.exists():
         raise RiebenchError(f"{path} is missing; make it with `riebench leaderboard`")
-    found = path.read_text(encoding="utf-8").splitlines()
-    if found == expected:
+    data = path.read_bytes()
+    if data == text.encode():
         return
+    expected, found = text.splitlines(), data.decode(errors="replace").splitlines()
     line = next(
         (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(min(found, expected, key=len))
     )

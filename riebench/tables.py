@@ -45,6 +45,12 @@ def plain(text: str) -> str:
     return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
+def code(text: str) -> str:
+    """A name as Markdown shows code; what would end it becomes an apostrophe."""
+    told = " ".join(text.replace("`", "'").split())
+    return f"`{told}`"
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; names in it may come from files of others, so all cells are shown as they are."""
     lines = [[plain(text) for text in row] for row in (header, *rows)]

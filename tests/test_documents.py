@@ -64,3 +64,36 @@ def test_missing_files_are_one_line(tmp_path: Path) -> None:
     document.write_text(PART.format("clip_gain", "sae"))
     with pytest.raises(RiebenchError, match="run `riebench tables` first"):
         fill_document(document)
+
+
+@pytest.mark.parametrize(
+    ("find", "put", "named"),
+    [("metric=", "metrics=", 0), ("sae -->", "sae  -->", 0), ("<!-- end -->", "<!-- end-->", 1)],
+)
+def test_a_mark_that_begins_no_part_is_named(folders: list[RunFolder], find: str, put: str, named: int) -> None:
+    """It would never be filled, and a stale table below it would pass for one that is up to date."""
+    document = folders[0].path.parent / "doc.md"
+    document.write_text("before\n" + 2 * PART.format("clip_gain", "sae"))
+    fill_document(document)
+    whole = document.read_text()
+    damaged = whole.replace(find, put, 1)
+    document.write_text(damaged)
+    line = [number for number, text in enumerate(whole.splitlines(), 1) if text.startswith("<!-- table:")][named]
+    with pytest.raises(RiebenchError, match=rf"doc\.md, line {line}: this mark"):
+        fill_document(document, check=True)
+    with pytest.raises(RiebenchError, match="this mark"):
+        fill_document(document)
+    assert document.read_text() == damaged
+
+
+def test_a_document_that_cannot_be_followed_is_one_line(folders: list[RunFolder]) -> None:
+    document = folders[0].path.parent / "doc.md"
+    document.write_text("words alone\n")
+    with pytest.raises(RiebenchError, match="no part to fill"):
+        fill_document(document, check=True)
+    document.write_bytes(b"caf\xe9\n")
+    with pytest.raises(RiebenchError, match="byte 3 is no UTF-8"):
+        fill_document(document)
+    document.write_text(PART.format("clip_gain", "sae").replace("per_block", "feature_share"))
+    with pytest.raises(RiebenchError, match="has no clip_gain"):
+        fill_document(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,13 @@ def test_formats_can_be_chosen(tmp_path: Path) -> None:
     folder = add_run(tmp_path, "good", 0.03, levels=1)
     written = export([folder], tmp_path / "out", ["csv"])
     assert [path.name for path in written] == ["units.csv", "configurations.csv", "methods.csv"]
+
+
+def test_a_models_name_leads_nowhere(tmp_path: Path) -> None:
+    file = add_run(tmp_path / "results", "good", 0.03, levels=1).path / "run.json"
+    meta = json.loads(file.read_text())
+    meta["spec"]["model"]["name"] = "../../../evil"
+    file.write_text(json.dumps(meta))
+    with pytest.raises(RiebenchError, match="leaves the folder of exports"):
+        export(run_folders(tmp_path / "results"), tmp_path / "a" / "out", ["latex", "figures"])
+    assert not list(tmp_path.rglob("*evil*"))

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import make_key, make_record, make_score, make_spec
@@ -20,13 +24,13 @@ EXAMPLES = {f"{category}-{i}": category for category in CATEGORIES for i in rang
 def add_run(
     results: Path, name: str, gain: float | None, *, method: str = "sae", access: str = "PAM", levels: int = 6,
     leave_out: str | None = None, fail: str | None = None, unscored: str | None = None, seeds: int = 1,
-    backbone: str = "", group: str | None = None, cluster: str | None = None, second: bool = False,
+    backbone: str = "", group: str | None = None, cluster: str | None = None, second: bool = False, sae: str = "ab",
 ) -> RunFolder:  # fmt: skip
     """A run in which every example gains `gain` times its strength, give or take, at an LPIPS of strength / 10."""
     rng = random.Random(name)
     spec = make_spec(
         name=name, method=method, access=access, block_mode="together", strengths=LEVELS[:levels], group=group
-    )
+    ).model_copy(update={"sae_sha256": {"mid.0": sae}})
     folder = RunFolder(results / "toy" / "toy-turbo" / name, spec)
     keys = [
         make_key(example_id=example, category=category, task=category, strength=strength, seed=seed)
@@ -52,13 +56,17 @@ def add_run(
     return folder
 
 
-def rows(results: Path) -> dict[str, dict[str, str]]:
-    """Method -> its cells by heading, of the first table."""
+def table(results: Path) -> list[dict[str, str]]:
+    """The first table's rows, cells by heading."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in leaderboard_text(results).splitlines()
              if line.startswith("| ")]  # fmt: skip
     head = lines[0]
-    body = [line for line in lines[2:] if len(line) == len(head)]
-    return {line[1]: dict(zip(head, line, strict=True)) for line in body}
+    return [dict(zip(head, line, strict=True)) for line in lines[2:] if len(line) == len(head)]
+
+
+def rows(results: Path) -> dict[str, dict[str, str]]:
+    """Method -> its row of the first table."""
+    return {row["method"]: row for row in table(results)}
 
 
 def groups(results: Path) -> dict[str, str]:
@@ -117,11 +125,53 @@ def test_settings_of_one_group_are_levels_of_one_method(tmp_path: Path) -> None:
     assert [*found] == ["sae"] and found["sae"]["levels"] == "6" and found["sae"]["group"] == "1"
 
 
+def test_one_name_with_two_saes_is_two_methods(tmp_path: Path) -> None:
+    folders = [add_run(tmp_path, name, gain, group="both", sae=name) for name, gain in (("aa", 0.03), ("bb", 0.01))]
+    folders.append(add_run(tmp_path, "mean_steering", 0.01, method="mean_steering"))
+    found = [row for row in table(tmp_path) if row["method"] == "both"]
+    assert [(row["group"], row["SAE"]) for row in found] == [("1", "model aa"), ("2", "model bb")]
+    assert all("(p " in row["minus mean_steering"] for row in found)
+    with pytest.raises(RiebenchError, match=r"both on all is there with several SAEs \(model aa and model bb\)"):
+        compare(folders, "both", "mean_steering")
+
+
+def test_every_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_run(tmp_path, "good", 0.03)
+    add_run(tmp_path, "fair", 0.01)
+    read: Counter[tuple[str, str]] = Counter()
+    for name in ("records", "scores"):
+        original = getattr(RunFolder, name)
+
+        def counting(folder: RunFolder, name: str = name, original: Callable[..., Any] = original) -> Any:
+            read[name, folder.path.name] += 1
+            return original(folder)
+
+        monkeypatch.setattr(RunFolder, name, counting)
+    leaderboard_text(tmp_path)
+    assert len(read) == 4 and {*read.values()} == {1}
+
+
 def test_numbers_that_lack_a_seed_of_others_are_not_compared(tmp_path: Path) -> None:
     add_run(tmp_path, "three", 0.03, seeds=3)
     add_run(tmp_path, "one", 0.09)
     assert groups(tmp_path) == {"three": "1", "one": "–"}
     assert rows(tmp_path)["one"]["note"] == "1 of 3 seeds"
+
+
+def test_words_of_a_run_file_are_words_in_every_section(tmp_path: Path) -> None:
+    for name in ("one", "two", "odd"):
+        run = add_run(tmp_path, name, 0.02)
+        gains = [score for score in run.scores().values() if score.metric == "clip_gain"]
+        with run.writing():
+            run.append_scores(score.model_copy(update={"metric": "paper_text_target"}) for score in gains)
+    file = run.path / "run.json"
+    meta = json.loads(file.read_text())
+    meta["spec"]["model"]["source"] = "x\n## own <img src=y> [l](javascript:z)"
+    file.write_text(json.dumps(meta))
+    text = leaderboard_text(tmp_path)
+    assert "profile `paper`" in text and "odd x0.5 has no rank: made by another model" in text
+    assert "\n## own" not in text and "](javascript" not in text
+    assert text.count("<img") == text.count("\\<img") > 1
 
 
 def test_a_single_cluster_has_no_rank(tmp_path: Path) -> None:
@@ -170,3 +220,9 @@ def test_check_finds_a_stale_file(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "an edit by hand\n")
     with pytest.raises(RiebenchError, match="stale"):
         check_leaderboard(results, path)
+    write_leaderboard(results, path)
+    written = path.read_bytes()
+    for changed in (written.replace(b"\n", b"\r\n"), written[:-1], written.replace(b"good", b"g\xffod", 1)):
+        path.write_bytes(changed)
+        with pytest.raises(RiebenchError, match="stale"):
+            check_leaderboard(results, path)

@@ -107,6 +107,12 @@ def test_a_method_against_itself_differs_by_nothing() -> None:
     assert interval(np.full(4, np.nan)) is None
 
 
+def test_replicates_without_a_value_count_for_nothing() -> None:
+    draws = np.array([0.1, -0.1, 0.2, 0.3])
+    assert p_value(np.append(draws, np.full(96, np.nan))) == p_value(draws) == pytest.approx(2 * 2 / 5)
+    assert p_value(np.full(5, np.nan)) == 1.0
+
+
 def test_holm_is_the_textbook_one() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert holm({}) == {}

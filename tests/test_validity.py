@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -324,6 +325,31 @@ def test_a_part_that_is_unknown_is_named(tmp_path: Path, part: str, message: str
     document.write_text(f"<!-- validity: {part} -->\n<!-- end -->\n")
     with pytest.raises(RiebenchError, match=message):
         fill_validity(folders_in(tmp_path), document)
+
+
+def test_names_of_strangers_are_words_and_lead_nowhere(tmp_path: Path) -> None:
+    document = tmp_path / "docs" / "deep" / "validity.md"
+    document.parent.mkdir(parents=True)
+    document.write_text("<!-- validity: about -->\n<!-- end -->\n")
+    add_run(tmp_path / "results", "sae")
+    for name, odd in (("other", "x\n# <img src=y> [l](javascript:z)"), ("unjudged", "<b>bold</b>")):
+        file = add_run(tmp_path / "results", name, judged=name == "other").path / "run.json"
+        meta = json.loads(file.read_text())
+        meta["spec"]["model"]["source" if name == "other" else "name"] = odd
+        file.write_text(json.dumps(meta))
+    add_run(tmp_path / "results", "third")
+    fill_validity(folders_in(tmp_path / "results"), document)
+    text = document.read_text()
+    assert "`other` is left out: made by another model of this name: source is x # \\<img src=y>" in text
+    assert "](javascript" not in text and "\ntoy on \\<b>bold\\</b>: no verdicts" in text
+    for file in (tmp_path / "results").glob("*/*/*/run.json"):
+        meta = json.loads(file.read_text())
+        meta["spec"]["model"]["name"] = "../../../evil"
+        file.write_text(json.dumps(meta))
+    document.write_text("<!-- validity: figure name=trust -->\n<!-- end -->\n")
+    with pytest.raises(RiebenchError, match=r"the name of a figure .* leaves the folder images"):
+        fill_validity(folders_in(tmp_path / "results"), document)
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_the_verb_prints_what_it_wrote_and_refuses_in_one_line(tmp_path: Path) -> None:

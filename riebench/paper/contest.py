@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.configurations import EVERYTHING, present_categories
-from riebench.entries import DISTANCE, ENDS, GAIN, Entry, Field, entries
+from riebench.entries import DISTANCE, ENDS, GAIN, Entry, entries
 from riebench.inference import interval
+from riebench.standings import Field
 from riebench.stats import REPLICATES, Estimate
 from riebench.store import RunFolder
 from riebench.tradeoff import category_means, cross_fit, macro_means
@@ -187,11 +188,5 @@ def setting_of(entry: Entry) -> str:
 
 def counts(entry: Entry, category: str, metric: str = GAIN) -> tuple[int, int]:
     """Units of an entry with a number, and units that should have one; a failed one's stand-in is no number."""
-    scored = expected = 0
-    for c in entry.configurations:
-        names = [*c.expected] if category == EVERYTHING else [category]
-        values = c.values.get(metric, {})
-        scored += sum(len(seeds) for name in names for seeds in values.get(name, {}).values())
-        scored -= sum(c.imputed.get((metric, name), 0) for name in names)
-        expected += sum(c.expected.get(name, 0) for name in names)
-    return scored, expected
+    counted = [c.counts(metric, category) for c in entry.configurations]
+    return sum(scored for scored, _ in counted), sum(expected for _, expected in counted)

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-
 from riebench.configurations import EVERYTHING
 from riebench.entries import Entry
 from riebench.inference import holm, p_value
@@ -40,11 +38,12 @@ def pairs(everything: Sequence[Entry], settings: Mapping[str, Setting], chooses:
     for one in (entry for entry in everything if entry.method == "sae"):
         mine = settings[setting_of(one)]
         share = chooses.share(mine)
+        common = (mine.strengths, mine.blocks, mine.edit_steps, one.seeds)
         # Whatever else a setting says makes it another method.
         plain = set(mine.params) == {"n_features"}
         for other in (entry for entry in everything if entry.method == "neurons"):
             theirs = settings[setting_of(other)]
-            alike = (mine.strengths, mine.blocks, one.seeds) == (theirs.strengths, theirs.blocks, other.seeds)
+            alike = common == (theirs.strengths, theirs.blocks, theirs.edit_steps, other.seeds)
             plain_too = set(theirs.params) == {"n_units"}
             if share is not None and plain and plain_too and alike and chooses.share(theirs) == share:
                 found.append(Pair(share, one, other))
@@ -70,7 +69,7 @@ def at_equal_shares(
         for category in contest.categories:
             row, draws = _row(contest, pair, settings, category)
             if draws is not None:
-                raw[str(len(rows))] = p_value(draws[1:][np.isfinite(draws[1:])])
+                raw[str(len(rows))] = p_value(draws[1:])
             rows.append(row)
     adjusted = holm(raw)
     return [{**row, "p": adjusted.get(str(index))} for index, row in enumerate(rows)]

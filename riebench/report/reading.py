@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from riebench.configurations import Configuration, configurations, present_categories
+from riebench.configurations import EVERYTHING, Configuration, configurations, present_categories
 from riebench.records import EditRecord, ScoreRecord
 from riebench.schema import RunSpec
 from riebench.sharedfolder import SharedFolder
@@ -101,8 +101,5 @@ def mean(configuration: Configuration, metric: str, categories: Sequence[str] | 
 
 def counts(configuration: Configuration, metric: str, categories: Sequence[str] | None = None) -> str:
     """How many units have a value, of how many that should: "scored/expected"."""
-    names = list(configuration.expected) if categories is None else categories
-    values = configuration.values.get(metric, {})
-    scored = sum(len(seeds) for name in names for seeds in values.get(name, {}).values())
-    scored -= sum(configuration.imputed.get((metric, name), 0) for name in names)
-    return f"{scored}/{sum(configuration.expected.get(name, 0) for name in names)}"
+    counted = [configuration.counts(metric, name) for name in categories or [EVERYTHING]]
+    return f"{sum(scored for scored, _ in counted)}/{sum(expected for _, expected in counted)}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from riebench.documents import fill_parts
 from riebench.errors import RiebenchError, near_match
-from riebench.files import write_atomic
+from riebench.files import file_inside, write_atomic
 from riebench.store import RunFolder
+from riebench.tables import plain
 from riebench.validity.findings import Findings
 from riebench.validity.parts import PARTS
 from riebench.validity.plots import DRAWINGS, drawn_from
@@ -81,17 +83,15 @@ def fill_validity(folders: Sequence[RunFolder], document: Path, *, check: bool =
         parts = []
         for findings in everything:
             if len(everything) > 1:
-                parts.append(f"**{findings.ground.suite} on {findings.ground.model}**\n")
+                parts.append(f"**{findings.ground.suite} on {plain(findings.ground.model)}**\n")
             parts.append(_part(match[2], options, findings, document, figures))
         if match[2] == "about":
-            parts += [f"{suite} on {model}: no verdicts, so nothing is said about it.\n" for suite, model in unknown]
+            parts += [
+                f"{suite} on {plain(model)}: no verdicts, so nothing is said about it.\n" for suite, model in unknown
+            ]
         return "\n".join(parts)
 
-    fill_parts(document, PART, made, command=command, check=check)
-    if not PART.search(document.read_text(encoding="utf-8")):
-        raise RiebenchError(
-            f"{document} has no part to fill; write `<!-- validity: about -->` and `<!-- end -->` in it"
-        )
+    fill_parts(document, PART, made, mark="<!-- validity:", command=command, check=check)
     for path, (findings, name) in figures.items():
         _figure(path, findings, name, command, check)
     return [document, *figures]
@@ -108,8 +108,9 @@ def _part(
     if which not in DRAWINGS:
         raise RiebenchError(f"{document}: no validity figure {which!r}{near_match(which, DRAWINGS)}")
     file = f"{document.stem}-{which}-{findings.place}.png"
-    figures[document.parent / IMAGES / file] = (findings, which)
-    return f"![{DRAWINGS[which](findings).alt}]({IMAGES}/{file})\n"
+    path = file_inside(document.parent / IMAGES, file, "the name of a figure", f"the folder {IMAGES}")
+    figures[path] = (findings, which)
+    return f"![{DRAWINGS[which](findings).alt}]({quote(f'{IMAGES}/{file}')})\n"
 
 
 def _figure(path: Path, findings: Findings, name: str, command: str, check: bool) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from riebench.configurations import EVERYTHING
 from riebench.entries import GAIN
 from riebench.errors import RiebenchError, near_match
-from riebench.tables import markdown
+from riebench.tables import code, markdown, plain
 from riebench.validity.cells import Cell
 from riebench.validity.findings import MEANT, Findings, Table, truth_called
 from riebench.validity.ranking import AREA, AREA_SUCCESS, AREA_TARGET, AT_CHOICE, COMPARED, Ranking
@@ -59,7 +59,7 @@ def about(findings: Findings, options: Options) -> str:
         f"{units.generator_seed}.\n"
     )
     for name, reason in sorted(ground.left_out.items()):
-        text += f"\n`{name}` is left out: {reason}.\n"
+        text += f"\n{code(name)} is left out: {plain(reason)}.\n"
     return text
 
 
@@ -162,7 +162,7 @@ def ranking_table(findings: Findings, options: Options) -> str:
     ]
     text = markdown(["method", "levels", *(CALLED.get(column, column) for column in columns)], rows)
     for name, reason in sorted(found.left_out.items()):
-        text += f"\n`{name}` is not ranked: {reason}.\n"
+        text += f"\n{code(name)} is not ranked: {plain(reason)}.\n"
     return text
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from riebench.entries import DISTANCE, ENDS, GAIN, Entry, Field
+from riebench.entries import DISTANCE, ENDS, GAIN, Entry
+from riebench.standings import Field
 from riebench.tradeoff import Examples, cross_fit, macro_means
 from riebench.validity.cells import Cell, estimated, missing, ratio
 from riebench.validity.units import KEPT, SCORES, SUCCESS, TARGET, Ground

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.configurations import Configuration, whole_configurations
-from riebench.entries import ENDS, Entry, Field, entries
+from riebench.entries import ENDS, Entry, entries
+from riebench.standings import Field
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.store import RunFolder
 from riebench.tradeoff import Examples
