@@ -9,8 +9,8 @@ import pytest
 
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import Artefact, Column, Row, Table
-from riebench.paper.output import INDEX, check, write_index
-from riebench.paper.reading import READING, carry_over, equal_facts, rank_facts, reading, variant_facts
+from riebench.paper.output import INDEX, KINDS, check, index, texts, write_index
+from riebench.paper.reading import HEADING, READING, carry_over, equal_facts, rank_facts, reading, variant_facts
 
 
 def table(rows: list[Row], name: str = "") -> Table:
@@ -115,6 +115,30 @@ def test_it_is_written_with_the_index_and_checked(tmp_path: Path) -> None:
     assert reading(tmp_path) is None
     with pytest.raises(RiebenchError, match="out of date"):
         check(tmp_path, ["trade-off"])
+
+
+def test_a_reading_of_data_that_have_gone_is_found_and_goes(tmp_path: Path) -> None:
+    everything(tmp_path)
+    for name, text in texts(STEPS).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "figures").mkdir()
+    for kind in KINDS:
+        (tmp_path / "figures" / f"{STEPS.name}.{kind}").write_text(STEPS.digest)
+    write_index(tmp_path)
+    assert (tmp_path / READING).read_text().startswith(HEADING)
+    check(tmp_path, [STEPS.name])
+    (tmp_path / "data" / "blocks.json").unlink()
+    (tmp_path / INDEX).write_text(index(tmp_path))
+    with pytest.raises(RiebenchError, match=r"reading\.md is out of date"):
+        check(tmp_path, [STEPS.name])
+    write_index(tmp_path)
+    assert not (tmp_path / READING).exists() and READING not in (tmp_path / INDEX).read_text()
+    check(tmp_path, [STEPS.name])
+    (tmp_path / READING).write_text("somebody's own")
+    write_index(tmp_path)
+    check(tmp_path, [STEPS.name])
+    assert (tmp_path / READING).read_text() == "somebody's own"
 
 
 def test_without_a_judge_and_without_numbers_nothing_is_made_up() -> None:

@@ -11,7 +11,7 @@ from riebench.hashing import content_digest
 from riebench.latex import latex_table
 from riebench.schema import Identifier, Stored
 from riebench.stats import Estimate
-from riebench.tables import csv_text, markdown
+from riebench.tables import csv_text, markdown, plain
 
 Scalar = str | bool | int | float | None
 Row = dict[str, Scalar]
@@ -139,12 +139,20 @@ class Table(Stored):
     def _spread(self, view: View) -> tuple[list[str], list[list[str]]]:
         across, cell = self.column(view.across), self.column(view.cell)
         heads = list(dict.fromkeys(across.cell(row) for row in self.rows))
-        lines: dict[tuple[str, ...], dict[str, str]] = {}
+        lines: dict[tuple[str, ...], list[dict[str, str]]] = {}
         for row in self.rows:
-            place = tuple(self.column(name).cell(row) for name in view.down)
-            lines.setdefault(place, {})[across.cell(row)] = cell.cell(row)
+            told = lines.setdefault(tuple(self.column(name).cell(row) for name in view.down), [])
+            head = across.cell(row)
+            # What the view cannot tell apart stands below each other: no number hides another.
+            line = next((one for one in told if head not in one), None)
+            if line is None:
+                told.append(line := {})
+            line[head] = cell.cell(row)
         header = [*(self.column(name).heading for name in view.down), *heads]
-        return header, [[*place, *(cells.get(head, MISSING) for head in heads)] for place, cells in lines.items()]
+        told_once = dict.fromkeys(
+            (*place, *(line.get(head, MISSING) for head in heads)) for place, told in lines.items() for line in told
+        )
+        return header, [[*line] for line in told_once]
 
     def markdown(self, level: int) -> str:
         """Headings and tables; long ones folded away."""
@@ -203,7 +211,8 @@ class Artefact(Stored):
         )  # fmt: skip
         parts = [
             f"{'#' * level} {self.title}\n", f"{self.shows}\n", f"![{self.alt}](figures/{self.name}.png)\n",
-            "".join(f"- {note}\n" for note in self.notes), *(table.markdown(level + 1) for table in self.tables),
+            "".join(f"- {_words(note)}\n" for note in self.notes),
+            *(table.markdown(level + 1) for table in self.tables),
             f"{'#' * (level + 1)} Settings of {self.name}\n",
             "".join(f"- {name}: {_setting(value)}\n" for name, value in self.settings.items()),
             f"Files: {files}, [figure as SVG](figures/{self.name}.svg), [stored data](data/{self.name}.json).\n",
@@ -213,10 +222,15 @@ class Artefact(Stored):
 
 def _setting(value: Any) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{name} {_setting(one)}" for name, one in value.items())
+        return "; ".join(f"{_words(name)} {_setting(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_setting(one) for one in value)
-    return Column(name="").cell({"": value})
+    return _words(Column(name="").cell({"": value}))
+
+
+def _words(text: str) -> str:
+    """A text with words of others, in which our own may be code."""
+    return plain(text).replace(r"\`", "`")
 
 
 def significant(value: float) -> float:

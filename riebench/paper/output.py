@@ -80,7 +80,9 @@ def write_index(out: Path) -> Path:
     from riebench.paper.reading import READING, reading
 
     text = reading(out)
-    if text is not None:
+    if text is None and _is_left_over(out):
+        (out / READING).unlink()
+    elif text is not None:
         _put(out / READING, text.encode())
     return _put(out / INDEX, index(out).encode())
 
@@ -132,8 +134,18 @@ def check(out: Path, names: Sequence[str]) -> list[Path]:
     if together is not None:
         _compare(out / READING, together, out)
         checked.append(out / READING)
+    elif _is_left_over(out):
+        raise _old(out / READING, out)
     _compare(out / INDEX, index(out), out)
     return [*checked, out / INDEX]
+
+
+def _is_left_over(out: Path) -> bool:
+    """Whether there is a reading, made from data that have gone since: nobody can say whether it still holds."""
+    from riebench.paper.reading import HEADING, READING
+
+    path = out / READING
+    return path.exists() and path.read_bytes().startswith(HEADING.encode())
 
 
 def _compare(path: Path, text: str, out: Path) -> None:

@@ -13,8 +13,11 @@ from riebench.paper import disagreement
 from riebench.paper.artefact import Artefact, Row, Scalar, picked, values_of
 from riebench.paper.output import stored
 from riebench.profiles import DEFAULT
+from riebench.tables import code, plain
 
 READING = "reading.md"
+HEADING = "# What the numbers say"
+"""How it begins."""
 UNCONDITIONAL = "unconditional"
 """The table of the half that edits do not read."""
 NEEDED = ("explained-variance-steps", "trade-off", "feature-share", "blocks")
@@ -76,6 +79,8 @@ def environment() -> Environment:
         "three": _three,
         "listed": _listed,
         "signed": _signed,
+        "plain": plain,
+        "code": code,
     }
     return made
 
