@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from riebench.configurations import block_order
 from riebench.files import write_atomic
 from riebench.records import EditRecord
 from riebench.schema import ALL_CATEGORIES
@@ -58,9 +59,10 @@ def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
     finished = [record for record in folder.records() if record.image and (folder.path / record.image).is_file()]
     if not finished:
         return None
-    strength = min((record.key.strength for record in finished), key=lambda value: abs(value - 1))
+    # Whatever order the records came in, which differs between workers.
+    strength = min((record.key.strength for record in finished), key=lambda value: (abs(value - 1), value))
     finished = [record for record in finished if record.key.strength == strength]
-    block_sets = list(dict.fromkeys(record.key.block_set for record in finished))
+    block_sets = sorted({record.key.block_set for record in finished}, key=block_order)
     rows = []
     for category in sorted({record.key.category for record in finished}, key=lambda name: ALL_CATEGORIES[name]):
         chosen = _first_example(finished, category)

@@ -80,3 +80,23 @@ def test_pictures_that_are_not_there_leave_their_place_empty(tmp_path: Path) -> 
     for path in (folder.path / "images").iterdir():
         path.unlink()
     assert gallery(folder, shared) is None and write_galleries(folder.path.parent, [folder]) == []
+
+
+def test_the_order_of_records_changes_nothing(tmp_path: Path) -> None:
+    """Workers record in the order in which they happen to finish."""
+    folder, shared = _filled(tmp_path)
+    made = folder.records()
+    with folder.writing():
+        for strength, value in ((0.5, 30), (1.5, 220)):
+            for record in made:
+                key = record.key.model_copy(update={"strength": strength})
+                image, digest = folder.write_image(key, _flat(value))
+                folder.append(record.model_copy(update={"key": key, "image": image, "image_sha256": digest}))
+    lines = (folder.path / "records.jsonl").read_text().splitlines(keepends=True)
+    ends = [line for line in lines if '"strength":1.0' not in line]
+    for some in (lines, ends):
+        drawn = []
+        for order in (some, some[::-1]):
+            (folder.path / "records.jsonl").write_text("".join(order))
+            drawn.append(gallery(folder, shared))
+        assert drawn[0] is not None and drawn[1] is not None and np.array_equal(drawn[0], drawn[1])

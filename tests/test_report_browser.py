@@ -198,6 +198,22 @@ def test_no_word_of_a_result_becomes_part_of_the_page(driver: Any, tmp_path: Pat
     assert page.complaints() == []
 
 
+def test_a_model_may_be_called_what_means_something_in_an_address(driver: Any, tmp_path: Path) -> None:
+    results = make_results(tmp_path / "results")
+    (results / "mine" / "toy-turbo").rename(results / "mine" / "a#b %41?")
+    page = Page(driver, write_report(results, tmp_path / "report", tasks(), board=BOARD).page).open()
+    assert page.state["run"] == "mine/a#b %41?" and page.picture("edited") is not None
+
+
+def test_a_mask_that_is_none_hides_nothing_else(driver: Any, tmp_path: Path) -> None:
+    results = make_results(tmp_path / "results")
+    for file in (results / "mine" / "toy-turbo" / "shared" / "masks").iterdir():
+        file.write_text(json.dumps({"size": [10**9, 10**9], "source": [0, 5], "target": "x"}))
+    page = Page(driver, write_report(results, tmp_path / "report", tasks(), board=BOARD).page).open()
+    assert page.text("show-source-mask") == page.text("show-target-mask") == "no mask"
+    assert "clip_gain" in page.text("scores") and page.complaints() == []
+
+
 def test_a_missing_picture_is_said_to_be_missing_and_keeps_its_scores(page: Page) -> None:
     page.open("#show&category=change_object&example=change_object-2&setting=sae&blocks=all&strength=2&seed=1")
     assert "not in the results folder" in page.find("#note").text

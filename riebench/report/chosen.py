@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from riebench.features.data import PAGE, feature_folder
 from riebench.records import EditRecord
@@ -29,7 +30,7 @@ class Often:
     index: int
     count: int
     page: str | None
-    """Its page below the report's folder, if there is one."""
+    """Address of its page below the report's folder, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _cell(folder: ReadOnce, records: Sequence[EditRecord], block: str, side: str
     found = []
     for index, count in most(counts, SHOWN):
         page = f"{FEATURES}/{feature_folder(folder.path.parent.name, block, sha, index)}/{PAGE}"
-        found.append(Often(index, count, page if sha and (out / page).is_file() else None))
+        found.append(Often(index, count, quote(page) if sha and (out / page).is_file() else None))
     return tuple(found)
 
 

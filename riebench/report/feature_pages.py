@@ -8,6 +8,7 @@ from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -108,7 +109,7 @@ def _group(root: Path, group: Sequence[Placed]) -> dict[str, Any]:
         "sae_format": first.sae_format,
         "features": first.features,
         "strength": strength,
-        "rows": [_row(folder.relative_to(root).as_posix(), data, strength) for folder, data in group],
+        "rows": [_row(quote(folder.relative_to(root).as_posix()), data, strength) for folder, data in group],
     }
 
 

@@ -66,7 +66,8 @@ class OutputFolder:
         Returns:
             As `add`.
         """
-        relative = f"pictures/{digest[:20]}{source.suffix}"
+        # Whatever a record called it: a browser must not take it for a page.
+        relative = f"pictures/{digest[:20]}.png"
         place = self._place(relative)
         if not place.exists() or place.stat().st_size != source.stat().st_size:
             with _beside(place) as temporary:
@@ -87,8 +88,8 @@ class OutputFolder:
         self._write_manifest(self._written | self._earlier)
         write_atomic(index, page.encode())
         for stale in sorted(self._earlier - self._written):
-            # A list that names a folder was not written here.
-            if not (self.path / stale).is_dir():
+            # A list that names a folder, or what lies behind a link, was not written here.
+            if not (self.path / stale).is_dir() and self._holds(self.path / stale):
                 (self.path / stale).unlink(missing_ok=True)
         self._write_manifest(self._written)
         sweep(self.path)
@@ -97,9 +98,13 @@ class OutputFolder:
     def _write_manifest(self, names: set[str]) -> None:
         write_atomic(self.path / MANIFEST, (json.dumps(sorted(names), indent=0) + "\n").encode())
 
+    def _holds(self, place: Path) -> bool:
+        """Whether a path leads to nowhere outside; the file itself may be a link, which is replaced or deleted."""
+        return place.parent.resolve().is_relative_to(self.path.resolve())
+
     def _place(self, relative: str) -> Path:
         place = self.path / relative
-        if not place.parent.resolve().is_relative_to(self.path.resolve()):
+        if not self._holds(place):
             raise RiebenchError(f"{place.parent} leads out of {self.path}; delete that link or choose another --out")
         if relative not in self._written:
             # Before anything else is there, also a folder: from then on the next call knows the place as its own.

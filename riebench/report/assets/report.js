@@ -3,6 +3,8 @@
 "use strict";
 (() => {
   const BATCH = 60;
+  // What a stored mask may claim, as a picture may.
+  const MOST_PIXELS = 2 ** 26;
   const arrived = new Map();
   const asked = new Map();
   const $ = (id) => document.getElementById(id);
@@ -22,7 +24,8 @@
     if (!asked.has(part.key)) {
       asked.set(part.key, new Promise((resolve, reject) => {
         const script = document.createElement("script");
-        script.src = part.file;
+        // A model may be called what means something else in an address.
+        script.src = part.file.split("/").map(encodeURIComponent).join("/");
         script.onload = () => resolve(arrived.get(part.key));
         script.onerror = () => {
           asked.delete(part.key);
@@ -177,8 +180,9 @@
 
   function region(frame, path, masks, side) {
     const runs = masks?.[side];
-    if (!masks?.size || !runs) return frame.replaceChildren(make("span", "no mask"));
-    const [height, width] = masks.size;
+    const [height, width] = Array.isArray(masks?.size) ? masks.size : [];
+    const drawable = height > 0 && width > 0 && height * width <= MOST_PIXELS;
+    if (!drawable || !Array.isArray(runs)) return frame.replaceChildren(make("span", "no mask"));
     const canvas = make("canvas", null, { width, height, "aria-hidden": "true" });
     const drawing = canvas.getContext("2d");
     const pixels = drawing.createImageData(width, height);
