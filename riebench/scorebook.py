@@ -62,6 +62,10 @@ class ScoreBook:
         # What lacked its network is measured as soon as that is there.
         return found.reason != Reason.NO_WEIGHTS or self.tools.missing(metric, fetch=True) is not None
 
+    def forget(self) -> None:
+        """Lets go of the scores that are there: nobody asks again, and all folders' together may be large."""
+        self.stored.clear()
+
     def add(self, scores: list[ScoreRecord]) -> None:
         """Keeps a unit's new scores until `flush`."""
         self._new += scores

@@ -118,14 +118,9 @@ def score(
     """
     names = profile_metrics(profile, METRICS.names()) if metrics is None else tuple(metrics)
     asked = {*(metrics or ()), *(["clip_gain_2"] if second else []), *(names if profile != DEFAULT else [])}
-    groups: dict[tuple[str, str | None, bool], list[RunFolder]] = {}
-    for folder in folders:
-        model = folder.spec.model
-        pair = ("", None) if tools else (scorer or scorer_for(model), second or second_scorer_for(model))
-        groups.setdefault((*pair, is_shipped(model)), []).append(folder)
     suites = _Suites(tasks or ())
     total = ScoreReport()
-    for (first, other, shipped), group in groups.items():
+    for (first, other, shipped), group in _by_networks(folders, scorer, second, tools).items():
         networks = tools or Tools(first, device=device, second=other, weights=weights, offline=offline)
         # The toy world's numbers are the same on every machine: nothing depends on what lies around there.
         usual = [METRICS.get(name) for name in names if name in asked or not (shipped and name in IF_AT_HAND)]
@@ -133,6 +128,18 @@ def score(
         report = _score_group(group, suites, networks, chosen, batch_size, progress)
         total = _add(_add(total, report), ScoreReport(notes=notes))
     return total
+
+
+def _by_networks(
+    folders: Sequence[RunFolder], scorer: str | None, second: str | None, tools: Tools | None
+) -> dict[tuple[str, str | None, bool], list[RunFolder]]:
+    """Folders that the same networks measure: (scorer, second scorer, whether their model is shipped) -> folders."""
+    groups: dict[tuple[str, str | None, bool], list[RunFolder]] = {}
+    for folder in folders:
+        model = folder.spec.model
+        pair = ("", None) if tools else (scorer or scorer_for(model), second or second_scorer_for(model))
+        groups.setdefault((*pair, is_shipped(model)), []).append(folder)
+    return groups
 
 
 def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:
@@ -198,6 +205,7 @@ def _score_group(
                     stale += 1
                 elif missing := book.missing(record, example, metrics):
                     jobs.append(_Job(folder, record, example, missing))
+            book.forget()
         jobs.sort(key=lambda job: job.order)
         pictures = _Pictures()
         with tqdm(total=len(jobs), desc="scoring", unit="unit", disable=not progress or not jobs) as bar:

@@ -15,7 +15,7 @@ from transformers import ViTConfig, ViTModel
 
 from riebench.metrics.base import MetricError, Sample
 from riebench.metrics.piebench import pie_structure
-from riebench.metrics.structure import DinoKeys, dino_folder, identity, structure
+from riebench.metrics.structure import KEPT, DinoKeys, dino_folder, identity, structure
 from riebench.metrics.tools import Tools
 from riebench.scoring import score
 from riebench.store import RunFolder
@@ -83,6 +83,16 @@ def test_identical_pictures_and_order(keys: DinoKeys) -> None:
     pair = keys.distance(np.stack([noise(3), noise(4)]), np.stack([noise(4), noise(3)]))
     assert pair[0] == pytest.approx(pair[1], rel=1e-6)
     assert pair[0] > 0
+
+
+def test_a_source_picture_goes_through_the_network_once(keys: DinoKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many edits of it are scored in between."""
+    monkeypatch.setattr(keys, "_matrices", {})
+    seen: list[float] = []
+    monkeypatch.setattr(keys, "similarity", lambda picture, **_: seen.append(picture.mean()) or torch.zeros(1))
+    mask = np.zeros((64, 64), bool)
+    structure([Sample(noise(edit), noise(100), mask, "a", "b") for edit in range(2 * KEPT)], Tools(dino=keys))
+    assert len(seen) == len(set(seen)) == 2 * KEPT + 1
 
 
 def test_other_ranges_are_refused(keys: DinoKeys) -> None:

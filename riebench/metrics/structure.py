@@ -35,7 +35,7 @@ SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, for pixels in [0, 1]."""
 KEPT = 16
-"""Matrices kept in memory, 2.5 MB each: units are scored in the order of their source pictures."""
+"""Matrices kept in memory, 2.5 MB each, those used last: units are scored in the order of their source pictures."""
 
 
 def dino_folder(folder: Path | None = None, *, offline: bool = True) -> Path:
@@ -146,9 +146,10 @@ class DinoKeys:
 
     def _kept(self, picture: npt.NDArray[Any], scale: float) -> torch.Tensor:
         key = picture_key(picture), scale
-        if key not in self._matrices:
-            self._matrices[key] = self.similarity(picture, scale=scale)
-            forget_oldest(self._matrices, KEPT)
+        matrix = self._matrices.pop(key, None)
+        # Put in last: a source picture stays while its edits come and go.
+        self._matrices[key] = self.similarity(picture, scale=scale) if matrix is None else matrix
+        forget_oldest(self._matrices, KEPT)
         return self._matrices[key]
 
     def similarity(self, picture: npt.NDArray[Any], *, scale: float = 1.0) -> torch.Tensor:
