@@ -154,7 +154,8 @@ def _read_rows(place: Path) -> object:
         if isinstance(row, dict):
             chosen = choose_columns("in", list(row), {})
             record = {name: row.get(column) for name, column in chosen.items()}
-            intake.take(f"row {number}", partial(_draft, "in", record, None if "category" in chosen else "1"))
+            category = None if "category" in chosen else "change_object"
+            intake.take(f"row {number}", partial(_draft, "in", record, category))
     return _stored(place, intake, {"format": "dataset"})
 
 
