@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 from riebench.planning import Unit, Work, part, works_of
@@ -45,7 +46,9 @@ def opened(
         digests: dict[str, dict[str, Unit]] = {name: {} for name in folders}
         for unit in mine:
             digests[unit.setting.name][unit.key.digest] = unit
-        done = {name: folder.done(redo, digests[name]) for name, folder in folders.items()}
+        # What settings share is looked at once for all of them.
+        whole = cache(first.shared.is_whole)
+        done = {name: folder.done(redo, digests[name], whole) for name, folder in folders.items()}
         left = [unit for unit in mine if unit.key.digest not in done[unit.setting.name]]
         works = works_of(left, fixed_noise=model.fixed_noise)
         for work in works:

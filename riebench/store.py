@@ -169,18 +169,24 @@ class RunFolder:
             latest[key] = score
         return latest
 
-    def done(self, redo: Redo = "missing", among: Container[str] | None = None) -> set[str]:
+    def done(
+        self,
+        redo: Redo = "missing",
+        among: Container[str] | None = None,
+        whole: Callable[[str], bool] | None = None,
+    ) -> set[str]:
         """Digests of the units that need no work.
 
         Args:
             redo: "missing" keeps every record whose picture is still what it was; "errors" also repeats failed
                 units; "all" repeats everything.
             among: only these are asked for: the pictures of others are not looked at; None for all.
+            whole: `SharedFolder.is_whole` that remembers, for several folders that share one; None for this one alone.
         """
         self.altered.clear()
         if redo == "all":
             return set()
-        whole = cache(self.shared.is_whole)
+        whole = whole or cache(self.shared.is_whole)
         asked = [(record.key.digest, record) for record in self.records()]
         return {
             digest

@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_key, make_record, make_spec
+from helpers import make_key, make_record
 from test_job import UNITS, command, last_line, records
 from test_job import job as job
 
-from riebench import files, seal
+from riebench import files
 from riebench.errors import StoreError
 from riebench.files import append_lines, is_temporary, sweep, temporary_beside, write_atomic
 from riebench.job import Job
-from riebench.mending import complaints, set_aside
 from riebench.pictures import is_whole
 from riebench.report.output import OutputFolder
-from riebench.seal import announce, broken_seals
-from riebench.sharedfolder import encode_png, read_image
+from riebench.seal import broken_seals
+from riebench.sharedfolder import SharedFolder, encode_png, read_image
 from riebench.store import RunFolder, run_folders
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
@@ -114,144 +113,34 @@ def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: Job
         job.run(lines.append)
         assert any("not as riebench wrote them" in line and path.name in line for line in lines)
         assert path.read_bytes() == data
-    assert not any("not as riebench wrote them" in line for line in _said(job))
+    assert not any("not as riebench wrote them" in line for line in said(job))
     # Also where no record is asked: everything is made anew, or by another setting.
     for changes in ({"redo": "all"}, {"settings": ("no_edit",)}):
         source.write_bytes(b"no picture")
-        assert any("not as riebench wrote them" in line and source.name in line for line in _said(job, **changes))
+        assert any("not as riebench wrote them" in line and source.name in line for line in said(job, **changes))
         assert source.read_bytes() == before[source]
 
 
-def _said(job: Job, **changes: Any) -> list[str]:
+def test_what_settings_share_is_looked_at_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.run(lambda _: None)
+    looked: list[str] = []
+    original = SharedFolder.is_whole
+
+    def is_whole(self: SharedFolder, name: str) -> bool:
+        looked.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(SharedFolder, "is_whole", is_whole)
+    job.run(lambda _: None)
+    pictures = [*job.results.glob("*/*/shared/images/*"), *job.results.glob("*/*/shared/masks/*.json")]
+    assert len(run_folders(job.results)) > 1
+    assert sorted(looked) == sorted(f"{path.parent.name}/{path.name}" for path in pictures)
+
+
+def said(job: Job, **changes: Any) -> list[str]:
     lines: list[str] = []
     replace(job, **changes).run(lines.append)
     return lines
-
-
-def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
-    with folder.writing(plan=[make_key(), make_key(seed=1)]):
-        add(folder)
-        add(folder, seed=1)
-    for name in ("records.jsonl", "run.json"):
-        file = folder.path / name
-        data = file.read_bytes()
-        for place in range(0, len(data), 7):
-            file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-            assert broken_seals(folder.path) == [f"{name} is not as riebench wrote it: something was changed or taken "
-                                                 "out by hand"]  # fmt: skip
-        file.write_bytes(data)
-    assert broken_seals(folder.path) == []
-
-
-def test_a_changed_record_is_said_and_made_anew_on_request(job: Job) -> None:
-    job = replace(job, settings=job.settings[1:], blocks="mid.0")
-    job.run(lambda _: None)
-    (folder,) = run_folders(job.results)
-    file = folder.path / "records.jsonl"
-    honest = file.read_text()
-    file.write_text(honest.replace('"add":[', '"add":[9', 1))
-    assert any("records.jsonl is not as riebench wrote it" in line and "--redo all" in line for line in _said(job))
-    lines = _said(job, redo="all")
-    assert any("set-aside-1/" in line for line in lines)
-    assert [r.features for r in RunFolder(folder.path).records()] == [r.features for r in folder.records()]
-    assert broken_seals(folder.path) == [] and len(file.read_text().splitlines()) == len(honest.splitlines())
-    assert '"add":[9' in (folder.path / "set-aside-1" / "records.jsonl").read_text()
-    # An unreadable line too; and what is whole is not set aside.
-    file.write_text("{" + file.read_text())
-    refused = command(job, "--blocks", "mid.0")
-    assert refused.exit_code == 2 and "records.jsonl, line 1 is damaged" in last_line(refused)
-    assert any("set-aside-2/" in line for line in _said(job, redo="all"))
-    assert not any("set-aside" in line for line in _said(job, redo="all"))
-
-
-def test_a_changed_run_file_goes_aside_and_an_honest_one_still_says_whose_folder_it_is(folder: RunFolder) -> None:
-    with folder.writing():
-        add(folder)
-    records_file = folder.path / "records.jsonl"
-    records_file.write_text(records_file.read_text().replace('"e1"', '"e2"'))
-    assert set_aside(folder.path) is not None and (folder.path / "run.json").exists()
-    with folder.writing():
-        pass
-    (folder.path / "run.json").write_text("{")
-    assert set_aside(folder.path) is not None and not (folder.path / "run.json").exists()
-    assert complaints([RunFolder(folder.path, make_spec())]) == []
-    assert set_aside(folder.path.parent / "nothing") is None
-
-
-def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFolder) -> None:
-    with folder.writing({"started": "then"}):
-        add(folder)
-    coming = (folder.path / "run.json").read_bytes().replace(b"then", b"now!")
-    announce(folder.path, "run.json", coming)
-    assert broken_seals(folder.path) == []
-    write_atomic(folder.path / "run.json", coming)
-    assert broken_seals(folder.path) == []
-    with RunFolder(folder.path).locked():
-        pass
-    (folder.path / "run.json").write_bytes(coming.replace(b"now!", b"then"))
-    assert len(broken_seals(folder.path)) == 1
-    # What is broken already cannot be announced whole again.
-    announce(folder.path, "run.json", (folder.path / "run.json").read_bytes())
-    assert len(broken_seals(folder.path)) == 1
-
-
-def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first after run.json was replaced and before it was sealed, the second before it is replaced again."""
-    with folder.writing({"started": "first"}):
-        add(folder)
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    for place, word in (("riebench.store.renew", "second"), ("riebench.runfile.write_atomic", "third")):
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr("riebench.store.renew", killed)
-            patched.setattr(place, killed)
-            with RunFolder(folder.path).writing({"started": word}):
-                pass
-        assert broken_seals(folder.path) == []
-    with RunFolder(folder.path).writing({"started": "fourth"}):
-        pass
-    assert broken_seals(folder.path) == [] and RunFolder(folder.path).provenance == {"started": "fourth"}
-
-
-def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> None:
-    with folder.writing():
-        add(folder)
-    with folder.writing() as run:
-        file = folder.path / "records.jsonl"
-        file.write_text(file.read_text().replace('"seed":0', '"seed":7'))
-        add(run, seed=1)
-    assert len(broken_seals(folder.path)) == 1
-
-
-def test_who_looks_while_another_process_begins_sees_no_broken_seal(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with folder.writing({"started": "then"}):
-        add(folder)
-    original = seal._part
-
-    def meanwhile(*arguments: Any) -> Any:
-        monkeypatch.undo()
-        with RunFolder(folder.path).writing({"started": "now"}):
-            pass
-        return original(*arguments)
-
-    monkeypatch.setattr(seal, "_part", meanwhile)
-    assert broken_seals(folder.path) == []
-    assert RunFolder(folder.path).provenance == {"started": "now"}
-
-
-def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
-    for number in (1, 2, 3):
-        with folder.writing():
-            add(folder)
-        (folder.path / "seal.json").write_text("{")
-        assert set_aside(folder.path) == folder.path / f"set-aside-{number}"
-        # Whoever has looked through it may delete it.
-        if number == 2:
-            shutil.rmtree(folder.path / "set-aside-1")
 
 
 def test_litter_of_killed_processes_goes_and_that_of_others_stays(tmp_path: Path) -> None:

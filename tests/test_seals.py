@@ -1,0 +1,147 @@
+"""The seal of a run folder: what was changed by hand is found and set aside, what a kill leaves is not taken for it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from helpers import make_key, make_spec
+from test_faults import said
+from test_job import command, last_line
+from test_job import job as job
+from test_store import add
+
+from riebench import seal
+from riebench.files import write_atomic
+from riebench.job import Job
+from riebench.mending import complaints, set_aside
+from riebench.seal import announce, broken_seals
+from riebench.store import RunFolder, run_folders
+
+
+def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
+    with folder.writing(plan=[make_key(), make_key(seed=1)]):
+        add(folder)
+        add(folder, seed=1)
+    for name in ("records.jsonl", "run.json"):
+        file = folder.path / name
+        data = file.read_bytes()
+        for place in range(0, len(data), 7):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            assert broken_seals(folder.path) == [f"{name} is not as riebench wrote it: something was changed or taken "
+                                                 "out by hand"]  # fmt: skip
+        file.write_bytes(data)
+    assert broken_seals(folder.path) == []
+
+
+def test_a_changed_record_is_said_and_made_anew_on_request(job: Job) -> None:
+    job = replace(job, settings=job.settings[1:], blocks="mid.0")
+    job.run(lambda _: None)
+    (folder,) = run_folders(job.results)
+    file = folder.path / "records.jsonl"
+    honest = file.read_text()
+    file.write_text(honest.replace('"add":[', '"add":[9', 1))
+    assert any("records.jsonl is not as riebench wrote it" in line and "--redo all" in line for line in said(job))
+    lines = said(job, redo="all")
+    assert any("set-aside-1/" in line for line in lines)
+    assert [r.features for r in RunFolder(folder.path).records()] == [r.features for r in folder.records()]
+    assert broken_seals(folder.path) == [] and len(file.read_text().splitlines()) == len(honest.splitlines())
+    assert '"add":[9' in (folder.path / "set-aside-1" / "records.jsonl").read_text()
+    # An unreadable line too; and what is whole is not set aside.
+    file.write_text("{" + file.read_text())
+    refused = command(job, "--blocks", "mid.0")
+    assert refused.exit_code == 2 and "records.jsonl, line 1 is damaged" in last_line(refused)
+    assert any("set-aside-2/" in line for line in said(job, redo="all"))
+    assert not any("set-aside" in line for line in said(job, redo="all"))
+
+
+def test_a_changed_run_file_goes_aside_and_an_honest_one_still_says_whose_folder_it_is(folder: RunFolder) -> None:
+    with folder.writing():
+        add(folder)
+    records_file = folder.path / "records.jsonl"
+    records_file.write_text(records_file.read_text().replace('"e1"', '"e2"'))
+    assert set_aside(folder.path) is not None and (folder.path / "run.json").exists()
+    with folder.writing():
+        pass
+    (folder.path / "run.json").write_text("{")
+    assert set_aside(folder.path) is not None and not (folder.path / "run.json").exists()
+    assert complaints([RunFolder(folder.path, make_spec())]) == []
+    assert set_aside(folder.path.parent / "nothing") is None
+
+
+def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
+    for number in (1, 2, 3):
+        with folder.writing():
+            add(folder)
+        (folder.path / "seal.json").write_text("{")
+        assert set_aside(folder.path) == folder.path / f"set-aside-{number}"
+        # Whoever has looked through it may delete it.
+        if number == 2:
+            shutil.rmtree(folder.path / "set-aside-1")
+
+
+def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFolder) -> None:
+    with folder.writing({"started": "then"}):
+        add(folder)
+    coming = (folder.path / "run.json").read_bytes().replace(b"then", b"now!")
+    announce(folder.path, "run.json", coming)
+    assert broken_seals(folder.path) == []
+    write_atomic(folder.path / "run.json", coming)
+    assert broken_seals(folder.path) == []
+    with RunFolder(folder.path).locked():
+        pass
+    (folder.path / "run.json").write_bytes(coming.replace(b"now!", b"then"))
+    assert len(broken_seals(folder.path)) == 1
+    # What is broken already cannot be announced whole again.
+    announce(folder.path, "run.json", (folder.path / "run.json").read_bytes())
+    assert len(broken_seals(folder.path)) == 1
+
+
+def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first after run.json was replaced and before it was sealed, the second before it is replaced again."""
+    with folder.writing({"started": "first"}):
+        add(folder)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place, word in (("riebench.store.renew", "second"), ("riebench.runfile.write_atomic", "third")):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("riebench.store.renew", killed)
+            patched.setattr(place, killed)
+            with RunFolder(folder.path).writing({"started": word}):
+                pass
+        assert broken_seals(folder.path) == []
+    with RunFolder(folder.path).writing({"started": "fourth"}):
+        pass
+    assert broken_seals(folder.path) == [] and RunFolder(folder.path).provenance == {"started": "fourth"}
+
+
+def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> None:
+    with folder.writing():
+        add(folder)
+    with folder.writing() as run:
+        file = folder.path / "records.jsonl"
+        file.write_text(file.read_text().replace('"seed":0', '"seed":7'))
+        add(run, seed=1)
+    assert len(broken_seals(folder.path)) == 1
+
+
+def test_who_looks_while_another_process_begins_sees_no_broken_seal(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with folder.writing({"started": "then"}):
+        add(folder)
+    original = seal._part
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        with RunFolder(folder.path).writing({"started": "now"}):
+            pass
+        return original(*arguments)
+
+    monkeypatch.setattr(seal, "_part", meanwhile)
+    assert broken_seals(folder.path) == []
+    assert RunFolder(folder.path).provenance == {"started": "now"}
