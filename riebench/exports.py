@@ -50,7 +50,7 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in FORMATS:
-            raise RiebenchError(f"no format {name!r}{near_match(name, FORMATS)}; there are {', '.join(FORMATS)}")
+            raise RiebenchError(f"no format {name!r}{near_match(name, FORMATS)}")
     return tuple(names) or USUAL
 
 

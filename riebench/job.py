@@ -263,9 +263,13 @@ def blocks_option(text: str) -> dict[str, object]:
     """
     if text in ("each", "together", "both"):
         return {"block_mode": text}
-    names = tuple(short_name(module_path(part.strip())) for part in text.split(",") if part.strip())
+    known = "write each, together (all in one edit), both, or block names with commas between"
+    try:
+        names = tuple(short_name(module_path(part.strip())) for part in text.split(",") if part.strip())
+    except RiebenchError as error:
+        raise RiebenchError(f"--blocks {text!r}: {known}; {error}") from error
     if not names:
-        raise RiebenchError("--blocks is empty: write each, together, both, or block names with commas between")
+        raise RiebenchError(f"--blocks is empty: {known}")
     return {"blocks": names, "block_mode": "together"}
 
 

@@ -50,6 +50,9 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
         (["run", "--seeds", "1,x"], "--seeds '1,x': write seed numbers"),
         (["run", "--seeds", "1,1"], "use each number once"),
         (["run", "sae", "--blocks", "mid.o"], "mid.o"),
+        (["run", "sae", "--blocks", "all"], "--blocks 'all': write each, together (all in one edit), both, or block"),
+        (["run", "--profile", "xyz"], "unknown profile 'xyz' (known: default, paper, piebench)"),
+        (["run", "mine.yaml"], "there is no setting file mine.yaml"),
         (["run", "no_edit", "--model", "toy-trubo"], "toy-turbo"),
         (["run", "no_edit", "--dtype", "float61"], "float16"),
         (["tasks", "check", "nowhere"], "unknown suite 'nowhere'"),
@@ -79,7 +82,7 @@ def test_bad_parameters_name_the_nearest(tmp_path: Path) -> None:
     [
         (KeyboardInterrupt(), 130, "everything finished so far is kept, and the same command goes on"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "the disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied", "results"), 2, "use another folder with --results"),
+        (PermissionError(errno.EACCES, "Permission denied", "results"), 2, "or write to another folder with --results"),
         (RiebenchError("two\nlines"), 2, "riebench: two lines"),
     ],
 )

@@ -149,6 +149,7 @@ def test_masks_as_text_and_as_pictures(tmp_path: Path) -> None:
     ("place", "options", "message"),
     [
         ({"name": "./pairs.jsnol"}, {}, r"no such file or folder \(did you mean 'pairs.jsonl'\?\)"),
+        ({"name": "./elsewhere"}, {}, "no such file or folder$"),
         ({"name": "pairs.jsonl", "split": "trian"}, {}, r"no split 'trian' \(did you mean 'train'\?\)"),
         ({"name": "pairs.jsonl"}, {"columns": ["source=captoin"]}, r"'captoin' for source \(did you mean 'caption'"),
         ({"name": "pairs.jsonl"}, {}, r"which column of pairs.jsonl holds the source prompt .*--column source=COLUMN"),

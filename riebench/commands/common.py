@@ -95,8 +95,11 @@ def _one_line(error: RiebenchError | OSError) -> str:
         return " ".join(str(error).split())
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; everything finished so far is kept: free some space and repeat the same command"
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+    if error.errno == errno.EROFS:
         return f"{error.filename or 'a file'} cannot be written ({error.strerror}); use another folder with --results"
+    if isinstance(error, PermissionError):
+        what = f"{error.filename or 'a file'} cannot be read or written ({error.strerror})"
+        return f"{what}; change its permissions, or write to another folder with --results"
     # A folder in the place of a file, a lost network drive, a hub that does not answer: the system's own words.
     words = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
     return " ".join(words.split()) or type(error).__name__

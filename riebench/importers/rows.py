@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,10 @@ def _chosen_split(place: Place, splits: list[str]) -> str:
 
 
 def _neighbour(path: Path) -> str:
-    folder = path.parent
-    return near_match(path.name, [one.name for one in folder.iterdir()]) if folder.is_dir() else ""
+    # All that lies in a folder would be no help.
+    names = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -174,7 +174,7 @@ def sources_of(source: str | None, model: LoadedModel) -> tuple[SaeSource, ...]:
     """
     named = source or (model.preset.saes if model.preset else None)
     if named is None:
-        raise RiebenchError(f"{model.spec.name} has no SAEs of its own; give a folder or hf://OWNER/NAME")
+        raise RiebenchError(f"{model.spec.name} has no SAEs of its own; give --sae FOLDER or --sae hf://OWNER/NAME")
     return parse_sources(named)
 
 
