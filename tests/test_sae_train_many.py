@@ -219,7 +219,8 @@ def no_file_above(size: int) -> Iterator[None]:
 
 
 def test_tensors_are_stored_whole_or_the_disk_is_said_to_be_full(tmp_path: Path) -> None:
-    value, path = {"a": torch.arange(900.0), "b": [torch.ones(3)]}, tmp_path / "x.pt"
+    value: dict[str, Any] = {"a": torch.arange(900.0), "b": [torch.ones(3)]}
+    path = tmp_path / "x.pt"
     save_tensors(value, path)
     size = path.stat().st_size
     for limit in (*range(0, size, 256), size - 30, size - 22, size - 1):

@@ -88,7 +88,6 @@ class TopKTrainer(nn.Module):
         p = nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
         codes = self._kept(p)
         with torch.no_grad():
-            # Without a look at the values on the host: on a GPU the step need not wait for it.
             self.idle.copy_(torch.where((codes > ALIVE).any(dim=0), 0, self.idle + 1))
             active = (codes > 0).sum() / len(codes)
         reconstruction = nn.functional.linear(codes, self.decoder) + self.pre_bias
