@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,13 @@ BOOTSTRAP_SEED = 20_240_601
 LEVEL = 0.95
 POWER_FACTOR = 2.8
 """Normal quantiles of a two-sided 5 % test and of 80 % power, added: 1.96 + 0.84."""
+MOST_KEPT = 2**30
+"""Bytes of draws that are kept for the next method: every other choice of examples has draws of its own."""
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
 """Category -> example id -> the values of its seeds."""
+
+_kept: dict[tuple[str, tuple[str, ...], int, int], NDArray[np.float64]] = {}
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,24 @@ class Estimate:
     n_examples: int
 
 
-@lru_cache(maxsize=512)
 def cluster_counts(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> NDArray[np.float64]:
     """How often each group is drawn in each replicate, [replicates, groups].
 
     The draw depends on the groups' names alone: adding a method or permuting rows changes nothing, and two methods
     scored on the same examples are resampled alike, which is what pairs them.
     """
-    text = "\n".join([str(seed), name, *groups])
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-    n = len(groups)
-    return rng.multinomial(n, [1 / n] * n, size=replicates).astype(np.float64)
+    key = (name, groups, replicates, seed)
+    counts = _kept.pop(key, None)
+    if counts is None:
+        text = "\n".join([str(seed), name, *groups])
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+        n = len(groups)
+        counts = rng.multinomial(n, [1 / n] * n, size=replicates).astype(np.float64)
+    # The last to be asked for is the last to go.
+    _kept[key] = counts
+    while len(_kept) > 1 and sum(one.nbytes for one in _kept.values()) > MOST_KEPT:
+        del _kept[next(iter(_kept))]
+    return counts
 
 
 def estimate(

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import make_key, make_score, make_spec
 
@@ -42,7 +43,7 @@ def test_order_of_rows_changes_nothing() -> None:
     shuffled = rows.copy()
     random.Random(3).shuffle(shuffled)
     first = estimate({"a": dict(rows), "b": dict(rows)})
-    stats.cluster_counts.cache_clear()  # as in another process
+    stats._kept.clear()  # as in another process
     assert estimate({"b": dict(shuffled), "a": dict(shuffled)}) == first
 
 
@@ -149,3 +150,13 @@ def test_one_value_for_each_example_is_what_two_equal_ones_are() -> None:
     single = {"c": {f"e{number}": [0.1 * number] for number in range(7)}, "d": {"x": [0.3], "y": [-0.7]}}
     double = {name: {example: [*seeds, *seeds] for example, seeds in its.items()} for name, its in single.items()}
     assert estimate(single) == estimate(double)
+
+
+def test_draws_for_many_choices_of_examples_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [tuple(f"e{number}" for number in range(5, 10 + chosen)) for chosen in range(6)]
+    first = [stats.cluster_counts("c", its, 100, 0).copy() for its in names]
+    monkeypatch.setattr(stats, "MOST_KEPT", 3 * first[-1].nbytes)
+    again = [stats.cluster_counts("c", its, 100, 0) for its in [*names, *names]]
+    assert all(np.array_equal(one, other) for one, other in zip([*first, *first], again, strict=True))
+    assert sum(one.nbytes for one in stats._kept.values()) <= 3 * first[-1].nbytes
+    assert stats.cluster_counts("c", names[-1], 100, 0) is again[-1]
