@@ -24,6 +24,8 @@ from riebench.store import Redo, RunFolder
 BUFFERED = 8
 """Things made that may lie in the cluster's memory before this process takes them, for each worker."""
 REACH_SECONDS = 5.0
+AUTH = "RAY_AUTH_MODE"
+"""Tells Ray whether to send a token (`disabled` or `token`)."""
 
 
 def run_on_ray(
@@ -115,7 +117,9 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[Any]:
     except Exception as error:
         # Of any kind: what Ray raises when its processes do not start in time is a bare Exception.
         where = f"no Ray cluster at --address {address}" if address else "Ray cannot be started here"
-        raise RiebenchError(f"{where}: {reason(error)}") from error
+        # Where Ray finds a token its heads ask for it, but it sends none to an address that is named.
+        token = "; if it asks for a token, set RAY_AUTH_MODE=token" if address and not os.environ.get(AUTH) else ""
+        raise RiebenchError(f"{where}: {reason(error)}{token}") from error
     try:
         yield ray
     finally:

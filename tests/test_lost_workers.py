@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -311,14 +312,19 @@ def test_what_ray_raises_is_a_lost_worker_or_one_line() -> None:
         setup(failed)
 
 
+def stand_in(init: Callable[..., None]) -> Any:
+    """A module in the place of Ray's that is not connected yet."""
+    ray: Any = ModuleType("ray")
+    ray.__spec__, ray.is_initialized, ray.init = SimpleNamespace(), lambda: False, init
+    return ray
+
+
 @pytest.mark.parametrize("error", [ConnectionError(), Exception("The current node timed out during startup.\nThis")])
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(**_: Any) -> None:
         raise error
 
-    ray: Any = ModuleType("ray")
-    ray.__spec__, ray.is_initialized, ray.init = SimpleNamespace(), lambda: False, fail
-    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray", stand_in(fail))
     with pytest.raises(RiebenchError, match=r"^Ray cannot be started here: \w+: .") as caught, cluster(None):
         pass
     assert "\n" not in str(caught.value)
@@ -367,3 +373,21 @@ def test_gpus_that_only_workers_have_are_not_asked_for_where_scores_are_made(
 
 def test_every_engine_that_can_be_named_is_there() -> None:
     assert tuple(engines.ENGINES) == options.ENGINES
+
+
+def test_a_head_that_asks_for_a_token_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    def told() -> str:
+        with socket.create_server(("127.0.0.1", 0)) as head:
+            address = f"127.0.0.1:{head.getsockname()[1]}"
+            with pytest.raises(RiebenchError, match=f"^no Ray cluster at --address {address}: ") as caught:
+                cluster(address).__enter__()
+        return str(caught.value)
+
+    monkeypatch.setitem(sys.modules, "ray", stand_in(fail))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert told().endswith("; if it asks for a token, set RAY_AUTH_MODE=token")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert told().endswith("Failed to connect to Ray cluster")
