@@ -24,6 +24,8 @@ def opened_cell(value: Any, place: Place) -> Any:
     """
     if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
         return value
+    if value["bytes"] is None and value["path"] is None:
+        return None
     data = value["bytes"] if value["bytes"] is not None else _content(str(value["path"]), place)
     if not isinstance(data, bytes):
         return value
