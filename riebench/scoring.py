@@ -6,27 +6,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
 
-from riebench.errors import RiebenchError, StoreError
-from riebench.files import file_sha256
-from riebench.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
+from riebench.errors import RiebenchError
+from riebench.metrics.base import Metric, Reason, Sample, Value
 from riebench.metrics.tools import Tools, measurable
 from riebench.presets import is_shipped, scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
 from riebench.records import EditRecord, ScoreRecord, UnitKey
 from riebench.registry import METRICS
+from riebench.samples import Samples
 from riebench.schema import EditExample, EditTask
 from riebench.scorebook import ScoreBook, opened
-from riebench.sharedfolder import SharedFolder, read_image
 from riebench.store import RunFolder
 from riebench.suites import load_suite, suite_names
-
-CACHED_PICTURES = 64
-"""Source pictures and masks kept in memory; units are scored in the order of their source pictures."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,11 @@ class _Job:
         # Down to the unit: batches are the same in whatever order units were made.
         unit = self.record.key.digest
         return str(self.folder.shared.path), self.record.source_image or "", str(self.folder.path), unit
+
+    def sample(self, samples: Samples) -> Sample:
+        """What its metrics are given."""
+        wanted = any(metric.needs_target for metric in self.metrics)
+        return samples.read(self.folder, self.record, self.example, target=wanted)
 
 
 def score(
@@ -207,11 +207,11 @@ def _score_group(
                     jobs.append(_Job(folder, record, example, missing))
             book.forget()
         jobs.sort(key=lambda job: job.order)
-        pictures = _Pictures()
+        samples = Samples()
         with tqdm(total=len(jobs), desc="scoring", unit="unit", disable=not progress or not jobs) as bar:
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]
-                for job, scores in zip(batch, _score_batch(batch, tools, pictures), strict=True):
+                for job, scores in zip(batch, _score_batch(batch, tools, samples), strict=True):
                     books[job.folder.path].add(scores)
                     report.computed.update(one.metric for one in scores)
                     report.missing.update(one.reason for one in scores if one.reason is not None)
@@ -222,12 +222,12 @@ def _score_group(
     return _add(report, ScoreReport(units, stale=stale, cut_prompts=tools.cut_prompts, notes=lacking))
 
 
-def _score_batch(batch: Sequence[_Job], tools: Tools, pictures: _Pictures) -> list[list[ScoreRecord]]:
+def _score_batch(batch: Sequence[_Job], tools: Tools, samples: Samples) -> list[list[ScoreRecord]]:
     # Metric by metric over the whole batch; units without a picture get their reason without being opened.
-    samples = [pictures.sample(job) if job.record.status == "ok" else None for job in batch]
+    read = [job.sample(samples) if job.record.status == "ok" else None for job in batch]
     values: dict[tuple[int, str], Value] = {}
     for metric in dict.fromkeys(metric for job in batch for metric in job.metrics):
-        inputs = {i: sample for i, sample in enumerate(samples) if sample is not None and metric in batch[i].metrics}
+        inputs = {i: sample for i, sample in enumerate(read) if sample is not None and metric in batch[i].metrics}
         if inputs and tools.missing(metric, fetch=True):
             values |= {(position, metric.name): Reason.NO_WEIGHTS for position in inputs}
             continue
@@ -253,54 +253,3 @@ def _line(record: EditRecord, metric: Metric, tools: Tools, value: Value) -> Sco
         value=number,
         reason=reason,
     )
-
-
-class _Pictures:
-    """Reads what a sample needs; source pictures and masks, shared by all settings, only once."""
-
-    def __init__(self) -> None:
-        self._source = lru_cache(maxsize=CACHED_PICTURES)(read_image)
-        self._mask = lru_cache(maxsize=CACHED_PICTURES)(_read_mask)
-
-    def sample(self, job: _Job) -> Sample:
-        """The unit's pictures, mask and prompts.
-
-        Raises:
-            StoreError: if a picture or mask is missing, or the edited picture is not the one that was recorded.
-        """
-        record, shared, example = job.record, job.folder.shared, job.example
-        if record.source_image is None:
-            raise StoreError(f"{job.folder.path}: unit {record.key.digest} names no source picture; run it again")
-        attributes = example.attributes
-        return Sample(
-            edited=_edited(job.folder, record),
-            source=self._source(shared.path / record.source_image),
-            mask=self._mask(job.folder.shared.path, shared.mask_name(record.key)),
-            source_prompt=example.source,
-            target_prompt=example.target,
-            source_attributes=None if attributes is None else attributes.source,
-            target_attributes=None if attributes is None else attributes.target,
-            target=self._target(job) if any(metric.needs_target for metric in job.metrics) else None,
-        )
-
-    def _target(self, job: _Job) -> UInt8:
-        if job.record.target_image is None:
-            raise StoreError(f"{job.folder.path}: unit {job.record.key.digest} names no target picture; run it again")
-        return self._source(job.folder.shared.path / job.record.target_image)
-
-
-def _edited(folder: RunFolder, record: EditRecord) -> UInt8:
-    path = folder.path / str(record.image)
-    picture = read_image(path)
-    if file_sha256(path) != record.image_sha256:
-        raise StoreError(f"{path} is not the picture that was recorded; repeat `riebench run` to make it again")
-    return picture
-
-
-def _read_mask(shared: Path, name: str) -> Bool:
-    from riebench.regions import RegionMasks
-
-    stored = SharedFolder(shared).read_json(name)
-    if stored is None:
-        raise StoreError(f"{shared / name} is missing; make it again with the same `riebench run`")
-    return RegionMasks.from_json(stored).editable

@@ -258,7 +258,7 @@ def test_source_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
         reads.append(path)
         return read_image(path)
 
-    monkeypatch.setattr("riebench.scoring.read_image", counting)
+    monkeypatch.setattr("riebench.samples.read_image", counting)
     folders = []
     for name in ("sae", "steering", "neurons"):
         run = RunFolder(tmp_path / "toy" / "toy-turbo" / name, run_spec(name))
