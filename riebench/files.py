@@ -148,11 +148,9 @@ def repair_last_line(path: Path) -> bool:
     Returns:
         Whether something was dropped.
     """
-    if not path.exists():
+    if not path.exists() or _ends_whole(path):
         return False
     data = path.read_bytes()
-    if not data or data.endswith(b"\n"):
-        return False
     start = data.rfind(b"\n") + 1
     with path.open("r+b") as file:
         if _is_json(data[start:]):
@@ -161,6 +159,13 @@ def repair_last_line(path: Path) -> bool:
             return False
         file.truncate(start)
     return True
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -33,12 +33,9 @@ def merge(records: Path, files: Sequence[Path]) -> None:
     A crash between the two halves of a move leaves lines that are there twice, which says the same as once.
 
     Args:
-        records: the records, locked by the caller.
+        records: the records, locked by the caller and without a torn last line.
         files: parts that nobody writes.
     """
-    if not files:
-        return
-    repair_last_line(records)
     for file in files:
         if not file.exists():
             continue

@@ -107,7 +107,8 @@ class RunFolder:
             with brief_lock(self.path):
                 first = held.enter_context(shard_lock(self.path, shard))
                 # What killed shards left; the others' files are theirs while they run.
-                self._merge(parts(self.path) if first else [own])
+                self._tidy(parts(self.path) if first else [own])
+                renew(self.path)
             self._records_file = own
             try:
                 yield
@@ -115,13 +116,15 @@ class RunFolder:
                 self._records_file = self.path / RECORDS_FILE
                 # What cannot be moved now, on a full disk for instance, is read where it is and moved by the next.
                 with suppress(OSError, FolderInUseError), brief_lock(self.path):
-                    self._merge([own])
+                    self._tidy([own])
+                    renew(self.path)
                     held.close()
 
-    def _merge(self, files: Sequence[Path]) -> None:
+    def _tidy(self, files: Sequence[Path]) -> None:
+        """Drops torn last lines, which no seal must hold, and moves what shards have left."""
+        for name in (RECORDS_FILE, SCORES_FILE):
+            repair_last_line(self.path / name)
         merge(self.path / RECORDS_FILE, files)
-        if (self.path / RUN_FILE).exists():
-            renew(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -133,9 +136,7 @@ class RunFolder:
             FolderInUseError: at once, if another process writes here.
         """
         with whole_lock(self.path):
-            for name in (RECORDS_FILE, SCORES_FILE):
-                repair_last_line(self.path / name)
-            merge(self.path / RECORDS_FILE, parts(self.path))
+            self._tidy(parts(self.path))
             try:
                 yield
             finally:

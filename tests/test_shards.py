@@ -26,6 +26,7 @@ from riebench.locks import brief_lock, shard_lock
 from riebench.options import parse_shard
 from riebench.planning import plan, share, works_of
 from riebench.recordparts import part_path, parts
+from riebench.records import ScoreRecord
 from riebench.schema import EditExample, EditTask, Setting
 from riebench.seal import broken_seals, unsealed_lines
 from riebench.store import RunFolder, run_folders
@@ -193,6 +194,23 @@ def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder
         run.append(make_record(key, name, digest))
         assert [record.image_sha256 for record in RunFolder(folder.path).records()] == [digest]
     assert [record.image_sha256 for record in RunFolder(folder.path).records()] == [digest]
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "scores.jsonl"])
+def test_shards_seal_no_torn_line(folder: RunFolder, name: str) -> None:
+    """What a killed process left of a line goes before anything is sealed, or it would be missed when it goes later."""
+    with folder.writing() as run:
+        add(run)
+        run.append_scores([ScoreRecord(unit="u", metric="lpips", version=1, value=0.5)])
+    with (folder.path / name).open("a") as file:
+        file.write('{"torn')
+    for shard in ((1, 2), (2, 2)):
+        with folder.writing(shard=shard):
+            pass
+    with folder.locked():
+        pass
+    assert broken_seals(folder.path) == [] and unsealed_lines(folder.path) == 0
+    assert (folder.path / name).read_text().count("\n") == 1
 
 
 def test_copies_of_a_shards_file_are_nobodys(folder: RunFolder) -> None:
