@@ -174,6 +174,14 @@ def test_a_damaged_shard_is_named_and_made_again_alone(copy: Path, whole: Path) 
     assert (copy / "mid.0" / "00000.safetensors").stat().st_mtime_ns == untouched
 
 
+def test_a_shard_is_not_made_again_of_fewer_pictures(copy: Path) -> None:
+    (copy / "mid.0" / "00001.safetensors").write_bytes(b"half")
+    before = contents(copy)
+    with pytest.raises(RiebenchError, match="holds 7 pictures; to make what is damaged again, ask for as many or more"):
+        collected(copy, what=Collecting(WHAT.blocks, 4, 0, 2, 3, redo_damaged=True))
+    assert contents(copy) == before
+
+
 def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = write_atomic, iter(range(100))
 

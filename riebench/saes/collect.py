@@ -114,7 +114,7 @@ def collect(
     folder.mkdir(parents=True, exist_ok=True)
     with whole_lock(folder):
         there = Collection.begin(folder, index)
-        _mend(there, what.redo_damaged, say, progress)
+        _mend(there, what.redo_damaged, pictures, say, progress)
         if say is not None:
             for line in sizes(index, pictures):
                 say(line)
@@ -251,7 +251,12 @@ class _Maker:
             raise _Enough
 
 
-def _mend(there: Collection, redo: bool, say: Callable[[str], None] | None, progress: bool) -> None:
+def _mend(
+    there: Collection, redo: bool, pictures: int | None, say: Callable[[str], None] | None, progress: bool
+) -> None:
+    if redo and pictures is not None and pictures < there.pictures:
+        wanted = f"to make what is damaged again, ask for as many or more, not for {pictures}"
+        raise RiebenchError(f"{there.folder} holds {there.pictures} pictures; {wanted}")
     damaged = there.damaged(progress=progress)
     if damaged and not redo:
         raise damaged_error(there.folder, damaged)

@@ -124,17 +124,12 @@ def train_many(
         {"data": rows.digest, "plan": asdict(plan), "configs": [asdict(run.config) for run in runs]}
     )  # fmt: skip
     first = 0 if checkpoint is None or not checkpoint.exists() else _resume(checkpoint, identity, runs, log)
-    bar = tqdm(total=batches.steps, initial=first, desc=f"train {name}", disable=not progress, mininterval=2)
-    with bar:
+    with tqdm(total=batches.steps, initial=first, desc=f"train {name}", disable=not progress, mininterval=2) as bar:
         for step, batch in enumerate(batches.batches(first), start=first + 1):
-            x = batch.to(device).float()
-            for index, run in enumerate(runs):
-                terms = run.step(step - 1, x)
-                if step % log_every == 0 or step == batches.steps:
-                    run.note(step, terms)
-                    bar.set_postfix(ev=f"{runs[0].curve[-1].ev:.4f}", refresh=False)
-                    if log is not None:
-                        log(index, run.curve[-1])
+            noted = step % log_every == 0 or step == batches.steps
+            _advance(runs, step, batch.to(device).float(), noted, log)
+            if noted:
+                bar.set_postfix(ev=f"{runs[0].curve[-1].ev:.4f}", refresh=False)
             if checkpoint is not None and step % checkpoint_every == 0:
                 _keep(checkpoint, {"identity": identity, "step": step, "runs": [run.state() for run in runs]})
             bar.update()
@@ -214,6 +209,17 @@ def _start(batches: Batches, plan: DataPass, configs: Sequence[SaeTraining], dev
         Training(replace(config, batch_size=plan.batch_size, steps=batches.steps), sample, center, device)
         for config in configs
     ]
+
+
+def _advance(
+    runs: Sequence[Training], step: int, x: Tensor, noted: bool, log: Callable[[int, Point], None] | None
+) -> None:
+    for index, run in enumerate(runs):
+        terms = run.step(step - 1, x)
+        if noted:
+            run.note(step, terms)
+            if log is not None:
+                log(index, run.curve[-1])
 
 
 def _resume(
