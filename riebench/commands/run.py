@@ -43,7 +43,8 @@ def job_of(
     ] = None,
     sae: SaeOption = None,
     blocks: Annotated[
-        str | None, typer.Option(help="each, together, both, or block names with commas between.")
+        str | None,
+        typer.Option(help="each, together, both, or block names with commas between. [default: the setting's]"),
     ] = None,
     edit_steps: Annotated[
         str | None,
@@ -81,7 +82,10 @@ def job_of(
     channels_last: ChannelsLastOption = False,
     regions: Annotated[
         str | None,
-        typer.Option(help="Finds words in pictures: attention, clipseg or grounded-sam, plain or with :key=value,..."),
+        typer.Option(
+            help="Finds words in pictures: attention, clipseg or grounded-sam, plain or with :key=value,... "
+            "[default: attention; the profile's]"
+        ),
     ] = None,
     profile: ProfileOption = "default",
     scorer: ScorerOption = None,
