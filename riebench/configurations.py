@@ -12,6 +12,7 @@ from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, PROFILES, Profile
 from riebench.records import RECORDS_FILE, SCORES_FILE, ScoreRecord
+from riebench.registry import METRICS
 from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, Stored
 from riebench.stats import estimate
 from riebench.store import RunFolder, ScoreKey
@@ -189,7 +190,7 @@ def _fill(
     folder: RunFolder, found: dict[tuple[str, float], Configuration], profile: Profile, extra: Sequence[str]
 ) -> None:
     scores = folder.scores()
-    metrics = dict.fromkeys([*profile.table, *extra])
+    versions = {metric: METRICS.get(metric).version for metric in (*profile.table, *extra)}
     backbones = _backbones(folder, scores)
     for one in found.values():
         one.backbones = backbones
@@ -208,10 +209,11 @@ def _fill(
         configuration.skipped += record.status == "skipped"
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
-        for metric in metrics:
+        for metric, version in versions.items():
             score = scores.get((digest, metric, backbones.get(metric, "")))
-            # A score of a picture that has been made again since is nobody's.
-            value = None if score is None or score.picture != record.picture_id else score.value
+            # A score of a picture that has been made again since is nobody's, and two versions of a metric are two.
+            wanted = (record.picture_id, version)
+            value = score.value if score is not None and (score.picture, score.version) == wanted else None
             if record.status == "error" and metric in profile.unchanged and metric in backbones:
                 value = profile.unchanged[metric]
                 slot = (metric, key.category)

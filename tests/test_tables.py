@@ -91,6 +91,18 @@ def test_a_score_of_a_picture_that_was_made_again_since_is_not_shown(filled: Run
     assert whole.row("judge_target", "change_object").n_scored == 2
 
 
+def test_cells_hold_the_numbers_of_one_version_of_a_metric(filled: RunFolder) -> None:
+    """Those that a newer program has not measured anew are missing, so that a check cannot pass on them."""
+
+    def scored() -> int:
+        return next(c for c in configurations(filled) if c.block_set == "all").row("clip_gain", "all").n_scored
+
+    assert scored() == 6
+    with filled.writing() as run:
+        run.append_scores([make_score(filled.records()[1], 0.9).model_copy(update={"version": 99})])
+    assert scored() == 5
+
+
 def test_cells_hold_the_numbers_of_one_network(filled: RunFolder) -> None:
     def gain() -> Any:
         row = next(c for c in configurations(filled) if c.block_set == "all").row("clip_gain", "all")
