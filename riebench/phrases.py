@@ -6,6 +6,7 @@ import re
 
 WHOLE, BACKGROUND, FILE, NOT, SEEN = "whole", "background", "file:", "not:", "seen:"
 """Forms of a region that are no words of the prompt."""
+_NEGATIONS = re.compile(rf"(?:\s*{NOT})+")
 
 
 def plain_prompt(prompt: str) -> str:
@@ -23,10 +24,9 @@ def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
 
 def peeled(region: str) -> tuple[int, str]:
     """How often `not:` stands before a region, and the rest: one of the other forms, or words of the prompt."""
-    region, count = region.strip(), 0
-    while region.startswith(NOT):
-        region, count = region.removeprefix(NOT).strip(), count + 1
-    return count, region
+    before = _NEGATIONS.match(region)
+    end = 0 if before is None else before.end()
+    return region.count(NOT, 0, end), region[end:].strip()
 
 
 def innermost(region: str) -> str:
