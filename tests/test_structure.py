@@ -89,7 +89,12 @@ def test_a_source_picture_goes_through_the_network_once(keys: DinoKeys, monkeypa
     """However many edits of it are scored in between."""
     monkeypatch.setattr(keys, "_matrices", {})
     seen: list[float] = []
-    monkeypatch.setattr(keys, "similarity", lambda picture, **_: seen.append(picture.mean()) or torch.zeros(1))
+
+    def similarity(picture: np.ndarray[Any, Any], **_: Any) -> torch.Tensor:
+        seen.append(float(picture.mean()))
+        return torch.zeros(1)
+
+    monkeypatch.setattr(keys, "similarity", similarity)
     mask = np.zeros((64, 64), bool)
     structure([Sample(noise(edit), noise(100), mask, "a", "b") for edit in range(2 * KEPT)], Tools(dino=keys))
     assert len(seen) == len(set(seen)) == 2 * KEPT + 1
