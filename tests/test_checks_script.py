@@ -1,0 +1,48 @@
+"""`.ci/run` ends at the first thing that fails, and tests as the README says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / ".ci" / "run"
+PYTHON = """#!/bin/sh
+mkdir -p .ci-venv/bin
+for name in pip python ruff mypy riebench; do
+    printf '#!/bin/sh\\necho %s >> ran\\n[ "$FAILS" != %s ]\\n' $name $name > .ci-venv/bin/$name
+    chmod +x .ci-venv/bin/$name
+done
+"""
+"""Makes an environment whose programs only say that they ran, and fail if they are the one that is to fail."""
+
+
+@pytest.mark.parametrize(("fails", "ran"), [
+    ("pip", ["pip"]), ("python", ["pip", "python"]), ("ruff", ["pip", "python", "ruff"]),
+    ("mypy", ["pip", "python", "ruff", "ruff", "mypy"]), ("nothing", None),
+])  # fmt: skip
+def test_the_first_failure_ends_it(fails: str, ran: list[str] | None, tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(SCRIPT, tmp_path / ".ci" / "run")
+    (tmp_path / "programs").mkdir()
+    python = tmp_path / "programs" / "python3"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env={**os.environ, "PATH": path, "FAILS": fails}, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == ("all good" in done.stdout) == (ran is None)
+    if ran is not None:
+        assert (tmp_path / "ran").read_text().split() == ran
+
+
+def test_it_tests_with_the_command_of_the_readme() -> None:
+    (command,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.endswith("-m pytest")]
+    called = [line for line in SCRIPT.read_text().splitlines() if "pytest" in line and not line.startswith("#")]
+    plain = [line.replace(".ci-venv", ".venv").replace(" --quiet", "").removesuffix(" || exit") for line in called]
+    assert plain == [command]
