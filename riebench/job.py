@@ -181,7 +181,8 @@ class Job:
         written = write_tables(model_folder, group)
         write_leaderboard(self.results, self.leaderboard)
         galleries = write_galleries(model_folder, group)
-        print_per_block(group, self.profile)
+        # What was asked for; the tables have all that is stored beside it.
+        print_per_block(folders, self.profile)
         say(f"pictures and records  {model_folder}/")
         if galleries:
             say(f"look at               {galleries[0].parent}/ (one picture per setting)")

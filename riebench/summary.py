@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from riebench.configurations import EVERYTHING, configurations, present_categories, present_metrics
+from riebench.configurations import (
+    EVERYTHING,
+    Configuration,
+    configurations,
+    present_categories,
+    present_metrics,
+)
 from riebench.errors import RiebenchError
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
 from riebench.schema import EditTask
 from riebench.store import RunFolder
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 Say = Callable[[str], None]
+WIDEST = 1000
+"""Characters of the widest table that is printed where no window sets a limit."""
 
 
 def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], leaderboard: Path, say: Say) -> None:
@@ -46,23 +58,42 @@ def say_failures(folders: Sequence[RunFolder], say: Say) -> None:
 def print_per_block(folders: Sequence[RunFolder], profile: str = DEFAULT) -> None:
     """Prints the per-block table to standard output: what ranks by category, all other metrics over all.
 
+    Where the terminal is too narrow for all categories, none is shown: a number is never cut.
+
     Args:
         folders: runs of one suite and model.
         profile: whose metrics.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.measure import Measurement
 
     found = [configuration for folder in folders for configuration in configurations(folder, profile)]
     categories = present_categories(found)
+    table = _per_block(found, categories, profile)
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    if not console.is_terminal:
+        console = Console(width=needed)
+    elif needed > console.width:
+        table = _per_block(found, [], profile)
+    console.print(table)
+
+
+def _per_block(found: Sequence[Configuration], categories: Sequence[str], profile: str) -> Table:
+    from rich.table import Table
+
     rank = PROFILES[profile].rank
     others = [metric for metric in present_metrics(found) if metric != rank]
-    title = FORMATS[rank].title.partition(" (")[0]
-    table = Table(title=f"{title} by category; over all categories: the other metrics")
+    ranked = FORMATS[rank].title.partition(" (")[0]
+    table = Table(
+        title=f"{ranked} by category; over all categories: the other metrics" if categories
+        else f"Over all categories; {ranked} by category: see the tables, or widen the window"
+    )  # fmt: skip
     for heading in ("setting", "blocks"):
         table.add_column(heading, no_wrap=True)
     short = [category.removeprefix("change_").removesuffix("_object") for category in categories]
-    for heading in [*short, EVERYTHING, *(metric.replace("_", " ") for metric in others), "scored"]:
+    whole = EVERYTHING if categories else ranked
+    for heading in [*short, whole, *(metric.replace("_", " ") for metric in others), "scored"]:
         table.add_column(heading, justify="right")
     for configuration in found:
         rows = [configuration.row(rank, category) for category in (*categories, EVERYTHING)]
@@ -73,7 +104,4 @@ def print_per_block(folders: Sequence[RunFolder], profile: str = DEFAULT) -> Non
         table.add_row(
             configuration.label, configuration.block_set, *cells, f"{rows[-1].n_scored}/{rows[-1].n_expected}"
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
+    return table

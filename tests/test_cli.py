@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 from typer.testing import CliRunner
 
 from riebench.cli import app
@@ -160,6 +161,23 @@ def test_the_printed_table_has_every_configuration(filled: RunFolder, capsys: py
     assert "mid.0" in text
     assert "+3.00" in text
     assert "6/6" in text
+
+
+@pytest.mark.parametrize(("columns", "categories"), [(70, False), (200, True)])
+def test_a_narrow_terminal_cuts_no_number(
+    columns: int,
+    categories: bool,
+    filled: RunFolder,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    print_per_block([RunFolder(filled.path)])
+    text = Text.from_ansi(capsys.readouterr().out).plain
+    assert "+3.00" in text and "6/6" in text and "…" not in text
+    assert (" color " in text) == categories
+    assert max(map(len, text.splitlines())) <= columns
 
 
 def test_tasks_list_names_suites_and_settings() -> None:
