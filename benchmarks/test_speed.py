@@ -24,10 +24,12 @@ import torch
 
 from benchmarks import memory
 from benchmarks.onebyone import OneByOne
-from benchmarks.workload import Timer, bare, clocked, sample
+from benchmarks.workload import Timer, bare, clocked, network_calls, random_clip, sample
 from riebench.capturing import CapturePlan
 from riebench.fullsize import machine
 from riebench.generate import Generator
+from riebench.metrics.clip import ClipScorer
+from riebench.metrics.tools import Tools
 from riebench.models import LoadedModel, load_model
 from riebench.planning import plan, works_of
 from riebench.prefix import PrefixPlan
@@ -222,11 +224,31 @@ def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Time
         for way in ("ours", "plain")
     }
     score(both["ours"][:1], progress=False, metrics=("clip_gain",))
-    ours = seconds(timer, lambda: score(both["ours"], progress=False))
+    with network_calls() as calls:
+        ours = seconds(timer, lambda: score(both["ours"], progress=False))
+    with torch.inference_mode():
+        networks = seconds(timer, lambda: [call() for call in calls])
     plain = seconds(timer, lambda: [score([folder], progress=False, batch_size=1) for folder in both["plain"]])
     count = sum(len(folder.records()) for folder in both["ours"])
     benchmark.pedantic(score, args=(both["ours"],), kwargs={"progress": False}, rounds=1)
-    note("scoring", units=count, units_a_second=count / ours, times_one_by_one=plain / ours)
+    note(
+        "scoring", units=count, units_a_second=count / ours, times_one_by_one=plain / ours,
+        of_bare_calls=ours / networks,
+    )  # fmt: skip
+
+
+def test_scoring_full_size(model: LoadedModel, tmp_path: Path, timer: Timer, note: Callable[..., None]) -> None:
+    """All scores with a CLIP of the size that real SDXL is scored with (random weights), against its bare calls."""
+    tasks, settings = sample(3, ("sae_each_sweep",))
+    single = [settings[0].model_copy(update={"strengths": (1.0,)})]
+    folders = run_benchmark(tasks, single, model, results_root=tmp_path, batch_size=BATCH, progress=False)
+    tools = Tools(clip=ClipScorer.of(random_clip("ViT-L-14-quickgelu")))
+    with network_calls() as calls:
+        ours = seconds(timer, lambda: score(folders, progress=False, tools=tools))
+    with torch.inference_mode():
+        networks = seconds(timer, lambda: [call() for call in calls])
+    count = sum(len(folder.records()) for folder in folders)
+    note("scoring, ViT-L-14", units=count, units_a_second=count / ours, of_bare_calls=ours / networks)
 
 
 def test_memory(benchmark: Any, tmp_path: Path, note: Callable[..., None]) -> None:

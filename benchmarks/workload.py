@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +14,7 @@ import torch
 
 from riebench.generate import Generator
 from riebench.hooks import Hooks
+from riebench.metrics.openclip import LoadedClip
 from riebench.models import LoadedModel
 from riebench.schema import EditTask, Setting
 from riebench.settings import load_settings
@@ -95,6 +96,38 @@ def clocked(model: LoadedModel, timer: Timer = time.perf_counter) -> Iterator[Cl
         finally:
             for part, name, _ in parts:
                 del part.__dict__[name]
+
+
+@contextmanager
+def network_calls() -> Iterator[list[Callable[[], Any]]]:
+    """Collects what scoring asks of its networks inside the `with` block, each call ready to be made again."""
+    import lpips
+    import open_clip
+
+    from riebench.toyworld.judge import JudgeNetwork
+
+    calls: list[Callable[[], Any]] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(lambda: function(*args, **kwargs))
+            return function(*args, **kwargs)
+
+        return call
+
+    places = [(open_clip.CLIP, "encode_image"), (open_clip.CLIP, "encode_text"), (lpips.LPIPS, "forward")]
+    with ExitStack() as stack:
+        for kind, name in [*places, (JudgeNetwork, "forward")]:
+            stack.enter_context(patch.object(kind, name, noted(getattr(kind, name))))
+        yield calls
+
+
+def random_clip(name: str) -> LoadedClip:
+    """A CLIP of a built-in architecture of open_clip, with random weights: its numbers mean nothing."""
+    import open_clip
+
+    network, _, transform = open_clip.create_model_and_transforms(name, pretrained=None)
+    return LoadedClip(network.eval().requires_grad_(False), transform, open_clip.get_tokenizer(name), "random", {})
 
 
 def _rows(*args: Any, **kwargs: Any) -> int:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
 from riebench.files import file_sha256
+from riebench.heap import keep_freed_memory
 from riebench.hub import fetch, split_revision
 from riebench.modelfiles import (
     check_folder,
@@ -86,7 +87,7 @@ def load_model(
     offline: bool = False,
     options: ModelOptions | None = None,
 ) -> LoadedModel:
-    """Loads a model.
+    """Loads a model. On the CPU this process keeps freed memory from then on (`riebench.heap`).
 
     Args:
         name_or_path: a preset's name, a folder in diffusers' layout, a `.safetensors` single file, or a hub id with
@@ -116,6 +117,8 @@ def load_model(
         part.requires_grad_(False).eval()
     spec = _spec(name_or_path, preset, pipe, source, revision, vae, chosen, steps, guidance, dtype)
     place(pipe, device, chosen, spec.name)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     where = torch.device(device) if chosen.offload != "none" else None
     return LoadedModel(pipe, spec, preset, chosen, where)
 

@@ -53,10 +53,11 @@ class ScoreBook:
         """The metrics that this unit still needs, for the picture it has now."""
         judged = example.attributes is not None and self.folder.spec.model.size == SIDE
         wanted = [metric for metric in metrics if judged or not metric.needs_attributes]
-        return tuple(metric for metric in wanted if not self._has(record, metric))
+        unit = record.key.digest
+        return tuple(metric for metric in wanted if not self._has(unit, record, metric))
 
-    def _has(self, record: EditRecord, metric: Metric) -> bool:
-        found = self.stored.get((record.key.digest, metric.name, self.tools.backbone(metric)))
+    def _has(self, unit: str, record: EditRecord, metric: Metric) -> bool:
+        found = self.stored.get((unit, metric.name, self.tools.backbone(metric)))
         if found is None or (found.version, found.picture) != (metric.version, record.picture_id):
             return False
         # What lacked its network is measured as soon as that is there.

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError
+from riebench.heap import keep_freed_memory
 from riebench.metrics.base import Metric, Reason, Sample, Value
 from riebench.metrics.tools import Tools, measurable
 from riebench.presets import is_shipped, scorer_for, second_scorer_for
@@ -116,6 +117,8 @@ def score(
         RiebenchError: unknown metric, scorer or suite, a missing or changed picture, a folder in use. What was
             computed before is kept.
     """
+    if device == "cpu":
+        keep_freed_memory()
     names = profile_metrics(profile, METRICS.names()) if metrics is None else tuple(metrics)
     asked = {*(metrics or ()), *(["clip_gain_2"] if second else []), *(names if profile != DEFAULT else [])}
     suites = _Suites(tasks or ())
@@ -235,17 +238,17 @@ def _score_batch(batch: Sequence[_Job], tools: Tools, samples: Samples) -> list[
             values[position, metric.name] = value
     return [
         [
-            _line(job.record, metric, tools, values.get((position, metric.name), Reason.NOT_RUN))
+            _line(unit, job.record, metric, tools, values.get((position, metric.name), Reason.NOT_RUN))
             for metric in job.metrics
         ]
-        for position, job in enumerate(batch)
+        for position, (job, unit) in enumerate((job, job.record.key.digest) for job in batch)
     ]
 
 
-def _line(record: EditRecord, metric: Metric, tools: Tools, value: Value) -> ScoreRecord:
+def _line(unit: str, record: EditRecord, metric: Metric, tools: Tools, value: Value) -> ScoreRecord:
     number, reason = (None, value.value) if isinstance(value, Reason) else (value, None)
     return ScoreRecord(
-        unit=record.key.digest,
+        unit=unit,
         metric=metric.name,
         version=metric.version,
         backbone=tools.backbone(metric),
