@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.bare import BareCalls
 from benchmarks.onebyone import OneByOne
-from benchmarks.workload import bare, sample
+from benchmarks.workload import sample
 from riebench.models import LoadedModel, load_model
 from riebench.planning import plan
 from riebench.runner import run_benchmark
@@ -52,7 +53,7 @@ def work(
             plain.make(unit)
     else:
         batches = [BATCH] * (len(units) // BATCH) + [rest for rest in (len(units) % BATCH,) if rest]
-        bare(model, batches * model.spec.steps, len(units), BATCH)
+        BareCalls(model, BATCH).make(batches * model.spec.steps, len(units))
 
 
 def peak(way: str, examples: int, folder: Path) -> tuple[float, float]:

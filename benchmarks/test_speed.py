@@ -23,8 +23,9 @@ import pytest
 import torch
 
 from benchmarks import memory
+from benchmarks.bare import BareCalls, Beside
 from benchmarks.onebyone import OneByOne
-from benchmarks.workload import Timer, bare, clocked, network_calls, random_clip, sample
+from benchmarks.workload import Clock, Timer, clocked, network_calls, random_clip, sample
 from riebench.capturing import CapturePlan
 from riebench.fullsize import machine
 from riebench.generate import Generator
@@ -92,7 +93,7 @@ def seconds(timer: Timer, function: Callable[[], Any]) -> float:
 
 
 class SweepRounds:
-    """The sweep, the bare model calls and one by one, in turn.
+    """The sweep with the bare model calls beside it, and one by one, in turn.
 
     Args:
         model: warm.
@@ -107,6 +108,7 @@ class SweepRounds:
         self.chosen = self.units[:: max(1, len(self.units) // SAMPLED_UNITS)]
         (folder / "one").mkdir()
         self.plain = OneByOne(model, folder / "one", tasks=load_suite("toy"), settings=settings)
+        self.calls = BareCalls(load_model("toy-turbo"), BATCH)
         self.found: dict[str, list[float]] = {}
         self.pictures: dict[str, Any] = {}
         self.folders: list[RunFolder] = []
@@ -118,19 +120,26 @@ class SweepRounds:
     def round(self, number: int) -> None:
         """Each way once."""
         count, timer = len(self.units), self.timer
-        with clocked(self.model, timer) as clock:
-            ours = seconds(timer, lambda: self._sweep(str(number)))
-        calls = seconds(timer, lambda: bare(self.model, clock.batches, clock.rows["decoder"], BATCH))
+        clock, ours, calls = self._beside(str(number))
         self._keep(ours=ours / count, of_bare=ours / calls, outside=1 - clock.model / ours, hooks=clock.hooks / ours,
                    evaluations=clock.rows["unet"] / count)  # fmt: skip
-        with patch.object(CapturePlan, "prefix", lambda plan, works: None), clocked(self.model, timer) as clock:
-            whole = seconds(timer, lambda: self._sweep(f"{number}-whole"))
-        calls = seconds(timer, lambda: bare(self.model, clock.batches, clock.rows["decoder"], BATCH))
+        with patch.object(CapturePlan, "prefix", lambda plan, works: None):
+            clock, whole, calls = self._beside(f"{number}-whole")
         self._keep(whole_of_bare=whole / calls, whole_outside=1 - clock.model / whole)
         with clocked(self.model, timer) as clock:
             plain = seconds(timer, self._one_by_one)
         self._keep(times_plain=plain / len(self.chosen) / (ours / count), plain=plain / len(self.chosen),
                    plain_evaluations=clock.rows["unet"] / len(self.chosen))  # fmt: skip
+
+    def _beside(self, name: str) -> tuple[Clock, float, float]:
+        """A sweep with its bare calls made beside it: its clock, its seconds without those, and those."""
+        beside = Beside(self.calls, self.timer)
+        with clocked(self.model, self.timer, beside.note) as clock:
+            both = seconds(self.timer, lambda: self._sweep(name))
+            ours = both - beside.seconds
+            beside.finish()
+        assert beside.rows == clock.rows["unet"]
+        return clock, ours, beside.seconds
 
     def _sweep(self, name: str) -> None:
         self.folders = sweep(self.model, self.folder / name, EXAMPLES, pool=load_suite("toy"))

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
-from riebench.generate import Generator
 from riebench.hooks import Hooks
 from riebench.metrics.openclip import LoadedClip
 from riebench.models import LoadedModel
@@ -46,8 +43,16 @@ class Clock:
 
 
 @contextmanager
-def clocked(model: LoadedModel, timer: Timer = time.perf_counter) -> Iterator[Clock]:
-    """Measures what the model's own code takes inside the `with` block, in seconds of the timer."""
+def clocked(
+    model: LoadedModel, timer: Timer = time.perf_counter, done: Callable[[str, int, float], None] | None = None
+) -> Iterator[Clock]:
+    """Measures what the model's own code takes inside the `with` block.
+
+    Args:
+        model: whose calls are timed.
+        timer: takes the times.
+        done: told the name, the rows and the seconds of every call that is over.
+    """
     clock, depth = Clock(), 0
 
     def timed(function: Callable[..., Any], label: str, rows: Callable[..., int]) -> Callable[..., Any]:
@@ -68,6 +73,8 @@ def clocked(model: LoadedModel, timer: Timer = time.perf_counter) -> Iterator[Cl
                     clock.batches.append(count)
                 if depth == 0:
                     clock.model += spent
+                    if done is not None:
+                        done(label, count, spent)
 
         return call
 
@@ -146,26 +153,3 @@ def sample(examples: int, names: Sequence[str] = ()) -> tuple[list[EditTask], tu
         if count
     ]
     return chosen, load_settings("toy", names, "sweep")
-
-
-@torch.inference_mode()
-def bare(model: LoadedModel, evaluations: Sequence[int], decoded: int, batch: int) -> None:
-    """The bare model calls: U-Net calls of so many rows, and as many pictures decoded, nothing else.
-
-    Args:
-        model: as loaded.
-        evaluations: rows of each U-Net call.
-        decoded: pictures.
-        batch: pictures decoded at once.
-    """
-    unet, vae = model.pipe.unet, model.pipe.vae
-    side = model.spec.size // model.pipe.vae_scale_factor
-    prompt, pooled, _, _ = Generator(model).embed("a red house")
-    ids = torch.zeros(1, 6, device=model.device, dtype=prompt.dtype)
-    for rows in evaluations:
-        latents = torch.zeros(rows, unet.config.in_channels, side, side, device=model.device, dtype=prompt.dtype)
-        added = {"text_embeds": pooled.expand(rows, -1), "time_ids": ids.expand(rows, -1)}
-        unet(latents, 500, prompt.expand(rows, -1, -1), added_cond_kwargs=added, return_dict=False)
-    for start in range(0, decoded, batch):
-        rows = min(batch, decoded - start)
-        vae.decode(torch.zeros(rows, vae.config.latent_channels, side, side, device=model.device), return_dict=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from test_runner import task
 from tiny import tiny_model, tiny_saes
 
-from benchmarks import fullsize, memory
+from benchmarks import fullsize, memory, speedtable
+from benchmarks.bare import BareCalls, Beside
 from benchmarks.onebyone import OneByOne
-from benchmarks.workload import bare, clocked
+from benchmarks.workload import clocked
+from riebench.errors import RiebenchError
 from riebench.models import DTYPES, LoadedModel
 from riebench.planning import plan
 from riebench.runner import run_benchmark
@@ -44,9 +48,40 @@ def test_one_by_one_makes_the_same_pictures_with_three_times_the_generations(tmp
     assert 0 < clock.unet < clock.model and clock.hooks > 0
     assert len(list((tmp_path / "plain").iterdir())) == len(units)
     with clocked(model) as again:
-        bare(model, [1, 3], 4, 2)
+        BareCalls(model, 2).make([1, 3], 4)
     assert (again.batches, again.rows["decoder"], again.calls["decoder"]) == ([1, 3], 4, 2)
     assert not any("forward" in part.__dict__ for part in model.unet.modules())
+
+
+def test_bare_calls_beside_a_run_are_as_many_and_change_nothing_in_it(tmp_path: Path) -> None:
+    model, tasks = tiny_model(2), [task(2, region="house")]
+    (alone,) = run_benchmark(tasks, SETTINGS[1:2], model, results_root=tmp_path / "alone", progress=False)
+    other = copy.deepcopy(model)
+    ticks = iter(range(10**6))
+    beside = Beside(BareCalls(other, 2), lambda: next(ticks), every=3)
+    with clocked(other) as bare, clocked(model, lambda: next(ticks), beside.note) as clock:
+        (held_up,) = run_benchmark(tasks, SETTINGS[1:2], model, results_root=tmp_path / "held", progress=False)
+        assert bare.rows["unet"] > 0
+        beside.finish()
+    assert bare.batches == clock.batches and bare.rows["decoder"] == clock.rows["decoder"]
+    assert (beside.rows, beside.decoded) == (clock.rows["unet"], clock.rows["decoder"])
+    # Each time the run is held up takes one tick of this timer.
+    assert beside.seconds > 1
+    assert [one.image_sha256 for one in held_up.records()] == [one.image_sha256 for one in alone.records()]
+
+
+def test_the_documented_speed_is_the_measured_one() -> None:
+    speedtable.fill(check=True)
+
+
+def test_a_changed_figure_in_the_document_is_seen(tmp_path: Path) -> None:
+    text = speedtable.DOCUMENT.read_text(encoding="utf-8")
+    found = json.loads(speedtable.RESULTS.read_text(encoding="utf-8"))
+    figure = f"{found['sweep']['of_bare_calls_nothing_shared']:.2f}"
+    changed = tmp_path / "performance.md"
+    changed.write_text(text.replace(f"switched off | {figure} |", "switched off | 1.00 |"), encoding="utf-8")
+    with pytest.raises(RiebenchError, match="out of date"):
+        speedtable.fill(check=True, document=changed)
 
 
 ONE = fullsize.SWEEP.model_copy(update={"strengths": (1.0,)})

@@ -1,0 +1,92 @@
+"""The tables of docs/performance.md, made from the stored measurement.
+
+python -m benchmarks.speedtable [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from riebench.counting import shares_before
+from riebench.documents import fill_parts
+from riebench.errors import RiebenchError
+from riebench.schema import BLOCKS
+from riebench.tables import markdown
+
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
+PART = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SIZE = 512
+"""Picture side in pixels at which SDXL's operations are counted."""
+
+Found = Mapping[str, Mapping[str, Any]]
+
+
+def gains(found: Found) -> str:
+    """What shared beginnings gain by block: operations counted, time measured."""
+    counted = {block: 1 / (1 - share) for block, share in shares_before(SIZE).items()}
+    timed = {block: float(found[f"one block {block}"]["unet_gain"]) for block in BLOCKS}
+    rows = [[block, f"{counted[block]:.2f}", f"{timed[block]:.2f}"] for block in BLOCKS]
+    rows.append(["mean", f"{mean(counted.values()):.2f}", f"{mean(timed.values()):.2f}"])
+    return markdown(["first changed block", "operations, SDXL", "time, toy model"], rows)
+
+
+def measured(found: Found) -> str:
+    """What the whole sweep, scoring and memory came to, with the goals."""
+    run, scoring, large, memory = (found[name] for name in ("sweep", "scoring", "scoring, ViT-L-14", "memory"))
+    few, many, loaded = (f"{memory[f'megabytes_{name}']:,.0f}" for name in ("9_examples", "90_examples", "loaded"))
+    rows = [
+        ("edited pictures a second, here / one by one",
+         f"{run['images_a_second']:.1f} / {run['images_a_second_one_by_one']:.2f}", ""),
+        ("times one by one (the worst round)",
+         f"{run['times_one_by_one']:.1f} ({run['times_one_by_one_least']:.1f})", "at least 5"),
+        ("U-Net evaluations a picture, here / one by one",
+         f"{run['evaluations_an_image']:.1f} / {run['evaluations_one_by_one']:.1f}", ""),
+        ("of the time of the bare model calls (the worst round)",
+         f"{run['of_bare_calls']:.2f} ({run['of_bare_calls_most']:.2f})", "at most 1.15"),
+        ("the same with shared beginnings switched off", f"{run['of_bare_calls_nothing_shared']:.2f}", ""),
+        ("share of time outside the model",
+         f"{run['outside_model']:.1%} (hooks {run['hooks']:.1%})", "at most 10 %"),
+        (f"scoring, {scoring['units']} units, all toy metrics: units a second / times one by one",
+         f"{scoring['units_a_second']:.0f} / {scoring['times_one_by_one']:.1f}", ""),
+        ("the same, of the time of its networks' bare calls", f"{scoring['of_bare_calls']:.2f}", ""),
+        (f"scoring with a CLIP ViT-L/14 (random weights), {large['units']} units, of the time of the bare calls",
+         f"{large['of_bare_calls']:.2f}", ""),
+        ("peak memory of the process, 90 examples / 9 examples, batch 8, one step",
+         f"{many} MB / {few} MB: times {memory['ratio']:.3f}", "at most 1.1"),
+        (f"peak memory, 9 examples, of one by one / of the bare calls ({loaded} MB are there with the model loaded)",
+         f"{memory['times_one_by_one']:.2f} / {memory['of_bare_calls']:.2f}", ""),
+    ]  # fmt: skip
+    return markdown(["measure", "value", "goal"], [list(row) for row in rows])
+
+
+def fill(*, check: bool = False, document: Path = DOCUMENT) -> None:
+    """Brings the document up to date.
+
+    Args:
+        check: only looks.
+        document: the Markdown file.
+
+    Raises:
+        RiebenchError: with `check`, if it is out of date.
+    """
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    tables = {"gains": gains, "measured": measured}
+
+    def made(match: re.Match[str]) -> str:
+        return tables[match[2]](found)
+
+    fill_parts(document, PART, made, mark="<!-- speed:", command="python -m benchmarks.speedtable", check=check)
+
+
+if __name__ == "__main__":
+    try:
+        fill(check="--check" in sys.argv[1:])
+    except RiebenchError as error:
+        sys.exit(str(error))
