@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from benchmarks.inputs import Files, Reader
 from benchmarks.mutations import SECRET
 from riebench.errors import RiebenchError
+from riebench.machine import peak_ram
 
 SECONDS = 3.0
 """Processor time that one input may take."""
@@ -186,4 +186,4 @@ def forget_peak() -> int:
 
 def largest_size() -> int:
     """What this process took at most, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return peak_ram() // 2**20

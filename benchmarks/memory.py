@@ -7,7 +7,6 @@ All ways import and load the same; what is printed is the size with the model lo
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from benchmarks.bare import BareCalls
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import sample
+from riebench.machine import peak_ram
 from riebench.models import LoadedModel, load_model
 from riebench.planning import plan
 from riebench.runner import run_benchmark
@@ -69,17 +69,13 @@ def peak(way: str, examples: int, folder: Path) -> tuple[float, float]:
     return float(told[-2]), float(told[-1])
 
 
-def _largest() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main(way: str, examples: str, folder: str) -> None:
     """Makes single-block SAE edits of one step on the toy model, and prints both sizes."""
     tasks, settings = sample(int(examples), ["sae_each_sweep"])
     model = load_model("toy-turbo", steps=1)
-    loaded = _largest()
+    loaded = peak_ram()
     work(way, model, tasks, [settings[0].model_copy(update={"strengths": (1.0,)})], Path(folder))
-    print(loaded, _largest())
+    print(loaded / 2**20, peak_ram() / 2**20)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 from riebench.files import append_lines, write_atomic
 from riebench.leaderboard import write_leaderboard
+from riebench.machine import peak_ram
 from riebench.provenance import package_versions
 from riebench.records import BlockFeatures, EditRecord, MaskShare, ScoreRecord, UnitKey
 from riebench.schema import BLOCKS, ModelSpec, RunSpec, Setting, block_set_name
@@ -147,7 +147,7 @@ def reading(root: Path) -> dict[str, float]:
     lap("leaderboard")
     write_tables(folders[0].path.parent, folders)
     lap("tables")
-    told["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    told["peak_memory_mb"] = peak_ram() / 2**20
     return told
 
 

@@ -22,6 +22,7 @@ import typer
 from riebench.commands.common import friendly, say
 from riebench.commands.options import DeviceOption
 from riebench.errors import RiebenchError
+from riebench.machine import peak_ram
 
 FEATURES, SPARSITY, WIDTH = 5120, 160, 1280
 """Size of the published SAEs, and the channels they are made for."""
@@ -163,17 +164,7 @@ def _watched(model: Any, device: str) -> Iterator[dict[str, Any]]:
     if cuda:
         torch.cuda.synchronize()
     seen["seconds"], seen["processor_seconds"] = time.perf_counter() - start, time.process_time() - worked
-    seen["peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else _process_peak()
-
-
-def _process_peak() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen["peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else peak_ram()
 
 
 def _random_saes(root: Path) -> Path:

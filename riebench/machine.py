@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,22 @@ def unmet(needed: list[Requirement]) -> list[tuple[Requirement, str | None]]:
 def free_ram() -> int:
     """Bytes of memory that a process here may still take: of the machine, or of its container's limit."""
     return min(int(psutil.virtual_memory().available), _container_room())
+
+
+def peak_ram() -> int:
+    """Bytes that this process has taken at most since its program began.
+
+    The usual count (`ru_maxrss`) goes on from what the process that started it had taken.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _container_room() -> int:

@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from riebench.batching import BatchSize
 from riebench.errors import RiebenchError, reason
 from riebench.generate import GenerationResult, Generator
+from riebench.methods.runs import ROLES
 from riebench.overlays import mask_overlay
 from riebench.planning import Work
 from riebench.region_models import free_memory, locate
@@ -33,19 +37,19 @@ class MaskMaker:
         spec: who finds words.
         shared: where pictures and masks are stored.
         generator: makes the pictures to look at.
-        batch_size: pictures generated at once.
+        batches: how many pictures are generated at once.
         offline: fetches nothing.
         progress: shows a bar.
     """
 
     def __init__(
-        self, spec: RegionSpec, shared: SharedFolder, generator: Generator, *, batch_size: int,
+        self, spec: RegionSpec, shared: SharedFolder, generator: Generator, *, batches: BatchSize,
         offline: bool = False, progress: bool = False,
     ) -> None:  # fmt: skip
         self.spec = spec
         self.shared = shared
         self.generator = generator
-        self.batch_size = batch_size
+        self.batches = batches
         self.offline = offline
         self.progress = progress
         self._reasons: dict[str, str] = {}
@@ -113,32 +117,23 @@ class MaskMaker:
         self.shared.write_json(self._name(work), masks.to_json(self.spec.identity))
         return RegionMasks.from_json(self.shared.read_json(self._name(work)) or {})
 
-    def _pictures(self, work: Work) -> tuple[Path, Path]:
-        key = work.units[0].key
-        return (
-            self.shared.path / self.shared.image_name(key, "source"),
-            self.shared.path / self.shared.image_name(key, "target"),
-        )
+    def _pictures(self, work: Work) -> list[Path]:
+        """Where the source and the target picture are."""
+        return [self.shared.path / self.shared.image_name(work.units[0].key, role) for role in ROLES]
 
     def _draw(self, works: Sequence[Work]) -> None:
         """Stores source and target pictures; those that cannot be made fail again, and are recorded, with the edits."""
-        chunk = max(1, self.batch_size // 2)
-        for start in range(0, len(works), chunk):
-            part = works[start : start + chunk]
-            try:
-                self._draw_chunk(part)
-            except Exception:
-                if len(part) > 1:
-                    for work in part:
-                        self._draw([work])
+        self.batches.each(works, len(ROLES), self._generate, self._keep, lambda work, why: None)
 
-    def _draw_chunk(self, works: Sequence[Work]) -> None:
+    def _generate(self, works: Sequence[Work]) -> NDArray[np.uint8]:
+        """Source pictures of all, then target pictures of all."""
         prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
-        images = self.generator.generate(prompts, [work.noise for work in works] * 2).images
-        for index, work in enumerate(works):
-            key = work.units[0].key
-            self.shared.write_image(self.shared.image_name(key, "source"), images[index])
-            self.shared.write_image(self.shared.image_name(key, "target"), images[index + len(works)])
+        return self.generator.generate(prompts, [work.noise for work in works] * 2).images
+
+    def _keep(self, works: Sequence[Work], images: NDArray[np.uint8]) -> None:
+        for half, role in zip(np.split(images, len(ROLES)), ROLES, strict=True):
+            for work, image in zip(works, half, strict=True):
+                self.shared.write_image(self.shared.image_name(work.units[0].key, role), image)
 
     def _look(self, work: Work, provider: RegionProvider) -> None:
         source, target = (read_image(path) for path in self._pictures(work))

@@ -135,7 +135,7 @@ class Runner:
         self.recorder = Recorder(prepared, bar)
         self.painter = Painter(self.generator, self.batches)
         self.masks = MaskMaker(
-            regions, self.recorder.shared, self.generator, batch_size=batch_size, offline=offline,
+            regions, self.recorder.shared, self.generator, batches=self.batches, offline=offline,
             progress=not bar.disable,
         )  # fmt: skip
         self.captures = CapturePlan(self.generator, prepared, self.masks.looks_at_attention)

@@ -18,7 +18,7 @@ from tiny_regions import tiny_detector, tiny_segmenter
 from transformers import Sam2Model
 
 from riebench import region_specs
-from riebench.errors import RiebenchError
+from riebench.errors import DeviceLostError, MemoryShortageError, RiebenchError
 from riebench.generate import GenerationResult, Generator
 from riebench.region_specs import RegionOptions
 from riebench.regions import Mask, RegionMasks, View
@@ -206,3 +206,37 @@ def test_the_real_classes_make_a_runs_masks(tmp_path: Path) -> None:
     assert [(record.status, record.reason) for record in shy.records()] == [("skipped", NO_REGION)]
     with pytest.raises(RiebenchError, match="cells of 5 pixels do not divide a picture side of 32"):
         run(tmp_path / "odd", "house", provider=f"grounded-sam:{places},cell=5")
+
+
+def test_a_shortage_while_pictures_are_drawn_is_remembered(
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, refused = Generator.generate, []
+
+    def short(self: Generator, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> GenerationResult:
+        if len(prompts) > 2:
+            refused.append(len(prompts))
+            raise MemoryShortageError("not enough memory")
+        return before(self, prompts, seeds, **options)
+
+    monkeypatch.setattr(Generator, "generate", short)
+    (folder,) = run_benchmark(
+        [task(*["house"] * 8)], [PATCH], tiny_model(), results_root=tmp_path, progress=False, regions="fake",
+        offline=True, batch_size=8,
+    )  # fmt: skip
+    assert refused == [8, 4] and [record.status for record in folder.records()] == ["ok"] * 8
+
+
+def test_a_device_lost_while_pictures_are_drawn_ends_the_run(
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def lost(self: Generator, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> GenerationResult:
+        tried.append(len(prompts))
+        raise DeviceLostError("the GPU fell off the bus")
+
+    monkeypatch.setattr(Generator, "generate", lost)
+    with pytest.raises(DeviceLostError, match="bus"):
+        run(tmp_path, "house", "house")
+    assert tried == [2] and seen.events == []
