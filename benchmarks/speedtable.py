@@ -52,7 +52,7 @@ def measured(found: Found) -> str:
          f"{run['of_bare_calls']:.2f} ({run['of_bare_calls_most']:.2f})", "at most 1.15"),
         ("the same with shared beginnings switched off", f"{run['of_bare_calls_nothing_shared']:.2f}", ""),
         ("share of time outside the model",
-         f"{run['outside_model']:.1%} (hooks {run['hooks']:.1%})", "at most 10 %"),
+         f"{100 * run['outside_model']:.1f} % (hooks {100 * run['hooks']:.1f} %)", "at most 10 %"),
         (f"scoring, {scoring['units']} units, all toy metrics: units a second / times one by one",
          f"{scoring['units_a_second']:.0f} / {scoring['times_one_by_one']:.1f}", ""),
         ("the same, of the time of its networks' bare calls", f"{scoring['of_bare_calls']:.2f}", ""),
