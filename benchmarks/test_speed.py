@@ -71,8 +71,8 @@ def note() -> Callable[..., None]:
         file = os.environ.get("RIEBENCH_BENCH_JSON")
         if file:
             path = Path(file)
-            found = json.loads(path.read_text()) if path.exists() else {"machine": machine("cpu")}
-            path.write_text(json.dumps({**found, name: figures}, indent=1) + "\n")
+            found = json.loads(path.read_text()) if path.exists() else {}
+            path.write_text(json.dumps({**found, "machine": machine("cpu"), name: figures}, indent=1) + "\n")
 
     return keep
 
