@@ -69,7 +69,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""
-        raise TaskFileError(f"{path}{where}: {error.problem or error.context}") from error
+        # The parser reads ahead of the events it gives, and some versions stop at brackets before we can count them.
+        too_deep = mark is not None and _open_brackets(text[: mark.index]) > DEEPEST
+        problem = "nested too deeply" if too_deep else error.problem or error.context
+        raise TaskFileError(f"{path}{where}: {problem}") from error
     except yaml.YAMLError as error:
         raise TaskFileError(f"{path}: {' '.join(str(error).split())}") from error
     return value
@@ -102,6 +105,11 @@ def _refuse_cost(text: str, loader: Any, path: Path) -> None:
                 raise TaskFileError(f"{path}, line {line}: nested too deeply")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+
+
+def _open_brackets(text: str) -> int:
+    """Brackets of a text that are not closed again; those inside of quotes count too."""
+    return sum(text.count(mark) for mark in "[{") - sum(text.count(mark) for mark in "]}")
 
 
 def _expanded(node: yaml.Node, path: Path, own: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:

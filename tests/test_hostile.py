@@ -153,6 +153,24 @@ def test_yaml_that_costs_the_reader_more_than_the_writer(tmp_path: Path, text: s
     assert words in refused(tmp_path / "x.yaml", text)
 
 
+def test_nesting_is_refused_in_our_words_when_the_parser_stops_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(text: str, Loader: object) -> None:
+        mark = yaml.Mark("", 203, 0, 203, None, None)
+        raise yaml.scanner.ScannerError("while increasing flow level", mark, "words of another package", mark)
+
+    path = tmp_path / "task.yaml"
+    monkeypatch.setattr(yaml, "parse", parse)
+    path.write_text("a: " + "[" * 300)
+    with pytest.raises(TaskFileError, match=r"task\.yaml, line 1: nested too deeply$"):
+        load_yaml(path)
+    path.write_text("a: " + "[]" * 300)
+    with pytest.raises(TaskFileError, match="words of another package"):
+        load_yaml(path)
+
+
+
 def test_yaml_of_many_short_values_is_refused_before_they_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

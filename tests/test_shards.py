@@ -39,12 +39,13 @@ TASK = "category: change_color\nversion: 1\nexamples:\n" + "".join(
 UNITS = EXAMPLES * (1 + 5)
 SLOW = """
 import time
+from pathlib import Path
 from riebench.store import RunFolder
 from riebench.cli import main
 original = RunFolder.append_many
 def append_many(self, records):
     original(self, records)
-    time.sleep(PAUSE)
+    PAUSE
 RunFolder.append_many = append_many
 main()
 """
@@ -279,14 +280,25 @@ def arguments(place: Path, results: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(place: Path, shard: str, pause: float) -> subprocess.Popen[str]:
-    """A process of its own that makes one shard, resting after each record."""
-    code = SLOW.replace("PAUSE", str(pause))
+def start(place: Path, shard: str, pause: str) -> subprocess.Popen[str]:
+    """A process of its own that makes one shard, and does what `pause` says after each record."""
+    code = SLOW.replace("PAUSE", pause)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments(place, "shards", "--shard", shard)], env=environment,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def wait_for_records(place: Path, part: str, process: subprocess.Popen[str]) -> list[Path]:
+    """Waits until a shard has recorded something, and returns the files where it has."""
+    deadline = time.monotonic() + 300
+    written: list[Path] = []
+    while not written and process.poll() is None and time.monotonic() < deadline:
+        written = [file for file in (place / "shards").glob(f"*/*/*/records.{part}.jsonl") if file.read_bytes()]
+        time.sleep(0.02)
+    assert written, process.communicate()[1]
+    return written
 
 
 def run_here(place: Path, results: str, *more: str) -> Any:
@@ -304,23 +316,26 @@ def outputs(place: Path, results: str) -> dict[str, bytes]:
 
 def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(riebench.scoring, "Tools", fake_tools)
-    first, second = start(place, "1/2", 0.0), start(place, "2/2", 0.4)
+    # The first enters the folder before the second does, and goes on when the second has been killed: which of them
+    # is faster decides nothing.
+    go_on = place / "go-on"
+    first = start(place, "1/2", f"while not Path({str(go_on)!r}).exists(): time.sleep(0.02)")
+    started = [first]
     try:
-        deadline = time.monotonic() + 300
-        left: list[Path] = []
-        while not left and second.poll() is None and time.monotonic() < deadline:
-            left = [file for file in (place / "shards").glob("*/*/*/records.2-of-2.jsonl") if file.read_bytes()]
-            time.sleep(0.02)
-        assert left, second.communicate()[1]
+        wait_for_records(place, "1-of-2", first)
+        second = start(place, "2/2", "time.sleep(0.4)")
+        started.append(second)
+        left = wait_for_records(place, "2-of-2", second)
         # Whoever comes without --shard, to make or to score, is told at once.
         refused = CliRunner().invoke(app, arguments(place, "shards"))
         assert refused.exit_code == 2 and "is being written by another riebench" in refused.stderr
         second.send_signal(signal.SIGKILL)
         assert second.wait(timeout=60) == -signal.SIGKILL
+        go_on.touch()
         said = first.communicate(timeout=300)[1]
         assert first.returncode == 0 and "shard 1/2 done" in said and "without --shard" in said, said
     finally:
-        for process in (first, second):
+        for process in started:
             process.kill()
             process.communicate()
     assert left[0].exists()
