@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.inputs import Files, Reader
 from benchmarks.mutations import SECRET
 from riebench.errors import RiebenchError
-from riebench.machine import peak_ram
+from riebench.utils.machine import peak_ram
 
 SECONDS = 3.0
 """Processor time that one input may take."""

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from riebench.files import parse_json
 from riebench.records import UnitKey
 from riebench.seal import SEAL_FILE, broken_seals, unsealed_lines
+from riebench.utils.files import parse_json
 
 
 def snapshot(place: Path) -> dict[str, bytes]:

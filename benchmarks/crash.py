@@ -28,8 +28,8 @@ from unittest.mock import patch
 
 from benchmarks.comparison import differences, lost, recorded, snapshot
 from benchmarks.killing import PHASES, Ending, Moment, run
-from riebench.files import read_lines, repair_last_line
 from riebench.job import Job
+from riebench.utils.files import read_lines, repair_last_line
 
 MakeJob = Callable[[Path], Job]
 """A job that writes all it writes below a folder."""

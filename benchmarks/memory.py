@@ -15,11 +15,11 @@ from pathlib import Path
 from benchmarks.bare import BareCalls
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import sample
-from riebench.machine import peak_ram
 from riebench.models import LoadedModel, load_model
 from riebench.planning import plan
 from riebench.runner import run_benchmark
 from riebench.schema import EditTask, Setting
+from riebench.utils.machine import peak_ram
 
 WAYS = ("ours", "one by one", "bare")
 BATCH = 8

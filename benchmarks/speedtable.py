@@ -17,7 +17,7 @@ from riebench.counting import shares_before
 from riebench.documents import fill_parts
 from riebench.errors import RiebenchError
 from riebench.schema import BLOCKS
-from riebench.tables import markdown
+from riebench.utils.markup import markdown
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"

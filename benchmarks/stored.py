@@ -20,7 +20,7 @@ def _pictures(_: Path) -> list[Files]:
 
 
 def _read_picture(place: Path) -> object:
-    from riebench.sharedfolder import read_image
+    from riebench.utils.images import read_image
 
     return read_image(place / "mask.png")
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from tqdm import tqdm
 
-from riebench import machine
 from riebench.errors import DeviceLostError, MemoryShortageError, reason
 from riebench.estimates import activation_bytes
 from riebench.options import ModelOptions
 from riebench.schema import ModelSpec
 from riebench.shapes import Shape, unet_shape
+from riebench.utils import machine
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from riebench.errors import RiebenchError
+from riebench.utils.machine import size_text
 
 _ABSENT = re.compile("(not|only in part) on this machine|not in the cache")
 
@@ -31,11 +32,6 @@ class Check:
     found: str
     mend: str = ""
     nbytes: int = 0
-
-
-def size_text(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count} bytes"
 
 
 def looked_for(

@@ -14,7 +14,7 @@ from riebench.inference import ALPHA, holm, interval, p_value
 from riebench.schema import ALL_CATEGORIES
 from riebench.standings import MIN_LEVELS, Field
 from riebench.store import RunFolder
-from riebench.tables import markdown
+from riebench.utils.markup import markdown
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from riebench.errors import StoreError
-from riebench.files import read_lines
 from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for, second_scorer_for
@@ -16,6 +15,7 @@ from riebench.registry import METRICS
 from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, Stored
 from riebench.stats import estimate
 from riebench.store import RunFolder, ScoreKey
+from riebench.utils.files import read_lines
 from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world, world_gap
 
 EVERYTHING = "all"

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from riebench.crew import Arrived, Broken, Crew, Event, Finished, Left, Lost, Ready, Worker
 from riebench.errors import RiebenchError, StoreError
-from riebench.files import write_atomic
 from riebench.methods.base import get_method
 from riebench.opening import opened
 from riebench.planning import Work, check_request, plan, reference_work
@@ -26,6 +25,7 @@ from riebench.records import EditRecord
 from riebench.region_specs import parse_regions
 from riebench.remote import Assignment, Made, Parcel, Refused, Sent, Told, parcels
 from riebench.store import Redo, RunFolder, run_path
+from riebench.utils.files import write_atomic
 
 LOSSES = 3
 """Workers that one example may take along; times the number of places and one more, those that may be lost in a row."""

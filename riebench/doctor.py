@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from riebench import __version__, machine
-from riebench.checklist import Check, State, size_text
+from riebench import __version__
+from riebench.checklist import Check, State
 from riebench.dryrun import duration, prepare_forecast
 from riebench.estimates import LARGEST_BATCH_DECODED, Request, is_searched, memory
 from riebench.forecast import Forecast, forecast
@@ -19,6 +19,8 @@ from riebench.metrics.weights import parse_weights
 from riebench.options import TILE
 from riebench.planning import works_of
 from riebench.provenance import package_versions
+from riebench.utils import machine
+from riebench.utils.machine import size_text
 
 if TYPE_CHECKING:
     from riebench.job import Job

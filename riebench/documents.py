@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.files import write_atomic
 from riebench.profiles import FORMATS
-from riebench.tables import markdown
+from riebench.utils.files import write_atomic
+from riebench.utils.markup import markdown
 
 PART = re.compile(r"(<!-- table: (\S+) metric=(\S+) settings=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

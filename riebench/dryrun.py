@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from riebench import machine
 from riebench.batching import suitable_batch_size, usual_batch_size
 from riebench.blocks import short_name
-from riebench.checklist import size_text
 from riebench.configurations import EVERYTHING
 from riebench.estimates import Request, per_picture
 from riebench.forecast import Forecast, Line, forecast
@@ -27,6 +25,8 @@ from riebench.shapes import SDXL, Shape
 from riebench.sharedfolder import SharedFolder
 from riebench.store import ALONE, SHARED, RunFolder, run_path
 from riebench.suites import default_model
+from riebench.utils import machine
+from riebench.utils.machine import size_text
 
 if TYPE_CHECKING:
     from riebench.job import Job
@@ -61,7 +61,7 @@ def prepare_forecast(job: Job) -> Prospect:
     Raises:
         RiebenchError: for what the run itself would refuse, as far as that shows without weights.
     """
-    from riebench.devices import pick_device
+    from riebench.utils.machine import pick_device
 
     redo = job.redo_mode
     tasks, settings = job.plan()

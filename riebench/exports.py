@@ -20,13 +20,13 @@ from riebench.configurations import (
 )
 from riebench.entries import entries
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_inside, write_atomic
-from riebench.latex import latex_table, latex_tables
 from riebench.profiles import DEFAULT
 from riebench.standings import Field, Standing
 from riebench.stats import Estimate
 from riebench.store import RunFolder
-from riebench.tables import csv_text, table_texts
+from riebench.tables import table_texts
+from riebench.utils.files import file_inside, write_atomic
+from riebench.utils.markup import csv_text, latex_table, latex_tables
 
 if TYPE_CHECKING:
     from pandas import DataFrame

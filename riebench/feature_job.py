@@ -57,11 +57,11 @@ class FeatureJob:
             RiebenchError: for anything the user can mend, before anything is generated where that can be known.
         """
         from riebench.blocks import short_name
-        from riebench.devices import pick_device
         from riebench.features.painter import check_index, feature_block
         from riebench.models import load_model
         from riebench.saes.inspection import prompts_from, usual_suite
         from riebench.saes.sources import model_saes
+        from riebench.utils.machine import pick_device
 
         short_name(self.block)
         texts = prompts_from(self.suite or usual_suite(self.model), self.prompts, self.limit)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from riebench.errors import RiebenchError
 from riebench.feature_job import FeatureJob, PageMaker, Say
-from riebench.files import file_inside
 from riebench.options import ModelOptions
 from riebench.presets import PRESETS
 from riebench.report.chosen import Wanted
+from riebench.utils.files import file_inside
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel
@@ -54,10 +54,10 @@ class ReportFeatures:
                 self.say(f"no pages of features of {one.model.name}: {error}")
 
     def _make(self, out: Path, wanted: Wanted) -> None:
-        from riebench.devices import pick_device
         from riebench.features.painter import check_index
         from riebench.saes.inspection import prompts_from, usual_suite
         from riebench.saes.sources import model_saes
+        from riebench.utils.machine import pick_device
 
         # Results may come from anywhere, and so may the name that the pages would lie under.
         file_inside(out, wanted.model.name, "the model's name", "the folder of pages")

@@ -22,7 +22,7 @@ import typer
 from riebench.commands.common import friendly, say
 from riebench.commands.options import DeviceOption
 from riebench.errors import RiebenchError
-from riebench.machine import peak_ram
+from riebench.utils.machine import peak_ram
 
 FEATURES, SPARSITY, WIDTH = 5120, 160, 1280
 """Size of the published SAEs, and the channels they are made for."""
@@ -232,8 +232,8 @@ def main(
     if device == "meta":
         figures: dict[str, Any] = {"counted": _counted([size] if size else [512, 1024])}
     else:
-        from riebench.devices import pick_device
         from riebench.sdxl import MANY_STEPS
+        from riebench.utils.machine import pick_device
 
         device = pick_device(device)
         usual = CUDA_CONFIGURATIONS if device.startswith("cuda") else CPU_CONFIGURATIONS

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-
 from riebench.configurations import block_order
-from riebench.files import write_atomic
 from riebench.records import EditRecord
 from riebench.schema import ALL_CATEGORIES
-from riebench.sharedfolder import SharedFolder, encode_png
+from riebench.sharedfolder import SharedFolder
 from riebench.store import SHARED, RunFolder
-
-CELL = 128
-"""Side of one picture in the gallery, in pixels."""
-GAP, MARGIN_TOP, MARGIN_LEFT = 6, 22, 132
-
-Picture = NDArray[np.uint8]
+from riebench.utils.files import write_atomic
+from riebench.utils.images import Picture, encode_png, grid
 
 
 def write_galleries(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]:
@@ -90,33 +81,3 @@ def _row(
     ]
     source, target = (None if name is None else shared.read_image(name) for name in ends)
     return [source, *(None if name is None else folder.read_image(name) for name in edited), target]
-
-
-def grid(columns: Sequence[str], rows: Sequence[tuple[str, list[Picture | None]]]) -> Picture:
-    """Labelled rows of pictures.
-
-    Args:
-        columns: headings.
-        rows: (label, one picture per column; None leaves the place empty); pictures are uint8 [H, W, 3].
-
-    Returns:
-        uint8 [H, W, 3].
-    """
-    width = MARGIN_LEFT + len(columns) * (CELL + GAP)
-    canvas = Image.new("RGB", (width, MARGIN_TOP + len(rows) * (CELL + GAP)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
-    for i, name in enumerate(columns):
-        draw.text((MARGIN_LEFT + i * (CELL + GAP) + CELL // 2, 4), name, fill="black", font=font, anchor="ma")
-    for j, (name, pictures) in enumerate(rows):
-        top = MARGIN_TOP + j * (CELL + GAP)
-        draw.text((MARGIN_LEFT - 8, top + CELL // 2), name, fill="black", font=font, anchor="rm")
-        for i, picture in enumerate(pictures):
-            if picture is not None:
-                canvas.paste(_fitted(picture), (MARGIN_LEFT + i * (CELL + GAP), top))
-    return np.asarray(canvas)
-
-
-def _fitted(picture: Picture) -> Image.Image:
-    # Small pictures are enlarged pixel by pixel, so that one sees what is there.
-    method = Image.Resampling.NEAREST if max(picture.shape) <= CELL else Image.Resampling.LANCZOS
-    return Image.fromarray(picture).resize((CELL, CELL), method)

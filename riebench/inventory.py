@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from riebench.checklist import Check, looked_for, size_text
+from riebench.checklist import Check, looked_for
 from riebench.errors import RiebenchError
-from riebench.hub import fetch, split_revision
 from riebench.lookup import Known
 from riebench.modelfiles import (
     FULL_PATTERNS,
@@ -41,6 +40,8 @@ from riebench.presets import ASSET, PRESETS, is_shipped, scorer_for, second_scor
 from riebench.profiles import IF_AT_HAND, profile_metrics
 from riebench.region_specs import MEGABYTES, RegionSpec
 from riebench.schema import Setting
+from riebench.utils.hub import fetch, split_revision
+from riebench.utils.machine import size_text
 
 if TYPE_CHECKING:
     from riebench.metrics.base import Metric

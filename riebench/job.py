@@ -11,16 +11,13 @@ from pydantic import ValidationError
 
 from riebench.blocks import module_path, short_name
 from riebench.checks import check_setting
-from riebench.devices import pick_device
 from riebench.errors import RiebenchError, near_match
-from riebench.files import sweep
 from riebench.gallery import write_galleries
 from riebench.intervals import parse_interval
 from riebench.leaderboard import write_leaderboard
 from riebench.mending import complaints, set_aside
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
-from riebench.offline import offline_mode
 from riebench.options import EngineOptions, ModelOptions
 from riebench.presets import scorer_for
 from riebench.profiles import DEFAULT, get_profile
@@ -33,6 +30,9 @@ from riebench.store import REDO_MODES, Redo, RunFolder, run_folders, run_path
 from riebench.suites import default_model, load_suite
 from riebench.summary import Say, print_per_block, say_failures, say_page
 from riebench.tables import write_tables
+from riebench.utils.files import sweep
+from riebench.utils.hub import offline_mode
+from riebench.utils.machine import pick_device
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel

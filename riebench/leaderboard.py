@@ -16,12 +16,13 @@ from riebench.configurations import (
 )
 from riebench.entries import Read, methods_of
 from riebench.errors import RiebenchError
-from riebench.files import write_atomic
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
 from riebench.standings import MIN_LEVELS, REFERENCE, Field, Standing
 from riebench.stats import Estimate
 from riebench.store import RunFolder, run_folders
-from riebench.tables import cell, markdown, plain
+from riebench.tables import cell
+from riebench.utils.files import write_atomic
+from riebench.utils.markup import markdown, plain
 
 NO_RANK = "–"
 COMMAND = "riebench leaderboard"

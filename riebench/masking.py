@@ -27,7 +27,8 @@ from riebench.region_models import free_memory, locate
 from riebench.region_specs import RegionSpec
 from riebench.regions import RegionMasks, RegionProvider, View, make_masks, needs_attention
 from riebench.registry import REGIONS
-from riebench.sharedfolder import SharedFolder, read_image
+from riebench.sharedfolder import SharedFolder
+from riebench.utils.images import read_image
 
 
 class MaskMaker:

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from riebench.errors import StoreError
-from riebench.locks import whole_lock
 from riebench.recordparts import parts
 from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE
 from riebench.seal import SEAL_FILE, broken_seals
 from riebench.store import RunFolder
+from riebench.utils.locks import whole_lock
 
 ASIDE = "set-aside"
 """Folder of what was replaced because it could not be trusted any more."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.files import file_sha256
-from riebench.hub import fetch
 from riebench.needs import CONFIG_PATTERNS, HALF_DTYPES, PARTS
 from riebench.shapes import tensor_shapes
+from riebench.utils.files import file_sha256
+from riebench.utils.hub import fetch
 
 INDEX = "model_index.json"
 SDXL = "StableDiffusionXLPipeline"

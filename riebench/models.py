@@ -14,9 +14,6 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_sha256
-from riebench.heap import keep_freed_memory
-from riebench.hub import fetch, split_revision
 from riebench.modelfiles import (
     check_folder,
     check_single_file,
@@ -28,11 +25,13 @@ from riebench.modelfiles import (
 )
 from riebench.naming import model_label, short_name
 from riebench.needs import CONFIG_PATTERNS, FP16_FIX_FILE, FP16_FIX_REVISION, FP16_FIX_SOURCE
-from riebench.offline import offline_mode
 from riebench.options import FP16_FIX, TILE, ModelOptions
 from riebench.placement import out_of_memory, parts_of, place
 from riebench.presets import ASSET, PRESETS, Preset
 from riebench.schema import ModelSpec
+from riebench.utils.files import file_sha256
+from riebench.utils.hub import fetch, offline_mode, split_revision
+from riebench.utils.machine import keep_freed_memory
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -87,7 +86,7 @@ def load_model(
     offline: bool = False,
     options: ModelOptions | None = None,
 ) -> LoadedModel:
-    """Loads a model. On the CPU this process keeps freed memory from then on (`riebench.heap`).
+    """Loads a model. On the CPU this process keeps freed memory from then on (`riebench.utils.machine`).
 
     Args:
         name_or_path: a preset's name, a folder in diffusers' layout, a `.safetensors` single file, or a hub id with

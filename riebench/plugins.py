@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.files import file_sha256
 from riebench.registry import METHODS
 from riebench.schema import Setting
+from riebench.utils.files import file_sha256
 
 _loaded: dict[Path, str] = {}
 """File -> SHA-256 of what was run."""

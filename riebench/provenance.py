@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from riebench.utils.files import package_folder
+
 PACKAGES = (
     "riebench", "torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "lpips", "numpy",
 )  # fmt: skip
@@ -56,6 +58,6 @@ def provenance(**more: Any) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "versions": package_versions(),
-        "git": git_state(Path(__file__).resolve().parent.parent),
+        "git": git_state(package_folder().parent),
         **more,
     }

@@ -14,12 +14,12 @@ from typing import Any
 from riebench.crew import WorkerLostError
 from riebench.distributed import Say, run_with_workers
 from riebench.errors import RiebenchError, reason
-from riebench.offline import offline_mode
 from riebench.recipe import ModelRecipe
 from riebench.region_specs import DEFAULT_REGIONS
 from riebench.remote import Assignment, Item, Maker, Parcel, Refused, Told
 from riebench.schema import EditTask, Setting
 from riebench.store import Redo, RunFolder
+from riebench.utils.hub import offline_mode
 
 BUFFERED = 8
 """Things made that may lie in the cluster's memory before this process takes them, for each worker."""

@@ -55,8 +55,8 @@ class ModelRecipe:
         Raises:
             RiebenchError: if it cannot be loaded, or there is no such device.
         """
-        from riebench.devices import pick_device
         from riebench.models import load_model
+        from riebench.utils.machine import pick_device
 
         model = load_model(
             self.name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=pick_device(self.device),

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from riebench.files import append_bytes, repair_last_line
-from riebench.locks import Shard
+from riebench.utils.files import append_bytes, repair_last_line
+from riebench.utils.locks import Shard
 
 _PART = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
 

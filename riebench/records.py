@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from riebench.hashing import content_digest
 from riebench.schema import ALL_CATEGORIES, Stored
+from riebench.utils.files import content_digest
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"
 """Files of a run folder: which run it is, what became of its units, and what they scored."""

@@ -12,8 +12,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError
-from riebench.hub import fetch, split_revision
 from riebench.region_specs import MEGABYTES, RegionSpec, as_folder
+from riebench.utils.hub import fetch, split_revision
 
 SMALL_FILES = ("*.json", "*.txt", "*.model")
 

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_sha256
 from riebench.registry import REGIONS
 from riebench.schema import Stored
+from riebench.utils.files import file_sha256
 
 DEFAULT_REGIONS = "attention"
 """Words are looked for in the model's own text attention."""

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from riebench.errors import MissingWordsError, RiebenchError
 from riebench.phrases import BACKGROUND, FILE, SEEN, WHOLE, innermost, mask_file, peeled, seen_words
-from riebench.pictures import LARGEST_SIDE, MOST_PIXELS, opened
 from riebench.records import MaskShare
 from riebench.registry import REGIONS
+from riebench.utils.images import LARGEST_SIDE, MOST_PIXELS, opened
 
 Mask = NDArray[np.bool_]
 CELL_COVER = 0.3

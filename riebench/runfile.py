@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from riebench.errors import IdentityError, StoreError
-from riebench.files import parse_json, write_atomic
 from riebench.records import RUN_FILE, RunMeta, UnitKey
 from riebench.schema import RunSpec
 from riebench.seal import announce
+from riebench.utils.files import parse_json, write_atomic
 
 CellKey = tuple[str, str, float]
 """Category, block set, strength."""

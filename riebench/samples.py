@@ -6,12 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from riebench.errors import StoreError
-from riebench.files import file_sha256
 from riebench.metrics.base import Bool, Sample, UInt8
 from riebench.records import EditRecord
 from riebench.schema import EditExample
-from riebench.sharedfolder import SharedFolder, read_image
+from riebench.sharedfolder import SharedFolder
 from riebench.store import RunFolder
+from riebench.utils.files import file_sha256
+from riebench.utils.images import read_image
 
 CACHED_PICTURES = 64
 """Source pictures and masks kept in memory; units are scored in the order of their source pictures."""

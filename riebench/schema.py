@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from riebench.hashing import content_digest
 from riebench.intervals import WHOLE_RUN, Interval, check_interval
 from riebench.phrases import plain_prompt
+from riebench.utils.files import content_digest
 
 SPEC_VERSION = 1
 """Raised when the meaning of a stored number changes; runs of different versions never share a folder."""

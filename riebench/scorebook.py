@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from riebench.files import parse_json, write_atomic
 from riebench.metrics.base import Metric, Reason
 from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
 from riebench.records import EditRecord, ScoreRecord
 from riebench.schema import EditExample
 from riebench.store import RunFolder
+from riebench.utils.files import parse_json, write_atomic
 
 SCORING_FILE = "scoring.json"
 """What measured, and which prompts were too long for it."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError
-from riebench.heap import keep_freed_memory
 from riebench.metrics.base import Metric, Reason, Sample, Value
 from riebench.metrics.tools import Tools, measurable
 from riebench.presets import is_shipped, scorer_for, second_scorer_for
@@ -23,6 +22,7 @@ from riebench.schema import EditExample, EditTask
 from riebench.scorebook import ScoreBook, opened
 from riebench.store import RunFolder
 from riebench.suites import load_suite, suite_names
+from riebench.utils.machine import keep_freed_memory
 
 
 @dataclass(frozen=True)

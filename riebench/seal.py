@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from riebench.files import parse_json, write_atomic
 from riebench.recordparts import parts
 from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE
+from riebench.utils.files import parse_json, write_atomic
 
 SEAL_FILE = "seal.json"
 WHOLE = (RUN_FILE,)

@@ -10,7 +10,7 @@ from riebench.errors import RiebenchError, TaskFileError, near_match
 from riebench.registry import METHODS
 from riebench.schema import Setting
 from riebench.suites import data_root, suite_name
-from riebench.yamlfile import load_yaml, validate
+from riebench.utils.yaml_files import load_yaml, validate
 
 FALLBACK_SETTINGS = "sdxl"
 """Whose settings serve a suite that brings none of its own."""

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from riebench.errors import RiebenchError, StoreError
-from riebench.files import parse_json, write_once
-from riebench.pictures import is_whole, read_rgb
+from riebench.errors import StoreError
 from riebench.records import UnitKey
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """A lossless PNG file's bytes.
-
-    Args:
-        pixels: uint8 [H, W, 3].
-
-    Raises:
-        ValueError: for any other type or shape.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"a picture is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Reads a stored picture as uint8 [H, W, 3].
-
-    Raises:
-        StoreError: if the file is missing or no picture.
-    """
-    try:
-        return read_rgb(path)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
-    except (RiebenchError, OSError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete it and repeat `riebench run`") from error
+from riebench.utils.files import parse_json, write_once
+from riebench.utils.images import encode_png, is_whole, read_image
 
 
 class SharedFolder:

@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from riebench.errors import FolderInUseError, StoreError
-from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
-from riebench.locks import Shard, brief_lock, shard_lock, whole_lock
 from riebench.recordparts import merge, part_path, parts
 from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
 from riebench.runfile import CellKey, RunFile
 from riebench.schema import RunSpec
 from riebench.seal import renew
-from riebench.sharedfolder import SharedFolder, encode_png, read_image
+from riebench.sharedfolder import SharedFolder
+from riebench.utils.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
+from riebench.utils.images import encode_png, read_image
+from riebench.utils.locks import Shard, brief_lock, shard_lock, whole_lock
 
 Redo = Literal["missing", "errors", "all"]
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError, TaskFileError, near_match
-from riebench.files import file_inside, file_sha256
-from riebench.hashing import content_digest
 from riebench.phrases import mask_file, phrase_spans, plain_prompt, region_words, seen_words
 from riebench.schema import ALL_CATEGORIES, EditExample, EditTask
-from riebench.yamlfile import load_yaml, validate
+from riebench.utils.files import content_digest, file_inside, file_sha256, package_folder
+from riebench.utils.yaml_files import load_yaml, validate
 
 TokenCounter = Callable[[str], int]
 """A prompt -> its number of tokens, start and end tokens included."""
@@ -34,7 +33,7 @@ def data_root() -> Path:
     Raises:
         RiebenchError: if neither is there.
     """
-    package = Path(__file__).resolve().parent
+    package = package_folder()
     for root in (package / "_data", package.parent):
         if (root / "tasks").is_dir() and (root / "baselines").is_dir():
             return root

@@ -15,18 +15,19 @@ from sdxl_files import COMMIT, REPO, fake_hub, hub_cache, unreachable
 from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
-from riebench import doctor, inventory, machine
+from riebench import doctor, inventory
 from riebench.batching import free_bytes
 from riebench.checklist import Check, looked_for
 from riebench.cli import app
 from riebench.doctor import examine, is_ready, smaller
 from riebench.dryrun import prepare_forecast
 from riebench.errors import RiebenchError
-from riebench.files import file_sha256
 from riebench.forecast import forecast
 from riebench.job import Job
-from riebench.machine import Gpu
 from riebench.options import ModelOptions
+from riebench.utils import machine
+from riebench.utils.files import file_sha256
+from riebench.utils.machine import Gpu
 
 GB = 10**9
 

@@ -14,7 +14,6 @@ import pytest
 from tiny import tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
-from riebench import machine
 from riebench.batching import automatic_batch_size
 from riebench.cli import app
 from riebench.dryrun import forecast_job, prepare_forecast, sae_bytes
@@ -29,6 +28,7 @@ from riebench.options import EngineOptions, ModelOptions
 from riebench.runner import run_benchmark
 from riebench.schema import Setting
 from riebench.shapes import SDXL, folder_shape
+from riebench.utils import machine
 
 TASK = """\
 category: {category}

@@ -20,15 +20,15 @@ from helpers import make_key, make_record
 from test_job import UNITS, command, last_line, records
 from test_job import job as job
 
-from riebench import files
 from riebench.errors import StoreError
-from riebench.files import append_lines, is_temporary, sweep, temporary_beside, write_atomic
 from riebench.job import Job
-from riebench.pictures import is_whole
 from riebench.report.output import OutputFolder
 from riebench.seal import broken_seals
-from riebench.sharedfolder import SharedFolder, encode_png, read_image
+from riebench.sharedfolder import SharedFolder
 from riebench.store import RunFolder, run_folders
+from riebench.utils import files
+from riebench.utils.files import append_lines, is_temporary, sweep, temporary_beside, write_atomic
+from riebench.utils.images import encode_png, is_whole, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
 

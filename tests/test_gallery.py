@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from helpers import make_key, make_spec
 
-from riebench.gallery import CELL, GAP, MARGIN_LEFT, MARGIN_TOP, gallery, write_galleries
+from riebench.gallery import gallery, write_galleries
 from riebench.records import EditRecord
-from riebench.sharedfolder import SharedFolder, read_image
+from riebench.sharedfolder import SharedFolder
 from riebench.store import SHARED, RunFolder, run_path
+from riebench.utils.images import CELL, GAP, MARGIN_LEFT, MARGIN_TOP, read_image
 
 COLORS = {"source": 10, "mid.0": 90, "all": 160, "target": 250}
 

@@ -10,14 +10,14 @@ import sys
 
 import pytest
 
-from riebench import heap
-from riebench.heap import OWN_CHOICE
+from riebench.utils import machine
+from riebench.utils.machine import OWN_CHOICE
 
 gnu = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 
 FAULTS = """
 import resource
-from riebench.heap import keep_freed_memory
+from riebench.utils.machine import keep_freed_memory
 print(keep_freed_memory())
 import torch
 
@@ -72,17 +72,17 @@ def test_both_limits_are_set_or_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     library = Library()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
     # M_MMAP_THRESHOLD is -3 and M_TRIM_THRESHOLD -1 in malloc.h.
-    assert heap.keep_freed_memory() and library.options == {-3: 32 * 2**20, -1: 2**30}
+    assert machine.keep_freed_memory() and library.options == {-3: 32 * 2**20, -1: 2**30}
     library = Library(most=0)
-    assert not heap.keep_freed_memory() and library.options == {}
+    assert not machine.keep_freed_memory() and library.options == {}
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert not heap.keep_freed_memory()
+    assert not machine.keep_freed_memory()
 
 
 @pytest.mark.parametrize("name", OWN_CHOICE)
 def test_a_choice_of_the_users_stays(name: str) -> None:
     value = {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000", "LD_PRELOAD": " "}.get(name, "1000000")
-    code = "from riebench.heap import keep_freed_memory; print(keep_freed_memory())"
+    code = "from riebench.utils.machine import keep_freed_memory; print(keep_freed_memory())"
     assert told(code, **{name: value}) == ["False"]
 
 

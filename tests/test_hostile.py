@@ -28,26 +28,24 @@ from report_runs import NASTY, make_hostile
 from test_exports import check_latex
 from test_report import data_of
 
-from riebench import yamlfile
 from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
-from riebench.files import file_inside, file_sha256, parse_json
 from riebench.importers.dataset import import_dataset
 from riebench.importers.published import import_piebench
 from riebench.importers.rows import Place
 from riebench.importers.wording import stated_region
-from riebench.latex import latex_table, latex_tables
 from riebench.phrases import innermost
-from riebench.pictures import MOST_PIXELS
 from riebench.records import EditRecord, UnitKey
 from riebench.regions import RegionMasks, View, find
 from riebench.report import write_report
 from riebench.saes.formats import load_sae
 from riebench.saes.tensorfiles import load_tensors
-from riebench.sharedfolder import read_image
 from riebench.store import RunFolder
 from riebench.suites import load_task
-from riebench.tables import markdown
-from riebench.yamlfile import load_yaml
+from riebench.utils import yaml_files
+from riebench.utils.files import file_inside, file_sha256, parse_json
+from riebench.utils.images import MOST_PIXELS, read_image
+from riebench.utils.markup import latex_table, latex_tables, markdown
+from riebench.utils.yaml_files import load_yaml
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 fuzz: Any = pytest.importorskip("benchmarks.fuzz", reason="the benchmarks are in the checkout only")
@@ -170,12 +168,11 @@ def test_nesting_is_refused_in_our_words_when_the_parser_stops_first(
         load_yaml(path)
 
 
-
 def test_yaml_of_many_short_values_is_refused_before_they_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 10 * 10_000 < yamlfile.MOST_VALUES < yamlfile.LARGEST_FILE / 50
-    monkeypatch.setattr(yamlfile, "MOST_VALUES", 1000)
+    assert 10 * 10_000 < yaml_files.MOST_VALUES < yaml_files.LARGEST_FILE / 50
+    monkeypatch.setattr(yaml_files, "MOST_VALUES", 1000)
     monkeypatch.setattr(yaml, "compose", lambda *_, **__: pytest.fail("it was kept"))
     mapping = "".join(f"a{n}: 1\n" for n in range(500))
     for text in ("a: [" + "1," * 1000 + "]", mapping, "a: &a 1\nb: [" + "*a," * 1000 + "]"):

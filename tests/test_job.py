@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 import riebench.scoring
 from riebench.cli import app
-from riebench.devices import pick_device
 from riebench.generate import GenerationResult, Generator
 from riebench.job import Job
 from riebench.metrics.clip import ClipScorer
@@ -28,6 +27,7 @@ from riebench.saes.formats import save_sdxl_unbox
 from riebench.schema import BLOCKS
 from riebench.store import RunFolder, run_folders
 from riebench.summary import say_failures
+from riebench.utils.machine import pick_device
 
 TASK = """\
 category: change_color

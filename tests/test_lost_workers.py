@@ -39,13 +39,13 @@ from riebench.crew import Crew, Worker, WorkerLostError
 from riebench.distributed import AHEAD, LOSSES
 from riebench.errors import DeviceLostError, RiebenchError
 from riebench.generate import Generator
-from riebench.offline import is_offline
 from riebench.placement import refuse_lost
 from riebench.rayengine import Places, RayMaker, RayWorker, cluster, run_on_ray
 from riebench.recipe import ModelRecipe
 from riebench.remote import Item, Parcel, Refused, Told
 from riebench.runner import Runner, run_benchmark
 from riebench.store import RunFolder
+from riebench.utils.hub import is_offline
 
 
 def test_a_worker_that_counts_as_lost_is_ended_before_the_next_one_begins(

@@ -7,7 +7,7 @@ import sys
 
 MB = 2**20
 CODE = """
-from riebench.machine import peak_ram
+from riebench.utils.machine import peak_ram
 before = peak_ram()
 held = b"x" * (100 * 2**20)
 del held

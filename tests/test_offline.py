@@ -14,9 +14,8 @@ from sdxl_files import REPO, hub_cache
 from tiny import tiny_folder
 
 from riebench.errors import RiebenchError
-from riebench.hub import fetch, split_revision
 from riebench.job import Job
-from riebench.offline import VARIABLES, is_offline, offline_mode
+from riebench.utils.hub import VARIABLES, fetch, is_offline, offline_mode, split_revision
 
 
 @pytest.fixture(autouse=True)

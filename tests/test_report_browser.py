@@ -17,7 +17,7 @@ from chromium import chromium
 from report_runs import HOSTILE, NASTY, make_hostile, make_results, make_run, tasks
 
 from riebench.report import write_report
-from riebench.sharedfolder import encode_png
+from riebench.utils.images import encode_png
 
 BOARD = "# Leaderboard\n\n## mine on toy-turbo\n\n| rank | setting | area |\n| --- | --- | --- |\n| 1 | sae | 0.5 |\n"
 NARROW, WIDE = (360, 740), (1280, 900)
@@ -342,7 +342,7 @@ def test_five_thousand_pictures_do_not_make_it_slow(
 
 def _take_as_recorded(run: Any) -> None:
     """Records the pictures as they are now."""
-    from riebench.files import file_sha256
+    from riebench.utils.files import file_sha256
 
     run.append_many(
         record.model_copy(update={"image_sha256": file_sha256(run.path / record.image)}) for record in run.records()

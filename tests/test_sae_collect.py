@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.files import temporary_beside, write_atomic
 from riebench.generate import Capture, Generator
 from riebench.importers.rows import Place
 from riebench.saes import collect as collecting
@@ -28,6 +27,7 @@ from riebench.saes import shards
 from riebench.saes.collect import Collecting, collect, sizes
 from riebench.saes.prompts import PromptSource
 from riebench.saes.shards import Collection
+from riebench.utils.files import temporary_beside, write_atomic
 
 PROMPTS = [f"a picture of number {number}" for number in range(7)]
 WHAT = Collecting(blocks=("mid.0", "up.0.1"), batch_size=2, pictures_per_shard=3)

@@ -24,7 +24,6 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.files import temporary_beside
 from riebench.saes import training
 from riebench.saes.formats import load_saes
 from riebench.saes.layout import BlockLayout, CollectionIndex
@@ -37,6 +36,7 @@ from riebench.saes.tensorfiles import save_tensors
 from riebench.saes.train import Kind, SaeTraining
 from riebench.saes.training import Job, train_collection
 from riebench.schema import ModelSpec
+from riebench.utils.files import temporary_beside
 
 WIDTH, ROWS = 8, 16
 PLAN = DataPass(batch_size=64, epochs=2, buffer=384, seed=3)

@@ -9,10 +9,10 @@ from helpers import make_key, make_spec
 from pydantic import ValidationError
 
 from riebench.errors import RiebenchError
-from riebench.hashing import canonical_json
 from riebench.records import EditRecord, ScoreRecord, noise_seed
 from riebench.registry import METHODS, Registry
 from riebench.schema import BLOCKS, CATEGORIES, EditExample, Setting, block_set_blocks, block_set_name
+from riebench.utils.files import canonical_json
 
 PINNED_RUN_ID = "04cb579520f130935e7172a223df45ec050c25c9c42db50d64a0a3f237bdf35a"
 PINNED_DIGEST = "692343990781f75a1d25"

@@ -12,7 +12,6 @@ import pytest
 from filelock import FileLock
 
 from riebench.errors import FolderInUseError, RiebenchError
-from riebench.files import file_sha256
 from riebench.metrics.base import Metric, MetricError, Reason, Sample, Value, metric
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
@@ -25,8 +24,9 @@ from riebench.registry import METRICS
 from riebench.schema import Attributes, EditExample, EditTask, ModelSpec, RunSpec, Setting
 from riebench.scorebook import SCORING_FILE
 from riebench.scoring import ScoreReport, score
-from riebench.sharedfolder import read_image
 from riebench.store import RunFolder
+from riebench.utils.files import file_sha256
+from riebench.utils.images import read_image
 
 SIDE = 64
 COLORS = {"red": 200, "blue": 40}

@@ -14,11 +14,11 @@ from test_job import job as job
 from test_store import add
 
 from riebench import seal
-from riebench.files import write_atomic
 from riebench.job import Job
 from riebench.mending import complaints, set_aside
 from riebench.seal import announce, broken_seals
 from riebench.store import RunFolder, run_folders
+from riebench.utils.files import write_atomic
 
 
 def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:

@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 import riebench.scoring
 from riebench.cli import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
-from riebench.locks import brief_lock, shard_lock
 from riebench.options import parse_shard
 from riebench.planning import plan, share, works_of
 from riebench.recordparts import part_path, parts
@@ -30,6 +29,7 @@ from riebench.records import ScoreRecord
 from riebench.schema import EditExample, EditTask, Setting
 from riebench.seal import broken_seals, unsealed_lines
 from riebench.store import RunFolder, run_folders
+from riebench.utils.locks import brief_lock, shard_lock
 
 EXAMPLES = 4
 TASK = "category: change_color\nversion: 1\nexamples:\n" + "".join(
@@ -239,9 +239,9 @@ def test_a_file_system_without_locks_is_named(folder: RunFolder, monkeypatch: py
 
 
 def test_the_brief_lock_is_not_waited_for_forever(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riebench.locks.PATIENCE", 0.05)
+    monkeypatch.setattr("riebench.utils.locks.PATIENCE", 0.05)
     folder.path.mkdir(parents=True)
-    code = "import sys; from pathlib import Path; from riebench.locks import brief_lock\n" \
+    code = "import sys; from pathlib import Path; from riebench.utils.locks import brief_lock\n" \
            "with brief_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"  # fmt: skip
     holder = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)  # fmt: skip

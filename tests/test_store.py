@@ -13,12 +13,13 @@ from helpers import make_key, make_record, make_spec
 
 from riebench.blocks import SDXL_BLOCKS
 from riebench.errors import FolderInUseError, IdentityError, StoreError
-from riebench.files import append_lines, write_atomic
 from riebench.preparing import claim_shared
 from riebench.records import EditRecord, MaskShare, ScoreRecord
 from riebench.schema import block_set_name
-from riebench.sharedfolder import SharedFolder, encode_png
+from riebench.sharedfolder import SharedFolder
 from riebench.store import RunFolder, run_folders
+from riebench.utils.files import append_lines, write_atomic
+from riebench.utils.images import encode_png
 
 PIXELS = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 

@@ -58,8 +58,8 @@ def feature(
 ) -> None:
     """Write a page on features: strongest pictures, values, what switching does, nearest features."""
     from riebench.feature_job import FeatureJob, parse_indices, parse_strengths
-    from riebench.offline import offline_mode
     from riebench.options import ModelOptions
+    from riebench.utils.hub import offline_mode
 
     job = FeatureJob(
         block=block, indices=parse_indices(index), model=model, sae=sae, suite=suite, prompts=prompts, limit=limit,

@@ -80,7 +80,7 @@ def dataset(
     """Import prompt pairs from a data set, through the `datasets` library."""
     from riebench.importers.dataset import import_dataset
     from riebench.importers.rows import Place
-    from riebench.offline import offline_mode
+    from riebench.utils.hub import offline_mode
 
     place = Place(name, config, split, revision, offline)
     intake = _intake()

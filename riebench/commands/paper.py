@@ -74,10 +74,10 @@ def job_of(
 
     def made() -> Any:
         from riebench.blocks import short_name
-        from riebench.devices import pick_device
         from riebench.options import ModelOptions
         from riebench.paper.job import PaperJob
         from riebench.profiles import get_profile
+        from riebench.utils.machine import pick_device
 
         return PaperJob(
             out=out, work=work, suite=suite, model=model, base=base, sae=sae, sweep=sweep, results=places(results)[0],

@@ -36,9 +36,9 @@ def report(
 ) -> None:
     """Write a page with leaderboard, trade-off, blocks and every picture; it opens from disk without network."""
     from riebench.feature_report import ReportFeatures
-    from riebench.offline import offline_mode
     from riebench.report import write_report
     from riebench.suites import load_suite
+    from riebench.utils.hub import offline_mode
 
     folder, board = places(results)
     tasks = [task for name in suite or () for task in load_suite(name)]

@@ -35,12 +35,12 @@ def score(
     offline: OfflineOption = False,
 ) -> None:
     """Compute the scores that stored pictures still lack."""
-    from riebench.devices import pick_device
     from riebench.metrics.scorers import scorer_pair
     from riebench.metrics.weights import parse_weights
-    from riebench.offline import offline_mode
     from riebench.scoring import score as compute
     from riebench.suites import load_suite
+    from riebench.utils.hub import offline_mode
+    from riebench.utils.machine import pick_device
 
     first, second = scorer_pair(scorer or ())
     folders = folders_in(places(results)[0])
@@ -121,11 +121,11 @@ def leaderboard(
 def _verify(
     run: Path, suites: list[str], scorers: list[str], weights: list[str], device: str, offline: bool
 ) -> None:  # fmt: skip
-    from riebench.devices import pick_device
     from riebench.metrics.scorers import scorer_pair
     from riebench.metrics.weights import parse_weights
-    from riebench.offline import offline_mode
     from riebench.suites import load_suite
+    from riebench.utils.hub import offline_mode
+    from riebench.utils.machine import pick_device
     from riebench.verify import Means, verify
 
     tasks = [task for name in suites for task in load_suite(name)]

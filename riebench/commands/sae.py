@@ -61,13 +61,13 @@ def inspect_saes(
     """Say what SAEs are; with --model, also how they do on it."""
     from dataclasses import replace
 
-    from riebench.devices import pick_device
     from riebench.errors import RiebenchError
-    from riebench.files import write_atomic
     from riebench.models import load_model
     from riebench.presets import PRESETS
     from riebench.saes.inspection import inspect, load_all, prompts_from, usual_suite
     from riebench.saes.sources import parse_sources
+    from riebench.utils.files import write_atomic
+    from riebench.utils.machine import pick_device
 
     named = source or (PRESETS[model].saes if model in PRESETS else None)
     if named is None:

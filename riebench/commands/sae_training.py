@@ -41,8 +41,8 @@ class Loading:
 
     def load(self) -> Any:
         """The `riebench.models.LoadedModel`."""
-        from riebench.devices import pick_device
         from riebench.models import load_model
+        from riebench.utils.machine import pick_device
 
         where = pick_device(self.device)
         say(f"loading {self.model} on {where}")
@@ -144,11 +144,11 @@ def train_saes(
     """Train SAEs, all of a block over one pass of its updates. Repeating a command goes on where it stopped."""
     import torch
 
-    from riebench.devices import pick_device
     from riebench.saes.shards import Collection
     from riebench.saes.stream import DataPass
     from riebench.saes.train import SaeTraining
     from riebench.saes.training import Job, train_collection
+    from riebench.utils.machine import pick_device
 
     collection = Collection.open(updates)
     configs = tuple(
@@ -187,9 +187,9 @@ def speed(
     """Time a training step, and its matrix products alone."""
     import torch
 
-    from riebench.devices import pick_device
     from riebench.saes.speed import measure_step
     from riebench.saes.train import SaeTraining
+    from riebench.utils.machine import pick_device
 
     config = SaeTraining(features=width, k=k, batch_size=batch_size, kind=_kind(kind))
     where = torch.device(pick_device(device))

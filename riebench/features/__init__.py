@@ -46,9 +46,9 @@ def open(
     Raises:
         RiebenchError: if there is no such model, or it cannot be loaded.
     """
-    from riebench.devices import pick_device
     from riebench.features.painter import Painter
     from riebench.models import load_model
+    from riebench.utils.machine import pick_device
 
     loaded = load_model(
         model, steps=steps, guidance=guidance, dtype=dtype, device=pick_device(device), offline=offline,

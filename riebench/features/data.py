@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riebench.hashing import content_digest
 from riebench.schema import Stored
+from riebench.utils.files import content_digest
 
 DATA, PAGE = "feature.json", "index.html"
 HISTOGRAM, CURVES, STRIP = "histogram.svg", "strengths.svg", "strip.png"

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from riebench.errors import RiebenchError
-from riebench.pictures import opened
 from riebench.regions import Mask
+from riebench.utils.images import opened
 
 
 def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:

@@ -27,14 +27,12 @@ from riebench.features.data import (
 from riebench.features.drawings import curves_svg, heat_picture, histogram_svg
 from riebench.features.neighbours import nearest
 from riebench.features.strips import ROWS, SOURCE, ChangedRow, choose_rows, means, strip
-from riebench.files import write_atomic
-from riebench.gallery import grid
 from riebench.generate import Generator
-from riebench.hashing import content_digest
 from riebench.metrics.tools import Tools
 from riebench.registry import METRICS
 from riebench.saes.core import SparseAutoencoder
-from riebench.sharedfolder import encode_png
+from riebench.utils.files import content_digest, write_atomic
+from riebench.utils.images import encode_png, grid
 
 
 @dataclass(frozen=True)

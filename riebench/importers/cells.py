@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from riebench.errors import RiebenchError
 from riebench.importers.rows import Place
-from riebench.pictures import decoded
+from riebench.utils.images import decoded
 
 
 def opened_cell(value: Any, place: Place) -> Any:

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from riebench.errors import RiebenchError
-from riebench.hashing import canonical_json, content_digest
 from riebench.importers.cells import opened_cell
 from riebench.importers.columns import choose_columns, read_mapping
 from riebench.importers.intake import Draft, Intake
@@ -22,6 +21,7 @@ from riebench.importers.rows import Place, open_rows
 from riebench.importers.runlengths import Mask, decode
 from riebench.importers.wording import category_of, stated_region
 from riebench.phrases import WHOLE
+from riebench.utils.files import canonical_json, content_digest
 
 
 def import_dataset(

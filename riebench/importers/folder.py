@@ -13,10 +13,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from riebench.errors import RiebenchError
-from riebench.files import write_atomic
 from riebench.importers.intake import Intake
 from riebench.schema import ALL_CATEGORIES, Identifier
 from riebench.suites import load_task
+from riebench.utils.files import write_atomic
 
 HEADER = "# Imported by `riebench tasks import {format}`. The data belong to their authors; see the terms they gave.\n"
 

@@ -17,7 +17,7 @@ from riebench.importers.runlengths import Mask, mask_png
 from riebench.phrases import FILE, plain_prompt
 from riebench.schema import EditExample, default_rule
 from riebench.suites import REQUIRED_REGIONS, TokenCounter, check_example
-from riebench.yamlfile import text_fault
+from riebench.utils.yaml_files import text_fault
 
 MASK_FOLDER = "masks"
 """Folder of the mask files, beside the task files."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError, one_line
-from riebench.files import file_inside, file_sha256
 from riebench.importers.intake import Draft, Intake, read_json, text_field
 from riebench.importers.runlengths import decode
 from riebench.importers.wording import category_of, published_region
-from riebench.pictures import opened
+from riebench.utils.files import file_inside, file_sha256
+from riebench.utils.images import opened
 
 Origin = dict[str, str | int]
 """Where examples come from, as their task files say."""

@@ -12,8 +12,8 @@ from riebench.errors import near_match
 from riebench.metrics.base import MetricError
 from riebench.metrics.scorers import LOCAL, ClipSpec, identity
 from riebench.metrics.weights import WEIGHT_ENDINGS, check_weights_file, from_hub
-from riebench.offline import offline_mode
 from riebench.toyworld.assets import asset_folder
+from riebench.utils.hub import offline_mode
 
 if TYPE_CHECKING:
     import torch

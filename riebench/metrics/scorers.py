@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from riebench.errors import near_match
-from riebench.files import file_sha256
 from riebench.metrics.base import MetricError
 from riebench.metrics.weights import check_weights_file
 from riebench.toyworld.assets import asset_folder
+from riebench.utils.files import file_sha256
 
 Activation = Literal["QuickGELU", "GELU"]
 LOCAL = "local-dir:"

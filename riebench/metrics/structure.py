@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from riebench.files import file_sha256
 from riebench.metrics.base import (
     MetricError,
     Sample,
@@ -21,7 +20,8 @@ from riebench.metrics.base import (
     strict_float32,
 )
 from riebench.metrics.weights import check_weights_file, from_hub
-from riebench.offline import offline_mode
+from riebench.utils.files import file_sha256
+from riebench.utils.hub import offline_mode
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from riebench.errors import RiebenchError, near_match
-from riebench.hub import fetch
 from riebench.metrics.base import MetricError
-from riebench.offline import is_offline
+from riebench.utils.hub import fetch, is_offline
 
 DINO, SQUEEZENET = "dino", "squeezenet"
 LOCAL_NAMES: dict[str, str] = {

@@ -7,11 +7,10 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from riebench.hashing import content_digest
-from riebench.latex import latex_table
 from riebench.schema import Identifier, Stored
 from riebench.stats import Estimate
-from riebench.tables import csv_text, markdown, plain
+from riebench.utils.files import content_digest
+from riebench.utils.markup import csv_text, latex_table, markdown, plain
 
 Scalar = str | bool | int | float | None
 Row = dict[str, Scalar]

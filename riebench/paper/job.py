@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
-from riebench.files import write_atomic
-from riebench.hashing import content_digest
 from riebench.options import ModelOptions
 from riebench.paper.artefact import Row, rounded
 from riebench.presets import is_shipped
@@ -18,6 +16,7 @@ from riebench.profiles import DEFAULT
 from riebench.records import noise_seed
 from riebench.schema import ModelSpec
 from riebench.suites import default_model, load_suite
+from riebench.utils.files import content_digest, write_atomic
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel

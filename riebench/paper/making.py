@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.offline import offline_mode
 from riebench.paper.job import PaperJob
 from riebench.paper.output import INDEX, write, write_index
 from riebench.paper.registry import RECIPES, Recipe, find
+from riebench.utils.hub import offline_mode
 
 ALL = "all"
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from riebench.errors import RiebenchError
 from riebench.figures import STYLE
-from riebench.files import write_atomic
 from riebench.paper.artefact import Artefact
 from riebench.paper.registry import RECIPES, Recipe
+from riebench.utils.files import write_atomic
 
 DATA, TABLES, FIGURES, INDEX = "data", "tables", "figures", "README.md"
 KINDS = ("svg", "png")

@@ -13,7 +13,7 @@ from riebench.paper import disagreement
 from riebench.paper.artefact import Artefact, Row, Scalar, picked, values_of
 from riebench.paper.output import stored
 from riebench.profiles import DEFAULT
-from riebench.tables import code, plain
+from riebench.utils.markup import code, plain
 
 READING = "reading.md"
 HEADING = "# What the numbers say"

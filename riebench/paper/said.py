@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from riebench.hashing import content_digest
 from riebench.paper.artefact import Scalar
 from riebench.paper.job import TOY_SEED, Noise, PaperJob
 from riebench.presets import is_shipped
 from riebench.saes.core import SparseAutoencoder
 from riebench.schema import ModelSpec
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
+from riebench.utils.files import content_digest
 
 INTERVALS = f"95 %, percentile bootstrap over prompts, {REPLICATES} replicates, seed {BOOTSTRAP_SEED}"
 HASH = 12

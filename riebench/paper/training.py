@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from riebench.hashing import content_digest
 from riebench.paper.generating import watch
 from riebench.paper.job import Noise, PaperJob
 from riebench.records import noise_seed
@@ -20,6 +19,7 @@ from riebench.saes.formats import folder_name, load_sae
 from riebench.saes.many import train_many
 from riebench.saes.stream import DataPass, InMemory
 from riebench.saes.train import SaeTraining
+from riebench.utils.files import content_digest
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import StoreError
-from riebench.files import file_sha256
 from riebench.profiles import FORMATS
 from riebench.records import EditRecord, UnitKey
 from riebench.registry import METRICS
 from riebench.report.output import OutputFolder
 from riebench.report.reading import Group, ReadOnce
 from riebench.schema import EditExample, EditTask
+from riebench.utils.files import file_sha256
 
 ExampleKey = tuple[str, str]
 """Example id and content hash."""

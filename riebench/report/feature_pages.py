@@ -14,10 +14,9 @@ from markupsafe import Markup
 
 from riebench import __version__
 from riebench.features.data import CURVES, HISTOGRAM, PAGE, FeatureData, all_features
-from riebench.files import write_atomic
-from riebench.hashing import content_digest
 from riebench.presets import PRESETS
 from riebench.report.page import environment
+from riebench.utils.files import content_digest, write_atomic
 
 THUMBNAILS = 3
 Placed = tuple[Path, FeatureData]

@@ -10,8 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.files import LONGEST_PART, is_temporary, parse_json, sweep, temporary_beside, write_atomic
-from riebench.hashing import content_digest
+from riebench.utils.files import (
+    LONGEST_PART,
+    content_digest,
+    is_temporary,
+    parse_json,
+    sweep,
+    temporary_beside,
+    write_atomic,
+)
 
 MANIFEST, INDEX = "files.json", "index.html"
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from riebench import hub
 from riebench.errors import RiebenchError
-from riebench.offline import is_offline
 from riebench.saes.readers import sae_formats
 from riebench.saes.readers.mapping import read_mapping
 from riebench.saes.stored import MAPPINGS, SaeOptions
+from riebench.utils import hub
+from riebench.utils.hub import is_offline
 
 SCHEME = "hf://"
 _PLACE = re.compile(

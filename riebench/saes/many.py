@@ -12,8 +12,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError
-from riebench.files import temporary_beside
-from riebench.hashing import content_digest
 from riebench.saes.activity import FeatureStatistics, StatisticsSum
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.measure import Meter, SaeFigures
@@ -21,6 +19,7 @@ from riebench.saes.stream import Batches, DataPass, InMemory, Positions
 from riebench.saes.tensorfiles import load_tensors, save_tensors
 from riebench.saes.topk import MEDIAN_OF, StepTerms, TopKTrainer, geometric_median
 from riebench.saes.train import SaeTraining, save
+from riebench.utils.files import content_digest, temporary_beside
 
 SAMPLE = 100_000
 """Positions that variance, start and threshold are taken from, at most."""

@@ -24,9 +24,16 @@ from tqdm import tqdm
 
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError, near_match
-from riebench.files import append_lines, file_sha256, read_lines, repair_last_line, sweep, write_atomic
-from riebench.hashing import content_digest
 from riebench.saes.layout import BlockLayout, CollectionIndex, Shard, ShardFile
+from riebench.utils.files import (
+    append_lines,
+    content_digest,
+    file_sha256,
+    read_lines,
+    repair_last_line,
+    sweep,
+    write_atomic,
+)
 
 INDEX, SHARDS = "index.json", "shards.jsonl"
 TENSOR = "updates"

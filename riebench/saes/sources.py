@@ -23,7 +23,7 @@ from riebench.saes.core import Signal, SparseAutoencoder
 from riebench.saes.formats import load_saes
 from riebench.saes.hub import SCHEME, fetch
 from riebench.saes.stored import SaeOptions
-from riebench.yamlfile import load_yaml
+from riebench.utils.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from riebench.blocks import SDXL_BLOCKS, long_name, module_path, short_name
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_sha256, parse_json
-from riebench.hashing import content_digest
 from riebench.saes.core import Signal, SparseAutoencoder
 from riebench.saes.tensorfiles import refuse_pointer
+from riebench.utils.files import content_digest, file_sha256, parse_json
 
 MAPPINGS = ("mapping.yaml", "mapping.yml", "mapping.json")
 """Names under which a folder's own key mapping is found."""

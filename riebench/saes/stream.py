@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from riebench.errors import RiebenchError
-from riebench.hashing import content_digest
+from riebench.utils.files import content_digest
 
 RUN = 1024
 """Neighbouring positions that are read together, at most."""

@@ -21,9 +21,6 @@ from pydantic import ValidationError
 
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
-from riebench.files import append_lines, read_lines, repair_last_line, sweep, write_atomic
-from riebench.hashing import content_digest
-from riebench.locks import whole_lock
 from riebench.placement import out_of_memory
 from riebench.saes.curves import curve_files
 from riebench.saes.formats import folder_name
@@ -32,6 +29,8 @@ from riebench.saes.shards import Collection, ShardedPositions, damaged_error
 from riebench.saes.stream import DataPass
 from riebench.saes.train import SaeTraining
 from riebench.schema import Stored
+from riebench.utils.files import append_lines, content_digest, read_lines, repair_last_line, sweep, write_atomic
+from riebench.utils.locks import whole_lock
 
 TRAINING, FIGURES = "training.json", "figures.jsonl"
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from riebench.errors import RiebenchError
-from riebench.files import file_sha256
+from riebench.utils.files import file_sha256, package_folder
 
-ASSETS = Path(__file__).resolve().parent / "assets"
+ASSETS = package_folder() / "toyworld" / "assets"
 """Folder of all shipped files; one subfolder per model."""
 
 MANIFEST = "manifest.json"

@@ -126,11 +126,10 @@ def category_pairs() -> dict[str, list[tuple[Scene, Scene]]]:
 
 def write_pictures(folder: Path) -> Path:
     """Draws the card's picture: per category three edits as toy-turbo (4 steps) generates source and target."""
-    from riebench.gallery import grid
     from riebench.generate import Generator
     from riebench.models import load_model
-    from riebench.sharedfolder import encode_png
     from riebench.toyworld.captions import caption
+    from riebench.utils.images import encode_png, grid
 
     generator = Generator(load_model("toy-turbo"))
     rows: list[tuple[str, list[NDArray[np.uint8] | None]]] = []

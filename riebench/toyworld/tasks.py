@@ -11,9 +11,9 @@ import random
 import re
 from pathlib import Path
 
-from riebench.files import write_atomic
 from riebench.toyworld.captions import MEANING_WORDS, PHRASES, caption
 from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, random_edit
+from riebench.utils.files import write_atomic
 
 EXAMPLES = 12
 """Examples a category; every ordered pair of values occurs equally often where 12 allows it."""

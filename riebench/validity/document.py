@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 from riebench.documents import fill_parts
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_inside, write_atomic
 from riebench.store import RunFolder
-from riebench.tables import plain
+from riebench.utils.files import file_inside, write_atomic
+from riebench.utils.markup import plain
 from riebench.validity.findings import Findings
 from riebench.validity.parts import PARTS
 from riebench.validity.plots import DRAWINGS, drawn_from

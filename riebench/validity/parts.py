@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from riebench.configurations import EVERYTHING
 from riebench.entries import GAIN
 from riebench.errors import RiebenchError, near_match
-from riebench.tables import code, markdown, plain
+from riebench.utils.markup import code, markdown, plain
 from riebench.validity.cells import Cell
 from riebench.validity.findings import MEANT, Findings, Table, truth_called
 from riebench.validity.ranking import AREA, AREA_SUCCESS, AREA_TARGET, AT_CHOICE, COMPARED, Ranking

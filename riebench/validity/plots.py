@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from riebench.entries import GAIN
-from riebench.hashing import content_digest
+from riebench.utils.files import content_digest
 from riebench.validity.cells import Cell
 from riebench.validity.findings import MEANT, Findings, verdict
 from riebench.validity.ranking import AREA, AREA_SUCCESS

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from riebench.blocks import module_path
 from riebench.errors import RiebenchError, near_match
-from riebench.files import write_atomic
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import sae_format
 from riebench.saes.stored import Checkpoint, Tensors, batch_threshold, build, site_of
 from riebench.saes.tensorfiles import load_tensors, save_tensors
+from riebench.utils.files import write_atomic
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
 _Parts = tuple[tuple[Tensor, ...], dict[str, Any]]

@@ -13,14 +13,13 @@ from pydantic import Field
 from torch import Tensor
 
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_inside, file_sha256
-from riebench.hashing import content_digest
 from riebench.saes.core import COUNTING, Activation, Normalise, Signal, SparseAutoencoder
 from riebench.saes.readers import sae_format
 from riebench.saes.stored import MAPPINGS, Checkpoint, Tensors, build
 from riebench.saes.tensorfiles import load_safetensors, load_tensors
 from riebench.schema import Stored
-from riebench.yamlfile import load_yaml, validate
+from riebench.utils.files import content_digest, file_inside, file_sha256
+from riebench.utils.yaml_files import load_yaml, validate
 
 AxisOrder = Literal["features, width", "width, features"]
 Role = Literal[

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from riebench.errors import RiebenchError, near_match
-from riebench.files import file_sha256, parse_json
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import sae_format
 from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, whole
 from riebench.saes.tensorfiles import load_tensors_after
+from riebench.utils.files import file_sha256, parse_json
 
 _KINDS = {
     "relu": "relu", "topk": "topk", "batchtopk": "batchtopk", "top-k": "topk", "batch-top-k": "batchtopk",

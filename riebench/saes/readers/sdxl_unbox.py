@@ -14,11 +14,11 @@ from torch import Tensor
 
 from riebench.blocks import long_name
 from riebench.errors import RiebenchError
-from riebench.files import file_sha256, write_atomic
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.readers import sae_format
 from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape
 from riebench.saes.tensorfiles import load_tensors, save_tensors
+from riebench.utils.files import file_sha256, write_atomic
 
 WEIGHTS, CONFIG = "state_dict.pth", "config.json"
 

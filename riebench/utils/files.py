@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ from riebench.errors import LONGEST_NAME, RiebenchError, StoreError
 LONGEST_PATH, LONGEST_PART = 1000, 255
 """Characters of a path that a file may name, and bytes of each of its parts."""
 _TEMPORARY = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
+
+
+def package_folder() -> Path:
+    """Return the folder in which the package lies, in a checkout or installed."""
+    # The package is always unpacked: models are loaded from its files by other libraries, which want paths.
+    return Path(str(resources.files("riebench")))
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -246,3 +253,24 @@ def append_bytes(path: Path, data: bytes) -> None:
         except BaseException:
             file.truncate(end)
             raise
+
+
+def _plain(value: Any) -> Any:
+    # 2 and 2.0 are the same number in YAML files and must give the same hash.
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, integral floats as integers, NaN refused."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_digest(value: Any) -> str:
+    """SHA-256 of `canonical_json`, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

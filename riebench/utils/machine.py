@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import psutil
 from packaging.requirements import Requirement
+
+from riebench.errors import RiebenchError
+from riebench.utils.files import package_folder
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container finds its limits."""
@@ -41,7 +46,7 @@ def requirements() -> list[Requirement]:
     try:
         stated = importlib.metadata.requires("riebench") or []
     except importlib.metadata.PackageNotFoundError:
-        file = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        file = package_folder().parent / "pyproject.toml"
         stated = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"] if file.is_file() else []
     found = [Requirement(text) for text in stated]
     return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
@@ -129,3 +134,56 @@ def _driver() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return next(iter(told.splitlines()), "").strip()
+
+
+def pick_device(device: str) -> str:
+    """The device that "auto" means here; any other name is returned as it is.
+
+    Raises:
+        RiebenchError: if there is no such device here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RiebenchError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RiebenchError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of the parameters in the C library's malloc.h."""
+LARGEST_ON_HEAP = 32 * 2**20
+"""Larger blocks come from the system one by one; the C library takes no higher limit everywhere."""
+KEPT = 2**30
+"""So much free memory at the heap's end is kept."""
+OWN_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Where a user who tunes memory, or exchanges what hands it out, says so."""
+
+
+def keep_freed_memory() -> bool:
+    """Makes this process keep freed memory for what it computes next, on the CPU.
+
+    GNU's C library gives the end of its heap back to the system as soon as 64 MB are free there, and a U-Net's
+    activations are freed after every call: without this, each call waits for the same pages anew. Most memory used is
+    the same, and so are all results. Nothing changes with another C library, or where the environment tunes memory.
+
+    Returns:
+        Whether it is set.
+    """
+    if os.name != "posix" or any(os.environ.get(name) for name in OWN_CHOICE):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    # Both or neither: setting one ends the library's own adaptation of the other.
+    return bool(library.mallopt(_MMAP_THRESHOLD, LARGEST_ON_HEAP)) and bool(library.mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def size_text(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count} bytes"

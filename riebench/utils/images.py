@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from riebench.errors import RiebenchError
+from riebench.errors import RiebenchError, StoreError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """What is read. Others need programs outside (PostScript would be run by Ghostscript) or are no pictures at all."""
@@ -112,3 +112,70 @@ def is_whole(path: Path, formats: tuple[str, ...] = STORED) -> bool:
             return True
     except (RiebenchError, FileNotFoundError):
         return False
+
+
+CELL = 128
+"""Side of one picture in the gallery, in pixels."""
+GAP, MARGIN_TOP, MARGIN_LEFT = 6, 22, 132
+
+Picture = NDArray[np.uint8]
+
+
+def grid(columns: Sequence[str], rows: Sequence[tuple[str, list[Picture | None]]]) -> Picture:
+    """Labelled rows of pictures.
+
+    Args:
+        columns: headings.
+        rows: (label, one picture per column; None leaves the place empty); pictures are uint8 [H, W, 3].
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    width = MARGIN_LEFT + len(columns) * (CELL + GAP)
+    canvas = Image.new("RGB", (width, MARGIN_TOP + len(rows) * (CELL + GAP)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    for i, name in enumerate(columns):
+        draw.text((MARGIN_LEFT + i * (CELL + GAP) + CELL // 2, 4), name, fill="black", font=font, anchor="ma")
+    for j, (name, pictures) in enumerate(rows):
+        top = MARGIN_TOP + j * (CELL + GAP)
+        draw.text((MARGIN_LEFT - 8, top + CELL // 2), name, fill="black", font=font, anchor="rm")
+        for i, picture in enumerate(pictures):
+            if picture is not None:
+                canvas.paste(_fitted(picture), (MARGIN_LEFT + i * (CELL + GAP), top))
+    return np.asarray(canvas)
+
+
+def _fitted(picture: Picture) -> Image.Image:
+    # Small pictures are enlarged pixel by pixel, so that one sees what is there.
+    method = Image.Resampling.NEAREST if max(picture.shape) <= CELL else Image.Resampling.LANCZOS
+    return Image.fromarray(picture).resize((CELL, CELL), method)
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A lossless PNG file's bytes.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+
+    Raises:
+        ValueError: for any other type or shape.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"a picture is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Reads a stored picture as uint8 [H, W, 3].
+
+    Raises:
+        StoreError: if the file is missing or no picture.
+    """
+    try:
+        return read_rgb(path)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
+    except (RiebenchError, OSError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it and repeat `riebench run`") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MISSING = "--"
@@ -81,3 +83,40 @@ def latex_tables(markdown: str) -> str:
         if heading:
             caption = heading[1]
     return "\n".join(parts)
+
+
+MARKS = re.compile(r"[\\`|]|<(?=[A-Za-z/!?])|(?<=\])[(\[]")
+"""What a cell must not hold unmarked: ends of cells, code, HTML, and the second part of a link."""
+
+
+def plain(text: str) -> str:
+    """A text that Markdown shows as it is: it ends no cell and no line, and is neither HTML, link nor code."""
+    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """A name as Markdown shows code; what would end it becomes an apostrophe."""
+    told = " ".join(text.replace("`", "'").split())
+    return f"`{told}`"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; names in it may come from files of others, so all cells are shown as they are."""
+    lines = [[plain(text) for text in row] for row in (header, *rows)]
+    told = [f"| {' | '.join(row)} |" for row in lines]
+    return "\n".join([told[0], f"|{'|'.join(' --- ' for _ in header)}|", *told[1:]]) + "\n"
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV file's text; None becomes an empty field, floats keep six significant digits."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_field(value) for value in row] for row in rows)
+    return buffer.getvalue()
+
+
+def _field(value: object) -> object:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
