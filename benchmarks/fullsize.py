@@ -24,14 +24,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.fullsize import machine
 from riebench.generate import Capture, Generator
 from riebench.models import LoadedModel
 from riebench.placement import out_of_memory
 from riebench.runner import run_benchmark
-from riebench.schema import BLOCKS, EditExample, EditTask, Setting
 from riebench.sdxl import POOLED_WIDTH, TEXT_WIDTH, TOKENS, random_sdxl
+from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.utils.machine import pick_device
 
 STRENGTHS = tuple(0.25 * number for number in range(1, 9))

@@ -50,7 +50,7 @@ def _tasks(_: Path) -> list[Files]:
 
 
 def _read_task(place: Path) -> object:
-    from riebench.suites import check_prompt_lengths, load_suite
+    from riebench.tasks.suites import check_prompt_lengths, load_suite
 
     link(place / "mine" / "masks" / "link.png")
     tasks = load_suite(str(place / "mine"))
@@ -65,8 +65,8 @@ def _settings(_: Path) -> list[Files]:
 
 def _read_setting(place: Path) -> object:
     from riebench.checks import check_setting
-    from riebench.schema import ModelSpec, RunSpec
-    from riebench.settings import load_setting
+    from riebench.tasks.schema import ModelSpec, RunSpec
+    from riebench.tasks.settings import load_setting
 
     setting = load_setting(place / "few.yaml")
     check_setting(setting, setting.name)
@@ -103,7 +103,7 @@ PIEBENCH: dict[str, dict[str, Any]] = {
 
 def new_intake() -> Any:
     """An importer's intake that counts characters for tokens."""
-    from riebench.importers.intake import Intake
+    from riebench.tasks.importers.examples import Intake
 
     return Intake(len, 5000)
 
@@ -111,7 +111,7 @@ def new_intake() -> Any:
 def _stored(place: Path, intake: Any, origin: Any) -> object:
     """Stores what an import gives; what is wrong with one record must not be the end of all others."""
     from riebench.errors import TaskFileError
-    from riebench.importers.folder import store_suite, suite_files
+    from riebench.tasks.importers.writer import store_suite, suite_files
 
     files = suite_files(intake, origin)
     try:
@@ -121,14 +121,14 @@ def _stored(place: Path, intake: Any, origin: Any) -> object:
 
 
 def _read_riebench(place: Path) -> object:
-    from riebench.importers.published import import_riebench
+    from riebench.tasks.importers.published import import_riebench
 
     intake = new_intake()
     return _stored(place, intake, import_riebench(place / "in.json", intake))
 
 
 def _read_piebench(place: Path) -> object:
-    from riebench.importers.published import import_piebench
+    from riebench.tasks.importers.published import import_piebench
 
     link(place / "images" / "a" / "link.png")
     intake = new_intake()
@@ -145,9 +145,8 @@ _ROWS = [
 
 def _read_rows(place: Path) -> object:
     """Rows as the `datasets` library would give them, which takes too long to be asked each time."""
-    from riebench.importers.columns import choose_columns
-    from riebench.importers.dataset import _draft
-    from riebench.importers.intake import read_json
+    from riebench.tasks.importers.datasets import _draft, choose_columns
+    from riebench.tasks.importers.examples import read_json
 
     rows, intake = read_json(place / "in.json")[0], new_intake()
     for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
@@ -160,8 +159,7 @@ def _read_rows(place: Path) -> object:
 
 
 def _read_dataset(place: Path) -> object:
-    from riebench.importers.dataset import import_dataset
-    from riebench.importers.rows import Place
+    from riebench.tasks.importers.datasets import Place, import_dataset
 
     intake = new_intake()
     return _stored(place, intake, import_dataset(Place(str(place / "in.jsonl"), offline=True), intake))

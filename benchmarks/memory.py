@@ -18,7 +18,7 @@ from benchmarks.workload import sample
 from riebench.models import LoadedModel, load_model
 from riebench.planning import plan
 from riebench.runner import run_benchmark
-from riebench.schema import EditTask, Setting
+from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.machine import peak_ram
 
 WAYS = ("ours", "one by one", "bare")

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from riebench.blocks import BLOCKS
 from riebench.capturing import CapturePlan
 from riebench.generate import Capture, GenerationResult, Generator
 from riebench.hooks import unit_layers
@@ -29,9 +30,10 @@ from riebench.planning import Unit, Work, works_of
 from riebench.preparing import prepare
 from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.regions import RegionMasks, View, make_masks
+from riebench.regions import View, make_masks
 from riebench.saes.sources import model_saes
-from riebench.schema import BLOCKS, EditTask, Setting
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditTask, Setting
 from riebench.traces import Trace
 
 

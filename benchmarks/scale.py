@@ -22,13 +22,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from riebench.blocks import BLOCKS, block_set_name
 from riebench.leaderboard import write_leaderboard
 from riebench.provenance import package_versions
-from riebench.records import BlockFeatures, EditRecord, MaskShare, ScoreRecord, UnitKey
-from riebench.schema import BLOCKS, ModelSpec, RunSpec, Setting, block_set_name
+from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
 from riebench.seal import seal
 from riebench.store import RunFolder, run_folders, run_path
 from riebench.tables import write_tables
+from riebench.tasks.masks import MaskShare
+from riebench.tasks.schema import ModelSpec, RunSpec, Setting
 from riebench.utils.files import append_lines, write_atomic
 from riebench.utils.machine import peak_ram
 

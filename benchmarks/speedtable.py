@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from riebench.blocks import BLOCKS
 from riebench.counting import shares_before
 from riebench.documents import fill_parts
 from riebench.errors import RiebenchError
-from riebench.schema import BLOCKS
 from riebench.utils.markup import markdown
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"

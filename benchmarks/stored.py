@@ -26,7 +26,7 @@ def _read_picture(place: Path) -> object:
 
 
 def _stored_masks(_: Path) -> list[Files]:
-    from riebench.regions import RegionMasks
+    from riebench.tasks.masks import RegionMasks
 
     mask = np.zeros((24, 24), bool)
     mask[3:9, 5:20] = True
@@ -34,17 +34,18 @@ def _stored_masks(_: Path) -> list[Files]:
 
 
 def _read_stored_mask(place: Path) -> object:
-    from riebench.regions import RegionMasks
     from riebench.sharedfolder import SharedFolder
+    from riebench.tasks.masks import RegionMasks
 
     stored: Any = SharedFolder(place).read_json("m.json")
     return RegionMasks.from_json(stored).share
 
 
 def _runs(place: Path) -> list[Files]:
-    from riebench.records import BlockFeatures, EditRecord, MaskShare, ScoreRecord, UnitKey
-    from riebench.schema import ModelSpec, RunSpec, Setting
+    from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
     from riebench.store import RunFolder
+    from riebench.tasks.masks import MaskShare
+    from riebench.tasks.schema import ModelSpec, RunSpec, Setting
 
     model = ModelSpec(name="m", source="own", revision="0", steps=1, guidance=0, size=16, dtype="float32")
     setting = Setting.model_validate({**SETTING, "name": "few", "edit_steps": (0.0, 0.5)})

@@ -26,6 +26,7 @@ from benchmarks import memory
 from benchmarks.bare import BareCalls, Beside
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import Clock, Timer, clocked, network_calls, random_clip, sample
+from riebench.blocks import BLOCKS
 from riebench.capturing import CapturePlan
 from riebench.fullsize import machine
 from riebench.generate import Generator
@@ -35,10 +36,9 @@ from riebench.models import LoadedModel, load_model
 from riebench.planning import plan, works_of
 from riebench.prefix import PrefixPlan
 from riebench.runner import run_benchmark
-from riebench.schema import BLOCKS
 from riebench.scoring import score
 from riebench.store import RunFolder
-from riebench.suites import load_suite
+from riebench.tasks.suites import load_suite
 
 EXAMPLES = int(os.environ.get("RIEBENCH_BENCH_EXAMPLES", "9"))
 ROUNDS = int(os.environ.get("RIEBENCH_BENCH_ROUNDS", "3"))

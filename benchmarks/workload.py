@@ -13,9 +13,9 @@ from unittest.mock import patch
 from riebench.hooks import Hooks
 from riebench.metrics.openclip import LoadedClip
 from riebench.models import LoadedModel
-from riebench.schema import EditTask, Setting
-from riebench.settings import load_settings
-from riebench.suites import load_suite
+from riebench.tasks.schema import EditTask, Setting
+from riebench.tasks.settings import load_settings
+from riebench.tasks.suites import load_suite
 
 Timer = Callable[[], float]
 """Seconds since some moment."""

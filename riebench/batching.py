@@ -12,8 +12,8 @@ from tqdm import tqdm
 from riebench.errors import DeviceLostError, MemoryShortageError, reason
 from riebench.estimates import activation_bytes
 from riebench.options import ModelOptions
-from riebench.schema import ModelSpec
 from riebench.shapes import Shape, unet_shape
+from riebench.tasks.schema import ModelSpec
 from riebench.utils import machine
 
 if TYPE_CHECKING:

@@ -103,3 +103,27 @@ def block_of(site: str) -> str:
 
 def _unknown(name: str) -> RiebenchError:
     return RiebenchError(f"unknown block {name!r}{near_match(name, SDXL_BLOCKS)}")
+
+
+BLOCKS: tuple[str, ...] = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
+"""The four blocks of the published experiments."""
+
+ALL_BLOCKS = "all"
+"""Name of the block set that is exactly `BLOCKS`."""
+
+NO_BLOCKS = "none"
+"""Name of the block set of methods that touch no block."""
+
+
+def block_set_name(blocks: tuple[str, ...]) -> str:
+    """Names a set of blocks edited together: "all", "none", or the blocks joined by "+"."""
+    if not blocks:
+        return NO_BLOCKS
+    return ALL_BLOCKS if set(blocks) == set(BLOCKS) else "+".join(blocks)
+
+
+def block_set_blocks(name: str) -> tuple[str, ...]:
+    """The blocks of a block set's name; the inverse of `block_set_name`."""
+    if name == NO_BLOCKS:
+        return ()
+    return BLOCKS if name == ALL_BLOCKS else tuple(name.split("+"))

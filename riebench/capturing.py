@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from riebench.blocks import ATTENTION, kind, short_name, unit_site
+from riebench.blocks import ATTENTION, BLOCKS, kind, short_name, unit_site
 from riebench.footprint import (
     PREFIX_KEPT,
     PREFIX_STEPS,
@@ -18,7 +18,6 @@ from riebench.methods.runs import ROLES, ExampleRuns
 from riebench.planning import Work
 from riebench.prefix import PrefixPlan
 from riebench.preparing import Prepared
-from riebench.schema import BLOCKS
 from riebench.shapes import unet_shape
 from riebench.units import UnitMeter
 

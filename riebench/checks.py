@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from riebench.blocks import module_path
 from riebench.errors import RiebenchError, TaskFileError
-from riebench.phrases import seen_words
 from riebench.presets import ASSET, PRESETS
-from riebench.schema import Setting
-from riebench.settings import load_settings, settings_folder, settings_sets
-from riebench.suites import TokenCounter, check_prompt_lengths, default_model, load_suite
+from riebench.tasks.prompts import seen_words
+from riebench.tasks.schema import Setting
+from riebench.tasks.settings import load_settings, settings_folder, settings_sets
+from riebench.tasks.suites import TokenCounter, check_prompt_lengths, default_model, load_suite
 
 
 def check_suite(suite: str) -> str:

@@ -11,9 +11,9 @@ from riebench.configurations import EVERYTHING
 from riebench.entries import ENDS, Entry, entries
 from riebench.errors import RiebenchError, near_match
 from riebench.inference import ALPHA, holm, interval, p_value
-from riebench.schema import ALL_CATEGORIES
 from riebench.standings import MIN_LEVELS, Field
 from riebench.store import RunFolder
+from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.markup import markdown
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from riebench.blocks import ALL_BLOCKS, BLOCKS, NO_BLOCKS
 from riebench.errors import StoreError
 from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
@@ -12,9 +13,9 @@ from riebench.presets import scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, PROFILES, Profile
 from riebench.records import RECORDS_FILE, SCORES_FILE, ScoreRecord
 from riebench.registry import METRICS
-from riebench.schema import ALL_BLOCKS, ALL_CATEGORIES, BLOCKS, NO_BLOCKS, Stored
 from riebench.stats import estimate
 from riebench.store import RunFolder, ScoreKey
+from riebench.tasks.schema import ALL_CATEGORIES, Stored
 from riebench.utils.files import read_lines
 from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world, world_gap
 

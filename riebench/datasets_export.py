@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
 from riebench.exports import frame, unit_rows
-from riebench.schema import EditTask
 from riebench.store import RunFolder
-from riebench.suites import load_suite, suite_names
+from riebench.tasks.schema import EditTask
+from riebench.tasks.suites import load_suite, suite_names
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -20,11 +20,11 @@ from riebench.planning import Unit, check_request, part, plan
 from riebench.preparing import check_places
 from riebench.records import RUN_FILE
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.schema import ALL_CATEGORIES, RunSpec, Setting
 from riebench.shapes import SDXL, Shape
 from riebench.sharedfolder import SharedFolder
 from riebench.store import ALONE, SHARED, RunFolder, run_path
-from riebench.suites import default_model
+from riebench.tasks.schema import ALL_CATEGORIES, RunSpec, Setting
+from riebench.tasks.suites import default_model
 from riebench.utils import machine
 from riebench.utils.machine import size_text
 

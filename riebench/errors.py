@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 
 LONGEST_MESSAGE = 4000
 """Characters of a message that are kept."""
@@ -90,3 +95,7 @@ def reason(error: BaseException) -> str:
     text = str(error).strip()
     first = one_line(text.splitlines()[0]) if text else "no message"
     return first if isinstance(error, RiebenchError) else f"{type(error).__name__}: {first}"
+
+
+class MetricError(RiebenchError):
+    """Pictures, masks or prompts that a metric cannot take."""

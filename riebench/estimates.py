@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.footprint import examples_together, footprint
 from riebench.methods.base import get_method
 from riebench.needs import HALF_DTYPES, weight_bytes
 from riebench.options import FP16_FIX, TILE, ModelOptions
-from riebench.phrases import BACKGROUND, innermost, region_words
 from riebench.planning import Unit, Work
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
-from riebench.schema import BLOCKS, ModelSpec
 from riebench.shapes import SDXL, Shape
 from riebench.store import ALONE, RunFolder, run_folders
+from riebench.tasks.prompts import BACKGROUND, innermost, region_words
+from riebench.tasks.schema import ModelSpec
 
 FLOAT = 4
 SDXL_TERAFLOP = 6.5

@@ -17,7 +17,7 @@ from riebench.utils.files import file_inside
 if TYPE_CHECKING:
     from riebench.models import LoadedModel
     from riebench.saes.core import SparseAutoencoder
-    from riebench.schema import ModelSpec
+    from riebench.tasks.schema import ModelSpec
 
 
 @dataclass(frozen=True)

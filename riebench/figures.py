@@ -9,10 +9,10 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from riebench.blocks import NO_BLOCKS
 from riebench.configurations import EVERYTHING, Configuration, present_categories, whole_configurations
 from riebench.entries import DISTANCE, ENDS, GAIN
 from riebench.profiles import FORMATS
-from riebench.schema import NO_BLOCKS
 from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:

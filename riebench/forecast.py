@@ -26,7 +26,7 @@ from riebench.estimates import (
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
 from riebench.planning import Unit, Work, works_of
-from riebench.schema import ModelSpec, Setting
+from riebench.tasks.schema import ModelSpec, Setting
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,8 @@ def measure(configurations: Sequence[Configuration], device: str) -> Iterator[Me
 
 
 def _generation(model: Any, one: Configuration, device: str) -> Measure:
+    from riebench.blocks import BLOCKS
     from riebench.generate import Capture, Generator
-    from riebench.schema import BLOCKS
 
     generator = Generator(model)
     prompts = [f"picture {number}" for number in range(one.batch)]
@@ -121,7 +121,7 @@ def _generation(model: Any, one: Configuration, device: str) -> Measure:
 
 def _edit(model: Any, one: Configuration, device: str, name: str, saes: Path, results: Path) -> Measure:
     from riebench.runner import run_benchmark
-    from riebench.schema import EditExample, EditTask, Setting
+    from riebench.tasks.schema import EditExample, EditTask, Setting
 
     examples = tuple(EditExample(id=f"e{i}", source=f"source {i}", target=f"target {i}") for i in range(one.batch))
     task = EditTask(name="change_object", version=1, category="change_object", suite="fullsize", examples=examples)
@@ -170,8 +170,8 @@ def _watched(model: Any, device: str) -> Iterator[dict[str, Any]]:
 def _random_saes(root: Path) -> Path:
     import torch
 
+    from riebench.blocks import BLOCKS
     from riebench.saes.formats import folder_name, save_sdxl_unbox
-    from riebench.schema import BLOCKS
 
     generator = torch.Generator().manual_seed(0)
     for block in BLOCKS:

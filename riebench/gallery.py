@@ -7,9 +7,9 @@ from pathlib import Path
 
 from riebench.configurations import block_order
 from riebench.records import EditRecord
-from riebench.schema import ALL_CATEGORIES
 from riebench.sharedfolder import SharedFolder
 from riebench.store import SHARED, RunFolder
+from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.files import write_atomic
 from riebench.utils.images import Picture, encode_png, grid
 

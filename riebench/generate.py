@@ -18,10 +18,10 @@ from riebench.denoising import Denoising, TextParts
 from riebench.edits import Edit
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
 from riebench.models import LoadedModel
-from riebench.phrases import phrase_spans
 from riebench.placement import attention_kernel, out_of_memory, refuse_lost
 from riebench.prefix import Prefix, PrefixPlan, Run, shared_cut
 from riebench.resuming import record, resume
+from riebench.tasks.prompts import phrase_spans
 from riebench.trace import Sink, Trace, What, capture, intervene
 from riebench.transfers import beside_edits
 

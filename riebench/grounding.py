@@ -20,7 +20,8 @@ from torch import Tensor
 from riebench.errors import RiebenchError
 from riebench.region_models import load, load_processor
 from riebench.region_specs import ClipSegOptions, GroundedSamOptions
-from riebench.regions import Mask, View, enlarge
+from riebench.regions import View, enlarge
+from riebench.tasks.masks import Mask
 
 FOREGROUND = "foreground"
 """What is asked for where a region has no words."""

@@ -39,7 +39,7 @@ from riebench.options import FP16_FIX, ModelOptions
 from riebench.presets import ASSET, PRESETS, is_shipped, scorer_for, second_scorer_for
 from riebench.profiles import IF_AT_HAND, profile_metrics
 from riebench.region_specs import MEGABYTES, RegionSpec
-from riebench.schema import Setting
+from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.machine import size_text
 

@@ -13,7 +13,6 @@ from riebench.blocks import module_path, short_name
 from riebench.checks import check_setting
 from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
-from riebench.intervals import parse_interval
 from riebench.leaderboard import write_leaderboard
 from riebench.mending import complaints, set_aside
 from riebench.metrics.scorers import scorer_pair
@@ -24,12 +23,12 @@ from riebench.profiles import DEFAULT, get_profile
 from riebench.provenance import provenance
 from riebench.recipe import ModelRecipe, check_prompts, profiled
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.schema import EditTask, ModelSpec, Setting
-from riebench.settings import MAIN_SET, load_settings
 from riebench.store import REDO_MODES, Redo, RunFolder, run_folders, run_path
-from riebench.suites import default_model, load_suite
 from riebench.summary import Say, print_per_block, say_failures, say_page
 from riebench.tables import write_tables
+from riebench.tasks.schema import EditTask, ModelSpec, Setting, parse_interval
+from riebench.tasks.settings import MAIN_SET, load_settings
+from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.files import sweep
 from riebench.utils.hub import offline_mode
 from riebench.utils.machine import pick_device

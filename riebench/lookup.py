@@ -10,8 +10,8 @@ from riebench.errors import RiebenchError, near_match
 from riebench.naming import model_label, short_name
 from riebench.options import TILE, ModelOptions
 from riebench.presets import ASSET, PRESETS, Preset
-from riebench.schema import ModelSpec
 from riebench.shapes import SDXL, Shape, folder_shape
+from riebench.tasks.schema import ModelSpec
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"

@@ -25,9 +25,10 @@ from riebench.overlays import mask_overlay
 from riebench.planning import Work
 from riebench.region_models import free_memory, locate
 from riebench.region_specs import RegionSpec
-from riebench.regions import RegionMasks, RegionProvider, View, make_masks, needs_attention
+from riebench.regions import RegionProvider, View, make_masks, needs_attention
 from riebench.registry import REGIONS
 from riebench.sharedfolder import SharedFolder
+from riebench.tasks.masks import RegionMasks
 from riebench.utils.images import read_image
 
 

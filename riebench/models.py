@@ -28,7 +28,7 @@ from riebench.needs import CONFIG_PATTERNS, FP16_FIX_FILE, FP16_FIX_REVISION, FP
 from riebench.options import FP16_FIX, TILE, ModelOptions
 from riebench.placement import out_of_memory, parts_of, place
 from riebench.presets import ASSET, PRESETS, Preset
-from riebench.schema import ModelSpec
+from riebench.tasks.schema import ModelSpec
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, offline_mode, split_revision
 from riebench.utils.machine import keep_freed_memory

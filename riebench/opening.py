@@ -9,8 +9,8 @@ from typing import Any
 
 from riebench.planning import Unit, Work, part, works_of
 from riebench.preparing import claim_shared
-from riebench.schema import ModelSpec
 from riebench.store import Redo, RunFolder
+from riebench.tasks.schema import ModelSpec
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.regions import Mask, RegionMasks
+from riebench.tasks.masks import Mask, RegionMasks
 
 TINT = np.array([255, 64, 32], dtype=np.float64)
 """Colour of a region."""

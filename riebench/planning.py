@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from riebench.blocks import block_set_name
 from riebench.errors import RiebenchError
 from riebench.methods.base import get_method
-from riebench.plugins import load_setting_plugin
 from riebench.records import UnitKey, noise_seed
-from riebench.schema import EditExample, EditTask, Setting, block_set_name
 from riebench.store import REDO_MODES
+from riebench.tasks.schema import EditExample, EditTask, Setting
+from riebench.tasks.settings import load_setting_plugin
 
 
 @dataclass(frozen=True)

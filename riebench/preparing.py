@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.hooks import known_sites
-from riebench.intervals import step_window
 from riebench.methods.base import Method, get_method
 from riebench.methods.foreign import Editor
-from riebench.plugins import load_setting_plugin
 from riebench.saes.sources import model_saes
-from riebench.schema import ModelSpec, RunSpec, Setting
 from riebench.store import RunFolder, run_path
+from riebench.tasks.schema import ModelSpec, RunSpec, Setting, step_window
+from riebench.tasks.settings import load_setting_plugin
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel

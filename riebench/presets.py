@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from riebench.schema import ModelSpec
+from riebench.tasks.schema import ModelSpec
 
 ASSET = "asset:"
 """What the source of a model that ships with the package starts with."""

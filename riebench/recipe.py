@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from riebench.lookup import look_up
 from riebench.options import ModelOptions
 from riebench.profiles import DEFAULT, get_profile
-from riebench.schema import EditTask, ModelSpec
+from riebench.tasks.schema import EditTask, ModelSpec
 
 if TYPE_CHECKING:
     from riebench.models import LoadedModel
@@ -78,7 +78,7 @@ def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
     Raises:
         RiebenchError: naming the first of them.
     """
-    from riebench.suites import check_prompt_lengths
+    from riebench.tasks.suites import check_prompt_lengths
 
     tokenizer = model.pipe.tokenizer
     limit = int(tokenizer.model_max_length)

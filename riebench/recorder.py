@@ -12,7 +12,7 @@ from riebench.methods.runs import Role
 from riebench.planning import Unit, Work
 from riebench.preparing import Prepared
 from riebench.records import EditRecord
-from riebench.regions import RegionMasks
+from riebench.tasks.masks import RegionMasks
 
 Pixels = NDArray[np.uint8]
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from riebench.schema import ALL_CATEGORIES, Stored
+from riebench.tasks.masks import MaskShare
+from riebench.tasks.schema import ALL_CATEGORIES, Stored
 from riebench.utils.files import content_digest
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"
@@ -103,15 +104,6 @@ class BlockFeatures(Stored):
     """Switched on, best first."""
     remove: tuple[int, ...] = ()
     """Switched off, best first."""
-
-
-class MaskShare(Stored):
-    """Share of the picture that the example's regions cover."""
-
-    source: float = Field(ge=0, le=1)
-    """Of the source region."""
-    target: float = Field(ge=0, le=1)
-    """Of the target region."""
 
 
 class EditRecord(Stored):

@@ -23,7 +23,7 @@ from riebench.generate import Generator
 from riebench.masking import MaskMaker
 from riebench.methods.runs import ExampleRuns
 from riebench.planning import Work, reference_work
-from riebench.schema import EditExample, EditTask
+from riebench.tasks.schema import EditExample, EditTask
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from riebench.errors import RiebenchError, near_match
 from riebench.registry import REGIONS
-from riebench.schema import Stored
+from riebench.tasks.schema import Stored
 from riebench.utils.files import file_sha256
 
 DEFAULT_REGIONS = "attention"

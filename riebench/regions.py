@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from riebench.errors import MissingWordsError, RiebenchError
-from riebench.phrases import BACKGROUND, FILE, SEEN, WHOLE, innermost, mask_file, peeled, seen_words
-from riebench.records import MaskShare
 from riebench.registry import REGIONS
-from riebench.utils.images import LARGEST_SIDE, MOST_PIXELS, opened
+from riebench.tasks.masks import Mask, RegionMasks
+from riebench.tasks.prompts import BACKGROUND, FILE, SEEN, WHOLE, innermost, mask_file, peeled, seen_words
+from riebench.utils.images import opened
 
-Mask = NDArray[np.bool_]
 CELL_COVER = 0.3
 """A grid cell belongs to a region if at least this share of its pixels does."""
 
@@ -55,59 +54,6 @@ class RegionProvider(Protocol):
 
     def __call__(self, words: str | None, view: View) -> Mask:
         """A mask, bool [H, W]: true where the words (None: the foreground) are; all false if they are nowhere."""
-
-
-@dataclass(frozen=True)
-class RegionMasks:
-    """Where one example's edit adds and removes, after its category's region rule.
-
-    Attributes:
-        source: bool [H, W], where the source run's features are removed.
-        target: bool [H, W], where the target run's features are added.
-    """
-
-    source: Mask
-    target: Mask
-
-    @property
-    def editable(self) -> Mask:
-        """Where the edit may change pixels, bool [H, W]."""
-        return self.source | self.target
-
-    @property
-    def empty(self) -> bool:
-        """Whether a region was not found at all: such an example is skipped by every setting."""
-        return not (self.source.any() and self.target.any())
-
-    @property
-    def share(self) -> MaskShare:
-        """How much of the picture the regions cover."""
-        return MaskShare(source=float(self.source.mean()), target=float(self.target.mean()))
-
-    def to_json(self, provider: str) -> dict[str, Any]:
-        """The stored form: run lengths, row by row."""
-        return {
-            "provider": provider,
-            "size": [*self.source.shape],
-            "source": run_lengths(self.source),
-            "target": run_lengths(self.target),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> RegionMasks:
-        """Reads the stored form.
-
-        Raises:
-            RiebenchError: if it is not one.
-        """
-        try:
-            height, width = value["size"]
-            if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE and height * width <= MOST_PIXELS):
-                raise ValueError(f"its size is {height} x {width}")
-            source, target = (from_run_lengths(value[name], height, width) for name in ("source", "target"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RiebenchError(f"a stored mask is damaged ({error}); delete it and repeat `riebench run`") from error
-        return cls(source, target)
 
 
 def needs_attention(regions: Sequence[str]) -> bool:
@@ -233,28 +179,6 @@ def to_grid(mask: Mask, grid: tuple[int, int]) -> Tensor:
     cover = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None, None], grid)[0, 0]
     cells = cover >= CELL_COVER
     return cells if bool(cells.any()) else (cover == cover.max()) & (cover > 0)
-
-
-def run_lengths(mask: Mask) -> list[int]:
-    """[start, length, start, length, ...] of the true runs, row by row."""
-    padded = np.concatenate([[False], mask.ravel(), [False]])
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
-    starts, ends = edges[::2], edges[1::2]
-    return [int(number) for pair in zip(starts, ends - starts, strict=True) for number in pair]
-
-
-def from_run_lengths(runs: Sequence[int], height: int, width: int) -> Mask:
-    """The inverse of `run_lengths`.
-
-    Raises:
-        ValueError: if a run leaves the picture.
-    """
-    flat = np.zeros(height * width, dtype=bool)
-    for start, length in zip(runs[::2], runs[1::2], strict=True):
-        if start < 0 or length < 0 or start + length > flat.size:
-            raise ValueError(f"run {start}+{length} leaves a picture of {height} x {width}")
-        flat[start : start + length] = True
-    return flat.reshape(height, width)
 
 
 def _read_mask(path: Path, height: int, width: int) -> Mask:

@@ -29,9 +29,9 @@ from riebench.preparing import prepare, versions
 from riebench.recipe import ModelRecipe, check_prompts
 from riebench.records import EditRecord, UnitKey
 from riebench.region_specs import parse_regions
-from riebench.schema import EditTask, RunSpec, Setting
 from riebench.sharedfolder import SharedFolder
 from riebench.store import RunFolder
+from riebench.tasks.schema import EditTask, RunSpec, Setting
 from riebench.utils.images import encode_png
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from riebench.errors import IdentityError, StoreError
 from riebench.records import RUN_FILE, RunMeta, UnitKey
-from riebench.schema import RunSpec
 from riebench.seal import announce
+from riebench.tasks.schema import RunSpec
 from riebench.utils.files import parse_json, write_atomic
 
 CellKey = tuple[str, str, float]

@@ -37,10 +37,10 @@ from riebench.recorder import Recorder
 from riebench.records import BlockFeatures
 from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
-from riebench.regions import RegionMasks
 from riebench.rows import Row, Waiting, prefixes
-from riebench.schema import EditTask, Setting
 from riebench.store import Redo, RunFolder
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditTask, Setting
 
 NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from riebench.errors import StoreError
 from riebench.metrics.base import Bool, Sample, UInt8
 from riebench.records import EditRecord
-from riebench.schema import EditExample
 from riebench.sharedfolder import SharedFolder
 from riebench.store import RunFolder
+from riebench.tasks.schema import EditExample
 from riebench.utils.files import file_sha256
 from riebench.utils.images import read_image
 
@@ -64,7 +64,7 @@ def _edited(folder: RunFolder, record: EditRecord) -> UInt8:
 
 
 def _read_mask(shared: Path, name: str) -> Bool:
-    from riebench.regions import RegionMasks
+    from riebench.tasks.masks import RegionMasks
 
     stored = SharedFolder(shared).read_json(name)
     if stored is None:

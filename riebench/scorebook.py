@@ -15,8 +15,8 @@ from riebench.metrics.base import Metric, Reason
 from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
 from riebench.records import EditRecord, ScoreRecord
-from riebench.schema import EditExample
 from riebench.store import RunFolder
+from riebench.tasks.schema import EditExample
 from riebench.utils.files import parse_json, write_atomic
 
 SCORING_FILE = "scoring.json"

@@ -18,10 +18,10 @@ from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
 from riebench.records import EditRecord, ScoreRecord, UnitKey
 from riebench.registry import METRICS
 from riebench.samples import Samples
-from riebench.schema import EditExample, EditTask
 from riebench.scorebook import ScoreBook, opened
 from riebench.store import RunFolder
-from riebench.suites import load_suite, suite_names
+from riebench.tasks.schema import EditExample, EditTask
+from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.machine import keep_freed_memory
 
 

@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from riebench.models import DTYPES, LoadedModel
-from riebench.schema import ModelSpec
+from riebench.tasks.schema import ModelSpec
 
 UNET: dict[str, Any] = {
     "sample_size": 128,

@@ -23,9 +23,9 @@ from riebench.errors import FolderInUseError, StoreError
 from riebench.recordparts import merge, part_path, parts
 from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
 from riebench.runfile import CellKey, RunFile
-from riebench.schema import RunSpec
 from riebench.seal import renew
 from riebench.sharedfolder import SharedFolder
+from riebench.tasks.schema import RunSpec
 from riebench.utils.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
 from riebench.utils.images import encode_png, read_image
 from riebench.utils.locks import Shard, brief_lock, shard_lock, whole_lock

@@ -16,8 +16,8 @@ from riebench.configurations import (
 )
 from riebench.errors import RiebenchError
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
-from riebench.schema import EditTask
 from riebench.store import RunFolder
+from riebench.tasks.schema import EditTask
 
 if TYPE_CHECKING:
     from rich.table import Table

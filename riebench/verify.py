@@ -10,14 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from riebench.blocks import block_set_blocks
 from riebench.errors import RiebenchError, StoreError
 from riebench.recordparts import parts
 from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
 from riebench.runfile import CellKey
-from riebench.schema import EditExample, EditTask, block_set_blocks
 from riebench.seal import SEAL_FILE, broken_seals, unsealed_lines
 from riebench.store import RunFolder, ScoreKey
-from riebench.suites import load_suite, suite_names
+from riebench.tasks.schema import EditExample, EditTask
+from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.files import file_sha256, read_lines
 
 RELATIVE, ABSOLUTE = 1e-3, 5e-5

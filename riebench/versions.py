@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from riebench.records import UnitKey
-from riebench.schema import RunSpec
+from riebench.tasks.schema import RunSpec
 
 SHORT_HASH = 8
 

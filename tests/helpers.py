@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
-from riebench.schema import ModelSpec, RunSpec, Setting
+from riebench.tasks.schema import ModelSpec, RunSpec, Setting
 
 
 def make_spec(**changes: Any) -> RunSpec:

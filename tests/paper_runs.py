@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from riebench.blocks import BLOCKS
 from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
-from riebench.schema import BLOCKS, ModelSpec, RunSpec, Setting
 from riebench.store import RunFolder, run_path
+from riebench.tasks.schema import ModelSpec, RunSpec, Setting
 
 CATEGORIES = ("change_object", "change_color")
 MODEL = ModelSpec(

@@ -9,9 +9,9 @@ import numpy as np
 from helpers import make_spec
 
 from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
-from riebench.regions import RegionMasks
-from riebench.schema import EditExample, EditTask
 from riebench.store import RunFolder, run_path
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample, EditTask
 
 HOSTILE = 'a <script>window.hit = 1</script> & \'car\' " ]]> <img src=x onerror="window.hit = 1">'
 NASTY = (

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from riebench.records import EditRecord, UnitKey
-from riebench.regions import RegionMasks
-from riebench.schema import EditExample, EditTask, ModelSpec, RunSpec, Setting
 from riebench.store import RunFolder
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample, EditTask, ModelSpec, RunSpec, Setting
 
 SIDE = 64
 EXAMPLES = tuple(

@@ -20,9 +20,9 @@ from riebench.generate import Generator
 from riebench.job import batch_size_of
 from riebench.methods.foreign import Editor, EditorContext
 from riebench.runner import run_benchmark
-from riebench.schema import Setting
 from riebench.shapes import unet_shape
 from riebench.store import RunFolder
+from riebench.tasks.schema import Setting
 
 
 def run(folder: Path, *settings: Setting, count: int = 2, **options: Any) -> list[RunFolder]:

@@ -21,8 +21,8 @@ from riebench.errors import RiebenchError
 from riebench.models import DTYPES, LoadedModel
 from riebench.planning import plan
 from riebench.runner import run_benchmark
-from riebench.schema import Setting
 from riebench.sdxl import UNET, VAE, random_sdxl
+from riebench.tasks.schema import Setting
 
 SETTINGS = [
     Setting(name="target_prompt", method="target_prompt", blocks=()),

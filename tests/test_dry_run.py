@@ -26,8 +26,8 @@ from riebench.lookup import look_up
 from riebench.needs import SAE_BYTES_PER_BLOCK
 from riebench.options import EngineOptions, ModelOptions
 from riebench.runner import run_benchmark
-from riebench.schema import Setting
 from riebench.shapes import SDXL, folder_shape
+from riebench.tasks.schema import Setting
 from riebench.utils import machine
 
 TASK = """\

@@ -27,8 +27,8 @@ from riebench.methods.foreign import Editor, EditorContext, Pictures, unchanged
 from riebench.models import LoadedModel, load_model
 from riebench.options import ModelOptions
 from riebench.runner import run_benchmark
-from riebench.schema import EditExample, EditTask, Setting
-from riebench.settings import load_setting, setting_names, settings_folder
+from riebench.tasks.schema import EditExample, EditTask, Setting
+from riebench.tasks.settings import load_setting, setting_names, settings_folder
 
 REPLACED = EditExample(id="same", source="a red house", target="a red mouse")
 REFINED = EditExample(id="longer", source="a red house", target="a red boat on it")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from riebench.blocks import BLOCKS
 from riebench.counting import decode_cost, unet_cost
 from riebench.fullsize import CPU_CONFIGURATIONS, CUDA_CONFIGURATIONS, Configuration, measure
 from riebench.hooks import known_sites
 from riebench.needs import PARAMETERS
-from riebench.schema import BLOCKS
 from riebench.sdxl import build_unet, build_vae
 from riebench.shapes import SDXL
 

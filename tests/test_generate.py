@@ -10,14 +10,14 @@ import pytest
 import torch
 from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model
 
+from riebench.blocks import BLOCKS
 from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.models import load_model
 from riebench.options import ModelOptions
-from riebench.phrases import phrase_spans
 from riebench.presets import PRESETS, scorer_for
-from riebench.schema import BLOCKS
+from riebench.tasks.prompts import phrase_spans
 
 PROMPTS = ["a red house", "a blue cat", "a green boat"]
 SEEDS = [11, 12, 13]

@@ -14,9 +14,9 @@ from riebench.blocks import short_name
 from riebench.edits import Edit
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns
-from riebench.regions import RegionMasks
 from riebench.saes.core import SparseAutoencoder
-from riebench.schema import EditExample
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample
 from riebench.trace import Trace
 
 pytestmark = needs("golden")

@@ -18,7 +18,8 @@ from riebench.grounding import ClipSeg, GroundedSam, Network, caption, celled, w
 from riebench.overlays import TINT, mask_overlay, overlay
 from riebench.region_models import load, locate
 from riebench.region_specs import ClipSegOptions, GroundedSamOptions, parse_regions
-from riebench.regions import RegionMasks, View, find, to_grid
+from riebench.regions import View, find, to_grid
+from riebench.tasks.masks import RegionMasks
 
 CPU = torch.device("cpu")
 SIDE = 64

@@ -29,18 +29,18 @@ from test_exports import check_latex
 from test_report import data_of
 
 from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
-from riebench.importers.dataset import import_dataset
-from riebench.importers.published import import_piebench
-from riebench.importers.rows import Place
-from riebench.importers.wording import stated_region
-from riebench.phrases import innermost
 from riebench.records import EditRecord, UnitKey
-from riebench.regions import RegionMasks, View, find
+from riebench.regions import View, find
 from riebench.report import write_report
 from riebench.saes.formats import load_sae
 from riebench.saes.tensorfiles import load_tensors
 from riebench.store import RunFolder
-from riebench.suites import load_task
+from riebench.tasks.importers.datasets import Place, import_dataset
+from riebench.tasks.importers.examples import stated_region
+from riebench.tasks.importers.published import import_piebench
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.prompts import innermost
+from riebench.tasks.suites import load_task
 from riebench.utils import yaml_files
 from riebench.utils.files import file_inside, file_sha256, parse_json
 from riebench.utils.images import MOST_PIXELS, read_image

@@ -15,13 +15,10 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.importers.columns import choose_columns, read_mapping
-from riebench.importers.dataset import import_dataset
-from riebench.importers.folder import store_suite, suite_files
-from riebench.importers.intake import Intake
-from riebench.importers.rows import Place, open_rows
-from riebench.importers.runlengths import SIDE
-from riebench.suites import load_suite
+from riebench.tasks.importers.datasets import Place, choose_columns, import_dataset, open_rows, read_mapping
+from riebench.tasks.importers.examples import SIDE, Intake
+from riebench.tasks.importers.writer import store_suite, suite_files
+from riebench.tasks.suites import load_suite
 
 ROWS: list[dict[str, Any]] = [
     {"name": "a/1", "caption": "a [red] cat", "edited": "a blue cat", "kind": "change color", "where": "cat"},

@@ -17,14 +17,21 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.importers.folder import store_suite, suite_files
-from riebench.importers.intake import Intake, read_json
-from riebench.importers.published import _riebench_draft, import_piebench, import_riebench
-from riebench.importers.runlengths import SIDE, decode
-from riebench.importers.wording import category_of, published_region, stated_region
-from riebench.regions import View, find, run_lengths
-from riebench.schema import ALL_CATEGORIES, CATEGORIES, MIXED_CATEGORY
-from riebench.suites import load_suite
+from riebench.regions import View, find
+from riebench.tasks.importers.examples import (
+    SIDE,
+    Intake,
+    category_of,
+    decode,
+    published_region,
+    read_json,
+    stated_region,
+)
+from riebench.tasks.importers.published import _riebench_draft, import_piebench, import_riebench
+from riebench.tasks.importers.writer import store_suite, suite_files
+from riebench.tasks.masks import run_lengths
+from riebench.tasks.schema import ALL_CATEGORIES, CATEGORIES, MIXED_CATEGORY
+from riebench.tasks.suites import load_suite
 
 RECORD = {
     "id": "111000000000", "editing_type_id": "1", "original_prompt": "[fishes] in the  ocean",

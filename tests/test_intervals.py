@@ -14,11 +14,10 @@ from tiny import CHANNELS, tiny_model, tiny_saes
 from riebench import engines
 from riebench.edits import Adaptive, Edit, Placed
 from riebench.errors import RiebenchError, TaskFileError
-from riebench.intervals import Interval, parse_interval, step_window
 from riebench.job import Job
 from riebench.saes.core import SparseAutoencoder
-from riebench.schema import EditExample, EditTask, Setting
-from riebench.settings import load_setting
+from riebench.tasks.schema import EditExample, EditTask, Interval, Setting, parse_interval, step_window
+from riebench.tasks.settings import load_setting
 from riebench.trace import intervene
 from riebench.transfers import Paired
 

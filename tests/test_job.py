@@ -17,6 +17,7 @@ from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
 import riebench.scoring
+from riebench.blocks import BLOCKS
 from riebench.cli import app
 from riebench.generate import GenerationResult, Generator
 from riebench.job import Job
@@ -24,7 +25,6 @@ from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
 from riebench.records import EditRecord
 from riebench.saes.formats import save_sdxl_unbox
-from riebench.schema import BLOCKS
 from riebench.store import RunFolder, run_folders
 from riebench.summary import say_failures
 from riebench.utils.machine import pick_device

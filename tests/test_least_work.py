@@ -16,11 +16,11 @@ from riebench.capturing import CapturePlan
 from riebench.generate import Generator
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
-from riebench.regions import RegionMasks
 from riebench.runner import run_benchmark
 from riebench.saes.core import SparseAutoencoder
-from riebench.schema import Setting
 from riebench.scoring import score
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import Setting
 
 STEPS = 2
 EXAMPLES = 2

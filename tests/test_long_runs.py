@@ -14,18 +14,19 @@ from test_methods import PAIR, context, dense, edit_of
 from tiny import tiny_folder, tiny_model, tiny_saes
 
 from riebench import engines
+from riebench.blocks import BLOCKS
 from riebench.edits import Placed
 from riebench.footprint import Footprint, examples_together, footprint
 from riebench.generate import Capture, GenerationResult, Generator
 from riebench.methods.base import EditContext
 from riebench.methods.runs import ExampleRuns
 from riebench.models import load_model
-from riebench.regions import RegionMasks
 from riebench.saes.core import SparseAutoencoder
-from riebench.schema import BLOCKS, EditExample, EditTask, Setting
 from riebench.selection import means, unit_normalised
 from riebench.shapes import SDXL, unet_shape
 from riebench.store import RunFolder
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.trace import Trace
 from riebench.transfers import Paired
 from riebench.units import UnitMeter

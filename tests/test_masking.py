@@ -21,11 +21,12 @@ from riebench import region_specs
 from riebench.errors import DeviceLostError, MemoryShortageError, RiebenchError
 from riebench.generate import GenerationResult, Generator
 from riebench.region_specs import RegionOptions
-from riebench.regions import Mask, RegionMasks, View
+from riebench.regions import View
 from riebench.registry import REGIONS
 from riebench.runner import NO_REGION, run_benchmark
-from riebench.schema import EditExample, EditTask, Setting
 from riebench.store import RunFolder
+from riebench.tasks.masks import Mask, RegionMasks
+from riebench.tasks.schema import EditExample, EditTask, Setting
 
 PATCH = Setting(name="patch", method="activation_patch", blocks=("mid.0",))
 LEFT = np.arange(SIZE)[None, :].repeat(SIZE, 0) < SIZE // 2

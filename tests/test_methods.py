@@ -16,10 +16,10 @@ from riebench.errors import RiebenchError
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import EditContext, Method, Reuse, get_method
 from riebench.methods.runs import ExampleRuns
-from riebench.regions import RegionMasks
 from riebench.registry import METHODS
 from riebench.saes.core import SparseAutoencoder
-from riebench.schema import EditExample
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample
 from riebench.trace import Trace
 from riebench.transfers import Paired
 

@@ -14,8 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_clip import tiny_clip_folder
 
+from riebench.errors import MetricError
 from riebench.metrics import scorers
-from riebench.metrics.base import MetricError, Reason, Sample, strict_float32
+from riebench.metrics.base import Reason, Sample, strict_float32
 from riebench.metrics.clip import (
     ClipScorer,
     clean_prompt,

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from shared_files import SHARED, needs
 
-from riebench.metrics.base import MetricError, Reason, Sample, Value
+from riebench.errors import MetricError
+from riebench.metrics.base import Reason, Sample, Value
 from riebench.metrics.lpips import TRUNK_FILE, LpipsModel, lpips, lpips_bg
 from riebench.metrics.tools import Tools
 from riebench.toyworld.assets import asset_folder

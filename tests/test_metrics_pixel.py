@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riebench.metrics.base import MetricError, Reason, Sample
+from riebench.errors import MetricError
+from riebench.metrics.base import Reason, Sample
 from riebench.metrics.pixel import (
     mean_squared_error,
     mean_squared_error_zeroed,

@@ -17,7 +17,7 @@ from report_runs import NASTY
 from tiny import CHANNELS, SIZE, tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
-from riebench.blocks import RESIDUAL, SDXL_BLOCKS, kind
+from riebench.blocks import BLOCKS, RESIDUAL, SDXL_BLOCKS, kind
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.generate import Generator
@@ -35,7 +35,6 @@ from riebench.paper.variance import VarianceMeter
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import folder_name, save_sdxl_unbox
 from riebench.saes.stream import DataPass
-from riebench.schema import BLOCKS
 from riebench.toyworld.captions import parse
 from riebench.toyworld.scenes import is_held_out
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from paper_runs import CATEGORIES, keys, level, stored
 
+from riebench.blocks import block_set_name
 from riebench.configurations import EVERYTHING
 from riebench.job import Job
 from riebench.paper import blocks, share
@@ -20,8 +21,8 @@ from riebench.paper.output import texts, write
 from riebench.paper.registry import RECIPES
 from riebench.profiles import PROFILES
 from riebench.records import UnitKey
-from riebench.schema import Setting, block_set_name
 from riebench.store import RunFolder
+from riebench.tasks.schema import Setting
 
 TEN = {"n_features": 10}
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from paper_runs import CATEGORIES, keys, level, stored
 
+from riebench.blocks import BLOCKS
 from riebench.configurations import EVERYTHING
 from riebench.job import Job
 from riebench.paper import tradeoff
@@ -22,10 +23,9 @@ from riebench.paper.pools import Pools, count_of, pools, share_text
 from riebench.paper.registry import RECIPES
 from riebench.paper.runs import paper_settings, runs
 from riebench.records import UnitKey
-from riebench.schema import BLOCKS
-from riebench.settings import load_settings
 from riebench.shapes import SDXL
 from riebench.store import RunFolder
+from riebench.tasks.settings import load_settings
 
 TOY = Pools(dict.fromkeys(BLOCKS, 384), dict.fromkeys(BLOCKS, 1024))
 SHOWN = ["lpips", "clip_gain", "judge_target", "judge_kept"]

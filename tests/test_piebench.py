@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from scored_runs import TASKS, noise, stored_run
 from tiny_clip import VISION
 
+from riebench.errors import MetricError
 from riebench.metrics import lpips as lpips_module
-from riebench.metrics.base import MetricError, Reason, Sample
+from riebench.metrics.base import Reason, Sample
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.lpips import SqueezeLpips
 from riebench.metrics.piebench import (

@@ -24,7 +24,7 @@ from riebench.needs import FP16_FIX_REVISION, FP16_FIX_SOURCE
 from riebench.options import ModelOptions
 from riebench.placement import parts_of, place
 from riebench.runner import run_benchmark
-from riebench.schema import EditExample, EditTask, ModelSpec, Setting
+from riebench.tasks.schema import EditExample, EditTask, ModelSpec, Setting
 
 PROMPTS, SEEDS = ["a red house", "a blue cat"], [5, 6]
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
-from riebench import engines, plugins
+from riebench import engines
 from riebench.checks import check_setting
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.registry import METHODS
-from riebench.schema import EditExample, EditTask, Setting
-from riebench.settings import load_setting, load_settings
+from riebench.tasks import settings
+from riebench.tasks.schema import EditExample, EditTask, Setting
+from riebench.tasks.settings import load_setting, load_settings
 
 GUIDE = Path(__file__).parent.parent / "docs" / "new-method.md"
 METHOD = '''
@@ -35,7 +36,7 @@ def forget() -> Iterator[None]:
     """Forgets plugins and their methods after each test."""
     before = set(METHODS.names())
     yield
-    plugins._loaded.clear()
+    settings._loaded.clear()
     for name in set(METHODS.names()) - before:
         METHODS._objects.pop(name)
 
@@ -144,6 +145,6 @@ def test_the_guide_is_a_method_that_works(tmp_path: Path) -> None:
     for record in records:
         source = folder.shared.read_image(str(record.source_image)).astype(int)
         assert np.abs(folder.read_image(str(record.image)).astype(int) - source).mean() > 0
-    plugins._loaded.clear()
+    settings._loaded.clear()
     METHODS._objects.pop(setting.method)
     assert pytest.main(["-q", "-p", "no:cacheprovider", str(tmp_path / "test_my_methods.py")]) == 0

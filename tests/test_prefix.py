@@ -13,13 +13,12 @@ from tiny import CHANNELS, GRID, tiny_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from riebench.blocks import module_path
+from riebench.blocks import BLOCKS, module_path
 from riebench.counting import shares_before
 from riebench.denoising import LatentChange, TextChange
 from riebench.edits import Edit, Placed, Term
 from riebench.generate import GenerationResult, Generator
 from riebench.prefix import Cut, Prefix, PrefixPlan, changes, shared_cut
-from riebench.schema import BLOCKS
 
 PROMPTS = ["a red house", "a blue cat"]
 SEEDS = [11, 12]

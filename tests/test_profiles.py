@@ -25,10 +25,10 @@ from riebench.planning import plan, works_of
 from riebench.profiles import FORMATS, PROFILES, get_profile, profile_metrics
 from riebench.records import noise_seed
 from riebench.registry import METRICS
-from riebench.schema import Setting
 from riebench.scoring import score
 from riebench.store import RunFolder
 from riebench.tables import check_all, write_all
+from riebench.tasks.schema import Setting
 
 MASK = np.zeros((64, 64), bool)
 

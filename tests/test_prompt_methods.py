@@ -23,9 +23,9 @@ from riebench.generate import GenerationResult, Generator
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns, Role
 from riebench.models import LoadedModel, load_model
-from riebench.regions import RegionMasks
-from riebench.schema import EditExample, EditTask, Setting
 from riebench.store import RunFolder
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.trace import Trace
 
 SOURCE, TARGET, OTHER = "a red house", "a blue boat", "two cats"

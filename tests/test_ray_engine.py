@@ -33,9 +33,9 @@ from riebench.recipe import ModelRecipe
 from riebench.records import EditRecord
 from riebench.remote import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels, sweep_scratch
 from riebench.runner import Runner, run_benchmark
-from riebench.schema import Setting
 from riebench.seal import broken_seals, unsealed_lines
 from riebench.store import RunFolder
+from riebench.tasks.schema import Setting
 
 SETTINGS = (NO_EDIT, TARGET, SAE)
 EXAMPLES = 4

@@ -13,19 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from riebench.errors import MissingWordsError, RiebenchError
-from riebench.regions import (
-    RegionMasks,
-    View,
-    attention_regions,
-    bright,
-    enlarge,
-    find,
-    from_run_lengths,
-    make_masks,
-    needs_attention,
-    run_lengths,
-    to_grid,
-)
+from riebench.regions import View, attention_regions, bright, enlarge, find, make_masks, needs_attention, to_grid
+from riebench.tasks.masks import RegionMasks, from_run_lengths, run_lengths
 
 SIDE, GRID = 8, 4
 

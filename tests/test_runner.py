@@ -12,14 +12,15 @@ import pytest
 from tiny import SIZE, tiny_model, tiny_saes
 
 from riebench import engines
+from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
 from riebench.planning import plan
 from riebench.records import EditRecord
-from riebench.regions import RegionMasks
 from riebench.runner import run_benchmark
-from riebench.schema import BLOCKS, EditExample, EditTask, Setting
 from riebench.store import RunFolder
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample, EditTask, Setting
 
 NO_EDIT = Setting(name="no_edit", method="no_edit", blocks=())
 TARGET = Setting(name="target_prompt", method="target_prompt", blocks=())

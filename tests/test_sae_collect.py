@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
-from riebench.importers.rows import Place
 from riebench.saes import collect as collecting
 from riebench.saes import shards
 from riebench.saes.collect import Collecting, collect, sizes
 from riebench.saes.prompts import PromptSource
 from riebench.saes.shards import Collection
+from riebench.tasks.importers.datasets import Place
 from riebench.utils.files import temporary_beside, write_atomic
 
 PROMPTS = [f"a picture of number {number}" for number in range(7)]

@@ -12,12 +12,12 @@ from sae_files import OVERCOMPLETE, WRITERS, openai, overcomplete, parts, saelen
 from sdxl_files import COMMIT, REPO, fake_hub, refusal, serve, unreachable
 from tiny import CHANNELS, tiny_model, tiny_saes
 
+from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.saes.formats import available, folder_name, load_saes
 from riebench.saes.hub import HubPlace, parse
 from riebench.saes.sources import SaeSource, load_sources, model_saes, parse_sources
 from riebench.saes.stored import SaeOptions
-from riebench.schema import BLOCKS
 
 P = parts()
 

@@ -35,7 +35,7 @@ from riebench.saes.stream import Batches, DataPass, InMemory
 from riebench.saes.tensorfiles import save_tensors
 from riebench.saes.train import Kind, SaeTraining
 from riebench.saes.training import Job, train_collection
-from riebench.schema import ModelSpec
+from riebench.tasks.schema import ModelSpec
 from riebench.utils.files import temporary_beside
 
 WIDTH, ROWS = 8, 16

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import CHANNELS, FEATURES, SPARSITY, tiny_model, tiny_saes
 
+from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import (
@@ -22,7 +23,6 @@ from riebench.saes.formats import (
     save_sdxl_unbox,
 )
 from riebench.saes.sources import model_saes
-from riebench.schema import BLOCKS
 
 N, D, K = 6, 4, 2
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from riebench.schema import CATEGORIES
+from riebench.tasks.schema import CATEGORIES
 from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, all_scenes, is_held_out, random_edit
 
 

@@ -8,10 +8,11 @@ import pytest
 from helpers import make_key, make_spec
 from pydantic import ValidationError
 
+from riebench.blocks import BLOCKS, block_set_blocks, block_set_name
 from riebench.errors import RiebenchError
 from riebench.records import EditRecord, ScoreRecord, noise_seed
 from riebench.registry import METHODS, Registry
-from riebench.schema import BLOCKS, CATEGORIES, EditExample, Setting, block_set_blocks, block_set_name
+from riebench.tasks.schema import CATEGORIES, EditExample, Setting
 from riebench.utils.files import canonical_json
 
 PINNED_RUN_ID = "04cb579520f130935e7172a223df45ec050c25c9c42db50d64a0a3f237bdf35a"
@@ -108,8 +109,7 @@ def test_registry_answers_with_near_matches() -> None:
 
 
 def test_schema_and_registry_need_no_torch() -> None:
-    code = (
-        "import sys, riebench.schema, riebench.registry, riebench.suites, riebench.cli; print('torch' in sys.modules)"
-    )
+    modules = "riebench.tasks.schema, riebench.registry, riebench.tasks.suites, riebench.cli"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -16,18 +16,17 @@ from scored_runs import TASKS, key_of, noise, stored_run
 from tiny_clip import VISION, tiny_clip_folder
 
 from riebench.configurations import configurations
-from riebench.errors import RiebenchError
+from riebench.errors import MetricError, RiebenchError
 from riebench.leaderboard import leaderboard_text
-from riebench.metrics.base import MetricError
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.openclip import load_open_clip, locate
 from riebench.metrics.scorers import SCORERS, ClipSpec, identity, scorer_pair
 from riebench.metrics.weights import parse_weights
 from riebench.presets import PRESETS, second_scorer_for
-from riebench.schema import ModelSpec
 from riebench.scoring import score
 from riebench.store import RunFolder
 from riebench.tables import per_method
+from riebench.tasks.schema import ModelSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TRAINING: dict[str, Any] = {

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from riebench.errors import FolderInUseError, RiebenchError
-from riebench.metrics.base import Metric, MetricError, Reason, Sample, Value, metric
+from riebench.errors import FolderInUseError, MetricError, RiebenchError
+from riebench.metrics.base import Metric, Reason, Sample, Value, metric
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
 from riebench.metrics.scorers import ClipSpec
 from riebench.metrics.tools import Tools
 from riebench.presets import PRESETS, scorer_for
 from riebench.records import EditRecord, ScoreRecord, UnitKey
-from riebench.regions import RegionMasks
 from riebench.registry import METRICS
-from riebench.schema import Attributes, EditExample, EditTask, ModelSpec, RunSpec, Setting
 from riebench.scorebook import SCORING_FILE
 from riebench.scoring import ScoreReport, score
 from riebench.store import RunFolder
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import Attributes, EditExample, EditTask, ModelSpec, RunSpec, Setting
 from riebench.utils.files import file_sha256
 from riebench.utils.images import read_image
 

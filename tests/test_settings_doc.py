@@ -10,7 +10,7 @@ import yaml
 
 from riebench.methods.base import get_method
 from riebench.registry import METHODS
-from riebench.schema import Setting
+from riebench.tasks.schema import Setting
 
 TEXT = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
 

@@ -26,9 +26,9 @@ from riebench.options import parse_shard
 from riebench.planning import plan, share, works_of
 from riebench.recordparts import part_path, parts
 from riebench.records import ScoreRecord
-from riebench.schema import EditExample, EditTask, Setting
 from riebench.seal import broken_seals, unsealed_lines
 from riebench.store import RunFolder, run_folders
+from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.utils.locks import brief_lock, shard_lock
 
 EXAMPLES = 4

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from helpers import make_key, make_record, make_spec
 
-from riebench.blocks import SDXL_BLOCKS
+from riebench.blocks import SDXL_BLOCKS, block_set_name
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.preparing import claim_shared
-from riebench.records import EditRecord, MaskShare, ScoreRecord
-from riebench.schema import block_set_name
+from riebench.records import EditRecord, ScoreRecord
 from riebench.sharedfolder import SharedFolder
 from riebench.store import RunFolder, run_folders
+from riebench.tasks.masks import MaskShare
 from riebench.utils.files import append_lines, write_atomic
 from riebench.utils.images import encode_png
 

@@ -13,7 +13,8 @@ from scored_runs import TASKS, noise, stored_run
 from torch.nn.functional import interpolate, layer_norm, linear
 from transformers import ViTConfig, ViTModel
 
-from riebench.metrics.base import MetricError, Sample
+from riebench.errors import MetricError
+from riebench.metrics.base import Sample
 from riebench.metrics.piebench import pie_structure
 from riebench.metrics.structure import KEPT, DinoKeys, dino_folder, identity, structure
 from riebench.metrics.tools import Tools

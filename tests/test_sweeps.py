@@ -15,8 +15,8 @@ from riebench.dryrun import forecast_job
 from riebench.errors import RiebenchError
 from riebench.job import Job
 from riebench.models import load_model
-from riebench.settings import load_settings, setting_names, settings_sets
-from riebench.suites import load_suite
+from riebench.tasks.settings import load_settings, setting_names, settings_sets
+from riebench.tasks.suites import load_suite
 
 KNOBLESS = {"no_edit", "target_prompt"}
 SWEPT = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from riebench.schema import EditExample, EditTask
-from riebench.suites import data_root, load_suite
+from riebench.tasks.schema import EditExample, EditTask
+from riebench.tasks.suites import data_root, load_suite
 from riebench.toyworld.captions import parse
 from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, is_held_out
 from riebench.toyworld.tasks import task_text, without_attribute

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.models import LoadedModel, load_model
 from riebench.saes.formats import load_saes
-from riebench.schema import BLOCKS
 from riebench.toyworld import evaluate as measure
 from riebench.toyworld.__main__ import app
 from riebench.toyworld.assets import ASSETS, asset_folder

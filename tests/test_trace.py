@@ -13,11 +13,11 @@ from tiny import CHANNELS, GRID, tiny_model
 from torch import Tensor, nn
 
 from riebench import blocks
+from riebench.blocks import BLOCKS
 from riebench.edits import Adaptive, Branch, Edit, Placed, Term
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.saes.core import SparseAutoencoder
-from riebench.schema import BLOCKS
 from riebench.trace import Half, capture, intervene
 
 PROMPTS, SEEDS = ["a red house", "a blue cat"], [1, 2]

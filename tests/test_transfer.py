@@ -19,10 +19,10 @@ from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns
 from riebench.models import load_model
 from riebench.options import ModelOptions
-from riebench.regions import RegionMasks
 from riebench.saes.sources import model_saes
-from riebench.schema import EditExample, EditTask, Setting
 from riebench.store import RunFolder
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.trace import Trace, capture, intervene
 
 POSITIONS = GRID * GRID

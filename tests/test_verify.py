@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.job import Job
-from riebench.schema import EditTask
 from riebench.seal import SEAL_FILE, seal
 from riebench.store import RunFolder
-from riebench.suites import load_suite
+from riebench.tasks.schema import EditTask
+from riebench.tasks.suites import load_suite
 from riebench.verify import verify
 
 TASK = """\

@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiff
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from riebench.blocks import BLOCKS
 from riebench.models import LoadedModel, load_model
 from riebench.saes.formats import folder_name, save_sdxl_unbox
-from riebench.schema import BLOCKS
 
 CHANNELS = 64
 GRID = 4

@@ -43,7 +43,7 @@ def export(
         print(path)
     if DATASET in chosen:
         from riebench.datasets_export import push, save_dataset, to_dataset
-        from riebench.suites import load_suite
+        from riebench.tasks.suites import load_suite
 
         made = to_dataset(folders, [task for name in suite or () for task in load_suite(name)])
         print(save_dataset(made, out / DATASET))

@@ -11,7 +11,7 @@ from riebench.commands.common import friendly, say
 from riebench.commands.options import OfflineOption
 
 if TYPE_CHECKING:
-    from riebench.importers.intake import Intake
+    from riebench.tasks.importers.examples import Intake
 
 SUITES = Path("suites")
 """Folder of imported suites in the working directory."""
@@ -36,7 +36,7 @@ def riebench(
     force: ForceOption = False,
 ) -> None:
     """Import the published RIEBench file: nine categories, regions by words."""
-    from riebench.importers.published import import_riebench
+    from riebench.tasks.importers.published import import_riebench
 
     intake = _intake()
     _finish(intake, import_riebench(file, intake), out or SUITES / "riebench", force)
@@ -53,7 +53,7 @@ def piebench(
     force: ForceOption = False,
 ) -> None:
     """Import PIE-Bench from your own copy: ten categories, regions by mask files."""
-    from riebench.importers.published import import_piebench
+    from riebench.tasks.importers.published import import_piebench
 
     folder = out or SUITES / "piebench"
     intake = _intake()
@@ -78,8 +78,7 @@ def dataset(
     offline: OfflineOption = False,
 ) -> None:  # fmt: skip
     """Import prompt pairs from a data set, through the `datasets` library."""
-    from riebench.importers.dataset import import_dataset
-    from riebench.importers.rows import Place
+    from riebench.tasks.importers.datasets import Place, import_dataset
     from riebench.utils.hub import offline_mode
 
     place = Place(name, config, split, revision, offline)
@@ -91,15 +90,15 @@ def dataset(
 
 def _intake() -> Intake:
     from riebench.checks import token_counter
-    from riebench.importers.intake import Intake
+    from riebench.tasks.importers.examples import Intake
 
     return Intake(*token_counter("sdxl-turbo"))
 
 
 def _finish(intake: Intake, origin: dict[str, str | int], out: Path, force: bool) -> None:
     """Writes the suite and says what arrived and what did not."""
-    from riebench.importers.folder import store_suite, suite_files
-    from riebench.schema import ALL_CATEGORIES
+    from riebench.tasks.importers.writer import store_suite, suite_files
+    from riebench.tasks.schema import ALL_CATEGORIES
 
     for name, reason in intake.skipped[:SHOWN]:
         say(f"left out  {name}: {reason}")

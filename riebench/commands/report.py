@@ -37,7 +37,7 @@ def report(
     """Write a page with leaderboard, trade-off, blocks and every picture; it opens from disk without network."""
     from riebench.feature_report import ReportFeatures
     from riebench.report import write_report
-    from riebench.suites import load_suite
+    from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
 
     folder, board = places(results)

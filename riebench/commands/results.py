@@ -38,7 +38,7 @@ def score(
     from riebench.metrics.scorers import scorer_pair
     from riebench.metrics.weights import parse_weights
     from riebench.scoring import score as compute
-    from riebench.suites import load_suite
+    from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
     from riebench.utils.machine import pick_device
 
@@ -123,7 +123,7 @@ def _verify(
 ) -> None:  # fmt: skip
     from riebench.metrics.scorers import scorer_pair
     from riebench.metrics.weights import parse_weights
-    from riebench.suites import load_suite
+    from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
     from riebench.utils.machine import pick_device
     from riebench.verify import Means, verify

@@ -100,10 +100,10 @@ def collect_updates(
     ] = False,
 ) -> None:
     """Collect block updates of many prompts, to train SAEs on. Repeating a command does only what is missing."""
-    from riebench.importers.rows import Place
+    from riebench.blocks import BLOCKS
     from riebench.saes.collect import Collecting, collect
     from riebench.saes.prompts import PromptSource
-    from riebench.schema import BLOCKS
+    from riebench.tasks.importers.datasets import Place
 
     assert isinstance(loading, Loading)
     place = None

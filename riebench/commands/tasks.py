@@ -19,8 +19,8 @@ def list_tasks(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
 ) -> None:
     """List suites, tasks and the official settings that go with them."""
-    from riebench.settings import setting_names, settings_sets
-    from riebench.suites import load_suite, suite_names
+    from riebench.tasks.settings import setting_names, settings_sets
+    from riebench.tasks.suites import load_suite, suite_names
 
     for suite in suites or suite_names():
         print(suite)
@@ -37,7 +37,7 @@ def check_tasks(
 ) -> None:
     """Load and check every task and setting file."""
     from riebench.checks import check_suite
-    from riebench.suites import suite_names
+    from riebench.tasks.suites import suite_names
 
     for suite in suites or suite_names():
         say(check_suite(suite))

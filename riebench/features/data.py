@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riebench.schema import Stored
+from riebench.tasks.schema import Stored
 from riebench.utils.files import content_digest
 
 DATA, PAGE = "feature.json", "index.html"

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from riebench.errors import RiebenchError
-from riebench.regions import Mask
+from riebench.tasks.masks import Mask
 from riebench.utils.images import opened
 
 

@@ -21,15 +21,16 @@ from riebench.generate import Capture, Generator
 from riebench.hooks import find_module, known_sites
 from riebench.masking import captured_view, opened
 from riebench.models import LoadedModel
-from riebench.phrases import plain_prompt
 from riebench.region_models import locate
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.regions import Mask, find, needs_attention, to_grid
+from riebench.regions import find, needs_attention, to_grid
 from riebench.registry import REGIONS
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.inspection import prompts_from, usual_suite
 from riebench.saes.sources import model_saes
 from riebench.saes.statistics import stored_statistics
+from riebench.tasks.masks import Mask
+from riebench.tasks.prompts import plain_prompt
 
 Unit = Literal["mean", "max", "stored", "value"]
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from riebench.edits import Branch, Edit, positions_of
-from riebench.regions import Mask, to_grid
+from riebench.regions import to_grid
 from riebench.saes.core import SparseAutoencoder
+from riebench.tasks.masks import Mask
 
 Feature = tuple[str, int]
 """Block and index."""

@@ -1,1 +1,5 @@
-"""Editing methods. Each is a function `edit(ctx, **params)`, registered by the decorator in `base`."""
+"""Editing methods: each turns the runs of one example into an edit, or into edited pictures.
+
+Imports `generation` and what is below it. `base` has the `method` decorator and `EditContext`, `ranking` scores
+features and units, the other modules hold the methods, `check` holds a suite and its settings against them.
+"""

@@ -24,7 +24,7 @@ from riebench.methods.base import Method
 from riebench.methods.runs import Role
 from riebench.placement import out_of_memory, parts_of, refuse_lost
 from riebench.registry import METHODS
-from riebench.schema import EditExample
+from riebench.tasks.schema import EditExample
 
 if TYPE_CHECKING:
     from riebench.generate import Generator

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from riebench.blocks import block_of
 from riebench.edits import positions_of
-from riebench.regions import RegionMasks, to_grid
+from riebench.regions import to_grid
 from riebench.saes.core import SparseAutoencoder
-from riebench.schema import EditExample, RegionRule
 from riebench.selection import means, unit_normalised
+from riebench.tasks.masks import RegionMasks
+from riebench.tasks.schema import EditExample, RegionRule
 from riebench.traces import Trace
 from riebench.units import UnitMeter
 from riebench.values import Stepwise, Values

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from riebench.errors import RiebenchError
-
 if TYPE_CHECKING:
     from riebench.metrics.tools import Tools
+from riebench.errors import MetricError
 
 UInt8 = npt.NDArray[np.uint8]
 Float = npt.NDArray[np.float64]
@@ -43,10 +42,6 @@ class Reason(StrEnum):
     """There is no picture: the unit was skipped or failed."""
     NO_WEIGHTS = "no_weights"
     """The metric's network was asked for and is not on this machine; measured as soon as it is."""
-
-
-class MetricError(RiebenchError):
-    """Pictures, masks or prompts that a metric cannot take."""
 
 
 Kind = Literal["", "clip", "clip2", "clip-half", "lpips", "squeeze", "dino", "judge"]

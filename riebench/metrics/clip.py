@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from riebench.errors import MetricError
 from riebench.metrics.base import (
     Bool,
     Float,
-    MetricError,
     Reason,
     Sample,
     UInt8,
@@ -24,7 +24,7 @@ from riebench.metrics.base import (
 )
 from riebench.metrics.openclip import LoadedClip, load_open_clip
 from riebench.metrics.scorers import ClipSpec
-from riebench.phrases import plain_prompt
+from riebench.tasks.prompts import plain_prompt
 
 if TYPE_CHECKING:
     import torch

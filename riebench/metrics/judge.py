@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from riebench.errors import near_match
-from riebench.metrics.base import MetricError, Reason, Sample, UInt8, Value, metric, picture_key
+from riebench.errors import MetricError, near_match
+from riebench.metrics.base import Reason, Sample, UInt8, Value, metric, picture_key
 from riebench.metrics.scorers import folder_digest
 from riebench.toyworld.assets import asset_folder
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from riebench.metrics.base import Float, MetricError, Reason, Sample, Value, by_size, check_pair, metric, strict_float32
+from riebench.errors import MetricError
+from riebench.metrics.base import Float, Reason, Sample, Value, by_size, check_pair, metric, strict_float32
 from riebench.toyworld.assets import asset_folder
 from riebench.utils.files import file_sha256
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.errors import near_match
-from riebench.metrics.base import MetricError
+from riebench.errors import MetricError, near_match
 from riebench.metrics.scorers import LOCAL, ClipSpec, identity
 from riebench.metrics.weights import WEIGHT_ENDINGS, check_weights_file, from_hub
 from riebench.toyworld.assets import asset_folder

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from riebench.metrics.base import (
-    Bool,
-    Float,
-    MetricError,
-    Reason,
-    Sample,
-    Value,
-    by_size,
-    check_pair,
-    metric,
-    unit_range,
-)
+from riebench.errors import MetricError
+from riebench.metrics.base import Bool, Float, Reason, Sample, Value, by_size, check_pair, metric, unit_range
 
 if TYPE_CHECKING:
     from riebench.metrics.tools import Tools

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from riebench.errors import near_match
-from riebench.metrics.base import MetricError
+from riebench.errors import MetricError, near_match
 from riebench.metrics.weights import check_weights_file
 from riebench.toyworld.assets import asset_folder
 from riebench.utils.files import file_sha256

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from riebench.metrics.base import (
-    MetricError,
-    Sample,
-    Value,
-    check_pair,
-    forget_oldest,
-    metric,
-    picture_key,
-    strict_float32,
-)
+from riebench.errors import MetricError
+from riebench.metrics.base import Sample, Value, check_pair, forget_oldest, metric, picture_key, strict_float32
 from riebench.metrics.weights import check_weights_file, from_hub
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import offline_mode

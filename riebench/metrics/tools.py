@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from riebench.metrics.base import Kind, Metric, MetricError
+from riebench.errors import MetricError
+from riebench.metrics.base import Kind, Metric
 from riebench.metrics.scorers import ClipSpec, identity
 from riebench.metrics.weights import DINO, SQUEEZENET
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from riebench.errors import RiebenchError, near_match
-from riebench.metrics.base import MetricError
+from riebench.errors import MetricError, RiebenchError, near_match
 from riebench.utils.hub import fetch, is_offline
 
 DINO, SQUEEZENET = "dino", "squeezenet"

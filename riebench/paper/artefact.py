@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from riebench.schema import Identifier, Stored
 from riebench.stats import Estimate
+from riebench.tasks.schema import Identifier, Stored
 from riebench.utils.files import content_digest
 from riebench.utils.markup import csv_text, latex_table, markdown, plain
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from riebench.blocks import BLOCKS
 from riebench.configurations import EVERYTHING
 from riebench.entries import Entry
 from riebench.errors import RiebenchError
@@ -19,10 +20,10 @@ from riebench.paper.runs import ENDS, Runs, runs
 from riebench.paper.share_figure import draw_blocks
 from riebench.paper.tradeoff import point_rows, shown_metrics
 from riebench.profiles import DEFAULT
-from riebench.schema import BLOCKS, Setting
-from riebench.settings import MAIN_SET, setting_names
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.store import RunFolder
+from riebench.tasks.schema import Setting
+from riebench.tasks.settings import MAIN_SET, setting_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,8 @@ from riebench.paper.generating import Pictures
 from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import Said
 from riebench.presets import is_shipped
-from riebench.schema import ModelSpec
 from riebench.stats import estimate
+from riebench.tasks.schema import ModelSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

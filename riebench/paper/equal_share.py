@@ -13,8 +13,8 @@ from riebench.paper.artefact import Column, Row, Table, View, estimated
 from riebench.paper.columns import gain_column, percent_column
 from riebench.paper.contest import Contest, Floats, counts, setting_of
 from riebench.paper.pools import Pools, count_of, share_text
-from riebench.schema import Setting
 from riebench.stats import REPLICATES
+from riebench.tasks.schema import Setting
 
 
 @dataclass(frozen=True)

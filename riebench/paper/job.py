@@ -14,8 +14,8 @@ from riebench.paper.artefact import Row, rounded
 from riebench.presets import is_shipped
 from riebench.profiles import DEFAULT
 from riebench.records import noise_seed
-from riebench.schema import ModelSpec
-from riebench.suites import default_model, load_suite
+from riebench.tasks.schema import ModelSpec
+from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.files import content_digest, write_atomic
 
 if TYPE_CHECKING:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from riebench.blocks import SDXL_BLOCKS
+from riebench.blocks import BLOCKS, SDXL_BLOCKS
 from riebench.estimates import ASSUMED_RATES, DECODER_TERAFLOP, SDXL_TERAFLOP
 from riebench.paper.artefact import Artefact, Column, Row, Table
 from riebench.paper.drawing import number
 from riebench.paper.job import FEW_STEPS, PROMPTS, PaperJob
-from riebench.schema import BLOCKS
-from riebench.settings import load_settings
+from riebench.tasks.settings import load_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.lookup import look_up
 from riebench.paper.job import PaperJob
-from riebench.schema import BLOCKS, Setting
+from riebench.tasks.schema import Setting
 
 COUNTED = {"sae": "n_features", "neurons": "n_units"}
 """Method -> its parameter that says how many are switched each way."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from riebench.blocks import ALL_BLOCKS, BLOCKS
 from riebench.generate import Generator
 from riebench.paper.artefact import Artefact, Column, Row, Table, picked, values_of
 from riebench.paper.difference import (
@@ -27,7 +28,6 @@ from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import model_words, prompt_words, runs_key, sae_key, sae_line
 from riebench.paper.sources import given
 from riebench.paper.variance import VarianceMeter
-from riebench.schema import ALL_BLOCKS, BLOCKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,9 +13,9 @@ from riebench.paper.job import PaperJob
 from riebench.paper.said import HASH, Said
 from riebench.presets import is_shipped
 from riebench.region_specs import DEFAULT_REGIONS
-from riebench.settings import MAIN_SET, setting_names
 from riebench.store import RunFolder, run_folders
-from riebench.suites import load_suite
+from riebench.tasks.settings import MAIN_SET, setting_names
+from riebench.tasks.suites import load_suite
 
 if TYPE_CHECKING:
     from riebench.job import Job

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from riebench.blocks import BLOCKS
 from riebench.configurations import EVERYTHING
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
 from riebench.paper.blocks import block_effects, block_runs
@@ -16,9 +17,9 @@ from riebench.paper.runs import PAPER_SET, runs
 from riebench.paper.share_figure import draw_shares
 from riebench.profiles import DEFAULT
 from riebench.records import EditRecord
-from riebench.schema import ALL_CATEGORIES, BLOCKS, Setting
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, estimate
 from riebench.store import RunFolder
+from riebench.tasks.schema import ALL_CATEGORIES, Setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from riebench.blocks import BLOCKS
 from riebench.paper.artefact import Row, estimated
 from riebench.paper.generating import CONDITIONAL, UNCONDITIONAL, chosen_blocks, watch
 from riebench.paper.job import Noise, PaperJob
@@ -20,7 +21,6 @@ from riebench.paper.said import Said, model_words, prompt_words, run_words, runs
 from riebench.paper.variance import VarianceMeter
 from riebench.saes.core import SparseAutoencoder
 from riebench.saes.sources import check_width, model_saes
-from riebench.schema import BLOCKS
 from riebench.stats import estimate
 
 if TYPE_CHECKING:

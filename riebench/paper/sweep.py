@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from riebench.blocks import BLOCKS
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
 from riebench.paper.drawing import finish, line, number, panels
 from riebench.paper.generating import CONDITIONAL, chosen_blocks, watch
@@ -18,7 +19,6 @@ from riebench.paper.said import HASH, Said, model_words, prompt_words, run_words
 from riebench.paper.sources import given
 from riebench.paper.variance import VarianceMeter
 from riebench.presets import is_shipped
-from riebench.schema import BLOCKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

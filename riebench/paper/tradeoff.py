@@ -18,9 +18,9 @@ from riebench.paper.runs import SWEEP_SET, Runs, paper_settings, runs
 from riebench.paper.said import Said
 from riebench.paper.tradeoff_figure import draw_trade_off
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
-from riebench.settings import setting_names
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, Estimate
 from riebench.store import RunFolder
+from riebench.tasks.settings import setting_names
 from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:

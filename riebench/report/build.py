@@ -17,8 +17,8 @@ from riebench.report.output import OutputFolder
 from riebench.report.page import render_page
 from riebench.report.plots import trade_off
 from riebench.report.reading import Group, read_groups
-from riebench.schema import EditTask
-from riebench.suites import load_suite
+from riebench.tasks.schema import EditTask
+from riebench.tasks.suites import load_suite
 
 MakeFeatures = Callable[[Path, Sequence[Wanted]], None]
 """Makes pages of features below a folder."""

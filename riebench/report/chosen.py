@@ -12,7 +12,7 @@ from riebench.features.data import PAGE, feature_folder
 from riebench.records import EditRecord
 from riebench.report.heatmaps import short_category
 from riebench.report.reading import Group, ReadOnce
-from riebench.schema import ModelSpec
+from riebench.tasks.schema import ModelSpec
 
 FEATURES = "features"
 """Folder of the pages, below the report's."""

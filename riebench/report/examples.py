@@ -17,7 +17,7 @@ from riebench.records import EditRecord, UnitKey
 from riebench.registry import METRICS
 from riebench.report.output import OutputFolder
 from riebench.report.reading import Group, ReadOnce
-from riebench.schema import EditExample, EditTask
+from riebench.tasks.schema import EditExample, EditTask
 from riebench.utils.files import file_sha256
 
 ExampleKey = tuple[str, str]

@@ -7,10 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from riebench.blocks import NO_BLOCKS
 from riebench.configurations import EVERYTHING, Configuration
 from riebench.profiles import FORMATS
 from riebench.report.reading import DISTANCE, EFFECT, Group, counts, mean
-from riebench.schema import NO_BLOCKS
 from riebench.tables import per_feature_share
 
 SIDES = {"add": "Share of features switched on", "remove": "Share of features switched off"}

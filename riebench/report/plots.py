@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from riebench.blocks import BLOCKS
 from riebench.configurations import Configuration, whole_configurations
 from riebench.profiles import FORMATS
 from riebench.report.reading import DISTANCE, EFFECT, counts, mean
-from riebench.schema import BLOCKS
 from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:

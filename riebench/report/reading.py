@@ -9,10 +9,10 @@ from pathlib import Path
 
 from riebench.configurations import EVERYTHING, Configuration, configurations, present_categories
 from riebench.records import EditRecord, ScoreRecord
-from riebench.schema import RunSpec
 from riebench.sharedfolder import SharedFolder
 from riebench.stats import estimate
 from riebench.store import RunFolder, ScoreKey, run_folders
+from riebench.tasks.schema import RunSpec
 
 EFFECT, DISTANCE = "clip_gain", "lpips"
 """Alignment and preservation: the two axes of the page."""

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from riebench.blocks import UNITS, kind, short_name
+from riebench.blocks import BLOCKS, UNITS, kind, short_name
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.hooks import find_module
 from riebench.models import LoadedModel
 from riebench.saes.layout import LARGEST_SEED, BlockLayout, CollectionIndex
 from riebench.saes.shards import Collection, damaged_error, prompts_digest
-from riebench.schema import BLOCKS
 from riebench.shapes import unet_shape
 from riebench.utils.locks import whole_lock
 from riebench.utils.machine import free_disk

@@ -11,13 +11,13 @@ from pydantic import Field
 from riebench.errors import RiebenchError
 from riebench.hooks import known_sites
 from riebench.models import LoadedModel
-from riebench.phrases import plain_prompt
 from riebench.saes.core import COUNTING, Signal, SparseAutoencoder
 from riebench.saes.formats import load_sae, matching
 from riebench.saes.measure import SaeFigures, measure
 from riebench.saes.sources import SaeSource, check_width
-from riebench.schema import Stored
-from riebench.suites import load_suite
+from riebench.tasks.prompts import plain_prompt
+from riebench.tasks.schema import Stored
+from riebench.tasks.suites import load_suite
 
 
 class RowNorms(Stored):

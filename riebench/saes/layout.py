@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from riebench.blocks import short_name
-from riebench.schema import ModelSpec, Stored
+from riebench.tasks.schema import ModelSpec, Stored
 
 NUMBER_BYTES = 2
 """Bytes of a stored number, float16."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from riebench.generate import Capture, Generator
 from riebench.models import LoadedModel
 from riebench.saes.core import Signal, SparseAutoencoder
-from riebench.schema import Stored
+from riebench.tasks.schema import Stored
 
 _AT_A_TIME = 8192
 

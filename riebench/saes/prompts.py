@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.errors import RiebenchError, near_match
-from riebench.importers.rows import Place, open_rows
+from riebench.tasks.importers.datasets import Place, open_rows
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from riebench.saes.many import Point, TrainedSae, train_many
 from riebench.saes.shards import Collection, ShardedPositions, damaged_error
 from riebench.saes.stream import DataPass
 from riebench.saes.train import SaeTraining
-from riebench.schema import Stored
+from riebench.tasks.schema import Stored
 from riebench.utils.files import append_lines, content_digest, read_lines, repair_last_line, sweep, write_atomic
 from riebench.utils.locks import whole_lock
 

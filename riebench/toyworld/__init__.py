@@ -1,1 +1,5 @@
-"""A small SDXL on rendered scenes whose truth is known: rendering, training, judging and what ships of it."""
+"""The toy world: rendered scenes, and the small models trained on them that ship with the package.
+
+Imports `training` and what is below it; `python -m riebench.toyworld` makes, measures and describes everything
+again. `scenes`, `captions` and `render` are the world, `networks` the models, `make` trains them in order.
+"""

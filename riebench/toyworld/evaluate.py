@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from riebench.blocks import BLOCKS
 from riebench.edits import Edit, Placed, Term
 from riebench.generate import Capture, Generator
 from riebench.metrics.lpips import LpipsModel
 from riebench.models import LoadedModel, load_model
 from riebench.saes.formats import load_saes
-from riebench.schema import BLOCKS
 from riebench.toyworld.assets import asset_folder
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import held_out_scenes

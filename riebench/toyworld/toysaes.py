@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from riebench.blocks import BLOCKS
 from riebench.generate import Capture, Generator
 from riebench.models import load_model
 from riebench.saes.formats import folder_name
 from riebench.saes.train import SaeTraining, feature_statistics, save, train_topk
-from riebench.schema import BLOCKS
 from riebench.toyworld.captions import caption
 from riebench.toyworld.scenes import random_scene
 from riebench.toyworld.training import check_folder, write_atomically

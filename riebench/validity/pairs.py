@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.configurations import EVERYTHING
-from riebench.schema import ALL_CATEGORIES
+from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.validity.cells import Cell, estimated, missing, ratio
 from riebench.validity.units import SCORES, Units
 

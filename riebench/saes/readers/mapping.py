@@ -17,7 +17,7 @@ from riebench.saes.core import COUNTING, Activation, Normalise, Signal, SparseAu
 from riebench.saes.readers import sae_format
 from riebench.saes.stored import MAPPINGS, Checkpoint, Tensors, build
 from riebench.saes.tensorfiles import load_safetensors, load_tensors
-from riebench.schema import Stored
+from riebench.tasks.schema import Stored
 from riebench.utils.files import content_digest, file_inside, file_sha256
 from riebench.utils.yaml_files import load_yaml, validate
 

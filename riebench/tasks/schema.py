@@ -2,14 +2,75 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from riebench.intervals import WHOLE_RUN, Interval, check_interval
-from riebench.phrases import plain_prompt
+from riebench.blocks import BLOCKS
+from riebench.errors import RiebenchError
+from riebench.tasks.prompts import plain_prompt
 from riebench.utils.files import content_digest
+
+Interval = tuple[float, float]
+"""First and last share of the run, the last one excluded."""
+
+WHOLE_RUN: Interval = (0.0, 1.0)
+"""Every step."""
+
+_ROUNDING = 1e-9
+"""0.3 of 20 steps are 6, though 0.3 * 20 may come out a little above."""
+
+
+def check_interval(interval: Interval) -> Interval:
+    """The interval, if it is one.
+
+    Raises:
+        ValueError: if it does not lie in 0 to 1 or is empty.
+    """
+    first, last = interval
+    if not 0 <= first < last <= 1:
+        raise ValueError(f"{first:g}:{last:g} is no part of a run; write shares with 0 <= FIRST < LAST <= 1")
+    return interval
+
+
+def parse_interval(text: str) -> Interval:
+    """Reads "FIRST:LAST".
+
+    Raises:
+        RiebenchError: if it is no interval.
+    """
+    first, colon, last = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError(f"{text!r} has no colon; write FIRST:LAST, such as 0:0.5 for the first half")
+        return check_interval((float(first), float(last)))
+    except ValueError as error:
+        reason = str(error)
+        if reason.startswith("could not convert"):
+            reason = f"{text!r} are not two numbers; write FIRST:LAST, such as 0:0.5 for the first half"
+        raise RiebenchError(f"--edit-steps: {reason}") from error
+
+
+def step_window(interval: Interval, steps: int) -> tuple[int, int]:
+    """The steps of an interval: first one, and the one after the last.
+
+    Args:
+        interval: shares of the run.
+        steps: how many steps the run has.
+
+    Raises:
+        RiebenchError: if no step begins inside the interval.
+    """
+    first, last = (math.ceil(share * steps - _ROUNDING) for share in interval)
+    if first >= last:
+        raise RiebenchError(
+            f"none of the {steps} steps begins between {interval[0]:g} and {interval[1]:g} of the run; "
+            "take a wider interval, or more steps"
+        )
+    return first, last
+
 
 SPEC_VERSION = 1
 """Raised when the meaning of a stored number changes; runs of different versions never share a folder."""
@@ -33,15 +94,6 @@ MIXED_CATEGORY = "random"
 ALL_CATEGORIES: dict[str, int] = {MIXED_CATEGORY: 0, **CATEGORIES}
 """Every category that a task may have, by number. A mean over categories runs over those that a suite has."""
 
-BLOCKS: tuple[str, ...] = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
-"""The four blocks of the published experiments."""
-
-ALL_BLOCKS = "all"
-"""Name of the block set that is exactly `BLOCKS`."""
-
-NO_BLOCKS = "none"
-"""Name of the block set of methods that touch no block."""
-
 JsonScalar = str | bool | int | float | None
 JsonValue = JsonScalar | list[JsonScalar]
 RegionRule = Literal["edit", "add", "delete"]
@@ -55,20 +107,6 @@ def default_rule(category: str) -> RegionRule:
     """Whose regions count in a category unless its file says otherwise."""
     rules: dict[str, RegionRule] = {"add_object": "add", "delete_object": "delete"}
     return rules.get(category, "edit")
-
-
-def block_set_name(blocks: tuple[str, ...]) -> str:
-    """Names a set of blocks edited together: "all", "none", or the blocks joined by "+"."""
-    if not blocks:
-        return NO_BLOCKS
-    return ALL_BLOCKS if set(blocks) == set(BLOCKS) else "+".join(blocks)
-
-
-def block_set_blocks(name: str) -> tuple[str, ...]:
-    """The blocks of a block set's name; the inverse of `block_set_name`."""
-    if name == NO_BLOCKS:
-        return ()
-    return BLOCKS if name == ALL_BLOCKS else tuple(name.split("+"))
 
 
 class Stored(BaseModel):
@@ -187,7 +225,7 @@ class Setting(Stored):
     strengths: tuple[float, ...] = Field(default=(1.0,), min_length=1)
     """Multipliers of the edit; each makes its own units."""
     edit_steps: Interval | None = None
-    """Shares of the run [first, last) whose steps are changed (see `riebench.intervals`); None for all of it."""
+    """Shares of the run [first, last) whose steps are changed (see `riebench.tasks.schema`); None for all of it."""
     sae: str | None = None
     """Where the SAEs are: a folder, a hub id, or None for the model's own."""
     access: str = ""

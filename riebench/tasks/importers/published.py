@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError, one_line
-from riebench.importers.intake import Draft, Intake, read_json, text_field
-from riebench.importers.runlengths import decode
-from riebench.importers.wording import category_of, published_region
+from riebench.tasks.importers.examples import (
+    Draft,
+    Intake,
+    category_of,
+    decode,
+    published_region,
+    read_json,
+    text_field,
+)
 from riebench.utils.files import file_inside, file_sha256
 from riebench.utils.images import opened
 

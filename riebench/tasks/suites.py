@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError, TaskFileError, near_match
-from riebench.phrases import mask_file, phrase_spans, plain_prompt, region_words, seen_words
-from riebench.schema import ALL_CATEGORIES, EditExample, EditTask
+from riebench.tasks.prompts import mask_file, phrase_spans, plain_prompt, region_words, seen_words
+from riebench.tasks.schema import ALL_CATEGORIES, EditExample, EditTask
 from riebench.utils.files import content_digest, file_inside, file_sha256, package_folder
 from riebench.utils.yaml_files import load_yaml, validate
 

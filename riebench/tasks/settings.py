@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError, TaskFileError, near_match
 from riebench.registry import METHODS
-from riebench.schema import Setting
-from riebench.suites import data_root, suite_name
+from riebench.tasks.schema import Setting
+from riebench.tasks.suites import data_root, suite_name
+from riebench.utils.files import file_sha256
 from riebench.utils.yaml_files import load_yaml, validate
 
 FALLBACK_SETTINGS = "sdxl"
@@ -117,7 +120,6 @@ def load_setting(path: Path) -> Setting:
 
 
 def _with_plugin(setting: Setting, path: Path) -> Setting:
-    from riebench.plugins import load_plugin
 
     plugin = path.resolve().parent / Path(str(setting.plugin)).expanduser()
     try:
@@ -125,3 +127,65 @@ def _with_plugin(setting: Setting, path: Path) -> Setting:
     except RiebenchError as error:
         raise TaskFileError(f"{path}: {error}") from error
     return setting.model_copy(update={"plugin": str(plugin), "plugin_sha256": digest})
+
+
+_loaded: dict[Path, str] = {}
+"""File -> SHA-256 of what was run."""
+
+
+def load_plugin(path: Path) -> str:
+    """Runs a Python file once, so that the methods it registers can be used.
+
+    Args:
+        path: the file.
+
+    Returns:
+        SHA-256 of the file, for the run's identity: changed code makes other pictures.
+
+    Raises:
+        RiebenchError: if it is missing, fails, registers nothing, takes a shipped method's name, or has changed since
+            it was run.
+    """
+    path = path.expanduser().resolve()
+    try:
+        digest = file_sha256(path)
+    except OSError as error:
+        raise RiebenchError(f"plugin {path}: {error.strerror}") from error
+    if path in _loaded:
+        if _loaded[path] != digest:
+            raise RiebenchError(f"plugin {path} has changed since it was read; start again")
+        return digest
+    before = METHODS.names()
+    for name in before:
+        # Shipped names are filled in only when used; filled in now, a plugin cannot take one of them unnoticed.
+        METHODS.get(name)
+    _execute(path)
+    if METHODS.names() == before:
+        raise RiebenchError(f"plugin {path} registers no method; put @method(NAME, access=...) above a function")
+    _loaded[path] = digest
+    return digest
+
+
+def load_setting_plugin(setting: Setting) -> None:
+    """Runs a setting's plugin, if it has one, in this process.
+
+    Raises:
+        RiebenchError: see `load_plugin`; also if the file is not the one the setting was read with.
+    """
+    if setting.plugin is not None and load_plugin(Path(setting.plugin)) != setting.plugin_sha256:
+        raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
+
+
+def _execute(path: Path) -> None:
+    name = f"riebench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RiebenchError(f"plugin {path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    # Type hints of the methods are looked up in the module by its name.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise RiebenchError(f"plugin {path} fails: {type(error).__name__}: {error}") from error

@@ -13,9 +13,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from riebench.errors import RiebenchError
-from riebench.importers.intake import Intake
-from riebench.schema import ALL_CATEGORIES, Identifier
-from riebench.suites import load_task
+from riebench.tasks.importers.examples import Intake
+from riebench.tasks.schema import ALL_CATEGORIES, Identifier
+from riebench.tasks.suites import load_task
 from riebench.utils.files import write_atomic
 
 HEADER = "# Imported by `riebench tasks import {format}`. The data belong to their authors; see the terms they gave.\n"

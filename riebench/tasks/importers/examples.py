@@ -3,21 +3,166 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 
 from riebench.errors import LONGEST_NAME, RiebenchError, near_match, one_line
-from riebench.importers.runlengths import Mask, mask_png
-from riebench.phrases import FILE, plain_prompt
-from riebench.schema import EditExample, default_rule
-from riebench.suites import REQUIRED_REGIONS, TokenCounter, check_example
+from riebench.tasks.prompts import (
+    BACKGROUND,
+    FILE,
+    NOT,
+    SEEN,
+    WHOLE,
+    mask_file,
+    peeled,
+    phrase_spans,
+    plain_prompt,
+    region_words,
+)
+from riebench.tasks.schema import ALL_CATEGORIES, LONGEST_PROMPT, EditExample, default_rule
+from riebench.tasks.suites import REQUIRED_REGIONS, TokenCounter, check_example
 from riebench.utils.yaml_files import text_fault
+
+EVERYTHING, COMPLEMENT = "#everything", "~"
+"""Signs of the published RIEBench file: the whole picture, and everything but the words."""
+
+
+def published_region(phrase: str, prompt: str) -> str:
+    """A region phrase of the published RIEBench file, its signs written out.
+
+    Args:
+        phrase: "#everything"; a phrase with "background" in it, for which the scripts take all but the foreground;
+            words with "~", for everything but them; or words.
+        prompt: the prompt of the picture that the region lies in.
+
+    Raises:
+        RiebenchError: for a phrase without words, or one that is too long for one.
+    """
+    if len(phrase) > LONGEST_PROMPT:
+        raise RiebenchError(f"a region has {len(phrase)} characters")
+    phrase = " ".join(phrase.split())
+    if phrase == EVERYTHING:
+        return WHOLE
+    if "background" in phrase:
+        return BACKGROUND
+    if COMPLEMENT in phrase:
+        return f"{NOT} {worded(phrase.replace(COMPLEMENT, '').strip(), prompt)}"
+    return worded(phrase, prompt)
+
+
+def worded(words: str, prompt: str) -> str:
+    """Words as a region: as they are if the prompt contains them, or else as what is only seen in the picture.
+
+    Raises:
+        RiebenchError: if there are no words.
+    """
+    if not words.strip():
+        raise RiebenchError("a region has no words")
+    known = region_words(words) is not None and phrase_spans(plain_prompt(prompt), words)
+    return words if known else f"{SEEN} {words}"
+
+
+def stated_region(text: str, prompt: str) -> str:
+    """A region from a data set's column: any of our own forms, or words.
+
+    Raises:
+        RiebenchError: for a mask file, whose path would mean nothing here.
+    """
+    if len(text) > LONGEST_PROMPT:
+        raise RiebenchError(f"a region has {len(text)} characters")
+    text = " ".join(text.split())
+    if mask_file(text) is not None:
+        raise RiebenchError(f"the region {text!r} names a file; give the column that holds the mask itself")
+    if region_words(text) is None:
+        return text
+    negations, words = peeled(text)
+    return f"{NOT} " * negations + worded(words, prompt)
+
+
+def category_of(value: object) -> str:
+    """A category from its name or its number, also as PIE-Bench writes them ("6", "6_change_attribute_color_40").
+
+    Raises:
+        RiebenchError: if it is none; names the nearest match.
+    """
+    text = "_".join(re.split(r"[\s_-]+", str(value).strip().lower()))
+    number = re.match(r"(\d)(_|$)", text)
+    if number:
+        names = [name for name, known in ALL_CATEGORIES.items() if known == int(number[1])]
+    else:
+        wanted = text.replace("attribute_", "").replace("colour", "color")
+        names = [name for name in ALL_CATEGORIES if name == wanted]
+    if not names:
+        raise RiebenchError(f"unknown category {str(value)!r}{near_match(text, ALL_CATEGORIES)}")
+    return names[0]
+
+
+Mask = NDArray[np.bool_]
+
+SIDE = 512
+"""Side of PIE-Bench's pictures and masks in pixels."""
+
+
+def decode(runs: Any, height: int = SIDE, width: int = SIDE) -> Mask:
+    """The mask of a list of runs.
+
+    The benchmark's own evaluation also sets the outer frame of one pixel; that belongs to its profile, not to the data,
+    and is not done here.
+
+    Args:
+        runs: [start, length, start, length, ...], or the same numbers as text with spaces between. A run that leaves
+            the picture is cut at its end.
+        height: of the picture.
+        width: of the picture.
+
+    Returns:
+        bool [height, width].
+
+    Raises:
+        RiebenchError: if it is no such list.
+    """
+    numbers = _numbers(runs)
+    if len(numbers) % 2:
+        raise RiebenchError(f"a mask is pairs of start and length, but this one has {len(numbers)} numbers")
+    flat = np.zeros(height * width, dtype=bool)
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        if start < 0 or length < 0:
+            raise RiebenchError(f"a mask's run {start}+{length} is negative")
+        flat[start : start + length] = True
+    return flat.reshape(height, width)
+
+
+def _numbers(runs: Any) -> list[int]:
+    if isinstance(runs, str):
+        try:
+            return [int(part) for part in runs.split()]
+        except ValueError as error:
+            raise RiebenchError(f"a mask's text is numbers with spaces between, not {runs[:40]!r}") from error
+    if not isinstance(runs, list):
+        raise RiebenchError(f"a mask is a list of numbers, not {type(runs).__name__}")
+    odd = [number for number in runs if not isinstance(number, int) or isinstance(number, bool)]
+    if odd:
+        raise RiebenchError(f"a mask is a list of whole numbers; {odd[0]!r} is none")
+    return runs
+
+
+def mask_png(mask: Mask) -> bytes:
+    """A mask as a PNG file's bytes, white where it is true; the picture that `file:` regions read."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG")
+    return buffer.getvalue()
+
 
 MASK_FOLDER = "masks"
 """Folder of the mask files, beside the task files."""

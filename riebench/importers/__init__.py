@@ -1,1 +1,0 @@
-"""Published benchmarks and data sets, brought to task files of our own schema."""

@@ -1,0 +1,396 @@
+"""Rows of a data set, read through the `datasets` library: from the hub, a folder, or a file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from riebench.errors import RiebenchError, near_match
+from riebench.tasks.importers.examples import Draft, Intake, Mask, category_of, decode, stated_region
+from riebench.tasks.importers.published import Origin
+from riebench.tasks.prompts import WHOLE
+from riebench.utils.files import canonical_json, content_digest
+from riebench.utils.images import decoded
+
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
+"""Ending of a file -> the builder that reads it, and its options."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set is.
+
+    Attributes:
+        name: hub id, path of a folder, or path of a file.
+        config: which of its configurations; None for the only one.
+        split: which part; None for the only one.
+        revision: commit, branch or tag on the hub; None for the newest.
+        offline: uses only what is on this machine.
+    """
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    offline: bool = False
+
+    @property
+    def local(self) -> Path | None:
+        """The file or folder, or None for a hub id."""
+        path = Path(self.name).expanduser()
+        looks_local = self.name.startswith((".", "/", "~")) or path.suffix in READERS or self.name.count("/") > 1
+        return path if looks_local or path.exists() else None
+
+    @property
+    def short(self) -> str:
+        """Its name without owner, folders and ending."""
+        path = self.local
+        if path is None:
+            return self.name.rsplit("/", 1)[-1]
+        return path.resolve().stem if path.suffix in READERS else path.resolve().name
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An opened data set.
+
+    Attributes:
+        data: gives rows, each a mapping of columns.
+        split: the part that was opened.
+        revision: the commit on the hub; None for local data.
+    """
+
+    data: Any
+    split: str
+    revision: str | None
+
+    def read(self, where: str) -> Iterator[Mapping[str, Any]]:
+        """Its rows.
+
+        Raises:
+            RiebenchError: if the data are damaged or the connection is lost.
+        """
+        rows = iter(self.data)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:
+                # Whatever parser, codec or network layer is at work below has errors of its own.
+                raise RiebenchError(f"{where}: cannot be read: {_first_line(error)}") from error
+            yield row
+
+
+def open_rows(place: Place) -> Rows:
+    """Opens a data set without reading it.
+
+    Raises:
+        RiebenchError: if it does not exist or cannot be reached, or the configuration or split is unknown.
+    """
+    local = place.local
+    if local is not None and not local.exists():
+        raise RiebenchError(f"{place.name}: no such file or folder{_neighbour(local)}")
+    if local is not None and any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        from datasets import Dataset, load_from_disk
+
+        stored = _opened(place, lambda: load_from_disk(str(local)))
+        parts = {place.split or "train": stored} if isinstance(stored, Dataset) else stored
+        revision = None
+    else:
+        parts, revision = _opened(place, lambda: _build(place, local))
+    split = _chosen_split(place, list(parts))
+    return Rows(_undecoded(parts[split]), split, revision)
+
+
+def _undecoded(data: Any) -> Any:
+    """A part whose pictures stay the bytes they are: the library would decode whatever they claim to be."""
+    from datasets.features.features import require_decoding
+
+    for name, feature in (data.features or {}).items():
+        if hasattr(feature, "decode"):
+            data = data.cast_column(name, replace(feature, decode=False))
+        elif require_decoding(feature):
+            data = data.remove_columns(name)
+    return data
+
+
+def _build(place: Place, local: Path | None) -> tuple[Mapping[str, Any], str | None]:
+    from datasets import load_dataset_builder
+
+    if local is not None and local.is_file():
+        if local.suffix not in READERS:
+            raise RiebenchError(f"{local}: cannot tell what it is; known endings: {', '.join(READERS)}")
+        reader, options = READERS[local.suffix]
+        builder = load_dataset_builder(reader, data_files={"train": [str(local)]}, **options)
+    else:
+        name = place.name if local is None else str(local)
+        builder = load_dataset_builder(name, place.config, revision=place.revision)
+    if local is None and place.offline:
+        # What an earlier download left can be read, but not as a stream.
+        builder.download_and_prepare()
+        return builder.as_dataset(), builder.hash
+    return builder.as_streaming_dataset(), None if local is not None else builder.hash
+
+
+def _opened(place: Place, load: Any) -> Any:
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        return load()
+    except DatasetNotFoundError as error:
+        raise RiebenchError(
+            f"the hub has no data set {place.name}, or it is private or gated: check the spelling, or accept its terms "
+            f"at https://huggingface.co/datasets/{place.name} and log in with `hf auth login`"
+        ) from error
+    except ConnectionError as error:
+        how = "leave --offline out" if place.offline else "check the network or HTTPS_PROXY"
+        raise RiebenchError(
+            f"{place.name} is not on this machine and the hub cannot be reached: {how}, or name a local file or folder"
+        ) from error
+    except (StopIteration, RuntimeError) as error:
+        # How the library's readers fail on a file without a single row.
+        raise RiebenchError(f"{place.name}: holds no rows that can be read ({_first_line(error)})") from error
+    except (DatasetsError, ValueError, OSError) as error:
+        raise RiebenchError(f"{place.name}: {_first_line(error)}") from error
+
+
+def _chosen_split(place: Place, splits: list[str]) -> str:
+    if place.split is not None:
+        if place.split not in splits:
+            raise RiebenchError(f"{place.name} has no split {place.split!r}{near_match(place.split, splits)}")
+        return place.split
+    if len(splits) != 1:
+        raise RiebenchError(f"{place.name} has several splits; choose one with --split: {', '.join(sorted(splits))}")
+    return splits[0]
+
+
+def _neighbour(path: Path) -> str:
+    # All that lies in a folder would be no help.
+    names = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _first_line(error: BaseException) -> str:
+    # A wrapper's own words ("An error occurred while generating the dataset") say less than what it wraps.
+    inner = error.__cause__ or error
+    return next(iter(str(inner).strip().splitlines()), type(inner).__name__)
+
+
+def opened_cell(value: Any, place: Place) -> Any:
+    """A cell; one that holds a picture becomes that picture, upright.
+
+    Args:
+        value: as the library gives it.
+        place: the data set: a picture's file must lie in it.
+
+    Raises:
+        RiebenchError: if a picture lies elsewhere, is no whole picture of a plain format, or is too large.
+    """
+    if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
+        return value
+    if value["bytes"] is None and value["path"] is None:
+        return None
+    data = value["bytes"] if value["bytes"] is not None else _content(str(value["path"]), place)
+    if not isinstance(data, bytes):
+        return value
+    try:
+        with decoded(data) as picture:
+            upright: Image.Image = ImageOps.exif_transpose(picture)
+            return upright
+    except RiebenchError as error:
+        raise RiebenchError(f"{place.name}: a picture cannot be read: {error}") from error
+
+
+def _content(path: str, place: Place) -> bytes:
+    """The bytes of a picture's file, which may lie in an archive of the data set."""
+    from datasets import config
+    from datasets.utils.file_utils import xopen
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    outermost = path.split("::")[-1]
+    if place.local is None:
+        inside = outermost.startswith((f"hf://datasets/{place.name}@", f"hf://datasets/{place.name}/"))
+        folders = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+    else:
+        inside = False
+        folders = [place.local if place.local.is_dir() else place.local.parent]
+    where = Path(outermost).resolve()
+    if not inside and not any(where.is_relative_to(folder.resolve()) for folder in folders):
+        raise RiebenchError(f"{place.name}: the picture {path!r} lies outside the data set")
+    try:
+        with xopen(path, "rb") as file:
+            data: bytes = file.read()
+            return data
+    except (OSError, ValueError) as error:
+        raise RiebenchError(f"{place.name}: the picture {path!r} cannot be read ({error})") from error
+
+
+USUAL: dict[str, tuple[str, ...]] = {
+    "id": ("id", "image_id", "key"),
+    "category": ("category", "editing_type_id", "edit_type", "task"),
+    "source": ("source", "source_prompt", "original_prompt", "source_caption", "input_caption"),
+    "target": ("target", "target_prompt", "editing_prompt", "target_caption", "output_caption"),
+    "source_region": ("source_region", "original_gsam_prompt"),
+    "target_region": ("target_region", "editing_gsam_prompt"),
+    "mask": ("mask",),
+    "instruction": ("instruction", "editing_instruction", "edit_instruction", "edit"),
+}
+"""What an example needs -> names that its column usually has."""
+
+NEEDED = ("source", "target")
+"""What cannot be done without."""
+
+
+def read_mapping(stated: Sequence[str]) -> dict[str, str]:
+    """The pairs of `--column FIELD=COLUMN`.
+
+    Raises:
+        RiebenchError: for a pair that is none, an unknown field (with the nearest match) or one given twice.
+    """
+    mapping: dict[str, str] = {}
+    for pair in stated:
+        name, equals, column = (part.strip() for part in pair.partition("="))
+        if not (name and equals and column):
+            raise RiebenchError(f"--column {pair!r}: write FIELD=COLUMN, such as source=caption")
+        if name not in USUAL:
+            raise RiebenchError(f"--column {pair!r}: unknown field {name!r}{near_match(name, USUAL)}")
+        if name in mapping:
+            raise RiebenchError(f"--column: {name!r} is given twice")
+        mapping[name] = column
+    return mapping
+
+
+def choose_columns(where: str, columns: Sequence[str], mapping: dict[str, str]) -> dict[str, str]:
+    """The column of each field, stated or found by its usual name.
+
+    Args:
+        where: the data set, for messages.
+        columns: those that it has.
+        mapping: field -> column, as stated.
+
+    Raises:
+        RiebenchError: if a stated column does not exist (with the nearest match) or a prompt has none.
+    """
+    for name, column in mapping.items():
+        if column not in columns:
+            raise RiebenchError(f"{where} has no column {column!r} for {name}{near_match(column, columns)}")
+    found = {}
+    for name, usual in USUAL.items():
+        known = [column for column in usual if column in columns]
+        if name in mapping or known:
+            found[name] = mapping.get(name) or known[0]
+    for name in NEEDED:
+        if name not in found:
+            near = near_match(f"{name}_prompt", columns)
+            raise RiebenchError(f"which column of {where} holds the {name} prompt{near}? write --column {name}=COLUMN")
+    return found
+
+
+def import_dataset(
+    place: Place, intake: Intake, *, columns: Sequence[str] = (), category: str | None = None, limit: int | None = None
+) -> Origin:
+    """Reads rows of a data set; each holds one prompt pair.
+
+    Args:
+        place: where it is.
+        intake: gets its rows.
+        columns: "FIELD=COLUMN" for what has no usual name.
+        category: that of all rows; None if a column says it.
+        limit: reads only the first so many rows.
+
+    Raises:
+        RiebenchError: if it cannot be opened or read, or a column is missing.
+    """
+    mapping = read_mapping(columns)
+    fixed = None if category is None else category_of(category)
+    opened = open_rows(place)
+    rows = opened.read(place.name)
+    first = next(rows, None)
+    if first is None:
+        raise RiebenchError(f"{place.name} has no rows in its split {opened.split!r}")
+    chosen = choose_columns(place.name, list(first), mapping)
+    if fixed is None and "category" not in chosen:
+        raise RiebenchError(
+            f"no column of {place.name} says the edits' category: write --column category=COLUMN or --category NAME"
+        )
+    digest, n_rows = hashlib.sha256(), 0
+    for row in islice(chain([first], rows), limit):
+        record = {field: opened_cell(row.get(column), place) for field, column in chosen.items()}
+        digest.update(canonical_json({key: _hashable(value) for key, value in record.items()}).encode())
+        name = _given(record, "id") or f"row {n_rows}"
+        intake.take(name, partial(_draft, place.short, record, fixed))
+        n_rows += 1
+    if limit is not None and next(rows, None) is not None:
+        intake.notes.append(f"--limit {limit} leaves out the rows after the first {limit}")
+    if not {"mask", "source_region", "target_region"} & set(chosen):
+        intake.notes.append("no column names regions: each region is the whole picture")
+    told = {"config": place.config, "split": opened.split, "revision": opened.revision or place.revision}
+    stated = {key: value for key, value in told.items() if value is not None}
+    source = place.name if place.local is None else place.local.name
+    return {"format": "dataset", "dataset": source, **stated, "sha256": digest.hexdigest(), "records": n_rows}
+
+
+def _draft(name: str, record: Mapping[str, Any], fixed: str | None) -> Draft:
+    source, target = _text(record, "source"), _text(record, "target")
+    category = fixed or category_of(_text(record, "category"))
+    # An id from the content stays the row's own wherever the row stands.
+    identity = _given(record, "id") or f"{name}-{content_digest([category, source, target])[:12]}"
+    mask = None if record.get("mask") in (None, "") else _mask(record["mask"])
+    instruction = _given(record, "instruction")
+    regions = {}
+    for side, prompt in (("source_region", source), ("target_region", target)):
+        text = _given(record, side)
+        regions[side] = WHOLE if text is None else stated_region(text, prompt)
+    said = {} if instruction is None else {"instruction": instruction}
+    return Draft(category, _as_id(identity), source, target, regions, mask, said)
+
+
+def _given(record: Mapping[str, Any], field: str) -> str | None:
+    """A cell's text; None for an empty one, which table readers also write as "not a number"."""
+    value = record.get(field)
+    return str(value) if isinstance(value, str | int) and str(value).strip() else None
+
+
+def _text(record: Mapping[str, Any], field: str) -> str:
+    text = _given(record, field)
+    if text is None:
+        raise RiebenchError(f"{field} is no text: {str(record.get(field))[:40]!r}")
+    return text
+
+
+def _as_id(text: str) -> str:
+    """A name that can stand in file names: other characters become dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+
+
+def _mask(value: Any) -> Mask:
+    if not isinstance(value, Image.Image):
+        return decode(list(value) if isinstance(value, tuple | np.ndarray) else value)
+    bright: Mask = np.asarray(value.convert("L")) > 127
+    return bright
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, Image.Image):
+        return [value.mode, list(value.size), hashlib.sha256(value.tobytes()).hexdigest()]
+    return value if isinstance(value, str | int | None) else str(value)

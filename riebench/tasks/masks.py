@@ -1,0 +1,102 @@
+"""TO WRITE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from riebench.errors import RiebenchError
+from riebench.tasks.schema import Stored
+from riebench.utils.images import LARGEST_SIDE, MOST_PIXELS
+
+
+class MaskShare(Stored):
+    """Share of the picture that the example's regions cover."""
+
+    source: float = Field(ge=0, le=1)
+    """Of the source region."""
+    target: float = Field(ge=0, le=1)
+    """Of the target region."""
+
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class RegionMasks:
+    """Where one example's edit adds and removes, after its category's region rule.
+
+    Attributes:
+        source: bool [H, W], where the source run's features are removed.
+        target: bool [H, W], where the target run's features are added.
+    """
+
+    source: Mask
+    target: Mask
+
+    @property
+    def editable(self) -> Mask:
+        """Where the edit may change pixels, bool [H, W]."""
+        return self.source | self.target
+
+    @property
+    def empty(self) -> bool:
+        """Whether a region was not found at all: such an example is skipped by every setting."""
+        return not (self.source.any() and self.target.any())
+
+    @property
+    def share(self) -> MaskShare:
+        """How much of the picture the regions cover."""
+        return MaskShare(source=float(self.source.mean()), target=float(self.target.mean()))
+
+    def to_json(self, provider: str) -> dict[str, Any]:
+        """The stored form: run lengths, row by row."""
+        return {
+            "provider": provider,
+            "size": [*self.source.shape],
+            "source": run_lengths(self.source),
+            "target": run_lengths(self.target),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RegionMasks:
+        """Reads the stored form.
+
+        Raises:
+            RiebenchError: if it is not one.
+        """
+        try:
+            height, width = value["size"]
+            if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE and height * width <= MOST_PIXELS):
+                raise ValueError(f"its size is {height} x {width}")
+            source, target = (from_run_lengths(value[name], height, width) for name in ("source", "target"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RiebenchError(f"a stored mask is damaged ({error}); delete it and repeat `riebench run`") from error
+        return cls(source, target)
+
+
+def run_lengths(mask: Mask) -> list[int]:
+    """[start, length, start, length, ...] of the true runs, row by row."""
+    padded = np.concatenate([[False], mask.ravel(), [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    starts, ends = edges[::2], edges[1::2]
+    return [int(number) for pair in zip(starts, ends - starts, strict=True) for number in pair]
+
+
+def from_run_lengths(runs: Sequence[int], height: int, width: int) -> Mask:
+    """The inverse of `run_lengths`.
+
+    Raises:
+        ValueError: if a run leaves the picture.
+    """
+    flat = np.zeros(height * width, dtype=bool)
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
+        if start < 0 or length < 0 or start + length > flat.size:
+            raise ValueError(f"run {start}+{length} leaves a picture of {height} x {width}")
+        flat[start : start + length] = True
+    return flat.reshape(height, width)
