@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from riebench.records import UnitKey
-from riebench.seal import SEAL_FILE, broken_seals, unsealed_lines
+from riebench.store.records import UnitKey
+from riebench.store.run_file import SEAL_FILE, broken_seals, unsealed_lines
 from riebench.utils.files import parse_json
 
 

@@ -25,12 +25,12 @@ from typing import Any
 from riebench.blocks import BLOCKS, block_set_name
 from riebench.leaderboard import write_leaderboard
 from riebench.provenance import package_versions
-from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
-from riebench.seal import seal
-from riebench.store import RunFolder, run_folders, run_path
+from riebench.store.folder import RunFolder, run_folders, run_path
+from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
+from riebench.store.run_file import seal
 from riebench.tables import write_tables
 from riebench.tasks.masks import MaskShare
-from riebench.tasks.schema import ModelSpec, RunSpec, Setting
+from riebench.tasks.schema import ModelSpec, Setting
 from riebench.utils.files import append_lines, write_atomic
 from riebench.utils.machine import peak_ram
 

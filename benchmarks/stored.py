@@ -34,7 +34,7 @@ def _stored_masks(_: Path) -> list[Files]:
 
 
 def _read_stored_mask(place: Path) -> object:
-    from riebench.sharedfolder import SharedFolder
+    from riebench.store.folder import SharedFolder
     from riebench.tasks.masks import RegionMasks
 
     stored: Any = SharedFolder(place).read_json("m.json")
@@ -42,10 +42,10 @@ def _read_stored_mask(place: Path) -> object:
 
 
 def _runs(place: Path) -> list[Files]:
-    from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
-    from riebench.store import RunFolder
+    from riebench.store.folder import RunFolder
+    from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
     from riebench.tasks.masks import MaskShare
-    from riebench.tasks.schema import ModelSpec, RunSpec, Setting
+    from riebench.tasks.schema import ModelSpec, Setting
 
     model = ModelSpec(name="m", source="own", revision="0", steps=1, guidance=0, size=16, dtype="float32")
     setting = Setting.model_validate({**SETTING, "name": "few", "edit_steps": (0.0, 0.5)})
@@ -90,7 +90,7 @@ _RUN = "mine/m/few"
 
 
 def _read_run(place: Path) -> object:
-    from riebench.store import run_folders
+    from riebench.store.folder import run_folders
 
     link(place / _RUN / "images" / "link.png")
     found = []
@@ -102,7 +102,7 @@ def _read_run(place: Path) -> object:
 
 def _read_tables(place: Path) -> object:
     from riebench.leaderboard import leaderboard_text
-    from riebench.store import run_folders
+    from riebench.store.folder import run_folders
     from riebench.tables import table_texts
 
     folders = run_folders(place)
@@ -116,7 +116,7 @@ def _read_report(place: Path) -> object:
 
 
 def _read_seal(place: Path) -> object:
-    from riebench.seal import broken_seals, unsealed_lines
+    from riebench.store.run_file import broken_seals, unsealed_lines
 
     return broken_seals(place / _RUN), unsealed_lines(place / _RUN)
 
@@ -124,7 +124,7 @@ def _read_seal(place: Path) -> object:
 def _read_scoring(place: Path) -> object:
     from riebench.metrics.tools import Tools
     from riebench.scorebook import ScoreBook
-    from riebench.store import RunFolder
+    from riebench.store.folder import RunFolder
 
     return ScoreBook(RunFolder(place / _RUN), Tools("toy-clip", device="cpu")).networks
 

@@ -37,7 +37,7 @@ from riebench.planning import plan, works_of
 from riebench.prefix import PrefixPlan
 from riebench.runner import run_benchmark
 from riebench.scoring import score
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.suites import load_suite
 
 EXAMPLES = int(os.environ.get("RIEBENCH_BENCH_EXAMPLES", "9"))

@@ -12,7 +12,7 @@ from riebench.entries import ENDS, Entry, entries
 from riebench.errors import RiebenchError, near_match
 from riebench.inference import ALPHA, holm, interval, p_value
 from riebench.standings import MIN_LEVELS, Field
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.markup import markdown
 

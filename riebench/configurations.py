@@ -11,10 +11,10 @@ from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
 from riebench.presets import scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, PROFILES, Profile
-from riebench.records import RECORDS_FILE, SCORES_FILE, ScoreRecord
 from riebench.registry import METRICS
 from riebench.stats import estimate
-from riebench.store import RunFolder, ScoreKey
+from riebench.store.folder import RunFolder, ScoreKey
+from riebench.store.records import RECORDS_FILE, SCORES_FILE, ScoreRecord
 from riebench.tasks.schema import ALL_CATEGORIES, Stored
 from riebench.utils.files import read_lines
 from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world, world_gap

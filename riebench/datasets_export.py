@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
 from riebench.exports import frame, unit_rows
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite, suite_names
 

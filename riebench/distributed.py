@@ -21,10 +21,10 @@ from riebench.errors import RiebenchError, StoreError
 from riebench.methods.base import get_method
 from riebench.opening import opened
 from riebench.planning import Work, check_request, plan, reference_work
-from riebench.records import EditRecord
 from riebench.region_specs import parse_regions
 from riebench.remote import Assignment, Made, Parcel, Refused, Sent, Told, parcels
-from riebench.store import Redo, RunFolder, run_path
+from riebench.store.folder import Redo, RunFolder, run_path
+from riebench.store.records import EditRecord
 from riebench.utils.files import write_atomic
 
 LOSSES = 3

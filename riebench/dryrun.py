@@ -18,12 +18,11 @@ from riebench.needs import SAE_BYTES_PER_BLOCK, weight_bytes
 from riebench.options import ModelOptions
 from riebench.planning import Unit, check_request, part, plan
 from riebench.preparing import check_places
-from riebench.records import RUN_FILE
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.shapes import SDXL, Shape
-from riebench.sharedfolder import SharedFolder
-from riebench.store import ALONE, SHARED, RunFolder, run_path
-from riebench.tasks.schema import ALL_CATEGORIES, RunSpec, Setting
+from riebench.store.folder import ALONE, SHARED, RunFolder, SharedFolder, run_path
+from riebench.store.records import RUN_FILE, RunSpec
+from riebench.tasks.schema import ALL_CATEGORIES, Setting
 from riebench.tasks.suites import default_model
 from riebench.utils import machine
 from riebench.utils.machine import size_text

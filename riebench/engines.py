@@ -11,7 +11,7 @@ from typing import Any
 from riebench.errors import RiebenchError, near_match
 from riebench.rayengine import run_on_ray
 from riebench.runner import run_benchmark
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 
 ENGINES: dict[str, Callable[..., list[RunFolder]]] = {"local": run_benchmark, "ray": run_on_ray}
 """Engine name -> what runs a benchmark there."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from riebench.configurations import Configuration, configurations, whole_configurations
 from riebench.profiles import DEFAULT
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tradeoff import Examples
 from riebench.versions import Origin, Origins
 

@@ -21,7 +21,7 @@ from riebench.options import FP16_FIX, TILE, ModelOptions
 from riebench.planning import Unit, Work
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.shapes import SDXL, Shape
-from riebench.store import ALONE, RunFolder, run_folders
+from riebench.store.folder import ALONE, RunFolder, run_folders
 from riebench.tasks.prompts import BACKGROUND, innermost, region_words
 from riebench.tasks.schema import ModelSpec
 

@@ -23,7 +23,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.profiles import DEFAULT
 from riebench.standings import Field, Standing
 from riebench.stats import Estimate
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tables import table_texts
 from riebench.utils.files import file_inside, write_atomic
 from riebench.utils.markup import csv_text, latex_table, latex_tables

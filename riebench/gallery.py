@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from riebench.configurations import block_order
-from riebench.records import EditRecord
-from riebench.sharedfolder import SharedFolder
-from riebench.store import SHARED, RunFolder
+from riebench.store.folder import SHARED, RunFolder, SharedFolder
+from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.files import write_atomic
 from riebench.utils.images import Picture, encode_png, grid

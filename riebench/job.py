@@ -14,7 +14,6 @@ from riebench.checks import check_setting
 from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
 from riebench.leaderboard import write_leaderboard
-from riebench.mending import complaints, set_aside
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
 from riebench.options import EngineOptions, ModelOptions
@@ -23,7 +22,7 @@ from riebench.profiles import DEFAULT, get_profile
 from riebench.provenance import provenance
 from riebench.recipe import ModelRecipe, check_prompts, profiled
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.store import REDO_MODES, Redo, RunFolder, run_folders, run_path
+from riebench.store.folder import REDO_MODES, Redo, RunFolder, complaints, run_folders, run_path, set_aside
 from riebench.summary import Say, print_per_block, say_failures, say_page
 from riebench.tables import write_tables
 from riebench.tasks.schema import EditTask, ModelSpec, Setting, parse_interval

@@ -19,7 +19,7 @@ from riebench.errors import RiebenchError
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
 from riebench.standings import MIN_LEVELS, REFERENCE, Field, Standing
 from riebench.stats import Estimate
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, run_folders
 from riebench.tables import cell
 from riebench.utils.files import write_atomic
 from riebench.utils.markup import markdown, plain

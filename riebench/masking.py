@@ -27,7 +27,7 @@ from riebench.region_models import free_memory, locate
 from riebench.region_specs import RegionSpec
 from riebench.regions import RegionProvider, View, make_masks, needs_attention
 from riebench.registry import REGIONS
-from riebench.sharedfolder import SharedFolder
+from riebench.store.folder import SharedFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.utils.images import read_image
 

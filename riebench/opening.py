@@ -9,7 +9,7 @@ from typing import Any
 
 from riebench.planning import Unit, Work, part, works_of
 from riebench.preparing import claim_shared
-from riebench.store import Redo, RunFolder
+from riebench.store.folder import Redo, RunFolder
 from riebench.tasks.schema import ModelSpec
 
 

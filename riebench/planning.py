@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from riebench.blocks import block_set_name
 from riebench.errors import RiebenchError
 from riebench.methods.base import get_method
-from riebench.records import UnitKey, noise_seed
-from riebench.store import REDO_MODES
+from riebench.store.folder import REDO_MODES
+from riebench.store.records import UnitKey, noise_seed
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting_plugin
 

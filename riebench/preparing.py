@@ -15,8 +15,9 @@ from riebench.hooks import known_sites
 from riebench.methods.base import Method, get_method
 from riebench.methods.foreign import Editor
 from riebench.saes.sources import model_saes
-from riebench.store import RunFolder, run_path
-from riebench.tasks.schema import ModelSpec, RunSpec, Setting, step_window
+from riebench.store.folder import RunFolder, run_path
+from riebench.store.records import RunSpec
+from riebench.tasks.schema import ModelSpec, Setting, step_window
 from riebench.tasks.settings import load_setting_plugin
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from riebench.errors import RiebenchError, reason
 from riebench.recipe import ModelRecipe
 from riebench.region_specs import DEFAULT_REGIONS
 from riebench.remote import Assignment, Item, Maker, Parcel, Refused, Told
-from riebench.store import Redo, RunFolder
+from riebench.store.folder import Redo, RunFolder
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.hub import offline_mode
 

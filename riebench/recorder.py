@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from riebench.methods.runs import Role
 from riebench.planning import Unit, Work
 from riebench.preparing import Prepared
-from riebench.records import EditRecord
+from riebench.store.records import EditRecord
 from riebench.tasks.masks import RegionMasks
 
 Pixels = NDArray[np.uint8]

@@ -27,11 +27,10 @@ from riebench.errors import DeviceLostError, reason
 from riebench.planning import Work
 from riebench.preparing import prepare, versions
 from riebench.recipe import ModelRecipe, check_prompts
-from riebench.records import EditRecord, UnitKey
 from riebench.region_specs import parse_regions
-from riebench.sharedfolder import SharedFolder
-from riebench.store import RunFolder
-from riebench.tasks.schema import EditTask, RunSpec, Setting
+from riebench.store.folder import RunFolder, SharedFolder
+from riebench.store.records import EditRecord, RunSpec, UnitKey
+from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.images import encode_png
 
 if TYPE_CHECKING:

@@ -34,11 +34,11 @@ from riebench.planning import Unit, Work, check_request, plan
 from riebench.prefix import Prefix
 from riebench.preparing import Prepared, Shelf, prepare, versions
 from riebench.recorder import Recorder
-from riebench.records import BlockFeatures
 from riebench.references import References
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.rows import Row, Waiting, prefixes
-from riebench.store import Redo, RunFolder
+from riebench.store.folder import Redo, RunFolder
+from riebench.store.records import BlockFeatures
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditTask, Setting
 

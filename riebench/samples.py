@@ -7,9 +7,8 @@ from pathlib import Path
 
 from riebench.errors import StoreError
 from riebench.metrics.base import Bool, Sample, UInt8
-from riebench.records import EditRecord
-from riebench.sharedfolder import SharedFolder
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder, SharedFolder
+from riebench.store.records import EditRecord
 from riebench.tasks.schema import EditExample
 from riebench.utils.files import file_sha256
 from riebench.utils.images import read_image

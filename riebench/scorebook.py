@@ -14,8 +14,8 @@ from typing import Any
 from riebench.metrics.base import Metric, Reason
 from riebench.metrics.judge import SIDE
 from riebench.metrics.tools import Tools
-from riebench.records import EditRecord, ScoreRecord
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord, ScoreRecord
 from riebench.tasks.schema import EditExample
 from riebench.utils.files import parse_json, write_atomic
 

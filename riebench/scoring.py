@@ -15,11 +15,11 @@ from riebench.metrics.base import Metric, Reason, Sample, Value
 from riebench.metrics.tools import Tools, measurable
 from riebench.presets import is_shipped, scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
-from riebench.records import EditRecord, ScoreRecord, UnitKey
 from riebench.registry import METRICS
 from riebench.samples import Samples
 from riebench.scorebook import ScoreBook, opened
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord, ScoreRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.machine import keep_freed_memory

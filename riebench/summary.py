@@ -16,7 +16,7 @@ from riebench.configurations import (
 )
 from riebench.errors import RiebenchError
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask
 
 if TYPE_CHECKING:

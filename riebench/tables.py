@@ -18,9 +18,9 @@ from riebench.configurations import (
 )
 from riebench.errors import RiebenchError
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
-from riebench.records import EditRecord
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.files import write_atomic
 from riebench.utils.markup import csv_text, markdown, plain

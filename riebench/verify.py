@@ -12,11 +12,9 @@ from pathlib import Path
 
 from riebench.blocks import block_set_blocks
 from riebench.errors import RiebenchError, StoreError
-from riebench.recordparts import parts
-from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
-from riebench.runfile import CellKey
-from riebench.seal import SEAL_FILE, broken_seals, unsealed_lines
-from riebench.store import RunFolder, ScoreKey
+from riebench.store.folder import RunFolder, ScoreKey
+from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
+from riebench.store.run_file import SEAL_FILE, CellKey, broken_seals, parts, unsealed_lines
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.files import file_sha256, read_lines

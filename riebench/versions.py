@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from riebench.records import UnitKey
-from riebench.tasks.schema import RunSpec
+from riebench.store.records import RunSpec, UnitKey
 
 SHORT_HASH = 8
 

@@ -9,8 +9,8 @@ import pytest
 from helpers import make_record, make_spec
 from hypothesis import settings
 
-from riebench.records import ScoreRecord, UnitKey
-from riebench.store import RunFolder, run_path
+from riebench.store.folder import RunFolder, run_path
+from riebench.store.records import ScoreRecord, UnitKey
 
 # Examples are the same in every run, and a slow machine is no reason to fail.
 settings.register_profile("riebench", deadline=None, derandomize=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
-from riebench.tasks.schema import ModelSpec, RunSpec, Setting
+from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
+from riebench.tasks.schema import ModelSpec, Setting
 
 
 def make_spec(**changes: Any) -> RunSpec:

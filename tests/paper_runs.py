@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from riebench.blocks import BLOCKS
-from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
-from riebench.store import RunFolder, run_path
-from riebench.tasks.schema import ModelSpec, RunSpec, Setting
+from riebench.store.folder import RunFolder, run_path
+from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
+from riebench.tasks.schema import ModelSpec, Setting
 
 CATEGORIES = ("change_object", "change_color")
 MODEL = ModelSpec(

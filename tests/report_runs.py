@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from helpers import make_spec
 
-from riebench.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
-from riebench.store import RunFolder, run_path
+from riebench.store.folder import RunFolder, run_path
+from riebench.store.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask
 

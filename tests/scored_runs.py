@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from riebench.records import EditRecord, UnitKey
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.tasks.masks import RegionMasks
-from riebench.tasks.schema import EditExample, EditTask, ModelSpec, RunSpec, Setting
+from riebench.tasks.schema import EditExample, EditTask, ModelSpec, Setting
 
 SIDE = 64
 EXAMPLES = tuple(

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.leaderboard import leaderboard_text
-from riebench.records import EditRecord
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
 from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world_gap
 
 

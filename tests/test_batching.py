@@ -21,7 +21,7 @@ from riebench.job import batch_size_of
 from riebench.methods.foreign import Editor, EditorContext
 from riebench.runner import run_benchmark
 from riebench.shapes import unet_shape
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting
 
 

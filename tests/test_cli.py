@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.job import Job, blocks_option
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.summary import print_per_block
 
 RUNNER = CliRunner()

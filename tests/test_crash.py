@@ -17,7 +17,7 @@ from tiny import tiny_folder, tiny_model, tiny_saes
 
 from riebench.job import Job
 from riebench.recipe import ModelRecipe
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 crash: Any = pytest.importorskip("benchmarks.crash", reason="the benchmarks are in the checkout only")

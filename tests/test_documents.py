@@ -8,7 +8,7 @@ import pytest
 
 from riebench.documents import fill_document
 from riebench.errors import RiebenchError
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, run_folders
 from riebench.tables import check_all, write_all
 
 PART = "<!-- table: tables/per_block.csv metric={} settings={} -->\nold\n<!-- end -->\n"

@@ -19,7 +19,7 @@ from riebench.datasets_export import push, save_dataset, to_dataset
 from riebench.errors import RiebenchError
 from riebench.exports import export, frame, unit_rows
 from riebench.figures import figure_files
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, run_folders
 from riebench.utils.markup import latex_table, latex_tables
 
 SPECIAL = re.compile(r"(?<!\\)[&%$#_{}~^]")

@@ -23,9 +23,8 @@ from test_job import job as job
 from riebench.errors import StoreError
 from riebench.job import Job
 from riebench.report.output import OutputFolder
-from riebench.seal import broken_seals
-from riebench.sharedfolder import SharedFolder
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, SharedFolder, run_folders
+from riebench.store.run_file import broken_seals
 from riebench.utils import files
 from riebench.utils.files import append_lines, is_temporary, sweep, temporary_beside, write_atomic
 from riebench.utils.images import encode_png, is_whole, read_image

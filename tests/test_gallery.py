@@ -8,9 +8,8 @@ import numpy as np
 from helpers import make_key, make_spec
 
 from riebench.gallery import gallery, write_galleries
-from riebench.records import EditRecord
-from riebench.sharedfolder import SharedFolder
-from riebench.store import SHARED, RunFolder, run_path
+from riebench.store.folder import SHARED, RunFolder, SharedFolder, run_path
+from riebench.store.records import EditRecord
 from riebench.utils.images import CELL, GAP, MARGIN_LEFT, MARGIN_TOP, read_image
 
 COLORS = {"source": 10, "mid.0": 90, "all": 160, "target": 250}

@@ -29,12 +29,12 @@ from test_exports import check_latex
 from test_report import data_of
 
 from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
-from riebench.records import EditRecord, UnitKey
 from riebench.regions import View, find
 from riebench.report import write_report
 from riebench.saes.formats import load_sae
 from riebench.saes.tensorfiles import load_tensors
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord, UnitKey
 from riebench.tasks.importers.datasets import Place, import_dataset
 from riebench.tasks.importers.examples import stated_region
 from riebench.tasks.importers.published import import_piebench

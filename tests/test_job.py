@@ -23,9 +23,9 @@ from riebench.generate import GenerationResult, Generator
 from riebench.job import Job
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
-from riebench.records import EditRecord
 from riebench.saes.formats import save_sdxl_unbox
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, run_folders
+from riebench.store.records import EditRecord
 from riebench.summary import say_failures
 from riebench.utils.machine import pick_device
 

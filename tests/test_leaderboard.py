@@ -13,8 +13,8 @@ from helpers import make_key, make_record, make_score, make_spec
 from riebench.compare import compare, comparison_text
 from riebench.errors import RiebenchError
 from riebench.leaderboard import check_leaderboard, leaderboard_text, write_leaderboard
-from riebench.records import EditRecord
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
 
 LEVELS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 CATEGORIES = ("change_object", "change_color")

@@ -24,7 +24,7 @@ from riebench.models import load_model
 from riebench.saes.core import SparseAutoencoder
 from riebench.selection import means, unit_normalised
 from riebench.shapes import SDXL, unet_shape
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.trace import Trace

@@ -44,7 +44,7 @@ from riebench.rayengine import Places, RayMaker, RayWorker, cluster, run_on_ray
 from riebench.recipe import ModelRecipe
 from riebench.remote import Item, Parcel, Refused, Told
 from riebench.runner import Runner, run_benchmark
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.utils.hub import is_offline
 
 

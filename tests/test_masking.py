@@ -24,7 +24,7 @@ from riebench.region_specs import RegionOptions
 from riebench.regions import View
 from riebench.registry import REGIONS
 from riebench.runner import NO_REGION, run_benchmark
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.masks import Mask, RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
 

@@ -20,8 +20,8 @@ from riebench.paper.job import PaperJob
 from riebench.paper.output import texts, write
 from riebench.paper.registry import RECIPES
 from riebench.profiles import PROFILES
-from riebench.records import UnitKey
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import UnitKey
 from riebench.tasks.schema import Setting
 
 TEN = {"n_features": 10}

@@ -22,9 +22,9 @@ from riebench.paper.output import texts, write
 from riebench.paper.pools import Pools, count_of, pools, share_text
 from riebench.paper.registry import RECIPES
 from riebench.paper.runs import paper_settings, runs
-from riebench.records import UnitKey
 from riebench.shapes import SDXL
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import UnitKey
 from riebench.tasks.settings import load_settings
 
 TOY = Pools(dict.fromkeys(BLOCKS, 384), dict.fromkeys(BLOCKS, 1024))

@@ -23,10 +23,10 @@ from riebench.metrics.scorers import ClipSpec
 from riebench.metrics.tools import Tools
 from riebench.planning import plan, works_of
 from riebench.profiles import FORMATS, PROFILES, get_profile, profile_metrics
-from riebench.records import noise_seed
 from riebench.registry import METRICS
 from riebench.scoring import score
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import noise_seed
 from riebench.tables import check_all, write_all
 from riebench.tasks.schema import Setting
 

@@ -23,7 +23,7 @@ from riebench.generate import GenerationResult, Generator
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns, Role
 from riebench.models import LoadedModel, load_model
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.trace import Trace

@@ -30,11 +30,11 @@ from riebench.options import EngineOptions
 from riebench.planning import plan, works_of
 from riebench.rayengine import Places, RayWorker, cluster, places
 from riebench.recipe import ModelRecipe
-from riebench.records import EditRecord
 from riebench.remote import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels, sweep_scratch
 from riebench.runner import Runner, run_benchmark
-from riebench.seal import broken_seals, unsealed_lines
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
+from riebench.store.run_file import broken_seals, unsealed_lines
 from riebench.tasks.schema import Setting
 
 SETTINGS = (NO_EDIT, TARGET, SAE)

@@ -19,7 +19,7 @@ from riebench.methods.base import EditContext, get_method
 from riebench.methods.features import choose_features
 from riebench.methods.runs import ExampleRuns, Role
 from riebench.references import reference_order
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditExample, EditTask, Setting
 
 T = TypeVar("T")

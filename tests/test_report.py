@@ -20,7 +20,7 @@ from riebench.report.board import board_html
 from riebench.report.heatmaps import block_views
 from riebench.report.plots import plot_points
 from riebench.report.reading import read_groups
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.summary import say_page
 from riebench.tradeoff import BUDGETS
 

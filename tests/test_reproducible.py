@@ -17,7 +17,7 @@ from test_job import job as job
 from riebench.job import Job
 from riebench.options import EngineOptions
 from riebench.scoring import score
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, run_folders
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 comparison: Any = pytest.importorskip("benchmarks.comparison", reason="the benchmarks are in the checkout only")

@@ -16,9 +16,9 @@ from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
 from riebench.planning import plan
-from riebench.records import EditRecord
 from riebench.runner import run_benchmark
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from riebench.blocks import BLOCKS, block_set_blocks, block_set_name
 from riebench.errors import RiebenchError
-from riebench.records import EditRecord, ScoreRecord, noise_seed
 from riebench.registry import METHODS, Registry
+from riebench.store.records import EditRecord, ScoreRecord, noise_seed
 from riebench.tasks.schema import CATEGORIES, EditExample, Setting
 from riebench.utils.files import canonical_json
 

@@ -24,7 +24,7 @@ from riebench.metrics.scorers import SCORERS, ClipSpec, identity, scorer_pair
 from riebench.metrics.weights import parse_weights
 from riebench.presets import PRESETS, second_scorer_for
 from riebench.scoring import score
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tables import per_method
 from riebench.tasks.schema import ModelSpec
 

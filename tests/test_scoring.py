@@ -18,13 +18,13 @@ from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, j
 from riebench.metrics.scorers import ClipSpec
 from riebench.metrics.tools import Tools
 from riebench.presets import PRESETS, scorer_for
-from riebench.records import EditRecord, ScoreRecord, UnitKey
 from riebench.registry import METRICS
 from riebench.scorebook import SCORING_FILE
 from riebench.scoring import ScoreReport, score
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord, RunSpec, ScoreRecord, UnitKey
 from riebench.tasks.masks import RegionMasks
-from riebench.tasks.schema import Attributes, EditExample, EditTask, ModelSpec, RunSpec, Setting
+from riebench.tasks.schema import Attributes, EditExample, EditTask, ModelSpec, Setting
 from riebench.utils.files import file_sha256
 from riebench.utils.images import read_image
 

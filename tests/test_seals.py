@@ -13,11 +13,10 @@ from test_job import command, last_line
 from test_job import job as job
 from test_store import add
 
-from riebench import seal
 from riebench.job import Job
-from riebench.mending import complaints, set_aside
-from riebench.seal import announce, broken_seals
-from riebench.store import RunFolder, run_folders
+from riebench.store import run_file
+from riebench.store.folder import RunFolder, complaints, run_folders, set_aside
+from riebench.store.run_file import announce, broken_seals
 from riebench.utils.files import write_atomic
 
 
@@ -107,9 +106,9 @@ def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypa
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for place, word in (("riebench.store.renew", "second"), ("riebench.runfile.write_atomic", "third")):
+    for place, word in (("riebench.store.folder.renew", "second"), ("riebench.store.run_file.write_atomic", "third")):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr("riebench.store.renew", killed)
+            patched.setattr("riebench.store.folder.renew", killed)
             patched.setattr(place, killed)
             with RunFolder(folder.path).writing({"started": word}):
                 pass
@@ -134,7 +133,7 @@ def test_who_looks_while_another_process_begins_sees_no_broken_seal(
 ) -> None:
     with folder.writing({"started": "then"}):
         add(folder)
-    original = seal._part
+    original = run_file._part
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()
@@ -142,6 +141,6 @@ def test_who_looks_while_another_process_begins_sees_no_broken_seal(
             pass
         return original(*arguments)
 
-    monkeypatch.setattr(seal, "_part", meanwhile)
+    monkeypatch.setattr(run_file, "_part", meanwhile)
     assert broken_seals(folder.path) == []
     assert RunFolder(folder.path).provenance == {"started": "now"}

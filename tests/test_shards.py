@@ -24,10 +24,9 @@ from riebench.cli import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
 from riebench.options import parse_shard
 from riebench.planning import plan, share, works_of
-from riebench.recordparts import part_path, parts
-from riebench.records import ScoreRecord
-from riebench.seal import broken_seals, unsealed_lines
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, run_folders
+from riebench.store.records import ScoreRecord
+from riebench.store.run_file import broken_seals, part_path, parts, unsealed_lines
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.utils.locks import brief_lock, shard_lock
 
@@ -40,7 +39,7 @@ UNITS = EXAMPLES * (1 + 5)
 SLOW = """
 import time
 from pathlib import Path
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.cli import main
 original = RunFolder.append_many
 def append_many(self, records):
@@ -167,7 +166,7 @@ def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
 
     with folder.writing(shard=(1, 2)) as run:
         digest = add(run)
-        monkeypatch.setattr("riebench.store.merge", full)
+        monkeypatch.setattr("riebench.store.folder.merge", full)
     monkeypatch.undo()
     assert RunFolder(folder.path).done() == {digest} and len(parts(folder.path)) == 1
     with folder.writing():

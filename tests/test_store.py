@@ -14,9 +14,8 @@ from helpers import make_key, make_record, make_spec
 from riebench.blocks import SDXL_BLOCKS, block_set_name
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.preparing import claim_shared
-from riebench.records import EditRecord, ScoreRecord
-from riebench.sharedfolder import SharedFolder
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, SharedFolder, run_folders
+from riebench.store.records import EditRecord, ScoreRecord
 from riebench.tasks.masks import MaskShare
 from riebench.utils.files import append_lines, write_atomic
 from riebench.utils.images import encode_png
@@ -184,7 +183,7 @@ def test_another_identity_is_refused_with_the_fields_named(folder: RunFolder) ->
 
 def test_a_second_writer_is_told_at_once(folder: RunFolder) -> None:
     code = (
-        "import sys; from pathlib import Path; from riebench.store import RunFolder; "
+        "import sys; from pathlib import Path; from riebench.store.folder import RunFolder; "
         "from riebench.errors import FolderInUseError\n"
         "try:\n    RunFolder(Path(sys.argv[1])).writing().__enter__()\n"
         "except FolderInUseError as error:\n    print(error)"

@@ -19,7 +19,7 @@ from riebench.metrics.piebench import pie_structure
 from riebench.metrics.structure import KEPT, DinoKeys, dino_folder, identity, structure
 from riebench.metrics.tools import Tools
 from riebench.scoring import score
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 
 TOKENS = 1 + 7 * 7
 

@@ -13,9 +13,9 @@ from helpers import make_key, make_score, make_spec
 
 from riebench import stats
 from riebench.configurations import TABLE_METRICS, configurations
-from riebench.records import EditRecord
 from riebench.stats import detectable_difference, estimate
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
 from riebench.tables import per_feature_share, per_method, write_tables
 
 

@@ -20,7 +20,7 @@ from riebench.methods.runs import ExampleRuns
 from riebench.models import load_model
 from riebench.options import ModelOptions
 from riebench.saes.sources import model_saes
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.trace import Trace, capture, intervene

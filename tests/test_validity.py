@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.commands.common import folders_in
 from riebench.errors import RiebenchError
-from riebench.records import EditRecord, ScoreRecord
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, run_folders
+from riebench.store.records import EditRecord, ScoreRecord
 from riebench.tradeoff import Examples
 from riebench.validity.document import TEMPLATE, fill_validity
 from riebench.validity.findings import Findings

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.job import Job
-from riebench.seal import SEAL_FILE, seal
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.run_file import SEAL_FILE, seal
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite
 from riebench.verify import verify

@@ -21,7 +21,7 @@ import typer
 from riebench.errors import RiebenchError
 
 if TYPE_CHECKING:
-    from riebench.store import RunFolder
+    from riebench.store.folder import RunFolder
 
 P = ParamSpec("P")
 
@@ -164,7 +164,7 @@ def folders_in(results: Path) -> list[RunFolder]:
     Raises:
         RiebenchError: if there are none.
     """
-    from riebench.store import run_folders
+    from riebench.store.folder import run_folders
 
     folders = run_folders(results)
     if not folders:

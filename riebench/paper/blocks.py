@@ -21,7 +21,7 @@ from riebench.paper.share_figure import draw_blocks
 from riebench.paper.tradeoff import point_rows, shown_metrics
 from riebench.profiles import DEFAULT
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import MAIN_SET, setting_names
 

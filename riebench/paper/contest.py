@@ -14,7 +14,7 @@ from riebench.entries import DISTANCE, ENDS, GAIN, Entry, entries
 from riebench.inference import interval
 from riebench.standings import Field
 from riebench.stats import REPLICATES, Estimate
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tradeoff import category_means, cross_fit, macro_means
 from riebench.validity.units import SUCCESS, add_success
 

@@ -13,7 +13,7 @@ from riebench.options import ModelOptions
 from riebench.paper.artefact import Row, rounded
 from riebench.presets import is_shipped
 from riebench.profiles import DEFAULT
-from riebench.records import noise_seed
+from riebench.store.records import noise_seed
 from riebench.tasks.schema import ModelSpec
 from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.files import content_digest, write_atomic

@@ -13,7 +13,7 @@ from riebench.paper.job import PaperJob
 from riebench.paper.said import HASH, Said
 from riebench.presets import is_shipped
 from riebench.region_specs import DEFAULT_REGIONS
-from riebench.store import RunFolder, run_folders
+from riebench.store.folder import RunFolder, run_folders
 from riebench.tasks.settings import MAIN_SET, setting_names
 from riebench.tasks.suites import load_suite
 

@@ -16,9 +16,9 @@ from riebench.paper.pools import count_of
 from riebench.paper.runs import PAPER_SET, runs
 from riebench.paper.share_figure import draw_shares
 from riebench.profiles import DEFAULT
-from riebench.records import EditRecord
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, estimate
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES, Setting
 
 if TYPE_CHECKING:

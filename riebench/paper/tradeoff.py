@@ -19,7 +19,7 @@ from riebench.paper.said import Said
 from riebench.paper.tradeoff_figure import draw_trade_off
 from riebench.profiles import DEFAULT, FORMATS, PROFILES
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, Estimate
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tasks.settings import setting_names
 from riebench.tradeoff import BUDGETS
 

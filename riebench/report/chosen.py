@@ -9,9 +9,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from riebench.features.data import PAGE, feature_folder
-from riebench.records import EditRecord
 from riebench.report.heatmaps import short_category
 from riebench.report.reading import Group, ReadOnce
+from riebench.store.records import EditRecord
 from riebench.tasks.schema import ModelSpec
 
 FEATURES = "features"

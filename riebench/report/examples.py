@@ -13,10 +13,10 @@ from typing import Any
 
 from riebench.errors import StoreError
 from riebench.profiles import FORMATS
-from riebench.records import EditRecord, UnitKey
 from riebench.registry import METRICS
 from riebench.report.output import OutputFolder
 from riebench.report.reading import Group, ReadOnce
+from riebench.store.records import EditRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.utils.files import file_sha256
 

@@ -8,11 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from riebench.configurations import EVERYTHING, Configuration, configurations, present_categories
-from riebench.records import EditRecord, ScoreRecord
-from riebench.sharedfolder import SharedFolder
 from riebench.stats import estimate
-from riebench.store import RunFolder, ScoreKey, run_folders
-from riebench.tasks.schema import RunSpec
+from riebench.store.folder import RunFolder, ScoreKey, SharedFolder, run_folders
+from riebench.store.records import EditRecord, RunSpec, ScoreRecord
 
 EFFECT, DISTANCE = "clip_gain", "lpips"
 """Alignment and preservation: the two axes of the page."""

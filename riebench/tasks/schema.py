@@ -72,9 +72,6 @@ def step_window(interval: Interval, steps: int) -> tuple[int, int]:
     return first, last
 
 
-SPEC_VERSION = 1
-"""Raised when the meaning of a stored number changes; runs of different versions never share a folder."""
-
 CATEGORIES: dict[str, int] = {
     "change_object": 1,
     "add_object": 2,
@@ -302,41 +299,3 @@ class ModelSpec(Stored):
         """
         usual = {name for name in ("vae", "vae_tiling", "fixed_noise") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude={"name", *usual})
-
-
-class RunSpec(Stored):
-    """What one run folder holds: one setting on one model over one suite."""
-
-    spec_version: int = SPEC_VERSION
-    """`SPEC_VERSION` of the program that made the run."""
-    suite: Identifier
-    """Where the examples come from; their content is in the unit keys."""
-    model: ModelSpec
-    """The generating model."""
-    setting: Setting
-    """The setting, whole; only its number-moving parts enter the identity."""
-    sae_sha256: dict[str, str] = {}
-    """Block -> SHA-256 of its SAE's weights; empty for methods without SAEs."""
-    regions: str = "attention"
-    """Where word regions come from."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that can move a number, except what the unit key already says (task, strength, seed)."""
-        names = {"method", "params", "blocks", "block_mode"}
-        # What is left as it always was must leave old identities as they were.
-        names |= {name for name in ("edit_steps", "plugin_sha256") if getattr(self.setting, name) is not None}
-        setting = self.setting.model_dump(mode="json", include=names)
-        return {
-            "spec_version": self.spec_version,
-            "suite": self.suite,
-            "model": self.model.identity,
-            **setting,
-            "sae_sha256": self.sae_sha256,
-            "regions": self.regions,
-        }
-
-    @property
-    def run_id(self) -> str:
-        """SHA-256 of `identity` in canonical form."""
-        return content_digest(self.identity)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from riebench.documents import fill_parts
 from riebench.errors import RiebenchError, near_match
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.utils.files import file_inside, write_atomic
 from riebench.utils.markup import plain
 from riebench.validity.findings import Findings

@@ -14,7 +14,7 @@ from riebench.configurations import Configuration, whole_configurations
 from riebench.entries import ENDS, Entry, entries
 from riebench.standings import Field
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
-from riebench.store import RunFolder
+from riebench.store.folder import RunFolder
 from riebench.tradeoff import Examples
 from riebench.versions import origin_gap, world_gap
 

@@ -20,15 +20,73 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from riebench.errors import FolderInUseError, StoreError
-from riebench.recordparts import merge, part_path, parts
-from riebench.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
-from riebench.runfile import CellKey, RunFile
-from riebench.seal import renew
-from riebench.sharedfolder import SharedFolder
-from riebench.tasks.schema import RunSpec
-from riebench.utils.files import append_lines, file_sha256, read_lines, repair_last_line, write_atomic
-from riebench.utils.images import encode_png, read_image
+from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, RunSpec, ScoreRecord, UnitKey
+from riebench.store.run_file import SEAL_FILE, CellKey, RunFile, broken_seals, merge, part_path, parts, renew
+from riebench.utils.files import (
+    append_lines,
+    file_sha256,
+    parse_json,
+    read_lines,
+    repair_last_line,
+    write_atomic,
+    write_once,
+)
+from riebench.utils.images import encode_png, is_whole, read_image
 from riebench.utils.locks import Shard, brief_lock, shard_lock, whole_lock
+
+
+class SharedFolder:
+    """Pictures and masks that all settings of one suite and model share.
+
+    Several settings may be run at the same time; what the first of them stores is what all are compared with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def image_name(self, key: UnitKey, role: Literal["source", "target"]) -> str:
+        """Relative path of the source or target picture of a unit's example and seed."""
+        return f"images/{key.example_id}.{key.example_hash[:8]}.{key.seed}.{role}.png"
+
+    def mask_name(self, key: UnitKey) -> str:
+        """Relative path of the masks of a unit's example and seed."""
+        return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a picture or a JSON value is stored under a relative path, and undamaged."""
+        if not name.endswith(".json"):
+            return is_whole(self.path / name)
+        try:
+            return self.read_json(name) is not None
+        except StoreError:
+            return False
+
+    def write(self, name: str, data: bytes) -> None:
+        """Stores a file under a relative path; one that is there stays (`write_once`)."""
+        write_once(self.path / name, data)
+
+    def write_image(self, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Stores a picture (uint8 [H, W, 3]) under a relative path; one that is there stays (`write_once`)."""
+        self.write(name, encode_png(pixels))
+
+    def read_image(self, name: str) -> NDArray[np.uint8]:
+        """A stored picture as uint8 [H, W, 3]."""
+        return read_image(self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Stores a JSON value (masks as run lengths) under a relative path; one that is there stays."""
+        self.write(name, (json.dumps(value, sort_keys=True) + "\n").encode())
+
+    def read_json(self, name: str) -> Any | None:
+        """A stored JSON value, or None if there is none."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return parse_json(path.read_bytes())
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}); delete it and repeat `riebench run`") from error
+
 
 Redo = Literal["missing", "errors", "all"]
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
@@ -288,3 +346,73 @@ def _bad_line(path: Path, number: int, error: ValidationError) -> StoreError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return StoreError(f"{path}, line {number}: {where}: {first['msg']}; delete that line to go on")
+
+
+ASIDE = "set-aside"
+"""Folder of what was replaced because it could not be trusted any more."""
+
+
+def complaints(folders: Iterable[RunFolder]) -> list[str]:
+    """What a run has found wrong in its folders, one line each, with what was done or can be done about it.
+
+    Args:
+        folders: after the run.
+    """
+    told = []
+    for folder in folders:
+        if folder.altered:
+            many = "1 file was" if len(folder.altered) == 1 else f"{len(folder.altered)} files were"
+            told.append(f"{many} not as riebench wrote them, e.g. {folder.path / folder.altered[0]}; made again")
+        told += [
+            f"{folder.path}: {finding}; `--redo all`, without --shard, makes it anew"
+            for finding in broken_seals(folder.path)
+        ]
+    return told
+
+
+def set_aside(path: Path) -> Path | None:
+    """Moves away what a run folder holds if its text is damaged or was changed; its pictures stay until made again.
+
+    Args:
+        path: the run folder; may be absent.
+
+    Returns:
+        Where it is now; None if there was nothing to complain of.
+
+    Raises:
+        FolderInUseError: if another process writes there.
+    """
+    if not path.is_dir():
+        return None
+    with whole_lock(path):
+        broken = broken_seals(path)
+        if not broken and _is_readable(path):
+            return None
+        earlier = (one.name.removeprefix(f"{ASIDE}-") for one in path.glob(f"{ASIDE}-*"))
+        aside = path / f"{ASIDE}-{1 + max((int(number) for number in earlier if number.isdecimal()), default=0)}"
+        aside.mkdir()
+        for file in (path / RECORDS_FILE, *parts(path), path / SCORES_FILE, path / SEAL_FILE, path / RUN_FILE):
+            # An honest run.json still says whose folder this is.
+            if file.exists() and (file.name != RUN_FILE or _is_suspect(path, broken)):
+                file.rename(aside / file.name)
+        return aside
+
+
+def _is_suspect(path: Path, broken: list[str]) -> bool:
+    try:
+        RunFolder(path)
+    except StoreError:
+        return True
+    return any(finding.startswith(RUN_FILE) for finding in broken)
+
+
+def _is_readable(path: Path) -> bool:
+    if not (path / RUN_FILE).exists():
+        return True
+    try:
+        folder = RunFolder(path)
+        folder.records()
+        folder.scores()
+    except StoreError:
+        return False
+    return True

@@ -1,0 +1,283 @@
+"""run.json of a run folder: which run it is, how many units were planned, and what ran last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from riebench.errors import IdentityError, StoreError
+from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, RunMeta, RunSpec, UnitKey
+from riebench.utils.files import append_bytes, parse_json, repair_last_line, write_atomic
+from riebench.utils.locks import Shard
+
+_PART = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
+
+
+def part_path(folder: Path, shard: Shard) -> Path:
+    """Where a shard records."""
+    return folder / f"records.{shard[0]}-of-{shard[1]}.jsonl"
+
+
+def parts(folder: Path) -> list[Path]:
+    """The files that shards have left or are writing, sorted."""
+    return sorted(file for file in folder.glob("records.*.jsonl") if _PART.fullmatch(file.name))
+
+
+def merge(records: Path, files: Sequence[Path]) -> None:
+    """Moves the lines of some parts to the end of the records.
+
+    A crash between the two halves of a move leaves lines that are there twice, which says the same as once.
+
+    Args:
+        records: the records, locked by the caller and without a torn last line.
+        files: parts that nobody writes.
+    """
+    for file in files:
+        if not file.exists():
+            continue
+        repair_last_line(file)
+        data = file.read_bytes()
+        if not _ends_with(records, data):
+            append_bytes(records, data)
+        file.unlink()
+
+
+def _ends_with(file: Path, data: bytes) -> bool:
+    """Whether a file ends with some bytes: a move that was cut off before its second half."""
+    if not file.exists():
+        return not data
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - len(data)))
+        return stream.read() == data
+
+
+SEAL_FILE = "seal.json"
+WHOLE = (RUN_FILE,)
+"""Files that are replaced as a whole."""
+GROWING = (RECORDS_FILE, SCORES_FILE)
+"""Files that only grow."""
+COMING = "coming"
+"""Key of the hash that a file is about to have."""
+
+
+def broken_seals(folder: Path) -> list[str]:
+    """What was changed since the folder was sealed, one line each; nothing for a folder that never was.
+
+    Args:
+        folder: the run folder.
+    """
+    while True:
+        sealed = _read(folder)
+        findings = _broken(folder, sealed)
+        # Another process may have replaced run.json, and its seal before, since the seal was read here.
+        if not findings or sealed == _read(folder):
+            return findings
+
+
+def _broken(folder: Path, sealed: dict[str, dict[str, Any]] | None) -> list[str]:
+    if sealed is None:
+        return [f"{SEAL_FILE} is damaged"] if (folder / SEAL_FILE).exists() else []
+    findings = []
+    for name, stated in sealed.items():
+        found = _part(folder / name, stated.get("bytes"))
+        if found.get("sha256") not in (stated.get("sha256"), stated.get(COMING, stated.get("sha256"))):
+            findings.append(f"{name} is not as riebench wrote it: something was changed or taken out by hand")
+    return findings
+
+
+def unsealed_lines(folder: Path) -> int | None:
+    """Lines that were written after the folder was last sealed, by a run that was killed or by hand; None unsealed."""
+    sealed = _read(folder)
+    if sealed is None:
+        return None
+    tails = [_content(folder / name)[int(sealed.get(name, {}).get("bytes", 0)) :] for name in GROWING]
+    tails += [_content(file) for file in parts(folder)]
+    return sum(tail.count(b"\n") for tail in tails)
+
+
+def renew(folder: Path) -> None:
+    """Seals what is there now, unless something was changed since the last seal: that stays to be seen.
+
+    Args:
+        folder: the run folder, locked by the caller.
+    """
+    if not broken_seals(folder):
+        seal(folder)
+
+
+def seal(folder: Path) -> None:
+    """Seals what is there now, whatever it is.
+
+    Args:
+        folder: the run folder, locked by the caller.
+    """
+    stated = {name: _part(folder / name) for name in (*WHOLE, *GROWING) if (folder / name).exists()}
+    if stated and stated != _read(folder):
+        write_atomic(folder / SEAL_FILE, (json.dumps(stated, indent=1) + "\n").encode())
+
+
+def announce(folder: Path, name: str, data: bytes) -> None:
+    """Notes in the seal what a file is about to be replaced by, so that a crash in between breaks nothing.
+
+    Args:
+        folder: the run folder, locked by the caller.
+        name: one of `WHOLE`.
+        data: its coming content.
+    """
+    stated = _read(folder)
+    if stated is not None and not broken_seals(folder):
+        # What is there may be what an earlier call announced, if that was cut off before it could be sealed.
+        coming = {**_part(folder / name), COMING: hashlib.sha256(data).hexdigest()}
+        write_atomic(folder / SEAL_FILE, (json.dumps({**stated, name: coming}, indent=1) + "\n").encode())
+
+
+def _part(file: Path, size: int | None = None) -> dict[str, Any]:
+    """Size and hash of a file's beginning; of all of it without a size."""
+    data = _content(file)
+    if file.name in WHOLE:
+        return {"sha256": hashlib.sha256(data).hexdigest()}
+    part = data if size is None else data[:size]
+    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
+    try:
+        stated = parse_json((folder / SEAL_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    named = isinstance(stated, dict) and set(stated) <= {*WHOLE, *GROWING}
+    return stated if named and all(map(_is_part, stated.values())) else None
+
+
+def _is_part(stated: Any) -> bool:
+    return isinstance(stated, dict) and isinstance(stated.get("bytes", 0), int) and stated.get("bytes", 0) >= 0
+
+
+CellKey = tuple[str, str, float]
+"""Category, block set, strength."""
+
+
+class RunFile:
+    """What a folder's run.json says; nothing if there is none yet.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        StoreError: if the file is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stored = self._read()
+        self._meta = self._checked(self._stored)
+
+    def _read(self) -> dict[str, Any]:
+        file = self.folder / RUN_FILE
+        if not file.exists():
+            return {}
+        try:
+            stored = parse_json(file.read_bytes())
+        except ValueError as error:
+            raise StoreError(f"{file} is damaged ({error}); delete it and repeat `riebench run`") from error
+        if not isinstance(stored, dict) or "spec" not in stored:
+            raise StoreError(f"{file} is not a run file; delete it and repeat `riebench run`")
+        return stored
+
+    def _checked(self, stored: dict[str, Any]) -> RunMeta:
+        try:
+            return RunMeta.model_validate({name: stored[name] for name in RunMeta.model_fields if name in stored})
+        except ValidationError as error:
+            raise self._bad("", error) from error
+
+    def _bad(self, prefix: str, error: ValidationError) -> StoreError:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        file = self.folder / RUN_FILE
+        return StoreError(f"{file}: {prefix}{where}: {first['msg']}; was it made by another version?")
+
+    def agreed(self, spec: RunSpec | None) -> RunSpec:
+        """The run that the folder holds or is to hold.
+
+        Args:
+            spec: what it is to hold; None reads what is there.
+
+        Raises:
+            IdentityError: if it holds a run of another identity; the message names the differing fields.
+            StoreError: if it holds none (with spec None), or one that cannot be read.
+        """
+        stored = self._spec()
+        if spec is None:
+            if stored is None:
+                raise StoreError(f"{self.folder} holds no run ({RUN_FILE} is missing)")
+            return stored
+        if stored is not None and stored.run_id != spec.run_id:
+            differences = "; ".join(_differences(stored.identity, spec.identity))
+            raise IdentityError(
+                f"{self.folder} holds another run: {differences}; use another --results folder or delete it"
+            )
+        return spec
+
+    def _spec(self) -> RunSpec | None:
+        if not self._stored:
+            return None
+        try:
+            return RunSpec.model_validate_json(json.dumps(self._stored["spec"]))
+        except ValidationError as error:
+            raise self._bad("spec.", error) from error
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, device and command of the last run that wrote here."""
+        return dict(self._meta.provenance)
+
+    @property
+    def expected(self) -> dict[CellKey, int]:
+        """Category, block set and strength -> units that were planned."""
+        return {(cell.category, cell.block_set, cell.strength): cell.n for cell in self._meta.expected}
+
+    def write(self, spec: RunSpec, provenance: dict[str, Any] | None, planned: Iterable[UnitKey]) -> None:
+        """Replaces the file if it changes; the folder is locked by the caller.
+
+        Args:
+            spec: the run.
+            provenance: what runs now; None keeps what is there.
+            planned: the units that are expected; of several in one slot the last counts.
+        """
+        keys = {key.slot: key for key in planned}.values()
+        counts = Counter((key.category, key.block_set, key.strength) for key in keys)
+        content = {
+            "spec": spec.model_dump(mode="json"),
+            "run_id": spec.run_id,
+            "provenance": self.provenance if provenance is None else provenance,
+            "expected": [
+                {"category": c, "block_set": b, "strength": s, "n": n} for (c, b, s), n in sorted(counts.items())
+            ],
+        }
+        if content != self._stored:
+            data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+            announce(self.folder, RUN_FILE, data)
+            write_atomic(self.folder / RUN_FILE, data)
+            self._stored, self._meta = content, self._checked(content)
+
+
+def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in sorted({*there, *here}):
+            label = f"{prefix}.{name}" if prefix else str(name)
+            yield from _differences(there.get(name), here.get(name), label)
+    elif there != here:
+        yield f"{prefix} is {json.dumps(there)} there and {json.dumps(here)} here"
