@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.workload import Timer
 from riebench.generate import Generator
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
 
 
 class BareCalls:

@@ -163,7 +163,7 @@ def _warm(root: Path) -> None:
     """Loads everything once in this process, so that its children need not."""
     import torch
 
-    from riebench.recipe import ModelRecipe
+    from riebench.models.lookup import ModelRecipe
 
     torch.set_num_threads(1)
     job = toy_job(root / "warm" / "work")

@@ -28,8 +28,8 @@ from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.fullsize import machine
 from riebench.generate import Capture, Generator
-from riebench.models import LoadedModel
-from riebench.placement import out_of_memory
+from riebench.models.loading import LoadedModel
+from riebench.models.placement import out_of_memory
 from riebench.runner import run_benchmark
 from riebench.sdxl import POOLED_WIDTH, TEXT_WIDTH, TOKENS, random_sdxl
 from riebench.tasks.schema import EditExample, EditTask, Setting

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.bare import BareCalls
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import sample
-from riebench.models import LoadedModel, load_model
+from riebench.models.loading import LoadedModel, load_model
 from riebench.planning import plan
 from riebench.runner import run_benchmark
 from riebench.tasks.schema import EditTask, Setting

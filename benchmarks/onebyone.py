@@ -25,7 +25,7 @@ from riebench.masking import MaskMaker
 from riebench.methods.base import EditContext, Reuse, get_method
 from riebench.methods.foreign import Editor, EditorContext
 from riebench.methods.runs import ROLES, ExampleRuns
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
 from riebench.planning import Unit, Work, works_of
 from riebench.preparing import prepare
 from riebench.references import References

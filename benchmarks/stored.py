@@ -42,10 +42,11 @@ def _read_stored_mask(place: Path) -> object:
 
 
 def _runs(place: Path) -> list[Files]:
+    from riebench.models.spec import ModelSpec
     from riebench.store.folder import RunFolder
     from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
     from riebench.tasks.masks import MaskShare
-    from riebench.tasks.schema import ModelSpec, Setting
+    from riebench.tasks.schema import Setting
 
     model = ModelSpec(name="m", source="own", revision="0", steps=1, guidance=0, size=16, dtype="float32")
     setting = Setting.model_validate({**SETTING, "name": "few", "edit_steps": (0.0, 0.5)})

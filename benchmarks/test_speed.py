@@ -32,7 +32,7 @@ from riebench.fullsize import machine
 from riebench.generate import Generator
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
-from riebench.models import LoadedModel, load_model
+from riebench.models.loading import LoadedModel, load_model
 from riebench.planning import plan, works_of
 from riebench.prefix import PrefixPlan
 from riebench.runner import run_benchmark

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from riebench.hooks import Hooks
 from riebench.metrics.openclip import LoadedClip
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.settings import load_settings
 from riebench.tasks.suites import load_suite

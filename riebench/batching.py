@@ -11,13 +11,12 @@ from tqdm import tqdm
 
 from riebench.errors import DeviceLostError, MemoryShortageError, reason
 from riebench.estimates import activation_bytes
-from riebench.options import ModelOptions
-from riebench.shapes import Shape, unet_shape
-from riebench.tasks.schema import ModelSpec
+from riebench.models.shapes import Shape, unet_shape
+from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.utils import machine
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
 
 T = TypeVar("T")
 R = TypeVar("R")

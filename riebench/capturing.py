@@ -15,10 +15,10 @@ from riebench.footprint import (
 from riebench.generate import Capture, Generator
 from riebench.hooks import known_sites, unit_layers
 from riebench.methods.runs import ROLES, ExampleRuns
+from riebench.models.shapes import unet_shape
 from riebench.planning import Work
 from riebench.prefix import PrefixPlan
 from riebench.preparing import Prepared
-from riebench.shapes import unet_shape
 from riebench.units import UnitMeter
 
 

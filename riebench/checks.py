@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from riebench.blocks import module_path
 from riebench.errors import RiebenchError, TaskFileError
-from riebench.presets import ASSET, PRESETS
+from riebench.models.presets import ASSET, PRESETS
 from riebench.tasks.prompts import seen_words
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import load_settings, settings_folder, settings_sets
@@ -77,7 +77,7 @@ def token_counter(model: str) -> tuple[TokenCounter, int]:
     if source.startswith(ASSET):
         from transformers import CLIPTokenizer
 
-        from riebench.toyworld.assets import asset_folder
+        from riebench.models.assets import asset_folder
 
         folder = asset_folder(source.removeprefix(ASSET))
         tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)

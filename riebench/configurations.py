@@ -9,7 +9,7 @@ from riebench.blocks import ALL_BLOCKS, BLOCKS, NO_BLOCKS
 from riebench.errors import StoreError
 from riebench.metrics.base import Reason
 from riebench.metrics.scorers import is_measured_by
-from riebench.presets import scorer_for, second_scorer_for
+from riebench.models.presets import scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, PROFILES, Profile
 from riebench.registry import METRICS
 from riebench.stats import estimate

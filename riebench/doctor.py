@@ -16,7 +16,7 @@ from riebench.forecast import Forecast, forecast
 from riebench.inventory import model_checks, region_checks, sae_checks, scorer_checks
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
-from riebench.options import TILE
+from riebench.models.spec import TILE
 from riebench.planning import works_of
 from riebench.provenance import package_versions
 from riebench.utils import machine

@@ -16,14 +16,13 @@ from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.footprint import examples_together, footprint
 from riebench.methods.base import get_method
-from riebench.needs import HALF_DTYPES, weight_bytes
-from riebench.options import FP16_FIX, TILE, ModelOptions
+from riebench.models.presets import HALF_DTYPES, weight_bytes
+from riebench.models.shapes import SDXL, Shape
+from riebench.models.spec import FP16_FIX, TILE, ModelOptions, ModelSpec
 from riebench.planning import Unit, Work
 from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
-from riebench.shapes import SDXL, Shape
 from riebench.store.folder import ALONE, RunFolder, run_folders
 from riebench.tasks.prompts import BACKGROUND, innermost, region_words
-from riebench.tasks.schema import ModelSpec
 
 FLOAT = 4
 SDXL_TERAFLOP = 6.5

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from riebench.errors import RiebenchError
 from riebench.features.data import PAGE, SAMPLE
-from riebench.options import ModelOptions
+from riebench.models.spec import ModelOptions
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
     from riebench.saes.core import SparseAutoencoder
 
 Say = Callable[[str], None]
@@ -58,7 +58,7 @@ class FeatureJob:
         """
         from riebench.blocks import short_name
         from riebench.features.painter import check_index, feature_block
-        from riebench.models import load_model
+        from riebench.models.loading import load_model
         from riebench.saes.inspection import prompts_from, usual_suite
         from riebench.saes.sources import model_saes
         from riebench.utils.machine import pick_device
@@ -112,7 +112,7 @@ class PageMaker:
         from riebench.metrics.openclip import locate
         from riebench.metrics.scorers import ClipSpec
         from riebench.metrics.tools import Tools
-        from riebench.presets import scorer_for
+        from riebench.models.presets import scorer_for
         from riebench.report.feature_pages import write_feature_pages
         from riebench.saes.statistics import stored_statistics
 

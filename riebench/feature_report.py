@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from riebench.errors import RiebenchError
 from riebench.feature_job import FeatureJob, PageMaker, Say
-from riebench.options import ModelOptions
-from riebench.presets import PRESETS
+from riebench.models.presets import PRESETS
+from riebench.models.spec import ModelOptions
 from riebench.report.chosen import Wanted
 from riebench.utils.files import file_inside
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
+    from riebench.models.spec import ModelSpec
     from riebench.saes.core import SparseAutoencoder
-    from riebench.tasks.schema import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def load_again(spec: ModelSpec, device: str, *, offline: bool = False) -> Loaded
     Raises:
         RiebenchError: if it is not, cannot be loaded, or has changed since.
     """
-    from riebench.models import load_model
+    from riebench.models.loading import load_model
 
     preset = next((one for one in PRESETS.values() if one.spec_source == spec.source), None)
     if preset is None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from riebench.shapes import Shape
+from riebench.models.shapes import Shape
 
 RUNS = 2
 """Source and target."""

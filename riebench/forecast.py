@@ -25,8 +25,9 @@ from riebench.estimates import (
 )
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
+from riebench.models.spec import ModelSpec
 from riebench.planning import Unit, Work, works_of
-from riebench.tasks.schema import ModelSpec, Setting
+from riebench.tasks.schema import Setting
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 from riebench.denoising import Denoising, TextParts
 from riebench.edits import Edit
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
-from riebench.models import LoadedModel
-from riebench.placement import attention_kernel, out_of_memory, refuse_lost
+from riebench.models.loading import LoadedModel
+from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
 from riebench.prefix import Prefix, PrefixPlan, Run, shared_cut
 from riebench.resuming import record, resume
 from riebench.tasks.prompts import phrase_spans

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from riebench.checklist import Check, looked_for
 from riebench.errors import RiebenchError
-from riebench.lookup import Known
-from riebench.modelfiles import (
+from riebench.models.files import (
     FULL_PATTERNS,
     HALF_PATTERNS,
     NOT_FULL,
@@ -24,7 +23,9 @@ from riebench.modelfiles import (
     variant,
     weight_files,
 )
-from riebench.needs import (
+from riebench.models.lookup import Known
+from riebench.models.presets import (
+    ASSET,
     CONFIG_PATTERNS,
     FP16_FIX_FILE,
     FP16_FIX_REVISION,
@@ -32,11 +33,14 @@ from riebench.needs import (
     HALF_DTYPES,
     NEEDS,
     PARTS,
+    PRESETS,
     SAE_BYTES_PER_BLOCK,
     SCORER_BYTES,
+    is_shipped,
+    scorer_for,
+    second_scorer_for,
 )
-from riebench.options import FP16_FIX, ModelOptions
-from riebench.presets import ASSET, PRESETS, is_shipped, scorer_for, second_scorer_for
+from riebench.models.spec import FP16_FIX, ModelOptions
 from riebench.profiles import IF_AT_HAND, profile_metrics
 from riebench.region_specs import MEGABYTES, RegionSpec
 from riebench.tasks.schema import Setting
@@ -124,7 +128,7 @@ def _vae(wanted: str) -> Check:
 
 def shipped() -> list[Check]:
     """The files of the toy world, each compared with the hash it was shipped with."""
-    from riebench.toyworld.assets import ASSETS, check_folder, read_manifest
+    from riebench.models.assets import ASSETS, check_folder, read_manifest
 
     manifest = read_manifest()
 

@@ -16,16 +16,16 @@ from riebench.gallery import write_galleries
 from riebench.leaderboard import write_leaderboard
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
-from riebench.options import EngineOptions, ModelOptions
-from riebench.presets import scorer_for
+from riebench.models.lookup import ModelRecipe, check_prompts, profiled
+from riebench.models.presets import scorer_for
+from riebench.models.spec import EngineOptions, ModelOptions, ModelSpec
 from riebench.profiles import DEFAULT, get_profile
 from riebench.provenance import provenance
-from riebench.recipe import ModelRecipe, check_prompts, profiled
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.store.folder import REDO_MODES, Redo, RunFolder, complaints, run_folders, run_path, set_aside
 from riebench.summary import Say, print_per_block, say_failures, say_page
 from riebench.tables import write_tables
-from riebench.tasks.schema import EditTask, ModelSpec, Setting, parse_interval
+from riebench.tasks.schema import EditTask, Setting, parse_interval
 from riebench.tasks.settings import MAIN_SET, load_settings
 from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.files import sweep
@@ -33,7 +33,7 @@ from riebench.utils.hub import offline_mode
 from riebench.utils.machine import pick_device
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
 
 SEEDS = {"sweep": (0, 1, 2)}
 """Set of settings -> seeds of each example, where methods are to be compared; one seed elsewhere."""

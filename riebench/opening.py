@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
+from riebench.models.spec import ModelSpec
 from riebench.planning import Unit, Work, part, works_of
 from riebench.preparing import claim_shared
 from riebench.store.folder import Redo, RunFolder
-from riebench.tasks.schema import ModelSpec
 
 
 @contextmanager

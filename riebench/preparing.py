@@ -14,14 +14,15 @@ from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.hooks import known_sites
 from riebench.methods.base import Method, get_method
 from riebench.methods.foreign import Editor
+from riebench.models.spec import ModelSpec
 from riebench.saes.sources import model_saes
 from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import RunSpec
-from riebench.tasks.schema import ModelSpec, Setting, step_window
+from riebench.tasks.schema import Setting, step_window
 from riebench.tasks.settings import load_setting_plugin
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
     from riebench.saes.core import SparseAutoencoder
 
 MODEL_FILE = "model.json"

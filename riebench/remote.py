@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from riebench.batching import automatic_batch_size
 from riebench.errors import DeviceLostError, reason
+from riebench.models.lookup import ModelRecipe, check_prompts
 from riebench.planning import Work
 from riebench.preparing import prepare, versions
-from riebench.recipe import ModelRecipe, check_prompts
 from riebench.region_specs import parse_regions
 from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey

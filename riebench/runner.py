@@ -27,7 +27,7 @@ from riebench.masking import MaskMaker
 from riebench.methods.base import EditContext, Reuse
 from riebench.methods.foreign import Editor
 from riebench.methods.runs import ROLES, ExampleRuns, Role
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
 from riebench.opening import opened
 from riebench.painting import Painter
 from riebench.planning import Unit, Work, check_request, plan

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from riebench.errors import RiebenchError
 from riebench.metrics.base import Metric, Reason, Sample, Value
 from riebench.metrics.tools import Tools, measurable
-from riebench.presets import is_shipped, scorer_for, second_scorer_for
+from riebench.models.presets import is_shipped, scorer_for, second_scorer_for
 from riebench.profiles import DEFAULT, IF_AT_HAND, profile_metrics
 from riebench.registry import METRICS
 from riebench.samples import Samples

@@ -16,8 +16,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from riebench.models import DTYPES, LoadedModel
-from riebench.tasks.schema import ModelSpec
+from riebench.models.loading import DTYPES, LoadedModel
+from riebench.models.spec import ModelSpec
 
 UNET: dict[str, Any] = {
     "sample_size": 128,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from riebench.models.spec import ModelSpec
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
-from riebench.tasks.schema import ModelSpec, Setting
+from riebench.tasks.schema import Setting
 
 
 def make_spec(**changes: Any) -> RunSpec:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from riebench.blocks import BLOCKS
+from riebench.models.spec import ModelSpec
 from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
-from riebench.tasks.schema import ModelSpec, Setting
+from riebench.tasks.schema import Setting
 
 CATEGORIES = ("change_object", "change_color")
 MODEL = ModelSpec(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from riebench.models.spec import ModelSpec
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.tasks.masks import RegionMasks
-from riebench.tasks.schema import EditExample, EditTask, ModelSpec, Setting
+from riebench.tasks.schema import EditExample, EditTask, Setting
 
 SIDE = 64
 EXAMPLES = tuple(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from riebench.toyworld import assets
-from riebench.toyworld.assets import AssetError, asset_folder, check_folder, compute_manifest, write_manifest
+from riebench.models import assets
+from riebench.models.assets import AssetError, asset_folder, check_folder, compute_manifest, write_manifest
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_checked_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_module_wins_over_the_folder_of_the_same_name_and_is_light() -> None:
-    code = "import sys, riebench.toyworld.assets as a; print(a.__file__.endswith('assets.py'), 'torch' in sys.modules)"
+    code = "import sys, riebench.models.assets as a; print(a.__file__.endswith('assets.py'), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
     assert not (assets.ASSETS / "__init__.py").exists()

@@ -19,8 +19,8 @@ from riebench.estimates import activation_bytes
 from riebench.generate import Generator
 from riebench.job import batch_size_of
 from riebench.methods.foreign import Editor, EditorContext
+from riebench.models.shapes import unet_shape
 from riebench.runner import run_benchmark
-from riebench.shapes import unet_shape
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting
 

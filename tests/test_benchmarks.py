@@ -18,7 +18,7 @@ from benchmarks.bare import BareCalls, Beside
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import clocked
 from riebench.errors import RiebenchError
-from riebench.models import DTYPES, LoadedModel
+from riebench.models.loading import DTYPES, LoadedModel
 from riebench.planning import plan
 from riebench.runner import run_benchmark
 from riebench.sdxl import UNET, VAE, random_sdxl

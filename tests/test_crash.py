@@ -16,7 +16,7 @@ import test_job
 from tiny import tiny_folder, tiny_model, tiny_saes
 
 from riebench.job import Job
-from riebench.recipe import ModelRecipe
+from riebench.models.lookup import ModelRecipe
 from riebench.store.folder import RunFolder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))

@@ -24,7 +24,7 @@ from riebench.dryrun import prepare_forecast
 from riebench.errors import RiebenchError
 from riebench.forecast import forecast
 from riebench.job import Job
-from riebench.options import ModelOptions
+from riebench.models.spec import ModelOptions
 from riebench.utils import machine
 from riebench.utils.files import file_sha256
 from riebench.utils.machine import Gpu
@@ -66,7 +66,7 @@ def test_a_damaged_shipped_file_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     def hashed(path: Path) -> str:
         return "0" if path.parent.name == "judge" else file_sha256(path)
 
-    monkeypatch.setattr("riebench.toyworld.assets.file_sha256", hashed)
+    monkeypatch.setattr("riebench.models.assets.file_sha256", hashed)
     monkeypatch.setattr(doctor, "sae_checks", lambda *_: [])
     (check,) = bad(Job(device="cpu", settings=("no_edit",))).values()
     assert check.what == "shipped judge" and "is damaged" in check.found

@@ -22,11 +22,11 @@ from riebench.forecast import Forecast
 from riebench.generate import GenerationResult, Generator
 from riebench.hooks import known_sites
 from riebench.job import Job
-from riebench.lookup import look_up
-from riebench.needs import SAE_BYTES_PER_BLOCK
-from riebench.options import EngineOptions, ModelOptions
+from riebench.models.lookup import look_up
+from riebench.models.presets import SAE_BYTES_PER_BLOCK
+from riebench.models.shapes import SDXL, folder_shape
+from riebench.models.spec import EngineOptions, ModelOptions
 from riebench.runner import run_benchmark
-from riebench.shapes import SDXL, folder_shape
 from riebench.tasks.schema import Setting
 from riebench.utils import machine
 

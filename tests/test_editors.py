@@ -24,8 +24,8 @@ from riebench.injection import Injection, _Injecting, inject
 from riebench.methods.alignment import Alignment, Reading, align, read
 from riebench.methods.base import get_method
 from riebench.methods.foreign import Editor, EditorContext, Pictures, unchanged
-from riebench.models import LoadedModel, load_model
-from riebench.options import ModelOptions
+from riebench.models.loading import LoadedModel, load_model
+from riebench.models.spec import ModelOptions
 from riebench.runner import run_benchmark
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting, setting_names, settings_folder

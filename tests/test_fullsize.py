@@ -8,9 +8,9 @@ from riebench.blocks import BLOCKS
 from riebench.counting import decode_cost, unet_cost
 from riebench.fullsize import CPU_CONFIGURATIONS, CUDA_CONFIGURATIONS, Configuration, measure
 from riebench.hooks import known_sites
-from riebench.needs import PARAMETERS
+from riebench.models.presets import PARAMETERS
+from riebench.models.shapes import SDXL
 from riebench.sdxl import build_unet, build_vae
-from riebench.shapes import SDXL
 
 
 def test_the_architecture_is_sdxls() -> None:

@@ -14,9 +14,9 @@ from riebench.blocks import BLOCKS
 from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
-from riebench.models import load_model
-from riebench.options import ModelOptions
-from riebench.presets import PRESETS, scorer_for
+from riebench.models.loading import load_model
+from riebench.models.presets import PRESETS, scorer_for
+from riebench.models.spec import ModelOptions
 from riebench.tasks.prompts import phrase_spans
 
 PROMPTS = ["a red house", "a blue cat", "a green boat"]
@@ -126,7 +126,7 @@ def test_shipped_models_are_told_apart_and_scored_by_their_own_clip(monkeypatch:
         asked.append(name)
         return tiny_folder()
 
-    monkeypatch.setattr("riebench.toyworld.assets.asset_folder", folder)
+    monkeypatch.setattr("riebench.models.assets.asset_folder", folder)
     spec = load_model("toy-turbo", steps=1).spec
     assert asked == ["toy-turbo"]
     assert (spec.name, spec.source, spec.steps) == ("toy-turbo-steps1", "riebench/toy-turbo", 1)

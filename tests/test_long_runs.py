@@ -20,10 +20,10 @@ from riebench.footprint import Footprint, examples_together, footprint
 from riebench.generate import Capture, GenerationResult, Generator
 from riebench.methods.base import EditContext
 from riebench.methods.runs import ExampleRuns
-from riebench.models import load_model
+from riebench.models.loading import load_model
+from riebench.models.shapes import SDXL, unet_shape
 from riebench.saes.core import SparseAutoencoder
 from riebench.selection import means, unit_normalised
-from riebench.shapes import SDXL, unet_shape
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting

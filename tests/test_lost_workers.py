@@ -33,15 +33,16 @@ from test_shards import TASK, arguments
 from typer.testing import CliRunner
 
 import riebench.scoring
-from riebench import engines, options
+from riebench import engines
 from riebench.cli import app
 from riebench.crew import Crew, Worker, WorkerLostError
 from riebench.distributed import AHEAD, LOSSES
 from riebench.errors import DeviceLostError, RiebenchError
 from riebench.generate import Generator
-from riebench.placement import refuse_lost
+from riebench.models import spec
+from riebench.models.lookup import ModelRecipe
+from riebench.models.placement import refuse_lost
 from riebench.rayengine import Places, RayMaker, RayWorker, cluster, run_on_ray
-from riebench.recipe import ModelRecipe
 from riebench.remote import Item, Parcel, Refused, Told
 from riebench.runner import Runner, run_benchmark
 from riebench.store.folder import RunFolder
@@ -372,7 +373,7 @@ def test_gpus_that_only_workers_have_are_not_asked_for_where_scores_are_made(
 
 
 def test_every_engine_that_can_be_named_is_there() -> None:
-    assert tuple(engines.ENGINES) == options.ENGINES
+    assert tuple(engines.ENGINES) == spec.ENGINES
 
 
 def test_a_head_that_asks_for_a_token_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

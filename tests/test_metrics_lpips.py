@@ -14,7 +14,7 @@ from riebench.errors import MetricError
 from riebench.metrics.base import Reason, Sample, Value
 from riebench.metrics.lpips import TRUNK_FILE, LpipsModel, lpips, lpips_bg
 from riebench.metrics.tools import Tools
-from riebench.toyworld.assets import asset_folder
+from riebench.models.assets import asset_folder
 
 EXAMPLE = SHARED / "lpips_example"
 pytestmark = needs("lpips_example")

@@ -30,10 +30,9 @@ from sdxl_files import (
 
 from riebench.errors import RiebenchError
 from riebench.generate import Generator
-from riebench.models import load_model
-from riebench.needs import NEEDS
-from riebench.options import ModelOptions
-from riebench.presets import PRESETS
+from riebench.models.loading import load_model
+from riebench.models.presets import NEEDS, PRESETS
+from riebench.models.spec import ModelOptions
 
 UNET = "diffusion_pytorch_model"
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 5135149760\n"

@@ -13,6 +13,7 @@ from paper_runs import CATEGORIES, keys, level, stored
 from riebench.blocks import BLOCKS
 from riebench.configurations import EVERYTHING
 from riebench.job import Job
+from riebench.models.shapes import SDXL
 from riebench.paper import tradeoff
 from riebench.paper.artefact import picked
 from riebench.paper.contest import contests, joined, read_entries
@@ -22,7 +23,6 @@ from riebench.paper.output import texts, write
 from riebench.paper.pools import Pools, count_of, pools, share_text
 from riebench.paper.registry import RECIPES
 from riebench.paper.runs import paper_settings, runs
-from riebench.shapes import SDXL
 from riebench.store.folder import RunFolder
 from riebench.store.records import UnitKey
 from riebench.tasks.settings import load_settings

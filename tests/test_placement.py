@@ -19,12 +19,12 @@ from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.job import Job
-from riebench.models import LoadedModel, load_model
-from riebench.needs import FP16_FIX_REVISION, FP16_FIX_SOURCE
-from riebench.options import ModelOptions
-from riebench.placement import parts_of, place
+from riebench.models.loading import LoadedModel, load_model
+from riebench.models.placement import parts_of, place
+from riebench.models.presets import FP16_FIX_REVISION, FP16_FIX_SOURCE
+from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.runner import run_benchmark
-from riebench.tasks.schema import EditExample, EditTask, ModelSpec, Setting
+from riebench.tasks.schema import EditExample, EditTask, Setting
 
 PROMPTS, SEEDS = ["a red house", "a blue cat"], [5, 6]
 

@@ -22,7 +22,7 @@ from riebench.errors import RiebenchError
 from riebench.generate import GenerationResult, Generator
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns, Role
-from riebench.models import LoadedModel, load_model
+from riebench.models.loading import LoadedModel, load_model
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting

@@ -25,11 +25,11 @@ from riebench.cli import app
 from riebench.crew import STARTS, Worker, WorkerLostError
 from riebench.distributed import LOSSES, run_with_workers
 from riebench.errors import RiebenchError
-from riebench.models import LoadedModel
-from riebench.options import EngineOptions
+from riebench.models.loading import LoadedModel
+from riebench.models.lookup import ModelRecipe
+from riebench.models.spec import EngineOptions
 from riebench.planning import plan, works_of
 from riebench.rayengine import Places, RayWorker, cluster, places
-from riebench.recipe import ModelRecipe
 from riebench.remote import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels, sweep_scratch
 from riebench.runner import Runner, run_benchmark
 from riebench.store.folder import RunFolder

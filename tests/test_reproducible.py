@@ -15,7 +15,7 @@ from scored_runs import TASKS, stored_run
 from test_job import job as job
 
 from riebench.job import Job
-from riebench.options import EngineOptions
+from riebench.models.spec import EngineOptions
 from riebench.scoring import score
 from riebench.store.folder import RunFolder, run_folders
 

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
+from riebench.models.spec import ModelSpec
 from riebench.saes import training
 from riebench.saes.formats import load_saes
 from riebench.saes.layout import BlockLayout, CollectionIndex
@@ -35,7 +36,6 @@ from riebench.saes.stream import Batches, DataPass, InMemory
 from riebench.saes.tensorfiles import save_tensors
 from riebench.saes.train import Kind, SaeTraining
 from riebench.saes.training import Job, train_collection
-from riebench.tasks.schema import ModelSpec
 from riebench.utils.files import temporary_beside
 
 WIDTH, ROWS = 8, 16

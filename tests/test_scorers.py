@@ -22,11 +22,11 @@ from riebench.metrics.clip import ClipScorer
 from riebench.metrics.openclip import load_open_clip, locate
 from riebench.metrics.scorers import SCORERS, ClipSpec, identity, scorer_pair
 from riebench.metrics.weights import parse_weights
-from riebench.presets import PRESETS, second_scorer_for
+from riebench.models.presets import PRESETS, second_scorer_for
+from riebench.models.spec import ModelSpec
 from riebench.scoring import score
 from riebench.store.folder import RunFolder
 from riebench.tables import per_method
-from riebench.tasks.schema import ModelSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TRAINING: dict[str, Any] = {

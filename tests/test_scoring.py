@@ -17,14 +17,15 @@ from riebench.metrics.clip import ClipScorer
 from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
 from riebench.metrics.scorers import ClipSpec
 from riebench.metrics.tools import Tools
-from riebench.presets import PRESETS, scorer_for
+from riebench.models.presets import PRESETS, scorer_for
+from riebench.models.spec import ModelSpec
 from riebench.registry import METRICS
 from riebench.scorebook import SCORING_FILE
 from riebench.scoring import ScoreReport, score
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord, UnitKey
 from riebench.tasks.masks import RegionMasks
-from riebench.tasks.schema import Attributes, EditExample, EditTask, ModelSpec, Setting
+from riebench.tasks.schema import Attributes, EditExample, EditTask, Setting
 from riebench.utils.files import file_sha256
 from riebench.utils.images import read_image
 

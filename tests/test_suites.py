@@ -7,7 +7,7 @@ import pytest
 
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError, TaskFileError
-from riebench.presets import PRESETS
+from riebench.models.presets import PRESETS
 from riebench.tasks.schema import CATEGORIES
 from riebench.tasks.settings import load_setting, load_settings, setting_names
 from riebench.tasks.suites import check_prompt_lengths, default_model, load_suite, load_task, suite_names

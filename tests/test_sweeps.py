@@ -14,7 +14,7 @@ from riebench.denoising import whole_steps
 from riebench.dryrun import forecast_job
 from riebench.errors import RiebenchError
 from riebench.job import Job
-from riebench.models import load_model
+from riebench.models.loading import load_model
 from riebench.tasks.settings import load_settings, setting_names, settings_sets
 from riebench.tasks.suites import load_suite
 

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
-from riebench.models import LoadedModel, load_model
+from riebench.models.assets import ASSETS, asset_folder
+from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
 from riebench.toyworld import evaluate as measure
 from riebench.toyworld.__main__ import app
-from riebench.toyworld.assets import ASSETS, asset_folder
 from riebench.toyworld.captions import caption
 from riebench.toyworld.card import filled, write_card
 from riebench.toyworld.data import held_out_scenes

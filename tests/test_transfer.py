@@ -17,8 +17,8 @@ from riebench import engines
 from riebench.edits import Branch, Edit, Placed
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns
-from riebench.models import load_model
-from riebench.options import ModelOptions
+from riebench.models.loading import load_model
+from riebench.models.spec import ModelOptions
 from riebench.saes.sources import model_saes
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks

@@ -58,7 +58,7 @@ def feature(
 ) -> None:
     """Write a page on features: strongest pictures, values, what switching does, nearest features."""
     from riebench.feature_job import FeatureJob, parse_indices, parse_strengths
-    from riebench.options import ModelOptions
+    from riebench.models.spec import ModelOptions
     from riebench.utils.hub import offline_mode
 
     job = FeatureJob(

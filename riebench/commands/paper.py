@@ -74,7 +74,7 @@ def job_of(
 
     def made() -> Any:
         from riebench.blocks import short_name
-        from riebench.options import ModelOptions
+        from riebench.models.spec import ModelOptions
         from riebench.paper.job import PaperJob
         from riebench.profiles import get_profile
         from riebench.utils.machine import pick_device

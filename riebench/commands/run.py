@@ -111,7 +111,7 @@ def job_of(
 ) -> Any:
     """The `riebench.job.Job` that the options of `riebench run` stand for."""
     from riebench.job import Job, batch_size_of
-    from riebench.options import EngineOptions, ModelOptions, parse_shard
+    from riebench.models.spec import EngineOptions, ModelOptions, parse_shard
 
     folder, board = places(results)
     return Job(

@@ -62,8 +62,8 @@ def inspect_saes(
     from dataclasses import replace
 
     from riebench.errors import RiebenchError
-    from riebench.models import load_model
-    from riebench.presets import PRESETS
+    from riebench.models.loading import load_model
+    from riebench.models.presets import PRESETS
     from riebench.saes.inspection import inspect, load_all, prompts_from, usual_suite
     from riebench.saes.sources import parse_sources
     from riebench.utils.files import write_atomic

@@ -23,7 +23,7 @@ from riebench.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from riebench.options import ModelOptions
+    from riebench.models.spec import ModelOptions
     from riebench.saes.train import Kind
 
 
@@ -40,8 +40,8 @@ class Loading:
     options: ModelOptions
 
     def load(self) -> Any:
-        """The `riebench.models.LoadedModel`."""
-        from riebench.models import load_model
+        """The `riebench.models.loading.LoadedModel`."""
+        from riebench.models.loading import load_model
         from riebench.utils.machine import pick_device
 
         where = pick_device(self.device)
@@ -66,7 +66,7 @@ def loading_of(
     offline: OfflineOption = False,
 ) -> Loading:
     """What the model options stand for."""
-    from riebench.options import ModelOptions
+    from riebench.models.spec import ModelOptions
 
     options = ModelOptions(
         size=size, config=config, offload=offload, attention=attention, channels_last=channels_last

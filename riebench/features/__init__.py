@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from riebench.features.painter import Painter
-    from riebench.options import ModelOptions
+    from riebench.models.spec import ModelOptions
 
 __all__ = ["open"]
 
@@ -47,7 +47,7 @@ def open(
         RiebenchError: if there is no such model, or it cannot be loaded.
     """
     from riebench.features.painter import Painter
-    from riebench.models import load_model
+    from riebench.models.loading import load_model
     from riebench.utils.machine import pick_device
 
     loaded = load_model(

@@ -20,7 +20,7 @@ from riebench.features.switching import Feature, switch
 from riebench.generate import Capture, Generator
 from riebench.hooks import find_module, known_sites
 from riebench.masking import captured_view, opened
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
 from riebench.region_models import locate
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.regions import find, needs_attention, to_grid

@@ -23,7 +23,7 @@ from riebench.hooks import hooked
 from riebench.injection import Injection, inject
 from riebench.methods.alignment import Wording, align, read
 from riebench.methods.foreign import EditorContext, Pictures, editor
-from riebench.placement import attention_kernel
+from riebench.models.placement import attention_kernel
 
 _ROUNDING = 1e-9
 """0.3 of 20 steps are 6, though 0.3 * 20 may come out a little above."""

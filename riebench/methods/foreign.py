@@ -22,13 +22,13 @@ from torch import Tensor
 from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.methods.base import Method
 from riebench.methods.runs import Role
-from riebench.placement import out_of_memory, parts_of, refuse_lost
+from riebench.models.placement import out_of_memory, parts_of, refuse_lost
 from riebench.registry import METHODS
 from riebench.tasks.schema import EditExample
 
 if TYPE_CHECKING:
     from riebench.generate import Generator
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
 
 Pictures = NDArray[np.uint8]
 """Pictures of one example, one per strength: uint8 [n, H, W, 3]."""

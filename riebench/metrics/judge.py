@@ -10,7 +10,7 @@ import numpy as np
 from riebench.errors import MetricError, near_match
 from riebench.metrics.base import Reason, Sample, UInt8, Value, metric, picture_key
 from riebench.metrics.scorers import folder_digest
-from riebench.toyworld.assets import asset_folder
+from riebench.models.assets import asset_folder
 
 if TYPE_CHECKING:
     from riebench.metrics.tools import Tools

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from riebench.errors import MetricError
 from riebench.metrics.base import Float, Reason, Sample, Value, by_size, check_pair, metric, strict_float32
-from riebench.toyworld.assets import asset_folder
+from riebench.models.assets import asset_folder
 from riebench.utils.files import file_sha256
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from riebench.errors import MetricError, near_match
 from riebench.metrics.scorers import LOCAL, ClipSpec, identity
 from riebench.metrics.weights import WEIGHT_ENDINGS, check_weights_file, from_hub
-from riebench.toyworld.assets import asset_folder
+from riebench.models.assets import asset_folder
 from riebench.utils.hub import offline_mode
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from riebench.errors import MetricError, near_match
 from riebench.metrics.weights import check_weights_file
-from riebench.toyworld.assets import asset_folder
+from riebench.models.assets import asset_folder
 from riebench.utils.files import file_sha256
 
 Activation = Literal["QuickGELU", "GELU"]

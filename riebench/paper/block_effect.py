@@ -20,7 +20,7 @@ from riebench.paper.said import model_words, prompt_words, runs_key
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
 
 NAME = "block-effect"
 SHOWS = (

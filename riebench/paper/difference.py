@@ -9,13 +9,13 @@ import numpy as np
 
 from riebench.metrics.lpips import BACKBONE
 from riebench.metrics.tools import Tools
+from riebench.models.presets import is_shipped
+from riebench.models.spec import ModelSpec
 from riebench.paper.artefact import Column, Row, estimated
 from riebench.paper.generating import Pictures
 from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import Said
-from riebench.presets import is_shipped
 from riebench.stats import estimate
-from riebench.tasks.schema import ModelSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

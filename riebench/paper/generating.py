@@ -17,7 +17,7 @@ from riebench.edits import Edit
 from riebench.errors import RiebenchError, near_match
 from riebench.generate import Generator
 from riebench.hooks import known_sites
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
 from riebench.paper.job import Noise, PaperJob
 from riebench.trace import capture
 

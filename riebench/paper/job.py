@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
-from riebench.options import ModelOptions
+from riebench.models.presets import is_shipped
+from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.paper.artefact import Row, rounded
-from riebench.presets import is_shipped
 from riebench.profiles import DEFAULT
 from riebench.store.records import noise_seed
-from riebench.tasks.schema import ModelSpec
 from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.files import content_digest, write_atomic
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
 
 PARTS = "parts"
 FEW_STEPS = (1, 4)
@@ -110,9 +109,9 @@ class PaperJob:
             guidance: likewise.
 
         Raises:
-            RiebenchError: as `riebench.models.load_model`.
+            RiebenchError: as `riebench.models.loading.load_model`.
         """
-        from riebench.models import load_model
+        from riebench.models.loading import load_model
 
         if name not in self._loaded:
             self.say(f"loading {name} on {self.device}")

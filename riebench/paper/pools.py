@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
-from riebench.lookup import look_up
+from riebench.models.lookup import look_up
 from riebench.paper.job import PaperJob
 from riebench.tasks.schema import Setting
 

@@ -32,7 +32,7 @@ from riebench.paper.variance import VarianceMeter
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
     from riebench.saes.core import SparseAutoencoder
 
 NAME = "reconstruction"

@@ -12,7 +12,7 @@ from riebench.saes.formats import available, checkpoint_at
 from riebench.saes.sources import SaeSource, check_width, sources_of
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
     from riebench.saes.core import SparseAutoencoder
 
 

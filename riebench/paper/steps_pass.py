@@ -24,7 +24,7 @@ from riebench.saes.sources import check_width, model_saes
 from riebench.stats import estimate
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
 
 FOLDER = "steps"
 VARIANCE, OVERLAP = "variance", "overlap"

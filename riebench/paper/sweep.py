@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riebench.blocks import BLOCKS
+from riebench.models.presets import is_shipped
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
 from riebench.paper.drawing import finish, line, number, panels
 from riebench.paper.generating import CONDITIONAL, chosen_blocks, watch
@@ -18,12 +19,11 @@ from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import HASH, Said, model_words, prompt_words, run_words, runs_key, sae_key
 from riebench.paper.sources import given
 from riebench.paper.variance import VarianceMeter
-from riebench.presets import is_shipped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
     from riebench.saes.core import SparseAutoencoder
 
 NAME = "explained-variance"

@@ -22,7 +22,7 @@ from riebench.store.records import noise_seed
 from riebench.utils.files import content_digest
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
     from riebench.saes.core import SparseAutoencoder
 
 SPARSITIES = (4, 8, 16, 32)

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from riebench.features.data import PAGE, feature_folder
+from riebench.models.spec import ModelSpec
 from riebench.report.heatmaps import short_category
 from riebench.report.reading import Group, ReadOnce
 from riebench.store.records import EditRecord
-from riebench.tasks.schema import ModelSpec
 
 FEATURES = "features"
 """Folder of the pages, below the report's."""

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from riebench import __version__
 from riebench.features.data import CURVES, HISTOGRAM, PAGE, FeatureData, all_features
-from riebench.presets import PRESETS
+from riebench.models.presets import PRESETS
 from riebench.report.page import environment
 from riebench.utils.files import content_digest, write_atomic
 

@@ -21,10 +21,10 @@ from riebench.blocks import BLOCKS, UNITS, kind, short_name
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
 from riebench.hooks import find_module
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
+from riebench.models.shapes import unet_shape
 from riebench.saes.layout import LARGEST_SEED, BlockLayout, CollectionIndex
 from riebench.saes.shards import Collection, damaged_error, prompts_digest
-from riebench.shapes import unet_shape
 from riebench.utils.locks import whole_lock
 from riebench.utils.machine import free_disk
 

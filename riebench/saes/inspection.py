@@ -10,7 +10,7 @@ from pydantic import Field
 
 from riebench.errors import RiebenchError
 from riebench.hooks import known_sites
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
 from riebench.saes.core import COUNTING, Signal, SparseAutoencoder
 from riebench.saes.formats import load_sae, matching
 from riebench.saes.measure import SaeFigures, measure

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from riebench.blocks import short_name
-from riebench.tasks.schema import ModelSpec, Stored
+from riebench.models.spec import ModelSpec
+from riebench.tasks.schema import Stored
 
 NUMBER_BYTES = 2
 """Bytes of a stored number, float16."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from riebench.generate import Capture, Generator
-from riebench.models import LoadedModel
+from riebench.models.loading import LoadedModel
 from riebench.saes.core import Signal, SparseAutoencoder
 from riebench.tasks.schema import Stored
 

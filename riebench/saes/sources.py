@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from riebench.blocks import module_path, short_name
 from riebench.errors import RiebenchError, near_match
-from riebench.presets import ASSET
+from riebench.models.presets import ASSET
 from riebench.saes.core import Signal, SparseAutoencoder
 from riebench.saes.formats import load_saes
 from riebench.saes.hub import SCHEME, fetch
@@ -26,7 +26,7 @@ from riebench.saes.stored import SaeOptions
 from riebench.utils.yaml_files import load_yaml
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
 
 _FOR_BLOCK = re.compile(r"(?P<block>(?:unet|down|mid|up)[\w.]*)=(?P<rest>.+)")
 _LISTS = (".yaml", ".yml", ".json")
@@ -56,7 +56,7 @@ class SaeSource:
         if self.place.startswith(SCHEME):
             return fetch(self.place, self.options, offline=offline)
         if self.place.startswith(ASSET):
-            from riebench.toyworld.assets import asset_folder
+            from riebench.models.assets import asset_folder
 
             return asset_folder(self.place.removeprefix(ASSET))
         path = Path(self.place).expanduser()

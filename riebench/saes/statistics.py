@@ -13,7 +13,7 @@ from riebench.saes.sources import sources_of
 from riebench.saes.tensorfiles import load_tensors
 
 if TYPE_CHECKING:
-    from riebench.models import LoadedModel
+    from riebench.models.loading import LoadedModel
 
 FILES = ("mean.pt", "std.pt")
 """Mean and standard deviation of each feature over the positions where it is active, as sdxl-unbox writes them."""

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
-from riebench.placement import out_of_memory
+from riebench.models.placement import out_of_memory
 from riebench.saes.curves import curve_files
 from riebench.saes.formats import folder_name
 from riebench.saes.many import Point, TrainedSae, train_many

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from riebench.models.spec import ModelSpec
 from riebench.tasks.masks import MaskShare
-from riebench.tasks.schema import ALL_CATEGORIES, Identifier, ModelSpec, Setting, Stored
+from riebench.tasks.schema import ALL_CATEGORIES, Identifier, Setting, Stored
 from riebench.utils.files import content_digest
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"

@@ -264,38 +264,3 @@ class Setting(Stored):
         if self.block_mode == "both" and len(self.blocks) > 1:
             return (*each, self.blocks)
         return (self.blocks,)
-
-
-class ModelSpec(Stored):
-    """The generating model, as far as it moves pictures."""
-
-    name: str
-    """Preset name, or the name of the folder, file or hub id."""
-    source: str
-    """Where it comes from: hub id, or a packaged asset's name; never an absolute path."""
-    revision: str | None
-    """Commit of the hub, or the hash of the local files."""
-    steps: int = Field(ge=1)
-    """Denoising steps."""
-    guidance: float = Field(ge=0)
-    """Classifier-free guidance scale; 0 and 1 mean none."""
-    size: int = Field(ge=8)
-    """Picture side in pixels."""
-    dtype: str
-    """Number format of the U-Net."""
-    vae: str | None = None
-    """The autoencoder put in the place of the model's own, with its revision or hash; None for the model's own."""
-    vae_tiling: bool = False
-    """Whether pictures are decoded in tiles, whose seams change them slightly."""
-    fixed_noise: bool = False
-    """Whether a seed is the same noise for all examples, as in published scripts; otherwise each has noise of its own.
-    """
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that moves pictures: two names for the same weights are one model.
-
-        What was added after runs had been stored is left out where it is as it was then.
-        """
-        usual = {name for name in ("vae", "vae_tiling", "fixed_noise") if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude={"name", *usual})

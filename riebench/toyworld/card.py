@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.errors import RiebenchError
-from riebench.toyworld.assets import read_manifest
+from riebench.models.assets import read_manifest
 from riebench.toyworld.evaluate import BARS
 from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, random_edit
 
@@ -127,7 +127,7 @@ def category_pairs() -> dict[str, list[tuple[Scene, Scene]]]:
 def write_pictures(folder: Path) -> Path:
     """Draws the card's picture: per category three edits as toy-turbo (4 steps) generates source and target."""
     from riebench.generate import Generator
-    from riebench.models import load_model
+    from riebench.models.loading import load_model
     from riebench.toyworld.captions import caption
     from riebench.utils.images import encode_png, grid
 

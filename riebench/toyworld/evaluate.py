@@ -19,9 +19,9 @@ from riebench.blocks import BLOCKS
 from riebench.edits import Edit, Placed, Term
 from riebench.generate import Capture, Generator
 from riebench.metrics.lpips import LpipsModel
-from riebench.models import LoadedModel, load_model
+from riebench.models.assets import asset_folder
+from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
-from riebench.toyworld.assets import asset_folder
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import held_out_scenes
 from riebench.toyworld.judge import Judge

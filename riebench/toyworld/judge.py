@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from riebench.toyworld.assets import asset_folder
+from riebench.models.assets import asset_folder
 from riebench.toyworld.augment import augment
 from riebench.toyworld.data import Pool
 from riebench.toyworld.scenes import ATTRIBUTES

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from riebench.errors import RiebenchError
+from riebench.models.assets import ASSETS, write_manifest
 from riebench.toyworld import clip, diffusion, judge, pipelines, toysaes, vae
-from riebench.toyworld.assets import ASSETS, write_manifest
 from riebench.toyworld.data import Pool, training_pool
 from riebench.toyworld.training import Stage, TrainingFolderError, fit, write_atomically
 

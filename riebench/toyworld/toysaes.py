@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from riebench.blocks import BLOCKS
 from riebench.generate import Capture, Generator
-from riebench.models import load_model
+from riebench.models.loading import load_model
 from riebench.saes.formats import folder_name
 from riebench.saes.train import SaeTraining, feature_statistics, save, train_topk
 from riebench.toyworld.captions import caption

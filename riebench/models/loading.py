@@ -14,7 +14,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
-from riebench.modelfiles import (
+from riebench.models.files import (
     check_folder,
     check_single_file,
     folder_sha256,
@@ -23,12 +23,17 @@ from riebench.modelfiles import (
     variant,
     weight_files,
 )
-from riebench.naming import model_label, short_name
-from riebench.needs import CONFIG_PATTERNS, FP16_FIX_FILE, FP16_FIX_REVISION, FP16_FIX_SOURCE
-from riebench.options import FP16_FIX, TILE, ModelOptions
-from riebench.placement import out_of_memory, parts_of, place
-from riebench.presets import ASSET, PRESETS, Preset
-from riebench.tasks.schema import ModelSpec
+from riebench.models.placement import out_of_memory, parts_of, place
+from riebench.models.presets import (
+    ASSET,
+    CONFIG_PATTERNS,
+    FP16_FIX_FILE,
+    FP16_FIX_REVISION,
+    FP16_FIX_SOURCE,
+    PRESETS,
+    Preset,
+)
+from riebench.models.spec import FP16_FIX, TILE, ModelOptions, ModelSpec, model_label, short_name
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, offline_mode, split_revision
 from riebench.utils.machine import keep_freed_memory
@@ -160,7 +165,7 @@ def _load(name: str, preset: Preset | None, dtype: str, offline: bool, options: 
     if options.config is not None:
         raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
     if preset is not None and preset.source.startswith(ASSET):
-        from riebench.toyworld.assets import asset_folder
+        from riebench.models.assets import asset_folder
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
         return _from_folder(folder, dtype, name), preset.spec_source, folder_sha256(folder)

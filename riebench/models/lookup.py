@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from riebench.errors import RiebenchError, near_match
-from riebench.naming import model_label, short_name
-from riebench.options import TILE, ModelOptions
-from riebench.presets import ASSET, PRESETS, Preset
-from riebench.shapes import SDXL, Shape, folder_shape
-from riebench.tasks.schema import ModelSpec
+from riebench.models.presets import ASSET, PRESETS, Preset
+from riebench.models.shapes import SDXL, Shape, folder_shape
+from riebench.models.spec import TILE, ModelOptions, ModelSpec, model_label, short_name
+from riebench.profiles import DEFAULT, get_profile
+from riebench.tasks.schema import EditTask
+
+if TYPE_CHECKING:
+    from riebench.models.loading import LoadedModel
+
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -97,7 +103,7 @@ _NOWHERE = ModelSpec(name="", source="", revision=None, steps=1, guidance=0.0, s
 
 def _place(name: str, preset: Preset | None) -> Known:
     if preset is not None and preset.source.startswith(ASSET):
-        from riebench.toyworld.assets import asset_folder
+        from riebench.models.assets import asset_folder
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
         return Known(_NOWHERE, folder_shape(folder), folder=folder)
@@ -164,3 +170,73 @@ def _few_steps(folder: Path | None) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("timestep_spacing") == "trailing"
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """How to load a model; see `riebench.models.loading.load_model` for what is not said here.
+
+    Attributes:
+        name: a preset, a folder, a single file or a hub id.
+        steps: instead of the model's own.
+        guidance: likewise.
+        dtype: likewise.
+        device: where it runs; "auto" is decided where it is loaded.
+        offline: fetches nothing.
+        options: how it is placed.
+        profile: a name of `PROFILES`.
+    """
+
+    name: str
+    steps: int | None = None
+    guidance: float | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    offline: bool = False
+    options: ModelOptions = field(default_factory=ModelOptions)
+    profile: str = DEFAULT
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What is known of the model without loading it; its revision may be missing.
+
+        Raises:
+            RiebenchError: if the name stands for nothing.
+        """
+        found = look_up(self.name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, options=self.options)
+        return profiled(found.spec, self.profile)
+
+    def load(self) -> LoadedModel:
+        """The model in memory.
+
+        Raises:
+            RiebenchError: if it cannot be loaded, or there is no such device.
+        """
+        from riebench.models.loading import load_model
+        from riebench.utils.machine import pick_device
+
+        model = load_model(
+            self.name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=pick_device(self.device),
+            offline=self.offline, options=self.options,
+        )  # fmt: skip
+        return replace(model, spec=profiled(model.spec, self.profile))
+
+
+def profiled(spec: ModelSpec, profile: str) -> ModelSpec:
+    """A model's spec under a profile, whose pictures get a folder of their own if they are others."""
+    if get_profile(profile).fixed_seed is None:
+        return spec
+    return spec.model_copy(update={"name": f"{spec.name}-{profile}", "fixed_noise": True})
+
+
+def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
+    """Refuses prompts that the model would cut off.
+
+    Raises:
+        RiebenchError: naming the first of them.
+    """
+    from riebench.tasks.suites import check_prompt_lengths
+
+    tokenizer = model.pipe.tokenizer
+    limit = int(tokenizer.model_max_length)
+    check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)

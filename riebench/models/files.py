@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.needs import CONFIG_PATTERNS, HALF_DTYPES, PARTS
-from riebench.shapes import tensor_shapes
+from riebench.models.presets import CONFIG_PATTERNS, HALF_DTYPES, PARTS
+from riebench.models.shapes import tensor_shapes
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from riebench.errors import DeviceLostError, RiebenchError, reason
-from riebench.options import TILE, ModelOptions
+from riebench.models.spec import TILE, ModelOptions
 
 KERNELS = {
     "math": SDPBackend.MATH,

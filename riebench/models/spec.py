@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
 
 from riebench.errors import RiebenchError, near_match
+from riebench.tasks.schema import Stored
 
 OFFLOADS = ("none", "model", "sequential")
 """Everything on the device; one part at a time there; one layer at a time there."""
@@ -111,3 +116,68 @@ class ModelOptions:
         }  # fmt: skip
         usual = ModelOptions()
         return {name: value for name, value in named.items() if value != getattr(usual, name)}
+
+
+def model_label(
+    name: str, *, steps: int | None = None, guidance: float | None = None, size: int | None = None,
+    dtype: str | None = None, vae: str | None = None, vae_tiling: bool = False,
+) -> str:  # fmt: skip
+    """Name of a model's results folder: other settings give other pictures and get a folder of their own.
+
+    Args:
+        name: the preset's name or `short_name`.
+        steps: if not the model's own.
+        guidance: likewise.
+        size: likewise, in pixels.
+        dtype: likewise.
+        vae: the autoencoder put in the place of the model's own, as the user named it.
+        vae_tiling: whether pictures are decoded in tiles.
+    """
+    changes = {"steps": steps, "guidance": guidance, "px": size}
+    parts = [f"{word}{value:g}" for word, value in changes.items() if value is not None]
+    exchanged = [f"vae-{short_name(vae)}"] if vae else []
+    return "-".join([name, *parts, *([dtype] if dtype else []), *exchanged, *(["tiled"] if vae_tiling else [])])
+
+
+def short_name(name_or_path: str) -> str:
+    """What a folder, file or hub id is called: its last part, without ending and revision."""
+    path = Path(name_or_path).expanduser()
+    # "." and ".." have a name only once resolved; dots inside a folder's name do not begin an ending.
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.is_file() else Path(name_or_path.split("@")[0]).name
+
+
+class ModelSpec(Stored):
+    """The generating model, as far as it moves pictures."""
+
+    name: str
+    """Preset name, or the name of the folder, file or hub id."""
+    source: str
+    """Where it comes from: hub id, or a packaged asset's name; never an absolute path."""
+    revision: str | None
+    """Commit of the hub, or the hash of the local files."""
+    steps: int = Field(ge=1)
+    """Denoising steps."""
+    guidance: float = Field(ge=0)
+    """Classifier-free guidance scale; 0 and 1 mean none."""
+    size: int = Field(ge=8)
+    """Picture side in pixels."""
+    dtype: str
+    """Number format of the U-Net."""
+    vae: str | None = None
+    """The autoencoder put in the place of the model's own, with its revision or hash; None for the model's own."""
+    vae_tiling: bool = False
+    """Whether pictures are decoded in tiles, whose seams change them slightly."""
+    fixed_noise: bool = False
+    """Whether a seed is the same noise for all examples, as in published scripts; otherwise each has noise of its own.
+    """
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that moves pictures: two names for the same weights are one model.
+
+        What was added after runs had been stored is left out where it is as it was then.
+        """
+        usual = {name for name in ("vae", "vae_tiling", "fixed_noise") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"name", *usual})

@@ -11,7 +11,7 @@ from typing import Any
 
 from riebench.blocks import ATTENTION, SDXL_BLOCKS, kind, short_name
 from riebench.errors import RiebenchError
-from riebench.needs import PARAMETERS, PARTS
+from riebench.models.presets import PARAMETERS, PARTS
 
 FEED_FORWARD = 4
 """A feed-forward layer has this many times as many units as its block has channels."""
@@ -28,7 +28,7 @@ class Shape:
         vae_width: channels of the widest tensor that the decoder keeps at full resolution.
         sample: side of the latents that the model was made for.
         blocks: short names of its blocks.
-        parameters: a name of `riebench.needs.PARTS` -> its number of parameters.
+        parameters: a name of `riebench.models.presets.PARTS` -> its number of parameters.
     """
 
     channels: tuple[int, ...] = (320, 640, 1280)
