@@ -20,7 +20,7 @@ from riebench.errors import RiebenchError
 from riebench.values import Values, own_bytes, tensor_bytes
 
 if TYPE_CHECKING:
-    from riebench.saes.core import SparseAutoencoder
+    from riebench.saes.sae import SparseAutoencoder
 
 Branch = Literal["both", "conditional", "all"]
 BRANCHES: tuple[Branch, ...] = ("both", "conditional", "all")

@@ -13,7 +13,7 @@ from riebench.models.spec import ModelOptions
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
-    from riebench.saes.core import SparseAutoencoder
+    from riebench.saes.sae import SparseAutoencoder
 
 Say = Callable[[str], None]
 STRENGTHS = (-1.0, 1.0, 2.0, 4.0, 8.0)

@@ -17,7 +17,7 @@ from riebench.utils.files import file_inside
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
     from riebench.models.spec import ModelSpec
-    from riebench.saes.core import SparseAutoencoder
+    from riebench.saes.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)

@@ -154,8 +154,7 @@ def sae_checks(settings: Sequence[Setting], known: Known, named: str | None) -> 
 
 
 def _source_checks(source: str | None, blocks: tuple[str, ...], known: Known) -> list[Check]:
-    from riebench.saes.hub import SCHEME, download_command
-    from riebench.saes.sources import parse_sources
+    from riebench.saes.sources import SCHEME, download_command, parse_sources
 
     if source is None:
         text = f"{known.spec.name} has no SAEs of its own"
@@ -183,8 +182,8 @@ def _source_checks(source: str | None, blocks: tuple[str, ...], known: Known) ->
 
 
 def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
+    from riebench.saes.files import refuse_pointer
     from riebench.saes.formats import checkpoint_at, chosen
-    from riebench.saes.tensorfiles import refuse_pointer
 
     root = source.locate(offline=True)
     files: list[Path] = []

@@ -23,7 +23,7 @@ from riebench.tasks.settings import load_setting_plugin
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
-    from riebench.saes.core import SparseAutoencoder
+    from riebench.saes.sae import SparseAutoencoder
 
 MODEL_FILE = "model.json"
 PACKAGES = ("riebench", "torch", "diffusers", "transformers")

@@ -35,8 +35,8 @@ from riebench.report import write_report
 from riebench.report.chosen import Wanted, chosen_views, counted, most_chosen
 from riebench.report.feature_pages import write_feature_pages
 from riebench.report.reading import ReadOnce, read_groups
-from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import folder_name, load_saes
+from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
 
 RUNNER = CliRunner()

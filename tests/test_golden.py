@@ -14,7 +14,7 @@ from riebench.blocks import short_name
 from riebench.edits import Edit
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample
 from riebench.trace import Trace

@@ -31,8 +31,8 @@ from test_report import data_of
 from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
 from riebench.regions import View, find
 from riebench.report import write_report
+from riebench.saes.files import load_tensors
 from riebench.saes.formats import load_sae
-from riebench.saes.tensorfiles import load_tensors
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord, UnitKey
 from riebench.tasks.importers.datasets import Place, import_dataset

@@ -15,7 +15,7 @@ from riebench import engines
 from riebench.edits import Adaptive, Edit, Placed
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.job import Job
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.schema import EditExample, EditTask, Interval, Setting, parse_interval, step_window
 from riebench.tasks.settings import load_setting
 from riebench.trace import intervene

@@ -17,7 +17,7 @@ from riebench.generate import Generator
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
 from riebench.runner import run_benchmark
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.scoring import score
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import Setting

@@ -22,7 +22,7 @@ from riebench.methods.base import EditContext
 from riebench.methods.runs import ExampleRuns
 from riebench.models.loading import load_model
 from riebench.models.shapes import SDXL, unet_shape
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.selection import means, unit_normalised
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks

@@ -17,7 +17,7 @@ from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import EditContext, Method, Reuse, get_method
 from riebench.methods.runs import ExampleRuns
 from riebench.registry import METHODS
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample
 from riebench.trace import Trace

@@ -32,8 +32,8 @@ from riebench.paper.registry import RECIPES
 from riebench.paper.sources import given
 from riebench.paper.steps_pass import StepSums, mean_cosine
 from riebench.paper.variance import VarianceMeter
-from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import folder_name, save_sdxl_unbox
+from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.stream import DataPass
 from riebench.toyworld.captions import parse
 from riebench.toyworld.scenes import is_held_out

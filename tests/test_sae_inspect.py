@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.figures import Meter, measure
 from riebench.saes.formats import load_saes, save_sdxl_unbox
 from riebench.saes.inspection import Inspection, inspect, load_all, prompts_from
-from riebench.saes.measure import Meter, measure
+from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import parse_sources
 
 RUNNER = CliRunner()

@@ -11,10 +11,10 @@ from sae_files import WRITERS, K, f64, parts, saelens, sparsify, write_dl_new, w
 
 from riebench.errors import RiebenchError
 from riebench.registry import SAE_FORMATS
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.files import Checkpoint, SaeOptions
 from riebench.saes.formats import load_sae
 from riebench.saes.readers import sae_format, sae_formats
-from riebench.saes.stored import Checkpoint, SaeOptions
+from riebench.saes.sae import SparseAutoencoder
 
 
 def positions(d: int = 4) -> torch.Tensor:

@@ -36,9 +36,8 @@ from sae_files import (
 from safetensors.torch import load_file, save_file
 
 from riebench.errors import RiebenchError
+from riebench.saes.files import SaeOptions, load_tensors
 from riebench.saes.formats import load_sae, load_saes
-from riebench.saes.stored import SaeOptions
-from riebench.saes.tensorfiles import load_tensors
 
 P = parts()
 NOTHING = SaeOptions()

@@ -14,10 +14,9 @@ from tiny import CHANNELS, tiny_model, tiny_saes
 
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
+from riebench.saes.files import SaeOptions
 from riebench.saes.formats import available, folder_name, load_saes
-from riebench.saes.hub import HubPlace, parse
-from riebench.saes.sources import SaeSource, load_sources, model_saes, parse_sources
-from riebench.saes.stored import SaeOptions
+from riebench.saes.sources import HubPlace, SaeSource, load_sources, model_saes, parse, parse_sources
 
 P = parts()
 

@@ -26,14 +26,14 @@ from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.models.spec import ModelSpec
 from riebench.saes import training
+from riebench.saes.figures import Meter
+from riebench.saes.files import save_tensors
 from riebench.saes.formats import load_saes
 from riebench.saes.layout import BlockLayout, CollectionIndex
 from riebench.saes.many import Point, train_many
-from riebench.saes.measure import Meter
 from riebench.saes.shards import Collection
 from riebench.saes.speed import measure_step
 from riebench.saes.stream import Batches, DataPass, InMemory
-from riebench.saes.tensorfiles import save_tensors
 from riebench.saes.train import Kind, SaeTraining
 from riebench.saes.training import Job, train_collection
 from riebench.utils.files import temporary_beside

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from riebench.saes.activity import feature_statistics
+from riebench.saes.figures import feature_statistics
 from riebench.saes.formats import load_sae
 from riebench.saes.topk import TopKTrainer, geometric_median
 from riebench.saes.train import SaeTraining, save, train_topk

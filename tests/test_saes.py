@@ -14,7 +14,6 @@ from tiny import CHANNELS, FEATURES, SPARSITY, tiny_model, tiny_saes
 
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
-from riebench.saes.core import SparseAutoencoder
 from riebench.saes.formats import (
     available,
     folder_name,
@@ -22,6 +21,7 @@ from riebench.saes.formats import (
     load_saes,
     save_sdxl_unbox,
 )
+from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
 
 N, D, K = 6, 4, 2

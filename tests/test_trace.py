@@ -17,7 +17,7 @@ from riebench.blocks import BLOCKS
 from riebench.edits import Adaptive, Branch, Edit, Placed, Term
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.trace import Half, capture, intervene
 
 PROMPTS, SEEDS = ["a red house", "a blue cat"], [1, 2]

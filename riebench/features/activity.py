@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from riebench.errors import RiebenchError
 from riebench.generate import Capture, Generator
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 
 Float = NDArray[np.float32]
 BINS = 64

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from riebench.features.activity import Activity
 from riebench.features.data import Near, Neighbours
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 
 
 def cosines(rows: Tensor, index: int) -> Tensor:

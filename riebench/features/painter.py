@@ -25,8 +25,8 @@ from riebench.region_models import locate
 from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.regions import find, needs_attention, to_grid
 from riebench.registry import REGIONS
-from riebench.saes.core import SparseAutoencoder
 from riebench.saes.inspection import prompts_from, usual_suite
+from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
 from riebench.saes.statistics import stored_statistics
 from riebench.tasks.masks import Mask

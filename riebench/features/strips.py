@@ -15,7 +15,7 @@ from riebench.features.switching import Feature, switch
 from riebench.generate import Generator
 from riebench.metrics.base import Sample
 from riebench.registry import METRICS
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 
 if TYPE_CHECKING:
     from riebench.edits import Edit

@@ -30,7 +30,7 @@ from riebench.features.strips import ROWS, SOURCE, ChangedRow, choose_rows, mean
 from riebench.generate import Generator
 from riebench.metrics.tools import Tools
 from riebench.registry import METRICS
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.utils.files import content_digest, write_atomic
 from riebench.utils.images import encode_png, grid
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riebench.edits import Branch, Edit, positions_of
 from riebench.regions import to_grid
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.masks import Mask
 
 Feature = tuple[str, int]

@@ -15,7 +15,7 @@ from riebench.edits import Edit
 from riebench.errors import RiebenchError, near_match
 from riebench.methods.runs import ExampleRuns, Role
 from riebench.registry import METHODS
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 
 Need = Literal["updates", "saes", "units", "latents", "others"]
 

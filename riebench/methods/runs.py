@@ -12,7 +12,7 @@ from torch import Tensor
 from riebench.blocks import block_of
 from riebench.edits import positions_of
 from riebench.regions import to_grid
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.selection import means, unit_normalised
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, RegionRule

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from riebench.blocks import RESIDUAL, kind
 from riebench.edits import Edit
 from riebench.hooks import find_module, hooked
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 
 NO_UPDATE, SKIP_ONLY = "no update", "skip path only"
 

@@ -9,7 +9,7 @@ from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelSpec
 from riebench.paper.artefact import Scalar
 from riebench.paper.job import TOY_SEED, Noise, PaperJob
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.utils.files import content_digest
 

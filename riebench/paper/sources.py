@@ -13,7 +13,7 @@ from riebench.saes.sources import SaeSource, check_width, sources_of
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
-    from riebench.saes.core import SparseAutoencoder
+    from riebench.saes.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)

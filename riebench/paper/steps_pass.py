@@ -19,7 +19,7 @@ from riebench.paper.generating import CONDITIONAL, UNCONDITIONAL, chosen_blocks,
 from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import Said, model_words, prompt_words, run_words, runs_key, sae_key, sae_words
 from riebench.paper.variance import VarianceMeter
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import check_width, model_saes
 from riebench.stats import estimate
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from riebench.models.loading import LoadedModel
-    from riebench.saes.core import SparseAutoencoder
+    from riebench.saes.sae import SparseAutoencoder
 
 NAME = "explained-variance"
 COLUMNS = (

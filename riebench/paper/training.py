@@ -23,7 +23,7 @@ from riebench.utils.files import content_digest
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
-    from riebench.saes.core import SparseAutoencoder
+    from riebench.saes.sae import SparseAutoencoder
 
 SPARSITIES = (4, 8, 16, 32)
 WIDTHS = (128, 384, 768)

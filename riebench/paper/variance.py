@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riebench.inference import interval
 from riebench.paper.artefact import HIGH, LOW, Row
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts
 
 FLOOR = 1e-8

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.files import Checkpoint, SaeOptions, block_named_by
 from riebench.saes.readers import SaeFormat, sae_formats
 from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
-from riebench.saes.stored import Checkpoint, SaeOptions, block_named_by
+from riebench.saes.sae import SparseAutoencoder
 
 __all__ = [
     "available", "checkpoint_at", "chosen", "folder_name", "load_sae", "load_saes", "matching", "save_sdxl_unbox",

@@ -11,9 +11,9 @@ from pydantic import Field
 from riebench.errors import RiebenchError
 from riebench.hooks import known_sites
 from riebench.models.loading import LoadedModel
-from riebench.saes.core import COUNTING, Signal, SparseAutoencoder
+from riebench.saes.figures import SaeFigures, measure
 from riebench.saes.formats import load_sae, matching
-from riebench.saes.measure import SaeFigures, measure
+from riebench.saes.sae import COUNTING, Signal, SparseAutoencoder
 from riebench.saes.sources import SaeSource, check_width
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Stored

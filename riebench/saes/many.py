@@ -12,11 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError
-from riebench.saes.activity import FeatureStatistics, StatisticsSum
-from riebench.saes.core import SparseAutoencoder
-from riebench.saes.measure import Meter, SaeFigures
+from riebench.saes.figures import FeatureStatistics, Meter, SaeFigures, StatisticsSum
+from riebench.saes.files import load_tensors, save_tensors
+from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.stream import Batches, DataPass, InMemory, Positions
-from riebench.saes.tensorfiles import load_tensors, save_tensors
 from riebench.saes.topk import MEDIAN_OF, StepTerms, TopKTrainer, geometric_median
 from riebench.saes.train import SaeTraining, save
 from riebench.utils.files import content_digest, temporary_beside

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.files import load_tensors
 from riebench.saes.formats import checkpoint_at, chosen
+from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import sources_of
-from riebench.saes.tensorfiles import load_tensors
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel

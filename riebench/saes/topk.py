@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 
 if TYPE_CHECKING:
     from riebench.saes.train import SaeTraining

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.activity import FeatureStatistics, feature_statistics
+from riebench.saes.figures import FeatureStatistics, feature_statistics
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.saes.readers.dictionary_learning import save_batch_topk
 from riebench.saes.topk import TopKTrainer

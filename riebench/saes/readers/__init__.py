@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from riebench.registry import SAE_FORMATS
-from riebench.saes.core import SparseAutoencoder
-from riebench.saes.stored import Checkpoint
+from riebench.saes.files import Checkpoint
+from riebench.saes.sae import SparseAutoencoder
 
 Reader = Callable[[Checkpoint], SparseAutoencoder]
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from riebench.blocks import module_path
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.files import Checkpoint, Tensors, batch_threshold, build, load_tensors, save_tensors, site_of
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, batch_threshold, build, site_of
-from riebench.saes.tensorfiles import load_tensors, save_tensors
+from riebench.saes.sae import SparseAutoencoder
 from riebench.utils.files import write_atomic
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"

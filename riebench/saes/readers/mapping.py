@@ -13,10 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.core import COUNTING, Activation, Normalise, Signal, SparseAutoencoder
+from riebench.saes.files import MAPPINGS, Checkpoint, Tensors, build, load_safetensors, load_tensors
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import MAPPINGS, Checkpoint, Tensors, build
-from riebench.saes.tensorfiles import load_safetensors, load_tensors
+from riebench.saes.sae import COUNTING, Activation, Normalise, Signal, SparseAutoencoder
 from riebench.tasks.schema import Stored
 from riebench.utils.files import content_digest, file_inside, file_sha256
 from riebench.utils.yaml_files import load_yaml, validate

@@ -6,10 +6,9 @@ Tensors: encoder.weight [n, d], latent_bias [n], decoder.weight [d, n], pre_bias
 from __future__ import annotations
 
 from riebench.errors import RiebenchError
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.files import Checkpoint, Tensors, build, load_tensors
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, build
-from riebench.saes.tensorfiles import load_tensors
+from riebench.saes.sae import SparseAutoencoder
 from riebench.utils.files import file_sha256
 
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")

@@ -12,10 +12,18 @@ from typing import Any
 import torch
 
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.core import Normalise, SparseAutoencoder
+from riebench.saes.files import (
+    Checkpoint,
+    Tensors,
+    batch_threshold,
+    build,
+    expect_shape,
+    load_safetensors,
+    site_of,
+    whole,
+)
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, batch_threshold, build, expect_shape, site_of, whole
-from riebench.saes.tensorfiles import load_safetensors
+from riebench.saes.sae import Normalise, SparseAutoencoder
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.files import Checkpoint, Tensors, build, expect_shape, load_tensors_after, whole
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, whole
-from riebench.saes.tensorfiles import load_tensors_after
+from riebench.saes.sae import SparseAutoencoder
 from riebench.utils.files import file_sha256, parse_json
 
 _KINDS = {

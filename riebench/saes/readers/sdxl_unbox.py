@@ -14,10 +14,9 @@ from torch import Tensor
 
 from riebench.blocks import long_name
 from riebench.errors import RiebenchError
-from riebench.saes.core import SparseAutoencoder
+from riebench.saes.files import Checkpoint, Tensors, build, expect_shape, load_tensors, save_tensors
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape
-from riebench.saes.tensorfiles import load_tensors, save_tensors
+from riebench.saes.sae import SparseAutoencoder
 from riebench.utils.files import file_sha256, write_atomic
 
 WEIGHTS, CONFIG = "state_dict.pth", "config.json"

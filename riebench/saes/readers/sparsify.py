@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.core import Normalise, Signal, SparseAutoencoder
+from riebench.saes.files import Checkpoint, Tensors, build, expect_shape, load_safetensors, whole
 from riebench.saes.readers import sae_format
-from riebench.saes.stored import Checkpoint, Tensors, build, expect_shape, whole
-from riebench.saes.tensorfiles import load_safetensors
+from riebench.saes.sae import Normalise, Signal, SparseAutoencoder
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 _OF_SAEURON = ("batch_topk", "sample_topk", "input_unit_norm")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from riebench.generate import Capture, Generator
 from riebench.models.loading import LoadedModel
-from riebench.saes.core import Signal, SparseAutoencoder
+from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.tasks.schema import Stored
 
 _AT_A_TIME = 8192
@@ -115,3 +116,49 @@ def _signals(meters: Sequence[Mapping[Signal, Meter]]) -> list[Signal]:
     found = {signal for one in meters for signal in one}
     both: tuple[Signal, ...] = ("update", "output")
     return [signal for signal in both if signal in found]
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """What each feature does on some data.
+
+    Attributes:
+        mean: [n], mean value where active (0 for a feature that never is).
+        std: [n], standard deviation there.
+        rate: [n], share of positions at which it is active.
+    """
+
+    mean: Tensor
+    std: Tensor
+    rate: Tensor
+
+
+class StatisticsSum:
+    """Feature statistics of positions that come in parts."""
+
+    def __init__(self) -> None:
+        self._positions = 0
+        self._count = self._total = self._squares = torch.zeros(())
+
+    def add(self, codes: Tensor) -> None:
+        """Takes feature values [B, n] in."""
+        wide = codes.double()
+        self._positions += len(wide)
+        self._count = self._count + (wide > 0).sum(0).cpu()
+        self._total = self._total + wide.sum(0).cpu()
+        self._squares = self._squares + wide.square().sum(0).cpu()
+
+    def result(self) -> FeatureStatistics:
+        """The statistics of everything taken in so far."""
+        safe = self._count.clamp(min=1)
+        mean = self._total / safe
+        std = (self._squares / safe - mean.square()).clamp(min=0).sqrt()
+        return FeatureStatistics(mean.float(), std.float(), (self._count / max(1, self._positions)).float())
+
+
+def feature_statistics(encode: Callable[[Tensor], Tensor], data: Tensor, batch_size: int = 16_384) -> FeatureStatistics:
+    """Per-feature statistics over positions [N, d]."""
+    found = StatisticsSum()
+    for part in data.split(batch_size):
+        found.add(encode(part.float()))
+    return found.result()
