@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.workload import Timer
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
 from riebench.models.loading import LoadedModel
 
 

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.fullsize import machine
-from riebench.generate import Capture, Generator
+from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import out_of_memory
 from riebench.runner import run_benchmark

@@ -82,7 +82,7 @@ def _masks(_: Path) -> list[Files]:
 
 
 def _read_mask(place: Path) -> object:
-    from riebench.regions import View, find
+    from riebench.generation.regions.masks import View, find
 
     view = View("a cat", np.zeros((24, 24, 3), np.uint8), None, (1, 1), lambda _: ())
     return find("file: mask.png", view, lambda words, view: view.image[..., 0] > 0, place)
@@ -206,7 +206,7 @@ def _read_sae(place: Path) -> object:
 
 
 def _read_regions(place: Path) -> object:
-    from riebench.region_specs import parse_regions
+    from riebench.generation.regions.options import parse_regions
 
     return parse_regions((place / "text").read_bytes().decode("utf-8", "replace")).identity
 

@@ -19,8 +19,11 @@ from PIL import Image
 
 from riebench.blocks import BLOCKS
 from riebench.capturing import CapturePlan
-from riebench.generate import Capture, GenerationResult, Generator
-from riebench.hooks import unit_layers
+from riebench.generation.generator import Capture, GenerationResult, Generator
+from riebench.generation.hooks import unit_layers
+from riebench.generation.regions.masks import View, make_masks
+from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
+from riebench.generation.trace import Trace
 from riebench.masking import MaskMaker
 from riebench.methods.base import EditContext, Reuse, get_method
 from riebench.methods.foreign import Editor, EditorContext
@@ -29,12 +32,9 @@ from riebench.models.loading import LoadedModel
 from riebench.planning import Unit, Work, works_of
 from riebench.preparing import prepare
 from riebench.references import References
-from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.regions import View, make_masks
 from riebench.saes.sources import model_saes
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditTask, Setting
-from riebench.traces import Trace
 
 
 class OneByOne:

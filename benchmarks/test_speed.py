@@ -29,12 +29,12 @@ from benchmarks.workload import Clock, Timer, clocked, network_calls, random_cli
 from riebench.blocks import BLOCKS
 from riebench.capturing import CapturePlan
 from riebench.fullsize import machine
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
+from riebench.generation.prefix import PrefixPlan
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
 from riebench.models.loading import LoadedModel, load_model
 from riebench.planning import plan, works_of
-from riebench.prefix import PrefixPlan
 from riebench.runner import run_benchmark
 from riebench.scoring import score
 from riebench.store.folder import RunFolder
@@ -211,13 +211,13 @@ def test_one_block_one_step(benchmark: Any, block: str, timer: Timer, note: Call
 
 
 def _captured(block: str) -> Any:
-    from riebench.generate import Capture
+    from riebench.generation.generator import Capture
 
     return Capture((block,))
 
 
 def _push(block: str, shape: torch.Size) -> Any:
-    from riebench.edits import Edit, Placed, Term
+    from riebench.generation.edits import Edit, Placed, Term
 
     _, steps, width, height, side = shape
     values = torch.randn(steps, height * side, width, generator=torch.Generator().manual_seed(0))

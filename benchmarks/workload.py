@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from riebench.hooks import Hooks
+from riebench.generation.hooks import Hooks
 from riebench.metrics.openclip import LoadedClip
 from riebench.models.loading import LoadedModel
 from riebench.tasks.schema import EditTask, Setting

@@ -1,23 +1,17 @@
-"""What is captured of source and target runs, within the limits of `riebench.footprint`."""
+"""What is captured of source and target runs, within the limits of `riebench.generation.memory`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from riebench.blocks import ATTENTION, BLOCKS, kind, short_name, unit_site
-from riebench.footprint import (
-    PREFIX_KEPT,
-    PREFIX_STEPS,
-    Footprint,
-    footprint,
-    prefix_bytes,
-)
-from riebench.generate import Capture, Generator
-from riebench.hooks import known_sites, unit_layers
+from riebench.generation.generator import Capture, Generator
+from riebench.generation.hooks import known_sites, unit_layers
+from riebench.generation.memory import PREFIX_KEPT, PREFIX_STEPS, Footprint, footprint, prefix_bytes
+from riebench.generation.prefix import PrefixPlan
 from riebench.methods.runs import ROLES, ExampleRuns
 from riebench.models.shapes import unet_shape
 from riebench.planning import Work
-from riebench.prefix import PrefixPlan
 from riebench.preparing import Prepared
 from riebench.units import UnitMeter
 

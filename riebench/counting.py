@@ -67,7 +67,7 @@ def _evaluate(unet: Any, size: int, rows: int, dtype: torch.dtype) -> Any:
 def shares_before(size: int, blocks: Sequence[str] = BLOCKS) -> dict[str, float]:
     """What share of one evaluation's operations is done when each block adds its update.
 
-    An edit of that block in the first step leaves so much as it was in the source run (see `riebench.prefix`).
+    An edit of that block in the first step leaves so much as it was in the source run (see `riebench.generation.prefix`).
 
     Args:
         size: picture side in pixels.

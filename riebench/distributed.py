@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from riebench.crew import Arrived, Broken, Crew, Event, Finished, Left, Lost, Ready, Worker
 from riebench.errors import RiebenchError, StoreError
+from riebench.generation.regions.options import parse_regions
 from riebench.methods.base import get_method
 from riebench.opening import opened
 from riebench.planning import Work, check_request, plan, reference_work
-from riebench.region_specs import parse_regions
 from riebench.remote import Assignment, Made, Parcel, Refused, Sent, Told, parcels
 from riebench.store.folder import Redo, RunFolder, run_path
 from riebench.store.records import EditRecord

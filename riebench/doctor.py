@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from riebench import __version__
 from riebench.checklist import Check, State
 from riebench.dryrun import duration, prepare_forecast
-from riebench.estimates import LARGEST_BATCH_DECODED, Request, is_searched, memory
+from riebench.estimates import Request, is_searched, memory
 from riebench.forecast import Forecast, forecast
+from riebench.generation.memory import LARGEST_BATCH_DECODED
 from riebench.inventory import model_checks, region_checks, sae_checks, scorer_checks
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from riebench.batching import suitable_batch_size, usual_batch_size
 from riebench.blocks import short_name
 from riebench.configurations import EVERYTHING
 from riebench.estimates import Request, per_picture
 from riebench.forecast import Forecast, Line, forecast
+from riebench.generation.memory import suitable_batch_size, usual_batch_size
+from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.methods.base import get_method
 from riebench.models.lookup import Known, look_up
 from riebench.models.presets import SAE_BYTES_PER_BLOCK, weight_bytes
@@ -19,7 +20,6 @@ from riebench.models.shapes import SDXL, Shape
 from riebench.models.spec import ModelOptions
 from riebench.planning import Unit, check_request, part, plan
 from riebench.preparing import check_places
-from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.store.folder import ALONE, SHARED, RunFolder, SharedFolder, run_path
 from riebench.store.records import RUN_FILE, RunSpec
 from riebench.tasks.schema import ALL_CATEGORIES, Setting

@@ -14,27 +14,20 @@ from statistics import median
 
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
-from riebench.footprint import examples_together, footprint
+from riebench.generation.memory import activation_bytes, examples_together, footprint
+from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.methods.base import get_method
-from riebench.models.presets import HALF_DTYPES, weight_bytes
+from riebench.models.presets import weight_bytes
 from riebench.models.shapes import SDXL, Shape
-from riebench.models.spec import FP16_FIX, TILE, ModelOptions, ModelSpec
+from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.planning import Unit, Work
-from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.store.folder import ALONE, RunFolder, run_folders
 from riebench.tasks.prompts import BACKGROUND, innermost, region_words
 
-FLOAT = 4
 SDXL_TERAFLOP = 6.5
 """Work of one evaluation of SDXL's U-Net on one picture of 1024 px; scaled by parameters and latents."""
 DECODER_TERAFLOP = 10.5
 """Work of decoding one picture of 1024 px with SDXL's autoencoder."""
-UNET_TENSORS = 16
-"""Tensors of the U-Net's finest level that are in memory at its peak."""
-DECODER_TENSORS = 3
-"""Tensors of full resolution that are in memory while the last level of the decoder runs."""
-LARGEST_BATCH_DECODED = 64
-"""Latents up to this side are decoded as a batch; larger ones one by one."""
 ASSUMED_RATES: dict[str, tuple[float, float]] = {"cuda": (50.0, 12.0), "mps": (4.0, 3.0), "cpu": (0.03, 0.03)}
 """Device -> assumed TFLOP a second in half precision and in float32; for a processor per core."""
 PNG_SHARE = 0.7
@@ -79,25 +72,9 @@ def per_picture(model: ModelSpec) -> int:
     return model.steps * (2 if model.guidance > 1 else 1)
 
 
-def number_bytes(dtype: str) -> int:
-    """Bytes of one number of a format."""
-    return 2 if dtype in HALF_DTYPES else FLOAT
-
-
 def work_bytes(request: Request) -> int:
     """Estimated peak of activations of one batch: of the U-Net, or of the decoder, whichever needs more."""
     return activation_bytes(request.shape, request.model, request.options, request.batch_size)
-
-
-def activation_bytes(shape: Shape, model: ModelSpec, options: ModelOptions, batch_size: int) -> int:
-    """The same for a model and so many pictures at a time."""
-    latents = model.size // shape.vae_factor
-    rows = batch_size * (2 if model.guidance > 1 else 1)
-    unet = rows * latents**2 * shape.channels[0] * UNET_TENSORS * number_bytes(model.dtype)
-    decoded = batch_size if latents <= LARGEST_BATCH_DECODED and not options.vae_slicing else 1
-    side = min(model.size, TILE) if options.vae_tiling else model.size
-    width = number_bytes(model.dtype) if options.vae == FP16_FIX else FLOAT
-    return max(unet, decoded * side**2 * shape.vae_width * DECODER_TENSORS * width)
 
 
 @dataclass(frozen=True)
@@ -116,7 +93,7 @@ class Held:
 
 
 def held(request: Request, works: Sequence[Work]) -> Held:
-    """What is captured of some examples, as `riebench.footprint` decides it for the run itself."""
+    """What is captured of some examples, as `riebench.generation.memory` decides it for the run itself."""
     shape, model = request.shape, request.model
     usual = tuple(block for block in BLOCKS if block in shape.blocks)
     settings = {unit.setting.name: unit.setting for work in works for unit in work.units}.values()

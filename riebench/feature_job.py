@@ -108,7 +108,7 @@ class PageMaker:
             RiebenchError: as `FeatureJob.run`.
         """
         from riebench.features.study import Study, StudyOptions
-        from riebench.generate import Generator
+        from riebench.generation.generator import Generator
         from riebench.metrics.openclip import locate
         from riebench.metrics.scorers import ClipSpec
         from riebench.metrics.tools import Tools

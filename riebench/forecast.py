@@ -12,17 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from riebench.estimates import (
-    FLOAT,
-    Memory,
-    Request,
-    disk_bytes,
-    held,
-    is_searched,
-    memory,
-    per_picture,
-    run_seconds,
-)
+from riebench.estimates import Memory, Request, disk_bytes, held, is_searched, memory, per_picture, run_seconds
+from riebench.generation.memory import FLOAT
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
 from riebench.models.spec import ModelSpec

@@ -101,7 +101,7 @@ def measure(configurations: Sequence[Configuration], device: str) -> Iterator[Me
 
 def _generation(model: Any, one: Configuration, device: str) -> Measure:
     from riebench.blocks import BLOCKS
-    from riebench.generate import Capture, Generator
+    from riebench.generation.generator import Capture, Generator
 
     generator = Generator(model)
     prompts = [f"picture {number}" for number in range(one.batch)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from riebench.errors import RiebenchError
-from riebench.hooks import Hooks, hooked
+from riebench.generation.hooks import Hooks, hooked
 
 SPECIAL = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k")
 """Parts of other attention layers that SDXL's have not."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from riebench.checklist import Check, looked_for
 from riebench.errors import RiebenchError
+from riebench.generation.regions.options import MEGABYTES, RegionSpec
 from riebench.models.files import (
     FULL_PATTERNS,
     HALF_PATTERNS,
@@ -42,7 +43,6 @@ from riebench.models.presets import (
 )
 from riebench.models.spec import FP16_FIX, ModelOptions
 from riebench.profiles import IF_AT_HAND, profile_metrics
-from riebench.region_specs import MEGABYTES, RegionSpec
 from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.machine import size_text
@@ -249,7 +249,7 @@ def _network(tools: Tools, metric: Metric) -> str:
 
 def region_checks(spec: RegionSpec) -> list[Check]:
     """The models that find words in pictures."""
-    from riebench.region_models import locate_one
+    from riebench.generation.regions.grounding import locate_one
 
     checks = []
     for option, place in spec.models.items():

@@ -13,6 +13,7 @@ from riebench.blocks import module_path, short_name
 from riebench.checks import check_setting
 from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
+from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.leaderboard import write_leaderboard
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
@@ -21,7 +22,6 @@ from riebench.models.presets import scorer_for
 from riebench.models.spec import EngineOptions, ModelOptions, ModelSpec
 from riebench.profiles import DEFAULT, get_profile
 from riebench.provenance import provenance
-from riebench.region_specs import DEFAULT_REGIONS, parse_regions
 from riebench.store.folder import REDO_MODES, Redo, RunFolder, complaints, run_folders, run_path, set_aside
 from riebench.summary import Say, print_per_block, say_failures, say_page
 from riebench.tables import write_tables

@@ -17,15 +17,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from riebench.batching import BatchSize
 from riebench.errors import RiebenchError, reason
-from riebench.generate import GenerationResult, Generator
+from riebench.generation.generator import GenerationResult, Generator
+from riebench.generation.memory import BatchSize
+from riebench.generation.regions.grounding import free_memory, locate
+from riebench.generation.regions.masks import RegionProvider, View, make_masks, mask_overlay, needs_attention
+from riebench.generation.regions.options import RegionSpec
 from riebench.methods.runs import ROLES
-from riebench.overlays import mask_overlay
 from riebench.planning import Work
-from riebench.region_models import free_memory, locate
-from riebench.region_specs import RegionSpec
-from riebench.regions import RegionProvider, View, make_masks, needs_attention
 from riebench.registry import REGIONS
 from riebench.store.folder import SharedFolder
 from riebench.tasks.masks import RegionMasks

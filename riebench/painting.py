@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.batching import BatchSize
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
+from riebench.generation.memory import BatchSize
 from riebench.methods.foreign import Editor, EditorContext
 from riebench.methods.runs import Role
 from riebench.planning import Unit, Work

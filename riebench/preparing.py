@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError
-from riebench.hooks import known_sites
+from riebench.generation.hooks import known_sites
 from riebench.methods.base import Method, get_method
 from riebench.methods.foreign import Editor
 from riebench.models.spec import ModelSpec

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from riebench.errors import RiebenchError, near_match
-from riebench.region_specs import PAPER_REGIONS
+from riebench.generation.regions.options import PAPER_REGIONS
 
 DEFAULT = "default"
 

@@ -14,8 +14,8 @@ from typing import Any
 from riebench.crew import WorkerLostError
 from riebench.distributed import Say, run_with_workers
 from riebench.errors import RiebenchError, reason
+from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.models.lookup import ModelRecipe
-from riebench.region_specs import DEFAULT_REGIONS
 from riebench.remote import Assignment, Item, Maker, Parcel, Refused, Told
 from riebench.store.folder import Redo, RunFolder
 from riebench.tasks.schema import EditTask, Setting

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from riebench.capturing import CapturePlan
 from riebench.errors import RiebenchError
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
 from riebench.masking import MaskMaker
 from riebench.methods.runs import ExampleRuns
 from riebench.planning import Work, reference_work

@@ -132,6 +132,6 @@ for _name, _target in {
 }.items():
     METRICS.register_lazy(_name, _target)
 
-REGIONS.register_lazy("attention", "riebench.regions:attention_regions")
-REGIONS.register_lazy("grounded-sam", "riebench.grounding:GroundedSam")
-REGIONS.register_lazy("clipseg", "riebench.grounding:ClipSeg")
+REGIONS.register_lazy("attention", "riebench.generation.regions.masks:attention_regions")
+REGIONS.register_lazy("grounded-sam", "riebench.generation.regions.grounding:GroundedSam")
+REGIONS.register_lazy("clipseg", "riebench.generation.regions.grounding:ClipSeg")

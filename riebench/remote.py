@@ -22,12 +22,12 @@ import psutil
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from riebench.batching import automatic_batch_size
 from riebench.errors import DeviceLostError, reason
+from riebench.generation.memory import automatic_batch_size
+from riebench.generation.regions.options import parse_regions
 from riebench.models.lookup import ModelRecipe, check_prompts
 from riebench.planning import Work
 from riebench.preparing import prepare, versions
-from riebench.region_specs import parse_regions
 from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.tasks.schema import EditTask, Setting

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from riebench.edits import Edit
+from riebench.generation.edits import Edit
+from riebench.generation.prefix import Prefix
 from riebench.planning import Unit
-from riebench.prefix import Prefix
 
 HELD = 2
 """Chunks of examples whose rows, and with them shared activations, may wait; those of one more are being made."""

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from riebench.batching import BatchSize, automatic_batch_size
 from riebench.capturing import CapturePlan
-from riebench.edits import Edit
 from riebench.errors import DeviceLostError, RiebenchError, reason
-from riebench.footprint import examples_together
-from riebench.generate import GenerationResult, Generator
+from riebench.generation.edits import Edit
+from riebench.generation.generator import GenerationResult, Generator
+from riebench.generation.memory import BatchSize, automatic_batch_size, examples_together
+from riebench.generation.prefix import Prefix
+from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.masking import MaskMaker
 from riebench.methods.base import EditContext, Reuse
 from riebench.methods.foreign import Editor
@@ -31,11 +32,9 @@ from riebench.models.loading import LoadedModel
 from riebench.opening import opened
 from riebench.painting import Painter
 from riebench.planning import Unit, Work, check_request, plan
-from riebench.prefix import Prefix
 from riebench.preparing import Prepared, Shelf, prepare, versions
 from riebench.recorder import Recorder
 from riebench.references import References
-from riebench.region_specs import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.rows import Row, Waiting, prefixes
 from riebench.store.folder import Redo, RunFolder
 from riebench.store.records import BlockFeatures

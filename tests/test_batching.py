@@ -13,10 +13,9 @@ import torch
 from test_runner import PATCH, SAE, task
 from tiny import tiny_model, tiny_saes
 
-from riebench.batching import BatchSize, automatic_batch_size, free_bytes
 from riebench.errors import MemoryShortageError, RiebenchError
-from riebench.estimates import activation_bytes
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
+from riebench.generation.memory import BatchSize, activation_bytes, automatic_batch_size, free_bytes
 from riebench.job import batch_size_of
 from riebench.methods.foreign import Editor, EditorContext
 from riebench.models.shapes import unet_shape
@@ -118,7 +117,7 @@ def test_the_size_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor), model.spec, model.options, 1
     )
     for rows, size in ((0.5, 1), (2.1, 2), (7.9, 4), (8.1, 8), (1e6, 32)):
-        monkeypatch.setattr("riebench.batching.free_bytes", lambda device, rows=rows: int(2 * rows * one))
+        monkeypatch.setattr("riebench.generation.memory.free_bytes", lambda device, rows=rows: int(2 * rows * one))
         assert automatic_batch_size(model) == size
 
 

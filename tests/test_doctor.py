@@ -16,13 +16,13 @@ from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
 from riebench import doctor, inventory
-from riebench.batching import free_bytes
 from riebench.checklist import Check, looked_for
 from riebench.cli import app
 from riebench.doctor import examine, is_ready, smaller
 from riebench.dryrun import prepare_forecast
 from riebench.errors import RiebenchError
 from riebench.forecast import forecast
+from riebench.generation.memory import free_bytes
 from riebench.job import Job
 from riebench.models.spec import ModelOptions
 from riebench.utils import machine

@@ -14,13 +14,13 @@ import pytest
 from tiny import tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
-from riebench.batching import automatic_batch_size
 from riebench.cli import app
 from riebench.dryrun import forecast_job, prepare_forecast, sae_bytes
 from riebench.errors import RiebenchError
 from riebench.forecast import Forecast
-from riebench.generate import GenerationResult, Generator
-from riebench.hooks import known_sites
+from riebench.generation.generator import GenerationResult, Generator
+from riebench.generation.hooks import known_sites
+from riebench.generation.memory import automatic_batch_size
 from riebench.job import Job
 from riebench.models.lookup import look_up
 from riebench.models.presets import SAE_BYTES_PER_BLOCK

@@ -18,8 +18,8 @@ from transformers import CLIPTokenizer
 
 from riebench.checks import check_setting
 from riebench.errors import RiebenchError, TaskFileError
-from riebench.generate import Generator
-from riebench.hooks import Hooks
+from riebench.generation.generator import Generator
+from riebench.generation.hooks import Hooks
 from riebench.injection import Injection, _Injecting, inject
 from riebench.methods.alignment import Alignment, Reading, align, read
 from riebench.methods.base import get_method

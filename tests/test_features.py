@@ -29,7 +29,7 @@ from riebench.features.neighbours import nearest
 from riebench.features.painter import Painter
 from riebench.features.strips import choose_rows
 from riebench.features.switching import switch
-from riebench.generate import Capture, Generator
+from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import load_model
 from riebench.report import write_report
 from riebench.report.chosen import Wanted, chosen_views, counted, most_chosen

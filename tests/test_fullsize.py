@@ -7,7 +7,7 @@ import pytest
 from riebench.blocks import BLOCKS
 from riebench.counting import decode_cost, unet_cost
 from riebench.fullsize import CPU_CONFIGURATIONS, CUDA_CONFIGURATIONS, Configuration, measure
-from riebench.hooks import known_sites
+from riebench.generation.hooks import known_sites
 from riebench.models.presets import PARAMETERS
 from riebench.models.shapes import SDXL
 from riebench.sdxl import build_unet, build_vae

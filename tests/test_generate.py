@@ -11,9 +11,9 @@ import torch
 from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model
 
 from riebench.blocks import BLOCKS
-from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator
+from riebench.generation.edits import Edit, Placed, Term
+from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import load_model
 from riebench.models.presets import PRESETS, scorer_for
 from riebench.models.spec import ModelOptions

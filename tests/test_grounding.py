@@ -14,11 +14,9 @@ import torch
 from tiny_regions import detector_processor, segmenter_processor, tiny_clipseg, tiny_detector, tiny_segmenter
 
 from riebench.errors import RiebenchError
-from riebench.grounding import ClipSeg, GroundedSam, Network, caption, celled, widened
-from riebench.overlays import TINT, mask_overlay, overlay
-from riebench.region_models import load, locate
-from riebench.region_specs import ClipSegOptions, GroundedSamOptions, parse_regions
-from riebench.regions import View, find, to_grid
+from riebench.generation.regions.grounding import ClipSeg, GroundedSam, Network, caption, celled, load, locate, widened
+from riebench.generation.regions.masks import TINT, View, find, mask_overlay, overlay, to_grid
+from riebench.generation.regions.options import ClipSegOptions, GroundedSamOptions, parse_regions
 from riebench.tasks.masks import RegionMasks
 
 CPU = torch.device("cpu")

@@ -29,7 +29,7 @@ from test_exports import check_latex
 from test_report import data_of
 
 from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
-from riebench.regions import View, find
+from riebench.generation.regions.masks import View, find
 from riebench.report import write_report
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import load_sae

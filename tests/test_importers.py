@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.regions import View, find
+from riebench.generation.regions.masks import View, find
 from riebench.tasks.importers.examples import (
     SIDE,
     Intake,

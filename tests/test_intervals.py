@@ -12,14 +12,14 @@ from test_trace import POSITIONS, call, push
 from tiny import CHANNELS, tiny_model, tiny_saes
 
 from riebench import engines
-from riebench.edits import Adaptive, Edit, Placed
 from riebench.errors import RiebenchError, TaskFileError
+from riebench.generation.edits import Adaptive, Edit, Placed
+from riebench.generation.trace import intervene
+from riebench.generation.transfers import Paired
 from riebench.job import Job
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.schema import EditExample, EditTask, Interval, Setting, parse_interval, step_window
 from riebench.tasks.settings import load_setting
-from riebench.trace import intervene
-from riebench.transfers import Paired
 
 
 @pytest.mark.parametrize(

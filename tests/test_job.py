@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import riebench.scoring
 from riebench.blocks import BLOCKS
 from riebench.cli import app
-from riebench.generate import GenerationResult, Generator
+from riebench.generation.generator import GenerationResult, Generator
 from riebench.job import Job
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools

@@ -13,7 +13,7 @@ from tiny import tiny_model, tiny_saes
 from torch import nn
 
 from riebench.capturing import CapturePlan
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
 from riebench.runner import run_benchmark

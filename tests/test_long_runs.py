@@ -15,9 +15,11 @@ from tiny import tiny_folder, tiny_model, tiny_saes
 
 from riebench import engines
 from riebench.blocks import BLOCKS
-from riebench.edits import Placed
-from riebench.footprint import Footprint, examples_together, footprint
-from riebench.generate import Capture, GenerationResult, Generator
+from riebench.generation.edits import Placed, Stepwise, pick, position_mean, scaled
+from riebench.generation.generator import Capture, GenerationResult, Generator
+from riebench.generation.memory import Footprint, examples_together, footprint
+from riebench.generation.trace import Trace
+from riebench.generation.transfers import Paired
 from riebench.methods.base import EditContext
 from riebench.methods.runs import ExampleRuns
 from riebench.models.loading import load_model
@@ -27,10 +29,7 @@ from riebench.selection import means, unit_normalised
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
-from riebench.trace import Trace
-from riebench.transfers import Paired
 from riebench.units import UnitMeter
-from riebench.values import Stepwise, pick, position_mean, scaled
 
 HALF_A_GIGABYTE = 500_000_000
 CHANNELS, GRID, SIZE, STEPS, LAYERS = 1280, 32, 1024, 20, 10
@@ -229,7 +228,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def shrink() -> None:
         for name in ("SHORT_RUN", "UNITS_KEPT", "HELD_TOGETHER"):
-            monkeypatch.setattr(f"riebench.footprint.{name}", 0)
+            monkeypatch.setattr(f"riebench.generation.memory.{name}", 0)
 
     return shrink
 

@@ -38,7 +38,7 @@ from riebench.cli import app
 from riebench.crew import Crew, Worker, WorkerLostError
 from riebench.distributed import AHEAD, LOSSES
 from riebench.errors import DeviceLostError, RiebenchError
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
 from riebench.models import spec
 from riebench.models.lookup import ModelRecipe
 from riebench.models.placement import refuse_lost
@@ -113,7 +113,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
             raise DeviceLostError(f"cuda:0 computes no more ({error})")
 
         monkeypatch.setattr(Generator, "_generate", generate)
-        monkeypatch.setattr("riebench.generate.refuse_lost", lost)
+        monkeypatch.setattr("riebench.generation.generator.refuse_lost", lost)
 
     return fail
 
@@ -244,7 +244,7 @@ def test_workers_find_their_batch_size_as_one_process_does(monkeypatch: pytest.M
         return told.batch_size
 
     assert found() == 32
-    monkeypatch.setattr("riebench.batching.free_bytes", lambda device: 0)
+    monkeypatch.setattr("riebench.generation.memory.free_bytes", lambda device: 0)
     assert found() == 1
 
 

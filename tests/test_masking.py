@@ -17,11 +17,11 @@ from tiny import SIZE, tiny_model
 from tiny_regions import tiny_detector, tiny_segmenter
 from transformers import Sam2Model
 
-from riebench import region_specs
 from riebench.errors import DeviceLostError, MemoryShortageError, RiebenchError
-from riebench.generate import GenerationResult, Generator
-from riebench.region_specs import RegionOptions
-from riebench.regions import View
+from riebench.generation.generator import GenerationResult, Generator
+from riebench.generation.regions import options as region_specs
+from riebench.generation.regions.masks import View
+from riebench.generation.regions.options import RegionOptions
 from riebench.registry import REGIONS
 from riebench.runner import NO_REGION, run_benchmark
 from riebench.store.folder import RunFolder

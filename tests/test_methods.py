@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riebench.edits import Adaptive, Edit, Placed
 from riebench.errors import RiebenchError
+from riebench.generation.edits import Adaptive, Edit, Placed
+from riebench.generation.trace import Trace
+from riebench.generation.transfers import Paired
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import EditContext, Method, Reuse, get_method
 from riebench.methods.runs import ExampleRuns
@@ -20,8 +22,6 @@ from riebench.registry import METHODS
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample
-from riebench.trace import Trace
-from riebench.transfers import Paired
 
 STEPS, CHANNELS, GRID, FEATURES, UNITS = 2, 8, 4, 40, 16
 POSITIONS = GRID * GRID

@@ -29,7 +29,7 @@ from sdxl_files import (
 )
 
 from riebench.errors import RiebenchError
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
 from riebench.models.loading import load_model
 from riebench.models.presets import NEEDS, PRESETS
 from riebench.models.spec import ModelOptions

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from riebench.blocks import BLOCKS, RESIDUAL, SDXL_BLOCKS, kind
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.generate import Generator
-from riebench.hooks import find_module, known_sites
+from riebench.generation.generator import Generator
+from riebench.generation.hooks import find_module, known_sites
 from riebench.paper import generating, on_sdxl, steps_pass, sweep, training
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked
 from riebench.paper.interventions import pass_order, reconstructed, without
@@ -414,6 +414,6 @@ def test_pictures_at_a_time_follow_free_memory(monkeypatch: pytest.MonkeyPatch) 
         return [len(some) for _, some in generating.batches(job, tiny_model(), runs, "test")]
 
     assert sizes(PaperJob()) == [3]
-    monkeypatch.setattr("riebench.batching.free_bytes", lambda device: 0)
+    monkeypatch.setattr("riebench.generation.memory.free_bytes", lambda device: 0)
     assert sizes(PaperJob()) == [1, 1, 1]
     assert sizes(PaperJob(batch_size=2)) == [2, 1]

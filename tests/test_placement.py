@@ -15,9 +15,9 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from riebench.cli import app
-from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator
+from riebench.generation.edits import Edit, Placed, Term
+from riebench.generation.generator import Capture, Generator
 from riebench.job import Job
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.placement import parts_of, place

@@ -20,7 +20,7 @@ from riebench.tasks.settings import load_setting, load_settings
 
 GUIDE = Path(__file__).parent.parent / "docs" / "new-method.md"
 METHOD = '''
-from riebench.edits import Edit
+from riebench.generation.edits import Edit
 from riebench.methods.base import EditContext, Reuse, method
 
 

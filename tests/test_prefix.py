@@ -15,10 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from riebench.blocks import BLOCKS, module_path
 from riebench.counting import shares_before
-from riebench.denoising import LatentChange, TextChange
-from riebench.edits import Edit, Placed, Term
-from riebench.generate import GenerationResult, Generator
-from riebench.prefix import Cut, Prefix, PrefixPlan, changes, shared_cut
+from riebench.generation.edits import Edit, LatentChange, Placed, Term, TextChange
+from riebench.generation.generator import GenerationResult, Generator
+from riebench.generation.prefix import Cut, Prefix, PrefixPlan, changes, shared_cut
 
 PROMPTS = ["a red house", "a blue cat"]
 SEEDS = [11, 12]

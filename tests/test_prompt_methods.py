@@ -16,17 +16,16 @@ from torch import Tensor
 
 from riebench import engines
 from riebench.checks import check_setting
-from riebench.denoising import LatentChange, TextChange, whole_steps
-from riebench.edits import Edit
 from riebench.errors import RiebenchError
-from riebench.generate import GenerationResult, Generator
+from riebench.generation.edits import Edit, LatentChange, TextChange, whole_steps
+from riebench.generation.generator import GenerationResult, Generator
+from riebench.generation.trace import Trace
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns, Role
 from riebench.models.loading import LoadedModel, load_model
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
-from riebench.trace import Trace
 
 SOURCE, TARGET, OTHER = "a red house", "a blue boat", "two cats"
 LERP = TextChange(TARGET)

@@ -14,7 +14,7 @@ from tiny import tiny_model, tiny_saes
 
 from riebench import engines
 from riebench.errors import RiebenchError
-from riebench.generate import GenerationResult, Generator
+from riebench.generation.generator import GenerationResult, Generator
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.features import choose_features
 from riebench.methods.runs import ExampleRuns, Role

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from riebench.errors import RiebenchError
-from riebench.region_specs import (
+from riebench.generation.regions.options import (
     DEFAULT_REGIONS,
     PAPER_REGIONS,
     GroundedSamOptions,

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from riebench.errors import MissingWordsError, RiebenchError
-from riebench.regions import View, attention_regions, bright, enlarge, find, make_masks, needs_attention, to_grid
+from riebench.generation.regions.masks import (
+    View,
+    attention_regions,
+    bright,
+    enlarge,
+    find,
+    make_masks,
+    needs_attention,
+    to_grid,
+)
 from riebench.tasks.masks import RegionMasks, from_run_lengths, run_lengths
 
 SIDE, GRID = 8, 4

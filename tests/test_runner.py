@@ -14,7 +14,7 @@ from tiny import SIZE, tiny_model, tiny_saes
 from riebench import engines
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
-from riebench.generate import GenerationResult, Generator
+from riebench.generation.generator import GenerationResult, Generator
 from riebench.planning import plan
 from riebench.runner import run_benchmark
 from riebench.store.folder import RunFolder

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator
+from riebench.generation.generator import Capture, Generator
 from riebench.saes import collect as collecting
 from riebench.saes import shards
 from riebench.saes.collect import Collecting, collect, sizes

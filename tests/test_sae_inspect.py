@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator
+from riebench.generation.generator import Capture, Generator
 from riebench.saes.figures import Meter, measure
 from riebench.saes.formats import load_saes, save_sdxl_unbox
 from riebench.saes.inspection import Inspection, inspect, load_all, prompts_from

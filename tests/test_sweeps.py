@@ -10,9 +10,9 @@ import pytest
 
 from riebench import engines
 from riebench.checks import check_setting
-from riebench.denoising import whole_steps
 from riebench.dryrun import forecast_job
 from riebench.errors import RiebenchError
+from riebench.generation.edits import whole_steps
 from riebench.job import Job
 from riebench.models.loading import load_model
 from riebench.tasks.settings import load_settings, setting_names, settings_sets

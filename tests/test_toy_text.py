@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from riebench.generation.trace import capture
 from riebench.toyworld.captions import MEANING_WORDS, caption, vocabulary
 from riebench.toyworld.diffusion import BLOCK_MODULES, CaptionEmbedder, build_unet
 from riebench.toyworld.scenes import ATTRIBUTES, Scene, all_scenes
 from riebench.toyworld.text import CONTEXT, HIDDEN, JOBS, build_encoders, build_tokenizers, embedding_table
-from riebench.trace import capture
 
 
 def test_every_word_of_the_grammar_is_one_token() -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator
+from riebench.generation.generator import Capture, Generator
 from riebench.models.assets import ASSETS, asset_folder
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from riebench import blocks
 from riebench.blocks import BLOCKS
-from riebench.edits import Adaptive, Branch, Edit, Placed, Term
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator
+from riebench.generation.edits import Adaptive, Branch, Edit, Placed, Term
+from riebench.generation.generator import Capture, Generator
+from riebench.generation.trace import Half, capture, intervene
 from riebench.saes.sae import SparseAutoencoder
-from riebench.trace import Half, capture, intervene
 
 PROMPTS, SEEDS = ["a red house", "a blue cat"], [1, 2]
 POSITIONS = GRID * GRID

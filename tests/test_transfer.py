@@ -14,7 +14,8 @@ from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model, tiny_saes
 from torch import Tensor
 
 from riebench import engines
-from riebench.edits import Branch, Edit, Placed
+from riebench.generation.edits import Branch, Edit, Placed
+from riebench.generation.trace import Trace, capture, intervene
 from riebench.methods.base import EditContext, get_method
 from riebench.methods.runs import ExampleRuns
 from riebench.models.loading import load_model
@@ -23,7 +24,6 @@ from riebench.saes.sources import model_saes
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
-from riebench.trace import Trace, capture, intervene
 
 POSITIONS = GRID * GRID
 SITES = ("mid.0", "mid.0.ff.0")

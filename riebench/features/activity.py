@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator
+from riebench.generation.generator import Capture, Generator
 from riebench.saes.sae import SparseAutoencoder
 
 Float = NDArray[np.float32]

@@ -11,19 +11,19 @@ from PIL import Image
 
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.capturing import attention_blocks
-from riebench.edits import Branch, positions_of
 from riebench.errors import RiebenchError, near_match
 from riebench.features.activity import Activity, observe, pictures_of
 from riebench.features.data import SAMPLE
 from riebench.features.masks import as_mask
 from riebench.features.switching import Feature, switch
-from riebench.generate import Capture, Generator
-from riebench.hooks import find_module, known_sites
+from riebench.generation.edits import Branch, positions_of
+from riebench.generation.generator import Capture, Generator
+from riebench.generation.hooks import find_module, known_sites
+from riebench.generation.regions.grounding import locate
+from riebench.generation.regions.masks import find, needs_attention, to_grid
+from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.masking import captured_view, opened
 from riebench.models.loading import LoadedModel
-from riebench.region_models import locate
-from riebench.region_specs import DEFAULT_REGIONS, parse_regions
-from riebench.regions import find, needs_attention, to_grid
 from riebench.registry import REGIONS
 from riebench.saes.inspection import prompts_from, usual_suite
 from riebench.saes.sae import SparseAutoencoder
@@ -137,7 +137,7 @@ class Painter:
             unit: what strength 1 stands for. "mean": the feature's mean size where it is active, measured on the
                 painter's prompts; "max": the largest size there; "stored": the mean that the SAE's own files state;
                 "value": 1, so that strengths are the SAE's own values.
-            branch: under guidance, which halves are changed (see `riebench.edits.Branch`).
+            branch: under guidance, which halves are changed (see `riebench.generation.edits.Branch`).
             regions: who finds words in pictures, as `--regions` reads it.
 
         Returns:

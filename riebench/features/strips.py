@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from riebench.features.activity import FeatureActivity, Picture
 from riebench.features.data import Means
 from riebench.features.switching import Feature, switch
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
 from riebench.metrics.base import Sample
 from riebench.registry import METRICS
 from riebench.saes.sae import SparseAutoencoder
 
 if TYPE_CHECKING:
-    from riebench.edits import Edit
+    from riebench.generation.edits import Edit
     from riebench.metrics.tools import Tools
 
 ROWS = 4

@@ -27,7 +27,7 @@ from riebench.features.data import (
 from riebench.features.drawings import curves_svg, heat_picture, histogram_svg
 from riebench.features.neighbours import nearest
 from riebench.features.strips import ROWS, SOURCE, ChangedRow, choose_rows, means, strip
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
 from riebench.metrics.tools import Tools
 from riebench.registry import METRICS
 from riebench.saes.sae import SparseAutoencoder

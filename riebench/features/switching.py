@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riebench.edits import Branch, Edit, positions_of
-from riebench.regions import to_grid
+from riebench.generation.edits import Branch, Edit, positions_of
+from riebench.generation.regions.masks import to_grid
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.masks import Mask
 
@@ -42,7 +42,7 @@ class Switched:
     mask: Mask | None = None
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """See `riebench.edits.SiteEdit.delta`."""
+        """See `riebench.generation.edits.SiteEdit.delta`."""
         positions = self._positions(len(live)).to(live.device)
         directions = self.sae.directions.to(live.dtype)
         out = torch.zeros_like(live)
@@ -56,7 +56,7 @@ class Switched:
 
     @property
     def nbytes(self) -> int:
-        """See `riebench.edits.SiteEdit.nbytes`."""
+        """See `riebench.generation.edits.SiteEdit.nbytes`."""
         own = (self.on, self.values, self.off, self.shares)
         return sum(one.numel() * one.element_size() for one in own) + (0 if self.mask is None else self.mask.nbytes)
 
@@ -81,7 +81,7 @@ def switch(
         on: feature -> how far it moves the update.
         off: feature -> the share of it that is taken away.
         mask: where, bool [H, W]; None for everywhere.
-        branch: see `riebench.edits.Branch`.
+        branch: see `riebench.generation.edits.Branch`.
     """
     sites = {}
     for block in dict.fromkeys(block for block, _ in (*on, *off)):

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from riebench.blocks import unit_site
-from riebench.edits import Branch, Edit, Placed, SiteEdit, Term
 from riebench.errors import RiebenchError
+from riebench.generation.edits import Branch, Edit, Placed, SiteEdit, Term, position_mean
+from riebench.generation.transfers import Basis, Paired, transfer
 from riebench.methods.base import EditContext, method
 from riebench.methods.runs import ExampleRuns, Role
 from riebench.selection import choose
-from riebench.transfers import Basis, Paired, transfer
-from riebench.values import position_mean
 
 UNIT_BUDGET = 20 * 2**20
 """Bytes of one example's neuron edit above which its values are not stored: they are read from the source and target

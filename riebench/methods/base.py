@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from riebench.edits import Edit
 from riebench.errors import RiebenchError, near_match
+from riebench.generation.edits import Edit
 from riebench.methods.runs import ExampleRuns, Role
 from riebench.registry import METHODS
 from riebench.saes.sae import SparseAutoencoder

@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from riebench.edits import Branch, Edit, Placed, SiteEdit, Term
+from riebench.generation.edits import Branch, Edit, Placed, SiteEdit, Term, scaled
 from riebench.methods.base import EditContext, Reuse, method
 from riebench.methods.features import choose_features, feature_transfer
 from riebench.methods.runs import Role
-from riebench.values import scaled
 
 NEAREST = 8
 """A random feature is drawn from this many live ones of most similar firing rate."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riebench.errors import RiebenchError
-from riebench.hooks import hooked
+from riebench.generation.hooks import hooked
 from riebench.injection import Injection, inject
 from riebench.methods.alignment import Wording, align, read
 from riebench.methods.foreign import EditorContext, Pictures, editor

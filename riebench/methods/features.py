@@ -6,11 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from riebench.edits import Adaptive, Branch, Edit, Placed, SiteEdit
+from riebench.generation.edits import Adaptive, Branch, Edit, Placed, SiteEdit, pick
+from riebench.generation.transfers import Basis, transfer
 from riebench.methods.base import EditContext, method
 from riebench.selection import Choice, choose
-from riebench.transfers import Basis, transfer
-from riebench.values import pick
 
 
 @method("sae", access="PAM", needs=("updates", "saes"))
@@ -96,7 +95,7 @@ def feature_transfer(
         block: short name.
         add: int64 [a], features to add.
         remove: int64 [r], features to remove.
-        values: see `riebench.transfers.transfer`.
+        values: see `riebench.generation.transfers.transfer`.
         add_at: likewise.
         add_only: likewise.
     """

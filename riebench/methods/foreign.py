@@ -27,7 +27,7 @@ from riebench.registry import METHODS
 from riebench.tasks.schema import EditExample
 
 if TYPE_CHECKING:
-    from riebench.generate import Generator
+    from riebench.generation.generator import Generator
     from riebench.models.loading import LoadedModel
 
 Pictures = NDArray[np.uint8]

@@ -7,14 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from riebench.edits import Branch, Edit, Placed, SiteEdit, Term
 from riebench.errors import RiebenchError
+from riebench.generation.edits import Branch, Edit, Placed, SiteEdit, Term, position_mean
 from riebench.methods.activations import sized
 from riebench.methods.base import EditContext, method
 from riebench.methods.features import choose_features, feature_transfer
 from riebench.methods.runs import ExampleRuns, Others
 from riebench.selection import Choice
-from riebench.values import position_mean
 
 
 @method("wrong_example", access="PAM", needs=("updates", "saes", "others"))

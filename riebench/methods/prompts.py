@@ -7,11 +7,10 @@ from typing import Literal
 
 import torch
 
-from riebench.denoising import LatentChange, TextChange
-from riebench.edits import Edit
 from riebench.errors import RiebenchError
+from riebench.generation.edits import Edit, LatentChange, TextChange
+from riebench.generation.regions.masks import to_grid
 from riebench.methods.base import EditContext, method
-from riebench.regions import to_grid
 
 
 @method("embed_lerp", access="P", strengths=(0, 1))

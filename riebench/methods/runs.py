@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from riebench.blocks import block_of
-from riebench.edits import positions_of
-from riebench.regions import to_grid
+from riebench.generation.edits import Stepwise, Values, positions_of
+from riebench.generation.regions.masks import to_grid
+from riebench.generation.trace import Trace
 from riebench.saes.sae import SparseAutoencoder
 from riebench.selection import means, unit_normalised
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, RegionRule
-from riebench.traces import Trace
 from riebench.units import UnitMeter
-from riebench.values import Stepwise, Values
 
 Role = Literal["source", "target"]
 T = TypeVar("T")
@@ -53,7 +52,7 @@ class ExampleRuns:
     """One example's source and target run, shared by all settings.
 
     Feature values are computed once per block and SAE and kept as long as this object. Of a long run
-    (`riebench.footprint`) only their means are; `values` and `features` then read the trace step by step. `updates`,
+    (`riebench.generation.memory`) only their means are; `values` and `features` then read the trace step by step. `updates`,
     `masked` and `codes` always give whole tensors, which for a long run are large.
 
     Attributes:

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from riebench.blocks import kind
-from riebench.generate import Generator
-from riebench.hooks import known_sites
+from riebench.generation.generator import Generator
+from riebench.generation.hooks import known_sites
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
 from riebench.paper.difference import CHANGED, CHANGED_COLUMN, LPIPS, LPIPS_COLUMN, Differences, is_judged, measures
 from riebench.paper.drawing import bars, number

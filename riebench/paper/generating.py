@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from riebench.batching import automatic_batch_size
-from riebench.edits import Edit
 from riebench.errors import RiebenchError, near_match
-from riebench.generate import Generator
-from riebench.hooks import known_sites
+from riebench.generation.edits import Edit
+from riebench.generation.generator import Generator
+from riebench.generation.hooks import known_sites
+from riebench.generation.memory import automatic_batch_size
+from riebench.generation.trace import capture
 from riebench.models.loading import LoadedModel
 from riebench.paper.job import Noise, PaperJob
-from riebench.trace import capture
 
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
 Take = Callable[[str, int, str, int, Tensor], None]

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from riebench.blocks import RESIDUAL, kind
-from riebench.edits import Edit
-from riebench.hooks import find_module, hooked
+from riebench.generation.edits import Edit
+from riebench.generation.hooks import find_module, hooked
 from riebench.saes.sae import SparseAutoencoder
 
 NO_UPDATE, SKIP_ONLY = "no update", "skip path only"
@@ -72,12 +72,12 @@ class Reconstruction:
     sae: SparseAutoencoder
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """See `riebench.edits.SiteEdit.delta`."""
+        """See `riebench.generation.edits.SiteEdit.delta`."""
         return self.sae.decode(self.sae.encode(live), live) - live
 
     @property
     def nbytes(self) -> int:
-        """See `riebench.edits.SiteEdit.nbytes`."""
+        """See `riebench.generation.edits.SiteEdit.nbytes`."""
         return 0
 
 

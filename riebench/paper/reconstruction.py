@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riebench.blocks import ALL_BLOCKS, BLOCKS
-from riebench.generate import Generator
+from riebench.generation.generator import Generator
 from riebench.paper.artefact import Artefact, Column, Row, Table, picked, values_of
 from riebench.paper.difference import (
     CHANGED_COLUMN,

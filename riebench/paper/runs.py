@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from riebench.configurations import configurations
+from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.models.lookup import look_up
 from riebench.models.presets import is_shipped
 from riebench.paper.artefact import Scalar
 from riebench.paper.job import PaperJob
 from riebench.paper.said import HASH, Said
-from riebench.region_specs import DEFAULT_REGIONS
 from riebench.store.folder import RunFolder, run_folders
 from riebench.tasks.settings import MAIN_SET, setting_names
 from riebench.tasks.suites import load_suite

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from riebench.blocks import BLOCKS, UNITS, kind, short_name
 from riebench.errors import RiebenchError
-from riebench.generate import Capture, Generator
-from riebench.hooks import find_module
+from riebench.generation.generator import Capture, Generator
+from riebench.generation.hooks import find_module
 from riebench.models.loading import LoadedModel
 from riebench.models.shapes import unet_shape
 from riebench.saes.layout import LARGEST_SEED, BlockLayout, CollectionIndex

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from riebench.generate import Capture, Generator
+from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import LoadedModel
 from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.tasks.schema import Stored

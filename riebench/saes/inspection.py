@@ -9,7 +9,7 @@ from typing import get_args
 from pydantic import Field
 
 from riebench.errors import RiebenchError
-from riebench.hooks import known_sites
+from riebench.generation.hooks import known_sites
 from riebench.models.loading import LoadedModel
 from riebench.saes.figures import SaeFigures, measure
 from riebench.saes.formats import load_sae, matching

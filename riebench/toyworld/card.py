@@ -126,7 +126,7 @@ def category_pairs() -> dict[str, list[tuple[Scene, Scene]]]:
 
 def write_pictures(folder: Path) -> Path:
     """Draws the card's picture: per category three edits as toy-turbo (4 steps) generates source and target."""
-    from riebench.generate import Generator
+    from riebench.generation.generator import Generator
     from riebench.models.loading import load_model
     from riebench.toyworld.captions import caption
     from riebench.utils.images import encode_png, grid

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from riebench.blocks import BLOCKS
-from riebench.generate import Capture, Generator
+from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import load_model
 from riebench.saes.formats import folder_name
 from riebench.saes.train import SaeTraining, feature_statistics, save, train_topk

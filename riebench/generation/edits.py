@@ -7,7 +7,8 @@ wide the layer is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,12 +16,172 @@ import torch
 from torch import Tensor
 
 from riebench.blocks import short_name
-from riebench.denoising import LatentChange, Picture, TextChange
 from riebench.errors import RiebenchError
-from riebench.values import Values, own_bytes, tensor_bytes
 
 if TYPE_CHECKING:
     from riebench.saes.sae import SparseAutoencoder
+
+
+Picture = Literal["source", "target"]
+TextParts = tuple[Tensor, Tensor]
+"""A prompt's embeddings of both text encoders joined, [1, tokens, width], and its pooled vector, [1, width]."""
+
+_ROUNDING = 1e-9
+"""A share that stands for half a step must not fall below it by rounding."""
+
+
+def whole_steps(share: float, steps: int) -> int:
+    """The number of steps nearest to a share of a run; half a step counts as one.
+
+    Args:
+        share: 0 to 1; n / steps gives n.
+        steps: of the run.
+    """
+    return math.floor(share * steps + 0.5 + _ROUNDING)
+
+
+@dataclass(frozen=True)
+class TextChange:
+    """Reads the target prompt in place of the source prompt, in part.
+
+    Attributes:
+        target: the other prompt.
+        switch: the strength is the share of steps that read the target prompt alone: the "last" ones or the "first"
+            ones; with None every step reads both, and the strength is the target's share of the embeddings.
+    """
+
+    target: str
+    switch: Literal["last", "first"] | None = None
+
+    def weight(self, step: int, steps: int, strength: float) -> float:
+        """The target prompt's share of what is read at a step, counted from 0."""
+        if self.switch is None:
+            return strength
+        reading = whole_steps(strength, steps)
+        return float(step < reading if self.switch == "first" else step >= steps - reading)
+
+    def picture(self, acting: Sequence[bool], strength: float) -> Picture | None:
+        """Which picture it gives, if that is one of the two prompts' own.
+
+        Args:
+            acting: of each step of the run, whether it is changed.
+            strength: of the edit.
+        """
+        weights = {acts * self.weight(step, len(acting), strength) for step, acts in enumerate(acting)}
+        return "source" if weights == {0.0} else "target" if weights == {1.0} else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors kept."""
+        return 0
+
+
+@dataclass(frozen=True)
+class LatentChange:
+    """Keeps the source run's latents outside a mask, and puts the target run's latents inside it for some steps.
+
+    The strength is the share of steps, the first ones, after which the target run's latents are put inside; after the
+    other steps the inside is what the edited run itself made of them.
+
+    Attributes:
+        source: [T, c, h, w], the source run's latents after each step.
+        target: the same of the target run.
+        mask: bool [h, w].
+    """
+
+    source: Tensor
+    target: Tensor
+    mask: Tensor
+
+    def after(self, step: int, live: Tensor, strength: float) -> Tensor:
+        """The latents to go on with.
+
+        Args:
+            step: the step just done, from 0.
+            live: what it gave, [c, h, w].
+            strength: of the edit.
+        """
+        taken = step < whole_steps(strength, self.source.shape[0])
+        inside = self.target[step].to(live) if taken else live
+        return torch.where(self.mask.to(live.device), inside, self.source[step].to(live))
+
+    def picture(self, acting: Sequence[bool], strength: float) -> Picture | None:
+        """See `TextChange.picture`."""
+        taken = [acts and step < whole_steps(strength, len(acting)) for step, acts in enumerate(acting)]
+        if not any(taken) or not bool(self.mask.any()):
+            return "source"
+        # Of a mask without an outside, the last step alone decides what is decoded.
+        return "target" if taken[-1] and bool(self.mask.all()) else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors kept; the latents belong to the runs."""
+        return self.mask.numel()
+
+
+Reader = Callable[[int, Tensor | None], Tensor]
+"""Step, and which columns (None: all) -> float32 [P, k]."""
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """Values that are read when a step needs them.
+
+    Attributes:
+        read: gives one step.
+        shape: (steps, positions, width).
+        columns: int64 [k], which of the reader's columns; None for all.
+        factors: float32 [T], multiplies each step.
+    """
+
+    read: Reader
+    shape: tuple[int, int, int]
+    columns: Tensor | None = None
+    factors: Tensor | None = None
+
+    def __getitem__(self, step: int) -> Tensor:
+        """One step, float32 [P, k]."""
+        values = self.read(step, self.columns)
+        return values if self.factors is None else values * self.factors[step].to(values.device)
+
+
+Values = Tensor | Stepwise
+"""float32 [T, P, k], or [T, 1, k] for the same values everywhere."""
+
+
+def pick(values: Values, columns: Tensor) -> Values:
+    """Some columns of values nothing was picked from before."""
+    if isinstance(values, Tensor):
+        return values[..., columns]
+    return replace(values, columns=columns, shape=(*values.shape[:2], len(columns)))
+
+
+def scaled(values: Values, factors: Tensor) -> Values:
+    """Each step multiplied by its own factor, float32 [T]."""
+    if isinstance(values, Tensor):
+        return values * factors[:, None, None]
+    return replace(values, factors=factors if values.factors is None else values.factors * factors)
+
+
+def position_mean(values: Values) -> Tensor:
+    """The mean over positions, step by step: float32 [T, 1, k]; without positions, values that stand nowhere."""
+    if isinstance(values, Tensor):
+        return values.mean(1, keepdim=True) if values.shape[1] else values
+    if not values.shape[1]:
+        return torch.zeros(values.shape)
+    return torch.stack([values[step].mean(0, keepdim=True) for step in range(values.shape[0])])
+
+
+def own_bytes(values: Values) -> int:
+    """Bytes that these values alone keep; what a view reads from belongs to the trace."""
+    tensors = (values,) if isinstance(values, Tensor) else (values.columns, values.factors)
+    return tensor_bytes(*tensors)
+
+
+def tensor_bytes(*tensors: Tensor | None) -> int:
+    """Bytes of some tensors' numbers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
 
 Branch = Literal["both", "conditional", "all"]
 BRANCHES: tuple[Branch, ...] = ("both", "conditional", "all")

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from riebench.edits import Edit, Placed, Term
 from riebench.errors import RiebenchError
-from riebench.values import Values, position_mean, tensor_bytes
+from riebench.generation.edits import Edit, Placed, Term, Values, position_mean, tensor_bytes
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What a term's values stand for (see `riebench.edits.Term`); with neither, they are the site's own channels."""
+    """What a term's values stand for (see `riebench.generation.edits.Term`); with neither, they are the site's own channels."""
 
     directions: Tensor | None = None
     columns: Tensor | None = None
@@ -120,7 +119,7 @@ class Paired:
 
     @property
     def nbytes(self) -> int:
-        """See `riebench.edits.SiteEdit.nbytes`."""
+        """See `riebench.generation.edits.SiteEdit.nbytes`."""
         return tensor_bytes(self.target_positions, self.source_positions, self.add, self.remove)
 
 

@@ -85,7 +85,7 @@ def hooked(
         unet: the U-Net.
         names: short names of the sites.
         steps: the number of U-Net calls there must be, if known.
-        missed: in how many calls, the first ones, a site does not run (see `riebench.prefix`).
+        missed: in how many calls, the first ones, a site does not run (see `riebench.generation.prefix`).
 
     Yields:
         The hooks; more can be added inside the `with` block.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +14,121 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riebench.denoising import Denoising, TextParts
-from riebench.edits import Edit
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
+from riebench.generation.edits import Edit, TextParts
+from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
+from riebench.generation.trace import Sink, Trace, What, capture, intervene
+from riebench.generation.transfers import beside_edits
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
-from riebench.prefix import Prefix, PrefixPlan, Run, shared_cut
-from riebench.resuming import record, resume
 from riebench.tasks.prompts import phrase_spans
-from riebench.trace import Sink, Trace, What, capture, intervene
-from riebench.transfers import beside_edits
+
+TEXT_NAMES = ("prompt_embeds", "pooled_prompt_embeds")
+"""What the pipeline calls them before the first step."""
+STEP_NAMES = ("prompt_embeds", "add_text_embeds")
+"""What it calls them between the steps, where the unconditional half lies before the conditional one."""
+LATENTS = "latents"
+
+
+def mixed(source: TextParts, target: TextParts, weight: float) -> TextParts:
+    """Both prompts' embeddings in the proportion (1 - weight) to weight; 0 and 1 give one of them to the bit."""
+    if weight in (0.0, 1.0):
+        return target if weight else source
+    first, second = (
+        ((1 - weight) * one.float() + weight * other.float()).to(one.dtype)
+        for one, other in zip(source, target, strict=True)
+    )
+    return first, second
+
+
+class Denoising:
+    """A pipeline's step callback for one batch.
+
+    Args:
+        prompts: one per row.
+        edits: one per row, at most; None and empty edits leave their row as it is.
+        embed: gives a prompt's embeddings.
+        steps: of the run.
+        keep: keeps every row's latents after each step.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        edits: Sequence[Edit | None],
+        embed: Callable[[str], TextParts],
+        steps: int,
+        *,
+        keep: bool = False,
+    ) -> None:
+        self._prompts = prompts
+        self._embed = embed
+        self._steps = steps
+        self._kept: list[Tensor] | None = [] if keep else None
+        active = {row: edit for row, edit in enumerate(edits) if edit is not None and not edit.empty}
+        self._texts = {row: edit for row, edit in active.items() if edit.text is not None}
+        self._latents = {row: edit for row, edit in active.items() if edit.latents is not None}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the pipeline is called with; nothing if there is nothing to do."""
+        names = [*(STEP_NAMES if self._texts else ()), *((LATENTS,) if self._latents or self._kept is not None else ())]
+        if not names:
+            return {}
+        return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
+
+    @property
+    def latents(self) -> Tensor | None:
+        """[B, T, c, h, w], if they were to be kept."""
+        return torch.stack(self._kept, dim=1) if self._kept else None
+
+    def begin(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A pipeline's options with the embeddings of the first step."""
+        if not self._texts:
+            return dict(options)
+        return {**options, **self._written({name: options[name] for name in TEXT_NAMES}, self._weights(0))}
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Called by the pipeline after each step; gives what the next one starts from."""
+        changed: dict[str, Tensor] = {}
+        if LATENTS in tensors:
+            changed[LATENTS] = self._changed_latents(tensors[LATENTS], step)
+            if self._kept is not None:
+                self._kept.append(changed[LATENTS].clone())
+        following = self._weights(step + 1)
+        if step + 1 < self._steps and following != self._weights(step):
+            changed |= self._written({name: tensors[name] for name in STEP_NAMES}, following)
+        return changed
+
+    def _weights(self, step: int) -> dict[int, float]:
+        return {
+            row: edit.text.weight(step, self._steps, edit.strength) if edit.acts_at(step) else 0.0
+            for row, edit in self._texts.items()
+            if edit.text is not None
+        }
+
+    def _written(self, given: Mapping[str, Tensor], weights: Mapping[int, float]) -> dict[str, Tensor]:
+        """The embeddings with the rows of changed prompts replaced, in the conditional half."""
+        written = {name: values.clone() for name, values in given.items()}
+        for row, weight in weights.items():
+            edit = self._texts[row]
+            if edit.text is None:
+                continue
+            parts = mixed(self._embed(self._prompts[row]), self._embed(edit.text.target), weight)
+            for values, part in zip(written.values(), parts, strict=True):
+                values[row - len(self._prompts)] = part[0].to(values)
+        return written
+
+    def _changed_latents(self, latents: Tensor, step: int) -> Tensor:
+        acting = {row: edit for row, edit in self._latents.items() if edit.acts_at(step)}
+        if not acting:
+            return latents
+        changed = latents.clone()
+        for row, edit in acting.items():
+            if edit.latents is not None:
+                changed[row] = edit.latents.after(step, latents[row], edit.strength)
+        return changed
+
 
 Embeddings = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Prompt, pooled prompt, negative prompt and pooled negative prompt embeddings, [1, ...] each."""
@@ -36,7 +141,7 @@ class Capture:
     Attributes:
         sites: blocks or feed-forward sites.
         keep: what of each block.
-        long: keeps 16 bits of each number (see `riebench.footprint`).
+        long: keeps 16 bits of each number (see `riebench.generation.memory`).
         sink: takes the values as they come; the trace then keeps none.
     """
 

@@ -1,0 +1,5 @@
+"""Region providers: where in a picture the words of a prompt are.
+
+Imports `generation` and what is below it. `options` reads `--regions`, `masks` makes the masks of an example,
+`grounding` runs the models that find words in pictures.
+"""
