@@ -64,7 +64,7 @@ def _settings(_: Path) -> list[Files]:
 
 
 def _read_setting(place: Path) -> object:
-    from riebench.checks import check_setting
+    from riebench.methods.check import check_setting
     from riebench.models.spec import ModelSpec
     from riebench.store.records import RunSpec
     from riebench.tasks.settings import load_setting

@@ -25,9 +25,8 @@ from riebench.generation.regions.masks import View, make_masks
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.generation.trace import Trace
 from riebench.masking import MaskMaker
-from riebench.methods.base import EditContext, Reuse, get_method
-from riebench.methods.foreign import Editor, EditorContext
-from riebench.methods.runs import ROLES, ExampleRuns
+from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, get_method
+from riebench.methods.editors import Editor, EditorContext
 from riebench.models.loading import LoadedModel
 from riebench.planning import Unit, Work, works_of
 from riebench.preparing import prepare

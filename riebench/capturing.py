@@ -9,11 +9,11 @@ from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import known_sites, unit_layers
 from riebench.generation.memory import PREFIX_KEPT, PREFIX_STEPS, Footprint, footprint, prefix_bytes
 from riebench.generation.prefix import PrefixPlan
-from riebench.methods.runs import ROLES, ExampleRuns
+from riebench.methods.base import ROLES, ExampleRuns
+from riebench.methods.ranking import UnitMeter
 from riebench.models.shapes import unet_shape
 from riebench.planning import Work
 from riebench.preparing import Prepared
-from riebench.units import UnitMeter
 
 
 class CapturePlan:

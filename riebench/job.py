@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from riebench.blocks import module_path, short_name
-from riebench.checks import check_setting
 from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.leaderboard import write_leaderboard
+from riebench.methods.check import check_setting
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
 from riebench.models.lookup import ModelRecipe, check_prompts, profiled

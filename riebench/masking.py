@@ -23,7 +23,7 @@ from riebench.generation.memory import BatchSize
 from riebench.generation.regions.grounding import free_memory, locate
 from riebench.generation.regions.masks import RegionProvider, View, make_masks, mask_overlay, needs_attention
 from riebench.generation.regions.options import RegionSpec
-from riebench.methods.runs import ROLES
+from riebench.methods.base import ROLES
 from riebench.planning import Work
 from riebench.registry import REGIONS
 from riebench.store.folder import SharedFolder

@@ -1,4 +1,4 @@
-"""Units of editors (`riebench.methods.foreign`): one example's strengths made together, failures kept apart."""
+"""Units of editors (`riebench.methods.editors`): one example's strengths made together, failures kept apart."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from riebench.generation.generator import Generator
 from riebench.generation.memory import BatchSize
-from riebench.methods.foreign import Editor, EditorContext
-from riebench.methods.runs import Role
+from riebench.methods.base import Role
+from riebench.methods.editors import Editor, EditorContext
 from riebench.planning import Unit, Work
 
 Pixels = NDArray[np.uint8]

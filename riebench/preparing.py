@@ -13,7 +13,7 @@ from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.generation.hooks import known_sites
 from riebench.methods.base import Method, get_method
-from riebench.methods.foreign import Editor
+from riebench.methods.editors import Editor
 from riebench.models.spec import ModelSpec
 from riebench.saes.sources import model_saes
 from riebench.store.folder import RunFolder, run_path

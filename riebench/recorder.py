@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.methods.runs import Role
+from riebench.methods.base import Role
 from riebench.planning import Unit, Work
 from riebench.preparing import Prepared
 from riebench.store.records import EditRecord

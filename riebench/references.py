@@ -21,7 +21,7 @@ from riebench.capturing import CapturePlan
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Generator
 from riebench.masking import MaskMaker
-from riebench.methods.runs import ExampleRuns
+from riebench.methods.base import ExampleRuns
 from riebench.planning import Work, reference_work
 from riebench.tasks.schema import EditExample, EditTask
 
@@ -115,7 +115,7 @@ class References:
 
 @dataclass(frozen=True)
 class OtherExamples:
-    """One example's others (see `riebench.methods.runs.Others`).
+    """One example's others (see `riebench.methods.base.Others`).
 
     Attributes:
         references: the runs.
@@ -126,11 +126,11 @@ class OtherExamples:
     work: Work
 
     def first(self, count: int, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
-        """See `riebench.methods.runs.Others.first`."""
+        """See `riebench.methods.base.Others.first`."""
         return self._found(self.references.order(self.work), count, key, look)
 
     def next(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> T:
-        """See `riebench.methods.runs.Others.next`."""
+        """See `riebench.methods.base.Others.next`."""
         order = self.references.order(self.work)
         at = next((index for index, one in enumerate(order) if one.id == self.work.example.id), 0)
         return self._found(order[at:] + order[:at], 1, key, look)[0]

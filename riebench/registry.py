@@ -93,10 +93,10 @@ for _name, _target in {
     "prompt_switch": "riebench.methods.prompts:prompt_switch",
     "masked_target": "riebench.methods.prompts:masked_target",
     "random_directions": "riebench.methods.controls:random_directions",
-    "wrong_example": "riebench.methods.others:wrong_example",
-    "concept_steering": "riebench.methods.others:concept_steering",
+    "wrong_example": "riebench.methods.controls:wrong_example",
+    "concept_steering": "riebench.methods.activations:concept_steering",
     "img2img": "riebench.methods.editors:img2img",
-    "p2p": "riebench.methods.editors:p2p",
+    "p2p": "riebench.methods.prompt_to_prompt:p2p",
     "ledits_pp": "riebench.methods.editors:ledits_pp",
 }.items():
     METHODS.register_lazy(_name, _target)

@@ -25,9 +25,8 @@ from riebench.generation.memory import BatchSize, automatic_batch_size, examples
 from riebench.generation.prefix import Prefix
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.masking import MaskMaker
-from riebench.methods.base import EditContext, Reuse
-from riebench.methods.foreign import Editor
-from riebench.methods.runs import ROLES, ExampleRuns, Role
+from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, Role
+from riebench.methods.editors import Editor
 from riebench.models.loading import LoadedModel
 from riebench.opening import opened
 from riebench.painting import Painter

@@ -17,7 +17,7 @@ from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.generation.generator import Generator
 from riebench.generation.memory import BatchSize, activation_bytes, automatic_batch_size, free_bytes
 from riebench.job import batch_size_of
-from riebench.methods.foreign import Editor, EditorContext
+from riebench.methods.editors import Editor, EditorContext
 from riebench.models.shapes import unet_shape
 from riebench.runner import run_benchmark
 from riebench.store.folder import RunFolder

@@ -16,14 +16,13 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from tiny import tiny_folder, tiny_model
 from transformers import CLIPTokenizer
 
-from riebench.checks import check_setting
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import Hooks
-from riebench.injection import Injection, _Injecting, inject
-from riebench.methods.alignment import Alignment, Reading, align, read
 from riebench.methods.base import get_method
-from riebench.methods.foreign import Editor, EditorContext, Pictures, unchanged
+from riebench.methods.check import check_setting
+from riebench.methods.editors import Editor, EditorContext, Pictures, unchanged
+from riebench.methods.prompt_to_prompt import Alignment, Injection, Reading, _Injecting, align, inject, read
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.spec import ModelOptions
 from riebench.runner import run_benchmark

@@ -13,8 +13,7 @@ from shared_files import SHARED, load_module, needs
 from riebench.blocks import short_name
 from riebench.generation.edits import Edit
 from riebench.generation.trace import Trace
-from riebench.methods.base import EditContext, get_method
-from riebench.methods.runs import ExampleRuns
+from riebench.methods.base import EditContext, ExampleRuns, get_method
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample

@@ -342,7 +342,7 @@ def test_any_prompt_survives_the_file(text: str) -> None:
 
 def test_what_is_left_out_is_said_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("riebench.checks.token_counter", lambda model: (len, 77))
+    monkeypatch.setattr("riebench.methods.check.token_counter", lambda model: (len, 77))
     written(tmp_path / "m.json", {"a": pie(0), "b": pie(1, mask=[1]), **{f"c{n}": pie(2, mask=[]) for n in range(20)}})
     made = CliRunner().invoke(app, ["tasks", "import", "piebench", "m.json"])
     assert made.exit_code == 0, made.output
@@ -351,7 +351,7 @@ def test_what_is_left_out_is_said_and_counted(tmp_path: Path, monkeypatch: pytes
     assert lines[0] == "left out  b: a mask is pairs of start and length, but this one has 1 numbers"
     assert "left out  1 more" in lines and "1 of 22 records imported, 21 left out" in lines
     assert load_suite("suites/piebench")[0].provenance["left_out"] == 21
-    monkeypatch.setattr("riebench.checks.token_counter", lambda model: (len, 3))
+    monkeypatch.setattr("riebench.methods.check.token_counter", lambda model: (len, 3))
     refused = CliRunner().invoke(app, ["tasks", "import", "piebench", "m.json", "--out", "other"])
     assert refused.exit_code == 2 and not (tmp_path / "other").exists()
     last = refused.stderr.splitlines()[-1]

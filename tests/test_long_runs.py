@@ -20,16 +20,14 @@ from riebench.generation.generator import Capture, GenerationResult, Generator
 from riebench.generation.memory import Footprint, examples_together, footprint
 from riebench.generation.trace import Trace
 from riebench.generation.transfers import Paired
-from riebench.methods.base import EditContext
-from riebench.methods.runs import ExampleRuns
+from riebench.methods.base import EditContext, ExampleRuns
+from riebench.methods.ranking import UnitMeter, means, unit_normalised
 from riebench.models.loading import load_model
 from riebench.models.shapes import SDXL, unet_shape
 from riebench.saes.sae import SparseAutoencoder
-from riebench.selection import means, unit_normalised
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
-from riebench.units import UnitMeter
 
 HALF_A_GIGABYTE = 500_000_000
 CHANNELS, GRID, SIZE, STEPS, LAYERS = 1280, 32, 1024, 20, 10

@@ -16,8 +16,7 @@ from riebench.generation.edits import Adaptive, Edit, Placed
 from riebench.generation.trace import Trace
 from riebench.generation.transfers import Paired
 from riebench.methods.activations import UNIT_BUDGET
-from riebench.methods.base import EditContext, Method, Reuse, get_method
-from riebench.methods.runs import ExampleRuns
+from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, get_method
 from riebench.registry import METHODS
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.masks import RegionMasks

@@ -11,8 +11,8 @@ import pytest
 from tiny import tiny_model
 
 from riebench import engines
-from riebench.checks import check_setting
 from riebench.errors import RiebenchError, TaskFileError
+from riebench.methods.check import check_setting
 from riebench.registry import METHODS
 from riebench.tasks import settings
 from riebench.tasks.schema import EditExample, EditTask, Setting

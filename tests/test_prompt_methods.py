@@ -15,13 +15,12 @@ from tiny import SIZE, tiny_folder, tiny_model
 from torch import Tensor
 
 from riebench import engines
-from riebench.checks import check_setting
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, LatentChange, TextChange, whole_steps
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.trace import Trace
-from riebench.methods.base import EditContext, get_method
-from riebench.methods.runs import ExampleRuns, Role
+from riebench.methods.base import EditContext, ExampleRuns, Role, get_method
+from riebench.methods.check import check_setting
 from riebench.models.loading import LoadedModel, load_model
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riebench.errors import RiebenchError
-from riebench.selection import choose, means, scores, shares, unit_normalised
+from riebench.methods.ranking import choose, means, scores, shares, unit_normalised
 
 
 def test_share_of_the_first_step_or_of_all() -> None:

@@ -16,8 +16,7 @@ from torch import Tensor
 from riebench import engines
 from riebench.generation.edits import Branch, Edit, Placed
 from riebench.generation.trace import Trace, capture, intervene
-from riebench.methods.base import EditContext, get_method
-from riebench.methods.runs import ExampleRuns
+from riebench.methods.base import EditContext, ExampleRuns, get_method
 from riebench.models.loading import load_model
 from riebench.models.spec import ModelOptions
 from riebench.saes.sources import model_saes

@@ -89,7 +89,7 @@ def dataset(
 
 
 def _intake() -> Intake:
-    from riebench.checks import token_counter
+    from riebench.methods.check import token_counter
     from riebench.tasks.importers.examples import Intake
 
     return Intake(*token_counter("sdxl-turbo"))

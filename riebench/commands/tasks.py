@@ -36,7 +36,7 @@ def check_tasks(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
 ) -> None:
     """Load and check every task and setting file."""
-    from riebench.checks import check_suite
+    from riebench.methods.check import check_suite
     from riebench.tasks.suites import suite_names
 
     for suite in suites or suite_names():

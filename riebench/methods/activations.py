@@ -12,9 +12,8 @@ from riebench.blocks import unit_site
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Branch, Edit, Placed, SiteEdit, Term, position_mean
 from riebench.generation.transfers import Basis, Paired, transfer
-from riebench.methods.base import EditContext, method
-from riebench.methods.runs import ExampleRuns, Role
-from riebench.selection import choose
+from riebench.methods.base import EditContext, ExampleRuns, Others, Role, method
+from riebench.methods.ranking import choose
 
 UNIT_BUDGET = 20 * 2**20
 """Bytes of one example's neuron edit above which its values are not stored: they are read from the source and target
@@ -167,3 +166,45 @@ def _stored(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: s
 
 def _beside(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
     return Paired(runs.positions("target", site), runs.positions("source", site), add, remove, values, add_only)
+
+
+@method("concept_steering", access="PAT", needs=("updates", "others"))
+def concept_steering(ctx: EditContext, *, examples: int = 16, branch: Branch = "both") -> Edit:
+    """Adds one vector per block and step everywhere: what the category's edits have in common.
+
+    The vector is the mean, over other examples of the category, of the difference that `mean_steering` takes: target
+    run minus source run, each meaned over its region. The scored example has no part in it, nor has its region. At
+    strength 1 it is as long as the root mean square of the source run's update vectors at that block and step.
+
+    Args:
+        ctx: the example.
+        examples: how many others, at most.
+        branch: what happens to the guidance halves.
+
+    Raises:
+        RiebenchError: if `examples` is 0, or there are no others.
+    """
+    if not examples:
+        raise RiebenchError("concept_steering: examples: 0 give no vector; take at least 1")
+    found = _others(ctx).first(examples, "differences", _differences)
+    sites: dict[str, SiteEdit] = {}
+    for block in ctx.blocks:
+        kept = ctx.runs.trace.step_row(block, ctx.runs.rows["source"], 0)
+        vector = torch.stack([differences[block] for differences in found]).mean(0).to(kept.device)
+        everywhere = torch.arange(kept.shape[0])
+        sites[block] = Placed((Term(everywhere, sized(vector, ctx.runs, block)[:, None]),))
+    return Edit(sites, branch=branch)
+
+
+def _differences(runs: ExampleRuns) -> dict[str, Tensor]:
+    """Block -> target mean minus source mean, float32 [T, C], on the CPU."""
+    return {
+        block: (position_mean(runs.values("target", block)) - position_mean(runs.values("source", block)))[:, 0].cpu()
+        for block in runs.trace.sites
+    }
+
+
+def _others(ctx: EditContext) -> Others:
+    if ctx.runs.others is None:
+        raise RiebenchError("the other examples of the category were not made ready")
+    return ctx.runs.others

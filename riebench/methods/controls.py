@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from riebench.generation.edits import Branch, Edit, Placed, SiteEdit, Term, scaled
-from riebench.methods.base import EditContext, Reuse, method
+from riebench.methods.activations import _others
+from riebench.methods.base import EditContext, ExampleRuns, Reuse, Role, method
 from riebench.methods.features import choose_features, feature_transfer
-from riebench.methods.runs import Role
+from riebench.methods.ranking import Choice
 
 NEAREST = 8
 """A random feature is drawn from this many live ones of most similar firing rate."""
@@ -157,3 +158,38 @@ def _scaled(term: Term, factors: Tensor) -> Term:
 def _generator(ctx: EditContext, draw: int, block: str = "") -> torch.Generator:
     text = f"riebench-random-v1:{ctx.runs.example.id}:{ctx.runs.seed}:{draw}{block and ':' + block}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+
+
+@method("wrong_example", access="PAM", needs=("updates", "saes", "others"))
+def wrong_example(
+    ctx: EditContext,
+    *,
+    n_features: int = 20,
+    rank: Literal["first", "mean"] = "first",
+    ranking: Literal["joint", "separate"] = "joint",
+    values: Literal["position", "mean"] = "position",
+    branch: Branch = "both",
+) -> Edit:
+    """As `sae`, with the features that `sae` chooses for another example of the category.
+
+    Values and regions are this example's own; only the choice of features is the other's.
+
+    Args:
+        ctx: the example.
+        n_features: as in `sae`.
+        rank: as in `sae`.
+        ranking: as in `sae`.
+        values: as in `sae`.
+        branch: what happens to the guidance halves.
+    """
+
+    def chosen(runs: ExampleRuns) -> Choice:
+        return choose_features(EditContext(runs, ctx.blocks, ctx.saes), n_features, rank, ranking)
+
+    saes = tuple((block, ctx.sae(block).sha256) for block in ctx.blocks)
+    choice = _others(ctx).next(("choice", saes, n_features, rank, ranking), chosen)
+    sites: dict[str, SiteEdit] = {
+        block: feature_transfer(ctx, block, choice.add[block], choice.remove[block], values, "target", False)
+        for block in ctx.blocks
+    }
+    return Edit(sites, branch=branch, features=choice.lists())

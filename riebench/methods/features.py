@@ -9,7 +9,7 @@ from torch import Tensor
 from riebench.generation.edits import Adaptive, Branch, Edit, Placed, SiteEdit, pick
 from riebench.generation.transfers import Basis, transfer
 from riebench.methods.base import EditContext, method
-from riebench.selection import Choice, choose
+from riebench.methods.ranking import Choice, choose
 
 
 @method("sae", access="PAM", needs=("updates", "saes"))
