@@ -195,7 +195,7 @@ def _continued(trials: Trials, chosen: argparse.Namespace) -> list[dict[str, Any
 
 
 def _summary(told: list[dict[str, Any]], whole: Ending, chosen: argparse.Namespace) -> dict[str, Any]:
-    from riebench.provenance import package_versions
+    from riebench.runs.prepare import package_versions
 
     phases = Counter(phase for one in told for phase in one["killed"])
     return {

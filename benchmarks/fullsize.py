@@ -30,7 +30,7 @@ from riebench.fullsize import machine
 from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import out_of_memory
-from riebench.runner import run_benchmark
+from riebench.runs.runner import run_benchmark
 from riebench.sdxl import POOLED_WIDTH, TEXT_WIDTH, TOKENS, random_sdxl
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.utils.machine import pick_device

@@ -145,7 +145,7 @@ def _count_operations(stack: contextlib.ExitStack, last: int | None) -> list[int
 
 def _tell_plans(stack: contextlib.ExitStack, writer: int) -> None:
     """Tells units and scores that are about to be computed; what is stored shows only those that were finished."""
-    from riebench.runner import Runner
+    from riebench.runs.runner import Runner
     from riebench.scorebook import ScoreBook
 
     run, missing = Runner.run, ScoreBook.missing

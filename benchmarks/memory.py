@@ -16,8 +16,8 @@ from benchmarks.bare import BareCalls
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import sample
 from riebench.models.loading import LoadedModel, load_model
-from riebench.planning import plan
-from riebench.runner import run_benchmark
+from riebench.runs.plan import plan
+from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.machine import peak_ram
 

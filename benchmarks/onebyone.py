@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from riebench.blocks import BLOCKS
-from riebench.capturing import CapturePlan
 from riebench.generation.generator import Capture, GenerationResult, Generator
 from riebench.generation.hooks import unit_layers
 from riebench.generation.regions.masks import View, make_masks
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.generation.trace import Trace
-from riebench.masking import MaskMaker
 from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, get_method
 from riebench.methods.editors import Editor, EditorContext
 from riebench.models.loading import LoadedModel
-from riebench.planning import Unit, Work, works_of
-from riebench.preparing import prepare
-from riebench.references import References
+from riebench.runs.capture import CapturePlan
+from riebench.runs.masks import MaskMaker
+from riebench.runs.plan import Unit, Work, works_of
+from riebench.runs.prepare import prepare
+from riebench.runs.references import References
 from riebench.saes.sources import model_saes
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditTask, Setting

@@ -25,7 +25,7 @@ from typing import Any
 from riebench.blocks import BLOCKS, block_set_name
 from riebench.leaderboard import write_leaderboard
 from riebench.models.spec import ModelSpec
-from riebench.provenance import package_versions
+from riebench.runs.prepare import package_versions
 from riebench.store.folder import RunFolder, run_folders, run_path
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
 from riebench.store.run_file import seal

@@ -27,15 +27,15 @@ from benchmarks.bare import BareCalls, Beside
 from benchmarks.onebyone import OneByOne
 from benchmarks.workload import Clock, Timer, clocked, network_calls, random_clip, sample
 from riebench.blocks import BLOCKS
-from riebench.capturing import CapturePlan
 from riebench.fullsize import machine
 from riebench.generation.generator import Generator
 from riebench.generation.prefix import PrefixPlan
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
 from riebench.models.loading import LoadedModel, load_model
-from riebench.planning import plan, works_of
-from riebench.runner import run_benchmark
+from riebench.runs.capture import CapturePlan
+from riebench.runs.plan import plan, works_of
+from riebench.runs.runner import run_benchmark
 from riebench.scoring import score
 from riebench.store.folder import RunFolder
 from riebench.tasks.suites import load_suite

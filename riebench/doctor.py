@@ -18,8 +18,8 @@ from riebench.inventory import model_checks, region_checks, sae_checks, scorer_c
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
 from riebench.models.spec import TILE
-from riebench.planning import works_of
-from riebench.provenance import package_versions
+from riebench.runs.plan import works_of
+from riebench.runs.prepare import package_versions
 from riebench.utils import machine
 from riebench.utils.machine import size_text
 

@@ -18,8 +18,8 @@ from riebench.models.lookup import Known, look_up
 from riebench.models.presets import SAE_BYTES_PER_BLOCK, weight_bytes
 from riebench.models.shapes import SDXL, Shape
 from riebench.models.spec import ModelOptions
-from riebench.planning import Unit, check_request, part, plan
-from riebench.preparing import check_places
+from riebench.runs.plan import Unit, check_request, part, plan
+from riebench.runs.prepare import check_places
 from riebench.store.folder import ALONE, SHARED, RunFolder, SharedFolder, run_path
 from riebench.store.records import RUN_FILE, RunSpec
 from riebench.tasks.schema import ALL_CATEGORIES, Setting

@@ -20,7 +20,7 @@ from riebench.methods.base import get_method
 from riebench.models.presets import weight_bytes
 from riebench.models.shapes import SDXL, Shape
 from riebench.models.spec import ModelOptions, ModelSpec
-from riebench.planning import Unit, Work
+from riebench.runs.plan import Unit, Work
 from riebench.store.folder import ALONE, RunFolder, run_folders
 from riebench.tasks.prompts import BACKGROUND, innermost, region_words
 

@@ -17,7 +17,7 @@ from riebench.generation.memory import FLOAT
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
 from riebench.models.spec import ModelSpec
-from riebench.planning import Unit, Work, works_of
+from riebench.runs.plan import Unit, Work, works_of
 from riebench.tasks.schema import Setting
 
 

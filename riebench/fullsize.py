@@ -120,7 +120,7 @@ def _generation(model: Any, one: Configuration, device: str) -> Measure:
 
 
 def _edit(model: Any, one: Configuration, device: str, name: str, saes: Path, results: Path) -> Measure:
-    from riebench.runner import run_benchmark
+    from riebench.runs.runner import run_benchmark
     from riebench.tasks.schema import EditExample, EditTask, Setting
 
     examples = tuple(EditExample(id=f"e{i}", source=f"source {i}", target=f"target {i}") for i in range(one.batch))
@@ -187,7 +187,7 @@ def machine(device: str) -> dict[str, Any]:
     """Processor, memory, device and versions."""
     import torch
 
-    from riebench.provenance import package_versions
+    from riebench.runs.prepare import package_versions
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -17,11 +17,11 @@ from riebench.leaderboard import write_leaderboard
 from riebench.methods.check import check_setting
 from riebench.metrics.scorers import scorer_pair
 from riebench.metrics.weights import parse_weights
-from riebench.models.lookup import ModelRecipe, check_prompts, profiled
+from riebench.models.lookup import ModelRecipe, profiled
 from riebench.models.presets import scorer_for
 from riebench.models.spec import EngineOptions, ModelOptions, ModelSpec
 from riebench.profiles import DEFAULT, get_profile
-from riebench.provenance import provenance
+from riebench.runs.prepare import check_prompts, provenance
 from riebench.store.folder import REDO_MODES, Redo, RunFolder, complaints, run_folders, run_path, set_aside
 from riebench.summary import Say, print_per_block, say_failures, say_page
 from riebench.tables import write_tables
@@ -206,7 +206,7 @@ class Job:
     def _generate(
         self, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], redo: Redo, say: Say
     ) -> list[RunFolder]:
-        from riebench import engines
+        from riebench.runs import engines
 
         name, engine = self.model or default_model(self.suite), self.engine
         recipe = ModelRecipe(

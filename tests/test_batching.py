@@ -19,7 +19,7 @@ from riebench.generation.memory import BatchSize, activation_bytes, automatic_ba
 from riebench.job import batch_size_of
 from riebench.methods.editors import Editor, EditorContext
 from riebench.models.shapes import unet_shape
-from riebench.runner import run_benchmark
+from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting
 
@@ -72,8 +72,8 @@ def test_pictures_do_not_depend_on_shortages_batches_or_what_is_shared(
 ) -> None:
     settings = [PATCH, SAE, SAE.model_copy(update={"name": "late", "edit_steps": (0.5, 1.0), "strengths": (6.0,)})]
     usual = run(tmp_path / "usual", *settings, batch_size=16)
-    monkeypatch.setattr("riebench.capturing.PREFIX_KEPT", 0)
-    monkeypatch.setattr("riebench.capturing.PREFIX_STEPS", 0)
+    monkeypatch.setattr("riebench.runs.capture.PREFIX_KEPT", 0)
+    monkeypatch.setattr("riebench.runs.capture.PREFIX_STEPS", 0)
     one_by_one = run(tmp_path / "one", *settings, batch_size=1)
     monkeypatch.undo()
     tight(3)

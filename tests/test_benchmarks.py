@@ -19,8 +19,8 @@ from benchmarks.onebyone import OneByOne
 from benchmarks.workload import clocked
 from riebench.errors import RiebenchError
 from riebench.models.loading import DTYPES, LoadedModel
-from riebench.planning import plan
-from riebench.runner import run_benchmark
+from riebench.runs.plan import plan
+from riebench.runs.runner import run_benchmark
 from riebench.sdxl import UNET, VAE, random_sdxl
 from riebench.tasks.schema import Setting
 

@@ -26,7 +26,7 @@ from riebench.models.lookup import look_up
 from riebench.models.presets import SAE_BYTES_PER_BLOCK
 from riebench.models.shapes import SDXL, folder_shape
 from riebench.models.spec import EngineOptions, ModelOptions
-from riebench.runner import run_benchmark
+from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import Setting
 from riebench.utils import machine
 

@@ -25,7 +25,7 @@ from riebench.methods.editors import Editor, EditorContext, Pictures, unchanged
 from riebench.methods.prompt_to_prompt import Alignment, Injection, Reading, _Injecting, align, inject, read
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.spec import ModelOptions
-from riebench.runner import run_benchmark
+from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting, setting_names, settings_folder
 

@@ -11,12 +11,12 @@ from helpers import make_spec
 from test_trace import POSITIONS, call, push
 from tiny import CHANNELS, tiny_model, tiny_saes
 
-from riebench import engines
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.generation.edits import Adaptive, Edit, Placed
 from riebench.generation.trace import intervene
 from riebench.generation.transfers import Paired
 from riebench.job import Job
+from riebench.runs import engines
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.schema import EditExample, EditTask, Interval, Setting, parse_interval, step_window
 from riebench.tasks.settings import load_setting

@@ -12,11 +12,11 @@ from test_runner import task
 from tiny import tiny_model, tiny_saes
 from torch import nn
 
-from riebench.capturing import CapturePlan
 from riebench.generation.generator import Generator
 from riebench.metrics.clip import ClipScorer
 from riebench.metrics.tools import Tools
-from riebench.runner import run_benchmark
+from riebench.runs.capture import CapturePlan
+from riebench.runs.runner import run_benchmark
 from riebench.saes.sae import SparseAutoencoder
 from riebench.scoring import score
 from riebench.tasks.masks import RegionMasks

@@ -13,7 +13,6 @@ from test_methods import BLOCKS as TWO_BLOCKS
 from test_methods import PAIR, context, dense, edit_of
 from tiny import tiny_folder, tiny_model, tiny_saes
 
-from riebench import engines
 from riebench.blocks import BLOCKS
 from riebench.generation.edits import Placed, Stepwise, pick, position_mean, scaled
 from riebench.generation.generator import Capture, GenerationResult, Generator
@@ -24,6 +23,7 @@ from riebench.methods.base import EditContext, ExampleRuns
 from riebench.methods.ranking import UnitMeter, means, unit_normalised
 from riebench.models.loading import load_model
 from riebench.models.shapes import SDXL, unet_shape
+from riebench.runs import engines
 from riebench.saes.sae import SparseAutoencoder
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks

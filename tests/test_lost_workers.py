@@ -33,18 +33,17 @@ from test_shards import TASK, arguments
 from typer.testing import CliRunner
 
 import riebench.scoring
-from riebench import engines
 from riebench.cli import app
-from riebench.crew import Crew, Worker, WorkerLostError
-from riebench.distributed import AHEAD, LOSSES
 from riebench.errors import DeviceLostError, RiebenchError
 from riebench.generation.generator import Generator
 from riebench.models import spec
 from riebench.models.lookup import ModelRecipe
 from riebench.models.placement import refuse_lost
-from riebench.rayengine import Places, RayMaker, RayWorker, cluster, run_on_ray
-from riebench.remote import Item, Parcel, Refused, Told
-from riebench.runner import Runner, run_benchmark
+from riebench.runs import engines
+from riebench.runs.engines.coordinator import AHEAD, LOSSES, Crew, Worker, WorkerLostError
+from riebench.runs.engines.ray import Places, RayMaker, RayWorker, cluster, run_on_ray
+from riebench.runs.engines.worker import Item, Parcel, Refused, Told
+from riebench.runs.runner import Runner, run_benchmark
 from riebench.store.folder import RunFolder
 from riebench.utils.hub import is_offline
 
@@ -215,7 +214,7 @@ def test_people_are_told_when_nobody_is_at_work(
                 time.sleep(0.5)
             return super().setup()
 
-    monkeypatch.setattr("riebench.distributed.PATIENCE", 0.1)
+    monkeypatch.setattr("riebench.runs.engines.coordinator.PATIENCE", 0.1)
     Mortal.fatal, Mortal.lives = ("e1",), 1
     said: list[str] = []
     assert_same(run(tmp_path, lambda: Tardy(assignment()), count=1, said=said), expected)
@@ -348,8 +347,8 @@ def test_workers_use_what_was_counted(
         asked.append(given.recipe.device)
         return []
 
-    monkeypatch.setattr("riebench.rayengine.cluster", near)
-    monkeypatch.setattr("riebench.rayengine.run_with_workers", work)
+    monkeypatch.setattr("riebench.runs.engines.ray.cluster", near)
+    monkeypatch.setattr("riebench.runs.engines.ray.run_with_workers", work)
     run_on_ray([task(1)], [NO_EDIT], replace(RECIPE, device=device), results_root=tmp_path)
     assert asked == [used]
 

@@ -23,7 +23,7 @@ from riebench.generation.regions import options as region_specs
 from riebench.generation.regions.masks import View
 from riebench.generation.regions.options import RegionOptions
 from riebench.registry import REGIONS
-from riebench.runner import NO_REGION, run_benchmark
+from riebench.runs.runner import NO_REGION, run_benchmark
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import Mask, RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting

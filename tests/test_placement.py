@@ -23,7 +23,7 @@ from riebench.models.loading import LoadedModel, load_model
 from riebench.models.placement import parts_of, place
 from riebench.models.presets import FP16_FIX_REVISION, FP16_FIX_SOURCE
 from riebench.models.spec import ModelOptions, ModelSpec
-from riebench.runner import run_benchmark
+from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import EditExample, EditTask, Setting
 
 PROMPTS, SEEDS = ["a red house", "a blue cat"], [5, 6]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
-from riebench import engines
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.methods.check import check_setting
 from riebench.registry import METHODS
+from riebench.runs import engines
 from riebench.tasks import settings
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting, load_settings

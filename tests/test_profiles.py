@@ -21,9 +21,9 @@ from riebench.metrics.openclip import load_open_clip
 from riebench.metrics.paper import HalfClipScorer, paper_image_target, paper_text_target
 from riebench.metrics.scorers import ClipSpec
 from riebench.metrics.tools import Tools
-from riebench.planning import plan, works_of
 from riebench.profiles import FORMATS, PROFILES, get_profile, profile_metrics
 from riebench.registry import METRICS
+from riebench.runs.plan import plan, works_of
 from riebench.scoring import score
 from riebench.store.folder import RunFolder
 from riebench.store.records import noise_seed

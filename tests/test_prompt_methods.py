@@ -14,7 +14,6 @@ import torch
 from tiny import SIZE, tiny_folder, tiny_model
 from torch import Tensor
 
-from riebench import engines
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, LatentChange, TextChange, whole_steps
 from riebench.generation.generator import GenerationResult, Generator
@@ -22,6 +21,7 @@ from riebench.generation.trace import Trace
 from riebench.methods.base import EditContext, ExampleRuns, Role, get_method
 from riebench.methods.check import check_setting
 from riebench.models.loading import LoadedModel, load_model
+from riebench.runs import engines
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting

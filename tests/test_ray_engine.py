@@ -20,18 +20,17 @@ from test_shards import TASK, arguments
 from tiny import tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
-from riebench import engines
 from riebench.cli import app
-from riebench.crew import STARTS, Worker, WorkerLostError
-from riebench.distributed import LOSSES, run_with_workers
 from riebench.errors import RiebenchError
 from riebench.models.loading import LoadedModel
 from riebench.models.lookup import ModelRecipe
 from riebench.models.spec import EngineOptions
-from riebench.planning import plan, works_of
-from riebench.rayengine import Places, RayWorker, cluster, places
-from riebench.remote import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels, sweep_scratch
-from riebench.runner import Runner, run_benchmark
+from riebench.runs import engines
+from riebench.runs.engines.coordinator import LOSSES, STARTS, Worker, WorkerLostError, run_with_workers
+from riebench.runs.engines.ray import Places, RayWorker, cluster, places
+from riebench.runs.engines.worker import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels, sweep_scratch
+from riebench.runs.plan import plan, works_of
+from riebench.runs.runner import Runner, run_benchmark
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.store.run_file import broken_seals, unsealed_lines

@@ -12,12 +12,12 @@ import torch
 from test_methods import BLOCKS, CHANNELS, POSITIONS, STEPS, context, dense, edit_of
 from tiny import tiny_model, tiny_saes
 
-from riebench import engines
 from riebench.errors import RiebenchError
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.methods.base import EditContext, ExampleRuns, Role, get_method
 from riebench.methods.features import choose_features
-from riebench.references import reference_order
+from riebench.runs import engines
+from riebench.runs.references import reference_order
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditExample, EditTask, Setting
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tiny import SIZE, tiny_model, tiny_saes
 
-from riebench import engines
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generation.generator import GenerationResult, Generator
-from riebench.planning import plan
-from riebench.runner import run_benchmark
+from riebench.runs import engines
+from riebench.runs.plan import plan
+from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.masks import RegionMasks

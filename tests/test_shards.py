@@ -23,7 +23,7 @@ import riebench.scoring
 from riebench.cli import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
 from riebench.models.spec import parse_shard
-from riebench.planning import plan, share, works_of
+from riebench.runs.plan import plan, share, works_of
 from riebench.store.folder import RunFolder, run_folders
 from riebench.store.records import ScoreRecord
 from riebench.store.run_file import broken_seals, part_path, parts, unsealed_lines

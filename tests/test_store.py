@@ -13,7 +13,7 @@ from helpers import make_key, make_record, make_spec
 
 from riebench.blocks import SDXL_BLOCKS, block_set_name
 from riebench.errors import FolderInUseError, IdentityError, StoreError
-from riebench.preparing import claim_shared
+from riebench.runs.prepare import claim_shared
 from riebench.store.folder import RunFolder, SharedFolder, run_folders
 from riebench.store.records import EditRecord, ScoreRecord
 from riebench.tasks.masks import MaskShare

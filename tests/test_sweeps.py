@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from riebench import engines
 from riebench.dryrun import forecast_job
 from riebench.errors import RiebenchError
 from riebench.generation.edits import whole_steps
 from riebench.job import Job
 from riebench.methods.check import check_setting
 from riebench.models.loading import load_model
+from riebench.runs import engines
 from riebench.tasks.settings import load_settings, setting_names, settings_sets
 from riebench.tasks.suites import load_suite
 

@@ -13,12 +13,12 @@ from test_trace import unet_input
 from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model, tiny_saes
 from torch import Tensor
 
-from riebench import engines
 from riebench.generation.edits import Branch, Edit, Placed
 from riebench.generation.trace import Trace, capture, intervene
 from riebench.methods.base import EditContext, ExampleRuns, get_method
 from riebench.models.loading import load_model
 from riebench.models.spec import ModelOptions
+from riebench.runs import engines
 from riebench.saes.sources import model_saes
 from riebench.store.folder import RunFolder
 from riebench.tasks.masks import RegionMasks

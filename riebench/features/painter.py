@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from riebench.blocks import ATTENTION, kind, short_name
-from riebench.capturing import attention_blocks
 from riebench.errors import RiebenchError, near_match
 from riebench.features.activity import Activity, observe, pictures_of
 from riebench.features.data import SAMPLE
@@ -22,9 +21,10 @@ from riebench.generation.hooks import find_module, known_sites
 from riebench.generation.regions.grounding import locate
 from riebench.generation.regions.masks import find, needs_attention, to_grid
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
-from riebench.masking import captured_view, opened
 from riebench.models.loading import LoadedModel
 from riebench.registry import REGIONS
+from riebench.runs.capture import attention_blocks
+from riebench.runs.masks import captured_view, opened
 from riebench.saes.inspection import prompts_from, usual_suite
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes

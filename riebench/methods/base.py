@@ -33,7 +33,7 @@ ENCODED_AT_A_TIME = 256
 
 
 class Others(Protocol):
-    """The other examples of the category (see `riebench.references`); which ones depends on the task file alone."""
+    """The other examples of the category (see `riebench.runs.references`); which ones depends on the task file alone."""
 
     def first(self, count: int, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
         """What is found in the runs of the first so many of them, fewer if there are fewer.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from riebench.models.presets import ASSET, PRESETS, Preset
 from riebench.models.shapes import SDXL, Shape, folder_shape
 from riebench.models.spec import TILE, ModelOptions, ModelSpec, model_label, short_name
 from riebench.profiles import DEFAULT, get_profile
-from riebench.tasks.schema import EditTask
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
@@ -227,16 +225,3 @@ def profiled(spec: ModelSpec, profile: str) -> ModelSpec:
     if get_profile(profile).fixed_seed is None:
         return spec
     return spec.model_copy(update={"name": f"{spec.name}-{profile}", "fixed_noise": True})
-
-
-def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
-    """Refuses prompts that the model would cut off.
-
-    Raises:
-        RiebenchError: naming the first of them.
-    """
-    from riebench.tasks.suites import check_prompt_lengths
-
-    tokenizer = model.pipe.tokenizer
-    limit = int(tokenizer.model_max_length)
-    check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)

@@ -25,16 +25,16 @@ from tqdm import tqdm
 from riebench.errors import DeviceLostError, reason
 from riebench.generation.memory import automatic_batch_size
 from riebench.generation.regions.options import parse_regions
-from riebench.models.lookup import ModelRecipe, check_prompts
-from riebench.planning import Work
-from riebench.preparing import prepare, versions
+from riebench.models.lookup import ModelRecipe
+from riebench.runs.plan import Work
+from riebench.runs.prepare import check_prompts, prepare, versions
 from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.images import encode_png
 
 if TYPE_CHECKING:
-    from riebench.runner import Runner
+    from riebench.runs.runner import Runner
 
 SCRATCH = "riebench-worker-"
 """What names of scratch folders begin with; the number of the process follows."""
@@ -44,7 +44,7 @@ WAITING = 8
 
 @dataclass(frozen=True)
 class Assignment:
-    """All that a worker must know of a run before it makes anything; see `riebench.runner.run_benchmark`."""
+    """All that a worker must know of a run before it makes anything; see `riebench.runs.runner.run_benchmark`."""
 
     tasks: tuple[EditTask, ...]
     settings: tuple[Setting, ...]
@@ -129,7 +129,7 @@ class Maker:
     """
 
     def __init__(self, assignment: Assignment) -> None:
-        from riebench.runner import Runner
+        from riebench.runs.runner import Runner
 
         sweep_scratch()
         self._scratch = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-")

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from riebench.crew import WorkerLostError
-from riebench.distributed import Say, run_with_workers
 from riebench.errors import RiebenchError, reason
 from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.models.lookup import ModelRecipe
-from riebench.remote import Assignment, Item, Maker, Parcel, Refused, Told
+from riebench.runs.engines.coordinator import Say, WorkerLostError, run_with_workers
+from riebench.runs.engines.worker import Assignment, Item, Maker, Parcel, Refused, Told
 from riebench.store.folder import Redo, RunFolder
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.hub import offline_mode
@@ -49,7 +48,7 @@ def run_on_ray(
     pool: Sequence[EditTask] | None = None,
     say: Say = lambda _: None,
 ) -> list[RunFolder]:
-    """As `riebench.runner.run_benchmark`, on a Ray cluster.
+    """As `riebench.runs.runner.run_benchmark`, on a Ray cluster.
 
     Args:
         tasks: of one suite.
@@ -214,21 +213,21 @@ class RayWorker:
         self.pid: int | None = None
 
     def setup(self) -> Told | Refused:
-        """As in `riebench.crew.Worker`."""
+        """As in `riebench.runs.engines.coordinator.Worker`."""
         with self._watched():
             self.pid, answer = self._ray.get(self._actor.setup.remote(self._assignment))
         told: Told | Refused = answer
         return told
 
     def make(self, parcel: Parcel) -> Iterator[Item]:
-        """As in `riebench.crew.Worker`."""
+        """As in `riebench.runs.engines.coordinator.Worker`."""
         with self._watched():
             options = {"num_returns": "streaming", "_generator_backpressure_num_objects": BUFFERED}
             for reference in self._actor.make.options(**options).remote(parcel):
                 yield self._ray.get(reference)
 
     def stop(self) -> None:
-        """As in `riebench.crew.Worker`."""
+        """As in `riebench.runs.engines.coordinator.Worker`."""
         with suppress(Exception):
             self._ray.kill(self._actor)
 

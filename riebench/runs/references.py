@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from riebench.capturing import CapturePlan
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Generator
-from riebench.masking import MaskMaker
 from riebench.methods.base import ExampleRuns
-from riebench.planning import Work, reference_work
+from riebench.runs.capture import CapturePlan
+from riebench.runs.masks import MaskMaker
+from riebench.runs.plan import Work, reference_work
 from riebench.tasks.schema import EditExample, EditTask
 
 T = TypeVar("T")

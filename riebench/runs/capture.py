@@ -12,8 +12,8 @@ from riebench.generation.prefix import PrefixPlan
 from riebench.methods.base import ROLES, ExampleRuns
 from riebench.methods.ranking import UnitMeter
 from riebench.models.shapes import unet_shape
-from riebench.planning import Work
-from riebench.preparing import Prepared
+from riebench.runs.plan import Work
+from riebench.runs.prepare import Prepared
 
 
 class CapturePlan:

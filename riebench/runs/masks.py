@@ -24,8 +24,8 @@ from riebench.generation.regions.grounding import free_memory, locate
 from riebench.generation.regions.masks import RegionProvider, View, make_masks, mask_overlay, needs_attention
 from riebench.generation.regions.options import RegionSpec
 from riebench.methods.base import ROLES
-from riebench.planning import Work
 from riebench.registry import REGIONS
+from riebench.runs.plan import Work
 from riebench.store.folder import SharedFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.utils.images import read_image

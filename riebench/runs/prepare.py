@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import platform
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +21,21 @@ from riebench.generation.hooks import known_sites
 from riebench.methods.base import Method, get_method
 from riebench.methods.editors import Editor
 from riebench.models.spec import ModelSpec
+from riebench.runs.plan import Unit, Work, part, works_of
 from riebench.saes.sources import model_saes
-from riebench.store.folder import RunFolder, run_path
+from riebench.store.folder import Redo, RunFolder, run_path
 from riebench.store.records import RunSpec
-from riebench.tasks.schema import Setting, step_window
+from riebench.tasks.schema import EditTask, Setting, step_window
 from riebench.tasks.settings import load_setting_plugin
+from riebench.utils.files import package_folder
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
     from riebench.saes.sae import SparseAutoencoder
 
+
 MODEL_FILE = "model.json"
-PACKAGES = ("riebench", "torch", "diffusers", "transformers")
+RUN_FILE_PACKAGES = ("riebench", "torch", "diffusers", "transformers")
 
 
 @dataclass
@@ -163,9 +172,116 @@ def claim_shared(folder: RunFolder, model: ModelSpec, regions: str) -> None:
 def versions(model: LoadedModel) -> dict[str, Any]:
     """What ran, for run.json."""
     found = {}
-    for package in PACKAGES:
+    for package in RUN_FILE_PACKAGES:
         try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
             found[package] = "unknown"
     return {"versions": found, "python": platform.python_version(), "device": str(model.device)}
+
+
+@contextmanager
+def opened(
+    folders: Mapping[str, RunFolder], units: Sequence[Unit], model: ModelSpec, regions: str, told: Mapping[str, Any],
+    *, redo: Redo, shard: tuple[int, int],
+) -> Iterator[list[Work]]:  # fmt: skip
+    """Opens the folders of a run for writing, and closes them in the end whatever happens.
+
+    Args:
+        folders: setting name -> its folder.
+        units: all of the run, in every shard.
+        model: what generates.
+        regions: identity of the region provider.
+        told: what ran, for run.json.
+        redo: which of the recorded units to make again.
+        shard: (i, n) to make the i-th of n parts, from 1.
+
+    Yields:
+        What this process has to make.
+
+    Raises:
+        RiebenchError: if a folder is in use or holds something else.
+    """
+    first = next(iter(folders.values()))
+    claim_shared(first, model, regions)
+    with ExitStack() as stack:
+        for name, folder in folders.items():
+            keys = [unit.key for unit in units if unit.setting.name == name]
+            stack.enter_context(folder.writing(dict(told), keys, shard))
+        # Parted before anything is left out, so that every part is the same whatever is done already.
+        mine = part(units, shard)
+        digests: dict[str, dict[str, Unit]] = {name: {} for name in folders}
+        for unit in mine:
+            digests[unit.setting.name][unit.key.digest] = unit
+        # What settings share is looked at once for all of them.
+        whole = cache(first.shared.is_whole)
+        done = {name: folder.done(redo, digests[name], whole) for name, folder in folders.items()}
+        left = [unit for unit in mine if unit.key.digest not in done[unit.setting.name]]
+        works = works_of(left, fixed_noise=model.fixed_noise)
+        for work in works:
+            # Also what no record of these folders has named yet: other settings may have made it.
+            first.drop_damaged(work.units[0].key)
+        yield works
+
+
+PACKAGES = (
+    "riebench", "torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "lpips", "numpy",
+)  # fmt: skip
+
+
+def package_versions() -> dict[str, str]:
+    """Version of each package that can move a number; absent ones are left out."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that a folder lies in and whether it has uncommitted changes; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder:
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def provenance(**more: Any) -> dict[str, Any]:
+    """What a run folder says about how it was made.
+
+    Args:
+        **more: further entries, such as device and batch size.
+    """
+    return {
+        "command": " ".join(["riebench", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "versions": package_versions(),
+        "git": git_state(package_folder().parent),
+        **more,
+    }
+
+
+def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
+    """Refuses prompts that the model would cut off.
+
+    Raises:
+        RiebenchError: naming the first of them.
+    """
+    from riebench.tasks.suites import check_prompt_lengths
+
+    tokenizer = model.pipe.tokenizer
+    limit = int(tokenizer.model_max_length)
+    check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)

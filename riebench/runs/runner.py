@@ -8,37 +8,197 @@ memory at a time, however many there are.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from riebench.capturing import CapturePlan
 from riebench.errors import DeviceLostError, RiebenchError, reason
 from riebench.generation.edits import Edit
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.memory import BatchSize, automatic_batch_size, examples_together
 from riebench.generation.prefix import Prefix
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
-from riebench.masking import MaskMaker
 from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, Role
-from riebench.methods.editors import Editor
+from riebench.methods.editors import Editor, EditorContext
 from riebench.models.loading import LoadedModel
-from riebench.opening import opened
-from riebench.painting import Painter
-from riebench.planning import Unit, Work, check_request, plan
-from riebench.preparing import Prepared, Shelf, prepare, versions
-from riebench.recorder import Recorder
-from riebench.references import References
-from riebench.rows import Row, Waiting, prefixes
+from riebench.runs.capture import CapturePlan
+from riebench.runs.masks import MaskMaker
+from riebench.runs.plan import Unit, Work, check_request, plan
+from riebench.runs.prepare import Prepared, Shelf, opened, prepare, versions
+from riebench.runs.references import References
 from riebench.store.folder import Redo, RunFolder
-from riebench.store.records import BlockFeatures
+from riebench.store.records import BlockFeatures, EditRecord
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditTask, Setting
+
+HELD = 2
+"""Chunks of examples whose rows, and with them shared activations, may wait; those of one more are being made."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a coming batch.
+
+    Attributes:
+        unit: what it will be.
+        edit: at the unit's strength.
+        prompt: the source prompt.
+        noise: the noise seed.
+        details: what its record will say.
+        prefix: holds its source run, if that was kept.
+    """
+
+    unit: Unit
+    edit: Edit
+    prompt: str
+    noise: int
+    details: Mapping[str, Any]
+    prefix: Prefix | None
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Where it leaves its source run; the same for rows that leave at the same place."""
+        if self.prefix is None:
+            return 0, -1
+        return self.prefix.rank(self.prefix.cut(self.edit))
+
+
+def prefixes(rows: Sequence[Row]) -> list[Prefix]:
+    """The source runs of some rows, each batch of them once."""
+    return list({id(row.prefix): row.prefix for row in rows if row.prefix is not None}.values())
+
+
+@dataclass
+class Waiting:
+    """Rows by the place where they leave their source runs."""
+
+    _rows: dict[tuple[int, int], list[Row]] = field(default_factory=dict)
+
+    def add(self, row: Row, size: int) -> list[Row]:
+        """Takes a row; returns a batch as soon as one of that size is full, else nothing."""
+        rank = row.rank
+        rows = self._rows.setdefault(rank, [])
+        rows.append(row)
+        return self._rows.pop(rank) if len(rows) >= size else []
+
+    def take(self, size: int) -> list[Row]:
+        """A last batch of at most that size: the rows that leave first, with those that leave next."""
+        rows = [row for rank in sorted(self._rows) for row in self._rows[rank]]
+        self._rows.clear()
+        for row in rows[size:]:
+            self._rows.setdefault(row.rank, []).append(row)
+        return rows[:size]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether rows of more than `HELD` chunks of examples wait."""
+        return len(prefixes([row for rows in self._rows.values() for row in rows])) > HELD
+
+
+Pixels = NDArray[np.uint8]
+
+
+class Painter:
+    """Makes the units of editors.
+
+    What editors need of memory is their own affair, so each setting has a batch size of its own: an editor that is
+    short of memory makes nobody else's batches smaller.
+
+    Args:
+        generator: the loaded model.
+        batches: the run's batch size, which no editor exceeds; a source run may go along with each batch.
+    """
+
+    def __init__(self, generator: Generator, batches: BatchSize) -> None:
+        self.generator = generator
+        self.batches = batches
+        self._sizes: dict[str, BatchSize] = {}
+
+    def paint(
+        self, editor: Editor, units: Sequence[Unit], work: Work, pictures: Mapping[Role, Pixels],
+        save: Callable[[Unit, Pixels, float, int], None], fail: Callable[[Unit, str], None],
+    ) -> None:  # fmt: skip
+        """Makes some units of one example and one setting.
+
+        Args:
+            editor: the setting's method.
+            units: differ in strength alone.
+            work: their example.
+            pictures: the source and the target picture as stored.
+            save: gets a unit with its picture, its share of the wall time, and how many were made in the same call.
+            fail: gets a unit that cannot be made, and why.
+        """
+        setting = units[0].setting
+        most = max(1, self.batches.size - 1)
+        sizes = self._sizes.setdefault(setting.name, BatchSize(most, f"pictures of {setting.name}", proven=True))
+        sizes.size = min(sizes.size, most)
+
+        def make(some: Sequence[Unit]) -> tuple[NDArray[np.uint8], float]:
+            strengths = tuple(unit.key.strength for unit in some)
+            start = time.perf_counter()
+            made = editor.paint(
+                EditorContext(self.generator, work.plain, work.noise, pictures, strengths), setting.params
+            )
+            return made, (time.perf_counter() - start) / len(some)
+
+        def keep(some: Sequence[Unit], made: tuple[NDArray[np.uint8], float]) -> None:
+            for unit, picture in zip(some, made[0], strict=True):
+                save(unit, picture, made[1], len(some))
+
+        sizes.each(units, 1, make, keep, fail)
+
+
+class Recorder:
+    """Writes what the runner makes.
+
+    Args:
+        prepared: setting name -> setting; their folders are being written.
+        bar: counts units.
+    """
+
+    def __init__(self, prepared: Mapping[str, Prepared], bar: Any) -> None:
+        self.prepared = prepared
+        self.bar = bar
+        self.shared = next(iter(prepared.values())).folder.shared
+
+    def shared_image(self, work: Work, role: Role, fresh: Pixels) -> Pixels:
+        """Stores a source or target picture; the one that earlier settings were compared with stays."""
+        name = self.shared.image_name(work.units[0].key, role)
+        if not (self.shared.path / name).exists():
+            self.shared.write_image(name, fresh)
+        return self.shared.read_image(name)
+
+    def details(self, unit: Unit, masks: RegionMasks) -> dict[str, Any]:
+        """What every record with a picture says."""
+        return {
+            "source_image": self.shared.image_name(unit.key, "source"),
+            "target_image": self.shared.image_name(unit.key, "target"),
+            "mask_share": masks.share,
+        }
+
+    def save(self, unit: Unit, picture: Pixels, details: Mapping[str, Any]) -> None:
+        """Stores a unit's picture and then its record."""
+        folder = self.prepared[unit.setting.name].folder
+        name, sha256 = folder.write_image(unit.key, picture)
+        folder.append(
+            EditRecord(
+                key=unit.key, status="ok", image=name, image_sha256=sha256, cluster=unit.example.cluster, **details
+            )
+        )
+        self.bar.update()
+
+    def finish(self, units: Sequence[Unit], status: Literal["skipped", "error"], reason: str) -> None:
+        """Records units that have no picture."""
+        for unit in units:
+            record = EditRecord(key=unit.key, status=status, reason=reason, cluster=unit.example.cluster)
+            self.prepared[unit.setting.name].folder.append(record)
+            self.bar.update()
+
 
 NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from riebench.errors import RiebenchError, near_match
-from riebench.rayengine import run_on_ray
-from riebench.runner import run_benchmark
+from riebench.runs.engines.ray import run_on_ray
+from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
 
 ENGINES: dict[str, Callable[..., list[RunFolder]]] = {"local": run_benchmark, "ray": run_on_ray}
@@ -22,7 +22,7 @@ def run(engine: str, *args: Any, **options: Any) -> list[RunFolder]:
 
     Args:
         engine: a key of `ENGINES`.
-        args: see `riebench.runner.run_benchmark`.
+        args: see `riebench.runs.runner.run_benchmark`.
         options: likewise.
 
     Raises:
