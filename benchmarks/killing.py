@@ -110,7 +110,7 @@ def _perform(job: Job, writer: int, moment: Moment | None) -> None:
 
 
 _BEGINNINGS = {
-    "score": "riebench.scoring.score", "tables": "riebench.job.write_tables", "report": "riebench.job.say_page",
+    "score": "riebench.scoring.score.score", "tables": "riebench.job.write_tables", "report": "riebench.job.say_page",
 }  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _count_operations(stack: contextlib.ExitStack, last: int | None) -> list[int
 def _tell_plans(stack: contextlib.ExitStack, writer: int) -> None:
     """Tells units and scores that are about to be computed; what is stored shows only those that were finished."""
     from riebench.runs.runner import Runner
-    from riebench.scorebook import ScoreBook
+    from riebench.scoring.score import ScoreBook
 
     run, missing = Runner.run, ScoreBook.missing
 

@@ -123,11 +123,11 @@ def _read_seal(place: Path) -> object:
 
 
 def _read_scoring(place: Path) -> object:
-    from riebench.metrics.tools import Tools
-    from riebench.scorebook import ScoreBook
+    from riebench.scoring.metrics.networks import Networks
+    from riebench.scoring.score import ScoreBook
     from riebench.store.folder import RunFolder
 
-    return ScoreBook(RunFolder(place / _RUN), Tools("toy-clip", device="cpu")).networks
+    return ScoreBook(RunFolder(place / _RUN), Networks("toy-clip", device="cpu")).networks
 
 
 def _run_reader(name: str, read: Callable[[Path], object], file: str, weight: int) -> Reader:

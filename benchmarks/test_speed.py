@@ -30,13 +30,13 @@ from riebench.blocks import BLOCKS
 from riebench.fullsize import machine
 from riebench.generation.generator import Generator
 from riebench.generation.prefix import PrefixPlan
-from riebench.metrics.clip import ClipScorer
-from riebench.metrics.tools import Tools
 from riebench.models.loading import LoadedModel, load_model
 from riebench.runs.capture import CapturePlan
 from riebench.runs.plan import plan, works_of
 from riebench.runs.runner import run_benchmark
-from riebench.scoring import score
+from riebench.scoring.metrics.clip import ClipScorer
+from riebench.scoring.metrics.networks import Networks
+from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 from riebench.tasks.suites import load_suite
 
@@ -251,9 +251,9 @@ def test_scoring_full_size(model: LoadedModel, tmp_path: Path, timer: Timer, not
     tasks, settings = sample(3, ("sae_each_sweep",))
     single = [settings[0].model_copy(update={"strengths": (1.0,)})]
     folders = run_benchmark(tasks, single, model, results_root=tmp_path, batch_size=BATCH, progress=False)
-    tools = Tools(clip=ClipScorer.of(random_clip("ViT-L-14-quickgelu")))
+    networks = Networks(ready={"clip": ClipScorer.of(random_clip("ViT-L-14-quickgelu"))})
     with network_calls() as calls:
-        ours = seconds(timer, lambda: score(folders, progress=False, tools=tools))
+        ours = seconds(timer, lambda: score(folders, progress=False, networks=networks))
     with torch.inference_mode():
         networks = seconds(timer, lambda: [call() for call in calls])
     count = sum(len(folder.records()) for folder in folders)

@@ -11,8 +11,8 @@ from typing import Any
 from unittest.mock import patch
 
 from riebench.generation.hooks import Hooks
-from riebench.metrics.openclip import LoadedClip
 from riebench.models.loading import LoadedModel
+from riebench.scoring.metrics.clip_models import LoadedClip
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.settings import load_settings
 from riebench.tasks.suites import load_suite
@@ -111,7 +111,7 @@ def network_calls() -> Iterator[list[Callable[[], Any]]]:
     import lpips
     import open_clip
 
-    from riebench.toyworld.judge import JudgeNetwork
+    from riebench.scoring.metrics.judge_network import JudgeNetwork
 
     calls: list[Callable[[], Any]] = []
 

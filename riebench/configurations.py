@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from riebench.blocks import ALL_BLOCKS, BLOCKS, NO_BLOCKS
 from riebench.errors import StoreError
-from riebench.metrics.base import Reason
-from riebench.metrics.scorers import is_measured_by
 from riebench.models.presets import scorer_for, second_scorer_for
-from riebench.profiles import DEFAULT, PROFILES, Profile
 from riebench.registry import METRICS
+from riebench.scoring.metrics.base import Reason
+from riebench.scoring.metrics.clip_models import is_measured_by
+from riebench.scoring.profiles import DEFAULT, PROFILES, Profile
 from riebench.stats import estimate
 from riebench.store.folder import RunFolder, ScoreKey
 from riebench.store.records import RECORDS_FILE, SCORES_FILE, ScoreRecord

@@ -15,11 +15,11 @@ from riebench.estimates import Request, is_searched, memory
 from riebench.forecast import Forecast, forecast
 from riebench.generation.memory import LARGEST_BATCH_DECODED
 from riebench.inventory import model_checks, region_checks, sae_checks, scorer_checks
-from riebench.metrics.scorers import scorer_pair
-from riebench.metrics.weights import parse_weights
 from riebench.models.spec import TILE
 from riebench.runs.plan import works_of
 from riebench.runs.prepare import package_versions
+from riebench.scoring.metrics.clip_models import scorer_pair
+from riebench.scoring.metrics.networks import parse_weights
 from riebench.utils import machine
 from riebench.utils.machine import size_text
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.profiles import FORMATS
+from riebench.scoring.profiles import metric_format
 from riebench.utils.files import write_atomic
 from riebench.utils.markup import markdown
 
@@ -45,7 +45,7 @@ def table_part(file: Path, metric: str, settings: list[str]) -> str:
         strength = strength or mine[0]["strength"]
         for blocks in dict.fromkeys(row["block_set"] for row in mine):
             means = {r["category"]: r["mean"] for r in mine if (r["block_set"], r["strength"]) == (blocks, strength)}
-            cells = [FORMATS[metric].number(float(means[c])) if means.get(c) else "–" for c in categories]
+            cells = [metric_format(metric).number(float(means[c])) if means.get(c) else "–" for c in categories]
             lines.append([name if strength == mine[0]["strength"] else f"{name} x{strength}", blocks, *cells])
     return markdown(["setting", "blocks", *(c.removeprefix("change_").replace("_", " ") for c in categories)], lines)
 

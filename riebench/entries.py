@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.configurations import Configuration, configurations, whole_configurations
-from riebench.profiles import DEFAULT
+from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 from riebench.tradeoff import Examples
 from riebench.versions import Origin, Origins

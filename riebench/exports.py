@@ -20,7 +20,7 @@ from riebench.configurations import (
 )
 from riebench.entries import entries
 from riebench.errors import RiebenchError, near_match
-from riebench.profiles import DEFAULT
+from riebench.scoring.profiles import DEFAULT
 from riebench.standings import Field, Standing
 from riebench.stats import Estimate
 from riebench.store.folder import RunFolder

@@ -109,12 +109,11 @@ class PageMaker:
         """
         from riebench.features.study import Study, StudyOptions
         from riebench.generation.generator import Generator
-        from riebench.metrics.openclip import locate
-        from riebench.metrics.scorers import ClipSpec
-        from riebench.metrics.tools import Tools
         from riebench.models.presets import scorer_for
         from riebench.report.feature_pages import write_feature_pages
         from riebench.saes.statistics import stored_statistics
+        from riebench.scoring.metrics.clip_models import ClipSpec, locate
+        from riebench.scoring.metrics.networks import Networks
 
         job = self.job
         scorer = job.scorer or scorer_for(model.spec)
@@ -125,7 +124,7 @@ class PageMaker:
             prompts=tuple(self.prompts), seeds=job.seeds, strengths=job.strengths, top=job.top,
             scorer=None if scorer == NO_SCORER else scorer, batch_size=job.batch_size,
         )  # fmt: skip
-        tools = Tools(scorer, device=self.device, offline=job.offline)
+        networks = Networks(scorer, device=self.device, offline=job.offline)
         stated = {
             block: stored_statistics(source, model, block, sae, offline=job.offline) for block, sae in saes.items()
         }
@@ -134,7 +133,7 @@ class PageMaker:
             mean, std = (None if one is None else float(one[index]) for one in stated[block])
             return mean, std
 
-        study = Study(Generator(model, cached_prompts=2 * job.batch_size), options, tools)
+        study = Study(Generator(model, cached_prompts=2 * job.batch_size), options, networks)
         folders, new = study.run(saes, wanted, job.out, stored)
         write_feature_pages(job.out)
         say(f"{len(new)} of {len(folders)} features made, the others were there")

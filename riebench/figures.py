@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from riebench.blocks import NO_BLOCKS
 from riebench.configurations import EVERYTHING, Configuration, present_categories, whole_configurations
 from riebench.entries import DISTANCE, ENDS, GAIN
-from riebench.profiles import FORMATS
+from riebench.scoring.profiles import metric_format
 from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _mean(configuration: Configuration, metric: str, category: str = EVERYTHING) -> float | None:
     value = configuration.row(metric, category).mean
-    return None if value is None else value * FORMATS[metric].scale
+    return None if value is None else value * metric_format(metric).scale
 
 
 def _trade_off(found: Sequence[Configuration]) -> Figure | None:
@@ -98,7 +98,7 @@ def _trade_off(found: Sequence[Configuration]) -> Figure | None:
         axes.plot(*place, color="black", marker="*", markersize=10, linestyle="none")
         axes.annotate(name, place, xytext=(6, -12), textcoords="offset points", fontsize=8)
     axes.set_xlabel("mean LPIPS to the source picture (dotted: budgets)")
-    axes.set_ylabel(f"mean CLIP alignment gain x{FORMATS[GAIN].scale:g}")
+    axes.set_ylabel(f"mean CLIP alignment gain x{metric_format(GAIN).scale:g}")
     if points:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
@@ -121,11 +121,11 @@ def _cells(axes: Axes, rows: Sequence[Configuration], metric: str, categories: S
     values = [[_mean(c, metric, category) for category in categories] for c in rows]
     largest = max((abs(v) for row in values for v in row if v is not None), default=0.0) or 1.0
     shown = [[float("nan") if v is None else v for v in row] for row in values]
-    lowest = -largest if FORMATS[metric].signed else 0.0
+    lowest = -largest if metric_format(metric).signed else 0.0
     axes.imshow(shown, cmap=colors, vmin=lowest, vmax=largest, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
-            decimals = FORMATS[metric].decimals
+            decimals = metric_format(metric).decimals
             # Adding zero takes the minus from what is rounded to zero.
             text = "–" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
             dark = value is not None and abs(value) > 0.6 * largest
@@ -133,5 +133,5 @@ def _cells(axes: Axes, rows: Sequence[Configuration], metric: str, categories: S
     names = [category.removeprefix("change_").removesuffix("_object") for category in categories]
     axes.set_xticks(range(len(categories)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(rows)), [c.block_set for c in rows])
-    axes.set_title(FORMATS[metric].title, fontsize=8)
+    axes.set_title(metric_format(metric).title, fontsize=8)
     axes.spines[:].set_visible(False)

@@ -42,16 +42,16 @@ from riebench.models.presets import (
     second_scorer_for,
 )
 from riebench.models.spec import FP16_FIX, ModelOptions
-from riebench.profiles import IF_AT_HAND, profile_metrics
+from riebench.scoring.profiles import IF_AT_HAND, profile_metrics
 from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.machine import size_text
 
 if TYPE_CHECKING:
-    from riebench.metrics.base import Metric
-    from riebench.metrics.scorers import ClipSpec
-    from riebench.metrics.tools import Tools
     from riebench.saes.sources import SaeSource
+    from riebench.scoring.metrics.base import Metric
+    from riebench.scoring.metrics.clip_models import ClipSpec
+    from riebench.scoring.metrics.networks import Networks
 
 
 def model_checks(known: Known, options: ModelOptions) -> list[Check]:
@@ -205,14 +205,14 @@ def scorer_checks(
         known: the generating model.
         scorers: the first and the second CLIP; None for the model's own.
         profile: what is scored.
-        weights: where networks lie that do not ship (see `riebench.metrics.weights`).
+        weights: where networks lie that do not ship (see `riebench.scoring.metrics.networks`).
 
     Raises:
         RiebenchError: for an unknown scorer or profile.
     """
-    from riebench.metrics.scorers import SCORERS, ClipSpec
-    from riebench.metrics.tools import Tools
     from riebench.registry import METRICS
+    from riebench.scoring.metrics.clip_models import SCORERS, ClipSpec
+    from riebench.scoring.metrics.networks import Networks
 
     first = scorers[0] or scorer_for(known.spec)
     spec = ClipSpec.parse(first)
@@ -220,13 +220,13 @@ def scorer_checks(
     local = spec.file is not None or spec.asset is not None
     nbytes = 0 if local else next(iter(sizes), 0)
     checks = [looked_for(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
-    tools = Tools(first, second=scorers[1] or second_scorer_for(known.spec), weights=weights, offline=True)
+    networks = Networks(first, second=scorers[1] or second_scorer_for(known.spec), weights=weights, offline=True)
     for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.names())):
         optional = metric.name in IF_AT_HAND and not (scorers[1] and metric.name == "clip_gain_2")
         if optional and is_shipped(known.spec):
             continue
-        if metric.backbone in ("clip2", "dino", "squeeze"):
-            check = looked_for(f"metric {metric.name}", partial(_network, tools, metric), needed=not optional)
+        if metric.backbone in ("clip2", "dino", "squeezenet"):
+            check = looked_for(f"metric {metric.name}", partial(_network, networks, metric), needed=not optional)
             checks += [check] if check not in checks else []
     return checks
 
@@ -234,14 +234,14 @@ def scorer_checks(
 def _clip(spec: ClipSpec) -> str:
     if spec.asset:
         return f"shipped {spec.asset}"
-    from riebench.metrics.openclip import locate
+    from riebench.scoring.metrics.clip_models import locate
 
     located = locate(spec, offline=True)
     return located.weights or located.name.removeprefix("local-dir:")
 
 
-def _network(tools: Tools, metric: Metric) -> str:
-    problem = tools.missing(metric, fetch=False)
+def _network(networks: Networks, metric: Metric) -> str:
+    problem = networks.missing(metric.backbone, fetch=False)
     if problem:
         raise RiebenchError(problem)
     return "its network is here"

@@ -15,13 +15,13 @@ from riebench.gallery import write_galleries
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.leaderboard import write_leaderboard
 from riebench.methods.check import check_setting
-from riebench.metrics.scorers import scorer_pair
-from riebench.metrics.weights import parse_weights
 from riebench.models.lookup import ModelRecipe, profiled
 from riebench.models.presets import scorer_for
 from riebench.models.spec import EngineOptions, ModelOptions, ModelSpec
-from riebench.profiles import DEFAULT, get_profile
 from riebench.runs.prepare import check_prompts, provenance
+from riebench.scoring.metrics.clip_models import scorer_pair
+from riebench.scoring.metrics.networks import parse_weights
+from riebench.scoring.profiles import DEFAULT, get_profile
 from riebench.store.folder import REDO_MODES, Redo, RunFolder, complaints, run_folders, run_path, set_aside
 from riebench.summary import Say, print_per_block, say_failures, say_page
 from riebench.tables import write_tables
@@ -154,7 +154,7 @@ class Job:
         tasks, settings = self.plan()
         sweep(self.results)
         folders = self._generate(tasks, settings, redo, say)
-        from riebench.scoring import score
+        from riebench.scoring.score import score
 
         # Whole tasks: units of earlier runs with another --limit are scored and are not taken for changed ones.
         scorer, second = scorer_pair(self.scorers)
@@ -198,8 +198,7 @@ class Job:
 
     def _find_scorer(self, model: ModelSpec) -> None:
         """Fetches the CLIP that will score, or refuses: hours of pictures should not wait for a missing file."""
-        from riebench.metrics.openclip import locate
-        from riebench.metrics.scorers import ClipSpec
+        from riebench.scoring.metrics.clip_models import ClipSpec, locate
 
         locate(ClipSpec.parse(scorer_pair(self.scorers)[0] or scorer_for(model)), offline=self.offline)
 

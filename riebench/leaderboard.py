@@ -16,7 +16,7 @@ from riebench.configurations import (
 )
 from riebench.entries import Read, methods_of
 from riebench.errors import RiebenchError
-from riebench.profiles import DEFAULT, FORMATS, PROFILES
+from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.standings import MIN_LEVELS, REFERENCE, Field, Standing
 from riebench.stats import Estimate
 from riebench.store.folder import RunFolder, run_folders
@@ -125,7 +125,7 @@ def _every(read: Sequence[Read]) -> str:
     table = [
         [c.label, c.block_set, *(cell(c.row(metric, EVERYTHING)) for metric in metrics), c.run_id[:8]] for c in found
     ]
-    legend = "; ".join(f"`{metric}`: {FORMATS[metric].title}" for metric in metrics)
+    legend = "; ".join(f"`{metric}`: {metric_format(metric).title}" for metric in metrics)
     heading = "Every configuration; cells: mean [95 % interval] scored/expected.\n\n"
     return heading + markdown(["setting", "blocks", *metrics, "run"], table) + f"\n{legend}.\n"
 
@@ -149,7 +149,7 @@ def _section(folders: Sequence[RunFolder], profile: str) -> str:
                 configuration.run_id[:8],
             ]
         )
-    legend = "; ".join(f"`{metric}`: {FORMATS[metric].title}" for metric in metrics)
+    legend = "; ".join(f"`{metric}`: {metric_format(metric).title}" for metric in metrics)
     odd = "".join(
         f"\n{configuration.label} has no rank: {plain(why)}.\n"
         for configuration, why in zip(found, mixed(found), strict=True) if why

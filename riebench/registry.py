@@ -78,6 +78,7 @@ class Registry(Generic[T]):
 
 METHODS: Registry[Any] = Registry("method")
 METRICS: Registry[Any] = Registry("metric")
+NETWORKS: Registry[Any] = Registry("network")
 SAE_FORMATS: Registry[Any] = Registry("SAE format")
 REGIONS: Registry[Any] = Registry("region provider")
 
@@ -102,35 +103,46 @@ for _name, _target in {
     METHODS.register_lazy(_name, _target)
 
 for _name, _target in {
-    "clip_target": "riebench.metrics.clip:clip_target",
-    "clip_gain": "riebench.metrics.clip:clip_gain",
-    "clip_gain_2": "riebench.metrics.clip:clip_gain_2",
-    "clip_margin": "riebench.metrics.clip:clip_margin",
-    "clip_direction": "riebench.metrics.clip:clip_direction",
-    "clip_image": "riebench.metrics.clip:clip_image",
-    "clip_region_gain": "riebench.metrics.clip:clip_region_gain",
-    "lpips": "riebench.metrics.lpips:lpips",
-    "lpips_target": "riebench.metrics.lpips:lpips_target",
-    "lpips_bg": "riebench.metrics.lpips:lpips_bg",
-    "mse_bg": "riebench.metrics.pixel:mse_bg",
-    "psnr_bg": "riebench.metrics.pixel:psnr_bg",
-    "ssim_bg": "riebench.metrics.pixel:ssim_bg",
-    "judge_target": "riebench.metrics.judge:judge_target",
-    "judge_kept": "riebench.metrics.judge:judge_kept",
-    "structure": "riebench.metrics.structure:structure",
-    "paper_text_target": "riebench.metrics.paper:paper_text_target",
-    "paper_text_source": "riebench.metrics.paper:paper_text_source",
-    "paper_image_source": "riebench.metrics.paper:paper_image_source",
-    "paper_image_target": "riebench.metrics.paper:paper_image_target",
-    "pie_structure": "riebench.metrics.piebench:pie_structure",
-    "pie_psnr": "riebench.metrics.piebench:pie_psnr",
-    "pie_lpips": "riebench.metrics.piebench:pie_lpips",
-    "pie_mse": "riebench.metrics.piebench:pie_mse",
-    "pie_ssim": "riebench.metrics.piebench:pie_ssim",
-    "pie_clip_target": "riebench.metrics.piebench:pie_clip_target",
-    "pie_clip_region": "riebench.metrics.piebench:pie_clip_region",
+    "clip_target": "riebench.scoring.metrics.clip:clip_target",
+    "clip_gain": "riebench.scoring.metrics.clip:clip_gain",
+    "clip_gain_2": "riebench.scoring.metrics.clip:clip_gain_2",
+    "clip_margin": "riebench.scoring.metrics.clip:clip_margin",
+    "clip_direction": "riebench.scoring.metrics.clip:clip_direction",
+    "clip_image": "riebench.scoring.metrics.clip:clip_image",
+    "clip_region_gain": "riebench.scoring.metrics.clip:clip_region_gain",
+    "lpips": "riebench.scoring.metrics.lpips:lpips",
+    "lpips_target": "riebench.scoring.metrics.lpips:lpips_target",
+    "lpips_bg": "riebench.scoring.metrics.lpips:lpips_bg",
+    "mse_bg": "riebench.scoring.metrics.pixel:mse_bg",
+    "psnr_bg": "riebench.scoring.metrics.pixel:psnr_bg",
+    "ssim_bg": "riebench.scoring.metrics.pixel:ssim_bg",
+    "judge_target": "riebench.scoring.metrics.judge:judge_target",
+    "judge_kept": "riebench.scoring.metrics.judge:judge_kept",
+    "structure": "riebench.scoring.metrics.structure:structure",
+    "paper_text_target": "riebench.scoring.metrics.clip:paper_text_target",
+    "paper_text_source": "riebench.scoring.metrics.clip:paper_text_source",
+    "paper_image_source": "riebench.scoring.metrics.clip:paper_image_source",
+    "paper_image_target": "riebench.scoring.metrics.clip:paper_image_target",
+    "pie_structure": "riebench.scoring.metrics.piebench:pie_structure",
+    "pie_psnr": "riebench.scoring.metrics.piebench:pie_psnr",
+    "pie_lpips": "riebench.scoring.metrics.piebench:pie_lpips",
+    "pie_mse": "riebench.scoring.metrics.piebench:pie_mse",
+    "pie_ssim": "riebench.scoring.metrics.piebench:pie_ssim",
+    "pie_clip_target": "riebench.scoring.metrics.piebench:pie_clip_target",
+    "pie_clip_region": "riebench.scoring.metrics.piebench:pie_clip_region",
 }.items():
     METRICS.register_lazy(_name, _target)
+
+for _name, _target in {
+    "clip": "riebench.scoring.metrics.clip:ClipNetwork",
+    "clip2": "riebench.scoring.metrics.clip:SecondClipNetwork",
+    "clip-half": "riebench.scoring.metrics.clip:HalfClipNetwork",
+    "lpips": "riebench.scoring.metrics.lpips:LpipsNetwork",
+    "squeezenet": "riebench.scoring.metrics.lpips:SqueezeNetwork",
+    "dino": "riebench.scoring.metrics.structure:DinoNetwork",
+    "judge": "riebench.scoring.metrics.judge:ToyJudge",
+}.items():
+    NETWORKS.register_lazy(_name, _target)
 
 REGIONS.register_lazy("attention", "riebench.generation.regions.masks:attention_regions")
 REGIONS.register_lazy("grounded-sam", "riebench.generation.regions.grounding:GroundedSam")

@@ -15,7 +15,7 @@ from riebench.configurations import (
     present_metrics,
 )
 from riebench.errors import RiebenchError
-from riebench.profiles import DEFAULT, FORMATS, PROFILES
+from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask
 
@@ -84,7 +84,7 @@ def _per_block(found: Sequence[Configuration], categories: Sequence[str], profil
 
     rank = PROFILES[profile].rank
     others = [metric for metric in present_metrics(found) if metric != rank]
-    ranked = FORMATS[rank].title.partition(" (")[0]
+    ranked = metric_format(rank).title.partition(" (")[0]
     table = Table(
         title=f"{ranked} by category; over all categories: the other metrics" if categories
         else f"Over all categories; {ranked} by category: see the tables, or widen the window"
@@ -97,10 +97,10 @@ def _per_block(found: Sequence[Configuration], categories: Sequence[str], profil
         table.add_column(heading, justify="right")
     for configuration in found:
         rows = [configuration.row(rank, category) for category in (*categories, EVERYTHING)]
-        cells = [("–" if row.mean is None else FORMATS[rank].number(row.mean)) for row in rows]
+        cells = [("–" if row.mean is None else metric_format(rank).number(row.mean)) for row in rows]
         for metric in others:
             mean = configuration.row(metric, EVERYTHING).mean
-            cells.append("–" if mean is None else FORMATS[metric].number(mean))
+            cells.append("–" if mean is None else metric_format(metric).number(mean))
         table.add_row(
             configuration.label, configuration.block_set, *cells, f"{rows[-1].n_scored}/{rows[-1].n_expected}"
         )

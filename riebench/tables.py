@@ -17,7 +17,7 @@ from riebench.configurations import (
     whole_configurations,
 )
 from riebench.errors import RiebenchError
-from riebench.profiles import DEFAULT, FORMATS, PROFILES
+from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
@@ -31,7 +31,7 @@ def cell(row: TableRow) -> str:
     counts = f"{row.n_scored}/{row.n_expected}"
     if row.mean is None or row.ci_low is None or row.ci_high is None:
         return f"– {counts}" if row.n_expected else ""
-    form = FORMATS[row.metric]
+    form = metric_format(row.metric)
     return f"{form.number(row.mean)} [{form.number(row.ci_low)}, {form.number(row.ci_high)}] {counts}"
 
 
@@ -81,7 +81,7 @@ def per_block(found: list[Configuration]) -> tuple[str, str]:
             cells = [configuration.row(metric, category) for category in categories]
             rows += cells
             table.append([configuration.label, configuration.block_set, *(cell(c) for c in cells)])
-        parts += [f"## {FORMATS[metric].title}\n", markdown(["setting", "blocks", *categories], table)]
+        parts += [f"## {metric_format(metric).title}\n", markdown(["setting", "blocks", *categories], table)]
     return "\n".join(parts), _long_csv(rows)
 
 
@@ -96,7 +96,7 @@ def per_category(found: list[Configuration]) -> tuple[str, str]:
             rows += cells
             table.append([category, *(cell(c) for c in cells)])
         header = ["category", *(configuration.label for configuration in whole)]
-        parts += [f"## {FORMATS[metric].title}\n", markdown(header, table)]
+        parts += [f"## {metric_format(metric).title}\n", markdown(header, table)]
     return "\n".join(parts), _long_csv(rows)
 
 
@@ -114,7 +114,7 @@ def per_method(found: list[Configuration]) -> tuple[str, str]:
     # Only a gain is a difference from no edit.
     gains = not whole or whole[0].profile == DEFAULT
     header = ["setting", "sees", *metrics, *(["detectable clip_gain"] if gains else []), "not made"]
-    legend = "\n".join(f"- `{metric}`: {FORMATS[metric].title}" for metric in metrics)
+    legend = "\n".join(f"- `{metric}`: {metric_format(metric).title}" for metric in metrics)
     explained = (
         "`sees`: target prompt (P), activations of the paired target run (A), masks (M), training (T), inversion (V). "
         + ("`detectable clip_gain`: smallest difference from no edit that 80 % of such experiments would find.\n"
@@ -128,7 +128,7 @@ def _detectable(configuration: Configuration) -> list[str]:
     if configuration.profile != DEFAULT:
         return []
     power = detectable_difference(list(configuration.example_means("clip_gain").values()))
-    return ["–" if power is None else FORMATS["clip_gain"].number(power)]
+    return ["–" if power is None else metric_format("clip_gain").number(power)]
 
 
 def per_feature_share(folders: Iterable[RunFolder]) -> tuple[str, str]:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import MEANING_WORDS, PHRASES, CaptionError, caption, parse, vocabulary
-from riebench.toyworld.scenes import ATTRIBUTES, Scene, all_scenes
+from riebench.toyworld.scenes import Scene, all_scenes
 
 SCENES = st.builds(Scene, **{name: st.sampled_from(values) for name, values in ATTRIBUTES.items()})
 

@@ -46,7 +46,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Trials beside their undisturbed run; the model is loaded once, in this process."""
     model = tiny_model(steps=2)
     with (
-        patch("riebench.scoring.Tools", test_job.fake_tools),
+        patch("riebench.scoring.score.Networks", test_job.fake_networks),
         patch.object(ModelRecipe, "load", lambda _: model),
     ):
         made = crash.Trials(make_job, tmp_path_factory.mktemp("crash"), by="operation", seed=1, kills=2)

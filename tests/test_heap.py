@@ -88,12 +88,12 @@ def test_a_choice_of_the_users_stays(name: str) -> None:
 
 @gnu
 def test_a_model_on_the_cpu_and_scoring_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from riebench import scoring
     from riebench.models import loading
+    from riebench.scoring import score
 
     asked: list[str] = []
     monkeypatch.setattr(loading, "keep_freed_memory", lambda: asked.append("model"))
-    monkeypatch.setattr(scoring, "keep_freed_memory", lambda: asked.append("scores"))
+    monkeypatch.setattr(score, "keep_freed_memory", lambda: asked.append("scores"))
     loading.load_model("toy-turbo")
-    scoring.score([], progress=False)
+    score.score([], progress=False)
     assert asked == ["model", "scores"]

@@ -16,14 +16,14 @@ import torch
 from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
-import riebench.scoring
+import riebench.scoring.score
 from riebench.blocks import BLOCKS
 from riebench.cli import app
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.job import Job
-from riebench.metrics.clip import ClipScorer
-from riebench.metrics.tools import Tools
 from riebench.saes.formats import save_sdxl_unbox
+from riebench.scoring.metrics.clip import ClipScorer
+from riebench.scoring.metrics.networks import Networks
 from riebench.store.folder import RunFolder, run_folders
 from riebench.store.records import EditRecord
 from riebench.summary import say_failures
@@ -56,7 +56,7 @@ class FakeLpips:
         return np.abs(first.astype(float) - second).mean((1, 2, 3)) / 255
 
 
-def fake_tools(scorer: str, *, device: str, **options: Any) -> Tools:
+def fake_networks(scorer: str, *, device: str, **options: Any) -> Networks:
     """Networks that need no weights: CLIP sees colors, and a prompt is how often it has each vowel."""
 
     def pictures(batch: list[Any]) -> Any:
@@ -66,7 +66,9 @@ def fake_tools(scorer: str, *, device: str, **options: Any) -> Tools:
         return np.stack([[1.0 + text.count(vowel) for vowel in "aeiou"] for text in batch])
 
     distance: Any = FakeLpips()
-    return Tools(scorer, device=device, clip=ClipScorer(pictures, texts, backbone="fake-clip"), lpips=distance)
+    return Networks(
+        scorer, device=device, ready={"clip": ClipScorer(pictures, texts, backbone="fake-clip"), "lpips": distance}
+    )
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     (suite / "change_color.yaml").write_text(TASK)
     setting = tmp_path / "features.yaml"
     setting.write_text(SETTING + f"sae: {tiny_saes()}\n")
-    monkeypatch.setattr(riebench.scoring, "Tools", fake_tools)
+    monkeypatch.setattr(riebench.scoring.score, "Networks", fake_networks)
     return Job(
         suite=str(suite),
         settings=("no_edit", str(setting)),

@@ -13,12 +13,12 @@ from tiny import tiny_model, tiny_saes
 from torch import nn
 
 from riebench.generation.generator import Generator
-from riebench.metrics.clip import ClipScorer
-from riebench.metrics.tools import Tools
 from riebench.runs.capture import CapturePlan
 from riebench.runs.runner import run_benchmark
 from riebench.saes.sae import SparseAutoencoder
-from riebench.scoring import score
+from riebench.scoring.metrics.clip import ClipScorer
+from riebench.scoring.metrics.networks import Networks
+from riebench.scoring.score import score
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import Setting
 
@@ -109,9 +109,9 @@ def test_scoring_embeds_each_picture_and_prompt_once_over_all_settings(tmp_path:
         texts.update(batch)
         return np.stack([[len(text), 1.0] for text in batch])
 
-    tools = Tools(clip=ClipScorer(embed_pictures, embed_texts, backbone="fake"))
+    networks = Networks(ready={"clip": ClipScorer(embed_pictures, embed_texts, backbone="fake")})
     names = ("clip_target", "clip_gain", "clip_margin", "clip_direction", "clip_image")
-    report = score(folders, [task(EXAMPLES)], metrics=names, tools=tools, batch_size=3, progress=False)
+    report = score(folders, [task(EXAMPLES)], metrics=names, networks=networks, batch_size=3, progress=False)
     assert report.units == EXAMPLES * 6
     assert set(pictures.values()) == set(texts.values()) == {1}
     # Edited, source and target pictures of each example; a source and a target prompt.

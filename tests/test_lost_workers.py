@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_job import fake_tools
+from test_job import fake_networks
 from test_ray_engine import (
     RECIPE,
     FromStock,
@@ -32,7 +32,7 @@ from test_runner import NO_EDIT, task
 from test_shards import TASK, arguments
 from typer.testing import CliRunner
 
-import riebench.scoring
+import riebench.scoring.score
 from riebench.cli import app
 from riebench.errors import DeviceLostError, RiebenchError
 from riebench.generation.generator import Generator
@@ -364,7 +364,7 @@ def test_gpus_that_only_workers_have_are_not_asked_for_where_scores_are_made(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "change_color.yaml").write_text(TASK)
     monkeypatch.setitem(engines.ENGINES, "ray", far)
-    monkeypatch.setattr(riebench.scoring, "Tools", fake_tools)
+    monkeypatch.setattr(riebench.scoring.score, "Networks", fake_networks)
     line = [part for part in arguments(tmp_path, "out") if not part.endswith("features.yaml")]
     done = CliRunner().invoke(app, [*line, "--engine", "ray", "--device", "cuda"])
     assert done.exit_code == 0, done.output

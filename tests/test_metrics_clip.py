@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tiny_clip import tiny_clip_folder
 
 from riebench.errors import MetricError
-from riebench.metrics import scorers
-from riebench.metrics.base import Reason, Sample, strict_float32
-from riebench.metrics.clip import (
+from riebench.scoring.metrics import clip_models
+from riebench.scoring.metrics.base import Reason, Sample, strict_float32
+from riebench.scoring.metrics.clip import (
     ClipScorer,
     clean_prompt,
     clip_direction,
@@ -28,9 +28,8 @@ from riebench.metrics.clip import (
     clip_target,
     region_box,
 )
-from riebench.metrics.openclip import load_open_clip
-from riebench.metrics.scorers import ClipSpec
-from riebench.metrics.tools import Tools
+from riebench.scoring.metrics.clip_models import ClipSpec, load_open_clip
+from riebench.scoring.metrics.networks import Networks
 
 WIDTH = 6
 ALL = (clip_target, clip_gain, clip_margin, clip_direction, clip_image, clip_region_gain)
@@ -73,51 +72,51 @@ def unit(vector: np.ndarray) -> np.ndarray:
 @given(st.integers(0, 1000), st.integers(1001, 2000), st.text("abc ", min_size=1).filter(str.strip))
 def test_definitions(first: int, second: int, target: str) -> None:
     fake = FakeEncoder()
-    tools = Tools(clip=fake.scorer())
+    networks = Networks(ready={"clip": fake.scorer()})
     one = [sample(picture(first), picture(second), "xyz", target)]
     edited, source = (unit(fake.encode_pictures([p])[0]) for p in (picture(first), picture(second)))
     wanted, given_text = (unit(fake.encode_texts([clean_prompt(t)])[0]) for t in (target, "xyz"))
     text = wanted - given_text
-    assert clip_target(one, tools) == pytest.approx([edited @ wanted], abs=1e-12)
-    assert clip_gain(one, tools) == pytest.approx([(edited - source) @ wanted], abs=1e-12)
-    assert clip_image(one, tools) == pytest.approx([edited @ source], abs=1e-12)
+    assert clip_target(one, networks) == pytest.approx([edited @ wanted], abs=1e-12)
+    assert clip_gain(one, networks) == pytest.approx([(edited - source) @ wanted], abs=1e-12)
+    assert clip_image(one, networks) == pytest.approx([edited @ source], abs=1e-12)
     # The margin is the length of the text's change times the projection of the picture's change on its direction.
     length = np.linalg.norm(text)
     assume(length > 1e-3)  # the fake's embeddings of different texts may coincide
     projection = (edited - source) @ (text / length)
-    assert clip_margin(one, tools) == pytest.approx([length * projection], abs=1e-12)
-    assert clip_direction(one, tools) == pytest.approx([projection / np.linalg.norm(edited - source)], abs=1e-9)
+    assert clip_margin(one, networks) == pytest.approx([length * projection], abs=1e-12)
+    assert clip_direction(one, networks) == pytest.approx([projection / np.linalg.norm(edited - source)], abs=1e-9)
 
 
 def test_identical_pictures() -> None:
-    tools = Tools(clip=FakeEncoder().scorer())
+    networks = Networks(ready={"clip": FakeEncoder().scorer()})
     one = [sample(picture(0), picture(0))]
-    assert clip_gain(one, tools) == [0.0]
-    assert clip_margin(one, tools) == [0.0]
-    assert clip_region_gain(one, tools) == [0.0]
-    assert clip_image(one, tools) == pytest.approx([1.0], abs=1e-12)
-    assert clip_direction(one, tools) == [Reason.ZERO_EDIT]
+    assert clip_gain(one, networks) == [0.0]
+    assert clip_margin(one, networks) == [0.0]
+    assert clip_region_gain(one, networks) == [0.0]
+    assert clip_image(one, networks) == pytest.approx([1.0], abs=1e-12)
+    assert clip_direction(one, networks) == [Reason.ZERO_EDIT]
 
 
 def test_same_prompts_do_not_depend_on_the_method() -> None:
-    tools = Tools(clip=FakeEncoder().scorer())
+    networks = Networks(ready={"clip": FakeEncoder().scorer()})
     moved = sample(picture(0), picture(1), "a [cat]", "a  cat")
     still = sample(picture(0), picture(0), "a [cat]", "a  cat")
-    assert clip_direction([moved, still], tools) == [Reason.SAME_PROMPTS, Reason.SAME_PROMPTS]
+    assert clip_direction([moved, still], networks) == [Reason.SAME_PROMPTS, Reason.SAME_PROMPTS]
 
 
 def test_each_picture_and_prompt_is_embedded_once() -> None:
     fake = FakeEncoder()
-    tools = Tools(clip=fake.scorer(batch_size=2))
+    networks = Networks(ready={"clip": fake.scorer(batch_size=2)})
     samples = [sample(picture(seed), picture(9)) for seed in (1, 2, 3, 1, 9)]
     for metric in ALL:
-        metric(samples, tools)
+        metric(samples, networks)
     assert len(fake.pictures) == 4
     assert fake.texts == ["a dog", "a cat"]
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riebench.metrics.clip.CACHED_PICTURES", 2)
+    monkeypatch.setattr("riebench.scoring.metrics.clip.CACHED_PICTURES", 2)
     fake = FakeEncoder()
     scorer = fake.scorer()
     first = scorer.pictures([picture(seed) for seed in range(5)])
@@ -126,10 +125,10 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_order_is_kept() -> None:
-    tools = Tools(clip=FakeEncoder().scorer(batch_size=3))
+    networks = Networks(ready={"clip": FakeEncoder().scorer(batch_size=3)})
     samples = [sample(picture(seed), picture(50 + seed % 3)) for seed in range(7)]
     for metric in ALL:
-        assert metric(samples, tools) == [metric([one], tools)[0] for one in samples]
+        assert metric(samples, networks) == [metric([one], networks)[0] for one in samples]
 
 
 def test_brackets() -> None:
@@ -165,16 +164,16 @@ def test_region_box() -> None:
 
 def test_region_gain_sees_the_box_only() -> None:
     fake = FakeEncoder()
-    tools = Tools(clip=fake.scorer())
+    networks = Networks(ready={"clip": fake.scorer()})
     mask = np.zeros((40, 40), bool)
     mask[10:20, 10:20] = True
     edited, source = picture(0, 40), picture(1, 40)
     crop = (slice(8, 22), slice(8, 22))
     one = Sample(edited, source, mask, "a cat", "a dog")
-    assert clip_region_gain([one], tools) == clip_gain([sample(edited[crop], source[crop])], tools)
+    assert clip_region_gain([one], networks) == clip_gain([sample(edited[crop], source[crop])], networks)
     assert all(seen.shape == (14, 14, 3) for seen in fake.pictures)
     empty = Sample(edited, source, np.zeros((40, 40), bool), "a cat", "a dog")
-    assert clip_region_gain([empty, one], tools) == [Reason.NO_REGION, *clip_region_gain([one], tools)]
+    assert clip_region_gain([empty, one], networks) == [Reason.NO_REGION, *clip_region_gain([one], networks)]
 
 
 # --- a real open_clip model, tiny and random ---------------------------------------------------------------------
@@ -229,27 +228,27 @@ def test_long_prompts_are_flagged(scorer: ClipScorer) -> None:
     fits, cut = "a red car a red car a red", "a red car a red car a red car"  # 8 and 9 words, 10 positions
     scorer.texts([fits, cut])
     assert scorer.cut_prompts == {cut}
-    tools = Tools(clip=scorer)
-    assert tools.cut_prompts == (cut,)
+    networks = Networks(ready={"clip": scorer})
+    assert networks.cut_prompts == (cut,)
 
 
 def test_identity_names_the_weights(folder: Path, tmp_path: Path, scorer: ClipScorer) -> None:
     spec = ClipSpec.parse(f"local-dir:{folder}")
-    assert scorer.backbone == scorers.identity(spec)
+    assert scorer.backbone == clip_models.identity(spec)
     assert str(folder) not in scorer.backbone
     for file in folder.iterdir():
         os.link(file, tmp_path / file.name)
-    assert scorers.identity(ClipSpec(f"local-dir:{tmp_path}")) == scorer.backbone
+    assert clip_models.identity(ClipSpec(f"local-dir:{tmp_path}")) == scorer.backbone
     (tmp_path / "open_clip_config.json").unlink()
     (tmp_path / "open_clip_config.json").write_text("{}")
-    assert scorers.identity(ClipSpec(f"local-dir:{tmp_path}")) != scorer.backbone
-    assert scorers.identity(scorers.SCORERS["clip-l14"]) == "ViT-L-14-quickgelu/openai"
+    assert clip_models.identity(ClipSpec(f"local-dir:{tmp_path}")) != scorer.backbone
+    assert clip_models.identity(clip_models.SCORERS["clip-l14"]) == "ViT-L-14-quickgelu/openai"
 
 
 def test_wrong_activation_is_refused(folder: Path) -> None:
     with pytest.raises(MetricError, match="need GELU, the model runs QuickGELU"):
         load_open_clip(ClipSpec(f"local-dir:{folder}", activation="GELU"))
-    assert scorers.SCORERS["clip-l14"].activation == "QuickGELU"
+    assert clip_models.SCORERS["clip-l14"].activation == "QuickGELU"
 
 
 def test_mismatch_warning_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +290,7 @@ def test_parsing(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="no folder"):
         ClipSpec.parse("local-dir:/no/such/folder")
     with pytest.raises(MetricError, match="no folder"):
-        scorers.identity(ClipSpec("local-dir:/no/such/folder"))
+        clip_models.identity(ClipSpec("local-dir:/no/such/folder"))
     for odd in ("a/b/c", "ViT-B-32/", "/openai", "ViT-B-32", "@x"):
         with pytest.raises(MetricError, match="unknown scorer"):
             ClipSpec.parse(odd)
@@ -302,16 +301,16 @@ def test_parsing(tmp_path: Path) -> None:
 
 
 def test_every_metric_with_the_real_encoder(scorer: ClipScorer) -> None:
-    tools = Tools(clip=scorer)
+    networks = Networks(ready={"clip": scorer})
     samples = [sample(picture(seed, 20), picture(9, 20), "a red car", "a blue boat") for seed in range(3)]
     for metric in ALL:
-        values = metric(samples, tools)
+        values = metric(samples, networks)
         assert len(values) == 3
         assert all(not isinstance(value, Reason) for value in values)
 
 
 def test_stored_identities_are_recognised_whatever_the_weights() -> None:
-    assert scorers.is_measured_by("toy-clip@0123456789ab", "toy-clip")
-    assert scorers.is_measured_by(scorers.identity(ClipSpec.parse("clip-l14")), "ViT-L-14-quickgelu/openai")
+    assert clip_models.is_measured_by("toy-clip@0123456789ab", "toy-clip")
+    assert clip_models.is_measured_by(clip_models.identity(ClipSpec.parse("clip-l14")), "ViT-L-14-quickgelu/openai")
     for other in ("", "toy-clip-2@01", "siglip", "toy-clip@0123456789ab (paper prompts)"):
-        assert not scorers.is_measured_by(other, "toy-clip")
+        assert not clip_models.is_measured_by(other, "toy-clip")

@@ -11,10 +11,10 @@ from PIL import Image
 from shared_files import SHARED, needs
 
 from riebench.errors import MetricError
-from riebench.metrics.base import Reason, Sample, Value
-from riebench.metrics.lpips import TRUNK_FILE, LpipsModel, lpips, lpips_bg
-from riebench.metrics.tools import Tools
 from riebench.models.assets import asset_folder
+from riebench.scoring.metrics.base import Reason, Sample, Value
+from riebench.scoring.metrics.lpips import TRUNK_FILE, LpipsModel, lpips, lpips_bg
+from riebench.scoring.metrics.networks import Networks
 
 EXAMPLE = SHARED / "lpips_example"
 pytestmark = needs("lpips_example")
@@ -27,8 +27,8 @@ def model() -> LpipsModel:
 
 
 @pytest.fixture(scope="module")
-def tools(model: LpipsModel) -> Tools:
-    return Tools(lpips=model)
+def networks(model: LpipsModel) -> Networks:
+    return Networks(ready={"lpips": model})
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:
@@ -119,26 +119,26 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         LpipsModel(trunk=tmp_path)
 
 
-def test_identical_pictures_are_exactly_zero(tools: Tools) -> None:
+def test_identical_pictures_are_exactly_zero(networks: Networks) -> None:
     ref, _ = pictures()
     mask = np.zeros((64, 64), bool)
     mask[:32] = True
-    assert lpips([sample(ref[0], ref[0], mask)], tools) == [0.0]
-    assert lpips_bg([sample(ref[0], ref[0], mask)], tools) == [0.0]
+    assert lpips([sample(ref[0], ref[0], mask)], networks) == [0.0]
+    assert lpips_bg([sample(ref[0], ref[0], mask)], networks) == [0.0]
 
 
-def test_edit_inside_the_mask_leaves_the_background_at_exactly_zero(tools: Tools) -> None:
+def test_edit_inside_the_mask_leaves_the_background_at_exactly_zero(networks: Networks) -> None:
     ref, others = pictures()
     mask = np.zeros((64, 64), bool)
     mask[10:40, 20:50] = True
     edited = np.where(mask[:, :, None], others[0], ref[0])
     one = sample(edited, ref[0], mask)
-    assert lpips_bg([one], tools) == [0.0]
-    assert numbers(lpips([one], tools))[0] > 0.05
+    assert lpips_bg([one], networks) == [0.0]
+    assert numbers(lpips([one], networks))[0] > 0.05
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 0.9])
-def test_background_form_does_not_shrink_with_the_region(tools: Tools, share: float) -> None:
+def test_background_form_does_not_shrink_with_the_region(networks: Networks, share: float) -> None:
     # One distortion everywhere, at 512 pixels. A single half-plane depends on how its edge falls on AlexNet's strides,
     # so the mask is laid on each of the four sides.
     ref, others = pictures()
@@ -146,16 +146,16 @@ def test_background_form_does_not_shrink_with_the_region(tools: Tools, share: fl
     mask = np.zeros((512, 512), bool)
     mask[:, : round(512 * share)] = True
     samples = [sample(edited, source, np.ascontiguousarray(np.rot90(mask, turns))) for turns in range(4)]
-    whole = numbers(lpips(samples[:1], tools))[0]
-    assert np.mean(numbers(lpips_bg(samples, tools))) == pytest.approx(whole, rel=0.06)
-    zeroed = tools.lpips.distance(
+    whole = numbers(lpips(samples[:1], networks))[0]
+    assert np.mean(numbers(lpips_bg(samples, networks))) == pytest.approx(whole, rel=0.06)
+    zeroed = networks.get("lpips").distance(
         np.stack([np.where(one.mask[:, :, None], 0, one.source).astype(np.uint8) for one in samples[:1]]),
         np.stack([np.where(one.mask[:, :, None], 0, one.edited).astype(np.uint8) for one in samples[:1]]),
     )
     assert zeroed[0] < (1.1 - share) * whole, "the form that we do not use shrinks with the region"
 
 
-def test_no_background(tools: Tools) -> None:
+def test_no_background(networks: Networks) -> None:
     ref, others = pictures()
     whole = np.ones((64, 64), bool)
     almost = whole.copy()
@@ -163,12 +163,12 @@ def test_no_background(tools: Tools) -> None:
     enough = whole.copy()
     enough[0, :41] = False
     samples = [sample(others[0], ref[0], mask) for mask in (whole, almost, enough)]
-    values = lpips_bg(samples, tools)
+    values = lpips_bg(samples, networks)
     assert values[:2] == [Reason.NO_BACKGROUND, Reason.NO_BACKGROUND]
     assert len(numbers(values[2:])) == 1
 
 
-def test_batches_give_what_single_samples_give(tools: Tools) -> None:
+def test_batches_give_what_single_samples_give(networks: Networks) -> None:
     ref, others = pictures()
     mask = np.zeros((64, 64), bool)
     mask[:, :20] = True
@@ -178,4 +178,4 @@ def test_batches_give_what_single_samples_give(tools: Tools) -> None:
         sample(others[1], ref[1], mask),
     ]
     for metric in (lpips, lpips_bg):
-        assert metric(samples, tools) == pytest.approx([metric([one], tools)[0] for one in samples], abs=1e-6)
+        assert metric(samples, networks) == pytest.approx([metric([one], networks)[0] for one in samples], abs=1e-6)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riebench.errors import MetricError
-from riebench.metrics.base import Reason, Sample
-from riebench.metrics.pixel import (
+from riebench.scoring.metrics.base import Reason, Sample
+from riebench.scoring.metrics.networks import Networks
+from riebench.scoring.metrics.pixel import (
     mean_squared_error,
     mean_squared_error_zeroed,
     mse_bg,
@@ -19,9 +20,8 @@ from riebench.metrics.pixel import (
     ssim_map,
     whole_windows,
 )
-from riebench.metrics.tools import Tools
 
-TOOLS = Tools()
+NETWORKS = Networks()
 
 
 def noise(seed: int, side: int = 32) -> np.ndarray:
@@ -44,24 +44,24 @@ def test_values_by_hand() -> None:
     edited[:, 31] = (51, 0, 0)  # 0.2 in one of three channels, in one of the 16 background columns
     one = [sample(edited, source, left(0.5))]
     expected = 0.2**2 / 3 / 16
-    assert mse_bg(one, TOOLS) == pytest.approx([expected], rel=1e-12)
-    assert psnr_bg(one, TOOLS) == pytest.approx([-10 * np.log10(expected)], rel=1e-12)
+    assert mse_bg(one, NETWORKS) == pytest.approx([expected], rel=1e-12)
+    assert psnr_bg(one, NETWORKS) == pytest.approx([-10 * np.log10(expected)], rel=1e-12)
 
 
 def test_black_against_white() -> None:
     black, white = np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)
     one = [sample(white, black, left(0.5))]
-    assert mse_bg(one, TOOLS) == [1.0]
-    assert psnr_bg(one, TOOLS) == [0.0]
+    assert mse_bg(one, NETWORKS) == [1.0]
+    assert psnr_bg(one, NETWORKS) == [0.0]
     # Constant pictures: no variance, so only the luminance term counts.
-    assert ssim_bg(one, TOOLS) == pytest.approx([1e-4 / (1 + 1e-4)], rel=1e-9)
+    assert ssim_bg(one, NETWORKS) == pytest.approx([1e-4 / (1 + 1e-4)], rel=1e-9)
 
 
 def test_identical_pictures() -> None:
     one = [sample(noise(0), noise(0), left(0.5))]
-    assert mse_bg(one, TOOLS) == [0.0]
-    assert psnr_bg(one, TOOLS) == [Reason.IDENTICAL]
-    assert ssim_bg(one, TOOLS) == pytest.approx([1.0], abs=1e-12)
+    assert mse_bg(one, NETWORKS) == [0.0]
+    assert psnr_bg(one, NETWORKS) == [Reason.IDENTICAL]
+    assert ssim_bg(one, NETWORKS) == pytest.approx([1.0], abs=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -71,9 +71,9 @@ def test_edit_inside_the_mask_changes_nothing(seed: int, share: float) -> None:
     source = noise(seed)
     edited = np.where(mask[:, :, None], noise(seed + 1), source)
     one = [sample(edited, source, mask)]
-    assert mse_bg(one, TOOLS) == [0.0]
-    assert psnr_bg(one, TOOLS) == [Reason.IDENTICAL]
-    assert ssim_bg(one, TOOLS) == pytest.approx([1.0], abs=1e-12)
+    assert mse_bg(one, NETWORKS) == [0.0]
+    assert psnr_bg(one, NETWORKS) == [Reason.IDENTICAL]
+    assert ssim_bg(one, NETWORKS) == pytest.approx([1.0], abs=1e-12)
 
 
 def test_one_background_pixel_counts_fully() -> None:
@@ -81,7 +81,7 @@ def test_one_background_pixel_counts_fully() -> None:
     source = np.zeros((32, 32, 3), np.uint8)
     edited = source.copy()
     edited[3, 16] = 255
-    assert mse_bg([sample(edited, source, mask)], TOOLS) == pytest.approx([1 / 512], rel=1e-12)
+    assert mse_bg([sample(edited, source, mask)], NETWORKS) == pytest.approx([1 / 512], rel=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -90,7 +90,7 @@ def test_zeroing_the_region_flatters_by_the_share_of_the_background(seed: int, s
     edited, source, mask = noise(seed), noise(seed + 1), left(share)
     where = ~mask[None]
     zeroed = psnr(mean_squared_error_zeroed(edited[None], source[None], where))[0]
-    ours = psnr_bg([sample(edited, source, mask)], TOOLS)[0]
+    ours = psnr_bg([sample(edited, source, mask)], NETWORKS)[0]
     assert zeroed - ours == pytest.approx(10 * np.log10(1 / where.mean()), abs=1e-9)
     direct = (((edited / 255 - source / 255) * where[0, :, :, None]) ** 2).mean()
     assert mean_squared_error_zeroed(edited[None], source[None], where)[0] == pytest.approx(direct, rel=1e-9)
@@ -100,7 +100,7 @@ def test_no_background() -> None:
     whole = np.ones((32, 32), bool)
     one = [sample(noise(0), noise(1), whole)]
     for metric in (mse_bg, psnr_bg, ssim_bg):
-        assert metric(one, TOOLS) == [Reason.NO_BACKGROUND]
+        assert metric(one, NETWORKS) == [Reason.NO_BACKGROUND]
 
 
 def test_ssim_needs_one_whole_window() -> None:
@@ -108,10 +108,10 @@ def test_ssim_needs_one_whole_window() -> None:
     thin[:, :10] = False  # ten columns of background: no 11-pixel window fits
     fits = np.ones((32, 32), bool)
     fits[:, :11] = False
-    values = ssim_bg([sample(noise(0), noise(1), thin), sample(noise(0), noise(1), fits)], TOOLS)
+    values = ssim_bg([sample(noise(0), noise(1), thin), sample(noise(0), noise(1), fits)], NETWORKS)
     assert values[0] == Reason.NO_BACKGROUND
     assert not isinstance(values[1], Reason)
-    assert not isinstance(mse_bg([sample(noise(0), noise(1), thin)], TOOLS)[0], Reason)
+    assert not isinstance(mse_bg([sample(noise(0), noise(1), thin)], NETWORKS)[0], Reason)
 
 
 def test_ssim_map_is_the_definition() -> None:
@@ -147,7 +147,7 @@ def test_sizes_in_one_batch_may_differ() -> None:
     small = sample(noise(0, 24), noise(1, 24), left(0.25, 24))
     large = sample(noise(2, 40), noise(3, 40), left(0.25, 40))
     for metric in (mse_bg, psnr_bg, ssim_bg):
-        assert metric([small, large, small], TOOLS) == [metric([one], TOOLS)[0] for one in (small, large, small)]
+        assert metric([small, large, small], NETWORKS) == [metric([one], NETWORKS)[0] for one in (small, large, small)]
 
 
 def test_wrong_inputs() -> None:

@@ -19,7 +19,7 @@ from riebench.paper.disagreement import disagreement_notes, disagreement_rows, t
 from riebench.paper.job import PaperJob
 from riebench.paper.output import texts, write
 from riebench.paper.registry import RECIPES
-from riebench.profiles import PROFILES
+from riebench.scoring.profiles import PROFILES
 from riebench.store.folder import RunFolder
 from riebench.store.records import UnitKey
 from riebench.tasks.schema import Setting

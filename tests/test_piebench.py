@@ -15,11 +15,12 @@ from scored_runs import TASKS, noise, stored_run
 from tiny_clip import VISION
 
 from riebench.errors import MetricError
-from riebench.metrics import lpips as lpips_module
-from riebench.metrics.base import Reason, Sample
-from riebench.metrics.clip import ClipScorer
-from riebench.metrics.lpips import SqueezeLpips
-from riebench.metrics.piebench import (
+from riebench.scoring.metrics import lpips as lpips_module
+from riebench.scoring.metrics.base import Reason, Sample
+from riebench.scoring.metrics.clip import ClipScorer
+from riebench.scoring.metrics.lpips import SqueezeLpips
+from riebench.scoring.metrics.networks import Networks
+from riebench.scoring.metrics.piebench import (
     framed,
     pie_clip_region,
     pie_clip_target,
@@ -29,11 +30,10 @@ from riebench.metrics.piebench import (
     pie_ssim,
     with_border,
 )
-from riebench.metrics.pixel import mse_bg, psnr_bg, ssim_map
-from riebench.metrics.tools import Tools
-from riebench.scoring import score
+from riebench.scoring.metrics.pixel import mse_bg, psnr_bg, ssim_map
+from riebench.scoring.score import score
 
-TOOLS = Tools()
+NETWORKS = Networks()
 
 
 def left(share: float, side: int = 64) -> np.ndarray:
@@ -53,10 +53,10 @@ def test_a_uniform_change_looks_better_by_the_share_of_the_background(seed: int,
     # With the border in the mask already, both profiles look at the same background.
     mask = with_border(left(share))
     one = [sample((source + change).astype(np.uint8), source, mask)]
-    flattered, ours = pie_psnr(one, TOOLS)[0], psnr_bg(one, TOOLS)[0]
+    flattered, ours = pie_psnr(one, NETWORKS)[0], psnr_bg(one, NETWORKS)[0]
     assert isinstance(flattered, float) and isinstance(ours, float)
     assert flattered - ours == pytest.approx(10 * np.log10(1 / (~mask).mean()), abs=1e-9)
-    assert pie_mse(one, TOOLS)[0] == pytest.approx(float(mse_bg(one, TOOLS)[0]) * (~mask).mean(), rel=1e-9)
+    assert pie_mse(one, NETWORKS)[0] == pytest.approx(float(mse_bg(one, NETWORKS)[0]) * (~mask).mean(), rel=1e-9)
 
 
 def test_the_outermost_pixels_are_always_region() -> None:
@@ -64,9 +64,9 @@ def test_the_outermost_pixels_are_always_region() -> None:
     edited = source.copy()
     edited[0], edited[:, -1] = 0, 0
     one = [sample(edited, source, left(0))]
-    assert pie_mse(one, TOOLS) == [0.0]
-    assert pie_psnr(one, TOOLS) == [Reason.IDENTICAL]
-    assert mse_bg(one, TOOLS)[0] != 0.0
+    assert pie_mse(one, NETWORKS) == [0.0]
+    assert pie_psnr(one, NETWORKS) == [Reason.IDENTICAL]
+    assert mse_bg(one, NETWORKS)[0] != 0.0
 
 
 def test_a_whole_mask_is_missing_and_the_smallest_background_is_not() -> None:
@@ -77,14 +77,14 @@ def test_a_whole_mask_is_missing_and_the_smallest_background_is_not() -> None:
     edge[0, 0] = False  # the border makes the mask whole
     for mask, there in ((whole, False), (edge, False), (inner, True)):
         for metric in (pie_mse, pie_ssim):
-            value = metric([sample(noise(0), noise(1), mask)], TOOLS)[0]
+            value = metric([sample(noise(0), noise(1), mask)], NETWORKS)[0]
             assert isinstance(value, float) if there else value == Reason.NO_BACKGROUND
 
 
 def test_ssim_counts_the_region_as_equal() -> None:
     a, b, mask = noise(0), noise(1), with_border(left(0.5))
     black = [np.where(mask[:, :, None], 0, picture)[None] / 255 for picture in (a, b)]
-    assert pie_ssim([sample(a, b, mask)], TOOLS) == pytest.approx([ssim_map(*black).mean()], rel=1e-12)
+    assert pie_ssim([sample(a, b, mask)], NETWORKS) == pytest.approx([ssim_map(*black).mean()], rel=1e-12)
 
 
 def test_pictures_that_are_not_square_keep_their_last_pixels() -> None:
@@ -112,10 +112,10 @@ def test_clip_sees_the_region_on_black_and_never_goes_below_zero() -> None:
         texts.extend(batch)
         return np.stack([[-1.0, 1.0]] * len(batch))
 
-    tools = Tools(clip=ClipScorer(pictures, encode))
+    networks = Networks(ready={"clip": ClipScorer(pictures, encode)})
     one = [sample(np.full((64, 64, 3), 200, np.uint8), noise(1), left(0.25))]
-    assert pie_clip_target(one, tools) == [0.0]
-    assert pie_clip_region(one, tools) == pytest.approx([100 * 0.2 / np.sqrt(2)], rel=1e-9)
+    assert pie_clip_target(one, networks) == [0.0]
+    assert pie_clip_region(one, networks) == pytest.approx([100 * 0.2 / np.sqrt(2)], rel=1e-9)
     assert texts == ["a blue boat"]
     region = framed(one[0]).mask
     assert (seen[1][region] == 200).all() and (seen[1][~region] == 0).all()
@@ -166,7 +166,7 @@ def test_squeezenet_distance_is_the_definition(trunk: Any, squeeze_file: Path) -
     assert model.distance(noise(0)[None], noise(1)[None]) == pytest.approx([expected], rel=1e-4)
     mask = with_border(left(0.5))
     black = [np.where(mask[:, :, None], 0, picture)[None].astype(np.uint8) for picture in (noise(0), noise(1))]
-    values = pie_lpips([sample(noise(0), noise(1), mask)], Tools(squeeze=model))
+    values = pie_lpips([sample(noise(0), noise(1), mask)], Networks(ready={"squeezenet": model}))
     assert values == pytest.approx(model.distance(*black).tolist(), rel=1e-6)
 
 

@@ -15,16 +15,21 @@ from riebench.configurations import configurations, scored_profiles
 from riebench.errors import RiebenchError
 from riebench.job import Job
 from riebench.leaderboard import leaderboard_text
-from riebench.metrics.base import Sample
-from riebench.metrics.clip import ClipScorer, Prompts, clip_target
-from riebench.metrics.openclip import load_open_clip
-from riebench.metrics.paper import HalfClipScorer, paper_image_target, paper_text_target
-from riebench.metrics.scorers import ClipSpec
-from riebench.metrics.tools import Tools
-from riebench.profiles import FORMATS, PROFILES, get_profile, profile_metrics
 from riebench.registry import METRICS
 from riebench.runs.plan import plan, works_of
-from riebench.scoring import score
+from riebench.scoring.metrics.base import Sample
+from riebench.scoring.metrics.clip import (
+    ClipScorer,
+    HalfClipScorer,
+    Prompts,
+    clip_target,
+    paper_image_target,
+    paper_text_target,
+)
+from riebench.scoring.metrics.clip_models import ClipSpec, load_open_clip
+from riebench.scoring.metrics.networks import Networks
+from riebench.scoring.profiles import PRINTED, PROFILES, get_profile, profile_metrics
+from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 from riebench.store.records import noise_seed
 from riebench.tables import check_all, write_all
@@ -43,10 +48,10 @@ def test_brackets_reach_the_paper_and_not_the_default() -> None:
 
         return kind(lambda batch: np.ones((len(batch), 2)), texts, profile=profile)
 
-    tools = Tools(clip=scorer("default", ClipScorer), half_clip=scorer("paper", HalfClipScorer))
+    networks = Networks(ready={"clip": scorer("default", ClipScorer), "clip-half": scorer("paper", HalfClipScorer)})
     one = [Sample(noise(0), noise(1), MASK, "a dog", "a [red] car")]
-    clip_target(one, tools)
-    paper_text_target(one, tools)
+    clip_target(one, networks)
+    paper_text_target(one, networks)
     assert seen == {"default": ["a red car"], "paper": ["a [red] car"]}
 
 
@@ -62,12 +67,12 @@ def test_the_paper_runs_clip_in_half_precision(tmp_path: Path) -> None:
     assert rounded == pytest.approx(exact, abs=5e-3)
     assert not np.array_equal(rounded, exact)
     samples = [Sample(p, noise(9), MASK, "a car", "a boat", target=noise(8)) for p in pictures]
-    tools = Tools(clip=whole, half_clip=half)
-    values = np.array(paper_text_target(samples, tools), dtype=np.float64)
+    networks = Networks(ready={"clip": whole, "clip-half": half})
+    values = np.array(paper_text_target(samples, networks), dtype=np.float64)
     assert np.array_equal(values, values.astype(np.float16))
-    assert values == pytest.approx(np.array(clip_target(samples, tools), dtype=np.float64), abs=5e-3)
+    assert values == pytest.approx(np.array(clip_target(samples, networks), dtype=np.float64), abs=5e-3)
     expected = (whole.pictures(pictures) * whole.pictures([noise(8)])).sum(axis=1)
-    assert np.array(paper_image_target(samples, tools), dtype=np.float64) == pytest.approx(expected, abs=5e-3)
+    assert np.array(paper_image_target(samples, networks), dtype=np.float64) == pytest.approx(expected, abs=5e-3)
 
 
 def test_every_metric_of_a_table_is_registered_and_printed() -> None:
@@ -77,7 +82,7 @@ def test_every_metric_of_a_table_is_registered_and_printed() -> None:
         assert set(profile_metrics(name, METRICS.names())) >= set(profile.table)
     default = set(profile_metrics("default", METRICS.names()))
     assert default.isdisjoint({*PROFILES["paper"].own, *PROFILES["piebench"].own})
-    assert default | set(FORMATS) == set(METRICS.names())
+    assert default | set(PRINTED) == set(METRICS.names())
     with pytest.raises(RiebenchError, match="did you mean 'piebench'"):
         get_profile("pibench")
 

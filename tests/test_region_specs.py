@@ -9,12 +9,12 @@ import pytest
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import (
     DEFAULT_REGIONS,
-    PAPER_REGIONS,
     GroundedSamOptions,
     RegionOptions,
     check_model_folder,
     parse_regions,
 )
+from riebench.scoring.profiles import PAPER_REGIONS
 
 
 def model_folder(path: Path, weights: bytes = b"weights") -> Path:

@@ -16,7 +16,7 @@ from test_job import job as job
 
 from riebench.job import Job
 from riebench.models.spec import EngineOptions
-from riebench.scoring import score
+from riebench.scoring.score import score
 from riebench.store.folder import RunFolder, run_folders
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))

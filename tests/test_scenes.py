@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.tasks.schema import CATEGORIES
-from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, all_scenes, is_held_out, random_edit
+from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, all_scenes, is_held_out, random_edit
 
 
 def test_the_whole_world_is_listed_once() -> None:

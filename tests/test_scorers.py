@@ -18,13 +18,12 @@ from tiny_clip import VISION, tiny_clip_folder
 from riebench.configurations import configurations
 from riebench.errors import MetricError, RiebenchError
 from riebench.leaderboard import leaderboard_text
-from riebench.metrics.clip import ClipScorer
-from riebench.metrics.openclip import load_open_clip, locate
-from riebench.metrics.scorers import SCORERS, ClipSpec, identity, scorer_pair
-from riebench.metrics.weights import parse_weights
 from riebench.models.presets import PRESETS, second_scorer_for
 from riebench.models.spec import ModelSpec
-from riebench.scoring import score
+from riebench.scoring.metrics.clip import ClipScorer
+from riebench.scoring.metrics.clip_models import SCORERS, ClipSpec, identity, load_open_clip, locate, scorer_pair
+from riebench.scoring.metrics.networks import parse_weights
+from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 from riebench.tables import per_method
 

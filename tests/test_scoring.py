@@ -12,16 +12,15 @@ import pytest
 from filelock import FileLock
 
 from riebench.errors import FolderInUseError, MetricError, RiebenchError
-from riebench.metrics.base import Metric, Reason, Sample, Value, metric
-from riebench.metrics.clip import ClipScorer
-from riebench.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
-from riebench.metrics.scorers import ClipSpec
-from riebench.metrics.tools import Tools
 from riebench.models.presets import PRESETS, scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.registry import METRICS
-from riebench.scorebook import SCORING_FILE
-from riebench.scoring import ScoreReport, score
+from riebench.scoring.metrics.base import Metric, Reason, Sample, Value, metric
+from riebench.scoring.metrics.clip import ClipScorer
+from riebench.scoring.metrics.clip_models import ClipSpec
+from riebench.scoring.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
+from riebench.scoring.metrics.networks import Networks
+from riebench.scoring.score import SCORING_FILE, ScoreReport, score
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord, UnitKey
 from riebench.tasks.masks import RegionMasks
@@ -55,7 +54,7 @@ def task(*examples: EditExample) -> EditTask:
     return EditTask(name="change_color", version=1, category="change_color", suite="toy", examples=examples)
 
 
-def make_tools(calls: list[int] | None = None) -> Tools:
+def make_networks(calls: list[int] | None = None) -> Networks:
     """Encoders that need no weights; `calls` collects how many pictures CLIP was asked to embed."""
 
     def pictures(batch: list[np.ndarray]) -> np.ndarray:
@@ -72,7 +71,9 @@ def make_tools(calls: list[int] | None = None) -> Tools:
             for p in batch
         ]
 
-    return Tools(clip=ClipScorer(pictures, texts, backbone="fake-clip"), judge=JudgeReader(read, "fake-judge"))
+    return Networks(
+        ready={"clip": ClipScorer(pictures, texts, backbone="fake-clip"), "judge": JudgeReader(read, "fake-judge")}
+    )
 
 
 def run_spec(setting: str = "sae") -> RunSpec:
@@ -118,8 +119,10 @@ def folder(tmp_path: Path) -> RunFolder:
     return run
 
 
-def run_scores(folder: RunFolder, tools: Tools | None = None, names: tuple[str, ...] = CLIP_AND_PIXEL) -> ScoreReport:
-    return score([folder], [task(*EXAMPLES)], metrics=names, tools=tools or make_tools(), progress=False)
+def run_scores(
+    folder: RunFolder, networks: Networks | None = None, names: tuple[str, ...] = CLIP_AND_PIXEL
+) -> ScoreReport:
+    return score([folder], [task(*EXAMPLES)], metrics=names, networks=networks or make_networks(), progress=False)
 
 
 BACKBONES = {"clip": "fake-clip", "judge": "fake-judge", "": ""}
@@ -162,7 +165,7 @@ def test_repeating_does_nothing_and_opens_no_picture(folder: RunFolder) -> None:
     for file in folder.path.parent.rglob("*.png"):
         file.unlink()
     calls: list[int] = []
-    report = run_scores(folder, make_tools(calls))
+    report = run_scores(folder, make_networks(calls))
     assert not report.computed and not calls
     assert ((folder.path / "scores.jsonl").read_bytes(), (folder.path / SCORING_FILE).read_bytes()) == before
 
@@ -190,8 +193,8 @@ def test_a_wrong_stored_value_stays_and_a_new_version_replaces_it(
 def test_another_scorer_measures_beside_the_first(folder: RunFolder) -> None:
     run_scores(folder, names=("clip_gain", "mse_bg"))
     before = folder.scores()
-    other = make_tools()
-    other.clip.backbone = "another-clip"
+    other = make_networks()
+    other.get("clip").backbone = "another-clip"
     assert run_scores(folder, other, ("clip_gain", "mse_bg")).computed == {"clip_gain": 3}
     assert before.items() < folder.scores().items()
     # Neither has to measure again because the other did.
@@ -241,11 +244,13 @@ def test_settings_share_pictures_and_batches(tmp_path: Path) -> None:
                 store_unit(run, one, picture(100 + 10 * index + 50 * (name == "sae")))
         folders.append(run)
     calls: list[int] = []
-    score(folders, [task(*EXAMPLES)], metrics=["clip_gain"], tools=make_tools(calls), progress=False, batch_size=4)
+    score(
+        folders, [task(*EXAMPLES)], metrics=["clip_gain"], networks=make_networks(calls), progress=False, batch_size=4
+    )
     assert sum(calls) == 7, "six edited pictures and one source picture, each embedded once"
     single = RunFolder(folders[0].path)
     (single.path / "scores.jsonl").rename(tmp_path / "batched.jsonl")
-    score([single], [task(*EXAMPLES)], metrics=["clip_gain"], tools=make_tools(), progress=False, batch_size=1)
+    score([single], [task(*EXAMPLES)], metrics=["clip_gain"], networks=make_networks(), progress=False, batch_size=1)
     lines = {tuple(sorted(json.loads(line).items())) for line in (tmp_path / "batched.jsonl").read_text().splitlines()}
     assert {
         tuple(sorted(json.loads(x).items())) for x in (single.path / "scores.jsonl").read_text().splitlines()
@@ -259,14 +264,14 @@ def test_source_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
         reads.append(path)
         return read_image(path)
 
-    monkeypatch.setattr("riebench.samples.read_image", counting)
+    monkeypatch.setattr("riebench.scoring.score.read_image", counting)
     folders = []
     for name in ("sae", "steering", "neurons"):
         run = RunFolder(tmp_path / "toy" / "toy-turbo" / name, run_spec(name))
         with run.writing():
             store_unit(run, EXAMPLES[0], picture(90))
         folders.append(run)
-    score(folders, [task(*EXAMPLES)], metrics=["mse_bg"], tools=make_tools(), progress=False, batch_size=1)
+    score(folders, [task(*EXAMPLES)], metrics=["mse_bg"], networks=make_networks(), progress=False, batch_size=1)
     assert sum("source" in path.name for path in reads) == 1
     assert len(reads) == 4
 
@@ -277,7 +282,7 @@ def test_a_changed_picture_is_refused_and_earlier_scores_are_kept(folder: RunFol
     path.write_bytes((folder.path / str(folder.records()[0].image)).read_bytes())
     assert file_sha256(path) != record.image_sha256
     with pytest.raises(RiebenchError, match="not the picture that was recorded"):
-        score([folder], [task(*EXAMPLES)], metrics=["mse_bg"], tools=make_tools(), progress=False, batch_size=1)
+        score([folder], [task(*EXAMPLES)], metrics=["mse_bg"], networks=make_networks(), progress=False, batch_size=1)
     kept = len(folder.scores())
     assert kept >= 1
     with folder.writing():
@@ -302,7 +307,9 @@ def test_a_missing_file_is_named(folder: RunFolder, remove: Callable[[RunFolder]
 
 def test_examples_that_changed_are_counted_not_scored(folder: RunFolder) -> None:
     changed = EXAMPLES[0].model_copy(update={"target": "a yellow car"})
-    report = score([folder], [task(changed, *EXAMPLES[1:])], metrics=["mse_bg"], tools=make_tools(), progress=False)
+    report = score(
+        [folder], [task(changed, *EXAMPLES[1:])], metrics=["mse_bg"], networks=make_networks(), progress=False
+    )
     assert report.stale == 1
     assert report.computed == {"mse_bg": 2}
     assert "changed since" in report.summary
@@ -327,9 +334,9 @@ def test_runs_of_shipped_suites_and_of_own_ones_are_scored_together(folder: RunF
     with own.writing():
         store_unit(own, EXAMPLES[0], picture(COLORS["red"]))
     with pytest.raises(RiebenchError, match="a suite of your own, 'mine'; name its folder: --suite FOLDER"):
-        score([folder, own], metrics=["mse_bg"], tools=make_tools(), progress=False)
+        score([folder, own], metrics=["mse_bg"], networks=make_networks(), progress=False)
     mine = task(*EXAMPLES).model_copy(update={"suite": "mine"})
-    report = score([folder, own], [mine], metrics=["mse_bg"], tools=make_tools(), progress=False)
+    report = score([folder, own], [mine], metrics=["mse_bg"], networks=make_networks(), progress=False)
     # The shipped suite is read from its files, which do not hold these examples.
     assert (report.units, report.stale, report.computed) == (4, 3, {"mse_bg": 1})
 
@@ -368,7 +375,7 @@ def test_judge_is_for_examples_with_attributes_only(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
     with run.writing():
         store_unit(run, plain, picture(9))
-    report = score([run], [task(plain)], metrics=["judge_target", "mse_bg"], tools=make_tools(), progress=False)
+    report = score([run], [task(plain)], metrics=["judge_target", "mse_bg"], networks=make_networks(), progress=False)
     assert report.computed == {"mse_bg": 1}
 
 
@@ -379,10 +386,10 @@ def test_judge_compares_with_what_the_source_shows() -> None:
     # Both pictures are tilted although the prompt says upright: the edit kept what was there.
     one = Sample(picture(COLORS["red"], 255), picture(COLORS["blue"], 255), mask, "a", "b", truth.source, truth.target)
     assert edited_attributes(one) == ("color",)
-    assert judge_kept([one], make_tools()) == [1.0]
-    assert judge_target([one], make_tools()) == [1.0]
+    assert judge_kept([one], make_networks()) == [1.0]
+    assert judge_target([one], make_networks()) == [1.0]
     same = replace(one, target_attributes=truth.source)
-    assert judge_target([same], make_tools()) == [Reason.SAME_PROMPTS]
+    assert judge_target([same], make_networks()) == [Reason.SAME_PROMPTS]
 
 
 def test_attributes_that_the_judge_does_not_know_are_refused() -> None:
@@ -391,7 +398,7 @@ def test_attributes_that_the_judge_does_not_know_are_refused() -> None:
     one = Sample(picture(1), picture(2), mask, "a", "b", truth.source, truth.target)
     for verdict in (judge_target, judge_kept):
         with pytest.raises(MetricError, match=r"knows no attribute 'colour' \(did you mean 'color'\?\)"):
-            verdict([one], make_tools())
+            verdict([one], make_networks())
 
 
 # --- what every metric must say of itself ------------------------------------------------------------------------
@@ -406,15 +413,15 @@ def test_registered_metrics_declare_themselves(name: str) -> None:
     assert found.high is None or found.low < found.high
     assert found.version >= 1
     assert (found.compute.__doc__ or "").strip()
-    assert found([], make_tools()) == []
+    assert found([], make_networks()) == []
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1.5, -0.1])
 def test_a_value_out_of_range_is_an_error(wrong: float) -> None:
     @metric(direction="lower", low=0, high=1)
-    def broken(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    def broken(samples: Sequence[Sample], networks: Networks) -> list[Value]:
         return [wrong] * len(samples)
 
     one = Sample(picture(1), picture(2), np.ones((SIDE, SIDE), bool), "a", "b")
     with pytest.raises(MetricError, match="outside 0 to 1"):
-        broken([one], make_tools())
+        broken([one], make_networks())

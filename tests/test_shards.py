@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from helpers import make_key, make_record, make_spec
-from test_job import SETTING, fake_tools
+from test_job import SETTING, fake_networks
 from test_store import PIXELS, add
 from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
-import riebench.scoring
+import riebench.scoring.score
 from riebench.cli import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
 from riebench.models.spec import parse_shard
@@ -314,7 +314,7 @@ def outputs(place: Path, results: str) -> dict[str, bytes]:
 
 
 def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(riebench.scoring, "Tools", fake_tools)
+    monkeypatch.setattr(riebench.scoring.score, "Networks", fake_networks)
     # The first enters the folder before the second does, and goes on when the second has been killed: which of them
     # is faster decides nothing.
     go_on = place / "go-on"

@@ -14,11 +14,11 @@ from torch.nn.functional import interpolate, layer_norm, linear
 from transformers import ViTConfig, ViTModel
 
 from riebench.errors import MetricError
-from riebench.metrics.base import Sample
-from riebench.metrics.piebench import pie_structure
-from riebench.metrics.structure import KEPT, DinoKeys, dino_folder, identity, structure
-from riebench.metrics.tools import Tools
-from riebench.scoring import score
+from riebench.scoring.metrics.base import Sample
+from riebench.scoring.metrics.networks import Networks
+from riebench.scoring.metrics.piebench import pie_structure
+from riebench.scoring.metrics.structure import KEPT, DinoKeys, dino_folder, identity, structure
+from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 
 TOKENS = 1 + 7 * 7
@@ -72,11 +72,11 @@ def test_is_the_definition(keys: DinoKeys, scale: float) -> None:
 
 
 def test_metrics_use_the_right_range_of_pixels(keys: DinoKeys) -> None:
-    tools = Tools(dino=keys)
+    networks = Networks(ready={"dino": keys})
     one = [Sample(noise(0), noise(1), np.zeros((64, 64), bool), "a", "b")]
-    assert structure(one, tools) == keys.distance(noise(0)[None], noise(1)[None]).tolist()
-    assert pie_structure(one, tools) == keys.distance(noise(0)[None], noise(1)[None], scale=255.0).tolist()
-    assert structure(one, tools) != pie_structure(one, tools)
+    assert structure(one, networks) == keys.distance(noise(0)[None], noise(1)[None]).tolist()
+    assert pie_structure(one, networks) == keys.distance(noise(0)[None], noise(1)[None], scale=255.0).tolist()
+    assert structure(one, networks) != pie_structure(one, networks)
 
 
 def test_identical_pictures_and_order(keys: DinoKeys) -> None:
@@ -97,7 +97,9 @@ def test_a_source_picture_goes_through_the_network_once(keys: DinoKeys, monkeypa
 
     monkeypatch.setattr(keys, "similarity", similarity)
     mask = np.zeros((64, 64), bool)
-    structure([Sample(noise(edit), noise(100), mask, "a", "b") for edit in range(2 * KEPT)], Tools(dino=keys))
+    structure(
+        [Sample(noise(edit), noise(100), mask, "a", "b") for edit in range(2 * KEPT)], Networks(ready={"dino": keys})
+    )
     assert len(seen) == len(set(seen)) == 2 * KEPT + 1
 
 

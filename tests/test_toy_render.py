@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.render import render
-from riebench.toyworld.scenes import ATTRIBUTES, Scene, random_scene
+from riebench.toyworld.scenes import Scene, random_scene
 
 SCENES = st.integers(0, 2**32).map(lambda seed: random_scene(random.Random(seed)))
 

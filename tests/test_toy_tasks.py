@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import data_root, load_suite
 from riebench.toyworld.captions import parse
-from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, is_held_out
+from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, is_held_out
 from riebench.toyworld.tasks import task_text, without_attribute
 
 TASKS = {task.category: task for task in load_suite("toy")}

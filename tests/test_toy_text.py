@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from riebench.generation.trace import capture
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import MEANING_WORDS, caption, vocabulary
 from riebench.toyworld.diffusion import BLOCK_MODULES, CaptionEmbedder, build_unet
-from riebench.toyworld.scenes import ATTRIBUTES, Scene, all_scenes
+from riebench.toyworld.scenes import Scene, all_scenes
 from riebench.toyworld.text import CONTEXT, HIDDEN, JOBS, build_encoders, build_tokenizers, embedding_table
 
 

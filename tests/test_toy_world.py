@@ -17,13 +17,13 @@ from riebench.generation.generator import Capture, Generator
 from riebench.models.assets import ASSETS, asset_folder
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
+from riebench.scoring.metrics.judge_network import Judge
 from riebench.toyworld import evaluate as measure
 from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import caption
 from riebench.toyworld.card import filled, write_card
 from riebench.toyworld.data import held_out_scenes
 from riebench.toyworld.diffusion import BLOCK_MODULES
-from riebench.toyworld.judge import Judge
 from riebench.toyworld.make import make
 from riebench.toyworld.render import render
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, random_edit

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.job import Job
+from riebench.scoring.verify import verify
 from riebench.store.folder import RunFolder
 from riebench.store.run_file import SEAL_FILE, seal
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite
-from riebench.verify import verify
 
 TASK = """\
 category: change_color

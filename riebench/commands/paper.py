@@ -76,7 +76,7 @@ def job_of(
         from riebench.blocks import short_name
         from riebench.models.spec import ModelOptions
         from riebench.paper.job import PaperJob
-        from riebench.profiles import get_profile
+        from riebench.scoring.profiles import get_profile
         from riebench.utils.machine import pick_device
 
         return PaperJob(

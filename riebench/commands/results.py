@@ -35,9 +35,9 @@ def score(
     offline: OfflineOption = False,
 ) -> None:
     """Compute the scores that stored pictures still lack."""
-    from riebench.metrics.scorers import scorer_pair
-    from riebench.metrics.weights import parse_weights
-    from riebench.scoring import score as compute
+    from riebench.scoring.metrics.clip_models import scorer_pair
+    from riebench.scoring.metrics.networks import parse_weights
+    from riebench.scoring.score import score as compute
     from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
     from riebench.utils.machine import pick_device
@@ -73,7 +73,7 @@ def tables(
 ) -> None:
     """Write the tables of every suite and model from stored scores."""
     from riebench.documents import fill_document
-    from riebench.profiles import get_profile
+    from riebench.scoring.profiles import get_profile
     from riebench.tables import check_all, write_all
 
     if profile is not None:
@@ -121,12 +121,12 @@ def leaderboard(
 def _verify(
     run: Path, suites: list[str], scorers: list[str], weights: list[str], device: str, offline: bool
 ) -> None:  # fmt: skip
-    from riebench.metrics.scorers import scorer_pair
-    from riebench.metrics.weights import parse_weights
+    from riebench.scoring.metrics.clip_models import scorer_pair
+    from riebench.scoring.metrics.networks import parse_weights
+    from riebench.scoring.verify import Means, verify
     from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
     from riebench.utils.machine import pick_device
-    from riebench.verify import Means, verify
 
     tasks = [task for name in suites for task in load_suite(name)]
     first, second = scorer_pair(scorers)

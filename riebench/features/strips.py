@@ -13,13 +13,13 @@ from riebench.features.activity import FeatureActivity, Picture
 from riebench.features.data import Means
 from riebench.features.switching import Feature, switch
 from riebench.generation.generator import Generator
-from riebench.metrics.base import Sample
 from riebench.registry import METRICS
 from riebench.saes.sae import SparseAutoencoder
+from riebench.scoring.metrics.base import Sample
 
 if TYPE_CHECKING:
     from riebench.generation.edits import Edit
-    from riebench.metrics.tools import Tools
+    from riebench.scoring.metrics.networks import Networks
 
 ROWS = 4
 """Pictures that are changed: half of them show the feature, half do not."""
@@ -69,7 +69,7 @@ def choose_rows(activity: FeatureActivity, count: int = ROWS) -> list[tuple[Pict
 
 def strip(
     generator: Generator, sae: SparseAutoencoder, feature: Feature, unit: float, rows: Sequence[tuple[Picture, bool]],
-    strengths: Sequence[float], tools: Tools, *, with_clip: bool, batch_size: int = 4,
+    strengths: Sequence[float], networks: Networks, *, with_clip: bool, batch_size: int = 4,
 ) -> list[ChangedRow]:  # fmt: skip
     """Generates and measures one feature's strip.
 
@@ -80,7 +80,7 @@ def strip(
         unit: how far strength 1 moves the update: the feature's mean where it is active.
         rows: see `choose_rows`.
         strengths: not 0; the unchanged picture comes along.
-        tools: the networks that measure.
+        networks: the networks that measure.
         with_clip: whether CLIP measures, too.
         batch_size: pictures at a time.
     """
@@ -98,7 +98,7 @@ def strip(
     found = []
     for number, (picture, active) in enumerate(rows):
         own = images[number * len(order) : (number + 1) * len(order)]
-        scores = _scores(picture.prompt, own, own[order.index(SOURCE)], tools, with_clip)
+        scores = _scores(picture.prompt, own, own[order.index(SOURCE)], networks, with_clip)
         cells = tuple(Changed(*cell) for cell in zip(order, own, scores, strict=True))
         found.append(ChangedRow(picture, active, cells))
     return found
@@ -112,12 +112,12 @@ def _edit(saes: Mapping[str, SparseAutoencoder], feature: Feature, unit: float, 
 
 
 def _scores(
-    prompt: str, images: Sequence[NDArray[np.uint8]], source: NDArray[np.uint8], tools: Tools, with_clip: bool
+    prompt: str, images: Sequence[NDArray[np.uint8]], source: NDArray[np.uint8], networks: Networks, with_clip: bool
 ) -> list[dict[str, float]]:
     everywhere = np.ones(source.shape[:2], dtype=bool)
     samples = [Sample(image, source, everywhere, prompt, prompt) for image in images]
     names = ("lpips", "clip_gain", "clip_image") if with_clip else ("lpips",)
-    columns = {name: METRICS.get(name)(samples, tools) for name in names}
+    columns = {name: METRICS.get(name)(samples, networks) for name in names}
     return [{name: round(float(column[i]), 6) + 0.0 for name, column in columns.items()} for i in range(len(samples))]
 
 

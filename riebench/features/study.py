@@ -28,9 +28,8 @@ from riebench.features.drawings import curves_svg, heat_picture, histogram_svg
 from riebench.features.neighbours import nearest
 from riebench.features.strips import ROWS, SOURCE, ChangedRow, choose_rows, means, strip
 from riebench.generation.generator import Generator
-from riebench.metrics.tools import Tools
-from riebench.registry import METRICS
 from riebench.saes.sae import SparseAutoencoder
+from riebench.scoring.metrics.networks import Networks
 from riebench.utils.files import content_digest, write_atomic
 from riebench.utils.images import encode_png, grid
 
@@ -64,14 +63,14 @@ class Study:
     Args:
         generator: of the model.
         options: what on.
-        tools: the networks that measure.
+        networks: the networks that measure.
     """
 
-    def __init__(self, generator: Generator, options: StudyOptions, tools: Tools) -> None:
+    def __init__(self, generator: Generator, options: StudyOptions, networks: Networks) -> None:
         self.generator = generator
         self.options = options
-        self.tools = tools
-        self.scorer = "" if options.scorer is None else tools.backbone(METRICS.get("clip_gain"))
+        self.networks = networks
+        self.scorer = "" if options.scorer is None else networks.identity("clip")
 
     def folder(self, out: Path, block: str, sae: SparseAutoencoder, index: int) -> Path:
         """Where a feature lies below the folder of all pages."""
@@ -140,7 +139,7 @@ class Study:
         if statistics.mean > 0:
             rows = strip(
                 self.generator, sae, (block, index), statistics.mean, choose_rows(activity.features[index]),
-                self.options.strengths, self.tools, with_clip=bool(self.scorer), batch_size=self.options.batch_size,
+                self.options.strengths, self.networks, with_clip=bool(self.scorer), batch_size=self.options.batch_size,
             )  # fmt: skip
         # First: until all is written, the folder holds no feature, whatever it held before.
         (folder / DATA).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.models.presets import ASSET, PRESETS, Preset
 from riebench.models.shapes import SDXL, Shape, folder_shape
 from riebench.models.spec import TILE, ModelOptions, ModelSpec, model_label, short_name
-from riebench.profiles import DEFAULT, get_profile
+from riebench.scoring.profiles import DEFAULT, get_profile
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel

@@ -19,7 +19,7 @@ from riebench.paper.pools import Pools, count_of
 from riebench.paper.runs import ENDS, Runs, runs
 from riebench.paper.share_figure import draw_blocks
 from riebench.paper.tradeoff import point_rows, shown_metrics
-from riebench.profiles import DEFAULT
+from riebench.scoring.profiles import DEFAULT
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting

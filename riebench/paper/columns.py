@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from riebench.paper.artefact import Column
-from riebench.profiles import FORMATS
+from riebench.scoring.profiles import metric_format
 
 
 def gain_column(name: str, title: str, *, interval: bool = True) -> Column:
@@ -18,6 +18,6 @@ def percent_column(name: str, title: str, *, signed: bool = False, interval: boo
 
 def metric_column(metric: str) -> Column:
     """A metric, printed as all tables print it."""
-    form = FORMATS[metric]
+    form = metric_format(metric)
     title = metric if form.scale == 1 else f"{metric} x{form.scale:g}"
     return Column(name=metric, title=title, decimals=form.decimals, scale=form.scale, signed=form.signed, interval=True)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from riebench.metrics.lpips import BACKBONE
-from riebench.metrics.tools import Tools
 from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelSpec
 from riebench.paper.artefact import Column, Row, estimated
 from riebench.paper.generating import Pictures
 from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import Said
+from riebench.scoring.metrics.lpips import BACKBONE
+from riebench.scoring.metrics.networks import Networks
 from riebench.stats import estimate
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Differences:
     """
 
     def __init__(self, job: PaperJob, spec: ModelSpec, runs: Sequence[Noise], clean: Pictures) -> None:
-        self._tools = Tools(device=job.device)
+        self._networks = Networks(device=job.device)
         self._runs, self._clean = runs, clean
-        self._truth = self._tools.judge(list(clean)) if is_judged(spec) else None
+        self._truth = self._networks.get("judge")(list(clean)) if is_judged(spec) else None
 
     def rows(self, changed: Pictures) -> Row:
         """Means over prompts with their intervals.
@@ -52,7 +52,7 @@ class Differences:
         sums = np.abs(changed.astype(np.float64) - self._clean).sum(-1).reshape(len(changed), -1) / 255
         values |= {PIXEL_MEAN: sums.mean(1), PIXEL_MEDIAN: np.median(sums, axis=1)}
         if self._truth is not None:
-            pairs = zip(self._truth, self._tools.judge(list(changed)), strict=True)
+            pairs = zip(self._truth, self._networks.get("judge")(list(changed)), strict=True)
             values[CHANGED] = np.array([np.mean([was[name] != now[name] for name in was]) for was, now in pairs])
         row: Row = {}
         for name, its in values.items():
@@ -62,7 +62,10 @@ class Differences:
     def _lpips(self, changed: Pictures) -> NDArray[np.float64]:
         firsts = range(0, len(changed), TOGETHER)
         return np.concatenate(
-            [self._tools.lpips.distance(self._clean[i : i + TOGETHER], changed[i : i + TOGETHER]) for i in firsts]
+            [
+                self._networks.get("lpips").distance(self._clean[i : i + TOGETHER], changed[i : i + TOGETHER])
+                for i in firsts
+            ]
         )
 
     def _estimated(self, name: str, values: NDArray[np.float64]) -> Row:
@@ -74,7 +77,7 @@ class Differences:
 
 def is_judged(spec: ModelSpec) -> bool:
     """Whether the truth of a model's pictures can be read: the shipped toy models at their own size."""
-    from riebench.metrics.judge import SIDE
+    from riebench.scoring.metrics.judge import SIDE
 
     return is_shipped(spec) and spec.size == SIDE
 
@@ -83,6 +86,6 @@ def measures(spec: ModelSpec) -> Said:
     """What measured, for an artefact's settings."""
     if not is_judged(spec):
         return {"LPIPS": BACKBONE}
-    from riebench.metrics.judge import identity
+    from riebench.scoring.metrics.judge import identity
 
     return {"LPIPS": BACKBONE, "judge": identity()}

@@ -12,7 +12,7 @@ from riebench.errors import RiebenchError
 from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.paper.artefact import Row, rounded
-from riebench.profiles import DEFAULT
+from riebench.scoring.profiles import DEFAULT
 from riebench.store.records import noise_seed
 from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.files import content_digest, write_atomic

@@ -12,7 +12,7 @@ from riebench.configurations import EVERYTHING
 from riebench.paper import disagreement
 from riebench.paper.artefact import Artefact, Row, Scalar, picked, values_of
 from riebench.paper.output import stored
-from riebench.profiles import DEFAULT
+from riebench.scoring.profiles import DEFAULT
 from riebench.utils.markup import code, plain
 
 READING = "reading.md"

@@ -15,7 +15,7 @@ from riebench.paper.job import PaperJob
 from riebench.paper.pools import count_of
 from riebench.paper.runs import PAPER_SET, runs
 from riebench.paper.share_figure import draw_shares
-from riebench.profiles import DEFAULT
+from riebench.scoring.profiles import DEFAULT
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, estimate
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from riebench.paper.artefact import Artefact, Row, picked, values_of
-from riebench.profiles import DEFAULT, PROFILES
+from riebench.scoring.profiles import DEFAULT, PROFILES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

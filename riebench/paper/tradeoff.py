@@ -17,7 +17,7 @@ from riebench.paper.runs import ENDS as END_SETTINGS
 from riebench.paper.runs import SWEEP_SET, Runs, paper_settings, runs
 from riebench.paper.said import Said
 from riebench.paper.tradeoff_figure import draw_trade_off
-from riebench.profiles import DEFAULT, FORMATS, PROFILES
+from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.stats import BOOTSTRAP_SEED, REPLICATES, Estimate
 from riebench.store.folder import RunFolder
 from riebench.tasks.settings import setting_names
@@ -261,9 +261,10 @@ def _area_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _shows(profile: str) -> str:
+    ranked = metric_format(PROFILES[profile].rank)
     text = (
         "Each level of each method edits all four blocks of every example: mean LPIPS to the source picture against "
-        f"{FORMATS[PROFILES[profile].rank].title}. Means run over seeds, then examples, then categories; `scored` is "
+        f"{ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
         "the least of the metrics' counts. `switched` features or units go on and as many off; `share` is that part of "
         "all there are in the four blocks. "
     )

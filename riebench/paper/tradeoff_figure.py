@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from riebench.entries import DISTANCE
 from riebench.paper.artefact import Artefact, Row, values_of
-from riebench.profiles import DEFAULT, FORMATS, PROFILES
+from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def draw_trade_off(figure: Figure, artefact: Artefact, colors: Mapping[str, str]
 
 
 def _axis(metric: str) -> str:
-    form = FORMATS[metric]
+    form = metric_format(metric)
     name = form.title.partition(" (")[0]
     return name if f"x{form.scale:g}" in name or form.scale == 1 else f"{name} x{form.scale:g}"
 
@@ -83,4 +83,4 @@ def _place(row: Row, metric: str) -> tuple[float, float] | None:
     distance, value = row.get(DISTANCE), row.get(metric)
     if not isinstance(distance, int | float) or not isinstance(value, int | float):
         return None
-    return float(distance), float(value) * FORMATS[metric].scale
+    return float(distance), float(value) * metric_format(metric).scale

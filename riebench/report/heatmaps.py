@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from riebench.blocks import NO_BLOCKS
 from riebench.configurations import EVERYTHING, Configuration
-from riebench.profiles import FORMATS
 from riebench.report.reading import DISTANCE, EFFECT, Group, counts, mean
+from riebench.scoring.profiles import metric_format
 from riebench.tables import per_feature_share
 
 SIDES = {"add": "Share of features switched on", "remove": "Share of features switched off"}
@@ -84,7 +84,7 @@ def _largest(found: Sequence[Configuration], metric: str, categories: Sequence[s
 
 
 def _map(rows: Sequence[Configuration], metric: str, categories: Sequence[str], largest: float) -> HeatMap | None:
-    form = FORMATS[metric]
+    form = metric_format(metric)
     table = []
     for c in rows:
         cells = [_cell(c, metric, [category], largest) for category in categories]
@@ -100,7 +100,7 @@ def _cell(c: Configuration, metric: str, categories: Sequence[str] | None, large
     note = f"{counts(c, metric, categories)} scored"
     if value is None:
         return Cell("–", 0.0, note)
-    return Cell(FORMATS[metric].number(value), round(value / largest, 3) if largest else 0.0, note)
+    return Cell(metric_format(metric).number(value), round(value / largest, 3) if largest else 0.0, note)
 
 
 Shares = Mapping[str, Mapping[str, Mapping[tuple[str, str], tuple[float, str]]]]

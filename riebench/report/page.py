@@ -9,9 +9,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from riebench import __version__
-from riebench.profiles import FORMATS
 from riebench.report.plots import MARKS
 from riebench.report.reading import DISTANCE, EFFECT
+from riebench.scoring.profiles import metric_format
 
 
 def environment() -> Environment:
@@ -50,7 +50,7 @@ def render_page(
             all_features=all_features,
             version=__version__,
             marks=MARKS,
-            gain=FORMATS[EFFECT],
-            distance=FORMATS[DISTANCE],
+            gain=metric_format(EFFECT),
+            distance=metric_format(DISTANCE),
         )
     )

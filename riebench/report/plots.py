@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from riebench.blocks import BLOCKS
 from riebench.configurations import Configuration, whole_configurations
-from riebench.profiles import FORMATS
 from riebench.report.reading import DISTANCE, EFFECT, counts, mean
+from riebench.scoring.profiles import metric_format
 from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Point:
     @property
     def words(self) -> str:
         """What pointing at it says."""
-        gain, distance = FORMATS[EFFECT].number(self.gain), FORMATS[DISTANCE].number(self.distance)
+        gain, distance = metric_format(EFFECT).number(self.gain), metric_format(DISTANCE).number(self.distance)
         return f"{self.setting}, blocks {self.block_set}, strength {self.strength:g}: gain {gain}, LPIPS {distance}"
 
 
@@ -143,7 +143,7 @@ def _draw(points: Sequence[Point], prefix: str) -> bytes:
         for index, ((series, block_set), group) in enumerate(_clusters(points).items()):
             _draw_cluster(axes, block_set, group, _gid(prefix, series, index))
         axes.set_xlabel("mean LPIPS to the source picture (dotted: the budgets)")
-        axes.set_ylabel(f"mean CLIP alignment gain x{FORMATS[EFFECT].scale:g}")
+        axes.set_ylabel(f"mean CLIP alignment gain x{metric_format(EFFECT).scale:g}")
         axes.margins(x=0.06, y=0.1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.patch.set_visible(False)
@@ -157,7 +157,7 @@ def _draw(points: Sequence[Point], prefix: str) -> bytes:
 def _draw_cluster(axes: Axes, block_set: str, group: Sequence[Point], gid: str) -> None:
     """Draws the points of one setting on one block set, joined if they edit all its blocks."""
     first = group[0]
-    scale, color = FORMATS[EFFECT].scale, COLORS[first.series % len(COLORS)]
+    scale, color = metric_format(EFFECT).scale, COLORS[first.series % len(COLORS)]
     if first.end:
         _marks(axes, group, gid, marker="*", markersize=12, color=INK, zorder=4)
         axes.annotate(
@@ -176,7 +176,7 @@ def _draw_cluster(axes: Axes, block_set: str, group: Sequence[Point], gid: str) 
 
 def _marks(axes: Axes, group: Sequence[Point], gid: str, **look: Any) -> None:
     """Draws points as markers, of which the SVG has one element each, in this order."""
-    x, y = [p.distance for p in group], [p.gain * FORMATS[EFFECT].scale for p in group]
+    x, y = [p.distance for p in group], [p.gain * metric_format(EFFECT).scale for p in group]
     axes.plot(x, y, linestyle="none", gid=gid, **look)
 
 

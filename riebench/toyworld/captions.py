@@ -12,7 +12,8 @@ import random
 import re
 from functools import lru_cache
 
-from riebench.toyworld.scenes import ATTRIBUTES, DEFAULTS, Scene
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.toyworld.scenes import DEFAULTS, Scene
 
 # Attribute -> value -> phrases; the first phrase is the plain way to say it. No phrase says two things and no word
 # belongs to two attributes, so that a word's meaning needs no context.

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from riebench.errors import RiebenchError
 from riebench.models.assets import read_manifest
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.evaluate import BARS
-from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, random_edit
+from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 
 SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 """A generated part of the card: everything between its two marks."""

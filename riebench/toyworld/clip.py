@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.augment import augment
 from riebench.toyworld.captions import caption, vocabulary
 from riebench.toyworld.data import Pool
-from riebench.toyworld.scenes import ATTRIBUTES, Scene
+from riebench.toyworld.scenes import Scene
 from riebench.toyworld.training import Stage, fit, step_generator
 
 SEED = 51

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.render import SIZE, render
-from riebench.toyworld.scenes import ATTRIBUTES, Scene, random_scene
+from riebench.toyworld.scenes import Scene, random_scene
 
 CHUNK = 250
 POOL_SIZE = 24_000

@@ -19,15 +19,15 @@ from riebench.blocks import BLOCKS
 from riebench.generation.edits import Edit, Placed, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.trace import Trace
-from riebench.metrics.lpips import LpipsModel
 from riebench.models.assets import asset_folder
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, Judge
+from riebench.scoring.metrics.lpips import LpipsModel
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import held_out_scenes
-from riebench.toyworld.judge import Judge
 from riebench.toyworld.render import render
-from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, random_edit
+from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 
 INNER_BLOCKS = ("down.2.0", "down.2.1", "mid.0", "up.0.0", "up.0.1", "up.0.2")
 Images = NDArray[np.uint8]

@@ -12,17 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "object": ("house", "mushroom", "boat", "rocket", "cat", "car"),
-    "color": ("red", "orange", "yellow", "green", "blue", "purple"),
-    "material": ("plain", "striped", "dotted", "checkered"),
-    "emblem": ("none", "heart", "cross"),
-    "accessory": ("none", "hat", "crown", "bow"),
-    "pose": ("upright", "tilted", "upside-down"),
-    "background": ("white", "sky", "forest", "night", "beach", "brick"),
-    "style": ("drawing", "pencil", "pixel", "watercolor"),
-}
-"""Attribute name -> its values; the first value is what a caption that says nothing means."""
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 
 DEFAULTS: dict[str, str] = {name: values[0] for name, values in ATTRIBUTES.items() if name not in ("object", "color")}
 """Values a caption may leave unsaid. Object and color are always said."""

@@ -11,8 +11,9 @@ import random
 import re
 from pathlib import Path
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import MEANING_WORDS, PHRASES, caption
-from riebench.toyworld.scenes import ATTRIBUTES, CATEGORY_ATTRIBUTE, Scene, random_edit
+from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 from riebench.utils.files import write_atomic
 
 EXAMPLES = 12

@@ -20,9 +20,6 @@ from riebench.utils.files import file_sha256
 DEFAULT_REGIONS = "attention"
 """Words are looked for in the model's own text attention."""
 
-PAPER_REGIONS = "grounded-sam"
-"""Words are looked for as the published scripts do; every option at its default is theirs."""
-
 GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny@a2bb814dd30d776dcf7e30523b00659f4f141c71"
 SAM = "facebook/sam2.1-hiera-large@665f8e2ad61cf5f53d65644ff27c8ee525124610"
 CLIPSEG = "CIDAS/clipseg-rd64-refined"

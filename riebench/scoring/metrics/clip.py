@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from riebench.errors import MetricError
-from riebench.metrics.base import (
+from riebench.scoring.metrics.base import (
     Bool,
     Float,
+    MetricFormat,
     Reason,
     Sample,
     UInt8,
@@ -22,14 +24,13 @@ from riebench.metrics.base import (
     picture_key,
     strict_float32,
 )
-from riebench.metrics.openclip import LoadedClip, load_open_clip
-from riebench.metrics.scorers import ClipSpec
+from riebench.scoring.metrics.clip_models import ClipSpec, LoadedClip, identity, load_open_clip, locate
+from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 from riebench.tasks.prompts import plain_prompt
 
 if TYPE_CHECKING:
     import torch
 
-    from riebench.metrics.tools import Tools
 
 Prompts = Literal["default", "paper"]
 
@@ -186,6 +187,61 @@ def _numpy(tensor: torch.Tensor) -> Float:
     return np.asarray(tensor.float().cpu().numpy(), dtype=np.float64)
 
 
+@network("clip")
+class ClipNetwork(Network):
+    """The CLIP of `--scorer`, in float32. A missing one is an error when it is loaded, never a value left out."""
+
+    @staticmethod
+    def load(networks: Networks) -> ClipScorer:
+        """Load the network; it is shared with `clip-half`."""
+        return ClipScorer.of(_open_clip(networks), networks.options.device)
+
+    @staticmethod
+    def identity(options: NetworkOptions) -> str:
+        """Return the identity of the scorer's weights."""
+        return identity(ClipSpec.parse(options.scorer))
+
+
+@network("clip2")
+class SecondClipNetwork(Network):
+    """The independent CLIP, in float32."""
+
+    @staticmethod
+    def load(networks: Networks) -> ClipScorer:
+        """Load the network.
+
+        Raises:
+            MetricError: if there is none for this model.
+        """
+        second, options = networks.options.second, networks.options
+        if second is None:
+            raise MetricError("clip_gain_2 needs a second scorer; name it with a second --scorer")
+        return ClipScorer.load(second, device=options.device, offline=options.offline)
+
+    @staticmethod
+    def identity(options: NetworkOptions) -> str:
+        """Return the identity of the second scorer's weights."""
+        return identity(ClipSpec.parse(options.second)) if options.second else "none"
+
+    @staticmethod
+    def locate(options: NetworkOptions) -> None:
+        """Check that the second scorer is here."""
+        if options.second is None:
+            raise MetricError("no second scorer belongs to this model; name one with a second --scorer")
+        locate(ClipSpec.parse(options.second), offline=options.offline)
+
+
+def _open_clip(networks: Networks) -> LoadedClip:
+    options = networks.options
+    load = partial(load_open_clip, ClipSpec.parse(options.scorer), options.device, offline=options.offline)
+    return networks.part("open_clip", load)
+
+
+def _clip(networks: Networks, name: str = "clip") -> ClipScorer:
+    scorer: ClipScorer = networks.get(name)
+    return scorer
+
+
 def _change(samples: Sequence[Sample], scorer: ClipScorer) -> tuple[Float, Float]:
     # Movement of the picture and wished movement of the text, both [N, D].
     pictures = scorer.pictures(s.edited for s in samples) - scorer.pictures(s.source for s in samples)
@@ -199,36 +255,51 @@ def dots(first: Float, second: Float) -> list[Value]:
 
 
 @metric(direction="higher", low=-1, high=1, backbone="clip")
-def clip_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def clip_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Cosine of the edited picture with the target prompt."""
-    pictures = tools.clip.pictures(s.edited for s in samples)
-    return dots(pictures, tools.clip.texts(s.target_prompt for s in samples))
+    pictures = _clip(networks).pictures(s.edited for s in samples)
+    return dots(pictures, _clip(networks).texts(s.target_prompt for s in samples))
 
 
-@metric(direction="higher", low=-2, high=2, backbone="clip")
-def clip_gain(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="higher",
+    low=-2,
+    high=2,
+    backbone="clip",
+    format=MetricFormat("CLIP alignment gain x100 (higher is better)", 100, 2, signed=True),
+)
+def clip_gain(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """`clip_target` of the edited minus that of the source picture: the primary alignment number."""
-    change = tools.clip.pictures(s.edited for s in samples) - tools.clip.pictures(s.source for s in samples)
-    return dots(change, tools.clip.texts(s.target_prompt for s in samples))
+    change = _clip(networks).pictures(s.edited for s in samples) - _clip(networks).pictures(s.source for s in samples)
+    return dots(change, _clip(networks).texts(s.target_prompt for s in samples))
 
 
-@metric(direction="higher", low=-2, high=2, backbone="clip2")
-def clip_gain_2(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="higher",
+    low=-2,
+    high=2,
+    backbone="clip2",
+    format=MetricFormat(
+        "CLIP alignment gain x100 by an independent scorer, on its own scale (higher is better)", 100, 2, signed=True
+    ),
+)
+def clip_gain_2(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """`clip_gain` by a second network that shares no weights with the generator; on a scale of its own."""
-    change = tools.clip2.pictures(s.edited for s in samples) - tools.clip2.pictures(s.source for s in samples)
-    return dots(change, tools.clip2.texts(s.target_prompt for s in samples))
+    scorer = _clip(networks, "clip2")
+    change = scorer.pictures(s.edited for s in samples) - scorer.pictures(s.source for s in samples)
+    return dots(change, scorer.texts(s.target_prompt for s in samples))
 
 
 @metric(direction="higher", low=-4, high=4, backbone="clip")
-def clip_margin(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def clip_margin(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Picture change times prompt change; cancels what helps both prompts alike."""
-    return dots(*_change(samples, tools.clip))
+    return dots(*_change(samples, _clip(networks)))
 
 
 @metric(direction="higher", low=-1, high=1, backbone="clip")
-def clip_direction(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def clip_direction(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Cosine of the picture's change with the prompts' change; says nothing about size, so never shown alone."""
-    pictures, texts = _change(samples, tools.clip)
+    pictures, texts = _change(samples, _clip(networks))
     values: list[Value] = []
     for picture, text in zip(pictures, texts, strict=True):
         picture_length, text_length = np.linalg.norm(picture), np.linalg.norm(text)
@@ -243,9 +314,11 @@ def clip_direction(samples: Sequence[Sample], tools: Tools) -> list[Value]:
 
 
 @metric(direction="higher", low=-1, high=1, backbone="clip")
-def clip_image(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def clip_image(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Cosine of the edited with the source picture."""
-    return dots(tools.clip.pictures(s.edited for s in samples), tools.clip.pictures(s.source for s in samples))
+    return dots(
+        _clip(networks).pictures(s.edited for s in samples), _clip(networks).pictures(s.source for s in samples)
+    )
 
 
 def region_box(mask: Bool) -> tuple[slice, slice]:
@@ -271,7 +344,7 @@ def region_box(mask: Bool) -> tuple[slice, slice]:
 
 
 @metric(direction="higher", low=-2, high=2, backbone="clip")
-def clip_region_gain(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def clip_region_gain(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """`clip_gain` on the region's bounding box, the same box in both pictures."""
     values: list[Value] = [Reason.NO_REGION] * len(samples)
     positions = [position for position, sample in enumerate(samples) if sample.mask.any()]
@@ -279,10 +352,139 @@ def clip_region_gain(samples: Sequence[Sample], tools: Tools) -> list[Value]:
         return values
     chosen = [samples[position] for position in positions]
     boxes = [region_box(sample.mask) for sample in chosen]
-    change = tools.clip.pictures(s.edited[box] for s, box in zip(chosen, boxes, strict=True)) - tools.clip.pictures(
-        s.source[box] for s, box in zip(chosen, boxes, strict=True)
-    )
-    gains = dots(change, tools.clip.texts(s.target_prompt for s in chosen))
+    scorer = _clip(networks)
+    edited = scorer.pictures(s.edited[box] for s, box in zip(chosen, boxes, strict=True))
+    source = scorer.pictures(s.source[box] for s, box in zip(chosen, boxes, strict=True))
+    gains = dots(edited - source, scorer.texts(s.target_prompt for s in chosen))
     for position, gain in zip(positions, gains, strict=True):
         values[position] = gain
     return values
+
+
+HALF = " (paper prompts, float16 autocast)"
+"""What the identity of such a scorer ends in."""
+
+
+class HalfClipScorer(ClipScorer):
+    """A CLIP under float16 autocast, on every device alike; lengths and cosines are rounded to float16, too."""
+
+    @classmethod
+    def of(cls, loaded: LoadedClip, device: str = "cpu", profile: Prompts = "paper") -> ClipScorer:
+        """The scorer of a network that is loaded already; prompts keep their brackets."""
+        scorer = super().of(loaded, device, profile)
+        scorer.backbone = half_identity(loaded.backbone)
+        scorer.details = {**loaded.details, "dtype": "float16 autocast"}
+        return scorer
+
+    @staticmethod
+    def numbers(device: str) -> AbstractContextManager[None]:
+        """What the network runs inside: float16 autocast without gradients."""
+        return _half(device)
+
+    @staticmethod
+    def unit(embeddings: Float) -> Float:
+        """Embeddings [N, D] divided by their lengths, every result rounded to float16."""
+        rounded = embeddings.astype(np.float16)
+        lengths = np.linalg.norm(rounded.astype(np.float32), axis=1, keepdims=True).astype(np.float16)
+        return np.asarray(rounded / lengths, dtype=np.float64)
+
+
+@network("clip-half")
+class HalfClipNetwork(Network):
+    """The CLIP of `--scorer` as published scripts run it."""
+
+    @staticmethod
+    def load(networks: Networks) -> ClipScorer:
+        """Load the network; it is shared with `clip`."""
+        return HalfClipScorer.of(_open_clip(networks), networks.options.device)
+
+    @staticmethod
+    def identity(options: NetworkOptions) -> str:
+        """Return the identity of the scorer's weights, and that they run in half precision."""
+        return half_identity(identity(ClipSpec.parse(options.scorer)))
+
+
+def half_identity(backbone: str) -> str:
+    """The identity of a CLIP that is run as here."""
+    return backbone + HALF
+
+
+@contextmanager
+def _half(device: str) -> Iterator[None]:
+    import torch
+
+    with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype=torch.float16):
+        yield
+
+
+def _cosine_format(of: str) -> MetricFormat:
+    return MetricFormat(f"CLIP cosine x100 with the {of}", 100, 2)
+
+
+def _cosines(first: Float, second: Float) -> list[Value]:
+    return [float(value) for value in (first * second).sum(axis=1).astype(np.float16)]
+
+
+@metric(
+    direction="higher",
+    low=-1.01,
+    high=1.01,
+    backbone="clip-half",
+    format=_cosine_format("target prompt (higher is better)"),
+)
+def paper_text_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
+    """Cosine of the edited picture with the target prompt, brackets and all."""
+    scorer = _clip(networks, "clip-half")
+    return _cosines(
+        scorer.pictures(s.edited for s in samples),
+        scorer.texts(s.target_prompt for s in samples),
+    )
+
+
+@metric(
+    direction="lower",
+    low=-1.01,
+    high=1.01,
+    backbone="clip-half",
+    format=_cosine_format("source prompt (lower is better)"),
+)
+def paper_text_source(samples: Sequence[Sample], networks: Networks) -> list[Value]:
+    """Cosine of the edited picture with the source prompt, brackets and all."""
+    scorer = _clip(networks, "clip-half")
+    return _cosines(
+        scorer.pictures(s.edited for s in samples),
+        scorer.texts(s.source_prompt for s in samples),
+    )
+
+
+@metric(
+    direction="higher",
+    low=-1.01,
+    high=1.01,
+    backbone="clip-half",
+    format=_cosine_format("source picture (higher is better)"),
+)
+def paper_image_source(samples: Sequence[Sample], networks: Networks) -> list[Value]:
+    """Cosine of the edited picture with the source picture."""
+    scorer = _clip(networks, "clip-half")
+    return _cosines(
+        scorer.pictures(s.edited for s in samples),
+        scorer.pictures(s.source for s in samples),
+    )
+
+
+@metric(
+    direction="higher",
+    low=-1.01,
+    high=1.01,
+    backbone="clip-half",
+    needs_target=True,
+    format=_cosine_format("target picture (higher is better)"),
+)
+def paper_image_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
+    """Cosine of the edited picture with what the model makes of the target prompt."""
+    scorer = _clip(networks, "clip-half")
+    return _cosines(
+        scorer.pictures(s.edited for s in samples),
+        scorer.pictures(s.wanted for s in samples),
+    )

@@ -10,15 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from riebench.errors import MetricError
-from riebench.metrics.base import Sample, Value, check_pair, forget_oldest, metric, picture_key, strict_float32
-from riebench.metrics.weights import check_weights_file, from_hub
+from riebench.scoring.metrics.base import (
+    MetricFormat,
+    Sample,
+    Value,
+    check_pair,
+    forget_oldest,
+    metric,
+    picture_key,
+    strict_float32,
+)
+from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, check_weights_file, from_hub, network
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import offline_mode
 
 if TYPE_CHECKING:
     import torch
-
-    from riebench.metrics.tools import Tools
 
 REPOSITORY = "facebook/dino-vitb8"
 FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))
@@ -174,15 +181,44 @@ class DinoKeys:
         return normalize(resize(pixels, [SIDE, SIDE], antialias=True), list(MEAN), list(STD))[None]
 
 
-def structure_values(samples: Sequence[Sample], tools: Tools, scale: float = 1.0) -> list[Value]:
+@network("dino")
+class DinoNetwork(Network):
+    """DINO ViT-B/8 from the hub or a folder."""
+
+    weights = f"folder of {REPOSITORY} with config.json and model.safetensors"
+
+    @staticmethod
+    def load(networks: Networks) -> DinoKeys:
+        """Load the network."""
+        place, options = networks.options.weights.get("dino"), networks.options
+        return DinoKeys.load(dino_folder(place, offline=options.offline), options.device, identity(place))
+
+    @staticmethod
+    def identity(options: NetworkOptions) -> str:
+        """Return the hub id, or the hash of a local folder's weights."""
+        return identity(options.weights.get("dino"))
+
+    @staticmethod
+    def locate(options: NetworkOptions) -> None:
+        """Check that the weights are here."""
+        dino_folder(options.weights.get("dino"), offline=options.offline)
+
+
+def structure_values(samples: Sequence[Sample], networks: Networks, scale: float = 1.0) -> list[Value]:
     """`DinoKeys.distance` of the edited to the source picture, sample by sample."""
     values: list[Value] = []
     for sample in samples:
-        values.append(float(tools.dino.distance(sample.edited[None], sample.source[None], scale=scale)[0]))
+        values.append(float(networks.get("dino").distance(sample.edited[None], sample.source[None], scale=scale)[0]))
     return values
 
 
-@metric(direction="lower", low=0, high=4, backbone="dino")
-def structure(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="lower",
+    low=0,
+    high=4,
+    backbone="dino",
+    format=MetricFormat("DINO structure distance x1000 (lower is better)", 1000, 2),
+)
+def structure(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Mean squared difference between the pictures' matrices of similarity between parts (DINO keys)."""
-    return structure_values(samples, tools)
+    return structure_values(samples, networks)

@@ -10,24 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from riebench.errors import RiebenchError, near_match
-from riebench.generation.regions.options import PAPER_REGIONS
+from riebench.registry import METRICS
+from riebench.scoring.metrics.base import MetricFormat
+
+PAPER_REGIONS = "grounded-sam"
+"""Words are looked for as the published scripts do; every option at its default is theirs."""
+
 
 DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class MetricFormat:
-    """How a metric is printed: factor, decimals, sign, and the words of its heading."""
-
-    title: str
-    scale: float
-    decimals: int
-    signed: bool = False
-
-    def number(self, value: float) -> str:
-        """The value as printed; a zero never carries a minus."""
-        rounded = round(value * self.scale, self.decimals) + 0.0
-        return f"{rounded:+.{self.decimals}f}" if self.signed and rounded else f"{rounded:.{self.decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Profile:
     """
 
     name: str
-    table: Mapping[str, MetricFormat]
+    table: tuple[str, ...]
     rank: str
     unchanged: Mapping[str, float] = field(default_factory=dict)
     regions: str | None = None
@@ -62,65 +52,51 @@ class Profile:
         return "" if self.name == DEFAULT else self.name
 
 
-_LPIPS = MetricFormat("LPIPS to the source picture (lower is better)", 1, 3)
-
-
-def _cosine(of: str) -> MetricFormat:
-    return MetricFormat(f"CLIP cosine x100 with the {of}", 100, 2)
-
-
 PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
         Profile(
             DEFAULT,
-            {
-                "clip_gain": MetricFormat("CLIP alignment gain x100 (higher is better)", 100, 2, signed=True),
-                "clip_gain_2": MetricFormat(
-                    "CLIP alignment gain x100 by an independent scorer, on its own scale (higher is better)",
-                    100, 2, signed=True,
-                ),
-                "lpips": _LPIPS,
-                "structure": MetricFormat("DINO structure distance x1000 (lower is better)", 1000, 2),
-                "judge_target": MetricFormat("target attribute there, % of pictures (higher is better)", 100, 0),
-                "judge_kept": MetricFormat("other attributes kept, % (higher is better)", 100, 0),
-            },
+            ("clip_gain", "clip_gain_2", "lpips", "structure", "judge_target", "judge_kept"),
             rank="clip_gain",
             unchanged={"clip_gain": 0.0, "clip_gain_2": 0.0, "lpips": 0.0, "structure": 0.0},
         ),
         Profile(
             "paper",
-            {
-                "paper_text_target": _cosine("target prompt (higher is better)"),
-                "paper_text_source": _cosine("source prompt (lower is better)"),
-                "paper_image_source": _cosine("source picture (higher is better)"),
-                "paper_image_target": _cosine("target picture (higher is better)"),
-                "lpips": _LPIPS,
-                "lpips_target": MetricFormat("LPIPS to the target picture (lower is better)", 1, 3),
-            },
+            (
+                "paper_text_target", "paper_text_source", "paper_image_source", "paper_image_target", "lpips",
+                "lpips_target",
+            ),
             rank="paper_text_target",
             regions=PAPER_REGIONS,
             fixed_seed=42,
         ),
         Profile(
             "piebench",
-            {
-                "pie_structure": MetricFormat("structure distance x1000 (lower is better)", 1000, 2),
-                "pie_psnr": MetricFormat("background PSNR in dB, region zeroed (higher is better)", 1, 2),
-                "pie_lpips": MetricFormat("background LPIPS x1000, region zeroed (lower is better)", 1000, 2),
-                "pie_mse": MetricFormat("background MSE x10000, region zeroed (lower is better)", 10_000, 2),
-                "pie_ssim": MetricFormat("background SSIM x100, region zeroed (higher is better)", 100, 2),
-                "pie_clip_target": MetricFormat("CLIP similarity, whole picture (higher is better)", 1, 2),
-                "pie_clip_region": MetricFormat("CLIP similarity, edited region (higher is better)", 1, 2),
-            },
+            (
+                "pie_structure", "pie_psnr", "pie_lpips", "pie_mse", "pie_ssim", "pie_clip_target", "pie_clip_region",
+            ),
             rank="pie_clip_target",
         ),
     )
 }  # fmt: skip
 """Name -> profile."""
 
-FORMATS: dict[str, MetricFormat] = {name: form for profile in PROFILES.values() for name, form in profile.table.items()}
-"""Metric -> how it is printed, in whatever table it is shown."""
+PRINTED: tuple[str, ...] = tuple(dict.fromkeys(name for profile in PROFILES.values() for name in profile.table))
+"""Metrics that the tables of some profile show."""
+
+
+def metric_format(name: str) -> MetricFormat:
+    """Return how tables print a metric; it is stated beside the metric.
+
+    Raises:
+        RiebenchError: if there is no such metric, or tables do not show it.
+    """
+    stated: MetricFormat | None = METRICS.get(name).format
+    if stated is None:
+        raise RiebenchError(f"the metric {name} does not say how tables print it; give @metric a format")
+    return stated
+
 
 IF_AT_HAND: tuple[str, ...] = ("clip_gain_2", "structure")
 """Metrics of the default profile that are left out, and said to be, where their network is not on the machine."""
@@ -145,6 +121,6 @@ def profile_metrics(name: str, registered: Iterable[str]) -> tuple[str, ...]:
     """
     profile = get_profile(name)
     if name != DEFAULT:
-        return tuple(profile.table)
+        return profile.table
     others = {metric for other in PROFILES.values() if other.name != DEFAULT for metric in other.own}
     return tuple(metric for metric in registered if metric not in others)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from riebench.errors import MetricError, near_match
-from riebench.metrics.base import Reason, Sample, UInt8, Value, metric, picture_key
-from riebench.metrics.scorers import folder_digest
 from riebench.models.assets import asset_folder
-
-if TYPE_CHECKING:
-    from riebench.metrics.tools import Tools
+from riebench.scoring.metrics.base import MetricFormat, Reason, Sample, UInt8, Value, metric, picture_key
+from riebench.scoring.metrics.clip_models import folder_digest
+from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 
 SIDE = 64
 """The judge reads pictures of this many pixels a side only."""
@@ -35,7 +32,7 @@ class JudgeReader:
     @classmethod
     def load(cls) -> JudgeReader:
         """The shipped judge, checked by hash."""
-        from riebench.toyworld.judge import Judge
+        from riebench.scoring.metrics.judge_network import Judge
 
         return cls(Judge.load().read, identity())
 
@@ -64,6 +61,21 @@ def identity() -> str:
     return f"toy-judge@{folder_digest(asset_folder('judge'))}"
 
 
+@network("judge")
+class ToyJudge(Network):
+    """The toy world's judge; it ships with the package."""
+
+    @staticmethod
+    def load(networks: Networks) -> JudgeReader:
+        """Load the shipped judge."""
+        return JudgeReader.load()
+
+    @staticmethod
+    def identity(options: NetworkOptions) -> str:
+        """Return the shipped judge's identity."""
+        return identity()
+
+
 def _attributes(sample: Sample) -> tuple[dict[str, str], dict[str, str]]:
     if sample.source_attributes is None or sample.target_attributes is None:
         raise MetricError("the judge's verdict needs an example with attributes")
@@ -75,9 +87,9 @@ def _attributes(sample: Sample) -> tuple[dict[str, str], dict[str, str]]:
     return sample.source_attributes, sample.target_attributes
 
 
-def _read(samples: Sequence[Sample], pictures: Sequence[UInt8], tools: Tools) -> list[dict[str, str]]:
+def _read(samples: Sequence[Sample], pictures: Sequence[UInt8], networks: Networks) -> list[dict[str, str]]:
     # A misspelt attribute would otherwise be a verdict on something that is not there.
-    verdicts = tools.judge(pictures)
+    verdicts = networks.get("judge")(pictures)
     for sample, verdict in zip(samples, verdicts, strict=True):
         for name in _attributes(sample)[0]:
             if name not in verdict:
@@ -97,10 +109,17 @@ def edited_attributes(sample: Sample) -> tuple[str, ...]:
     return tuple(sorted(name for name in source if source[name] != target[name]))
 
 
-@metric(direction="higher", low=0, high=1, backbone="judge", needs_attributes=True)
-def judge_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="higher",
+    low=0,
+    high=1,
+    backbone="judge",
+    needs_attributes=True,
+    format=MetricFormat("target attribute there, % of pictures (higher is better)", 100, 0),
+)
+def judge_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """1 if every edited attribute has the target's value in the edited picture, else 0."""
-    verdicts = _read(samples, [sample.edited for sample in samples], tools)
+    verdicts = _read(samples, [sample.edited for sample in samples], networks)
     values: list[Value] = []
     for sample, verdict in zip(samples, verdicts, strict=True):
         _, target = _attributes(sample)
@@ -112,15 +131,22 @@ def judge_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     return values
 
 
-@metric(direction="higher", low=0, high=1, backbone="judge", needs_attributes=True)
-def judge_kept(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="higher",
+    low=0,
+    high=1,
+    backbone="judge",
+    needs_attributes=True,
+    format=MetricFormat("other attributes kept, % (higher is better)", 100, 0),
+)
+def judge_kept(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Share of the other attributes that read in the edited picture as they do in the source picture.
 
     The comparison is with what the source picture shows, not with what its prompt says: an edit is not to blame for
     what the generator got wrong before it.
     """
-    after = _read(samples, [sample.edited for sample in samples], tools)
-    before = _read(samples, [sample.source for sample in samples], tools)
+    after = _read(samples, [sample.edited for sample in samples], networks)
+    before = _read(samples, [sample.source for sample in samples], networks)
     values: list[Value] = []
     for sample, new, old in zip(samples, after, before, strict=True):
         edited = edited_attributes(sample)

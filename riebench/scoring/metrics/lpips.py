@@ -10,14 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from riebench.errors import MetricError
-from riebench.metrics.base import Float, Reason, Sample, Value, by_size, check_pair, metric, strict_float32
 from riebench.models.assets import asset_folder
+from riebench.scoring.metrics.base import (
+    Float,
+    MetricFormat,
+    Reason,
+    Sample,
+    Value,
+    by_size,
+    check_pair,
+    metric,
+    strict_float32,
+)
+from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 from riebench.utils.files import file_sha256
 
 if TYPE_CHECKING:
     import torch
-
-    from riebench.metrics.tools import Tools
 
 BACKBONE = "lpips-v0.1-alexnet"
 """Stored with every value."""
@@ -31,6 +40,8 @@ TRUNK_FILE = "alexnet_features.safetensors"
 LAYERS = {"slice1.0": "0", "slice2.3": "3", "slice3.6": "6", "slice4.8": "8", "slice5.10": "10"}
 """Convolution in the lpips package -> its number in torchvision's `features`."""
 
+SQUEEZENET = "squeezenet"
+"""Name of the network on SqueezeNet."""
 SQUEEZE_FILE = "squeezenet1_1-b8a52dc0.pth"
 """torchvision's weights; the name ends in the beginning of their SHA-256, as all of torchvision's do."""
 SQUEEZE_SLICES = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 11), (11, 12), (12, 13))
@@ -187,6 +198,48 @@ def _network(kind: str, weights: Mapping[str, torch.Tensor], names: Mapping[str,
     return model.float().eval().requires_grad_(False)
 
 
+@network("lpips")
+class LpipsNetwork(Network):
+    """LPIPS on AlexNet; it ships with the package."""
+
+    @staticmethod
+    def load(networks: Networks) -> LpipsModel:
+        """Load the shipped network."""
+        return LpipsModel(networks.options.device)
+
+    @staticmethod
+    def identity(options: NetworkOptions) -> str:
+        """Return `BACKBONE`."""
+        return BACKBONE
+
+
+@network(SQUEEZENET)
+class SqueezeNetwork(Network):
+    """LPIPS on SqueezeNet, whose trunk people bring."""
+
+    weights = f"torchvision's {SQUEEZE_FILE}"
+
+    @staticmethod
+    def load(networks: Networks) -> LpipsModel:
+        """Load the network from torch's hub folder or from `--weights`."""
+        return SqueezeLpips(networks.options.device, networks.options.weights.get(SQUEEZENET))
+
+    @staticmethod
+    def identity(options: NetworkOptions) -> str:
+        """Return `SQUEEZE_BACKBONE`."""
+        return SQUEEZE_BACKBONE
+
+    @staticmethod
+    def locate(options: NetworkOptions) -> None:
+        """Check that torchvision's weights are here; they are never fetched."""
+        squeezenet_file(options.weights.get(SQUEEZENET))
+
+
+def _lpips(networks: Networks, name: str = "lpips") -> LpipsModel:
+    model: LpipsModel = networks.get(name)
+    return model
+
+
 def pasted(sample: Sample) -> npt.NDArray[np.uint8]:
     """The edited picture's background on the source picture's region, [H, W, 3].
 
@@ -195,32 +248,45 @@ def pasted(sample: Sample) -> npt.NDArray[np.uint8]:
     return np.where(sample.mask[:, :, None], sample.source, sample.edited)
 
 
-@metric(direction="lower", low=0, high=None, backbone="lpips")
-def lpips(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="lower",
+    low=0,
+    high=None,
+    backbone="lpips",
+    format=MetricFormat("LPIPS to the source picture (lower is better)", 1, 3),
+)
+def lpips(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """LPIPS of the edited and the source picture, whole frame."""
     values: list[Value] = [Reason.NOT_RUN] * len(samples)
     for group in by_size(samples):
         edited = np.stack([samples[position].edited for position in group])
         source = np.stack([samples[position].source for position in group])
-        for position, value in zip(group, tools.lpips.distance(edited, source), strict=True):
+        for position, value in zip(group, _lpips(networks).distance(edited, source), strict=True):
             values[position] = float(value)
     return values
 
 
-@metric(direction="lower", low=0, high=None, backbone="lpips", needs_target=True)
-def lpips_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="lower",
+    low=0,
+    high=None,
+    backbone="lpips",
+    needs_target=True,
+    format=MetricFormat("LPIPS to the target picture (lower is better)", 1, 3),
+)
+def lpips_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """LPIPS of the edited picture and what the model makes of the target prompt, whole frame."""
     values: list[Value] = [Reason.NOT_RUN] * len(samples)
     for group in by_size(samples):
         edited = np.stack([samples[position].edited for position in group])
         target = np.stack([samples[position].wanted for position in group])
-        for position, value in zip(group, tools.lpips.distance(edited, target), strict=True):
+        for position, value in zip(group, _lpips(networks).distance(edited, target), strict=True):
             values[position] = float(value)
     return values
 
 
 @metric(direction="lower", low=0, high=None, backbone="lpips")
-def lpips_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def lpips_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """LPIPS between the source picture and itself with the edited background pasted in, per share of background."""
     values: list[Value] = [Reason.NO_BACKGROUND] * len(samples)
     for group in by_size(samples):
@@ -229,6 +295,6 @@ def lpips_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
             continue
         mixed = np.stack([pasted(samples[position]) for position in positions])
         source = np.stack([samples[position].source for position in positions])
-        for position, value in zip(positions, tools.lpips.distance(source, mixed), strict=True):
+        for position, value in zip(positions, _lpips(networks).distance(source, mixed), strict=True):
             values[position] = float(value / samples[position].background.mean())
     return values

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from riebench.metrics.tools import Tools
+    from riebench.scoring.metrics.networks import Networks
 from riebench.errors import MetricError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -43,10 +43,6 @@ class Reason(StrEnum):
     NO_WEIGHTS = "no_weights"
     """The metric's network was asked for and is not on this machine; measured as soon as it is."""
 
-
-Kind = Literal["", "clip", "clip2", "clip-half", "lpips", "squeeze", "dino", "judge"]
-"""Kinds of network: none; CLIP in float32; the independent second one; CLIP as the published scripts run it; LPIPS on
-AlexNet and on SqueezeNet; DINO; the toy world's judge."""
 
 Value = float | Reason
 """A finite number, or why there is none."""
@@ -115,7 +111,29 @@ class Sample:
         return bool(self.background.mean() >= MIN_BACKGROUND)
 
 
-Compute = Callable[[Sequence[Sample], "Tools"], list[Value]]
+@dataclass(frozen=True)
+class MetricFormat:
+    """How tables print a metric.
+
+    Attributes:
+        title: heading, with the factor and which way is better.
+        scale: factor between the stored and the printed number.
+        decimals: of the printed number.
+        signed: whether positive numbers carry a plus.
+    """
+
+    title: str
+    scale: float
+    decimals: int
+    signed: bool = False
+
+    def number(self, value: float) -> str:
+        """Return the value as printed; a zero never carries a minus."""
+        rounded = round(value * self.scale, self.decimals) + 0.0
+        return f"{rounded:+.{self.decimals}f}" if self.signed and rounded else f"{rounded:.{self.decimals}f}"
+
+
+Compute = Callable[[Sequence[Sample], "Networks"], list[Value]]
 """Batch of samples and the loaded networks -> one value per sample, in order."""
 
 
@@ -129,10 +147,11 @@ class Metric:
         low: smallest possible value.
         high: largest possible value, or None if unbounded.
         version: raised whenever the same pictures would give another number.
-        backbone: kind of network it needs.
+        backbone: name of the network it needs, as registered with `@network`; empty for none.
         needs_attributes: only defined for examples whose attributes are known.
         needs_target: compares with the target picture.
         compute: the function itself.
+        format: how tables print it; None for metrics that no table shows.
     """
 
     name: str
@@ -140,12 +159,13 @@ class Metric:
     low: float
     high: float | None
     version: int
-    backbone: Kind
+    backbone: str
     compute: Compute
     needs_attributes: bool = False
     needs_target: bool = False
+    format: MetricFormat | None = None
 
-    def __call__(self, samples: Sequence[Sample], tools: Tools) -> list[Value]:
+    def __call__(self, samples: Sequence[Sample], networks: Networks) -> list[Value]:
         """One value per sample.
 
         Raises:
@@ -153,7 +173,7 @@ class Metric:
         """
         if not samples:
             return []
-        values = self.compute(samples, tools)
+        values = self.compute(samples, networks)
         if len(values) != len(samples):
             raise MetricError(f"{self.name}: {len(values)} values for {len(samples)} samples")
         for value in values:
@@ -177,15 +197,16 @@ def metric(
     low: float,
     high: float | None,
     version: int = 1,
-    backbone: Kind = "",
+    backbone: str = "",
     needs_attributes: bool = False,
     needs_target: bool = False,
+    format: MetricFormat | None = None,
 ) -> Callable[[Compute], Metric]:
-    """Decorator that turns a batch function into a `Metric` of the function's name."""
+    """Turn a batch function into a `Metric` of the function's name; arguments as `Metric`'s attributes."""
 
     def wrap(function: Compute) -> Metric:
         name: str = function.__name__  # type-checked callables have one; lambdas are not meant here
-        return Metric(name, direction, low, high, version, backbone, function, needs_attributes, needs_target)
+        return Metric(name, direction, low, high, version, backbone, function, needs_attributes, needs_target, format)
 
     return wrap
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from riebench.metrics.base import Bool, Float, Reason, Sample, Value, metric
-from riebench.metrics.pixel import mean_squared_error_zeroed, psnr, ssim_map
-from riebench.metrics.structure import structure_values
+from riebench.scoring.metrics.base import Bool, Float, MetricFormat, Reason, Sample, Value, metric
+from riebench.scoring.metrics.lpips import SQUEEZENET
+from riebench.scoring.metrics.pixel import mean_squared_error_zeroed, psnr, ssim_map
+from riebench.scoring.metrics.structure import structure_values
 
 if TYPE_CHECKING:
-    from riebench.metrics.tools import Tools
+    from riebench.scoring.metrics.networks import Networks
 
 FRAME = 512
 """Side in pixels of what is kept of a picture that is not square."""
@@ -72,14 +73,24 @@ def _kept(samples: Sequence[Sample], compare: Compare) -> list[Value]:
     return values
 
 
-@metric(direction="lower", low=0, high=1)
-def pie_mse(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="lower",
+    low=0,
+    high=1,
+    format=MetricFormat("background MSE x10000, region zeroed (lower is better)", 10_000, 2),
+)
+def pie_mse(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Mean squared difference with the region set to 0, over the whole frame."""
     return _kept(samples, mean_squared_error_zeroed)
 
 
-@metric(direction="higher", low=0, high=None)
-def pie_psnr(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="higher",
+    low=0,
+    high=None,
+    format=MetricFormat("background PSNR in dB, region zeroed (higher is better)", 1, 2),
+)
+def pie_psnr(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """PSNR of `pie_mse` in dB; missing (`identical`) for an untouched background."""
     return [
         value if isinstance(value, Reason) else Reason.IDENTICAL if value == 0 else float(psnr(np.array(value)))
@@ -87,37 +98,68 @@ def pie_psnr(samples: Sequence[Sample], tools: Tools) -> list[Value]:
     ]
 
 
-@metric(direction="higher", low=-1, high=1)
-def pie_ssim(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="higher",
+    low=-1,
+    high=1,
+    format=MetricFormat("background SSIM x100, region zeroed (higher is better)", 100, 2),
+)
+def pie_ssim(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """SSIM with the region set to 0, mean over the whole frame."""
     return _kept(samples, lambda a, b, where: np.asarray(ssim_map(a, b).mean(axis=(1, 2))))
 
 
-@metric(direction="lower", low=0, high=None, backbone="squeeze")
-def pie_lpips(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="lower",
+    low=0,
+    high=None,
+    backbone=SQUEEZENET,
+    format=MetricFormat("background LPIPS x1000, region zeroed (lower is better)", 1000, 2),
+)
+def pie_lpips(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """LPIPS on SqueezeNet with the region set to 0."""
-    return _kept(samples, lambda a, b, where: tools.squeeze.distance(a, b))
+    return _kept(samples, lambda a, b, where: networks.get(SQUEEZENET).distance(a, b))
 
 
-@metric(direction="lower", low=0, high=4, backbone="dino")
-def pie_structure(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="lower",
+    low=0,
+    high=4,
+    backbone="dino",
+    format=MetricFormat("structure distance x1000 (lower is better)", 1000, 2),
+)
+def pie_structure(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Structure distance of the whole frame, with ImageNet's mean and deviation applied to pixels in 0 to 255."""
-    return structure_values([framed(sample) for sample in samples], tools, 255.0)
+    return structure_values([framed(sample) for sample in samples], networks, 255.0)
 
 
-@metric(direction="higher", low=0, high=100, backbone="clip")
-def pie_clip_target(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="higher",
+    low=0,
+    high=100,
+    backbone="clip",
+    format=MetricFormat("CLIP similarity, whole picture (higher is better)", 1, 2),
+)
+def pie_clip_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """100 times the cosine of the edited picture with the target prompt, at least 0."""
-    return _clip([framed(sample).edited for sample in samples], samples, tools)
+    return _clip([framed(sample).edited for sample in samples], samples, networks)
 
 
-@metric(direction="higher", low=0, high=100, backbone="clip")
-def pie_clip_region(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+@metric(
+    direction="higher",
+    low=0,
+    high=100,
+    backbone="clip",
+    format=MetricFormat("CLIP similarity, edited region (higher is better)", 1, 2),
+)
+def pie_clip_region(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """100 times the cosine of the edited picture, black outside the region, with the target prompt, at least 0."""
     frames = [framed(sample) for sample in samples]
-    return _clip([zeroed(frame.edited, frame.mask) for frame in frames], samples, tools)
+    return _clip([zeroed(frame.edited, frame.mask) for frame in frames], samples, networks)
 
 
-def _clip(pictures: Sequence[npt.NDArray[np.uint8]], samples: Sequence[Sample], tools: Tools) -> list[Value]:
-    cosines = (tools.clip.pictures(pictures) * tools.clip.texts(s.target_prompt for s in samples)).sum(axis=1)
+def _clip(pictures: Sequence[npt.NDArray[np.uint8]], samples: Sequence[Sample], networks: Networks) -> list[Value]:
+    cosines = (
+        networks.get("clip").pictures(pictures) * networks.get("clip").texts(s.target_prompt for s in samples)
+    ).sum(axis=1)
     return [float(value) for value in np.maximum(100 * cosines, 0)]

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from riebench.errors import MetricError
-from riebench.metrics.base import Bool, Float, Reason, Sample, Value, by_size, check_pair, metric, unit_range
+from riebench.scoring.metrics.base import Bool, Float, Reason, Sample, Value, by_size, check_pair, metric, unit_range
 
 if TYPE_CHECKING:
-    from riebench.metrics.tools import Tools
+    from riebench.scoring.metrics.networks import Networks
 
 WINDOW = 11
 """Side of SSIM's Gaussian window in pixels."""
@@ -133,13 +133,13 @@ def _errors(samples: Sequence[Sample]) -> list[Value]:
 
 
 @metric(direction="lower", low=0, high=1)
-def mse_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def mse_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Mean squared difference to the source picture over the background, pixels in [0, 1]."""
     return _errors(samples)
 
 
 @metric(direction="higher", low=0, high=None)
-def psnr_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def psnr_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """PSNR of `mse_bg` in dB; missing (`identical`) for an untouched background."""
     return [
         value if isinstance(value, Reason) else Reason.IDENTICAL if value == 0 else float(psnr(np.array(value)))
@@ -148,7 +148,7 @@ def psnr_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
 
 
 @metric(direction="higher", low=-1, high=1)
-def ssim_bg(samples: Sequence[Sample], tools: Tools) -> list[Value]:
+def ssim_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Mean SSIM to the source picture over all windows that lie in the background entirely."""
     values: list[Value] = [Reason.NO_BACKGROUND] * len(samples)
     for group in by_size(samples):

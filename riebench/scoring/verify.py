@@ -244,7 +244,7 @@ def _fresh(
     folder: RunFolder, metrics: Sequence[str], tasks: Sequence[EditTask], means: Means
 ) -> dict[ScoreKey, ScoreRecord]:
     """Scores computed beside a copy of the records, with the pictures linked."""
-    from riebench.scoring import score
+    from riebench.scoring.score import score
 
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.path.name

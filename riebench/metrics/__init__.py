@@ -1,1 +1,0 @@
-"""Metrics: each is a function from pictures and prompts to one number per sample."""

@@ -1,0 +1,245 @@
+"""The networks that metrics share, each loaded the first time a metric asks for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from riebench.errors import MetricError, RiebenchError, near_match
+from riebench.registry import NETWORKS
+from riebench.utils.hub import fetch, is_offline
+
+T = TypeVar("T")
+N = TypeVar("N", bound="type[Network]")
+
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which networks to load, from where, and onto which device.
+
+    Attributes:
+        scorer: the CLIP that scores, as `ClipSpec.parse` reads it.
+        second: the independent CLIP that gives `clip_gain_2`, or None for none.
+        device: torch device.
+        weights: name of a network -> where its weights lie (`--weights NAME=PATH`).
+        offline: fetches nothing.
+    """
+
+    scorer: str = "clip-l14"
+    second: str | None = None
+    device: str = "cpu"
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    offline: bool = False
+
+
+class Network(ABC):
+    """How one network is found, named and loaded; never instantiated. Register subclasses with `@network(NAME)`.
+
+    Attributes:
+        weights: what lies at the path of `--weights NAME=PATH`, in words; empty if the network takes no such path.
+    """
+
+    weights: str = ""
+
+    @staticmethod
+    @abstractmethod
+    def load(networks: Networks) -> Any:
+        """Load the network.
+
+        If the result has attributes `backbone`, `details` (what must be known to repeat a number) or `cut_prompts`
+        (prompts that lost their end), they are stored with the scores.
+
+        Args:
+            networks: holds the options, and other networks that this one may be made of.
+
+        Raises:
+            MetricError: if it cannot be loaded.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def identity(options: NetworkOptions) -> str:
+        """Return what is stored as `backbone` with every value, without loading the network."""
+
+    @staticmethod
+    def locate(options: NetworkOptions) -> None:
+        """Check that the network's files are here, fetching them unless offline.
+
+        Only networks that people may lack need this: metrics whose network is not found are left out, and said to be.
+
+        Raises:
+            MetricError: one line on what is missing and how to bring it.
+        """
+        return
+
+
+def network(name: str) -> Callable[[N], N]:
+    """Register a `Network` under the name that metrics give as their `backbone`."""
+    return NETWORKS.register(name)
+
+
+def parse_weights(entries: Sequence[str]) -> dict[str, Path]:
+    """Read what `--weights` was given.
+
+    Args:
+        entries: "NAME=PATH" each, with the name of a network that takes a path.
+
+    Returns:
+        Name -> path that exists.
+
+    Raises:
+        MetricError: for an unknown or repeated name, or a path that is not there.
+    """
+    found: dict[str, Path] = {}
+    if not entries:
+        return found
+    local = {name: NETWORKS.get(name).weights for name in NETWORKS.names() if NETWORKS.get(name).weights}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if name not in local or not equals:
+            known = "; ".join(f"{key}=PATH of the {what}" for key, what in local.items())
+            raise MetricError(f"--weights {entry!r}{near_match(name, local)}: write {known}")
+        if name in found:
+            raise MetricError(f"--weights {name} is given twice")
+        found[name] = Path(path).expanduser()
+        if not found[name].exists():
+            raise MetricError(f"--weights {entry}: there is no {path}")
+    return found
+
+
+def check_weights_file(path: Path) -> Path:
+    """The path, if it may hold weights.
+
+    Raises:
+        MetricError: if there is no such file, it is a Git-LFS pointer, or of a kind that is not read.
+    """
+    if not path.is_file():
+        raise MetricError(f"there is no file {path}")
+    if path.suffix not in WEIGHT_ENDINGS:
+        raise MetricError(f"{path} is no weights file; it has to end in {', '.join(WEIGHT_ENDINGS)}")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise MetricError(f"{path} is a Git-LFS pointer, not the file; run `git lfs pull` in its folder")
+    return path
+
+
+def from_hub(
+    repository: str, choices: Sequence[tuple[str, ...]], *, revision: str | None = None, offline: bool = False
+) -> Path:
+    """The folder of the hub's cache that holds one of several sets of files; fetched only if none is there.
+
+    Args:
+        repository: hub id.
+        choices: sets of file names, the best first.
+        revision: commit, or None for the newest.
+        offline: looks into the cache alone.
+
+    Raises:
+        MetricError: one line on what is missing and how to bring it.
+    """
+    why = ""
+    for local in (True,) if offline or is_offline() else (True, False):
+        for files in choices:
+            try:
+                folder = fetch(repository, revision, patterns=files, offline=local)
+            except RiebenchError as error:
+                why = "" if local else f": {error}"
+                continue
+            if all((folder / name).is_file() for name in files):
+                return folder
+    pin = f" --revision {revision}" if revision else ""
+    line = f"hf download {repository}{pin} {' '.join(choices[0])}"
+    raise MetricError(f"{repository} is not on this machine (`{line}` brings it){why}")
+
+
+class Networks:
+    """Lazily loaded networks on one device.
+
+    Args:
+        scorer: see `NetworkOptions`.
+        second: likewise.
+        device: likewise.
+        weights: likewise.
+        offline: likewise.
+        ready: name of a network -> a loaded one to use instead.
+    """
+
+    def __init__(
+        self, scorer: str = "clip-l14", *, device: str = "cpu", second: str | None = None,
+        weights: Mapping[str, Path] | None = None, offline: bool = False, ready: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.options = NetworkOptions(scorer, second, device, dict(weights or {}), offline)
+        self._loaded: dict[str, Any] = dict(ready or {})
+        self._parts: dict[Any, Any] = {}
+        self._identities: dict[str, str] = {}
+        self._missing: dict[tuple[str, bool], str | None] = {}
+
+    def get(self, name: str) -> Any:
+        """Return a network, loading it at the first call.
+
+        Raises:
+            MetricError: if it cannot be loaded.
+        """
+        if name not in self._loaded:
+            self._loaded[name] = NETWORKS.get(name).load(self)
+        return self._loaded[name]
+
+    def part(self, key: Any, load: Callable[[], T]) -> T:
+        """Return what several networks are made of, loading it at the first call with that key."""
+        if key not in self._parts:
+            self._parts[key] = load()
+        part: T = self._parts[key]
+        return part
+
+    def missing(self, name: str, *, fetch: bool) -> str | None:
+        """Say in one line why a network cannot be had; None if it can. Only of networks people may lack.
+
+        Args:
+            name: as registered; empty for the metrics that need none.
+            fetch: whether it may be fetched now; without, only this machine is looked at.
+        """
+        key = name, fetch and not self.options.offline
+        if key not in self._missing:
+            self._missing[key] = self._look_for(*key)
+        return self._missing[key]
+
+    def _look_for(self, name: str, fetch: bool) -> str | None:
+        if not name or name in self._loaded:
+            return None
+        try:
+            NETWORKS.get(name).locate(replace(self.options, offline=not fetch))
+        except MetricError as error:
+            return str(error)
+        return None
+
+    def lacking(self, name: str) -> str | None:
+        """Return what `missing` has answered for a network that was asked for, without looking again."""
+        return self._missing.get((name, not self.options.offline))
+
+    def identity(self, name: str) -> str:
+        """Return the identity of a network, stored as `backbone` with every value; empty for pixel metrics.
+
+        Loads nothing, so that a run that is scored already stays quick.
+        """
+        if not name:
+            return ""
+        if name not in self._identities:
+            own = getattr(self._loaded.get(name), "backbone", None)
+            self._identities[name] = own or NETWORKS.get(name).identity(self.options)
+        return self._identities[name]
+
+    @property
+    def details(self) -> dict[str, dict[str, str]]:
+        """What must be known to repeat the numbers, for the networks loaded so far."""
+        return {one.backbone: one.details for one in self._loaded.values() if hasattr(one, "details")}
+
+    @property
+    def cut_prompts(self) -> tuple[str, ...]:
+        """Prompts that a CLIP saw without their end, sorted."""
+        return tuple(sorted(set().union(*(getattr(one, "cut_prompts", ()) for one in self._loaded.values()))))
