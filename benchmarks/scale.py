@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from riebench.analysis.leaderboard import write_leaderboard
+from riebench.analysis.tables import write_tables
 from riebench.blocks import BLOCKS, block_set_name
-from riebench.leaderboard import write_leaderboard
 from riebench.models.spec import ModelSpec
 from riebench.runs.prepare import package_versions
 from riebench.store.folder import RunFolder, run_folders, run_path
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
 from riebench.store.run_file import seal
-from riebench.tables import write_tables
 from riebench.tasks.masks import MaskShare
 from riebench.tasks.schema import Setting
 from riebench.utils.files import append_lines, write_atomic

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from riebench.analysis.tables import fill_parts
 from riebench.blocks import BLOCKS
 from riebench.counting import shares_before
-from riebench.documents import fill_parts
 from riebench.errors import RiebenchError
 from riebench.utils.markup import markdown
 

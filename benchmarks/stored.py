@@ -102,9 +102,9 @@ def _read_run(place: Path) -> object:
 
 
 def _read_tables(place: Path) -> object:
-    from riebench.leaderboard import leaderboard_text
+    from riebench.analysis.leaderboard import leaderboard_text
+    from riebench.analysis.tables import table_texts
     from riebench.store.folder import run_folders
-    from riebench.tables import table_texts
 
     folders = run_folders(place)
     return table_texts(place / "mine" / "m", folders), leaderboard_text(place)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import short_name
-from riebench.configurations import EVERYTHING
 from riebench.estimates import Request, per_picture
 from riebench.forecast import Forecast, Line, forecast
 from riebench.generation.memory import suitable_batch_size, usual_batch_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from riebench.configurations import block_order
+from riebench.analysis.configurations import block_order
 from riebench.store.folder import SHARED, RunFolder, SharedFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES

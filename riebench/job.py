@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from riebench.analysis.leaderboard import write_leaderboard
+from riebench.analysis.tables import write_tables
 from riebench.blocks import module_path, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.gallery import write_galleries
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
-from riebench.leaderboard import write_leaderboard
 from riebench.methods.check import check_setting
 from riebench.models.lookup import ModelRecipe, profiled
 from riebench.models.presets import scorer_for
@@ -24,7 +25,6 @@ from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, get_profile
 from riebench.store.folder import REDO_MODES, Redo, RunFolder, complaints, run_folders, run_path, set_aside
 from riebench.summary import Say, print_per_block, say_failures, say_page
-from riebench.tables import write_tables
 from riebench.tasks.schema import EditTask, Setting, parse_interval
 from riebench.tasks.settings import MAIN_SET, load_settings
 from riebench.tasks.suites import default_model, load_suite

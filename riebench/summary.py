@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from riebench.configurations import (
+from riebench.analysis.configurations import (
     EVERYTHING,
     Configuration,
     configurations,

@@ -11,11 +11,11 @@ import pytest
 from test_leaderboard import CATEGORIES, add_run, rows
 from typer.testing import CliRunner
 
+from riebench.analysis.configurations import Origin, agreed_origins, agreed_world, origin_gap, world_gap
+from riebench.analysis.leaderboard import leaderboard_text
 from riebench.cli import app
-from riebench.leaderboard import leaderboard_text
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
-from riebench.versions import Origin, agreed_origins, agreed_world, origin_gap, world_gap
 
 
 def call(results: Path, *words: str) -> Any:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from riebench.documents import fill_document
+from riebench.analysis.tables import check_all, fill_document, write_all
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, run_folders
-from riebench.tables import check_all, write_all
 
 PART = "<!-- table: tables/per_block.csv metric={} settings={} -->\nold\n<!-- end -->\n"
 

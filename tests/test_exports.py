@@ -13,12 +13,11 @@ from scored_runs import EXAMPLES, TASKS, stored_run
 from test_leaderboard import add_run
 from typer.testing import CliRunner
 
+from riebench.analysis.configurations import configurations
+from riebench.analysis.export import export, frame, push, save_dataset, to_dataset, unit_rows
+from riebench.analysis.figures import figure_files
 from riebench.cli import app
-from riebench.configurations import configurations
-from riebench.datasets_export import push, save_dataset, to_dataset
 from riebench.errors import RiebenchError
-from riebench.exports import export, frame, unit_rows
-from riebench.figures import figure_files
 from riebench.store.folder import RunFolder, run_folders
 from riebench.utils.markup import latex_table, latex_tables
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from helpers import make_key, make_record, make_score, make_spec
 
-from riebench.compare import compare, comparison_text
+from riebench.analysis.compare import compare, comparison_text
+from riebench.analysis.leaderboard import check_leaderboard, leaderboard_text, write_leaderboard
 from riebench.errors import RiebenchError
-from riebench.leaderboard import check_leaderboard, leaderboard_text, write_leaderboard
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 

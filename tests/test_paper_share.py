@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from paper_runs import CATEGORIES, keys, level, stored
 
+from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import block_set_name
-from riebench.configurations import EVERYTHING
 from riebench.job import Job
 from riebench.paper import blocks, share
 from riebench.paper.artefact import Row, picked

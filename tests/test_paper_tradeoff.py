@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from paper_runs import CATEGORIES, keys, level, stored
 
+from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import BLOCKS
-from riebench.configurations import EVERYTHING
 from riebench.job import Job
 from riebench.models.shapes import SDXL
 from riebench.paper import tradeoff

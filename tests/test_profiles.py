@@ -11,10 +11,11 @@ from helpers import make_spec
 from scored_runs import TASKS, noise, stored_run
 from tiny_clip import tiny_clip_folder
 
-from riebench.configurations import configurations, scored_profiles
+from riebench.analysis.configurations import configurations, scored_profiles
+from riebench.analysis.leaderboard import leaderboard_text
+from riebench.analysis.tables import check_all, write_all
 from riebench.errors import RiebenchError
 from riebench.job import Job
-from riebench.leaderboard import leaderboard_text
 from riebench.registry import METRICS
 from riebench.runs.plan import plan, works_of
 from riebench.scoring.metrics.base import Sample
@@ -32,7 +33,6 @@ from riebench.scoring.profiles import PRINTED, PROFILES, get_profile, profile_me
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 from riebench.store.records import noise_seed
-from riebench.tables import check_all, write_all
 from riebench.tasks.schema import Setting
 
 MASK = np.zeros((64, 64), bool)

@@ -13,6 +13,7 @@ import pytest
 from report_runs import HOSTILE, STRENGTHS, make_results, tasks
 from typer.testing import CliRunner
 
+from riebench.analysis.tradeoff import BUDGETS
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.report import write_report
@@ -22,7 +23,6 @@ from riebench.report.plots import plot_points
 from riebench.report.reading import read_groups
 from riebench.store.folder import RunFolder
 from riebench.summary import say_page
-from riebench.tradeoff import BUDGETS
 
 BOARD = "<!-- made by X -->\n# Leaderboard\n\n## mine on toy-turbo\n\n| rank | area |\n| --- | --- |\n| 1 | 0.5 |\n"
 

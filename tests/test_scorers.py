@@ -15,9 +15,10 @@ import torch
 from scored_runs import TASKS, key_of, noise, stored_run
 from tiny_clip import VISION, tiny_clip_folder
 
-from riebench.configurations import configurations
+from riebench.analysis.configurations import configurations
+from riebench.analysis.leaderboard import leaderboard_text
+from riebench.analysis.tables import per_method
 from riebench.errors import MetricError, RiebenchError
-from riebench.leaderboard import leaderboard_text
 from riebench.models.presets import PRESETS, second_scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.scoring.metrics.clip import ClipScorer
@@ -25,7 +26,6 @@ from riebench.scoring.metrics.clip_models import SCORERS, ClipSpec, identity, lo
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
-from riebench.tables import per_method
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TRAINING: dict[str, Any] = {

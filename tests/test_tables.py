@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from helpers import make_key, make_score, make_spec
 
-from riebench import stats
-from riebench.configurations import TABLE_METRICS, configurations
-from riebench.stats import detectable_difference, estimate
+from riebench.analysis import stats
+from riebench.analysis.configurations import TABLE_METRICS, configurations
+from riebench.analysis.stats import detectable_difference, estimate
+from riebench.analysis.tables import per_feature_share, per_method, write_tables
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
-from riebench.tables import per_feature_share, per_method, write_tables
 
 
 def test_mean_goes_over_seeds_then_examples_then_categories() -> None:

@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from riebench.analysis.stats import clustered_standard_error, holm, interval, p_value, rank_groups
+from riebench.analysis.tradeoff import (
+    BUDGETS,
+    Examples,
+    best_within,
+    cross_fit,
+    folds,
+    macro_means,
+    micro_means,
+    with_no_edit,
+)
 from riebench.errors import RiebenchError
-from riebench.inference import clustered_standard_error, holm, interval, p_value, rank_groups
-from riebench.tradeoff import BUDGETS, Examples, best_within, cross_fit, folds, macro_means, micro_means, with_no_edit
 
 SEED = 5
 

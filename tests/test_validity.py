@@ -14,20 +14,18 @@ from helpers import make_key, make_record, make_spec
 from scipy.stats import kendalltau, mannwhitneyu
 from typer.testing import CliRunner
 
+from riebench.analysis.tradeoff import Examples
+from riebench.analysis.validity.agreement import Tracking, paired, signs, tracked
+from riebench.analysis.validity.document import PARTS, TEMPLATE, fill_validity
+from riebench.analysis.validity.findings import Findings
+from riebench.analysis.validity.plots import ranks
+from riebench.analysis.validity.ranking import ranking, taus
+from riebench.analysis.validity.units import KEPT, SUCCESS, TARGET, Ground, Units, grounds
 from riebench.cli import app
 from riebench.commands.common import folders_in
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, run_folders
 from riebench.store.records import EditRecord, ScoreRecord
-from riebench.tradeoff import Examples
-from riebench.validity.document import TEMPLATE, fill_validity
-from riebench.validity.findings import Findings
-from riebench.validity.pairs import Tracking, tracked
-from riebench.validity.parts import PARTS
-from riebench.validity.plots import ranks
-from riebench.validity.ranking import ranking, taus
-from riebench.validity.signs import paired, signs
-from riebench.validity.units import KEPT, SUCCESS, TARGET, Ground, Units, grounds
 
 CATEGORIES = ("change_object", "change_color")
 LEVELS = (0.5, 1.0, 2.0)

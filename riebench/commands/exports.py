@@ -28,21 +28,21 @@ def export(
     ] = None,
 ) -> None:
     """Write units, configurations, methods, tables and figures for other programs."""
-    from riebench.exports import DATASET, check_formats
-    from riebench.exports import export as write
+    from riebench.analysis.export import DATASET, check_formats
+    from riebench.analysis.export import export as write
 
     chosen = check_formats(words(formats))
     if push_to is not None and DATASET not in chosen:
         raise RiebenchError("--push-to uploads the dataset; add --format dataset")
     if push_to is not None:
-        from riebench.datasets_export import check_hub_name
+        from riebench.analysis.export import check_hub_name
 
         check_hub_name(push_to)
     folders = folders_in(places(results)[0])
     for path in write(folders, out, chosen):
         print(path)
     if DATASET in chosen:
-        from riebench.datasets_export import push, save_dataset, to_dataset
+        from riebench.analysis.export import push, save_dataset, to_dataset
         from riebench.tasks.suites import load_suite
 
         made = to_dataset(folders, [task for name in suite or () for task in load_suite(name)])

@@ -72,9 +72,8 @@ def tables(
     check: UpToDateOption = False,
 ) -> None:
     """Write the tables of every suite and model from stored scores."""
-    from riebench.documents import fill_document
+    from riebench.analysis.tables import check_all, fill_document, write_all
     from riebench.scoring.profiles import get_profile
-    from riebench.tables import check_all, write_all
 
     if profile is not None:
         get_profile(profile)
@@ -105,7 +104,7 @@ def leaderboard(
     offline: OfflineOption = False,
 ) -> None:
     """Write leaderboard.md from the results folder alone."""
-    from riebench.leaderboard import check_leaderboard, write_leaderboard
+    from riebench.analysis.leaderboard import check_leaderboard, write_leaderboard
 
     folder, board = places(results)
     if verify is not None:
@@ -150,8 +149,8 @@ def compare(
     model: Annotated[str | None, typer.Option(help="The model, if there are results of several.")] = None,
 ) -> None:
     """Compare two methods: paired difference of their areas, by category and block set."""
-    from riebench.compare import compare as compared
-    from riebench.compare import comparison_text, short_knobs
+    from riebench.analysis.compare import compare as compared
+    from riebench.analysis.compare import comparison_text, short_knobs
 
     folders = [
         folder

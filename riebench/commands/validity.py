@@ -20,7 +20,7 @@ def validity(
     check: UpToDateOption = False,
 ) -> None:
     """Hold scores against the truth, where it is known: the toy world's judge."""
-    from riebench.validity.document import fill_validity
+    from riebench.analysis.validity.document import fill_validity
 
     paths = fill_validity(folders_in(places(results)[0]), out, check=check)
     if check:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from riebench.stats import Estimate
+from riebench.analysis.stats import Estimate
 from riebench.tasks.schema import Identifier, Stored
 from riebench.utils.files import content_digest
 from riebench.utils.markup import csv_text, latex_table, markdown, plain
@@ -247,7 +247,7 @@ def estimated(name: str, value: Estimate) -> Row:
 
     Args:
         name: the column's.
-        value: from `riebench.stats.estimate`.
+        value: from `riebench.analysis.stats.estimate`.
     """
     return {name: value.mean, name + LOW: value.low, name + HIGH: value.high}
 

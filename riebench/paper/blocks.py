@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from riebench.analysis.configurations import EVERYTHING
+from riebench.analysis.standings import Entry
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.blocks import BLOCKS
-from riebench.configurations import EVERYTHING
-from riebench.entries import Entry
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
 from riebench.paper.columns import gain_column, metric_column, percent_column
@@ -20,7 +21,6 @@ from riebench.paper.runs import ENDS, Runs, runs
 from riebench.paper.share_figure import draw_blocks
 from riebench.paper.tradeoff import point_rows, shown_metrics
 from riebench.scoring.profiles import DEFAULT
-from riebench.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import MAIN_SET, setting_names

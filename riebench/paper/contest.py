@@ -9,14 +9,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.configurations import EVERYTHING, present_categories
-from riebench.entries import DISTANCE, ENDS, GAIN, Entry, entries
-from riebench.inference import interval
-from riebench.standings import Field
-from riebench.stats import REPLICATES, Estimate
+from riebench.analysis.configurations import EVERYTHING, present_categories
+from riebench.analysis.standings import DISTANCE, ENDS, GAIN, Entry, Field, entries
+from riebench.analysis.stats import REPLICATES, Estimate, interval
+from riebench.analysis.tradeoff import category_means, cross_fit, macro_means
+from riebench.analysis.validity.units import SUCCESS, add_success
 from riebench.store.folder import RunFolder
-from riebench.tradeoff import category_means, cross_fit, macro_means
-from riebench.validity.units import SUCCESS, add_success
 
 Floats = NDArray[np.float64]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from riebench.analysis.stats import estimate
 from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelSpec
 from riebench.paper.artefact import Column, Row, estimated
@@ -15,7 +16,6 @@ from riebench.paper.job import Noise, PaperJob
 from riebench.paper.said import Said
 from riebench.scoring.metrics.lpips import BACKBONE
 from riebench.scoring.metrics.networks import Networks
-from riebench.stats import estimate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

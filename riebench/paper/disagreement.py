@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy.stats import kendalltau
 
-from riebench.configurations import EVERYTHING
+from riebench.analysis.configurations import EVERYTHING
 from riebench.paper.artefact import Column, Row, Table, picked, values_of
 from riebench.paper.columns import gain_column
 

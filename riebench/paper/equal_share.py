@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from riebench.configurations import EVERYTHING
-from riebench.entries import Entry
-from riebench.inference import holm, p_value
+from riebench.analysis.configurations import EVERYTHING
+from riebench.analysis.standings import Entry
+from riebench.analysis.stats import REPLICATES, holm, p_value
 from riebench.paper.artefact import Column, Row, Table, View, estimated
 from riebench.paper.columns import gain_column, percent_column
 from riebench.paper.contest import Contest, Floats, counts, setting_of
 from riebench.paper.pools import Pools, count_of, share_text
-from riebench.stats import REPLICATES
 from riebench.tasks.schema import Setting
 
 

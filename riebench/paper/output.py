@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from riebench.analysis.figures import STYLE
 from riebench.errors import RiebenchError
-from riebench.figures import STYLE
 from riebench.paper.artefact import Artefact
 from riebench.paper.registry import RECIPES, Recipe
 from riebench.utils.files import write_atomic

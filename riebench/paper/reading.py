@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from riebench.configurations import EVERYTHING
+from riebench.analysis.configurations import EVERYTHING
 from riebench.paper import disagreement
 from riebench.paper.artefact import Artefact, Row, Scalar, picked, values_of
 from riebench.paper.output import stored

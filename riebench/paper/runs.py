@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from riebench.configurations import configurations
+from riebench.analysis.configurations import configurations
 from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.models.lookup import look_up
 from riebench.models.presets import is_shipped

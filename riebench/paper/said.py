@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelSpec
 from riebench.paper.artefact import Scalar
 from riebench.paper.job import TOY_SEED, Noise, PaperJob
 from riebench.saes.sae import SparseAutoencoder
-from riebench.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.utils.files import content_digest
 
 INTERVALS = f"95 %, percentile bootstrap over prompts, {REPLICATES} replicates, seed {BOOTSTRAP_SEED}"

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from riebench.analysis.configurations import EVERYTHING
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, estimate
 from riebench.blocks import BLOCKS
-from riebench.configurations import EVERYTHING
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
 from riebench.paper.blocks import block_effects, block_runs
 from riebench.paper.disagreement import disagreement_notes, disagreement_rows, disagreement_table
@@ -16,7 +17,6 @@ from riebench.paper.pools import count_of
 from riebench.paper.runs import PAPER_SET, runs
 from riebench.paper.share_figure import draw_shares
 from riebench.scoring.profiles import DEFAULT
-from riebench.stats import BOOTSTRAP_SEED, REPLICATES, estimate
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES, Setting

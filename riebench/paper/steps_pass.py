@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from riebench.analysis.stats import estimate
 from riebench.blocks import BLOCKS
 from riebench.paper.artefact import Row, estimated
 from riebench.paper.generating import CONDITIONAL, UNCONDITIONAL, chosen_blocks, watch
@@ -21,7 +22,6 @@ from riebench.paper.said import Said, model_words, prompt_words, run_words, runs
 from riebench.paper.variance import VarianceMeter
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import check_width, model_saes
-from riebench.stats import estimate
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel

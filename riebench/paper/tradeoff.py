@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from riebench.configurations import Configuration, configurations, present_categories, whole_configurations
-from riebench.entries import DISTANCE, Entry
+from riebench.analysis.configurations import Configuration, configurations, present_categories, whole_configurations
+from riebench.analysis.standings import DISTANCE, Entry
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, Estimate
+from riebench.analysis.tradeoff import BUDGETS
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
 from riebench.paper.columns import gain_column, metric_column, percent_column
 from riebench.paper.contest import Contest, contests, counts, joined, read_entries, setting_of
@@ -18,10 +20,8 @@ from riebench.paper.runs import SWEEP_SET, Runs, paper_settings, runs
 from riebench.paper.said import Said
 from riebench.paper.tradeoff_figure import draw_trade_off
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
-from riebench.stats import BOOTSTRAP_SEED, REPLICATES, Estimate
 from riebench.store.folder import RunFolder
 from riebench.tasks.settings import setting_names
-from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from riebench.entries import DISTANCE
+from riebench.analysis.standings import DISTANCE
 from riebench.paper.artefact import Artefact, Row, values_of
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 

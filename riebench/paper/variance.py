@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riebench.inference import interval
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts, interval
 from riebench.paper.artefact import HIGH, LOW, Row
 from riebench.saes.sae import SparseAutoencoder
-from riebench.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts
 
 FLOOR = 1e-8
 """Added to the variance of a dimension, so that one that never moves counts as explained by nothing."""

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 def board_text(results: Path) -> str:
     """The leaderboard of a results folder, as Markdown. The only place where the page asks for it."""
-    from riebench.leaderboard import leaderboard_text
+    from riebench.analysis.leaderboard import leaderboard_text
 
     return leaderboard_text(results)
 

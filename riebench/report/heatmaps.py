@@ -7,11 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from riebench.analysis.configurations import EVERYTHING, Configuration
+from riebench.analysis.tables import per_feature_share
 from riebench.blocks import NO_BLOCKS
-from riebench.configurations import EVERYTHING, Configuration
 from riebench.report.reading import DISTANCE, EFFECT, Group, counts, mean
 from riebench.scoring.profiles import metric_format
-from riebench.tables import per_feature_share
 
 SIDES = {"add": "Share of features switched on", "remove": "Share of features switched off"}
 

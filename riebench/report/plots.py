@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from riebench.analysis.configurations import Configuration, whole_configurations
+from riebench.analysis.tradeoff import BUDGETS
 from riebench.blocks import BLOCKS
-from riebench.configurations import Configuration, whole_configurations
 from riebench.report.reading import DISTANCE, EFFECT, counts, mean
 from riebench.scoring.profiles import metric_format
-from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from riebench.configurations import EVERYTHING, Configuration, configurations, present_categories
-from riebench.stats import estimate
+from riebench.analysis.configurations import EVERYTHING, Configuration, configurations, present_categories
+from riebench.analysis.stats import estimate
 from riebench.store.folder import RunFolder, ScoreKey, SharedFolder, run_folders
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from riebench.figures import COLORS, DASHES, DPI, STYLE
+from riebench.analysis.figures import COLORS, DASHES, DPI, STYLE
 from riebench.saes.many import Point
 
 PANELS = (("ev", "explained variance"), ("loss", "loss"), ("l0", "features active (L0)"), ("dead_share", "dead share"))

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +27,6 @@ from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.files import file_sha256, parse_json, write_atomic
 from riebench.utils.images import read_image
 from riebench.utils.machine import keep_freed_memory
-
 
 SCORING_FILE = "scoring.json"
 """What measured, and which prompts were too long for it."""

@@ -69,7 +69,7 @@ def latex_tables(markdown: str) -> str:
     """Every table of a Markdown text as LaTeX, its heading as caption; other text is left out.
 
     Args:
-        markdown: tables with a line of dashes below their heads, as `riebench.tables` makes them.
+        markdown: tables with a line of dashes below their heads, as `riebench.analysis.tables` makes them.
     """
     parts, caption, lines = [], "", list[list[str]]()
     for line in [*markdown.splitlines(), ""]:

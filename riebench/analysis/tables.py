@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from riebench.configurations import (
+from riebench.analysis.configurations import (
     EVERYTHING,
     Configuration,
     TableRow,
@@ -16,9 +18,9 @@ from riebench.configurations import (
     scored_profiles,
     whole_configurations,
 )
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
-from riebench.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES
@@ -245,3 +247,109 @@ def check_all(folders: Iterable[RunFolder], profile: str | None = None) -> list[
                 raise RiebenchError(f"{path} is out of date; run `riebench tables` and commit it")
             checked.append(path)
     return checked
+
+
+PART = re.compile(r"(<!-- table: (\S+) metric=(\S+) settings=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table_part(file: Path, metric: str, settings: list[str]) -> str:
+    """One metric of some settings as a Markdown table of means.
+
+    Args:
+        file: a `per_block.csv`.
+        metric: which metric.
+        settings: names, with `@STRENGTH` behind one to take a strength other than its first.
+
+    Raises:
+        RiebenchError: if the file, the metric or a setting is missing.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("metric") == metric]
+    except OSError as error:
+        raise RiebenchError(f"{file} cannot be read ({error.strerror}); run `riebench tables` first") from error
+    categories = list(dict.fromkeys(row["category"] for row in rows))
+    lines = []
+    for setting in settings:
+        name, _, strength = setting.partition("@")
+        mine = [row for row in rows if row["setting"] == name]
+        if not mine:
+            raise RiebenchError(f"{file} has no {metric} of the setting {name!r}")
+        strength = strength or mine[0]["strength"]
+        for blocks in dict.fromkeys(row["block_set"] for row in mine):
+            means = {r["category"]: r["mean"] for r in mine if (r["block_set"], r["strength"]) == (blocks, strength)}
+            cells = [metric_format(metric).number(float(means[c])) if means.get(c) else "–" for c in categories]
+            lines.append([name if strength == mine[0]["strength"] else f"{name} x{strength}", blocks, *cells])
+    return markdown(["setting", "blocks", *(c.removeprefix("change_").replace("_", " ") for c in categories)], lines)
+
+
+def fill_document(document: Path, *, check: bool = False) -> None:
+    """Brings the marked parts of a document up to date with the stored tables.
+
+    Args:
+        document: the Markdown file.
+        check: only looks.
+
+    Raises:
+        RiebenchError: with `check`, if the document is out of date; if it cannot be read, has no part or
+            names what is not there.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        return table_part(document.parent / match[2], match[3], match[4].split(","))
+
+    fill_parts(document, PART, made, mark="<!-- table:", command=f"riebench tables --document {document}", check=check)
+
+
+def fill_parts(
+    document: Path,
+    part: re.Pattern[str],
+    made: Callable[[re.Match[str]], str],
+    *,
+    mark: str,
+    command: str,
+    check: bool = False,
+) -> None:
+    """Brings some marked parts of a document up to date.
+
+    Args:
+        document: the Markdown file.
+        part: a whole part, from mark to mark; its first group is the opening mark, its last one the closing mark.
+        made: the text between the marks of a part.
+        mark: how every opening mark begins; one that begins no whole part is an error, or it would never be filled.
+        command: what brings the document up to date.
+        check: only looks.
+
+    Raises:
+        RiebenchError: with `check`, if the document is out of date; if it cannot be read or has no part; if a mark in
+            it is not one; whatever `made` raises.
+    """
+    try:
+        before = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RiebenchError(f"{document} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RiebenchError(f"{document} cannot be read (byte {error.start} is no UTF-8 text)") from error
+    _check_marks(document, before, part, mark)
+
+    def whole(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{made(match).strip()}\n\n{match[match.re.groups]}"
+
+    after = part.sub(whole, before)
+    if check and after != before:
+        raise RiebenchError(f"{document} is out of date; run `{command}` and commit it")
+    if after != before:
+        write_atomic(document, after.encode())
+
+
+def _check_marks(document: Path, text: str, part: re.Pattern[str], mark: str) -> None:
+    if mark not in text:
+        raise RiebenchError(f"{document} has no part to fill; write `{mark} ... -->` and `<!-- end -->` in it")
+    whole = {match.start() for match in part.finditer(text)}
+    for found in re.finditer(re.escape(mark), text):
+        if found.start() not in whole:
+            line = text.count("\n", 0, found.start()) + 1
+            raise RiebenchError(
+                f"{document}, line {line}: this mark is not written as it should be, or the part before it has no "
+                "`<!-- end -->`"
+            )

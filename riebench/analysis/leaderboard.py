@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from riebench.configurations import (
+from riebench.analysis.configurations import (
     EVERYTHING,
     Configuration,
     configurations,
@@ -14,13 +14,12 @@ from riebench.configurations import (
     scored_profiles,
     whole_configurations,
 )
-from riebench.entries import Read, methods_of
+from riebench.analysis.standings import MIN_LEVELS, REFERENCE, Field, Read, Standing, methods_of
+from riebench.analysis.stats import Estimate
+from riebench.analysis.tables import cell
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
-from riebench.standings import MIN_LEVELS, REFERENCE, Field, Standing
-from riebench.stats import Estimate
 from riebench.store.folder import RunFolder, run_folders
-from riebench.tables import cell
 from riebench.utils.files import write_atomic
 from riebench.utils.markup import markdown, plain
 

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.stats import cluster_counts
+from riebench.analysis.stats import cluster_counts
 
 Floats = NDArray[np.float64]
 

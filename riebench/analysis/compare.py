@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from riebench.configurations import EVERYTHING
-from riebench.entries import ENDS, Entry, entries
+from riebench.analysis.configurations import EVERYTHING
+from riebench.analysis.standings import ENDS, MIN_LEVELS, Entry, Field, entries
+from riebench.analysis.stats import ALPHA, holm, interval, p_value
 from riebench.errors import RiebenchError, near_match
-from riebench.inference import ALPHA, holm, interval, p_value
-from riebench.standings import MIN_LEVELS, Field
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.markup import markdown

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from riebench.configurations import EVERYTHING
-from riebench.validity.cells import Cell
-from riebench.validity.pairs import tracked
-from riebench.validity.ranking import Ranking, ranking
-from riebench.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Ground
+from riebench.analysis.configurations import EVERYTHING
+from riebench.analysis.validity.agreement import tracked
+from riebench.analysis.validity.ranking import Ranking, ranking
+from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Cell, Ground
 
 MEANT: Mapping[str, tuple[str, ...]] = {
     score: (KEPT,) if score.startswith("lpips") else (TARGET, SUCCESS) for score in SCORES

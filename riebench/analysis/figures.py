@@ -9,11 +9,11 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from riebench.analysis.configurations import EVERYTHING, Configuration, present_categories, whole_configurations
+from riebench.analysis.standings import DISTANCE, ENDS, GAIN
+from riebench.analysis.tradeoff import BUDGETS
 from riebench.blocks import NO_BLOCKS
-from riebench.configurations import EVERYTHING, Configuration, present_categories, whole_configurations
-from riebench.entries import DISTANCE, ENDS, GAIN
 from riebench.scoring.profiles import metric_format
-from riebench.tradeoff import BUDGETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from riebench.entries import GAIN
+from riebench.analysis.standings import GAIN
+from riebench.analysis.validity.findings import MEANT, Findings, verdict
+from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS
+from riebench.analysis.validity.units import SCORES, SUCCESS, TRUTHS, Cell
 from riebench.utils.files import content_digest
-from riebench.validity.cells import Cell
-from riebench.validity.findings import MEANT, Findings, verdict
-from riebench.validity.ranking import AREA, AREA_SUCCESS
-from riebench.validity.units import SCORES, SUCCESS, TRUTHS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

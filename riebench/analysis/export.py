@@ -6,11 +6,13 @@ pandas, pyarrow and matplotlib; Parquet and Arrow files name the version that wr
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.configurations import (
+from riebench.analysis.configurations import (
     EVERYTHING,
     Configuration,
     configurations,
@@ -18,18 +20,21 @@ from riebench.configurations import (
     present_metrics,
     scored_profiles,
 )
-from riebench.entries import entries
+from riebench.analysis.standings import Field, Standing, entries
+from riebench.analysis.stats import Estimate
+from riebench.analysis.tables import table_texts
 from riebench.errors import RiebenchError, near_match
 from riebench.scoring.profiles import DEFAULT
-from riebench.standings import Field, Standing
-from riebench.stats import Estimate
 from riebench.store.folder import RunFolder
-from riebench.tables import table_texts
+from riebench.tasks.schema import EditTask
+from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.files import file_inside, write_atomic
 from riebench.utils.markup import csv_text, latex_table, latex_tables
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from pandas import DataFrame
+
 
 Row = dict[str, Any]
 Groups = Mapping[tuple[str, str], Sequence[RunFolder]]
@@ -162,7 +167,7 @@ def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = USU
     Args:
         folders: run folders of any suites and models.
         out: the folder they go to; made if missing.
-        formats: of `FORMATS`; `dataset` is written by `riebench.datasets_export`.
+        formats: of `FORMATS`; `dataset` is written by `riebench.analysis.export`.
 
     Returns:
         The files.
@@ -192,7 +197,7 @@ def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = USU
                 if path.suffix == ".md":
                     keep(path.with_suffix(".tex"), latex_tables(text).encode())
         if FIGURES in formats:
-            from riebench.figures import figure_files
+            from riebench.analysis.figures import figure_files
 
             found: list[Configuration] = [c for folder in its for c in configurations(folder)]
             for name, data in figure_files(found).items():
@@ -209,3 +214,111 @@ def _write_rows(stem: Path, rows: list[Row], formats: Sequence[str], keep: Calla
         keep(stem.with_suffix(".tex"), latex_table(names, [[row.get(n) for n in names] for row in rows]).encode())
     if PARQUET in formats:
         keep(stem.with_suffix(".parquet"), frame(rows).to_parquet(engine="pyarrow", index=False))
+
+
+PICTURES = ("source_picture", "target_picture", "edited_picture")
+MARK = "dataset_info.json"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_hub_name(name: str) -> str:
+    """A dataset's name on the hub.
+
+    Raises:
+        RiebenchError: if it is none.
+    """
+    if not HUB_NAME.fullmatch(name):
+        raise RiebenchError(f"--push-to {name!r}: write OWNER/NAME, such as my-group/riebench-toy")
+    return name
+
+
+def to_dataset(folders: Sequence[RunFolder], tasks: Iterable[EditTask] = ()) -> Dataset:
+    """All units as a dataset. Pictures that are not on this machine are missing values.
+
+    Args:
+        folders: run folders.
+        tasks: suites of one's own, for the prompts; shipped ones are known.
+    """
+    from datasets import Dataset, Image
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    rows = _with_prompts(folders, unit_rows(folders), tasks)
+    table = frame(rows)
+    made = Dataset.from_pandas(table, preserve_index=False)
+    paths = dict(zip(PICTURES, zip(*_pictures(folders), strict=True), strict=True)) if rows else {}
+    for name in PICTURES:
+        made = made.add_column(name, [*paths.get(name, ())]).cast_column(name, Image())
+    return made
+
+
+def _pictures(folders: Sequence[RunFolder]) -> Iterable[tuple[str | None, str | None, str | None]]:
+    """Paths of source, target and edited picture of every unit, in the order of `unit_rows`."""
+    for folder in folders:
+        for record in folder.records():
+            shared = folder.shared.path
+            yield (
+                _there(shared, record.source_image), _there(shared, record.target_image),
+                _there(folder.path, record.image),
+            )  # fmt: skip
+
+
+def _there(place: Path, name: str | None) -> str | None:
+    return str(place / name) if name is not None and (place / name).is_file() else None
+
+
+def _with_prompts(
+    folders: Sequence[RunFolder], rows: list[dict[str, Any]], tasks: Iterable[EditTask]
+) -> list[dict[str, Any]]:
+    shipped = {folder.spec.suite for folder in folders} & {*suite_names()}
+    known = {
+        (task.suite, task.name, example.id, example.content_hash): example.plain
+        for task in [*(task for name in sorted(shipped) for task in load_suite(name)), *tasks]
+        for example in task.examples
+    }
+    told = []
+    for row in rows:
+        example = known.get((row["suite"], row["task"], row["example_id"], row["example_hash"]))
+        prompts = {"source_prompt": example and example.source, "target_prompt": example and example.target}
+        told.append(row | prompts)
+    return told
+
+
+def save_dataset(dataset: Dataset, place: Path) -> Path:
+    """Writes a dataset folder with the pictures inside; one that is there is replaced when the new one is whole.
+
+    Args:
+        dataset: what to write.
+        place: the folder.
+
+    Raises:
+        RiebenchError: if something else is there.
+    """
+    if place.exists() and not (place / MARK).is_file():
+        raise RiebenchError(f"{place} is there and no dataset; use another --out folder")
+    beside = place.with_name(f".{place.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        dataset.save_to_disk(str(beside))
+        if place.exists():
+            shutil.rmtree(place)
+        beside.rename(place)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return place
+
+
+def push(dataset: Dataset, name: str) -> None:
+    """Uploads a dataset, as a private one if it is new.
+
+    Raises:
+        RiebenchError: with the hub's own first line, if it cannot.
+    """
+    try:
+        dataset.push_to_hub(check_hub_name(name), private=True)
+    # The hub's client raises errors of many libraries; whichever it is, nothing here can mend it.
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RiebenchError(
+            f"{name} could not be uploaded: {said}; `hf auth login` gives the right to write there"
+        ) from error

@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from riebench.entries import DISTANCE, ENDS, GAIN, Entry
-from riebench.standings import Field
-from riebench.tradeoff import Examples, cross_fit, macro_means
-from riebench.validity.cells import Cell, estimated, missing, ratio
-from riebench.validity.units import KEPT, SCORES, SUCCESS, TARGET, Ground
+from riebench.analysis.standings import DISTANCE, ENDS, GAIN, Entry, Field
+from riebench.analysis.tradeoff import Examples, cross_fit, macro_means
+from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, Cell, Ground, estimated, missing, ratio
 
 Floats = NDArray[np.float64]
 
