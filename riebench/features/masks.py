@@ -11,7 +11,7 @@ from PIL import Image
 
 from riebench.errors import RiebenchError
 from riebench.tasks.masks import Mask
-from riebench.utils.images import opened
+from riebench.utils.images import open_image
 
 
 def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
@@ -53,7 +53,7 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
 
 def _read(path: Path) -> Mask:
     try:
-        with opened(path) as picture:
+        with open_image(path) as picture:
             return _picture(picture)
     except (RiebenchError, OSError) as error:
         raise RiebenchError(f"the mask {path} cannot be read ({error})") from error

@@ -24,7 +24,7 @@ from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.models.loading import LoadedModel
 from riebench.registry import REGIONS
 from riebench.runs.capture import attention_blocks
-from riebench.runs.masks import captured_view, opened
+from riebench.runs.masks import captured_view, region_provider
 from riebench.saes.inspection import prompts_from, usual_suite
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
@@ -239,6 +239,6 @@ class Painter:
         picture = self.generator.generate([prompt], [seed], capture=Capture(sites, ("attention",)))
         if looked and spec.models:
             spec.options.check_side(self.model.spec.size)
-            with opened(spec, locate(spec, offline=self._offline), self.generator) as provider:
+            with region_provider(spec, locate(spec, offline=self._offline), self.generator) as provider:
                 return find(region, captured_view(self.generator, prompt, picture, 0), provider)
         return find(region, captured_view(self.generator, prompt, picture, 0), REGIONS.get(spec.provider))

@@ -74,7 +74,7 @@ class MaskMaker:
         folders = locate(self.spec, offline=self.offline)
         self._draw([work for work in wanted if not all(path.exists() for path in self._pictures(work))])
         seen = [work for work in wanted if all(path.exists() for path in self._pictures(work))]
-        with opened(self.spec, folders, self.generator) as provider:
+        with region_provider(self.spec, folders, self.generator) as provider:
             for work in tqdm(seen, unit="example", desc="masks", disable=not self.progress):
                 self._look(work, provider)
 
@@ -152,7 +152,7 @@ class MaskMaker:
 
 
 @contextmanager
-def opened(spec: RegionSpec, folders: dict[str, Path], generator: Generator) -> Iterator[RegionProvider]:
+def region_provider(spec: RegionSpec, folders: dict[str, Path], generator: Generator) -> Iterator[RegionProvider]:
     """A provider with models of its own, loaded; its memory is given back at the end.
 
     Args:

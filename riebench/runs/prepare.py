@@ -181,7 +181,7 @@ def versions(model: LoadedModel) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(
+def open_folders(
     folders: Mapping[str, RunFolder], units: Sequence[Unit], model: ModelSpec, regions: str, told: Mapping[str, Any],
     *, redo: Redo, shard: tuple[int, int],
 ) -> Iterator[list[Work]]:  # fmt: skip

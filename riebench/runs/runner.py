@@ -29,7 +29,7 @@ from riebench.models.loading import LoadedModel
 from riebench.runs.capture import CapturePlan
 from riebench.runs.masks import MaskMaker
 from riebench.runs.plan import Unit, Work, check_request, plan
-from riebench.runs.prepare import Prepared, Shelf, opened, prepare, versions
+from riebench.runs.prepare import Prepared, Shelf, open_folders, prepare, versions
 from riebench.runs.references import References
 from riebench.store.folder import Redo, RunFolder
 from riebench.store.records import BlockFeatures, EditRecord
@@ -262,7 +262,7 @@ def run_benchmark(
     units = plan(tasks, settings, seeds, limit)
     size = batch_size or automatic_batch_size(model)
     told = {**versions(model), "batch_size": size, **(provenance or {})}
-    with opened(folders, units, model.spec, identity, told, redo=redo, shard=shard) as works:
+    with open_folders(folders, units, model.spec, identity, told, redo=redo, shard=shard) as works:
         total = sum(len(work.units) for work in works)
         with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
             Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks).run(works)

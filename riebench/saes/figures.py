@@ -104,7 +104,7 @@ def measure(
 
         return Capture(tuple(sorted(wanted)), keep=(signal,), sink=take)
 
-    captures = [capture for capture in map(sink_for, _signals(meters)) if capture.sites]
+    captures = [capture for capture in map(sink_for, _measured_signals(meters)) if capture.sites]
     generator = Generator(model, cached_prompts=2 * batch_size)
     for first in tqdm(range(0, len(prompts), batch_size), desc="measure", disable=not progress, mininterval=2):
         some = prompts[first : first + batch_size]
@@ -112,7 +112,7 @@ def measure(
     return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]
 
 
-def _signals(meters: Sequence[Mapping[Signal, Meter]]) -> list[Signal]:
+def _measured_signals(meters: Sequence[Mapping[Signal, Meter]]) -> list[Signal]:
     found = {signal for one in meters for signal in one}
     both: tuple[Signal, ...] = ("update", "output")
     return [signal for signal in both if signal in found]

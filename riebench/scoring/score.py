@@ -100,7 +100,7 @@ class ScoreBook:
 
 
 @contextmanager
-def opened(folder: RunFolder, networks: Networks) -> Iterator[ScoreBook]:
+def score_book(folder: RunFolder, networks: Networks) -> Iterator[ScoreBook]:
     """A folder's book; what it remembers is written at the end, also after an error."""
     book = ScoreBook(folder, networks)
     try:
@@ -342,7 +342,7 @@ def _score_group(
         units = stale = 0
         for folder in folders:
             stack.enter_context(folder.locked())
-            books[folder.path] = book = stack.enter_context(opened(folder, networks))
+            books[folder.path] = book = stack.enter_context(score_book(folder, networks))
             for record in folder.records():
                 units += 1
                 example = suites.find(folder, record.key)

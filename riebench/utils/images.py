@@ -26,7 +26,7 @@ MOST_PIXELS = 2**26
 
 
 @contextmanager
-def opened(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+def open_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """A picture whose file is whole: every check sum that it has was compared.
 
     Args:
@@ -60,7 +60,7 @@ def _content(path: Path) -> bytes:
 
 @contextmanager
 def decoded(data: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """As `opened`, from a file's content."""
+    """As `open_image`, from a file's content."""
     try:
         if formats == STORED and not data.endswith(_END):
             raise RiebenchError("its end is missing")
@@ -94,10 +94,10 @@ def read_rgb(path: Path, formats: tuple[str, ...] = STORED) -> NDArray[np.uint8]
         formats: those that are accepted.
 
     Raises:
-        RiebenchError: see `opened`.
+        RiebenchError: see `open_image`.
         FileNotFoundError: if there is no such file.
     """
-    with opened(path, formats) as picture:
+    with open_image(path, formats) as picture:
         return np.asarray(picture.convert("RGB"))
 
 

@@ -149,7 +149,6 @@ def tracked(units: Units, truth: str, *, method: str | None = None) -> dict[str,
     return {score: Tracking(units, score, truth, chosen) for score in SCORES}
 
 
-
 SIGNED = ("clip_gain", "clip_margin", "clip_direction")
 """Scores whose sign says something; 0 is no edit at all."""
 

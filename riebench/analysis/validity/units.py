@@ -209,7 +209,6 @@ def counts(ground: Ground) -> dict[str, int]:
     }
 
 
-
 MIN_DEFINED = 0.95
 """Share of the replicates in which a number must exist for its interval to be shown."""
 FEW = "fewer than 2 independent examples in a category"

@@ -23,7 +23,7 @@ from riebench.errors import MissingWordsError, RiebenchError
 from riebench.registry import REGIONS
 from riebench.tasks.masks import Mask, RegionMasks
 from riebench.tasks.prompts import BACKGROUND, FILE, SEEN, WHOLE, innermost, mask_file, peeled, seen_words
-from riebench.utils.images import opened
+from riebench.utils.images import open_image
 
 CELL_COVER = 0.3
 """A grid cell belongs to a region if at least this share of its pixels does."""
@@ -183,7 +183,7 @@ def to_grid(mask: Mask, grid: tuple[int, int]) -> Tensor:
 
 def _read_mask(path: Path, height: int, width: int) -> Mask:
     try:
-        with opened(path) as picture:
+        with open_image(path) as picture:
             resized = picture.convert("L").resize((width, height), Image.Resampling.NEAREST)
             mask: Mask = np.asarray(resized) > 127
             return mask

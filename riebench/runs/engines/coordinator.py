@@ -24,7 +24,7 @@ from riebench.generation.regions.options import parse_regions
 from riebench.methods.base import get_method
 from riebench.runs.engines.worker import Assignment, Item, Made, Parcel, Refused, Sent, Sick, Told, parcels
 from riebench.runs.plan import Work, check_request, plan, reference_work
-from riebench.runs.prepare import opened
+from riebench.runs.prepare import open_folders
 from riebench.store.folder import Redo, RunFolder, run_path
 from riebench.store.records import EditRecord
 from riebench.utils.files import write_atomic
@@ -284,7 +284,7 @@ def run_with_workers(
         units = plan(tasks, settings, seeds, limit)
         notes = {**told.notes, "batch_size": told.batch_size, "workers": count, **provenance}
         regions = parse_regions(assignment.regions)
-        with opened(folders, units, model, regions.identity, notes, redo=redo, shard=shard) as works:
+        with open_folders(folders, units, model, regions.identity, notes, redo=redo, shard=shard) as works:
             total = sum(len(work.units) for work in works)
             with tqdm(total=total, unit="image", desc=model.name, disable=not progress) as bar:
                 writer = Writer(crew, folders, told, bar, say, pool=assignment.pool)

@@ -19,7 +19,7 @@ from riebench.tasks.importers.examples import (
     text_field,
 )
 from riebench.utils.files import file_inside, file_sha256
-from riebench.utils.images import opened
+from riebench.utils.images import open_image
 
 Origin = dict[str, str | int]
 """Where examples come from, as their task files say."""
@@ -112,7 +112,7 @@ def _picture(images: Path, name: str, folder: Path) -> dict[str, str]:
     """
     path = file_inside(images, name, "image_path", "the folder of pictures")
     try:
-        with opened(path):
+        with open_image(path):
             pass
     except (OSError, RiebenchError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "no picture that can be read"
