@@ -34,9 +34,9 @@ from riebench.paper.steps_pass import StepSums, mean_cosine
 from riebench.paper.variance import VarianceMeter
 from riebench.saes.formats import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
-from riebench.saes.stream import DataPass
 from riebench.toyworld.captions import parse
 from riebench.toyworld.scenes import is_held_out
+from riebench.training.batches import DataPass
 
 MEASURED = ("explained-variance", "explained-variance-steps", "overlap", "block-effect", "reconstruction")
 CHOSEN = ("mid.0", "up.0.1")

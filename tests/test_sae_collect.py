@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
-from riebench.saes import collect as collecting
-from riebench.saes import shards
-from riebench.saes.collect import Collecting, collect, sizes
-from riebench.saes.prompts import PromptSource
-from riebench.saes.shards import Collection
 from riebench.tasks.importers.datasets import Place
+from riebench.training import collect as collecting
+from riebench.training import collection
+from riebench.training.collect import Collecting, collect, sizes
+from riebench.training.collection import Collection
+from riebench.training.prompts import PromptSource
 from riebench.utils.files import temporary_beside, write_atomic
 
 PROMPTS = [f"a picture of number {number}" for number in range(7)]
@@ -74,7 +74,7 @@ def test_shards_hold_what_the_blocks_add(whole: Path) -> None:
     expected = trace.get("mid.0").movedim(2, -1).flatten(0, 3).half()
     assert torch.equal(data.read(3 * ROWS, 5 * ROWS), expected)
     assert data.read(2 * ROWS, 7 * ROWS).dtype == torch.float16
-    stored = load_file(there.path("mid.0", 1))[shards.TENSOR]
+    stored = load_file(there.path("mid.0", 1))[collection.TENSOR]
     assert torch.equal(stored[: 2 * ROWS], expected)
     assert there.index.model.steps == 1 and "1000003" in there.index.seed_rule
 
@@ -130,7 +130,7 @@ def test_an_interruption_changes_no_bit(
     torn = tmp_path / "mid.0" / f"{at // 2:05d}.safetensors"
     torn.parent.mkdir(exist_ok=True)
     torn.write_bytes(b"half")
-    with (tmp_path / shards.SHARDS).open("ab") as file:
+    with (tmp_path / collection.SHARDS).open("ab") as file:
         file.write(b'{"number": 2, "pict')
     collected(tmp_path)
     assert contents(tmp_path) == contents(whole)
@@ -167,8 +167,8 @@ def test_a_damaged_shard_is_named_and_made_again_alone(copy: Path, whole: Path) 
     assert "\n" not in str(raised.value)
     assert Collection.open(copy).damaged(["up.0.1"]) == {2: f"{flipped} has changed since it was written"}
     collected(copy, what=Collecting(WHAT.blocks, None, 0, 2, 3, redo_damaged=True))
-    assert {name: data for name, data in contents(copy).items() if name != shards.SHARDS} == {
-        name: data for name, data in contents(whole).items() if name != shards.SHARDS
+    assert {name: data for name, data in contents(copy).items() if name != collection.SHARDS} == {
+        name: data for name, data in contents(whole).items() if name != collection.SHARDS
     }
     assert Collection.open(copy).shards == Collection.open(whole).shards
     assert (copy / "mid.0" / "00000.safetensors").stat().st_mtime_ns == untouched
@@ -198,7 +198,7 @@ def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pyt
         "--blocks", "mid.0,up.0.1", "--batch-size", "2", "--shard-pictures", "3", "--device", "cpu",
     ]  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_atomic", full)
+        patch.setattr(collection, "write_atomic", full)
         result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
     assert "riebench: the disk is full; everything finished so far is kept" in result.stderr.splitlines()[-1]
@@ -283,18 +283,18 @@ def test_a_folder_in_use_is_left_alone(copy: Path) -> None:
 def test_what_is_no_collection(tmp_path: Path, copy: Path) -> None:
     with pytest.raises(RiebenchError, match="holds no collected updates; `riebench sae collect` makes them"):
         Collection.open(tmp_path / "nowhere")
-    index = json.loads((copy / shards.INDEX).read_text())
+    index = json.loads((copy / collection.INDEX).read_text())
     index["blocks"] = {"../../mid.0": {"width": 64, "rows": 16}}
-    (copy / shards.INDEX).write_text(json.dumps(index))
+    (copy / collection.INDEX).write_text(json.dumps(index))
     with pytest.raises(RiebenchError):
         Collection.open(copy)
 
 
 def changed(copy: Path, line: int, **changes: Any) -> None:
     """Rewrites a shard's line."""
-    lines = (copy / shards.SHARDS).read_text().splitlines()
+    lines = (copy / collection.SHARDS).read_text().splitlines()
     lines[line] = json.dumps({**json.loads(lines[line]), **changes})
-    (copy / shards.SHARDS).write_text("".join(f"{one}\n" for one in lines))
+    (copy / collection.SHARDS).write_text("".join(f"{one}\n" for one in lines))
 
 
 @pytest.mark.parametrize("changes", [{"pictures": 10**15}, {"files": {}}, {"number": -1}])
@@ -312,7 +312,7 @@ def test_a_number_far_beyond_all_others_is_a_gap(copy: Path) -> None:
 
 def test_a_file_of_another_shape_is_refused(copy: Path) -> None:
     path = copy / "mid.0" / "00001.safetensors"
-    save_file({shards.TENSOR: torch.zeros(CHANNELS, 3 * ROWS, dtype=torch.float16)}, path)
+    save_file({collection.TENSOR: torch.zeros(CHANNELS, 3 * ROWS, dtype=torch.float16)}, path)
     files = Collection.open(copy).shards[1].model_dump(mode="json")["files"]
     files["mid.0"]["bytes"] = path.stat().st_size
     changed(copy, 1, files=files)

@@ -25,17 +25,16 @@ from typer.testing import CliRunner
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.models.spec import ModelSpec
-from riebench.saes import training
 from riebench.saes.figures import Meter
 from riebench.saes.files import save_tensors
 from riebench.saes.formats import load_saes
-from riebench.saes.layout import BlockLayout, CollectionIndex
-from riebench.saes.many import Point, train_many
-from riebench.saes.shards import Collection
-from riebench.saes.speed import measure_step
-from riebench.saes.stream import Batches, DataPass, InMemory
-from riebench.saes.train import Kind, SaeTraining
-from riebench.saes.training import Job, train_collection
+from riebench.training import run
+from riebench.training.batches import Batches, DataPass, InMemory
+from riebench.training.collection import BlockLayout, Collection, CollectionIndex
+from riebench.training.many import Point, train_many
+from riebench.training.run import Job, train_collection
+from riebench.training.speed import measure_step
+from riebench.training.topk import Kind, SaeTraining
 from riebench.utils.files import temporary_beside
 
 WIDTH, ROWS = 8, 16
@@ -71,7 +70,7 @@ def stored(
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves are not drawn, which takes longer than such a training."""
-    monkeypatch.setattr(training, "curve_files", lambda *_: {})
+    monkeypatch.setattr(run, "curve_files", lambda *_: {})
 
 
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from riebench.commands.options import (
 
 if TYPE_CHECKING:
     from riebench.models.spec import ModelOptions
-    from riebench.saes.train import Kind
+    from riebench.training.topk import Kind
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def collect_updates(
 ) -> None:
     """Collect block updates of many prompts, to train SAEs on. Repeating a command does only what is missing."""
     from riebench.blocks import BLOCKS
-    from riebench.saes.collect import Collecting, collect
-    from riebench.saes.prompts import PromptSource
     from riebench.tasks.importers.datasets import Place
+    from riebench.training.collect import Collecting, collect
+    from riebench.training.prompts import PromptSource
 
     assert isinstance(loading, Loading)
     place = None
@@ -144,10 +144,10 @@ def train_saes(
     """Train SAEs, all of a block over one pass of its updates. Repeating a command goes on where it stopped."""
     import torch
 
-    from riebench.saes.shards import Collection
-    from riebench.saes.stream import DataPass
-    from riebench.saes.train import SaeTraining
-    from riebench.saes.training import Job, train_collection
+    from riebench.training.batches import DataPass
+    from riebench.training.collection import Collection
+    from riebench.training.run import Job, train_collection
+    from riebench.training.topk import SaeTraining
     from riebench.utils.machine import pick_device
 
     collection = Collection.open(updates)
@@ -187,8 +187,8 @@ def speed(
     """Time a training step, and its matrix products alone."""
     import torch
 
-    from riebench.saes.speed import measure_step
-    from riebench.saes.train import SaeTraining
+    from riebench.training.speed import measure_step
+    from riebench.training.topk import SaeTraining
     from riebench.utils.machine import pick_device
 
     config = SaeTraining(features=width, k=k, batch_size=batch_size, kind=_kind(kind))
@@ -209,7 +209,7 @@ def speed(
 
 def _kind(name: str) -> Kind:
     from riebench.errors import RiebenchError, near_match
-    from riebench.saes.train import KINDS
+    from riebench.training.topk import KINDS
 
     for known in KINDS:
         if known == name:

@@ -15,10 +15,10 @@ from torch import Tensor
 from riebench.paper.generating import watch
 from riebench.paper.job import Noise, PaperJob
 from riebench.saes.formats import folder_name, load_sae
-from riebench.saes.many import train_many
-from riebench.saes.stream import DataPass, InMemory
-from riebench.saes.train import SaeTraining
 from riebench.store.records import noise_seed
+from riebench.training.batches import DataPass, InMemory
+from riebench.training.many import train_many
+from riebench.training.topk import SaeTraining
 from riebench.utils.files import content_digest
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from riebench.saes.many import Training
-from riebench.saes.train import SaeTraining
+from riebench.training.many import Training
+from riebench.training.topk import SaeTraining
 
 PRODUCTS = 6
 """Matrix products of a step: encoder and decoder forward, and two gradients of each."""

@@ -23,8 +23,14 @@ from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_module
 from riebench.models.loading import LoadedModel
 from riebench.models.shapes import unet_shape
-from riebench.saes.layout import LARGEST_SEED, BlockLayout, CollectionIndex
-from riebench.saes.shards import Collection, damaged_error, prompts_digest
+from riebench.training.collection import (
+    LARGEST_SEED,
+    BlockLayout,
+    Collection,
+    CollectionIndex,
+    damaged_error,
+    prompts_digest,
+)
 from riebench.utils.locks import whole_lock
 from riebench.utils.machine import free_disk
 
@@ -36,7 +42,7 @@ class Collecting:
     Attributes:
         blocks: whose updates.
         limit: pictures; None for all prompts.
-        seed: of the noise (see `riebench.saes.layout.SEED_RULE`).
+        seed: of the noise (see `riebench.training.collection.SEED_RULE`).
         batch_size: pictures at a time; numbers depend on it by floating-point noise, so it stays for a folder.
         pictures_per_shard: what is lost at most by an interruption.
         redo_damaged: makes damaged shards again instead of refusing them.

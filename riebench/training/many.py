@@ -15,9 +15,8 @@ from riebench.errors import RiebenchError
 from riebench.saes.figures import FeatureStatistics, Meter, SaeFigures, StatisticsSum
 from riebench.saes.files import load_tensors, save_tensors
 from riebench.saes.sae import SparseAutoencoder
-from riebench.saes.stream import Batches, DataPass, InMemory, Positions
-from riebench.saes.topk import MEDIAN_OF, StepTerms, TopKTrainer, geometric_median
-from riebench.saes.train import SaeTraining, save
+from riebench.training.batches import Batches, DataPass, InMemory, Positions
+from riebench.training.topk import MEDIAN_OF, SaeTraining, StepTerms, TopKTrainer, geometric_median, save
 from riebench.utils.files import content_digest, temporary_beside
 
 SAMPLE = 100_000
@@ -73,7 +72,7 @@ class TrainedSae:
         return self.model.autoencoder(block)
 
     def save(self, folder: Path, block: str | None = None) -> None:
-        """Writes a checkpoint folder; see `riebench.saes.train.save`."""
+        """Writes a checkpoint folder; see `riebench.training.topk.save`."""
         save(self.model, self.statistics, folder, block)
 
 
@@ -95,7 +94,7 @@ def train_many(
     Equal data, settings and machine give equal weights, whether or not the training was interrupted.
 
     Args:
-        data: [N, d] in memory, or anything that reads rows: `riebench.saes.shards.Collection.data` of a block.
+        data: [N, d] in memory, or anything that reads rows: `riebench.training.collection.Collection.data` of a block.
         configs: settings, one autoencoder each; batch size and steps are the plan's.
         plan: batch size, epochs, buffer, held-out positions and order; None for the usual.
         device: where to train.

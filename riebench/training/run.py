@@ -10,6 +10,7 @@ OUT/BLOCK.checkpoint            while a block is trained
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,18 +20,59 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from riebench.analysis.figures import COLORS, DASHES, DPI, STYLE
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
 from riebench.models.placement import out_of_memory
-from riebench.saes.curves import curve_files
 from riebench.saes.formats import folder_name
-from riebench.saes.many import Point, TrainedSae, train_many
-from riebench.saes.shards import Collection, ShardedPositions, damaged_error
-from riebench.saes.stream import DataPass
-from riebench.saes.train import SaeTraining
 from riebench.tasks.schema import Stored
+from riebench.training.batches import DataPass
+from riebench.training.collection import Collection, ShardedPositions, damaged_error
+from riebench.training.many import Point, TrainedSae, train_many
+from riebench.training.topk import SaeTraining
 from riebench.utils.files import append_lines, content_digest, read_lines, repair_last_line, sweep, write_atomic
 from riebench.utils.locks import whole_lock
+
+PANELS = (("ev", "explained variance"), ("loss", "loss"), ("l0", "features active (L0)"), ("dead_share", "dead share"))
+"""Field of a point -> what is written beside its axis."""
+
+
+def curve_files(block: str, curves: Sequence[tuple[str, Sequence[Point]]]) -> dict[str, bytes]:
+    """The curves of several SAEs of one block; the same curves give the same bytes with the same matplotlib.
+
+    Args:
+        block: short name.
+        curves: label and points of each.
+
+    Returns:
+        File name -> content, as SVG and PNG.
+    """
+    # Importing matplotlib takes a second: only who draws pays for it.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        for axes, (name, words) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+            for number, (label, points) in enumerate(curves):
+                axes.plot(
+                    [point.positions for point in points], [getattr(point, name) for point in points], label=label,
+                    color=f"C{number % COLORS}", linestyle=DASHES[number // COLORS % len(DASHES)], linewidth=1,
+                )  # fmt: skip
+            axes.set_xlabel("positions")
+            axes.locator_params(axis="x", nbins=5)
+            axes.set_ylabel(words)
+        figure.axes[0].legend(fontsize=7)
+        figure.suptitle(block)
+        return {f"curves_{block}.{kind}": _saved(figure, kind) for kind in ("svg", "png")}
+
+
+def _saved(figure: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+    return buffer.getvalue()
+
 
 TRAINING, FIGURES = "training.json", "figures.jsonl"
 
