@@ -13,12 +13,12 @@ from riebench.analysis.leaderboard import write_leaderboard
 from riebench.analysis.tables import write_tables
 from riebench.blocks import module_path, short_name
 from riebench.errors import RiebenchError, near_match
-from riebench.gallery import write_galleries
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.methods.check import check_setting
 from riebench.models.lookup import ModelRecipe, profiled
 from riebench.models.presets import scorer_for
 from riebench.models.spec import EngineOptions, ModelOptions, ModelSpec
+from riebench.report.gallery import write_galleries
 from riebench.runs.prepare import check_prompts, provenance
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights

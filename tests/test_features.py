@@ -21,20 +21,17 @@ from riebench import features
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.features import study
-from riebench.features.activity import Activity, FeatureActivity, Histogram, Picture, Ranked, Seen, pictures_of
+from riebench.features.activity import Activity, FeatureActivity, Histogram, Picture, Ranked, Seen, nearest, pictures_of
 from riebench.features.data import all_features, feature_folder, read_feature
 from riebench.features.drawings import heat_picture
-from riebench.features.masks import as_mask
-from riebench.features.neighbours import nearest
-from riebench.features.painter import Painter
-from riebench.features.strips import choose_rows
-from riebench.features.switching import switch
+from riebench.features.painter import Painter, as_mask, switch
+from riebench.features.study import choose_rows
 from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import load_model
 from riebench.report import write_report
-from riebench.report.chosen import Wanted, chosen_views, counted, most_chosen
+from riebench.report.data import ReadOnce, read_groups
+from riebench.report.feature_choice import Wanted, chosen_views, counted, most_chosen
 from riebench.report.feature_pages import write_feature_pages
-from riebench.report.reading import ReadOnce, read_groups
 from riebench.saes.formats import folder_name, load_saes
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
@@ -591,7 +588,7 @@ def test_a_model_that_is_not_at_hand_is_said_to_be_so_and_the_report_is_written(
 
 
 def test_the_report_makes_pages_of_the_features_chosen_most(tmp_path: Path) -> None:
-    from riebench.feature_report import ReportFeatures, load_again
+    from riebench.report.feature_choice import ReportFeatures, load_again
 
     model = load_model("toy-turbo", steps=1)
     block = "mid.0"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from helpers import make_key, make_spec
 
-from riebench.gallery import gallery, write_galleries
+from riebench.report.gallery import gallery, write_galleries
 from riebench.store.folder import SHARED, RunFolder, SharedFolder, run_path
 from riebench.store.records import EditRecord
 from riebench.utils.images import CELL, GAP, MARGIN_LEFT, MARGIN_TOP, read_image

@@ -17,10 +17,9 @@ from riebench.analysis.tradeoff import BUDGETS
 from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.report import write_report
-from riebench.report.board import board_html
-from riebench.report.heatmaps import block_views
-from riebench.report.plots import plot_points
-from riebench.report.reading import read_groups
+from riebench.report.data import read_groups
+from riebench.report.page import board_html
+from riebench.report.plots import block_views, plot_points
 from riebench.store.folder import RunFolder
 from riebench.summary import say_page
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
+from riebench.features.inspect import Inspection, inspect, load_all, measure, prompts_from
 from riebench.generation.generator import Capture, Generator
-from riebench.saes.figures import Meter, measure
+from riebench.saes.figures import Meter
 from riebench.saes.formats import load_saes, save_sdxl_unbox
-from riebench.saes.inspection import Inspection, inspect, load_all, prompts_from
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import parse_sources
 

@@ -57,8 +57,8 @@ def feature(
     open_page: OpenOption = False,
 ) -> None:
     """Write a page on features: strongest pictures, values, what switching does, nearest features."""
-    from riebench.feature_job import FeatureJob, parse_indices, parse_strengths
     from riebench.models.spec import ModelOptions
+    from riebench.report.feature_pages import FeatureJob, parse_indices, parse_strengths
     from riebench.utils.hub import offline_mode
 
     job = FeatureJob(

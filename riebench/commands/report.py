@@ -35,8 +35,8 @@ def report(
     open_page: OpenOption = False,
 ) -> None:
     """Write a page with leaderboard, trade-off, blocks and every picture; it opens from disk without network."""
-    from riebench.feature_report import ReportFeatures
     from riebench.report import write_report
+    from riebench.report.feature_choice import ReportFeatures
     from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
 

@@ -19,7 +19,7 @@ from riebench.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from riebench.saes.inspection import Inspection, SaeReport
+    from riebench.features.inspect import Inspection, SaeReport
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders, and train them.")
 app.command("collect")(sae_training.collect_updates)
@@ -62,9 +62,9 @@ def inspect_saes(
     from dataclasses import replace
 
     from riebench.errors import RiebenchError
+    from riebench.features.inspect import inspect, load_all, prompts_from, usual_suite
     from riebench.models.loading import load_model
     from riebench.models.presets import PRESETS
-    from riebench.saes.inspection import inspect, load_all, prompts_from, usual_suite
     from riebench.saes.sources import parse_sources
     from riebench.utils.files import write_atomic
     from riebench.utils.machine import pick_device

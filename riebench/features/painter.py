@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.features.activity import Activity, observe, pictures_of
 from riebench.features.data import SAMPLE
-from riebench.features.masks import as_mask
-from riebench.features.switching import Feature, switch
-from riebench.generation.edits import Branch, positions_of
+from riebench.features.inspect import prompts_from, stored_statistics, usual_suite
+from riebench.generation.edits import Branch, Edit, positions_of
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_module, known_sites
 from riebench.generation.regions.grounding import locate
@@ -25,12 +28,152 @@ from riebench.models.loading import LoadedModel
 from riebench.registry import REGIONS
 from riebench.runs.capture import attention_blocks
 from riebench.runs.masks import captured_view, region_provider
-from riebench.saes.inspection import prompts_from, usual_suite
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
-from riebench.saes.statistics import stored_statistics
 from riebench.tasks.masks import Mask
 from riebench.tasks.prompts import plain_prompt
+from riebench.utils.images import open_image
+
+Feature = tuple[str, int]
+"""Block and index."""
+
+
+@dataclass(frozen=True)
+class Switched:
+    """Features of one block, switched at the same positions.
+
+    What is added is the same at every step and position. What is taken away is what the features contribute where and
+    when they do, in the edited run itself; it is exact for whatever the update has become.
+
+    Attributes:
+        sae: its features.
+        on: int64 [a], features to add.
+        values: float32 [a], how far each moves the update.
+        off: int64 [r], features to take away.
+        shares: float32 [r], how much of each; 1 takes it away entirely.
+        mask: bool [H, W] of the (square) picture; None for everywhere.
+    """
+
+    sae: SparseAutoencoder
+    on: Tensor
+    values: Tensor
+    off: Tensor
+    shares: Tensor
+    mask: Mask | None = None
+
+    def delta(self, step: int, live: Tensor) -> Tensor | None:
+        """See `riebench.generation.edits.SiteEdit.delta`."""
+        positions = self._positions(len(live)).to(live.device)
+        directions = self.sae.directions.to(live.dtype)
+        out = torch.zeros_like(live)
+        if len(self.on):
+            out[positions] += self.values.to(live) @ directions[self.on.to(live.device)]
+        if len(self.off):
+            off = self.off.to(live.device)
+            codes = self.sae.contributions(live[positions])[:, off] * self.shares.to(live)
+            out[positions] -= codes.to(live.dtype) @ directions[off]
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """See `riebench.generation.edits.SiteEdit.nbytes`."""
+        own = (self.on, self.values, self.off, self.shares)
+        return sum(one.numel() * one.element_size() for one in own) + (0 if self.mask is None else self.mask.nbytes)
+
+    def _positions(self, count: int) -> Tensor:
+        if self.mask is None:
+            return torch.arange(count)
+        side = math.isqrt(count)
+        return positions_of(to_grid(self.mask, (side, count // side)))
+
+
+def switch(
+    saes: Mapping[str, SparseAutoencoder],
+    on: Mapping[Feature, float],
+    off: Mapping[Feature, float],
+    mask: Mask | None = None,
+    branch: Branch = "both",
+) -> Edit:
+    """The edit that switches features.
+
+    Args:
+        saes: block -> SAE, for every block named.
+        on: feature -> how far it moves the update.
+        off: feature -> the share of it that is taken away.
+        mask: where, bool [H, W]; None for everywhere.
+        branch: see `riebench.generation.edits.Branch`.
+    """
+    sites = {}
+    for block in dict.fromkeys(block for block, _ in (*on, *off)):
+        added = {index: value for (name, index), value in on.items() if name == block}
+        taken = {index: share for (name, index), share in off.items() if name == block}
+        sites[block] = Switched(saes[block], *_columns(added), *_columns(taken), mask)
+    return Edit(sites, branch=branch)
+
+
+def _columns(values: Mapping[int, float]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(list(values), dtype=torch.long), torch.tensor(list(values.values()), dtype=torch.float32)
+
+
+def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
+    """Reads what a user gives as a mask.
+
+    Args:
+        mask: None for everywhere; a bool array or tensor [size, size]; a PIL picture or the path of a picture file of
+            that size, bright where features are switched; or a region as task files write it, such as "house",
+            "not: house", "background" or "file:mask.png".
+        size: the picture's side in pixels.
+        region: finds a region in words.
+
+    Returns:
+        bool [size, size], or None for everywhere.
+
+    Raises:
+        RiebenchError: if it has another size, is empty, or is nothing of this kind.
+    """
+    if mask is None:
+        return None
+    what = "the mask"
+    if isinstance(mask, str) and not Path(mask).is_file():
+        what = f"the region {mask!r}"
+        found = region(mask)
+    elif isinstance(mask, str | Path):
+        what = f"the mask {mask}"
+        found = _read(Path(mask))
+    elif isinstance(mask, Image.Image):
+        found = _picture(mask)
+    else:
+        found = _array(mask)
+    if found.shape != (size, size):
+        shape = " x ".join(map(str, found.shape))
+        raise RiebenchError(f"{what} is {shape}, the picture {size} x {size}; draw it at the picture's size")
+    if not found.any():
+        raise RiebenchError(f"{what} is empty: no pixel of the picture belongs to it; leave it out for everywhere")
+    return found
+
+
+def _read(path: Path) -> Mask:
+    try:
+        with open_image(path) as picture:
+            return _picture(picture)
+    except (RiebenchError, OSError) as error:
+        raise RiebenchError(f"the mask {path} cannot be read ({error})") from error
+
+
+def _picture(picture: Image.Image) -> Mask:
+    bright: Mask = np.asarray(picture.convert("L")) > 127
+    return bright
+
+
+def _array(mask: Any) -> Mask:
+    try:
+        array = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RiebenchError(f"a {type(mask).__name__} is no mask ({error}); give a bool array") from error
+    if array.dtype != np.bool_:
+        raise RiebenchError(f"a mask is a bool array, not {array.dtype}; write mask > 0, or whatever is meant")
+    return array
+
 
 Unit = Literal["mean", "max", "stored", "value"]
 
@@ -132,7 +275,7 @@ class Painter:
             on: (block, index) -> strength. Strength x unit is added along the feature's direction, at every step and
                 every position of the mask.
             off: features whose live contribution is taken away there at every step; with a mapping, that share of it.
-            mask: where; see `riebench.features.masks.as_mask`. Words are looked for in the picture as it is without
+            mask: where; see `riebench.features.painter.as_mask`. Words are looked for in the picture as it is without
                 the switching.
             unit: what strength 1 stands for. "mean": the feature's mean size where it is active, measured on the
                 painter's prompts; "max": the largest size there; "stored": the mean that the SAE's own files state;

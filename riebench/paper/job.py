@@ -136,7 +136,7 @@ class PaperJob:
         """
         limit = self.limit or PROMPTS
         if self.prompts is not None:
-            from riebench.saes.inspection import prompts_from
+            from riebench.features.inspect import prompts_from
 
             lines = list(dict.fromkeys(prompts_from(self.suite, self.prompts, limit)))
             return [(f"prompt-{number:04d}", line) for number, line in enumerate(lines)]

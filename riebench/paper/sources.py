@@ -30,7 +30,7 @@ def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labe
     Raises:
         RiebenchError: if there is none, one does not fit the model, or one was not trained on updates.
     """
-    from riebench.saes.inspection import load_all
+    from riebench.features.inspect import load_all
 
     found = []
     places = [root for one in sources_of(job.sweep or job.sae, model) for root in _roots(one, offline=job.offline)]

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.report.board import board_html, board_text
-from riebench.report.chosen import FEATURES, Wanted, chosen_views, most_chosen
+from riebench.report.data import Group, read_groups
 from riebench.report.examples import Pictures, add_group, add_index, known_examples
-from riebench.report.heatmaps import block_views
+from riebench.report.feature_choice import FEATURES, Wanted, chosen_views, most_chosen
 from riebench.report.output import OutputFolder
-from riebench.report.page import render_page
-from riebench.report.plots import trade_off
-from riebench.report.reading import Group, read_groups
+from riebench.report.page import board_html, board_text, render_page
+from riebench.report.plots import block_views, trade_off
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from riebench.errors import StoreError
 from riebench.registry import METRICS
+from riebench.report.data import Group, ReadOnce
 from riebench.report.output import OutputFolder
-from riebench.report.reading import Group, ReadOnce
 from riebench.scoring.profiles import PRINTED, metric_format
 from riebench.store.records import EditRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markdown_it import MarkdownIt
+from markupsafe import Markup, escape
 
 from riebench import __version__
+from riebench.report.data import DISTANCE, EFFECT
 from riebench.report.plots import MARKS
-from riebench.report.reading import DISTANCE, EFFECT
 from riebench.scoring.profiles import metric_format
 
 
@@ -54,3 +57,47 @@ def render_page(
             distance=metric_format(DISTANCE),
         )
     )
+
+
+def board_text(results: Path) -> str:
+    """The leaderboard of a results folder, as Markdown. The only place where the page asks for it."""
+    from riebench.analysis.leaderboard import leaderboard_text
+
+    return leaderboard_text(results)
+
+
+def board_html(text: str) -> Markup:
+    """A leaderboard as HTML whose headings begin below the page's own.
+
+    Args:
+        text: Markdown; HTML in it is shown as text, never run.
+
+    Returns:
+        Tables in boxes that scroll by themselves and can be reached by keyboard.
+    """
+    body = re.sub(r"\A(\s*<!--.*?-->)+", "", text, flags=re.DOTALL).lstrip()
+    body = re.sub(r"\A# .*\n", "", body)
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = parser.parse(body)
+    label = "Leaderboard"
+    for index, token in enumerate(tokens):
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1:]) + 1)}"
+        if token.type == "heading_open":
+            label = tokens[index + 1].content.replace("`", "")
+        if token.type == "table_open":
+            token.meta["label"] = label
+        if token.type == "th_open":
+            token.attrSet("scope", "col")
+    parser.add_render_rule("table_open", _table_open)
+    parser.add_render_rule("table_close", _table_close)
+    return Markup(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _table_open(renderer: object, tokens: list[object], index: int, options: object, env: object) -> str:
+    label = escape(getattr(tokens[index], "meta", {}).get("label", ""))
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">\n<table class="numbers">\n'
+
+
+def _table_close(renderer: object, tokens: list[object], index: int, options: object, env: object) -> str:
+    return "</table>\n</div>\n"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from riebench.generation.generator import Capture, Generator
-from riebench.models.loading import LoadedModel
-from riebench.saes.sae import Signal, SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.schema import Stored
 
 _AT_A_TIME = 8192
@@ -66,56 +63,6 @@ class Meter:
             dead_share=round(float((self._active == 0).float().mean()), 4),
             positions=self._positions,
         )
-
-
-@torch.inference_mode()
-def measure(
-    saes: Sequence[tuple[str, SparseAutoencoder, Sequence[Signal]]],
-    model: LoadedModel,
-    prompts: Sequence[str],
-    *,
-    batch_size: int = 4,
-    progress: bool = True,
-) -> list[dict[Signal, SaeFigures]]:
-    """Measures SAEs on every step and position of some generations.
-
-    Args:
-        saes: block, SAE and the signals to try, for each.
-        model: generates; its conditional half is measured.
-        prompts: one generation each.
-        batch_size: pictures at a time.
-        progress: shows a bar.
-
-    Returns:
-        Signal -> figures, for each SAE in order.
-    """
-    meters: list[dict[Signal, Meter]] = [
-        {signal: Meter(sae.to(model.device)) for signal in signals} for _, sae, signals in saes
-    ]
-
-    def sink_for(signal: Signal) -> Capture:
-        wanted = {block for block, _, signals in saes if signal in signals}
-
-        def take(site: str, values: Tensor) -> None:
-            x = values.movedim(1, -1).flatten(0, 2)
-            for (block, _, _), found in zip(saes, meters, strict=True):
-                if block == site and signal in found:
-                    found[signal].add(x)
-
-        return Capture(tuple(sorted(wanted)), keep=(signal,), sink=take)
-
-    captures = [capture for capture in map(sink_for, _measured_signals(meters)) if capture.sites]
-    generator = Generator(model, cached_prompts=2 * batch_size)
-    for first in tqdm(range(0, len(prompts), batch_size), desc="measure", disable=not progress, mininterval=2):
-        some = prompts[first : first + batch_size]
-        generator.generate(some, [first + i for i in range(len(some))], capture=captures)
-    return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]
-
-
-def _measured_signals(meters: Sequence[Mapping[Signal, Meter]]) -> list[Signal]:
-    found = {signal for one in meters for signal in one}
-    both: tuple[Signal, ...] = ("update", "output")
-    return [signal for signal in both if signal in found]
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+import torch
 from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
 
 from riebench.errors import RiebenchError
+from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import known_sites
 from riebench.models.loading import LoadedModel
-from riebench.saes.figures import SaeFigures, measure
-from riebench.saes.formats import load_sae, matching
+from riebench.saes.figures import Meter, SaeFigures
+from riebench.saes.files import load_tensors
+from riebench.saes.formats import checkpoint_at, chosen, load_sae, matching
 from riebench.saes.sae import COUNTING, Signal, SparseAutoencoder
-from riebench.saes.sources import SaeSource, check_width
+from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Stored
 from riebench.tasks.suites import load_suite
@@ -182,3 +187,97 @@ def prompts_from(suite: str, file: Path | None, limit: int) -> list[str]:
     pairs = [prompt for task in load_suite(suite) for one in task.examples for prompt in (one.source, one.target)]
     prompts = list(dict.fromkeys(plain_prompt(prompt) for prompt in pairs))
     return [prompts[i * len(prompts) // limit] for i in range(limit)] if len(prompts) > limit else prompts
+
+
+FILES = ("mean.pt", "std.pt")
+"""Mean and standard deviation of each feature over the positions where it is active, as sdxl-unbox writes them."""
+
+
+def stored_statistics(
+    source: str | None, model: LoadedModel, block: str, sae: SparseAutoencoder, *, offline: bool = False
+) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and standard deviation of each feature where it is active, in units of its direction of length 1.
+
+    Args:
+        source: where the SAEs are; None for the model preset's own.
+        model: the generating model.
+        block: short name.
+        sae: the block's.
+        offline: fetches nothing.
+
+    Returns:
+        float32 [n] each; None for what no file states, or states for another number of features.
+
+    Raises:
+        RiebenchError: if such a file is damaged.
+    """
+    places = {one.block: one for one in sources_of(source, model)}
+    place = places.get(block, places.get(None))
+    if place is None:
+        return None, None
+    path = chosen(place.locate(offline=offline), [block], place.options)[block]
+    found = checkpoint_at(path, place.options)
+    if found is None:
+        return None, None
+    mean, std = (_read(found[0].folder / name, sae) for name in FILES)
+    return mean, std
+
+
+def _read(path: Path, sae: SparseAutoencoder) -> Tensor | None:
+    if not path.is_file():
+        return None
+    values = load_tensors(path)
+    if not isinstance(values, Tensor) or values.shape != (sae.n,):
+        return None
+    # Stored of values before the lengths of the decoder's rows are multiplied in.
+    return values.float() * sae.row_scale.cpu()
+
+
+@torch.inference_mode()
+def measure(
+    saes: Sequence[tuple[str, SparseAutoencoder, Sequence[Signal]]],
+    model: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> list[dict[Signal, SaeFigures]]:
+    """Measures SAEs on every step and position of some generations.
+
+    Args:
+        saes: block, SAE and the signals to try, for each.
+        model: generates; its conditional half is measured.
+        prompts: one generation each.
+        batch_size: pictures at a time.
+        progress: shows a bar.
+
+    Returns:
+        Signal -> figures, for each SAE in order.
+    """
+    meters: list[dict[Signal, Meter]] = [
+        {signal: Meter(sae.to(model.device)) for signal in signals} for _, sae, signals in saes
+    ]
+
+    def sink_for(signal: Signal) -> Capture:
+        wanted = {block for block, _, signals in saes if signal in signals}
+
+        def take(site: str, values: Tensor) -> None:
+            x = values.movedim(1, -1).flatten(0, 2)
+            for (block, _, _), found in zip(saes, meters, strict=True):
+                if block == site and signal in found:
+                    found[signal].add(x)
+
+        return Capture(tuple(sorted(wanted)), keep=(signal,), sink=take)
+
+    captures = [capture for capture in map(sink_for, _measured_signals(meters)) if capture.sites]
+    generator = Generator(model, cached_prompts=2 * batch_size)
+    for first in tqdm(range(0, len(prompts), batch_size), desc="measure", disable=not progress, mininterval=2):
+        some = prompts[first : first + batch_size]
+        generator.generate(some, [first + i for i in range(len(some))], capture=captures)
+    return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]
+
+
+def _measured_signals(meters: Sequence[Mapping[Signal, Meter]]) -> list[Signal]:
+    found = {signal for one in meters for signal in one}
+    both: tuple[Signal, ...] = ("update", "output")
+    return [signal for signal in both if signal in found]
