@@ -28,10 +28,11 @@ from unittest.mock import patch
 
 from benchmarks.comparison import differences, lost, recorded, snapshot
 from benchmarks.killing import PHASES, Ending, Moment, run
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import run_job
 from riebench.utils.files import read_lines, repair_last_line
 
-MakeJob = Callable[[Path], Job]
+MakeJob = Callable[[Path], RunRequest]
 """A job that writes all it writes below a folder."""
 
 
@@ -109,7 +110,7 @@ class Trials:
         return Moment(phase=phase, delay=chance.uniform(0, self.whole.seconds[phase]))
 
 
-def toy_job(place: Path) -> Job:
+def toy_job(place: Path) -> RunRequest:
     """Two examples and three settings on the toy model in one step, one picture at a time.
 
     In larger batches a resumed run shares its calls with other pictures, which moves a number by rounding.
@@ -119,7 +120,7 @@ def toy_job(place: Path) -> Job:
         suite.mkdir(parents=True)
         (suite / "change_color.yaml").write_text(_TASK, encoding="utf-8")
         (suite / "few.yml").write_text(_SETTING, encoding="utf-8")
-    return Job(
+    return RunRequest(
         suite=str(suite), settings=("no_edit", "target_prompt", str(suite / "few.yml")), model="toy-turbo", steps=1,
         batch_size=1, device="cpu", results=place / "results", leaderboard=place / "results" / "leaderboard.md",
         report=place / "results" / "report",
@@ -167,12 +168,11 @@ def _warm(root: Path) -> None:
 
     torch.set_num_threads(1)
     job = toy_job(root / "warm" / "work")
-    loaded = ModelRecipe(str(job.model), job.steps, job.guidance, job.dtype, "cpu", False, job.options, job.profile)
-    model = loaded.load()
+    model = job.recipe.load()
     # The children's model is the one that is loaded here.
     patch.object(ModelRecipe, "load", lambda _: model).start()
     with contextlib.redirect_stdout(sys.stderr):
-        job.run(lambda _: None)
+        run_job(job, lambda _: None)
 
 
 def _continued(trials: Trials, chosen: argparse.Namespace) -> list[dict[str, Any]]:

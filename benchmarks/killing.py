@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import run_job
 
 PHASES = ("run", "score", "tables", "report")
 """What a kill may hit: pictures, scores, tables with leaderboard and galleries, and the page."""
@@ -58,7 +59,7 @@ class Ending:
     planned: frozenset[str] = frozenset()
 
 
-def run(job: Job, moment: Moment | None = None) -> Ending:
+def run(job: RunRequest, moment: Moment | None = None) -> Ending:
     """Runs a job in a process of its own, and kills it at a moment.
 
     Args:
@@ -80,7 +81,7 @@ def run(job: Job, moment: Moment | None = None) -> Ending:
         os.close(reader)
 
 
-def _perform(job: Job, writer: int, moment: Moment | None) -> None:
+def _perform(job: RunRequest, writer: int, moment: Moment | None) -> None:
     """The child's part: never returns."""
     code = 1
     try:
@@ -100,7 +101,7 @@ def _perform(job: Job, writer: int, moment: Moment | None) -> None:
                 stack.enter_context(_marked(phase, place, writer))
             _tell_plans(stack, writer)
             os.write(writer, b"begins run\n")
-            job.run(lambda _: None)
+            run_job(job, lambda _: None)
             os.write(writer, f"ends {count[0]}\n".encode())
         code = 0
     except BaseException:
@@ -110,7 +111,8 @@ def _perform(job: Job, writer: int, moment: Moment | None) -> None:
 
 
 _BEGINNINGS = {
-    "score": "riebench.scoring.score.score", "tables": "riebench.job.write_tables", "report": "riebench.job.say_page",
+    "score": "riebench.scoring.score.score", "tables": "riebench.jobs.run.write_tables",
+    "report": "riebench.jobs.run.say_page",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from tiny import tiny_model, tiny_saes
 from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.generation.generator import Generator
 from riebench.generation.memory import BatchSize, activation_bytes, automatic_batch_size, free_bytes
-from riebench.job import batch_size_of
+from riebench.jobs.request import batch_size_of
 from riebench.methods.editors import Editor, EditorContext
 from riebench.models.shapes import unet_shape
 from riebench.runs.runner import run_benchmark

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.job import Job, blocks_option
+from riebench.jobs.request import RunRequest, blocks_option
+from riebench.jobs.run import print_per_block
 from riebench.store.folder import RunFolder
-from riebench.summary import print_per_block
 
 RUNNER = CliRunner()
 
@@ -90,10 +90,10 @@ def test_bad_parameters_name_the_nearest(tmp_path: Path) -> None:
 def test_what_goes_wrong_underway_is_one_clear_line(
     error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Job, say: object) -> None:
+    def fail(request: RunRequest, say: object) -> None:
         raise error
 
-    monkeypatch.setattr(Job, "run", fail)
+    monkeypatch.setattr("riebench.jobs.run.run_job", fail)
     result = RUNNER.invoke(app, ["run"])
     assert result.exit_code == code
     assert message in result.stderr
@@ -101,10 +101,10 @@ def test_what_goes_wrong_underway_is_one_clear_line(
 
 
 def test_an_error_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Job, say: object) -> None:
+    def fail(request: RunRequest, say: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Job, "run", fail)
+    monkeypatch.setattr("riebench.jobs.run.run_job", fail)
     assert isinstance(RUNNER.invoke(app, ["run"]).exception, ZeroDivisionError)
 
 
@@ -134,8 +134,8 @@ def test_tables_and_leaderboard_from_stored_results(filled: RunFolder) -> None:
 
 
 def test_options_reach_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[Job] = []
-    monkeypatch.setattr(Job, "run", lambda self, say: seen.append(self))
+    seen: list[RunRequest] = []
+    monkeypatch.setattr("riebench.jobs.run.run_job", lambda request, say: seen.append(request))
     line = "run sae no_edit --seeds 0,2 --limit 3 --categories change_pose,change_color --offline --results"
     assert RUNNER.invoke(app, [*line.split(), str(tmp_path)]).exit_code == 0
     job = seen[0]
@@ -150,7 +150,7 @@ def test_blocks_option() -> None:
         "blocks": ("mid.0", "down.2.1"),
         "block_mode": "together",
     }
-    tasks, settings = Job(settings=("sae", "no_edit"), blocks="up.0.1", limit=2).plan()
+    tasks, settings = RunRequest(settings=("sae", "no_edit"), blocks="up.0.1", limit=2).plan()
     assert [setting.blocks for setting in settings] == [("up.0.1",), ()]
     assert {len(task.examples) for task in tasks} == {2}
 

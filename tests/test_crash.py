@@ -15,7 +15,7 @@ import pytest
 import test_job
 from tiny import tiny_folder, tiny_model, tiny_saes
 
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
 from riebench.models.lookup import ModelRecipe
 from riebench.store.folder import RunFolder
 
@@ -26,7 +26,7 @@ killing: Any = pytest.importorskip("benchmarks.killing")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 
 
-def make_job(place: Path) -> Job:
+def make_job(place: Path) -> RunRequest:
     """Two examples and two settings, one of them on a block alone, one picture at a time."""
     suite = place.parent / "mine"
     if not suite.is_dir():
@@ -34,7 +34,7 @@ def make_job(place: Path) -> Job:
         (suite / "change_color.yaml").write_text(test_job.TASK)
         setting = test_job.SETTING.replace("block_mode: both", "blocks: [up.0.1]")
         (suite / "features.yml").write_text(setting + f"sae: {tiny_saes()}\n")
-    return Job(
+    return RunRequest(
         suite=str(suite), settings=("no_edit", str(suite / "features.yml")), model=str(tiny_folder()), steps=2,
         guidance=0.0, batch_size=1, device="cpu", scorers=("toy-clip",), results=place / "results",
         leaderboard=place / "results" / "leaderboard.md", report=place / "results" / "report",
@@ -97,10 +97,13 @@ def test_only_our_own_kill_is_one(trials: Any, tmp_path: Path) -> None:
     job = make_job(tmp_path / "work")
     for moment in (None, killing.Moment(delay=60)):
         with (
-            patch("riebench.job.write_tables", lambda *_: os.kill(os.getpid(), signal.SIGUSR1)),
+            patch("riebench.jobs.run.write_tables", lambda *_: os.kill(os.getpid(), signal.SIGUSR1)),
             pytest.raises(AssertionError, match=", which was not ours"),
         ):
             killing.run(job, moment)
     assert killing.run(job, killing.Moment(operation=1)).killed
-    with patch("riebench.job.write_tables", lambda *_: 1 / 0), pytest.raises(AssertionError, match="failed by itself"):
+    with (
+        patch("riebench.jobs.run.write_tables", lambda *_: 1 / 0),
+        pytest.raises(AssertionError, match="failed by itself"),
+    ):
         killing.run(job)

@@ -15,15 +15,15 @@ from sdxl_files import COMMIT, REPO, fake_hub, hub_cache, unreachable
 from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
-from riebench import doctor, inventory
-from riebench.checklist import Check, looked_for
 from riebench.cli import app
-from riebench.doctor import examine, is_ready, smaller
-from riebench.dryrun import prepare_forecast
 from riebench.errors import RiebenchError
-from riebench.forecast import forecast
 from riebench.generation.memory import free_bytes
-from riebench.job import Job
+from riebench.jobs import doctor, inventory
+from riebench.jobs.doctor import examine, is_ready, smaller
+from riebench.jobs.dry_run import prepare_forecast
+from riebench.jobs.forecast import forecast
+from riebench.jobs.inventory import Check, looked_for
+from riebench.jobs.request import RunRequest
 from riebench.models.spec import ModelOptions
 from riebench.utils import machine
 from riebench.utils.files import file_sha256
@@ -40,14 +40,14 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def small(**changes: Any) -> Job:
+def small(**changes: Any) -> RunRequest:
     """A job on the tiny model that lacks nothing."""
     values = {"settings": ("sae",), "model": str(tiny_folder()), "sae": str(tiny_saes()), "device": "cpu",
               "scorers": ("toy-clip",), "limit": 1}  # fmt: skip
-    return Job(**{**values, **changes})
+    return RunRequest(**{**values, **changes})
 
 
-def bad(job: Job) -> dict[str, Check]:
+def bad(job: RunRequest) -> dict[str, Check]:
     """What a job lacks, by name."""
     return {check.what: check for check in examine(job) if check.state == "missing"}
 
@@ -68,7 +68,7 @@ def test_a_damaged_shipped_file_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("riebench.models.assets.file_sha256", hashed)
     monkeypatch.setattr(doctor, "sae_checks", lambda *_: [])
-    (check,) = bad(Job(device="cpu", settings=("no_edit",))).values()
+    (check,) = bad(RunRequest(device="cpu", settings=("no_edit",))).values()
     assert check.what == "shipped judge" and "is damaged" in check.found
     assert check.mend.startswith("git checkout -- ")
 
@@ -164,7 +164,7 @@ def test_a_gpu_and_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_advised_fits_and_costs_no_more_than_needed(limit: int, options: str) -> None:
-    job = Job(
+    job = RunRequest(
         suite="sdxl", model="sdxl-base", settings=("sae_k160",), blocks="together", device="cuda", batch_size=32,
         dtype="float32", limit=1,
     )  # fmt: skip
@@ -218,7 +218,7 @@ def test_a_message_without_a_command_is_told_whole() -> None:
 
 
 def test_small_pictures_may_be_decoded_one_by_one() -> None:
-    job = Job(suite="sdxl", settings=("sae_k160",), device="cuda", limit=1)
+    job = RunRequest(suite="sdxl", settings=("sae_k160",), device="cuda", limit=1)
     assert smaller(prepare_forecast(job).request, 9 * GB) == "--vae-slicing"
 
 

@@ -15,17 +15,17 @@ from tiny import tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
 from riebench.cli import app
-from riebench.dryrun import forecast_job, prepare_forecast, sae_bytes
 from riebench.errors import RiebenchError
-from riebench.forecast import Forecast
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.hooks import known_sites
 from riebench.generation.memory import automatic_batch_size
-from riebench.job import Job
+from riebench.jobs.dry_run import forecast_job, prepare_forecast, sae_bytes
+from riebench.jobs.forecast import Forecast
+from riebench.jobs.request import EngineOptions, RunRequest
 from riebench.models.lookup import look_up
 from riebench.models.presets import SAE_BYTES_PER_BLOCK
 from riebench.models.shapes import SDXL, folder_shape
-from riebench.models.spec import EngineOptions, ModelOptions
+from riebench.models.spec import ModelOptions
 from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import Setting
 from riebench.utils import machine
@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> RunRequest:
     """Two categories of two examples; no_edit, SAE features on five block sets at two strengths, and neurons."""
     suite = tmp_path / "mine"
     suite.mkdir()
@@ -52,14 +52,14 @@ def job(tmp_path: Path) -> Job:
         (suite / f"{category}.yaml").write_text(TASK.format(category=category))
     for name, text in SETTINGS.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    return Job(
+    return RunRequest(
         suite=str(suite), settings=("no_edit", *(str(tmp_path / f"{name}.yaml") for name in SETTINGS)),
         model=str(tiny_folder()), sae=str(tiny_saes()), steps=2, guidance=3.0, batch_size=4, device="cpu",
         results=tmp_path / "out",
     )  # fmt: skip
 
 
-def run(job: Job) -> None:
+def run(job: RunRequest) -> None:
     """Makes what the job asks for, without scoring it."""
     tasks, settings = job.plan()
     run_benchmark(
@@ -68,7 +68,7 @@ def run(job: Job) -> None:
     )  # fmt: skip
 
 
-def test_a_run_does_what_was_counted(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_does_what_was_counted(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     before = forecast_job(job)
     assert (before.units, before.missing, before.equal) == (4 * (1 + 10 + 1), 48, 4)
     assert (before.pairs, before.edited, before.beside) == (4, 44, 0)
@@ -99,7 +99,7 @@ def test_a_run_does_what_was_counted(job: Job, monkeypatch: pytest.MonkeyPatch) 
     assert forecast_job(replace(job, limit=1)).units == 24
 
 
-def test_time_comes_from_stored_times_of_the_same_model(job: Job) -> None:
+def test_time_comes_from_stored_times_of_the_same_model(job: RunRequest) -> None:
     assert "assumed" in forecast_job(job).basis
     run(job)
     for file in job.results.rglob("records.jsonl"):
@@ -114,7 +114,7 @@ def test_time_comes_from_stored_times_of_the_same_model(job: Job) -> None:
     assert "assumed" in forecast_job(replace(job, dtype="bfloat16")).basis
 
 
-def test_another_runs_folder_is_refused_as_by_the_run(job: Job) -> None:
+def test_another_runs_folder_is_refused_as_by_the_run(job: RunRequest) -> None:
     run(job)
     setting = Path(job.settings[1])
     setting.write_text(setting.read_text().replace("n_features: 3", "n_features: 4"))
@@ -134,12 +134,12 @@ def test_another_runs_folder_is_refused_as_by_the_run(job: Job) -> None:
         ({"regions": "grounded-sam", "options": ModelOptions(size=48)}, "do not divide a picture side of 48"),
     ],
 )
-def test_what_a_run_would_refuse_is_refused(job: Job, changes: dict[str, Any], message: str) -> None:
+def test_what_a_run_would_refuse_is_refused(job: RunRequest, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RiebenchError, match=message):
         forecast_job(replace(job, **changes))
 
 
-def test_region_models_look_at_pictures_first(job: Job) -> None:
+def test_region_models_look_at_pictures_first(job: RunRequest) -> None:
     file = Path(job.suite) / "change_color.yaml"
     file.write_text(file.read_text().replace("source_region: whole", "source_region: red"))
     assert forecast_job(job).looked == 0
@@ -181,7 +181,7 @@ def test_a_model_is_named_without_loading_as_with(guidance: float) -> None:
 def large(**changes: Any) -> Forecast:
     """The published suite on SDXL, forecast for a GPU."""
     values = {"suite": "sdxl", "device": "cuda", "results": Path("nowhere"), **changes}
-    return forecast_job(Job(**values))
+    return forecast_job(RunRequest(**values))
 
 
 def test_sdxl_needs_no_model_to_be_counted() -> None:
@@ -217,7 +217,7 @@ def test_the_command_prints_it_and_loads_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_printed_table_says_what_is_done(job: Job) -> None:
+def test_the_printed_table_says_what_is_done(job: RunRequest) -> None:
     run(replace(job, settings=job.settings[:1]))
     line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--sae", str(job.sae)]
     more = ["--steps", "2", "--guidance", "3", "--results", str(job.results), "--device", "cpu", "--dry-run"]
@@ -228,7 +228,7 @@ def test_the_printed_table_says_what_is_done(job: Job) -> None:
     assert prepare_forecast(job).known.spec.name in done.stdout
 
 
-def test_a_shard_is_counted_alone_and_all_shards_are_the_whole(job: Job) -> None:
+def test_a_shard_is_counted_alone_and_all_shards_are_the_whole(job: RunRequest) -> None:
     whole = forecast_job(job)
     parts = [forecast_job(shard(job, index, 3)) for index in (1, 2, 3)]
     for name in ("units", "missing", "equal", "pairs", "edited", "generations", "evaluations"):
@@ -245,12 +245,12 @@ def test_a_shard_is_counted_alone_and_all_shards_are_the_whole(job: Job) -> None
     assert forecast_job(job).missing == 36
 
 
-def shard(job: Job, index: int, count: int) -> Job:
+def shard(job: RunRequest, index: int, count: int) -> RunRequest:
     """One of several processes that share a job."""
     return replace(job, engine=EngineOptions(shard=(index, count)))
 
 
-def test_the_shard_is_said(job: Job) -> None:
+def test_the_shard_is_said(job: RunRequest) -> None:
     line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--sae", str(job.sae), "--dry-run"]
     more = ["--steps", "2", "--guidance", "3", "--results", str(job.results), "--device", "cpu"]
     told = [CliRunner().invoke(app, [*line, *more, *last]).stdout for last in ((), ("--shard", "1/3"))]
@@ -266,7 +266,7 @@ def test_settings_that_name_the_same_saes_share_them() -> None:
     assert sae_bytes([one, other.model_copy(update={"sae": "mine"})], SDXL) == 2 * alone
 
 
-def test_the_batch_is_the_one_that_a_run_would_take(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_is_the_one_that_a_run_would_take(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = replace(job, batch_size=None)
     assert forecast_job(asked).batch_size == automatic_batch_size(tiny_model(2, 3.0)) == 32
     monkeypatch.setattr(machine, "free_ram", lambda: 0)

@@ -21,7 +21,8 @@ from test_job import UNITS, command, last_line, records
 from test_job import job as job
 
 from riebench.errors import StoreError
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import run_job
 from riebench.report.output import OutputFolder
 from riebench.store.folder import RunFolder, SharedFolder, run_folders
 from riebench.store.run_file import broken_seals
@@ -57,7 +58,9 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(job: Job, mounted: Callable[[str], Path]) -> None:
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
+    job: RunRequest, mounted: Callable[[str], Path]
+) -> None:
     job = replace(job, results=mounted("size=100k") / "out")
     full = command(job, "--no-report")
     assert full.exit_code == 2
@@ -73,13 +76,13 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(job: Job, mo
     assert [finding for folder in run_folders(job.results) for finding in broken_seals(folder.path)] == []
 
 
-def test_a_read_only_folder_is_one_line(job: Job, mounted: Callable[[str], Path]) -> None:
+def test_a_read_only_folder_is_one_line(job: RunRequest, mounted: Callable[[str], Path]) -> None:
     refused = command(replace(job, results=mounted("ro,size=1m") / "out"))
     assert refused.exit_code == 2
     assert "cannot be written (Read-only file system); use another folder with --results" in last_line(refused)
 
 
-def test_results_that_became_read_only_are_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_became_read_only_are_one_line(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(arguments[0]))
 
@@ -99,9 +102,9 @@ def test_every_flipped_byte_of_a_stored_picture_is_found(tmp_path: Path) -> None
     assert is_whole(path) and np.array_equal(read_image(path), PIXELS)
 
 
-def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: Job) -> None:
+def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: RunRequest) -> None:
     job = replace(job, settings=job.settings[1:], batch_size=1)
-    job.run(lambda _: None)
+    run_job(job, lambda _: None)
     (folder,) = run_folders(job.results)
     record = folder.records()[0]
     edited, source = folder.path / str(record.image), folder.shared.path / str(record.source_image)
@@ -109,7 +112,7 @@ def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: Job
     for path, data in before.items():
         path.write_bytes(data[:-30] + bytes([data[-30] ^ 1]) + data[-29:])
         lines: list[str] = []
-        job.run(lines.append)
+        run_job(job, lines.append)
         assert any("not as riebench wrote them" in line and path.name in line for line in lines)
         assert path.read_bytes() == data
     assert not any("not as riebench wrote them" in line for line in said(job))
@@ -120,8 +123,8 @@ def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: Job
         assert source.read_bytes() == before[source]
 
 
-def test_what_settings_share_is_looked_at_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    job.run(lambda _: None)
+def test_what_settings_share_is_looked_at_once(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_job(job, lambda _: None)
     looked: list[str] = []
     original = SharedFolder.is_whole
 
@@ -130,15 +133,15 @@ def test_what_settings_share_is_looked_at_once(job: Job, monkeypatch: pytest.Mon
         return original(self, name)
 
     monkeypatch.setattr(SharedFolder, "is_whole", is_whole)
-    job.run(lambda _: None)
+    run_job(job, lambda _: None)
     pictures = [*job.results.glob("*/*/shared/images/*"), *job.results.glob("*/*/shared/masks/*.json")]
     assert len(run_folders(job.results)) > 1
     assert sorted(looked) == sorted(f"{path.parent.name}/{path.name}" for path in pictures)
 
 
-def said(job: Job, **changes: Any) -> list[str]:
+def said(job: RunRequest, **changes: Any) -> list[str]:
     lines: list[str] = []
-    replace(job, **changes).run(lines.append)
+    run_job(replace(job, **changes), lines.append)
     return lines
 
 
@@ -181,18 +184,18 @@ def test_a_page_whose_making_was_killed_at_once_is_made(tmp_path: Path) -> None:
     assert folder.finish("<p>").read_text() == "<p>"
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_goes_backwards_changes_nothing(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     job = replace(job, settings=job.settings[1:], blocks="mid.0", batch_size=1)
-    job.run(lambda _: None)
+    run_job(job, lambda _: None)
     (before,) = run_folders(job.results)
     monkeypatch.setattr(time, "time", lambda: 3.0)
     monkeypatch.setattr(time, "time_ns", lambda: 3_000_000_000)
     later = replace(job, results=job.results.with_name("later"), leaderboard=job.results.with_name("later.md"))
-    later.run(lambda _: None)
+    run_job(later, lambda _: None)
     (after,) = run_folders(later.results)
     assert [record.image_sha256 for record in after.records()] == [record.image_sha256 for record in before.records()]
     os.utime(before.path / "records.jsonl", (1, 1))
-    later.run(lambda _: None)
+    run_job(later, lambda _: None)
     assert len((after.path / "records.jsonl").read_text().splitlines()) == len(after.records())
 
 
@@ -262,9 +265,9 @@ def test_the_first_ctrl_c_ends_in_order_and_the_second_at_once(twice: bool) -> N
         assert out == "in order\n" and "everything finished so far is kept" in told
 
 
-def test_two_runners_of_one_job(job: Job) -> None:
+def test_two_runners_of_one_job(job: RunRequest) -> None:
     """The second is told at once, in one line; the first goes on."""
-    job.run(lambda _: None)
+    run_job(job, lambda _: None)
     before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
     with run_folders(job.results)[0].writing():
         refused = command(job)

@@ -15,7 +15,7 @@ from riebench.errors import RiebenchError, TaskFileError
 from riebench.generation.edits import Adaptive, Edit, Placed
 from riebench.generation.trace import intervene
 from riebench.generation.transfers import Paired
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
 from riebench.runs import engines
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.schema import EditExample, EditTask, Interval, Setting, parse_interval, step_window
@@ -89,10 +89,10 @@ def test_an_interval_is_part_of_the_identity_only_if_there_is_one() -> None:
 
 
 def test_the_option_reaches_settings_that_change_steps() -> None:
-    _, settings = Job(settings=("sae", "no_edit"), edit_steps="0:0.5", limit=1).plan()
+    _, settings = RunRequest(settings=("sae", "no_edit"), edit_steps="0:0.5", limit=1).plan()
     assert {setting.name: setting.edit_steps for setting in settings} == {"sae": (0.0, 0.5), "no_edit": None}
     with pytest.raises(RiebenchError, match="has no colon"):
-        Job(settings=("sae",), edit_steps="half", limit=1).plan()
+        RunRequest(settings=("sae",), edit_steps="half", limit=1).plan()
 
 
 def adaptive() -> Adaptive:

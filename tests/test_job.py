@@ -20,13 +20,13 @@ import riebench.scoring.score
 from riebench.blocks import BLOCKS
 from riebench.cli import app
 from riebench.generation.generator import GenerationResult, Generator
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import run_job, say_failures
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.scoring.metrics.clip import ClipScorer
 from riebench.scoring.metrics.networks import Networks
 from riebench.store.folder import RunFolder, run_folders
 from riebench.store.records import EditRecord
-from riebench.summary import say_failures
 from riebench.utils.machine import pick_device
 
 TASK = """\
@@ -72,7 +72,7 @@ def fake_networks(scorer: str, *, device: str, **options: Any) -> Networks:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRequest:
     """Two examples, two settings, one of them on each block and on all together."""
     suite = tmp_path / "mine"
     suite.mkdir()
@@ -80,7 +80,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     setting = tmp_path / "features.yaml"
     setting.write_text(SETTING + f"sae: {tiny_saes()}\n")
     monkeypatch.setattr(riebench.scoring.score, "Networks", fake_networks)
-    return Job(
+    return RunRequest(
         suite=str(suite),
         settings=("no_edit", str(setting)),
         model=str(tiny_folder()),
@@ -94,7 +94,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     )
 
 
-def command(job: Job, *more: str) -> Any:
+def command(job: RunRequest, *more: str) -> Any:
     """The result of the command line that stands for a job."""
     line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--steps", "2", "--guidance", "0"]
     line += ["--scorer", "toy-clip"]
@@ -108,7 +108,7 @@ def last_line(result: Any) -> str:
     return line
 
 
-def records(job: Job) -> dict[str, list[EditRecord]]:
+def records(job: RunRequest) -> dict[str, list[EditRecord]]:
     """Setting -> its records."""
     return {folder.spec.setting.name: folder.records() for folder in run_folders(job.results)}
 
@@ -122,9 +122,9 @@ def no_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Generator, "generate", refuse)
 
 
-def test_from_files_to_tables_and_nothing_twice(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_files_to_tables_and_nothing_twice(job: RunRequest, capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
-    job.run(lines.append)
+    run_job(job, lines.append)
     assert {name: len(found) for name, found in records(job).items()} == {"no_edit": 2, "features": 10}
     assert {record.status for found in records(job).values() for record in found} == {"ok"}
     printed = capsys.readouterr().out
@@ -152,25 +152,27 @@ def test_from_files_to_tables_and_nothing_twice(job: Job, capsys: pytest.Capture
     assert any(str(job.leaderboard) in line for line in lines)
 
     before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
-    job.run(lines.append)
+    run_job(job, lines.append)
     assert {path: path.read_bytes() for path in job.results.rglob("*.jsonl")} == before
 
 
-def test_no_edit_is_the_source_picture(job: Job) -> None:
-    replace(job, settings=("no_edit",)).run(lambda _: None)
+def test_no_edit_is_the_source_picture(job: RunRequest) -> None:
+    run_job(replace(job, settings=("no_edit",)), lambda _: None)
     (folder,) = run_folders(job.results)
     for record in folder.records():
         edited = folder.read_image(record.image or "")
         assert (edited == folder.shared.read_image(record.source_image or "")).all()
 
 
-def test_more_examples_continue_and_other_parameters_are_refused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_examples_continue_and_other_parameters_are_refused(
+    job: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = Path(job.settings[1])
     less = replace(job, settings=(str(features),), blocks="mid.0")
-    replace(less, limit=1).run(lambda _: None)
-    less.run(lambda _: None)
+    run_job(replace(less, limit=1), lambda _: None)
+    run_job(less, lambda _: None)
     lines: list[str] = []
-    replace(less, limit=1).run(lines.append)
+    run_job(replace(less, limit=1), lines.append)
     (folder,) = run_folders(job.results)
     assert [record.key.example_id for record in folder.records()] == ["one", "two"]
     assert not any("changed since" in line for line in lines)
@@ -190,7 +192,7 @@ def test_more_examples_continue_and_other_parameters_are_refused(job: Job, monke
 )
 @pytest.mark.parametrize("when", [3, 12, 31])
 def test_what_was_finished_before_a_stop_is_kept(
-    job: Job, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str, when: int
+    job: RunRequest, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str, when: int
 ) -> None:
     sync, calls = os.fsync, 0
 
@@ -215,7 +217,7 @@ def test_what_was_finished_before_a_stop_is_kept(
     assert len(lines) == UNITS
 
 
-def test_a_stop_while_generating_is_no_failed_unit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_while_generating_is_no_failed_unit(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     generate, calls = Generator.generate, 0
 
     def stop(self: Generator, *args: Any, **options: Any) -> GenerationResult:
@@ -233,7 +235,7 @@ def test_a_stop_while_generating_is_no_failed_unit(job: Job, monkeypatch: pytest
     assert sum(map(len, records(job).values())) == UNITS
 
 
-def test_a_long_prompt_is_told_before_generating(job: Job) -> None:
+def test_a_long_prompt_is_told_before_generating(job: RunRequest) -> None:
     file = Path(job.suite) / "change_color.yaml"
     file.write_text(TASK.replace("a grey dog", "a dog " + "and a cat " * 20))
     refused = command(job)
@@ -245,7 +247,7 @@ def test_a_long_prompt_is_told_before_generating(job: Job) -> None:
 
 
 def test_saes_of_another_width_are_told_before_generating(
-    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    job: RunRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for block in BLOCKS:
         save_sdxl_unbox(
@@ -270,7 +272,7 @@ def test_saes_of_another_width_are_told_before_generating(
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(
-    job: Job, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
+    job: RunRequest, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
 ) -> None:
     no_generation(monkeypatch)
     file = Path(job.settings[1])
@@ -289,14 +291,14 @@ def test_settings_that_do_not_fit_are_one_line(
         (("--results", __file__), "test_job.py"),
     ],
 )
-def test_options_that_do_not_fit_are_one_line(job: Job, options: tuple[str, ...], message: str) -> None:
+def test_options_that_do_not_fit_are_one_line(job: RunRequest, options: tuple[str, ...], message: str) -> None:
     refused = command(job, *options)
     assert refused.exit_code == 2
     assert message in last_line(refused)
 
 
-def test_runs_of_an_own_suite_are_scored_again_by_its_folder(job: Job) -> None:
-    replace(job, settings=("no_edit",)).run(lambda _: None)
+def test_runs_of_an_own_suite_are_scored_again_by_its_folder(job: RunRequest) -> None:
+    run_job(replace(job, settings=("no_edit",)), lambda _: None)
     file = next(job.results.rglob("scores.jsonl"))
     before = sorted(file.read_text().splitlines())
     file.unlink()
@@ -308,18 +310,18 @@ def test_runs_of_an_own_suite_are_scored_again_by_its_folder(job: Job) -> None:
     assert sorted(file.read_text().splitlines()) == before
 
 
-def test_failed_units_are_told_with_their_reason(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_units_are_told_with_their_reason(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     file = Path(job.settings[1])
     file.write_text(file.read_text().replace("n_features: 3", "n_features: 1000"))
     lines: list[str] = []
-    job.run(lines.append)
+    run_job(job, lines.append)
     assert "10 units failed" in " ".join(lines) and "`--redo errors` tries them again" in " ".join(lines)
     quiet: list[str] = []
     say_failures([folder for folder in run_folders(job.results) if folder.spec.setting.name == "no_edit"], quiet.append)
     assert quiet == []
 
 
-def test_memory_does_not_grow_with_the_number_of_examples(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_number_of_examples(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     example = TASK.split("examples:\n")[1].split("  - id: two")[0]
     many = "".join(example.replace("one", f"e{i}").replace("red cat", f"red cat {i}") for i in range(9))
     (Path(job.suite) / "change_color.yaml").write_text(TASK.split("  - id")[0] + many)
@@ -344,7 +346,7 @@ def test_memory_does_not_grow_with_the_number_of_examples(job: Job, monkeypatch:
         return replace(made, traces=traces)
 
     monkeypatch.setattr(Generator, "generate", watched)
-    replace(job, settings=(job.settings[1],), blocks="mid.0").run(lambda _: None)
+    run_job(replace(job, settings=(job.settings[1],), blocks="mid.0"), lambda _: None)
     assert most <= 2
 
 
@@ -353,15 +355,15 @@ def test_device_words() -> None:
     assert pick_device("auto") in ("cpu", "cuda")
 
 
-def test_a_run_folder_alone_says_what_it_holds(job: Job) -> None:
-    replace(job, settings=("no_edit",)).run(lambda _: None)
+def test_a_run_folder_alone_says_what_it_holds(job: RunRequest) -> None:
+    run_job(replace(job, settings=("no_edit",)), lambda _: None)
     (folder,) = run_folders(job.results)
     again = RunFolder(folder.path)
     assert again.spec.suite == "mine"
     assert str(job.suite) not in again.spec.model_dump_json()
 
 
-def test_a_scorer_that_is_not_here_stops_before_anything_is_generated(job: Job, tmp_path: Path) -> None:
+def test_a_scorer_that_is_not_here_stops_before_anything_is_generated(job: RunRequest, tmp_path: Path) -> None:
     """Hours of pictures should not end with a missing file."""
     line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--results", str(job.results)]
     result = CliRunner().invoke(app, [*line, "--offline", "--scorer", "clip-l14"])

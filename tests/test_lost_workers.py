@@ -36,7 +36,7 @@ import riebench.scoring.score
 from riebench.cli import app
 from riebench.errors import DeviceLostError, RiebenchError
 from riebench.generation.generator import Generator
-from riebench.models import spec
+from riebench.jobs import request
 from riebench.models.lookup import ModelRecipe
 from riebench.models.placement import refuse_lost
 from riebench.runs import engines
@@ -372,7 +372,7 @@ def test_gpus_that_only_workers_have_are_not_asked_for_where_scores_are_made(
 
 
 def test_every_engine_that_can_be_named_is_there() -> None:
-    assert tuple(engines.ENGINES) == spec.ENGINES
+    assert tuple(engines.ENGINES) == request.ENGINES
 
 
 def test_a_head_that_asks_for_a_token_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

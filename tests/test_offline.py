@@ -14,7 +14,8 @@ from sdxl_files import REPO, hub_cache
 from tiny import tiny_folder
 
 from riebench.errors import RiebenchError
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import run_job
 from riebench.utils.hub import VARIABLES, fetch, is_offline, offline_mode, split_revision
 
 
@@ -58,9 +59,15 @@ def test_the_state_is_put_back_after_an_error() -> None:
 
 def test_a_job_says_offline_to_every_library(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(Job, "_run", lambda self, say: seen.append(is_offline()))
+
+    def produce(request: RunRequest, say: object) -> None:
+        seen.append(is_offline())
+        raise RiebenchError("that is all")
+
+    monkeypatch.setattr("riebench.jobs.run.produce", produce)
     for offline in (True, False):
-        Job(offline=offline).run(lambda _: None)
+        with pytest.raises(RiebenchError, match="that is all"):
+            run_job(RunRequest(offline=offline), lambda _: None)
     assert seen == [True, False]
 
 

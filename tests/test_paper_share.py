@@ -11,7 +11,7 @@ from paper_runs import CATEGORIES, keys, level, stored
 
 from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import block_set_name
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
 from riebench.paper import blocks, share
 from riebench.paper.artefact import Row, picked
 from riebench.paper.contest import read_entries
@@ -214,7 +214,7 @@ def test_what_cannot_be_told_is_left_open() -> None:
 
 
 def test_both_artefacts_are_made_from_stored_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Job, "produce", lambda *_: pytest.fail("nothing is missing"))
+    monkeypatch.setattr("riebench.paper.runs.produce", lambda *_: pytest.fail("nothing is missing"))
     monkeypatch.setattr(blocks, "REPLICATES", 200)
     monkeypatch.setattr(share, "REPLICATES", 200)
     results = tmp_path / "results"
@@ -241,7 +241,7 @@ def _block_sets(setting: Setting) -> list[str]:
 def test_a_profile_without_areas_shows_its_own_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = PROFILES["paper"].table
 
-    def produce(job: Job, _say: Any) -> list[RunFolder]:
+    def produce(job: RunRequest, _say: Any) -> list[RunFolder]:
         assert job.profile == "paper" and job.seeds == (42,)
         return [
             stored(
@@ -251,7 +251,7 @@ def test_a_profile_without_areas_shows_its_own_metrics(tmp_path: Path, monkeypat
             for setting in job.plan()[1]
         ]  # fmt: skip
 
-    monkeypatch.setattr(Job, "produce", produce)
+    monkeypatch.setattr("riebench.paper.runs.produce", produce)
     job = PaperJob(out=tmp_path / "paper", work=tmp_path / "work", results=tmp_path / "none", profile="paper")
     artefact = blocks.make(job)
     row = artefact.table().rows[0]

@@ -12,7 +12,7 @@ from paper_runs import CATEGORIES, keys, level, stored
 
 from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import BLOCKS
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
 from riebench.models.shapes import SDXL
 from riebench.paper import tradeoff
 from riebench.paper.artefact import picked
@@ -195,7 +195,7 @@ def everything_stored(results: Path) -> None:
 def test_the_artefact_is_made_from_stored_results_alone_and_twice_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Job, "produce", lambda *_: pytest.fail("nothing is missing"))
+    monkeypatch.setattr("riebench.paper.runs.produce", lambda *_: pytest.fail("nothing is missing"))
     monkeypatch.setattr(tradeoff, "REPLICATES", 100)
     everything_stored(tmp_path / "results")
     job = PaperJob(out=tmp_path / "paper", work=tmp_path / "work", results=tmp_path / "results")
@@ -218,7 +218,7 @@ def test_the_artefact_is_made_from_stored_results_alone_and_twice_the_same(
 def test_only_what_is_not_stored_is_run_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
-    def produce(job: Job, _say: Any) -> list[RunFolder]:
+    def produce(job: RunRequest, _say: Any) -> list[RunFolder]:
         asked.append(job.settings)
         assert job.results == tmp_path / "work" / "results" and job.limit == 2 and job.seeds == (0,)
         tasks, settings = job.plan()
@@ -231,7 +231,7 @@ def test_only_what_is_not_stored_is_run_and_only_once(tmp_path: Path, monkeypatc
         ]  # fmt: skip
         return [stored(job.results, setting, units, lambda _key: level(0.1, 0.01)) for setting in settings]
 
-    monkeypatch.setattr(Job, "produce", produce)
+    monkeypatch.setattr("riebench.paper.runs.produce", produce)
     sae(tmp_path / "results")
     job = PaperJob(work=tmp_path / "work", results=tmp_path / "results", limit=2)
     wanted = {"sae_1_of_128": "paper", "sae_add_only": "paper"}

@@ -18,7 +18,7 @@ from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, Placed, Term
 from riebench.generation.generator import Capture, Generator
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.placement import parts_of, place
 from riebench.models.presets import FP16_FIX_REVISION, FP16_FIX_SOURCE
@@ -124,8 +124,8 @@ def test_options_that_cannot_be_had_are_one_line(options: dict[str, Any], messag
 
 
 def test_tiles_decode_large_pictures_and_part_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("models", "placement"):
-        monkeypatch.setattr(f"riebench.{module}.TILE", 16)
+    for module in ("loading", "placement"):
+        monkeypatch.setattr(f"riebench.models.{module}.TILE", 16)
     tiled = load(size=64, vae_tiling=True)
     assert tiled.spec.name.endswith("px64-tiled") and tiled.spec.vae_tiling and tiled.spec.identity["vae_tiling"]
     seen: list[tuple[int, ...]] = []
@@ -274,8 +274,8 @@ def test_the_two_tokenizers_positions_are_joined() -> None:
 
 
 def test_flags_reach_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[Job] = []
-    monkeypatch.setattr(Job, "run", lambda self, say: seen.append(self))
+    seen: list[RunRequest] = []
+    monkeypatch.setattr("riebench.jobs.run.run_job", lambda request, say: seen.append(request))
     line = (
         "run no_edit --size 768 --config sdxl-base --vae fp16-fix --offload model --vae-slicing --vae-tiling "
         "--attention math --channels-last --results"

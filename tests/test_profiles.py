@@ -15,7 +15,7 @@ from riebench.analysis.configurations import configurations, scored_profiles
 from riebench.analysis.leaderboard import leaderboard_text
 from riebench.analysis.tables import check_all, write_all
 from riebench.errors import RiebenchError
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
 from riebench.registry import METRICS
 from riebench.runs.plan import plan, works_of
 from riebench.scoring.metrics.base import Sample
@@ -123,12 +123,12 @@ def test_a_run_that_only_a_published_profile_has_scored_gets_no_default_tables(t
 
 
 def test_the_papers_seed_is_the_same_noise_for_all_examples() -> None:
-    paper = Job(profile="paper")
+    paper = RunRequest(profile="paper")
     assert (paper.seeds, paper.regions) == ((42,), "grounded-sam")
-    assert (Job().seeds, Job().regions) == ((0,), None)
-    assert Job(profile="paper", seeds=(1, 2), regions="attention").seeds == (1, 2)
-    assert Job(profile="paper", regions="attention").regions == "attention"
-    assert Job(profile="piebench").seeds == (0,)
+    assert (RunRequest().seeds, RunRequest().regions) == ((0,), None)
+    assert RunRequest(profile="paper", seeds=(1, 2), regions="attention").seeds == (1, 2)
+    assert RunRequest(profile="paper", regions="attention").regions == "attention"
+    assert RunRequest(profile="piebench").seeds == (0,)
     units = plan(TASKS, [Setting(name="no_edit", method="no_edit", blocks=())], seeds=(42,))
     assert {work.noise for work in works_of(units, fixed_noise=True)} == {42}
     assert [work.noise for work in works_of(units)] == [noise_seed("e0", 42), noise_seed("e1", 42)]
@@ -136,9 +136,10 @@ def test_the_papers_seed_is_the_same_noise_for_all_examples() -> None:
 
 def test_pictures_of_another_noise_are_another_run_in_another_folder() -> None:
     spec = make_spec()
-    model = Job(profile="paper").model_spec(spec.model)
+    model = spec.model.with_fixed_noise(RunRequest(profile="paper").fixed_noise)
     assert model.name == "toy-turbo-paper"
-    assert Job(profile="piebench").model_spec(spec.model) == Job().model_spec(spec.model) == spec.model
+    assert spec.model.with_fixed_noise(RunRequest(profile="piebench").fixed_noise) == spec.model
+    assert RunRequest().fixed_noise == ""
     assert "fixed_noise" not in spec.model.identity
     assert spec.model_copy(update={"model": model}).run_id != spec.run_id
-    assert replace(Job(profile="paper"), batch_size=1).seeds == (42,)
+    assert replace(RunRequest(profile="paper"), batch_size=1).seeds == (42,)

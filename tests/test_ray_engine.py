@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
+from riebench.jobs.request import EngineOptions
 from riebench.models.loading import LoadedModel
 from riebench.models.lookup import ModelRecipe
-from riebench.models.spec import EngineOptions
 from riebench.runs import engines
 from riebench.runs.engines.coordinator import LOSSES, STARTS, Worker, WorkerLostError, run_with_workers
 from riebench.runs.engines.ray import Places, RayWorker, cluster, places

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from riebench.analysis.tradeoff import BUDGETS
 from riebench.cli import app
 from riebench.errors import RiebenchError
+from riebench.jobs.run import say_page
 from riebench.report import write_report
 from riebench.report.data import read_groups
 from riebench.report.page import board_html
 from riebench.report.plots import block_views, plot_points
 from riebench.store.folder import RunFolder
-from riebench.summary import say_page
 
 BOARD = "<!-- made by X -->\n# Leaderboard\n\n## mine on toy-turbo\n\n| rank | area |\n| --- | --- |\n| 1 | 0.5 |\n"
 

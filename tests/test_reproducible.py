@@ -14,8 +14,8 @@ import pytest
 from scored_runs import TASKS, stored_run
 from test_job import job as job
 
-from riebench.job import Job
-from riebench.models.spec import EngineOptions
+from riebench.jobs.request import EngineOptions, RunRequest
+from riebench.jobs.run import run_job
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder, run_folders
 
@@ -26,15 +26,15 @@ METRIC, LEVEL, SHARE = 1e-3, 1, 0.999
 """What scores, and pixels in 1/255 on such a share of them, may differ by."""
 
 
-def elsewhere(job: Job, place: Path) -> Job:
+def elsewhere(job: RunRequest, place: Path) -> RunRequest:
     """The same job into another folder."""
     return replace(job, results=place, leaderboard=place / "leaderboard.md", report=place / "report")
 
 
-def ends(*jobs: Job) -> list[RunFolder]:
+def ends(*jobs: RunRequest) -> list[RunFolder]:
     """Runs jobs one after the other; the folders of the last."""
     for one in jobs:
-        one.run(lambda _: None)
+        run_job(one, lambda _: None)
     return run_folders(jobs[-1].results)
 
 
@@ -53,7 +53,7 @@ def assert_close(found: list[RunFolder], wanted: list[RunFolder]) -> None:
         assert {key: s.value for key, s in one.scores().items()} == pytest.approx(scores, abs=METRIC)
 
 
-def test_the_same_command_gives_the_same_bytes(job: Job) -> None:
+def test_the_same_command_gives_the_same_bytes(job: RunRequest) -> None:
     first, second = (elsewhere(job, job.results.with_name(name)) for name in ("first", "second"))
     ends(first)
     ends(second)
@@ -66,7 +66,7 @@ MADE: list[Path] = []
 
 
 @pytest.fixture
-def wanted(job: Job, tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+def wanted(job: RunRequest, tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
     """The usual runs, made once for all tests."""
     if not MADE:
         place = tmp_path_factory.mktemp("usual") / "out"
@@ -87,7 +87,7 @@ def wanted(job: Job, tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder
     ids=["one by one", "in one batch", "in two shards", "example by example", "setting by setting"],
 )
 def test_batches_shards_and_resume_points_change_nothing_beyond_rounding(
-    job: Job, wanted: list[RunFolder], otherwise: Callable[[Job], list[Job]]
+    job: RunRequest, wanted: list[RunFolder], otherwise: Callable[[RunRequest], list[RunRequest]]
 ) -> None:
     assert_close(ends(*otherwise(job)), wanted)
 

@@ -13,7 +13,8 @@ from test_job import command, last_line
 from test_job import job as job
 from test_store import add
 
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import run_job
 from riebench.store import run_file
 from riebench.store.folder import RunFolder, complaints, run_folders, set_aside
 from riebench.store.run_file import announce, broken_seals
@@ -35,9 +36,9 @@ def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
     assert broken_seals(folder.path) == []
 
 
-def test_a_changed_record_is_said_and_made_anew_on_request(job: Job) -> None:
+def test_a_changed_record_is_said_and_made_anew_on_request(job: RunRequest) -> None:
     job = replace(job, settings=job.settings[1:], blocks="mid.0")
-    job.run(lambda _: None)
+    run_job(job, lambda _: None)
     (folder,) = run_folders(job.results)
     file = folder.path / "records.jsonl"
     honest = file.read_text()

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import riebench.scoring.score
 from riebench.cli import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
-from riebench.models.spec import parse_shard
+from riebench.jobs.request import parse_shard
 from riebench.runs.plan import plan, share, works_of
 from riebench.store.folder import RunFolder, run_folders
 from riebench.store.records import ScoreRecord

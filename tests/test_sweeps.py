@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from riebench.dryrun import forecast_job
 from riebench.errors import RiebenchError
 from riebench.generation.edits import whole_steps
-from riebench.job import Job
+from riebench.jobs.dry_run import forecast_job
+from riebench.jobs.request import RunRequest
 from riebench.methods.check import check_setting
 from riebench.models.loading import load_model
 from riebench.runs import engines
@@ -73,19 +73,19 @@ def test_sets_share_no_folder_unless_they_mean_the_same() -> None:
 
 
 def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None:
-    names = {one.name for one in Job(limit=1).plan()[1]}
+    names = {one.name for one in RunRequest(limit=1).plan()[1]}
     assert names == set(setting_names("toy")) == set(setting_names("toy", "main"))
-    swept = {one.name for one in Job(limit=1, settings_set="sweep").plan()[1]}
+    swept = {one.name for one in RunRequest(limit=1, settings_set="sweep").plan()[1]}
     assert swept == set(setting_names("toy", "sweep")) != names
-    assert [one.name for one in Job(settings=("embed_lerp",), settings_set="sweep").plan()[1]] == ["embed_lerp"]
+    assert [one.name for one in RunRequest(settings=("embed_lerp",), settings_set="sweep").plan()[1]] == ["embed_lerp"]
     assert setting_names(str(tmp_path), "sweep") == setting_names("sdxl", "sweep")
-    assert (Job().seeds, Job(settings_set="sweep").seeds) == ((0,), (0, 1, 2))
-    assert Job(settings_set="sweep", seeds=(4,)).seeds == (4,)
-    assert Job(settings_set="sweep", profile="paper").seeds == (42,)
+    assert (RunRequest().seeds, RunRequest(settings_set="sweep").seeds) == ((0,), (0, 1, 2))
+    assert RunRequest(settings_set="sweep", seeds=(4,)).seeds == (4,)
+    assert RunRequest(settings_set="sweep", profile="paper").seeds == (42,)
     with pytest.raises(RiebenchError, match=r"unknown set of settings 'swep' \(did you mean 'sweep'\?\)"):
-        Job(settings_set="swep").plan()
+        RunRequest(settings_set="swep").plan()
     with pytest.raises(RiebenchError, match="unknown setting 'embed_lerp'; it is in another set: --settings-set sweep"):
-        Job(settings=("embed_lerp",)).plan()
+        RunRequest(settings=("embed_lerp",)).plan()
 
 
 def test_new_methods_run_on_the_toy_model(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_new_methods_run_on_the_toy_model(tmp_path: Path) -> None:
 
 def test_a_dry_run_counts_the_examples_that_are_looked_at_beside(tmp_path: Path) -> None:
     names = ("concept_steering", "wrong_example", "random_directions")
-    told = Job(settings_set="sweep", categories=("change_color",), limit=2, results=tmp_path, seeds=(0, 1))
+    told = RunRequest(settings_set="sweep", categories=("change_color",), limit=2, results=tmp_path, seeds=(0, 1))
     jobs = [replace(told, settings=(name,)) for name in names]
     # Two seeds: 17 examples serve all others of a category; or each of two has one of its own.
     assert [forecast_job(job).beside for job in jobs] == [2 * 2 * 17, 2 * 2 * 2, 0]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from riebench.cli import app
 from riebench.errors import RiebenchError
-from riebench.job import Job
+from riebench.jobs.request import RunRequest
 from riebench.scoring.verify import verify
 from riebench.store.folder import RunFolder
 from riebench.store.run_file import SEAL_FILE, seal
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "mine").mkdir()
     (place / "mine" / "change_color.yaml").write_text(TASK)
     (place / "few.yaml").write_text(SETTING)
-    Job(
+    RunRequest(
         suite=str(place / "mine"), settings=(str(place / "few.yaml"),), model="toy-turbo", steps=1, batch_size=2,
         device="cpu", results=place / "results", leaderboard=place / "leaderboard.md",
     ).run(lambda _: None)  # fmt: skip

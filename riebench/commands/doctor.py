@@ -19,7 +19,7 @@ def doctor(
     job: Any, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
     """Say what a run with these options needs, what is here, and how to get the rest. Loads and fetches nothing."""
-    from riebench import doctor as examination
+    from riebench.jobs import doctor as examination
 
     checks = examination.examine(job)
     if as_json:

@@ -109,12 +109,12 @@ def job_of(
         str | None, typer.Option(help="I/N: make only the I-th of N parts; N processes do so at the same time.")
     ] = None,
 ) -> Any:
-    """The `riebench.job.Job` that the options of `riebench run` stand for."""
-    from riebench.job import Job, batch_size_of
-    from riebench.models.spec import EngineOptions, ModelOptions, parse_shard
+    """The `riebench.jobs.request.RunRequest` that the options of `riebench run` stand for."""
+    from riebench.jobs.request import EngineOptions, RunRequest, batch_size_of, parse_shard
+    from riebench.models.spec import ModelOptions
 
     folder, board = places(results)
-    return Job(
+    return RunRequest(
         suite=suite,
         settings=tuple(settings or ()),
         settings_set=settings_set,
@@ -163,8 +163,10 @@ def run(
 ) -> None:
     """Generate, score and tabulate. Repeating a command does only what is missing."""
     if dry_run:
-        from riebench.dryrun import forecast_job, print_forecast
+        from riebench.jobs.dry_run import forecast_job, print_forecast
 
         print_forecast(forecast_job(job))
     else:
-        job.run(say)
+        from riebench.jobs.run import run_job
+
+        run_job(job, say)

@@ -11,11 +11,9 @@ from riebench.errors import RiebenchError, near_match
 from riebench.models.presets import ASSET, PRESETS, Preset
 from riebench.models.shapes import SDXL, Shape, folder_shape
 from riebench.models.spec import TILE, ModelOptions, ModelSpec, model_label, short_name
-from riebench.scoring.profiles import DEFAULT, get_profile
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
-
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -182,7 +180,8 @@ class ModelRecipe:
         device: where it runs; "auto" is decided where it is loaded.
         offline: fetches nothing.
         options: how it is placed.
-        profile: a name of `PROFILES`.
+        fixed_noise: ends the model's name where a seed is the same noise for all examples, whose pictures get a
+            folder of their own; empty where each example has noise of its own.
     """
 
     name: str
@@ -192,7 +191,7 @@ class ModelRecipe:
     device: str = "auto"
     offline: bool = False
     options: ModelOptions = field(default_factory=ModelOptions)
-    profile: str = DEFAULT
+    fixed_noise: str = ""
 
     @property
     def spec(self) -> ModelSpec:
@@ -202,7 +201,7 @@ class ModelRecipe:
             RiebenchError: if the name stands for nothing.
         """
         found = look_up(self.name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, options=self.options)
-        return profiled(found.spec, self.profile)
+        return found.spec.with_fixed_noise(self.fixed_noise)
 
     def load(self) -> LoadedModel:
         """The model in memory.
@@ -217,11 +216,4 @@ class ModelRecipe:
             self.name, steps=self.steps, guidance=self.guidance, dtype=self.dtype, device=pick_device(self.device),
             offline=self.offline, options=self.options,
         )  # fmt: skip
-        return replace(model, spec=profiled(model.spec, self.profile))
-
-
-def profiled(spec: ModelSpec, profile: str) -> ModelSpec:
-    """A model's spec under a profile, whose pictures get a folder of their own if they are others."""
-    if get_profile(profile).fixed_seed is None:
-        return spec
-    return spec.model_copy(update={"name": f"{spec.name}-{profile}", "fixed_noise": True})
+        return replace(model, spec=model.spec.with_fixed_noise(self.fixed_noise))

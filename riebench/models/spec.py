@@ -21,57 +21,6 @@ TILE = 512
 """Side in pixels of the tiles in which `--vae-tiling` decodes."""
 
 
-ENGINES = ("local", "ray")
-"""This process; workers on a Ray cluster."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Where pictures are made; nothing of it moves a number but floating-point noise.
-
-    Attributes:
-        engine: a word of `ENGINES`.
-        address: of a running Ray cluster; None starts one on this machine.
-        workers: how many; None for one per GPU.
-        shard: (i, n) for the i-th of n processes that share the work, each started on its own.
-
-    Raises:
-        RiebenchError: for an unknown word, or options that do not go together.
-    """
-
-    engine: str = "local"
-    address: str | None = None
-    workers: int | None = None
-    shard: tuple[int, int] = (1, 1)
-
-    def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise RiebenchError(f"--engine {self.engine!r}{near_match(self.engine, ENGINES)}")
-        if self.engine != "ray" and (self.address is not None or self.workers is not None):
-            raise RiebenchError("--address and --workers belong to --engine ray")
-
-    @property
-    def sharded(self) -> bool:
-        """Whether other processes make parts of the work."""
-        return self.shard != (1, 1)
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Which part of the work a process does.
-
-    Args:
-        text: "I/N", the I-th of N parts, from 1.
-
-    Raises:
-        RiebenchError: if it is anything else.
-    """
-    first, _, second = text.partition("/")
-    numbers = (int(first), int(second)) if first.isdecimal() and second.isdecimal() else (0, 0)
-    if not 1 <= numbers[0] <= numbers[1]:
-        raise RiebenchError(f"--shard {text!r}: write I/N for the I-th of N parts, such as 1/4 ... 4/4")
-    return numbers
-
-
 @dataclass(frozen=True)
 class ModelOptions:
     """What `riebench run` may be told about a model beside its name, steps, guidance and number format.
@@ -181,3 +130,13 @@ class ModelSpec(Stored):
         """
         usual = {name for name in ("vae", "vae_tiling", "fixed_noise") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude={"name", *usual})
+
+    def with_fixed_noise(self, label: str) -> ModelSpec:
+        """Return the spec of runs in which a seed is the same noise for all examples.
+
+        Args:
+            label: ends the name, so that such pictures get a folder of their own; empty changes nothing.
+        """
+        if not label:
+            return self
+        return self.model_copy(update={"name": f"{self.name}-{label}", "fixed_noise": True})

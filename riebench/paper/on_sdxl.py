@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from riebench.blocks import BLOCKS, SDXL_BLOCKS
-from riebench.estimates import ASSUMED_RATES, DECODER_TERAFLOP, SDXL_TERAFLOP
+from riebench.jobs.forecast import ASSUMED_RATES, DECODER_TERAFLOP, SDXL_TERAFLOP
 from riebench.paper.artefact import Artefact, Column, Row, Table
 from riebench.paper.drawing import number
 from riebench.paper.job import FEW_STEPS, PROMPTS, PaperJob
@@ -163,10 +163,10 @@ def _notes(rows: list[Row]) -> tuple[str, ...]:
 
 
 def _forecast(settings_set: str) -> list[Row]:
-    from riebench.dryrun import forecast_job
-    from riebench.job import Job
+    from riebench.jobs.dry_run import forecast_job
+    from riebench.jobs.request import RunRequest
 
-    found = forecast_job(Job(suite=SUITE, model=FEW, settings_set=settings_set, device="cuda"))
+    found = forecast_job(RunRequest(suite=SUITE, model=FEW, settings_set=settings_set, device="cuda"))
     return [{"evaluations": found.evaluations, "pictures": found.generations, "disk": found.disk}]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from riebench.analysis.configurations import configurations
 from riebench.generation.regions.options import DEFAULT_REGIONS
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import produce
 from riebench.models.lookup import look_up
 from riebench.models.presets import is_shipped
 from riebench.paper.artefact import Scalar
@@ -16,9 +17,6 @@ from riebench.paper.said import HASH, Said
 from riebench.store.folder import RunFolder, run_folders
 from riebench.tasks.settings import MAIN_SET, setting_names
 from riebench.tasks.suites import load_suite
-
-if TYPE_CHECKING:
-    from riebench.job import Job
 
 PAPER_SET, SWEEP_SET = "paper", "sweep"
 SHORT_RUNS = "results"
@@ -70,9 +68,9 @@ def runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str] = ()) -
     Raises:
         RiebenchError: whatever a run raises.
     """
-    job_of_runs = run_job(job, MAIN_SET, ())
+    request = short_request(job, MAIN_SET, ())
     suite = load_suite(job.suite)[0].suite
-    model = job_of_runs.model_spec(look_up(job.few_steps, dtype=job.dtype, options=job.options).spec).name
+    model = look_up(job.few_steps, dtype=job.dtype, options=job.options).spec.with_fixed_noise(request.fixed_noise).name
     names = {*wanted, *others}
     stored = [
         folder for folder in run_folders(job.results)
@@ -83,16 +81,14 @@ def runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str] = ()) -
     return Runs(suite, model, (*stored, *_short_runs(job, missing)))
 
 
-def run_job(job: PaperJob, settings_set: str, names: tuple[str, ...]) -> Job:
-    """The job of `riebench run` that makes short runs of some settings below the work folder.
+def short_request(job: PaperJob, settings_set: str, names: tuple[str, ...]) -> RunRequest:
+    """Return what `riebench run` would be asked for to make short runs of some settings below the work folder.
 
     A profile may want regions found by networks that know photographs; shipped models draw none, so that their words
     are looked for in their own text attention under every profile.
     """
-    from riebench.job import Job
-
     shipped = is_shipped(look_up(job.few_steps, dtype=job.dtype, options=job.options).spec)
-    return Job(
+    return RunRequest(
         suite=job.suite, settings=names, settings_set=settings_set, model=job.model, sae=job.sae,
         seeds=job.seeds if job.profile == "default" else (), limit=job.limit, batch_size=job.batch_size,
         device=job.device, dtype=job.dtype, results=job.work / SHORT_RUNS, leaderboard=job.work / "leaderboard.md",
@@ -108,17 +104,17 @@ def _short_runs(job: PaperJob, missing: Mapping[str, str]) -> list[RunFolder]:
     asked = {**ENDS, **missing}
     for settings_set in dict.fromkeys(asked.values()):
         names = tuple(name for name, which in asked.items() if which == settings_set)
-        one = run_job(job, settings_set, names)
+        one = short_request(job, settings_set, names)
         there = {f.spec.setting.name: f for f in run_folders(one.results)}
         if not all(name in there and complete(there[name], one) for name in names):
             job.say(f"running {', '.join(names)} into {one.results}: no stored results in {job.results}")
-            one.produce(job.say)
+            produce(one, job.say)
         found = {f.spec.setting.name: f for f in run_folders(one.results)}
         made += [found[name] for name in names]
     return made
 
 
-def complete(folder: RunFolder, job: Job) -> bool:
+def complete(folder: RunFolder, job: RunRequest) -> bool:
     """Whether a short run holds a number for everything that it would be asked for."""
     tasks, settings = job.plan()
     wanted = {(example.id, seed) for task in tasks for example in task.examples for seed in job.seeds}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import short_name
-from riebench.estimates import Request, per_picture
-from riebench.forecast import Forecast, Line, forecast
 from riebench.generation.memory import suitable_batch_size, usual_batch_size
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
+from riebench.jobs.forecast import Forecast, Line, Request, forecast, per_picture
+from riebench.jobs.request import RunRequest
 from riebench.methods.base import get_method
 from riebench.models.lookup import Known, look_up
 from riebench.models.presets import SAE_BYTES_PER_BLOCK, weight_bytes
@@ -26,9 +25,6 @@ from riebench.tasks.schema import ALL_CATEGORIES, Setting
 from riebench.tasks.suites import default_model
 from riebench.utils import machine
 from riebench.utils.machine import size_text
-
-if TYPE_CHECKING:
-    from riebench.job import Job
 
 
 @dataclass(frozen=True)
@@ -46,12 +42,12 @@ class Prospect:
     settings: tuple[Setting, ...]
 
 
-def forecast_job(job: Job) -> Forecast:
+def forecast_job(job: RunRequest) -> Forecast:
     """What a job would do; see `prepare_forecast`."""
     return forecast(prepare_forecast(job).request)
 
 
-def prepare_forecast(job: Job) -> Prospect:
+def prepare_forecast(job: RunRequest) -> Prospect:
     """Reads and checks a job.
 
     Args:
@@ -98,12 +94,12 @@ def prepare_forecast(job: Job) -> Prospect:
     return Prospect(request, known, settings)
 
 
-def _known(job: Job) -> Known:
+def _known(job: RunRequest) -> Known:
     known = look_up(
         job.model or default_model(job.suite), steps=job.steps, guidance=job.guidance, dtype=job.dtype,
         options=job.options,
     )  # fmt: skip
-    return replace(known, spec=job.model_spec(known.spec))
+    return replace(known, spec=known.spec.with_fixed_noise(job.fixed_noise))
 
 
 def sae_bytes(settings: Sequence[Setting], shape: Shape) -> int:

@@ -6,15 +6,14 @@ import itertools
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from riebench import __version__
-from riebench.checklist import Check, State
-from riebench.dryrun import duration, prepare_forecast
-from riebench.estimates import Request, is_searched, memory
-from riebench.forecast import Forecast, forecast
 from riebench.generation.memory import LARGEST_BATCH_DECODED
-from riebench.inventory import model_checks, region_checks, sae_checks, scorer_checks
+from riebench.jobs.dry_run import duration, prepare_forecast
+from riebench.jobs.forecast import Forecast, Request, forecast, is_searched, memory
+from riebench.jobs.inventory import Check, State, model_checks, region_checks, sae_checks, scorer_checks
+from riebench.jobs.request import RunRequest
 from riebench.models.spec import TILE
 from riebench.runs.plan import works_of
 from riebench.runs.prepare import package_versions
@@ -23,14 +22,11 @@ from riebench.scoring.metrics.networks import parse_weights
 from riebench.utils import machine
 from riebench.utils.machine import size_text
 
-if TYPE_CHECKING:
-    from riebench.job import Job
-
 SHARE_OF_RAM = 0.9
 """More than this share of free memory is not counted on."""
 
 
-def examine(job: Job) -> list[Check]:
+def examine(job: RunRequest) -> list[Check]:
     """Everything a job needs.
 
     Args:
@@ -129,7 +125,7 @@ def _changes(request: Request, tried: Request) -> str:
     return " ".join(word for word, needed in words.items() if needed)
 
 
-def _disk(job: Job, found: Forecast, download: int) -> list[Check]:
+def _disk(job: RunRequest, found: Forecast, download: int) -> list[Check]:
     cache = machine.hub_cache()
     checks = []
     for what, folder, needed, mend in (

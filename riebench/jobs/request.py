@@ -1,0 +1,213 @@
+"""What a run was asked for: the options of `riebench run`, and their checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from riebench.blocks import module_path, short_name
+from riebench.errors import RiebenchError, near_match
+from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
+from riebench.methods.check import check_setting
+from riebench.models.lookup import ModelRecipe
+from riebench.models.spec import ModelOptions
+from riebench.scoring.metrics.clip_models import scorer_pair
+from riebench.scoring.metrics.networks import parse_weights
+from riebench.scoring.profiles import DEFAULT, get_profile
+from riebench.store.folder import REDO_MODES, Redo
+from riebench.tasks.schema import EditTask, Setting, parse_interval
+from riebench.tasks.settings import MAIN_SET, load_settings
+from riebench.tasks.suites import default_model, load_suite
+from riebench.utils.machine import pick_device
+
+ENGINES = ("local", "ray")
+"""This process; workers on a Ray cluster."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where pictures are made; nothing of it moves a number but floating-point noise.
+
+    Attributes:
+        engine: a word of `ENGINES`.
+        address: of a running Ray cluster; None starts one on this machine.
+        workers: how many; None for one per GPU.
+        shard: (i, n) for the i-th of n processes that share the work, each started on its own.
+
+    Raises:
+        RiebenchError: for an unknown word, or options that do not go together.
+    """
+
+    engine: str = "local"
+    address: str | None = None
+    workers: int | None = None
+    shard: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise RiebenchError(f"--engine {self.engine!r}{near_match(self.engine, ENGINES)}")
+        if self.engine != "ray" and (self.address is not None or self.workers is not None):
+            raise RiebenchError("--address and --workers belong to --engine ray")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether other processes make parts of the work."""
+        return self.shard != (1, 1)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Which part of the work a process does.
+
+    Args:
+        text: "I/N", the I-th of N parts, from 1.
+
+    Raises:
+        RiebenchError: if it is anything else.
+    """
+    first, _, second = text.partition("/")
+    numbers = (int(first), int(second)) if first.isdecimal() and second.isdecimal() else (0, 0)
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise RiebenchError(f"--shard {text!r}: write I/N for the I-th of N parts, such as 1/4 ... 4/4")
+    return numbers
+
+
+SEEDS = {"sweep": (0, 1, 2)}
+"""Set of settings -> seeds of each example, where methods are to be compared; one seed elsewhere."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `riebench run` was asked for; the fields are its options.
+
+    What a profile says of generation (seed, regions) holds for fields that are left empty.
+    """
+
+    suite: str = "toy"
+    settings: tuple[str, ...] = ()
+    settings_set: str = MAIN_SET
+    model: str | None = None
+    sae: str | None = None
+    blocks: str | None = None
+    edit_steps: str | None = None
+    categories: tuple[str, ...] = ()
+    steps: int | None = None
+    guidance: float | None = None
+    seeds: tuple[int, ...] = ()
+    limit: int | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    results: Path = Path("results")
+    leaderboard: Path = Path("leaderboard.md")
+    report: Path | None = None
+    redo: str = "missing"
+    offline: bool = False
+    regions: str | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
+    profile: str = DEFAULT
+    scorers: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+    def __post_init__(self) -> None:
+        profile = get_profile(self.profile)
+        seeds = (profile.fixed_seed,) if profile.fixed_seed is not None else SEEDS.get(self.settings_set, (0,))
+        object.__setattr__(self, "seeds", self.seeds or seeds)
+        object.__setattr__(self, "regions", self.regions or profile.regions)
+
+    @property
+    def recipe(self) -> ModelRecipe:
+        """How to load the model that was asked for."""
+        return ModelRecipe(
+            self.model or default_model(self.suite), self.steps, self.guidance, self.dtype, self.device, self.offline,
+            self.options, self.fixed_noise,
+        )  # fmt: skip
+
+    @property
+    def fixed_noise(self) -> str:
+        """The profile, if its pictures all have the same noise: it ends the model's name; else empty."""
+        return "" if get_profile(self.profile).fixed_seed is None else self.profile
+
+    @property
+    def scoring_device(self) -> str:
+        """Where this process scores: with workers, `--device cuda` is said of them, and only they may have a GPU."""
+        away = self.engine.engine != "local" and self.device == "cuda"
+        return pick_device("auto" if away else self.device)
+
+    @property
+    def redo_mode(self) -> Redo:
+        """`redo`, checked.
+
+        Raises:
+            RiebenchError: if it is no such word.
+        """
+        for mode in REDO_MODES:
+            if mode == self.redo:
+                return mode
+        raise RiebenchError(f"--redo {self.redo!r}{near_match(self.redo, REDO_MODES)}")
+
+    def plan(self) -> tuple[tuple[EditTask, ...], tuple[Setting, ...]]:
+        """Reads and checks everything that needs no model, so that slips show before minutes are spent.
+
+        Raises:
+            RiebenchError: for anything unknown or malformed.
+        """
+        parse_regions(self.regions or DEFAULT_REGIONS).folders()
+        scorer_pair(self.scorers)
+        parse_weights(self.weights)
+        tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
+        official = load_settings(self.suite, self.settings, self.settings_set)
+        settings = tuple(self._with_options(setting) for setting in official)
+        for setting in settings:
+            check_setting(setting, setting.name)
+        return tasks, settings
+
+    def _with_options(self, setting: Setting) -> Setting:
+        changes: dict[str, object] = {}
+        if self.sae is not None:
+            changes["sae"] = self.sae
+        if self.blocks is not None and setting.blocks:
+            changes.update(blocks_option(self.blocks))
+        if self.edit_steps is not None and setting.blocks:
+            changes["edit_steps"] = parse_interval(self.edit_steps)
+        try:
+            return Setting.model_validate({**setting.model_dump(), **changes})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise RiebenchError(f"{setting.name} with these options: {reason}") from error
+
+
+def blocks_option(text: str) -> dict[str, object]:
+    """What `--blocks` changes in a setting.
+
+    Args:
+        text: "each", "together", "both", or block names with commas between (edited together).
+
+    Raises:
+        RiebenchError: for an unknown block; names the nearest match.
+    """
+    if text in ("each", "together", "both"):
+        return {"block_mode": text}
+    known = "write each, together (all in one edit), both, or block names with commas between"
+    try:
+        names = tuple(short_name(module_path(part.strip())) for part in text.split(",") if part.strip())
+    except RiebenchError as error:
+        raise RiebenchError(f"--blocks {text!r}: {known}; {error}") from error
+    if not names:
+        raise RiebenchError(f"--blocks is empty: {known}")
+    return {"blocks": names, "block_mode": "together"}
+
+
+def batch_size_of(text: str) -> int | None:
+    """What `--batch-size` says: a number, or None for "auto".
+
+    Raises:
+        RiebenchError: for anything else.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise RiebenchError(f"--batch-size {text!r}: give a number from 1, or auto")
+    return int(text)
