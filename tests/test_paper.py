@@ -22,16 +22,16 @@ from riebench.cli import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import find_module, known_sites
-from riebench.paper import generating, on_sdxl, steps_pass, sweep, training
-from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked
-from riebench.paper.interventions import pass_order, reconstructed, without
-from riebench.paper.job import Noise, PaperJob, toy_captions
-from riebench.paper.making import chosen, make
-from riebench.paper.output import check, stored
+from riebench.paper import measure
+from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, stored
+from riebench.paper.job import Noise, PaperJob, given, toy_captions
+from riebench.paper.measure import VarianceMeter, pass_order, reconstructed, without
+from riebench.paper.output import check, chosen, make
+from riebench.paper.recipes import on_sdxl, sweep
+from riebench.paper.recipes import steps as steps_pass
+from riebench.paper.recipes import sweep as training
+from riebench.paper.recipes.steps import StepSums, mean_cosine
 from riebench.paper.registry import RECIPES
-from riebench.paper.sources import given
-from riebench.paper.steps_pass import StepSums, mean_cosine
-from riebench.paper.variance import VarianceMeter
 from riebench.saes.formats import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
 from riebench.toyworld.captions import parse
@@ -151,7 +151,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
 ) -> None:
     mine = replace(job, out=tmp_path / "paper", steps=(1,), blocks=("mid.0", "mid.res.0", "mid.res.1"))
     done: list[str] = []
-    real = generating.pictures
+    real = measure.pictures
 
     def counted(job: PaperJob, generator: Generator, runs: Any, label: str, **options: Any) -> Any:
         if "mid.res.1" in label and "mid.res.1" not in str(done):
@@ -160,7 +160,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
         done.append(label)
         return real(job, generator, runs, label, **options)
 
-    monkeypatch.setattr("riebench.paper.block_effect.pictures", counted)
+    monkeypatch.setattr("riebench.paper.recipes.block_effect.pictures", counted)
     with pytest.raises(KeyboardInterrupt):
         make(mine, ["block-effect"])
     assert len(list((mine.out / "data" / "parts" / "block-effect").iterdir())) == 2
@@ -257,7 +257,7 @@ def test_overlap_of_equal_steps_is_one(job: PaperJob) -> None:
     sums = StepSums(runs, {"mid.0": identity_sae()})
     values = torch.randn(len(runs), 16, CHANNELS)
     for step in (0, 1):
-        sums.take("mid.0", step, generating.CONDITIONAL, 0, values)
+        sums.take("mid.0", step, measure.CONDITIONAL, 0, values)
     (row,) = [row for row in sums.rows() if row["kind"] == steps_pass.OVERLAP]
     assert row["cosine"] == pytest.approx(1) and row["cosine_mean_low"] == pytest.approx(1)
     assert (row["step"], row["next"], row["n"]) == (1, 2, len(PROMPTS))
@@ -411,7 +411,7 @@ def test_pictures_at_a_time_follow_free_memory(monkeypatch: pytest.MonkeyPatch) 
     runs = [Noise("p", "a red cat", index, index) for index in range(3)]
 
     def sizes(job: PaperJob) -> list[int]:
-        return [len(some) for _, some in generating.batches(job, tiny_model(), runs, "test")]
+        return [len(some) for _, some in measure.batches(job, tiny_model(), runs, "test")]
 
     assert sizes(PaperJob()) == [3]
     monkeypatch.setattr("riebench.generation.memory.free_bytes", lambda device: 0)

@@ -12,12 +12,12 @@ from paper_runs import CATEGORIES, keys, level, stored
 from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import block_set_name
 from riebench.jobs.request import RunRequest
-from riebench.paper import blocks, share
 from riebench.paper.artefact import Row, picked
 from riebench.paper.contest import read_entries
-from riebench.paper.disagreement import disagreement_notes, disagreement_rows, tau, top
 from riebench.paper.job import PaperJob
 from riebench.paper.output import texts, write
+from riebench.paper.recipes import blocks, share
+from riebench.paper.recipes.share import disagreement_notes, disagreement_rows, tau, top
 from riebench.paper.registry import RECIPES
 from riebench.scoring.profiles import PROFILES
 from riebench.store.folder import RunFolder

@@ -14,15 +14,14 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import BLOCKS
 from riebench.jobs.request import RunRequest
 from riebench.models.shapes import SDXL
-from riebench.paper import tradeoff
 from riebench.paper.artefact import picked
 from riebench.paper.contest import contests, joined, read_entries
-from riebench.paper.equal_share import at_equal_shares, pairs
 from riebench.paper.job import PaperJob
 from riebench.paper.output import texts, write
-from riebench.paper.pools import Pools, count_of, pools, share_text
+from riebench.paper.recipes import tradeoff
+from riebench.paper.recipes.equal_share import at_equal_shares, pairs
 from riebench.paper.registry import RECIPES
-from riebench.paper.runs import paper_settings, runs
+from riebench.paper.runs import Pools, count_of, paper_settings, pools, runs, share_text
 from riebench.store.folder import RunFolder
 from riebench.store.records import UnitKey
 from riebench.tasks.settings import load_settings

@@ -100,7 +100,7 @@ def paper(
     """Make the paper's tables and figures: on the toy world as it is, on SDXL for those who have the weights."""
     job, out = asked
     if check:
-        from riebench.paper.making import ALL, chosen
+        from riebench.paper.output import ALL, chosen
         from riebench.paper.output import check as compare
 
         wanted = [recipe.name for recipe in chosen(names or [ALL])]
@@ -109,7 +109,7 @@ def paper(
     if not names or LIST in names:
         _print_list(names or [])
         return
-    from riebench.paper.making import chosen, make
+    from riebench.paper.output import chosen, make
 
     chosen(names)
     for path in make(job(), names):

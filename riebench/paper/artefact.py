@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from riebench.analysis.stats import Estimate
+from riebench.errors import RiebenchError
+from riebench.scoring.profiles import metric_format
 from riebench.tasks.schema import Identifier, Stored
 from riebench.utils.files import content_digest
 from riebench.utils.markup import csv_text, latex_table, markdown, plain
@@ -260,3 +263,44 @@ def values_of(rows: Iterable[Mapping[str, Scalar]], name: str) -> list[Scalar]:
 def picked(rows: Sequence[Row], **wanted: Scalar) -> list[Row]:
     """Rows that hold some values."""
     return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def gain_column(name: str, title: str, *, interval: bool = True) -> Column:
+    """An area or a gain on the scale of CLIP: x100, two decimals, signed."""
+    return Column(name=name, title=title, decimals=2, scale=100, signed=True, interval=interval)
+
+
+def percent_column(name: str, title: str, *, signed: bool = False, interval: bool = True) -> Column:
+    """A share in whole per cents."""
+    return Column(name=name, title=title, decimals=0, scale=100, signed=signed, interval=interval)
+
+
+def metric_column(metric: str) -> Column:
+    """A metric, printed as all tables print it."""
+    form = metric_format(metric)
+    title = metric if form.scale == 1 else f"{metric} x{form.scale:g}"
+    return Column(name=metric, title=title, decimals=form.decimals, scale=form.scale, signed=form.signed, interval=True)
+
+
+DATA, TABLES, FIGURES, INDEX = "data", "tables", "figures", "README.md"
+
+
+def data_path(out: Path, name: str) -> Path:
+    """Where an artefact is stored."""
+    return out / DATA / f"{name}.json"
+
+
+def stored(out: Path, name: str) -> Artefact | None:
+    """A stored artefact; None if there is none.
+
+    Raises:
+        RiebenchError: if its file is damaged.
+    """
+    path = data_path(out, name)
+    if not path.exists():
+        return None
+    try:
+        return Artefact.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RiebenchError(f"{path} is damaged ({reason}); make it again with `riebench paper {name}`") from error

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.errors import RiebenchError
 from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelOptions, ModelSpec
-from riebench.paper.artefact import Row, rounded
+from riebench.paper.artefact import Row, Scalar, rounded
+from riebench.saes.formats import available, checkpoint_at
+from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.records import noise_seed
 from riebench.tasks.suites import default_model, load_suite
@@ -19,6 +23,7 @@ from riebench.utils.files import content_digest, write_atomic
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
+
 
 PARTS = "parts"
 FEW_STEPS = (1, 4)
@@ -229,3 +234,98 @@ def _kept(path: Path) -> list[Row]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RiebenchError(f"{path} is damaged ({error}); delete it and repeat the command") from error
     return rows
+
+
+INTERVALS = f"95 %, percentile bootstrap over prompts, {REPLICATES} replicates, seed {BOOTSTRAP_SEED}"
+HASH = 12
+"""Digits of a hash that are printed."""
+Said = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
+
+
+def model_words(spec: ModelSpec) -> str:
+    """A model in a line: name, source, revision, size, number format."""
+    beside = "".join([f", autoencoder {spec.vae}" if spec.vae else "", ", tiled" if spec.vae_tiling else ""])
+    return f"{spec.name} ({spec.source} @ {(spec.revision or 'unknown')[:HASH]}, {spec.size} px, {spec.dtype}{beside})"
+
+
+def run_words(spec: ModelSpec) -> str:
+    """How a model was run."""
+    return f"{spec.steps} step{'s' if spec.steps > 1 else ''}, guidance {spec.guidance:g}"
+
+
+def sae_words(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Scalar]:
+    """SAEs by block: k, width, hash."""
+    return {block: sae_line(sae) for block, sae in saes.items()}
+
+
+def sae_line(sae: SparseAutoencoder) -> str:
+    """One SAE: k, width, hash."""
+    return f"k {sae.k}, width {sae.n}, sha256 {sae.sha256[:HASH]}"
+
+
+def prompt_words(job: PaperJob, spec: ModelSpec, runs: Sequence[Noise]) -> Said:
+    """Prompts, seeds and intervals."""
+    texts = list(dict.fromkeys((run.name, run.prompt) for run in runs))
+    if job.prompts is not None:
+        source = f"lines of {job.prompts.name}"
+    elif job.suite == "toy" and is_shipped(spec):
+        source = f"captions of toy scenes that nothing was trained on, drawn with seed {TOY_SEED}"
+    else:
+        source = f"source prompts of the suite {job.suite}, evenly drawn, one of each cluster"
+    return {
+        "prompts": f"{len(texts)}: {source}; sha256 {content_digest(texts)[:HASH]}",
+        "seeds of each prompt": list(job.seeds),
+        "intervals": INTERVALS,
+    }
+
+
+def runs_key(runs: Sequence[Noise]) -> str:
+    """What the prompts and noises of a measurement are told apart by."""
+    return content_digest([[run.name, run.prompt, run.seed] for run in runs])
+
+
+def sae_key(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Any]:
+    """What the SAEs of a measurement are told apart by."""
+    return {block: [sae.sha256, sae.k, sae.n] for block, sae in saes.items()}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An SAE of a block."""
+
+    block: str
+    sae: SparseAutoencoder
+
+
+def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labelled]:
+    """Every SAE of these blocks that the user names, or that the model has: by block, width and k.
+
+    Raises:
+        RiebenchError: if there is none, one does not fit the model, or one was not trained on updates.
+    """
+    from riebench.features.inspect import load_all
+
+    found = []
+    places = [root for one in sources_of(job.sweep or job.sae, model) for root in _roots(one, offline=job.offline)]
+    for path, sae in load_all(places, offline=job.offline):
+        if sae.block is None:
+            raise RiebenchError(f"{path} does not say which block it is for; write BLOCK={path}")
+        if sae.block not in blocks:
+            continue
+        check_width(sae, sae.block, model)
+        if sae.signal != "update":
+            raise RiebenchError(f"{path} was not trained on block updates as far as it says; add #signal=update if so")
+        found.append(Labelled(sae.block, sae.to(model.device)))
+    if not found:
+        where = job.sweep or job.sae or model.spec.name
+        raise RiebenchError(f"no SAE for {', '.join(blocks)} in {where}; name others with --sae or --sweep")
+    return sorted(found, key=lambda one: (list(blocks).index(one.block), one.sae.n, one.sae.k or 0))
+
+
+def _roots(source: SaeSource, *, offline: bool) -> list[SaeSource]:
+    """A place, or the roots below it: a training of several widths gives each width a root of its own."""
+    path = source.locate(offline=offline)
+    if not path.is_dir() or checkpoint_at(path, source.options) is not None or available(path, source.options):
+        return [source]
+    below = [child for child in sorted(path.iterdir()) if child.is_dir() and available(child, source.options)]
+    return [replace(source, place=str(child)) for child in below] or [source]

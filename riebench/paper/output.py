@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from riebench.analysis.figures import STYLE
 from riebench.errors import RiebenchError
-from riebench.paper.artefact import Artefact
-from riebench.paper.registry import RECIPES, Recipe
+from riebench.paper.artefact import DATA, FIGURES, INDEX, TABLES, Artefact, stored
+from riebench.paper.job import PaperJob
+from riebench.paper.registry import RECIPES, Recipe, find
 from riebench.utils.files import write_atomic
+from riebench.utils.hub import offline_mode
 
-DATA, TABLES, FIGURES, INDEX = "data", "tables", "figures", "README.md"
 KINDS = ("svg", "png")
 DPI = 160
 DIGEST_KEY = "riebench-numbers"
@@ -27,27 +27,6 @@ BESIDE = {
     "sdxl.md": "the same on SDXL: commands, hours, disk",
 }
 """Documents that are linked where they lie beside the index."""
-
-
-def data_path(out: Path, name: str) -> Path:
-    """Where an artefact is stored."""
-    return out / DATA / f"{name}.json"
-
-
-def stored(out: Path, name: str) -> Artefact | None:
-    """A stored artefact; None if there is none.
-
-    Raises:
-        RiebenchError: if its file is damaged.
-    """
-    path = data_path(out, name)
-    if not path.exists():
-        return None
-    try:
-        return Artefact.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RiebenchError(f"{path} is damaged ({reason}); make it again with `riebench paper {name}`") from error
 
 
 def texts(artefact: Artefact) -> dict[str, str]:
@@ -190,3 +169,57 @@ def _put(path: Path, data: bytes) -> Path:
     if not path.exists() or path.read_bytes() != data:
         write_atomic(path, data)
     return path
+
+
+ALL = "all"
+
+
+def chosen(names: Sequence[str]) -> list[Recipe]:
+    """Recipes by name, in the order of the document; all of them for "all".
+
+    Raises:
+        RiebenchError: if one is unknown; names the nearest match.
+    """
+    if ALL in names:
+        return list(RECIPES.values())
+    wanted = {find(name).name for name in names}
+    return [recipe for name, recipe in RECIPES.items() if name in wanted]
+
+
+def make(job: PaperJob, names: Sequence[str]) -> list[Path]:
+    """Makes artefacts and the document of all that are stored.
+
+    Args:
+        job: of what, and where to.
+        names: of recipes, or "all".
+
+    Returns:
+        The documents: one for each artefact, then the index.
+
+    Raises:
+        RiebenchError: if one cannot be made; with several, after the others are.
+    """
+    recipes = chosen(names)
+    documents, refused = [], list[str]()
+    with offline_mode(job.offline):
+        for recipe in recipes:
+            started = time.monotonic()
+            job.say(f"{recipe.name}: {recipe.paper}")
+            try:
+                artefact = recipe.make(job)
+            except RiebenchError as error:
+                if len(recipes) == 1:
+                    raise
+                job.say(f"{recipe.name} is not made: {error}")
+                refused.append(f"{recipe.name} ({error})")
+                continue
+            written = write(job.out, recipe, artefact)
+            documents.append(next(path for path in written if path.suffix == ".md"))
+            job.say(f"{recipe.name}: done in {time.monotonic() - started:.0f} s")
+    if documents:
+        write_index(job.out)
+        documents.append(job.out / INDEX)
+    if refused:
+        made = f"{len(documents) - 1} artefacts are made, " if documents else ""
+        raise RiebenchError(f"{made}{len(refused)} are not: {'; '.join(refused)}")
+    return documents

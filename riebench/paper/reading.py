@@ -9,9 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from riebench.analysis.configurations import EVERYTHING
-from riebench.paper import disagreement
-from riebench.paper.artefact import Artefact, Row, Scalar, picked, values_of
-from riebench.paper.output import stored
+from riebench.paper.artefact import Artefact, Row, Scalar, picked, stored, values_of
+from riebench.paper.recipes import share
 from riebench.scoring.profiles import DEFAULT
 from riebench.utils.markup import code, plain
 
@@ -249,7 +248,7 @@ def rank_facts(rows: Sequence[Row]) -> list[Facts]:
                 "truth": [row["settings"] for row in by_truth],
                 "score": [row["settings"] for row in by_score],
                 "same": [row["settings"] for row in by_truth] == [row["settings"] for row in judged],
-                "tau": disagreement.tau(*orders) if judged else None,
+                "tau": share.tau(*orders) if judged else None,
                 "gaps": [r for r in picked(rows, seeds=seeds, category=EVERYTHING) if r["area"] is None],
             }
         )

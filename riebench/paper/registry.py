@@ -48,41 +48,41 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             "explained-variance", "explained variance of the SAEs over k and width, on held-out 1-step updates",
-            "SAEs of several k and widths (on the toy world they are trained first)", "riebench.paper.sweep",
+            "SAEs of several k and widths (on the toy world they are trained first)", "riebench.paper.recipes.sweep",
         ),
         Recipe(
             "explained-variance-steps", "explained variance of the 1-step SAEs at every step of longer runs",
-            "the few-step model, the many-step model, one SAE a block", "riebench.paper.over_steps",
+            "the few-step model, the many-step model, one SAE a block", "riebench.paper.recipes.steps",
         ),
         Recipe(
             "overlap", "how much the features of adjacent steps overlap",
-            "as explained-variance-steps, in the same pass", "riebench.paper.overlap",
+            "as explained-variance-steps, in the same pass", "riebench.paper.recipes.overlap",
         ),
         Recipe(
             "block-effect", "what each attention and residual block does to the picture, by taking its part away",
-            "the few-step model, LPIPS", "riebench.paper.block_effect",
+            "the few-step model, LPIPS", "riebench.paper.recipes.block_effect",
         ),
         Recipe(
             "reconstruction", "what is lost when a block's update is replaced by its reconstruction",
-            "the few-step model, SAEs, LPIPS", "riebench.paper.reconstruction",
+            "the few-step model, SAEs, LPIPS", "riebench.paper.recipes.reconstruction",
         ),
         Recipe(
             "trade-off", "LPIPS against CLIP for SAE features, neurons and steering over the nine categories",
-            "stored results of the sets sweep and paper; what is missing is run", "riebench.paper.tradeoff",
+            "stored results of the sets sweep and paper; what is missing is run", "riebench.paper.recipes.tradeoff",
             stored=True,
         ),
         Recipe(
             "feature-share", "in which blocks the chosen features lie, by category, in both variants",
-            "stored results of SAE settings; what is missing is run", "riebench.paper.share", stored=True,
+            "stored results of SAE settings; what is missing is run", "riebench.paper.recipes.share", stored=True,
         ),
         Recipe(
             "blocks", "what each block does by itself, by category, next to all blocks together",
-            "stored results of a setting with single blocks; what is missing is run", "riebench.paper.blocks",
+            "stored results of a setting with single blocks; what is missing is run", "riebench.paper.recipes.blocks",
             stored=True,
         ),
         Recipe(
             "sdxl", "all of it on SDXL: commands, GPU hours, disk, and how they were estimated",
-            "nothing; it is counted", "riebench.paper.on_sdxl",
+            "nothing; it is counted", "riebench.paper.recipes.on_sdxl",
         ),
     )
 }  # fmt: skip

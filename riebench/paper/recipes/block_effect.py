@@ -10,12 +10,22 @@ from riebench.blocks import kind
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import known_sites
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
-from riebench.paper.difference import CHANGED, CHANGED_COLUMN, LPIPS, LPIPS_COLUMN, Differences, is_judged, measures
 from riebench.paper.drawing import bars, number
-from riebench.paper.generating import chosen_blocks, pictures
-from riebench.paper.interventions import change_of, pass_order, without
-from riebench.paper.job import Noise, PaperJob
-from riebench.paper.said import model_words, prompt_words, runs_key
+from riebench.paper.job import Noise, PaperJob, model_words, prompt_words, runs_key
+from riebench.paper.measure import (
+    CHANGED,
+    CHANGED_COLUMN,
+    LPIPS,
+    LPIPS_COLUMN,
+    Differences,
+    change_of,
+    chosen_blocks,
+    is_judged,
+    measures,
+    pass_order,
+    pictures,
+    without,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
 from riebench.paper.drawing import by_block, finish, panels
 from riebench.paper.job import PaperJob
-from riebench.paper.steps_pass import MEAN, OVERLAP, POSITION, measured
+from riebench.paper.recipes.steps import MEAN, OVERLAP, POSITION, measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,9 @@ from fractions import Fraction
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import Entry
 from riebench.analysis.stats import REPLICATES, holm, p_value
-from riebench.paper.artefact import Column, Row, Table, View, estimated
-from riebench.paper.columns import gain_column, percent_column
+from riebench.paper.artefact import Column, Row, Table, View, estimated, gain_column, percent_column
 from riebench.paper.contest import Contest, Floats, counts, setting_of
-from riebench.paper.pools import Pools, count_of, share_text
+from riebench.paper.runs import Pools, count_of, share_text
 from riebench.tasks.schema import Setting
 
 

@@ -12,22 +12,23 @@ from torch import Tensor
 from riebench.blocks import ALL_BLOCKS, BLOCKS
 from riebench.generation.generator import Generator
 from riebench.paper.artefact import Artefact, Column, Row, Table, picked, values_of
-from riebench.paper.difference import (
+from riebench.paper.drawing import bars, number
+from riebench.paper.job import Noise, PaperJob, given, model_words, prompt_words, runs_key, sae_key, sae_line
+from riebench.paper.measure import (
     CHANGED_COLUMN,
+    CONDITIONAL,
     LPIPS,
     PIXEL_MEAN,
     PIXEL_MEDIAN,
     Differences,
+    VarianceMeter,
+    chosen_blocks,
     is_judged,
     measures,
+    pictures,
+    reconstructed,
+    watch,
 )
-from riebench.paper.drawing import bars, number
-from riebench.paper.generating import CONDITIONAL, chosen_blocks, pictures, watch
-from riebench.paper.interventions import reconstructed
-from riebench.paper.job import Noise, PaperJob
-from riebench.paper.said import model_words, prompt_words, runs_key, sae_key, sae_line
-from riebench.paper.sources import given
-from riebench.paper.variance import VarianceMeter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,14 +12,22 @@ from riebench.analysis.standings import Entry
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
-from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated
-from riebench.paper.columns import gain_column, metric_column, percent_column
+from riebench.paper.artefact import (
+    Artefact,
+    Column,
+    Row,
+    Table,
+    View,
+    estimated,
+    gain_column,
+    metric_column,
+    percent_column,
+)
 from riebench.paper.contest import Contest, Floats, counts, read_entries, setting_of
+from riebench.paper.drawing import draw_blocks
 from riebench.paper.job import PaperJob
-from riebench.paper.pools import Pools, count_of
-from riebench.paper.runs import ENDS, Runs, runs
-from riebench.paper.share_figure import draw_blocks
-from riebench.paper.tradeoff import point_rows, shown_metrics
+from riebench.paper.recipes.tradeoff import point_rows, shown_metrics
+from riebench.paper.runs import ENDS, Pools, Runs, count_of, runs
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting

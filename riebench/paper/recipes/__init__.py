@@ -1,0 +1,1 @@
+"""Recipes: how each table and figure of the paper is measured and drawn."""
