@@ -8,9 +8,9 @@ import torch
 from riebench.generation.trace import capture
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import MEANING_WORDS, caption, vocabulary
-from riebench.toyworld.diffusion import BLOCK_MODULES, CaptionEmbedder, build_unet
+from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, build_unet
+from riebench.toyworld.networks.text import CONTEXT, HIDDEN, JOBS, build_encoders, build_tokenizers, embedding_table
 from riebench.toyworld.scenes import Scene, all_scenes
-from riebench.toyworld.text import CONTEXT, HIDDEN, JOBS, build_encoders, build_tokenizers, embedding_table
 
 
 def test_every_word_of_the_grammar_is_one_token() -> None:

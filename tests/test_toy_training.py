@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from riebench.toyworld.data import Pool
-from riebench.toyworld.diffusion import BASE_CONFIG, base_indices
+from riebench.toyworld.networks.diffusion import BASE_CONFIG, base_indices
+from riebench.toyworld.networks.loop import CHECKPOINT, Stage, TrainingFolderError, fit, step_generator
 from riebench.toyworld.scenes import random_scene
-from riebench.toyworld.training import CHECKPOINT, Stage, TrainingFolderError, fit, step_generator
 
 
 class _Interrupted(Exception):

@@ -23,11 +23,11 @@ from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import caption
 from riebench.toyworld.card import filled, write_card
 from riebench.toyworld.data import held_out_scenes
-from riebench.toyworld.diffusion import BLOCK_MODULES
 from riebench.toyworld.make import make
+from riebench.toyworld.networks.diffusion import BLOCK_MODULES
+from riebench.toyworld.networks.text import HIDDEN, JOBS
 from riebench.toyworld.render import render
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, random_edit
-from riebench.toyworld.text import HIDDEN, JOBS
 
 SMALL = measure.Sizes(
     renders=150,

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, WEIGHTS, JudgeNetwork
-from riebench.toyworld.augment import augment
-from riebench.toyworld.data import Pool
-from riebench.toyworld.training import Stage, fit, step_generator
+from riebench.toyworld.data import Pool, augment
+from riebench.toyworld.networks.loop import Stage, fit, step_generator
 
 SEED = 41
 CONFIG: dict[str, Any] = {"steps": 900, "batch": 64, "learning_rate": 2e-3, "seed": SEED}

@@ -14,8 +14,8 @@ from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import load_model
 from riebench.saes.formats import folder_name
 from riebench.toyworld.captions import caption
+from riebench.toyworld.networks.loop import check_folder, write_atomically
 from riebench.toyworld.scenes import random_scene
-from riebench.toyworld.training import check_folder, write_atomically
 from riebench.training.topk import SaeTraining, feature_statistics, save, train_topk
 
 FEATURES = 384

@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
-from riebench.toyworld.augment import augment
 from riebench.toyworld.captions import caption, vocabulary
-from riebench.toyworld.data import Pool
+from riebench.toyworld.data import Pool, augment
+from riebench.toyworld.networks.loop import Stage, fit, step_generator
 from riebench.toyworld.scenes import Scene
-from riebench.toyworld.training import Stage, fit, step_generator
 
 SEED = 51
 CONFIG: dict[str, Any] = {"steps": 1800, "batch": 96, "learning_rate": 1.5e-3, "seed": SEED}

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import Pool
-from riebench.toyworld.text import CONTEXT, HIDDEN, JOBS, build_tokenizers, embedding_table
-from riebench.toyworld.training import step_generator
+from riebench.toyworld.networks.loop import step_generator
+from riebench.toyworld.networks.text import CONTEXT, HIDDEN, JOBS, build_tokenizers, embedding_table
 
 CHANNELS = (32, 64, 128)
 TIME_ID_DIM = 8

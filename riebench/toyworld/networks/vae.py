@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from riebench.toyworld.data import Pool
-from riebench.toyworld.training import Stage, fit, step_generator
+from riebench.toyworld.networks.loop import Stage, fit, step_generator
 
 SEED = 11
 CONFIG: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""The networks of the toy world and how each is trained."""
