@@ -1,3 +1,5 @@
 """riebench: what sparse autoencoder features of SDXL do to pictures, measured edit by edit."""
 
-__version__ = "0.1.0"
+from riebench._version import __version__
+
+__all__ = ["__version__"]

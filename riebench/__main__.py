@@ -1,5 +1,5 @@
 """`python -m riebench` is the `riebench` command."""
 
-from riebench.cli import main
+from riebench.cli.main import main
 
 main()

@@ -19,8 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from riebench.commands.common import friendly, say
-from riebench.commands.options import DeviceOption
+from riebench.cli.common import DeviceOption, friendly, say
 from riebench.errors import RiebenchError
 from riebench.utils.machine import peak_ram
 

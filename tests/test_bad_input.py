@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from riebench.analysis.configurations import Origin, agreed_origins, agreed_world, origin_gap, world_gap
 from riebench.analysis.leaderboard import leaderboard_text
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 

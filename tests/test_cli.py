@@ -10,7 +10,7 @@ import pytest
 from rich.text import Text
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest, blocks_option
 from riebench.jobs.run import print_per_block
@@ -36,7 +36,9 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
     assert all(verb in done.stdout for verb in ("run", "score", "tables", "leaderboard", "tasks"))
-    code = "import sys, riebench.cli; print(any(m in sys.modules for m in ('torch', 'diffusers', 'pandas', 'scipy')))"
+    code = (
+        "import sys, riebench.cli.main; print(any(m in sys.modules for m in ('torch', 'diffusers', 'pandas', 'scipy')))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

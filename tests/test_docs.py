@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from riebench.cli import app
+from riebench.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])

@@ -15,7 +15,7 @@ from sdxl_files import COMMIT, REPO, fake_hub, hub_cache, unreachable
 from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.memory import free_bytes
 from riebench.jobs import doctor, inventory

@@ -14,7 +14,7 @@ import pytest
 from tiny import tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.hooks import known_sites
@@ -201,7 +201,7 @@ def test_sdxl_needs_no_model_to_be_counted() -> None:
 
 def test_the_command_prints_it_and_loads_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from riebench.cli import app; "
+        "import sys; from typer.testing import CliRunner; from riebench.cli.main import app; "
         "r = CliRunner().invoke(app, sys.argv[1:]); print(r.output); "
         "print(r.exit_code, [m for m in ('diffusers', 'transformers', 'open_clip') if m in sys.modules])"
     )

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from riebench.analysis.configurations import configurations
 from riebench.analysis.export import export, frame, push, save_dataset, to_dataset, unit_rows
 from riebench.analysis.figures import figure_files
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, run_folders
 from riebench.utils.markup import latex_table, latex_tables

@@ -224,7 +224,7 @@ def test_ctrl_c_while_writing_keeps_whole_lines(tmp_path: Path, monkeypatch: pyt
 SLOW_TO_STOP = """
 import sys, time
 import typer
-from riebench.commands.common import friendly
+from riebench.cli.common import friendly
 
 @friendly
 def verb():

@@ -18,7 +18,7 @@ from tiny import FEATURES, GRID, SIZE, tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
 from riebench import features
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.features import study
 from riebench.features.activity import Activity, FeatureActivity, Histogram, Picture, Ranked, Seen, nearest, pictures_of

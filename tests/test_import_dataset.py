@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.tasks.importers.datasets import Place, choose_columns, import_dataset, open_rows, read_mapping
 from riebench.tasks.importers.examples import SIDE, Intake

@@ -15,7 +15,7 @@ from PIL import Image
 from shared_files import SHARED, needs
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.regions.masks import View, find
 from riebench.tasks.importers.examples import (

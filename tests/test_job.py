@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import riebench.scoring.score
 from riebench.blocks import BLOCKS
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job, say_failures

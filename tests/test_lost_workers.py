@@ -33,7 +33,7 @@ from test_shards import TASK, arguments
 from typer.testing import CliRunner
 
 import riebench.scoring.score
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import DeviceLostError, RiebenchError
 from riebench.generation.generator import Generator
 from riebench.jobs import request

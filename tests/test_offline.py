@@ -77,7 +77,7 @@ def refuse(self, address, *more):
     sys.exit(f"NETWORK {address}")
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = lambda host, *more, **options: sys.exit(f"NETWORK {host}")
-from riebench.cli import main
+from riebench.cli.main import main
 for line in json.loads(sys.argv[1]):
     sys.argv = ["riebench", *line]
     try:

@@ -18,7 +18,7 @@ from tiny import CHANNELS, SIZE, tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
 from riebench.blocks import BLOCKS, RESIDUAL, SDXL_BLOCKS, kind
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import find_module, known_sites

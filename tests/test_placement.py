@@ -14,7 +14,7 @@ from tiny import SIZE, tiny_folder, tiny_model
 from torch import Tensor
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, Placed, Term
 from riebench.generation.generator import Capture, Generator

@@ -20,7 +20,7 @@ from test_shards import TASK, arguments
 from tiny import tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.jobs.request import EngineOptions
 from riebench.models.loading import LoadedModel

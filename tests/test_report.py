@@ -14,7 +14,7 @@ from report_runs import HOSTILE, STRENGTHS, make_results, tasks
 from typer.testing import CliRunner
 
 from riebench.analysis.tradeoff import BUDGETS
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.jobs.run import say_page
 from riebench.report import write_report

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CHANNELS, GRID, tiny_folder, tiny_model
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
 from riebench.tasks.importers.datasets import Place

@@ -11,7 +11,7 @@ from sae_files import parts, write_dl_batch_topk, write_dl_plain, write_saeuron
 from tiny import CHANNELS, tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.features.inspect import Inspection, inspect, load_all, measure, prompts_from
 from riebench.generation.generator import Capture, Generator

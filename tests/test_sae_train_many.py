@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.models.spec import ModelSpec
 from riebench.saes.figures import Meter

@@ -109,7 +109,7 @@ def test_registry_answers_with_near_matches() -> None:
 
 
 def test_schema_and_registry_need_no_torch() -> None:
-    modules = "riebench.tasks.schema, riebench.registry, riebench.tasks.suites, riebench.cli"
+    modules = "riebench.tasks.schema, riebench.registry, riebench.tasks.suites, riebench.cli.main"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -20,7 +20,7 @@ from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
 import riebench.scoring.score
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
 from riebench.jobs.request import parse_shard
 from riebench.runs.plan import plan, share, works_of
@@ -40,7 +40,7 @@ SLOW = """
 import time
 from pathlib import Path
 from riebench.store.folder import RunFolder
-from riebench.cli import main
+from riebench.cli.main import main
 original = RunFolder.append_many
 def append_many(self, records):
     original(self, records)

@@ -21,8 +21,8 @@ from riebench.analysis.validity.findings import Findings
 from riebench.analysis.validity.plots import ranks
 from riebench.analysis.validity.ranking import ranking, taus
 from riebench.analysis.validity.units import KEPT, SUCCESS, TARGET, Ground, Units, grounds
-from riebench.cli import app
-from riebench.commands.common import folders_in
+from riebench.cli.common import folders_in
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, run_folders
 from riebench.store.records import EditRecord, ScoreRecord

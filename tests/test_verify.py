@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from riebench.cli import app
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
 from riebench.scoring.verify import verify

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from riebench import __version__
+from riebench._version import __version__
 from riebench.generation.memory import LARGEST_BATCH_DECODED
 from riebench.jobs.dry_run import duration, prepare_forecast
 from riebench.jobs.forecast import Forecast, Request, forecast, is_searched, memory

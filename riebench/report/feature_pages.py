@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from riebench import __version__
+from riebench._version import __version__
 from riebench.errors import RiebenchError
 from riebench.features.data import CURVES, HISTOGRAM, PAGE, SAMPLE, FeatureData, all_features
 from riebench.models.presets import PRESETS

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
-from riebench import __version__
+from riebench._version import __version__
 from riebench.report.data import DISTANCE, EFFECT
 from riebench.report.plots import MARKS
 from riebench.scoring.profiles import metric_format

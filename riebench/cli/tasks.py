@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from riebench.commands.common import friendly, say
-from riebench.commands.options import OfflineOption
+from riebench.cli.common import OfflineOption, friendly, say
 
 if TYPE_CHECKING:
     from riebench.tasks.importers.examples import Intake
+
 
 SUITES = Path("suites")
 """Folder of imported suites in the working directory."""
 SHOWN = 20
 """Records left out that are named one by one."""
 
-app = typer.Typer(
+importers = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make task files from published benchmarks and data sets."
 )
 
@@ -28,7 +28,7 @@ OutOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that have other content.")]
 
 
-@app.command("riebench")
+@importers.command("riebench")
 @friendly
 def riebench(
     file: Annotated[Path, typer.Argument(help="The published riebench.json.")],
@@ -42,7 +42,7 @@ def riebench(
     _finish(intake, import_riebench(file, intake), out or SUITES / "riebench", force)
 
 
-@app.command("piebench")
+@importers.command("piebench")
 @friendly
 def piebench(
     file: Annotated[Path, typer.Argument(help="PIE-Bench's mapping_file.json.")],
@@ -60,7 +60,7 @@ def piebench(
     _finish(intake, import_piebench(file, images, folder, intake), folder, force)
 
 
-@app.command("dataset")
+@importers.command("dataset")
 @friendly
 def dataset(
     name: Annotated[str, typer.Argument(help="Hub id OWNER/NAME, a folder, or a .jsonl, .json, .csv, .parquet file.")],
@@ -113,3 +113,37 @@ def _finish(intake: Intake, origin: dict[str, str | int], out: Path, force: bool
     there = f", {len(stored.unchanged)} files as they were" if stored.unchanged else ""
     say(f"{intake.n_taken} of {origin['records']} records imported, {len(intake.skipped)} left out{there}")
     say(f"next: riebench tasks check {out}; riebench run --suite {out}")
+
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, check and import task files.")
+app.add_typer(importers, name="import")
+
+
+@app.command("list")
+@friendly
+def list_tasks(
+    suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
+) -> None:
+    """List suites, tasks and the official settings that go with them."""
+    from riebench.tasks.settings import setting_names, settings_sets
+    from riebench.tasks.suites import load_suite, suite_names
+
+    for suite in suites or suite_names():
+        print(suite)
+        for task in load_suite(suite):
+            print(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")
+        for one in settings_sets(suite):
+            print(f"  settings ({one}): {', '.join(setting_names(suite, one))}")
+
+
+@app.command("check")
+@friendly
+def check_tasks(
+    suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
+) -> None:
+    """Load and check every task and setting file."""
+    from riebench.methods.check import check_suite
+    from riebench.tasks.suites import suite_names
+
+    for suite in suites or suite_names():
+        say(check_suite(suite))

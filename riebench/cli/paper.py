@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from riebench.commands.common import friendly, numbers, places, say, with_options_of, words
-from riebench.commands.options import (
+from riebench.cli.common import (
     ConfigOption,
     DeviceOption,
     DtypeOption,
@@ -18,6 +17,12 @@ from riebench.commands.options import (
     SaeOption,
     SizeOption,
     SuiteOption,
+    friendly,
+    numbers,
+    places,
+    say,
+    with_options_of,
+    words,
 )
 from riebench.errors import RiebenchError
 

@@ -7,15 +7,20 @@ from typing import Annotated
 
 import typer
 
-from riebench.commands.common import folders_in, friendly, places, say, words
-from riebench.commands.options import (
+from riebench.cli.common import (
     DeviceOption,
     OfflineOption,
+    OpenOption,
     ProfileOption,
     ResultsOption,
     ScorerOption,
     UpToDateOption,
     WeightsOption,
+    folders_in,
+    friendly,
+    places,
+    say,
+    words,
 )
 from riebench.errors import RiebenchError
 
@@ -163,3 +168,104 @@ def compare(
         raise RiebenchError(f"one suite and model can be compared at a time; there are: {known}")
     found = compared(folders, first, second)
     print(comparison_text(found, first, second, short_knobs(folders, (first, second))), end="")
+
+
+@friendly
+def report(
+    results: ResultsOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. [default: report/ here, or inside --results]")
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Folder of task files of your own, for their prompts; repeatable.")
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Share picture files with the results folder instead of copying them.")
+    ] = False,
+    features: Annotated[
+        int, typer.Option(min=0, help="Also make pages of the N features chosen most often in each block.")
+    ] = 0,
+    feature_limit: Annotated[int, typer.Option(min=1, help="How many prompts these pages look at.")] = 64,
+    device: DeviceOption = "auto",
+    scorer: Annotated[
+        str | None, typer.Option(help="The CLIP that measures on these pages, or none. [default: the model's]")
+    ] = None,
+    offline: OfflineOption = False,
+    open_page: OpenOption = False,
+) -> None:
+    """Write a page with leaderboard, trade-off, blocks and every picture; it opens from disk without network."""
+    from riebench.report import write_report
+    from riebench.report.feature_choice import ReportFeatures
+    from riebench.tasks.suites import load_suite
+    from riebench.utils.hub import offline_mode
+
+    folder, board = places(results)
+    tasks = [task for name in suite or () for task in load_suite(name)]
+    maker = ReportFeatures(device, offline, feature_limit, say, scorer)
+    with offline_mode(offline):
+        written = write_report(
+            folder, out or board.parent / "report", tasks, link=link, features=features, make_features=maker
+        )
+    say(written.summary)
+    print(written.page)
+    if open_page:
+        typer.launch(str(written.page.resolve()))
+
+
+@friendly
+def export(
+    results: ResultsOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("exports"),
+    formats: Annotated[
+        str | None,
+        typer.Option("--format", help="Some of csv, latex, parquet, figures, dataset. [default: all but dataset]"),
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="With dataset: task files of your own, for the prompts; repeatable.")
+    ] = None,
+    push_to: Annotated[
+        str | None, typer.Option("--push-to", help="Also upload the dataset to OWNER/NAME on the hub (private if new).")
+    ] = None,
+) -> None:
+    """Write units, configurations, methods, tables and figures for other programs."""
+    from riebench.analysis.export import DATASET, check_formats
+    from riebench.analysis.export import export as write
+
+    chosen = check_formats(words(formats))
+    if push_to is not None and DATASET not in chosen:
+        raise RiebenchError("--push-to uploads the dataset; add --format dataset")
+    if push_to is not None:
+        from riebench.analysis.export import check_hub_name
+
+        check_hub_name(push_to)
+    folders = folders_in(places(results)[0])
+    for path in write(folders, out, chosen):
+        print(path)
+    if DATASET in chosen:
+        from riebench.analysis.export import push, save_dataset, to_dataset
+        from riebench.tasks.suites import load_suite
+
+        made = to_dataset(folders, [task for name in suite or () for task in load_suite(name)])
+        print(save_dataset(made, out / DATASET))
+        if push_to is not None:
+            push(made, push_to)
+            print(f"https://huggingface.co/datasets/{push_to}")
+
+
+@friendly
+def validity(
+    results: ResultsOption = None,
+    out: Annotated[
+        Path, typer.Option(help="Markdown file whose marked parts are filled; figures go to images/ beside it.")
+    ] = Path("docs/validity.md"),
+    check: UpToDateOption = False,
+) -> None:
+    """Hold scores against the truth, where it is known: the toy world's judge."""
+    from riebench.analysis.validity.document import fill_validity
+
+    paths = fill_validity(folders_in(places(results)[0]), out, check=check)
+    if check:
+        say(f"{len(paths)} files are up to date")
+    else:
+        for path in paths:
+            print(path)

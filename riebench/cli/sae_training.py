@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from riebench.commands.common import friendly, say, with_options_of, words
-from riebench.commands.options import (
+from riebench.cli.common import (
     AttentionOption,
     ChannelsLastOption,
     ConfigOption,
@@ -20,6 +19,10 @@ from riebench.commands.options import (
     OfflineOption,
     OffloadOption,
     SizeOption,
+    friendly,
+    say,
+    with_options_of,
+    words,
 )
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The command line. Verbs live in `riebench.commands`; everything heavy is imported inside them: help is instant."""
+"""The command line. Verbs live in `riebench.cli`; everything heavy is imported inside them: help is instant."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from riebench import __version__
-from riebench.commands import doctor, exports, features, paper, report, results, run, sae, tasks, validity
-from riebench.commands.common import DEBUG_FLAG
+from riebench._version import __version__
+from riebench.cli import paper, results, run, sae, tasks
+from riebench.cli.common import DEBUG_FLAG
 
 # Help text without boxes needs no import of rich, which alone would take a third of the time that help may take.
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
-    run.run, doctor.doctor, results.score, results.tables, results.leaderboard, results.compare,
-    exports.export, report.report, validity.validity, paper.paper,
+    run.run, run.doctor, results.score, results.tables, results.leaderboard, results.compare,
+    results.export, results.report, results.validity, paper.paper,
 ):  # fmt: skip
     app.command()(_verb)
 app.add_typer(tasks.app, name="tasks")
-sae.app.command()(features.feature)
+sae.app.command()(sae.feature)
 app.add_typer(sae.app, name="sae")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
 
-from riebench.commands.common import friendly, numbers, places, say, with_options_of, words
-from riebench.commands.options import (
+from riebench.cli.common import (
     AttentionOption,
     ChannelsLastOption,
     ConfigOption,
@@ -24,6 +24,12 @@ from riebench.commands.options import (
     SuiteOption,
     VaeOption,
     WeightsOption,
+    friendly,
+    numbers,
+    places,
+    say,
+    with_options_of,
+    words,
 )
 
 
@@ -170,3 +176,23 @@ def run(
         from riebench.jobs.run import run_job
 
         run_job(job, say)
+
+
+EXIT_NOT_READY = 1
+
+
+@friendly
+@with_options_of(job_of)
+def doctor(
+    job: Any, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+) -> None:
+    """Say what a run with these options needs, what is here, and how to get the rest. Loads and fetches nothing."""
+    from riebench.jobs import doctor as examination
+
+    checks = examination.examine(job)
+    if as_json:
+        print(json.dumps(examination.as_json(checks), indent=1, ensure_ascii=False))
+    else:
+        examination.print_checks(checks)
+    if not examination.is_ready(checks):
+        raise typer.Exit(EXIT_NOT_READY)
