@@ -22,12 +22,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import memory
-from benchmarks.bare import BareCalls, Beside
-from benchmarks.onebyone import OneByOne
-from benchmarks.workload import Clock, Timer, clocked, network_calls, random_clip, sample
+from benchmarks.sdxl.measure import machine
+from benchmarks.speed import memory
+from benchmarks.speed.bare import BareCalls, Beside
+from benchmarks.speed.onebyone import OneByOne
+from benchmarks.speed.workload import Clock, Timer, clocked, network_calls, random_clip, sample
 from riebench.blocks import BLOCKS
-from riebench.fullsize import machine
 from riebench.generation.generator import Generator
 from riebench.generation.prefix import PrefixPlan
 from riebench.models.loading import LoadedModel, load_model

@@ -13,15 +13,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from test_runner import task
 from tiny import tiny_model, tiny_saes
 
-from benchmarks import fullsize, memory, speedtable
-from benchmarks.bare import BareCalls, Beside
-from benchmarks.onebyone import OneByOne
-from benchmarks.workload import clocked
+from benchmarks.sdxl.architecture import UNET, VAE, random_sdxl
+from benchmarks.speed import device, memory, tables
+from benchmarks.speed.bare import BareCalls, Beside
+from benchmarks.speed.onebyone import OneByOne
+from benchmarks.speed.workload import clocked
 from riebench.errors import RiebenchError
 from riebench.models.loading import DTYPES, LoadedModel
 from riebench.runs.plan import plan
 from riebench.runs.runner import run_benchmark
-from riebench.sdxl import UNET, VAE, random_sdxl
 from riebench.tasks.schema import Setting
 
 SETTINGS = [
@@ -71,20 +71,20 @@ def test_bare_calls_beside_a_run_are_as_many_and_change_nothing_in_it(tmp_path: 
 
 
 def test_the_documented_speed_is_the_measured_one() -> None:
-    speedtable.fill(check=True)
+    tables.fill(check=True)
 
 
 def test_a_changed_figure_in_the_document_is_seen(tmp_path: Path) -> None:
-    text = speedtable.DOCUMENT.read_text(encoding="utf-8")
-    found = json.loads(speedtable.RESULTS.read_text(encoding="utf-8"))
+    text = tables.DOCUMENT.read_text(encoding="utf-8")
+    found = json.loads(tables.RESULTS.read_text(encoding="utf-8"))
     figure = f"{found['sweep']['of_bare_calls_nothing_shared']:.2f}"
     changed = tmp_path / "performance.md"
     changed.write_text(text.replace(f"switched off | {figure} |", "switched off | 9.99 |"), encoding="utf-8")
     with pytest.raises(RiebenchError, match="out of date"):
-        speedtable.fill(check=True, document=changed)
+        tables.fill(check=True, document=changed)
 
 
-ONE = fullsize.SWEEP.model_copy(update={"strengths": (1.0,)})
+ONE = device.SWEEP.model_copy(update={"strengths": (1.0,)})
 
 
 def build(dtype: str) -> LoadedModel:
@@ -97,9 +97,9 @@ def build(dtype: str) -> LoadedModel:
 
 
 def test_the_measurement_of_full_size_runs_at_any_size() -> None:
-    rate = fullsize.matrix_rate("cpu", (64,), seconds=0.01)
+    rate = device.matrix_rate("cpu", (64,), seconds=0.01)
     lines: list[str] = []
-    found = fullsize.measure(build, (2, 4), modes=(False,), rate=rate, single=1, setting=ONE, say=lines.append)
+    found = device.measure(build, (2, 4), modes=(False,), rate=rate, single=1, setting=ONE, say=lines.append)
     assert [(one.way, one.dtype, one.batch) for one in found] == [
         ("one by one", "float32", 1), ("sweep", "bfloat16", 2), ("sweep", "bfloat16", 4),
     ]  # fmt: skip
@@ -109,16 +109,16 @@ def test_the_measurement_of_full_size_runs_at_any_size() -> None:
 
 
 def test_where_memory_ends_the_measurement_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = fullsize.whole_rate
+    original = device.whole_rate
 
     def short(model: LoadedModel, batch: int, operations: int) -> float:
         if batch > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, batch, operations)
 
-    monkeypatch.setattr(fullsize, "whole_rate", short)
+    monkeypatch.setattr(device, "whole_rate", short)
     lines: list[str] = []
-    found = fullsize.measure(build, (2, 8, 16), modes=(False,), rate=1e9, single=1, setting=ONE, say=lines.append)
+    found = device.measure(build, (2, 8, 16), modes=(False,), rate=1e9, single=1, setting=ONE, say=lines.append)
     assert [one.batch for one in found] == [1, 2] and lines[-2] == "batch 8: CUDA out of memory"
 
 
@@ -139,7 +139,7 @@ def test_where_no_sweep_fits_one_by_one_is_told_alone(monkeypatch: pytest.Monkey
     def short(model: LoadedModel, batch: int, operations: int) -> float:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(fullsize, "whole_rate", short)
+    monkeypatch.setattr(device, "whole_rate", short)
     lines: list[str] = []
-    found = fullsize.measure(build, (2, 8), modes=(False,), rate=1e9, single=1, setting=ONE, say=lines.append)
+    found = device.measure(build, (2, 8), modes=(False,), rate=1e9, single=1, setting=ONE, say=lines.append)
     assert [one.way for one in found] == ["one by one"] and lines[-1].startswith("batch 2: ")

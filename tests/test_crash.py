@@ -20,9 +20,9 @@ from riebench.models.lookup import ModelRecipe
 from riebench.store.folder import RunFolder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-crash: Any = pytest.importorskip("benchmarks.crash", reason="the benchmarks are in the checkout only")
-comparison: Any = pytest.importorskip("benchmarks.comparison")
-killing: Any = pytest.importorskip("benchmarks.killing")
+crash: Any = pytest.importorskip("benchmarks.crash.crash", reason="the benchmarks are in the checkout only")
+comparison: Any = pytest.importorskip("benchmarks.crash.crash")
+killing: Any = pytest.importorskip("benchmarks.crash.killing")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 
 

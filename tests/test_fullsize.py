@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.sdxl.architecture import build_unet, build_vae
+from benchmarks.sdxl.counting import decode_cost, unet_cost
+from benchmarks.sdxl.measure import CPU_CONFIGURATIONS, CUDA_CONFIGURATIONS, Configuration, measure
 from riebench.blocks import BLOCKS
-from riebench.counting import decode_cost, unet_cost
-from riebench.fullsize import CPU_CONFIGURATIONS, CUDA_CONFIGURATIONS, Configuration, measure
 from riebench.generation.hooks import known_sites
 from riebench.models.presets import PARAMETERS
 from riebench.models.shapes import SDXL
-from riebench.sdxl import build_unet, build_vae
 
 
 def test_the_architecture_is_sdxls() -> None:

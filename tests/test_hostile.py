@@ -48,8 +48,8 @@ from riebench.utils.markup import latex_table, latex_tables, markdown
 from riebench.utils.yaml_files import load_yaml
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-fuzz: Any = pytest.importorskip("benchmarks.fuzz", reason="the benchmarks are in the checkout only")
-attempts: Any = pytest.importorskip("benchmarks.attempts")
+fuzz: Any = pytest.importorskip("benchmarks.fuzz.fuzz", reason="the benchmarks are in the checkout only")
+attempts: Any = pytest.importorskip("benchmarks.fuzz.attempts")
 READERS = fuzz.READERS
 
 SLOW = {"data set", "page of records", "page of a run file"}
@@ -268,7 +268,7 @@ def test_mask_files_lie_in_the_suites_folder(tmp_path: Path, climb: str) -> None
 
 
 def test_pictures_of_an_import_lie_in_its_folder(tmp_path: Path) -> None:
-    from benchmarks.given import PIEBENCH, new_intake
+    from benchmarks.fuzz.given import PIEBENCH, new_intake
 
     Image.new("L", (4, 4)).save(tmp_path / "secret.png")
     images = tmp_path / "images"
@@ -288,7 +288,7 @@ def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch
     """Whatever a column claims to hold: programs, too many pixels, files of others."""
     import datasets
 
-    from benchmarks.given import new_intake
+    from benchmarks.fuzz.given import new_intake
 
     def content(kind: str, side: int = 8) -> bytes:
         buffer = io.BytesIO()

@@ -13,8 +13,8 @@ from tiny import CHANNELS, GRID, tiny_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.sdxl.counting import shares_before
 from riebench.blocks import BLOCKS, module_path
-from riebench.counting import shares_before
 from riebench.generation.edits import Edit, LatentChange, Placed, Term, TextChange
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.prefix import Cut, Prefix, PrefixPlan, changes, shared_cut

@@ -20,7 +20,7 @@ from riebench.scoring.score import score
 from riebench.store.folder import RunFolder, run_folders
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-comparison: Any = pytest.importorskip("benchmarks.comparison", reason="the benchmarks are in the checkout only")
+comparison: Any = pytest.importorskip("benchmarks.crash.crash", reason="the benchmarks are in the checkout only")
 
 METRIC, LEVEL, SHARE = 1e-3, 1, 0.999
 """What scores, and pixels in 1/255 on such a share of them, may differ by."""

@@ -1,6 +1,6 @@
 """Time, memory and disk of a run, estimated from stored times or stated assumptions, without loading a model.
 
-Operations and activations follow, rounded, what `riebench.counting` counts on SDXL's full architecture.
+Operations and activations follow, rounded, what `benchmarks.sdxl.counting` counts on SDXL's full architecture.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def make(job: PaperJob) -> Artefact:
             "slower GPU": f"{slow[0]:g} TFLOP/s in half precision, {slow[1]:g} in float32, assumed",
             "faster GPU": f"{fast[0]:g} and {fast[1]:g}, assumed",
             "one U-Net evaluation": f"{SDXL_TERAFLOP:g} TFLOP at 1024 px, a quarter of it at 512 px, counted on the "
-                                    "full architecture (`python -m riebench.fullsize --device meta`) and rounded",
+                                    "full architecture (`python -m benchmarks.sdxl --device meta`) and rounded",
             "one picture decoded": f"{DECODER_TERAFLOP:g} TFLOP at 1024 px in float32, a quarter of it at 512 px",
             "training": f"{PRODUCTS} products of positions x {CHANNELS} x width a step, dense, in float32; "
                         f"{POSITIONS} positions of each prompt and block, one pass",

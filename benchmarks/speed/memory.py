@@ -1,6 +1,6 @@
 """What a process takes at most that makes pictures: our way, one by one, or by the bare model calls alone.
 
-    python -m benchmarks.memory ours 90 FOLDER
+    python -m benchmarks.speed.memory ours 90 FOLDER
 
 All ways import and load the same; what is printed is the size with the model loaded and the largest size, in MB.
 """
@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bare import BareCalls
-from benchmarks.onebyone import OneByOne
-from benchmarks.workload import sample
+from benchmarks.speed.bare import BareCalls
+from benchmarks.speed.onebyone import OneByOne
+from benchmarks.speed.workload import sample
 from riebench.models.loading import LoadedModel, load_model
 from riebench.runs.plan import plan
 from riebench.runs.runner import run_benchmark
@@ -64,7 +64,7 @@ def peak(way: str, examples: int, folder: Path) -> tuple[float, float]:
         examples: how many.
         folder: gets the pictures.
     """
-    line = [sys.executable, "-m", "benchmarks.memory", way, str(examples), str(folder)]
+    line = [sys.executable, "-m", "benchmarks.speed.memory", way, str(examples), str(folder)]
     told = subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()
     return float(told[-2]), float(told[-1])
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.given import SETTING
-from benchmarks.inputs import Files, Reader, damage, json_variant, lines_variant, link, picture, put_json
+from benchmarks.fuzz.given import SETTING
+from benchmarks.fuzz.inputs import Files, Reader, damage, json_variant, lines_variant, link, picture, put_json
 
 
 def _pictures(_: Path) -> list[Files]:

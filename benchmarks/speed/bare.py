@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.workload import Timer
+from benchmarks.speed.workload import Timer
 from riebench.generation.generator import Generator
 from riebench.models.loading import LoadedModel
 

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.sdxl.architecture import POOLED_WIDTH, TEXT_WIDTH, TOKENS, build_unet, build_vae
 from riebench.blocks import BLOCKS, module_path
-from riebench.sdxl import POOLED_WIDTH, TEXT_WIDTH, TOKENS, build_unet, build_vae
 
 PIXELS_PER_LATENT = 8
 

@@ -4,7 +4,7 @@
 
 An input may be read, or refused with a `RiebenchError` of one line. Anything else is a finding: another exception,
 more than `SECONDS` of processor time, more than `MEGABYTES` of new memory, or a file touched beside the folder that the
-reader was given. Inputs come from hypothesis: variants of valid files (see `benchmarks.mutations`), and values of any
+reader was given. Inputs come from hypothesis: variants of valid files (see `benchmarks.fuzz.inputs`), and values of any
 form in their place. The summary goes to benchmarks/results/fuzz.json; findings are kept as files.
 """
 
@@ -26,10 +26,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from benchmarks.attempts import SECONDS, Findings, attempt, forget_peak, laid_out, largest_size
-from benchmarks.inputs import Files, Reader
-from benchmarks.mutations import WORDS
-from benchmarks.readers import READERS
+from benchmarks.fuzz.attempts import SECONDS, Findings, attempt, forget_peak, laid_out, largest_size
+from benchmarks.fuzz.given import GIVEN
+from benchmarks.fuzz.inputs import WORDS, Files, Reader
+from benchmarks.fuzz.stored import STORED
+
+READERS: dict[str, Reader] = {reader.name: reader for reader in (*GIVEN, *STORED)}
+"""Name -> reader."""
+
 
 MEGABYTES = 400
 """What this process may grow by for `TOGETHER` inputs; a picture of the largest size takes half."""
@@ -164,7 +168,3 @@ def _versions() -> dict[str, str]:
 
     more = {name: version(name) for name in ("hypothesis", "pydantic", "PyYAML", "pillow", "safetensors")}
     return {"python": platform.python_version(), **package_versions(), **more}
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

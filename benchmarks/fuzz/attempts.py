@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.inputs import Files, Reader
-from benchmarks.mutations import SECRET
+from benchmarks.fuzz.inputs import SECRET, Files, Reader
 from riebench.errors import RiebenchError
 from riebench.utils.machine import peak_ram
 

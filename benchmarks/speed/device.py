@@ -1,7 +1,7 @@
 """Full-size SDXL with random weights on one device: pictures a second, and how much of the device they use.
 
-    python -m benchmarks.fullsize --size 512 --steps 4 --json fullsize.json
-    python -m benchmarks.fullsize --size 1024 --steps 20 --guidance 5
+    python -m benchmarks.speed.device --size 512 --steps 4 --json fullsize.json
+    python -m benchmarks.speed.device --size 1024 --steps 20 --guidance 5
 
 Every example gets 32 edited pictures (four blocks, eight strengths). Measured: the device's rate in bfloat16 matrix
 products; the sweep at doubling batch sizes until memory ends, with its U-Net compiled block by block and without; and
@@ -24,14 +24,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.sdxl.architecture import POOLED_WIDTH, TEXT_WIDTH, TOKENS, random_sdxl
+from benchmarks.sdxl.measure import machine
 from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
-from riebench.fullsize import machine
 from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import out_of_memory
 from riebench.runs.runner import run_benchmark
-from riebench.sdxl import POOLED_WIDTH, TEXT_WIDTH, TOKENS, random_sdxl
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.utils.machine import pick_device
 

@@ -1,6 +1,6 @@
 """Everything riebench does to SDXL, on its full-size architecture with random weights: does it run, how long, how much.
 
-`python -m riebench.fullsize` needs no download. Pictures come out as noise; times and memory are those of the real
+`python -m benchmarks.sdxl` needs no download. Pictures come out as noise; times and memory are those of the real
 model, text encoders left out. `--device meta` counts operations and activations without computing anything.
 """
 
@@ -80,7 +80,7 @@ def measure(configurations: Sequence[Configuration], device: str) -> Iterator[Me
     Raises:
         RiebenchError: if a block has another shape than SDXL's, or a unit fails.
     """
-    from riebench.sdxl import build_unet, build_vae, random_sdxl
+    from benchmarks.sdxl.architecture import build_unet, build_vae, random_sdxl
 
     vae = build_vae(device)
     with tempfile.TemporaryDirectory(prefix="riebench-fullsize-") as folder:
@@ -204,7 +204,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _counted(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    from riebench.counting import decode_cost, unet_cost
+    from benchmarks.sdxl.counting import decode_cost, unet_cost
 
     rows = []
     for size in sizes:
@@ -231,7 +231,7 @@ def main(
     if device == "meta":
         figures: dict[str, Any] = {"counted": _counted([size] if size else [512, 1024])}
     else:
-        from riebench.sdxl import MANY_STEPS
+        from benchmarks.sdxl.architecture import MANY_STEPS
         from riebench.utils.machine import pick_device
 
         device = pick_device(device)
@@ -258,7 +258,5 @@ def _line(one: Measure) -> str:
     )
 
 
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(main)
-    app()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(main)

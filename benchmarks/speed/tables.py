@@ -1,6 +1,6 @@
 """The tables of docs/performance.md, made from the stored measurement.
 
-python -m benchmarks.speedtable [--check]
+python -m benchmarks.speed.tables [--check]
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.sdxl.counting import shares_before
 from riebench.analysis.tables import fill_parts
 from riebench.blocks import BLOCKS
-from riebench.counting import shares_before
 from riebench.errors import RiebenchError
 from riebench.utils.markup import markdown
 
@@ -82,7 +82,7 @@ def fill(*, check: bool = False, document: Path = DOCUMENT) -> None:
     def made(match: re.Match[str]) -> str:
         return tables[match[2]](found)
 
-    fill_parts(document, PART, made, mark="<!-- speed:", command="python -m benchmarks.speedtable", check=check)
+    fill_parts(document, PART, made, mark="<!-- speed:", command="python -m benchmarks.speed.tables", check=check)
 
 
 if __name__ == "__main__":

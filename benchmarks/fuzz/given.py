@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.inputs import (
+from benchmarks.fuzz.inputs import (
+    WORDS,
     Files,
     Reader,
+    as_json,
+    broken_bytes,
+    broken_value,
     damage,
     json_variant,
     lines_variant,
@@ -26,7 +30,6 @@ from benchmarks.inputs import (
     yaml_place,
     yaml_variant,
 )
-from benchmarks.mutations import WORDS, as_json, broken_bytes, broken_value
 
 _TASK = {
     "category": "change_color", "version": 1,

@@ -1,0 +1,7 @@
+"""`python -m benchmarks.crash`."""
+
+import sys
+
+from benchmarks.crash.crash import main
+
+sys.exit(main())

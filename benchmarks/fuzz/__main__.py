@@ -1,0 +1,7 @@
+"""`python -m benchmarks.fuzz`."""
+
+import sys
+
+from benchmarks.fuzz.fuzz import main
+
+sys.exit(main())

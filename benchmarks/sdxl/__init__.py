@@ -1,0 +1,1 @@
+"""SDXL's full architecture with random weights, measured or counted."""

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.sdxl`."""
+
+from benchmarks.sdxl.measure import app
+
+app()
