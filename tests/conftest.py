@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_record, make_spec
 from hypothesis import settings
+from records import make_record, make_spec
 
 from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import ScoreRecord, UnitKey

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / ".ci" / "run"
 PYTHON = """#!/bin/sh
 mkdir -p .ci-venv/bin

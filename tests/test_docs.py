@@ -6,15 +6,14 @@ import ast
 import importlib
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
+from paths import ROOT
 
 from riebench.cli.main import app
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 

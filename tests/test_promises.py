@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
-DOCUMENT = TESTS.parent / "docs" / "reliability.md"
+from paths import ROOT
+
+FILES = {file.name: file for file in (ROOT / "tests").rglob("test_*.py")}
+DOCUMENT = ROOT / "docs" / "reliability.md"
 
 
 def test_every_promise_has_its_test() -> None:
@@ -15,7 +16,7 @@ def test_every_promise_has_its_test() -> None:
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
     assert len(named) > 40
     functions = {
-        file: {node.name for node in ast.walk(ast.parse((TESTS / file).read_text(encoding="utf-8")))
+        file: {node.name for node in ast.walk(ast.parse(FILES[file].read_text(encoding="utf-8")))
                if isinstance(node, ast.FunctionDef)}
         for file in {file for file, _ in named}
     }  # fmt: skip

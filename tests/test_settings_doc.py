@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 
 import yaml
+from paths import ROOT
 
 from riebench.methods.base import get_method
 from riebench.registry import METHODS
 from riebench.tasks.schema import Setting
 
-TEXT = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def rows(heading: str) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_spec
+from records import make_spec
 from test_trace import POSITIONS, call, push
 from tiny import CHANNELS, tiny_model, tiny_saes
 

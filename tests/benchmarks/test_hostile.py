@@ -47,7 +47,6 @@ from riebench.utils.images import MOST_PIXELS, read_image
 from riebench.utils.markup import latex_table, latex_tables, markdown
 from riebench.utils.yaml_files import load_yaml
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
 fuzz: Any = pytest.importorskip("benchmarks.fuzz.fuzz", reason="the benchmarks are in the checkout only")
 attempts: Any = pytest.importorskip("benchmarks.fuzz.attempts")
 READERS = fuzz.READERS

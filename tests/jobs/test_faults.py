@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_key, make_record
+from records import make_key, make_record
 from test_job import UNITS, command, last_line, records
 from test_job import job as job
 

@@ -19,7 +19,6 @@ from riebench.jobs.run import run_job
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder, run_folders
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
 comparison: Any = pytest.importorskip("benchmarks.crash.crash", reason="the benchmarks are in the checkout only")
 
 METRIC, LEVEL, SHARE = 1e-3, 1, 0.999

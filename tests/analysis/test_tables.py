@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_key, make_score, make_spec
+from records import make_key, make_score, make_spec
 
 from riebench.analysis import stats
 from riebench.analysis.configurations import TABLE_METRICS, configurations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_spec
+from records import make_spec
 from scored_runs import TASKS, noise, stored_run
 from tiny_clip import tiny_clip_folder
 

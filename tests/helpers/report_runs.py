@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from helpers import make_spec
+from records import make_spec
 
 from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_key, make_record, make_spec
+from records import make_key, make_record, make_spec
 
 from riebench.blocks import SDXL_BLOCKS, block_set_name
 from riebench.errors import FolderInUseError, IdentityError, StoreError

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 from tiny import tiny_model
 
 from riebench.errors import RiebenchError, TaskFileError
@@ -18,7 +19,7 @@ from riebench.tasks import settings
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting, load_settings
 
-GUIDE = Path(__file__).parent.parent / "docs" / "new-method.md"
+GUIDE = ROOT / "docs" / "new-method.md"
 METHOD = '''
 from riebench.generation.edits import Edit
 from riebench.methods.base import EditContext, Reuse, method

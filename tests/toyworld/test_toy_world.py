@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import ROOT
 from typer.testing import CliRunner
 
 from riebench.blocks import BLOCKS
@@ -39,7 +40,7 @@ SMALL = measure.Sizes(
     sae_base_captions=2,
     batch=24,
 )
-CARD = Path(__file__).resolve().parents[1] / "docs" / "toyworld.md"
+CARD = ROOT / "docs" / "toyworld.md"
 
 
 @pytest.fixture(scope="module")

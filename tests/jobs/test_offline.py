@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from paths import ROOT
 from sdxl_files import REPO, hub_cache
 from tiny import tiny_folder
 
@@ -97,7 +98,7 @@ def test_the_command_line_offline_asks_no_network(tmp_path: Path) -> None:
     )
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environment |= {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = str(ROOT)
     line = ["run", "no_edit", "--suite", str(suite), "--offline", "--results", str(tmp_path / "out"), "--model"]
     # The first model is here, but not the CLIP that scores it; the second is not here.
     lines = [[*line, str(tiny_folder()), "--steps", "1"], [*line, "sdxl-turbo"]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_key, make_record, make_spec
+from records import make_key, make_record, make_spec
 from scipy.stats import kendalltau, mannwhitneyu
 from typer.testing import CliRunner
 

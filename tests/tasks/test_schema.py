@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 import pytest
-from helpers import make_key, make_spec
 from pydantic import ValidationError
+from records import make_key, make_spec
 
 from riebench.blocks import BLOCKS, block_set_blocks, block_set_name
 from riebench.errors import RiebenchError

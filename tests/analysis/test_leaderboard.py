@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import make_key, make_record, make_score, make_spec
+from records import make_key, make_record, make_score, make_spec
 
 from riebench.analysis.compare import compare, comparison_text
 from riebench.analysis.leaderboard import check_leaderboard, leaderboard_text, write_leaderboard

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from helpers import make_key, make_spec
+from records import make_key, make_spec
 from test_faults import said
 from test_job import command, last_line
 from test_job import job as job

@@ -19,7 +19,6 @@ from riebench.jobs.request import RunRequest
 from riebench.models.lookup import ModelRecipe
 from riebench.store.folder import RunFolder
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
 crash: Any = pytest.importorskip("benchmarks.crash.crash", reason="the benchmarks are in the checkout only")
 comparison: Any = pytest.importorskip("benchmarks.crash.crash")
 killing: Any = pytest.importorskip("benchmarks.crash.killing")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from markdown_it import MarkdownIt
+from paths import ROOT
 from report_runs import NASTY
 from tiny import CHANNELS, SIZE, tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
@@ -343,7 +344,7 @@ def test_what_sdxl_takes_is_counted(job: PaperJob, tmp_path: Path, monkeypatch: 
 
 
 def test_the_committed_documents_follow_from_their_data() -> None:
-    assert check(Path(__file__).parents[1] / "docs" / "paper", list(RECIPES))
+    assert check(ROOT / "docs" / "paper", list(RECIPES))
 
 
 def refused(*arguments: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from helpers import make_key, make_spec
+from records import make_key, make_spec
 
 from riebench.report.gallery import gallery, write_galleries
 from riebench.store.folder import SHARED, RunFolder, SharedFolder, run_path

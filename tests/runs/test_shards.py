@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import make_key, make_record, make_spec
+from records import make_key, make_record, make_spec
 from test_job import SETTING, fake_networks
 from test_store import PIXELS, add
 from tiny import tiny_folder, tiny_saes
