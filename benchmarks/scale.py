@@ -24,7 +24,8 @@ from typing import Any
 
 from riebench.analysis.leaderboard import write_leaderboard
 from riebench.analysis.tables import write_tables
-from riebench.blocks import BLOCKS, block_set_name
+from riebench.blocks import block_set_name
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.spec import ModelSpec
 from riebench.runs.prepare import package_versions
 from riebench.store.folder import RunFolder, run_folders, run_path

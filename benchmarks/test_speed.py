@@ -27,9 +27,9 @@ from benchmarks.speed import memory
 from benchmarks.speed.bare import BareCalls, Beside
 from benchmarks.speed.onebyone import OneByOne
 from benchmarks.speed.workload import Clock, Timer, clocked, network_calls, random_clip, sample
-from riebench.blocks import BLOCKS
 from riebench.generation.generator import Generator
 from riebench.generation.prefix import PrefixPlan
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.runs.capture import CapturePlan
 from riebench.runs.plan import plan, works_of

@@ -81,6 +81,10 @@ METRICS: Registry[Any] = Registry("metric")
 NETWORKS: Registry[Any] = Registry("network")
 SAE_FORMATS: Registry[Any] = Registry("SAE format")
 REGIONS: Registry[Any] = Registry("region provider")
+MODEL_FAMILIES: Registry[Any] = Registry("model family")
+
+DEFAULT_FAMILY = "sdxl"
+"""The family whose blocks are meant where no model is named."""
 
 for _name, _target in {
     "no_edit": "riebench.methods.controls:no_edit",
@@ -147,3 +151,5 @@ for _name, _target in {
 REGIONS.register_lazy("attention", "riebench.generation.regions.masks:attention_regions")
 REGIONS.register_lazy("grounded-sam", "riebench.generation.regions.grounding:GroundedSam")
 REGIONS.register_lazy("clipseg", "riebench.generation.regions.grounding:ClipSeg")
+
+MODEL_FAMILIES.register_lazy("sdxl", "riebench.models.families.sdxl.family:FAMILY")

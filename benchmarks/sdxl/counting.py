@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.sdxl.architecture import POOLED_WIDTH, TEXT_WIDTH, TOKENS, build_unet, build_vae
-from riebench.blocks import BLOCKS, module_path
+from riebench.blocks import module_path
+from riebench.models.families.sdxl.names import BLOCKS
 
 PIXELS_PER_LATENT = 8
 
@@ -67,7 +68,8 @@ def _evaluate(unet: Any, size: int, rows: int, dtype: torch.dtype) -> Any:
 def shares_before(size: int, blocks: Sequence[str] = BLOCKS) -> dict[str, float]:
     """What share of one evaluation's operations is done when each block adds its update.
 
-    An edit of that block in the first step leaves so much as it was in the source run (see `riebench.generation.prefix`).
+    An edit of that block in the first step leaves so much as it was in the source run; see
+    `riebench.generation.prefix`.
 
     Args:
         size: picture side in pixels.

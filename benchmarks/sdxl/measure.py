@@ -99,8 +99,8 @@ def measure(configurations: Sequence[Configuration], device: str) -> Iterator[Me
 
 
 def _generation(model: Any, one: Configuration, device: str) -> Measure:
-    from riebench.blocks import BLOCKS
     from riebench.generation.generator import Capture, Generator
+    from riebench.models.families.sdxl.names import BLOCKS
 
     generator = Generator(model)
     prompts = [f"picture {number}" for number in range(one.batch)]
@@ -149,7 +149,7 @@ def _watched(model: Any, device: str) -> Iterator[dict[str, Any]]:
         seen["evaluations"] += args[0].shape[0]
 
     cuda = device.startswith("cuda")
-    handle = model.unet.register_forward_pre_hook(count)
+    handle = model.denoiser.register_forward_pre_hook(count)
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -169,7 +169,7 @@ def _watched(model: Any, device: str) -> Iterator[dict[str, Any]]:
 def _random_saes(root: Path) -> Path:
     import torch
 
-    from riebench.blocks import BLOCKS
+    from riebench.models.families.sdxl.names import BLOCKS
     from riebench.saes.formats import folder_name, save_sdxl_unbox
 
     generator = torch.Generator().manual_seed(0)

@@ -26,9 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.sdxl.architecture import POOLED_WIDTH, TEXT_WIDTH, TOKENS, random_sdxl
 from benchmarks.sdxl.measure import machine
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import out_of_memory
 from riebench.runs.runner import run_benchmark
@@ -150,7 +150,7 @@ def operations_of(model: LoadedModel) -> int:
     latents = torch.zeros(1, 4, side, side, device=device, dtype=dtype)
     # Not in inference mode, where operations are not seen one by one.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.unet(latents, 1, text, added_cond_kwargs=added, return_dict=False)
+        model.denoiser(latents, 1, text, added_cond_kwargs=added, return_dict=False)
     return counter.get_total_flops()
 
 
@@ -165,7 +165,7 @@ def whole_rate(model: LoadedModel, batch: int, operations: int) -> float:
     """
     prompts = [f"source {number}" for number in range(batch)]
     Generator(model).generate(prompts, range(batch))
-    with watched(model.unet, str(model.device)) as seen:
+    with watched(model.denoiser, str(model.device)) as seen:
         Generator(model).generate(prompts, range(batch))
     return seen["rows"] * operations / seen["seconds"]
 
@@ -188,7 +188,7 @@ def sweep(
     """
     device = str(model.device)
     rate = whole_rate(model, batch, operations)
-    with tempfile.TemporaryDirectory(prefix="riebench-speed-") as folder, watched(model.unet, device) as seen:
+    with tempfile.TemporaryDirectory(prefix="riebench-speed-") as folder, watched(model.denoiser, device) as seen:
         synchronize(device)
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
@@ -209,7 +209,7 @@ def sweep(
 def one_by_one(model: LoadedModel, count: int, operations: int) -> Speed:
     """So many edited pictures of three generations each, one picture at a time, nothing kept."""
     device = str(model.device)
-    with watched(model.unet, device) as seen:
+    with watched(model.denoiser, device) as seen:
         synchronize(device)
         start = time.perf_counter()
         for number in range(count):

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from riebench.blocks import BLOCKS
 from riebench.generation.generator import Capture, GenerationResult, Generator
 from riebench.generation.hooks import unit_layers
 from riebench.generation.regions.masks import View, make_masks
@@ -25,6 +24,7 @@ from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.generation.trace import Trace
 from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, get_method
 from riebench.methods.editors import Editor, EditorContext
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel
 from riebench.runs.capture import CapturePlan
 from riebench.runs.masks import MaskMaker
@@ -55,7 +55,7 @@ class OneByOne:
         self.folder = folder
         self.generator = Generator(model)
         self.saes = model_saes(saes, model, BLOCKS, offline=True)
-        self.layers = {block: unit_layers(model.unet, block) for block in BLOCKS}
+        self.layers = {block: unit_layers(model.denoiser, block) for block in BLOCKS}
         self.references = self._references(tasks, settings, saes)
 
     def _references(

@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.sdxl.counting import shares_before
 from riebench.analysis.tables import fill_parts
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.utils.markup import markdown
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from riebench.analysis.stats import estimate
-from riebench.blocks import ALL_BLOCKS, BLOCKS, NO_BLOCKS
+from riebench.blocks import ALL_BLOCKS, NO_BLOCKS, default_blocks
 from riebench.errors import StoreError
 from riebench.models.presets import scorer_for, second_scorer_for
 from riebench.registry import METRICS
@@ -368,7 +368,9 @@ def block_order(block_set: str) -> tuple[int, str]:
         return -1, ""
     if block_set == ALL_BLOCKS:
         return 1_000, ""
-    return (BLOCKS.index(block_set), "") if block_set in BLOCKS else (len(BLOCKS), block_set)
+    return (
+        (default_blocks().index(block_set), "") if block_set in default_blocks() else (len(default_blocks()), block_set)
+    )
 
 
 def present_metrics(found: Iterable[Configuration]) -> list[str]:
@@ -420,4 +422,4 @@ def mixed(found: Sequence[Configuration]) -> list[str | None]:
 def _width(block_set: str) -> int:
     if block_set == NO_BLOCKS:
         return 0
-    return len(BLOCKS) if block_set == ALL_BLOCKS else block_set.count("+") + 1
+    return len(default_blocks()) if block_set == ALL_BLOCKS else block_set.count("+") + 1

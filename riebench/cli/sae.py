@@ -80,7 +80,7 @@ def inspect_saes(
     from riebench.utils.files import write_atomic
     from riebench.utils.machine import pick_device
 
-    named = source or (PRESETS[model].saes if model in PRESETS else None)
+    named = source or (PRESETS[model].saes if model is not None and model in PRESETS else None)
     if named is None:
         raise RiebenchError("name the SAEs: a folder, a file or hf://ID; or with --model PRESET look at its own")
     sources = parse_sources(named)

@@ -103,7 +103,7 @@ def collect_updates(
     ] = False,
 ) -> None:
     """Collect block updates of many prompts, to train SAEs on. Repeating a command does only what is missing."""
-    from riebench.blocks import BLOCKS
+    from riebench.blocks import default_blocks
     from riebench.tasks.importers.datasets import Place
     from riebench.training.collect import Collecting, collect
     from riebench.training.prompts import PromptSource
@@ -114,7 +114,7 @@ def collect_updates(
         place = Place(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
     source = PromptSource(prompts, place, column, toy_captions)
     known = source.count()
-    what = Collecting(words(blocks) or BLOCKS, limit, seed, batch_size, shard_pictures, redo_damaged)
+    what = Collecting(words(blocks) or default_blocks(), limit, seed, batch_size, shard_pictures, redo_damaged)
     there = collect(loading.load(), source.read(), out, what, known=known, say=say)
     say(f"{there.pictures} pictures in {len(there.shards)} shards; next: riebench sae train {out} --out FOLDER")
 

@@ -187,7 +187,7 @@ def feature_block(name: str, model: LoadedModel) -> str:
     block = short_name(name)
     if kind(block) != ATTENTION:
         raise RiebenchError(f"{name} is no attention block; SAE features belong to one, such as up.0.1")
-    find_module(model.unet, block)
+    find_module(model.denoiser, block)
     return block
 
 
@@ -378,7 +378,7 @@ class Painter:
     def _region(self, region: str, prompt: str, seed: int, regions: str) -> Mask:
         spec = parse_regions(regions)
         looked = needs_attention([region])
-        sites = attention_blocks(known_sites(self.model.unet)) if looked and not spec.models else ()
+        sites = attention_blocks(known_sites(self.model.denoiser)) if looked and not spec.models else ()
         picture = self.generator.generate([prompt], [seed], capture=Capture(sites, ("attention",)))
         if looked and spec.models:
             spec.options.check_side(self.model.spec.size)

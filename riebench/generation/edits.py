@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 Picture = Literal["source", "target"]
-TextParts = tuple[Tensor, Tensor]
-"""A prompt's embeddings of both text encoders joined, [1, tokens, width], and its pooled vector, [1, width]."""
+TextParts = tuple[Tensor, ...]
+"""What a denoiser reads of a prompt, [1, ...] each; for SDXL the embeddings [1, tokens, width] and a pooled vector."""
 
 _ROUNDING = 1e-9
 """A share that stands for half a step must not fall below it by rounding."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,51 +19,48 @@ from riebench.generation.edits import Edit, TextParts
 from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
 from riebench.generation.trace import Sink, Trace, What, capture, intervene
 from riebench.generation.transfers import beside_edits
+from riebench.models.families.base import TextEmbeddings
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
 from riebench.tasks.prompts import phrase_spans
 
-TEXT_NAMES = ("prompt_embeds", "pooled_prompt_embeds")
-"""What the pipeline calls them before the first step."""
-STEP_NAMES = ("prompt_embeds", "add_text_embeds")
-"""What it calls them between the steps, where the unconditional half lies before the conditional one."""
 LATENTS = "latents"
 
 
 def mixed(source: TextParts, target: TextParts, weight: float) -> TextParts:
-    """Both prompts' embeddings in the proportion (1 - weight) to weight; 0 and 1 give one of them to the bit."""
+    """Mix both prompts' embeddings in the proportion (1 - weight) to weight; 0 and 1 give one of them to the bit."""
     if weight in (0.0, 1.0):
         return target if weight else source
-    first, second = (
+    return tuple(
         ((1 - weight) * one.float() + weight * other.float()).to(one.dtype)
         for one, other in zip(source, target, strict=True)
     )
-    return first, second
 
 
 class Denoising:
     """A pipeline's step callback for one batch.
 
     Args:
+        model: whose pipeline runs.
         prompts: one per row.
         edits: one per row, at most; None and empty edits leave their row as it is.
         embed: gives a prompt's embeddings.
-        steps: of the run.
         keep: keeps every row's latents after each step.
     """
 
     def __init__(
         self,
+        model: LoadedModel,
         prompts: Sequence[str],
         edits: Sequence[Edit | None],
         embed: Callable[[str], TextParts],
-        steps: int,
         *,
         keep: bool = False,
     ) -> None:
+        self._family, self._size, self._steps = model.family, model.spec.size, model.spec.steps
+        self._layout = model.layout
         self._prompts = prompts
         self._embed = embed
-        self._steps = steps
         self._kept: list[Tensor] | None = [] if keep else None
         active = {row: edit for row, edit in enumerate(edits) if edit is not None and not edit.empty}
         self._texts = {row: edit for row, edit in active.items() if edit.text is not None}
@@ -72,7 +69,8 @@ class Denoising:
     @property
     def options(self) -> dict[str, Any]:
         """What the pipeline is called with; nothing if there is nothing to do."""
-        names = [*(STEP_NAMES if self._texts else ()), *((LATENTS,) if self._latents or self._kept is not None else ())]
+        texts = self._family.step_text_names if self._texts else ()
+        names = [*texts, *((LATENTS,) if self._latents or self._kept is not None else ())]
         if not names:
             return {}
         return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
@@ -86,18 +84,20 @@ class Denoising:
         """A pipeline's options with the embeddings of the first step."""
         if not self._texts:
             return dict(options)
-        return {**options, **self._written({name: options[name] for name in TEXT_NAMES}, self._weights(0))}
+        given = {name: options[name] for name in self._family.text_names}
+        return {**options, **self._written(given, self._weights(0))}
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Called by the pipeline after each step; gives what the next one starts from."""
         changed: dict[str, Tensor] = {}
         if LATENTS in tensors:
-            changed[LATENTS] = self._changed_latents(tensors[LATENTS], step)
+            latents = self._changed_latents(self._family.unpack_latents(tensors[LATENTS], self._size), step)
+            changed[LATENTS] = self._family.pack_latents(latents)
             if self._kept is not None:
-                self._kept.append(changed[LATENTS].clone())
+                self._kept.append(latents.clone())
         following = self._weights(step + 1)
         if step + 1 < self._steps and following != self._weights(step):
-            changed |= self._written({name: tensors[name] for name in STEP_NAMES}, following)
+            changed |= self._written({name: tensors[name] for name in self._family.step_text_names}, following)
         return changed
 
     def _weights(self, step: int) -> dict[int, float]:
@@ -108,15 +108,19 @@ class Denoising:
         }
 
     def _written(self, given: Mapping[str, Tensor], weights: Mapping[int, float]) -> dict[str, Tensor]:
-        """The embeddings with the rows of changed prompts replaced, in the conditional half."""
+        """Return the embeddings with the rows of changed prompts replaced, in the conditional half."""
+        count = len(self._prompts)
         written = {name: values.clone() for name, values in given.items()}
         for row, weight in weights.items():
             edit = self._texts[row]
             if edit.text is None:
                 continue
             parts = mixed(self._embed(self._prompts[row]), self._embed(edit.text.target), weight)
-            for values, part in zip(written.values(), parts, strict=True):
-                values[row - len(self._prompts)] = part[0].to(values)
+            for values, part in zip(written.values(), parts, strict=False):
+                # Before the first step, and where the halves are calls of their own, there are conditional rows alone.
+                both = values.shape[0] > count
+                offset = self._layout.offset("conditional", count, 0) if both else 0
+                values[row + (offset or 0)] = part[0].to(values)
         return written
 
     def _changed_latents(self, latents: Tensor, step: int) -> Tensor:
@@ -128,10 +132,6 @@ class Denoising:
             if edit.latents is not None:
                 changed[row] = edit.latents.after(step, latents[row], edit.strength)
         return changed
-
-
-Embeddings = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""Prompt, pooled prompt, negative prompt and pooled negative prompt embeddings, [1, ...] each."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,7 @@ class Generator:
 
     def __init__(self, model: LoadedModel, cached_prompts: int = 256) -> None:
         self.model = model
-        self._cached_prompts = cached_prompts
-        self._embeddings: OrderedDict[str, Embeddings] = OrderedDict()
+        self._embeddings: LRUCache[str, TextEmbeddings] = LRUCache(cached_prompts)
 
     @torch.inference_mode()
     def generate(
@@ -251,7 +250,7 @@ class Generator:
         wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
         beside, pairs = beside_edits(prompts, seeds, edits or ())
         every = [*prompts, *(p for p, _ in beside)]
-        denoising = Denoising(every, edits or (), self._text, self.model.spec.steps, keep=keep_latents)
+        denoising = Denoising(self.model, every, edits or (), self._text, keep=keep_latents)
         options = denoising.begin(self._options(every, [*seeds, *(s for _, s in beside)]))
         with ExitStack() as stack:
             runs = list(zip(prompts, seeds, strict=True))
@@ -261,8 +260,8 @@ class Generator:
             traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
             kept = None
             if keep_prefix is not None:
-                kept = stack.enter_context(record(self.model.unet, runs, keep_prefix, guided=self.model.guided))
-            # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the U-Net.
+                kept = stack.enter_context(record(self.model.denoiser, runs, keep_prefix, guided=self.model.guided))
+            # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the denoiser.
             stack.enter_context(attention_kernel(self.model.options))
             latents = self.model.pipe(**options, **denoising.options).images
         return GenerationResult(self.decode(latents[: len(prompts)]), traces, denoising.latents, kept)
@@ -272,73 +271,53 @@ class Generator:
         self, runs: Sequence[Run], edits: Sequence[Edit | None], beside: int, pairs: Mapping[int, tuple[int, int]],
         prefixes: Sequence[Prefix],
     ) -> Iterator[None]:  # fmt: skip
-        unet, guided, steps = self.model.unet, self.model.guided, self.model.spec.steps
+        denoiser, guided, steps = self.model.denoiser, self.model.guided, self.model.spec.steps
         cut = None if beside else shared_cut(prefixes, runs, edits)
         rows = [*edits, *[None] * beside]
         if cut is None:
-            with intervene(unet, rows, pairs=pairs, guided=guided, steps=steps):
+            with intervene(denoiser, rows, pairs=pairs, guided=guided, steps=steps):
                 yield
             return
         missed = partial(prefixes[0].missed, cut)
         with (
-            intervene(unet, rows, guided=guided, steps=steps, missed=missed),
-            resume(unet, prefixes, runs, cut, guided=guided),
+            intervene(denoiser, rows, guided=guided, steps=steps, missed=missed),
+            resume(denoiser, prefixes, runs, cut, guided=guided),
         ):
             yield
 
     def _text(self, prompt: str) -> TextParts:
-        return self.embed(prompt)[:2]
+        return self.embed(prompt).parts
 
     def _capture(self, wanted: Capture) -> Any:
         return capture(
-            self.model.unet, wanted.sites, keep=wanted.keep, steps=self.model.spec.steps, guided=self.model.guided,
+            self.model.denoiser, wanted.sites, keep=wanted.keep, steps=self.model.spec.steps, guided=self.model.guided,
             long=wanted.long, sink=wanted.sink,
         )  # fmt: skip
 
     def _options(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-        spec = self.model.spec
-        embeddings = [self.embed(prompt) for prompt in prompts]
-        names = (
-            "prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds",
-        )  # fmt: skip
-        joined = {
-            name: torch.cat([part for part in parts if part is not None])
-            for name, parts in zip(names, zip(*embeddings, strict=True), strict=True)
-            if parts[0] is not None
-        }
+        texts = [self.embed(prompt).arguments for prompt in prompts]
         return {
-            **joined,
-            "num_inference_steps": spec.steps,
-            "guidance_scale": spec.guidance,
-            "height": spec.size,
-            "width": spec.size,
+            **{name: torch.cat([text[name] for text in texts]) for name in texts[0]},
+            **self.model.family.call_options(self.model.spec),
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            "output_type": "latent",
         }
 
     @torch.inference_mode()
-    def embed(self, prompt: str) -> Embeddings:
-        """A prompt's embeddings, encoded alone so that they do not depend on the batch.
-
-        The negative prompt is the one pipelines use when none is given: all zeros.
-        """
-        if prompt in self._embeddings:
-            self._embeddings.move_to_end(prompt)
-            return self._embeddings[prompt]
-        prompt_embeds, negative, pooled, negative_pooled = self.model.pipe.encode_prompt(
-            prompt, device=self.model.device, num_images_per_prompt=1, do_classifier_free_guidance=self.model.guided
-        )
-        self._embeddings[prompt] = (prompt_embeds, pooled, negative, negative_pooled)
-        while len(self._embeddings) > self._cached_prompts:
-            self._embeddings.popitem(last=False)
-        return self._embeddings[prompt]
+    def embed(self, prompt: str) -> TextEmbeddings:
+        """Encode a prompt alone, so that its embeddings do not depend on the batch; those used last are kept."""
+        found = self._embeddings.get(prompt)
+        if found is None:
+            model = self.model
+            found = model.family.embed(model.pipe, prompt, model.device, guided=model.guided)
+            self._embeddings[prompt] = found
+        return found
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """Pictures of latents, decoded in the autoencoder's own number format (usually float32) and rounded once.
 
         Args:
-            latents: [B, 4, h, w].
+            latents: [B, ...], as the pipeline's call returns them.
 
         Returns:
             uint8 [B, H, W, 3].
@@ -346,13 +325,12 @@ class Generator:
         Raises:
             RiebenchError: if a latent (an edit too strong for the number format) or a pixel is not finite.
         """
-        vae = self.model.pipe.vae
+        vae, family, size = self.model.pipe.vae, self.model.family, self.model.spec.size
         if not bool(torch.isfinite(latents).all()):
             raise RiebenchError("the generation overflowed; use a smaller strength, or --dtype bfloat16 or float32")
-        # One picture at a time: SDXL's decoder needs far more memory than its U-Net, and a batch gains nothing.
-        single = latents.shape[-1] > 64
-        parts = (latents.float() / vae.config.scaling_factor).to(vae.dtype).split(1 if single else latents.shape[0])
-        pixels = torch.cat([vae.decode(part, return_dict=False)[0] for part in parts])
+        single = family.unpack_latents(latents, size).shape[-1] > family.full_shape.max_decoded
+        parts = latents.split(1 if single else latents.shape[0])
+        pixels = torch.cat([family.decode(self.model.pipe, part) for part in parts])
         if not bool(torch.isfinite(pixels).all()):
             mend = "its weights are damaged: download them" if vae.dtype == torch.float32 else "leave --vae out: decode"
             again = "again" if vae.dtype == torch.float32 else "in float32"
@@ -368,7 +346,7 @@ class Generator:
             words: a phrase of it; case does not matter, whole words only.
 
         Returns:
-            Sorted positions in the text the U-Net reads (both tokenizers' taken together), each below the last one.
+            Sorted positions in the text that the denoiser reads (all tokenizers' taken together), each below the last.
 
         Raises:
             MissingWordsError: if the prompt does not contain the phrase.
@@ -378,8 +356,7 @@ class Generator:
         if not spans:
             raise MissingWordsError(f"the prompt {prompt!r} does not contain the region's words {words!r}")
         found: set[int] = set()
-        pipe = self.model.pipe
-        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+        for tokenizer in self.model.family.tokenizers(self.model.pipe):
             encoding = tokenizer(prompt)
             limit = tokenizer.model_max_length - 1
             tokens = {encoding.char_to_token(i) for start, end in spans for i in range(start, end)}

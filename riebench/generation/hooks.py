@@ -1,56 +1,63 @@
-"""Hooks on a U-Net that are always removed and whose calls are counted."""
+"""Hooks on a denoiser that are always removed and whose calls are counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from riebench.blocks import module_path, short_name
+from riebench.blocks import block_of, short_name
 from riebench.errors import RiebenchError, near_match
+from riebench.models.families.base import BatchLayout, Site, family_of_denoiser
 
 
-def known_sites(unet: nn.Module) -> tuple[str, ...]:
-    """Short names of all blocks of a U-Net."""
-    found = []
-    for path, _ in unet.named_modules():
-        parts = path.split(".")
-        if parts[-1].isdigit() and len(parts) >= 3 and parts[-2] in ("attentions", "resnets"):
-            found.append(short_name(path))
-    return tuple(found)
+def known_sites(denoiser: nn.Module) -> tuple[str, ...]:
+    """Return the short names of all blocks of a denoiser."""
+    return family_of_denoiser(denoiser).sites(denoiser)
 
 
-def unit_layers(unet: nn.Module, block: str) -> int:
-    """Number of transformer layers in an attention block.
+def unit_layers(denoiser: nn.Module, block: str) -> int:
+    """Return the number of layers with feed-forward units in a block.
 
     Raises:
         RiebenchError: if the block is missing or has none.
     """
-    module = find_module(unet, block)
-    layers = getattr(module, "transformer_blocks", None)
+    layers = family_of_denoiser(denoiser).unit_layers(find_module(denoiser, block))
     if layers is None:
         raise RiebenchError(f"{block} has no feed-forward units; only attention blocks have")
-    return len(layers)
+    return layers
 
 
 class Hooks:
-    """Hooks on one U-Net, with the count of calls per site."""
+    """Hooks on one denoiser, with the count of calls per site.
 
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
+    Args:
+        denoiser: the network.
+        layout: how a step is laid out in calls.
+    """
+
+    def __init__(self, denoiser: nn.Module, layout: BatchLayout) -> None:
+        self.denoiser = denoiser
+        self.layout = layout
         self.calls = 0
         self.seen: dict[str, int] = {}
         self.handles: list[Any] = []
 
     @property
-    def step(self) -> int:
-        """The running step, from 0."""
+    def call(self) -> int:
+        """The running call of the denoiser, from 0."""
         return self.calls - 1
 
-    def before(self, module: nn.Module, function: Any) -> None:
-        """Calls `function(positional arguments, keyword arguments)` before the module.
+    @property
+    def step(self) -> int:
+        """The running step, from 0."""
+        return self.call // self.layout.calls
+
+    def before(self, module: nn.Module, function: Callable[[Any, Any], Any]) -> None:
+        """Call `function(positional arguments, keyword arguments)` before the module.
 
         What it returns, if not None, is the arguments in whose place the module runs, both kinds as a pair.
         """
@@ -58,34 +65,54 @@ class Hooks:
             module.register_forward_pre_hook(lambda _module, args, kwargs: function(args, kwargs), with_kwargs=True)
         )
 
-    def after(self, module: nn.Module, function: Any) -> None:
-        """Calls `function(arguments, output)` after the module; what it returns, if not None, is the new output."""
-        self.handles.append(module.register_forward_hook(lambda _module, args, output: function(args, output)))
+    def after(self, module: nn.Module, function: Callable[[Any, Any, Any], Any]) -> None:
+        """Call `function(positional arguments, keyword arguments, output)` after the module.
+
+        What it returns, if not None, is the new output.
+        """
+        self.handles.append(
+            module.register_forward_hook(
+                lambda _module, args, kwargs, output: function(args, kwargs, output), with_kwargs=True
+            )
+        )
 
     def count(self, site: str) -> None:
-        """Notes one call of a site."""
+        """Note one call of a site."""
         self.seen[site] = self.seen.get(site, 0) + 1
 
     def check(self, names: Mapping[str, int], steps: int | None) -> None:
-        """Refuses a wrong number of calls; of the first ones, each site misses as many as are named with it."""
-        if steps is not None and self.calls != steps:
-            raise RiebenchError(f"expected {steps} U-Net calls, saw {self.calls}; one generation per capture or edit")
+        """Refuse a wrong number of calls.
+
+        Args:
+            names: site -> in how many steps, the first ones, it does not run.
+            steps: of the run, if known.
+
+        Raises:
+            RiebenchError: if a site or the denoiser ran more or less often.
+        """
+        each = self.layout.calls
+        if steps is not None and self.calls != steps * each:
+            raise RiebenchError(
+                f"expected {steps * each} U-Net calls, saw {self.calls}; one generation per capture or edit"
+            )
         for name, missed in names.items():
-            if self.seen.get(name, 0) != self.calls - missed:
+            if self.seen.get(name, 0) != self.calls - missed * each:
                 raise RiebenchError(f"{name} ran {self.seen.get(name, 0)} times in {self.calls} U-Net calls")
 
 
 @contextmanager
 def hooked(
-    unet: nn.Module, names: Iterable[str], steps: int | None, missed: Callable[[str], int] = lambda name: 0
-) -> Iterator[Hooks]:
-    """Hooks that count the calls of some sites, are always removed, and check the counts at the end.
+    denoiser: nn.Module, names: Iterable[str], steps: int | None, missed: Callable[[str], int] = lambda name: 0,
+    *, guided: bool = False,
+) -> Iterator[Hooks]:  # fmt: skip
+    """Count the calls of some sites with hooks that are always removed, and check the counts at the end.
 
     Args:
-        unet: the U-Net.
+        denoiser: the network.
         names: short names of the sites.
-        steps: the number of U-Net calls there must be, if known.
-        missed: in how many calls, the first ones, a site does not run (see `riebench.generation.prefix`).
+        steps: the number of steps there must be, if known.
+        missed: in how many steps, the first ones, a site does not run (see `riebench.generation.prefix`).
+        guided: whether there is an unconditional half.
 
     Yields:
         The hooks; more can be added inside the `with` block.
@@ -93,16 +120,19 @@ def hooked(
     Raises:
         RiebenchError: if a site is missing, or at the end if the number of calls is wrong.
     """
-    sites = {name: find_module(unet, name) for name in names}
-    hooks = Hooks(unet)
+    sites = {name: find_site(denoiser, name) for name in names}
+    hooks = Hooks(denoiser, family_of_denoiser(denoiser).layout(guided))
 
     def count(args: Any, kwargs: Any) -> None:
         hooks.calls += 1
 
+    def count_site(name: str, args: Any, kwargs: Any, output: Any) -> None:
+        hooks.count(name)
+
     try:
-        hooks.before(unet, count)
-        for name, module in sites.items():
-            hooks.after(module, lambda args, output, name=name: hooks.count(name))
+        hooks.before(denoiser, count)
+        for name, site in sites.items():
+            hooks.after(site.module, partial(count_site, name))
         yield hooks
     finally:
         for handle in hooks.handles:
@@ -110,19 +140,24 @@ def hooked(
     hooks.check({name: missed(name) for name in sites}, steps)
 
 
-def find_module(unet: nn.Module, name: str) -> nn.Module:
-    """The module of a site.
+def find_site(denoiser: nn.Module, name: str) -> Site:
+    """Return a site by any of its names.
 
     Raises:
-        RiebenchError: if the U-Net has none; names the nearest block.
+        RiebenchError: if the denoiser has none; names the nearest block.
     """
+    family = family_of_denoiser(denoiser)
     try:
-        return unet.get_submodule(module_path(name))
+        return family.site(denoiser, short_name(name))
     except AttributeError as error:
-        sites = known_sites(unet)
-        raise RiebenchError(f"the U-Net has no block {name}{near_match(name.split('.ff.')[0], sites)}") from error
+        known = family.sites(denoiser)
+        raise RiebenchError(f"the U-Net has no block {name}{near_match(block_of(name), known)}") from error
 
 
-def first_output(output: Any) -> Tensor:
-    """What a module gives, alone or as the first of several values."""
-    return output if isinstance(output, Tensor) else output[0]
+def find_module(denoiser: nn.Module, name: str) -> nn.Module:
+    """Return the module of a site.
+
+    Raises:
+        RiebenchError: as `find_site`.
+    """
+    return find_site(denoiser, name).module

@@ -11,9 +11,8 @@ import torch
 from tqdm import tqdm
 
 from riebench.errors import DeviceLostError, MemoryShortageError, reason
-from riebench.models.presets import HALF_DTYPES
-from riebench.models.shapes import Shape, unet_shape
-from riebench.models.spec import FP16_FIX, TILE, ModelOptions, ModelSpec
+from riebench.models.families.base import Shape
+from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.utils import machine
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def automatic_batch_size(model: LoadedModel) -> int:
     Args:
         model: loaded, so that what its weights take is no longer free.
     """
-    shape = unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor)
+    shape = model.family.shape_of_pipeline(model.pipe)
     return suitable_batch_size(shape, model.spec, model.options, model.device.type, free_bytes(model.device))
 
 
@@ -58,7 +57,7 @@ def suitable_batch_size(shape: Shape, spec: ModelSpec, options: ModelOptions, ki
         kind: of device.
         free: bytes there, without the weights.
     """
-    fitting = SHARE * max(0, free) / activation_bytes(shape, spec, options, 1)
+    fitting = SHARE * max(0, free) / shape.activation_bytes(spec, options, 1)
     most = max(usual_batch_size(spec.size), LARGEST.get(kind, 1))
     return 1 << max(0, min(most, int(fitting)).bit_length() - 1)
 
@@ -161,18 +160,14 @@ RUNS = 2
 """Source and target."""
 FULL, HALF = 4, 2
 """Bytes of a number in float32 and in 16 bits."""
-LATENT_CHANNELS = 4
-TOKENS = 77
-"""Tokens a text attention map has."""
-
 SHORT_RUN = 64 * 2**20
 """Bytes of one example's updates and attention in float32 up to which they are kept so. SDXL Turbo's four blocks at 4
 steps need 44 MB; SDXL Base's at 20 steps and 1024 pixels would need 840 MB."""
 UNITS_KEPT = 128 * 2**20
 """Bytes of one example's feed-forward units in float32 up to which they are kept."""
 PREFIX_KEPT = 256 * 2**20
-"""Bytes of one source run up to which what edited runs share with it (`riebench.generation.prefix`) is kept: SDXL Turbo needs
-24 MB in 16 bits, SDXL Base at 20 steps and 1024 pixels about 150 MB."""
+"""Bytes of one source run up to which what edited runs share with it is kept (see `riebench.generation.prefix`): SDXL
+Turbo needs 24 MB in 16 bits, SDXL Base at 20 steps and 1024 pixels about 150 MB."""
 PREFIX_STEPS = 8
 """Steps from an edit's first one to the last up to which part of the first one is worth keeping."""
 HELD_TOGETHER = 2**30
@@ -228,7 +223,7 @@ def footprint(
     places = RUNS * steps
     return Footprint(
         numbers=places * sum(shape.width(block) * shape.positions(block, size) for block in updates)
-        + places * sum(TOKENS * shape.positions(block, size) for block in attention),
+        + places * sum(shape.tokens * shape.positions(block, size) for block in attention),
         units=places * sum(shape.units(block) * shape.positions(block, size) for block in units),
     )
 
@@ -236,7 +231,7 @@ def footprint(
 def prefix_bytes(
     shape: Shape, size: int, steps: int, blocks: Iterable[str], starts: int, width: int, *, guided: bool
 ) -> int:
-    """Bytes of what edited runs can share with one source run.
+    """Return the bytes of what edited runs can share with one source run.
 
     Args:
         shape: the model's measures.
@@ -247,36 +242,4 @@ def prefix_bytes(
         width: bytes of a number.
         guided: whether there is an unconditional half.
     """
-    latents = (size // shape.vae_factor) ** 2
-    grids = [latents // 4**level for level in range(len(shape.channels))]
-    # What upward blocks read: the first convolution, two blocks a level, and the way down to the next level.
-    skips = shape.channels[0] * latents + sum(2 * c * grid for c, grid in zip(shape.channels, grids, strict=True))
-    skips += sum(c * grid for c, grid in zip(shape.channels[:-1], grids[1:], strict=True))
-    # The input of such a block may be that of two joined; beside it lies its update.
-    kept = sum(2 * shape.width(block) * shape.positions(block, size) for block in blocks)
-    return (LATENT_CHANNELS * latents * steps + starts * (skips + kept)) * width * (2 if guided else 1)
-
-
-FLOAT = 4
-UNET_TENSORS = 16
-"""Tensors of the U-Net's finest level that are in memory at its peak."""
-DECODER_TENSORS = 3
-"""Tensors of full resolution that are in memory while the last level of the decoder runs."""
-LARGEST_BATCH_DECODED = 64
-"""Latents up to this side are decoded as a batch; larger ones one by one."""
-
-
-def number_bytes(dtype: str) -> int:
-    """Bytes of one number of a format."""
-    return 2 if dtype in HALF_DTYPES else FLOAT
-
-
-def activation_bytes(shape: Shape, model: ModelSpec, options: ModelOptions, batch_size: int) -> int:
-    """The same for a model and so many pictures at a time."""
-    latents = model.size // shape.vae_factor
-    rows = batch_size * (2 if model.guidance > 1 else 1)
-    unet = rows * latents**2 * shape.channels[0] * UNET_TENSORS * number_bytes(model.dtype)
-    decoded = batch_size if latents <= LARGEST_BATCH_DECODED and not options.vae_slicing else 1
-    side = min(model.size, TILE) if options.vae_tiling else model.size
-    width = number_bytes(model.dtype) if options.vae == FP16_FIX else FLOAT
-    return max(unet, decoded * side**2 * shape.vae_width * DECODER_TENSORS * width)
+    return shape.prefix_numbers(size, steps, tuple(blocks), starts) * width * (2 if guided else 1)

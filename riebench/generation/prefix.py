@@ -1,14 +1,15 @@
-"""Keeping what edited runs share of source runs, and putting it in place of the modules that would compute it again.
+"""Sharing the beginning of runs: edited runs need not compute again what they have in common with their source runs.
 
-What is shared, and how far, says `riebench.generation.prefix`. The pipeline, its schedule and its noise run as they would without.
+`changes` and `shared_cut` say how far runs are alike; `record` keeps what they share of source runs, and `resume` puts
+it in place of the modules that would compute it again. The pipeline, its schedule and its noise run as they would
+without.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from riebench.blocks import ATTENTION, UNITS, block_of, kind, module_path
 from riebench.generation.edits import Edit
-from riebench.generation.hooks import first_output, hooked
+from riebench.generation.hooks import find_site, hooked
+from riebench.models.families.base import BatchLayout, Site, Stage, family_of_denoiser
 
 Run = tuple[str, int]
 """Prompt and noise seed."""
@@ -63,7 +65,8 @@ class Prefix:
         rows: run -> its row.
         order: paths of the stages in the order in which they ran.
         grids: path -> (height, width) of its output.
-        outputs: step by step what the U-Net gave, [guidance halves, rows, c, h, w].
+        outputs: call by call what the denoiser gave, [guidance halves, rows, ...].
+        calls: of the denoiser in each step.
         values: what was kept inside it, [guidance halves, rows, ...].
     """
 
@@ -73,6 +76,12 @@ class Prefix:
     grids: dict[str, tuple[int, int]] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
     values: dict[Key, Tensor] = field(default_factory=dict)
+    calls: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Steps that were kept."""
+        return len(self.outputs) // self.calls
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +90,7 @@ class Prefix:
 
     def cut(self, edit: Edit | None) -> Cut:
         """Where a run with an edit leaves its source run, as far as that was kept."""
-        found = min(changes(edit, len(self.outputs)), key=self.rank)
+        found = min(changes(edit, self.steps), key=self.rank)
         kept = found.block in self.plan.blocks and found.step in self.plan.steps
         return found if kept or found.block is None else Cut(found.step)
 
@@ -153,164 +162,162 @@ def owner_of(prefixes: Sequence[Prefix], run: Run) -> Prefix | None:
     return next((prefix for prefix in prefixes if run in prefix.rows), None)
 
 
-STAGE = re.compile(
-    r"conv_in|(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(?:resnets|attentions|downsamplers|upsamplers)\.\d+"
-)
-"""Paths of the modules that a picture passes through one after the other."""
-
-
-def _stages(unet: nn.Module) -> dict[str, nn.Module]:
-    return {path: module for path, module in unet.named_modules() if STAGE.fullmatch(path)}
+def _stages(denoiser: nn.Module) -> dict[str, Stage]:
+    """Return path -> stage; none where the halves of guidance are calls of their own."""
+    return {stage.path: stage for stage in family_of_denoiser(denoiser).stages(denoiser)}
 
 
 @contextmanager
-def record(unet: nn.Module, runs: Sequence[Run], plan: PrefixPlan, *, guided: bool) -> Iterator[Prefix]:
-    """Keeps what edited runs can share of every U-Net call made inside the `with` block.
+def record(denoiser: nn.Module, runs: Sequence[Run], plan: PrefixPlan, *, guided: bool) -> Iterator[Prefix]:
+    """Keep what edited runs can share of every call of a denoiser made inside the `with` block.
 
     Args:
-        unet: a `UNet2DConditionModel`.
+        denoiser: of a known model family.
         runs: of the whole batch.
         plan: what to keep.
-        guided: whether the batch holds an unconditional half (before the conditional one).
+        guided: whether there is an unconditional half.
 
     Yields:
         The prefix; complete once the block has been left.
     """
-    prefix = Prefix(plan, {run: row for row, run in enumerate(runs[: plan.rows])})
-    inputs = {module_path(block) for block in plan.blocks}
+    family = family_of_denoiser(denoiser)
+    layout = family.layout(guided)
+    stages = _stages(denoiser) if layout.calls == 1 else {}
+    if not stages:
+        # Without stages only whole steps are shared.
+        plan = replace(plan, blocks=())
+    prefix = Prefix(plan, {run: row for row, run in enumerate(runs[: plan.rows])}, calls=layout.calls)
+    inside = {module_path(block): find_site(denoiser, block) for block in plan.blocks}
 
-    def kept(values: Tensor) -> Tensor:
-        return values.unflatten(0, (2 if guided else 1, -1))[:, : plan.rows].clone()
+    with hooked(denoiser, (), None, guided=guided) as hooks:
 
-    with hooked(unet, (), None) as hooks:
+        def kept(values: Tensor) -> Tensor:
+            halves = len(layout.halves(hooks.call))
+            return values.unflatten(0, (halves, -1))[:, : plan.rows].clone()
 
-        def watch(path: str, module: nn.Module, is_skip: bool) -> None:
+        def watch(stage: Stage, site: Site | None) -> None:
+            path = stage.path
+
             def before(args: Any, kwargs: Any) -> None:
-                if path in inputs and hooks.step in plan.steps:
-                    prefix.values[hooks.step, path, "input"] = kept(args[0])
+                if site is not None and hooks.step in plan.steps:
+                    prefix.values[hooks.step, path, "input"] = kept(site.hidden(args, kwargs))
 
-            def after(args: Any, output: Any) -> None:
-                values = first_output(output)
+            def after(args: Any, kwargs: Any, output: Any) -> None:
+                values = _first(output)
                 if path not in prefix.grids:
                     prefix.order.append(path)
                     prefix.grids[path] = (values.shape[-2], values.shape[-1])
-                if is_skip and hooks.step in plan.steps:
+                if stage.is_skip and hooks.step in plan.steps:
                     prefix.values[hooks.step, path, "skip"] = kept(values)
 
-            def after_projection(args: Any, output: Any) -> None:
+            def after_point(args: Any, kwargs: Any, output: Any) -> None:
                 if hooks.step in plan.steps:
-                    prefix.values[hooks.step, path, "update"] = kept(output)
+                    prefix.values[hooks.step, path, "update"] = kept(_first(output))
 
-            hooks.before(module, before)
-            hooks.after(module, after)
-            if path in inputs and hasattr(module, "proj_out"):
-                hooks.after(module.get_submodule("proj_out"), after_projection)
+            hooks.before(stage.module, before)
+            hooks.after(stage.module, after)
+            if site is not None and site.point is not site.module:
+                hooks.after(site.point, after_point)
 
-        stages = _stages(unet)
-        for path, module in stages.items():
-            watch(path, module, _is_skip(path, stages))
-        hooks.after(unet, lambda args, output: prefix.outputs.append(kept(first_output(output))))
+        for stage in stages.values():
+            watch(stage, inside.get(stage.path))
+        hooks.after(denoiser, lambda args, kwargs, output: prefix.outputs.append(kept(_first(output))))
         yield prefix
 
 
-def _is_skip(path: str, stages: Mapping[str, nn.Module]) -> bool:
-    """Whether upward blocks read an output: that of downward stages, unless an attention block follows."""
-    followed = ".resnets." in path and path.replace("resnets", "attentions") in stages
-    return path == "conv_in" or (path.startswith("down_blocks") and not followed)
+def _first(output: Any) -> Tensor:
+    """Return what a module gives, alone or as the first of several values."""
+    return output if isinstance(output, Tensor) else output[0]
 
 
 @contextmanager
 def resume(
-    unet: nn.Module, prefixes: Sequence[Prefix], runs: Sequence[Run], cut: Cut, *, guided: bool
+    denoiser: nn.Module, prefixes: Sequence[Prefix], runs: Sequence[Run], cut: Cut, *, guided: bool
 ) -> Iterator[None]:
-    """Takes everything before a cut from source runs, in every U-Net call made inside the `with` block.
+    """Take everything before a cut from source runs, in every call of a denoiser made inside the `with` block.
 
     Args:
-        unet: a `UNet2DConditionModel`, called with `return_dict=False`.
+        denoiser: of a known model family, called with `return_dict=False`.
         prefixes: source runs.
         runs: one per row.
         cut: as `shared_cut` found it.
-        guided: whether the batch holds an unconditional half (before the conditional one).
+        guided: whether there is an unconditional half.
     """
     owners = [(owner, owner.rows[run]) for run in runs if (owner := owner_of(prefixes, run)) is not None]
-    found = _Resumed(unet, owners, cut, 2 if guided else 1)
-    plain = unet.forward
-    step = -1
+    layout = family_of_denoiser(denoiser).layout(guided)
+    found = _Resumed(denoiser, owners, cut, layout)
+    plain = denoiser.forward
+    call = -1
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        nonlocal step
-        step += 1
+        nonlocal call
+        call += 1
+        step = call // layout.calls
         if step < cut.step:
-            return (found.gather(lambda owner: owner.outputs[step]),)
+            return (found.gather(lambda owner: owner.outputs[call]),)
         if step > cut.step or cut.block is None:
             return plain(*args, **kwargs)
         with found.stages(cut.block):
             return plain(*args, **kwargs)
 
-    with _replaced(unet, forward):
+    with _replaced(denoiser, forward):
         yield
 
 
 @dataclass(frozen=True)
 class _Resumed:
-    """One batch's U-Net calls with all that precedes the cut put in place."""
+    """One batch's calls of the denoiser with all that precedes the cut put in place."""
 
-    unet: nn.Module
+    denoiser: nn.Module
     owners: Sequence[tuple[Prefix, int]]
     cut: Cut
-    halves: int
+    layout: BatchLayout
 
     def gather(self, read: Callable[[Prefix], Tensor]) -> Tensor:
-        """One tensor of all rows, unconditional halves first."""
+        """Return one tensor of all rows, half by half."""
         return torch.stack([read(owner)[:, row] for owner, row in self.owners], dim=1).flatten(0, 1)
 
     def kept(self, path: str, what: str) -> Tensor:
-        """A kept value of the cut's step, of all rows."""
+        """Return a kept value of the cut's step, of all rows."""
         return self.gather(lambda owner: owner.values[self.cut.step, path, what])
 
     @contextmanager
     def stages(self, block: str) -> Iterator[None]:
-        """All stages before the block stand still."""
-        prefix = self.owners[0][0]
-        modules, path = _stages(self.unet), module_path(block)
+        """Let all stages before the block stand still."""
+        prefix, family = self.owners[0][0], family_of_denoiser(self.denoiser)
+        stages, path, site = _stages(self.denoiser), module_path(block), find_site(self.denoiser, block)
         with ExitStack() as stack:
             for earlier in prefix.order[: prefix.order.index(path)]:
-                stack.enter_context(_replaced(modules[earlier], self._still(prefix, earlier)))
-            module, source = modules[path], self.kept(path, "input")
+                stack.enter_context(_replaced(stages[earlier].module, self._still(prefix, stages[earlier])))
+            module, source = site.module, self.kept(path, "input")
             handle = module.register_forward_pre_hook(lambda _module, args: (source, *args[1:]), prepend=True)
             stack.callback(handle.remove)
             if self.cut.inside:
-                projection, update = module.get_submodule("proj_out"), self.kept(path, "update")
-                stack.enter_context(_replaced(projection, lambda *args, **kwargs: update))
-                stack.enter_context(_replaced(module, _ending(projection)))
+                update = self.kept(path, "update")
+
+                def finish(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+                    # The point is called, so that its hooks see the update and may change it.
+                    return family.finish_block(module, hidden, site.point(hidden))
+
+                stack.enter_context(_replaced(site.point, lambda *args, **kwargs: update))
+                stack.enter_context(_replaced(module, finish))
             yield
 
-    def _still(self, prefix: Prefix, path: str) -> Callable[..., Any]:
-        if (self.cut.step, path, "skip") in prefix.values:
-            found = self.kept(path, "skip")
+    def _still(self, prefix: Prefix, stage: Stage) -> Callable[..., Any]:
+        if (self.cut.step, stage.path, "skip") in prefix.values:
+            found = self.kept(stage.path, "skip")
         else:
             # Nobody reads it; joined to what upward blocks read, it only has to have the right sides.
             output = prefix.outputs[0]
             blank = torch.zeros((), device=output.device, dtype=output.dtype)
-            found = blank.expand(self.halves * len(self.owners), 1, *prefix.grids[path])
-        return lambda *args, **kwargs: (found,) if ".attentions." in path else found
-
-
-def _ending(projection: nn.Module) -> Callable[..., tuple[Tensor]]:
-    """What an attention block does after its last projection, hooks of the projection included."""
-
-    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-        update = projection(hidden)
-        if update.dim() == 3:
-            update = update.transpose(1, 2).unflatten(2, hidden.shape[-2:]).contiguous()
-        return (update + hidden,)
-
-    return forward
+            halves = len(self.layout.halves(0))
+            found = blank.expand(halves * len(self.owners), 1, *prefix.grids[stage.path])
+        return lambda *args, **kwargs: (found,) if stage.wraps else found
 
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Puts another function in place of a module's own; its hooks still run."""
+    """Put another function in place of a module's own; its hooks still run."""
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:

@@ -1,11 +1,11 @@
-"""Looking into a diffusers U-Net, and changing what its blocks add: two context managers.
+"""Capturing activations of a denoiser's blocks, and changing what the blocks add: two context managers.
 
 `capture` stores inputs, outputs, updates, feed-forward units and text attention, step by step. `intervene` adds edits,
 each row of the batch its own. Both refuse a missing block and a wrong number of calls, and both leave no hook behind,
 whatever happens inside them. Used together, `intervene` goes outside, so that the capture sees the edited values.
 
-A block's update is what it adds. For an attention block that is read at its last projection, which is exact in every
-number format; output minus input would lose digits in half precision.
+A block's update is what it adds to the image stream. Where it is read, and how a batch is laid out under guidance, says
+the model's family.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from riebench.blocks import ATTENTION, RESIDUAL, UNITS, kind, short_name
+from riebench.blocks import UNITS, kind, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit
-from riebench.generation.hooks import Hooks, find_module, first_output, hooked
+from riebench.generation.hooks import Hooks, find_site, hooked
 from riebench.generation.transfers import Paired
+from riebench.models.families.base import Half, family_of_denoiser
 
 What = Literal["input", "output", "update", "attention"]
-Half = Literal["conditional", "unconditional"]
 
 SHORT_FORMATS = (torch.float16, torch.bfloat16)
 
@@ -108,11 +108,17 @@ class Trace:
             raise RiebenchError(f"{site} {what} ({half}) was not captured; captured: {', '.join(have) or 'nothing'}")
         return self._values[key]
 
-    def add(self, site: str, what: str, values: Tensor, *, guided: bool, unconditional: bool) -> None:
-        """Stores one step of one site; under guidance the first half of the batch is the unconditional one."""
-        halves = values.chunk(2) if guided else (None, values)
-        for half, part in zip(("unconditional", "conditional"), halves, strict=True):
-            if part is not None and (half == "conditional" or unconditional):
+    def add(self, site: str, what: str, halves: Mapping[Half, Tensor], *, unconditional: bool) -> None:
+        """Store one step of one site.
+
+        Args:
+            site: short name.
+            what: input, output, update or attention.
+            halves: of the batch [B, ...].
+            unconditional: stores that half too.
+        """
+        for half, part in halves.items():
+            if half == "conditional" or unconditional:
                 self._values.setdefault((site, what, half), []).append(self._kept(part.detach()))
 
     def _kept(self, values: Tensor) -> Tensor:
@@ -124,16 +130,16 @@ class Trace:
         return values.to(torch.float16 if fits else torch.bfloat16, copy=True)
 
 
-__all__ = ["KINDS", "Half", "Sink", "Trace", "What", "capture", "intervene", "text_attention"]
-
 KINDS: tuple[What, ...] = ("input", "output", "update", "attention")
+Store = Callable[[str, str, Tensor], None]
+"""Takes a site's name, what was captured and one call's values [B, ...]."""
 Sink = Callable[[str, Tensor], None]
 """Takes one step of one site's values instead of a trace: [B, ...] of the conditional half."""
 
 
 @contextmanager
 def capture(
-    unet: nn.Module,
+    denoiser: nn.Module,
     sites: Sequence[str],
     *,
     keep: Sequence[What] = ("update",),
@@ -143,14 +149,14 @@ def capture(
     long: bool = False,
     sink: Sink | None = None,
 ) -> Iterator[Trace]:
-    """Captures every U-Net call made inside the `with` block.
+    """Capture every call of a denoiser made inside the `with` block.
 
     Args:
-        unet: a `UNet2DConditionModel`.
+        denoiser: of a known model family.
         sites: blocks or feed-forward sites, by any of their names.
         keep: what of each block; feed-forward sites always give their units.
-        steps: the number of calls there must be, if known.
-        guided: whether the batch holds an unconditional half (before the conditional one).
+        steps: the number of steps there must be, if known.
+        guided: whether there is an unconditional half.
         unconditional: keeps that half too.
         long: keeps 16 bits of each number, for long runs.
         sink: takes the conditional values as they come; the trace then keeps none.
@@ -166,23 +172,24 @@ def capture(
             raise RiebenchError(f"cannot capture {what!r}{near_match(what, KINDS)}")
     trace = Trace(long=long)
     names = [short_name(site) for site in sites]
-    with hooked(unet, names, steps) as hooks:
+    with hooked(denoiser, names, steps, guided=guided) as hooks:
 
         def store(site: str, what: str, values: Tensor) -> None:
-            if sink is not None:
-                sink(site, values.chunk(2)[1] if guided else values)
-            else:
-                trace.add(site, what, values, guided=guided, unconditional=unconditional)
+            halves = hooks.layout.split(values, hooks.call)
+            if sink is None:
+                trace.add(site, what, halves, unconditional=unconditional)
+            elif "conditional" in halves:
+                sink(site, halves["conditional"])
 
         for name in names:
             _capture_site(hooks, name, keep, store, trace)
         yield trace
-    trace.steps = hooks.calls
+    trace.steps = hooks.step + 1
 
 
 @contextmanager
 def intervene(
-    unet: nn.Module,
+    denoiser: nn.Module,
     edits: Sequence[Edit | None],
     *,
     pairs: Mapping[int, tuple[int, int]] | None = None,
@@ -190,15 +197,15 @@ def intervene(
     steps: int | None = None,
     missed: Callable[[str], int] = lambda site: 0,
 ) -> Iterator[None]:
-    """Applies one edit per row of the batch to every U-Net call made inside the `with` block.
+    """Apply one edit per row of the batch to every call of a denoiser made inside the `with` block.
 
     Args:
-        unet: a `UNet2DConditionModel`.
+        denoiser: of a known model family.
         edits: one per picture; None and empty edits leave their row exactly as it is.
         pairs: row of a picture with a `Paired` edit -> the rows of its source and its target run.
-        guided: whether the batch holds an unconditional half (before the conditional one).
-        steps: the number of calls there must be, if known.
-        missed: in how many calls, the first ones, a site does not run (see `riebench.generation.prefix`).
+        guided: whether there is an unconditional half.
+        steps: the number of steps there must be, if known.
+        missed: in how many steps, the first ones, a site does not run (see `riebench.generation.prefix`).
 
     Raises:
         RiebenchError: if a site is missing, the batch has another size, or the number of calls is wrong.
@@ -206,60 +213,50 @@ def intervene(
     active = {index: edit for index, edit in enumerate(edits) if edit is not None and not edit.empty}
     sites = list(dict.fromkeys(site for edit in active.values() for site in edit.sites))
     rows = {site: {i: e for i, e in active.items() if site in e.sites} for site in sites}
-    with hooked(unet, sites, steps, missed) as hooks:
+    with hooked(denoiser, sites, steps, missed, guided=guided) as hooks:
         for site in sites:
-            _edit_site(hooks, site, rows[site], pairs or {}, len(edits), guided)
+            _edit_site(hooks, site, rows[site], pairs or {}, len(edits))
         yield
 
 
-def _capture_site(hooks: Hooks, name: str, keep: Sequence[What], store: Any, trace: Trace) -> None:
-    module = find_module(hooks.unet, name)
+def _capture_site(hooks: Hooks, name: str, keep: Sequence[What], store: Store, trace: Trace) -> None:
+    site = find_site(hooks.denoiser, name)
     if kind(name) == UNITS:
-        hooks.after(module, lambda args, output: store(name, "update", first_output(output)))
+        hooks.after(site.point, lambda args, kwargs, output: store(name, "update", site.update(args, kwargs, output)))
         return
 
     def before(args: Any, kwargs: Any) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        trace.grids[name] = (hidden.shape[-2], hidden.shape[-1])
+        hidden = site.hidden(args, kwargs)
+        trace.grids[name] = site.grid(hidden)
         if "input" in keep:
-            store(name, "input", hidden)
+            store(name, "input", site.as_picture(hidden, trace.grids[name]))
 
-    hooks.before(module, before)
+    def output(args: Any, kwargs: Any, output: Any) -> None:
+        store(name, "output", site.as_picture(site.stream(output), trace.grids[name]))
+
+    def update(args: Any, kwargs: Any, output: Any) -> None:
+        store(name, "update", site.as_picture(site.update(args, kwargs, output), trace.grids[name]))
+
+    hooks.before(site.module, before)
     if "output" in keep:
-        hooks.after(module, lambda args, output: store(name, "output", first_output(output)))
+        hooks.after(site.module, output)
     if "update" in keep:
-        if kind(name) == ATTENTION:
-            hooks.after(
-                module.get_submodule("proj_out"),
-                lambda args, output: store(name, "update", _as_picture(output, trace.grids[name])),
-            )
-        else:
-            hooks.after(module, lambda args, output: store(name, "update", output - _skip(module, args[0])))
+        hooks.after(site.point, update)
     if "attention" in keep:
-        _capture_attention(hooks, name, module, store)
+        _capture_attention(hooks, name, site.module, store)
 
 
-def _as_picture(update: Tensor, grid: tuple[int, int]) -> Tensor:
-    # The linear projection works on [B, H*W, C]; the convolutional one of older models already gives [B, C, H, W].
-    return update if update.dim() == 4 else update.transpose(1, 2).unflatten(2, grid)
-
-
-def _skip(module: nn.Module, hidden: Tensor) -> Tensor:
-    shortcut = getattr(module, "conv_shortcut", None)
-    return hidden if shortcut is None else shortcut(hidden)
-
-
-def _capture_attention(hooks: Hooks, name: str, block: nn.Module, store: Any) -> None:
-    layers = [module for path, module in block.named_modules() if path.endswith(".attn2")]
+def _capture_attention(hooks: Hooks, name: str, block: nn.Module, store: Store) -> None:
+    family = family_of_denoiser(hooks.denoiser)
+    layers = family.text_attention(block)
     if not layers:
         raise RiebenchError(f"{name} has no text attention")
     pending: list[Tensor] = []
 
-    def before(attention: nn.Module) -> Any:
+    def before(attention: nn.Module) -> Callable[[Any, Any], None]:
         def compute(args: Any, kwargs: Any) -> None:
-            text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-            hidden = args[0] if args else kwargs["hidden_states"]
-            pending.append(text_attention(attention, hidden, text))
+            # Computed beside the layer, which runs as it would without: pictures do not depend on whether it is read.
+            pending.append(family.attention_map(attention, args, kwargs))
             if len(pending) == len(layers):
                 store(name, "attention", torch.stack(pending).mean(0))
                 pending.clear()
@@ -270,73 +267,66 @@ def _capture_attention(hooks: Hooks, name: str, block: nn.Module, store: Any) ->
         hooks.before(attention, before(attention))
 
 
-def text_attention(attention: Any, hidden: Tensor, text: Tensor) -> Tensor:
-    """How much each position looks at each token, mean over heads.
-
-    Computed beside the layer, which runs as it would without: pictures do not depend on whether somebody looks.
-
-    Args:
-        attention: a diffusers `Attention` layer that reads the text.
-        hidden: [B, positions, width].
-        text: [B, tokens, text width].
-
-    Returns:
-        float32 [B, positions, tokens]; sums to 1 over the tokens.
-    """
-    query = attention.head_to_batch_dim(attention.to_q(hidden))
-    key = attention.head_to_batch_dim(attention.to_k(text))
-    weights = torch.softmax((query.float() @ key.float().transpose(1, 2)) * attention.scale, dim=-1)
-    return weights.unflatten(0, (hidden.shape[0], attention.heads)).mean(1)
-
-
 def _edit_site(
-    hooks: Hooks, name: str, edits: Mapping[int, Edit], pairs: Mapping[int, tuple[int, int]], batch: int, guided: bool
+    hooks: Hooks, name: str, edits: Mapping[int, Edit], pairs: Mapping[int, tuple[int, int]], batch: int
 ) -> None:
-    module = find_module(hooks.unet, name)
-    point = module.get_submodule("proj_out") if kind(name) == ATTENTION else module
-    offset = batch if guided else 0
+    site = find_site(hooks.denoiser, name)
+    # Where the halves are calls of their own: what was added to the conditional one in this step.
+    added: dict[int, Tensor | None] | None = {} if hooks.layout.calls > 1 else None
 
-    def change(args: Any, output: Any) -> Any:
-        values = first_output(output)
-        if values.shape[0] != batch + offset:
-            raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // (2 if guided else 1)} pictures")
+    def change(args: Any, kwargs: Any, output: Any) -> Any:
+        values = site.stream(output)
+        halves = hooks.layout.halves(hooks.call)
+        if values.shape[0] != batch * len(halves):
+            raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // len(halves)} pictures")
         acting = {index: edit for index, edit in edits.items() if edit.acts_at(hooks.step)}
         if not acting:
             # Outside all intervals the call goes on with the very tensor it made; in what stands still before a cut
             # (see `riebench.generation.prefix`) there would be no input to take off.
             return None
-        live = values - _skip(module, args[0]) if kind(name) == RESIDUAL else values
+        offsets = {half: hooks.layout.offset(half, batch, hooks.call) for half in halves}
+        rows = _Rows(name, site.update(args, kwargs, output), hooks.step, offsets, pairs, added)
         changed = values.clone()
         for index, edit in acting.items():
-            _edit_row(changed, _Site(name, live, hooks.step, offset, pairs), index, edit)
-        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+            _edit_row(changed, rows, index, edit)
+        return site.with_stream(output, changed)
 
-    hooks.after(point, change)
+    hooks.after(site.point, change)
 
 
 @dataclass(frozen=True)
-class _Site:
-    """What all rows of a site share at one step; conditional rows lie `offset` rows behind unconditional ones."""
+class _Rows:
+    """One site's updates in one call, shared by the edits of all pictures.
+
+    Attributes:
+        name: of the site.
+        live: updates of the whole batch.
+        step: the running step.
+        offsets: half -> rows that precede it in this call's batch; halves of other calls are missing.
+        pairs: see `intervene`.
+        added: picture -> what was added to its conditional row in this step, where that is a call of its own.
+    """
 
     name: str
     live: Tensor
     step: int
-    offset: int
+    offsets: Mapping[Half, int | None]
     pairs: Mapping[int, tuple[int, int]]
+    added: dict[int, Tensor | None] | None
 
     def positions(self, row: int) -> Tensor:
-        """One row, float32 [positions, width]."""
+        """Return one row, float32 [positions, width]."""
         values = self.live[row]
         return (values.flatten(1).T if values.dim() == 3 else values).float()
 
     def delta(self, edit: Edit, index: int, offset: int) -> Tensor | None:
-        """A picture's scaled change, in the layout of its row."""
+        """Return a picture's scaled change, in the layout of its row; `offset` rows precede its half."""
         site = edit.sites[self.name]
         if isinstance(site, Paired):
             if index not in self.pairs:
                 raise RiebenchError("this edit reads the source and target run; generate them in the same batch")
             # What was captured is conditional, and so is what is read beside, whichever half it is added to.
-            source, target = (row + self.offset for row in self.pairs[index])
+            source, target = (row + (self.offsets.get("conditional") or 0) for row in self.pairs[index])
             found = site.between(self.positions(target), self.positions(source))
         else:
             found = site.delta(self.step, self.positions(index + offset))
@@ -346,16 +336,33 @@ class _Site:
         return scaled.T.reshape(self.live[0].shape) if self.live.dim() == 4 else scaled
 
 
-def _edit_row(changed: Tensor, site: _Site, index: int, edit: Edit) -> None:
-    """Changes one picture's rows of `changed` in place."""
+def _edit_row(changed: Tensor, rows: _Rows, index: int, edit: Edit) -> None:
+    """Change one picture's rows of `changed` in place.
+
+    Raises:
+        RiebenchError: if something is to be taken off the unconditional half, which is a call of its own before the
+            conditional one.
+    """
 
     def add(row: int, what: Tensor | None, sign: float) -> None:
         if what is not None:
             changed[row] = (changed[row].float() + sign * what).to(changed.dtype)
 
-    conditional = site.delta(edit, index, site.offset)
-    add(index + site.offset, conditional, 1.0)
-    if site.offset and edit.branch == "both":
-        add(index, conditional, -1.0)
-    elif site.offset and edit.branch == "all":
-        add(index, site.delta(edit, index, 0), 1.0)
+    conditional, unconditional = rows.offsets.get("conditional"), rows.offsets.get("unconditional")
+    delta = None
+    if conditional is not None:
+        delta = rows.delta(edit, index, conditional)
+        add(index + conditional, delta, 1.0)
+        if unconditional is None and rows.added is not None:
+            rows.added[index] = delta
+    if unconditional is not None and edit.branch == "all":
+        add(index + unconditional, rows.delta(edit, index, unconditional), 1.0)
+    elif unconditional is not None and edit.branch == "both":
+        if conditional is None:
+            if rows.added is None or index not in rows.added:
+                raise RiebenchError(
+                    "this model calls its denoiser for the unconditional half first, so that what is taken off it is "
+                    "not known yet; use the branch conditional or all"
+                )
+            delta = rows.added.pop(index)
+        add(index + unconditional, delta, -1.0)

@@ -13,7 +13,10 @@ from riebench.generation.edits import Edit, Placed, Term, Values, position_mean,
 
 @dataclass(frozen=True)
 class Basis:
-    """What a term's values stand for (see `riebench.generation.edits.Term`); with neither, they are the site's own channels."""
+    """What a term's values stand for.
+
+    See `riebench.generation.edits.Term`; with neither, they are the site's own channels.
+    """
 
     directions: Tensor | None = None
     columns: Tensor | None = None

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from riebench._version import __version__
-from riebench.generation.memory import LARGEST_BATCH_DECODED
 from riebench.jobs.dry_run import duration, prepare_forecast
 from riebench.jobs.forecast import Forecast, Request, forecast, is_searched, memory
 from riebench.jobs.inventory import Check, State, model_checks, region_checks, sae_checks, scorer_checks
@@ -102,7 +101,7 @@ def smaller(request: Request, limit: int) -> str:
     tilings = (False, True) if request.model.size > TILE else (False,)
     # Larger pictures are decoded one by one anyway.
     latents = request.model.size // request.shape.vae_factor
-    sliced = request.options.vae_slicing or latents <= LARGEST_BATCH_DECODED
+    sliced = request.options.vae_slicing or latents <= request.shape.max_decoded
     # The last one named changes first: tiles, which change pictures, come last of all.
     for tiling, offload, dtype, batch in itertools.product(tilings, offloads, formats, batches):
         options = replace(request.options, offload=offload, vae_slicing=sliced, vae_tiling=tiling)

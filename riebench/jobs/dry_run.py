@@ -13,9 +13,9 @@ from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.jobs.forecast import Forecast, Line, Request, forecast, per_picture
 from riebench.jobs.request import RunRequest
 from riebench.methods.base import get_method
+from riebench.models.families.base import Shape
 from riebench.models.lookup import Known, look_up
-from riebench.models.presets import SAE_BYTES_PER_BLOCK, weight_bytes
-from riebench.models.shapes import SDXL, Shape
+from riebench.models.presets import sae_bytes_of_width
 from riebench.models.spec import ModelOptions
 from riebench.runs.plan import Unit, check_request, part, plan
 from riebench.runs.prepare import check_places
@@ -106,7 +106,7 @@ def sae_bytes(settings: Sequence[Setting], shape: Shape) -> int:
     """SAEs in memory, taken to have four features a channel; settings that name the same ones share them."""
     users = [setting for setting in settings if "saes" in get_method(setting.method).needs]
     held = {(setting.sae, short_name(block)) for setting in users for block in setting.blocks}
-    return sum(SAE_BYTES_PER_BLOCK * shape.width(block) ** 2 // SDXL.channels[-1] ** 2 for _, block in held)
+    return sum(sae_bytes_of_width(shape.width(block)) for _, block in held)
 
 
 def _batch_size(known: Known, options: ModelOptions, device: str, saes: int) -> int:
@@ -115,7 +115,7 @@ def _batch_size(known: Known, options: ModelOptions, device: str, saes: int) -> 
     if device.startswith("cuda") and card is None:
         return usual_batch_size(known.spec.size)
     free = machine.free_ram() if card is None else card.free
-    free -= weight_bytes(known.shape.parameters, known.spec.dtype, options) + saes
+    free -= known.shape.weight_bytes(known.spec.dtype, options) + saes
     return suitable_batch_size(known.shape, known.spec, options, device.split(":")[0], free)
 
 

@@ -1,6 +1,6 @@
 """Time, memory and disk of a run, estimated from stored times or stated assumptions, without loading a model.
 
-Operations and activations follow, rounded, what `benchmarks.sdxl.counting` counts on SDXL's full architecture.
+Operations and activations of a model are those that its family states (`riebench.models.families`).
 """
 
 from __future__ import annotations
@@ -14,24 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from riebench.blocks import BLOCKS
+from riebench.blocks import default_blocks
 from riebench.errors import RiebenchError
-from riebench.generation.memory import FLOAT, activation_bytes, examples_together, footprint
+from riebench.generation.memory import FULL, examples_together, footprint
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
-from riebench.models.presets import weight_bytes
-from riebench.models.shapes import SDXL, Shape
+from riebench.models.families.base import Shape
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.runs.plan import Unit, Work, works_of
 from riebench.store.folder import ALONE, RunFolder, run_folders
 from riebench.tasks.prompts import BACKGROUND, innermost, region_words
 from riebench.tasks.schema import Setting
 
-SDXL_TERAFLOP = 6.5
-"""Work of one evaluation of SDXL's U-Net on one picture of 1024 px; scaled by parameters and latents."""
-DECODER_TERAFLOP = 10.5
-"""Work of decoding one picture of 1024 px with SDXL's autoencoder."""
 ASSUMED_RATES: dict[str, tuple[float, float]] = {"cuda": (50.0, 12.0), "mps": (4.0, 3.0), "cpu": (0.03, 0.03)}
 """Device -> assumed TFLOP a second in half precision and in float32; for a processor per core."""
 PNG_SHARE = 0.7
@@ -78,7 +73,7 @@ def per_picture(model: ModelSpec) -> int:
 
 def work_bytes(request: Request) -> int:
     """Estimated peak of activations of one batch: of the U-Net, or of the decoder, whichever needs more."""
-    return activation_bytes(request.shape, request.model, request.options, request.batch_size)
+    return request.shape.activation_bytes(request.model, request.options, request.batch_size)
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Held:
 def held(request: Request, works: Sequence[Work]) -> Held:
     """What is captured of some examples, as `riebench.generation.memory` decides it for the run itself."""
     shape, model = request.shape, request.model
-    usual = tuple(block for block in BLOCKS if block in shape.blocks)
+    usual = tuple(block for block in default_blocks() if block in shape.blocks)
     settings = {unit.setting.name: unit.setting for work in works for unit in work.units}.values()
     updates = {block for setting in settings if get_method(setting.method).needs for block in setting.blocks}
     units = {block for setting in settings if "units" in get_method(setting.method).needs for block in setting.blocks}
@@ -135,7 +130,7 @@ class Memory:
 def memory(request: Request, works: Sequence[Work]) -> Memory:
     """Estimated memory of making some examples."""
     captured = held(request, works)
-    weights = weight_bytes(request.shape.parameters, request.model.dtype, request.options)
+    weights = request.shape.weight_bytes(request.model.dtype, request.options)
     return Memory(weights + request.sae_bytes, work_bytes(request), captured.nbytes * captured.together)
 
 
@@ -161,17 +156,11 @@ def run_seconds(request: Request, evaluations: int, pictures: int) -> tuple[floa
     half, full = ASSUMED_RATES.get(kind, ASSUMED_RATES["cpu"])
     cores = (os.cpu_count() or 1) if kind == "cpu" else 1
     rate = full if request.model.dtype == "float32" or kind == "cpu" else half
-    shape = request.shape
-    latents = (request.model.size // shape.vae_factor / SDXL.sample) ** 2
-    pixels = (request.model.size / (SDXL.sample * SDXL.vae_factor)) ** 2
-    work = evaluations * SDXL_TERAFLOP * latents * _share(shape, "unet") / rate
-    decoding = pictures * DECODER_TERAFLOP * pixels * _share(shape, "vae") / full
+    shape, size = request.shape, request.model.size
+    work = evaluations * shape.evaluation_teraflop(size) / rate
+    decoding = pictures * shape.decoding_teraflop(size) / full
     words = f"assumed {rate * cores:g} TFLOP/s in {request.model.dtype}; nothing of this model is stored yet"
     return (work + decoding) / cores, words
-
-
-def _share(shape: Shape, part: str) -> float:
-    return shape.parameters[part] / SDXL.parameters[part]
 
 
 def stored_rate(request: Request) -> tuple[float, int] | None:
@@ -371,4 +360,4 @@ def _is_paired(unit: Unit, request: Request, metered: bool) -> bool:
         return "units" in method.needs
     chosen = unit.setting.params.get("n_units", inspect.signature(method.function).parameters["n_units"].default)
     positions = max(request.shape.positions(block, request.model.size) for block in unit.blocks)
-    return 2 * int(str(chosen)) * positions * request.model.steps * FLOAT > UNIT_BUDGET
+    return 2 * int(str(chosen)) * positions * request.model.steps * FULL > UNIT_BUDGET

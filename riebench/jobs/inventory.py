@@ -14,27 +14,20 @@ from typing import TYPE_CHECKING, Literal
 
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import MEGABYTES, RegionSpec
+from riebench.models.families.base import CONFIG_PATTERNS, Family
 from riebench.models.files import (
-    FULL_PATTERNS,
-    HALF_PATTERNS,
     NOT_FULL,
     check_folder,
     check_single_file,
+    family_of_folder,
     hub_folder,
-    tensor_names,
+    named_autoencoder,
     variant,
     weight_files,
+    weight_patterns,
 )
 from riebench.models.lookup import Known
 from riebench.models.presets import (
-    ASSET,
-    CONFIG_PATTERNS,
-    FP16_FIX_FILE,
-    FP16_FIX_REVISION,
-    FP16_FIX_SOURCE,
-    HALF_DTYPES,
-    NEEDS,
-    PARTS,
     PRESETS,
     SAE_BYTES_PER_BLOCK,
     SCORER_BYTES,
@@ -42,11 +35,12 @@ from riebench.models.presets import (
     scorer_for,
     second_scorer_for,
 )
-from riebench.models.spec import FP16_FIX, ModelOptions
+from riebench.models.spec import ASSET, HALF_DTYPES, ModelOptions
 from riebench.scoring.profiles import IF_AT_HAND, profile_metrics
 from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.machine import size_text
+from riebench.utils.weights import tensor_names
 
 if TYPE_CHECKING:
     from riebench.saes.sources import SaeSource
@@ -103,7 +97,7 @@ def looked_for(
 
 def model_checks(known: Known, options: ModelOptions) -> list[Check]:
     """The generating model, and what is put in the place of its parts."""
-    checks = [_vae(options.vae)] if options.vae else []
+    checks = [_vae(options.vae, known.family)] if options.vae else []
     dtype, name = known.spec.dtype, known.spec.name
     if known.preset is not None and known.preset.source.startswith(ASSET):
         return [*shipped(), *checks]
@@ -114,8 +108,8 @@ def model_checks(known: Known, options: ModelOptions) -> list[Check]:
         folder = known.folder or Path()
         return [looked_for(f"model {name}", lambda: _model_folder(folder, dtype, str(folder))), *checks]
     repo, revision = known.repo, known.revision
-    needs = NEEDS.get(known.preset.name) if known.preset else None
-    command = needs.download_command(dtype) if needs else hub_command(repo, revision, dtype)
+    needs = known.family.downloads.get(known.preset.name) if known.preset else None
+    command = needs.download_command(dtype) if needs else hub_command(known.family, repo, revision, dtype)
     look = looked_for(
         f"model {name}",
         lambda: _model_folder(hub_folder(repo, revision, dtype, offline=True), dtype, repo),
@@ -125,19 +119,19 @@ def model_checks(known: Known, options: ModelOptions) -> list[Check]:
     return [look, *checks]
 
 
-def hub_command(repo: str, revision: str | None, dtype: str) -> str:
-    """The line that fetches an SDXL of one number format into the hub's cache, and no other files."""
+def hub_command(family: Family, repo: str, revision: str | None, dtype: str) -> str:
+    """Return the line that fetches a model of one number format into the hub's cache, and no other files."""
     half = dtype in HALF_DTYPES
-    patterns = [*CONFIG_PATTERNS, *(HALF_PATTERNS if half else FULL_PATTERNS)]
+    patterns = [*CONFIG_PATTERNS, *weight_patterns(family.parts, half=half)]
     parts = [f"--include '{pattern}'" for pattern in patterns]
     parts += [] if half else [f"--exclude '{pattern}'" for pattern in NOT_FULL]
     return " ".join([f"hf download {repo}", *([f"--revision {revision}"] if revision else []), *parts])
 
 
 def _model_folder(folder: Path, dtype: str, shown: str) -> str:
-    which = variant(folder, dtype)
-    check_folder(folder, which, shown)
-    files = [file for part in PARTS for file in weight_files(folder / part, which)]
+    which = variant(folder, dtype, family_of_folder(folder, shown).parts)
+    family = check_folder(folder, which, shown)
+    files = [file for part in family.parts for file in weight_files(folder / part, which)]
     return f"{folder} ({size_text(_bytes(files))}, {which or 'unmarked'} files)"
 
 
@@ -155,22 +149,22 @@ def _config(config: str) -> str:
     return str(fetch(source, revision, patterns=CONFIG_PATTERNS, offline=True))
 
 
-def _vae(wanted: str) -> Check:
+def _vae(wanted: str, family: Family) -> Check:
     def look() -> str:
         folder = Path(wanted).expanduser()
         if not folder.is_dir():
-            source, revision = (FP16_FIX_SOURCE, FP16_FIX_REVISION) if wanted == FP16_FIX else split_revision(wanted)
-            if source.count("/") != 1:
-                raise RiebenchError(f"--vae {wanted!r}: there is no such folder; give fp16-fix, a folder or a hub id")
-            folder = fetch(source, revision, patterns=("config.json", FP16_FIX_FILE.path), offline=True)
+            source, revision, file = named_autoencoder(family, wanted)
+            folder = fetch(source, revision, patterns=("config.json", file), offline=True)
         files = weight_files(folder, None)
         if not files:
             raise RiebenchError(f"{folder} holds no *.safetensors of an autoencoder; fetch it again")
-        for file in files:
-            tensor_names(file)
+        for one in files:
+            tensor_names(one)
         return f"{folder} ({size_text(_bytes(files))})"
 
-    return looked_for(f"autoencoder {wanted}", look, nbytes=FP16_FIX_FILE.size)
+    # Others are taken to be as large as the family's own ones.
+    sizes = [named.file.size for named in family.autoencoders.values()]
+    return looked_for(f"autoencoder {wanted}", look, nbytes=max(sizes, default=0))
 
 
 def shipped() -> list[Check]:

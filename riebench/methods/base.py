@@ -33,7 +33,7 @@ ENCODED_AT_A_TIME = 256
 
 
 class Others(Protocol):
-    """The other examples of the category (see `riebench.runs.references`); which ones depends on the task file alone."""
+    """The other examples of the category (see `riebench.runs.references`), as the task file orders them."""
 
     def first(self, count: int, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
         """What is found in the runs of the first so many of them, fewer if there are fewer.
@@ -56,8 +56,8 @@ class ExampleRuns:
     """One example's source and target run, shared by all settings.
 
     Feature values are computed once per block and SAE and kept as long as this object. Of a long run
-    (`riebench.generation.memory`) only their means are; `values` and `features` then read the trace step by step. `updates`,
-    `masked` and `codes` always give whole tensors, which for a long run are large.
+    (`riebench.generation.memory`) only their means are; `values` and `features` then read the trace step by step.
+    `updates`, `masked` and `codes` always give whole tensors, which for a long run are large.
 
     Attributes:
         example: the edit.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from riebench.blocks import module_path
 from riebench.errors import RiebenchError, TaskFileError
-from riebench.models.presets import ASSET, PRESETS
+from riebench.models.presets import PRESETS
+from riebench.models.spec import ASSET
+from riebench.registry import MODEL_FAMILIES
 from riebench.tasks.prompts import seen_words
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import load_settings, settings_folder, settings_sets
@@ -73,17 +75,11 @@ def token_counter(model: str) -> tuple[TokenCounter, int]:
     Returns:
         The counter (start and end tokens included), and how many tokens are read.
     """
-    source = PRESETS[model].source
-    if source.startswith(ASSET):
-        from transformers import CLIPTokenizer
-
+    preset = PRESETS[model]
+    folder = None
+    if preset.source.startswith(ASSET):
         from riebench.models.assets import asset_folder
 
-        folder = asset_folder(source.removeprefix(ASSET))
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-        return (lambda prompt: len(tokenizer(prompt, verbose=False).input_ids)), int(tokenizer.model_max_length)
-    # SDXL's two tokenizers split text alike, and open_clip carries the same vocabulary in its package.
-    from open_clip.tokenizer import SimpleTokenizer
-
-    clip = SimpleTokenizer()
-    return (lambda prompt: len(clip.encode(prompt)) + 2), int(clip.context_length)
+        folder = asset_folder(preset.source.removeprefix(ASSET))
+    count: tuple[TokenCounter, int] = MODEL_FAMILIES.get(preset.family).token_counter(folder)
+    return count

@@ -12,23 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    LEditsPPPipelineStableDiffusionXL,
-    StableDiffusionXLImg2ImgPipeline,
-)
 from numpy.typing import NDArray
 from torch import Tensor
 
 from riebench.errors import MemoryShortageError, RiebenchError
-from riebench.generation.hooks import hooked
 from riebench.methods.base import Method, Role
-from riebench.models.placement import attention_kernel, out_of_memory, parts_of, refuse_lost
+from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
 from riebench.registry import METHODS
 from riebench.tasks.schema import EditExample
 
 if TYPE_CHECKING:
     from riebench.generation.generator import Generator
+    from riebench.models.families.base import EditingTask
     from riebench.models.loading import LoadedModel
 
 
@@ -59,24 +54,19 @@ class EditorContext:
         """The loaded model."""
         return self.generator.model
 
-    @property
-    def components(self) -> dict[str, Any]:
-        """The model's parts, as the constructors of pipelines take them.
+    def pipeline(self, task: EditingTask) -> Any:
+        """Build one of diffusers' editing pipelines from the model's own networks and a copy of its scheduler.
 
-        The scheduler is a copy, since schedulers hold the state of a run. Networks are the model's own.
+        Raises:
+            RiebenchError: if diffusers has none for the model's family.
         """
-        pipe = self.model.pipe
-        parts = {**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)}
-        zeros = bool(pipe.config.force_zeros_for_empty_prompt)
-        return {**parts, "force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
+        pipe = self.model.family.editing_pipeline(task, self.model.pipe)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     def conditions(self, prompt: str) -> dict[str, Tensor]:
-        """A prompt's embeddings, named as SDXL's pipelines take them; negative ones only under guidance."""
-        names = (
-            "prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds",
-        )  # fmt: skip
-        found = zip(names, self.generator.embed(prompt), strict=True)
-        return {name: values for name, values in found if values is not None}
+        """Return a prompt's embeddings as arguments of pipelines; negative ones only under guidance."""
+        return self.generator.embed(prompt).arguments
 
     def other_noise(self, name: str) -> torch.Generator:
         """A CPU generator that follows from the noise seed but gives other numbers.
@@ -97,12 +87,10 @@ class EditorContext:
             picture: uint8 [H, W, 3].
 
         Returns:
-            float32 [1, 4, h, w], scaled as the U-Net takes them.
+            float32 [1, c, h, w], scaled as the denoiser takes them.
         """
-        vae = self.model.pipe.vae
         pixels = torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-        latents = vae.encode(pixels.to(self.model.device, vae.dtype)).latent_dist.mode()
-        return latents.float() * float(vae.config.scaling_factor)
+        return self.model.family.encode(self.model.pipe, pixels, self.model.device)
 
 
 @dataclass(frozen=True)
@@ -192,21 +180,22 @@ def unchanged(model: LoadedModel) -> Iterator[None]:
     Raises:
         RiebenchError: at the end, if a network has another number format than before: what was rounded is lost.
     """
-    pipe = model.pipe
-    processors, scheduler = dict(pipe.unet.attn_processors), pipe.scheduler
+    pipe, networks = model.pipe, model.family.networks(model.pipe)
+    denoiser: Any = model.denoiser
+    processors, scheduler = dict(denoiser.attn_processors), pipe.scheduler
     # All of its state: pipelines change its configuration in place, where comparing dictionaries does not see it.
     state = copy.deepcopy(scheduler.__dict__)
-    formats = [None if part is None else part.dtype for part in parts_of(pipe)]
+    formats = [None if part is None else part.dtype for part in networks]
     try:
         yield
     finally:
-        now = pipe.unet.attn_processors
+        now = denoiser.attn_processors
         if any(now[name] is not one for name, one in processors.items()):
-            pipe.unet.set_attn_processor(dict(processors))
+            denoiser.set_attn_processor(dict(processors))
         scheduler.__dict__.clear()
         scheduler.__dict__.update(state)
         pipe.scheduler = scheduler
-    if [None if part is None else part.dtype for part in parts_of(pipe)] != formats:
+    if [None if part is None else part.dtype for part in networks] != formats:
         raise RiebenchError("the editor left the model in another number format; load it again without this method")
 
 
@@ -236,8 +225,7 @@ def img2img(ctx: EditorContext, *, steps: int | None = None) -> Pictures:
     total = spec.steps if steps is None else steps
     if total < 1:
         raise RiebenchError(f"img2img: steps {total}; give at least 1")
-    pipe = StableDiffusionXLImg2ImgPipeline(**ctx.components)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = ctx.pipeline("img2img")
     # Given pixels, the pipeline would move the shared autoencoder to another number format; given latents, it does not.
     start = ctx.encode(ctx.pictures["source"])
 
@@ -283,7 +271,7 @@ def ledits_pp(
         pipe = _inverted(ctx, inversion_steps, skip, source_guidance)
         pipe.batch_size = len(levels)
         pipe.init_latents = pipe.init_latents.expand(len(levels), -1, -1, -1)
-        with _one_edit_for_all(pipe.unet):
+        with ctx.model.family.same_condition(ctx.model.denoiser):
             latents = pipe(
                 editing_prompt=[ctx.example.target], edit_guidance_scale=[_Scales(tuple(levels))],
                 edit_threshold=[threshold], output_type="latent",
@@ -304,43 +292,15 @@ class _Scales:
         return (guidance.float() * scales).to(guidance.dtype)
 
 
-@contextmanager
-def _one_edit_for_all(unet: torch.nn.Module) -> Iterator[None]:
-    """Makes the last row of LEDITS++'s conditions, its one edit, that of every picture of the batch.
-
-    The U-Net gets n unconditional rows and n edited ones, but the pipeline brings conditions of n + 1 rows.
-    """
-
-    def spread(args: Any, kwargs: Any) -> Any:
-        half = len(args[0]) // 2
-
-        def rows(values: Tensor) -> Tensor:
-            return torch.cat([values[:half], values[half : half + 1].expand(half, *values.shape[1:])])
-
-        added = {name: rows(values) for name, values in kwargs["added_cond_kwargs"].items()}
-        states = rows(kwargs["encoder_hidden_states"])
-        return args, {**kwargs, "encoder_hidden_states": states, "added_cond_kwargs": added}
-
-    with hooked(unet, (), None) as hooks:
-        hooks.before(unet, spread)
-        yield
-
-
 def _inverted(ctx: EditorContext, steps: int, skip: float, source_guidance: float) -> Any:
     """The pipeline, holding the inversion of the source picture."""
-    parts = ctx.components
-    # The pipeline would make this scheduler itself, with a warning; its state is its own, and so is its spacing.
-    parts["scheduler"] = DPMSolverMultistepScheduler.from_config(
-        parts["scheduler"].config, algorithm_type="sde-dpmsolver++", solver_order=2
-    )
-    pipe = LEditsPPPipelineStableDiffusionXL(**parts)
+    pipe = ctx.pipeline("ledits_pp")
 
     def encode(image: Picture, dtype: torch.dtype, **unused: Any) -> tuple[Tensor, Picture]:
         return ctx.encode(image).to(dtype), image
 
     # Its own way fails where the autoencoder's number format is not that of the text encoders.
     pipe.encode_image = encode
-    pipe.set_progress_bar_config(disable=True)
     pipe.invert(
         ctx.pictures["source"], source_prompt=ctx.example.source if source_guidance else "",
         source_guidance_scale=source_guidance, num_inversion_steps=steps, skip=skip,

@@ -33,8 +33,8 @@ class Injection:
     Attributes:
         text_steps: for each edited row, in how many first steps text attention is injected.
         self_steps: the same of self-attention.
-        moved: [source tokens, target tokens], see `riebench.methods.prompt_to_prompt.Alignment`; None if every token takes
-            over the attention of the token at its own position.
+        moved: [source tokens, target tokens], see `Alignment`; None if every token takes over the attention of the
+            token at its own position.
         kept: [target tokens], how much of its own attention a token keeps.
         self_positions: self-attention is injected in layers of at most this many positions.
     """
@@ -51,13 +51,13 @@ class Injection:
 
 
 @contextmanager
-def inject(unet: nn.Module, injection: Injection, *, guided: bool, steps: int | None = None) -> Iterator[None]:
+def inject(denoiser: nn.Module, injection: Injection, *, guided: bool, steps: int | None = None) -> Iterator[None]:
     """Injects attention in every U-Net call made inside the `with` block; the processors before are always put back.
 
     Under guidance only conditional rows are changed.
 
     Args:
-        unet: a `UNet2DConditionModel` like SDXL's.
+        denoiser: a U-Net like SDXL's.
         injection: what is injected where.
         guided: whether the batch holds an unconditional half (before the conditional one).
         steps: the number of calls there must be, if known.
@@ -65,13 +65,13 @@ def inject(unet: nn.Module, injection: Injection, *, guided: bool, steps: int | 
     Raises:
         RiebenchError: if the layers are not like SDXL's, the batch has another size, or the number of calls is wrong.
     """
-    model: Any = unet
+    model: Any = denoiser
     before = dict(model.attn_processors)
-    with hooked(unet, (), steps) as hooks:
+    with hooked(denoiser, (), steps, guided=guided) as hooks:
         try:
             model.set_attn_processor(
                 {
-                    name: _Injecting(usual, injection, hooks, guided, text=name.endswith("attn2.processor"))
+                    name: _Injecting(usual, injection, hooks, text=name.endswith("attn2.processor"))
                     for name, usual in before.items()
                 }
             )
@@ -84,18 +84,18 @@ def inject(unet: nn.Module, injection: Injection, *, guided: bool, steps: int | 
 class _Injecting:
     """The attention of one layer; where nothing is injected, the processor before it."""
 
-    def __init__(self, usual: Any, injection: Injection, hooks: Hooks, guided: bool, *, text: bool) -> None:
+    def __init__(self, usual: Any, injection: Injection, hooks: Hooks, *, text: bool) -> None:
         self.usual = usual
         self.injection = injection
         self.hooks = hooks
-        self.guided = guided
         self.text = text
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, temb: Tensor | None = None, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        rows = self._rows(hidden_states)
+        offset = self._offset(hidden_states)
+        rows = self._rows(hidden_states, offset)
         if not rows:
             return self.usual(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
         _check_layer(attn, hidden_states, attention_mask)
@@ -104,24 +104,30 @@ class _Injecting:
             part.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        mixed = self._attend(query, key, value, rows)
+        mixed = self._attend(query, key, value, rows, offset)
         return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
 
-    def _rows(self, hidden: Tensor) -> list[int]:
-        """Rows to change in this call."""
+    def _offset(self, hidden: Tensor) -> int | None:
+        """Return how many rows precede the conditional half; None if it is not in this call."""
+        layout, call = self.hooks.layout, self.hooks.call
+        pictures, halves = 1 + len(self.injection.text_steps), len(layout.halves(call))
+        if hidden.shape[0] != pictures * halves:
+            raise RiebenchError(f"{pictures} pictures for a batch of {hidden.shape[0] // halves}")
+        return layout.offset("conditional", pictures, call)
+
+    def _rows(self, hidden: Tensor, offset: int | None) -> list[int]:
+        """Return the rows to change in this call."""
         injection = self.injection
-        pictures = 1 + len(injection.text_steps)
-        if hidden.shape[0] != pictures * (2 if self.guided else 1):
-            raise RiebenchError(f"{pictures} pictures for a batch of {hidden.shape[0] // (2 if self.guided else 1)}")
+        if offset is None:
+            return []
         if not self.text and hidden.shape[1] > injection.self_positions:
             return []
         steps = injection.text_steps if self.text else injection.self_steps
-        return injection.rows(steps, self.hooks.step, pictures if self.guided else 0)
+        return injection.rows(steps, self.hooks.step, offset)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, rows: list[int]) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, rows: list[int], source: int | None) -> Tensor:
         """Attention of all rows, [B, heads, positions, width]."""
         injection = self.injection
-        source = query.shape[0] - 1 - len(injection.text_steps)
         moved, kept = (injection.moved, injection.kept) if self.text else (None, None)
         values, queries, keys = (part.clone() for part in (value, query, key))
         queries[rows], keys[rows] = query[source], key[source]
@@ -283,14 +289,14 @@ def p2p(
     levels = sorted({count for count in counts.values() if count})
     made: dict[int, Picture] = {0: ctx.pictures["target"]}
     if levels:
-        tokenizers = (model.pipe.tokenizer, model.pipe.tokenizer_2)
+        tokenizers = model.family.tokenizers(model.pipe)
         pairing = align(read(tokenizers, example.source), read(tokenizers, example.target), wording)
         refined = pairing.kind == "refinement"
         injection = Injection(
             tuple(levels), tuple(_begun(self_share, count) for count in levels),
             pairing.moved if refined else None, pairing.kept if refined else None, self_positions,
         )  # fmt: skip
-        with inject(model.unet, injection, guided=model.guided, steps=model.spec.steps):
+        with inject(model.denoiser, injection, guided=model.guided, steps=model.spec.steps):
             prompts = [example.source, *[example.target] * len(levels)]
             images = ctx.generator.generate(prompts, [ctx.noise] * len(prompts)).images
         made |= dict(zip(levels, images[1:], strict=True))

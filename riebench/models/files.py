@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.models.presets import CONFIG_PATTERNS, HALF_DTYPES, PARTS
-from riebench.models.shapes import tensor_shapes
+from riebench.models.families.base import CONFIG_PATTERNS, Family, families
+from riebench.models.spec import HALF_DTYPES
+from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.utils.files import file_sha256
-from riebench.utils.hub import fetch
+from riebench.utils.hub import fetch, split_revision
+from riebench.utils.weights import tensor_names
 
 INDEX = "model_index.json"
-SDXL = "StableDiffusionXLPipeline"
+AUTOENCODER_FILE = "diffusion_pytorch_model.safetensors"
 FP16 = "fp16"
 """How hubs mark the half-precision copy of a file."""
-HALF_PATTERNS = tuple(
-    f"{part}/*{ending}" for part in PARTS
-    for ending in (".fp16.safetensors", ".fp16-*.safetensors", ".index.fp16.json")
-)  # fmt: skip
-FULL_PATTERNS = tuple(f"{part}/*{ending}" for part in PARTS for ending in (".safetensors", ".safetensors.index.json"))
 NOT_FULL = ("*.fp16.*", "*.fp16-*", "*.non_ema*", "*.bf16.*")
-_OTHERS = {
-    "StableDiffusionPipeline": "Stable Diffusion 1 or 2",
-    "StableDiffusion3Pipeline": "Stable Diffusion 3",
-    "StableDiffusionXLImg2ImgPipeline": "the refiner",
-    "StableDiffusionXLInpaintPipeline": "an inpainting model",
-    "FluxPipeline": "Flux",
-}
-_SINGLE_FILE_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "conditioner.embedders.1.model.")
-_SINGLE_FILE_OTHERS = {
-    "joint_blocks.": "Stable Diffusion 3",
-    "double_blocks.": "Flux",
-    "cond_stage_model.": "Stable Diffusion 1 or 2",
-    "lora_": "a LoRA, no whole model",
-    "conditioner.embedders.0.model.": "the SDXL refiner",
-}
+
+
+def weight_patterns(parts: Iterable[str], *, half: bool) -> tuple[str, ...]:
+    """Return the patterns of the weight files of some parts, the half-precision ones or the others."""
+    endings = (".fp16.safetensors", ".fp16-*.safetensors", ".index.fp16.json")
+    full = (".safetensors", ".safetensors.index.json")
+    return tuple(f"{part}/*{ending}" for part in parts for ending in (endings if half else full))
 
 
 def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) -> Path:
@@ -49,28 +38,34 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
     Raises:
         RiebenchError: if they cannot be had.
     """
-    named = (*CONFIG_PATTERNS, *(HALF_PATTERNS if dtype in HALF_DTYPES else FULL_PATTERNS))
+    usual = MODEL_FAMILIES.get(DEFAULT_FAMILY).parts
+    named = (*CONFIG_PATTERNS, *weight_patterns(usual, half=dtype in HALF_DTYPES))
     folder = fetch(repo, revision, patterns=CONFIG_PATTERNS, named=named, offline=offline)
     if not (folder / INDEX).is_file():
         raise RiebenchError(f"{repo} holds no diffusers model ({INDEX} is missing); for a single file, download it")
-    check_architecture(folder, repo)
+    parts = check_architecture(folder, repo).parts
     if dtype in HALF_DTYPES:
-        fetch(repo, folder.name, patterns=HALF_PATTERNS, offline=offline)
-        if _parts_without(folder, half=True) == []:
+        fetch(repo, folder.name, patterns=weight_patterns(parts, half=True), offline=offline)
+        if _parts_without(folder, parts, half=True) == []:
             return folder
-    fetch(repo, folder.name, patterns=FULL_PATTERNS, ignore=NOT_FULL, offline=offline)
+    fetch(repo, folder.name, patterns=weight_patterns(parts, half=False), ignore=NOT_FULL, offline=offline)
     return folder
 
 
-def variant(folder: Path, dtype: str) -> str | None:
+def variant(folder: Path, dtype: str, parts: Sequence[str]) -> str | None:
     """Which of a folder's weight files a number format is read from: "fp16", or None for the unmarked ones.
 
     Where only one kind is complete, it serves all formats.
 
+    Args:
+        folder: in diffusers' layout.
+        dtype: the number format.
+        parts: its folders with weights.
+
     Raises:
         RiebenchError: if neither kind is complete; names what is missing.
     """
-    missing = {half: _parts_without(folder, half=half) for half in (True, False)}
+    missing = {half: _parts_without(folder, parts, half=half) for half in (True, False)}
     for half in (True, False) if dtype in HALF_DTYPES else (False, True):
         if not missing[half]:
             return FP16 if half else None
@@ -81,8 +76,8 @@ def variant(folder: Path, dtype: str) -> str | None:
     )
 
 
-def _parts_without(folder: Path, *, half: bool) -> list[str]:
-    return [part for part in PARTS if not weight_files(folder / part, FP16 if half else None)]
+def _parts_without(folder: Path, parts: Sequence[str], *, half: bool) -> list[str]:
+    return [part for part in parts if not weight_files(folder / part, FP16 if half else None)]
 
 
 def weight_files(folder: Path, which: str | None) -> list[Path]:
@@ -94,7 +89,7 @@ def weight_files(folder: Path, which: str | None) -> list[Path]:
     return [path for path in files if path not in marked and ".non_ema" not in path.name and ".bf16" not in path.name]
 
 
-def check_folder(folder: Path, which: str | None, shown: str) -> None:
+def check_folder(folder: Path, which: str | None, shown: str) -> Family:
     """Refuses a folder that would fail, or silently load something else.
 
     Args:
@@ -102,42 +97,59 @@ def check_folder(folder: Path, which: str | None, shown: str) -> None:
         which: see `variant`.
         shown: what the user called it.
 
+    Returns:
+        Its model family.
+
     Raises:
         RiebenchError: in one line.
     """
-    check_architecture(folder, shown)
-    for part in PARTS:
+    family = check_architecture(folder, shown)
+    for part in family.parts:
         for file in weight_files(folder / part, which):
             tensor_names(file)
     if which is not None:
-        for part in PARTS:
+        for part in family.parts:
             odd = [path.name for path in (folder / part).iterdir() if path.is_file() and "." not in path.name]
             if odd:
                 # diffusers parts the names of all files there at the dot when it looks for a precision.
                 raise RiebenchError(f"{shown}: {part}/{odd[0]} has no ending, which diffusers cannot read; move it out")
+    return family
 
 
-def check_architecture(folder: Path, shown: str) -> None:
-    """Refuses every model that is no SDXL.
+def family_of_folder(folder: Path, shown: str) -> Family:
+    """Return the model family of a folder, by the pipeline class that it states.
+
+    Args:
+        folder: in diffusers' layout.
+        shown: what the user called it.
+
+    Raises:
+        RiebenchError: if no family has that class; says what the folder is instead.
+    """
+    found = str(_json(folder / INDEX).get("_class_name", "no pipeline"))
+    known = families()
+    for family in known:
+        if family.pipeline_class == found:
+            return family
+    called = next((family.other_pipelines[found] for family in known if found in family.other_pipelines), "")
+    words = f" ({called})" if called else ""
+    edited = " or ".join(f"{family.title} ({family.pipeline_class})" for family in known)
+    raise RiebenchError(f"{shown} is a {found}{words}; riebench edits {edited} and models trained from it")
+
+
+def check_architecture(folder: Path, shown: str) -> Family:
+    """Refuse every model that is of no known family; return the family of the others.
 
     Raises:
         RiebenchError: saying what it is instead.
     """
-    found = str(_json(folder / INDEX).get("_class_name", "no pipeline"))
-    if found != SDXL:
-        words = f" ({_OTHERS[found]})" if found in _OTHERS else ""
-        raise RiebenchError(f"{shown} is a {found}{words}; riebench edits SDXL ({SDXL}) and models trained from it")
-    config = _json(folder / "unet" / "config.json")
-    channels = config.get("in_channels")
-    if config.get("addition_embed_type") != "text_time" or channels != 4:
-        raise RiebenchError(
-            f"{shown} has a U-Net of another kind (addition_embed_type {config.get('addition_embed_type')!r}, "
-            f"in_channels {channels}); SDXL has 'text_time' and 4"
-        )
+    family = family_of_folder(folder, shown)
+    family.check_config(folder, shown)
+    return family
 
 
-def check_single_file(file: Path) -> None:
-    """Refuses a single file that is no whole SDXL.
+def check_single_file(file: Path) -> Family:
+    """Refuse a single file that is no whole model of a known family; return the family of the others.
 
     Raises:
         RiebenchError: saying what it is instead.
@@ -147,39 +159,47 @@ def check_single_file(file: Path) -> None:
             f"{file.name}: only .safetensors files are read, since others can run code when they are opened; convert it"
         )
     names = tensor_names(file)
-    missing = [prefix for prefix in _SINGLE_FILE_PREFIXES if not any(name.startswith(prefix) for name in names)]
-    if missing:
-        guess = next((words for mark, words in _SINGLE_FILE_OTHERS.items() if any(mark in name for name in names)), "")
-        looks = f"; it looks like {guess}" if guess else ""
-        raise RiebenchError(f"{file.name} is no SDXL checkpoint (no tensors {missing[0]}*){looks}")
+    refused: list[RiebenchError] = []
+    for family in families():
+        try:
+            family.check_single_file(file.name, names)
+        except RiebenchError as error:
+            refused.append(error)
+        else:
+            return family
+    raise refused[0]
 
 
-def tensor_names(file: Path) -> set[str]:
-    """Names of the tensors in a safetensors file; reads its header only.
+def named_autoencoder(family: Family, wanted: str) -> tuple[str, str | None, str]:
+    """Return hub id, revision and weights file of the autoencoder that `--vae` names.
+
+    Args:
+        family: of the model that it is put into.
+        wanted: a short name of the family's, or a hub id with or without "@REVISION".
 
     Raises:
-        RiebenchError: if it is a Git LFS pointer, cut off or no such file.
+        RiebenchError: if it is neither.
     """
-    from safetensors import SafetensorError, safe_open
+    named = family.autoencoders.get(wanted)
+    if named is not None:
+        return named.source, named.revision, named.file.path
+    source, revision = split_revision(wanted)
+    if source.count("/") != 1:
+        known = "".join(f"{name}, " for name in family.autoencoders)
+        raise RiebenchError(f"--vae {wanted!r}: there is no such folder; give {known}a folder or a hub id")
+    return source, revision, AUTOENCODER_FILE
 
-    names = set(tensor_shapes(file))
-    try:
-        # Opening compares the file's length with what its header promises.
-        with safe_open(file, "pt"):
-            return names
-    except (SafetensorError, OSError) as error:
-        raise RiebenchError(f"{file} is damaged or cut off ({error}); download it again") from error
 
-
-def folder_sha256(folder: Path, which: str | None = None, *, weights: bool = True) -> str:
+def folder_sha256(folder: Path, which: str | None = None, *, parts: Sequence[str] = (), weights: bool = True) -> str:
     """One hash over a model folder's weights and configurations, by relative name and content.
 
     Args:
         folder: in diffusers' layout.
         which: the precision that is loaded (see `variant`); files of the other do not count.
+        parts: its folders with weights; those of the other precision in them do not count.
         weights: False leaves all weights out.
     """
-    unused = {path for part in PARTS for path in weight_files(folder / part, None if which == FP16 else FP16)}
+    unused = {path for part in parts for path in weight_files(folder / part, None if which == FP16 else FP16)}
     suffixes = (".safetensors", ".json", ".txt") if weights else (".json", ".txt")
     return _hash(folder, (path for path in folder.rglob("*") if path.suffix in suffixes and path not in unused))
 

@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
+from riebench.models.families.base import CONFIG_PATTERNS, BatchLayout, Family, family_of_pipeline
 from riebench.models.files import (
+    INDEX,
     check_folder,
     check_single_file,
+    family_of_folder,
     folder_sha256,
     hub_folder,
-    tensor_names,
+    named_autoencoder,
     variant,
     weight_files,
 )
-from riebench.models.placement import out_of_memory, parts_of, place
-from riebench.models.presets import (
-    ASSET,
-    CONFIG_PATTERNS,
-    FP16_FIX_FILE,
-    FP16_FIX_REVISION,
-    FP16_FIX_SOURCE,
-    PRESETS,
-    Preset,
-)
-from riebench.models.spec import FP16_FIX, TILE, ModelOptions, ModelSpec, model_label, short_name
+from riebench.models.placement import out_of_memory, place
+from riebench.models.presets import PRESETS
+from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, model_label, short_name
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, offline_mode, split_revision
 from riebench.utils.machine import keep_freed_memory
+from riebench.utils.weights import tensor_names
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -50,7 +46,7 @@ class LoadedModel:
     """A pipeline in memory with what identifies it.
 
     Attributes:
-        pipe: the pipeline; its U-Net and text encoders in the model's number format, its autoencoder in float32
+        pipe: the pipeline; its denoiser and text encoders in the model's number format, its autoencoder in float32
             unless it is one that was made for float16.
         spec: what enters a run's identity.
         preset: the preset it was loaded by, if any.
@@ -64,21 +60,30 @@ class LoadedModel:
     options: ModelOptions = field(default_factory=ModelOptions)
     offloaded_to: torch.device | None = None
 
+    @cached_property
+    def family(self) -> Family:
+        """The model's family."""
+        return family_of_pipeline(self.pipe)
+
     @property
-    def unet(self) -> nn.Module:
-        """The U-Net."""
-        unet: nn.Module = self.pipe.unet
-        return unet
+    def denoiser(self) -> nn.Module:
+        """The network whose blocks are edited."""
+        return self.family.denoiser(self.pipe)
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net computes."""
-        return self.offloaded_to or next(self.unet.parameters()).device
+        """The device on which the denoiser computes."""
+        return self.offloaded_to or next(self.denoiser.parameters()).device
 
     @property
     def guided(self) -> bool:
-        """Whether the U-Net sees an unconditional half; scales up to 1 run without."""
+        """Whether the denoiser sees an unconditional half; scales up to 1 run without."""
         return self.spec.guidance > 1
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How a step of the denoiser is laid out in calls and rows."""
+        return self.family.layout(self.guided)
 
 
 def load_model(
@@ -115,12 +120,13 @@ def load_model(
         raise RiebenchError(f"--offload {chosen.offload} keeps weights off a GPU, but the device is cpu; leave it out")
     with offline_mode(offline):
         pipe, source, revision = _load(name_or_path, preset, number_format, offline, chosen)
-        vae = _exchange_vae(pipe, chosen.vae, number_format, offline)
+        family = family_of_pipeline(pipe)
+        vae = _exchange_vae(pipe, family, chosen.vae, number_format, offline)
     pipe.set_progress_bar_config(disable=True)
-    for part in parts_of(pipe):
+    for part in family.networks(pipe):
         part.requires_grad_(False).eval()
-    spec = _spec(name_or_path, preset, pipe, source, revision, vae, chosen, steps, guidance, dtype)
-    place(pipe, device, chosen, spec.name)
+    spec = _spec(name_or_path, preset, pipe, family, source, revision, vae, chosen, steps, guidance, dtype)
+    place(pipe, family, device, chosen, spec.name)
     if torch.device(device).type == "cpu":
         keep_freed_memory()
     where = torch.device(device) if chosen.offload != "none" else None
@@ -128,11 +134,11 @@ def load_model(
 
 
 def _spec(
-    name: str, preset: Preset | None, pipe: Any, source: str, revision: str, vae: str | None, options: ModelOptions,
-    steps: int | None, guidance: float | None, dtype: str | None,
+    name: str, preset: Preset | None, pipe: Any, family: Family, source: str, revision: str, vae: str | None,
+    options: ModelOptions, steps: int | None, guidance: float | None, dtype: str | None,
 ) -> ModelSpec:  # fmt: skip
-    few_steps = getattr(pipe.scheduler.config, "timestep_spacing", "") == "trailing"
-    size = options.size or (preset.size if preset else int(pipe.unet.config.sample_size * pipe.vae_scale_factor))
+    usual = family.usual_sampling(pipe.scheduler.config)
+    size = options.size or (preset.size if preset else family.native_size(pipe))
     if size % pipe.vae_scale_factor:
         raise RiebenchError(f"picture side {size} is no multiple of {pipe.vae_scale_factor}")
     if options.vae_tiling and size <= TILE:
@@ -149,8 +155,8 @@ def _spec(
         ),
         source=source,
         revision=revision,
-        steps=steps or (preset.steps if preset else 4 if few_steps else 20),
-        guidance=guidance if guidance is not None else (preset.guidance if preset else 0.0 if few_steps else 5.0),
+        steps=steps or (preset.steps if preset else usual[0]),
+        guidance=guidance if guidance is not None else (preset.guidance if preset else usual[1]),
         size=size,
         dtype=dtype or (preset.dtype if preset else "float32"),
         vae=vae,
@@ -168,9 +174,10 @@ def _load(name: str, preset: Preset | None, dtype: str, offline: bool, options: 
         from riebench.models.assets import asset_folder
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
-        return _from_folder(folder, dtype, name), preset.spec_source, folder_sha256(folder)
+        return _from_folder(folder, dtype, name), preset.spec_source, _folder_identity(folder, None)
     if preset is None and path.is_dir():
-        return _from_folder(path, dtype, name), path.resolve().name, folder_sha256(path, variant(path, dtype))
+        pipe = _from_folder(path, dtype, name)
+        return pipe, path.resolve().name, _folder_identity(path, _variant(path, dtype, name))
     if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         known = near_match(name, PRESETS)
         raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
@@ -180,23 +187,31 @@ def _load(name: str, preset: Preset | None, dtype: str, offline: bool, options: 
     return _from_folder(folder, dtype, source), source, folder.name
 
 
+def _folder_identity(folder: Path, which: str | None) -> str:
+    return folder_sha256(folder, which, parts=family_of_folder(folder, str(folder)).parts)
+
+
+def _variant(folder: Path, dtype: str, shown: str) -> str | None:
+    return variant(folder, dtype, family_of_folder(folder, shown).parts)
+
+
 def _from_folder(folder: Path, dtype: str, shown: str) -> Any:
-    if not (folder / "model_index.json").is_file():
-        raise RiebenchError(f"{folder} is no model folder: model_index.json is missing")
-    which = variant(folder, dtype)
-    check_folder(folder, which, shown)
-    # Without dtype, transformers follows the stored half precision for the text encoders alone; without
-    # add_watermarker, pixels depend on which packages are installed.
+    if not (folder / INDEX).is_file():
+        raise RiebenchError(f"{folder} is no model folder: {INDEX} is missing")
+    which = _variant(folder, dtype, shown)
+    family = check_folder(folder, which, shown)
+    # Without dtype, transformers follows the stored half precision for the text encoders alone.
     formats = {"default": DTYPES[dtype], "vae": torch.float32}
     pipe = _guarded(
-        shown, StableDiffusionXLPipeline.from_pretrained, str(folder), dtype=formats, add_watermarker=False,
-        variant=which, local_files_only=True,
+        shown, family.pipeline_type().from_pretrained, str(folder), dtype=formats, variant=which,
+        local_files_only=True, **family.loading_options(),
     )  # fmt: skip
-    stored = set().union(*(tensor_names(file) for file in weight_files(folder / "unet", which)))
-    missing = sorted(set(pipe.unet.state_dict()) - stored)
+    part = family.denoiser_part
+    stored = set().union(*(tensor_names(file) for file in weight_files(folder / part, which)))
+    missing = sorted(set(family.denoiser(pipe).state_dict()) - stored)
     if missing:
         # diffusers fills what is missing with random numbers.
-        raise RiebenchError(f"{shown}: unet/ lacks {len(missing)} tensors, such as {missing[0]}; download it again")
+        raise RiebenchError(f"{shown}: {part}/ lacks {len(missing)} tensors, such as {missing[0]}; download it again")
     return pipe
 
 
@@ -214,7 +229,7 @@ def _guarded(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def _from_single_file(path: Path, dtype: str, config: str | None, offline: bool) -> tuple[Any, str, str]:
-    check_single_file(path)
+    family = check_single_file(path)
     if config is None:
         raise RiebenchError(
             f"{path.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
@@ -224,11 +239,16 @@ def _from_single_file(path: Path, dtype: str, config: str | None, offline: bool)
     options = {"config": str(folder), "local_files_only": True}
     # A pipeline from a single file knows one number format only, so the autoencoder is read apart.
     vae = _guarded(
-        path.name, AutoencoderKL.from_single_file, str(path), subfolder="vae", dtype=torch.float32, **options
+        path.name,
+        family.autoencoder_type().from_single_file,
+        str(path),
+        subfolder="vae",
+        dtype=torch.float32,
+        **options,
     )
     pipe = _guarded(
-        path.name, StableDiffusionXLPipeline.from_single_file, str(path), dtype=DTYPES[dtype], add_watermarker=False,
-        vae=vae, **options,
+        path.name, family.pipeline_type().from_single_file, str(path), dtype=DTYPES[dtype], vae=vae,
+        **family.loading_options(), **options,
     )  # fmt: skip
     described = f"{file_sha256(path)} {folder_sha256(folder, weights=False)}"
     return pipe, path.name, hashlib.sha256(described.encode()).hexdigest()
@@ -243,12 +263,12 @@ def _config_folder(config: str, offline: bool) -> Path:
             raise RiebenchError(f"--config {config!r}: give sdxl-turbo, sdxl-base, a folder or a hub id OWNER/NAME")
         source, revision = (preset.source, preset.revision) if preset else split_revision(config)
         folder = fetch(source, revision, patterns=CONFIG_PATTERNS, offline=offline)
-    if not (folder / "model_index.json").is_file():
-        raise RiebenchError(f"--config {config}: {folder} is no model folder: model_index.json is missing")
+    if not (folder / INDEX).is_file():
+        raise RiebenchError(f"--config {config}: {folder} is no model folder: {INDEX} is missing")
     return folder
 
 
-def _exchange_vae(pipe: Any, wanted: str | None, dtype: str, offline: bool) -> str | None:
+def _exchange_vae(pipe: Any, family: Family, wanted: str | None, dtype: str, offline: bool) -> str | None:
     """Puts another autoencoder in; returns what a run's identity calls it."""
     if wanted is None:
         return None
@@ -256,18 +276,18 @@ def _exchange_vae(pipe: Any, wanted: str | None, dtype: str, offline: bool) -> s
     if path.is_dir():
         folder, called = path, f"{path.resolve().name}@{folder_sha256(path)}"
     else:
-        source, revision = (FP16_FIX_SOURCE, FP16_FIX_REVISION) if wanted == FP16_FIX else split_revision(wanted)
-        if source.count("/") != 1:
-            raise RiebenchError(f"--vae {wanted!r}: there is no such folder; give fp16-fix, a folder or a hub id")
-        folder = fetch(source, revision, patterns=("config.json", FP16_FIX_FILE.path), offline=offline)
+        source, revision, weights = named_autoencoder(family, wanted)
+        folder = fetch(source, revision, patterns=("config.json", weights), offline=offline)
         called = f"{source}@{folder.name}"
     for file in weight_files(folder, None):
         tensor_names(file)
-    vae = _guarded(wanted, AutoencoderKL.from_pretrained, str(folder), torch_dtype=torch.float32, local_files_only=True)
-    if vae.config.latent_channels != pipe.unet.config.in_channels:
-        raise RiebenchError(
-            f"--vae {wanted} has {vae.config.latent_channels} latent channels, the U-Net {pipe.unet.config.in_channels}"
-        )
+    vae = _guarded(
+        wanted, family.autoencoder_type().from_pretrained, str(folder), torch_dtype=torch.float32, local_files_only=True
+    )
+    denoiser: Any = family.denoiser(pipe)
+    channels = denoiser.config.in_channels
+    if vae.config.latent_channels != channels:
+        raise RiebenchError(f"--vae {wanted} has {vae.config.latent_channels} latent channels, the U-Net {channels}")
     if not vae.config.force_upcast and dtype != "float32":
         # Made to stay finite in float16; in bfloat16 an autoencoder's steps would be coarser than a picture's.
         nn.Module.to(vae, torch.float16)

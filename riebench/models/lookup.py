@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError, near_match
-from riebench.models.presets import ASSET, PRESETS, Preset
-from riebench.models.shapes import SDXL, Shape, folder_shape
-from riebench.models.spec import TILE, ModelOptions, ModelSpec, model_label, short_name
+from riebench.models.families.base import Family, Shape
+from riebench.models.files import INDEX, family_of_folder
+from riebench.models.presets import PRESETS
+from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, short_name
+from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
 
-INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
-FORMATS = ("float32", "float16", "bfloat16")
-"""Number formats of a model."""
-TURBO_STEPS, BASE_STEPS, BASE_GUIDANCE = 4, 20, 5.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Known:
 
     Attributes:
         spec: as its results would be named; `revision` of local files is None, since nothing is hashed here.
-        shape: its measures; SDXL's own where its files are not at hand.
+        family: its model family; the default one where its files are not at hand.
+        shape: its measures; those of the family's full-size model where its files are not at hand.
         preset: the preset it is named by, if any.
         folder: its files on this machine: a folder, or a snapshot in the hub's cache.
         file: its single file.
@@ -37,6 +37,7 @@ class Known:
     """
 
     spec: ModelSpec
+    family: Family
     shape: Shape
     preset: Preset | None = None
     folder: Path | None = None
@@ -72,8 +73,7 @@ def look_up(
     place = _place(name, preset)
     if chosen.config is not None and place.file is None:
         raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
-    few_steps = _few_steps(place.folder) if place.file is None else _few_steps_of(chosen.config, place.file)
-    native = place.shape.sample * place.shape.vae_factor
+    usual = _usual_sampling(place, chosen.config)
     spec = ModelSpec(
         name=model_label(
             preset.name if preset else short_name(name), steps=steps, guidance=guidance, size=chosen.size, dtype=dtype,
@@ -81,10 +81,9 @@ def look_up(
         ),
         source=place.repo or (preset.spec_source if preset else short_name(name)),
         revision=place.revision,
-        steps=steps or (preset.steps if preset else TURBO_STEPS if few_steps else BASE_STEPS),
-        guidance=guidance if guidance is not None else preset.guidance if preset else 0.0 if few_steps
-        else BASE_GUIDANCE,
-        size=chosen.size or (preset.size if preset else native),
+        steps=steps or (preset.steps if preset else usual[0]),
+        guidance=guidance if guidance is not None else preset.guidance if preset else usual[1],
+        size=chosen.size or (preset.size if preset else place.shape.native_size),
         dtype=dtype or (preset.dtype if preset else "float32"),
     )  # fmt: skip
     if chosen.vae_tiling and spec.size <= TILE:
@@ -102,31 +101,39 @@ def _place(name: str, preset: Preset | None) -> Known:
         from riebench.models.assets import asset_folder
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
-        return Known(_NOWHERE, folder_shape(folder), folder=folder)
+        return _known(folder, str(folder))
     path = Path(name).expanduser()
     if preset is None and path.is_dir():
         if not (path / INDEX).is_file():
             raise RiebenchError(f"{path} is no model folder: {INDEX} is missing")
-        return Known(_NOWHERE, folder_shape(path), folder=path)
+        return _known(path, str(path))
     if preset is None and path.is_file():
-        return Known(_NOWHERE, SDXL, file=path)
+        return Known(_NOWHERE, _default_family(), _default_family().full_shape, file=path)
     if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         known = near_match(name, PRESETS)
         raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
     repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
     folder_here = cached_snapshot(repo, INDEX, revision or None)
-    shape = _shape_or_sdxl(folder_here)
-    return Known(_NOWHERE, shape, folder=folder_here, repo=repo, revision=revision or None)
-
-
-def _shape_or_sdxl(folder: Path | None) -> Shape:
-    if folder is None:
-        return SDXL
+    family = MODEL_FAMILIES.get(preset.family) if preset else _default_family()
+    found = Known(_NOWHERE, family, family.full_shape, folder=folder_here, repo=repo, revision=revision or None)
+    if folder_here is None:
+        return found
     try:
-        return folder_shape(folder)
+        here = _known(folder_here, repo)
     except RiebenchError:
         # Half of a download tells nothing; whatever is missing is named by those who look for it.
-        return SDXL
+        return found
+    return replace(found, family=here.family, shape=here.shape)
+
+
+def _known(folder: Path, shown: str) -> Known:
+    family = family_of_folder(folder, shown)
+    return Known(_NOWHERE, family, family.shape_of_folder(folder), folder=folder)
+
+
+def _default_family() -> Family:
+    family: Family = MODEL_FAMILIES.get(DEFAULT_FAMILY)
+    return family
 
 
 def cached_file(repo: str, name: str, revision: str | None = None) -> Path | None:
@@ -147,25 +154,30 @@ def cached_snapshot(repo: str, name: str, revision: str | None = None) -> Path |
     return None if found is None else found.parent
 
 
-def _few_steps_of(config: str | None, file: Path) -> bool:
+def _usual_sampling(place: Known, config: str | None) -> tuple[int, float]:
+    """Return the usual steps and guidance; those of a single file are what `--config` says."""
+    if place.file is None:
+        return place.family.usual_sampling(_scheduler(place.folder))
     if config is None:
         raise RiebenchError(
-            f"{file.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
+            f"{place.file.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
             "--config sdxl-base, or the folder of its model"
         )
     preset = PRESETS.get(config)
+    if preset is not None:
+        return preset.steps, preset.guidance
     folder = Path(config).expanduser()
-    return preset.guidance == 0 if preset else _few_steps(folder if folder.is_dir() else None)
+    return place.family.usual_sampling(_scheduler(folder if folder.is_dir() else None))
 
 
-def _few_steps(folder: Path | None) -> bool:
+def _scheduler(folder: Path | None) -> Mapping[str, Any]:
     if folder is None:
-        return False
+        return {}
     try:
         config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("timestep_spacing") == "trailing"
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from riebench.errors import DeviceLostError, RiebenchError, reason
+from riebench.models.families.base import Family
 from riebench.models.spec import TILE, ModelOptions
 
 KERNELS = {
@@ -23,16 +24,12 @@ _OUT_OF_MEMORY = (
 )  # fmt: skip
 
 
-def parts_of(pipe: Any) -> tuple[nn.Module, ...]:
-    """The networks of a pipeline."""
-    return (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
-
-
-def place(pipe: Any, device: str, options: ModelOptions, shown: str) -> None:
+def place(pipe: Any, family: Family, device: str, options: ModelOptions, shown: str) -> None:
     """Brings a pipeline to a device in the way the options say.
 
     Args:
-        pipe: a `StableDiffusionXLPipeline` on the CPU.
+        pipe: a pipeline on the CPU.
+        family: its model family.
         device: "cpu", "cuda", ...
         options: how.
         shown: what the user called the model.
@@ -40,24 +37,26 @@ def place(pipe: Any, device: str, options: ModelOptions, shown: str) -> None:
     Raises:
         RiebenchError: if the device cannot be used, memory does not suffice, or weights are not finite.
     """
-    _check_kernel(options.attention, device, pipe.unet.dtype)
+    denoiser: Any = family.denoiser(pipe)
+    _check_kernel(options.attention, device, denoiser.dtype, family.head_width)
     if options.attention == "sliced":
-        pipe.unet.set_attention_slice("max")
+        denoiser.set_attention_slice("max")
     if options.channels_last:
-        for part in (pipe.unet, pipe.vae):
+        for part in (denoiser, pipe.vae):
             part.to(memory_format=torch.channels_last)
     if options.vae_slicing:
         pipe.vae.enable_slicing()
     if options.vae_tiling:
-        _tile(pipe)
-    _check_finite(pipe, shown)
-    problem = _move(pipe, device, options.offload)
+        family.set_tiling(pipe, TILE)
+    networks = family.networks(pipe)
+    _check_finite(networks, shown)
+    problem = _move(pipe, networks, device, options.offload)
     if problem is not None:
         raise RiebenchError(problem)
 
 
-def _move(pipe: Any, device: str, offload: str) -> str | None:
-    """Moves the pipeline; returns what went wrong, so that no traceback keeps half of it in memory."""
+def _move(pipe: Any, networks: Sequence[nn.Module], device: str, offload: str) -> str | None:
+    """Move the pipeline; return what went wrong, so that no traceback keeps half of it in memory."""
     try:
         if offload == "model":
             pipe.enable_model_cpu_offload(device=device)
@@ -69,7 +68,7 @@ def _move(pipe: Any, device: str, offload: str) -> str | None:
     except (RuntimeError, AssertionError, MemoryError) as error:
         if not out_of_memory(error):
             return f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
-        size = sum(value.numel() * value.element_size() for part in parts_of(pipe) for value in part.parameters())
+        size = sum(value.numel() * value.element_size() for part in networks for value in part.parameters())
         steps = {"none": "--offload model (one part at a time), or --dtype float16 if it is not yet", "model":
                  "--offload sequential (slow, but fits nearly everywhere)"}  # fmt: skip
         return (
@@ -79,15 +78,8 @@ def _move(pipe: Any, device: str, offload: str) -> str | None:
     return None
 
 
-def _tile(pipe: Any) -> None:
-    # The VAE's own default is its training size, 1024 px: pictures of that size would never be decoded in tiles.
-    pipe.vae.enable_tiling()
-    pipe.vae.tile_sample_min_size = TILE
-    pipe.vae.tile_latent_min_size = TILE // pipe.vae_scale_factor
-
-
-def _check_finite(pipe: Any, shown: str) -> None:
-    for part in parts_of(pipe):
+def _check_finite(networks: Sequence[nn.Module], shown: str) -> None:
+    for part in networks:
         named = list(part.named_parameters())
         if any(value.is_meta for _, value in named):
             lacking = [name for name, value in named if value.is_meta]
@@ -105,12 +97,11 @@ def _check_finite(pipe: Any, shown: str) -> None:
             )
 
 
-def _check_kernel(attention: str, device: str, dtype: torch.dtype) -> None:
+def _check_kernel(attention: str, device: str, dtype: torch.dtype, head_width: int) -> None:
     if attention not in KERNELS:
         return
     try:
-        # SDXL's head width, in the model's number format.
-        probe = torch.zeros(1, 1, 8, 64, device=device, dtype=dtype)
+        probe = torch.zeros(1, 1, 8, head_width, device=device, dtype=dtype)
         with sdpa_kernel(KERNELS[attention]):
             nn.functional.scaled_dot_product_attention(probe, probe, probe)
     except (RuntimeError, AssertionError) as error:

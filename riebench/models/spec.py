@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from riebench.errors import RiebenchError, near_match
+from riebench.registry import DEFAULT_FAMILY
 from riebench.tasks.schema import Stored
 
 OFFLOADS = ("none", "model", "sequential")
@@ -19,6 +20,13 @@ FP16_FIX = "fp16-fix"
 """Short name of the autoencoder that stays finite in half precision."""
 TILE = 512
 """Side in pixels of the tiles in which `--vae-tiling` decodes."""
+FORMATS = ("float32", "float16", "bfloat16")
+"""Number formats of a model."""
+HALF_DTYPES = ("float16", "bfloat16")
+ASSET = "asset:"
+"""What the source of a model that ships with the package starts with."""
+DEFAULT_SCORER = "clip-l14"
+"""The CLIP that scores pictures of weights that no preset names."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,42 @@ class ModelOptions:
         }  # fmt: skip
         usual = ModelOptions()
         return {name: value for name, value in named.items() if value != getattr(usual, name)}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model with the settings it is meant to be used with.
+
+    Attributes:
+        name: what the user types.
+        source: hub id, or "asset:NAME" for one that ships with the package.
+        revision: commit of the hub; None for assets (their files are hashed).
+        steps: denoising steps.
+        guidance: classifier-free guidance scale; 0 means none.
+        size: picture side in pixels.
+        dtype: number format of denoiser and text encoders; the autoencoder always decodes in float32.
+        scorer: the CLIP that scores its pictures.
+        saes: where its SAEs are, as `riebench.saes.sources` reads it, or "asset:NAME".
+        notes: what one should know before comparing its numbers.
+        family: name of its model family.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    steps: int
+    guidance: float
+    size: int
+    dtype: str
+    scorer: str
+    saes: str | None
+    notes: str
+    family: str = DEFAULT_FAMILY
+
+    @property
+    def spec_source(self) -> str:
+        """The source as a run's identity names it; shipped models are told apart by the hash of their files."""
+        return f"riebench/{self.name}" if self.source.startswith(ASSET) else self.source
 
 
 def model_label(

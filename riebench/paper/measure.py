@@ -18,7 +18,7 @@ from riebench.blocks import RESIDUAL, kind
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit
 from riebench.generation.generator import Generator
-from riebench.generation.hooks import find_module, hooked, known_sites
+from riebench.generation.hooks import find_site, hooked, known_sites
 from riebench.generation.memory import automatic_batch_size
 from riebench.generation.trace import capture
 from riebench.models.loading import LoadedModel
@@ -84,7 +84,7 @@ def watch(
                 take(site, step, half, first, part.float().flatten(2).transpose(1, 2))
 
         # Without a word about guidance the capture hands over both halves.
-        with capture(model.unet, blocks, steps=model.spec.steps, sink=sink):
+        with capture(model.denoiser, blocks, steps=model.spec.steps, sink=sink):
             generator.generate([run.prompt for run in some], [run.seed for run in some])
 
 
@@ -126,7 +126,7 @@ def chosen_blocks(job: PaperJob, model: LoadedModel, usual: Sequence[str]) -> tu
     Raises:
         RiebenchError: for one that the model does not have or the artefact does not look at.
     """
-    known = known_sites(model.unet)
+    known = known_sites(model.denoiser)
     for block in job.blocks:
         if block not in known:
             raise RiebenchError(f"{model.spec.name} has no block {block!r}{near_match(block, known)}")
@@ -143,46 +143,21 @@ def change_of(site: str) -> str:
     return SKIP_ONLY if kind(site) == RESIDUAL else NO_UPDATE
 
 
-def pass_order(sites: tuple[str, ...]) -> tuple[str, ...]:
-    """Blocks in the order in which a picture passes through them."""
-
-    def place(site: str) -> tuple[int, ...]:
-        side, *numbers = site.split(".")
-        residual = "res" in numbers
-        level = int(numbers[0]) if side != "mid" else 0
-        return ("down", "mid", "up").index(side), level, 2 * int(numbers[-1]) + (not residual)
-
-    return tuple(sorted(sites, key=place))
-
-
-def skip_path(block: nn.Module, hidden: Tensor) -> Tensor:
-    """What a residual block adds its branch to: its input, through the shortcut convolution where it has one."""
-    shortcut: Any = getattr(block, "conv_shortcut", None)
-    scale: float = getattr(block, "output_scale_factor", 1.0)
-    return (hidden if shortcut is None else shortcut(hidden)) / scale
-
-
 @contextmanager
-def without(unet: nn.Module, site: str, steps: int | None = None) -> Iterator[None]:
-    """Takes a block's part away in every U-Net call made inside the `with` block, in both guidance halves.
+def without(denoiser: nn.Module, site: str, steps: int | None = None) -> Iterator[None]:
+    """Take a block's part away in every call of a denoiser made inside the `with` block, in both guidance halves.
 
     Args:
-        unet: a `UNet2DConditionModel`.
-        site: an attention or a residual block.
-        steps: the number of calls there must be, if known.
+        denoiser: of a known model family.
+        site: a block.
+        steps: the number of steps there must be, if known.
 
     Raises:
         RiebenchError: if the block is missing, or the number of calls is wrong.
     """
-    module = find_module(unet, site)
-
-    def replace(args: Any, output: Any) -> Any:
-        if kind(site) == RESIDUAL:
-            return skip_path(module, args[0])
-        return args[0] if isinstance(output, Tensor) else (args[0], *output[1:])
-
-    with hooked(unet, [site], steps) as hooks:
-        hooks.after(module, replace)
+    place = find_site(denoiser, site)
+    with hooked(denoiser, [site], steps) as hooks:
+        hooks.after(place.module, place.bypass)
         yield
 
 

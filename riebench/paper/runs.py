@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from riebench.analysis.configurations import configurations
-from riebench.blocks import BLOCKS
+from riebench.blocks import default_blocks
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.jobs.request import RunRequest
@@ -177,7 +177,7 @@ def share_text(share: Fraction | None) -> str | None:
 def pools(job: PaperJob) -> Pools:
     """Counts features and units of the four blocks of the job's few-step model."""
     known = look_up(job.few_steps, dtype=job.dtype, options=job.options)
-    units = {block: known.shape.units(block) for block in BLOCKS if block in known.shape.blocks}
+    units = {block: known.shape.units(block) for block in default_blocks() if block in known.shape.blocks}
     place = job.sae or (known.preset.saes if known.preset else None)
     return Pools(_features(place, tuple(units), job.offline) if place else {}, units)
 

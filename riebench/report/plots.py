@@ -14,7 +14,7 @@ from markupsafe import Markup
 from riebench.analysis.configurations import EVERYTHING, Configuration, whole_configurations
 from riebench.analysis.tables import per_feature_share
 from riebench.analysis.tradeoff import BUDGETS
-from riebench.blocks import BLOCKS, NO_BLOCKS
+from riebench.blocks import NO_BLOCKS, default_blocks
 from riebench.report.data import DISTANCE, EFFECT, Group, counts, mean
 from riebench.scoring.profiles import metric_format
 
@@ -29,8 +29,8 @@ COLORS = ("#2f7ed8", "#d9541e", "#2a9458", "#a05fd0", "#ac7d0c", "#d64a86", "#15
 """All at least 3:1 against the page in light and in dark."""
 DASHES = ("-", "--", ":", "-.")
 ENDS = ("no_edit", "target_prompt")
-BLOCK_MARKERS = dict(zip(BLOCKS, "^vsD", strict=True))
-MARKS = dict(zip(BLOCKS, "△▽□◇", strict=True))
+BLOCK_MARKERS = dict(zip(default_blocks(), "^vsD", strict=True))
+MARKS = dict(zip(default_blocks(), "△▽□◇", strict=True))
 """The same as characters, for the text beside the plot."""
 
 

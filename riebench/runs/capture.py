@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from riebench.blocks import ATTENTION, BLOCKS, kind, short_name, unit_site
+from riebench.blocks import ATTENTION, default_blocks, kind, short_name, unit_site
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import known_sites, unit_layers
 from riebench.generation.memory import PREFIX_KEPT, PREFIX_STEPS, Footprint, footprint, prefix_bytes
 from riebench.generation.prefix import PrefixPlan
 from riebench.methods.base import ROLES, ExampleRuns
 from riebench.methods.ranking import UnitMeter
-from riebench.models.shapes import unet_shape
 from riebench.runs.plan import Work
 from riebench.runs.prepare import Prepared
 
@@ -32,8 +31,8 @@ class CapturePlan:
         self.prepared = prepared
         self.looks_at_attention = looks_at_attention
         model = generator.model
-        self._sites = known_sites(model.unet)
-        self._shape = unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor)
+        self._sites = known_sites(model.denoiser)
+        self._shape = model.family.shape_of_pipeline(model.pipe)
         blocks = self._attention_blocks()
         # The usual blocks count even where a setting uses one of them alone: it is then treated alike in all company.
         self._usual = self._footprint(blocks, blocks, blocks)
@@ -69,7 +68,7 @@ class CapturePlan:
 
     def _prefix_bytes(self, plan: PrefixPlan) -> int:
         model = self.generator.model
-        width = next(model.unet.parameters()).element_size()
+        width = next(model.denoiser.parameters()).element_size()
         return prefix_bytes(
             self._shape, model.spec.size, model.spec.steps, plan.blocks, len(plan.steps), width, guided=model.guided
         )
@@ -115,7 +114,7 @@ class CapturePlan:
         """Block -> number of its feed-forward layers, for all settings that switch units."""
         users = (one.setting for one in self.prepared.values() if "units" in one.method.needs)
         blocks = {block for setting in users for block in setting.blocks}
-        return {short_name(block): unit_layers(self.generator.model.unet, block) for block in blocks}
+        return {short_name(block): unit_layers(self.generator.model.denoiser, block) for block in blocks}
 
     def _blocks(self, works: Sequence[Work]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Blocks whose updates are needed, and blocks whose units are."""
@@ -136,7 +135,7 @@ class CapturePlan:
         return self._usual.metered or self.footprint(works).metered
 
     def _unit_sites(self, blocks: Sequence[str]) -> tuple[str, ...]:
-        unet = self.generator.model.unet
+        unet = self.generator.model.denoiser
         return tuple(unit_site(block, layer) for block in blocks for layer in range(unit_layers(unet, block)))
 
     def _looked(self, works: Sequence[Work]) -> bool:
@@ -152,5 +151,5 @@ def attention_blocks(sites: Sequence[str]) -> tuple[str, ...]:
     Args:
         sites: all blocks of the U-Net.
     """
-    usual = tuple(block for block in BLOCKS if block in sites)
+    usual = tuple(block for block in default_blocks() if block in sites)
     return usual or tuple(site for site in sites if kind(site) == ATTENTION)

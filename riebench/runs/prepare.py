@@ -90,7 +90,7 @@ def prepare(
     method = get_method(setting.method)
     method.check(setting.params)
     method.check_strengths(setting.strengths)
-    blocks, window = check_places(setting, known_sites(model.unet), model.spec)
+    blocks, window = check_places(setting, known_sites(model.denoiser), model.spec)
     saes = {}
     if "saes" in method.needs:
         named, shelf = source or setting.sae, {} if shelf is None else shelf
@@ -282,6 +282,6 @@ def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
     """
     from riebench.tasks.suites import check_prompt_lengths
 
-    tokenizer = model.pipe.tokenizer
+    tokenizer = model.family.tokenizers(model.pipe)[0]
     limit = int(tokenizer.model_max_length)
     check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)

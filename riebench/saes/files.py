@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from riebench.blocks import SDXL_BLOCKS, long_name, module_path, short_name
+from riebench.blocks import known_blocks, long_name, module_path, short_name, update_block
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.utils.files import content_digest, file_sha256, parse_json
@@ -342,26 +342,27 @@ def batch_threshold(value: Tensor, n: int, where: Path) -> Tensor:
 def block_named_by(path: Path) -> str | None:
     """The block that a folder or file is named for.
 
-    Names go on after the block ("unet.mid_block.attentions.0_k10_hidden5120_..."), so whole names are compared.
+    Names go on after the block (PATH_k10_hidden5120_...), so whole names are compared.
     """
     stem = (path.stem if path.is_file() else path.name).split("_k")[0]
-    for block in SDXL_BLOCKS:
+    for block in known_blocks():
         if stem in (block, module_path(block), long_name(block)):
             return block
     return None
 
 
 def site_of(name: object) -> tuple[str | None, Signal | None]:
-    """Block and signal that a training hook's name stands for, as far as it says.
+    """Return the block and the signal that a training hook's name stands for, as far as it says.
 
     Args:
-        name: for example "unet.mid_block.attentions.0" or "mid_block.attentions.0.proj_out".
+        name: the path of a block, or of the module inside it that gives exactly what the block adds.
     """
     if not isinstance(name, str):
         return None, None
-    # A block's last projection gives exactly what the block adds.
-    stem = name.removesuffix(".proj_out")
+    block = update_block(name)
+    if block is not None:
+        return block, "update"
     try:
-        return short_name(stem), "update" if stem != name else None
+        return short_name(name), None
     except RiebenchError:
         return None, None

@@ -17,9 +17,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from riebench.blocks import module_path, short_name
+from riebench.blocks import block_prefixes, short_name
 from riebench.errors import RiebenchError, near_match
-from riebench.models.presets import ASSET
+from riebench.models.spec import ASSET
 from riebench.saes.files import MAPPINGS, SaeOptions
 from riebench.saes.formats import load_saes
 from riebench.saes.readers import sae_formats
@@ -139,7 +139,6 @@ def _snapshot(place: HubPlace, names: list[str], offline: bool) -> Path:
         raise RiebenchError(f"SAEs: {error}") from error
 
 
-_FOR_BLOCK = re.compile(r"(?P<block>(?:unet|down|mid|up)[\w.]*)=(?P<rest>.+)")
 _LISTS = (".yaml", ".yml", ".json")
 _OPTIONS = ("k", "signal", "mapping", "input_scale", "signed")
 
@@ -185,7 +184,7 @@ def parse_sources(text: str) -> tuple[SaeSource, ...]:
     pieces: list[str] = []
     for piece in text.split(","):
         # A comma also stands between options and may stand in a path: only a block's name begins a new entry.
-        if pieces and not _FOR_BLOCK.fullmatch(piece):
+        if pieces and not _for_block(piece):
             pieces[-1] += f",{piece}"
         else:
             pieces.append(piece)
@@ -196,8 +195,13 @@ def parse_sources(text: str) -> tuple[SaeSource, ...]:
     return sources
 
 
+def _for_block(text: str) -> re.Match[str] | None:
+    """Match BLOCK=PLACE, where BLOCK begins like the name of a block."""
+    return re.fullmatch(rf"(?P<block>(?:{'|'.join(block_prefixes())})[\w.]*)=(?P<rest>.+)", text)
+
+
 def _parse_one(text: str) -> list[SaeSource]:
-    match = _FOR_BLOCK.fullmatch(text)
+    match = _for_block(text)
     block, rest = (short_name(match["block"]), match["rest"]) if match else (None, text)
     place, _, stated = rest.partition("#")
     path = Path(place).expanduser()
@@ -322,8 +326,7 @@ def check_width(sae: SparseAutoencoder, block: str, model: LoadedModel) -> None:
     Raises:
         RiebenchError: if they differ.
     """
-    projection: Any = model.unet.get_submodule(f"{module_path(block)}.proj_out")
-    channels = projection.weight.shape[0]
+    channels = model.family.update_width(model.denoiser, short_name(block))
     if sae.d != channels:
         raise RiebenchError(
             f"the SAE for {block} has width {sae.d}, but {model.spec.name} has {channels} channels there; "

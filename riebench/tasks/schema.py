@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from riebench.blocks import BLOCKS
+from riebench.blocks import default_blocks
 from riebench.errors import RiebenchError
 from riebench.tasks.prompts import plain_prompt
 from riebench.utils.files import content_digest
@@ -215,7 +215,7 @@ class Setting(Stored):
     """A registered method."""
     params: dict[str, JsonValue] = {}
     """The method's parameters; checked against its signature."""
-    blocks: tuple[str, ...] = BLOCKS
+    blocks: tuple[str, ...] = Field(default_factory=default_blocks)
     """Blocks the method may change; empty for methods that touch none."""
     block_mode: Literal["together", "each", "both"] = "together"
     """All blocks in one edit, every block alone, or both."""

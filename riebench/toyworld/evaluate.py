@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from riebench.blocks import BLOCKS
 from riebench.generation.edits import Edit, Placed, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.trace import Trace
 from riebench.models.assets import asset_folder
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, Judge

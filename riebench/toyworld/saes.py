@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from riebench.blocks import BLOCKS
 from riebench.generation.generator import Capture, Generator
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import load_model
 from riebench.saes.formats import folder_name
 from riebench.toyworld.captions import caption

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from riebench.blocks import BLOCKS, UNITS, kind, short_name
+from riebench.blocks import UNITS, default_blocks, kind, short_name
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_module
 from riebench.models.loading import LoadedModel
-from riebench.models.shapes import unet_shape
 from riebench.training.collection import (
     LARGEST_SEED,
     BlockLayout,
@@ -51,7 +50,7 @@ class Collecting:
         RiebenchError: if the seed is out of its range.
     """
 
-    blocks: tuple[str, ...] = BLOCKS
+    blocks: tuple[str, ...] = field(default_factory=default_blocks)
     limit: int | None = None
     seed: int = 0
     batch_size: int = 8
@@ -68,12 +67,12 @@ class Collecting:
         Raises:
             RiebenchError: if the model lacks a block.
         """
-        shape = unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor)
+        shape = model.family.shape_of_pipeline(model.pipe)
         layouts = {}
         for block in dict.fromkeys(short_name(block) for block in self.blocks):
             if kind(block) == UNITS:
                 raise RiebenchError(f"{block} names units inside a block; updates are those of a whole block")
-            find_module(model.unet, block)
+            find_module(model.denoiser, block)
             rows = model.spec.steps * shape.positions(block, model.spec.size)
             layouts[block] = BlockLayout(width=shape.width(block), rows=rows)
         return CollectionIndex(

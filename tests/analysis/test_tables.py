@@ -12,9 +12,10 @@ import pytest
 from records import make_key, make_score, make_spec
 
 from riebench.analysis import stats
-from riebench.analysis.configurations import TABLE_METRICS, configurations
+from riebench.analysis.configurations import configurations
 from riebench.analysis.stats import detectable_difference, estimate
 from riebench.analysis.tables import per_feature_share, per_method, write_tables
+from riebench.scoring.profiles import metric_format
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 
@@ -123,8 +124,8 @@ def test_cells_hold_the_numbers_of_one_network(filled: RunFolder) -> None:
 
 
 def test_numbers_are_printed_without_negative_zero() -> None:
-    assert TABLE_METRICS["clip_gain"].number(-0.00001) == "0.00"
-    assert TABLE_METRICS["clip_gain"].number(0.0123) == "+1.23"
+    assert metric_format("clip_gain").number(-0.00001) == "0.00"
+    assert metric_format("clip_gain").number(0.0123) == "+1.23"
 
 
 def test_files_of_all_four_tables(filled: RunFolder) -> None:

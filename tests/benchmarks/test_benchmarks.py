@@ -50,7 +50,7 @@ def test_one_by_one_makes_the_same_pictures_with_three_times_the_generations(tmp
     with clocked(model) as again:
         BareCalls(model, 2).make([1, 3], 4)
     assert (again.batches, again.rows["decoder"], again.calls["decoder"]) == ([1, 3], 4, 2)
-    assert not any("forward" in part.__dict__ for part in model.unet.modules())
+    assert not any("forward" in part.__dict__ for part in model.denoiser.modules())
 
 
 def test_bare_calls_beside_a_run_are_as_many_and_change_nothing_in_it(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ import pytest
 from benchmarks.sdxl.architecture import build_unet, build_vae
 from benchmarks.sdxl.counting import decode_cost, unet_cost
 from benchmarks.sdxl.measure import CPU_CONFIGURATIONS, CUDA_CONFIGURATIONS, Configuration, measure
-from riebench.blocks import BLOCKS
 from riebench.generation.hooks import known_sites
-from riebench.models.presets import PARAMETERS
-from riebench.models.shapes import SDXL
+from riebench.models.families.sdxl.names import BLOCKS
+from riebench.models.families.sdxl.shape import PARAMETERS, SDXL
 
 
 def test_the_architecture_is_sdxls() -> None:

@@ -154,7 +154,7 @@ def test_nesting_is_refused_in_our_words_when_the_parser_stops_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def parse(text: str, Loader: object) -> None:
-        mark = yaml.Mark("", 203, 0, 203, None, None)
+        mark = yaml.Mark("", 203, 0, 203, None, 0)
         raise yaml.scanner.ScannerError("while increasing flow level", mark, "words of another package", mark)
 
     path = tmp_path / "task.yaml"
@@ -334,7 +334,7 @@ def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch
     ],
 )  # fmt: skip
 def test_records_name_nothing_outside_their_folder(folder: RunFolder, change: dict[str, Any]) -> None:
-    from helpers import make_key, make_record
+    from records import make_key, make_record
 
     record = make_record(make_key(), "images/a.png", "0" * 64).model_dump(mode="json")
     record |= {**change, "key": {**record["key"], **change.get("key", {})}}

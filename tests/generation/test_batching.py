@@ -15,10 +15,9 @@ from tiny import tiny_model, tiny_saes
 
 from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.generation.generator import Generator
-from riebench.generation.memory import BatchSize, activation_bytes, automatic_batch_size, free_bytes
+from riebench.generation.memory import BatchSize, automatic_batch_size, free_bytes
 from riebench.jobs.request import batch_size_of
 from riebench.methods.editors import Editor, EditorContext
-from riebench.models.shapes import unet_shape
 from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting
@@ -113,9 +112,7 @@ def test_where_nothing_ever_fits_the_run_ends(tmp_path: Path, tight: Any) -> Non
 def test_the_size_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     assert free_bytes(torch.device("cpu")) > 0
-    one = activation_bytes(
-        unet_shape(model.pipe.unet.config, model.pipe.vae_scale_factor), model.spec, model.options, 1
-    )
+    one = model.family.shape_of_pipeline(model.pipe).activation_bytes(model.spec, model.options, 1)
     for rows, size in ((0.5, 1), (2.1, 2), (7.9, 4), (8.1, 8), (1e6, 32)):
         monkeypatch.setattr("riebench.generation.memory.free_bytes", lambda device, rows=rows: int(2 * rows * one))
         assert automatic_batch_size(model) == size
@@ -198,7 +195,7 @@ def test_an_editor_short_of_memory_makes_its_own_batches_smaller_and_no_others(
     monkeypatch.setattr(Editor, "paint", paint)
     ledits = Setting(name="l", method="ledits_pp", blocks=(), params={"inversion_steps": 2}, strengths=(1, 2, 3, 4, 5))
     patch = PATCH.model_copy(update={"strengths": (1.0, 2.0, 3.0)})
-    handle = tiny_model().unet.register_forward_pre_hook(forward)
+    handle = tiny_model().denoiser.register_forward_pre_hook(forward)
     try:
         folder, other = run(tmp_path, ledits, patch, batch_size=6)
     finally:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model
 
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, Placed, Term
 from riebench.generation.generator import Capture, Generator
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import load_model
 from riebench.models.presets import PRESETS, scorer_for
 from riebench.models.spec import ModelOptions
@@ -145,7 +145,7 @@ def test_a_folder_is_identified_by_its_content(tmp_path: Path) -> None:
 
 def test_half_precision_decodes_in_full() -> None:
     model = load_model(str(tiny_folder()), dtype="bfloat16", steps=1)
-    assert next(model.unet.parameters()).dtype == torch.bfloat16
+    assert next(model.denoiser.parameters()).dtype == torch.bfloat16
     assert next(model.pipe.vae.parameters()).dtype == torch.float32
     assert Generator(model).generate(PROMPTS[:1], SEEDS[:1], edits=[push(steps=1)]).images.std() > 0
 

@@ -117,7 +117,7 @@ def adaptive() -> Adaptive:
 def test_calls_outside_the_interval_are_the_unedited_ones_bit_for_bit(site: str, change: Placed) -> None:
     plain = call()
     edit = Edit({site: change}, window=(1, 2), strength=4.0)
-    with intervene(tiny_model().unet, [edit, None], pairs={0: (0, 1)}):
+    with intervene(tiny_model().denoiser, [edit, None], pairs={0: (0, 1)}):
         first, second, third = call(), call(), call()
     assert torch.equal(first, plain) and torch.equal(third, plain)
     assert not torch.equal(second[0], plain[0]) and torch.equal(second[1], plain[1])
@@ -126,7 +126,7 @@ def test_calls_outside_the_interval_are_the_unedited_ones_bit_for_bit(site: str,
 def test_rows_of_one_batch_have_their_own_intervals() -> None:
     plain = call()
     edits = [Edit({"mid.0": push(steps=2)}, window=window) for window in ((0, 1), (1, 2))]
-    with intervene(tiny_model().unet, edits):
+    with intervene(tiny_model().denoiser, edits):
         first, second = call(), call()
     assert not torch.equal(first[0], plain[0]) and torch.equal(first[1], plain[1])
     assert torch.equal(second[0], plain[0]) and not torch.equal(second[1], plain[1])

@@ -14,10 +14,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.sdxl.counting import shares_before
-from riebench.blocks import BLOCKS, module_path
+from riebench.blocks import module_path
 from riebench.generation.edits import Edit, LatentChange, Placed, Term, TextChange
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.prefix import Cut, Prefix, PrefixPlan, changes, shared_cut
+from riebench.models.families.sdxl.names import BLOCKS
 
 PROMPTS = ["a red house", "a blue cat"]
 SEEDS = [11, 12]
@@ -94,7 +95,7 @@ def test_the_pictures_are_those_of_whole_runs(name: str, guidance: float) -> Non
 
 def test_nothing_before_the_cut_is_computed_and_everything_after_it_is() -> None:
     generator, source = source_run(0.0)
-    unet = generator.model.unet
+    unet = generator.model.denoiser
     layer = "{}.transformer_blocks.0.ff.net.2"
     seen: dict[str, list[int]] = {}
     for path in ("down_blocks.0.resnets.0.conv1", *(layer.format(module_path(block)) for block in BLOCKS), "conv_out"):
@@ -143,7 +144,7 @@ def test_latents_changed_between_steps_share_the_steps_before() -> None:
     change = LatentChange(source.latents[0], source.latents[2], mask)
     edit = Edit(latents=change, strength=1.0, window=(1, 3))
     kept = [prefix_of(source)]
-    with calls_of(generator.model.unet, "down_blocks.0.resnets.0.conv1") as calls:
+    with calls_of(generator.model.denoiser, "down_blocks.0.resnets.0.conv1") as calls:
         shared = generator.generate(PROMPTS[:1], SEEDS[:1], edits=[edit], prefixes=kept).images.astype(int)
     assert calls == [1]
     whole = generator.generate(PROMPTS[:1], SEEDS[:1], edits=[edit]).images.astype(int)
@@ -152,7 +153,7 @@ def test_latents_changed_between_steps_share_the_steps_before() -> None:
 
 def test_the_model_is_left_as_it_was_also_after_an_error() -> None:
     generator, source = source_run(0.0)
-    unet = generator.model.unet
+    unet = generator.model.denoiser
     before = generator.generate(PROMPTS, SEEDS).images
     wrong = Edit({"up.0.1": Placed((Term(torch.arange(GRID * GRID), torch.ones(1, 1, 3)),))})
     with pytest.raises(RuntimeError):
@@ -167,7 +168,7 @@ def test_single_block_edits_of_one_step_cost_two_thirds_of_a_whole_run_on_averag
     costs = []
     for block in BLOCKS:
         for prefixes in ((), (prefix_of(source),)):
-            counter = FlopCounterMode(generator.model.unet, display=False, depth=1)
+            counter = FlopCounterMode(generator.model.denoiser, display=False, depth=1)
             with counter:
                 generator.generate(PROMPTS, SEEDS, edits=[EDITS[block]] * 2, prefixes=prefixes)
             costs.append(sum(counter.get_flop_counts()["UNet2DConditionModel"].values()))

@@ -13,11 +13,12 @@ from tiny import CHANNELS, GRID, tiny_model
 from torch import Tensor, nn
 
 from riebench import blocks
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Adaptive, Branch, Edit, Placed, Term
 from riebench.generation.generator import Capture, Generator
-from riebench.generation.trace import Half, capture, intervene
+from riebench.generation.trace import capture, intervene
+from riebench.models.families.base import Half
+from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.saes.sae import SparseAutoencoder
 
 PROMPTS, SEEDS = ["a red house", "a blue cat"], [1, 2]
@@ -48,7 +49,9 @@ def call(batch: int = 2, guided: bool = False) -> Tensor:
 
 def hook_count() -> int:
     """Hooks on the tiny U-Net."""
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tiny_model().unet.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tiny_model().denoiser.modules()
+    )
 
 
 def push(width: int = CHANNELS, steps: int = 1, size: float = 5.0) -> Placed:
@@ -56,7 +59,7 @@ def push(width: int = CHANNELS, steps: int = 1, size: float = 5.0) -> Placed:
     return Placed((Term(torch.arange(POSITIONS), torch.full((steps, 1, width), size)),))
 
 
-@pytest.mark.parametrize("name", blocks.SDXL_BLOCKS)
+@pytest.mark.parametrize("name", SDXL_BLOCKS)
 def test_block_names_translate_both_ways(name: str) -> None:
     assert blocks.short_name(blocks.module_path(name)) == name
     assert blocks.short_name(blocks.long_name(name)) == name
@@ -77,7 +80,7 @@ def test_unknown_block_names_the_nearest() -> None:
 
 
 def test_update_is_output_minus_input_in_every_block() -> None:
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     sites = ["down.2.1", "mid.0", "up.0.0", "up.0.1", "mid.res.0", "down.1.res.0", "up.0.res.2"]
     with capture(unet, sites, keep=("input", "output", "update"), steps=1) as trace:
         call()
@@ -93,7 +96,7 @@ def test_update_is_output_minus_input_in_every_block() -> None:
 
 
 def test_units_are_what_the_feed_forward_layer_passes_on() -> None:
-    with capture(tiny_model().unet, ["mid.0", "mid.0.ff.0"]) as trace:
+    with capture(tiny_model().denoiser, ["mid.0", "mid.0.ff.0"]) as trace:
         call()
     units = trace.get("mid.0.ff.0")
     assert units.shape == (2, 1, POSITIONS, CHANNELS * 4)
@@ -101,7 +104,7 @@ def test_units_are_what_the_feed_forward_layer_passes_on() -> None:
 
 
 def test_attention_sums_to_one_and_is_that_of_the_layer() -> None:
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     with capture(unet, ["mid.0"], keep=("attention",)) as trace:
         call()
     found = trace.get("mid.0", "attention")[:, 0]
@@ -123,15 +126,15 @@ def test_attention_sums_to_one_and_is_that_of_the_layer() -> None:
 
 def test_capturing_changes_nothing() -> None:
     plain = call()
-    with capture(tiny_model().unet, BLOCKS, keep=("input", "output", "update", "attention")):
+    with capture(tiny_model().denoiser, BLOCKS, keep=("input", "output", "update", "attention")):
         seen = call()
     assert torch.equal(plain, seen)
 
 
 def test_guidance_halves_are_kept_apart() -> None:
-    with capture(tiny_model().unet, ["mid.0"], guided=True, unconditional=True) as trace:
+    with capture(tiny_model().denoiser, ["mid.0"], guided=True, unconditional=True) as trace:
         call(guided=True)
-    with capture(tiny_model().unet, ["mid.0"]) as whole:
+    with capture(tiny_model().denoiser, ["mid.0"]) as whole:
         call(guided=True)
     assert torch.equal(trace.get("mid.0", half="unconditional"), whole.get("mid.0")[:2])
     assert torch.equal(trace.get("mid.0"), whole.get("mid.0")[2:])
@@ -145,22 +148,22 @@ def test_steps_are_counted_per_generation() -> None:
 
 def test_missing_block_is_an_error_and_leaves_no_hook() -> None:
     before = hook_count()
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     with pytest.raises(RiebenchError, match=r"no block down.9.1 \(did you mean"), capture(unet, ["down.9.1"]):
         call()
     assert hook_count() == before
 
 
 def test_wrong_number_of_calls_is_an_error() -> None:
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     with pytest.raises(RiebenchError, match="expected 2 U-Net calls, saw 1"), capture(unet, ["mid.0"], steps=2):
         call()
     with pytest.raises(RiebenchError, match="expected 1 U-Net calls, saw 0"), intervene(unet, [None], steps=1):
         pass
 
 
-class Skipping(nn.Module):
-    """A network that has a block and never calls it."""
+class UNet2DConditionModel(nn.Module):
+    """A network, called as SDXL's denoiser is, that has a block and never calls it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +175,7 @@ class Skipping(nn.Module):
 
 
 def test_a_block_that_is_passed_over_is_an_error() -> None:
-    network = Skipping()
+    network = UNet2DConditionModel()
     with pytest.raises(RiebenchError, match=r"mid.0 ran 0 times in 1 U-Net calls"), capture(network, ["mid.0"]):
         network(torch.zeros(1))
 
@@ -180,7 +183,7 @@ def test_a_block_that_is_passed_over_is_an_error() -> None:
 def test_hooks_are_gone_after_an_exception() -> None:
     before = hook_count()
     edits = [Edit({"mid.0": push()})]
-    with suppress(ZeroDivisionError), capture(tiny_model().unet, BLOCKS), intervene(tiny_model().unet, edits):
+    with suppress(ZeroDivisionError), capture(tiny_model().denoiser, BLOCKS), intervene(tiny_model().denoiser, edits):
         assert hook_count() > before
         raise ZeroDivisionError
     assert hook_count() == before
@@ -188,7 +191,7 @@ def test_hooks_are_gone_after_an_exception() -> None:
 
 def test_each_row_gets_its_own_edit() -> None:
     plain = call()
-    with intervene(tiny_model().unet, [None, Edit({"mid.0": push()})], steps=1):
+    with intervene(tiny_model().denoiser, [None, Edit({"mid.0": push()})], steps=1):
         edited = call()
     assert torch.equal(plain[0], edited[0])
     assert not torch.equal(plain[1], edited[1])
@@ -206,19 +209,19 @@ def test_each_row_gets_its_own_edit() -> None:
 def test_an_edit_of_nothing_changes_no_bit(edit: Edit) -> None:
     assert edit.empty
     plain = call()
-    with intervene(tiny_model().unet, [edit, None]):
+    with intervene(tiny_model().denoiser, [edit, None]):
         assert torch.equal(call(), plain)
 
 
 def test_a_change_of_zero_changes_no_bit_either() -> None:
     plain = call()
-    with intervene(tiny_model().unet, [Edit({"mid.0": push(size=0.0)}), Edit({"up.0.1": push(size=0.0)})]):
+    with intervene(tiny_model().denoiser, [Edit({"mid.0": push(size=0.0)}), Edit({"up.0.1": push(size=0.0)})]):
         assert torch.equal(call(), plain)
 
 
 @pytest.mark.parametrize("site", ["mid.0", "mid.res.1", "mid.0.ff.0"])
 def test_the_change_is_exactly_what_was_asked(site: str) -> None:
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     with capture(unet, [site]) as plain:
         call()
     width = plain.row(site, 0).shape[-1]
@@ -232,13 +235,13 @@ def test_the_change_is_exactly_what_was_asked(site: str) -> None:
 def test_sites_of_an_edit_go_by_any_of_their_names(name: str) -> None:
     edited = []
     for site in ("mid.0", name):
-        with intervene(tiny_model().unet, [None, Edit({site: push()})], steps=1):
+        with intervene(tiny_model().denoiser, [None, Edit({site: push()})], steps=1):
             edited.append(call())
     assert torch.equal(*edited) and not torch.equal(edited[0], call())
 
 
 def test_positions_are_row_major() -> None:
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     edit = Edit({"mid.0": Placed((Term(torch.tensor([GRID + 2]), torch.full((1, 1, CHANNELS), 3.0)),))})
     with capture(unet, ["mid.0"]) as plain:
         call(1)
@@ -250,7 +253,7 @@ def test_positions_are_row_major() -> None:
 
 @pytest.mark.parametrize(("branch", "other"), [("both", -5.0), ("conditional", 0.0), ("all", 5.0)])
 def test_guidance_branches(branch: Branch, other: float) -> None:
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     with capture(unet, ["mid.0"], guided=True, unconditional=True) as plain:
         call(guided=True)
     edit = Edit({"mid.0": push()}, branch=branch)
@@ -274,7 +277,7 @@ def test_adaptive_edit_removes_what_is_there_now() -> None:
     )  # fmt: skip
     features = torch.tensor([2, 7])
     edit = Edit({"mid.0": Adaptive(Placed(()), torch.arange(POSITIONS), features, sae)})
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     with capture(unet, ["mid.0"]) as plain:
         call(1)
     with intervene(unet, [edit]), capture(unet, ["mid.0"]) as edited:
@@ -286,16 +289,16 @@ def test_adaptive_edit_removes_what_is_there_now() -> None:
 
 def test_wrong_batch_and_too_few_steps_are_errors() -> None:
     edit = Edit({"mid.0": push()})
-    with pytest.raises(RiebenchError, match="1 edits for a batch of 2"), intervene(tiny_model().unet, [edit]):
+    with pytest.raises(RiebenchError, match="1 edits for a batch of 2"), intervene(tiny_model().denoiser, [edit]):
         call(2)
-    with pytest.raises(RiebenchError, match="made from 1 steps"), intervene(tiny_model().unet, [edit]):
+    with pytest.raises(RiebenchError, match="made from 1 steps"), intervene(tiny_model().denoiser, [edit]):
         call(1)
         call(1)
 
 
 def test_unknown_words_are_refused() -> None:
     wrong: Any = "outputs"
-    with pytest.raises(RiebenchError, match="did you mean 'output'"), capture(tiny_model().unet, [], keep=[wrong]):
+    with pytest.raises(RiebenchError, match="did you mean 'output'"), capture(tiny_model().denoiser, [], keep=[wrong]):
         pass
     with pytest.raises(RiebenchError, match="unknown branch 'outputs'"):
         Edit({}, branch=wrong)

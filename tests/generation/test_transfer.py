@@ -39,7 +39,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def calls(steps: int, edits: list[Edit | None] | None = None, **pairs: Any) -> Trace:
     """A guided run of three rows: source, target, and the source again, to be edited; each step has other inputs."""
-    unet = tiny_model().unet
+    unet = tiny_model().denoiser
     with ExitStack() as stack:
         if edits is not None:
             stack.enter_context(intervene(unet, edits, guided=True, steps=steps, **pairs))

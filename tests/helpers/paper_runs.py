@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from riebench.blocks import BLOCKS
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.spec import ModelSpec
 from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey

@@ -20,7 +20,7 @@ from huggingface_hub import constants, set_client_factory
 from safetensors.torch import load_file, save_file
 from tiny import _FOLDER, _vocabulary, tiny_pipeline
 
-from riebench.models.presets import PARTS
+from riebench.models.families.sdxl.shape import PARTS
 
 REPO = "someone/tiny-sdxl"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiff
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from riebench.blocks import BLOCKS
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import folder_name, save_sdxl_unbox
 

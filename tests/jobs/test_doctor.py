@@ -24,6 +24,7 @@ from riebench.jobs.dry_run import prepare_forecast
 from riebench.jobs.forecast import forecast
 from riebench.jobs.inventory import Check, looked_for
 from riebench.jobs.request import RunRequest
+from riebench.models.families.sdxl.family import FAMILY
 from riebench.models.spec import ModelOptions
 from riebench.utils import machine
 from riebench.utils.files import file_sha256
@@ -214,7 +215,9 @@ def test_a_message_without_a_command_is_told_whole() -> None:
 
     assert looked_for("it", look) == Check("it", "missing", "two lines")
     assert looked_for("it", look, needed=False).state == "optional"
-    assert inventory.hub_command("a/b", None, "float32").startswith("hf download a/b --include 'model_index.json'")
+    assert inventory.hub_command(FAMILY, "a/b", None, "float32").startswith(
+        "hf download a/b --include 'model_index.json'"
+    )
 
 
 def test_small_pictures_may_be_decoded_one_by_one() -> None:

@@ -22,9 +22,9 @@ from riebench.generation.memory import automatic_batch_size
 from riebench.jobs.dry_run import forecast_job, prepare_forecast, sae_bytes
 from riebench.jobs.forecast import Forecast
 from riebench.jobs.request import EngineOptions, RunRequest
+from riebench.models.families.sdxl.shape import SDXL, folder_shape
 from riebench.models.lookup import look_up
 from riebench.models.presets import SAE_BYTES_PER_BLOCK
-from riebench.models.shapes import SDXL, folder_shape
 from riebench.models.spec import ModelOptions
 from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import Setting
@@ -148,7 +148,7 @@ def test_region_models_look_at_pictures_first(job: RunRequest) -> None:
 
 
 def test_a_folders_shape_is_what_the_loaded_model_has() -> None:
-    shape, unet = folder_shape(tiny_folder()), tiny_model().unet
+    shape, unet = folder_shape(tiny_folder()), tiny_model().denoiser
     assert set(shape.blocks) == set(known_sites(unet))
     assert shape.parameters["unet"] == sum(value.numel() for value in unet.parameters())
     assert (shape.width("mid.0"), shape.positions("mid.0", 32), shape.units("up.0.1")) == (64, 16, 256)

@@ -17,11 +17,11 @@ from tiny import tiny_folder, tiny_saes
 from typer.testing import CliRunner
 
 import riebench.scoring.score
-from riebench.blocks import BLOCKS
 from riebench.cli.main import app
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job, say_failures
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.scoring.metrics.clip import ClipScorer
 from riebench.scoring.metrics.networks import Networks

@@ -23,6 +23,7 @@ from riebench.methods.base import get_method
 from riebench.methods.check import check_setting
 from riebench.methods.editors import Editor, EditorContext, Pictures, unchanged
 from riebench.methods.prompt_to_prompt import Alignment, Injection, Reading, _Injecting, align, inject, read
+from riebench.models.families.base import BatchLayout
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.spec import ModelOptions
 from riebench.runs.runner import run_benchmark
@@ -69,7 +70,7 @@ def paint(name: str, ctx: EditorContext, **params: Any) -> np.ndarray[Any, Any]:
 def counted(model: LoadedModel) -> Iterator[list[int]]:
     """Batch sizes of all U-Net calls."""
     seen: list[int] = []
-    handle = model.unet.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[0]))
+    handle = model.denoiser.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[0]))
     yield seen
     handle.remove()
 
@@ -191,9 +192,9 @@ def test_injected_attention_is_what_the_maps_say(text: bool, refined: bool, guid
     )
     rows = 6 if guided else 3
     hidden, words = torch.randn(rows, 9, 8), torch.randn(rows, 5, 6) if text else None
-    hooks = Hooks(layer)
+    hooks = Hooks(layer, BatchLayout(guided))
     hooks.calls = 1
-    layer.set_processor(_Injecting(AttnProcessor(), injection, hooks, guided, text=text))
+    layer.set_processor(_Injecting(AttnProcessor(), injection, hooks, text=text))
     found = layer(hidden, words)
 
     seen = hidden if words is None else words
@@ -221,16 +222,19 @@ def test_injection_refuses_other_layers_and_batches_and_puts_the_processors_back
     before = dict(model.pipe.unet.attn_processors)
     generator = Generator(model)
     injection = Injection((1,), (0,))
-    with pytest.raises(RiebenchError, match="2 pictures for a batch of 1"), inject(model.unet, injection, guided=False):
+    with (
+        pytest.raises(RiebenchError, match="2 pictures for a batch of 1"),
+        inject(model.denoiser, injection, guided=False),
+    ):
         generator.generate(["a"], [0])
-    wrong = inject(model.unet, injection, guided=False, steps=3)
+    wrong = inject(model.denoiser, injection, guided=False, steps=3)
     with pytest.raises(RiebenchError, match="expected 3 U-Net calls, saw 2"), wrong:
         generator.generate(["a", "b"], [0, 0])
     assert all(model.pipe.unet.attn_processors[name] is one for name, one in before.items())
     odd = Attention(8, heads=2, dim_head=4, residual_connection=True)
-    hooks = Hooks(odd)
+    hooks = Hooks(odd, BatchLayout(False))
     hooks.calls = 1
-    odd.set_processor(_Injecting(AttnProcessor(), Injection((1,), (1,)), hooks, False, text=True))
+    odd.set_processor(_Injecting(AttnProcessor(), Injection((1,), (1,)), hooks, text=True))
     with pytest.raises(RiebenchError, match="U-Nets like SDXL's only"):
         odd(torch.randn(2, 9, 8))
 
@@ -301,7 +305,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
 
 def test_a_half_precision_model_keeps_its_exact_autoencoder() -> None:
     model = load_model(str(tiny_folder()), steps=2, guidance=0.0, dtype="bfloat16")
-    assert model.pipe.vae.config.force_upcast and model.unet.dtype == torch.bfloat16
+    assert model.pipe.vae.config.force_upcast and model.denoiser.dtype == torch.bfloat16
     before = copy.deepcopy(model.pipe.vae.state_dict())
     for name in NAMES:
         assert paint(name, context(model, 0.5)).shape[0] == 1 and model.pipe.vae.dtype == torch.float32
@@ -343,7 +347,7 @@ def test_whatever_an_editor_does_is_undone_or_said() -> None:
     assert pipe.scheduler is scheduler
     rounded = load_model(str(tiny_folder()), steps=2, guidance=0.0)
     with pytest.raises(RiebenchError, match="another number format"), unchanged(rounded):
-        rounded.unet.half()
+        rounded.denoiser.half()
     wrong = Editor("wrong", lambda ctx: np.zeros((1, 8, 8, 3)), frozenset(), "P")
     with pytest.raises(RiebenchError, match=r"gave float64 of shape \(1, 8, 8, 3\); it must give uint8"):
         wrong.paint(context(model, 1.0), {})

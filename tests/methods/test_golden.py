@@ -56,7 +56,7 @@ def sae_context() -> EditContext:
         trace.grids[block] = (GRID, GRID)
         updates = np.concatenate([run[block][1] - run[block][0] for run in (source, target)])
         for step in range(STEPS):
-            trace.add(block, "update", torch.from_numpy(updates[:, step]), guided=False, unconditional=False)
+            trace.add(block, "update", {"conditional": torch.from_numpy(updates[:, step])}, unconditional=False)
     loaded = {}
     for block, parts in saes.items():
         tensors = {name: torch.from_numpy(np.asarray(part)) for name, part in parts.items() if name != "k"}
@@ -77,7 +77,7 @@ def neuron_context() -> EditContext:
     for layer in range(LAYERS):
         for step in range(STEPS):
             values = np.concatenate([source[layer][:, step], target[layer][:, step]])
-            trace.add(f"mid.0.ff.{layer}", "update", torch.from_numpy(values), guided=False, unconditional=False)
+            trace.add(f"mid.0.ff.{layer}", "update", {"conditional": torch.from_numpy(values)}, unconditional=False)
     masks = RegionMasks(source_mask, target_mask)
     runs = ExampleRuns(PAIR, 0, trace, {"source": 0, "target": 1}, masks, {"mid.0": LAYERS})
     return EditContext(runs, ("mid.0",))

@@ -37,9 +37,9 @@ def context(seed: int = 0, blocks: tuple[str, ...] = BLOCKS, target_mask: Any = 
     for _ in range(STEPS):
         for block in BLOCKS:
             picture = torch.randn(2, CHANNELS, GRID, GRID, generator=generator)
-            trace.add(block, "update", picture, guided=False, unconditional=False)
+            trace.add(block, "update", {"conditional": picture}, unconditional=False)
             units = torch.randn(2, POSITIONS, UNITS, generator=generator)
-            trace.add(f"{block}.ff.0", "update", units, guided=False, unconditional=False)
+            trace.add(f"{block}.ff.0", "update", {"conditional": units}, unconditional=False)
     left, upper = np.zeros((2, GRID, GRID), dtype=bool)
     left[:, : GRID // 2], upper[: GRID // 2] = True, True
     masks = RegionMasks(left, upper if target_mask is None else target_mask)
@@ -220,7 +220,7 @@ def test_an_sdxl_sized_neuron_edit_stays_within_twenty_mebibytes() -> None:
     for layer in range(layers):
         values = torch.randn(2, grid * grid, units, generator=generator)
         for _ in range(steps):
-            trace.add(f"mid.0.ff.{layer}", "update", values, guided=False, unconditional=False)
+            trace.add(f"mid.0.ff.{layer}", "update", {"conditional": values}, unconditional=False)
     whole = np.ones((grid, grid), dtype=bool)
     runs = ExampleRuns(PAIR, 0, trace, {"source": 0, "target": 1}, RegionMasks(whole, whole), {"mid.0": layers})
     ctx = EditContext(runs, ("mid.0",))

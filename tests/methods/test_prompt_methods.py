@@ -40,7 +40,7 @@ def read(model: LoadedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
     def look(module: Any, args: Any, kwargs: Any) -> None:
         seen.append((kwargs["encoder_hidden_states"].clone(), kwargs["added_cond_kwargs"]["text_embeds"].clone()))
 
-    handle = model.unet.register_forward_pre_hook(look, with_kwargs=True)
+    handle = model.denoiser.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield seen
     finally:
@@ -62,7 +62,7 @@ def test_each_step_reads_the_mixture_that_its_strength_says(guidance: float) -> 
             Edit(text=SWITCH, strength=0.5, window=(0, 3))]  # fmt: skip
     with read(model) as seen:
         make(model, rows)
-    source, target = (generator.embed(prompt)[:2] for prompt in (SOURCE, TARGET))
+    source, target = (generator.embed(prompt).parts for prompt in (SOURCE, TARGET))
     weights = [[0.3] * 4, [0.0] * 4, [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]
     assert len(seen) == 4
     for step, given in enumerate(seen):

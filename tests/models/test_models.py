@@ -30,8 +30,10 @@ from sdxl_files import (
 
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Generator
+from riebench.models.families.sdxl.files import DOWNLOADS
+from riebench.models.families.sdxl.shape import SDXL
 from riebench.models.loading import load_model
-from riebench.models.presets import NEEDS, PRESETS
+from riebench.models.presets import PRESETS
 from riebench.models.spec import ModelOptions
 
 UNET = "diffusion_pytorch_model"
@@ -332,10 +334,10 @@ def test_a_file_without_ending_is_told_before_it_breaks_the_loader(tmp_path: Pat
 
 
 def test_presets_and_what_they_need_agree() -> None:
-    for name, needs in NEEDS.items():
+    for name, needs in DOWNLOADS.items():
         assert (needs.source, needs.revision) == (PRESETS[name].source, PRESETS[name].revision)
         assert needs.download_bytes("float16") == pytest.approx(6.94e9, rel=0.01)
         assert needs.download_bytes("float32") == pytest.approx(13.88e9, rel=0.01)
-        assert needs.weight_bytes("float16") == pytest.approx(7.1e9, rel=0.01)
+        assert SDXL.weight_bytes("float16") == pytest.approx(7.1e9, rel=0.01)
         assert f"--revision {needs.revision}" in needs.download_command("bfloat16")
         assert ".fp16." not in needs.download_command("float32")

@@ -19,9 +19,10 @@ from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, Placed, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.jobs.request import RunRequest
+from riebench.models.families.sdxl.family import FAMILY
+from riebench.models.families.sdxl.files import AUTOENCODERS
 from riebench.models.loading import LoadedModel, load_model
-from riebench.models.placement import parts_of, place
-from riebench.models.presets import FP16_FIX_REVISION, FP16_FIX_SOURCE
+from riebench.models.placement import place
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import EditExample, EditTask, Setting
@@ -90,14 +91,14 @@ def test_edits_and_captures_work_on_offloaded_weights(offload: str) -> None:
     # Offloading is accelerate's hooks on every module; the device they compute on is the CPU here.
     model = load()
     loaded = model.pipe
-    place(loaded, "cpu", ModelOptions(), "tiny")
+    place(loaded, FAMILY, "cpu", ModelOptions(), "tiny")
     if offload == "model":
         loaded.enable_model_cpu_offload(device="cpu")
     else:
-        for part in parts_of(loaded):
+        for part in FAMILY.networks(loaded):
             # What diffusers does; its own method would say "cpu:0", which parameters do not survive.
             cpu_offload(part, torch.device("cpu"))
-        assert next(loaded.unet.parameters()).is_meta
+        assert next(model.denoiser.parameters()).is_meta
     offloaded = LoadedModel(loaded, model.spec, None, ModelOptions(offload=offload), torch.device("cpu"))
     assert offloaded.device == torch.device("cpu")
     assert np.abs(pictures(offloaded) - pictures(tiny_model())).max() <= 1
@@ -162,10 +163,11 @@ def test_another_autoencoder_is_part_of_what_a_run_is(tmp_path: Path, force_upca
 
 def test_the_autoencoder_for_half_precision_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    place = tmp_path / f"models--{FP16_FIX_SOURCE.replace('/', '--')}" / "snapshots" / FP16_FIX_REVISION
+    fix = AUTOENCODERS["fp16-fix"]
+    place = tmp_path / f"models--{fix.source.replace('/', '--')}" / "snapshots" / fix.revision
     write_vae(place, force_upcast=False)
     model = load_model(str(tiny_folder()), dtype="float16", offline=True, options=ModelOptions(vae="fp16-fix"))
-    assert model.spec.vae == f"{FP16_FIX_SOURCE}@{FP16_FIX_REVISION}" and model.pipe.vae.dtype == torch.float16
+    assert model.spec.vae == f"{fix.source}@{fix.revision}" and model.pipe.vae.dtype == torch.float16
     assert model.spec.name == "tiny-float16-vae-fp16-fix"
     full = load_model(str(tiny_folder()), dtype="float32", offline=True, options=ModelOptions(vae="fp16-fix"))
     assert full.pipe.vae.dtype == torch.float32
@@ -244,7 +246,7 @@ def test_too_little_memory_while_loading_names_what_helps(
     monkeypatch.setattr(type(pipe), "to", full)
     monkeypatch.setattr(type(pipe), "enable_model_cpu_offload", full)
     with pytest.raises(RiebenchError, match=r"not enough memory on meta: the weights alone are 0\.0 GB") as caught:
-        place(pipe, "meta", ModelOptions(offload=offload), "tiny")
+        place(pipe, FAMILY, "meta", ModelOptions(offload=offload), "tiny")
     assert advice in str(caught.value)
 
 

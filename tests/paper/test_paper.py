@@ -18,15 +18,17 @@ from report_runs import NASTY
 from tiny import CHANNELS, SIZE, tiny_folder, tiny_model, tiny_saes
 from typer.testing import CliRunner
 
-from riebench.blocks import BLOCKS, RESIDUAL, SDXL_BLOCKS, kind
+from riebench.blocks import RESIDUAL, kind
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import find_module, known_sites
+from riebench.models.families.sdxl.family import FAMILY
+from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.paper import measure
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, stored
 from riebench.paper.job import Noise, PaperJob, given, toy_captions
-from riebench.paper.measure import VarianceMeter, pass_order, reconstructed, without
+from riebench.paper.measure import VarianceMeter, reconstructed, without
 from riebench.paper.output import check, chosen, make
 from riebench.paper.recipes import on_sdxl, sweep
 from riebench.paper.recipes import steps as steps_pass
@@ -182,9 +184,9 @@ def test_one_that_cannot_be_made_does_not_stop_the_others(job: PaperJob, tmp_pat
 def test_a_block_that_is_taken_away_is_away(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     generator = Generator(model)
-    with without(model.unet, site, model.spec.steps):
+    with without(model.denoiser, site, model.spec.steps):
         away = generator.generate(["a house"], [1]).images
-    module: Any = find_module(model.unet, site)
+    module: Any = find_module(model.denoiser, site)
     if kind(site) == RESIDUAL:
         shortcut = module.conv_shortcut or (lambda hidden: hidden)
         monkeypatch.setattr(module, "forward", lambda hidden, *_, **__: shortcut(hidden))
@@ -197,12 +199,12 @@ def test_a_block_that_is_taken_away_is_away(site: str, monkeypatch: pytest.Monke
 
 
 def test_blocks_come_in_the_order_of_the_pass() -> None:
-    assert pass_order(tuple(sorted(SDXL_BLOCKS))) == SDXL_BLOCKS
+    assert FAMILY.names.pass_order(sorted(SDXL_BLOCKS)) == SDXL_BLOCKS
     model = tiny_model(steps=1)
-    sites = pass_order(known_sites(model.unet))
+    sites = FAMILY.names.pass_order(known_sites(model.denoiser))
     order: list[str] = []
     handles = [
-        find_module(model.unet, site).register_forward_pre_hook(lambda *_, site=site: order.append(site))
+        find_module(model.denoiser, site).register_forward_pre_hook(lambda *_, site=site: order.append(site))
         for site in sites
     ]
     Generator(model).generate(["a house"], [1])

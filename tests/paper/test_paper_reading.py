@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from riebench.errors import RiebenchError
-from riebench.paper.artefact import Artefact, Column, Row, Table
-from riebench.paper.output import INDEX, KINDS, check, index, texts, write_index
+from riebench.paper.artefact import INDEX, Artefact, Column, Row, Table
+from riebench.paper.output import KINDS, check, index, texts, write_index
 from riebench.paper.reading import HEADING, READING, carry_over, equal_facts, rank_facts, reading, variant_facts
 
 

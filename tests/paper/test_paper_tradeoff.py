@@ -11,9 +11,9 @@ import pytest
 from paper_runs import CATEGORIES, keys, level, stored
 
 from riebench.analysis.configurations import EVERYTHING
-from riebench.blocks import BLOCKS
 from riebench.jobs.request import RunRequest
-from riebench.models.shapes import SDXL
+from riebench.models.families.sdxl.names import BLOCKS
+from riebench.models.families.sdxl.shape import SDXL
 from riebench.paper.artefact import picked
 from riebench.paper.contest import contests, joined, read_entries
 from riebench.paper.job import PaperJob

@@ -73,7 +73,7 @@ def rows_of(unet: nn.Module, counter: Counter[str]) -> Any:
 
 def test_the_published_sweep_takes_34_evaluations_an_example_and_step(tmp_path: Path, counted: Counter[str]) -> None:
     model = tiny_model(STEPS)
-    handle = rows_of(model.unet, counted)
+    handle = rows_of(model.denoiser, counted)
     try:
         folders = run_benchmark(
             [task(EXAMPLES, region="house")], [*SWEEP, *EQUAL], model, results_root=tmp_path, batch_size=16,

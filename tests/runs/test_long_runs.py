@@ -13,7 +13,6 @@ from test_methods import BLOCKS as TWO_BLOCKS
 from test_methods import PAIR, context, dense, edit_of
 from tiny import tiny_folder, tiny_model, tiny_saes
 
-from riebench.blocks import BLOCKS
 from riebench.generation.edits import Placed, Stepwise, pick, position_mean, scaled
 from riebench.generation.generator import Capture, GenerationResult, Generator
 from riebench.generation.memory import Footprint, examples_together, footprint
@@ -21,8 +20,9 @@ from riebench.generation.trace import Trace
 from riebench.generation.transfers import Paired
 from riebench.methods.base import EditContext, ExampleRuns
 from riebench.methods.ranking import UnitMeter, means, unit_normalised
+from riebench.models.families.sdxl.names import BLOCKS
+from riebench.models.families.sdxl.shape import SDXL, unet_shape
 from riebench.models.loading import load_model
-from riebench.models.shapes import SDXL, unet_shape
 from riebench.runs import engines
 from riebench.saes.sae import SparseAutoencoder
 from riebench.store.folder import RunFolder
@@ -53,7 +53,7 @@ def as_long(runs: ExampleRuns) -> ExampleRuns:
     trace.grids = runs.trace.grids
     for (site, what, _), steps in runs.trace._values.items():
         for step in steps:
-            trace.add(site, what, step, guided=False, unconditional=False)
+            trace.add(site, what, {"conditional": step}, unconditional=False)
     return ExampleRuns(runs.example, runs.seed, trace, runs.rows, runs.masks, runs.unit_layers)
 
 
@@ -94,13 +94,13 @@ def test_long_runs_keep_sixteen_bits_and_short_ones_all() -> None:
         given = values.to(dtype)
         long, short = Trace(long=True), Trace()
         for trace in (long, short):
-            trace.add("mid.0", "update", given, guided=False, unconditional=False)
+            trace.add("mid.0", "update", {"conditional": given}, unconditional=False)
             # A model that computes in 16 bits loses nothing.
             assert torch.equal(trace.get("mid.0")[:, 0], given.float())
         assert (long.nbytes, short.nbytes) == (given.numel() * 2, given.numel() * 4)
     for size, dtype in ((1.0, torch.float16), (1e4, torch.bfloat16)):
         trace = Trace(long=True)
-        trace.add("mid.0", "update", values * size, guided=False, unconditional=False)
+        trace.add("mid.0", "update", {"conditional": values * size}, unconditional=False)
         assert trace.step_row("mid.0", 0, 0).dtype == dtype
         torch.testing.assert_close(trace.get("mid.0")[:, 0], values * size, rtol=1e-2, atol=1e-2)
 
@@ -166,8 +166,8 @@ def test_one_example_of_twenty_steps_at_1024_pixels_needs_half_a_gigabyte() -> N
     for block in BLOCKS:
         trace.grids[block] = looked.grids[block] = (GRID, GRID)
         for _ in range(STEPS):
-            trace.add(block, "update", picture, guided=False, unconditional=False)
-            looked.add(block, "attention", attention, guided=False, unconditional=False)
+            trace.add(block, "update", {"conditional": picture}, unconditional=False)
+            looked.add(block, "attention", {"conditional": attention}, unconditional=False)
     whole = np.ones((SIZE, SIZE), dtype=bool)
     masks = RegionMasks(whole, whole.copy())
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tiny import SIZE, tiny_model, tiny_saes
 
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generation.generator import GenerationResult, Generator
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.runs import engines
 from riebench.runs.plan import plan
 from riebench.runs.runner import run_benchmark

@@ -12,8 +12,8 @@ from sae_files import OVERCOMPLETE, WRITERS, openai, overcomplete, parts, saelen
 from sdxl_files import COMMIT, REPO, fake_hub, refusal, serve, unreachable
 from tiny import CHANNELS, tiny_model, tiny_saes
 
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.files import SaeOptions
 from riebench.saes.formats import available, folder_name, load_saes
 from riebench.saes.sources import HubPlace, SaeSource, load_sources, model_saes, parse, parse_sources

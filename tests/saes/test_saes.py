@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny import CHANNELS, FEATURES, SPARSITY, tiny_model, tiny_saes
 
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.formats import (
     available,
     folder_name,

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
+from riebench.jobs.run import run_job
 from riebench.scoring.verify import verify
 from riebench.store.folder import RunFolder
 from riebench.store.run_file import SEAL_FILE, seal
@@ -46,10 +47,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "mine").mkdir()
     (place / "mine" / "change_color.yaml").write_text(TASK)
     (place / "few.yaml").write_text(SETTING)
-    RunRequest(
+    request = RunRequest(
         suite=str(place / "mine"), settings=(str(place / "few.yaml"),), model="toy-turbo", steps=1, batch_size=2,
         device="cpu", results=place / "results", leaderboard=place / "leaderboard.md",
-    ).run(lambda _: None)  # fmt: skip
+    )  # fmt: skip
+    run_job(request, lambda _: None)
     return place
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from records import make_key, make_record, make_spec
 
-from riebench.blocks import SDXL_BLOCKS, block_set_name
+from riebench.blocks import block_set_name
 from riebench.errors import FolderInUseError, IdentityError, StoreError
+from riebench.models.families.sdxl.names import SDXL_BLOCKS
 from riebench.runs.prepare import claim_shared
 from riebench.store.folder import RunFolder, SharedFolder, run_folders
 from riebench.store.records import EditRecord, ScoreRecord

@@ -76,7 +76,7 @@ def test_other_code_is_another_run(tmp_path: Path) -> None:
         Setting(name="s", method="mine", plugin="my_methods.py", plugin_sha256=digest) for digest in ("a", "b")
     )
     plain = Setting(name="s", method="mine")
-    from helpers import make_spec
+    from records import make_spec
 
     specs = [make_spec().model_copy(update={"setting": setting}) for setting in (plain, first, second)]
     assert len({spec.run_id for spec in specs}) == 3

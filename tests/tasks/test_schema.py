@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 from records import make_key, make_spec
 
-from riebench.blocks import BLOCKS, block_set_blocks, block_set_name
+from riebench.blocks import block_set_blocks, block_set_name
 from riebench.errors import RiebenchError
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.registry import METHODS, Registry
 from riebench.store.records import EditRecord, ScoreRecord, noise_seed
 from riebench.tasks.schema import CATEGORIES, EditExample, Setting

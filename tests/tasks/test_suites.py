@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError, TaskFileError
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.presets import PRESETS
 from riebench.tasks.schema import CATEGORIES
 from riebench.tasks.settings import load_setting, load_settings, setting_names

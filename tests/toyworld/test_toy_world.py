@@ -12,10 +12,10 @@ import pytest
 from paths import ROOT
 from typer.testing import CliRunner
 
-from riebench.blocks import BLOCKS
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
 from riebench.models.assets import ASSETS, asset_folder
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
 from riebench.scoring.metrics.judge_network import Judge
@@ -87,7 +87,7 @@ def test_a_picture_does_not_depend_on_its_batch(turbo: LoadedModel) -> None:
 
 @pytest.mark.parametrize("name", ["toy-base", "toy-turbo"])
 def test_planted_zeros_ship(name: str) -> None:
-    unet = load_model(name).unet
+    unet = load_model(name).denoiser
     assert unet.get_parameter("add_embedding.linear_1.weight").abs().max() == 0
     for job in JOBS:
         block: Any = unet.get_submodule(BLOCK_MODULES[job.block])

@@ -96,7 +96,7 @@ def test_nothing_is_decoded_and_nothing_runs_after_the_last_wanted_block(
 
     monkeypatch.setattr(Generator, "decode", decode)
     ran: list[str] = []
-    unet: Any = tiny_model(1).unet
+    unet: Any = tiny_model(1).denoiser
     handles = [
         part.register_forward_hook(lambda *_, name=name: ran.append(name))
         for name, part in (("mid", unet.mid_block), ("up", unet.up_blocks[0].attentions[0]))
@@ -335,7 +335,7 @@ def test_what_cannot_be_collected_is_said_before_a_model_is_loaded(
 
 
 def test_numbers_too_large_for_16_bits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = tiny_model(1).unet.get_submodule("mid_block.attentions.0.proj_out")
+    module: Any = tiny_model(1).denoiser.get_submodule("mid_block.attentions.0.proj_out")
     monkeypatch.setattr(module, "weight", torch.nn.Parameter(module.weight.detach() * 1e8))
     with pytest.raises(RiebenchError, match=r"an update of mid\.0 is too large for 16 bits"):
         collected(tmp_path, PROMPTS[:1])

@@ -22,7 +22,6 @@ from riebench.paper.measure import (
     chosen_blocks,
     is_judged,
     measures,
-    pass_order,
     pictures,
     without,
 )
@@ -47,7 +46,7 @@ JUDGED = (
 def make(job: PaperJob) -> Artefact:
     """Measures, or reads what was measured."""
     model = job.load(job.few_steps)
-    sites = chosen_blocks(job, model, pass_order(known_sites(model.unet)))
+    sites = chosen_blocks(job, model, model.family.names.pass_order(known_sites(model.denoiser)))
     runs = job.runs(job.texts(model.spec))
     rows = [row for steps in job.steps for row in _at(job, job.load(job.few_steps, steps), sites, runs)]
     judged = is_judged(model.spec)
@@ -84,7 +83,7 @@ def _measured(
     differences = Differences(job, model.spec, runs, clean)
     for place in missing:
         site = sites[place]
-        inside = partial(without, model.unet, site, steps)
+        inside = partial(without, model.denoiser, site, steps)
         changed = pictures(job, generator, runs, f"{steps} steps, without {site}", inside=inside)
         found = differences.rows(changed)
         kept = {name: value for name, value in found.items() if name.startswith((LPIPS, CHANGED))}

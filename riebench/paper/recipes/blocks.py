@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import Entry
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES
-from riebench.blocks import BLOCKS
+from riebench.blocks import default_blocks
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import (
     Artefact,
@@ -100,7 +100,7 @@ def single_block_settings(entries: Iterable[Entry], folders: Iterable[RunFolder]
 
 
 def _family(best: dict[str, Entry], settings: dict[str, Setting]) -> Family | None:
-    order = [block for block in (*BLOCKS, WHOLE) if block in best]
+    order = [block for block in (*default_blocks(), WHOLE) if block in best]
     if WHOLE not in best or len(order) < 3:
         return None
     shared = set.intersection(*({c.strength for c in best[name].configurations} for name in order))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from riebench.blocks import BLOCKS, SDXL_BLOCKS
-from riebench.jobs.forecast import ASSUMED_RATES, DECODER_TERAFLOP, SDXL_TERAFLOP
+from riebench.jobs.forecast import ASSUMED_RATES
+from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
+from riebench.models.families.sdxl.shape import DECODER_TERAFLOP, UNET_TERAFLOP
 from riebench.paper.artefact import Artefact, Column, Row, Table
 from riebench.paper.drawing import number
 from riebench.paper.job import FEW_STEPS, PROMPTS, PaperJob
@@ -68,7 +69,7 @@ class Step:
     def row(self) -> Row:
         """With its work and hours."""
         quarter = (512 / 1024) ** 2
-        unet = SDXL_TERAFLOP * (quarter * self.evaluations + self.large)
+        unet = UNET_TERAFLOP * (quarter * self.evaluations + self.large)
         full = DECODER_TERAFLOP * quarter * self.pictures + self.trained
         hours = [(unet / half + full / whole) / 3600 for half, whole in (ASSUMED_RATES["cuda"], FAST_RATES)]
         return {
@@ -135,7 +136,7 @@ def make(job: PaperJob) -> Artefact:
         settings={
             "slower GPU": f"{slow[0]:g} TFLOP/s in half precision, {slow[1]:g} in float32, assumed",
             "faster GPU": f"{fast[0]:g} and {fast[1]:g}, assumed",
-            "one U-Net evaluation": f"{SDXL_TERAFLOP:g} TFLOP at 1024 px, a quarter of it at 512 px, counted on the "
+            "one U-Net evaluation": f"{UNET_TERAFLOP:g} TFLOP at 1024 px, a quarter of it at 512 px, counted on the "
                                     "full architecture (`python -m benchmarks.sdxl --device meta`) and rounded",
             "one picture decoded": f"{DECODER_TERAFLOP:g} TFLOP at 1024 px in float32, a quarter of it at 512 px",
             "training": f"{PRODUCTS} products of positions x {CHANNELS} x width a step, dense, in float32; "

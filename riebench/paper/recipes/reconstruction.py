@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from riebench.blocks import ALL_BLOCKS, BLOCKS
+from riebench.blocks import ALL_BLOCKS, default_blocks
 from riebench.generation.generator import Generator
 from riebench.paper.artefact import Artefact, Column, Row, Table, picked, values_of
 from riebench.paper.drawing import bars, number
@@ -49,7 +49,7 @@ JUDGED = " `attributes changed` is the share of the eight attributes that the to
 def make(job: PaperJob) -> Artefact:
     """Measures, or reads what was measured."""
     model = job.load(job.few_steps)
-    blocks = chosen_blocks(job, model, BLOCKS)
+    blocks = chosen_blocks(job, model, default_blocks())
     saes = given(job, model, blocks)
     runs = job.runs(job.texts(model.spec))
     sets = [{one.block: one.sae} for one in saes]

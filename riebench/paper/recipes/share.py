@@ -10,7 +10,7 @@ from scipy.stats import kendalltau
 
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, estimate
-from riebench.blocks import BLOCKS
+from riebench.blocks import default_blocks
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated, gain_column, picked, values_of
 from riebench.paper.drawing import draw_shares
 from riebench.paper.job import PaperJob
@@ -247,7 +247,7 @@ def share_rows(folder: RunFolder) -> list[Row]:
         if planned_at == strength and block_set in block_sets:
             expected[category] = expected.get(category, 0) + n
     clusters = {r.key.example_id: r.cluster for r in chosen if r.cluster is not None}
-    blocks = [block for block in BLOCKS if any(block in r.features for r in chosen)]
+    blocks = [block for block in default_blocks() if any(block in r.features for r in chosen)]
     blocks += sorted({block for r in chosen for block in r.features} - {*blocks})
     rows: list[Row] = []
     for side, called in SIDES.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from riebench.analysis.stats import estimate
-from riebench.blocks import BLOCKS
+from riebench.blocks import default_blocks
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated, picked, values_of
 from riebench.paper.drawing import by_block, finish, number, panels
 from riebench.paper.job import Noise, PaperJob, Said, model_words, prompt_words, run_words, runs_key, sae_key, sae_words
@@ -57,7 +57,7 @@ def measured(job: PaperJob) -> Passes:
         RiebenchError: if a model or an SAE cannot be had, or they do not fit each other.
     """
     few = job.load(job.few_steps)
-    blocks = chosen_blocks(job, few, BLOCKS)
+    blocks = chosen_blocks(job, few, default_blocks())
     saes = model_saes(job.sae, few, blocks, offline=job.offline)
     runs = job.runs(job.texts(few.spec))
     models = [job.load(job.few_steps, steps) for steps in job.steps]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from riebench.blocks import BLOCKS
+from riebench.blocks import default_blocks
 from riebench.models.presets import is_shipped
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
 from riebench.paper.drawing import finish, line, number, panels
@@ -80,7 +80,7 @@ class Candidate:
 def make(job: PaperJob) -> Artefact:
     """Measures, or reads what was measured."""
     model = job.load(job.few_steps, 1)
-    blocks = chosen_blocks(job, model, BLOCKS)
+    blocks = chosen_blocks(job, model, default_blocks())
     candidates, words = _candidates(job, model, blocks)
     runs = job.runs(job.texts(model.spec))
     told = {"measure": 1, "model": model.spec.identity, "runs": runs_key(runs)}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riebench.blocks import module_path
+from riebench.blocks import update_path
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.files import Checkpoint, Tensors, batch_threshold, build, load_tensors, save_tensors, site_of
 from riebench.saes.readers import sae_format
@@ -179,7 +179,7 @@ def save_batch_topk(
     n, d = encoder.shape
     trainer: dict[str, Any] = {"dict_class": "BatchTopKSAE", "k": k, "dict_size": n, "activation_dim": d}
     if block is not None:
-        trainer["submodule_name"] = f"{module_path(block)}.proj_out"
+        trainer["submodule_name"] = update_path(block)
     state = {
         "b_dec": pre_bias, "encoder.weight": encoder, "encoder.bias": latent_bias, "decoder.weight": decoder,
         "k": torch.tensor(k), "threshold": torch.tensor(threshold),

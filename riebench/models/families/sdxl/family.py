@@ -1,0 +1,206 @@
+"""The contract of a model family, filled for SDXL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from riebench.models.families.base import BatchLayout, EditingTask, Family, Shape, Site, Stage, TextEmbeddings
+from riebench.models.families.sdxl import files, shape
+from riebench.models.families.sdxl.names import SdxlNames
+from riebench.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+FEW_STEPS, MANY_STEPS, MANY_STEPS_GUIDANCE = 4, 20, 5.0
+
+
+class SdxlFamily(Family):
+    """SDXL Turbo (few steps, no guidance), SDXL Base (many steps, guided) and models trained from them."""
+
+    name = "sdxl"
+    title = "SDXL"
+    pipeline_class = files.PIPELINE
+    denoiser_class = "UNet2DConditionModel"
+    denoiser_part = "unet"
+    names = SdxlNames()
+    parts = shape.PARTS
+    full_shape = shape.SDXL
+    presets = files.PRESETS
+    downloads = files.DOWNLOADS
+    autoencoders = files.AUTOENCODERS
+    other_pipelines = files.OTHER_PIPELINES
+    text_names = ("prompt_embeds", "pooled_prompt_embeds")
+    step_text_names = ("prompt_embeds", "add_text_embeds")
+    head_width = 64
+
+    def check_config(self, folder: Path, shown: str) -> None:
+        """Refuse a folder whose U-Net is of another kind."""
+        files.check_unet(folder, shown)
+
+    def check_single_file(self, name: str, tensors: set[str]) -> None:
+        """Refuse a single file that is no whole SDXL."""
+        files.check_tensors(name, tensors)
+
+    def shape_of_folder(self, folder: Path) -> Shape:
+        """Return the measures of a model folder."""
+        return shape.folder_shape(folder)
+
+    def shape_of_pipeline(self, pipe: Any) -> Shape:
+        """Return the measures that matter for captures."""
+        return shape.unet_shape(pipe.unet.config, pipe.vae_scale_factor)
+
+    def native_size(self, pipe: Any) -> int:
+        """Return the side of the U-Net's latents in pixels."""
+        return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+
+    def usual_sampling(self, scheduler: Mapping[str, Any]) -> tuple[int, float]:
+        """Return steps and guidance: a scheduler whose time steps trail is that of a model for few steps."""
+        if scheduler.get("timestep_spacing") == "trailing":
+            return FEW_STEPS, 0.0
+        return MANY_STEPS, MANY_STEPS_GUIDANCE
+
+    def pipeline_type(self) -> Any:
+        """Return diffusers' pipeline class."""
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline
+
+    def autoencoder_type(self) -> Any:
+        """Return diffusers' autoencoder class."""
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL
+
+    def loading_options(self) -> dict[str, Any]:
+        """Leave the watermark out: with it, pixels depend on which packages are installed."""
+        return {"add_watermarker": False}
+
+    def networks(self, pipe: Any) -> tuple[nn.Module, ...]:
+        """Return the U-Net, the autoencoder and both text encoders."""
+        return (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+
+    def set_tiling(self, pipe: Any, tile: int) -> None:
+        """Make the autoencoder decode in tiles.
+
+        Its own default is its training size, 1024 px: pictures of that size would never be decoded in tiles.
+        """
+        pipe.vae.enable_tiling()
+        pipe.vae.tile_sample_min_size = tile
+        pipe.vae.tile_latent_min_size = tile // pipe.vae_scale_factor
+
+    def sites(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """Return the short names of all blocks of a U-Net."""
+        from riebench.models.families.sdxl import network
+
+        return network.sites(denoiser)
+
+    def site(self, denoiser: nn.Module, name: str) -> Site:
+        """Return a site of a U-Net by its short name."""
+        from riebench.models.families.sdxl import network
+
+        return network.site(denoiser, name)
+
+    def update_width(self, denoiser: nn.Module, name: str) -> int:
+        """Return the rows of an attention block's last projection."""
+        projection: Any = denoiser.get_submodule(self.names.update_path(name))
+        return int(projection.weight.shape[0])
+
+    def unit_layers(self, module: nn.Module) -> int | None:
+        """Return the number of transformer layers of an attention block."""
+        from riebench.models.families.sdxl import network
+
+        return network.unit_layers(module)
+
+    def text_attention(self, block: nn.Module) -> tuple[nn.Module, ...]:
+        """Return the cross-attention layers of a block."""
+        from riebench.models.families.sdxl import network
+
+        return network.text_attention(block)
+
+    def attention_map(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Compute how much each position reads each token."""
+        from riebench.models.families.sdxl import network
+
+        return network.attention_map(layer, args, kwargs)
+
+    def layout(self, guided: bool) -> BatchLayout:
+        """Return one batch a step, its unconditional half first."""
+        return BatchLayout(guided)
+
+    def stages(self, denoiser: nn.Module) -> tuple[Stage, ...]:
+        """Return the convolutions, residual, attention and scaling blocks in the order of the modules."""
+        from riebench.models.families.sdxl import network
+
+        return network.stages(denoiser)
+
+    def finish_block(self, module: nn.Module, hidden: Tensor, update: Tensor) -> Any:
+        """Return input plus update, as an attention block gives it."""
+        from riebench.models.families.sdxl import network
+
+        return network.finish_block(hidden, update)
+
+    def token_counter(self, folder: Path | None) -> tuple[Callable[[str], int], int]:
+        """Return the count of the first tokenizer; SDXL's two split text alike.
+
+        The official models' vocabulary is that of CLIP, which open_clip carries in its package.
+        """
+        from riebench.models.families.sdxl import pipeline
+
+        return pipeline.token_counter(folder)
+
+    def tokenizers(self, pipe: Any) -> tuple[Any, ...]:
+        """Return both tokenizers."""
+        return (pipe.tokenizer, pipe.tokenizer_2)
+
+    def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
+        """Encode a prompt with both text encoders."""
+        from riebench.models.families.sdxl import pipeline
+
+        return pipeline.embed(pipe, prompt, device, guided=guided)
+
+    def call_options(self, spec: ModelSpec) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call."""
+        from riebench.models.families.sdxl import pipeline
+
+        return pipeline.call_options(spec)
+
+    def unpack_latents(self, latents: Tensor, size: int) -> Tensor:
+        """Return the latents: the pipeline carries them as pictures."""
+        return latents
+
+    def pack_latents(self, latents: Tensor) -> Tensor:
+        """Return the latents: the pipeline carries them as pictures."""
+        return latents
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Decode latents in the autoencoder's number format."""
+        from riebench.models.families.sdxl import pipeline
+
+        return pipeline.decode(pipe.vae, latents)
+
+    def encode(self, pipe: Any, pixels: Tensor, device: torch.device) -> Tensor:
+        """Encode pictures in the autoencoder's number format."""
+        from riebench.models.families.sdxl import pipeline
+
+        return pipeline.encode(pipe.vae, pixels, device)
+
+    def editing_pipeline(self, task: EditingTask, pipe: Any) -> Any:
+        """Build diffusers' pipeline for image-to-image or LEDITS++."""
+        from riebench.models.families.sdxl import pipeline
+
+        return pipeline.editing_pipeline(task, pipe)
+
+    def same_condition(self, denoiser: nn.Module) -> AbstractContextManager[None]:
+        """Make the last row of LEDITS++'s conditions that of every edited row."""
+        from riebench.models.families.sdxl import pipeline
+
+        return pipeline.same_condition(denoiser)
+
+
+FAMILY = SdxlFamily()
+"""The registered family."""

@@ -1,0 +1,128 @@
+"""SDXL's official models: presets, downloads, and which folders and single files are SDXL at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from riebench.errors import RiebenchError
+from riebench.models.families.base import HubFile, ModelDownload, NamedAutoencoder
+from riebench.models.spec import DEFAULT_SCORER, FP16_FIX, Preset
+
+PIPELINE = "StableDiffusionXLPipeline"
+
+_SAES = "hf://wendlerc/sdxl-turbo-saes#k=160"
+_TURBO, _TURBO_REVISION = "stabilityai/sdxl-turbo", "71153311d3dbb46851df1931d3ca6e939de83304"
+_BASE, _BASE_REVISION = "stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"
+
+PRESETS: tuple[Preset, ...] = (
+    Preset("toy-turbo", "asset:toy-turbo", None, 4, 0.0, 64, "float32", "toy-clip", "asset:saes",
+           "Small SDXL on rendered scenes, distilled: 1 to 4 steps without guidance."),
+    Preset("toy-base", "asset:toy-base", None, 20, 2.0, 64, "float32", "toy-clip", "asset:saes",
+           "Small SDXL on rendered scenes, 20 steps with guidance; the SAEs are those of toy-turbo."),
+    Preset("sdxl-turbo", _TURBO, _TURBO_REVISION, 4, 0.0, 512, "float16", DEFAULT_SCORER, _SAES,
+           "1 to 4 steps without guidance; Stability AI Community License."),
+    Preset("sdxl-base", _BASE, _BASE_REVISION, 20, 5.0, 1024, "float16", DEFAULT_SCORER, _SAES,
+           "20 steps with guidance 5; the SAEs were trained on one step of sdxl-turbo."),
+)  # fmt: skip
+"""The toy world's two models and the two that were published."""
+
+_SMALL_FILES = 2 * (524_619 + 1_059_962) + 40_000
+_HALF_SIZES = (246_144_152, 1_389_382_176, 5_135_149_760, 167_335_342)
+_FULL_SIZES = (492_265_168, 2_778_702_264, 10_270_077_736, 334_643_268)
+
+
+def _weights(kind: str, sizes: tuple[int, int, int, int], hashes: tuple[str, str, str, str]) -> tuple[HubFile, ...]:
+    names = (
+        f"text_encoder/model{kind}.safetensors",
+        f"text_encoder_2/model{kind}.safetensors",
+        f"unet/diffusion_pytorch_model{kind}.safetensors",
+        f"vae/diffusion_pytorch_model{kind}.safetensors",
+    )
+    return tuple(HubFile(*entry) for entry in zip(names, sizes, hashes, strict=True))
+
+
+DOWNLOADS: dict[str, ModelDownload] = {
+    "sdxl-turbo": ModelDownload(
+        _TURBO,
+        _TURBO_REVISION,
+        "Stability AI Community License: research and non-commercial use, commercial use under conditions",
+        _weights(".fp16", _HALF_SIZES, ("660c6f5b", "ec310df2", "48fa4616", "02ee4bd1")),
+        _weights("", _FULL_SIZES, ("778d02eb", "fa5b2e6f", "1968fc61", "71697109")),
+        _SMALL_FILES,
+    ),
+    "sdxl-base": ModelDownload(
+        _BASE,
+        _BASE_REVISION,
+        "CreativeML Open RAIL++-M",
+        _weights(".fp16", _HALF_SIZES, ("660c6f5b", "ec310df2", "83e012a8", "bcb60880")),
+        _weights("", _FULL_SIZES, ("5c3d6454", "3a6032f6", "357650fb", "1598f3d2")),
+        _SMALL_FILES,
+    ),
+}
+"""Preset -> what it downloads."""
+
+AUTOENCODERS: dict[str, NamedAutoencoder] = {
+    FP16_FIX: NamedAutoencoder(
+        "madebyollin/sdxl-vae-fp16-fix",
+        "207b116dae70ace3637169f1ddd2434b91b3a8cd",
+        HubFile("diffusion_pytorch_model.safetensors", 334_643_238),
+    )
+}
+"""Short name -> autoencoder: the one that stays finite in half precision (MIT)."""
+
+OTHER_PIPELINES = {
+    "StableDiffusionPipeline": "Stable Diffusion 1 or 2",
+    "StableDiffusion3Pipeline": "Stable Diffusion 3",
+    "StableDiffusionXLImg2ImgPipeline": "the refiner",
+    "StableDiffusionXLInpaintPipeline": "an inpainting model",
+    "FluxPipeline": "Flux",
+}
+"""Pipeline class -> what people call such models."""
+_SINGLE_FILE_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "conditioner.embedders.1.model.")
+_SINGLE_FILE_OTHERS = {
+    "joint_blocks.": "Stable Diffusion 3",
+    "double_blocks.": "Flux",
+    "cond_stage_model.": "Stable Diffusion 1 or 2",
+    "lora_": "a LoRA, no whole model",
+    "conditioner.embedders.0.model.": "the SDXL refiner",
+}
+
+
+def check_unet(folder: Path, shown: str) -> None:
+    """Refuse a folder with SDXL's pipeline class whose U-Net is of another kind.
+
+    Raises:
+        RiebenchError: saying how it differs.
+    """
+    path = folder / "unet" / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RiebenchError(f"{path} is missing; download the folder again") from error
+    except ValueError as error:
+        raise RiebenchError(f"{path} is no JSON ({error}); download it again") from error
+    config = config if isinstance(config, dict) else {}
+    channels = config.get("in_channels")
+    if config.get("addition_embed_type") != "text_time" or channels != 4:
+        raise RiebenchError(
+            f"{shown} has a U-Net of another kind (addition_embed_type {config.get('addition_embed_type')!r}, "
+            f"in_channels {channels}); SDXL has 'text_time' and 4"
+        )
+
+
+def check_tensors(name: str, tensors: set[str]) -> None:
+    """Refuse a single file that is no whole SDXL.
+
+    Args:
+        name: of the file.
+        tensors: names of its tensors.
+
+    Raises:
+        RiebenchError: saying what it is instead.
+    """
+    missing = [prefix for prefix in _SINGLE_FILE_PREFIXES if not any(one.startswith(prefix) for one in tensors)]
+    if missing:
+        guess = next((words for mark, words in _SINGLE_FILE_OTHERS.items() if any(mark in one for one in tensors)), "")
+        looks = f"; it looks like {guess}" if guess else ""
+        raise RiebenchError(f"{name} is no SDXL checkpoint (no tensors {missing[0]}*){looks}")

@@ -1,0 +1,228 @@
+"""Sizes and work of SDXL-like models, known without reading their weights.
+
+Operations and activations follow, rounded, what `benchmarks.sdxl.counting` counts on SDXL's full architecture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from riebench.blocks import ATTENTION, kind, short_name
+from riebench.errors import RiebenchError
+from riebench.models.families.sdxl.names import SdxlNames
+from riebench.models.spec import FP16_FIX, HALF_DTYPES, TILE, ModelOptions, ModelSpec
+from riebench.utils.weights import tensor_shapes
+
+PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+PARAMETERS = {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
+"""Part -> number of parameters of the full-size model."""
+LARGEST_LAYER = 49_408 * 1280
+"""Parameters of the largest single layer: the second text encoder's token table."""
+FEED_FORWARD = 4
+"""A feed-forward layer has this many times as many units as its block has channels."""
+LATENT_CHANNELS = 4
+TOKENS = 77
+"""Tokens of a text, so of a text attention map."""
+UNET_TERAFLOP = 6.5
+"""Work of one call of the full-size U-Net on one picture of 1024 px; scaled by parameters and latents."""
+DECODER_TERAFLOP = 10.5
+"""Work of decoding one picture of 1024 px with the full-size autoencoder."""
+UNET_TENSORS = 16
+"""Tensors of the U-Net's finest level that are in memory at its peak."""
+DECODER_TENSORS = 3
+"""Tensors of full resolution that are in memory while the last level of the decoder runs."""
+MAX_DECODED = 64
+"""Latents up to this side are decoded as a batch; larger ones one by one: the decoder needs far more memory than the
+U-Net, and a batch gains nothing."""
+FLOAT, HALF = 4, 2
+"""Bytes of a number in float32 and in 16 bits."""
+
+
+@dataclass(frozen=True)
+class SdxlShape:
+    """Measures of an SDXL-like model; the defaults are SDXL's own, as counted on its full architecture.
+
+    Attributes:
+        channels: of the U-Net, level by level from the finest grid to the coarsest.
+        layers: transformer layers of an attention block, level by level.
+        vae_factor: pixels per latent position along a side.
+        vae_width: channels of the widest tensor that the decoder keeps at full resolution.
+        sample: side of the latents that the model was made for.
+        blocks: short names of its blocks.
+        parameters: a name of `PARTS` -> its number of parameters.
+    """
+
+    channels: tuple[int, ...] = (320, 640, 1280)
+    layers: tuple[int, ...] = (1, 2, 10)
+    vae_factor: int = 8
+    vae_width: int = 256
+    sample: int = 128
+    blocks: tuple[str, ...] = SdxlNames.known
+    parameters: Mapping[str, int] = field(default_factory=lambda: PARAMETERS)
+
+    @property
+    def native_size(self) -> int:
+        """Picture side in pixels that the model was made for."""
+        return self.sample * self.vae_factor
+
+    @property
+    def tokens(self) -> int:
+        """Text tokens that an attention map has."""
+        return TOKENS
+
+    @property
+    def max_decoded(self) -> int:
+        """Side of the largest latents that are decoded as a batch."""
+        return MAX_DECODED
+
+    def level(self, block: str) -> int:
+        """Return the level that a block lies on; 0 is the finest grid."""
+        parts = short_name(block).split(".")
+        last = len(self.channels) - 1
+        if parts[0] == "mid":
+            return last
+        found = int(parts[1]) if parts[0] == "down" else last - int(parts[1])
+        return min(max(found, 0), last)
+
+    def width(self, block: str) -> int:
+        """Return the channels of a block's update."""
+        return self.channels[self.level(block)]
+
+    def positions(self, block: str, size: int) -> int:
+        """Return the positions of a block's grid for pictures of a side in pixels."""
+        return int((size // self.vae_factor // 2 ** self.level(block)) ** 2)
+
+    def units(self, block: str) -> int:
+        """Return the feed-forward units of an attention block, over all its layers; 0 for residual blocks."""
+        if kind(block) != ATTENTION:
+            return 0
+        return self.layers[self.level(block)] * FEED_FORWARD * self.width(block)
+
+    def prefix_numbers(self, size: int, steps: int, blocks: Sequence[str], starts: int) -> int:
+        """Return how many numbers edited runs can share with one source run; see `Shape.prefix_numbers`."""
+        latents = (size // self.vae_factor) ** 2
+        grids = [latents // 4**level for level in range(len(self.channels))]
+        # What upward blocks read: the first convolution, two blocks a level, and the way down to the next level.
+        skips = self.channels[0] * latents + sum(2 * c * grid for c, grid in zip(self.channels, grids, strict=True))
+        skips += sum(c * grid for c, grid in zip(self.channels[:-1], grids[1:], strict=True))
+        # The input of such a block may be that of two joined; beside it lies its update.
+        kept = sum(2 * self.width(block) * self.positions(block, size) for block in blocks)
+        return LATENT_CHANNELS * latents * steps + starts * (skips + kept)
+
+    def activation_bytes(self, model: ModelSpec, options: ModelOptions, batch_size: int) -> int:
+        """Return the peak bytes of activations while so many pictures are made at once."""
+        latents = model.size // self.vae_factor
+        rows = batch_size * (2 if model.guidance > 1 else 1)
+        unet = rows * latents**2 * self.channels[0] * UNET_TENSORS * _number_bytes(model.dtype)
+        decoded = batch_size if latents <= MAX_DECODED and not options.vae_slicing else 1
+        side = min(model.size, TILE) if options.vae_tiling else model.size
+        width = _number_bytes(model.dtype) if options.vae == FP16_FIX else FLOAT
+        return max(unet, decoded * side**2 * self.vae_width * DECODER_TENSORS * width)
+
+    def weight_bytes(self, dtype: str, options: ModelOptions | None = None) -> int:
+        """Return the device memory for weights alone.
+
+        The autoencoder counts in float32 unless it is the one made for float16.
+
+        Args:
+            dtype: number format of U-Net and text encoders.
+            options: how the model is loaded.
+        """
+        chosen = options or ModelOptions()
+        width = _number_bytes(dtype)
+        vae_width = width if chosen.vae == FP16_FIX else FLOAT
+        sizes = {part: self.parameters[part] * (vae_width if part == "vae" else width) for part in PARTS}
+        if chosen.offload == "sequential":
+            return LARGEST_LAYER * width
+        return max(sizes.values()) if chosen.offload == "model" else sum(sizes.values())
+
+    def evaluation_teraflop(self, size: int) -> float:
+        """Return the work of one call of the U-Net on one picture of a side in pixels."""
+        latents = (size // self.vae_factor / SDXL.sample) ** 2
+        return UNET_TERAFLOP * latents * self.parameters["unet"] / SDXL.parameters["unet"]
+
+    def decoding_teraflop(self, size: int) -> float:
+        """Return the work of decoding one picture of a side in pixels."""
+        pixels = (size / SDXL.native_size) ** 2
+        return DECODER_TERAFLOP * pixels * self.parameters["vae"] / SDXL.parameters["vae"]
+
+
+SDXL = SdxlShape()
+"""SDXL Turbo and SDXL Base alike."""
+
+
+def _number_bytes(dtype: str) -> int:
+    return HALF if dtype in HALF_DTYPES else FLOAT
+
+
+def folder_shape(folder: Path) -> SdxlShape:
+    """Return the measures of a model folder in diffusers' layout, from its configurations and its files' headers.
+
+    Raises:
+        RiebenchError: if a configuration or weights file is missing or cannot be read.
+    """
+    unet, vae = (_config(folder / part / "config.json") for part in ("unet", "vae"))
+    channels = tuple(int(width) for width in unet["block_out_channels"])
+    depth = unet.get("transformer_layers_per_block", 1)
+    widths = [int(width) for width in vae["block_out_channels"]]
+    return SdxlShape(
+        channels=channels,
+        layers=tuple(depth) if isinstance(depth, list) else (int(depth),) * len(channels),
+        vae_factor=2 ** (len(widths) - 1),
+        vae_width=widths[min(1, len(widths) - 1)],
+        sample=int(unet.get("sample_size") or SDXL.sample),
+        blocks=_blocks(unet),
+        parameters={part: _parameters(folder / part) for part in PARTS},
+    )
+
+
+def unet_shape(config: Mapping[str, Any], vae_factor: int) -> SdxlShape:
+    """Return the measures that matter for captures, from the configuration of a U-Net in memory.
+
+    Args:
+        config: the U-Net's.
+        vae_factor: pixels per latent position along a side.
+    """
+    channels = tuple(int(width) for width in config["block_out_channels"])
+    depth = config.get("transformer_layers_per_block", 1)
+    layers = tuple(depth) if isinstance(depth, list | tuple) else (int(depth),) * len(channels)
+    return SdxlShape(channels=channels, layers=layers, vae_factor=vae_factor)
+
+
+def _blocks(unet: Mapping[str, Any]) -> tuple[str, ...]:
+    layers = unet.get("layers_per_block", 2)
+    names: list[str] = []
+    for side, types, count in (
+        ("down", unet["down_block_types"], layers), ("mid", [unet.get("mid_block_type") or ""], 1),
+        ("up", unet["up_block_types"], layers + 1),
+    ):  # fmt: skip
+        for level, block_type in enumerate(types):
+            stem = side if side == "mid" else f"{side}.{level}"
+            residual = count + 1 if side == "mid" else count
+            names += [f"{stem}.res.{index}" for index in range(residual)]
+            names += [f"{stem}.{index}" for index in range(count) if "CrossAttn" in block_type]
+    return tuple(names)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config["block_out_channels"], config["down_block_types"], config["up_block_types"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RiebenchError(f"{path} cannot be read ({error}); fetch the model folder again") from error
+    return config
+
+
+def _parameters(folder: Path) -> int:
+    files = sorted(folder.glob("*.safetensors"))
+    # A folder may hold the same weights in two formats; shards of one format belong together.
+    half = [file for file in files if ".fp16" in file.name]
+    chosen = half if half and len(half) < len(files) else files
+    if not chosen:
+        raise RiebenchError(f"{folder} holds no *.safetensors; fetch the model folder again")
+    return sum(prod(shape) for file in chosen for shape in tensor_shapes(file).values())

@@ -1,0 +1,49 @@
+"""Safetensors files, looked at through their headers alone: names and shapes of tensors, and damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from riebench.errors import RiebenchError
+
+LFS_POINTER = b"version https://git-lfs"
+"""What a file begins with that Git LFS has not fetched."""
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return tensor name -> shape of a safetensors file, from its header alone.
+
+    Raises:
+        RiebenchError: if it is no such file, for instance a Git-LFS pointer.
+    """
+    with path.open("rb") as file:
+        start = file.read(40)
+        if start.startswith(LFS_POINTER):
+            raise RiebenchError(f"{path} is a Git-LFS pointer, not the file; run `git lfs pull` where it came from")
+        try:
+            length = int.from_bytes(start[:8], "little")
+            if len(start) < 8 or length > path.stat().st_size:
+                raise ValueError("it is cut off")
+            file.seek(8)
+            header = json.loads(file.read(length))
+            return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError) as error:
+            raise RiebenchError(f"{path} is damaged ({error}); fetch it again") from error
+
+
+def tensor_names(file: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file; reads its header only.
+
+    Raises:
+        RiebenchError: if it is a Git LFS pointer, cut off or no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    names = set(tensor_shapes(file))
+    try:
+        # Opening compares the file's length with what its header promises.
+        with safe_open(file, "pt"):
+            return names
+    except (SafetensorError, OSError) as error:
+        raise RiebenchError(f"{file} is damaged or cut off ({error}); download it again") from error
