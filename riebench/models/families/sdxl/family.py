@@ -7,7 +7,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.models.families.base import BatchLayout, EditingTask, Family, Shape, Site, Stage, TextEmbeddings
+from riebench.models.families.base import (
+    BatchLayout,
+    BlockNames,
+    EditingTask,
+    Family,
+    Shape,
+    Site,
+    Stage,
+    TextEmbeddings,
+)
 from riebench.models.families.sdxl import files, shape
 from riebench.models.families.sdxl.names import SdxlNames
 from riebench.models.spec import ModelSpec
@@ -27,7 +36,7 @@ class SdxlFamily(Family):
     pipeline_class = files.PIPELINE
     denoiser_class = "UNet2DConditionModel"
     denoiser_part = "unet"
-    names = SdxlNames()
+    names: BlockNames = SdxlNames()
     parts = shape.PARTS
     full_shape = shape.SDXL
     presets = files.PRESETS
