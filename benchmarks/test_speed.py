@@ -251,7 +251,7 @@ def test_scoring_full_size(model: LoadedModel, tmp_path: Path, timer: Timer, not
     tasks, settings = sample(3, ("sae_each_sweep",))
     single = [settings[0].model_copy(update={"strengths": (1.0,)})]
     folders = run_benchmark(tasks, single, model, results_root=tmp_path, batch_size=BATCH, progress=False)
-    networks = Networks(ready={"clip": ClipScorer.of(random_clip("ViT-L-14-quickgelu"))})
+    networks = Networks(ready={"clip": ClipScorer.from_loaded(random_clip("ViT-L-14-quickgelu"))})
     with network_calls() as calls:
         ours = seconds(timer, lambda: score(folders, progress=False, networks=networks))
     with torch.inference_mode():

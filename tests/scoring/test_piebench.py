@@ -21,14 +21,14 @@ from riebench.scoring.metrics.clip import ClipScorer
 from riebench.scoring.metrics.lpips import SqueezeLpips
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.metrics.piebench import (
-    framed,
+    add_border,
+    frame_sample,
     pie_clip_region,
     pie_clip_target,
     pie_lpips,
     pie_mse,
     pie_psnr,
     pie_ssim,
-    with_border,
 )
 from riebench.scoring.metrics.pixel import mse_bg, psnr_bg, ssim_map
 from riebench.scoring.score import score
@@ -51,7 +51,7 @@ def sample(edited: np.ndarray, source: np.ndarray, mask: np.ndarray) -> Sample:
 def test_a_uniform_change_looks_better_by_the_share_of_the_background(seed: int, change: int, share: float) -> None:
     source = np.random.default_rng(seed).integers(0, 190, (64, 64, 3)).astype(np.uint8)
     # With the border in the mask already, both profiles look at the same background.
-    mask = with_border(left(share))
+    mask = add_border(left(share))
     one = [sample((source + change).astype(np.uint8), source, mask)]
     flattered, ours = pie_psnr(one, NETWORKS)[0], psnr_bg(one, NETWORKS)[0]
     assert isinstance(flattered, float) and isinstance(ours, float)
@@ -82,7 +82,7 @@ def test_a_whole_mask_is_missing_and_the_smallest_background_is_not() -> None:
 
 
 def test_ssim_counts_the_region_as_equal() -> None:
-    a, b, mask = noise(0), noise(1), with_border(left(0.5))
+    a, b, mask = noise(0), noise(1), add_border(left(0.5))
     black = [np.where(mask[:, :, None], 0, picture)[None] / 255 for picture in (a, b)]
     assert pie_ssim([sample(a, b, mask)], NETWORKS) == pytest.approx([ssim_map(*black).mean()], rel=1e-12)
 
@@ -91,12 +91,12 @@ def test_pictures_that_are_not_square_keep_their_last_pixels() -> None:
     wide = np.random.default_rng(0).integers(0, 256, (520, 1030, 3)).astype(np.uint8)
     mask = np.zeros((520, 1030), bool)
     mask[-1, -1] = mask[0, 0] = True
-    cut = framed(sample(wide, wide.copy(), mask))
+    cut = frame_sample(sample(wide, wide.copy(), mask))
     assert cut.edited.shape == cut.source.shape == (512, 512, 3)
     assert np.array_equal(cut.edited, wide[8:, 518:])
     assert cut.mask.shape == (512, 512)
     assert not cut.mask[1:-1, 1:-1].any() and cut.mask[0].all() and cut.mask[:, -1].all()
-    assert framed(sample(noise(0), noise(1), left(0))).edited.shape == (64, 64, 3)
+    assert frame_sample(sample(noise(0), noise(1), left(0))).edited.shape == (64, 64, 3)
 
 
 def test_clip_sees_the_region_on_black_and_never_goes_below_zero() -> None:
@@ -117,7 +117,7 @@ def test_clip_sees_the_region_on_black_and_never_goes_below_zero() -> None:
     assert pie_clip_target(one, networks) == [0.0]
     assert pie_clip_region(one, networks) == pytest.approx([100 * 0.2 / np.sqrt(2)], rel=1e-9)
     assert texts == ["a blue boat"]
-    region = framed(one[0]).mask
+    region = frame_sample(one[0]).mask
     assert (seen[1][region] == 200).all() and (seen[1][~region] == 0).all()
 
 
@@ -164,7 +164,7 @@ def test_squeezenet_distance_is_the_definition(trunk: Any, squeeze_file: Path) -
         weights = learned[f"lin{index}.model.1.weight"].view(-1, 1, 1)
         expected += float((weights * (a - b) ** 2).sum(dim=0).mean())
     assert model.distance(noise(0)[None], noise(1)[None]) == pytest.approx([expected], rel=1e-4)
-    mask = with_border(left(0.5))
+    mask = add_border(left(0.5))
     black = [np.where(mask[:, :, None], 0, picture)[None].astype(np.uint8) for picture in (noise(0), noise(1))]
     values = pie_lpips([sample(noise(0), noise(1), mask)], Networks(ready={"squeezenet": model}))
     assert values == pytest.approx(model.distance(*black).tolist(), rel=1e-6)

@@ -213,7 +213,7 @@ def test_a_toy_like_model_of_ones_own_is_scored_by_the_toy_clip(tmp_path: Path) 
     gains = [one for one in RunFolder(folder.path).scores().values() if one.metric == "clip_gain"]
     assert len(gains) == 2
     assert {one.backbone for one in gains} == {identity(SCORERS["toy-clip"])}
-    # What nobody asked for and is not here is left out, and said.
+    # Metrics that were not requested and whose network is missing are left out, with a note.
     assert {one.metric for one in folder.scores().values()}.isdisjoint({"clip_gain_2", "structure"})
     assert [note.partition(" left out: ")[0] for note in report.notes] == ["clip_gain_2", "structure"]
     assert "hf download timm/ViT-B-16-SigLIP2" in report.notes[0]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cachetools import LRUCache
 from scored_runs import TASKS, noise, stored_run
 from torch.nn.functional import interpolate, layer_norm, linear
 from transformers import ViTConfig, ViTModel
@@ -17,7 +18,7 @@ from riebench.errors import MetricError
 from riebench.scoring.metrics.base import Sample
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.metrics.piebench import pie_structure
-from riebench.scoring.metrics.structure import KEPT, DinoKeys, dino_folder, identity, structure
+from riebench.scoring.metrics.structure import CACHED_MATRICES, DinoKeys, dino_folder, identity, structure
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 
@@ -88,7 +89,7 @@ def test_identical_pictures_and_order(keys: DinoKeys) -> None:
 
 def test_a_source_picture_goes_through_the_network_once(keys: DinoKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many edits of it are scored in between."""
-    monkeypatch.setattr(keys, "_matrices", {})
+    monkeypatch.setattr(keys, "_matrices", LRUCache(CACHED_MATRICES))
     seen: list[float] = []
 
     def similarity(picture: np.ndarray[Any, Any], **_: Any) -> torch.Tensor:
@@ -97,10 +98,9 @@ def test_a_source_picture_goes_through_the_network_once(keys: DinoKeys, monkeypa
 
     monkeypatch.setattr(keys, "similarity", similarity)
     mask = np.zeros((64, 64), bool)
-    structure(
-        [Sample(noise(edit), noise(100), mask, "a", "b") for edit in range(2 * KEPT)], Networks(ready={"dino": keys})
-    )
-    assert len(seen) == len(set(seen)) == 2 * KEPT + 1
+    samples = [Sample(noise(edit), noise(100), mask, "a", "b") for edit in range(2 * CACHED_MATRICES)]
+    structure(samples, Networks(ready={"dino": keys}))
+    assert len(seen) == len(set(seen)) == 2 * CACHED_MATRICES + 1
 
 
 def test_other_ranges_are_refused(keys: DinoKeys) -> None:
@@ -139,7 +139,7 @@ def test_measured_when_the_weights_come_and_a_reason_before(
     assert computed == {"structure": 2, "mse_bg": 2}
     assert "structure not measured: structure needs DINO: facebook/dino-vitb8 is not on this machine" in summary
     assert lines == {("facebook/dino-vitb8", "no_weights")}
-    # The reason is stored once, and told each time.
+    # The reason is stored once, and reported each time.
     computed, summary, _ = scored()
     assert computed == {} and "not measured" in summary
     computed, _, lines = scored(weights={"dino": folder})

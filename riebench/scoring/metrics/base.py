@@ -1,4 +1,7 @@
-"""What a metric is, what it is given, and what it may answer."""
+"""Types of metrics, of the samples that they measure, and of their values.
+
+Also the helpers that several metrics share.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,17 @@ MIN_BACKGROUND = 0.01
 
 
 class Reason(StrEnum):
-    """Why a value is missing. The first three depend on example and mask only, so they hit every method alike."""
+    """Reason for a missing value.
+
+    The first three depend on example and mask only, so they apply to every method alike.
+    """
 
     NO_BACKGROUND = "no_background"
     """The mask leaves less than `MIN_BACKGROUND` of the picture (for SSIM: no whole window) untouched."""
     NO_REGION = "no_region"
     """The mask is empty."""
     SAME_PROMPTS = "same_prompts"
-    """Source and target prompt cannot be told apart."""
+    """Source and target prompt are equal, or CLIP cannot distinguish them."""
     IDENTICAL = "identical"
     """No squared error, so no PSNR; counts as mse 0 in means."""
     ZERO_EDIT = "zero_edit"
@@ -45,7 +51,7 @@ class Reason(StrEnum):
 
 
 Value = float | Reason
-"""A finite number, or why there is none."""
+"""A finite number, or the reason why there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +63,11 @@ class Sample:
         source: the picture before the edit, same shape.
         mask: bool [H, W], true where the edit may change pixels.
         source_prompt: prompt of `source`, verbatim.
-        target_prompt: prompt of the wished result, verbatim.
-        source_attributes: what the source picture should show (toy world), else None.
-        target_attributes: what the result should show (toy world), else None.
-        target: what the model makes of the target prompt with the same seed, same shape; read only for metrics that
-            compare with it.
+        target_prompt: prompt of the desired result, verbatim.
+        source_attributes: attributes that the source picture should show (toy world only), else None.
+        target_attributes: attributes that the result should show (toy world only), else None.
+        target: picture that the model makes of the target prompt with the same seed, same shape; read only for metrics
+            that compare with it.
 
     Raises:
         MetricError: if sizes or types do not fit.
@@ -90,8 +96,8 @@ class Sample:
             raise MetricError(f"mask: expected bool {self.edited.shape[:2]}, got {self.mask.dtype} {self.mask.shape}")
 
     @property
-    def wanted(self) -> UInt8:
-        """The target picture.
+    def required_target(self) -> UInt8:
+        """The target picture, for metrics that cannot do without it.
 
         Raises:
             MetricError: if it was not read.
@@ -102,23 +108,23 @@ class Sample:
 
     @property
     def background(self) -> Bool:
-        """True where the edit must not change pixels, [H, W]."""
+        """Inverse of the mask, bool [H, W]: true where the edit must not change pixels."""
         return ~self.mask
 
     @property
     def has_background(self) -> bool:
-        """Whether the background is large enough to be measured."""
+        """True if the background is large enough to be measured."""
         return bool(self.background.mean() >= MIN_BACKGROUND)
 
 
 @dataclass(frozen=True)
 class MetricFormat:
-    """How tables print a metric.
+    """Format in which tables print a metric.
 
     Attributes:
-        title: heading, with the factor and which way is better.
+        title: heading, with the factor and the better direction.
         scale: factor between the stored and the printed number.
-        decimals: of the printed number.
+        decimals: number of decimals of the printed number.
         signed: whether positive numbers carry a plus.
     """
 
@@ -133,7 +139,7 @@ class MetricFormat:
         return f"{rounded:+.{self.decimals}f}" if self.signed and rounded else f"{rounded:.{self.decimals}f}"
 
 
-Compute = Callable[[Sequence[Sample], "Networks"], list[Value]]
+MetricFunction = Callable[[Sequence[Sample], "Networks"], list[Value]]
 """Batch of samples and the loaded networks -> one value per sample, in order."""
 
 
@@ -143,7 +149,7 @@ class Metric:
 
     Attributes:
         name: as registered, and as stored with every value.
-        direction: which way is better.
+        direction: the better direction.
         low: smallest possible value.
         high: largest possible value, or None if unbounded.
         version: raised whenever the same pictures would give another number.
@@ -160,16 +166,16 @@ class Metric:
     high: float | None
     version: int
     backbone: str
-    compute: Compute
+    compute: MetricFunction
     needs_attributes: bool = False
     needs_target: bool = False
     format: MetricFormat | None = None
 
     def __call__(self, samples: Sequence[Sample], networks: Networks) -> list[Value]:
-        """One value per sample.
+        """Compute one value per sample.
 
         Raises:
-            MetricError: if a value is not finite or out of range, which means damaged weights or a fault here.
+            MetricError: if a value is not finite or out of range, which means damaged weights or a fault in the metric.
         """
         if not samples:
             return []
@@ -201,18 +207,21 @@ def metric(
     needs_attributes: bool = False,
     needs_target: bool = False,
     format: MetricFormat | None = None,
-) -> Callable[[Compute], Metric]:
-    """Turn a batch function into a `Metric` of the function's name; arguments as `Metric`'s attributes."""
+) -> Callable[[MetricFunction], Metric]:
+    """Turn a batch function into a `Metric` of the same name.
 
-    def wrap(function: Compute) -> Metric:
-        name: str = function.__name__  # type-checked callables have one; lambdas are not meant here
+    Arguments are those attributes of `Metric` that the function itself does not give.
+    """
+
+    def wrap(function: MetricFunction) -> Metric:
+        name: str = function.__name__
         return Metric(name, direction, low, high, version, backbone, function, needs_attributes, needs_target, format)
 
     return wrap
 
 
 def unit_range(pictures: npt.NDArray[Any]) -> Float:
-    """Pictures as float64 in [0, 1].
+    """Convert pictures to float64 in [0, 1].
 
     Args:
         pictures: [N, H, W, 3], uint8, or floating point already in [0, 1].
@@ -235,7 +244,7 @@ def unit_range(pictures: npt.NDArray[Any]) -> Float:
 
 
 def check_pair(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[Float, Float]:
-    """Two equally shaped batches in [0, 1].
+    """Check that two batches have equal shapes, and convert both to [0, 1].
 
     Raises:
         MetricError: as `unit_range`, or if the shapes differ.
@@ -246,20 +255,14 @@ def check_pair(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[Float
 
 
 def picture_key(picture: npt.NDArray[Any]) -> bytes:
-    """What equal pictures have in common: a hash of shape and pixels."""
+    """Compute a hash of shape and pixels, equal for equal pictures."""
     digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(picture).tobytes())
     return digest.digest()
 
 
-def forget_oldest(cache: dict[Any, Any], most: int) -> None:
-    """Drops the entries that were added first until at most `most` are left."""
-    for key in list(cache)[: max(0, len(cache) - most)]:
-        del cache[key]
-
-
-def by_size(samples: Sequence[Sample]) -> Iterator[list[int]]:
-    """Positions of samples of equal picture size, so that each group can be stacked."""
+def group_by_size(samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """Yield the positions of samples of equal size, so that they can be stacked."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for position, sample in enumerate(samples):
         groups.setdefault(sample.edited.shape, []).append(position)
@@ -268,8 +271,9 @@ def by_size(samples: Sequence[Sample]) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def strict_float32(device: str) -> Iterator[None]:
-    """Inside, networks run in true float32 without gradients: no autocast and no TF32, also if the caller set them.
+    """Run networks in true float32 and without gradients inside the context.
 
+    Autocast and TF32 are off there, also if the caller has turned them on.
     Half precision has steps of 2.4e-4 near 0.25, the size of the effects that CLIP gains measure; TF32 has 1e-3 of
     relative rounding and is on by default for convolutions on NVIDIA GPUs.
     """

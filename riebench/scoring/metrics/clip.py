@@ -1,4 +1,8 @@
-"""CLIP scores: how far the edited picture moved towards the target prompt, as raw cosines."""
+"""CLIP metrics, raw cosines of pictures with prompts and with other pictures.
+
+First `ClipScorer`, which embeds pictures and prompts, with its networks and the metrics of the default profile; then
+`HalfClipScorer`, which runs the same CLIP in half precision, with the metrics of the profile `paper`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
+from cachetools import LRUCache
 
 from riebench.errors import MetricError
 from riebench.scoring.metrics.base import (
@@ -19,7 +24,6 @@ from riebench.scoring.metrics.base import (
     Sample,
     UInt8,
     Value,
-    forget_oldest,
     metric,
     picture_key,
     strict_float32,
@@ -32,47 +36,56 @@ if TYPE_CHECKING:
     import torch
 
 
+Key = TypeVar("Key")
+Input = TypeVar("Input")
 Prompts = Literal["default", "paper"]
+"""Profiles that clean prompts in their own way."""
 
 MIN_CHANGE = 1e-6
 """Below this length a difference of embeddings has no direction."""
 
 CACHED_PICTURES = 20_000
-"""Embeddings of pictures kept in memory; about 6 KB each."""
+"""Number of embeddings of pictures kept in memory, about 6 KB each, the last used ones."""
 
 BOX_MARGIN = 0.15
-"""How much a region's bounding box grows on each side, as a share of its own side."""
+"""Growth of a region's bounding box on each side, as a share of its own side."""
+
+HALF_SUFFIX = " (paper prompts, float16 autocast)"
+"""End of the identity of a CLIP in half precision."""
 
 
 def clean_prompt(prompt: str, profile: Prompts = "default") -> str:
-    """The text that CLIP sees.
+    """Return the text that CLIP sees.
 
     Args:
         prompt: as written in the task file.
         profile: `default` removes square brackets (they mark the edited word in some suites) and collapses
-            whitespace; `paper` changes nothing, as in the published scripts.
+            white space; `paper` changes nothing, as in the published scripts.
     """
     if profile == "paper":
         return prompt
     return plain_prompt(prompt)
 
 
-def profiled(backbone: str, profile: Prompts) -> str:
-    """A backbone's identity under a profile: other prompts are other numbers."""
+def profile_identity(backbone: str, profile: Prompts) -> str:
+    """Return a backbone's identity under a profile.
+
+    Prompts that are cleaned in another way give other numbers, so they need another identity.
+    """
     return backbone if profile == "default" else f"{backbone} ({profile} prompts)"
 
 
 class ClipScorer:
-    """Unit-length CLIP embeddings of pictures and prompts, each computed once.
+    """Source of unit-length CLIP embeddings; each picture and prompt is embedded once.
 
     Args:
         encode_pictures: list of uint8 [H, W, 3] -> [N, D], any length.
         encode_texts: list of strings -> [N, D], any length.
-        cut: list of strings -> which of them lose words to the context length.
+        cut: list of strings -> for each, whether it loses words to the context length.
         backbone: identity stored with every value.
-        details: what else must be known to repeat a number.
-        profile: how prompts are cleaned.
-        batch_size: most pictures or texts per call of an encoder.
+        details: further facts needed to repeat a number.
+        profile: the way in which prompts are cleaned.
+        batch_size: largest number of pictures or texts per call of an encoder.
     """
 
     def __init__(
@@ -86,39 +99,41 @@ class ClipScorer:
         profile: Prompts = "default",
         batch_size: int = 64,
     ) -> None:
-        self.backbone = profiled(backbone, profile)
+        self.backbone = profile_identity(backbone, profile)
         self.details = details or {}
         self.profile = profile
         self.batch_size = batch_size
         self.cut_prompts: set[str] = set()
         """Prompts seen so far that were too long and scored without their end."""
         self._encode_pictures, self._encode_texts, self._cut = encode_pictures, encode_texts, cut
-        self._pictures: dict[bytes, Float] = {}
+        self._pictures: LRUCache[bytes, Float] = LRUCache(CACHED_PICTURES)
         self._texts: dict[str, Float] = {}
 
     @classmethod
     def load(cls, spec: str | ClipSpec, *, device: str = "cpu", offline: bool = False) -> ClipScorer:
-        """Load through open_clip's own factory, in float32, with the transform that belongs to the weights.
+        """Load a CLIP through open_clip's own factory, in float32.
+
+        Pictures go through the transform that belongs to the weights.
 
         Args:
-            spec: what `ClipSpec.parse` reads.
+            spec: a `ClipSpec`, or a text that `ClipSpec.parse` reads.
             device: torch device.
-            offline: fetches nothing.
+            offline: whether nothing may be fetched.
 
         Raises:
             MetricError: if the weights are missing or the activation is not the one they were trained with.
         """
         resolved = ClipSpec.parse(spec) if isinstance(spec, str) else spec
-        return cls.of(load_open_clip(resolved, device, offline=offline), device)
+        return cls.from_loaded(load_open_clip(resolved, device, offline=offline), device)
 
     @classmethod
-    def of(cls, loaded: LoadedClip, device: str = "cpu", profile: Prompts = "default") -> ClipScorer:
-        """The scorer of a network that is loaded already.
+    def from_loaded(cls, loaded: LoadedClip, device: str = "cpu", profile: Prompts = "default") -> ClipScorer:
+        """Make the scorer of a network that is loaded already.
 
         Args:
-            loaded: on `device`.
+            loaded: the network, on `device`.
             device: torch device.
-            profile: how prompts are cleaned.
+            profile: the way in which prompts are cleaned.
         """
         import torch
 
@@ -126,36 +141,40 @@ class ClipScorer:
             from PIL import Image
 
             inputs = torch.stack([loaded.transform(Image.fromarray(picture, "RGB")) for picture in batch])
-            with cls.numbers(device):
-                return _numpy(loaded.model.encode_image(inputs.to(device)))
+            with cls.precision(device):
+                return _to_numpy(loaded.model.encode_image(inputs.to(device)))
 
         def texts(batch: list[str]) -> Float:
-            with cls.numbers(device):
-                return _numpy(loaded.model.encode_text(loaded.tokenizer(batch).to(device)))
+            with cls.precision(device):
+                return _to_numpy(loaded.model.encode_text(loaded.tokenizer(batch).to(device)))
 
         return cls(pictures, texts, cut=loaded.cut, backbone=loaded.backbone, details=loaded.details, profile=profile)
 
     @staticmethod
-    def numbers(device: str) -> AbstractContextManager[None]:
-        """What the network runs inside: true float32 without gradients."""
+    def precision(device: str) -> AbstractContextManager[None]:
+        """Return the context that the network runs in: true float32, no gradients."""
         return strict_float32(device)
 
     def pictures(self, pictures: Iterable[UInt8]) -> Float:
-        """Embeddings of uint8 [H, W, 3] pictures, [N, D], length 1.
+        """Embed pictures, uint8 [H, W, 3] each, as [N, D] of length 1.
 
         Raises:
-            MetricError: if the network gives something that has no direction.
+            MetricError: if an embedding has no direction.
         """
         batch = list(pictures)
         keys = [picture_key(picture) for picture in batch]
-        new = {key: picture for key, picture in zip(keys, batch, strict=True) if key not in self._pictures}
-        self._fill(self._pictures, list(new), list(new.values()), self._encode_pictures)
-        embeddings = np.stack([self._pictures[key] for key in keys])
-        forget_oldest(self._pictures, CACHED_PICTURES)
-        return embeddings
+        # Held here too, as the cache may drop some of them when others are added.
+        found = {key: self._pictures[key] for key in keys if key in self._pictures}
+        new = {key: picture for key, picture in zip(keys, batch, strict=True) if key not in found}
+        embeddings = self._embed(list(new), list(new.values()), self._encode_pictures)
+        self._pictures.update(embeddings)
+        found |= embeddings
+        return np.stack([found[key] for key in keys])
 
     def texts(self, prompts: Iterable[str]) -> Float:
-        """Embeddings of prompts after `clean_prompt`, [N, D], length 1; long ones are noted in `cut_prompts`.
+        """Embed prompts after `clean_prompt`, as [N, D] of length 1.
+
+        Prompts that are too long are added to `cut_prompts`.
 
         Raises:
             MetricError: as `pictures`.
@@ -164,37 +183,43 @@ class ClipScorer:
         new = [text for text in dict.fromkeys(cleaned) if text not in self._texts]
         if new:
             self.cut_prompts.update(text for text, cut in zip(new, self._cut(new), strict=True) if cut)
-        self._fill(self._texts, new, new, self._encode_texts)
+        self._texts |= self._embed(new, new, self._encode_texts)
         return np.stack([self._texts[text] for text in cleaned])
 
-    def _fill(
-        self, cache: dict[Any, Float], keys: list[Any], inputs: list[Any], encode: Callable[[list[Any]], Float]
-    ) -> None:
+    def _embed(
+        self, keys: Sequence[Key], inputs: Sequence[Input], encode: Callable[[list[Input]], Float]
+    ) -> dict[Key, Float]:
+        """Embed inputs in batches, as key -> embedding [D] of length 1."""
+        found: dict[Key, Float] = {}
         for start in range(0, len(keys), self.batch_size):
             stop = start + self.batch_size
-            embeddings = np.asarray(encode(inputs[start:stop]), dtype=np.float64)
+            embeddings = np.asarray(encode(list(inputs[start:stop])), dtype=np.float64)
             if not np.isfinite(embeddings).all() or not np.any(embeddings, axis=1).all():
                 raise MetricError(f"{self.backbone}: an embedding is not finite or has length 0; check the weights")
-            cache.update(zip(keys[start:stop], self.unit(embeddings), strict=True))
+            found.update(zip(keys[start:stop], self.normalize(embeddings), strict=True))
+        return found
 
     @staticmethod
-    def unit(embeddings: Float) -> Float:
-        """Embeddings [N, D] at length 1."""
+    def normalize(embeddings: Float) -> Float:
+        """Scale embeddings [N, D] to length 1."""
         return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
 
 
-def _numpy(tensor: torch.Tensor) -> Float:
+def _to_numpy(tensor: torch.Tensor) -> Float:
     return np.asarray(tensor.float().cpu().numpy(), dtype=np.float64)
 
 
 @network("clip")
 class ClipNetwork(Network):
-    """The CLIP of `--scorer`, in float32. A missing one is an error when it is loaded, never a value left out."""
+    """CLIP of `--scorer`, in float32.
+
+    If it is missing, loading it is an error; its metrics are never left out.
+    """
 
     @staticmethod
     def load(networks: Networks) -> ClipScorer:
         """Load the network; it is shared with `clip-half`."""
-        return ClipScorer.of(_open_clip(networks), networks.options.device)
+        return ClipScorer.from_loaded(_open_clip(networks), networks.options.device)
 
     @staticmethod
     def identity(options: NetworkOptions) -> str:
@@ -204,7 +229,7 @@ class ClipNetwork(Network):
 
 @network("clip2")
 class SecondClipNetwork(Network):
-    """The independent CLIP, in float32."""
+    """Second, independent CLIP, in float32."""
 
     @staticmethod
     def load(networks: Networks) -> ClipScorer:
@@ -243,22 +268,22 @@ def _clip(networks: Networks, name: str = "clip") -> ClipScorer:
 
 
 def _change(samples: Sequence[Sample], scorer: ClipScorer) -> tuple[Float, Float]:
-    # Movement of the picture and wished movement of the text, both [N, D].
+    # Change of the picture and desired change, that of the prompt, both [N, D].
     pictures = scorer.pictures(s.edited for s in samples) - scorer.pictures(s.source for s in samples)
     texts = scorer.texts(s.target_prompt for s in samples) - scorer.texts(s.source_prompt for s in samples)
     return pictures, texts
 
 
-def dots(first: Float, second: Float) -> list[Value]:
-    """Row by row the scalar products of [N, D] and [N, D]."""
+def row_products(first: Float, second: Float) -> list[Value]:
+    """Compute the scalar products of the rows of [N, D] and [N, D]."""
     return [float(value) for value in (first * second).sum(axis=1)]
 
 
 @metric(direction="higher", low=-1, high=1, backbone="clip")
 def clip_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Cosine of the edited picture with the target prompt."""
+    """Compute the cosine of the edited picture with the target prompt."""
     pictures = _clip(networks).pictures(s.edited for s in samples)
-    return dots(pictures, _clip(networks).texts(s.target_prompt for s in samples))
+    return row_products(pictures, _clip(networks).texts(s.target_prompt for s in samples))
 
 
 @metric(
@@ -269,9 +294,12 @@ def clip_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     format=MetricFormat("CLIP alignment gain x100 (higher is better)", 100, 2, signed=True),
 )
 def clip_gain(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """`clip_target` of the edited minus that of the source picture: the primary alignment number."""
+    """Compute `clip_target` of the edited minus that of the source picture.
+
+    This is the primary measure of alignment.
+    """
     change = _clip(networks).pictures(s.edited for s in samples) - _clip(networks).pictures(s.source for s in samples)
-    return dots(change, _clip(networks).texts(s.target_prompt for s in samples))
+    return row_products(change, _clip(networks).texts(s.target_prompt for s in samples))
 
 
 @metric(
@@ -284,21 +312,30 @@ def clip_gain(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     ),
 )
 def clip_gain_2(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """`clip_gain` by a second network that shares no weights with the generator; on a scale of its own."""
+    """Compute `clip_gain` by a second, independent network.
+
+    The network shares no weights with the generator, and its numbers have a scale of their own.
+    """
     scorer = _clip(networks, "clip2")
     change = scorer.pictures(s.edited for s in samples) - scorer.pictures(s.source for s in samples)
-    return dots(change, scorer.texts(s.target_prompt for s in samples))
+    return row_products(change, scorer.texts(s.target_prompt for s in samples))
 
 
 @metric(direction="higher", low=-4, high=4, backbone="clip")
 def clip_margin(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Picture change times prompt change; cancels what helps both prompts alike."""
-    return dots(*_change(samples, _clip(networks)))
+    """Compute the scalar product of the picture's change and the prompts' change.
+
+    A change of the picture that helps both prompts alike cancels out.
+    """
+    return row_products(*_change(samples, _clip(networks)))
 
 
 @metric(direction="higher", low=-1, high=1, backbone="clip")
 def clip_direction(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Cosine of the picture's change with the prompts' change; says nothing about size, so never shown alone."""
+    """Compute the cosine of the picture's change with the prompts' change.
+
+    It does not depend on the size of the change, so it is never shown alone.
+    """
     pictures, texts = _change(samples, _clip(networks))
     values: list[Value] = []
     for picture, text in zip(pictures, texts, strict=True):
@@ -315,19 +352,23 @@ def clip_direction(samples: Sequence[Sample], networks: Networks) -> list[Value]
 
 @metric(direction="higher", low=-1, high=1, backbone="clip")
 def clip_image(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Cosine of the edited with the source picture."""
-    return dots(
+    """Compute the cosine of the edited with the source picture."""
+    return row_products(
         _clip(networks).pictures(s.edited for s in samples), _clip(networks).pictures(s.source for s in samples)
     )
 
 
 def region_box(mask: Bool) -> tuple[slice, slice]:
-    """Rows and columns of a mask's bounding box, grown by 15 % of its own side on each side and clipped.
+    """Compute a mask's bounding box, grown and clipped to the picture.
 
-    Fractions of a pixel are kept: the box never loses what the growth touches.
+    It grows by 15 % of its own side on each side. Fractions of a pixel count as whole pixels, so that the box holds
+    every pixel that the growth touches.
 
     Args:
         mask: bool [H, W] with at least one true pixel.
+
+    Returns:
+        Rows and columns.
 
     Raises:
         MetricError: if the mask is empty.
@@ -345,7 +386,7 @@ def region_box(mask: Bool) -> tuple[slice, slice]:
 
 @metric(direction="higher", low=-2, high=2, backbone="clip")
 def clip_region_gain(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """`clip_gain` on the region's bounding box, the same box in both pictures."""
+    """Compute `clip_gain` on the region's bounding box, the same in both pictures."""
     values: list[Value] = [Reason.NO_REGION] * len(samples)
     positions = [position for position, sample in enumerate(samples) if sample.mask.any()]
     if not positions:
@@ -355,35 +396,37 @@ def clip_region_gain(samples: Sequence[Sample], networks: Networks) -> list[Valu
     scorer = _clip(networks)
     edited = scorer.pictures(s.edited[box] for s, box in zip(chosen, boxes, strict=True))
     source = scorer.pictures(s.source[box] for s, box in zip(chosen, boxes, strict=True))
-    gains = dots(edited - source, scorer.texts(s.target_prompt for s in chosen))
+    gains = row_products(edited - source, scorer.texts(s.target_prompt for s in chosen))
     for position, gain in zip(positions, gains, strict=True):
         values[position] = gain
     return values
 
 
-HALF = " (paper prompts, float16 autocast)"
-"""What the identity of such a scorer ends in."""
-
-
 class HalfClipScorer(ClipScorer):
-    """A CLIP under float16 autocast, on every device alike; lengths and cosines are rounded to float16, too."""
+    """Source of CLIP embeddings under float16 autocast, on every device alike.
+
+    Lengths and cosines are rounded to float16, too.
+    """
 
     @classmethod
-    def of(cls, loaded: LoadedClip, device: str = "cpu", profile: Prompts = "paper") -> ClipScorer:
-        """The scorer of a network that is loaded already; prompts keep their brackets."""
-        scorer = super().of(loaded, device, profile)
+    def from_loaded(cls, loaded: LoadedClip, device: str = "cpu", profile: Prompts = "paper") -> ClipScorer:
+        """Make the scorer of a network that is loaded already.
+
+        Prompts keep their brackets.
+        """
+        scorer = super().from_loaded(loaded, device, profile)
         scorer.backbone = half_identity(loaded.backbone)
         scorer.details = {**loaded.details, "dtype": "float16 autocast"}
         return scorer
 
     @staticmethod
-    def numbers(device: str) -> AbstractContextManager[None]:
-        """What the network runs inside: float16 autocast without gradients."""
-        return _half(device)
+    def precision(device: str) -> AbstractContextManager[None]:
+        """Return the context that the network runs in: float16 autocast, no gradients."""
+        return _half_precision(device)
 
     @staticmethod
-    def unit(embeddings: Float) -> Float:
-        """Embeddings [N, D] divided by their lengths, every result rounded to float16."""
+    def normalize(embeddings: Float) -> Float:
+        """Divide embeddings [N, D] by their lengths, every result rounded to float16."""
         rounded = embeddings.astype(np.float16)
         lengths = np.linalg.norm(rounded.astype(np.float32), axis=1, keepdims=True).astype(np.float16)
         return np.asarray(rounded / lengths, dtype=np.float64)
@@ -391,26 +434,26 @@ class HalfClipScorer(ClipScorer):
 
 @network("clip-half")
 class HalfClipNetwork(Network):
-    """The CLIP of `--scorer` as published scripts run it."""
+    """CLIP of `--scorer`, run as in published scripts."""
 
     @staticmethod
     def load(networks: Networks) -> ClipScorer:
         """Load the network; it is shared with `clip`."""
-        return HalfClipScorer.of(_open_clip(networks), networks.options.device)
+        return HalfClipScorer.from_loaded(_open_clip(networks), networks.options.device)
 
     @staticmethod
     def identity(options: NetworkOptions) -> str:
-        """Return the identity of the scorer's weights, and that they run in half precision."""
+        """Return the identity of the scorer's weights, run in half precision."""
         return half_identity(identity(ClipSpec.parse(options.scorer)))
 
 
 def half_identity(backbone: str) -> str:
-    """The identity of a CLIP that is run as here."""
-    return backbone + HALF
+    """Return the identity of a CLIP in half precision, given that of its weights."""
+    return backbone + HALF_SUFFIX
 
 
 @contextmanager
-def _half(device: str) -> Iterator[None]:
+def _half_precision(device: str) -> Iterator[None]:
     import torch
 
     with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype=torch.float16):
@@ -433,7 +476,7 @@ def _cosines(first: Float, second: Float) -> list[Value]:
     format=_cosine_format("target prompt (higher is better)"),
 )
 def paper_text_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Cosine of the edited picture with the target prompt, brackets and all."""
+    """Compute the cosine of the edited picture with the verbatim target prompt."""
     scorer = _clip(networks, "clip-half")
     return _cosines(
         scorer.pictures(s.edited for s in samples),
@@ -449,7 +492,7 @@ def paper_text_target(samples: Sequence[Sample], networks: Networks) -> list[Val
     format=_cosine_format("source prompt (lower is better)"),
 )
 def paper_text_source(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Cosine of the edited picture with the source prompt, brackets and all."""
+    """Compute the cosine of the edited picture with the verbatim source prompt."""
     scorer = _clip(networks, "clip-half")
     return _cosines(
         scorer.pictures(s.edited for s in samples),
@@ -465,7 +508,7 @@ def paper_text_source(samples: Sequence[Sample], networks: Networks) -> list[Val
     format=_cosine_format("source picture (higher is better)"),
 )
 def paper_image_source(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Cosine of the edited picture with the source picture."""
+    """Compute the cosine of the edited picture with the source picture."""
     scorer = _clip(networks, "clip-half")
     return _cosines(
         scorer.pictures(s.edited for s in samples),
@@ -482,9 +525,12 @@ def paper_image_source(samples: Sequence[Sample], networks: Networks) -> list[Va
     format=_cosine_format("target picture (higher is better)"),
 )
 def paper_image_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Cosine of the edited picture with what the model makes of the target prompt."""
+    """Compute the cosine of the edited picture with the target picture.
+
+    The target picture is the one that the model makes of the target prompt.
+    """
     scorer = _clip(networks, "clip-half")
     return _cosines(
         scorer.pictures(s.edited for s in samples),
-        scorer.pictures(s.wanted for s in samples),
+        scorer.pictures(s.required_target for s in samples),
     )

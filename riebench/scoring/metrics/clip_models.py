@@ -1,4 +1,8 @@
-"""Which CLIP measures: short names, what users may write, and the identity stored with every number. No torch here."""
+"""CLIP models: their names, the identities stored with values, and their loading.
+
+First `ClipSpec`, the parsed form of the names that users may write, the short names and identities; then `locate`,
+which finds a model's files, and `load_open_clip`. Importing this module imports neither torch nor open_clip.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,25 @@ if TYPE_CHECKING:
 
 Activation = Literal["QuickGELU", "GELU"]
 LOCAL = "local-dir:"
-FORMS = "a short name, local-dir:FOLDER, MODEL/TAG, MODEL@FILE or MODEL/TAG@FILE"
-"""What a scorer may be written as."""
+SCORER_FORMS = "a short name, local-dir:FOLDER, MODEL/TAG, MODEL@FILE or MODEL/TAG@FILE"
+"""Forms in which a scorer may be written."""
+UNLIMITED = 4096
+"""Context length at which no prompt is cut."""
+FOLDER_CONFIG = "open_clip_config.json"
+HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+"""Facts that open_clip has about the preprocessing of pictures in a training."""
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Where a CLIP comes from.
+    """Model, weights and source of a CLIP.
 
     Attributes:
         model: open_clip's model name, or `local-dir:FOLDER`.
         pretrained: open_clip's weights tag; None for a folder.
-        activation: what its MLPs must use, or None where the architecture fixes it.
+        activation: activation that its MLPs must use, or None where the architecture fixes it.
         asset: shipped folder to load instead, checked by hash.
         file: local file with the weights.
         revision: commit of the hub to fetch the weights from; None for the newest.
@@ -47,12 +58,12 @@ class ClipSpec:
 
     @classmethod
     def parse(cls, text: str) -> ClipSpec:
-        """Read what a user may write.
+        """Parse a scorer as users write it.
 
         Args:
             text: a name of `SCORERS`; `local-dir:FOLDER` in open_clip's layout; `MODEL/TAG`; or `MODEL@FILE` for a
                 built-in architecture with a local weights file. Where several trainings of an architecture need
-                different treatment, `MODEL/TAG@FILE` says which one the file is of.
+                different treatment, `MODEL/TAG@FILE` names the training of the file.
 
         Raises:
             MetricError: for anything else, or a file or folder that is not there.
@@ -67,13 +78,13 @@ class ClipSpec:
         name, at, file = text.partition("@")
         model, slash, tag = name.partition("/")
         if not model or "/" in tag or bool(slash) != bool(tag) or not (slash or at):
-            raise MetricError(f"unknown scorer {text!r}{near_match(text, SCORERS)}; write {FORMS}")
+            raise MetricError(f"unknown scorer {text!r}{near_match(text, SCORERS)}; write {SCORER_FORMS}")
         path = check_weights_file(Path(file).expanduser()) if at else None
-        return cls(model, tag or None, _named_activation(model), file=path)
+        return cls(model, tag or None, _activation_by_name(model), file=path)
 
     @property
     def label(self) -> str:
-        """The spec in words, for messages."""
+        """Name of the CLIP in messages."""
         return self.asset or f"{self.model}{f'/{self.pretrained}' if self.pretrained else ''}"
 
 
@@ -90,7 +101,10 @@ SCORERS: dict[str, ClipSpec] = {
 
 
 def scorer_pair(names: Sequence[str]) -> tuple[str | None, str | None]:
-    """The scorer and the second, independent one among what `--scorer` was given; None for those not given.
+    """Split the values of `--scorer` into the scorer and the second, independent one.
+
+    Returns:
+        Both names, None for those not given.
 
     Raises:
         MetricError: for more than two, the same twice, or one that `ClipSpec.parse` refuses.
@@ -103,12 +117,12 @@ def scorer_pair(names: Sequence[str]) -> tuple[str | None, str | None]:
     return first, second
 
 
-def _named_activation(model: str) -> Activation | None:
+def _activation_by_name(model: str) -> Activation | None:
     return "QuickGELU" if model.endswith("-quickgelu") else None
 
 
 def identity(spec: ClipSpec) -> str:
-    """What is stored with every value, found without loading the network.
+    """Return the identity stored with every value, without loading the network.
 
     Names of folders and files say nothing about their content, so local weights carry their hash.
 
@@ -123,7 +137,9 @@ def identity(spec: ClipSpec) -> str:
 
 
 def is_measured_by(backbone: str, scorer: str) -> bool:
-    """Whether a stored identity is that of a scorer with its usual prompts, whichever weights a local one had then.
+    """Check that a stored identity is that of a scorer with its usual prompts.
+
+    The weights of a local scorer do not matter: they may have changed since.
 
     Raises:
         MetricError: as `ClipSpec.parse`.
@@ -133,7 +149,10 @@ def is_measured_by(backbone: str, scorer: str) -> bool:
 
 
 def folder_digest(folder: Path) -> str:
-    """12 hex digits over names and contents of a folder's JSON and weight files.
+    """Compute a hash over names and contents of a folder's JSON and weight files.
+
+    Returns:
+        12 hex digits.
 
     Raises:
         MetricError: if there is no such folder.
@@ -147,22 +166,13 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-UNLIMITED = 4096
-"""Context length at which no prompt is cut."""
-FOLDER_CONFIG = "open_clip_config.json"
-HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-"""What open_clip knows of how a training read its pictures."""
-
-
 @dataclass(frozen=True)
-class Located:
-    """A CLIP whose files are all on this machine.
+class ClipFiles:
+    """Files of a CLIP, all of them on this machine.
 
     Attributes:
         name: open_clip's model name, or `local-dir:FOLDER`.
-        weights: file, or for the few tags without a place on the hub the tag itself; None for a folder.
+        weights: path of the file, or for the few tags that are not on the hub the tag itself; None for a folder.
         preprocessing: arguments of open_clip's factory that belong to the weights.
         tokenizer: folder of the tokenizer, or None for the one that comes with open_clip or lies in the model's folder.
     """
@@ -175,7 +185,7 @@ class Located:
 
 @dataclass(frozen=True)
 class LoadedClip:
-    """A ready CLIP.
+    """Loaded CLIP with its transform and tokenizer.
 
     Attributes:
         model: has `encode_image` and `encode_text`; frozen, float32.
@@ -192,18 +202,18 @@ class LoadedClip:
     details: dict[str, str]
 
     def cut(self, texts: list[str]) -> list[bool]:
-        """Which texts are longer than the context and lose their end."""
+        """Return for each text whether it exceeds the context and loses its end."""
         context = int(self.tokenizer(texts[:1]).shape[1])
         tokens = self.tokenizer(texts, context_length=UNLIMITED)
         # At this length every row ends in padding, so a row that fits holds only padding after the context.
         return [bool(hit) for hit in (tokens[:, context:] != tokens[:, -1:]).any(dim=1)]
 
 
-def locate(spec: ClipSpec, *, offline: bool = False) -> Located:
-    """Finds a CLIP's files, fetching what is missing unless offline.
+def locate(spec: ClipSpec, *, offline: bool = False) -> ClipFiles:
+    """Find a CLIP's files, and fetch the missing ones unless offline.
 
     Raises:
-        MetricError: one line on what is unknown, does not fit or is missing, and how to bring it.
+        MetricError: with one line on what is unknown, does not fit or is missing, and how to get it.
     """
     if spec.asset or spec.model.startswith(LOCAL):
         folder = asset_folder(spec.asset) if spec.asset else Path(spec.model.removeprefix(LOCAL))
@@ -211,7 +221,7 @@ def locate(spec: ClipSpec, *, offline: bool = False) -> Located:
             raise MetricError(f"scorer {folder} has no {FOLDER_CONFIG}, so it is no model folder of open_clip")
         if not any(path.suffix in WEIGHT_ENDINGS for path in folder.iterdir()):
             raise MetricError(f"scorer {folder} has no weights; put its open_clip_model.safetensors there")
-        return Located(f"{LOCAL}{folder}")
+        return ClipFiles(f"{LOCAL}{folder}")
     import open_clip
 
     config = open_clip.get_model_config(spec.model)
@@ -223,15 +233,15 @@ def locate(spec: ClipSpec, *, offline: bool = False) -> Located:
     preprocessing = {f"image_{name}": training[name] for name in PREPROCESSING if name in training}
     repository = config["text_cfg"].get("hf_tokenizer_name") or None
     if spec.file is None:
-        weights, tokenizer = _fetched(spec, training, repository, offline)
+        weights, tokenizer = _fetch_files(spec, training, repository, offline)
     else:
         weights = str(check_weights_file(spec.file))
         tokenizer = _tokenizer_folder(spec, repository, offline)
-    return Located(spec.model, weights, preprocessing, tokenizer)
+    return ClipFiles(spec.model, weights, preprocessing, tokenizer)
 
 
 def _training(spec: ClipSpec) -> dict[str, Any]:
-    # How the weights were trained. A file alone does not say: the architecture's trainings must agree then.
+    # The way the weights were trained. A file alone does not tell it, so all trainings of its architecture must agree.
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     tags: list[str] = list_pretrained_tags_by_model(spec.model)
@@ -262,14 +272,14 @@ def _check_activation(spec: ClipSpec, runs: bool, training: Mapping[str, Any]) -
         )
 
 
-def _fetched(
+def _fetch_files(
     spec: ClipSpec, training: Mapping[str, Any], tokenizer: str | None, offline: bool
 ) -> tuple[str, Path | None]:
     # The weights file and, for architectures with a tokenizer of their own, its folder.
     owner, _, rest = str(training.get("hf_hub", "")).partition("/")
     name, _, file = rest.partition("/")
     if not name:
-        # A tag of the days before the hub: open_clip fetches it by its address.
+        # A tag that is older than the hub: open_clip fetches it from its address.
         cached = Path("~/.cache/clip").expanduser() / Path(str(training.get("url", ""))).name
         if offline and not cached.is_file():
             raise MetricError(f"scorer {spec.label} is not on this machine; put {training.get('url')} at {cached}")
@@ -300,7 +310,10 @@ def _tokenizer_folder(spec: ClipSpec, repository: str | None, offline: bool) -> 
 
 
 def activation_of(model: Any) -> str:
-    """Class name of the picture tower's MLP activation, or `other` for towers built by another library."""
+    """Return the class name of the activation in the MLPs of the picture tower.
+
+    It is `other` for towers built by another library.
+    """
     blocks = getattr(getattr(model.visual, "transformer", None), "resblocks", None)
     return type(blocks[0].mlp.gelu).__name__ if blocks is not None else "other"
 
@@ -309,23 +322,23 @@ def load_open_clip(spec: ClipSpec, device: str = "cpu", *, offline: bool = False
     """Load model, transform and tokenizer with open_clip's factory.
 
     Raises:
-        MetricError: if weights cannot be had, or the activation is not the one of the weights.
+        MetricError: if the weights are missing or cannot be read, or the activation is not the one they need.
     """
     from pickle import UnpicklingError
 
     import open_clip
     from safetensors import SafetensorError
 
-    located = locate(spec, offline=offline)
+    files = locate(spec, offline=offline)
     try:
         with warnings.catch_warnings(), offline_mode(offline):
             warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
             # This factory, unlike `create_model_and_transforms`, refuses to return a model with random weights.
             model, transform = open_clip.create_model_from_pretrained(
-                located.name, located.weights, precision="fp32", device=device, weights_only=True,
-                **located.preprocessing,
+                files.name, files.weights, precision="fp32", device=device, weights_only=True,
+                **files.preprocessing,
             )  # fmt: skip
-            tokenizer = _tokenizer(located)
+            tokenizer = _tokenizer(files)
     except (RuntimeError, OSError, ValueError, KeyError, UserWarning, UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise MetricError(f"scorer {spec.label} cannot be loaded: {reason}") from error
@@ -353,16 +366,16 @@ def _details(spec: ClipSpec, activation: str) -> dict[str, str]:
     }
 
 
-def _tokenizer(located: Located) -> Any:
+def _tokenizer(files: ClipFiles) -> Any:
     import open_clip
 
-    if located.tokenizer is None:
-        return open_clip.get_tokenizer(located.name)
+    if files.tokenizer is None:
+        return open_clip.get_tokenizer(files.name)
     from open_clip.tokenizer import HFTokenizer
 
-    text = open_clip.get_model_config(located.name)["text_cfg"]
+    text = open_clip.get_model_config(files.name)["text_cfg"]
     return HFTokenizer(
-        str(located.tokenizer),
+        str(files.tokenizer),
         context_length=text.get("context_length", 77),
         tokenizer_mode=text.get("tokenizer_mode"),
         **text.get("tokenizer_kwargs", {}),

@@ -1,4 +1,7 @@
-"""The toy world's truth: is the wished attribute there, and is everything else as it was."""
+"""Metrics by the toy world's judge, a network that reads attributes of pictures.
+
+They tell whether the edited attribute has its target value and whether the others stayed the same.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from riebench.scoring.metrics.clip_models import folder_digest
 from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 
 SIDE = 64
-"""The judge reads pictures of this many pixels a side only."""
+"""Side in pixels of the pictures that the judge reads; it reads no others."""
 
 
 class JudgeReader:
-    """Reads the attributes of pictures, each picture once.
+    """Reader of the attributes of pictures, which reads each picture once.
 
     Args:
         read: uint8 [N, 64, 64, 3] -> per picture attribute -> value.
@@ -27,20 +30,23 @@ class JudgeReader:
     def __init__(self, read: Callable[[UInt8], list[dict[str, str]]], backbone: str) -> None:
         self.backbone = backbone
         self._read = read
-        self._seen: dict[bytes, dict[str, str]] = {}
+        self._cache: dict[bytes, dict[str, str]] = {}
 
     @classmethod
     def load(cls) -> JudgeReader:
-        """The shipped judge, checked by hash."""
+        """Load the shipped judge, checked by its hash."""
         from riebench.scoring.metrics.judge_network import Judge
 
         return cls(Judge.load().read, identity())
 
     def __call__(self, pictures: Sequence[UInt8]) -> list[dict[str, str]]:
-        """Attributes of each picture.
+        """Read the attributes of each picture.
 
         Args:
             pictures: uint8 [64, 64, 3] each.
+
+        Returns:
+            For each picture attribute -> value.
 
         Raises:
             MetricError: for another size.
@@ -49,21 +55,21 @@ class JudgeReader:
             if picture.shape != (SIDE, SIDE, 3):
                 raise MetricError(f"the toy judge reads {SIDE} x {SIDE} pictures, got {picture.shape}")
         keys = [picture_key(picture) for picture in pictures]
-        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._seen}
+        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._cache}
         if new:
             verdicts = self._read(np.stack(list(new.values())))
-            self._seen.update(zip(new, verdicts, strict=True))
-        return [self._seen[key] for key in keys]
+            self._cache.update(zip(new, verdicts, strict=True))
+        return [self._cache[key] for key in keys]
 
 
 def identity() -> str:
-    """The shipped judge's identity, found without loading it."""
+    """Return the shipped judge's identity, without loading it."""
     return f"toy-judge@{folder_digest(asset_folder('judge'))}"
 
 
 @network("judge")
 class ToyJudge(Network):
-    """The toy world's judge; it ships with the package."""
+    """Toy world's judge, which ships with the package."""
 
     @staticmethod
     def load(networks: Networks) -> JudgeReader:
@@ -87,8 +93,8 @@ def _attributes(sample: Sample) -> tuple[dict[str, str], dict[str, str]]:
     return sample.source_attributes, sample.target_attributes
 
 
-def _read(samples: Sequence[Sample], pictures: Sequence[UInt8], networks: Networks) -> list[dict[str, str]]:
-    # A misspelt attribute would otherwise be a verdict on something that is not there.
+def _read_attributes(samples: Sequence[Sample], pictures: Sequence[UInt8], networks: Networks) -> list[dict[str, str]]:
+    # An example with a misspelt attribute has to be an error, not a score of 0.
     verdicts = networks.get("judge")(pictures)
     for sample, verdict in zip(samples, verdicts, strict=True):
         for name in _attributes(sample)[0]:
@@ -100,7 +106,7 @@ def _read(samples: Sequence[Sample], pictures: Sequence[UInt8], networks: Networ
 
 
 def edited_attributes(sample: Sample) -> tuple[str, ...]:
-    """Names of the attributes that the edit changes, sorted.
+    """Return the names of the attributes that the edit changes, sorted.
 
     Raises:
         MetricError: if the sample's attributes are unknown or do not match.
@@ -118,8 +124,11 @@ def edited_attributes(sample: Sample) -> tuple[str, ...]:
     format=MetricFormat("target attribute there, % of pictures (higher is better)", 100, 0),
 )
 def judge_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """1 if every edited attribute has the target's value in the edited picture, else 0."""
-    verdicts = _read(samples, [sample.edited for sample in samples], networks)
+    """Compute 1 if every edited attribute has the target's value, else 0.
+
+    The attributes are those that the judge reads in the edited picture.
+    """
+    verdicts = _read_attributes(samples, [sample.edited for sample in samples], networks)
     values: list[Value] = []
     for sample, verdict in zip(samples, verdicts, strict=True):
         _, target = _attributes(sample)
@@ -140,13 +149,13 @@ def judge_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     format=MetricFormat("other attributes kept, % (higher is better)", 100, 0),
 )
 def judge_kept(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Share of the other attributes that read in the edited picture as they do in the source picture.
+    """Compute the share of the other attributes that stay as in the source picture.
 
-    The comparison is with what the source picture shows, not with what its prompt says: an edit is not to blame for
-    what the generator got wrong before it.
+    The comparison is with the attributes that the judge reads in the source picture, not with those in its prompt: an
+    edit is not to blame for what the generator got wrong before it.
     """
-    after = _read(samples, [sample.edited for sample in samples], networks)
-    before = _read(samples, [sample.source for sample in samples], networks)
+    after = _read_attributes(samples, [sample.edited for sample in samples], networks)
+    before = _read_attributes(samples, [sample.source for sample in samples], networks)
     values: list[Value] = []
     for sample, new, old in zip(samples, after, before, strict=True):
         edited = edited_attributes(sample)

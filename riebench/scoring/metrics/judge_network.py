@@ -1,4 +1,4 @@
-"""The toy world's judge: a small network that reads the attributes of rendered scenes off pictures."""
+"""Toy world's judge, a small network that reads attributes of scenes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": ("white", "sky", "forest", "night", "beach", "brick"),
     "style": ("drawing", "pencil", "pixel", "watercolor"),
 }
-"""Attribute name -> its values; the first value is what a caption that says nothing means."""
+"""Attribute name -> its values; the first value is the one meant by a caption that does not mention the attribute."""
 
 WEIGHTS = "model.safetensors"
 
 
 class JudgeNetwork(nn.Module):
-    """Pictures float [B, 3, 64, 64] in [-1, 1] -> one tensor of logits per attribute."""
+    """Network from pictures, float [B, 3, 64, 64] in [-1, 1], to logits per attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,29 +39,36 @@ class JudgeNetwork(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(192, len(values)) for name, values in ATTRIBUTES.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits per attribute, float [B, number of values]."""
+        """Compute the logits of each attribute, float [B, number of values]."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
 
 class Judge:
-    """Reads attributes off 64-px pictures."""
+    """Judge that reads attributes off 64-pixel pictures."""
 
     def __init__(self, network: JudgeNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
 
     @classmethod
     def load(cls) -> Judge:
-        """The judge that ships with the package.
+        """Load the judge that ships with the package.
 
         Raises:
             AssetError: if its weights are damaged or missing.
         """
-        return _shipped()
+        return _load_shipped()
 
     @torch.no_grad()
     def probabilities(self, images: NDArray[np.uint8], batch_size: int = 128) -> dict[str, NDArray[np.float32]]:
-        """Attribute -> float [B, number of values], for pictures uint8 [B, 64, 64, 3].
+        """Compute the probabilities of all values of each attribute.
+
+        Args:
+            images: uint8 [B, 64, 64, 3].
+            batch_size: number of pictures per pass of the network.
+
+        Returns:
+            Attribute -> float [B, number of values].
 
         Raises:
             ValueError: for pictures of another size or type.
@@ -76,11 +83,14 @@ class Judge:
         return {name: np.concatenate(values) for name, values in parts.items()}
 
     def labels(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Value indices int [B, 8], in the order of `ATTRIBUTES`."""
+        """Return the indices of the likeliest values, int [B, 8].
+
+        Columns are in the order of `ATTRIBUTES`.
+        """
         return np.stack([p.argmax(1) for p in self.probabilities(images).values()], axis=1)
 
     def read(self, images: NDArray[np.uint8]) -> list[dict[str, str]]:
-        """What is on each picture: attribute -> value."""
+        """Read the attributes of each picture, as attribute -> value."""
         return [
             {name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)}
             for row in self.labels(images)
@@ -88,7 +98,7 @@ class Judge:
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> Judge:
+def _load_shipped() -> Judge:
     network = JudgeNetwork()
     network.load_state_dict(load_file(asset_folder("judge") / WEIGHTS))
     return Judge(network)

@@ -1,4 +1,7 @@
-"""LPIPS v0.1: perceptual distance to the source picture, whole or over the background only."""
+"""LPIPS v0.1, the perceptual distance of pictures, on AlexNet and on SqueezeNet.
+
+The networks come first, then the metrics: the distance to the source or target picture, whole or over the background.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from riebench.scoring.metrics.base import (
     Reason,
     Sample,
     Value,
-    by_size,
     check_pair,
+    group_by_size,
     metric,
     strict_float32,
 )
@@ -29,12 +32,12 @@ if TYPE_CHECKING:
     import torch
 
 BACKBONE = "lpips-v0.1-alexnet"
-"""Stored with every value."""
+"""Identity stored with every value of the network on AlexNet."""
 SQUEEZE_BACKBONE = "lpips-v0.1-squeezenet"
-"""Stored with every value of the profile `piebench`."""
+"""Identity stored with every value of the network on SqueezeNet, which the profile `piebench` uses."""
 
 MIN_SIDE = 32
-"""AlexNet's last layers vanish below this many pixels."""
+"""Smallest side in pixels; below it AlexNet's last layers have no output."""
 
 TRUNK_FILE = "alexnet_features.safetensors"
 LAYERS = {"slice1.0": "0", "slice2.3": "3", "slice3.6": "6", "slice4.8": "8", "slice5.10": "10"}
@@ -50,7 +53,7 @@ SQUEEZE_ADDRESS = f"https://download.pytorch.org/models/{SQUEEZE_FILE}"
 
 
 class LpipsModel:
-    """The network, on one device, in float32, frozen.
+    """LPIPS network on AlexNet, on one device, in float32, frozen.
 
     The learned channel weights come from the `lpips` package and the AlexNet trunk from a shipped file, so nothing is
     ever downloaded.
@@ -70,10 +73,10 @@ class LpipsModel:
         names = {f"{slice_}.{kind}": f"features.{number}.{kind}"
                  for slice_, number in LAYERS.items() for kind in ("weight", "bias")}  # fmt: skip
         self.device = device
-        self.model = _network("alex", load_file(path), names, path).to(device)
+        self.model = _build_network("alex", load_file(path), names, path).to(device)
 
     def distance(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
-        """LPIPS of pairs of pictures.
+        """Compute LPIPS of pairs of pictures.
 
         Args:
             first: [N, H, W, 3], RGB, uint8 or floats in [0, 1]; sides of at least 32 pixels.
@@ -99,7 +102,7 @@ class LpipsModel:
         return values
 
     def spatial(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
-        """LPIPS per pixel: each layer's map resized to the picture before the sum.
+        """Compute LPIPS per pixel: each layer's map is resized before the sum.
 
         Not used for background scores, because it leaks tens of pixels across a mask's edge. Arguments and errors as
         `distance`.
@@ -131,13 +134,13 @@ class LpipsModel:
 
 
 def squeezenet_file(file: Path | None = None) -> Path:
-    """Where torchvision's SqueezeNet lies.
+    """Return the path of torchvision's SqueezeNet weights.
 
     Args:
-        file: where the user says; None for torch's hub folder.
+        file: the user's path, a file or its folder; None for torch's hub folder.
 
     Raises:
-        MetricError: if it is missing, or its SHA-256 does not begin as its name says.
+        MetricError: if the file is missing, or its SHA-256 does not begin with the digits in its name.
     """
     import torch
 
@@ -156,7 +159,9 @@ def squeezenet_file(file: Path | None = None) -> Path:
 
 
 class SqueezeLpips(LpipsModel):
-    """The same distance on SqueezeNet, as the profile `piebench` needs it; nothing is ever downloaded.
+    """LPIPS network on SqueezeNet, which the profile `piebench` needs.
+
+    Nothing is ever downloaded.
 
     Args:
         device: torch device.
@@ -175,19 +180,19 @@ class SqueezeLpips(LpipsModel):
         parts = [name.split(".", 2) for name in weights if name.startswith("features.")]
         names = {f"slice{slices[index]}.{index}.{rest}": f"features.{index}.{rest}" for _, index, rest in parts}
         self.device = device
-        self.model = _network("squeeze", weights, names, path).to(device)
+        self.model = _build_network("squeeze", weights, names, path).to(device)
 
 
-def _network(kind: str, weights: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path) -> Any:
-    # `names` says which stored tensor each of the trunk's tensors is.
+def _build_network(kind: str, weights: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path) -> Any:
+    # `names` maps each tensor of the trunk to the stored tensor that fills it.
     import warnings
 
     import torch
     from lpips import LPIPS
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        # The package calls torchvision in a deprecated way and fills the trunk with random numbers first; neither the
-        # warnings nor the use of the global generator are the caller's business.
+        # The package calls torchvision in a deprecated way and fills the trunk with random numbers first. Callers must
+        # see neither the warnings nor a changed state of the global random generator.
         warnings.simplefilter("ignore")
         model = LPIPS(net=kind, version="0.1", pretrained=True, pnet_rand=True, eval_mode=True, verbose=False)
     try:
@@ -200,7 +205,7 @@ def _network(kind: str, weights: Mapping[str, torch.Tensor], names: Mapping[str,
 
 @network("lpips")
 class LpipsNetwork(Network):
-    """LPIPS on AlexNet; it ships with the package."""
+    """LPIPS on AlexNet, which ships with the package."""
 
     @staticmethod
     def load(networks: Networks) -> LpipsModel:
@@ -215,7 +220,7 @@ class LpipsNetwork(Network):
 
 @network(SQUEEZENET)
 class SqueezeNetwork(Network):
-    """LPIPS on SqueezeNet, whose trunk people bring."""
+    """LPIPS on SqueezeNet, whose trunk users have to provide."""
 
     weights = f"torchvision's {SQUEEZE_FILE}"
 
@@ -240,10 +245,13 @@ def _lpips(networks: Networks, name: str = "lpips") -> LpipsModel:
     return model
 
 
-def pasted(sample: Sample) -> npt.NDArray[np.uint8]:
-    """The edited picture's background on the source picture's region, [H, W, 3].
+def paste_background(sample: Sample) -> npt.NDArray[np.uint8]:
+    """Paste the edited picture's background around the source picture's region.
 
     Setting the region to 0 instead would make a distance shrink with the region's size.
+
+    Returns:
+        uint8 [H, W, 3].
     """
     return np.where(sample.mask[:, :, None], sample.source, sample.edited)
 
@@ -256,9 +264,9 @@ def pasted(sample: Sample) -> npt.NDArray[np.uint8]:
     format=MetricFormat("LPIPS to the source picture (lower is better)", 1, 3),
 )
 def lpips(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """LPIPS of the edited and the source picture, whole frame."""
+    """Compute LPIPS of the edited and the source picture, whole frame."""
     values: list[Value] = [Reason.NOT_RUN] * len(samples)
-    for group in by_size(samples):
+    for group in group_by_size(samples):
         edited = np.stack([samples[position].edited for position in group])
         source = np.stack([samples[position].source for position in group])
         for position, value in zip(group, _lpips(networks).distance(edited, source), strict=True):
@@ -275,11 +283,14 @@ def lpips(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     format=MetricFormat("LPIPS to the target picture (lower is better)", 1, 3),
 )
 def lpips_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """LPIPS of the edited picture and what the model makes of the target prompt, whole frame."""
+    """Compute LPIPS of the edited and the target picture, whole frame.
+
+    The target picture is the one that the model makes of the target prompt.
+    """
     values: list[Value] = [Reason.NOT_RUN] * len(samples)
-    for group in by_size(samples):
+    for group in group_by_size(samples):
         edited = np.stack([samples[position].edited for position in group])
-        target = np.stack([samples[position].wanted for position in group])
+        target = np.stack([samples[position].required_target for position in group])
         for position, value in zip(group, _lpips(networks).distance(edited, target), strict=True):
             values[position] = float(value)
     return values
@@ -287,13 +298,16 @@ def lpips_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
 
 @metric(direction="lower", low=0, high=None, backbone="lpips")
 def lpips_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """LPIPS between the source picture and itself with the edited background pasted in, per share of background."""
+    """Compute LPIPS of the background alone, divided by its share of the picture.
+
+    The source picture is compared with itself with the edited background pasted in.
+    """
     values: list[Value] = [Reason.NO_BACKGROUND] * len(samples)
-    for group in by_size(samples):
+    for group in group_by_size(samples):
         positions = [position for position in group if samples[position].has_background]
         if not positions:
             continue
-        mixed = np.stack([pasted(samples[position]) for position in positions])
+        mixed = np.stack([paste_background(samples[position]) for position in positions])
         source = np.stack([samples[position].source for position in positions])
         for position, value in zip(positions, _lpips(networks).distance(source, mixed), strict=True):
             values[position] = float(value / samples[position].background.mean())

@@ -1,8 +1,8 @@
-"""PIE-Bench's numbers as its published script makes them, its weaknesses included; never beside ours in one column.
+"""PIE-Bench's metrics as its published script computes them, weaknesses included.
 
-What is to be kept is compared with the region set to 0 and averaged over the whole frame, so that large regions score
+The background is compared with the region set to 0 and averaged over the whole frame, so that large regions score
 better; the outermost pixels always count as region; the region's CLIP score is that of the picture with everything
-else black.
+else black. These numbers never share a column with those of the default profile.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from riebench.scoring.metrics.networks import Networks
 
 FRAME = 512
-"""Side in pixels of what is kept of a picture that is not square."""
+"""Side in pixels of the part that is used of a picture that is not square."""
 
 
-def framed(sample: Sample) -> Sample:
-    """The sample as the published script sees it.
+def frame_sample(sample: Sample) -> Sample:
+    """Crop a sample and extend its mask as the published script does.
 
     A picture that is not square is cut to its last 512 x 512 pixels; a mask's outermost pixels are all region.
     """
@@ -41,19 +41,19 @@ def framed(sample: Sample) -> Sample:
             target=None if sample.target is None else sample.target[last],
             mask=sample.mask[last],
         )
-    return replace(sample, mask=with_border(sample.mask))
+    return replace(sample, mask=add_border(sample.mask))
 
 
-def with_border(mask: Bool) -> Bool:
-    """A mask [H, W] whose outermost pixels are all region."""
+def add_border(mask: Bool) -> Bool:
+    """Return a copy of a mask [H, W] whose outermost pixels are all region."""
     result = mask.copy()
     result[[0, -1], :] = True
     result[:, [0, -1]] = True
     return result
 
 
-def zeroed(picture: npt.NDArray[Any], where: Bool) -> npt.NDArray[Any]:
-    """A picture [H, W, 3] with everything but `where` [H, W] set to 0."""
+def zero_outside(picture: npt.NDArray[Any], where: Bool) -> npt.NDArray[Any]:
+    """Set all pixels of a picture [H, W, 3] outside `where`, bool [H, W], to 0."""
     return np.where(where[:, :, None], picture, np.zeros_like(picture))
 
 
@@ -61,12 +61,12 @@ Compare = Callable[[Float, Float, Bool], Float]
 """Two pictures [1, H, W, 3] with the region set to 0, in [0, 1], and the background [1, H, W] -> [1]."""
 
 
-def _kept(samples: Sequence[Sample], compare: Compare) -> list[Value]:
+def _compare_background(samples: Sequence[Sample], compare: Compare) -> list[Value]:
     values: list[Value] = []
-    for sample in map(framed, samples):
+    for sample in map(frame_sample, samples):
         where = sample.background
         if where.any():
-            edited, source = (zeroed(picture, where)[None] / 255 for picture in (sample.edited, sample.source))
+            edited, source = (zero_outside(picture, where)[None] / 255 for picture in (sample.edited, sample.source))
             values.append(float(compare(edited, source, where[None])[0]))
         else:
             values.append(Reason.NO_BACKGROUND)
@@ -80,8 +80,8 @@ def _kept(samples: Sequence[Sample], compare: Compare) -> list[Value]:
     format=MetricFormat("background MSE x10000, region zeroed (lower is better)", 10_000, 2),
 )
 def pie_mse(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Mean squared difference with the region set to 0, over the whole frame."""
-    return _kept(samples, mean_squared_error_zeroed)
+    """Compute the mean squared difference over the whole frame, the region set to 0."""
+    return _compare_background(samples, mean_squared_error_zeroed)
 
 
 @metric(
@@ -91,10 +91,13 @@ def pie_mse(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     format=MetricFormat("background PSNR in dB, region zeroed (higher is better)", 1, 2),
 )
 def pie_psnr(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """PSNR of `pie_mse` in dB; missing (`identical`) for an untouched background."""
+    """Compute the PSNR of `pie_mse` in dB; missing for an untouched background.
+
+    The reason is then `identical`.
+    """
     return [
         value if isinstance(value, Reason) else Reason.IDENTICAL if value == 0 else float(psnr(np.array(value)))
-        for value in _kept(samples, mean_squared_error_zeroed)
+        for value in _compare_background(samples, mean_squared_error_zeroed)
     ]
 
 
@@ -105,8 +108,8 @@ def pie_psnr(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     format=MetricFormat("background SSIM x100, region zeroed (higher is better)", 100, 2),
 )
 def pie_ssim(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """SSIM with the region set to 0, mean over the whole frame."""
-    return _kept(samples, lambda a, b, where: np.asarray(ssim_map(a, b).mean(axis=(1, 2))))
+    """Compute the mean SSIM over the whole frame, the region set to 0."""
+    return _compare_background(samples, lambda a, b, where: np.asarray(ssim_map(a, b).mean(axis=(1, 2))))
 
 
 @metric(
@@ -117,8 +120,8 @@ def pie_ssim(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     format=MetricFormat("background LPIPS x1000, region zeroed (lower is better)", 1000, 2),
 )
 def pie_lpips(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """LPIPS on SqueezeNet with the region set to 0."""
-    return _kept(samples, lambda a, b, where: networks.get(SQUEEZENET).distance(a, b))
+    """Compute LPIPS on SqueezeNet, the region set to 0."""
+    return _compare_background(samples, lambda a, b, where: networks.get(SQUEEZENET).distance(a, b))
 
 
 @metric(
@@ -129,8 +132,11 @@ def pie_lpips(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     format=MetricFormat("structure distance x1000 (lower is better)", 1000, 2),
 )
 def pie_structure(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Structure distance of the whole frame, with ImageNet's mean and deviation applied to pixels in 0 to 255."""
-    return structure_values([framed(sample) for sample in samples], networks, 255.0)
+    """Compute the structure distance of the whole frame, with unscaled pixels.
+
+    ImageNet's mean and deviation are applied to pixels in 0 to 255, as in the published script.
+    """
+    return structure_values([frame_sample(sample) for sample in samples], networks, 255.0)
 
 
 @metric(
@@ -141,8 +147,8 @@ def pie_structure(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     format=MetricFormat("CLIP similarity, whole picture (higher is better)", 1, 2),
 )
 def pie_clip_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """100 times the cosine of the edited picture with the target prompt, at least 0."""
-    return _clip([framed(sample).edited for sample in samples], samples, networks)
+    """Compute 100 times the cosine of edited picture and target prompt, at least 0."""
+    return _clip([frame_sample(sample).edited for sample in samples], samples, networks)
 
 
 @metric(
@@ -153,9 +159,9 @@ def pie_clip_target(samples: Sequence[Sample], networks: Networks) -> list[Value
     format=MetricFormat("CLIP similarity, edited region (higher is better)", 1, 2),
 )
 def pie_clip_region(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """100 times the cosine of the edited picture, black outside the region, with the target prompt, at least 0."""
-    frames = [framed(sample) for sample in samples]
-    return _clip([zeroed(frame.edited, frame.mask) for frame in frames], samples, networks)
+    """Compute `pie_clip_target` of the picture that is black outside the region."""
+    frames = [frame_sample(sample) for sample in samples]
+    return _clip([zero_outside(frame.edited, frame.mask) for frame in frames], samples, networks)
 
 
 def _clip(pictures: Sequence[npt.NDArray[np.uint8]], samples: Sequence[Sample], networks: Networks) -> list[Value]:

@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from riebench.errors import MetricError
-from riebench.scoring.metrics.base import Bool, Float, Reason, Sample, Value, by_size, check_pair, metric, unit_range
+from riebench.scoring.metrics.base import (
+    Bool,
+    Float,
+    Reason,
+    Sample,
+    Value,
+    check_pair,
+    group_by_size,
+    metric,
+    unit_range,
+)
 
 if TYPE_CHECKING:
     from riebench.scoring.metrics.networks import Networks
@@ -24,7 +34,7 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def mean_squared_error(first: npt.NDArray[Any], second: npt.NDArray[Any], where: Bool) -> Float:
-    """Mean squared difference over chosen pixels and all channels.
+    """Compute the mean squared difference over chosen pixels and all channels.
 
     Args:
         first: [N, H, W, 3], uint8 or floats in [0, 1].
@@ -35,7 +45,7 @@ def mean_squared_error(first: npt.NDArray[Any], second: npt.NDArray[Any], where:
         [N], 0 to 1.
 
     Raises:
-        MetricError: wrong shape, type or range, or a picture without a chosen pixel.
+        MetricError: for a wrong shape, type or range, or a picture without a chosen pixel.
     """
     first, second = check_pair(first, second)
     if where.shape != first.shape[:3] or not where.any(axis=(1, 2)).all():
@@ -45,16 +55,20 @@ def mean_squared_error(first: npt.NDArray[Any], second: npt.NDArray[Any], where:
 
 
 def mean_squared_error_zeroed(first: npt.NDArray[Any], second: npt.NDArray[Any], where: Bool) -> Float:
-    """Squared difference with the rest of the picture set to 0, averaged over the whole frame (profile `piebench`).
+    """Compute the mean squared difference with all other pixels set to 0.
 
-    Smaller than `mean_squared_error` by the share of chosen pixels, so it rewards large regions; kept to compare with
-    published tables only. Arguments, result and errors as there.
+    The mean is over the whole frame (profile `piebench`). It is `mean_squared_error` times the share of chosen pixels,
+    so it rewards large regions, and serves only to compare with published tables. Arguments, result and errors are as
+    in `mean_squared_error`.
     """
     return mean_squared_error(first, second, where) * where.mean(axis=(1, 2))
 
 
 def psnr(squared_error: Float) -> Float:
-    """Peak signal-to-noise ratio in dB of mean squared errors on [0, 1]; infinite for 0."""
+    """Compute the peak signal-to-noise ratio in dB of mean squared errors.
+
+    The errors are of pictures in [0, 1]; the ratio is infinite for an error of 0.
+    """
     with np.errstate(divide="ignore"):
         return np.asarray(-10 * np.log10(squared_error))
 
@@ -74,7 +88,7 @@ def _blur(pictures: Float) -> Float:
 
 
 def ssim_map(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
-    """Structural similarity of every whole window, averaged over the channels.
+    """Compute the structural similarity of every whole window, averaged over channels.
 
     Args:
         first: [N, H, W, 3], uint8 or floats in [0, 1]; sides of at least 11 pixels.
@@ -84,7 +98,7 @@ def ssim_map(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
         [N, H - 10, W - 10], -1 to 1; entry (y, x) is the window centred on pixel (y + 5, x + 5).
 
     Raises:
-        MetricError: wrong shape, type or range, or too small.
+        MetricError: for a wrong shape, type or range, or pictures that are too small.
     """
     a, b = check_pair(first, second)
     if min(a.shape[1:3]) < WINDOW:
@@ -99,13 +113,15 @@ def ssim_map(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
 
 
 def whole_windows(background: Bool) -> Bool:
-    """Which windows lie in the background entirely: the background eroded by 5 pixels.
+    """Find the windows that lie in the background entirely.
+
+    This is the background eroded by 5 pixels.
 
     Args:
-        background: [N, H, W].
+        background: bool [N, H, W].
 
     Returns:
-        [N, H - 10, W - 10], aligned with `ssim_map`; what lies outside the frame is no background.
+        bool [N, H - 10, W - 10], aligned with `ssim_map`; pixels outside the frame do not count as background.
     """
     rows, columns = background.shape[1] - WINDOW + 1, background.shape[2] - WINDOW + 1
     down = reduce(np.logical_and, (background[:, i : i + rows] for i in range(WINDOW)))
@@ -123,7 +139,7 @@ def _stack(samples: Sequence[Sample], positions: list[int]) -> tuple[Float, Floa
 
 def _errors(samples: Sequence[Sample]) -> list[Value]:
     values: list[Value] = [Reason.NO_BACKGROUND] * len(samples)
-    for group in by_size(samples):
+    for group in group_by_size(samples):
         positions = [position for position in group if samples[position].has_background]
         if positions:
             edited, source, background = _stack(samples, positions)
@@ -134,13 +150,19 @@ def _errors(samples: Sequence[Sample]) -> list[Value]:
 
 @metric(direction="lower", low=0, high=1)
 def mse_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Mean squared difference to the source picture over the background, pixels in [0, 1]."""
+    """Compute the mean squared error to the source over the background.
+
+    Pixels are in [0, 1].
+    """
     return _errors(samples)
 
 
 @metric(direction="higher", low=0, high=None)
 def psnr_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """PSNR of `mse_bg` in dB; missing (`identical`) for an untouched background."""
+    """Compute the PSNR of `mse_bg` in dB; missing for an untouched background.
+
+    The reason is then `identical`.
+    """
     return [
         value if isinstance(value, Reason) else Reason.IDENTICAL if value == 0 else float(psnr(np.array(value)))
         for value in _errors(samples)
@@ -149,9 +171,9 @@ def psnr_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
 
 @metric(direction="higher", low=-1, high=1)
 def ssim_bg(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Mean SSIM to the source picture over all windows that lie in the background entirely."""
+    """Compute the mean SSIM to the source over windows inside the background."""
     values: list[Value] = [Reason.NO_BACKGROUND] * len(samples)
-    for group in by_size(samples):
+    for group in group_by_size(samples):
         edited, source, background = _stack(samples, group)
         inside = whole_windows(background)
         similarity = ssim_map(edited, source)

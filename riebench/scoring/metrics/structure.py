@@ -1,4 +1,7 @@
-"""Structure distance: how alike two pictures are in which parts of them resemble which, whatever they look like."""
+"""Structure distance, the difference of two pictures' self-similarities by DINO.
+
+It compares which parts of each picture resemble one another, whatever these parts look like.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 
 from riebench.errors import MetricError
 from riebench.scoring.metrics.base import (
@@ -15,7 +19,6 @@ from riebench.scoring.metrics.base import (
     Sample,
     Value,
     check_pair,
-    forget_oldest,
     metric,
     picture_key,
     strict_float32,
@@ -30,22 +33,25 @@ if TYPE_CHECKING:
 REPOSITORY = "facebook/dino-vitb8"
 FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))
 SIDE = 224
-"""Pictures are brought to this side before DINO sees them."""
+"""Side in pixels to which pictures are resized for DINO."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, for pixels in [0, 1]."""
-KEPT = 16
-"""Matrices kept in memory, 2.5 MB each, those used last: units are scored in the order of their source pictures."""
+"""ImageNet's mean and standard deviation, for pixels in [0, 1]."""
+CACHED_MATRICES = 16
+"""Number of matrices kept in memory, 2.5 MB each, the last used ones.
+
+Units are scored in the order of their source pictures, so a source picture's matrix stays while its edits are scored.
+"""
 
 
 def dino_folder(folder: Path | None = None, *, offline: bool = True) -> Path:
-    """Where DINO ViT-B/8 lies.
+    """Return the folder of DINO ViT-B/8.
 
     Args:
-        folder: where the user says; None for the hub's cache.
-        offline: fetches nothing.
+        folder: the user's folder; None for the hub's cache.
+        offline: whether nothing may be fetched.
 
     Raises:
-        MetricError: if it is not there; says how to bring it.
+        MetricError: if it is not there; the message tells the way to get it.
     """
     if folder is None:
         try:
@@ -60,7 +66,10 @@ def dino_folder(folder: Path | None = None, *, offline: bool = True) -> Path:
 
 
 def identity(folder: Path | None = None) -> str:
-    """What is stored with every value; a local folder is told by the hash of its weights."""
+    """Return the identity stored with every value.
+
+    A local folder is identified by the hash of its weights.
+    """
     if folder is None:
         return REPOSITORY
     weights = next((folder / name for _, name in FILES if (folder / name).is_file()), None)
@@ -68,7 +77,7 @@ def identity(folder: Path | None = None) -> str:
 
 
 class DinoKeys:
-    """DINO ViT-B/8 as far as its last block's keys, in float32.
+    """DINO ViT-B/8 up to the keys of its last block, in float32.
 
     Args:
         model: a `transformers.ViTModel`, frozen, on `device`.
@@ -78,14 +87,14 @@ class DinoKeys:
 
     def __init__(self, model: Any, device: str = "cpu", backbone: str = REPOSITORY) -> None:
         self.model, self.device, self.backbone = model, device, backbone
-        # The layer's name in transformers 5 and before it.
+        # The layer's name in transformers 5, and the one in earlier releases.
         ends = ("attention.k_proj", "attention.attention.key")
         self._keys: Any = [part for name, part in model.named_modules() if name.endswith(ends)][-1]
-        self._matrices: dict[tuple[bytes, float], torch.Tensor] = {}
+        self._matrices: LRUCache[tuple[bytes, float], torch.Tensor] = LRUCache(CACHED_MATRICES)
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", backbone: str = REPOSITORY) -> DinoKeys:
-        """Loads a folder in the hub's layout.
+        """Load a folder in the hub's layout.
 
         Raises:
             MetricError: if it is no Vision Transformer, or a weight is missing.
@@ -100,19 +109,19 @@ class DinoKeys:
         logging.disable_progress_bar()
         try:
             with offline_mode():
-                model, told = ViTModel.from_pretrained(
+                model, loading_info = ViTModel.from_pretrained(
                     folder, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError, KeyError, UnpicklingError, SafetensorError) as error:
             raise MetricError(f"{folder} cannot be loaded as {REPOSITORY}: {' '.join(str(error).split())}") from error
-        if told["missing_keys"] or told["mismatched_keys"]:
-            first = next(iter(sorted(told["missing_keys"])), "of another shape")
+        if loading_info["missing_keys"] or loading_info["mismatched_keys"]:
+            first = next(iter(sorted(loading_info["missing_keys"])), "of another shape")
             raise MetricError(f"{folder} is not {REPOSITORY}: weights are missing, e.g. {first}")
         return cls(model.eval().requires_grad_(False).to(device), device, backbone)
 
     @property
     def details(self) -> dict[str, str]:
-        """What must be known to repeat a number."""
+        """Facts needed to repeat a number."""
         import transformers
 
         epsilon = f"{self.model.config.layer_norm_eps:g}"
@@ -121,7 +130,7 @@ class DinoKeys:
     def distance(
         self, first: npt.NDArray[Any], second: npt.NDArray[Any], *, scale: float = 1.0
     ) -> npt.NDArray[np.float64]:
-        """Mean squared difference of two pictures' self-similarity matrices.
+        """Compute the mean squared difference of self-similarity matrices.
 
         Args:
             first: [N, H, W, 3], uint8 or floats in [0, 1].
@@ -140,19 +149,19 @@ class DinoKeys:
         return np.array([self._pair(x, y, scale) if (x != y).any() else 0.0 for x, y in pairs], dtype=np.float64)
 
     def _pair(self, first: npt.NDArray[Any], second: npt.NDArray[Any], scale: float) -> float:
-        one, two = (self._kept(picture, scale) for picture in (first, second))
+        one, two = (self._matrix(picture, scale) for picture in (first, second))
         return float(((one - two) ** 2).mean())
 
-    def _kept(self, picture: npt.NDArray[Any], scale: float) -> torch.Tensor:
+    def _matrix(self, picture: npt.NDArray[Any], scale: float) -> torch.Tensor:
         key = picture_key(picture), scale
-        matrix = self._matrices.pop(key, None)
-        # Put in last: a source picture stays while its edits come and go.
-        self._matrices[key] = self.similarity(picture, scale=scale) if matrix is None else matrix
-        forget_oldest(self._matrices, KEPT)
+        if key not in self._matrices:
+            self._matrices[key] = self.similarity(picture, scale=scale)
         return self._matrices[key]
 
     def similarity(self, picture: npt.NDArray[Any], *, scale: float = 1.0) -> torch.Tensor:
-        """Cosines between all tokens' keys, the class token included, heads joined.
+        """Compute the cosines between all tokens' keys.
+
+        The class token is included, and the heads are joined.
 
         Args:
             picture: [H, W, 3], floats in [0, 1].
@@ -183,7 +192,7 @@ class DinoKeys:
 
 @network("dino")
 class DinoNetwork(Network):
-    """DINO ViT-B/8 from the hub or a folder."""
+    """DINO ViT-B/8, from the hub or a folder."""
 
     weights = f"folder of {REPOSITORY} with config.json and model.safetensors"
 
@@ -205,7 +214,7 @@ class DinoNetwork(Network):
 
 
 def structure_values(samples: Sequence[Sample], networks: Networks, scale: float = 1.0) -> list[Value]:
-    """`DinoKeys.distance` of the edited to the source picture, sample by sample."""
+    """Compute `DinoKeys.distance` of edited and source picture, sample by sample."""
     values: list[Value] = []
     for sample in samples:
         values.append(float(networks.get("dino").distance(sample.edited[None], sample.source[None], scale=scale)[0]))
@@ -220,5 +229,8 @@ def structure_values(samples: Sequence[Sample], networks: Networks, scale: float
     format=MetricFormat("DINO structure distance x1000 (lower is better)", 1000, 2),
 )
 def structure(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Mean squared difference between the pictures' matrices of similarity between parts (DINO keys)."""
+    """Compute the mean squared difference of the pictures' self-similarity matrices.
+
+    A matrix holds the similarities between the parts of one picture, by DINO's keys.
+    """
     return structure_values(samples, networks)
