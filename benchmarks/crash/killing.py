@@ -148,23 +148,23 @@ def _count_operations(stack: contextlib.ExitStack, last: int | None) -> list[int
 def _tell_plans(stack: contextlib.ExitStack, writer: int) -> None:
     """Tells units and scores that are about to be computed; what is stored shows only those that were finished."""
     from riebench.runs.runner import Runner
-    from riebench.scoring.score import ScoreBook
+    from riebench.scoring.score import FolderScores
 
-    run, missing = Runner.run, ScoreBook.missing
+    run, missing = Runner.run, FolderScores.missing
 
     def told_run(runner: Runner, works: Any) -> None:
         units = [unit for work in works for unit in work.units]
         os.write(writer, "".join(f"plans {unit.setting.name} {unit.key.digest}\n" for unit in units).encode())
         run(runner, works)
 
-    def told_missing(book: ScoreBook, record: Any, example: Any, metrics: Any) -> Any:
-        found = missing(book, record, example, metrics)
-        unit = f"{book.folder.spec.setting.name} {record.key.digest}"
+    def told_missing(scores: FolderScores, record: Any, example: Any, metrics: Any) -> Any:
+        found = missing(scores, record, example, metrics)
+        unit = f"{scores.folder.spec.setting.name} {record.key.digest}"
         os.write(writer, "".join(f"plans {unit} {metric.name}\n" for metric in found).encode())
         return found
 
     stack.enter_context(patch.object(Runner, "run", told_run))
-    stack.enter_context(patch.object(ScoreBook, "missing", told_missing))
+    stack.enter_context(patch.object(FolderScores, "missing", told_missing))
 
 
 class _Watch:

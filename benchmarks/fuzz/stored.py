@@ -124,10 +124,10 @@ def _read_seal(place: Path) -> object:
 
 def _read_scoring(place: Path) -> object:
     from riebench.scoring.metrics.networks import Networks
-    from riebench.scoring.score import ScoreBook
+    from riebench.scoring.score import FolderScores
     from riebench.store.folder import RunFolder
 
-    return ScoreBook(RunFolder(place / _RUN), Networks("toy-clip", device="cpu")).networks
+    return FolderScores(RunFolder(place / _RUN), Networks("toy-clip", device="cpu")).networks
 
 
 def _run_reader(name: str, read: Callable[[Path], object], file: str, weight: int) -> Reader:

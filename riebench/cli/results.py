@@ -127,16 +127,16 @@ def _verify(
 ) -> None:  # fmt: skip
     from riebench.scoring.metrics.clip_models import scorer_pair
     from riebench.scoring.metrics.networks import parse_weights
-    from riebench.scoring.verify import Means, verify
+    from riebench.scoring.verify import ScoringOptions, verify
     from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
     from riebench.utils.machine import pick_device
 
     tasks = [task for name in suites for task in load_suite(name)]
     first, second = scorer_pair(scorers)
-    means = Means(pick_device(device), first, second, parse_weights(weights), offline)
+    options = ScoringOptions(pick_device(device), first, second, parse_weights(weights), offline)
     with offline_mode(offline):
-        verdict = verify(run, tasks, means)
+        verdict = verify(run, tasks, options)
     say(f"{run}: {'; '.join(verdict.checked)}")
     for finding in verdict.findings:
         print(f"does not hold: {finding}")

@@ -36,7 +36,7 @@ from riebench.models.presets import (
     second_scorer_for,
 )
 from riebench.models.spec import ASSET, HALF_DTYPES, ModelOptions
-from riebench.scoring.profiles import IF_AT_HAND, profile_metrics
+from riebench.scoring.profiles import OPTIONAL_METRICS, profile_metrics
 from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.machine import size_text
@@ -263,7 +263,7 @@ def scorer_checks(
     checks = [looked_for(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
     networks = Networks(first, second=scorers[1] or second_scorer_for(known.spec), weights=weights, offline=True)
     for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.names())):
-        optional = metric.name in IF_AT_HAND and not (scorers[1] and metric.name == "clip_gain_2")
+        optional = metric.name in OPTIONAL_METRICS and not (scorers[1] and metric.name == "clip_gain_2")
         if optional and is_shipped(known.spec):
             continue
         if metric.backbone in ("clip2", "dino", "squeezenet"):

@@ -15,7 +15,7 @@ from riebench.errors import StoreError
 from riebench.registry import METRICS
 from riebench.report.data import Group, ReadOnce
 from riebench.report.output import OutputFolder
-from riebench.scoring.profiles import PRINTED, metric_format
+from riebench.scoring.profiles import TABLE_METRICS, metric_format
 from riebench.store.records import EditRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.utils.files import file_sha256
@@ -105,7 +105,7 @@ def add_group(group: Group, examples: Mapping[ExampleKey, EditExample], pictures
 def add_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
     """Writes the file the page begins with; returns its path."""
     formats: dict[str, dict[str, Any]] = {name: {"title": _meaning(name)} for name in METRICS.names()}
-    for name in PRINTED:
+    for name in TABLE_METRICS:
         form = metric_format(name)
         formats[name] = {"title": form.title, "scale": form.scale, "decimals": form.decimals, "signed": form.signed}
     return _script(out, "index", {"groups": groups, "formats": formats})["file"]
@@ -139,7 +139,7 @@ def _setting_data(
     folder: ReadOnce, records: list[EditRecord], backbones: Mapping[str, str], pictures: Pictures
 ) -> dict[str, Any]:
     """Units as short rows: [example, hash, block set, strength, seed, picture, note, values]."""
-    usual = list(PRINTED)
+    usual = list(TABLE_METRICS)
     metrics = sorted(backbones, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
     values = _values(folder, backbones)
     rows = []

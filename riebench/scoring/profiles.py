@@ -1,7 +1,7 @@
-"""Profiles: `default` is ours; `paper` and `piebench` do what published scripts do, faults included. Needs no torch.
+"""Profiles: the metrics that are scored, tabulated and ranked together.
 
-A profile says what is scored, how it is printed and what is ranked by, and for `paper` also how pictures are made.
-Numbers of two profiles never share a table.
+`default` is this project's own; `paper` and `piebench` repeat what published scripts do, faults included. `paper` also
+decides how pictures are made. Numbers of two profiles never share a table. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from riebench.registry import METRICS
 from riebench.scoring.metrics.base import MetricFormat
 
 PAPER_REGIONS = "grounded-sam"
-"""Words are looked for as the published scripts do; every option at its default is theirs."""
-
+"""Provider that finds the regions of words as the published scripts do; the defaults of its options are theirs."""
 
 DEFAULT = "default"
 
@@ -25,11 +24,11 @@ class Profile:
     """One way to generate, to score and to tabulate.
 
     Attributes:
-        name: what the user types.
+        name: the name that users type.
         table: metrics that tables show, where they were scored.
-        rank: the metric that ranks are given by.
-        unchanged: what a failed unit counts as in means: the source picture left alone.
-        regions: provider of word regions, where it is not the usual one.
+        rank: the metric that decides the ranks.
+        unchanged: metric -> value that a failed unit counts as in means, that of the unedited source picture.
+        regions: provider of word regions; None for the model's usual one.
         fixed_seed: the number that seeds every example's noise; None gives each example noise of its own.
     """
 
@@ -42,13 +41,13 @@ class Profile:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Metrics of its table that are in no other profile's."""
+        """Metrics of this profile's table that are in no other profile's table."""
         others = {name for other in PROFILES.values() if other.name != self.name for name in other.table}
         return tuple(name for name in self.table if name not in others)
 
     @property
     def folder(self) -> str:
-        """Where its tables lie below `tables/`."""
+        """Folder of this profile's tables below `tables/`; empty for the default profile."""
         return "" if self.name == DEFAULT else self.name
 
 
@@ -82,12 +81,14 @@ PROFILES: dict[str, Profile] = {
 }  # fmt: skip
 """Name -> profile."""
 
-PRINTED: tuple[str, ...] = tuple(dict.fromkeys(name for profile in PROFILES.values() for name in profile.table))
+TABLE_METRICS: tuple[str, ...] = tuple(dict.fromkeys(name for profile in PROFILES.values() for name in profile.table))
 """Metrics that the tables of some profile show."""
 
 
 def metric_format(name: str) -> MetricFormat:
-    """Return how tables print a metric; it is stated beside the metric.
+    """Return the format in which tables print a metric.
+
+    It is stated beside the metric.
 
     Raises:
         RiebenchError: if there is no such metric, or tables do not show it.
@@ -98,15 +99,15 @@ def metric_format(name: str) -> MetricFormat:
     return stated
 
 
-IF_AT_HAND: tuple[str, ...] = ("clip_gain_2", "structure")
-"""Metrics of the default profile that are left out, and said to be, where their network is not on the machine."""
+OPTIONAL_METRICS: tuple[str, ...] = ("clip_gain_2", "structure")
+"""Metrics of the default profile that are left out, with a note, if their network is not on the machine."""
 
 
 def get_profile(name: str) -> Profile:
-    """The profile of that name.
+    """Return the profile of that name.
 
     Raises:
-        RiebenchError: if there is none; names the nearest match.
+        RiebenchError: if there is none; the message names the nearest match.
     """
     if name not in PROFILES:
         raise RiebenchError(f"unknown profile {name!r}{near_match(name, PROFILES)}")
@@ -114,7 +115,13 @@ def get_profile(name: str) -> Profile:
 
 
 def profile_metrics(name: str, registered: Iterable[str]) -> tuple[str, ...]:
-    """What a profile scores: everything of its table; the default one all registered metrics that no other has.
+    """Return the metrics that a profile scores.
+
+    These are the metrics of its table. The default profile scores all registered metrics that no other profile owns.
+
+    Args:
+        name: name of the profile.
+        registered: names of all registered metrics.
 
     Raises:
         RiebenchError: as `get_profile`.

@@ -1,4 +1,9 @@
-"""Records -> scores: every metric of every unit, computed once, in batches, in float32."""
+"""Scoring of stored records, which computes each metric of each unit once.
+
+From top to bottom: the scores that a folder has already (`FolderScores`), the pictures that metrics are given
+(`SampleReader`), the summary of a call (`ScoreReport`), and `score`, which computes the missing scores in batches and
+in float32.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
 from riebench.scoring.metrics.judge import SIDE
 from riebench.scoring.metrics.networks import Networks
-from riebench.scoring.profiles import DEFAULT, IF_AT_HAND, profile_metrics
+from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, profile_metrics
 from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.records import EditRecord, ScoreRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
@@ -29,11 +34,14 @@ from riebench.utils.images import read_image
 from riebench.utils.machine import keep_freed_memory
 
 SCORING_FILE = "scoring.json"
-"""What measured, and which prompts were too long for it."""
+"""The networks that measured, and the prompts that were too long for them."""
+
+CACHED_PICTURES = 64
+"""Source pictures and masks kept in memory; units are scored in the order of their source pictures."""
 
 
-class ScoreBook:
-    """Scores of one folder, read once and added to.
+class FolderScores:
+    """Scores of one run folder: stored ones are read once, new ones are appended.
 
     Args:
         folder: the run folder, locked.
@@ -44,113 +52,116 @@ class ScoreBook:
         self.folder, self.networks = folder, networks
         self.path = folder.path / SCORING_FILE
         self.stored = folder.scores()
-        meta = self._read()
-        self.details: dict[str, dict[str, str]] = dict(meta.get("networks", {}))
-        self.cut: set[str] = set(meta.get("cut_prompts", ()))
+        provenance = self._read_provenance()
+        self.details: dict[str, dict[str, str]] = dict(provenance.get("networks", {}))
+        self.cut: set[str] = set(provenance.get("cut_prompts", ()))
         self._new: list[ScoreRecord] = []
 
-    def _read(self) -> dict[str, Any]:
+    def _read_provenance(self) -> dict[str, Any]:
         try:
-            meta = parse_json(self.path.read_bytes())
+            provenance = parse_json(self.path.read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
-        known = isinstance(meta, dict) and isinstance(meta.get("networks", {}), dict)
-        cut = meta.get("cut_prompts", []) if known else None
-        return meta if isinstance(cut, list) and all(isinstance(prompt, str) for prompt in cut) else {}
+        is_valid = isinstance(provenance, dict) and isinstance(provenance.get("networks", {}), dict)
+        cut = provenance.get("cut_prompts", []) if is_valid else None
+        return provenance if isinstance(cut, list) and all(isinstance(prompt, str) for prompt in cut) else {}
 
     def missing(self, record: EditRecord, example: EditExample, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
-        """The metrics that this unit still needs, for the picture it has now."""
-        judged = example.attributes is not None and self.folder.spec.model.size == SIDE
-        wanted = [metric for metric in metrics if judged or not metric.needs_attributes]
+        """Return the metrics that a unit still needs, for the picture it has now."""
+        has_judge = example.attributes is not None and self.folder.spec.model.size == SIDE
+        applicable = [metric for metric in metrics if has_judge or not metric.needs_attributes]
         unit = record.key.digest
-        return tuple(metric for metric in wanted if not self._has(unit, record, metric))
+        return tuple(metric for metric in applicable if not self._has(unit, record, metric))
 
     def _has(self, unit: str, record: EditRecord, metric: Metric) -> bool:
         found = self.stored.get((unit, metric.name, self.networks.identity(metric.backbone)))
         if found is None or (found.version, found.picture) != (metric.version, record.picture_id):
             return False
-        # What lacked its network is measured as soon as that is there.
+        # A metric whose network was missing is measured as soon as the network is there.
         return found.reason != Reason.NO_WEIGHTS or self.networks.missing(metric.backbone, fetch=True) is not None
 
-    def forget(self) -> None:
-        """Lets go of the scores that are there: nobody asks again, and all folders' together may be large."""
+    def release(self) -> None:
+        """Release the stored scores from memory.
+
+        They are not needed after the last call of `missing`, and those of all folders together may be large.
+        """
         self.stored.clear()
 
     def add(self, scores: list[ScoreRecord]) -> None:
-        """Keeps a unit's new scores until `flush`."""
+        """Keep a unit's new scores in memory until `flush`."""
         self._new += scores
 
     def flush(self) -> None:
-        """Stores what was added since the last call, and before it what measured: no score is there without that."""
+        """Store the scores that were added since the last call.
+
+        The networks that measured them are written first, so that no score is stored without its provenance.
+        """
         if self._new:
-            self._remember()
+            self._write_provenance()
         self.folder.append_scores(self._new)
         self._new.clear()
 
     def close(self) -> None:
-        """Writes `scoring.json` if it changed."""
-        self._remember()
+        """Write `scoring.json` if it changed."""
+        self._write_provenance()
 
-    def _remember(self) -> None:
+    def _write_provenance(self) -> None:
         self.details |= self.networks.details
         self.cut |= set(self.networks.cut_prompts)
-        meta = {"networks": self.details, "cut_prompts": sorted(self.cut)}
-        if meta != self._read() and self.details:
-            write_atomic(self.path, (json.dumps(meta, indent=0, sort_keys=True, ensure_ascii=False) + "\n").encode())
+        provenance = {"networks": self.details, "cut_prompts": sorted(self.cut)}
+        if provenance != self._read_provenance() and self.details:
+            text = json.dumps(provenance, indent=0, sort_keys=True, ensure_ascii=False) + "\n"
+            write_atomic(self.path, text.encode())
 
 
 @contextmanager
-def score_book(folder: RunFolder, networks: Networks) -> Iterator[ScoreBook]:
-    """A folder's book; what it remembers is written at the end, also after an error."""
-    book = ScoreBook(folder, networks)
+def open_scores(folder: RunFolder, networks: Networks) -> Iterator[FolderScores]:
+    """Open a folder's scores, and write `scoring.json` at the end or on an error."""
+    scores = FolderScores(folder, networks)
     try:
-        yield book
+        yield scores
     finally:
-        book.close()
+        scores.close()
 
 
-CACHED_PICTURES = 64
-"""Source pictures and masks kept in memory; units are scored in the order of their source pictures."""
-
-
-class Samples:
-    """Reads samples; source and target pictures and masks, shared by all settings, only once."""
+class SampleReader:
+    """Reader of samples that caches the pictures and masks shared by all settings."""
 
     def __init__(self) -> None:
-        self._shared = lru_cache(maxsize=CACHED_PICTURES)(read_image)
-        self._mask = lru_cache(maxsize=CACHED_PICTURES)(_read_mask)
+        self._read_shared = lru_cache(maxsize=CACHED_PICTURES)(read_image)
+        self._read_mask = lru_cache(maxsize=CACHED_PICTURES)(_read_mask)
 
     def read(self, folder: RunFolder, record: EditRecord, example: EditExample, *, target: bool) -> Sample:
-        """A finished unit's sample.
+        """Read the sample of a finished unit.
 
         Args:
-            folder: where it is.
-            record: the unit's.
-            example: what it was made from.
-            target: whether the target picture is wanted too.
+            folder: the folder that holds it.
+            record: the unit's record.
+            example: the example it was made from.
+            target: whether to read the target picture too.
 
         Raises:
             StoreError: if a picture or mask is missing, or the edited picture is not the one that was recorded.
         """
         attributes = example.attributes
         return Sample(
-            edited=_edited(folder, record),
-            source=self._plain(folder, record, record.source_image, "source"),
-            mask=self._mask(folder.shared.path, folder.shared.mask_name(record.key)),
+            edited=_read_edited(folder, record),
+            source=self._shared_picture(folder, record, record.source_image, "source"),
+            mask=self._read_mask(folder.shared.path, folder.shared.mask_name(record.key)),
             source_prompt=example.source,
             target_prompt=example.target,
             source_attributes=None if attributes is None else attributes.source,
             target_attributes=None if attributes is None else attributes.target,
-            target=self._plain(folder, record, record.target_image, "target") if target else None,
+            target=self._shared_picture(folder, record, record.target_image, "target") if target else None,
         )
 
-    def _plain(self, folder: RunFolder, record: EditRecord, name: str | None, role: str) -> UInt8:
+    def _shared_picture(self, folder: RunFolder, record: EditRecord, name: str | None, role: str) -> UInt8:
         if name is None:
             raise StoreError(f"{folder.path}: unit {record.key.digest} names no {role} picture; run it again")
-        return self._shared(folder.shared.path / name)
+        return self._read_shared(folder.shared.path / name)
 
 
-def _edited(folder: RunFolder, record: EditRecord) -> UInt8:
+def _read_edited(folder: RunFolder, record: EditRecord) -> UInt8:
     path = folder.path / str(record.image)
     picture = read_image(path)
     if file_sha256(path) != record.image_sha256:
@@ -169,15 +180,15 @@ def _read_mask(shared: Path, name: str) -> Bool:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """What one call did.
+    """Summary of one call of `score`.
 
     Attributes:
-        units: units looked at.
-        computed: scores added, by metric.
-        missing: scores added without a value, by reason.
-        stale: units whose example is no longer in the suite; left alone.
+        units: number of units looked at.
+        computed: number of scores added, by metric.
+        missing: number of scores added without a value, by reason.
+        stale: number of units whose example is no longer in the suite; they are left alone.
         cut_prompts: prompts that CLIP saw without their end.
-        notes: what was left out for want of a network, and how to bring it.
+        notes: one line on each metric left out for want of a network, with the way to get it.
     """
 
     units: int = 0
@@ -189,7 +200,7 @@ class ScoreReport:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The report as printed: one line, then the notes, one line each."""
         parts = [f"{sum(self.computed.values())} scores added for {self.units} units"]
         if self.missing:
             parts.append("without value: " + ", ".join(f"{n} {reason}" for reason, n in sorted(self.missing.items())))
@@ -198,27 +209,6 @@ class ScoreReport:
         if self.cut_prompts:
             parts.append(f"{len(self.cut_prompts)} prompts too long for CLIP, e.g. {self.cut_prompts[0]!r}")
         return "\n".join(["; ".join(parts), *self.notes])
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """A unit and the metrics it still lacks."""
-
-    folder: RunFolder
-    record: EditRecord
-    example: EditExample
-    metrics: tuple[Metric, ...]
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        # Down to the unit: batches are the same in whatever order units were made.
-        unit = self.record.key.digest
-        return str(self.folder.shared.path), self.record.source_image or "", str(self.folder.path), unit
-
-    def sample(self, samples: Samples) -> Sample:
-        """What its metrics are given."""
-        wanted = any(metric.needs_target for metric in self.metrics)
-        return samples.read(self.folder, self.record, self.example, target=wanted)
 
 
 def score(
@@ -236,7 +226,7 @@ def score(
     progress: bool = True,
     networks: Networks | None = None,
 ) -> ScoreReport:
-    """Compute what is missing and append it to each folder's scores.jsonl.
+    """Compute the missing scores and append them to each folder's scores.jsonl.
 
     Args:
         folders: run folders; none of them may be open for writing.
@@ -245,40 +235,47 @@ def score(
         second: independent CLIP that gives `clip_gain_2`; by default the model's, if it is on this machine.
         metrics: registered names; by default all of the profile that the examples allow.
         profile: a name of `PROFILES`.
-        weights: where networks lie that do not ship (see `Networks`).
-        offline: fetches nothing.
+        weights: paths of networks that do not ship (see `Networks`).
+        offline: whether nothing may be fetched.
         device: torch device of CLIP and LPIPS.
         batch_size: units in memory at a time.
-        progress: show a bar.
-        networks: ready networks, instead of all options that say which and where.
+        progress: whether to show a progress bar.
+        networks: loaded networks to use; all options that choose networks are then ignored.
 
     Returns:
-        What was done.
+        A summary of the scores that were added.
 
     Raises:
-        RiebenchError: unknown metric, scorer or suite, a missing or changed picture, a folder in use. What was
-            computed before is kept.
+        RiebenchError: unknown metric, scorer or suite, a missing or changed picture, a folder in use. Scores that were
+            computed before the error are kept.
     """
     if device == "cpu":
         keep_freed_memory()
     names = profile_metrics(profile, METRICS.names()) if metrics is None else tuple(metrics)
-    asked = {*(metrics or ()), *(["clip_gain_2"] if second else []), *(names if profile != DEFAULT else [])}
+    requested = {*(metrics or ()), *(["clip_gain_2"] if second else []), *(names if profile != DEFAULT else [])}
     suites = _Suites(tasks or ())
     total = ScoreReport()
-    for (first, other, shipped), group in _by_networks(folders, scorer, second, networks).items():
-        loaded = networks or Networks(first, device=device, second=other, weights=weights, offline=offline)
-        # The toy world's numbers are the same on every machine: nothing depends on what lies around there.
-        usual = [METRICS.get(name) for name in names if name in asked or not (shipped and name in IF_AT_HAND)]
-        chosen, notes = measurable(usual, {*IF_AT_HAND} - asked, loaded)
-        report = _score_group(group, suites, loaded, chosen, batch_size, progress)
-        total = _add(_add(total, report), ScoreReport(notes=notes))
+    for (first, other, shipped), group in _group_by_networks(folders, scorer, second, networks).items():
+        used = networks or Networks(first, device=device, second=other, weights=weights, offline=offline)
+        # The toy world's numbers are the same on every machine: they do not depend on the weights that happen to be
+        # there, so optional metrics have to be requested.
+        candidates = [
+            METRICS.get(name) for name in names if name in requested or not (shipped and name in OPTIONAL_METRICS)
+        ]
+        chosen, notes = select_measurable(candidates, {*OPTIONAL_METRICS} - requested, used)
+        report = _score_group(group, suites, used, chosen, batch_size, progress)
+        total = _merge_reports(_merge_reports(total, report), ScoreReport(notes=notes))
     return total
 
 
-def _by_networks(
+def _group_by_networks(
     folders: Sequence[RunFolder], scorer: str | None, second: str | None, networks: Networks | None
 ) -> dict[tuple[str, str | None, bool], list[RunFolder]]:
-    """Folders that the same networks measure: (scorer, second scorer, whether their model is shipped) -> folders."""
+    """Group folders by the networks that measure them.
+
+    Returns:
+        (scorer, second scorer, whether the folders' model is shipped) -> folders.
+    """
     groups: dict[tuple[str, str | None, bool], list[RunFolder]] = {}
     for folder in folders:
         model = folder.spec.model
@@ -287,7 +284,30 @@ def _by_networks(
     return groups
 
 
-def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:
+def select_measurable(
+    metrics: Sequence[Metric], optional: Collection[str], networks: Networks
+) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
+    """Leave out optional metrics whose network is not on this machine.
+
+    Args:
+        metrics: the metrics of the call.
+        optional: names of those that were not requested by name.
+        networks: the networks.
+
+    Returns:
+        The metrics to measure, and one line on each metric left out.
+    """
+    chosen, notes = [], []
+    for metric in metrics:
+        problem = networks.missing(metric.backbone, fetch=False) if metric.name in optional else None
+        if problem is None:
+            chosen.append(metric)
+        else:
+            notes.append(f"{metric.name} left out: {problem}")
+    return tuple(chosen), tuple(notes)
+
+
+def _merge_reports(first: ScoreReport, second: ScoreReport) -> ScoreReport:
     return ScoreReport(
         first.units + second.units,
         first.computed + second.computed,
@@ -299,7 +319,7 @@ def _add(first: ScoreReport, second: ScoreReport) -> ScoreReport:
 
 
 class _Suites:
-    """Examples of suites: those given, and shipped ones read when they are asked for."""
+    """Examples of the given suites, and of shipped ones, which are read on first use."""
 
     def __init__(self, tasks: Iterable[EditTask]) -> None:
         self._examples: dict[str, dict[tuple[str, str, str], EditExample]] = {}
@@ -311,7 +331,7 @@ class _Suites:
         known |= {(task.name, example.id, example.content_hash): example for example in task.examples}
 
     def find(self, folder: RunFolder, key: UnitKey) -> EditExample | None:
-        """The example that a unit was made from, or None if it has changed since.
+        """Return the example that a unit was made from, or None if it has changed since.
 
         Raises:
             RiebenchError: if the folder's suite is neither given nor shipped.
@@ -327,6 +347,27 @@ class _Suites:
         return self._examples[suite].get((key.task, key.example_id, key.example_hash))
 
 
+@dataclass(frozen=True, eq=False)
+class _WorkItem:
+    """A unit and the metrics that it still lacks."""
+
+    folder: RunFolder
+    record: EditRecord
+    example: EditExample
+    metrics: tuple[Metric, ...]
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        # Down to the unit, so that batches are the same in whatever order units were made.
+        unit = self.record.key.digest
+        return str(self.folder.shared.path), self.record.source_image or "", str(self.folder.path), unit
+
+    def sample(self, reader: SampleReader) -> Sample:
+        """Read the sample that its metrics are given."""
+        needs_target = any(metric.needs_target for metric in self.metrics)
+        return reader.read(self.folder, self.record, self.example, target=needs_target)
+
+
 def _score_group(
     folders: Sequence[RunFolder],
     suites: _Suites,
@@ -337,44 +378,46 @@ def _score_group(
 ) -> ScoreReport:
     report = ScoreReport()
     with ExitStack() as stack:
-        books: dict[Path, ScoreBook] = {}
-        jobs: list[_Job] = []
+        opened: dict[Path, FolderScores] = {}
+        items: list[_WorkItem] = []
         units = stale = 0
         for folder in folders:
             stack.enter_context(folder.locked())
-            books[folder.path] = book = stack.enter_context(score_book(folder, networks))
+            opened[folder.path] = scores = stack.enter_context(open_scores(folder, networks))
             for record in folder.records():
                 units += 1
                 example = suites.find(folder, record.key)
                 if example is None:
                     stale += 1
-                elif missing := book.missing(record, example, metrics):
-                    jobs.append(_Job(folder, record, example, missing))
-            book.forget()
-        jobs.sort(key=lambda job: job.order)
-        samples = Samples()
-        with tqdm(total=len(jobs), desc="scoring", unit="unit", disable=not progress or not jobs) as bar:
-            for start in range(0, len(jobs), batch_size):
-                batch = jobs[start : start + batch_size]
-                for job, scores in zip(batch, _score_batch(batch, networks, samples), strict=True):
-                    books[job.folder.path].add(scores)
-                    report.computed.update(one.metric for one in scores)
-                    report.missing.update(one.reason for one in scores if one.reason is not None)
-                for book in books.values():
-                    book.flush()
+                elif missing := scores.missing(record, example, metrics):
+                    items.append(_WorkItem(folder, record, example, missing))
+            scores.release()
+        items.sort(key=lambda item: item.order)
+        reader = SampleReader()
+        with tqdm(total=len(items), desc="scoring", unit="unit", disable=not progress or not items) as bar:
+            for start in range(0, len(items), batch_size):
+                batch = items[start : start + batch_size]
+                for item, new in zip(batch, _score_batch(batch, networks, reader), strict=True):
+                    opened[item.folder.path].add(new)
+                    report.computed.update(one.metric for one in new)
+                    report.missing.update(one.reason for one in new if one.reason is not None)
+                for scores in opened.values():
+                    scores.flush()
                 bar.update(len(batch))
-    lacking = tuple(
-        f"{metric.name} not measured: {why}" for metric in metrics if (why := networks.lacking(metric.backbone))
+    notes = tuple(
+        f"{metric.name} not measured: {problem}"
+        for metric in metrics
+        if (problem := networks.known_missing(metric.backbone))
     )
-    return _add(report, ScoreReport(units, stale=stale, cut_prompts=networks.cut_prompts, notes=lacking))
+    return _merge_reports(report, ScoreReport(units, stale=stale, cut_prompts=networks.cut_prompts, notes=notes))
 
 
-def _score_batch(batch: Sequence[_Job], networks: Networks, samples: Samples) -> list[list[ScoreRecord]]:
+def _score_batch(batch: Sequence[_WorkItem], networks: Networks, reader: SampleReader) -> list[list[ScoreRecord]]:
     # Metric by metric over the whole batch; units without a picture get their reason without being opened.
-    read = [job.sample(samples) if job.record.status == "ok" else None for job in batch]
+    samples = [item.sample(reader) if item.record.status == "ok" else None for item in batch]
     values: dict[tuple[int, str], Value] = {}
-    for metric in dict.fromkeys(metric for job in batch for metric in job.metrics):
-        inputs = {i: sample for i, sample in enumerate(read) if sample is not None and metric in batch[i].metrics}
+    for metric in dict.fromkeys(metric for item in batch for metric in item.metrics):
+        inputs = {i: sample for i, sample in enumerate(samples) if sample is not None and metric in batch[i].metrics}
         if inputs and networks.missing(metric.backbone, fetch=True):
             values |= {(position, metric.name): Reason.NO_WEIGHTS for position in inputs}
             continue
@@ -382,14 +425,14 @@ def _score_batch(batch: Sequence[_Job], networks: Networks, samples: Samples) ->
             values[position, metric.name] = value
     return [
         [
-            _line(unit, job.record, metric, networks, values.get((position, metric.name), Reason.NOT_RUN))
-            for metric in job.metrics
+            _score_record(unit, item.record, metric, networks, values.get((position, metric.name), Reason.NOT_RUN))
+            for metric in item.metrics
         ]
-        for position, (job, unit) in enumerate((job, job.record.key.digest) for job in batch)
+        for position, (item, unit) in enumerate((item, item.record.key.digest) for item in batch)
     ]
 
 
-def _line(unit: str, record: EditRecord, metric: Metric, networks: Networks, value: Value) -> ScoreRecord:
+def _score_record(unit: str, record: EditRecord, metric: Metric, networks: Networks, value: Value) -> ScoreRecord:
     number, reason = (None, value.value) if isinstance(value, Reason) else (value, None)
     return ScoreRecord(
         unit=unit,
@@ -400,26 +443,3 @@ def _line(unit: str, record: EditRecord, metric: Metric, networks: Networks, val
         value=number,
         reason=reason,
     )
-
-
-def measurable(
-    metrics: Sequence[Metric], optional: Collection[str], networks: Networks
-) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
-    """Leaves out optional metrics whose network is not on this machine.
-
-    Args:
-        metrics: what is wanted.
-        optional: names of those that nobody asked for.
-        networks: the networks.
-
-    Returns:
-        What is to be measured, and one line on each metric left out.
-    """
-    chosen, notes = [], []
-    for metric in metrics:
-        why = networks.missing(metric.backbone, fetch=False) if metric.name in optional else None
-        if why is None:
-            chosen.append(metric)
-        else:
-            notes.append(f"{metric.name} left out: {why}")
-    return tuple(chosen), tuple(notes)

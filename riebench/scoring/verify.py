@@ -1,4 +1,7 @@
-"""Recomputes what a stored run claims: its identity, its seal, its pictures' hashes, its completeness, every score."""
+"""Verification of a stored run by computing again everything that it claims.
+
+Checked are the run's identity, its seal, the hashes of its pictures, its completeness and every score.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,20 @@ from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.files import file_sha256, read_lines
 
-RELATIVE, ABSOLUTE = 1e-3, 5e-5
-"""Scores may differ this much between machines: networks add up in another order there."""
-SHOWN = 5
-"""Findings of each kind that are printed; the rest is counted."""
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 5e-5
+"""Largest difference of scores between machines, where networks sum in another order."""
+MAX_FINDINGS = 5
+"""Number of findings of each kind that are printed; the rest is counted."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check of one run found.
+    """Outcome of the verification of one run.
 
     Attributes:
-        run: the folder.
-        checked: what was looked at, in words.
-        findings: what does not hold, one line each.
+        run: the run folder.
+        checked: descriptions of what was checked.
+        findings: claims that do not hold, one line each.
     """
 
     run: Path
@@ -41,20 +44,20 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether everything does."""
+        """True if no check failed."""
         return not self.findings
 
 
 @dataclass(frozen=True)
-class Means:
-    """What scores are computed with; by default what belongs to the run's model.
+class ScoringOptions:
+    """Device and networks for computing scores, by default those of the run's model.
 
     Attributes:
         device: torch device.
-        scorer: the CLIP.
-        second: the independent one.
-        weights: where networks lie that do not ship.
-        offline: fetches none.
+        scorer: the CLIP that scores.
+        second: the second, independent CLIP.
+        weights: name of a network that does not ship -> path of its weights.
+        offline: whether nothing may be fetched.
     """
 
     device: str = "cpu"
@@ -64,16 +67,18 @@ class Means:
     offline: bool = False
 
 
-def verify(path: Path, tasks: Iterable[EditTask] = (), means: Means | None = None) -> Verdict:
-    """Checks one run folder against itself and against scores computed afresh. Changes nothing in it.
+def verify(path: Path, tasks: Iterable[EditTask] = (), options: ScoringOptions | None = None) -> Verdict:
+    """Check a run folder against itself and against scores computed afresh.
+
+    Nothing in the folder is changed.
 
     Args:
         path: `results/SUITE/MODEL/SETTING`.
-        tasks: the suite, if it is one's own.
-        means: what scores are computed with.
+        tasks: the suite, if it is not a shipped one.
+        options: device and networks that scores are computed with.
 
     Raises:
-        RiebenchError: if the folder is no run at all, or of a suite that is neither given nor shipped.
+        RiebenchError: if the folder holds no run, or one of a suite that is neither given nor shipped.
     """
     if not (path / RUN_FILE).is_file():
         raise RiebenchError(f"{path} is no run folder: {RUN_FILE} is missing")
@@ -92,17 +97,17 @@ def verify(path: Path, tasks: Iterable[EditTask] = (), means: Means | None = Non
         findings.append("scores were not computed afresh: that takes all pictures")
     else:
         checked.append(f"{sum(record.status == 'ok' for record in records)} pictures by their hashes")
-        found, compared = _scores(folder, records, stored, tuple(tasks), means or Means())
+        found, compared = _score_findings(folder, records, stored, tuple(tasks), options or ScoringOptions())
         findings += found
         checked.append(f"{compared} scores computed afresh")
     return Verdict(path, tuple(checked), tuple(findings))
 
 
-Known = dict[tuple[str, str], tuple[EditTask, EditExample]]
-"""(Task, example id) -> both."""
+SuiteExamples = dict[tuple[str, str], tuple[EditTask, EditExample]]
+"""(Task name, example id) -> task and example."""
 
 
-def _examples(folder: RunFolder, tasks: Iterable[EditTask]) -> Known:
+def _examples(folder: RunFolder, tasks: Iterable[EditTask]) -> SuiteExamples:
     path, suite = folder.path, folder.spec.suite
     own = [task for task in tasks if task.suite == suite]
     if not own and suite not in suite_names():
@@ -135,7 +140,7 @@ def _seal(path: Path) -> list[str]:
     return findings
 
 
-def _completeness(folder: RunFolder, records: Sequence[EditRecord], examples: Known) -> list[str]:
+def _completeness(folder: RunFolder, records: Sequence[EditRecord], examples: SuiteExamples) -> list[str]:
     counted: Counter[CellKey] = Counter((r.key.category, r.key.block_set, r.key.strength) for r in records)
     expected = folder.expected
     findings = [
@@ -153,25 +158,29 @@ def _completeness(folder: RunFolder, records: Sequence[EditRecord], examples: Kn
             f"{len(changed)} units are of examples that the suite does not have, or not like this, e.g. "
             f"{key.example_id} of {key.task}@{key.task_version}"
         )
-    left_out = [example for task, example in examples if (task, example) not in {_place(r.key) for r in records}]
+    left_out = [example for task, example in examples if (task, example) not in {_example_key(r.key) for r in records}]
     if left_out:
         findings.append(f"{len(left_out)} of the suite's {len(examples)} examples were not run, e.g. {left_out[0]}")
-    return _short(findings)
+    return _truncate(findings)
 
 
-def _place(key: UnitKey) -> tuple[str, str]:
+def _example_key(key: UnitKey) -> tuple[str, str]:
     return key.task, key.example_id
 
 
-def _is_current(key: UnitKey, examples: Known) -> bool:
-    task, example = examples.get(_place(key), (None, None))
+def _is_current(key: UnitKey, examples: SuiteExamples) -> bool:
+    task, example = examples.get(_example_key(key), (None, None))
     if task is None or example is None:
         return False
     return (task.version, task.category, example.content_hash) == (key.task_version, key.category, key.example_hash)
 
 
 def _consistency(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
-    """Records that cannot be as they were written: names of pictures hold the hash of the unit's key."""
+    """Find records that cannot be as they were written.
+
+    Names of pictures hold the hash of the unit's key, so they must fit the record; and a unit has features only in the
+    blocks that it edits.
+    """
     findings = []
     for record in records:
         key, shared = record.key, folder.shared
@@ -187,7 +196,7 @@ def _consistency(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
         outside = sorted(set(record.features) - {*block_set_blocks(key.block_set)})
         if outside:
             findings.append(f"{name} has features in {outside[0]}, which it does not edit")
-    return _short(findings)
+    return _truncate(findings)
 
 
 def _pictures(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
@@ -204,14 +213,18 @@ def _pictures(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
         for name in (record.source_image, record.target_image):
             if name is not None and not (folder.shared.path / name).is_file():
                 findings.append(f"picture shared/{name} is missing; `riebench run` makes it again")
-    return _short(list(dict.fromkeys(findings)))
+    return _truncate(list(dict.fromkeys(findings)))
 
 
-def _scores(
+def _score_findings(
     folder: RunFolder, records: Sequence[EditRecord], stored: Mapping[ScoreKey, ScoreRecord],
-    tasks: Sequence[EditTask], means: Means,
+    tasks: Sequence[EditTask], options: ScoringOptions,
 ) -> tuple[list[str], int]:  # fmt: skip
-    """Holds stored scores against fresh ones; what does not agree, and how many were compared."""
+    """Compare stored scores with fresh ones.
+
+    Returns:
+        The findings, and the number of scores that were compared.
+    """
     from riebench.registry import METRICS
 
     if not stored:
@@ -220,30 +233,30 @@ def _scores(
     unknown = [name for name in names if name not in METRICS.names()]
     findings = [f"{SCORES_FILE} has a metric {name!r} that riebench does not know" for name in unknown]
     try:
-        fresh = _fresh(folder, [name for name in names if name not in unknown], tasks, means)
+        fresh = _recompute(folder, [name for name in names if name not in unknown], tasks, options)
     except RiebenchError as error:
         return [*findings, f"scores cannot be computed afresh: {error}"], 0
-    # As tables do: a score of a picture that has been made again since is nobody's.
+    # Tables ignore the score of a picture that has been made again since, and so does this check.
     pictures = {record.key.digest: record.picture_id for record in records}
     claims = {place: one for place, one in stored.items() if one.picture == pictures.get(place[0])}
-    findings += _foreign(folder, stored)
+    findings += _orphan_scores(folder, stored)
     differing = []
     for place, value in fresh.items():
         claimed = claims.get(place)
         if claimed is None:
             differing.append(f"{place[1]} of unit {place[0]} has no stored value by {place[2] or 'this metric'}")
         elif claimed.version != value.version or not _agree(claimed.value, value.value):
-            differing.append(f"{place[1]} of unit {place[0]}: stored {_told(claimed)}, found {_told(value)}")
+            differing.append(f"{place[1]} of unit {place[0]}: stored {_describe(claimed)}, found {_describe(value)}")
     others = Counter(f"{metric} by {by or 'itself'}" for unit, metric, by in claims if (unit, metric, by) not in fresh)
     unchecked = [f"{n} values of {what} were not computed afresh; name what measured: --scorer, --weights"
                  for what, n in sorted(others.items())]  # fmt: skip
-    return [*findings, *_short(differing), *_short(unchecked)], len(fresh.keys() & claims.keys())
+    return [*findings, *_truncate(differing), *_truncate(unchecked)], len(fresh.keys() & claims.keys())
 
 
-def _fresh(
-    folder: RunFolder, metrics: Sequence[str], tasks: Sequence[EditTask], means: Means
+def _recompute(
+    folder: RunFolder, metrics: Sequence[str], tasks: Sequence[EditTask], options: ScoringOptions
 ) -> dict[ScoreKey, ScoreRecord]:
-    """Scores computed beside a copy of the records, with the pictures linked."""
+    """Compute scores afresh in a copy of the run folder, whose pictures are linked."""
     from riebench.scoring.score import score
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -256,13 +269,13 @@ def _fresh(
             (copy / name).symlink_to(place.resolve(), target_is_directory=True)
         again = RunFolder(copy)
         score(
-            [again], tasks or None, metrics=metrics, scorer=means.scorer, second=means.second, weights=means.weights,
-            device=means.device, offline=means.offline, progress=False,
+            [again], tasks or None, metrics=metrics, scorer=options.scorer, second=options.second,
+            weights=options.weights, device=options.device, offline=options.offline, progress=False,
         )  # fmt: skip
         return again.scores()
 
 
-def _foreign(folder: RunFolder, stored: Mapping[ScoreKey, ScoreRecord]) -> list[str]:
+def _orphan_scores(folder: RunFolder, stored: Mapping[ScoreKey, ScoreRecord]) -> list[str]:
     files = (folder.path / RECORDS_FILE, *parts(folder.path))
     lines = (line for file in files for _, line in read_lines(file))
     known = {UnitKey.model_validate(line["key"]).digest for line in lines}
@@ -273,14 +286,14 @@ def _foreign(folder: RunFolder, stored: Mapping[ScoreKey, ScoreRecord]) -> list[
 def _agree(stored: float | None, fresh: float | None) -> bool:
     if stored is None or fresh is None:
         return stored is fresh
-    return abs(stored - fresh) <= ABSOLUTE + RELATIVE * abs(fresh)
+    return abs(stored - fresh) <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * abs(fresh)
 
 
-def _told(score: ScoreRecord) -> str:
+def _describe(score: ScoreRecord) -> str:
     return str(score.reason) if score.value is None else f"{score.value:.6g}"
 
 
-def _short(findings: list[str]) -> list[str]:
-    if len(findings) <= SHOWN:
+def _truncate(findings: list[str]) -> list[str]:
+    if len(findings) <= MAX_FINDINGS:
         return findings
-    return [*findings[:SHOWN], f"... and {len(findings) - SHOWN} more like these"]
+    return [*findings[:MAX_FINDINGS], f"... and {len(findings) - MAX_FINDINGS} more like these"]

@@ -29,7 +29,7 @@ from riebench.scoring.metrics.clip import (
 )
 from riebench.scoring.metrics.clip_models import ClipSpec, load_open_clip
 from riebench.scoring.metrics.networks import Networks
-from riebench.scoring.profiles import PRINTED, PROFILES, get_profile, profile_metrics
+from riebench.scoring.profiles import PROFILES, TABLE_METRICS, get_profile, profile_metrics
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 from riebench.store.records import noise_seed
@@ -57,7 +57,7 @@ def test_brackets_reach_the_paper_and_not_the_default() -> None:
 
 def test_the_paper_runs_clip_in_half_precision(tmp_path: Path) -> None:
     loaded = load_open_clip(ClipSpec.parse(f"local-dir:{tiny_clip_folder(tmp_path)}"))
-    whole, half = ClipScorer.of(loaded), HalfClipScorer.of(loaded)
+    whole, half = ClipScorer.from_loaded(loaded), HalfClipScorer.from_loaded(loaded)
     assert whole.backbone == loaded.backbone
     assert half.backbone == f"{loaded.backbone} (paper prompts, float16 autocast)"
     assert half.details["dtype"] == "float16 autocast"
@@ -82,7 +82,7 @@ def test_every_metric_of_a_table_is_registered_and_printed() -> None:
         assert set(profile_metrics(name, METRICS.names())) >= set(profile.table)
     default = set(profile_metrics("default", METRICS.names()))
     assert default.isdisjoint({*PROFILES["paper"].own, *PROFILES["piebench"].own})
-    assert default | set(PRINTED) == set(METRICS.names())
+    assert default | set(TABLE_METRICS) == set(METRICS.names())
     with pytest.raises(RiebenchError, match="did you mean 'piebench'"):
         get_profile("pibench")
 

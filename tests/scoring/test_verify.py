@@ -102,12 +102,12 @@ def edit(file: Path, change: Callable[[list[Any]], object], *, sealed: bool = Fa
 def test_an_honest_run_holds_on_the_command_line(place: Path, run: Path) -> None:
     before = dict(contents(place / "results"))
     line = ["leaderboard", "--verify", str(run), "--suite", str(place / "mine"), "--device", "cpu"]
-    said = CliRunner().invoke(app, line)
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, result.output
     n = len(RunFolder(run).scores())
     assert n >= 2 * 3
     for words in ("2 records", "2 pictures by their hashes", f"{n} scores computed afresh", "everything holds"):
-        assert words in said.stderr
+        assert words in result.stderr
     assert dict(contents(place / "results")) == before
     assert (run / SEAL_FILE).is_file()
 
@@ -123,9 +123,9 @@ def test_an_edited_score(place: Path, run: Path, sealed: bool) -> None:
     found = findings(place)
     assert "clip_gain of unit" in found and ": stored " in found and ", found " in found
     assert ("scores.jsonl is not as riebench wrote it" in found) != sealed
-    said = CliRunner().invoke(app, ["leaderboard", "--verify", str(run), "--suite", str(place / "mine")])
-    assert said.exit_code == 1
-    assert all(line.startswith("does not hold: ") for line in said.stdout.splitlines()) and said.stdout
+    result = CliRunner().invoke(app, ["leaderboard", "--verify", str(run), "--suite", str(place / "mine")])
+    assert result.exit_code == 1
+    assert all(line.startswith("does not hold: ") for line in result.stdout.splitlines()) and result.stdout
 
 
 def test_scores_left_out_stale_foreign_or_by_another_network(place: Path, run: Path) -> None:

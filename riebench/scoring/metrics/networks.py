@@ -1,4 +1,4 @@
-"""The networks that metrics share, each loaded the first time a metric asks for it."""
+"""Networks that metrics share, each loaded when a metric first asks for it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """Which networks to load, from where, and onto which device.
+    """Options that choose the networks to load, their sources and their device.
 
     Attributes:
         scorer: the CLIP that scores, as `ClipSpec.parse` reads it.
         second: the independent CLIP that gives `clip_gain_2`, or None for none.
         device: torch device.
-        weights: name of a network -> where its weights lie (`--weights NAME=PATH`).
-        offline: fetches nothing.
+        weights: name of a network -> path of its weights (`--weights NAME=PATH`).
+        offline: whether nothing may be fetched.
     """
 
     scorer: str = "clip-l14"
@@ -39,10 +39,12 @@ class NetworkOptions:
 
 
 class Network(ABC):
-    """How one network is found, named and loaded; never instantiated. Register subclasses with `@network(NAME)`.
+    """Base of the classes that find, identify and load one network each.
+
+    Subclasses are registered with `@network(NAME)` and never instantiated.
 
     Attributes:
-        weights: what lies at the path of `--weights NAME=PATH`, in words; empty if the network takes no such path.
+        weights: description of what lies at the path of `--weights NAME=PATH`; empty if the network takes no such path.
     """
 
     weights: str = ""
@@ -65,16 +67,19 @@ class Network(ABC):
     @staticmethod
     @abstractmethod
     def identity(options: NetworkOptions) -> str:
-        """Return what is stored as `backbone` with every value, without loading the network."""
+        """Return the identity stored as `backbone` with every value.
+
+        The network is not loaded for it.
+        """
 
     @staticmethod
     def locate(options: NetworkOptions) -> None:
         """Check that the network's files are here, fetching them unless offline.
 
-        Only networks that people may lack need this: metrics whose network is not found are left out, and said to be.
+        Only networks that do not ship need this: metrics whose network is not found are left out with a note.
 
         Raises:
-            MetricError: one line on what is missing and how to bring it.
+            MetricError: with one line on what is missing and how to get it.
         """
         return
 
@@ -85,7 +90,7 @@ def network(name: str) -> Callable[[N], N]:
 
 
 def parse_weights(entries: Sequence[str]) -> dict[str, Path]:
-    """Read what `--weights` was given.
+    """Parse the entries of `--weights`.
 
     Args:
         entries: "NAME=PATH" each, with the name of a network that takes a path.
@@ -114,10 +119,10 @@ def parse_weights(entries: Sequence[str]) -> dict[str, Path]:
 
 
 def check_weights_file(path: Path) -> Path:
-    """The path, if it may hold weights.
+    """Check that a path is a weights file, and return it.
 
     Raises:
-        MetricError: if there is no such file, it is a Git-LFS pointer, or of a kind that is not read.
+        MetricError: if there is no such file, it is a Git-LFS pointer, or its ending is not that of a weights file.
     """
     if not path.is_file():
         raise MetricError(f"there is no file {path}")
@@ -132,16 +137,18 @@ def check_weights_file(path: Path) -> Path:
 def from_hub(
     repository: str, choices: Sequence[tuple[str, ...]], *, revision: str | None = None, offline: bool = False
 ) -> Path:
-    """The folder of the hub's cache that holds one of several sets of files; fetched only if none is there.
+    """Return the folder of the hub's cache that holds one of several sets of files.
+
+    Files are fetched only if no set is in the cache.
 
     Args:
         repository: hub id.
         choices: sets of file names, the best first.
         revision: commit, or None for the newest.
-        offline: looks into the cache alone.
+        offline: whether to look into the cache alone.
 
     Raises:
-        MetricError: one line on what is missing and how to bring it.
+        MetricError: with one line on what is missing and how to get it.
     """
     why = ""
     for local in (True,) if offline or is_offline() else (True, False):
@@ -167,7 +174,7 @@ class Networks:
         device: likewise.
         weights: likewise.
         offline: likewise.
-        ready: name of a network -> a loaded one to use instead.
+        ready: name of a network -> a loaded network to use instead.
     """
 
     def __init__(
@@ -191,18 +198,25 @@ class Networks:
         return self._loaded[name]
 
     def part(self, key: Any, load: Callable[[], T]) -> T:
-        """Return what several networks are made of, loading it at the first call with that key."""
+        """Return a part that several networks share, loading it at its first use.
+
+        Args:
+            key: identifies the part.
+            load: loads it.
+        """
         if key not in self._parts:
             self._parts[key] = load()
         part: T = self._parts[key]
         return part
 
     def missing(self, name: str, *, fetch: bool) -> str | None:
-        """Say in one line why a network cannot be had; None if it can. Only of networks people may lack.
+        """Return the reason why a network cannot be used, or None if it can.
+
+        Only networks that do not ship can be missing. The reason is one line.
 
         Args:
             name: as registered; empty for the metrics that need none.
-            fetch: whether it may be fetched now; without, only this machine is looked at.
+            fetch: whether it may be fetched now; otherwise only this machine is searched.
         """
         key = name, fetch and not self.options.offline
         if key not in self._missing:
@@ -218,14 +232,17 @@ class Networks:
             return str(error)
         return None
 
-    def lacking(self, name: str) -> str | None:
-        """Return what `missing` has answered for a network that was asked for, without looking again."""
+    def known_missing(self, name: str) -> str | None:
+        """Return the last result of `missing` for a network, without searching again.
+
+        It is the result for a network that could be fetched unless offline; None also if `missing` was not called.
+        """
         return self._missing.get((name, not self.options.offline))
 
     def identity(self, name: str) -> str:
-        """Return the identity of a network, stored as `backbone` with every value; empty for pixel metrics.
+        """Return the identity of a network, which is stored as `backbone` with values.
 
-        Loads nothing, so that a run that is scored already stays quick.
+        It is empty for metrics without a network. Nothing is loaded, so that a run that is scored already stays quick.
         """
         if not name:
             return ""
@@ -236,7 +253,7 @@ class Networks:
 
     @property
     def details(self) -> dict[str, dict[str, str]]:
-        """What must be known to repeat the numbers, for the networks loaded so far."""
+        """Facts needed to repeat the numbers, by identity, for the networks loaded so far."""
         return {one.backbone: one.details for one in self._loaded.values() if hasattr(one, "details")}
 
     @property
