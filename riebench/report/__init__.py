@@ -1,4 +1,7 @@
-"""A page to look at: leaderboard, trade-off, heat maps and every edited picture, in a folder that needs no network."""
+"""Report: a page with leaderboard, trade-off, heat maps and all edited pictures.
+
+It lies in a folder of its own and needs no network.
+"""
 
 from riebench.report.build import Report, write_report
 

@@ -1,4 +1,7 @@
-"""From a results folder to a folder one can open in a browser, put on any web server or send to somebody."""
+"""Writing of the report, from a results folder to a page in a folder.
+
+The folder can be opened in a browser, put on a web server or sent to others.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,27 @@ from typing import Any
 
 from riebench.errors import RiebenchError
 from riebench.report.data import Group, read_groups
-from riebench.report.examples import Pictures, add_group, add_index, known_examples
-from riebench.report.feature_choice import FEATURES, Wanted, chosen_views, most_chosen
+from riebench.report.examples import PictureCopier, index_examples, write_group, write_index
+from riebench.report.feature_choice import FEATURES, FeatureSelection, feature_views, select_features
 from riebench.report.output import OutputFolder
 from riebench.report.page import board_html, board_text, render_page
 from riebench.report.plots import block_views, trade_off
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite
 
-MakeFeatures = Callable[[Path, Sequence[Wanted]], None]
-"""Makes pages of features below a folder."""
+FeaturePageWriter = Callable[[Path, Sequence[FeatureSelection]], None]
+"""Writes the pages of features below a folder."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """Summary of a report that was written.
 
     Attributes:
         page: the file to open.
-        units: edited pictures that the results speak of.
-        pictures: picture files that were brought over.
-        missing: units whose picture was not there.
+        units: number of records in the results.
+        pictures: number of picture files that were copied or linked.
+        missing: number of units whose picture was missing or not the recorded one.
     """
 
     page: Path
@@ -40,7 +43,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The report's numbers in one line."""
         gaps = f"; {self.missing} pictures are not in the results folder, and the page says so" if self.missing else ""
         return f"{self.units} edits, {self.pictures} picture files{gaps}"
 
@@ -53,18 +56,21 @@ def write_report(
     board: str | None = None,
     link: bool = False,
     features: int = 0,
-    make_features: MakeFeatures | None = None,
+    make_features: FeaturePageWriter | None = None,
 ) -> Report:
-    """Writes the page of everything below a results folder.
+    """Write the page of all runs below a results folder.
 
     Args:
         results: the results folder.
         out: the folder to write, new or made by an earlier call; nothing outside it is touched.
-        tasks: of suites that are not shipped, so that their prompts can be shown.
+        tasks: tasks of suites that are not shipped, so that their prompts can be shown.
         board: the leaderboard's Markdown, where the caller has it already.
-        link: share picture files with the results folder (hard links) instead of copying them.
-        features: how many features of each block are to have pages: those chosen most often.
-        make_features: makes them below the folder it is given.
+        link: whether to share picture files with the results folder (hard links) instead of copying them.
+        features: number of features of each block that get pages, those chosen most often.
+        make_features: writes these pages below the folder it is given.
+
+    Returns:
+        The page's path, and counts of units and pictures.
 
     Raises:
         RiebenchError: if there are no results, or `out` holds something else.
@@ -73,14 +79,14 @@ def write_report(
     if not groups:
         raise RiebenchError(f"{results} holds no runs; `riebench run` makes them")
     folder = OutputFolder(out)
-    pictures = Pictures(folder, link)
+    pictures = PictureCopier(folder, link)
     given = list(tasks)
     suites = dict.fromkeys(group.folders[0].spec.suite for group in groups)
     shipped = [task for suite in suites for task in _tasks(suite)]
-    examples = known_examples([*shipped, *given])
-    index = add_index(folder, [add_group(group, examples, pictures) for group in groups])
+    examples = index_examples([*shipped, *given])
+    index = write_index(folder, [write_group(group, examples, pictures) for group in groups])
     if features and make_features is not None:
-        make_features(folder.path / FEATURES, most_chosen(groups, features))
+        make_features(folder.path / FEATURES, select_features(groups, features))
     assets = {name: folder.add("assets", name, _asset(name)) for name in ("report.css", "report.js")}
     page = render_page(
         views=[_view(group, number, out) for number, group in enumerate(groups)],
@@ -91,11 +97,11 @@ def write_report(
     )
     path = folder.finish(page)
     units = sum(len(run.records()) for group in groups for run in group.folders)
-    return Report(path, units, pictures.brought, pictures.missing)
+    return Report(path, units, pictures.copied, pictures.missing)
 
 
 def _tasks(suite: str) -> Iterable[EditTask]:
-    """A shipped suite's tasks; none for a suite that is somebody's own."""
+    """Return a shipped suite's tasks; none for a suite that does not ship."""
     try:
         return load_suite(suite)
     except RiebenchError:
@@ -107,7 +113,7 @@ def _asset(name: str) -> str:
 
 
 def _view(group: Group, number: int, out: Path) -> dict[str, Any]:
-    """What the template shows of one suite and model."""
+    """Collect the parts of the page that show one suite and model."""
     title = f"Trade-off of {group.suite} on {group.model}: alignment gain against LPIPS, one point per configuration"
     return {
         "name": group.name,
@@ -116,5 +122,5 @@ def _view(group: Group, number: int, out: Path) -> dict[str, Any]:
         "number": number,
         "plot": trade_off(group.configurations, f"plot{number}", title),
         "blocks": block_views(group),
-        "chosen": chosen_views(group, out),
+        "chosen": feature_views(group, out),
     }

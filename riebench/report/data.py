@@ -1,4 +1,4 @@
-"""What the page is made from: the run folders of each suite and model, each file read once."""
+"""Data of the page: the run folders of each suite and model, each file read once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from riebench.store.folder import RunFolder, ScoreKey, SharedFolder, run_folders
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord
 
 EFFECT, DISTANCE = "clip_gain", "lpips"
-"""Alignment and preservation: the two axes of the page."""
+"""Metrics of alignment and of preservation, the two axes of the page."""
 
 
-class ReadOnce(RunFolder):
-    """A run folder that nobody writes while it is looked at, so that each of its files is parsed once."""
+class CachedRunFolder(RunFolder):
+    """Run folder whose files are parsed only once.
+
+    Nothing may write to the folder in the meantime.
+    """
 
     def __init__(self, path: Path, spec: RunSpec | None = None) -> None:
         super().__init__(path, spec)
@@ -25,13 +28,13 @@ class ReadOnce(RunFolder):
         self._scores: dict[ScoreKey, ScoreRecord] | None = None
 
     def records(self) -> list[EditRecord]:
-        """As in `RunFolder`."""
+        """Return the records, as in `RunFolder`."""
         if self._records is None:
             self._records = super().records()
         return self._records
 
     def scores(self) -> dict[ScoreKey, ScoreRecord]:
-        """As in `RunFolder`."""
+        """Return the scores, as in `RunFolder`."""
         if self._scores is None:
             self._scores = super().scores()
         return self._scores
@@ -39,10 +42,17 @@ class ReadOnce(RunFolder):
 
 @dataclass
 class Group:
-    """All runs of one suite on one model: nothing on the page mixes two of them."""
+    """All runs of one suite on one model.
+
+    Nothing on the page mixes two groups.
+
+    Attributes:
+        path: `results/SUITE/MODEL`.
+        folders: its run folders.
+    """
 
     path: Path
-    folders: list[ReadOnce]
+    folders: list[CachedRunFolder]
 
     @property
     def suite(self) -> str:
@@ -56,40 +66,45 @@ class Group:
 
     @property
     def name(self) -> str:
-        """What links and choices on the page say."""
+        """Name of the group in links and choices on the page."""
         return f"{self.suite}/{self.model}"
 
     @property
     def shared(self) -> SharedFolder:
-        """Source and target pictures and masks."""
+        """Folder with the source and target pictures and the masks of all runs."""
         return self.folders[0].shared
 
     @cached_property
     def configurations(self) -> list[Configuration]:
-        """Of all its runs, with the numbers of the default profile."""
+        """Configurations of all its runs, with the numbers of the default profile."""
         return [c for folder in self.folders for c in configurations(folder)]
 
     @property
     def categories(self) -> list[str]:
-        """Categories that were planned, by their number."""
+        """Planned categories, in the order of their numbers."""
         return present_categories(self.configurations)
 
 
 def read_groups(results: Path) -> list[Group]:
-    """Everything below a results folder, by suite and model."""
-    found: dict[Path, list[ReadOnce]] = {}
+    """Return the run folders below a results folder, grouped by suite and model."""
+    found: dict[Path, list[CachedRunFolder]] = {}
     for folder in run_folders(results):
-        found.setdefault(folder.path.parent, []).append(ReadOnce(folder.path))
+        found.setdefault(folder.path.parent, []).append(CachedRunFolder(folder.path))
     return [Group(path, folders) for path, folders in sorted(found.items())]
 
 
 def mean(configuration: Configuration, metric: str, categories: Sequence[str] | None = None) -> float | None:
-    """Mean over seeds, examples and categories, without the interval that a table would have.
+    """Compute a metric's mean over seeds, examples and categories.
+
+    Unlike in tables, no interval is computed.
 
     Args:
-        configuration: whose numbers.
-        metric: of what.
-        categories: only these; None for all.
+        configuration: the configuration.
+        metric: name of the metric.
+        categories: the categories to average; None for all.
+
+    Returns:
+        The mean, or None if there is no value.
     """
     values = configuration.values.get(metric, {})
     if categories is not None:
@@ -98,6 +113,6 @@ def mean(configuration: Configuration, metric: str, categories: Sequence[str] | 
 
 
 def counts(configuration: Configuration, metric: str, categories: Sequence[str] | None = None) -> str:
-    """How many units have a value, of how many that should: "scored/expected"."""
+    """Count the units with a value and those expected, as "scored/expected"."""
     counted = [configuration.counts(metric, name) for name in categories or [EVERYTHING]]
     return f"{sum(scored for scored, _ in counted)}/{sum(expected for _, expected in counted)}"

@@ -1,6 +1,7 @@
-"""What the gallery shows, in small files: one per category with prompts and masks, one per category and setting.
+"""Data of the page's gallery, in small files that the page loads on demand.
 
-A page opened from disk may not fetch files, but it may load scripts: each file is a script that hands over its data.
+There is one file per category with prompts and masks, and one per category and setting. A page opened from disk may not
+fetch files, but it may load scripts, so each file is a script that passes its data to the page.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from riebench.errors import StoreError
 from riebench.registry import METRICS
-from riebench.report.data import Group, ReadOnce
+from riebench.report.data import CachedRunFolder, Group
 from riebench.report.output import OutputFolder
 from riebench.scoring.profiles import TABLE_METRICS, metric_format
 from riebench.store.records import EditRecord, UnitKey
@@ -27,47 +28,55 @@ ALTERED = "the picture in the results folder is not the one that was recorded"
 
 
 @dataclass
-class Pictures:
-    """Brings pictures over, each once, and counts those that are not there.
+class PictureCopier:
+    """Copier of pictures that copies each once and counts those that are missing.
 
     Attributes:
-        out: where to.
-        link: share files instead of copying.
-        missing: units whose edited picture is absent or altered.
+        out: the output folder.
+        link: whether to share files instead of copying them.
+        copied: number of files copied or linked so far.
+        missing: number of units whose edited picture is absent or altered.
     """
 
     out: OutputFolder
     link: bool = False
-    brought: int = 0
+    copied: int = 0
     missing: int = 0
     _names: dict[Path, tuple[str, str]] = field(default_factory=dict)
 
-    def bring(self, path: Path) -> tuple[str, str] | None:
-        """A picture's path below the output folder and its SHA-256, or None if there is no such file."""
+    def copy(self, path: Path) -> tuple[str, str] | None:
+        """Copy a picture to the output folder.
+
+        Returns:
+            Its path below the output folder and its SHA-256, or None if there is no such file.
+        """
         if path not in self._names:
             if not path.is_file():
                 return None
             digest = file_sha256(path)
             self._names[path] = self.out.add_picture(path, digest, link=self.link), digest
-            self.brought += 1
+            self.copied += 1
         return self._names[path]
 
 
-def known_examples(tasks: Iterable[EditTask]) -> dict[ExampleKey, EditExample]:
-    """Examples by id and hash: a prompt is shown beside a picture only if the picture was made from it."""
+def index_examples(tasks: Iterable[EditTask]) -> dict[ExampleKey, EditExample]:
+    """Index examples by id and content hash.
+
+    With the hash, a prompt is shown beside a picture only if the picture was made from it.
+    """
     return {(example.id, example.content_hash): example for task in tasks for example in task.examples}
 
 
-def add_group(group: Group, examples: Mapping[ExampleKey, EditExample], pictures: Pictures) -> dict[str, Any]:
-    """Writes a suite and model's files.
+def write_group(group: Group, examples: Mapping[ExampleKey, EditExample], pictures: PictureCopier) -> dict[str, Any]:
+    """Write the files of one suite and model.
 
     Args:
         group: the runs.
-        examples: prompts, where they are known.
-        pictures: brings the pictures over, into the folder the data goes to.
+        examples: examples whose prompts are known.
+        pictures: copies the pictures into the folder that the data is written to.
 
     Returns:
-        The group's part of the index: its choices, and which file holds what.
+        The group's part of the index: its choices, and the names of its files.
     """
     backbones = {configuration.setting: configuration.backbones for configuration in group.configurations}
     categories = []
@@ -102,8 +111,8 @@ def add_group(group: Group, examples: Mapping[ExampleKey, EditExample], pictures
     }
 
 
-def add_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
-    """Writes the file the page begins with; returns its path."""
+def write_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
+    """Write the file that the page loads first, and return its path."""
     formats: dict[str, dict[str, Any]] = {name: {"title": _meaning(name)} for name in METRICS.names()}
     for name in TABLE_METRICS:
         form = metric_format(name)
@@ -112,7 +121,7 @@ def add_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
 
 
 def _meaning(metric: str) -> str:
-    """What a metric that no table shows says of itself, in one line."""
+    """Return the first docstring line of a metric that no table shows."""
     found = METRICS.get(metric)
     first = (found.compute.__doc__ or "").partition("\n")[0].replace("`", "").rstrip(".")
     return f"{first} ({found.direction} is better)"
@@ -124,7 +133,7 @@ def _script(out: OutputFolder, name: str, data: Any) -> dict[str, str]:
     return {"key": name, "file": out.add("data", f"{name}.js", f"riebench.add({json.dumps(name)},{text});\n")}
 
 
-def _setting_choice(folder: ReadOnce) -> dict[str, Any]:
+def _setting_choice(folder: CachedRunFolder) -> dict[str, Any]:
     setting = folder.spec.setting
     cells = folder.expected
     return {
@@ -136,9 +145,12 @@ def _setting_choice(folder: ReadOnce) -> dict[str, Any]:
 
 
 def _setting_data(
-    folder: ReadOnce, records: list[EditRecord], backbones: Mapping[str, str], pictures: Pictures
+    folder: CachedRunFolder, records: list[EditRecord], backbones: Mapping[str, str], pictures: PictureCopier
 ) -> dict[str, Any]:
-    """Units as short rows: [example, hash, block set, strength, seed, picture, note, values]."""
+    """Collect the units of a setting and category as short rows.
+
+    A row is [example, hash, block set, strength, seed, picture, note, values].
+    """
     usual = list(TABLE_METRICS)
     metrics = sorted(backbones, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
     values = _values(folder, backbones)
@@ -154,8 +166,12 @@ def _setting_data(
     return {"metrics": metrics, "units": rows}
 
 
-def _values(folder: ReadOnce, backbones: Mapping[str, str]) -> dict[tuple[str, str], dict[str, float | str]]:
-    """(Unit digest, picture) -> metric -> number, or why there is none; of the networks that tables show."""
+def _values(folder: CachedRunFolder, backbones: Mapping[str, str]) -> dict[tuple[str, str], dict[str, float | str]]:
+    """Collect the values measured by the networks that tables show.
+
+    Returns:
+        (Unit digest, picture id) -> metric -> number, or the reason why there is none.
+    """
     found: dict[tuple[str, str], dict[str, float | str]] = {}
     for (unit, metric, backbone), score in folder.scores().items():
         if backbones.get(metric) == backbone:
@@ -164,18 +180,21 @@ def _values(folder: ReadOnce, backbones: Mapping[str, str]) -> dict[tuple[str, s
     return found
 
 
-def _picture(folder: ReadOnce, record: EditRecord, pictures: Pictures) -> tuple[str | None, str]:
+def _picture(folder: CachedRunFolder, record: EditRecord, pictures: PictureCopier) -> tuple[str | None, str]:
     if record.image is None:
         return None, f"{record.status}: {record.reason}"
-    brought = pictures.bring(_inside(folder.path, record.image))
-    if brought is not None and brought[1] == record.image_sha256:
-        return brought[0], ""
+    copied = pictures.copy(_inside(folder.path, record.image))
+    if copied is not None and copied[1] == record.image_sha256:
+        return copied[0], ""
     pictures.missing += 1
-    return None, MISSING if brought is None else ALTERED
+    return None, MISSING if copied is None else ALTERED
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A recorded path, which another person's records must not turn into a way out of their folder."""
+    """Return the path of a recorded picture, checked to lie inside its folder.
+
+    Records may come from an untrusted file.
+    """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise StoreError(f"{folder} names a picture outside itself ({name}); delete that record to go on")
@@ -183,7 +202,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _shared_data(
-    group: Group, records: list[EditRecord], examples: Mapping[ExampleKey, EditExample], pictures: Pictures
+    group: Group, records: list[EditRecord], examples: Mapping[ExampleKey, EditExample], pictures: PictureCopier
 ) -> dict[str, Any]:
     prompts: dict[str, list[str]] = {}
     pairs: dict[str, dict[str, Any]] = {}
@@ -198,12 +217,12 @@ def _shared_data(
     return {"prompts": prompts, "pairs": pairs}
 
 
-def _pair(group: Group, record: EditRecord, key: UnitKey, pictures: Pictures) -> dict[str, Any]:
+def _pair(group: Group, record: EditRecord, key: UnitKey, pictures: PictureCopier) -> dict[str, Any]:
     shared = group.shared
     found: dict[str, Any] = {"source": None, "target": None, "masks": None}
     for role, image in (("source", record.source_image), ("target", record.target_image)):
-        brought = None if image is None else pictures.bring(_inside(shared.path, image))
-        found[role] = None if brought is None else brought[0]
+        copied = None if image is None else pictures.copy(_inside(shared.path, image))
+        found[role] = None if copied is None else copied[0]
     masks = shared.read_json(shared.mask_name(key))
     if isinstance(masks, dict):
         found["masks"] = {name: masks.get(name) for name in ("size", "source", "target")}

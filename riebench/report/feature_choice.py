@@ -1,4 +1,8 @@
-"""Which features a run's edits switched most often, by block and category, with links to their pages."""
+"""Features that edits switched most often, and their pages in the report.
+
+`feature_views` counts them by block and category for the page, with links to their own pages. `select_features` chooses
+the most frequent ones over all runs, and `ReportFeatures` makes the pages of these.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from riebench.errors import RiebenchError
 from riebench.features.data import PAGE, feature_folder
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ModelOptions, ModelSpec
-from riebench.report.data import Group, ReadOnce
+from riebench.report.data import CachedRunFolder, Group
 from riebench.report.feature_pages import FeatureJob, PageMaker, Say
 from riebench.report.plots import short_category
 from riebench.store.records import EditRecord
@@ -25,57 +29,84 @@ if TYPE_CHECKING:
 
 
 FEATURES = "features"
-"""Folder of the pages, below the report's."""
-SHOWN = 5
+"""Name of the folder of features' pages in the report's folder."""
+FEATURES_PER_CELL = 5
+"""Number of features shown for each block and category."""
 SIDES = {"add": "Switched on most often", "remove": "Switched off most often"}
-EVERY = "all"
+"""Direction of switching -> title of its table."""
+ALL_CATEGORIES_ROW = "all"
+"""Title of the row over all categories."""
 CONTROLS = ("random_features", "random_directions", "wrong_example")
-"""Methods whose features are drawn, or chosen for another example."""
+"""Methods whose features are drawn at random, or chosen for another example."""
 
 
 @dataclass(frozen=True)
-class Often:
-    """A feature and in how many edits it was switched."""
+class FeatureCount:
+    """Number of edits that switched a feature.
+
+    Attributes:
+        index: index of the feature.
+        count: number of edits.
+        page: address of its page below the report's folder; None if there is none.
+    """
 
     index: int
     count: int
     page: str | None
-    """Address of its page below the report's folder, if there is one."""
 
 
 @dataclass(frozen=True)
-class ChosenTable:
-    """One way of switching: categories by blocks."""
+class FeatureTable:
+    """Table of the features that were switched on, or off, by category and block.
+
+    Attributes:
+        title: title of the table.
+        blocks: blocks of the columns.
+        rows: category, number of edits counted, and the features of each block.
+    """
 
     title: str
     blocks: tuple[str, ...]
-    rows: tuple[tuple[str, int, tuple[tuple[Often, ...], ...]], ...]
-    """Category, edits counted, and the features of each block."""
+    rows: tuple[tuple[str, int, tuple[tuple[FeatureCount, ...], ...]], ...]
 
 
 @dataclass(frozen=True)
-class ChosenView:
-    """What one setting's edits switched."""
+class FeatureView:
+    """Tables of the features that one setting's edits switched.
+
+    Attributes:
+        label: name of the setting.
+        description: description of the setting.
+        tables: features switched on and features switched off; a table without entries is left out.
+    """
 
     label: str
     description: str
-    tables: tuple[ChosenTable, ...]
+    tables: tuple[FeatureTable, ...]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Features that a report may have pages of: those switched most often in each block, of one model and SAEs."""
+class FeatureSelection:
+    """Features of one model and its SAEs that a report may have pages of.
+
+    Attributes:
+        model: the model.
+        sae: source of the SAEs, as the setting names it.
+        sae_sha256: block -> hash of its SAE.
+        features: block -> indices of the features switched most often, the most frequent first.
+    """
 
     model: ModelSpec
     sae: str | None
-    """Where the SAEs are, as the setting names them."""
     sae_sha256: dict[str, str]
     features: dict[str, tuple[int, ...]]
-    """Block -> features, most often chosen first."""
 
 
-def counted(folder: ReadOnce) -> list[EditRecord]:
-    """A run's finished edits that chose features, at one strength: the choice does not depend on it."""
+def edits_at_one_strength(folder: CachedRunFolder) -> list[EditRecord]:
+    """Return a run's finished edits that chose features, at its lowest strength.
+
+    One strength is enough, as the choice of features does not depend on it. Controls have none.
+    """
     if not folder.spec.sae_sha256 or folder.spec.setting.method in CONTROLS:
         return []
     found = [record for record in folder.records() if record.status == "ok" and record.features]
@@ -83,48 +114,50 @@ def counted(folder: ReadOnce) -> list[EditRecord]:
     return [record for record in found if record.key.strength == first]
 
 
-def chosen_views(group: Group, out: Path) -> list[ChosenView]:
-    """One view per setting with SAEs.
+def feature_views(group: Group, out: Path) -> list[FeatureView]:
+    """Collect the tables of each setting that switches features of SAEs.
 
     Args:
         group: the runs of one suite and model.
-        out: the report's folder, where pages may lie.
+        out: the report's folder, which may hold pages of features.
     """
     views = []
     for folder in group.folders:
-        records = counted(folder)
+        records = edits_at_one_strength(folder)
         if records:
             tables = (_table(folder, records, side, group.categories, out) for side in SIDES)
             setting = folder.spec.setting
-            views.append(ChosenView(setting.name, setting.description, tuple(t for t in tables if t is not None)))
+            views.append(FeatureView(setting.name, setting.description, tuple(t for t in tables if t is not None)))
     return views
 
 
 def _table(
-    folder: ReadOnce, records: Sequence[EditRecord], side: str, categories: Sequence[str], out: Path
-) -> ChosenTable | None:
+    folder: CachedRunFolder, records: Sequence[EditRecord], side: str, categories: Sequence[str], out: Path
+) -> FeatureTable | None:
     blocks = tuple(dict.fromkeys(block for record in records for block in record.features))
     rows = []
     for category in (*categories, None):
         some = [record for record in records if category in (None, record.key.category)]
         cells = tuple(_cell(folder, some, block, side, out) for block in blocks)
         if any(cells):
-            rows.append((EVERY if category is None else short_category(category), len(some), cells))
-    return ChosenTable(SIDES[side], blocks, tuple(rows)) if rows else None
+            rows.append((ALL_CATEGORIES_ROW if category is None else short_category(category), len(some), cells))
+    return FeatureTable(SIDES[side], blocks, tuple(rows)) if rows else None
 
 
-def _cell(folder: ReadOnce, records: Sequence[EditRecord], block: str, side: str, out: Path) -> tuple[Often, ...]:
-    counts = tally(records, block, (side,))
+def _cell(
+    folder: CachedRunFolder, records: Sequence[EditRecord], block: str, side: str, out: Path
+) -> tuple[FeatureCount, ...]:
+    counts = count_edits(records, block, (side,))
     sha = folder.spec.sae_sha256.get(block, "")
     found = []
-    for index, count in most(counts, SHOWN):
+    for index, count in most_frequent(counts, FEATURES_PER_CELL):
         page = f"{FEATURES}/{feature_folder(folder.path.parent.name, block, sha, index)}/{PAGE}"
-        found.append(Often(index, count, quote(page) if sha and (out / page).is_file() else None))
+        found.append(FeatureCount(index, count, quote(page) if sha and (out / page).is_file() else None))
     return tuple(found)
 
 
-def tally(records: Sequence[EditRecord], block: str, sides: Sequence[str]) -> Counter[int]:
-    """Feature of a block -> edits that switched it."""
+def count_edits(records: Sequence[EditRecord], block: str, sides: Sequence[str]) -> Counter[int]:
+    """Count for each feature of a block the edits that switched it."""
     return Counter(
         index
         for record in records if block in record.features
@@ -132,45 +165,53 @@ def tally(records: Sequence[EditRecord], block: str, sides: Sequence[str]) -> Co
     )  # fmt: skip
 
 
-def most(counts: Counter[int], number: int) -> list[tuple[int, int]]:
-    """The most frequent features with their counts; of equally frequent ones those of smaller number."""
+def most_frequent(counts: Counter[int], number: int) -> list[tuple[int, int]]:
+    """Return the most frequent features with their counts.
+
+    Of equally frequent features, those of smaller index come first.
+    """
     return sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:number]
 
 
-def most_chosen(groups: Sequence[Group], number: int) -> list[Wanted]:
-    """The features chosen most often in each block: one entry per model and SAEs, over all settings that use them.
+def select_features(groups: Sequence[Group], number: int) -> list[FeatureSelection]:
+    """Select the features chosen most often in each block.
 
     Args:
         groups: all runs.
-        number: how many of each block.
+        number: number of features of each block.
+
+    Returns:
+        One entry per model and SAEs, over all settings that use them.
     """
     found = []
     for group in groups:
-        by_saes: dict[tuple[tuple[str, str], ...], list[ReadOnce]] = {}
+        by_saes: dict[tuple[tuple[str, str], ...], list[CachedRunFolder]] = {}
         for folder in group.folders:
-            if counted(folder):
+            if edits_at_one_strength(folder):
                 by_saes.setdefault(tuple(sorted(folder.spec.sae_sha256.items())), []).append(folder)
         for saes, folders in by_saes.items():
-            records = [record for folder in folders for record in counted(folder)]
+            records = [record for folder in folders for record in edits_at_one_strength(folder)]
             blocks = dict.fromkeys(block for record in records for block in record.features)
             features = {
-                block: tuple(index for index, _ in most(tally(records, block, tuple(SIDES)), number))
+                block: tuple(index for index, _ in most_frequent(count_edits(records, block, tuple(SIDES)), number))
                 for block in blocks if block in dict(saes)
             }  # fmt: skip
             spec = folders[0].spec
-            found.append(Wanted(spec.model, spec.setting.sae, dict(saes), features))
+            found.append(FeatureSelection(spec.model, spec.setting.sae, dict(saes), features))
     return found
 
 
 @dataclass(frozen=True)
 class ReportFeatures:
-    """Makes the pages below a report's folder; a model that is not at hand is said to be so, and left out.
+    """Maker of the features' pages below a report's folder.
+
+    A model that cannot be loaded is reported and left out.
 
     Attributes:
-        device: where to run.
-        offline: fetches nothing.
-        limit: prompts that features are looked at on.
-        say: receives lines for people.
+        device: device to compute on, or `auto`.
+        offline: whether nothing may be fetched.
+        limit: number of prompts whose pictures the features are examined in.
+        say: receives progress messages.
         scorer: the CLIP that measures; None for the model's own.
     """
 
@@ -180,8 +221,8 @@ class ReportFeatures:
     say: Say
     scorer: str | None = None
 
-    def __call__(self, out: Path, wanted: Sequence[Wanted]) -> None:
-        """Makes what is missing.
+    def __call__(self, out: Path, wanted: Sequence[FeatureSelection]) -> None:
+        """Make the pages that are missing.
 
         Args:
             out: the folder of all pages.
@@ -195,16 +236,16 @@ class ReportFeatures:
             except RiebenchError as error:
                 self.say(f"no pages of features of {one.model.name}: {error}")
 
-    def _make(self, out: Path, wanted: Wanted) -> None:
+    def _make(self, out: Path, wanted: FeatureSelection) -> None:
         from riebench.features.inspect import prompts_from, usual_suite
         from riebench.features.painter import check_index
         from riebench.saes.sources import model_saes
         from riebench.utils.machine import pick_device
 
-        # Results may come from anywhere, and so may the name that the pages would lie under.
+        # Results may be untrusted files, and pages lie under the model's name in them.
         file_inside(out, wanted.model.name, "the model's name", "the folder of pages")
         device = pick_device(self.device)
-        model = load_again(wanted.model, device, offline=self.offline)
+        model = reload_model(wanted.model, device, offline=self.offline)
         saes = model_saes(wanted.sae, model, wanted.features, offline=self.offline)
         _check_saes(saes, wanted)
         for block, indices in wanted.features.items():
@@ -215,16 +256,16 @@ class ReportFeatures:
         PageMaker(job, prompts, device).make(model, saes, wanted.features, wanted.sae, self.say)
 
 
-def load_again(spec: ModelSpec, device: str, *, offline: bool = False) -> LoadedModel:
-    """The model that made some results, if it is one that is known by name.
+def reload_model(spec: ModelSpec, device: str, *, offline: bool = False) -> LoadedModel:
+    """Load the model that made some results, if it is a preset.
 
     Args:
-        spec: what the results say of it.
-        device: where it is to compute.
-        offline: fetches nothing.
+        spec: the model's spec in the results.
+        device: torch device.
+        offline: whether nothing may be fetched.
 
     Raises:
-        RiebenchError: if it is not, cannot be loaded, or has changed since.
+        RiebenchError: if it is no preset, cannot be loaded, or has changed since.
     """
     from riebench.models.loading import load_model
 
@@ -244,11 +285,11 @@ def load_again(spec: ModelSpec, device: str, *, offline: bool = False) -> Loaded
     here = model.spec.model_copy(update={"fixed_noise": spec.fixed_noise})
     if here.identity != spec.identity:
         raise RiebenchError("its weights are not those that made these results")
-    # Pages lie under the name that the results have.
+    # Pages lie under the model's name in the results.
     return replace(model, spec=spec)
 
 
-def _check_saes(saes: dict[str, SparseAutoencoder], wanted: Wanted) -> None:
+def _check_saes(saes: dict[str, SparseAutoencoder], wanted: FeatureSelection) -> None:
     other = [block for block, sae in saes.items() if sae.sha256 != wanted.sae_sha256[block]]
     if other:
         raise RiebenchError(f"the SAEs of {', '.join(other)} are not those that made these results")

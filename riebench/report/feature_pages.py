@@ -1,4 +1,9 @@
-"""The pages of features, written from the data beside them: one for each, and one that lists them all."""
+"""Pages of features: one for each feature, and an overview that lists them all.
+
+`write_feature_pages` writes them from the data stored beside them. `FeatureJob` and `PageMaker` compute the data that
+are missing before that, with the options of `riebench sae feature`; `parse_indices` and `parse_strengths` read two of
+these options.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +32,21 @@ if TYPE_CHECKING:
 
 
 THUMBNAILS = 3
-Placed = tuple[Path, FeatureData]
-"""A feature's folder and what it holds."""
+"""Number of pictures of each feature in the overview."""
+STRENGTHS = (-1.0, 1.0, 2.0, 4.0, 8.0)
+"""Strengths at which features are switched, unless the user gives others."""
+NO_SCORER = "none"
+"""Value of `--scorer` for pages without CLIP scores."""
+StoredFeature = tuple[Path, FeatureData]
+"""A feature's folder and the data in it."""
+Say = Callable[[str], None]
+"""Receives progress messages, one line each."""
 
 
 def write_feature_pages(root: Path) -> Path:
-    """Writes the page of every feature below a folder, and their overview; the same data give the same bytes.
+    """Write the page of every feature below a folder, and their overview.
 
-    Links between features are made anew, so that older pages lead to newer ones.
+    Equal data give equal bytes. Links between features are written anew, so that older pages lead to newer ones.
 
     Args:
         root: the folder of all pages.
@@ -45,20 +57,20 @@ def write_feature_pages(root: Path) -> Path:
     found = all_features(root)
     css = (files("riebench.report") / "assets" / "report.css").read_text(encoding="utf-8")
     style = f"assets/report-{content_digest(css)[:12]}.css"
-    _write(root / style, css)
+    _write_if_changed(root / style, css)
     for _, some in groupby(found, key=lambda one: one[0].parent):
         group = list(some)
         places = {data.index: f"../{folder.name}/{PAGE}" for folder, data in group}
         for folder, data in group:
             links = {index: place for index, place in places.items() if index != data.index}
-            _write(folder / PAGE, _feature_page(folder, data, links, f"../../../{style}"))
+            _write_if_changed(folder / PAGE, _feature_page(folder, data, links, f"../../../{style}"))
     overview = root / PAGE
-    _write(overview, _overview(root, found, style))
+    _write_if_changed(overview, _overview(root, found, style))
     return overview
 
 
-def _write(path: Path, text: str) -> None:
-    """Leaves a file that is the same already untouched."""
+def _write_if_changed(path: Path, text: str) -> None:
+    """Write a file, unless it has the same content already."""
     if not path.is_file() or path.read_bytes() != text.encode():
         write_atomic(path, text.encode())
 
@@ -66,13 +78,13 @@ def _write(path: Path, text: str) -> None:
 def _feature_page(folder: Path, data: FeatureData, links: dict[int, str], css: str) -> str:
     template = environment().get_template("feature.html.j2")
     return template.render(
-        data=data, links=links, css=css, version=__version__, histogram=_drawing(folder / HISTOGRAM),
-        curves=_drawing(folder / CURVES) if data.rows else Markup(), python=_python(data),
+        data=data, links=links, css=css, version=__version__, histogram=_read_drawing(folder / HISTOGRAM),
+        curves=_read_drawing(folder / CURVES) if data.rows else Markup(), python=_python_example(data),
     )  # fmt: skip
 
 
-def _python(data: FeatureData) -> str:
-    """Lines that switch the feature on in the first of its pictures."""
+def _python_example(data: FeatureData) -> str:
+    """Return Python code that switches the feature on in the first of its pictures."""
     model = data.made_of.get("model", {})
     preset = next((one for one in PRESETS.values() if one.spec_source == model.get("source")), None)
     arguments = [json.dumps(preset.name if preset else data.model)]
@@ -90,23 +102,23 @@ def _python(data: FeatureData) -> str:
     )
 
 
-def _drawing(path: Path) -> Markup:
-    """A drawing that `riebench.features.drawings` made; words in it are escaped there."""
+def _read_drawing(path: Path) -> Markup:
+    """Read a drawing made by `riebench.features.drawings`, which escapes words in it."""
     return Markup(path.read_text(encoding="utf-8"))
 
 
-def _overview(root: Path, found: Sequence[Placed], css: str) -> str:
-    groups = [_group(root, list(some)) for _, some in groupby(found, key=lambda one: one[0].parent)]
+def _overview(root: Path, found: Sequence[StoredFeature], css: str) -> str:
+    groups = [_overview_group(root, list(some)) for _, some in groupby(found, key=lambda one: one[0].parent)]
     several = len({group["model"] for group in groups}) > 1
     template = environment().get_template("features.html.j2")
     return template.render(groups=groups, several=several, css=css, version=__version__)
 
 
-def _group(root: Path, group: Sequence[Placed]) -> dict[str, Any]:
-    """What the overview shows of one SAE."""
+def _overview_group(root: Path, group: Sequence[StoredFeature]) -> dict[str, Any]:
+    """Collect the part of the overview that shows one SAE."""
     first = group[0][1]
     strengths = {one.strength for _, data in group for one in data.means}
-    # The strength nearest to 1 says most: what the feature does where it is as strong as it usually is.
+    # The strength nearest to 1 is the most informative: there the feature has about its usual value.
     strength = min(strengths, key=lambda value: (abs(value - 1), value), default=0.0)
     return {
         "block": first.block,
@@ -116,11 +128,11 @@ def _group(root: Path, group: Sequence[Placed]) -> dict[str, Any]:
         "sae_format": first.sae_format,
         "features": first.features,
         "strength": strength,
-        "rows": [_row(quote(folder.relative_to(root).as_posix()), data, strength) for folder, data in group],
+        "rows": [_overview_row(quote(folder.relative_to(root).as_posix()), data, strength) for folder, data in group],
     }
 
 
-def _row(place: str, data: FeatureData, strength: float) -> dict[str, Any]:
+def _overview_row(place: str, data: FeatureData, strength: float) -> dict[str, Any]:
     return {
         "index": data.index,
         "page": f"{place}/{PAGE}",
@@ -135,14 +147,9 @@ def _row(place: str, data: FeatureData, strength: float) -> dict[str, Any]:
     }
 
 
-Say = Callable[[str], None]
-STRENGTHS = (-1.0, 1.0, 2.0, 4.0, 8.0)
-NO_SCORER = "none"
-
-
 @dataclass(frozen=True)
 class FeatureJob:
-    """What `riebench sae feature` was asked for; the fields are its options."""
+    """Options of one call of `riebench sae feature`; see its help for their meaning."""
 
     block: str
     indices: tuple[int, ...]
@@ -165,16 +172,16 @@ class FeatureJob:
     options: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self, say: Say) -> tuple[Path, ...]:
-        """Makes the pages that are missing.
+        """Compute the features that are missing, and write all pages.
 
         Args:
-            say: receives lines for people.
+            say: receives progress messages.
 
         Returns:
-            The pages, then the overview.
+            The paths of the pages, then that of the overview.
 
         Raises:
-            RiebenchError: for anything the user can mend, before anything is generated where that can be known.
+            RiebenchError: for any error that the user can correct; where possible before anything is generated.
         """
         from riebench.blocks import short_name
         from riebench.features.inspect import prompts_from, usual_suite
@@ -202,7 +209,13 @@ class FeatureJob:
 
 @dataclass(frozen=True)
 class PageMaker:
-    """Makes pages with a job's options, whichever features they are of."""
+    """Maker of pages of any features, with the options of a job.
+
+    Attributes:
+        job: the options; its block and indices are not used.
+        prompts: prompts of the pictures.
+        device: torch device.
+    """
 
     job: FeatureJob
     prompts: Sequence[str]
@@ -212,17 +225,17 @@ class PageMaker:
         self, model: LoadedModel, saes: Mapping[str, SparseAutoencoder], wanted: Mapping[str, Sequence[int]],
         source: str | None, say: Say,
     ) -> list[Path]:  # fmt: skip
-        """Makes what is missing of some features, and writes all pages of the folder.
+        """Compute the features that are missing, and write all pages of the folder.
 
         Args:
-            model: generates.
+            model: model that generates the pictures.
             saes: block -> SAE.
-            wanted: block -> features.
-            source: where the SAEs are; None for the model preset's own.
-            say: receives lines for people.
+            wanted: block -> indices of features.
+            source: source of the SAEs; None for those of the model's preset.
+            say: receives progress messages.
 
         Returns:
-            A folder for each feature.
+            The folder of each feature.
 
         Raises:
             RiebenchError: as `FeatureJob.run`.
@@ -237,7 +250,7 @@ class PageMaker:
         job = self.job
         scorer = job.scorer or scorer_for(model.spec)
         if scorer != NO_SCORER:
-            # Before minutes of pictures wait for a missing file.
+            # A missing file has to be reported now, not after minutes of generation.
             locate(ClipSpec.parse(scorer), offline=job.offline)
         options = StudyOptions(
             prompts=tuple(self.prompts), seeds=job.seeds, strengths=job.strengths, top=job.top,
@@ -260,10 +273,10 @@ class PageMaker:
 
 
 def parse_indices(text: str) -> tuple[int, ...]:
-    """Feature numbers with commas between.
+    """Parse comma-separated feature indices.
 
     Raises:
-        RiebenchError: if they are none, or one is named twice.
+        RiebenchError: if they are not integers, or one is given twice.
     """
     try:
         numbers = tuple(int(part) for part in text.split(","))
@@ -275,16 +288,16 @@ def parse_indices(text: str) -> tuple[int, ...]:
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
-    """Strengths with commas between.
+    """Parse comma-separated strengths.
 
     Raises:
-        RiebenchError: if they are none, one is named twice, or one is 0, which is there anyway.
+        RiebenchError: if they are not numbers, one is given twice, or one is 0, which is always included.
     """
     try:
         strengths = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise RiebenchError(f"--strengths {text!r}: write numbers with commas between, such as -1,1,4") from error
-    # Files and tables name them by six digits.
+    # Files and tables name strengths by six significant digits.
     if len({f"{one:g}" for one in strengths}) != len(strengths) or not all(0 < abs(one) < 1e6 for one in strengths):
         raise RiebenchError(f"--strengths {text!r}: name each strength once, above 0 for on, below 0 for off")
     return strengths

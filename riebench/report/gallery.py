@@ -1,4 +1,7 @@
-"""Pictures of a run: for one example of each category, the source, what each block set made of it, and the target."""
+"""Galleries, one picture per run with one example of each category.
+
+A row shows the source picture, the edited picture of each block set, and the target picture.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from riebench.utils.images import Picture, encode_png, grid
 
 
 def write_galleries(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]:
-    """Draws one gallery per setting, at its strength nearest to 1, below `model_folder/gallery/`.
+    """Write one gallery per setting below `model_folder/gallery/`.
+
+    It shows the setting's strength nearest to 1.
 
     Args:
         model_folder: `results/<suite>/<model>`.
@@ -35,21 +40,22 @@ def write_galleries(model_folder: Path, folders: Sequence[RunFolder]) -> list[Pa
 
 
 def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
-    """One row per category, columns: source, one per block set, target. None if there is no finished picture.
+    """Draw the gallery of a run.
 
-    Results whose pictures were left out when they were stored elsewhere are no reason to end.
+    There is one row per category; the columns are the source, one per block set, and the target. Results that are
+    stored without their pictures are not an error.
 
     Args:
         folder: the run.
-        shared: where its source and target pictures are.
+        shared: the folder with its source and target pictures.
 
     Returns:
-        uint8 [H, W, 3].
+        uint8 [H, W, 3], or None if there is no finished picture.
     """
     finished = [record for record in folder.records() if record.image and (folder.path / record.image).is_file()]
     if not finished:
         return None
-    # Whatever order the records came in, which differs between workers.
+    # The choice does not depend on the order of the records, which differs between workers.
     strength = min((record.key.strength for record in finished), key=lambda value: (abs(value - 1), value))
     finished = [record for record in finished if record.key.strength == strength]
     block_sets = sorted({record.key.block_set for record in finished}, key=block_order)
@@ -62,7 +68,11 @@ def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
 
 
 def _first_example(records: list[EditRecord], category: str) -> dict[str, EditRecord] | None:
-    """Block set -> record, of the first example and seed whose source and target pictures are known."""
+    """Find the first example and seed whose source and target pictures are known.
+
+    Returns:
+        Block set -> record of that example and seed, or None if there is none.
+    """
     for record in sorted(records, key=lambda r: (r.key.example_id, r.key.seed)):
         key = record.key
         if key.category == category and record.source_image and record.target_image:

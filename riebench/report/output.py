@@ -1,4 +1,7 @@
-"""The folder a page is written to: whole at every moment, the same bytes for the same results, nothing outside it."""
+"""Output folder of a page, which is complete at every moment.
+
+Equal results give equal bytes, and nothing outside the folder is touched.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,16 @@ MANIFEST, INDEX = "files.json", "index.html"
 
 
 class OutputFolder:
-    """Collects files under names that say their content, and puts the page that names them there last.
+    """Output folder whose file names hold hashes, and whose page is written last.
 
-    A page that is being looked at keeps all its files until the new one is in its place; what only the old one needed
-    is deleted then. Only files that an earlier call wrote here are ever deleted.
+    A page that is open in a browser keeps all its files until the new page is in place; files that only the old one
+    needed are deleted then. Only files that an earlier call wrote here are ever deleted.
 
     Args:
         path: the folder.
 
     Raises:
-        RiebenchError: if it holds something else.
+        RiebenchError: if the folder holds anything but a report.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,12 +47,12 @@ class OutputFolder:
         self._written: set[str] = set()
 
     def add(self, folder: str, name: str, text: str) -> str:
-        """Writes a text under a name that holds its hash.
+        """Write a text under a name that holds its hash.
 
         Args:
-            folder: below the output folder.
-            name: of the file; the hash goes before its ending.
-            text: its content.
+            folder: subfolder of the output folder.
+            name: name of the file; the hash is put before its ending.
+            text: content of the file.
 
         Returns:
             Path below the output folder, with forward slashes.
@@ -58,31 +61,33 @@ class OutputFolder:
         relative = f"{folder}/{stem}-{content_digest(text)[:12]}{dot}{ending}"
         place = self._place(relative)
         if not place.exists() or place.stat().st_size != len(text.encode()):
-            with _beside(place) as temporary:
+            with _temporary_for(place) as temporary:
                 temporary.write_text(text, encoding="utf-8", newline="\n")
         return relative
 
     def add_picture(self, source: Path, digest: str, *, link: bool = False) -> str:
-        """Copies a picture, named by its hash: a picture that several units share is there once.
+        """Copy a picture under a name made of its hash.
+
+        A picture that several units share is there only once.
 
         Args:
-            source: the file.
+            source: the picture file.
             digest: its SHA-256.
-            link: share the file with the results folder instead of copying, where the file system can.
+            link: whether to share the file with the results folder instead of copying it, where the file system can.
 
         Returns:
-            As `add`.
+            Path below the output folder, as in `add`.
         """
-        # Whatever a record called it: a browser must not take it for a page.
+        # The ending does not depend on the recorded name: a browser must not take the file for a page.
         relative = f"pictures/{digest[:20]}.png"
         place = self._place(relative)
         if not place.exists() or place.stat().st_size != source.stat().st_size:
-            with _beside(place) as temporary:
-                _bring(source, temporary, link)
+            with _temporary_for(place) as temporary:
+                _copy_or_link(source, temporary, link)
         return relative
 
     def finish(self, page: str) -> Path:
-        """Puts the page in its place and deletes what only an earlier one needed.
+        """Put the page in place and delete files that only an earlier page needed.
 
         Args:
             page: the HTML.
@@ -95,7 +100,7 @@ class OutputFolder:
         self._write_manifest(self._written | self._earlier)
         write_atomic(index, page.encode())
         for stale in sorted(self._earlier - self._written):
-            # A list that names a folder, or what lies behind a link, was not written here.
+            # A manifest that names a folder, or a file behind a link, was not written here.
             if not (self.path / stale).is_dir() and self._holds(self.path / stale):
                 (self.path / stale).unlink(missing_ok=True)
         self._write_manifest(self._written)
@@ -106,7 +111,10 @@ class OutputFolder:
         write_atomic(self.path / MANIFEST, (json.dumps(sorted(names), indent=0) + "\n").encode())
 
     def _holds(self, place: Path) -> bool:
-        """Whether a path leads to nowhere outside; the file itself may be a link, which is replaced or deleted."""
+        """Check that a path does not lead out of the folder.
+
+        The file itself may be a link, as it is replaced or deleted.
+        """
         return place.parent.resolve().is_relative_to(self.path.resolve())
 
     def _place(self, relative: str) -> Path:
@@ -114,7 +122,7 @@ class OutputFolder:
         if not self._holds(place):
             raise RiebenchError(f"{place.parent} leads out of {self.path}; delete that link or choose another --out")
         if relative not in self._written:
-            # Before anything else is there, also a folder: from then on the next call knows the place as its own.
+            # Written before any other file or folder, so that the next call recognizes the folder as a report's.
             if not self._written and not (self.path / MANIFEST).exists():
                 self._write_manifest(set())
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +133,7 @@ class OutputFolder:
 def _manifest(path: Path) -> set[str]:
     file = path / MANIFEST
     if not file.exists():
-        # A call that was killed before it wrote its first file has left at most a beginning of that.
+        # A call that was killed before it wrote its first file has left at most temporary files.
         if path.exists() and not all(is_temporary(one.name) for one in path.iterdir()):
             raise RiebenchError(f"{path} is not empty and holds no report; choose another folder with --out")
         return set()
@@ -143,8 +151,8 @@ def _is_inside(name: str) -> bool:
 
 
 @contextmanager
-def _beside(place: Path) -> Iterator[Path]:
-    """A temporary file beside a path, which takes its place at the end.
+def _temporary_for(place: Path) -> Iterator[Path]:
+    """Open a temporary file that replaces a path at the end.
 
     Unlike `write_atomic` it does not wait for the disk: thousands are written, and all can be made again.
     """
@@ -156,9 +164,9 @@ def _beside(place: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _bring(source: Path, place: Path, link: bool) -> None:
+def _copy_or_link(source: Path, place: Path, link: bool) -> None:
     if link:
-        # Another file system, or one without links: a copy does as well.
+        # On another file system, or one without links, the file is copied instead.
         with suppress(OSError):
             os.link(source, place)
             return

@@ -29,8 +29,8 @@ from riebench.features.study import choose_rows
 from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import load_model
 from riebench.report import write_report
-from riebench.report.data import ReadOnce, read_groups
-from riebench.report.feature_choice import Wanted, chosen_views, counted, most_chosen
+from riebench.report.data import CachedRunFolder, read_groups
+from riebench.report.feature_choice import FeatureSelection, edits_at_one_strength, feature_views, select_features
 from riebench.report.feature_pages import write_feature_pages
 from riebench.saes.formats import folder_name, load_saes
 from riebench.saes.sae import SparseAutoencoder
@@ -542,7 +542,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_counts_what_edits_switched(results: Path, tmp_path: Path) -> None:
     (group,) = read_groups(results)
-    (view,) = chosen_views(group, tmp_path)
+    (view,) = feature_views(group, tmp_path)
     on, off = view.tables
     assert view.label == "sae" and on.blocks == off.blocks == ("mid.0", "up.0.1")
     by_category = {category: (edits, cells) for category, edits, cells in on.rows}
@@ -551,12 +551,12 @@ def test_the_report_counts_what_edits_switched(results: Path, tmp_path: Path) ->
     assert edits == 6 and [(one.index, one.count) for one in mid] == [(1, 6), (2, 6), (3, 6)]
     assert [(one.index, one.count, one.page) for one in up] == [(9, 6, None)]
     assert by_category["all"][0] == 12 and by_category["all"][1][0][0].count == 12
-    drawn = ReadOnce(group.folders[-1].path)
-    assert len(counted(drawn)) == 12
+    drawn = CachedRunFolder(group.folders[-1].path)
+    assert len(edits_at_one_strength(drawn)) == 12
     setting = drawn.spec.setting.model_copy(update={"method": "random_features"})
     drawn.spec = drawn.spec.model_copy(update={"setting": setting})
-    assert counted(drawn) == []
-    (wanted,) = most_chosen([group], 2)
+    assert edits_at_one_strength(drawn) == []
+    (wanted,) = select_features([group], 2)
     assert wanted.features == {"mid.0": (1, 2)} and wanted.sae_sha256 == {"mid.0": "ab"}
 
 
@@ -588,27 +588,27 @@ def test_a_model_that_is_not_at_hand_is_said_to_be_so_and_the_report_is_written(
 
 
 def test_the_report_makes_pages_of_the_features_chosen_most(tmp_path: Path) -> None:
-    from riebench.report.feature_choice import ReportFeatures, load_again
+    from riebench.report.feature_choice import ReportFeatures, reload_model
 
     model = load_model("toy-turbo", steps=1)
     block = "mid.0"
     sae = model_saes(None, model, [block])[block]
     said: list[str] = []
     maker = ReportFeatures("cpu", True, 2, said.append, "none")
-    wanted = Wanted(model.spec, None, {block: sae.sha256}, {block: (0,)})
+    wanted = FeatureSelection(model.spec, None, {block: sae.sha256}, {block: (0,)})
     maker(tmp_path / "features", [wanted])
     ((folder, data),) = all_features(tmp_path / "features")
     assert folder == tmp_path / "features" / feature_folder(model.spec.name, block, sae.sha256, 0)
     assert data.statistics.pictures == 2 and said == ["1 of 1 features made, the others were there"]
-    maker(tmp_path / "features", [Wanted(model.spec, None, {block: "other"}, {block: (0,)})])
+    maker(tmp_path / "features", [FeatureSelection(model.spec, None, {block: "other"}, {block: (0,)})])
     assert "are not those that made these results" in said[-1]
     # Records and names may be a stranger's.
-    maker(tmp_path / "features", [Wanted(model.spec, None, {block: sae.sha256}, {block: (0, 10**6)})])
+    maker(tmp_path / "features", [FeatureSelection(model.spec, None, {block: sae.sha256}, {block: (0, 10**6)})])
     assert "1000000 is none of them" in said[-1]
     elsewhere = model.spec.model_copy(update={"name": "../../elsewhere"})
-    maker(tmp_path / "features" / "deeper", [Wanted(elsewhere, None, {block: sae.sha256}, {block: (0,)})])
+    maker(tmp_path / "features" / "deeper", [FeatureSelection(elsewhere, None, {block: sae.sha256}, {block: (0,)})])
     assert "leaves the folder of pages" in said[-1] and not (tmp_path / "elsewhere").exists()
     changed = model.spec.model_copy(update={"revision": "0" * 64})
     with pytest.raises(RiebenchError, match="weights are not those"):
-        load_again(changed, "cpu")
+        reload_model(changed, "cpu")
     assert json.loads((folder / "feature.json").read_text())["made_of"]["feature"] == [block, 0]

@@ -1,4 +1,4 @@
-"""The report as people meet it: in a real Chromium, from disk, without a network."""
+"""The report in a real Chromium, opened from disk without a network."""
 
 from __future__ import annotations
 
