@@ -294,6 +294,16 @@ class Method:
             if name not in params and signature.parameters[name].default is inspect.Parameter.empty:
                 raise RiebenchError(f"method {self.name!r} needs the parameter {name!r}")
 
+    def check_size(self, size: int) -> None:
+        """Check that the method works on pictures of a size; most work on every size.
+
+        Args:
+            size: picture side in pixels.
+
+        Raises:
+            RiebenchError: if it does not.
+        """
+
     @torch.inference_mode()
     def edit(self, ctx: EditContext, params: Mapping[str, Any]) -> Edit | Reuse:
         """Makes the edit of one example.

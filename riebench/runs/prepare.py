@@ -19,7 +19,6 @@ from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.generation.hooks import known_sites
 from riebench.methods.base import Method, get_method
-from riebench.methods.editors import Editor
 from riebench.models.spec import ModelSpec
 from riebench.runs.plan import Unit, Work, part, works_of
 from riebench.saes.sources import model_saes
@@ -136,8 +135,7 @@ def check_places(
             f"setting {setting.name!r}: method {setting.method!r} works on attention blocks, not on {', '.join(others)}"
         )
     try:
-        if isinstance(method, Editor):
-            method.check_size(model.size)
+        method.check_size(model.size)
     except RiebenchError as error:
         raise RiebenchError(f"setting {setting.name!r}: {error}") from error
     try:
