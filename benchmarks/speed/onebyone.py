@@ -28,8 +28,8 @@ from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel
 from riebench.runs.capture import CapturePlan
 from riebench.runs.masks import MaskMaker
-from riebench.runs.plan import Unit, Work, works_of
-from riebench.runs.prepare import prepare
+from riebench.runs.plan import ExampleWork, Unit, works_of
+from riebench.runs.prepare import prepare_setting
 from riebench.runs.references import References
 from riebench.saes.sources import model_saes
 from riebench.tasks.masks import RegionMasks
@@ -40,7 +40,7 @@ class OneByOne:
     """Makes units one by one.
 
     Args:
-        model: generates.
+        model: the generating model.
         folder: gets the pictures.
         saes: where its SAEs are; None for the model's own.
         tasks: whole tasks of one suite, for methods that look at other examples.
@@ -66,12 +66,12 @@ class OneByOne:
             return None
         spec, suite = parse_regions(DEFAULT_REGIONS), tasks[0].suite
         prepared = {
-            one.name: prepare(one, suite, self.model, self.folder / "others", saes, spec.identity, offline=True)
+            one.name: prepare_setting(one, suite, self.model, self.folder / "others", saes, spec.identity, offline=True)
             for one in looking
         }
         shared = next(iter(prepared.values())).folder.shared
         masks = MaskMaker(spec, shared, self.generator, batch_size=1, offline=True)
-        captures = CapturePlan(self.generator, prepared, masks.looks_at_attention)
+        captures = CapturePlan(self.generator, prepared, masks.uses_attention)
         return References(tasks, self.generator, masks, captures)
 
     def make(self, unit: Unit) -> NDArray[np.uint8]:
@@ -84,13 +84,13 @@ class OneByOne:
         if isinstance(method, Editor):
             pictures = {role: one.images[0] for role, one in zip(ROLES, pair, strict=True)}
             context = EditorContext(self.generator, work.plain, work.noise, pictures, (unit.key.strength,))
-            picture = method.paint(context, unit.setting.params)[0]
+            picture = method.edit_pictures(context, unit.setting.params)[0]
         else:
             picture = self._edited(unit, work, pair)
         Image.fromarray(picture).save(self.folder / f"{unit.setting.name}-{unit.key.digest}.png")
         return picture
 
-    def _edited(self, unit: Unit, work: Work, pair: Sequence[GenerationResult]) -> NDArray[np.uint8]:
+    def _edited(self, unit: Unit, work: ExampleWork, pair: Sequence[GenerationResult]) -> NDArray[np.uint8]:
         trace = _joined([one.traces[0] for one in pair])
         kept = [(role, one.latents) for role, one in zip(ROLES, pair, strict=True)]
         latents = {role: values[0] for role, values in kept if values is not None}
@@ -112,7 +112,7 @@ class OneByOne:
         captures = [Capture((*BLOCKS, *(sites if "units" in needs else ()))), Capture(BLOCKS, ("attention",))]
         return self.generator.generate([prompt], [noise], capture=captures, keep_latents="latents" in needs)
 
-    def _masks(self, work: Work, pair: Sequence[GenerationResult]) -> RegionMasks:
+    def _masks(self, work: ExampleWork, pair: Sequence[GenerationResult]) -> RegionMasks:
         prompts = (work.plain.source, work.plain.target)
         views = [self._view(prompt, one) for prompt, one in zip(prompts, pair, strict=True)]
         return make_masks(

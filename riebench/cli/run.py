@@ -1,4 +1,4 @@
-"""The main verb: generate, score and tabulate."""
+"""The main verb, run, and the one that checks its needs, doctor."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from riebench.cli.common import (
     VaeOption,
     WeightsOption,
     friendly,
-    numbers,
-    places,
+    output_paths,
+    parse_seeds,
     say,
+    split_names,
     with_options_of,
-    words,
 )
 
 
-def job_of(
+def request_from_options(
     settings: Annotated[
         list[str] | None, typer.Argument(help="Settings by name or YAML file; all official ones if none.")
     ] = None,
@@ -115,11 +115,11 @@ def job_of(
         str | None, typer.Option(help="I/N: make only the I-th of N parts; N processes do so at the same time.")
     ] = None,
 ) -> Any:
-    """The `riebench.jobs.request.RunRequest` that the options of `riebench run` stand for."""
-    from riebench.jobs.request import EngineOptions, RunRequest, batch_size_of, parse_shard
+    """Build the `riebench.jobs.request.RunRequest` of `riebench run`'s options."""
+    from riebench.jobs.request import EngineOptions, RunRequest, parse_batch_size, parse_shard
     from riebench.models.spec import ModelOptions
 
-    folder, board = places(results)
+    folder, board = output_paths(results)
     return RunRequest(
         suite=suite,
         settings=tuple(settings or ()),
@@ -128,12 +128,12 @@ def job_of(
         sae=sae,
         blocks=blocks,
         edit_steps=edit_steps,
-        categories=words(categories),
+        categories=split_names(categories),
         steps=steps,
         guidance=guidance,
-        seeds=() if seeds is None else numbers(seeds),
+        seeds=() if seeds is None else parse_seeds(seeds),
         limit=limit,
-        batch_size=batch_size_of(batch_size),
+        batch_size=parse_batch_size(batch_size),
         device=device,
         dtype=dtype,
         results=folder,
@@ -160,7 +160,7 @@ def job_of(
 
 
 @friendly
-@with_options_of(job_of)
+@with_options_of(request_from_options)
 def run(
     job: Any,
     dry_run: Annotated[
@@ -182,11 +182,14 @@ EXIT_NOT_READY = 1
 
 
 @friendly
-@with_options_of(job_of)
+@with_options_of(request_from_options)
 def doctor(
     job: Any, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
-    """Say what a run with these options needs, what is here, and how to get the rest. Loads and fetches nothing."""
+    """Say what a run with these options needs, what is here, and how to get the rest.
+
+    Loads and fetches nothing.
+    """
     from riebench.jobs import doctor as examination
 
     checks = examination.examine(job)

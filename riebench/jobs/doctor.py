@@ -1,4 +1,4 @@
-"""`riebench doctor`: what a command line needs, what of it is here, and the line that gets the rest."""
+"""`riebench doctor`: a job's needs, each found or with the line that gets it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from riebench._version import __version__
 from riebench.jobs.dry_run import duration, prepare_forecast
-from riebench.jobs.forecast import Forecast, Request, forecast, is_searched, memory
+from riebench.jobs.forecast import Forecast, PlannedWork, forecast, is_searched, memory
 from riebench.jobs.inventory import Check, State, model_checks, region_checks, sae_checks, scorer_checks
 from riebench.jobs.request import RunRequest
 from riebench.models.spec import TILE
@@ -22,32 +22,32 @@ from riebench.utils import machine
 from riebench.utils.machine import size_text
 
 SHARE_OF_RAM = 0.9
-"""More than this share of free memory is not counted on."""
+"""Share of the free memory that counts as available to a job."""
 
 
 def examine(job: RunRequest) -> list[Check]:
-    """Everything a job needs.
+    """Check everything that a job needs.
 
     Args:
-        job: as `riebench run` would be asked for it.
+        job: the options of `riebench run`.
 
     Raises:
         RiebenchError: if the command line itself is wrong.
     """
     plan = prepare_forecast(job)
-    request, found = plan.request, forecast(plan.request)
+    planned, found = plan.planned, forecast(plan.planned)
     weights = [
         *model_checks(plan.known, job.options),
         *sae_checks(plan.settings, plan.known, job.sae),
         *scorer_checks(plan.known, scorer_pair(job.scorers), job.profile, parse_weights(job.weights)),
-        *(region_checks(request.regions) if _looks(request) else []),
+        *(region_checks(planned.regions) if _needs_regions(planned) else []),
     ]
     download = sum(check.nbytes for check in weights if check.state == "missing")
-    return [_packages(), *weights, *_device(request, found), *_disk(job, found, download), _work(found)]
+    return [_packages(), *weights, *_device(planned, found), *_disk(job, found, download), _work(found)]
 
 
-def _looks(request: Request) -> bool:
-    return any(is_searched(work) for work in works_of(request.units))
+def _needs_regions(planned: PlannedWork) -> bool:
+    return any(is_searched(work) for work in works_of(planned.units))
 
 
 def _packages() -> Check:
@@ -56,68 +56,71 @@ def _packages() -> Check:
     here = f"Python {platform.python_version()}, riebench {__version__}"
     if not bad:
         versions = package_versions()
-        told = ", ".join(
+        listed = ", ".join(
             f"{name} {versions[name]}" for name in ("torch", "diffusers", "transformers") if name in versions
         )
-        return Check("packages", "ok", f"{here}, {told}; all {len(needed)} new enough")
+        return Check("packages", "ok", f"{here}, {listed}; all {len(needed)} new enough")
     text = ", ".join(f"{one.name} {version or 'missing'} (needs {one.specifier})" for one, version in bad)
     lines = " ".join(f"'{one}'" for one, _ in bad)
     return Check("packages", "missing", text, f"pip install {lines}")
 
 
-def _device(request: Request, found: Forecast) -> list[Check]:
-    """Whether the device is there, and whether the job fits into its memory."""
+def _device(planned: PlannedWork, found: Forecast) -> list[Check]:
+    """Check whether the device is there and the job fits into its memory."""
     ram = machine.free_ram()
-    if not request.device.startswith("cuda"):
-        return [_memory(f"memory ({request.device})", request, found, ram)]
-    card = machine.gpu(request.device)
+    if not planned.device.startswith("cuda"):
+        return [_memory(f"memory ({planned.device})", planned, found, ram)]
+    card = machine.gpu(planned.device)
     if card is None:
-        text = f"PyTorch sees no {request.device} here"
+        text = f"PyTorch sees no {planned.device} here"
         return [Check("GPU", "missing", text, "--device cpu, or a PyTorch built for CUDA and its driver: nvidia-smi")]
     driver = f", driver {card.driver}" if card.driver else ""
     checks = [Check("GPU", "ok", f"{card.name}, {size_text(card.total)}, {size_text(card.free)} free{driver}")]
-    if request.model.dtype == "bfloat16" and not card.bfloat16:
+    if planned.model.dtype == "bfloat16" and not card.bfloat16:
         checks.append(Check("GPU format", "missing", f"{card.name} does not compute in bfloat16", "--dtype float16"))
-    checks.append(_memory("GPU memory", request, found, card.free))
-    whole = memory(replace(request, options=replace(request.options, offload="none")), ()).weights
+    checks.append(_memory("GPU memory", planned, found, card.free))
+    whole = memory(replace(planned, options=replace(planned.options, offload="none")), ()).weights
     state: State = "ok" if whole <= ram else "missing"
     text = f"weights pass through it while loading: {size_text(whole)} needed, {size_text(ram)} free"
     return [*checks, Check("memory", state, text, "" if state == "ok" else "--dtype float16, or end other programs")]
 
 
-def _memory(what: str, request: Request, found: Forecast, free: int) -> Check:
+def _memory(what: str, planned: PlannedWork, found: Forecast, free: int) -> Check:
     text = f"about {size_text(found.memory.total)} needed (batch of {found.batch_size}), {size_text(free)} free"
     if found.memory.total <= free * SHARE_OF_RAM:
         return Check(what, "ok", text)
-    return Check(what, "missing", text, smaller(request, int(free * SHARE_OF_RAM)))
+    return Check(what, "missing", text, smaller(planned, int(free * SHARE_OF_RAM)))
 
 
-def smaller(request: Request, limit: int) -> str:
-    """The first options with which a job is expected to fit into some bytes of memory, the cheapest first."""
-    on_gpu, works = request.device.startswith("cuda"), works_of(request.units)
-    formats = ("float32", "float16") if request.model.dtype == "float32" and on_gpu else (request.model.dtype,)
-    batches = sorted({min(batch, request.batch_size) for batch in (request.batch_size, 4, 2, 1)}, reverse=True)
+def smaller(planned: PlannedWork, limit: int) -> str:
+    """Return the first options with which a job should fit into some memory.
+
+    The memory is a limit in bytes; the cheapest options are tried first.
+    """
+    on_gpu, works = planned.device.startswith("cuda"), works_of(planned.units)
+    formats = ("float32", "float16") if planned.model.dtype == "float32" and on_gpu else (planned.model.dtype,)
+    batches = sorted({min(batch, planned.batch_size) for batch in (planned.batch_size, 4, 2, 1)}, reverse=True)
     offloads = ("none", "model", "sequential") if on_gpu else ("none",)
-    tilings = (False, True) if request.model.size > TILE else (False,)
+    tilings = (False, True) if planned.model.size > TILE else (False,)
     # Larger pictures are decoded one by one anyway.
-    latents = request.model.size // request.shape.vae_factor
-    sliced = request.options.vae_slicing or latents <= request.shape.max_decoded
-    # The last one named changes first: tiles, which change pictures, come last of all.
+    latents = planned.model.size // planned.shape.vae_factor
+    sliced = planned.options.vae_slicing or latents <= planned.shape.max_decoded
+    # The last factor varies fastest: tiles, which change pictures, are tried last of all.
     for tiling, offload, dtype, batch in itertools.product(tilings, offloads, formats, batches):
-        options = replace(request.options, offload=offload, vae_slicing=sliced, vae_tiling=tiling)
-        model = request.model.model_copy(update={"dtype": dtype})
-        tried = replace(request, model=model, batch_size=batch, options=options)
+        options = replace(planned.options, offload=offload, vae_slicing=sliced, vae_tiling=tiling)
+        model = planned.model.model_copy(update={"dtype": dtype})
+        tried = replace(planned, model=model, batch_size=batch, options=options)
         if memory(tried, works).total <= limit:
-            return _changes(request, tried)
+            return _changes(planned, tried)
     return "a device with more memory, or a smaller --size"
 
 
-def _changes(request: Request, tried: Request) -> str:
-    before, after = request.options, tried.options
+def _changes(planned: PlannedWork, tried: PlannedWork) -> str:
+    before, after = planned.options, tried.options
     words = {
-        f"--batch-size {tried.batch_size}": tried.batch_size != request.batch_size,
+        f"--batch-size {tried.batch_size}": tried.batch_size != planned.batch_size,
         "--vae-slicing": after.vae_slicing != before.vae_slicing,
-        f"--dtype {tried.model.dtype}": tried.model.dtype != request.model.dtype,
+        f"--dtype {tried.model.dtype}": tried.model.dtype != planned.model.dtype,
         f"--offload {after.offload}": after.offload != before.offload,
         "--vae-tiling": after.vae_tiling != before.vae_tiling,
     }
@@ -143,12 +146,12 @@ def _work(found: Forecast) -> Check:
 
 
 def is_ready(checks: Sequence[Check]) -> bool:
-    """Whether nothing that a job cannot do without is missing."""
+    """Check that nothing is missing that a job cannot do without."""
     return all(check.state != "missing" for check in checks)
 
 
 def as_json(checks: Sequence[Check]) -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return the content of `--json`."""
     return {"ready": is_ready(checks), "checks": [asdict(check) for check in checks]}
 
 
@@ -156,7 +159,10 @@ WORDS = {"ok": "ok", "missing": "MISSING", "optional": "left out", "note": ""}
 
 
 def print_checks(checks: Sequence[Check]) -> None:
-    """Prints one screen to standard output; commands stand unbroken below the table, to be copied."""
+    """Print one screen of checks to standard output.
+
+    Commands stand unbroken below the table, to be copied.
+    """
     from rich.console import Console
     from rich.table import Table
 

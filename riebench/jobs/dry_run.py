@@ -1,4 +1,4 @@
-"""`riebench run --dry-run`: reads and checks everything a run would, counts it and prints it, and makes nothing."""
+"""`riebench run --dry-run`: a job read, checked and counted, but not made."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import short_name
 from riebench.generation.memory import suitable_batch_size, usual_batch_size
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
-from riebench.jobs.forecast import Forecast, Line, Request, forecast, per_picture
+from riebench.jobs.forecast import CategoryCount, Forecast, PlannedWork, forecast, per_picture
 from riebench.jobs.request import RunRequest
 from riebench.methods.base import get_method
 from riebench.models.families.base import Shape
 from riebench.models.lookup import Known, look_up
 from riebench.models.presets import sae_bytes_of_width
 from riebench.models.spec import ModelOptions
-from riebench.runs.plan import Unit, check_request, part, plan
+from riebench.runs.plan import Unit, check_request, plan, shard_units
 from riebench.runs.prepare import check_places
 from riebench.store.folder import ALONE, SHARED, RunFolder, SharedFolder, run_path
 from riebench.store.records import RUN_FILE, RunSpec
@@ -28,33 +28,33 @@ from riebench.utils.machine import size_text
 
 
 @dataclass(frozen=True)
-class Prospect:
+class JobPlan:
     """A job, read and checked.
 
     Attributes:
-        request: what would be run.
+        planned: the work to forecast.
         known: the generating model.
-        settings: with the job's options.
+        settings: the settings, with the job's options.
     """
 
-    request: Request
+    planned: PlannedWork
     known: Known
     settings: tuple[Setting, ...]
 
 
 def forecast_job(job: RunRequest) -> Forecast:
-    """What a job would do; see `prepare_forecast`."""
-    return forecast(prepare_forecast(job).request)
+    """Forecast a job; see `prepare_forecast`."""
+    return forecast(prepare_forecast(job).planned)
 
 
-def prepare_forecast(job: RunRequest) -> Prospect:
-    """Reads and checks a job.
+def prepare_forecast(job: RunRequest) -> JobPlan:
+    """Read and check a job.
 
     Args:
-        job: as `riebench run` was asked for it.
+        job: the options of `riebench run`.
 
     Raises:
-        RiebenchError: for what the run itself would refuse, as far as that shows without weights.
+        RiebenchError: for an error that the run itself would report, as far as it shows without weights.
     """
     from riebench.utils.machine import pick_device
 
@@ -67,17 +67,17 @@ def prepare_forecast(job: RunRequest) -> Prospect:
         regions.options.check_side(known.spec.size)
     for setting in settings:
         check_places(setting, known.shape.blocks, known.spec)
-    units = part(plan(tasks, settings, job.seeds), job.engine.shard)
+    units = shard_units(plan(tasks, settings, job.seeds), job.engine.shard)
     digests = {unit.key.digest for unit in units}
     done = {
         setting.name: folder.done(redo, digests)
         for setting in settings
         if (folder := _folder(job.results, tasks[0].suite, known, setting)) is not None
     }
-    # A named device is taken at its word: plans are often made on another machine than the one that runs them.
+    # A named device need not be here: plans are often made on another machine than the one that runs them.
     device = pick_device("auto") if job.device == "auto" else job.device
     saes = sae_bytes(settings, known.shape)
-    request = Request(
+    planned = PlannedWork(
         model=known.spec,
         shape=known.shape,
         device=device,
@@ -88,10 +88,10 @@ def prepare_forecast(job: RunRequest) -> Prospect:
         sae_bytes=saes,
         options=job.options,
         regions=regions,
-        masked=_masked(job.results, units, known),
+        stored_masks=_stored_masks(job.results, units, known),
         shard=job.engine.shard,
     )
-    return Prospect(request, known, settings)
+    return JobPlan(planned, known, settings)
 
 
 def _known(job: RunRequest) -> Known:
@@ -103,14 +103,20 @@ def _known(job: RunRequest) -> Known:
 
 
 def sae_bytes(settings: Sequence[Setting], shape: Shape) -> int:
-    """SAEs in memory, taken to have four features a channel; settings that name the same ones share them."""
+    """Estimate the bytes of the SAEs in memory.
+
+    They are taken to have four features a channel; settings that name the same ones share them.
+    """
     users = [setting for setting in settings if "saes" in get_method(setting.method).needs]
     held = {(setting.sae, short_name(block)) for setting in users for block in setting.blocks}
     return sum(sae_bytes_of_width(shape.width(block)) for _, block in held)
 
 
 def _batch_size(known: Known, options: ModelOptions, device: str, saes: int) -> int:
-    """What the run itself would take by what is free now, if the device is here."""
+    """Return the batch size that the run itself would choose.
+
+    It depends on the memory that is free now, if the device is here.
+    """
     card = machine.gpu(device) if device.startswith("cuda") else None
     if device.startswith("cuda") and card is None:
         return usual_batch_size(known.spec.size)
@@ -120,13 +126,16 @@ def _batch_size(known: Known, options: ModelOptions, device: str, saes: int) -> 
 
 
 def _folder(results: Path, suite: str, known: Known, setting: Setting) -> RunFolder | None:
-    """The setting's folder, if there is one; refused if it holds a run of another identity."""
+    """Return the setting's folder, if there is one.
+
+    A folder that holds a run of another identity is refused.
+    """
     path = run_path(results, suite, known.spec.name, setting.name)
     if not (path / RUN_FILE).exists():
         return None
     stored = RunFolder(path).spec
     spec = known.spec
-    # Weights are not hashed here: what they are is taken from the folder, and the run itself compares them.
+    # Weights are not hashed here: their hashes are taken from the folder, and the run itself compares them.
     model = stored.model.model_copy(
         update=spec.model_dump(include={"steps", "guidance", "size", "dtype", "vae_tiling", "fixed_noise"})
     )
@@ -134,8 +143,8 @@ def _folder(results: Path, suite: str, known: Known, setting: Setting) -> RunFol
     return RunFolder(path, wanted)
 
 
-def _masked(results: Path, units: Sequence[Unit], known: Known) -> frozenset[tuple[str, int]]:
-    """Example and seed of the units whose masks are stored."""
+def _stored_masks(results: Path, units: Sequence[Unit], known: Known) -> frozenset[tuple[str, int]]:
+    """Return example and seed of the units whose masks are stored."""
     keys = {(unit.example.id, unit.key.seed): unit for unit in units}
     return frozenset(
         place for place, unit in keys.items()
@@ -145,7 +154,7 @@ def _masked(results: Path, units: Sequence[Unit], known: Known) -> frozenset[tup
 
 
 def print_forecast(found: Forecast) -> None:
-    """Prints a forecast to standard output."""
+    """Print a forecast to standard output."""
     from rich.console import Console
     from rich.table import Table
 
@@ -168,22 +177,22 @@ def print_forecast(found: Forecast) -> None:
         print(f"{label:<20} {text}")
 
 
-def _cell(lines: Sequence[Line]) -> str:
+def _cell(lines: Sequence[CategoryCount]) -> str:
     missing, units = (sum(getattr(line, name) for line in lines) for name in ("missing", "units"))
     return str(missing) if missing == units else f"{missing} ({units})"
 
 
 def describe(found: Forecast) -> list[tuple[str, str]]:
-    """A forecast in words: label and text of each line."""
+    """Describe a forecast in words: label and text of each line."""
     model, memory = found.model, found.memory
     guided = f"guidance {model.guidance:g}" if model.guidance > 1 else "no guidance"
-    looked = f" + {2 * found.looked} for region models to look at" if found.looked else ""
+    looked = f" + {2 * found.region_pairs} for region models to look at" if found.region_pairs else ""
     reasons = "runs to rank and read feed-forward units and to look at other examples"
-    beside = f" + at most {found.beside} {reasons}" if found.beside else ""
+    beside = f" + at most {found.extra_runs} {reasons}" if found.extra_runs else ""
     lines = [
         ("model", f"{model.name}: {model.steps} steps, {guided}, {model.size} px, {model.dtype}, on {found.device}"),
         ("units", f"{found.units}: {found.units - found.missing} done, {found.missing} to make, of which "
-                  f"{found.equal} are copies by construction"),
+                  f"{found.copies} are copies by construction"),
         ("generations", f"{found.generations} = {2 * found.pairs} source and target pictures (shared by all "
                         f"settings) + {found.edited} edited ones{looked}{beside}"),
         ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
@@ -199,7 +208,7 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, rounded to what an estimate is worth."""
+    """Write a time in words, rounded to the precision of an estimate."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

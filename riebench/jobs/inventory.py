@@ -1,6 +1,7 @@
-"""What a job needs beside code: weights of all kinds, each found on this machine or named with the line that gets it.
+"""Weights of all kinds that a job needs, each found on this machine or not.
 
-Nothing is loaded and nothing is fetched: the same functions that a run uses to find its files look with `offline`.
+What is missing is named with the command that gets it. Nothing is loaded and nothing is fetched: the functions that a
+run uses to find its files are called with `offline`.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ State = Literal["ok", "missing", "optional", "note"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing a job needs.
+    """One thing that a job needs, and its state.
 
     Attributes:
         what: its name.
-        state: here; missing; not here and done without; or only told.
-        found: what is here, or what is wrong.
-        mend: the line that gets it, or the advice.
-        nbytes: what would be downloaded.
+        state: "ok" if it is here; "missing"; "optional" if it is not here and not needed; "note" for information.
+        found: description of what is here, or of the error.
+        mend: the command that gets it, or other advice.
+        nbytes: bytes to download.
     """
 
     what: str
@@ -73,17 +74,17 @@ class Check:
     nbytes: int = 0
 
 
-def looked_for(
+def presence_check(
     what: str, look: Callable[[], object], *, command: str = "", nbytes: int = 0, needed: bool = True
 ) -> Check:  # fmt: skip
-    """What came of looking for something.
+    """Look for something and return the result as a check.
 
     Args:
         what: its name.
-        look: says what is here, or raises a `RiebenchError` that says what is not.
-        command: the line that gets it; otherwise the one in the error's text, or all of that text.
+        look: describes what is here, or raises a `RiebenchError` that says what is missing.
+        command: the command that gets it; else the one in the error's text is used, or all of that text.
         nbytes: size of the download.
-        needed: whether the job cannot do without.
+        needed: True if the job cannot do without it.
     """
     try:
         return Check(what, "ok", str(look()))
@@ -96,21 +97,21 @@ def looked_for(
 
 
 def model_checks(known: Known, options: ModelOptions) -> list[Check]:
-    """The generating model, and what is put in the place of its parts."""
+    """Check the generating model and the replacements of its parts."""
     checks = [_vae(options.vae, known.family)] if options.vae else []
     dtype, name = known.spec.dtype, known.spec.name
     if known.preset is not None and known.preset.source.startswith(ASSET):
-        return [*shipped(), *checks]
+        return [*shipped_checks(), *checks]
     if known.file is not None:
-        checks.append(looked_for(f"configuration for {known.file.name}", lambda: _config(options.config or "")))
-        return [looked_for(f"model {name}", lambda: _single_file(known.file or Path())), *checks]
+        checks.append(presence_check(f"configuration for {known.file.name}", lambda: _config(options.config or "")))
+        return [presence_check(f"model {name}", lambda: _single_file(known.file or Path())), *checks]
     if known.repo is None:
         folder = known.folder or Path()
-        return [looked_for(f"model {name}", lambda: _model_folder(folder, dtype, str(folder))), *checks]
+        return [presence_check(f"model {name}", lambda: _model_folder(folder, dtype, str(folder))), *checks]
     repo, revision = known.repo, known.revision
     needs = known.family.downloads.get(known.preset.name) if known.preset else None
     command = needs.download_command(dtype) if needs else hub_command(known.family, repo, revision, dtype)
-    look = looked_for(
+    look = presence_check(
         f"model {name}",
         lambda: _model_folder(hub_folder(repo, revision, dtype, offline=True), dtype, repo),
         command=command,
@@ -120,7 +121,10 @@ def model_checks(known: Known, options: ModelOptions) -> list[Check]:
 
 
 def hub_command(family: Family, repo: str, revision: str | None, dtype: str) -> str:
-    """Return the line that fetches a model of one number format into the hub's cache, and no other files."""
+    """Return the line that fetches a model into the hub's cache.
+
+    It fetches the files of one number format and no others.
+    """
     half = dtype in HALF_DTYPES
     patterns = [*CONFIG_PATTERNS, *weight_patterns(family.parts, half=half)]
     parts = [f"--include '{pattern}'" for pattern in patterns]
@@ -164,11 +168,11 @@ def _vae(wanted: str, family: Family) -> Check:
 
     # Others are taken to be as large as the family's own ones.
     sizes = [named.file.size for named in family.autoencoders.values()]
-    return looked_for(f"autoencoder {wanted}", look, nbytes=max(sizes, default=0))
+    return presence_check(f"autoencoder {wanted}", look, nbytes=max(sizes, default=0))
 
 
-def shipped() -> list[Check]:
-    """The files of the toy world, each compared with the hash it was shipped with."""
+def shipped_checks() -> list[Check]:
+    """Check the files of the toy world against the hashes they were shipped with."""
     from riebench.models.assets import ASSETS, check_folder, read_manifest
 
     manifest = read_manifest()
@@ -179,11 +183,11 @@ def shipped() -> list[Check]:
         return f"{size_text(_bytes(ASSETS / path for path in files))}, files as shipped: {len(files)}"
 
     names = dict.fromkeys(path.split("/")[0] for path in manifest if "/" in path)
-    return [looked_for(f"shipped {name}", partial(look, name)) for name in names]
+    return [presence_check(f"shipped {name}", partial(look, name)) for name in names]
 
 
 def sae_checks(settings: Sequence[Setting], known: Known, named: str | None) -> list[Check]:
-    """SAEs of all settings that use them."""
+    """Check the SAEs of all settings that use them."""
     from riebench.methods.base import get_method
 
     blocks: dict[str | None, dict[str, None]] = {}
@@ -207,7 +211,7 @@ def _source_checks(source: str | None, blocks: tuple[str, ...], known: Known) ->
         if wanted:
             hub = one.place.startswith(SCHEME)
             checks.append(
-                looked_for(
+                presence_check(
                     f"SAEs {one.place}" + (f" for {block}" if block else ""),
                     partial(_sae_files, one, wanted),
                     command=download_command(one.place, one.options) if hub else "",
@@ -240,13 +244,15 @@ def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
 def scorer_checks(
     known: Known, scorers: tuple[str | None, str | None], profile: str, weights: Mapping[str, Path]
 ) -> list[Check]:
-    """The networks that score: the CLIP, the independent one beside it, and those of single metrics.
+    """Check the networks that score.
+
+    They are the CLIP, the independent one beside it, and those of single metrics.
 
     Args:
         known: the generating model.
         scorers: the first and the second CLIP; None for the model's own.
-        profile: what is scored.
-        weights: where networks lie that do not ship (see `riebench.scoring.metrics.networks`).
+        profile: name of the scoring profile.
+        weights: folders and files of networks that do not ship (see `riebench.scoring.metrics.networks`).
 
     Raises:
         RiebenchError: for an unknown scorer or profile.
@@ -260,14 +266,14 @@ def scorer_checks(
     sizes = [SCORER_BYTES.get(name, 0) for name, known_spec in SCORERS.items() if known_spec.label == spec.label]
     local = spec.file is not None or spec.asset is not None
     nbytes = 0 if local else next(iter(sizes), 0)
-    checks = [looked_for(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
+    checks = [presence_check(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
     networks = Networks(first, second=scorers[1] or second_scorer_for(known.spec), weights=weights, offline=True)
     for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.names())):
         optional = metric.name in OPTIONAL_METRICS and not (scorers[1] and metric.name == "clip_gain_2")
         if optional and is_shipped(known.spec):
             continue
         if metric.backbone in ("clip2", "dino", "squeezenet"):
-            check = looked_for(f"metric {metric.name}", partial(_network, networks, metric), needed=not optional)
+            check = presence_check(f"metric {metric.name}", partial(_network, networks, metric), needed=not optional)
             checks += [check] if check not in checks else []
     return checks
 
@@ -289,14 +295,14 @@ def _network(networks: Networks, metric: Metric) -> str:
 
 
 def region_checks(spec: RegionSpec) -> list[Check]:
-    """The models that find words in pictures."""
+    """Check the models that find words in pictures."""
     from riebench.generation.regions.grounding import locate_one
 
     checks = []
     for option, place in spec.models.items():
         size = MEGABYTES.get(place.partition("@")[0], 0) * 10**6
         look = partial(locate_one, spec, option, offline=True)
-        checks.append(looked_for(f"regions {option} {place}", look, nbytes=size))
+        checks.append(presence_check(f"regions {option} {place}", look, nbytes=size))
     return checks
 
 

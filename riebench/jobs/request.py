@@ -1,4 +1,4 @@
-"""What a run was asked for: the options of `riebench run`, and their checks."""
+"""Options of `riebench run`, and their checks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.machine import pick_device
 
 ENGINES = ("local", "ray")
-"""This process; workers on a Ray cluster."""
+"""Names of engines: this process; workers on a Ray cluster."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Where pictures are made; nothing of it moves a number but floating-point noise.
+    """Options of the engine; they change floating-point noise at most.
 
     Attributes:
         engine: a word of `ENGINES`.
-        address: of a running Ray cluster; None starts one on this machine.
-        workers: how many; None for one per GPU.
+        address: address of a running Ray cluster; None starts one on this machine.
+        workers: number of workers; None for one per GPU.
         shard: (i, n) for the i-th of n processes that share the work, each started on its own.
 
     Raises:
-        RiebenchError: for an unknown word, or options that do not go together.
+        RiebenchError: for an unknown engine, or options that do not go together.
     """
 
     engine: str = "local"
@@ -53,12 +53,12 @@ class EngineOptions:
 
     @property
     def sharded(self) -> bool:
-        """Whether other processes make parts of the work."""
+        """True if other processes make parts of the work."""
         return self.shard != (1, 1)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Which part of the work a process does.
+    """Parse the part of the work that a process does.
 
     Args:
         text: "I/N", the I-th of N parts, from 1.
@@ -74,14 +74,14 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 SEEDS = {"sweep": (0, 1, 2)}
-"""Set of settings -> seeds of each example, where methods are to be compared; one seed elsewhere."""
+"""Set of settings -> seeds of each example, for sets that compare methods; other sets have one seed."""
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `riebench run` was asked for; the fields are its options.
+    """Options of one `riebench run`; the fields are its options.
 
-    What a profile says of generation (seed, regions) holds for fields that are left empty.
+    Fields that are left empty take what the profile says of generation (seed, regions).
     """
 
     suite: str = "toy"
@@ -119,7 +119,7 @@ class RunRequest:
 
     @property
     def recipe(self) -> ModelRecipe:
-        """How to load the model that was asked for."""
+        """The recipe for loading the requested model."""
         return ModelRecipe(
             self.model or default_model(self.suite), self.steps, self.guidance, self.dtype, self.device, self.offline,
             self.options, self.fixed_noise,
@@ -127,12 +127,18 @@ class RunRequest:
 
     @property
     def fixed_noise(self) -> str:
-        """The profile, if its pictures all have the same noise: it ends the model's name; else empty."""
+        """The profile, if its pictures all have the same noise; else empty.
+
+        It ends the model's name.
+        """
         return "" if get_profile(self.profile).fixed_seed is None else self.profile
 
     @property
     def scoring_device(self) -> str:
-        """Where this process scores: with workers, `--device cuda` is said of them, and only they may have a GPU."""
+        """The device on which this process scores.
+
+        With workers, `--device cuda` means theirs, and only they may have a GPU.
+        """
         away = self.engine.engine != "local" and self.device == "cuda"
         return pick_device("auto" if away else self.device)
 
@@ -141,7 +147,7 @@ class RunRequest:
         """`redo`, checked.
 
         Raises:
-            RiebenchError: if it is no such word.
+            RiebenchError: if it is not one of `REDO_MODES`.
         """
         for mode in REDO_MODES:
             if mode == self.redo:
@@ -149,7 +155,9 @@ class RunRequest:
         raise RiebenchError(f"--redo {self.redo!r}{near_match(self.redo, REDO_MODES)}")
 
     def plan(self) -> tuple[tuple[EditTask, ...], tuple[Setting, ...]]:
-        """Reads and checks everything that needs no model, so that slips show before minutes are spent.
+        """Read and check everything that needs no model.
+
+        So mistakes show before minutes are spent.
 
         Raises:
             RiebenchError: for anything unknown or malformed.
@@ -180,7 +188,7 @@ class RunRequest:
 
 
 def blocks_option(text: str) -> dict[str, object]:
-    """What `--blocks` changes in a setting.
+    """Return the fields of a setting that `--blocks` changes.
 
     Args:
         text: "each", "together", "both", or block names with commas between (edited together).
@@ -200,8 +208,8 @@ def blocks_option(text: str) -> dict[str, object]:
     return {"blocks": names, "block_mode": "together"}
 
 
-def batch_size_of(text: str) -> int | None:
-    """What `--batch-size` says: a number, or None for "auto".
+def parse_batch_size(text: str) -> int | None:
+    """Parse `--batch-size`: a number, or None for "auto".
 
     Raises:
         RiebenchError: for anything else.

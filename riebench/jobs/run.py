@@ -1,4 +1,7 @@
-"""The main job: from a suite's files to pictures, scores, tables and leaderboard, in one repeatable call."""
+"""The main job: from a suite's files to pictures, scores, tables, leaderboard.
+
+It is one call, which can be repeated and then does what is missing.
+"""
 
 from __future__ import annotations
 
@@ -42,19 +45,22 @@ if TYPE_CHECKING:
 
 
 Say = Callable[[str], None]
+"""Function that prints a line for people."""
 WIDEST = 1000
-"""Characters of the widest table that is printed where no window sets a limit."""
+"""Characters of the widest table that is printed if no window limits it."""
 
 
 def run_job(request: RunRequest, say: Say) -> None:
-    """Make, score and tabulate everything, print the per-block table, and say where everything is.
+    """Make, score and tabulate everything that a request asks for.
+
+    Also print the per-block table and the places of all files.
 
     Args:
-        request: what was asked for.
-        say: receives lines for people.
+        request: the options of the run.
+        say: function that prints a line for people.
 
     Raises:
-        RiebenchError: for anything the user can mend. What is finished is kept.
+        RiebenchError: for any error that the user can correct. What is finished is kept.
     """
     started = time.monotonic()
     with offline_mode(request.offline):
@@ -76,8 +82,8 @@ def produce(request: RunRequest, say: Say) -> list[RunFolder]:
     """Generate and score what is missing, and write no tables.
 
     Args:
-        request: what was asked for.
-        say: receives lines for people.
+        request: the options of the run.
+        say: function that prints a line for people.
 
     Returns:
         The run folders.
@@ -96,13 +102,13 @@ def produce(request: RunRequest, say: Say) -> list[RunFolder]:
 def generate(
     request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
 ) -> list[RunFolder]:
-    """Make the edited pictures that are missing, by the engine that was asked for.
+    """Make the edited pictures that are missing, by the requested engine.
 
     Args:
-        request: what was asked for.
-        tasks: of one suite, as `request.plan` gives them.
+        request: the options of the run.
+        tasks: tasks of one suite, as `request.plan` gives them.
         settings: likewise.
-        say: receives lines for people.
+        say: function that prints a line for people.
 
     Returns:
         The run folders.
@@ -121,7 +127,7 @@ def generate(
         made: LoadedModel | ModelRecipe = model
         more: dict[str, Any] = {"provenance": provenance(device=device, **request.options.placement)}
     else:
-        # Workers load the model, check prompts and say where they run.
+        # Workers load the model, check prompts and report their device.
         made = recipe
         notes = provenance(engine=engine.engine, **request.options.placement)
         more = {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
@@ -143,7 +149,7 @@ def generate(
         regions=request.regions or DEFAULT_REGIONS,
         redo=redo,
         offline=request.offline,
-        # Whole tasks: what methods look at beside the edited example must not depend on --limit.
+        # Whole tasks: the references that methods look at must not depend on --limit.
         pool=load_suite(request.suite, categories=request.categories),
         **more,
     )
@@ -153,21 +159,24 @@ def generate(
 
 
 def _find_scorer(request: RunRequest, model: ModelSpec) -> None:
-    """Fetch the CLIP that will score, or refuse: hours of pictures should not wait for a missing file."""
+    """Fetch the CLIP that will score, or refuse.
+
+    Hours of pictures should not wait for a missing file.
+    """
     from riebench.scoring.metrics.clip_models import ClipSpec, locate
 
     locate(ClipSpec.parse(scorer_pair(request.scorers)[0] or scorer_for(model)), offline=request.offline)
 
 
 def score_folders(request: RunRequest, folders: Sequence[RunFolder]) -> str:
-    """Compute the scores that are missing; return what was done, in words.
+    """Compute the scores that are missing; return a summary in words.
 
     Raises:
         RiebenchError: as `run_job`.
     """
     from riebench.scoring.score import score
 
-    # Whole tasks: units of earlier runs with another --limit are scored and are not taken for changed ones.
+    # Whole tasks: units of earlier runs with another --limit are scored and not mistaken for changed ones.
     scorer, second = scorer_pair(request.scorers)
     report = score(
         folders, load_suite(request.suite), scorer=scorer, second=second, profile=request.profile,
@@ -177,7 +186,10 @@ def score_folders(request: RunRequest, folders: Sequence[RunFolder]) -> str:
 
 
 def tabulate(request: RunRequest, folders: Sequence[RunFolder], say: Say) -> None:
-    """Write tables, leaderboard and galleries, print the per-block table of these folders, and say where all is.
+    """Write tables, leaderboard and galleries, and print the per-block table.
+
+    Also print the places of all files. The files show all that is stored of the model; what is printed is what was
+    asked for.
 
     The files show all that is stored of the model; what is printed is what was asked for.
     """
@@ -195,14 +207,16 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], say: Say) -> Non
 
 
 def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], leaderboard: Path, say: Say) -> None:
-    """Writes the page that shows every picture, and says where it is; pictures and scores are done without it.
+    """Write the page that shows every picture, and print its place.
+
+    If it cannot be written, that is printed: pictures and scores are done without it.
 
     Args:
         results: the results folder.
         out: the page's folder.
         tasks: the suite.
         leaderboard: its leaderboard, already written.
-        say: receives the line.
+        say: function that prints the line.
     """
     from riebench.report import write_report
 
@@ -215,7 +229,10 @@ def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], leaderboard:
 
 
 def say_failures(folders: Sequence[RunFolder], say: Say) -> None:
-    """Says how many units failed, with the most frequent reason, and how to try them again."""
+    """Print the number of failed units and their most frequent reason.
+
+    The line also names the option that tries them again.
+    """
     reasons = Counter(record.reason for folder in folders for record in folder.records() if record.status == "error")
     if reasons:
         reason, most = reasons.most_common(1)[0]
@@ -223,13 +240,15 @@ def say_failures(folders: Sequence[RunFolder], say: Say) -> None:
 
 
 def print_per_block(folders: Sequence[RunFolder], profile: str = DEFAULT) -> None:
-    """Prints the per-block table to standard output: what ranks by category, all other metrics over all.
+    """Print the per-block table to standard output.
+
+    It shows the ranking metric by category, and all other metrics over all categories.
 
     Where the terminal is too narrow for all categories, none is shown: a number is never cut.
 
     Args:
-        folders: runs of one suite and model.
-        profile: whose metrics.
+        folders: run folders of one suite and model.
+        profile: name of the profile whose metrics are shown.
     """
     from rich.console import Console
     from rich.measure import Measurement

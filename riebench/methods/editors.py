@@ -117,7 +117,7 @@ class Editor(Method):
             )
 
     @torch.inference_mode()
-    def paint(self, ctx: EditorContext, params: Mapping[str, Any]) -> Pictures:
+    def edit_pictures(self, ctx: EditorContext, params: Mapping[str, Any]) -> Pictures:
         """The pictures of one example, one per strength.
 
         Raises:

@@ -1,4 +1,7 @@
-"""What is captured of source and target runs, within the limits of `riebench.generation.memory`."""
+"""Choice of the activations that are captured of source and target runs.
+
+It keeps within the limits of `riebench.generation.memory`.
+"""
 
 from __future__ import annotations
 
@@ -11,49 +14,55 @@ from riebench.generation.memory import PREFIX_KEPT, PREFIX_STEPS, Footprint, foo
 from riebench.generation.prefix import PrefixPlan
 from riebench.methods.base import ROLES, ExampleRuns
 from riebench.methods.ranking import UnitMeter
-from riebench.runs.plan import Work
-from riebench.runs.prepare import Prepared
+from riebench.runs.plan import ExampleWork
+from riebench.runs.prepare import PreparedSetting
 
 
 class CapturePlan:
-    """Decides what is captured of which examples.
+    """Choice of the activations that are captured, example by example.
 
     Args:
-        generator: runs the model.
+        generator: generator of pictures.
         prepared: setting name -> setting, ready to run.
-        looks_at_attention: whether an example's masks need text attention.
+        uses_attention: tells whether an example's masks need text attention.
     """
 
     def __init__(
-        self, generator: Generator, prepared: Mapping[str, Prepared], looks_at_attention: Callable[[Work], bool]
+        self,
+        generator: Generator,
+        prepared: Mapping[str, PreparedSetting],
+        uses_attention: Callable[[ExampleWork], bool],
     ) -> None:
         self.generator = generator
         self.prepared = prepared
-        self.looks_at_attention = looks_at_attention
+        self.uses_attention = uses_attention
         model = generator.model
         self._sites = known_sites(model.denoiser)
         self._shape = model.family.shape_of_pipeline(model.pipe)
         blocks = self._attention_blocks()
-        # The usual blocks count even where a setting uses one of them alone: it is then treated alike in all company.
+        # The usual blocks count even if a setting uses only one of them: so it is treated alike beside any others.
         self._usual = self._footprint(blocks, blocks, blocks)
 
-    def footprint(self, works: Sequence[Work]) -> Footprint:
-        """What one example leaves behind, at most."""
+    def footprint(self, works: Sequence[ExampleWork]) -> Footprint:
+        """Compute an upper bound on the activations that one example keeps."""
         updates, units = self._blocks(works)
-        return self._footprint(updates, units, self._attention_blocks() if self._looked(works) else ())
+        return self._footprint(updates, units, self._attention_blocks() if self._any_uses_attention(works) else ())
 
-    def is_long(self, works: Sequence[Work]) -> bool:
-        """Whether 16 bits are kept of each number."""
+    def is_long(self, works: Sequence[ExampleWork]) -> bool:
+        """Check whether captured numbers are kept in 16 bits."""
         return self._usual.long or self.footprint(works).long
 
-    def bytes_held(self, works: Sequence[Work]) -> int:
-        """What each of some examples keeps in memory, at most."""
+    def bytes_held(self, works: Sequence[ExampleWork]) -> int:
+        """Compute an upper bound on the bytes that each of some examples keeps."""
         nbytes = self.footprint(works).nbytes(long=self.is_long(works), metered=self._is_metered(works))
         plan = self.prefix(works)
         return nbytes + (0 if plan is None else self._prefix_bytes(plan))
 
-    def prefix(self, works: Sequence[Work]) -> PrefixPlan | None:
-        """What edited runs may share with their source runs; None if there are no edits."""
+    def prefix(self, works: Sequence[ExampleWork]) -> PrefixPlan | None:
+        """Plan the part of source runs that edited runs may share.
+
+        None if there are no edits.
+        """
         names = dict.fromkeys(unit.setting.name for work in works for unit in work.units)
         users = [one for name in names if (one := self.prepared[name]).method.edits]
         if not users:
@@ -73,29 +82,36 @@ class CapturePlan:
             self._shape, model.spec.size, model.spec.steps, plan.blocks, len(plan.steps), width, guided=model.guided
         )
 
-    def captures(self, works: Sequence[Work]) -> list[Capture]:
-        """Updates and units first, then text attention."""
+    def captures(self, works: Sequence[ExampleWork]) -> list[Capture]:
+        """List the captures of a pair: updates and units first, then text attention."""
         updates, units = self._blocks(works)
         sites = () if self._is_metered(works) else self._unit_sites(units)
-        looked = self._attention_blocks() if self._looked(works) else ()
+        looked = self._attention_blocks() if self._any_uses_attention(works) else ()
         long = self.is_long(works)
         return [Capture((*updates, *sites), long=long), Capture(looked, ("attention",), long=long)]
 
-    def reference_captures(self, work: Work) -> list[Capture]:
-        """What is captured of an example that others look at: the updates of all blocks that are looked at so."""
+    def reference_captures(self, work: ExampleWork) -> list[Capture]:
+        """List the captures of an example that serves as a reference of others.
+
+        They hold the updates of all blocks that any method looks at in references, and text attention if masks need it.
+        """
         users = (one.setting for one in self.prepared.values() if "others" in one.method.needs)
         updates = tuple(dict.fromkeys(short_name(block) for setting in users for block in setting.blocks))
-        looked = self._attention_blocks() if self._looked([work]) else ()
+        looked = self._attention_blocks() if self._any_uses_attention([work]) else ()
         long = self._usual.long or self._footprint(updates, (), looked).long
         return [Capture(updates, long=long), Capture(looked, ("attention",), long=long)]
 
     @property
-    def keeps_latents(self) -> bool:
-        """Whether a method needs the latents of source and target runs."""
+    def needs_latents(self) -> bool:
+        """True if a method needs the latents of source and target runs."""
         return any("latents" in one.method.needs for one in self.prepared.values())
 
-    def measure(self, work: Work) -> Callable[[ExampleRuns], UnitMeter] | None:
-        """What takes the means of an example's units, if they are too many to be captured."""
+    def measure(self, work: ExampleWork) -> Callable[[ExampleRuns], UnitMeter] | None:
+        """Return a function that measures the means of an example's units.
+
+        The function generates the pair once more. It serves units that are too many to be captured; None if there are
+        none.
+        """
         _, units = self._blocks([work])
         if not units or not self._is_metered([work]):
             return None
@@ -111,13 +127,13 @@ class CapturePlan:
 
     @property
     def unit_layers(self) -> dict[str, int]:
-        """Block -> number of its feed-forward layers, for all settings that switch units."""
+        """Number of feed-forward layers of each block with switched units."""
         users = (one.setting for one in self.prepared.values() if "units" in one.method.needs)
         blocks = {block for setting in users for block in setting.blocks}
         return {short_name(block): unit_layers(self.generator.model.denoiser, block) for block in blocks}
 
-    def _blocks(self, works: Sequence[Work]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Blocks whose updates are needed, and blocks whose units are."""
+    def _blocks(self, works: Sequence[ExampleWork]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the blocks with captured updates and those with captured units."""
         updates: dict[str, None] = {}
         units: dict[str, None] = {}
         for name in dict.fromkeys(unit.setting.name for work in works for unit in work.units):
@@ -131,22 +147,24 @@ class CapturePlan:
         spec = self.generator.model.spec
         return footprint(self._shape, spec.size, spec.steps, updates, units, attention)
 
-    def _is_metered(self, works: Sequence[Work]) -> bool:
+    def _is_metered(self, works: Sequence[ExampleWork]) -> bool:
         return self._usual.metered or self.footprint(works).metered
 
     def _unit_sites(self, blocks: Sequence[str]) -> tuple[str, ...]:
         unet = self.generator.model.denoiser
         return tuple(unit_site(block, layer) for block in blocks for layer in range(unit_layers(unet, block)))
 
-    def _looked(self, works: Sequence[Work]) -> bool:
-        return any(self.looks_at_attention(work) for work in works)
+    def _any_uses_attention(self, works: Sequence[ExampleWork]) -> bool:
+        return any(self.uses_attention(work) for work in works)
 
     def _attention_blocks(self) -> tuple[str, ...]:
         return attention_blocks(self._sites)
 
 
 def attention_blocks(sites: Sequence[str]) -> tuple[str, ...]:
-    """Blocks whose text attention says where words are: the usual ones, or all attention blocks of another U-Net.
+    """Return the blocks whose text attention is used to find words.
+
+    They are the usual ones, or all attention blocks of another U-Net.
 
     Args:
         sites: all blocks of the U-Net.

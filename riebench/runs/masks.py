@@ -1,8 +1,8 @@
-"""The masks of a run's examples: those stored, or new ones, which are then stored.
+"""Masks of a run's examples: read if stored, else made and stored.
 
-Providers that need models of their own look at stored pictures, all examples' in one go: the models are loaded once,
-nothing of an example stays in memory, and the models are gone before the first edit is made. Providers that look at
-the generating model's attention work while it is captured.
+Providers that need models of their own look at the stored pictures of all examples in one go: the models are loaded
+once, nothing of an example stays in memory, and the models are freed before the first edit is made. Providers that
+look at the generating model's attention work while it is captured.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from riebench.generation.regions.masks import RegionProvider, View, make_masks, 
 from riebench.generation.regions.options import RegionSpec
 from riebench.methods.base import ROLES
 from riebench.registry import REGIONS
-from riebench.runs.plan import Work
+from riebench.runs.plan import ExampleWork
 from riebench.store.folder import SharedFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.utils.images import read_image
 
 
 class MaskMaker:
-    """Makes and keeps the masks of examples.
+    """Maker of the masks of examples, which it also stores.
 
     Args:
-        spec: who finds words.
-        shared: where pictures and masks are stored.
+        spec: the region provider.
+        shared: the folder of shared pictures and masks.
         generator: makes the pictures to look at.
-        batches: how many pictures are generated at once.
-        offline: fetches nothing.
-        progress: shows a bar.
+        batches: number of pictures generated at once.
+        offline: True to fetch nothing.
+        progress: True to show a bar.
     """
 
     def __init__(
@@ -55,117 +55,126 @@ class MaskMaker:
         self.progress = progress
         self._reasons: dict[str, str] = {}
 
-    def looks_at_attention(self, work: Work) -> bool:
-        """Whether attention has to be captured for an example's masks."""
+    def uses_attention(self, work: ExampleWork) -> bool:
+        """Check whether attention has to be captured for an example's masks."""
         return not self.spec.models and needs_attention(_regions(work))
 
-    def prepare(self, works: Sequence[Work]) -> None:
-        """Makes all masks that need models, unless they are stored; without any to make, no model is loaded.
+    def prepare(self, works: Sequence[ExampleWork]) -> None:
+        """Make all masks that need region models, unless they are stored.
+
+        Without any to make, no model is loaded.
 
         Raises:
             RiebenchError: if the models cannot be loaded, before anything is generated if files are missing.
         """
         if not self.spec.models:
             return
-        wanted = [work for work in works if needs_attention(_regions(work)) and self._stored(work) is None]
+        wanted = [work for work in works if needs_attention(_regions(work)) and self._stored_masks(work) is None]
         if not wanted:
             return
         self.spec.options.check_side(self.generator.model.spec.size)
         folders = locate(self.spec, offline=self.offline)
-        self._draw([work for work in wanted if not all(path.exists() for path in self._pictures(work))])
-        seen = [work for work in wanted if all(path.exists() for path in self._pictures(work))]
+        self._generate_pictures([work for work in wanted if not self._has_pictures(work)])
+        ready = [work for work in wanted if self._has_pictures(work)]
         with region_provider(self.spec, folders, self.generator) as provider:
-            for work in tqdm(seen, unit="example", desc="masks", disable=not self.progress):
-                self._look(work, provider)
+            for work in tqdm(ready, unit="example", desc="masks", disable=not self.progress):
+                self._find_masks(work, provider)
 
-    def masks(self, work: Work, pair: GenerationResult, index: int, count: int) -> RegionMasks:
-        """An example's masks: those stored, or new ones.
+    def masks(self, work: ExampleWork, pair: GenerationResult, index: int, count: int) -> RegionMasks:
+        """Return an example's masks: those stored, or new ones.
 
         Args:
             work: the example.
             pair: source and target runs of some examples.
-            index: which of them is this one.
-            count: how many there are.
+            index: index of this example among them.
+            count: number of examples.
 
         Raises:
             RiebenchError: if they cannot be made.
         """
-        stored = self._stored(work)
+        stored = self._stored_masks(work)
         if stored is not None:
             return stored
         if self.spec.models and needs_attention(_regions(work)):
             why = "its source or target picture was missing when regions were looked for; --redo errors tries again"
-            raise RiebenchError(self._reasons.get(self._name(work), why))
+            raise RiebenchError(self._reasons.get(self._mask_name(work), why))
         views = (
             captured_view(self.generator, work.plain.source, pair, index),
             captured_view(self.generator, work.plain.target, pair, index + count),
         )
-        return self._make(work, *views, self.spec.provider)
+        return self._make_masks(work, *views, self.spec.provider)
 
-    def _name(self, work: Work) -> str:
+    def _mask_name(self, work: ExampleWork) -> str:
         return self.shared.mask_name(work.units[0].key)
 
-    def _stored(self, work: Work) -> RegionMasks | None:
-        stored = self.shared.read_json(self._name(work))
+    def _stored_masks(self, work: ExampleWork) -> RegionMasks | None:
+        stored = self.shared.read_json(self._mask_name(work))
         return None if stored is None else RegionMasks.from_json(stored)
 
-    def _make(self, work: Work, source: View, target: View, provider: str | RegionProvider) -> RegionMasks:
+    def _make_masks(self, work: ExampleWork, source: View, target: View, provider: str | RegionProvider) -> RegionMasks:
         example = work.plain
         masks = make_masks(
             work.task.region_rule, example.source_region, example.target_region, source, target, provider,
             work.task.folder or Path(),
         )  # fmt: skip
-        self.shared.write_json(self._name(work), masks.to_json(self.spec.identity))
-        return RegionMasks.from_json(self.shared.read_json(self._name(work)) or {})
+        self.shared.write_json(self._mask_name(work), masks.to_json(self.spec.identity))
+        return RegionMasks.from_json(self.shared.read_json(self._mask_name(work)) or {})
 
-    def _pictures(self, work: Work) -> list[Path]:
-        """Where the source and the target picture are."""
+    def _picture_paths(self, work: ExampleWork) -> list[Path]:
+        """Return the paths of the source and the target picture."""
         return [self.shared.path / self.shared.image_name(work.units[0].key, role) for role in ROLES]
 
-    def _draw(self, works: Sequence[Work]) -> None:
-        """Stores source and target pictures; those that cannot be made fail again, and are recorded, with the edits."""
-        self.batches.each(works, len(ROLES), self._generate, self._keep, lambda work, why: None)
+    def _has_pictures(self, work: ExampleWork) -> bool:
+        return all(path.exists() for path in self._picture_paths(work))
 
-    def _generate(self, works: Sequence[Work]) -> NDArray[np.uint8]:
-        """Source pictures of all, then target pictures of all."""
+    def _generate_pictures(self, works: Sequence[ExampleWork]) -> None:
+        """Generate and store the source and target pictures of some examples.
+
+        Those that cannot be made fail again later, with the edits, and are then recorded.
+        """
+        self.batches.each(works, len(ROLES), self._generate_pairs, self._store_pictures, lambda work, why: None)
+
+    def _generate_pairs(self, works: Sequence[ExampleWork]) -> NDArray[np.uint8]:
+        """Generate the source pictures of all, then the target pictures of all."""
         prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
         return self.generator.generate(prompts, [work.noise for work in works] * 2).images
 
-    def _keep(self, works: Sequence[Work], images: NDArray[np.uint8]) -> None:
+    def _store_pictures(self, works: Sequence[ExampleWork], images: NDArray[np.uint8]) -> None:
         for half, role in zip(np.split(images, len(ROLES)), ROLES, strict=True):
             for work, image in zip(works, half, strict=True):
                 self.shared.write_image(self.shared.image_name(work.units[0].key, role), image)
 
-    def _look(self, work: Work, provider: RegionProvider) -> None:
-        source, target = (read_image(path) for path in self._pictures(work))
+    def _find_masks(self, work: ExampleWork, provider: RegionProvider) -> None:
+        source, target = (read_image(path) for path in self._picture_paths(work))
         views = (
-            View(work.plain.source, source, None, (1, 1), _nowhere),
-            View(work.plain.target, target, None, (1, 1), _nowhere),
+            View(work.plain.source, source, None, (1, 1), _no_positions),
+            View(work.plain.target, target, None, (1, 1), _no_positions),
         )
         try:
-            masks = self._make(work, *views, provider)
+            masks = self._make_masks(work, *views, provider)
         except Exception as error:
-            # One picture's trouble is no other's; the units it belongs to are recorded with this reason.
-            self._reasons[self._name(work)] = reason(error)
+            # An error with one picture does not end the run; the units of its example are recorded with this reason.
+            self._reasons[self._mask_name(work)] = reason(error)
             return
-        self.shared.write_image(f"{self._name(work).removesuffix('.json')}.png", mask_overlay(source, target, masks))
+        name = f"{self._mask_name(work).removesuffix('.json')}.png"
+        self.shared.write_image(name, mask_overlay(source, target, masks))
 
 
 @contextmanager
 def region_provider(spec: RegionSpec, folders: dict[str, Path], generator: Generator) -> Iterator[RegionProvider]:
-    """A provider with models of its own, loaded; its memory is given back at the end.
+    """Load a provider with models of its own; free its memory at the end.
 
     Args:
         spec: the provider.
-        folders: where its models lie.
-        generator: whose device it uses.
+        folders: folders of its models.
+        generator: generator whose device it uses.
     """
     model = generator.model
-    # With offloading, what was used last may still be on the device.
+    # With offloading, the part that was used last may still be on the device.
     model.pipe.maybe_free_model_hooks()
     loaded: list[Any] = [REGIONS.get(spec.provider).load(spec.options, folders, model.device)]
     try:
-        # No name holds the provider beside the list, so that emptying it gives the memory back.
+        # Only the list holds the provider, so that emptying it frees the memory.
         yield lambda words, view: loaded[0](words, view)
     finally:
         loaded.clear()
@@ -173,13 +182,15 @@ def region_provider(spec: RegionSpec, folders: dict[str, Path], generator: Gener
 
 
 def captured_view(generator: Generator, prompt: str, found: GenerationResult, row: int) -> View:
-    """One of some pictures as a provider sees it, with the text attention that was captured as the last trace.
+    """Return one of some pictures as a region provider sees it.
+
+    Its text attention is what was captured as the last trace.
 
     Args:
         generator: knows the prompt's tokens.
-        prompt: the picture's.
+        prompt: the picture's prompt.
         found: the pictures.
-        row: which.
+        row: index of the picture.
     """
     trace = found.traces[-1]
     maps = [trace.row(site, row, "attention").mean(0) for site in trace.sites]
@@ -193,9 +204,9 @@ def captured_view(generator: Generator, prompt: str, found: GenerationResult, ro
     return View(prompt, found.images[row], attention, grid, positions)
 
 
-def _regions(work: Work) -> tuple[str, str]:
+def _regions(work: ExampleWork) -> tuple[str, str]:
     return work.example.source_region, work.example.target_region
 
 
-def _nowhere(words: str | None) -> Sequence[int]:
+def _no_positions(words: str | None) -> Sequence[int]:
     return ()

@@ -1,4 +1,4 @@
-"""What a run consists of: its units, and the works that they are made in."""
+"""Contents of a run: its units, grouped by example and seed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from riebench.tasks.settings import load_setting_plugin
 
 @dataclass(frozen=True)
 class Unit:
-    """One image to make.
+    """One edited picture to make.
 
     Attributes:
         setting: the method with its parameters.
-        task: where the example comes from.
+        task: the example's task.
         example: the edit.
-        blocks: edited together.
+        blocks: blocks that are edited together.
         key: its identity in the run folder.
     """
 
@@ -35,8 +35,8 @@ class Unit:
 
 
 @dataclass
-class Work:
-    """What is to be made of one example with one seed."""
+class ExampleWork:
+    """The units of one example with one seed."""
 
     task: EditTask
     example: EditExample
@@ -51,20 +51,20 @@ class Work:
 
     @property
     def noise(self) -> int:
-        """Seed of its noise."""
+        """The seed of the example's noise."""
         return self.seed if self.fixed_noise else noise_seed(self.example.id, self.seed)
 
 
 def plan(
     tasks: Sequence[EditTask], settings: Sequence[Setting], seeds: Sequence[int] = (0,), limit: int | None = None
 ) -> list[Unit]:
-    """All images of a benchmark, examples outside, settings inside.
+    """List all units of a benchmark, examples outside, settings inside.
 
     Args:
-        tasks: what to edit.
-        settings: how.
+        tasks: tasks with the examples to edit.
+        settings: methods with their parameters.
         seeds: indices of the seeds of each example.
-        limit: at most this many examples of each task.
+        limit: largest number of examples of each task.
     """
     return [
         Unit(setting, task, example, blocks, _key(task, example, blocks, strength, seed))
@@ -78,7 +78,7 @@ def plan(
 
 
 def _block_sets(setting: Setting) -> tuple[tuple[str, ...], ...]:
-    # A method that looks into no block changes none, whatever blocks its setting was left with.
+    # A method that reads no blocks changes none, whatever blocks its setting names.
     load_setting_plugin(setting)
     return setting.block_sets if get_method(setting.method).reads_blocks else ((),)
 
@@ -91,10 +91,10 @@ def _key(task: EditTask, example: EditExample, blocks: tuple[str, ...], strength
 
 
 def check_request(tasks: Sequence[EditTask], settings: Sequence[Setting], redo: str, shard: tuple[int, int]) -> None:
-    """Refuses what cannot be run.
+    """Refuse a request that cannot be run.
 
     Raises:
-        RiebenchError: with one line on what is wrong.
+        RiebenchError: with one line that names the error.
     """
     if not tasks or not settings:
         raise RiebenchError(f"nothing to do: {len(tasks)} tasks and {len(settings)} settings")
@@ -111,48 +111,55 @@ def check_request(tasks: Sequence[EditTask], settings: Sequence[Setting], redo: 
         raise RiebenchError(f"shard {shard[0]}/{shard[1]}: the first number is 1 to the second")
 
 
-def works_of(units: Sequence[Unit], *, fixed_noise: bool = False) -> list[Work]:
-    """Units of the same example and seed, together.
+def works_of(units: Sequence[Unit], *, fixed_noise: bool = False) -> list[ExampleWork]:
+    """Group units of the same example and seed.
 
     Args:
-        units: of a plan.
-        fixed_noise: whether a seed is the same noise for all examples (see `ModelSpec`).
+        units: units of a plan.
+        fixed_noise: True if a seed is the same noise for all examples (see `ModelSpec`).
     """
-    found: dict[tuple[str, str, int], Work] = {}
+    found: dict[tuple[str, str, int], ExampleWork] = {}
     for unit in units:
         place = (unit.task.name, unit.example.id, unit.key.seed)
         if place not in found:
-            found[place] = Work(unit.task, unit.example, unit.key.seed, [], fixed_noise)
+            found[place] = ExampleWork(unit.task, unit.example, unit.key.seed, [], fixed_noise)
         found[place].units.append(unit)
     return list(found.values())
 
 
-def share(works: Sequence[Work], shard: tuple[int, int]) -> list[Work]:
-    """The works that one of several processes makes; all their shares together are all works, each once.
+def shard_works(works: Sequence[ExampleWork], shard: tuple[int, int]) -> list[ExampleWork]:
+    """Select the share of the work that one of several processes makes.
 
-    Works are dealt out in the order of a hash, so that shares are equally large and no pattern of the plan (every other
-    work has another seed, say) makes one of them dearer. They stay in the order of the plan.
+    All shares together are all works, each once.
+
+    Works are distributed in the order of a hash, so that shares are equally large and no pattern of the plan (every
+    other work has another seed, say) makes one of them more expensive. They stay in the order of the plan.
 
     Args:
-        works: all of them, whatever is done already, so that every process deals alike.
+        works: all works, whatever is done already, so that every process divides them alike.
         shard: (i, n) for the i-th of n shares, from 1.
     """
     places = [f"riebench-shard-v1:{work.task.name}:{work.example.id}:{work.seed}".encode() for work in works]
-    dealt = sorted(range(len(works)), key=lambda index: hashlib.sha256(places[index]).digest())
-    return [works[index] for index in sorted(dealt[shard[0] - 1 :: shard[1]])]
+    shuffled = sorted(range(len(works)), key=lambda index: hashlib.sha256(places[index]).digest())
+    return [works[index] for index in sorted(shuffled[shard[0] - 1 :: shard[1]])]
 
 
-def part(units: Sequence[Unit], shard: tuple[int, int]) -> list[Unit]:
-    """The units that one of several processes makes, whatever is done already (see `share`).
+def shard_units(units: Sequence[Unit], shard: tuple[int, int]) -> list[Unit]:
+    """Select the units that one of several processes makes.
+
+    What is done already does not count (see `shard_works`).
 
     Args:
-        units: of a plan.
+        units: units of a plan.
         shard: (i, n) for the i-th of n parts, from 1.
     """
-    return [unit for work in share(works_of(units), shard) for unit in work.units]
+    return [unit for work in shard_works(works_of(units), shard) for unit in work.units]
 
 
-def reference_work(work: Work, example: EditExample) -> Work:
-    """Another example of the same task with the same seed, to be looked at; its unit is never made."""
+def reference_work(work: ExampleWork, example: EditExample) -> ExampleWork:
+    """Return another example of the same task with the same seed, as a reference.
+
+    It is looked at; its unit is never made.
+    """
     key = _key(work.task, example, (), 1.0, work.seed)
     return replace(work, example=example, units=[replace(work.units[0], example=example, blocks=(), key=key)])

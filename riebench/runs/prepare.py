@@ -1,4 +1,8 @@
-"""Settings checked against a model and made ready, before anything is generated."""
+"""Preparation of a run, before anything is generated.
+
+Settings are checked against a model and made ready (`prepare_setting`), run folders are opened (`open_folders`),
+prompts are checked (`check_prompts`), and what ran is described for run.json (`environment_notes`, `provenance`).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.generation.hooks import known_sites
 from riebench.methods.base import Method, get_method
 from riebench.models.spec import ModelSpec
-from riebench.runs.plan import Unit, Work, part, works_of
+from riebench.runs.plan import ExampleWork, Unit, shard_units, works_of
 from riebench.saes.sources import model_saes
 from riebench.store.folder import Redo, RunFolder, run_path
 from riebench.store.records import RunSpec
@@ -34,17 +38,23 @@ if TYPE_CHECKING:
 
 
 MODEL_FILE = "model.json"
+"""Name of the shared file that says which model and regions the shared pictures and masks belong to."""
 RUN_FILE_PACKAGES = ("riebench", "torch", "diffusers", "transformers")
+"""Packages whose versions every run.json names."""
+PACKAGES = (
+    "riebench", "torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "lpips", "numpy",
+)  # fmt: skip
+"""Packages that can move a number."""
 
 
 @dataclass
-class Prepared:
+class PreparedSetting:
     """One setting, ready to run.
 
     Attributes:
         setting: the method with its parameters.
-        method: what makes the edits.
-        folder: where records and pictures go.
+        method: the method that makes the edits.
+        folder: the run folder of records and pictures.
         saes: block -> SAE.
         window: first changed step, and the one after the last; None for every step.
     """
@@ -56,11 +66,11 @@ class Prepared:
     window: tuple[int, int] | None = None
 
 
-Shelf = dict[tuple[str | None, str], "SparseAutoencoder"]
-"""SAEs in memory, by source and block: settings that name the same ones share them and what is known of their codes."""
+SaeCache = dict[tuple[str | None, str], "SparseAutoencoder"]
+"""SAEs in memory, by source and block: settings that name the same ones share them and their code statistics."""
 
 
-def prepare(
+def prepare_setting(
     setting: Setting,
     suite: str,
     model: LoadedModel,
@@ -68,9 +78,9 @@ def prepare(
     source: str | None,
     regions: str,
     offline: bool,
-    shelf: Shelf | None = None,
-) -> Prepared:
-    """Checks a setting against the model, loads its SAEs and opens its folder.
+    sae_cache: SaeCache | None = None,
+) -> PreparedSetting:
+    """Check a setting against the model, load its SAEs and open its folder.
 
     Args:
         setting: the method with its parameters.
@@ -79,8 +89,8 @@ def prepare(
         root: results folder.
         source: SAEs for every setting; None for the setting's own, or else the model's.
         regions: identity of the region provider.
-        offline: fetches nothing.
-        shelf: SAEs that other settings loaded; what is loaded here is added.
+        offline: True to fetch nothing.
+        sae_cache: SAEs that other settings loaded; those loaded here are added.
 
     Raises:
         RiebenchError: if parameters, blocks, SAEs or folder do not fit.
@@ -92,26 +102,54 @@ def prepare(
     blocks, window = check_places(setting, known_sites(model.denoiser), model.spec)
     saes = {}
     if "saes" in method.needs:
-        named, shelf = source or setting.sae, {} if shelf is None else shelf
-        missing = [block for block in blocks if (named, block) not in shelf]
+        named, sae_cache = source or setting.sae, {} if sae_cache is None else sae_cache
+        missing = [block for block in blocks if (named, block) not in sae_cache]
         if missing:
             found = model_saes(named, model, missing, offline=offline)
-            shelf |= {(named, block): sae for block, sae in found.items()}
-        saes = {block: shelf[named, block] for block in blocks}
-    # Where a user's file lies on this machine is nobody's business; its hash says which it was.
+            sae_cache |= {(named, block): sae for block, sae in found.items()}
+        saes = {block: sae_cache[named, block] for block in blocks}
+    # Only the file's name is stored: its path is private to this machine, and its hash identifies it.
     stored = setting.model_copy(update={"plugin": Path(setting.plugin).name}) if setting.plugin else setting
     spec = RunSpec(
         suite=suite, model=model.spec, setting=stored, regions=regions,
         sae_sha256={block: sae.sha256 for block, sae in saes.items()},
     )  # fmt: skip
     folder = RunFolder(run_path(root, suite, model.spec.name, setting.name), spec)
-    return Prepared(setting, method, folder, saes, window)
+    return PreparedSetting(setting, method, folder, saes, window)
+
+
+def prepare_all(
+    settings: Sequence[Setting], suite: str, model: LoadedModel, root: Path, source: str | None, regions: str,
+    offline: bool,
+) -> dict[str, PreparedSetting]:  # fmt: skip
+    """Prepare all settings of a run, which share their SAEs (see `prepare_setting`).
+
+    Args:
+        settings: settings with different names.
+        suite: as in `prepare_setting`, as is what follows.
+        model: likewise.
+        root: likewise.
+        source: likewise.
+        regions: likewise.
+        offline: likewise.
+
+    Returns:
+        Setting name -> setting, ready to run.
+
+    Raises:
+        RiebenchError: if parameters, blocks, SAEs or a folder do not fit.
+    """
+    sae_cache: SaeCache = {}
+    return {
+        setting.name: prepare_setting(setting, suite, model, root, source, regions, offline, sae_cache)
+        for setting in settings
+    }
 
 
 def check_places(
     setting: Setting, sites: Sequence[str], model: ModelSpec
 ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
-    """Compares a setting's blocks and steps with a model's.
+    """Compare a setting's blocks and steps with a model's.
 
     Args:
         setting: the method with its parameters.
@@ -119,7 +157,7 @@ def check_places(
         model: the model.
 
     Returns:
-        The blocks to look at, and the steps to change (see `Prepared.window`).
+        The blocks to look at, and the steps to change (see `PreparedSetting.window`).
 
     Raises:
         RiebenchError: naming setting, model and what does not fit.
@@ -144,12 +182,27 @@ def check_places(
         raise RiebenchError(f"setting {setting.name!r}: edit_steps: {error}") from error
 
 
+def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
+    """Refuse prompts that the model would cut off.
+
+    Raises:
+        RiebenchError: naming the first of them.
+    """
+    from riebench.tasks.suites import check_prompt_lengths
+
+    tokenizer = model.family.tokenizers(model.pipe)[0]
+    limit = int(tokenizer.model_max_length)
+    check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)
+
+
 def claim_shared(folder: RunFolder, model: ModelSpec, regions: str) -> None:
-    """Notes which model and regions the shared pictures and masks belong to, or refuses those of another.
+    """Record which model and regions the shared pictures and masks belong to.
+
+    A folder that belongs to another model or other regions is refused.
 
     Raises:
         IdentityError: naming the fields that differ.
-        StoreError: if the note is damaged.
+        StoreError: if `MODEL_FILE` is damaged.
     """
     shared = folder.shared
     here = {**model.identity, "regions": regions}
@@ -167,35 +220,24 @@ def claim_shared(folder: RunFolder, model: ModelSpec, regions: str) -> None:
         )
 
 
-def versions(model: LoadedModel) -> dict[str, Any]:
-    """What ran, for run.json."""
-    found = {}
-    for package in RUN_FILE_PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return {"versions": found, "python": platform.python_version(), "device": str(model.device)}
-
-
 @contextmanager
 def open_folders(
-    folders: Mapping[str, RunFolder], units: Sequence[Unit], model: ModelSpec, regions: str, told: Mapping[str, Any],
+    folders: Mapping[str, RunFolder], units: Sequence[Unit], model: ModelSpec, regions: str, notes: Mapping[str, Any],
     *, redo: Redo, shard: tuple[int, int],
-) -> Iterator[list[Work]]:  # fmt: skip
-    """Opens the folders of a run for writing, and closes them in the end whatever happens.
+) -> Iterator[list[ExampleWork]]:  # fmt: skip
+    """Open the folders of a run for writing, and close them in any case.
 
     Args:
         folders: setting name -> its folder.
-        units: all of the run, in every shard.
-        model: what generates.
+        units: all units of the run, those of all shards.
+        model: the generating model.
         regions: identity of the region provider.
-        told: what ran, for run.json.
-        redo: which of the recorded units to make again.
+        notes: description of software and device, for run.json.
+        redo: the recorded units to make again.
         shard: (i, n) to make the i-th of n parts, from 1.
 
     Yields:
-        What this process has to make.
+        The works that this process has to make.
 
     Raises:
         RiebenchError: if a folder is in use or holds something else.
@@ -205,32 +247,31 @@ def open_folders(
     with ExitStack() as stack:
         for name, folder in folders.items():
             keys = [unit.key for unit in units if unit.setting.name == name]
-            stack.enter_context(folder.writing(dict(told), keys, shard))
-        # Parted before anything is left out, so that every part is the same whatever is done already.
-        mine = part(units, shard)
+            stack.enter_context(folder.writing(dict(notes), keys, shard))
+        # Divided before anything is left out, so that every part is the same whatever is done already.
+        mine = shard_units(units, shard)
         digests: dict[str, dict[str, Unit]] = {name: {} for name in folders}
         for unit in mine:
             digests[unit.setting.name][unit.key.digest] = unit
-        # What settings share is looked at once for all of them.
+        # The files that settings share are checked once for all of them.
         whole = cache(first.shared.is_whole)
         done = {name: folder.done(redo, digests[name], whole) for name, folder in folders.items()}
         left = [unit for unit in mine if unit.key.digest not in done[unit.setting.name]]
         works = works_of(left, fixed_noise=model.fixed_noise)
         for work in works:
-            # Also what no record of these folders has named yet: other settings may have made it.
+            # Also files that no record of these folders names yet: other settings may have made them.
             first.drop_damaged(work.units[0].key)
         yield works
 
 
-PACKAGES = (
-    "riebench", "torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "lpips", "numpy",
-)  # fmt: skip
+def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of packages; those not installed are left out.
 
-
-def package_versions() -> dict[str, str]:
-    """Version of each package that can move a number; absent ones are left out."""
+    Args:
+        packages: names of distributions.
+    """
     versions = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -238,8 +279,21 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def environment_notes(model: LoadedModel) -> dict[str, Any]:
+    """Describe the software and the device of this process, for run.json.
+
+    Args:
+        model: the loaded model, whose device is noted.
+    """
+    versions = dict.fromkeys(RUN_FILE_PACKAGES, "unknown") | package_versions(RUN_FILE_PACKAGES)
+    return {"versions": versions, "python": platform.python_version(), "device": str(model.device)}
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that a folder lies in and whether it has uncommitted changes; None outside of one."""
+    """Return the commit of a checkout and whether it has uncommitted changes.
+
+    None if the folder is not the root of a checkout.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -255,7 +309,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """What a run folder says about how it was made.
+    """Describe the origin of a run folder, for run.json.
 
     Args:
         **more: further entries, such as device and batch size.
@@ -270,16 +324,3 @@ def provenance(**more: Any) -> dict[str, Any]:
         "git": git_state(package_folder().parent),
         **more,
     }
-
-
-def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
-    """Refuses prompts that the model would cut off.
-
-    Raises:
-        RiebenchError: naming the first of them.
-    """
-    from riebench.tasks.suites import check_prompt_lengths
-
-    tokenizer = model.family.tokenizers(model.pipe)[0]
-    limit = int(tokenizer.model_max_length)
-    check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)

@@ -1,12 +1,14 @@
-"""The other examples of a category, for methods that look at them: a fixed choice, one example in memory at a time.
+"""Other examples of a category, for methods that look at them.
 
-Order: the examples of the task file by the SHA-256 of "riebench-reference-v1:" + id. `first` goes through it from the
-beginning, `next` from the scored example on, round to the beginning. Left out are the scored example itself, examples
-of its cluster, and those whose region is not found. So the choice hangs on the task file alone, not on what else is
-run, in which order, or in how many parts.
+The choice is fixed, and one example is in memory at a time.
 
-Each other example is generated on its own with the noise that it has when it is scored itself. What methods find in it
-is kept while the task lasts; of its runs only the last example's.
+The order is that of the task file's examples by the SHA-256 of "riebench-reference-v1:" + id. `first` goes through it
+from the beginning, `next` from the scored example on and round to the beginning. Left out are the scored example
+itself, examples of its cluster, and those whose region is not found. So the choice depends on the task file alone, not
+on the other units of the run, their order, or the number of parts.
+
+Each reference is generated on its own with the noise that it has when it is scored itself. What methods find in it is
+kept while the task lasts; of the runs only the last reference's are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from riebench.generation.generator import Generator
 from riebench.methods.base import ExampleRuns
 from riebench.runs.capture import CapturePlan
 from riebench.runs.masks import MaskMaker
-from riebench.runs.plan import Work, reference_work
+from riebench.runs.plan import ExampleWork, reference_work
 from riebench.tasks.schema import EditExample, EditTask
 
 T = TypeVar("T")
@@ -32,20 +34,20 @@ Place = tuple[str, int]
 
 
 def reference_order(examples: Iterable[EditExample]) -> list[EditExample]:
-    """The order in which examples are looked at, whatever their order in the file."""
+    """Sort examples into the order of reference, whatever their order in the file."""
     return sorted(
         examples, key=lambda example: hashlib.sha256(f"riebench-reference-v1:{example.id}".encode()).hexdigest()
     )
 
 
 class References:
-    """Other examples' runs.
+    """Runs of other examples.
 
     Args:
-        pool: whole tasks.
-        generator: runs the model.
-        masks: makes the examples' masks.
-        captures: says what is captured.
+        pool: whole tasks, whose examples may serve as references.
+        generator: generator of pictures.
+        masks: maker of the examples' masks.
+        captures: plan of the captured activations.
     """
 
     def __init__(self, pool: Sequence[EditTask], generator: Generator, masks: MaskMaker, captures: CapturePlan) -> None:
@@ -59,27 +61,33 @@ class References:
         self._last: tuple[Place, ExampleRuns] | None = None
 
     @property
-    def wanted(self) -> bool:
-        """Whether any method looks at other examples."""
+    def is_needed(self) -> bool:
+        """True if any method looks at other examples."""
         return any("others" in one.method.needs for one in self._captures.prepared.values())
 
-    def others(self, work: Work) -> OtherExamples | None:
-        """What methods see of the other examples; None if no method looks."""
-        return OtherExamples(self, work) if self.wanted else None
+    def others(self, work: ExampleWork) -> OtherExamples | None:
+        """Return the other examples as methods see them; None if no method looks."""
+        return OtherExamples(self, work) if self.is_needed else None
 
-    def works(self, works: Sequence[Work]) -> list[Work]:
-        """All examples that may be looked at beside some others; empty if no method looks."""
-        if not self.wanted:
+    def works(self, works: Sequence[ExampleWork]) -> list[ExampleWork]:
+        """List all examples that may serve as references of some others.
+
+        The list is empty if no method looks at other examples.
+        """
+        if not self.is_needed:
             return []
         places = {(work.task.name, work.seed): work for work in works}
         return [reference_work(work, example) for work in places.values() for example in self.order(work)]
 
-    def order(self, work: Work) -> list[EditExample]:
-        """The examples of the work's whole task, in the order of reference."""
+    def order(self, work: ExampleWork) -> list[EditExample]:
+        """Return the examples of the work's whole task, in the order of reference."""
         return self._orders.get(work.task.name) or reference_order(work.task.examples)
 
-    def look(self, work: Work, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
-        """What is found in an example's runs, alone in a list; nothing if its region is not found."""
+    def look(self, work: ExampleWork, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
+        """Look at an example's runs; return what is found, alone in a list.
+
+        The list is empty if the example's region is not found. What is found is kept while the task lasts.
+        """
         if work.task.name != self._task:
             self._task, self._last = work.task.name, None
             self._found.clear()
@@ -93,7 +101,7 @@ class References:
                 self._found[place, key] = look(runs)
         return [] if place in self._missing else [self._found[place, key]]
 
-    def _runs(self, work: Work, place: Place) -> ExampleRuns | None:
+    def _runs(self, work: ExampleWork, place: Place) -> ExampleRuns | None:
         if self._last is not None and self._last[0] == place:
             return self._last[1]
         self._last = None
@@ -115,22 +123,22 @@ class References:
 
 @dataclass(frozen=True)
 class OtherExamples:
-    """One example's others (see `riebench.methods.base.Others`).
+    """The references of one example (see `riebench.methods.base.Others`).
 
     Attributes:
-        references: the runs.
+        references: the runs of the other examples.
         work: the scored example.
     """
 
     references: References
-    work: Work
+    work: ExampleWork
 
     def first(self, count: int, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
-        """See `riebench.methods.base.Others.first`."""
+        """Look at the first references; see `riebench.methods.base.Others.first`."""
         return self._found(self.references.order(self.work), count, key, look)
 
     def next(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> T:
-        """See `riebench.methods.base.Others.next`."""
+        """Look at the next reference; see `riebench.methods.base.Others.next`."""
         order = self.references.order(self.work)
         at = next((index for index, one in enumerate(order) if one.id == self.work.example.id), 0)
         return self._found(order[at:] + order[:at], 1, key, look)[0]

@@ -16,7 +16,7 @@ from tiny import tiny_model, tiny_saes
 from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.generation.generator import Generator
 from riebench.generation.memory import BatchSize, automatic_batch_size, free_bytes
-from riebench.jobs.request import batch_size_of
+from riebench.jobs.request import parse_batch_size
 from riebench.methods.editors import Editor, EditorContext
 from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
@@ -127,10 +127,10 @@ def test_shrinking_goes_down_to_one() -> None:
 
 
 def test_the_option() -> None:
-    assert batch_size_of("auto") is None and batch_size_of("12") == 12
+    assert parse_batch_size("auto") is None and parse_batch_size("12") == 12
     for wrong in ("0", "-1", "many", "1.5", ""):
         with pytest.raises(RiebenchError, match="give a number from 1, or auto"):
-            batch_size_of(wrong)
+            parse_batch_size(wrong)
 
 
 class Tensors:
@@ -181,9 +181,9 @@ def test_an_editor_short_of_memory_makes_its_own_batches_smaller_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     levels: list[int] = []
-    original = Editor.paint
+    original = Editor.edit_pictures
 
-    def paint(self: Editor, ctx: EditorContext, params: Any) -> Any:
+    def edit_pictures(self: Editor, ctx: EditorContext, params: Any) -> Any:
         levels.append(len(ctx.strengths))
         return original(self, ctx, params)
 
@@ -192,7 +192,7 @@ def test_an_editor_short_of_memory_makes_its_own_batches_smaller_and_no_others(
         if len(args[0]) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(Editor, "paint", paint)
+    monkeypatch.setattr(Editor, "edit_pictures", edit_pictures)
     ledits = Setting(name="l", method="ledits_pp", blocks=(), params={"inversion_steps": 2}, strengths=(1, 2, 3, 4, 5))
     patch = PATCH.model_copy(update={"strengths": (1.0, 2.0, 3.0)})
     handle = tiny_model().denoiser.register_forward_pre_hook(forward)

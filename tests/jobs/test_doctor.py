@@ -22,7 +22,7 @@ from riebench.jobs import doctor, inventory
 from riebench.jobs.doctor import examine, is_ready, smaller
 from riebench.jobs.dry_run import prepare_forecast
 from riebench.jobs.forecast import forecast
-from riebench.jobs.inventory import Check, looked_for
+from riebench.jobs.inventory import Check, presence_check
 from riebench.jobs.request import RunRequest
 from riebench.models.families.sdxl.family import FAMILY
 from riebench.models.spec import ModelOptions
@@ -169,7 +169,7 @@ def test_what_is_advised_fits_and_costs_no_more_than_needed(limit: int, options:
         suite="sdxl", model="sdxl-base", settings=("sae_k160",), blocks="together", device="cuda", batch_size=32,
         dtype="float32", limit=1,
     )  # fmt: skip
-    request = prepare_forecast(job).request
+    request = prepare_forecast(job).planned
     assert forecast(request).memory.total > limit * GB
     assert smaller(request, limit * GB) == options
     words = options.split()
@@ -178,7 +178,7 @@ def test_what_is_advised_fits_and_costs_no_more_than_needed(limit: int, options:
     advised = replace(
         job, batch_size=int(told.get("--batch-size", 32)), dtype=told.get("--dtype", "float32"), options=placed
     )
-    fits = forecast(prepare_forecast(advised).request).memory.total <= limit * GB
+    fits = forecast(prepare_forecast(advised).planned).memory.total <= limit * GB
     assert fits == options.startswith("--")
 
 
@@ -213,8 +213,8 @@ def test_a_message_without_a_command_is_told_whole() -> None:
     def look() -> str:
         raise RiebenchError("two\nlines")
 
-    assert looked_for("it", look) == Check("it", "missing", "two lines")
-    assert looked_for("it", look, needed=False).state == "optional"
+    assert presence_check("it", look) == Check("it", "missing", "two lines")
+    assert presence_check("it", look, needed=False).state == "optional"
     assert inventory.hub_command(FAMILY, "a/b", None, "float32").startswith(
         "hf download a/b --include 'model_index.json'"
     )
@@ -222,7 +222,7 @@ def test_a_message_without_a_command_is_told_whole() -> None:
 
 def test_small_pictures_may_be_decoded_one_by_one() -> None:
     job = RunRequest(suite="sdxl", settings=("sae_k160",), device="cuda", limit=1)
-    assert smaller(prepare_forecast(job).request, 9 * GB) == "--vae-slicing"
+    assert smaller(prepare_forecast(job).planned, 9 * GB) == "--vae-slicing"
 
 
 def test_memory_is_what_the_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,8 @@ def run(job: RunRequest) -> None:
 
 def test_a_run_does_what_was_counted(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     before = forecast_job(job)
-    assert (before.units, before.missing, before.equal) == (4 * (1 + 10 + 1), 48, 4)
-    assert (before.pairs, before.edited, before.beside) == (4, 44, 0)
+    assert (before.units, before.missing, before.copies) == (4 * (1 + 10 + 1), 48, 4)
+    assert (before.pairs, before.edited, before.extra_runs) == (4, 44, 0)
     assert before.generations == 2 * 4 + 44
     assert before.evaluations == 52 * 2 * 2  # two steps, two guidance halves
     assert {(line.setting, line.category): line.units for line in before.lines}["features", "change_color"] == 20
@@ -142,9 +142,9 @@ def test_what_a_run_would_refuse_is_refused(job: RunRequest, changes: dict[str, 
 def test_region_models_look_at_pictures_first(job: RunRequest) -> None:
     file = Path(job.suite) / "change_color.yaml"
     file.write_text(file.read_text().replace("source_region: whole", "source_region: red"))
-    assert forecast_job(job).looked == 0
+    assert forecast_job(job).region_pairs == 0
     found = forecast_job(replace(job, regions="clipseg"))
-    assert (found.looked, found.generations) == (2, 52 + 4)
+    assert (found.region_pairs, found.generations) == (2, 52 + 4)
 
 
 def test_a_folders_shape_is_what_the_loaded_model_has() -> None:
@@ -186,7 +186,7 @@ def large(**changes: Any) -> Forecast:
 
 def test_sdxl_needs_no_model_to_be_counted() -> None:
     turbo = large(settings=("sae_k160", "no_edit", "target_prompt"))
-    assert (turbo.pairs, turbo.equal, turbo.edited) == (360, 720, 3600)
+    assert (turbo.pairs, turbo.copies, turbo.edited) == (360, 720, 3600)
     assert turbo.evaluations == (720 + 3600) * 4
     assert 7.0e9 < turbo.memory.weights < 7.6e9
     base = large(model="sdxl-base", settings=("sae_k160",), blocks="down.1.0,up.0.2")
@@ -196,7 +196,7 @@ def test_sdxl_needs_no_model_to_be_counted() -> None:
     assert half.memory.weights < 5.3e9
     units = large(settings=("neurons_k5000",))
     # Ranked by one more pair an example, and read from pairs beside both strengths of it.
-    assert units.beside == 360 * (2 + 2 * 2)
+    assert units.extra_runs == 360 * (2 + 2 * 2)
 
 
 def test_the_command_prints_it_and_loads_nothing(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_printed_table_says_what_is_done(job: RunRequest) -> None:
 def test_a_shard_is_counted_alone_and_all_shards_are_the_whole(job: RunRequest) -> None:
     whole = forecast_job(job)
     parts = [forecast_job(shard(job, index, 3)) for index in (1, 2, 3)]
-    for name in ("units", "missing", "equal", "pairs", "edited", "generations", "evaluations"):
+    for name in ("units", "missing", "copies", "pairs", "edited", "generations", "evaluations"):
         assert sum(getattr(part, name) for part in parts) == getattr(whole, name)
     assert [part.pairs for part in parts] == [2, 1, 1]
     assert sum(part.seconds for part in parts) == pytest.approx(whole.seconds)

@@ -117,4 +117,4 @@ def test_a_dry_run_counts_the_examples_that_are_looked_at_beside(tmp_path: Path)
     told = RunRequest(settings_set="sweep", categories=("change_color",), limit=2, results=tmp_path, seeds=(0, 1))
     jobs = [replace(told, settings=(name,)) for name in names]
     # Two seeds: 17 examples serve all others of a category; or each of two has one of its own.
-    assert [forecast_job(job).beside for job in jobs] == [2 * 2 * 17, 2 * 2 * 2, 0]
+    assert [forecast_job(job).extra_runs for job in jobs] == [2 * 2 * 17, 2 * 2 * 2, 0]

@@ -63,7 +63,7 @@ def context(model: LoadedModel, *strengths: float, example: EditExample = REFINE
 
 def paint(name: str, ctx: EditorContext, **params: Any) -> np.ndarray[Any, Any]:
     """An editor's pictures as integers."""
-    return editor(name).paint(ctx, {**QUICK[name], **params}).astype(int)
+    return editor(name).edit_pictures(ctx, {**QUICK[name], **params}).astype(int)
 
 
 @contextmanager
@@ -339,7 +339,7 @@ def test_whatever_an_editor_does_is_undone_or_said() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        Editor("careless", careless, frozenset(), "P").paint(context(model, 1.0), {})
+        Editor("careless", careless, frozenset(), "P").edit_pictures(context(model, 1.0), {})
     assert all(pipe.unet.attn_processors[name] is one for name, one in processors.items())
     assert pipe.scheduler.config.timestep_spacing == "trailing"
     with unchanged(model):
@@ -350,7 +350,7 @@ def test_whatever_an_editor_does_is_undone_or_said() -> None:
         rounded.denoiser.half()
     wrong = Editor("wrong", lambda ctx: np.zeros((1, 8, 8, 3)), frozenset(), "P")
     with pytest.raises(RiebenchError, match=r"gave float64 of shape \(1, 8, 8, 3\); it must give uint8"):
-        wrong.paint(context(model, 1.0), {})
+        wrong.edit_pictures(context(model, 1.0), {})
 
 
 def test_ledits_needs_sides_of_32_and_the_whole_model(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ from riebench.jobs import request
 from riebench.models.lookup import ModelRecipe
 from riebench.models.placement import refuse_lost
 from riebench.runs import engines
-from riebench.runs.engines.coordinator import AHEAD, LOSSES, Crew, Worker, WorkerLostError
-from riebench.runs.engines.ray import Places, RayMaker, RayWorker, cluster, run_on_ray
-from riebench.runs.engines.worker import Item, Parcel, Refused, Told
+from riebench.runs.engines.coordinator import ITEMS_PER_WORKER, MAX_LOSSES, Worker, WorkerLostError, WorkerPool
+from riebench.runs.engines.ray import RayActor, RayWorker, WorkerResources, cluster, run_on_ray
+from riebench.runs.engines.worker import Message, RunFailure, WorkerInfo, WorkItem
 from riebench.runs.runner import Runner, run_benchmark
 from riebench.store.folder import RunFolder
 from riebench.utils.hub import is_offline
@@ -54,10 +54,10 @@ def test_a_worker_that_counts_as_lost_is_ended_before_the_next_one_begins(
     order: list[str] = []
 
     class Unreachable(InThread):
-        def make(self, parcel: Parcel) -> Iterator[Item]:
+        def make(self, item: WorkItem) -> Iterator[Message]:
             if order.count("hired") == 1:
                 raise WorkerLostError("process 7 does not answer")
-            yield from super().make(parcel)
+            yield from super().make(item)
 
         def stop(self) -> None:
             order.append("stopped")
@@ -78,16 +78,16 @@ def test_a_worker_that_was_hired_while_all_was_ending_is_ended_too() -> None:
         def __init__(self) -> None:
             time.sleep(0.2)
 
-        def setup(self) -> Told | Refused:
+        def setup(self) -> WorkerInfo | RunFailure:
             raise WorkerLostError("its process ended")
 
-        def make(self, parcel: Parcel) -> Iterator[Item]:
+        def make(self, item: WorkItem) -> Iterator[Message]:
             yield from ()
 
         def stop(self) -> None:
             ended.append(True)
 
-    crew = Crew(Late, 1)
+    crew = WorkerPool(Late, 1)
     crew.start()
     crew.stop()
     assert ended == [True]
@@ -154,8 +154,8 @@ def test_a_device_is_asked_whether_it_still_computes(monkeypatch: pytest.MonkeyP
 
 def test_a_machine_that_refuses_what_it_once_did_costs_one_place(tmp_path: Path, expected: list[RunFolder]) -> None:
     class Gone(InThread):
-        def setup(self) -> Told | Refused:
-            return Refused("device 'cuda' cannot be used")
+        def setup(self) -> WorkerInfo | RunFailure:
+            return RunFailure("device 'cuda' cannot be used")
 
     hired: list[InThread] = []
 
@@ -180,41 +180,41 @@ def test_workers_that_are_lost_one_after_the_other_end_the_run(tmp_path: Path) -
     finally:
         lost, Mortal.lives, Mortal.after = 10**6 - Mortal.lives, 0, 2
     # One more may have begun before that was said.
-    assert lost - 2 * LOSSES in (1, 2)
+    assert lost - 2 * MAX_LOSSES in (1, 2)
 
 
 def test_only_a_few_parcels_are_out_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, begun, waiting = 0, 0, []
-    give = Crew.give
+    give = WorkerPool.submit
 
-    def counted(self: Crew, parcel: Parcel) -> None:
+    def counted(self: WorkerPool, item: WorkItem) -> None:
         nonlocal given
         given += 1
-        give(self, parcel)
+        give(self, item)
 
     class Slow(InThread):
-        def make(self, parcel: Parcel) -> Iterator[Item]:
+        def make(self, item: WorkItem) -> Iterator[Message]:
             nonlocal begun
             time.sleep(0.1)
             begun += 1
             waiting.append(given - begun)
-            yield from super().make(parcel)
+            yield from super().make(item)
 
-    monkeypatch.setattr(Crew, "give", counted)
+    monkeypatch.setattr(WorkerPool, "submit", counted)
     run(tmp_path, lambda: Slow(assignment()), count=1)
-    assert given == begun == 4 and max(waiting) == AHEAD - 1
+    assert given == begun == 4 and max(waiting) == ITEMS_PER_WORKER - 1
 
 
 def test_people_are_told_when_nobody_is_at_work(
     tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tardy(Mortal):
-        def setup(self) -> Told | Refused:
+        def setup(self) -> WorkerInfo | RunFailure:
             if not Mortal.lives:
                 time.sleep(0.5)
             return super().setup()
 
-    monkeypatch.setattr("riebench.runs.engines.coordinator.PATIENCE", 0.1)
+    monkeypatch.setattr("riebench.runs.engines.coordinator.NOTICE_SECONDS", 0.1)
     Mortal.fatal, Mortal.lives = ("e1",), 1
     said: list[str] = []
     assert_same(run(tmp_path, lambda: Tardy(assignment()), count=1, said=said), expected)
@@ -239,7 +239,7 @@ def test_workers_find_their_batch_size_as_one_process_does(monkeypatch: pytest.M
             told = worker.setup()
         finally:
             worker.stop()
-        assert isinstance(told, Told)
+        assert isinstance(told, WorkerInfo)
         return told.batch_size
 
     assert found() == 32
@@ -259,8 +259,8 @@ def test_an_actor_says_in_plain_data_why_it_cannot_begin_and_keeps_off_the_netwo
 
     monkeypatch.chdir(tmp_path)
     for wanted in (True, False):
-        told = RayMaker(str(tmp_path)).setup(assignment(recipe=Broken(**vars(RECIPE)), offline=wanted))[1]
-        assert told == Refused("RuntimeError: CUDA error: out of luck")
+        told = RayActor(str(tmp_path)).setup(assignment(recipe=Broken(**vars(RECIPE)), offline=wanted))[1]
+        assert told == RunFailure("RuntimeError: CUDA error: out of luck")
     assert offline == [True, False]
 
 
@@ -296,17 +296,17 @@ def fake_ray(error: Exception) -> Any:
 
 def test_what_ray_raises_is_a_lost_worker_or_one_line() -> None:
     def setup(error: Exception) -> None:
-        RayWorker(fake_ray(error), None, Places(1, 1, 0)).setup()
+        RayWorker(fake_ray(error), None, WorkerResources(1, 1, 0)).setup()
 
     with pytest.raises(WorkerLostError, match="its process ended, killed or out of memory"):
-        setup(FakeErrors.RayActorError("The actor died\nclass_name: RayMaker"))
+        setup(FakeErrors.RayActorError("The actor died\nclass_name: RayActor"))
     unborn = FakeErrors.RayActorError("The actor died\n  File x\nModuleNotFoundError: No module named 'riebench'\n")
     unborn.actor_init_failed = True
     with pytest.raises(RiebenchError, match=r"^a worker cannot start: ModuleNotFoundError: No module named 'riebench'"):
         setup(unborn)
     with pytest.raises(RiebenchError, match=r"^Ray: RayError: the head is gone; what has arrived is kept"):
         setup(FakeErrors.RayError("the head is gone"))
-    failed = FakeErrors.RayTaskError("ray::RayMaker.setup() (pid=7)\n Traceback ...")
+    failed = FakeErrors.RayTaskError("ray::RayActor.setup() (pid=7)\n Traceback ...")
     failed.cause = ValueError("no such thing")
     with pytest.raises(RiebenchError, match=r"^Ray: ValueError: no such thing; what has arrived"):
         setup(failed)

@@ -26,9 +26,19 @@ from riebench.jobs.request import EngineOptions
 from riebench.models.loading import LoadedModel
 from riebench.models.lookup import ModelRecipe
 from riebench.runs import engines
-from riebench.runs.engines.coordinator import LOSSES, STARTS, Worker, WorkerLostError, run_with_workers
-from riebench.runs.engines.ray import Places, RayWorker, cluster, places
-from riebench.runs.engines.worker import Assignment, Item, Made, Maker, Parcel, Refused, Told, parcels, sweep_scratch
+from riebench.runs.engines.coordinator import MAX_LOSSES, START_ATTEMPTS, Worker, WorkerLostError, run_with_workers
+from riebench.runs.engines.ray import RayWorker, WorkerResources, cluster, split_cluster
+from riebench.runs.engines.worker import (
+    Assignment,
+    Message,
+    RunFailure,
+    UnitResult,
+    WorkerInfo,
+    WorkerRunner,
+    WorkItem,
+    sweep_scratch,
+    work_items,
+)
 from riebench.runs.plan import plan, works_of
 from riebench.runs.runner import Runner, run_benchmark
 from riebench.store.folder import RunFolder
@@ -59,14 +69,14 @@ class InThread:
         self.model: LoadedModel | None = None
         self.busy = threading.RLock()
 
-    def setup(self) -> Told | Refused:
-        maker = self.maker = Maker(self.assignment)
+    def setup(self) -> WorkerInfo | RunFailure:
+        maker = self.maker = WorkerRunner(self.assignment)
         self.model = maker._runner.model
-        return maker.told
+        return maker.info
 
-    def make(self, parcel: Parcel) -> Iterator[Item]:
+    def make(self, item: WorkItem) -> Iterator[Message]:
         with self.busy:
-            yield from self.maker.make(parcel)
+            yield from self.maker.make(item)
 
     def stop(self) -> None:
         with self.busy:
@@ -89,16 +99,16 @@ class Mortal(InThread):
     lives = 0
     after = 2
 
-    def make(self, parcel: Parcel) -> Iterator[Item]:
+    def make(self, item: WorkItem) -> Iterator[Message]:
         made = 0
         # All of it, since the thread that makes it goes on; what comes too late is never seen.
-        for item in list(super().make(parcel)):
-            made += isinstance(item, Made)
-            if Mortal.lives and made > self.after and parcel.works[0].example.id in self.fatal:
+        for message in list(super().make(item)):
+            made += isinstance(message, UnitResult)
+            if Mortal.lives and made > self.after and item.works[0].example.id in self.fatal:
                 Mortal.lives -= 1
                 self.stop()
                 raise WorkerLostError("process 7 ended")
-            yield item
+            yield message
 
 
 def assignment(settings: Sequence[Setting] = SETTINGS, **changes: Any) -> Assignment:
@@ -181,7 +191,7 @@ def test_an_example_that_takes_its_workers_along_is_recorded_as_failed(
         made = run(tmp_path, lambda: Mortal(assignment()))
     finally:
         lives, Mortal.lives, Mortal.after = Mortal.lives, 0, 2
-    assert lives == 10**6 - LOSSES
+    assert lives == 10**6 - MAX_LOSSES
     for folder in made:
         records = by_unit(folder).values()
         assert {(r.key.example_id, r.status) for r in records} == {
@@ -235,7 +245,7 @@ def test_stopping_leaves_a_folder_that_one_process_completes(
 
 def test_workers_that_end_while_loading_end_the_run_only_if_all_do(tmp_path: Path, expected: list[RunFolder]) -> None:
     class Frail(InThread):
-        def setup(self) -> Told | Refused:
+        def setup(self) -> WorkerInfo | RunFailure:
             raise WorkerLostError("its process ended")
 
     hired: list[InThread] = []
@@ -249,27 +259,27 @@ def test_workers_that_end_while_loading_end_the_run_only_if_all_do(tmp_path: Pat
 
     with pytest.raises(RiebenchError, match=r"workers end while they load the model .* Use fewer --workers"):
         run(tmp_path / "none", hire(Frail), count=1)
-    assert len(hired) == STARTS and not (tmp_path / "none").exists()
+    assert len(hired) == START_ATTEMPTS and not (tmp_path / "none").exists()
     hired.clear()
     assert_same(run(tmp_path / "some", hire(InThread, Frail)), expected)
 
 
 def test_what_no_worker_can_do_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(InThread):
-        def setup(self) -> Told | Refused:
-            return Refused("the file is not here")
+        def setup(self) -> WorkerInfo | RunFailure:
+            return RunFailure("the file is not here")
 
     class Shifted(InThread):
-        def setup(self) -> Told | Refused:
+        def setup(self) -> WorkerInfo | RunFailure:
             told = super().setup()
-            assert isinstance(told, Told)
+            assert isinstance(told, WorkerInfo)
             specs = {name: spec.model_copy(update={"regions": "elsewhere"}) for name, spec in told.specs.items()}
-            return Told(specs, told.notes, told.batch_size)
+            return WorkerInfo(specs, told.notes, told.batch_size)
 
     class Torn(InThread):
-        def make(self, parcel: Parcel) -> Iterator[Item]:
-            for item in super().make(parcel):
-                yield Made(item.setting, item.record, b"?") if isinstance(item, Made) else item
+        def make(self, item: WorkItem) -> Iterator[Message]:
+            for message in super().make(item):
+                yield UnitResult(message.setting, message.record, b"?") if isinstance(message, UnitResult) else message
 
     def shortage(*_: Any) -> None:
         raise RiebenchError("not enough memory")
@@ -292,9 +302,9 @@ def test_the_largest_examples_go_first_and_stay_whole() -> None:
     tasks = [task(3)]
     units = [unit for unit in plan(tasks, [SAE, NO_EDIT]) if unit.example.id != "e0" or unit.setting.name == "no_edit"]
     works = works_of(units)
-    assert [[work.example.id for work in parcel] for parcel in parcels(works, 1)] == [["e1"], ["e2"], ["e0"]]
-    assert [[work.example.id for work in parcel] for parcel in parcels(works, 2)] == [["e1", "e2"], ["e0"]]
-    assert sum(len(work.units) for parcel in parcels(works, 2) for work in parcel) == len(units)
+    assert [[work.example.id for work in item] for item in work_items(works, 1)] == [["e1"], ["e2"], ["e0"]]
+    assert [[work.example.id for work in item] for item in work_items(works, 2)] == [["e1", "e2"], ["e0"]]
+    assert sum(len(work.units) for item in work_items(works, 2) for work in item) == len(units)
 
 
 def test_scratch_of_killed_workers_goes_and_that_of_living_ones_stays(
@@ -316,17 +326,17 @@ def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("nodes", "device", "workers", "expected"),
     [
-        ([node(8, 4), node(8, 2)], "auto", None, Places(6, 0, 1)),
-        ([node(8, 4), node(8, 2, alive=False)], "cuda", 3, Places(3, 0, 1)),
-        ([node(8, 4)], "cpu", 2, Places(2, 4, 0)),
-        ([node(8), node(4)], "auto", None, Places(2, 4, 0)),
-        ([node(2)], "auto", 2, Places(2, 1, 0)),
+        ([node(8, 4), node(8, 2)], "auto", None, WorkerResources(6, 0, 1)),
+        ([node(8, 4), node(8, 2, alive=False)], "cuda", 3, WorkerResources(3, 0, 1)),
+        ([node(8, 4)], "cpu", 2, WorkerResources(2, 4, 0)),
+        ([node(8), node(4)], "auto", None, WorkerResources(2, 4, 0)),
+        ([node(2)], "auto", 2, WorkerResources(2, 1, 0)),
     ],
 )
 def test_a_cluster_is_parted_among_workers(
-    nodes: list[dict[str, Any]], device: str, workers: int | None, expected: Places
+    nodes: list[dict[str, Any]], device: str, workers: int | None, expected: WorkerResources
 ) -> None:
-    assert places(nodes, device, workers) == expected
+    assert split_cluster(nodes, device, workers) == expected
 
 
 @pytest.mark.parametrize(
@@ -342,7 +352,7 @@ def test_what_a_cluster_has_not_is_refused(
     nodes: list[dict[str, Any]], device: str, workers: int | None, words: str
 ) -> None:
     with pytest.raises(RiebenchError, match=words):
-        places(nodes, device, workers)
+        split_cluster(nodes, device, workers)
 
 
 def test_options_that_do_not_go_together_are_refused() -> None:
@@ -410,17 +420,17 @@ def test_two_ray_workers_one_of_them_killed_make_what_one_process_makes(
     killed: list[int] = []
     made, setup, counting = 0, RayWorker.setup, threading.Lock()
 
-    def hire(self: RayWorker) -> Told | Refused:
+    def hire(self: RayWorker) -> WorkerInfo | RunFailure:
         hired.append(self)
         return setup(self)
 
-    def count(self: RayWorker, parcel: Parcel) -> Iterator[Item]:
+    def count(self: RayWorker, item: WorkItem) -> Iterator[Message]:
         # Killed by its number while it makes an example, as the system does when memory runs out.
         nonlocal made
-        for item in original(self, parcel):
-            yield item
+        for message in original(self, item):
+            yield message
             with counting:
-                made += isinstance(item, Made)
+                made += isinstance(message, UnitResult)
                 if made >= UNITS // 3 and not killed and self.pid is not None:
                     killed.append(self.pid)
                     os.kill(self.pid, signal.SIGKILL)

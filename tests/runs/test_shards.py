@@ -23,7 +23,7 @@ import riebench.scoring.score
 from riebench.cli.main import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
 from riebench.jobs.request import parse_shard
-from riebench.runs.plan import plan, share, works_of
+from riebench.runs.plan import plan, shard_works, works_of
 from riebench.store.folder import RunFolder, run_folders
 from riebench.store.records import ScoreRecord
 from riebench.store.run_file import broken_seals, part_path, parts, unsealed_lines
@@ -63,13 +63,13 @@ def test_every_work_belongs_to_exactly_one_share() -> None:
     task = EditTask(name="t", version=1, category="change_object", suite="s", examples=examples)
     works = works_of(plan([task], [Setting(name="n", method="no_edit")], seeds=(0, 1)))
     for count in (1, 2, 5, 20):
-        shares = [share(works, (index, count)) for index in range(1, count + 1)]
+        shares = [shard_works(works, (index, count)) for index in range(1, count + 1)]
         places = [(work.example.id, work.seed) for part in shares for work in part]
         assert sorted(places) == sorted((work.example.id, work.seed) for work in works)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     # Neither share has one of the two seeds alone, which dealing the plan's works in turn would do.
-    assert all({work.seed for work in share(works, (index, 2))} == {0, 1} for index in (1, 2))
-    assert [work.example.id for work in share(works, (1, 1))] == [work.example.id for work in works]
+    assert all({work.seed for work in shard_works(works, (index, 2))} == {0, 1} for index in (1, 2))
+    assert [work.example.id for work in shard_works(works, (1, 1))] == [work.example.id for work in works]
 
 
 def test_shards_write_side_by_side_and_leave_what_one_process_leaves(folder: RunFolder) -> None:

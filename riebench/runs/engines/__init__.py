@@ -1,4 +1,6 @@
-"""Where units run. Every engine takes the arguments of `runner.run_benchmark` and gives back the same folders.
+"""Engines: different ways to run a benchmark.
+
+Every engine takes the arguments of `runner.run_benchmark` and returns the same folders.
 
 Engines with workers in other processes take a `ModelRecipe` in place of the loaded model, and more options.
 """
@@ -14,16 +16,16 @@ from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
 
 ENGINES: dict[str, Callable[..., list[RunFolder]]] = {"local": run_benchmark, "ray": run_on_ray}
-"""Engine name -> what runs a benchmark there."""
+"""Engine name -> function that runs a benchmark there."""
 
 
 def run(engine: str, *args: Any, **options: Any) -> list[RunFolder]:
-    """Runs a benchmark on an engine.
+    """Run a benchmark on an engine.
 
     Args:
         engine: a key of `ENGINES`.
-        args: see `riebench.runs.runner.run_benchmark`.
-        options: likewise.
+        args: arguments of `riebench.runs.runner.run_benchmark`.
+        options: its keyword arguments, and those of the engine.
 
     Raises:
         RiebenchError: if there is no such engine.

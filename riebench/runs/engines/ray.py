@@ -1,4 +1,7 @@
-"""The Ray engine: one actor per GPU, or as many processes as asked for, each with the model in memory."""
+"""The Ray engine: workers are actors, each with the model in memory.
+
+There is one per GPU, or as many as are asked for.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,17 @@ from riebench.errors import RiebenchError, reason
 from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.models.lookup import ModelRecipe
 from riebench.runs.engines.coordinator import Say, WorkerLostError, run_with_workers
-from riebench.runs.engines.worker import Assignment, Item, Maker, Parcel, Refused, Told
+from riebench.runs.engines.worker import Assignment, Message, RunFailure, WorkerInfo, WorkerRunner, WorkItem
 from riebench.store.folder import Redo, RunFolder
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.hub import offline_mode
 
-BUFFERED = 8
-"""Things made that may lie in the cluster's memory before this process takes them, for each worker."""
-REACH_SECONDS = 5.0
-AUTH = "RAY_AUTH_MODE"
-"""Tells Ray whether to send a token (`disabled` or `token`)."""
+BUFFER_SIZE = 8
+"""Messages of each worker that may lie in the cluster's memory before this process takes them."""
+CONNECT_SECONDS = 5.0
+"""Seconds to wait for a connection to the cluster's head."""
+AUTH_MODE = "RAY_AUTH_MODE"
+"""Environment variable that makes Ray send a token (`disabled` or `token`)."""
 
 
 def run_on_ray(
@@ -48,16 +52,16 @@ def run_on_ray(
     pool: Sequence[EditTask] | None = None,
     say: Say = lambda _: None,
 ) -> list[RunFolder]:
-    """As `riebench.runs.runner.run_benchmark`, on a Ray cluster.
+    """Run a benchmark on a Ray cluster, as `riebench.runs.runner.run_benchmark` does.
 
     Args:
-        tasks: of one suite.
-        settings: with different names.
-        model: what each worker loads.
-        results_root: written by this process alone.
-        address: of a running cluster ("HOST:PORT", or "auto" for one that this machine is part of); None to start one
-            on this machine for as long as this takes.
-        workers: how many; None for one per GPU, or one per machine without GPUs.
+        tasks: tasks of one suite.
+        settings: settings with different names.
+        model: recipe of the model that each worker loads.
+        results_root: results folder, written by this process alone.
+        address: address of a running cluster ("HOST:PORT", or "auto" for one that this machine is part of); None to
+            start one on this machine for the time of the run.
+        workers: number of workers; None for one per GPU, or one per machine without GPUs.
         saes_source: as in `run_benchmark`, as is all that follows.
         seeds: likewise.
         limit: likewise.
@@ -69,7 +73,7 @@ def run_on_ray(
         progress: likewise.
         provenance: likewise.
         pool: likewise.
-        say: receives lines for people.
+        say: function that prints a line for people.
 
     Raises:
         RiebenchError: if Ray is missing or cannot be reached, and as `run_benchmark`.
@@ -78,31 +82,31 @@ def run_on_ray(
         tuple(tasks), tuple(settings), model, saes_source, batch_size, regions, offline, tuple(pool or tasks)
     )
     with cluster(address, workers) as ray:
-        crew = places(ray.nodes(), model.device, workers)
-        # What was counted is what is used: Ray may have been told of fewer GPUs than PyTorch would see.
-        assignment = replace(assignment, recipe=replace(model, device="cuda" if crew.gpus else "cpu"))
-        say(f"{crew.count} workers, each with {crew.words}")
+        resources = split_cluster(ray.nodes(), model.device, workers)
+        # Workers use the GPUs that were counted: Ray may be restricted to fewer GPUs than PyTorch would see.
+        assignment = replace(assignment, recipe=replace(model, device="cuda" if resources.gpus else "cpu"))
+        say(f"{resources.count} workers, each with {resources.words}")
         return run_with_workers(
-            assignment, hiring(ray, assignment, crew), crew.count, results_root=results_root, seeds=seeds, limit=limit,
-            redo=redo, shard=shard, progress=progress, provenance=provenance or {}, say=say,
+            assignment, worker_factory(ray, assignment, resources), resources.count, results_root=results_root,
+            seeds=seeds, limit=limit, redo=redo, shard=shard, progress=progress, provenance=provenance or {}, say=say,
         )  # fmt: skip
 
 
 @contextmanager
 def cluster(address: str | None, workers: int | None = None) -> Iterator[Any]:
-    """Ray, connected; a cluster that was started here is ended.
+    """Connect to Ray; shut down in the end a cluster that was started here.
 
     Args:
         address: see `run_on_ray`.
-        workers: how many a cluster that is started here must have room for.
+        workers: number of workers that a cluster started here must have room for.
 
     Raises:
         RiebenchError: if it is not installed or cannot be reached.
     """
     if importlib.util.find_spec("ray") is None:
         raise RiebenchError("--engine ray needs Ray: pip install 'riebench[ray]'")
-    _reach(address)
-    # Ray tells its makers about every use unless it is told not to.
+    _check_address(address)
+    # Ray reports every use to its developers unless this is set.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -114,10 +118,10 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[Any]:
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
     except Exception as error:
-        # Of any kind: what Ray raises when its processes do not start in time is a bare Exception.
+        # Any exception: Ray raises a bare Exception when its processes do not start in time.
         where = f"no Ray cluster at --address {address}" if address else "Ray cannot be started here"
-        # Where Ray finds a token its heads ask for it, but it sends none to an address that is named.
-        token = "; if it asks for a token, set RAY_AUTH_MODE=token" if address and not os.environ.get(AUTH) else ""
+        # Where Ray finds a token, its heads ask for it, but it sends none to an address given by name.
+        token = "; if it asks for a token, set RAY_AUTH_MODE=token" if address and not os.environ.get(AUTH_MODE) else ""
         raise RiebenchError(f"{where}: {reason(error)}{token}") from error
     try:
         yield ray
@@ -125,8 +129,8 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _reach(address: str | None) -> None:
-    """Refuses an address at which nobody listens, at once and in one line."""
+def _check_address(address: str | None) -> None:
+    """Refuse an address at which nothing listens, at once and in one line."""
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -136,19 +140,19 @@ def _reach(address: str | None) -> None:
             "machines"
         )
     try:
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise RiebenchError(f"no Ray cluster at --address {address}: {error}; `ray start --head` starts one") from error
 
 
 @dataclass(frozen=True)
-class Places:
-    """What workers get.
+class WorkerResources:
+    """Number of workers and the resources of each.
 
     Attributes:
-        count: how many workers.
-        cpus: each one's.
-        gpus: each one's, 0 or 1.
+        count: number of workers.
+        cpus: cores of each worker.
+        gpus: GPUs of each worker, 0 or 1.
     """
 
     count: int
@@ -157,20 +161,20 @@ class Places:
 
     @property
     def words(self) -> str:
-        """For people."""
+        """One worker's resources in words, for users."""
         return "a GPU" if self.gpus else f"{self.cpus} cores"
 
 
-def places(nodes: Sequence[Mapping[str, Any]], device: str, workers: int | None) -> Places:
-    """Parts a cluster among workers.
+def split_cluster(nodes: Sequence[Mapping[str, Any]], device: str, workers: int | None) -> WorkerResources:
+    """Divide the resources of a cluster among workers.
 
     Args:
-        nodes: as Ray describes them.
+        nodes: the machines, as Ray describes them.
         device: "auto", "cuda" or "cpu".
-        workers: how many; None for one per GPU, or one per machine without GPUs.
+        workers: number of workers; None for one per GPU, or one per machine without GPUs.
 
     Raises:
-        RiebenchError: if the cluster has not what is asked for.
+        RiebenchError: if the cluster lacks the requested resources.
     """
     alive = [node["Resources"] for node in nodes if node.get("Alive", True)]
     gpus = sum(int(one.get("GPU", 0)) for one in alive)
@@ -181,7 +185,7 @@ def places(nodes: Sequence[Mapping[str, Any]], device: str, workers: int | None)
     if gpus and device != "cpu":
         if workers is not None and workers > gpus:
             raise RiebenchError(f"--workers {workers}: the Ray cluster has {gpus} GPUs, and each worker takes one")
-        return Places(workers or gpus, 0, 1)
+        return WorkerResources(workers or gpus, 0, 1)
     cores = [int(one.get("CPU", 0)) for one in alive if one.get("CPU", 0) >= 1]
     count = workers or len(cores)
     if count > sum(cores) or not count:
@@ -189,50 +193,50 @@ def places(nodes: Sequence[Mapping[str, Any]], device: str, workers: int | None)
     each = max(1, sum(cores) // count)
     while sum(one // each for one in cores) < count:
         each -= 1
-    return Places(count, each, 0)
+    return WorkerResources(count, each, 0)
 
 
 class RayWorker:
-    """An actor, seen from here.
+    """A worker that is a Ray actor, as the coordinator sees it.
 
     Args:
-        ray: connected.
+        ray: the `ray` module, connected.
         assignment: the run, in the cluster's memory.
-        places: what the actor gets.
+        resources: resources of the actor.
     """
 
-    def __init__(self, ray: Any, assignment: Any, places: Places) -> None:
+    def __init__(self, ray: Any, assignment: Any, resources: WorkerResources) -> None:
         self._ray = ray
         self._lost = (
             ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError,
             ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError,
         )  # fmt: skip
-        options = {"num_cpus": places.cpus, "num_gpus": places.gpus, "max_restarts": 0, "max_concurrency": 1}
-        self._actor = ray.remote(RayMaker).options(**options).remote(os.getcwd())
+        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
+        self._actor = ray.remote(RayActor).options(**options).remote(os.getcwd())
         self._assignment = assignment
         self.pid: int | None = None
 
-    def setup(self) -> Told | Refused:
-        """As in `riebench.runs.engines.coordinator.Worker`."""
-        with self._watched():
+    def setup(self) -> WorkerInfo | RunFailure:
+        """Load the model; see `riebench.runs.engines.coordinator.Worker`."""
+        with self._translate_errors():
             self.pid, answer = self._ray.get(self._actor.setup.remote(self._assignment))
-        told: Told | Refused = answer
-        return told
+        result: WorkerInfo | RunFailure = answer
+        return result
 
-    def make(self, parcel: Parcel) -> Iterator[Item]:
-        """As in `riebench.runs.engines.coordinator.Worker`."""
-        with self._watched():
-            options = {"num_returns": "streaming", "_generator_backpressure_num_objects": BUFFERED}
-            for reference in self._actor.make.options(**options).remote(parcel):
+    def make(self, item: WorkItem) -> Iterator[Message]:
+        """Make a work item; see `riebench.runs.engines.coordinator.Worker`."""
+        with self._translate_errors():
+            options = {"num_returns": "streaming", "_generator_backpressure_num_objects": BUFFER_SIZE}
+            for reference in self._actor.make.options(**options).remote(item):
                 yield self._ray.get(reference)
 
     def stop(self) -> None:
-        """As in `riebench.runs.engines.coordinator.Worker`."""
+        """Kill the actor; see `riebench.runs.engines.coordinator.Worker`."""
         with suppress(Exception):
             self._ray.kill(self._actor)
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except self._lost as error:
@@ -242,13 +246,13 @@ class RayWorker:
             where = f"process {self.pid}" if self.pid else "its process"
             raise WorkerLostError(f"{where} ended, killed or out of memory") from error
         except self._ray.exceptions.RayError as error:
-            # Of a task that failed, what failed in it; else what failed is Ray itself, its head for instance.
+            # The cause is what failed in a task; without one, Ray itself failed, its head for instance.
             why = reason(getattr(error, "cause", None) or error)
             raise RiebenchError(f"Ray: {why}; what has arrived is kept, and the same command goes on") from error
 
 
-class RayMaker:
-    """The actor: a `Maker` in a process of its own.
+class RayActor:
+    """The actor: a `WorkerRunner` in a process of its own.
 
     Args:
         folder: the working directory that names of files are relative to; another one where it does not exist.
@@ -257,34 +261,37 @@ class RayMaker:
     def __init__(self, folder: str) -> None:
         with suppress(OSError):
             os.chdir(folder)
-        self._maker: Maker | None = None
+        self._runner: WorkerRunner | None = None
         self._offline = False
 
-    def setup(self, assignment: Assignment) -> tuple[int, Told | Refused]:
-        """Loads the model; gives the number of this process and what the `Maker` tells."""
-        # Nothing of the caller's environment comes along to another machine.
+    def setup(self, assignment: Assignment) -> tuple[int, WorkerInfo | RunFailure]:
+        """Load the model; return this process's number and the runner's report.
+
+        The report is the runner's `WorkerInfo`, or a `RunFailure`.
+        """
+        # The caller's environment is not passed on to other machines.
         self._offline = assignment.offline
         try:
             with offline_mode(self._offline):
-                self._maker = Maker(assignment)
+                self._runner = WorkerRunner(assignment)
         except Exception as error:
-            return os.getpid(), Refused(reason(error))
-        return os.getpid(), self._maker.told
+            return os.getpid(), RunFailure(reason(error))
+        return os.getpid(), self._runner.info
 
-    def make(self, parcel: Parcel) -> Iterator[Item]:
-        """As `Maker.make`."""
-        assert self._maker is not None
+    def make(self, item: WorkItem) -> Iterator[Message]:
+        """Make a work item, as `WorkerRunner.make` does."""
+        assert self._runner is not None
         with offline_mode(self._offline):
-            yield from self._maker.make(parcel)
+            yield from self._runner.make(item)
 
 
-def hiring(ray: Any, assignment: Assignment, crew: Places) -> Callable[[], RayWorker]:
-    """What starts a worker on a cluster.
+def worker_factory(ray: Any, assignment: Assignment, resources: WorkerResources) -> Callable[[], RayWorker]:
+    """Return a function that starts a worker on a cluster.
 
     Args:
-        ray: connected.
+        ray: the `ray` module, connected.
         assignment: the run.
-        crew: what each worker gets.
+        resources: resources of each worker.
     """
     reference = ray.put(assignment)
-    return lambda: RayWorker(ray, reference, crew)
+    return lambda: RayWorker(ray, reference, resources)

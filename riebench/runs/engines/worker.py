@@ -1,7 +1,8 @@
-"""The side of an engine that makes pictures in another process: it sends what it makes and writes to no results folder.
+"""The working side of an engine, which makes pictures in another process.
 
-A `Maker` runs the same `Runner` as a single process does, on a scratch folder whose records, pictures and masks are
-sent to the one writer instead of being kept. Nothing here knows how processes are started or how things are sent.
+It sends what it makes and writes to no results folder: a `WorkerRunner` runs the same `Runner` as a single process
+does, on a scratch folder whose records, pictures and masks are sent to the one writer instead of being kept. How
+processes are started and messages are sent is the engine's part.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from riebench.errors import DeviceLostError, reason
 from riebench.generation.memory import automatic_batch_size
 from riebench.generation.regions.options import parse_regions
 from riebench.models.lookup import ModelRecipe
-from riebench.runs.plan import Work
-from riebench.runs.prepare import check_prompts, prepare, versions
+from riebench.runs.plan import ExampleWork
+from riebench.runs.prepare import check_prompts, environment_notes, prepare_all
 from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.tasks.schema import EditTask, Setting
@@ -36,15 +37,18 @@ from riebench.utils.images import encode_png
 if TYPE_CHECKING:
     from riebench.runs.runner import Runner
 
-SCRATCH = "riebench-worker-"
-"""What names of scratch folders begin with; the number of the process follows."""
-WAITING = 8
-"""Things made that may wait to be sent; then the making waits."""
+SCRATCH_PREFIX = "riebench-worker-"
+"""Prefix of the names of scratch folders; the number of the process follows."""
+MAX_MESSAGES = 8
+"""Messages that may wait to be sent; then the making waits."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """All that a worker must know of a run before it makes anything; see `riebench.runs.runner.run_benchmark`."""
+    """Everything that a worker must know of a run before it makes anything.
+
+    See `riebench.runs.runner.run_benchmark`.
+    """
 
     tasks: tuple[EditTask, ...]
     settings: tuple[Setting, ...]
@@ -57,8 +61,8 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a worker says of itself once its model is loaded.
+class WorkerInfo:
+    """Report of a worker on itself once its model is loaded.
 
     Attributes:
         specs: setting name -> its run, with the hashes of what was loaded here.
@@ -72,7 +76,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Sent:
+class SharedFile:
     """A shared file: a source or target picture, or masks."""
 
     name: str
@@ -80,7 +84,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Made:
+class UnitResult:
     """A unit's record, with its picture's file if it has one."""
 
     setting: str
@@ -89,37 +93,40 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """Why this worker, and so every other, cannot go on: one line for the user."""
+class RunFailure:
+    """The reason, in one line, that this worker and every other cannot go on."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Sick:
-    """Why this worker cannot go on, though another one can: its device computes no more."""
+class WorkerFailure:
+    """The reason that this worker cannot go on, though another one can.
 
-    text: str
-
-
-Item = Sent | Made | Refused | Sick
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """Works that one worker makes in one go.
-
-    Attributes:
-        works: examples with their units.
-        shared: what is stored of these examples already, which is used and not made again.
+    Its device computes no more.
     """
 
-    works: tuple[Work, ...]
-    shared: tuple[Sent, ...] = ()
+    text: str
 
 
-class Maker:
-    """A loaded model that makes parcels.
+Message = SharedFile | UnitResult | RunFailure | WorkerFailure
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """Examples with their units that one worker makes in one go.
+
+    Attributes:
+        works: the examples, each with a seed.
+        shared: files of these examples that are stored already, which are used and not made again.
+    """
+
+    works: tuple[ExampleWork, ...]
+    shared: tuple[SharedFile, ...] = ()
+
+
+class WorkerRunner:
+    """A loaded model that makes work items.
 
     Args:
         assignment: the run.
@@ -132,119 +139,124 @@ class Maker:
         from riebench.runs.runner import Runner
 
         sweep_scratch()
-        self._scratch = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-")
-        self._send: Callable[[Item], None] = _nowhere
+        self._scratch = tempfile.TemporaryDirectory(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-")
+        self._send: Callable[[Message], None] = _discard
         model = assignment.recipe.load()
         check_prompts(model, assignment.tasks)
         regions = parse_regions(assignment.regions)
-        shelf: dict[Any, Any] = {}
-        prepared = {}
-        for setting in assignment.settings:
-            one = prepare(
-                setting, assignment.tasks[0].suite, model, Path(self._scratch.name), assignment.saes_source,
-                regions.identity, assignment.offline, shelf,
-            )  # fmt: skip
-            prepared[setting.name] = replace(one, folder=SendingFolder(one.folder, setting.name, self.send))
+        prepared = {
+            name: replace(one, folder=OutgoingRunFolder(one.folder, name, self.send))
+            for name, one in prepare_all(
+                assignment.settings, assignment.tasks[0].suite, model, Path(self._scratch.name),
+                assignment.saes_source, regions.identity, assignment.offline,
+            ).items()
+        }  # fmt: skip
         size = assignment.batch_size or automatic_batch_size(model)
-        self.told = Told({name: one.folder.spec for name, one in prepared.items()}, versions(model), size)
+        specs = {name: one.folder.spec for name, one in prepared.items()}
+        self.info = WorkerInfo(specs, environment_notes(model), size)
         self._shared = next(iter(prepared.values())).folder.shared
         self._runner: Runner = Runner(
             model, prepared, regions, size, tqdm(disable=True), offline=assignment.offline, pool=assignment.pool
         )
 
-    def send(self, item: Item) -> None:
-        """Sends something that was made."""
-        self._send(item)
+    def send(self, message: Message) -> None:
+        """Send something that was made."""
+        self._send(message)
 
-    def make(self, parcel: Parcel) -> Iterator[Item]:
-        """Makes a parcel and yields what comes of it as it comes; shared files come before what names them."""
-        queue: Queue[Item | None] = Queue(WAITING)
+    def make(self, item: WorkItem) -> Iterator[Message]:
+        """Make a work item; yield its results as they come.
+
+        Shared files come before the records that name them.
+        """
+        queue: Queue[Message | None] = Queue(MAX_MESSAGES)
         self._send = queue.put
-        thread = threading.Thread(target=self._work, args=(parcel, queue), daemon=True)
+        thread = threading.Thread(target=self._work, args=(item, queue), daemon=True)
         thread.start()
-        while (item := queue.get()) is not None:
-            yield item
+        while (message := queue.get()) is not None:
+            yield message
         thread.join()
 
-    def _work(self, parcel: Parcel, queue: Queue[Item | None]) -> None:
+    def _work(self, item: WorkItem, queue: Queue[Message | None]) -> None:
         try:
-            for file in parcel.shared:
+            for file in item.shared:
                 SharedFolder(self._shared.path).write(file.name, file.data)
-            self._runner.run(parcel.works)
+            self._runner.run(item.works)
         except DeviceLostError as error:
-            queue.put(Sick(reason(error)))
+            queue.put(WorkerFailure(reason(error)))
         except BaseException as error:
-            # What concerns a unit alone is its record; what comes out here would befall every unit. Nothing may end
-            # this thread unsaid: a parcel that seems finished is not made again.
-            queue.put(Refused(reason(error)))
+            # An error of one unit alone is in its record; one that gets here would meet every unit. No error may end
+            # this thread silently: an item that seems finished is not made again.
+            queue.put(RunFailure(reason(error)))
         finally:
             shutil.rmtree(self._shared.path, ignore_errors=True)
             queue.put(None)
 
 
-class SendingShared(SharedFolder):
+class OutgoingSharedFolder(SharedFolder):
     """A scratch folder of shared files that sends each file it stores.
 
     Args:
-        path: where.
-        send: takes them.
+        path: the folder.
+        send: function that sends a message.
     """
 
-    def __init__(self, path: Path, send: Callable[[Item], None]) -> None:
+    def __init__(self, path: Path, send: Callable[[Message], None]) -> None:
         super().__init__(path)
         self._send = send
 
     def write(self, name: str, data: bytes) -> None:
-        """As in `SharedFolder`."""
+        """Store and send a file; see `SharedFolder`."""
         super().write(name, data)
-        self._send(Sent(name, data))
+        self._send(SharedFile(name, data))
 
 
-class SendingFolder(RunFolder):
+class OutgoingRunFolder(RunFolder):
     """A run folder that sends its records and pictures and keeps none.
 
     Args:
-        scratch: says where it would lie, and which run it is of.
-        setting: what the run is called.
-        send: takes what is recorded.
+        scratch: the run folder with the scratch path and the run's identity.
+        setting: name of the setting.
+        send: function that sends a message.
     """
 
-    def __init__(self, scratch: RunFolder, setting: str, send: Callable[[Item], None]) -> None:
+    def __init__(self, scratch: RunFolder, setting: str, send: Callable[[Message], None]) -> None:
         super().__init__(scratch.path, scratch.spec)
-        self.shared = SendingShared(scratch.shared.path, send)
+        self.shared = OutgoingSharedFolder(scratch.shared.path, send)
         self._setting, self._send = setting, send
         self._pictures: dict[str, bytes] = {}
 
     def write_image(self, key: UnitKey, pixels: NDArray[np.uint8]) -> tuple[str, str]:
-        """As in `RunFolder`."""
+        """Encode a picture and keep it until its record is sent; see `RunFolder`."""
         name, data = self.image_name(key), encode_png(pixels)
         self._pictures[name] = data
         return name, hashlib.sha256(data).hexdigest()
 
     def append_many(self, records: Iterable[EditRecord]) -> None:
-        """As in `RunFolder`; pictures go with their records."""
+        """Send records, each with its picture; see `RunFolder`."""
         for record in records:
-            self._send(Made(self._setting, record, self._pictures.pop(record.image or "", None)))
+            self._send(UnitResult(self._setting, record, self._pictures.pop(record.image or "", None)))
 
 
-def parcels(works: Sequence[Work], together: int) -> list[tuple[Work, ...]]:
-    """Works in the order in which workers take them: what takes longest first, so that all end at about the same time.
+def work_items(works: Sequence[ExampleWork], together: int) -> list[tuple[ExampleWork, ...]]:
+    """Group works into items, in the order in which workers take them.
+
+    What takes longest comes first, so that all workers end at about the same time.
 
     Args:
-        works: of a plan.
-        together: how many go in one parcel.
+        works: works of a plan.
+        together: number of works in an item.
     """
     ordered = sorted(works, key=lambda work: -len(work.units))
     return [tuple(ordered[start : start + together]) for start in range(0, len(ordered), together)]
 
 
 def sweep_scratch() -> None:
-    """Deletes the scratch folders of workers of this machine that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
-        process = folder.name.removeprefix(SCRATCH).partition("-")[0]
+    """Delete the scratch folders of killed workers of this machine."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*-*"):
+        process = folder.name.removeprefix(SCRATCH_PREFIX).partition("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _nowhere(_: Item) -> None:
-    """Between parcels nothing is made."""
+def _discard(_: Message) -> None:
+    """Discard a message; between work items nothing is made."""
