@@ -1,4 +1,4 @@
-"""The command line: parses, calls one function, prints.
+"""The command line: parse options, call one function, print.
 
 Imports everything; each heavy import is inside a function, so that `riebench --help` stays quick. `main` is the
 entry point.

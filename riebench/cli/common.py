@@ -1,4 +1,7 @@
-"""What all verbs share: how they print, how they fail, and how they read what was written after options."""
+"""Parts that all verbs share: printing, errors, and parsing of option values.
+
+The options that several verbs have in common stand at the end.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,23 @@ DEBUG_FLAG = "--debug"
 
 
 def say(text: str) -> None:
-    """Prints a line for people on standard error, so that standard output holds results alone."""
+    """Print a line for people on standard error.
+
+    Standard output so holds results alone.
+    """
     print(text, file=sys.stderr)
 
 
 def friendly(verb: Callable[P, None]) -> Callable[P, None]:
-    """Turns what a user can cause into one line and an exit code; `--debug` shows the traceback too."""
+    """Turn errors that a user can cause into one line and an exit code.
+
+    `--debug` shows the traceback too.
+    """
 
     @wraps(verb)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         if not _debugging():
-            # Each of its attempts to reach the hub would be two more lines; what came of them is in ours.
+            # Each attempt to reach the hub would print two more lines; the outcome is in the error's own line.
             logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
         try:
             with _two_interruptions():
@@ -65,13 +74,13 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def _two_interruptions() -> Iterator[None]:
-    """The first Ctrl-C ends things in order; the second one ends the process where it is.
+    """End in order at the first Ctrl-C, and at once at the second one.
 
     Nothing recorded is lost by either: lines and pictures are whole or absent at every moment.
     """
-    # Elsewhere than in the main thread signals cannot be set, and who ignores or handles them goes on doing so.
-    elsewhere = threading.current_thread() is not threading.main_thread()
-    if elsewhere or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    # Signals can be set in the main thread alone; a caller that ignores or handles them goes on doing so.
+    other_thread = threading.current_thread() is not threading.main_thread()
+    if other_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
 
@@ -101,7 +110,7 @@ def _one_line(error: RiebenchError | OSError) -> str:
     if isinstance(error, PermissionError):
         what = f"{error.filename or 'a file'} cannot be read or written ({error.strerror})"
         return f"{what}; change its permissions, or write to another folder with --results"
-    # A folder in the place of a file, a lost network drive, a hub that does not answer: the system's own words.
+    # A folder in the place of a file, a lost network drive, a hub that does not answer: use the system's message.
     words = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
     return " ".join(words.split()) or type(error).__name__
 
@@ -111,32 +120,34 @@ def _debugging() -> bool:
 
 
 def with_options_of(make: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: a verb gets another function's options beside its own, and what it returns as first argument.
+    """Give a verb another function's options beside its own, as a decorator.
+
+    What that function returns is the verb's first argument.
 
     Args:
-        make: its parameters are the options.
+        make: the function whose parameters are the options.
     """
     shared = inspect.signature(make, eval_str=True).parameters
 
-    def enter(verb: Callable[..., None]) -> Callable[..., None]:
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
 
         @wraps(verb)
         def wrapped(**values: Any) -> None:
             verb(make(**{name: values.pop(name) for name in shared}), **values)
 
-        # What typer reads options from.
+        # Typer reads options from the signature.
         wrapped.__dict__["__signature__"] = inspect.Signature([*shared.values(), *own])
         return wrapped
 
-    return enter
+    return decorate
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Seed numbers with commas between.
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Parse seed numbers with commas between.
 
     Raises:
-        RiebenchError: if they are none, repeat or are negative.
+        RiebenchError: if they are no numbers, repeat or are negative.
     """
     try:
         numbers = tuple(int(part) for part in text.split(","))
@@ -147,20 +158,23 @@ def numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def words(text: str | None) -> tuple[str, ...]:
-    """Words with commas between; none for None."""
+def split_names(text: str | None) -> tuple[str, ...]:
+    """Split words with commas between; none for None."""
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
-def places(results: Path | None) -> tuple[Path, Path]:
-    """The results folder and the leaderboard: both inside --results, or in the working directory."""
+def output_paths(results: Path | None) -> tuple[Path, Path]:
+    """Return the results folder and the leaderboard's path.
+
+    Both are inside --results, or in the working directory.
+    """
     if results is None:
         return Path("results"), Path("leaderboard.md")
     return results, results / "leaderboard.md"
 
 
 def folders_in(results: Path) -> list[RunFolder]:
-    """All run folders below a results folder.
+    """List all run folders below a results folder.
 
     Raises:
         RiebenchError: if there are none.

@@ -1,4 +1,7 @@
-"""The command line. Verbs live in `riebench.cli`; everything heavy is imported inside them: help is instant."""
+"""Entry point of the command line, with its verbs.
+
+The verbs' modules import everything heavy inside functions, so that help is instant.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +40,18 @@ def common(
     ] = False,
     debug: Annotated[bool, typer.Option(DEBUG_FLAG, help="Show tracebacks; works anywhere on the line.")] = False,
 ) -> None:
-    """What sparse autoencoder features of SDXL do to pictures: interventions, scores, per-block tables.
+    """Measure what sparse autoencoder features of SDXL do to pictures.
+
+    It makes interventions, scores and per-block tables.
 
     `riebench run` alone is the main job: the toy suite with every official setting, scores, tables and leaderboard.
     """
 
 
 def main() -> None:
-    """Entry point of the `riebench` command."""
+    """Run the `riebench` command."""
     if DEBUG_FLAG in sys.argv:
-        # Understood before and after the verb alike.
+        # The flag may stand before or after the verb.
         sys.argv = [argument for argument in sys.argv if argument != DEBUG_FLAG]
         os.environ["RIEBENCH_DEBUG"] = "1"
     app()

@@ -18,18 +18,18 @@ from riebench.cli.common import (
     SizeOption,
     SuiteOption,
     friendly,
-    numbers,
-    places,
+    output_paths,
+    parse_seeds,
     say,
+    split_names,
     with_options_of,
-    words,
 )
 from riebench.errors import RiebenchError
 
 LIST = "list"
 
 
-def job_of(
+def job_from_options(
     suite: SuiteOption = "toy",
     model: Annotated[
         str | None,
@@ -75,9 +75,12 @@ def job_of(
     redo: Annotated[bool, typer.Option("--redo", help="Measure again what is there.")] = False,
     offline: OfflineOption = False,
 ) -> Any:
-    """A function that makes the `riebench.paper.job.PaperJob` that the options of `riebench paper` stand for."""
+    """Return a function that makes the `PaperJob` of some options.
 
-    def made() -> Any:
+    The options are those of `riebench paper` (see `riebench.paper.job.PaperJob`); also return the folder to write to.
+    """
+
+    def make_job() -> Any:
         from riebench.blocks import short_name
         from riebench.models.spec import ModelOptions
         from riebench.paper.job import PaperJob
@@ -85,25 +88,29 @@ def job_of(
         from riebench.utils.machine import pick_device
 
         return PaperJob(
-            out=out, work=work, suite=suite, model=model, base=base, sae=sae, sweep=sweep, results=places(results)[0],
-            profile=get_profile(profile).name, prompts=prompts, limit=limit, seeds=numbers(seeds),
-            steps=_step_counts(steps), guidance=guidance, blocks=tuple(short_name(block) for block in words(blocks)),
-            device=pick_device(device), dtype=dtype, batch_size=batch_size, redo=redo, offline=offline,
+            out=out, work=work, suite=suite, model=model, base=base, sae=sae, sweep=sweep,
+            results=output_paths(results)[0], profile=get_profile(profile).name, prompts=prompts, limit=limit,
+            seeds=parse_seeds(seeds), steps=_step_counts(steps), guidance=guidance,
+            blocks=tuple(short_name(block) for block in split_names(blocks)), device=pick_device(device),
+            dtype=dtype, batch_size=batch_size, redo=redo, offline=offline,
             options=ModelOptions(size=size, config=config, vae=vae, offload=offload), say=say,
         )  # fmt: skip
 
-    return made, out
+    return make_job, out
 
 
 @friendly
-@with_options_of(job_of)
+@with_options_of(job_from_options)
 def paper(
-    asked: Any,
+    options: Any,
     names: Annotated[list[str] | None, typer.Argument(help="Artefacts by name, all, or list. [default: list]")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only say whether files follow from the stored data.")] = False,
 ) -> None:
-    """Make the paper's tables and figures: on the toy world as it is, on SDXL for those who have the weights."""
-    job, out = asked
+    """Make the paper's tables and figures.
+
+    On the toy world as it is, on SDXL for those who have the weights.
+    """
+    job, out = options
     if check:
         from riebench.paper.output import ALL, chosen
         from riebench.paper.output import check as compare

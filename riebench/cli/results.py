@@ -1,4 +1,7 @@
-"""Verbs on stored results: score, tables, leaderboard, compare."""
+"""Verbs on stored results: score, tables, leaderboard, compare and others.
+
+The others write the report, exports for other programs and the validity document.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from riebench.cli.common import (
     WeightsOption,
     folders_in,
     friendly,
-    places,
+    output_paths,
     say,
-    words,
+    split_names,
 )
 from riebench.errors import RiebenchError
 
@@ -48,14 +51,14 @@ def score(
     from riebench.utils.machine import pick_device
 
     first, second = scorer_pair(scorer or ())
-    folders = folders_in(places(results)[0])
+    folders = folders_in(output_paths(results)[0])
     with offline_mode(offline):
         report = compute(
             folders,
             [task for name in suite or () for task in load_suite(name)],
             scorer=first,
             second=second,
-            metrics=words(metrics) or None,
+            metrics=split_names(metrics) or None,
             profile=profile,
             weights=parse_weights(weights or ()),
             offline=offline,
@@ -82,7 +85,7 @@ def tables(
 
     if profile is not None:
         get_profile(profile)
-    folders = folders_in(places(results)[0])
+    folders = folders_in(output_paths(results)[0])
     paths = check_all(folders, profile) if check else write_all(folders, profile)
     for file in document or ():
         fill_document(file, check=check)
@@ -111,7 +114,7 @@ def leaderboard(
     """Write leaderboard.md from the results folder alone."""
     from riebench.analysis.leaderboard import check_leaderboard, write_leaderboard
 
-    folder, board = places(results)
+    folder, board = output_paths(results)
     if verify is not None:
         _verify(verify, suite or [], scorer or [], weights or [], device, offline)
     elif check:
@@ -153,13 +156,13 @@ def compare(
     suite: Annotated[str | None, typer.Option(help="The suite, if there are results of several.")] = None,
     model: Annotated[str | None, typer.Option(help="The model, if there are results of several.")] = None,
 ) -> None:
-    """Compare two methods: paired difference of their areas, by category and block set."""
+    """Compare two methods: paired difference of areas, by category and block set."""
     from riebench.analysis.compare import compare as compared
     from riebench.analysis.compare import comparison_text, short_knobs
 
     folders = [
         folder
-        for folder in folders_in(places(results)[0])
+        for folder in folders_in(output_paths(results)[0])
         if suite in (None, folder.spec.suite) and model in (None, folder.spec.model.name)
     ]
     groups = sorted({(folder.spec.suite, folder.spec.model.name) for folder in folders})
@@ -193,13 +196,16 @@ def report(
     offline: OfflineOption = False,
     open_page: OpenOption = False,
 ) -> None:
-    """Write a page with leaderboard, trade-off, blocks and every picture; it opens from disk without network."""
+    """Write a page with leaderboard, trade-off, blocks and every picture.
+
+    It opens from disk without network.
+    """
     from riebench.report import write_report
     from riebench.report.feature_choice import ReportFeatures
     from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
 
-    folder, board = places(results)
+    folder, board = output_paths(results)
     tasks = [task for name in suite or () for task in load_suite(name)]
     maker = ReportFeatures(device, offline, feature_limit, say, scorer)
     with offline_mode(offline):
@@ -231,14 +237,14 @@ def export(
     from riebench.analysis.export import DATASET, check_formats
     from riebench.analysis.export import export as write
 
-    chosen = check_formats(words(formats))
+    chosen = check_formats(split_names(formats))
     if push_to is not None and DATASET not in chosen:
         raise RiebenchError("--push-to uploads the dataset; add --format dataset")
     if push_to is not None:
         from riebench.analysis.export import check_hub_name
 
         check_hub_name(push_to)
-    folders = folders_in(places(results)[0])
+    folders = folders_in(output_paths(results)[0])
     for path in write(folders, out, chosen):
         print(path)
     if DATASET in chosen:
@@ -263,7 +269,7 @@ def validity(
     """Hold scores against the truth, where it is known: the toy world's judge."""
     from riebench.analysis.validity.document import fill_validity
 
-    paths = fill_validity(folders_in(places(results)[0]), out, check=check)
+    paths = fill_validity(folders_in(output_paths(results)[0]), out, check=check)
     if check:
         say(f"{len(paths)} files are up to date")
     else:

@@ -1,4 +1,4 @@
-"""Verbs on sparse autoencoders."""
+"""Verbs on sparse autoencoders: inspect, feature, and those that train."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from riebench.cli.common import (
     StepsOption,
     VaeOption,
     friendly,
-    numbers,
+    parse_seeds,
     say,
 )
 
@@ -104,7 +104,7 @@ def inspect_saes(
 
 
 def show(inspection: Inspection) -> None:
-    """Prints a table with one column per SAE, and the warnings below it."""
+    """Print a table with one column per SAE, and the warnings below it."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -185,14 +185,17 @@ def feature(
     offline: OfflineOption = False,
     open_page: OpenOption = False,
 ) -> None:
-    """Write a page on features: strongest pictures, values, what switching does, nearest features."""
+    """Write a page on features and on what switching them does.
+
+    It shows strongest pictures, values, the effect of switching, and nearest features.
+    """
     from riebench.models.spec import ModelOptions
     from riebench.report.feature_pages import FeatureJob, parse_indices, parse_strengths
     from riebench.utils.hub import offline_mode
 
     job = FeatureJob(
         block=block, indices=parse_indices(index), model=model, sae=sae, suite=suite, prompts=prompts, limit=limit,
-        seeds=numbers(seeds), strengths=parse_strengths(strengths), top=top, steps=steps, guidance=guidance,
+        seeds=parse_seeds(seeds), strengths=parse_strengths(strengths), top=top, steps=steps, guidance=guidance,
         scorer=scorer, batch_size=batch_size, device=device, dtype=dtype, out=out, offline=offline,
         options=ModelOptions(size=size, config=config, vae=vae, offload=offload),
     )  # fmt: skip

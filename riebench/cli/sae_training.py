@@ -1,4 +1,7 @@
-"""Verbs that make sparse autoencoders: collect updates, train on them, measure the training step."""
+"""Verbs that make sparse autoencoders.
+
+They collect updates, train on them, and measure the training step.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from riebench.cli.common import (
     SizeOption,
     friendly,
     say,
+    split_names,
     with_options_of,
-    words,
 )
 
 if TYPE_CHECKING:
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loading:
-    """How a model is loaded; the options of `riebench run` of the same names."""
+class ModelLoading:
+    """Options for loading a model, named as those of `riebench run`."""
 
     model: str
     steps: int
@@ -43,7 +46,7 @@ class Loading:
     options: ModelOptions
 
     def load(self) -> Any:
-        """The `riebench.models.loading.LoadedModel`."""
+        """Load the model, a `riebench.models.loading.LoadedModel`."""
         from riebench.models.loading import load_model
         from riebench.utils.machine import pick_device
 
@@ -55,7 +58,7 @@ class Loading:
         )  # fmt: skip
 
 
-def loading_of(
+def loading_from_options(
     model: ModelNameOption,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 1,
     guidance: GuidanceOption = None,
@@ -67,18 +70,18 @@ def loading_of(
     attention: AttentionOption = "default",
     channels_last: ChannelsLastOption = False,
     offline: OfflineOption = False,
-) -> Loading:
-    """What the model options stand for."""
+) -> ModelLoading:
+    """Build the `ModelLoading` of the model options."""
     from riebench.models.spec import ModelOptions
 
     options = ModelOptions(
         size=size, config=config, offload=offload, attention=attention, channels_last=channels_last
     )  # fmt: skip
-    return Loading(model, steps, guidance, dtype, device, offline, options)
+    return ModelLoading(model, steps, guidance, dtype, device, offline, options)
 
 
 @friendly
-@with_options_of(loading_of)
+@with_options_of(loading_from_options)
 def collect_updates(
     loading: Any,
     out: Annotated[Path, typer.Option(help="Folder for the shards.")] = Path("updates"),
@@ -102,19 +105,22 @@ def collect_updates(
         bool, typer.Option("--redo-damaged", help="Make shards again that are cut off or have changed.")
     ] = False,
 ) -> None:
-    """Collect block updates of many prompts, to train SAEs on. Repeating a command does only what is missing."""
+    """Collect block updates of many prompts, to train SAEs on.
+
+    Repeating a command does only what is missing.
+    """
     from riebench.blocks import default_blocks
     from riebench.tasks.importers.datasets import Place
     from riebench.training.collect import Collecting, collect
     from riebench.training.prompts import PromptSource
 
-    assert isinstance(loading, Loading)
+    assert isinstance(loading, ModelLoading)
     place = None
     if dataset is not None:
         place = Place(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
     source = PromptSource(prompts, place, column, toy_captions)
     known = source.count()
-    what = Collecting(words(blocks) or default_blocks(), limit, seed, batch_size, shard_pictures, redo_damaged)
+    what = Collecting(split_names(blocks) or default_blocks(), limit, seed, batch_size, shard_pictures, redo_damaged)
     there = collect(loading.load(), source.read(), out, what, known=known, say=say)
     say(f"{there.pictures} pictures in {len(there.shards)} shards; next: riebench sae train {out} --out FOLDER")
 
@@ -144,7 +150,10 @@ def train_saes(
     trust: Annotated[bool, typer.Option("--trust", help="Compare only the shards' sizes, not their hashes.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train SAEs, all of a block over one pass of its updates. Repeating a command goes on where it stopped."""
+    """Train SAEs, all of a block over one pass of its updates.
+
+    Repeating a command goes on where it stopped.
+    """
     import torch
 
     from riebench.training.batches import DataPass
@@ -159,12 +168,12 @@ def train_saes(
             features=features, k=one, auxk=auxk, batch_size=batch_size, learning_rate=lr, dead_after=dead_after,
             seed=seed, kind=_kind(named), decay=decay,
         )
-        for named in words(kind) for features in _counts("--width", width) for one in _counts("--k", k)
+        for named in split_names(kind) for features in _counts("--width", width) for one in _counts("--k", k)
     )  # fmt: skip
     plan = DataPass(batch_size, epochs, steps, buffer, held_out, seed)
     where = torch.device(pick_device(device))
     job = Job(out, configs, plan, where, log_every, checkpoint_every, trust)
-    lines = train_collection(collection, words(blocks), job, say)
+    lines = train_collection(collection, split_names(blocks), job, say)
     print(f"{'block':<10} {'kind':<10} {'k':>5} {'n':>7} {'EV':>8} {'L0':>8} {'dead':>8}")
     for line in lines:
         print(
@@ -224,7 +233,7 @@ def _counts(flag: str, text: str) -> tuple[int, ...]:
     from riebench.errors import RiebenchError
 
     try:
-        found = tuple(dict.fromkeys(int(part) for part in words(text)))
+        found = tuple(dict.fromkeys(int(part) for part in split_names(text)))
     except ValueError as error:
         raise RiebenchError(f"{flag} {text!r}: write whole numbers with commas between, such as 8,16") from error
     if not found or min(found) < 1:

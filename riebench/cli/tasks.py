@@ -1,4 +1,4 @@
-"""Verbs that make task files from other people's data."""
+"""Verbs on task files: list, check, and import from published data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SUITES = Path("suites")
 """Folder of imported suites in the working directory."""
 SHOWN = 20
-"""Records left out that are named one by one."""
+"""Number of records left out that are named one by one."""
 
 importers = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make task files from published benchmarks and data sets."
@@ -96,7 +96,7 @@ def _intake() -> Intake:
 
 
 def _finish(intake: Intake, origin: dict[str, str | int], out: Path, force: bool) -> None:
-    """Writes the suite and says what arrived and what did not."""
+    """Write the suite; print what was imported and what was left out."""
     from riebench.tasks.importers.writer import store_suite, suite_files
     from riebench.tasks.schema import ALL_CATEGORIES
 
