@@ -19,6 +19,7 @@ from PIL import Image
 
 from riebench.generation.generator import Capture, GenerationResult, Generator
 from riebench.generation.hooks import unit_layers
+from riebench.generation.memory import BatchSize
 from riebench.generation.regions.masks import View, make_masks
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.generation.trace import Trace
@@ -70,7 +71,7 @@ class OneByOne:
             for one in looking
         }
         shared = next(iter(prepared.values())).folder.shared
-        masks = MaskMaker(spec, shared, self.generator, batch_size=1, offline=True)
+        masks = MaskMaker(spec, shared, self.generator, batches=BatchSize(1), offline=True)
         captures = CapturePlan(self.generator, prepared, masks.uses_attention)
         return References(tasks, self.generator, masks, captures)
 
