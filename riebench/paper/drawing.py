@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from riebench.paper.artefact import HIGH, LOW, Artefact, Row, picked, values_of
+from riebench.paper.artefact import HIGH, LOW, Artefact, Row, select_rows, values_of
 from riebench.scoring.profiles import DEFAULT, PROFILES
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def number(row: Row, name: str) -> float:
 def by_block(axes: Axes, rows: Sequence[Row], x: str, y: str, *, dashed: bool = False) -> None:
     """One line a block with its interval as a band; dashed lines carry no label."""
     for index, block in enumerate(values_of(rows, "block")):
-        line(axes, picked(list(rows), block=block), x, y, color=f"C{index}", dashed=dashed, label=str(block))
+        line(axes, select_rows(list(rows), block=block), x, y, color=f"C{index}", dashed=dashed, label=str(block))
 
 
 def line(axes: Axes, rows: Sequence[Row], x: str, y: str, *, color: str, dashed: bool, label: str) -> None:
@@ -99,10 +99,10 @@ def draw_shares(figure: Figure, artefact: Artefact) -> None:
     figure.set_size_inches(2 * SHARE_WIDTH, SHARE_HEIGHT * max(1, len(variants)) + 0.6)
     grid = figure.subplots(max(1, len(variants)), 2, sharex=True, sharey=True, squeeze=False)
     for line, variant in zip(grid, variants, strict=False):
-        mine = picked(rows, variant=variant)
+        mine = select_rows(rows, variant=variant)
         setting = min(values_of(mine, "setting"), key=lambda name: _switched(mine, name))
         for axes, side in zip(line, ("on", "off"), strict=True):
-            heat_map(axes, picked(mine, setting=setting, side=side), "share", 1, 2, signed=False)
+            heat_map(axes, select_rows(mine, setting=setting, side=side), "share", 1, 2, signed=False)
             told = f"switched {side}, {VARIANTS.get(str(variant), str(variant))}"
             axes.set_title(f"{told}\n({setting})", fontsize=8)
 

@@ -1,4 +1,9 @@
-"""What `riebench paper` was asked for, and what it keeps: models in memory, finished rows on the disk."""
+"""The request behind `riebench paper`, and what it loads, caches and describes.
+
+A `PaperJob` holds the options, keeps loaded models in memory and finished rows on disk. The functions below it load the
+SAEs that a user names, describe models, SAEs and prompts in an artefact's settings, and make the keys under which
+measured rows are cached.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.errors import RiebenchError
 from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelOptions, ModelSpec
-from riebench.paper.artefact import Row, Scalar, rounded
+from riebench.paper.artefact import ArtefactSettings, Row, Scalar, round_row
 from riebench.saes.formats import available, checkpoint_at
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import SaeSource, check_width, sources_of
@@ -26,47 +31,50 @@ if TYPE_CHECKING:
 
 
 PARTS = "parts"
-FEW_STEPS = (1, 4)
-"""Step counts at which a few-step model is measured."""
+STEP_COUNTS = (1, 4)
+"""Step counts at which a few-step model is measured by default."""
 PROMPTS = 100
-"""Prompts of one measured artefact, unless --limit says otherwise."""
+"""Number of prompts of one measured artefact without --limit."""
 TOY_SEED = 241_022_366
-"""Draws the toy world's captions: of scenes that nothing was trained on."""
-MANY_STEPS: dict[str, str] = {"toy-turbo": "toy-base", "sdxl-turbo": "sdxl-base"}
+"""Seed of the toy world's captions, of scenes that nothing was trained on."""
+MANY_STEP_PARTNERS: dict[str, str] = {"toy-turbo": "toy-base", "sdxl-turbo": "sdxl-base"}
 """Few-step preset -> the many-step model that goes with it."""
+INTERVAL_TEXT = f"95 %, percentile bootstrap over prompts, {REPLICATES} replicates, seed {BOOTSTRAP_SEED}"
+HASH_DIGITS = 12
+"""Number of printed digits of a hash."""
 
 
 def _quiet(_line: str) -> None:
-    """Says nothing."""
+    """Ignore a line of progress."""
 
 
 @dataclass(frozen=True)
 class PaperJob:
-    """What artefacts are made of and where they go; most fields are options of `riebench paper`.
+    """Inputs and outputs of artefacts; most fields are options of `riebench paper`.
 
     Attributes:
-        out: where documents, tables, figures and data go.
-        work: where what is made on the way goes and stays: trained SAEs, results of short runs.
+        out: folder for documents, tables, figures and data.
+        work: folder for intermediate results that are kept: trained SAEs, results of short runs.
         suite: a shipped suite, or a folder of task files.
         model: the few-step model; None for the suite's.
         base: the many-step model; None for the few-step preset's partner, "none" for none.
-        sae: one SAE a block, as `riebench.saes.sources` reads them; None for the model's own.
-        sweep: SAEs of several k and widths; None for those of `sae`, and on the toy world for some trained on the way.
+        sae: one SAE for each block, as `riebench.saes.sources` reads them; None for the model's own.
+        sweep: SAEs of several k and widths; None for those of `sae`, or on the toy world for SAEs trained by the job.
         results: stored results of `riebench run`.
-        profile: whose scores are read from them.
-        prompts: a text file with a prompt a line.
+        profile: scoring profile whose numbers are read from the results.
+        prompts: a text file with one prompt on each line.
         limit: prompts of a measured artefact, and examples of each category of one that runs the benchmark.
-        seeds: which noises of each prompt.
+        seeds: noise indices of each prompt.
         steps: step counts of the few-step model.
         guidance: of the many-step model; None for its own.
         blocks: only these blocks, by short name; empty for all that an artefact looks at.
-        device: where it runs, "cpu" or "cuda"; never "auto" here.
+        device: device of all computations, "cpu" or "cuda"; never "auto" here.
         dtype: number format; None for the model's own.
         batch_size: pictures at a time; None for what device and free memory allow.
-        redo: measures again what is there.
-        offline: fetches nothing.
-        options: how models are loaded.
-        say: receives lines for people.
+        redo: whether stored measurements are repeated.
+        offline: whether downloads are forbidden.
+        options: model loading options.
+        say: receives lines of progress.
     """
 
     out: Path = Path("paper")
@@ -81,7 +89,7 @@ class PaperJob:
     prompts: Path | None = None
     limit: int | None = None
     seeds: tuple[int, ...] = (0,)
-    steps: tuple[int, ...] = FEW_STEPS
+    steps: tuple[int, ...] = STEP_COUNTS
     guidance: float | None = None
     blocks: tuple[str, ...] = ()
     device: str = "cpu"
@@ -94,24 +102,24 @@ class PaperJob:
     _loaded: dict[str, LoadedModel] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def few_steps(self) -> str:
-        """The few-step model as the user would name it."""
+    def few_step_model(self) -> str:
+        """Few-step model under the name that the user would give it."""
         return self.model or default_model(self.suite)
 
     @property
-    def many_steps(self) -> str | None:
-        """The many-step model, if there is one."""
+    def many_step_model(self) -> str | None:
+        """Many-step model; None if there is none."""
         if self.base == "none":
             return None
-        return self.base or MANY_STEPS.get(self.few_steps)
+        return self.base or MANY_STEP_PARTNERS.get(self.few_step_model)
 
     def load(self, name: str, steps: int | None = None, guidance: float | None = None) -> LoadedModel:
-        """A model, read once and kept.
+        """Load a model once and keep it in memory.
 
         Args:
-            name: `few_steps` or `many_steps`.
-            steps: instead of its own.
-            guidance: likewise.
+            name: `few_step_model` or `many_step_model`.
+            steps: step count that replaces the model's own.
+            guidance: guidance that replaces the model's own.
 
         Raises:
             RiebenchError: as `riebench.models.loading.load_model`.
@@ -127,17 +135,21 @@ class PaperJob:
         changes = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
         return replace(model, spec=model.spec.model_copy(update=changes))
 
-    def texts(self, spec: ModelSpec) -> list[tuple[str, str]]:
-        """The prompts of a measured artefact, each with a name that seeds its noise and is resampled.
+    def named_prompts(self, spec: ModelSpec) -> list[tuple[str, str]]:
+        """Return the prompts of a measured artefact, each with a name.
 
-        Lines of `prompts`; or, on the toy world, captions of scenes that nothing was trained on; or source prompts of
-        the suite, evenly drawn, one of each cluster.
+        The name seeds the prompt's noise and is the unit of resampling. Prompts are the lines of `prompts`; or, on the
+        toy world, captions of scenes that nothing was trained on; or source prompts of the suite, evenly drawn, one of
+        each cluster.
 
         Args:
             spec: the few-step model.
 
+        Returns:
+            Pairs of name and prompt.
+
         Raises:
-            RiebenchError: if the file or the suite gives none.
+            RiebenchError: if the file or the suite holds no prompt.
         """
         limit = self.limit or PROMPTS
         if self.prompts is not None:
@@ -154,41 +166,48 @@ class PaperJob:
         found = list(dict.fromkeys(clusters.values()))
         return [found[i * len(found) // limit] for i in range(limit)] if len(found) > limit else found
 
-    def runs(self, texts: Sequence[tuple[str, str]]) -> list[Noise]:
-        """Every prompt with every seed."""
-        return [Noise(name, text, index, noise_seed(name, index)) for name, text in texts for index in self.seeds]
+    def samples(self, texts: Sequence[tuple[str, str]]) -> list[PromptSample]:
+        """Return every prompt with every seed."""
+        return [
+            PromptSample(name, text, index, noise_seed(name, index)) for name, text in texts for index in self.seeds
+        ]
 
-    def part(self, artefact: str, key: Mapping[str, Any], compute: Callable[[], list[Row]]) -> list[Row]:
-        """Rows of one piece of work: those kept under this key, or newly computed and kept.
+    def cached_rows(self, artefact: str, key: Mapping[str, Any], compute: Callable[[], list[Row]]) -> list[Row]:
+        """Return the rows stored under a key, or compute and store them.
 
         Args:
-            artefact: whose work it is; the folder's name.
-            key: everything that moves a number of the rows, as plain data.
+            artefact: name of the artefact, and of the folder of its rows.
+            key: everything that affects a number of the rows, as plain data.
             compute: makes the rows.
 
         Raises:
-            RiebenchError: if a kept file is damaged.
+            RiebenchError: if a stored file is damaged.
         """
-        return self.parts(artefact, [key], lambda _missing: [(0, compute())])[0]
+        return self.cached_parts(artefact, [key], lambda _missing: [(0, compute())])[0]
 
-    def parts(
+    def cached_parts(
         self,
         artefact: str,
         keys: Sequence[Mapping[str, Any]],
         compute: Callable[[list[int]], Iterable[tuple[int, list[Row]]]],
     ) -> list[list[Row]]:
-        """As `part`, for pieces that are computed together.
+        """Return the rows of several parts that are computed together.
+
+        Each part is cached as by `cached_rows`.
 
         Args:
-            artefact: see `part`.
-            keys: one per piece.
-            compute: gets the numbers of the pieces that are missing and gives each one's rows as they come.
+            artefact: see `cached_rows`.
+            keys: one for each part.
+            compute: receives the indices of the missing parts and yields the rows of each as they are finished.
+
+        Raises:
+            RiebenchError: if a stored file is damaged.
         """
         paths = [self.out / "data" / PARTS / artefact / f"{content_digest(dict(key))[:16]}.json" for key in keys]
-        found = {number: _kept(path) for number, path in enumerate(paths) if path.exists() and not self.redo}
+        found = {number: _load_rows(path) for number, path in enumerate(paths) if path.exists() and not self.redo}
         missing = [number for number in range(len(keys)) if number not in found]
         for number, rows in compute(missing) if missing else ():
-            found[number] = [rounded(row) for row in rows]
+            found[number] = [round_row(row) for row in rows]
             data = {"key": dict(keys[number]), "rows": found[number]}
             text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False)
             write_atomic(paths[number], f"{text}\n".encode())
@@ -196,13 +215,13 @@ class PaperJob:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """One generation.
+class PromptSample:
+    """Prompt and noise of one generated picture.
 
     Attributes:
-        name: of its prompt; the unit that is resampled.
-        prompt: what is generated.
-        index: which seed, as the user counts them.
+        name: of its prompt; the unit of resampling.
+        prompt: text of the prompt.
+        index: number of the seed as the user counts seeds.
         seed: of its noise.
     """
 
@@ -213,7 +232,16 @@ class Noise:
 
 
 def toy_captions(count: int) -> list[tuple[str, str]]:
-    """Captions of the toy world whose scenes are kept from all training, always the same ones first."""
+    """Return captions of toy scenes that are held out from all training.
+
+    A larger count begins with the captions of a smaller one.
+
+    Args:
+        count: number of captions, all distinct.
+
+    Returns:
+        Pairs of name and caption.
+    """
     import random
 
     from riebench.toyworld.captions import caption
@@ -228,7 +256,8 @@ def toy_captions(count: int) -> list[tuple[str, str]]:
     return [(f"held-out-{number:04d}", text) for number, text in enumerate(found)]
 
 
-def _kept(path: Path) -> list[Row]:
+def _load_rows(path: Path) -> list[Row]:
+    """Load the rows of a stored part."""
     try:
         rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -236,69 +265,24 @@ def _kept(path: Path) -> list[Row]:
     return rows
 
 
-INTERVALS = f"95 %, percentile bootstrap over prompts, {REPLICATES} replicates, seed {BOOTSTRAP_SEED}"
-HASH = 12
-"""Digits of a hash that are printed."""
-Said = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
-
-
-def model_words(spec: ModelSpec) -> str:
-    """A model in a line: name, source, revision, size, number format."""
-    beside = "".join([f", autoencoder {spec.vae}" if spec.vae else "", ", tiled" if spec.vae_tiling else ""])
-    return f"{spec.name} ({spec.source} @ {(spec.revision or 'unknown')[:HASH]}, {spec.size} px, {spec.dtype}{beside})"
-
-
-def run_words(spec: ModelSpec) -> str:
-    """How a model was run."""
-    return f"{spec.steps} step{'s' if spec.steps > 1 else ''}, guidance {spec.guidance:g}"
-
-
-def sae_words(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Scalar]:
-    """SAEs by block: k, width, hash."""
-    return {block: sae_line(sae) for block, sae in saes.items()}
-
-
-def sae_line(sae: SparseAutoencoder) -> str:
-    """One SAE: k, width, hash."""
-    return f"k {sae.k}, width {sae.n}, sha256 {sae.sha256[:HASH]}"
-
-
-def prompt_words(job: PaperJob, spec: ModelSpec, runs: Sequence[Noise]) -> Said:
-    """Prompts, seeds and intervals."""
-    texts = list(dict.fromkeys((run.name, run.prompt) for run in runs))
-    if job.prompts is not None:
-        source = f"lines of {job.prompts.name}"
-    elif job.suite == "toy" and is_shipped(spec):
-        source = f"captions of toy scenes that nothing was trained on, drawn with seed {TOY_SEED}"
-    else:
-        source = f"source prompts of the suite {job.suite}, evenly drawn, one of each cluster"
-    return {
-        "prompts": f"{len(texts)}: {source}; sha256 {content_digest(texts)[:HASH]}",
-        "seeds of each prompt": list(job.seeds),
-        "intervals": INTERVALS,
-    }
-
-
-def runs_key(runs: Sequence[Noise]) -> str:
-    """What the prompts and noises of a measurement are told apart by."""
-    return content_digest([[run.name, run.prompt, run.seed] for run in runs])
-
-
-def sae_key(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Any]:
-    """What the SAEs of a measurement are told apart by."""
-    return {block: [sae.sha256, sae.k, sae.n] for block, sae in saes.items()}
-
-
 @dataclass(frozen=True)
-class Labelled:
-    """An SAE of a block."""
+class BlockSae:
+    """SAE and the block it belongs to.
+
+    Attributes:
+        block: short name of the block.
+        sae: on the model's device.
+    """
 
     block: str
     sae: SparseAutoencoder
 
 
-def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labelled]:
-    """Every SAE of these blocks that the user names, or that the model has: by block, width and k.
+def load_block_saes(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[BlockSae]:
+    """Load every SAE of these blocks that the user names or the model has.
+
+    Returns:
+        SAEs sorted by block, width and k.
 
     Raises:
         RiebenchError: if there is none, one does not fit the model, or one was not trained on updates.
@@ -306,8 +290,8 @@ def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labe
     from riebench.features.inspect import load_all
 
     found = []
-    places = [root for one in sources_of(job.sweep or job.sae, model) for root in _roots(one, offline=job.offline)]
-    for path, sae in load_all(places, offline=job.offline):
+    sources = [root for one in sources_of(job.sweep or job.sae, model) for root in _sae_roots(one, offline=job.offline)]
+    for path, sae in load_all(sources, offline=job.offline):
         if sae.block is None:
             raise RiebenchError(f"{path} does not say which block it is for; write BLOCK={path}")
         if sae.block not in blocks:
@@ -315,17 +299,68 @@ def given(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) -> list[Labe
         check_width(sae, sae.block, model)
         if sae.signal != "update":
             raise RiebenchError(f"{path} was not trained on block updates as far as it says; add #signal=update if so")
-        found.append(Labelled(sae.block, sae.to(model.device)))
+        found.append(BlockSae(sae.block, sae.to(model.device)))
     if not found:
         where = job.sweep or job.sae or model.spec.name
         raise RiebenchError(f"no SAE for {', '.join(blocks)} in {where}; name others with --sae or --sweep")
     return sorted(found, key=lambda one: (list(blocks).index(one.block), one.sae.n, one.sae.k or 0))
 
 
-def _roots(source: SaeSource, *, offline: bool) -> list[SaeSource]:
-    """A place, or the roots below it: a training of several widths gives each width a root of its own."""
+def _sae_roots(source: SaeSource, *, offline: bool) -> list[SaeSource]:
+    """Return a source, or the roots of SAEs below its folder.
+
+    A training of several widths gives each width a root of its own.
+    """
     path = source.locate(offline=offline)
     if not path.is_dir() or checkpoint_at(path, source.options) is not None or available(path, source.options):
         return [source]
     below = [child for child in sorted(path.iterdir()) if child.is_dir() and available(child, source.options)]
     return [replace(source, place=str(child)) for child in below] or [source]
+
+
+def model_text(spec: ModelSpec) -> str:
+    """Describe a model in a line: name, source, revision, size, number format."""
+    beside = "".join([f", autoencoder {spec.vae}" if spec.vae else "", ", tiled" if spec.vae_tiling else ""])
+    revision = (spec.revision or "unknown")[:HASH_DIGITS]
+    return f"{spec.name} ({spec.source} @ {revision}, {spec.size} px, {spec.dtype}{beside})"
+
+
+def steps_text(spec: ModelSpec) -> str:
+    """Describe the steps and the guidance of a model's runs."""
+    return f"{spec.steps} step{'s' if spec.steps > 1 else ''}, guidance {spec.guidance:g}"
+
+
+def sae_text(sae: SparseAutoencoder) -> str:
+    """Describe an SAE in a line: k, width, hash."""
+    return f"k {sae.k}, width {sae.n}, sha256 {sae.sha256[:HASH_DIGITS]}"
+
+
+def block_sae_texts(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Scalar]:
+    """Describe the SAE of each block, see `sae_text`."""
+    return {block: sae_text(sae) for block, sae in saes.items()}
+
+
+def prompt_settings(job: PaperJob, spec: ModelSpec, samples: Sequence[PromptSample]) -> ArtefactSettings:
+    """Return the settings of an artefact on prompts, seeds and intervals."""
+    texts = list(dict.fromkeys((sample.name, sample.prompt) for sample in samples))
+    if job.prompts is not None:
+        source = f"lines of {job.prompts.name}"
+    elif job.suite == "toy" and is_shipped(spec):
+        source = f"captions of toy scenes that nothing was trained on, drawn with seed {TOY_SEED}"
+    else:
+        source = f"source prompts of the suite {job.suite}, evenly drawn, one of each cluster"
+    return {
+        "prompts": f"{len(texts)}: {source}; sha256 {content_digest(texts)[:HASH_DIGITS]}",
+        "seeds of each prompt": list(job.seeds),
+        "intervals": INTERVAL_TEXT,
+    }
+
+
+def samples_key(samples: Sequence[PromptSample]) -> str:
+    """Return a hash of the prompts and noises of a measurement, for its cache key."""
+    return content_digest([[sample.name, sample.prompt, sample.seed] for sample in samples])
+
+
+def sae_key(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Any]:
+    """Return hash, k and width of the SAE of each block, for a cache key."""
+    return {block: [sae.sha256, sae.k, sae.n] for block, sae in saes.items()}

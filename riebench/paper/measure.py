@@ -1,4 +1,9 @@
-"""Generating for measurements: updates as they come, or pictures with something changed inside."""
+"""What measured artefacts have in common: generating, ablating blocks, comparing.
+
+The first functions generate pictures, or hand over the blocks' updates step by step. `ablate_block` and
+`reconstruction_edit` change what a block adds to the residual stream. `Differences` compares pictures with clean ones
+of the same samples, and `VarianceMeter` computes explained variance with its interval.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +29,38 @@ from riebench.generation.trace import capture
 from riebench.models.loading import LoadedModel
 from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelSpec
-from riebench.paper.artefact import HIGH, LOW, Column, Row, estimated
-from riebench.paper.job import Noise, PaperJob, Said
+from riebench.paper.artefact import HIGH, LOW, ArtefactSettings, Column, Row, estimate_cells
+from riebench.paper.job import PaperJob, PromptSample
 from riebench.saes.sae import SparseAutoencoder
 from riebench.scoring.metrics.lpips import BACKBONE
 from riebench.scoring.metrics.networks import Networks
 
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
-Take = Callable[[str, int, str, int, Tensor], None]
-"""Block, step, guidance half, first run of the batch, float32 values [B, positions, channels]."""
+NO_UPDATE, SKIP_ONLY = "no update", "skip path only"
+LPIPS, CHANGED, PIXEL_MEAN, PIXEL_MEDIAN = "lpips", "changed", "pixel_mean", "pixel_median"
+EV_NAMES = ("ev_dim", "ev_pooled")
+LPIPS_COLUMN = Column(name=LPIPS, title="LPIPS", decimals=3, interval=True)
+CHANGED_COLUMN = Column(name=CHANGED, title="attributes changed, %", decimals=1, scale=100, interval=True)
+LPIPS_BATCH = 16
+"""Number of pictures that LPIPS compares at a time."""
+VARIANCE_FLOOR = 1e-8
+"""Added to the variance of a dimension, so that a constant one causes no division by zero."""
+POSITIONS_PER_BATCH = 8192
+REPLICATES_PER_BATCH = 500
+UpdateCallback = Callable[[str, int, str, int, Tensor], None]
+"""Called with block, step, guidance half, index of the first sample, and values, float32 [B, positions, channels]."""
 Pictures = NDArray[np.uint8]
+Floats = NDArray[np.float64]
 
 
-class Unseen(Generator):
-    """A generator whose pictures nobody looks at: decoding, half the work of one step, is left out."""
+class NoDecodeGenerator(Generator):
+    """Generator that leaves out decoding, half the work of one step.
+
+    It serves measurements that read activations and need no pictures.
+    """
 
     def decode(self, latents: Tensor) -> Pictures:
-        """No pictures, [B, 0, 0, 3].
+        """Return pictures without pixels, [B, 0, 0, 3].
 
         Raises:
             RiebenchError: if a latent is not finite.
@@ -50,30 +70,51 @@ class Unseen(Generator):
         return np.zeros((len(latents), 0, 0, 3), np.uint8)
 
 
-def batches(job: PaperJob, model: LoadedModel, runs: Sequence[Noise], label: str) -> Iterator[tuple[int, list[Noise]]]:
-    """Runs as they are generated together, with the number of the first; shows a bar."""
-    size = job.batch_size or automatic_batch_size(model)
-    firsts = range(0, len(runs), size)
-    for first in tqdm(firsts, desc=label, mininterval=2, leave=False, disable=None):
-        yield first, list(runs[first : first + size])
+def batches(
+    job: PaperJob, model: LoadedModel, samples: Sequence[PromptSample], label: str
+) -> Iterator[tuple[int, list[PromptSample]]]:
+    """Split samples into the batches that are generated together.
 
-
-def watch(
-    job: PaperJob, model: LoadedModel, runs: Sequence[Noise], blocks: Sequence[str], take: Take, label: str
-) -> None:
-    """Hands over every update of some blocks, step by step; nothing is kept.
+    Shows a progress bar.
 
     Args:
-        job: says how many pictures at a time.
+        job: sets the batch size.
+        model: sets the automatic batch size, by its memory.
+        samples: to be generated.
+        label: of the bar.
+
+    Yields:
+        Index of the batch's first sample, and the batch.
+    """
+    size = job.batch_size or automatic_batch_size(model)
+    firsts = range(0, len(samples), size)
+    for first in tqdm(firsts, desc=label, mininterval=2, leave=False, disable=None):
+        yield first, list(samples[first : first + size])
+
+
+def stream_updates(
+    job: PaperJob,
+    model: LoadedModel,
+    samples: Sequence[PromptSample],
+    blocks: Sequence[str],
+    take: UpdateCallback,
+    label: str,
+) -> None:
+    """Pass every update of some blocks to a callback, step by step.
+
+    Nothing is kept.
+
+    Args:
+        job: sets the batch size.
         model: generates.
-        runs: what.
+        samples: to be generated.
         blocks: attention blocks, by short name.
         take: receives the updates.
-        label: of the bar.
+        label: of the progress bar.
     """
-    generator = Unseen(model)
+    generator = NoDecodeGenerator(model)
     unconditional = (UNCONDITIONAL,) if model.guided else ()
-    for first, some in batches(job, model, runs, label):
+    for first, some in batches(job, model, samples, label):
         seen: dict[str, int] = {}
 
         def sink(site: str, values: Tensor, first: int = first, seen: dict[str, int] = seen) -> None:
@@ -83,69 +124,77 @@ def watch(
             for half, part in zip(halves, values.chunk(len(halves)), strict=True):
                 take(site, step, half, first, part.float().flatten(2).transpose(1, 2))
 
-        # Without a word about guidance the capture hands over both halves.
+        # Without guidance options the capture passes both halves on.
         with capture(model.denoiser, blocks, steps=model.spec.steps, sink=sink):
-            generator.generate([run.prompt for run in some], [run.seed for run in some])
+            generator.generate([sample.prompt for sample in some], [sample.seed for sample in some])
 
 
-def pictures(
+def generate_pictures(
     job: PaperJob,
     generator: Generator,
-    runs: Sequence[Noise],
+    samples: Sequence[PromptSample],
     label: str,
     *,
     edit: Edit | None = None,
-    inside: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Pictures:
-    """All pictures of some runs, uint8 [runs, H, W, 3].
+    """Generate the pictures of some samples.
 
     Args:
-        job: says how many at a time.
+        job: sets the batch size.
         generator: of the model.
-        runs: what.
-        label: of the bar.
-        edit: the same for all pictures.
-        inside: entered anew around each batch.
+        samples: to be generated.
+        label: of the progress bar.
+        edit: applied to all pictures.
+        context: makes a context manager that is entered around each batch.
+
+    Returns:
+        Pictures, uint8 [samples, H, W, 3].
     """
     made = []
-    for _, some in batches(job, generator.model, runs, label):
+    for _, some in batches(job, generator.model, samples, label):
         edits = None if edit is None else [edit] * len(some)
-        with inside():
+        with context():
             made.append(generator.generate([r.prompt for r in some], [r.seed for r in some], edits=edits).images)
     return np.concatenate(made)
 
 
-def chosen_blocks(job: PaperJob, model: LoadedModel, usual: Sequence[str]) -> tuple[str, ...]:
-    """The blocks an artefact looks at: those named by the user, or the usual ones.
+def select_blocks(job: PaperJob, model: LoadedModel, supported: Sequence[str]) -> tuple[str, ...]:
+    """Return the blocks an artefact measures: those the user names, or all supported.
 
     Args:
-        job: says what the user named.
+        job: holds the blocks that the user names.
         model: must have them.
-        usual: those the artefact looks at.
+        supported: blocks that the artefact can measure.
+
+    Returns:
+        Blocks in the order of `supported`.
 
     Raises:
-        RiebenchError: for one that the model does not have or the artefact does not look at.
+        RiebenchError: for a block that the model does not have or the artefact does not measure.
     """
     known = known_sites(model.denoiser)
     for block in job.blocks:
         if block not in known:
             raise RiebenchError(f"{model.spec.name} has no block {block!r}{near_match(block, known)}")
-        if block not in usual:
-            raise RiebenchError(f"block {block!r} is not measured here; measured are {', '.join(usual)}")
-    return tuple(block for block in usual if not job.blocks or block in job.blocks)
+        if block not in supported:
+            raise RiebenchError(f"block {block!r} is not measured here; measured are {', '.join(supported)}")
+    return tuple(block for block in supported if not job.blocks or block in job.blocks)
 
 
-NO_UPDATE, SKIP_ONLY = "no update", "skip path only"
+def ablation_name(site: str) -> str:
+    """Return the name of a block's ablation.
 
-
-def change_of(site: str) -> str:
-    """How a block's part is taken away: an attention block gives its input back, a residual block its skip path."""
+    An ablated attention block returns its input, an ablated residual block only its skip path.
+    """
     return SKIP_ONLY if kind(site) == RESIDUAL else NO_UPDATE
 
 
 @contextmanager
-def without(denoiser: nn.Module, site: str, steps: int | None = None) -> Iterator[None]:
-    """Take a block's part away in every call of a denoiser made inside the `with` block, in both guidance halves.
+def ablate_block(denoiser: nn.Module, site: str, steps: int | None = None) -> Iterator[None]:
+    """Ablate a block in every call of a denoiser made inside the `with` block.
+
+    Both guidance halves are changed, see `ablation_name`.
 
     Args:
         denoiser: of a known model family.
@@ -163,89 +212,92 @@ def without(denoiser: nn.Module, site: str, steps: int | None = None) -> Iterato
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A site edit: the block's update becomes what its SAE makes of it, decoder bias included."""
+    """Site edit that replaces a block's update by its SAE reconstruction with bias.
+
+    Attributes:
+        sae: of the block.
+    """
 
     sae: SparseAutoencoder
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """See `riebench.generation.edits.SiteEdit.delta`."""
+        """Return the change of the update; see `riebench.generation.edits.SiteEdit.delta`."""
         return self.sae.decode(self.sae.encode(live), live) - live
 
     @property
     def nbytes(self) -> int:
-        """See `riebench.generation.edits.SiteEdit.nbytes`."""
+        """Bytes held for the edit; see `riebench.generation.edits.SiteEdit.nbytes`."""
         return 0
 
 
-def reconstructed(saes: dict[str, SparseAutoencoder]) -> Edit:
-    """The edit that replaces some blocks' updates, in both guidance halves."""
+def reconstruction_edit(saes: dict[str, SparseAutoencoder]) -> Edit:
+    """Return the edit that reconstructs some blocks' updates in both guidance halves."""
     return Edit(sites={block: Reconstruction(sae) for block, sae in saes.items()}, branch="all")
 
 
-LPIPS, CHANGED, PIXEL_MEAN, PIXEL_MEDIAN = "lpips", "changed", "pixel_mean", "pixel_median"
-TOGETHER = 16
-"""Pictures compared at a time."""
-LPIPS_COLUMN = Column(name=LPIPS, title="LPIPS", decimals=3, interval=True)
-CHANGED_COLUMN = Column(name=CHANGED, title="attributes changed, %", decimals=1, scale=100, interval=True)
-
-
 class Differences:
-    """Compares pictures with the clean ones of the same runs.
+    """Distances of pictures from the clean ones of the same samples.
 
     Args:
-        job: says where networks run.
-        spec: of the model; the toy world's pictures have a judge.
-        runs: what each picture was generated from.
-        clean: uint8 [runs, H, W, 3].
+        job: sets the device of the networks.
+        spec: of the model; pictures of the toy world have a judge.
+        samples: what each picture was generated from.
+        clean: uint8 [samples, H, W, 3].
     """
 
-    def __init__(self, job: PaperJob, spec: ModelSpec, runs: Sequence[Noise], clean: Pictures) -> None:
+    def __init__(self, job: PaperJob, spec: ModelSpec, samples: Sequence[PromptSample], clean: Pictures) -> None:
         self._networks = Networks(device=job.device)
-        self._runs, self._clean = runs, clean
-        self._truth = self._networks.get("judge")(list(clean)) if is_judged(spec) else None
+        self._samples, self._clean = samples, clean
+        self._clean_attributes = self._networks.get("judge")(list(clean)) if is_judged(spec) else None
 
-    def rows(self, changed: Pictures) -> Row:
-        """Means over prompts with their intervals.
+    def compare(self, changed: Pictures) -> Row:
+        """Compute mean differences over prompts with their intervals.
+
+        LPIPS; mean and median over pixels of the absolute difference summed over channels on [0, 1]; and, with a judge,
+        the share of changed attributes.
 
         Args:
-            changed: uint8 [runs, H, W, 3].
+            changed: uint8 [samples, H, W, 3].
         """
         values: dict[str, NDArray[np.float64]] = {LPIPS: self._lpips(changed)}
         sums = np.abs(changed.astype(np.float64) - self._clean).sum(-1).reshape(len(changed), -1) / 255
         values |= {PIXEL_MEAN: sums.mean(1), PIXEL_MEDIAN: np.median(sums, axis=1)}
-        if self._truth is not None:
-            pairs = zip(self._truth, self._networks.get("judge")(list(changed)), strict=True)
+        if self._clean_attributes is not None:
+            pairs = zip(self._clean_attributes, self._networks.get("judge")(list(changed)), strict=True)
             values[CHANGED] = np.array([np.mean([was[name] != now[name] for name in was]) for was, now in pairs])
         row: Row = {}
-        for name, its in values.items():
-            row |= self._estimated(name, its)
+        for name, distances in values.items():
+            row |= self._estimate(name, distances)
         return row
 
     def _lpips(self, changed: Pictures) -> NDArray[np.float64]:
-        firsts = range(0, len(changed), TOGETHER)
+        firsts = range(0, len(changed), LPIPS_BATCH)
         return np.concatenate(
             [
-                self._networks.get("lpips").distance(self._clean[i : i + TOGETHER], changed[i : i + TOGETHER])
+                self._networks.get("lpips").distance(self._clean[i : i + LPIPS_BATCH], changed[i : i + LPIPS_BATCH])
                 for i in firsts
             ]
         )
 
-    def _estimated(self, name: str, values: NDArray[np.float64]) -> Row:
+    def _estimate(self, name: str, values: NDArray[np.float64]) -> Row:
         by_prompt: dict[str, list[float]] = {}
-        for run, value in zip(self._runs, values, strict=True):
-            by_prompt.setdefault(run.name, []).append(float(value))
-        return estimated(name, estimate({"prompts": by_prompt}))
+        for sample, value in zip(self._samples, values, strict=True):
+            by_prompt.setdefault(sample.name, []).append(float(value))
+        return estimate_cells(name, estimate({"prompts": by_prompt}))
 
 
 def is_judged(spec: ModelSpec) -> bool:
-    """Whether the truth of a model's pictures can be read: the shipped toy models at their own size."""
+    """Check that a judge can read the attributes of a model's pictures.
+
+    It can for the shipped toy models at their own size.
+    """
     from riebench.scoring.metrics.judge import SIDE
 
     return is_shipped(spec) and spec.size == SIDE
 
 
-def measures(spec: ModelSpec) -> Said:
-    """What measured, for an artefact's settings."""
+def measure_settings(spec: ModelSpec) -> ArtefactSettings:
+    """Return the networks behind the differences, for an artefact's settings."""
     if not is_judged(spec):
         return {"LPIPS": BACKBONE}
     from riebench.scoring.metrics.judge import identity
@@ -253,21 +305,15 @@ def measures(spec: ModelSpec) -> Said:
     return {"LPIPS": BACKBONE, "judge": identity()}
 
 
-FLOOR = 1e-8
-"""Added to the variance of a dimension, so that one that never moves counts as explained by nothing."""
-NAMES = ("ev_dim", "ev_pooled")
-_POSITIONS = 8192
-_REPLICATES = 500
-
-Floats = NDArray[np.float64]
-
-
 class VarianceMeter:
-    """Running sums of activations and of what a reconstruction leaves over, one row per prompt.
+    """Running sums of activations and reconstruction errors, one row for each prompt.
 
     Args:
-        prompts: how many there are.
+        prompts: number of prompts.
         width: of the activations.
+
+    Attributes:
+        tokens: positions added for each prompt, float64 [prompts].
     """
 
     def __init__(self, prompts: int, width: int) -> None:
@@ -276,20 +322,32 @@ class VarianceMeter:
         self._sums = torch.zeros(4, prompts, width, dtype=torch.float64)
 
     def add(self, prompt: int, x: Tensor, left_over: Tensor) -> None:
-        """Takes positions of one prompt in: the activations [P, width] and what the reconstruction leaves over."""
+        """Add positions of one prompt.
+
+        Args:
+            prompt: its index.
+            x: activations, [P, width].
+            left_over: error of their reconstruction, [P, width].
+        """
         self.tokens[prompt] += len(x)
         for place, values in ((0, x), (2, left_over)):
             exact = values.double()
             self._sums[place, prompt] += exact.sum(0).cpu()
             self._sums[place + 1, prompt] += exact.square().sum(0).cpu()
 
-    def encode(self, prompt: int, x: Tensor, sae: SparseAutoencoder) -> None:
-        """Takes positions [P, width] of one prompt in, reconstructed by an SAE."""
-        for part in x.float().split(_POSITIONS):
+    def add_reconstructed(self, prompt: int, x: Tensor, sae: SparseAutoencoder) -> None:
+        """Add positions of one prompt, with their reconstruction by an SAE.
+
+        Args:
+            prompt: its index.
+            x: activations, [P, width].
+            sae: reconstructs them.
+        """
+        for part in x.float().split(POSITIONS_PER_BATCH):
             self.add(prompt, part, part - sae.decode(sae.encode(part), part))
 
-    def figures(self, names: Sequence[str]) -> Row:
-        """Tokens and both explained variances with their intervals.
+    def estimates(self, names: Sequence[str]) -> Row:
+        """Compute both explained variances with their intervals, and count the tokens.
 
         `ev_dim` is the mean over dimensions of 1 - Var(x - x^) / (Var(x) + 1e-8), `ev_pooled` is
         1 - sum of Var(x - x^) / sum of Var(x); population variances over all positions of all prompts.
@@ -297,19 +355,29 @@ class VarianceMeter:
         Args:
             names: of the prompts, which are resampled.
         """
-        observed = self._explained(np.ones((1, len(names))))
+        observed = self._explained_variance(np.ones((1, len(names))))
         counts = cluster_counts("prompts", tuple(names), REPLICATES, BOOTSTRAP_SEED)
         draws = np.concatenate(
-            [self._explained(counts[first : first + _REPLICATES]) for first in range(0, len(counts), _REPLICATES)]
+            [
+                self._explained_variance(counts[first : first + REPLICATES_PER_BATCH])
+                for first in range(0, len(counts), REPLICATES_PER_BATCH)
+            ]
         )
         row: Row = {"tokens": int(self.tokens.sum())}
-        for column, name in enumerate(NAMES):
+        for column, name in enumerate(EV_NAMES):
             ends = interval(draws[:, column]) or (None, None)
-            row |= {name: _finite(observed[0, column]), name + LOW: ends[0], name + HIGH: ends[1]}
+            row |= {name: _finite_or_none(observed[0, column]), name + LOW: ends[0], name + HIGH: ends[1]}
         return row
 
-    def _explained(self, weights: Floats) -> Floats:
-        """Both explained variances under weights of the prompts: [R, prompts] -> [R, 2]."""
+    def _explained_variance(self, weights: Floats) -> Floats:
+        """Compute both explained variances under weights of the prompts.
+
+        Args:
+            weights: [R, prompts].
+
+        Returns:
+            `ev_dim` and `ev_pooled`, [R, 2]; NaN where nothing varies.
+        """
         tokens = weights @ self.tokens.numpy()[:, None]
         sums, squares, error_sums, error_squares = (weights @ part for part in self._sums.numpy())
         variance = np.maximum(squares / tokens - (sums / tokens) ** 2, 0)
@@ -317,8 +385,8 @@ class VarianceMeter:
         total = variance.sum(1)
         with np.errstate(invalid="ignore", divide="ignore"):
             pooled = np.where(total > 0, 1 - left.sum(1) / total, np.nan)
-        return np.stack([(1 - left / (variance + FLOOR)).mean(1), pooled], axis=1)
+        return np.stack([(1 - left / (variance + VARIANCE_FLOOR)).mean(1), pooled], axis=1)
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None

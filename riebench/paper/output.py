@@ -11,7 +11,7 @@ from typing import Any
 
 from riebench.analysis.figures import STYLE
 from riebench.errors import RiebenchError
-from riebench.paper.artefact import DATA, FIGURES, INDEX, TABLES, Artefact, stored
+from riebench.paper.artefact import DATA, FIGURES, INDEX, TABLES, Artefact, load_artefact
 from riebench.paper.job import PaperJob
 from riebench.paper.registry import RECIPES, Recipe, find
 from riebench.utils.files import write_atomic
@@ -68,7 +68,7 @@ def write_index(out: Path) -> Path:
 
 def index(out: Path) -> str:
     """All stored artefacts as one document."""
-    found = [artefact for name in RECIPES if (artefact := stored(out, name)) is not None]
+    found = [artefact for name in RECIPES if (artefact := load_artefact(out, name)) is not None]
     beside = [f"- [{name}]({name}): {what}\n" for name, what in BESIDE.items() if (out / name).exists()]
     contents = [f"- [{one.title}]({one.name}.md): {RECIPES[one.name].paper}\n" for one in found]
     parts = [
@@ -96,7 +96,7 @@ def check(out: Path, names: Sequence[str]) -> list[Path]:
         RiebenchError: if nothing is stored, or naming the first file that is missing or out of date.
     """
     checked = []
-    found = [artefact for name in names if (artefact := stored(out, name)) is not None]
+    found = [artefact for name in names if (artefact := load_artefact(out, name)) is not None]
     if not found:
         raise RiebenchError(f"{out} holds no stored artefact; `riebench paper all --out {out}` makes them")
     for artefact in found:

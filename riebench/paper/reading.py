@@ -1,4 +1,7 @@
-"""reading.md: what the stored artefacts say together. Written words around numbers that are read from their data."""
+"""Text of reading.md: what the stored artefacts say together.
+
+The words are written in a template; every number is read from the artefacts' data.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,39 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from riebench.analysis.configurations import EVERYTHING
-from riebench.paper.artefact import Artefact, Row, Scalar, picked, stored, values_of
+from riebench.paper.artefact import Artefact, Row, Scalar, load_artefact, select_rows, values_of
 from riebench.paper.recipes import share
 from riebench.scoring.profiles import DEFAULT
 from riebench.utils.markup import code, plain
 
 READING = "reading.md"
 HEADING = "# What the numbers say"
-"""How it begins."""
+"""First line of the document."""
 UNCONDITIONAL = "unconditional"
-"""The table of the half that edits do not read."""
+"""Name of the table of the guidance half that edits do not read."""
 NEEDED = ("explained-variance-steps", "trade-off", "feature-share", "blocks")
-"""Artefacts without which there is no reading."""
+"""Artefacts that the document needs."""
 CARRIES, PARTLY = 0.9, 0.5
-"""Share of the one-step explained variance from which SAEs are said to carry over, and to carry over in part."""
+"""Least share of the one-step explained variance at which SAEs carry over, and carry over in part."""
 Facts = dict[str, Any]
 
 
 def reading(out: Path) -> str | None:
-    """The document of the artefacts stored below a folder; None if one that it needs is not there.
+    """Render the document of the artefacts stored below a folder.
 
     Args:
         out: the artefacts' folder.
 
+    Returns:
+        Markdown; None if an artefact that it needs is not stored, or was made under another profile.
+
     Raises:
         RiebenchError: if a stored artefact is damaged.
     """
-    found = {name: artefact for name in NEEDED if (artefact := stored(out, name)) is not None}
-    if len(found) < len(NEEDED) or any(not _default(artefact) for artefact in found.values()):
+    found = {name: artefact for name in NEEDED if (artefact := load_artefact(out, name)) is not None}
+    if len(found) < len(NEEDED) or any(not _has_default_profile(artefact) for artefact in found.values()):
         return None
-    also = {name: stored(out, name) for name in ("overlap", "block-effect")}
+    also = {name: load_artefact(out, name) for name in ("overlap", "block-effect")}
     settings = found["trade-off"].settings
     model = settings["model"]
     areas = found["trade-off"].table("areas").rows
@@ -46,24 +52,27 @@ def reading(out: Path) -> str | None:
     facts = {
         "suite": settings["suite"],
         "model": model["name"] if isinstance(model, dict) else model,
-        "carry": carry_over(found["explained-variance-steps"]),
-        "overlap": None if also["overlap"] is None else overlaps(also["overlap"]),
-        "strongest": None if also["block-effect"] is None else strongest(also["block-effect"]),
+        "carry": carry_over_facts(found["explained-variance-steps"]),
+        "overlap": None if also["overlap"] is None else overlap_facts(also["overlap"]),
+        "strongest": None if also["block-effect"] is None else strongest_facts(also["block-effect"]),
         "variants": [variant_facts(disagree, variant) for variant in values_of(disagree, "variant")],
         "equal": equal_facts(found["trade-off"]),
         "ranks": rank_facts(areas),
         "switches": switch_facts(found["trade-off"]),
-        "examples": max((int(row["examples"] or 0) for row in picked(areas, category=EVERYTHING)), default=0),
+        "examples": max((int(row["examples"] or 0) for row in select_rows(areas, category=EVERYTHING)), default=0),
         "seeds": sorted({int(row["seeds"] or 0) for row in areas}),
         "levels": found["blocks"].settings["levels"],
         "carries": CARRIES,
         "partly": PARTLY,
     }
-    return environment().get_template("reading.md.j2").render(facts)
+    return template_environment().get_template("reading.md.j2").render(facts)
 
 
-def environment() -> Environment:
-    """Markdown for people who read it as it is: nothing is escaped, nothing may be missing."""
+def template_environment() -> Environment:
+    """Return the template environment for Markdown.
+
+    Nothing is escaped, and a missing value is an error.
+    """
     made = Environment(
         loader=PackageLoader("riebench.paper"),
         undefined=StrictUndefined,
@@ -76,7 +85,7 @@ def environment() -> Environment:
         "x100": _x100,
         "percent": _percent,
         "three": _three,
-        "listed": _listed,
+        "join_words": _join_words,
         "signed": _signed,
         "plain": plain,
         "code": code,
@@ -84,7 +93,7 @@ def environment() -> Environment:
     return made
 
 
-def _default(artefact: Artefact) -> bool:
+def _has_default_profile(artefact: Artefact) -> bool:
     return artefact.settings.get("profile", DEFAULT) == DEFAULT
 
 
@@ -107,7 +116,7 @@ def _three(value: object) -> str:
     return "–" if value is None else f"{_float(value):.3f}"
 
 
-def _listed(values: Sequence[object]) -> str:
+def _join_words(values: Sequence[object]) -> str:
     return ", ".join(str(value).replace("_", " ") for value in values) or "none"
 
 
@@ -117,10 +126,11 @@ def _float(value: object) -> float:
     return float(value)
 
 
-def carry_over(artefact: Artefact) -> list[Facts]:
-    """For each run, how much of the one-step explained variance is left, block by block: pooled, mean over steps.
+def carry_over_facts(artefact: Artefact) -> list[Facts]:
+    """Compute, for each run, the share of one-step explained variance that is left.
 
-    The run that the others are compared with is the one of fewest steps. Blocks without a number there are left out.
+    Explained variance is pooled and averaged over steps, block by block. The run of fewest steps is the one that others
+    are compared with. Blocks without a number there are left out.
     """
     halves = {table.name: table.rows for table in artefact.tables}
     everything = [
@@ -132,17 +142,23 @@ def carry_over(artefact: Artefact) -> list[Facts]:
         return []
     fewest = min(int(row["steps"] or 0) for row in rows)
     base = next(row["run"] for row in rows if row["steps"] == fewest)
-    before = {block: _mean(picked(rows, run=base, block=block)) for block in values_of(rows, "block")}
+    before = {block: _mean(select_rows(rows, run=base, block=block)) for block in values_of(rows, "block")}
     found = []
     for run in values_of(rows, "run"):
-        mine = picked(rows, run=run)
+        run_rows = select_rows(rows, run=run)
         blocks = []
-        for block in values_of(mine, "block"):
-            some, first = picked(mine, block=block), before[block]
-            least = min(some, key=lambda row: _float(row["ev_pooled"]))
-            kept = _mean(some) / first if first else None
+        for block in values_of(run_rows, "block"):
+            block_rows, first = select_rows(run_rows, block=block), before[block]
+            least = min(block_rows, key=lambda row: _float(row["ev_pooled"]))
+            kept = _mean(block_rows) / first if first else None
             blocks.append(
-                {"block": block, "mean": _mean(some), "least": least["ev_pooled"], "step": least["step"], "kept": kept}
+                {
+                    "block": block,
+                    "mean": _mean(block_rows),
+                    "least": least["ev_pooled"],
+                    "step": least["step"],
+                    "kept": kept,
+                }
             )
         shares = [_float(one["kept"]) for one in blocks if one["kept"] is not None]
         least_kept = min(shares, default=0.0)
@@ -156,53 +172,60 @@ def _mean(rows: Sequence[Row]) -> float:
     return sum(numbers) / len(numbers) if numbers else 0.0
 
 
-def overlaps(artefact: Artefact) -> list[Facts]:
-    """For each run, the pair of adjacent steps and the block with least and with most overlap."""
+def overlap_facts(artefact: Artefact) -> list[Facts]:
+    """Find, for each run, the step pair and block with least and with most overlap."""
     rows = [row for row in artefact.table().rows if isinstance(row["cosine"], float)]
     return [
         {
             "run": run,
-            "least": min(picked(rows, run=run), key=lambda row: _float(row["cosine"])),
-            "most": max(picked(rows, run=run), key=lambda row: _float(row["cosine"])),
+            "least": min(select_rows(rows, run=run), key=lambda row: _float(row["cosine"])),
+            "most": max(select_rows(rows, run=run), key=lambda row: _float(row["cosine"])),
         }
         for run in values_of(rows, "run")
     ]
 
 
-def strongest(artefact: Artefact) -> list[Facts]:
-    """For each step count, the three blocks whose loss changes the picture most."""
+def strongest_facts(artefact: Artefact) -> list[Facts]:
+    """Find, for each step count, the three blocks whose ablation has most effect."""
     rows = [row for row in artefact.table().rows if isinstance(row["lpips"], float)]
     return [
-        {"steps": steps, "blocks": sorted(picked(rows, steps=steps), key=lambda row: -_float(row["lpips"]))[:3]}
+        {"steps": steps, "blocks": sorted(select_rows(rows, steps=steps), key=lambda row: -_float(row["lpips"]))[:3]}
         for steps in values_of(rows, "steps")
     ]
 
 
 def variant_facts(rows: Sequence[Row], variant: Scalar) -> Facts:
-    """How share and effect agree under one way to rank."""
-    mine = picked(rows, variant=variant)
-    judged = any(row.get("same_true") is not None for row in mine)
-    facts: Facts = {"variant": variant, "setting": mine[0]["setting"], "rows": mine, "judged": judged}
+    """Count where feature share and effect agree under one way to rank."""
+    variant_rows = select_rows(rows, variant=variant)
+    judged = any(row.get("same_true") is not None for row in variant_rows)
+    facts: Facts = {"variant": variant, "setting": variant_rows[0]["setting"], "rows": variant_rows, "judged": judged}
     for key in ("area", "true") if judged else ("area",):
-        told = [row for row in mine if row.get(f"same_{key}") is not None]
-        idle = [_float(row[f"idle_{key}"]) for row in told if row.get(f"idle_{key}") is not None]
+        compared = [row for row in variant_rows if row.get(f"same_{key}") is not None]
+        idle = [_float(row[f"idle_{key}"]) for row in compared if row.get(f"idle_{key}") is not None]
         facts[key] = {
-            "told": len(told),
-            "odd": [row["category"] for row in told if not row[f"same_{key}"]],
-            "open": [row["category"] for row in mine if row not in told],
+            "compared": len(compared),
+            "different": [row["category"] for row in compared if not row[f"same_{key}"]],
+            "open": [row["category"] for row in variant_rows if row not in compared],
             "idle": sum(idle) / len(idle) if idle else None,
-            "most_idle": max(told, key=lambda row: _float(row.get(f"idle_{key}") or 0), default=None),
+            "most_idle": max(compared, key=lambda row: _float(row.get(f"idle_{key}") or 0), default=None),
         }
     return facts
 
 
 def equal_facts(artefact: Artefact) -> list[Facts]:
-    """At each equal share: both areas, who is better beyond doubt, and in how many categories."""
+    """Compare SAE features with neurons at each equal share.
+
+    Returns:
+        For each share its row, the side that is better beyond doubt by score and by truth, and the categories in which
+        a side is better.
+    """
     rows = next((table.rows for table in artefact.tables if table.name == "equal-share"), ())
     found = []
     for row in (row for row in rows if row["category"] == EVERYTHING and row["difference"] is not None):
-        split = [r for r in picked(rows, share=row["share"], seeds=row["seeds"]) if r["category"] != EVERYTHING]
-        known = [r for r in split if r["difference_low"] is not None and r["difference_high"] is not None]
+        category_rows = [
+            r for r in select_rows(rows, share=row["share"], seeds=row["seeds"]) if r["category"] != EVERYTHING
+        ]
+        known = [r for r in category_rows if r["difference_low"] is not None and r["difference_high"] is not None]
         found.append(
             {
                 "row": row,
@@ -232,11 +255,11 @@ def _verdict(low: object, high: object) -> str:
 
 
 def rank_facts(rows: Sequence[Row]) -> list[Facts]:
-    """Methods with equally many seeds in the order of the score, their order by the truth beside it."""
+    """Rank methods with equally many seeds by score, with their order by truth."""
     found = []
     for seeds in values_of(rows, "seeds"):
-        mine = [r for r in picked(rows, seeds=seeds, category=EVERYTHING) if isinstance(r["area"], float)]
-        by_score = sorted(mine, key=lambda row: -_float(row["area"]))
+        known_rows = [r for r in select_rows(rows, seeds=seeds, category=EVERYTHING) if isinstance(r["area"], float)]
+        by_score = sorted(known_rows, key=lambda row: -_float(row["area"]))
         judged = [row for row in by_score if row.get("true_area") is not None]
         by_truth = sorted(judged, key=lambda row: -_float(row["true_area"]))
         orders = [{str(row["settings"]): _float(row[key]) for row in judged} for key in ("area", "true_area")]
@@ -248,13 +271,13 @@ def rank_facts(rows: Sequence[Row]) -> list[Facts]:
                 "truth": [row["settings"] for row in by_truth],
                 "score": [row["settings"] for row in by_score],
                 "same": [row["settings"] for row in by_truth] == [row["settings"] for row in judged],
-                "tau": share.tau(*orders) if judged else None,
-                "gaps": [r for r in picked(rows, seeds=seeds, category=EVERYTHING) if r["area"] is None],
+                "tau": share.kendall_tau(*orders) if judged else None,
+                "gaps": [r for r in select_rows(rows, seeds=seeds, category=EVERYTHING) if r["area"] is None],
             }
         )
     return [one for one in found if one["rows"]]
 
 
 def switch_facts(artefact: Artefact) -> list[Row]:
-    """The switches of published scripts, over all categories and where an object is deleted."""
+    """Return the rows of the published scripts' switches; none if they are not stored."""
     return list(next((table.rows for table in artefact.tables if table.name == "switches"), ()))

@@ -1,4 +1,7 @@
-"""Which artefacts there are, what of the paper each one is, and what it needs; nothing is imported to say so."""
+"""Registry of the paper's artefacts: description, needs and module of each recipe.
+
+A recipe's module is imported when it makes or draws its artefact, so that listing them is fast.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one artefact is made.
+    """Recipe of one artefact.
 
     Attributes:
-        name: what the user types.
-        paper: what of the paper it is.
-        needs: what it reads or makes first.
+        name: name of the artefact on the command line.
+        paper: the part of the paper that it reproduces.
+        needs: its inputs, and what it makes first.
         module: holds `make(job)` and `draw(figure, artefact)`.
         stored: whether it is read from results of `riebench run` rather than measured here.
     """
@@ -34,12 +37,12 @@ class Recipe:
     stored: bool = False
 
     def make(self, job: PaperJob) -> Artefact:
-        """Measures or reads it."""
+        """Measure the artefact, or read it from stored results."""
         made: Artefact = importlib.import_module(self.module).make(job)
         return made
 
     def draw(self, figure: Figure, artefact: Artefact) -> None:
-        """Draws it."""
+        """Draw the artefact on an empty figure."""
         importlib.import_module(self.module).draw(figure, artefact)
 
 
@@ -90,7 +93,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find(name: str) -> Recipe:
-    """The recipe of that name.
+    """Return the recipe of this name.
 
     Raises:
         RiebenchError: if there is none; names the nearest match.

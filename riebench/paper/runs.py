@@ -1,4 +1,8 @@
-"""The runs that artefacts are read from: stored results, and short runs for what is missing there."""
+"""Runs that artefacts are read from: stored results, and short runs for the rest.
+
+`collect_runs` finds the runs of some settings and makes those that are missing. `SelectionPools` counts the features
+and units that methods select from, so that settings can be compared at equal shares.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ from riebench.jobs.request import RunRequest
 from riebench.jobs.run import produce
 from riebench.models.lookup import look_up
 from riebench.models.presets import is_shipped
-from riebench.paper.artefact import Scalar
-from riebench.paper.job import HASH, PaperJob, Said
+from riebench.paper.artefact import ArtefactSettings, Scalar
+from riebench.paper.job import HASH_DIGITS, PaperJob
 from riebench.store.folder import RunFolder, run_folders
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import MAIN_SET, setting_names
@@ -23,14 +27,18 @@ from riebench.tasks.suites import load_suite
 
 PAPER_SET, SWEEP_SET = "paper", "sweep"
 SHORT_RUNS = "results"
-"""Folder below the work folder that short runs go to."""
-ENDS = {"no_edit": MAIN_SET, "target_prompt": MAIN_SET}
-"""Both ends of the scale and their set: asked for with every short run, which makes their pictures anyway."""
+"""Folder of short runs below the work folder."""
+END_SETTINGS = {"no_edit": MAIN_SET, "target_prompt": MAIN_SET}
+"""Both ends of the scale and their set: part of every short run, which makes their pictures anyway."""
+COUNT_PARAMETERS = {"sae": "n_features", "neurons": "n_units"}
+"""Method -> its parameter for the number of features or units switched each way."""
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Run folders of one suite and model, whose numbers belong together as far as their examples and seeds do.
+class RunSet:
+    """Run folders of one suite and model.
+
+    Their numbers belong together as far as their examples and seeds do.
 
     Attributes:
         suite: its name.
@@ -43,28 +51,28 @@ class Runs:
     folders: tuple[RunFolder, ...]
 
     @property
-    def settings(self) -> Said:
-        """What an artefact says of the runs behind it: identities of everything, in the order of their names."""
+    def settings(self) -> ArtefactSettings:
+        """Identities of model, SAEs, regions and runs, for an artefact's settings."""
         specs = {f.spec.setting.name: f.spec for f in sorted(self.folders, key=lambda f: f.spec.setting.name)}
         first = next(iter(specs.values()), None)
         model = {} if first is None else {k: v for k, v in first.model.identity.items() if v is not None}
         saes: dict[str, Scalar] = {
-            block: sha[:HASH] for spec in specs.values() for block, sha in spec.sae_sha256.items()
+            block: sha[:HASH_DIGITS] for spec in specs.values() for block, sha in spec.sae_sha256.items()
         }
         return {
             "suite": self.suite,
             "model": {"name": self.model, **{k: v for k, v in model.items() if isinstance(v, str | int | float)}},
             "SAEs": saes,
             "regions": "" if first is None else first.regions,
-            "runs": {name: spec.run_id[:HASH] for name, spec in specs.items()},
+            "runs": {name: spec.run_id[:HASH_DIGITS] for name, spec in specs.items()},
         }
 
 
-def runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str] = ()) -> Runs:
-    """The runs of some settings: those stored, and short ones of what is not.
+def collect_runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str] = ()) -> RunSet:
+    """Collect the stored runs of some settings, and make short runs of the others.
 
     Args:
-        job: where results are, and what is run.
+        job: sets the results folder, and the options of short runs.
         wanted: setting -> its set; run if it is not stored.
         others: settings that are read if they are stored.
 
@@ -73,24 +81,28 @@ def runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str] = ()) -
     """
     request = short_request(job, MAIN_SET, ())
     suite = load_suite(job.suite)[0].suite
-    model = look_up(job.few_steps, dtype=job.dtype, options=job.options).spec.with_fixed_noise(request.fixed_noise).name
+    model = (
+        look_up(job.few_step_model, dtype=job.dtype, options=job.options)
+        .spec.with_fixed_noise(request.fixed_noise)
+        .name
+    )
     names = {*wanted, *others}
     stored = [
         folder for folder in run_folders(job.results)
         if (folder.spec.suite, folder.spec.model.name) == (suite, model) and folder.spec.setting.name in names
     ]  # fmt: skip
-    there = {folder.spec.setting.name for folder in stored}
-    missing = {name: which for name, which in wanted.items() if name not in there}
-    return Runs(suite, model, (*stored, *_short_runs(job, missing)))
+    available = {folder.spec.setting.name for folder in stored}
+    missing = {name: which for name, which in wanted.items() if name not in available}
+    return RunSet(suite, model, (*stored, *_short_runs(job, missing)))
 
 
 def short_request(job: PaperJob, settings_set: str, names: tuple[str, ...]) -> RunRequest:
-    """Return what `riebench run` would be asked for to make short runs of some settings below the work folder.
+    """Return the request of short runs of some settings, below the work folder.
 
-    A profile may want regions found by networks that know photographs; shipped models draw none, so that their words
-    are looked for in their own text attention under every profile.
+    A profile may ask for regions found by networks trained on photographs. Shipped models generate no photographs, so
+    that under every profile their regions come from their own text attention.
     """
-    shipped = is_shipped(look_up(job.few_steps, dtype=job.dtype, options=job.options).spec)
+    shipped = is_shipped(look_up(job.few_step_model, dtype=job.dtype, options=job.options).spec)
     return RunRequest(
         suite=job.suite, settings=names, settings_set=settings_set, model=job.model, sae=job.sae,
         seeds=job.seeds if job.profile == "default" else (), limit=job.limit, batch_size=job.batch_size,
@@ -101,15 +113,16 @@ def short_request(job: PaperJob, settings_set: str, names: tuple[str, ...]) -> R
 
 
 def _short_runs(job: PaperJob, missing: Mapping[str, str]) -> list[RunFolder]:
+    """Make the short runs that are missing or incomplete, and return all of them."""
     if not missing:
         return []
     made: list[RunFolder] = []
-    asked = {**ENDS, **missing}
-    for settings_set in dict.fromkeys(asked.values()):
-        names = tuple(name for name, which in asked.items() if which == settings_set)
+    requested = {**END_SETTINGS, **missing}
+    for settings_set in dict.fromkeys(requested.values()):
+        names = tuple(name for name, which in requested.items() if which == settings_set)
         one = short_request(job, settings_set, names)
-        there = {f.spec.setting.name: f for f in run_folders(one.results)}
-        if not all(name in there and complete(there[name], one) for name in names):
+        available = {f.spec.setting.name: f for f in run_folders(one.results)}
+        if not all(name in available and is_complete(available[name], one) for name in names):
             job.say(f"running {', '.join(names)} into {one.results}: no stored results in {job.results}")
             produce(one, job.say)
         found = {f.spec.setting.name: f for f in run_folders(one.results)}
@@ -117,8 +130,13 @@ def _short_runs(job: PaperJob, missing: Mapping[str, str]) -> list[RunFolder]:
     return made
 
 
-def complete(folder: RunFolder, job: RunRequest) -> bool:
-    """Whether a short run holds a number for everything that it would be asked for."""
+def is_complete(folder: RunFolder, job: RunRequest) -> bool:
+    """Check that a short run holds a number for everything in its request.
+
+    Args:
+        folder: the short run.
+        job: the request.
+    """
     tasks, settings = job.plan()
     wanted = {(example.id, seed) for task in tasks for example in task.examples for seed in job.seeds}
     setting = next(one for one in settings if one.name == folder.spec.setting.name)
@@ -130,20 +148,16 @@ def complete(folder: RunFolder, job: RunRequest) -> bool:
 
 
 def paper_settings(suite: str) -> dict[str, str]:
-    """The paper's own settings of a suite -> their set."""
+    """Return the paper's own settings of a suite, mapped to their set."""
     return dict.fromkeys(setting_names(suite, PAPER_SET), PAPER_SET)
 
 
-COUNTED = {"sae": "n_features", "neurons": "n_units"}
-"""Method -> its parameter that says how many are switched each way."""
-
-
 @dataclass(frozen=True)
-class Pools:
-    """What methods choose from.
+class SelectionPools:
+    """Numbers of features and units that methods select from.
 
     Attributes:
-        features: block -> features of its SAE; empty where no SAE is at hand.
+        features: block -> features of its SAE; empty where no SAE is available.
         units: block -> feed-forward units over all its layers.
     """
 
@@ -151,43 +165,56 @@ class Pools:
     units: Mapping[str, int]
 
     def size(self, setting: Setting) -> int | None:
-        """Features or units of all of a setting's blocks together; None if the method has none, or nobody can say."""
+        """Count the features or units of all of a setting's blocks together.
+
+        Returns:
+            Their number; None if the method has no pool, or a block's is unknown.
+        """
         pool = {"sae": self.features, "neurons": self.units}.get(setting.method, {})
         return sum(pool[block] for block in setting.blocks) if set(setting.blocks) <= set(pool) else None
 
     def share(self, setting: Setting) -> Fraction | None:
-        """How much of its pool a setting switches on, and off; None as `size`, or if blocks choose separately."""
-        size, count = self.size(setting), count_of(setting)
+        """Compute the share of its pool that a setting switches on, and off.
+
+        Returns:
+            The share; None as for `size`, or if blocks select separately.
+        """
+        size, count = self.size(setting), switched_count(setting)
         if not size or count is None or setting.params.get("ranking") == "separate":
             return None
         return Fraction(count, size)
 
 
-def count_of(setting: Setting) -> int | None:
-    """How many features or units a setting switches each way, if it says so."""
-    count = setting.params.get(COUNTED.get(setting.method, ""))
-    return count if isinstance(count, int) else None
-
-
-def share_text(share: Fraction | None) -> str | None:
-    """A share as tables print it: "1/128", or "1/153.6" where it is no whole part."""
-    return None if share is None else f"1/{float(1 / share):.6g}"
-
-
-def pools(job: PaperJob) -> Pools:
-    """Counts features and units of the four blocks of the job's few-step model."""
-    known = look_up(job.few_steps, dtype=job.dtype, options=job.options)
+def count_pools(job: PaperJob) -> SelectionPools:
+    """Count features and units of the four blocks of the job's few-step model."""
+    known = look_up(job.few_step_model, dtype=job.dtype, options=job.options)
     units = {block: known.shape.units(block) for block in default_blocks() if block in known.shape.blocks}
     place = job.sae or (known.preset.saes if known.preset else None)
-    return Pools(_features(place, tuple(units), job.offline) if place else {}, units)
+    return SelectionPools(_feature_counts(place, tuple(units), job.offline) if place else {}, units)
 
 
-def _features(place: str, blocks: tuple[str, ...], offline: bool) -> dict[str, int]:
+def _feature_counts(place: str, blocks: tuple[str, ...], offline: bool) -> dict[str, int]:
+    """Count the features of each block's SAE; empty if the SAEs cannot be loaded."""
     from riebench.saes.sources import load_sources, parse_sources
 
     try:
         found = load_sources(parse_sources(place), blocks, offline=offline)
     except RiebenchError:
-        # Results are also read where their SAEs are not; then shares are not known, and said to be missing.
+        # Results may be read on a machine without their SAEs; their shares are then reported as missing.
         return {}
     return {block: sae.n for block, sae in found.items()}
+
+
+def switched_count(setting: Setting) -> int | None:
+    """Return the number of features or units switched each way; None if not set."""
+    count = setting.params.get(COUNT_PARAMETERS.get(setting.method, ""))
+    return count if isinstance(count, int) else None
+
+
+def share_text(share: Fraction | None) -> str | None:
+    """Format a share as tables print it.
+
+    Returns:
+        "1/128", or "1/153.6" where it is no whole part; None for None.
+    """
+    return None if share is None else f"1/{float(1 / share):.6g}"

@@ -26,9 +26,9 @@ from riebench.generation.hooks import find_module, known_sites
 from riebench.models.families.sdxl.family import FAMILY
 from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.paper import measure
-from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, stored
-from riebench.paper.job import Noise, PaperJob, given, toy_captions
-from riebench.paper.measure import VarianceMeter, reconstructed, without
+from riebench.paper.artefact import Artefact, Column, Row, Table, View, load_artefact, select_rows
+from riebench.paper.job import PaperJob, PromptSample, load_block_saes, toy_captions
+from riebench.paper.measure import VarianceMeter, ablate_block, reconstruction_edit
 from riebench.paper.output import check, chosen, make
 from riebench.paper.recipes import on_sdxl, sweep
 from riebench.paper.recipes import steps as steps_pass
@@ -64,7 +64,7 @@ def made(job: PaperJob) -> PaperJob:
 
 
 def artefact(job: PaperJob, name: str) -> Artefact:
-    found = stored(job.out, name)
+    found = load_artefact(job.out, name)
     assert found is not None
     return found
 
@@ -154,7 +154,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
 ) -> None:
     mine = replace(job, out=tmp_path / "paper", steps=(1,), blocks=("mid.0", "mid.res.0", "mid.res.1"))
     done: list[str] = []
-    real = measure.pictures
+    real = measure.generate_pictures
 
     def counted(job: PaperJob, generator: Generator, runs: Any, label: str, **options: Any) -> Any:
         if "mid.res.1" in label and "mid.res.1" not in str(done):
@@ -163,7 +163,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
         done.append(label)
         return real(job, generator, runs, label, **options)
 
-    monkeypatch.setattr("riebench.paper.recipes.block_effect.pictures", counted)
+    monkeypatch.setattr("riebench.paper.recipes.block_effect.generate_pictures", counted)
     with pytest.raises(KeyboardInterrupt):
         make(mine, ["block-effect"])
     assert len(list((mine.out / "data" / "parts" / "block-effect").iterdir())) == 2
@@ -184,7 +184,7 @@ def test_one_that_cannot_be_made_does_not_stop_the_others(job: PaperJob, tmp_pat
 def test_a_block_that_is_taken_away_is_away(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     generator = Generator(model)
-    with without(model.denoiser, site, model.spec.steps):
+    with ablate_block(model.denoiser, site, model.spec.steps):
         away = generator.generate(["a house"], [1]).images
     module: Any = find_module(model.denoiser, site)
     if kind(site) == RESIDUAL:
@@ -222,12 +222,12 @@ def test_a_perfect_reconstruction_changes_nothing_and_explains_everything() -> N
     model = tiny_model()
     generator = Generator(model)
     clean = generator.generate(["a house"], [3]).images
-    edit = reconstructed(dict.fromkeys(BLOCKS, identity_sae()))
+    edit = reconstruction_edit(dict.fromkeys(BLOCKS, identity_sae()))
     assert np.abs(generator.generate(["a house"], [3], edits=[edit]).images.astype(int) - clean).max() <= 1
     meter = VarianceMeter(2, CHANNELS)
     for prompt in (0, 1):
-        meter.encode(prompt, torch.randn(20, CHANNELS), identity_sae())
-    figures = meter.figures(["a", "b"])
+        meter.add_reconstructed(prompt, torch.randn(20, CHANNELS), identity_sae())
+    figures = meter.estimates(["a", "b"])
     assert figures["ev_pooled"] == pytest.approx(1, abs=1e-6) and figures["tokens"] == 40
 
 
@@ -241,11 +241,11 @@ def test_explained_variance_is_the_formula() -> None:
     flat, error = x.double().flatten(0, 1).numpy(), left.double().flatten(0, 1).numpy()
     by_dim = (1 - error.var(0) / (flat.var(0) + 1e-8)).mean()
     pooled = 1 - error.var(0).sum() / flat.var(0).sum()
-    found = meter.figures(list("abcd"))
+    found = meter.estimates(list("abcd"))
     assert found["ev_dim"] == pytest.approx(by_dim) and found["ev_pooled"] == pytest.approx(pooled)
     low, high = (float(str(found[f"ev_pooled{end}"])) for end in ("_low", "_high"))
     assert low < pooled < high
-    assert VarianceMeter(1, 3).figures(["a"])["ev_pooled"] is None
+    assert VarianceMeter(1, 3).estimates(["a"])["ev_pooled"] is None
 
 
 def test_cosines_leave_out_positions_without_features() -> None:
@@ -256,11 +256,11 @@ def test_cosines_leave_out_positions_without_features() -> None:
 
 
 def test_overlap_of_equal_steps_is_one(job: PaperJob) -> None:
-    runs = job.runs(job.texts(tiny_model().spec))
+    runs = job.samples(job.named_prompts(tiny_model().spec))
     sums = StepSums(runs, {"mid.0": identity_sae()})
     values = torch.randn(len(runs), 16, CHANNELS)
     for step in (0, 1):
-        sums.take("mid.0", step, measure.CONDITIONAL, 0, values)
+        sums.add("mid.0", step, measure.CONDITIONAL, 0, values)
     (row,) = [row for row in sums.rows() if row["kind"] == steps_pass.OVERLAP]
     assert row["cosine"] == pytest.approx(1) and row["cosine_mean_low"] == pytest.approx(1)
     assert (row["step"], row["next"], row["n"]) == (1, 2, len(PROMPTS))
@@ -289,11 +289,11 @@ def test_a_sweep_is_trained_once_and_measured_on_other_prompts(
     again = replace(mine, out=tmp_path / "again")
     make(again, ["explained-variance"])
     assert artefact(again, "explained-variance") == first
-    trained_on = {run.prompt for run in training.training_runs()}
+    trained_on = {run.prompt for run in training.training_samples()}
     assert not any(is_held_out(parse(text)) for text in trained_on)
 
 
-def test_words_of_strangers_stay_words() -> None:
+def test_untrusted_text_stays_text() -> None:
     table = Table(title="T", columns=(Column(name="k"),), rows=({"k": NASTY},))
     settings: dict[str, Any] = {"model": {"name": NASTY, NASTY: "x"}, "SAEs": NASTY, "blocks": [NASTY]}
     nasty = Artefact(name="x", title="X", shows="`code`", tables=(table,), settings=settings, notes=(NASTY,), alt="y")
@@ -314,7 +314,7 @@ def test_toy_captions_are_held_out_and_always_the_same() -> None:
 
 
 def test_prompts_of_a_suite_are_one_of_each_cluster(job: PaperJob) -> None:
-    texts = replace(job, prompts=None, limit=7).texts(tiny_model().spec)
+    texts = replace(job, prompts=None, limit=7).named_prompts(tiny_model().spec)
     assert len(texts) == len({text for _, text in texts}) == 7
 
 
@@ -326,13 +326,13 @@ def test_several_widths_may_lie_below_one_folder(job: PaperJob, tmp_path: Path) 
             place, encoder=decoder.T.clone(), decoder=decoder, pre_bias=torch.zeros(CHANNELS),
             latent_bias=torch.zeros(width), k=4,
         )  # fmt: skip
-    found = given(replace(job, sweep=str(tmp_path / "saes")), tiny_model(), ["mid.0"])
+    found = load_block_saes(replace(job, sweep=str(tmp_path / "saes")), tiny_model(), ["mid.0"])
     assert [(one.block, one.sae.n, one.sae.k) for one in found] == [("mid.0", 48, 4), ("mid.0", 96, 4)]
 
 
 def test_what_sdxl_takes_is_counted(job: PaperJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"evaluations": 1000, "pictures": 400, "disk": 5_000_000_000}
-    monkeypatch.setattr(on_sdxl, "_forecast", lambda _name: [told])
+    forecast = {"evaluations": 1000, "pictures": 400, "disk": 5_000_000_000}
+    monkeypatch.setattr(on_sdxl, "_forecast", lambda _name: [forecast])
     made = on_sdxl.make(replace(job, out=tmp_path))
     rows = {str(row["step"]): row for row in made.table().rows}
     effect = rows["block effect"]
@@ -372,8 +372,8 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         root / folder_name("mid.0", 2, 16) / "final", encoder=narrow.T.clone(), decoder=narrow,
         pre_bias=torch.zeros(8), latent_bias=torch.zeros(16), k=2,
     )  # fmt: skip
-    said = refused("explained-variance", *tiny, "--sae", str(root), "--blocks", "mid.0")
-    assert f"has width 8, but {tiny_folder().name} has {CHANNELS} channels" in said
+    message = refused("explained-variance", *tiny, "--sae", str(root), "--blocks", "mid.0")
+    assert f"has width 8, but {tiny_folder().name} has {CHANNELS} channels" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -386,7 +386,7 @@ def test_the_list_says_what_each_is_and_needs() -> None:
     assert tiny_model().spec.size == SIZE
 
 
-def test_cells_print_as_said() -> None:
+def test_cells_print_as_documented() -> None:
     column = Column(name="x", decimals=2, interval=True, signed=True)
     assert column.cell({"x": -0.001, "x_low": -0.5, "x_high": 0.25}) == "0.00 [-0.50, +0.25]"
     assert column.cell({"x": None}) == "–"
@@ -402,7 +402,7 @@ def test_cells_print_as_said() -> None:
     )  # fmt: skip
     assert "| k | a | b |\n| --- | --- | --- |\n| 4 | 0.3 | 0.5 |\n| 8 | – | 0.8 |" in table.markdown(2)
     assert table.csv() == "k,block,ev\n4,a,0.333333\n4,b,0.5\n8,b,0.75\n"
-    assert picked(list(table.rows), k=4, block="a") == [{"k": 4, "block": "a", "ev": 0.333333}]
+    assert select_rows(list(table.rows), k=4, block="a") == [{"k": 4, "block": "a", "ev": 0.333333}]
     again: tuple[Row, ...] = ({"k": 4, "block": "a", "ev": 1 / 3}, {"k": 4, "block": "b", "ev": 0.25}, rows[2])
     twice = table.model_copy(update={"rows": (*table.rows, *again)}).markdown(2)
     assert "| 4 | 0.3 | 0.5 |\n| 4 | 0.3 | 0.2 |\n| 8 | – | 0.8 |\n" in twice, "no number hides another"
@@ -411,7 +411,7 @@ def test_cells_print_as_said() -> None:
 
 
 def test_pictures_at_a_time_follow_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [Noise("p", "a red cat", index, index) for index in range(3)]
+    runs = [PromptSample("p", "a red cat", index, index) for index in range(3)]
 
     def sizes(job: PaperJob) -> list[int]:
         return [len(some) for _, some in measure.batches(job, tiny_model(), runs, "test")]

@@ -10,7 +10,7 @@ import pytest
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import INDEX, Artefact, Column, Row, Table
 from riebench.paper.output import KINDS, check, index, texts, write_index
-from riebench.paper.reading import HEADING, READING, carry_over, equal_facts, rank_facts, reading, variant_facts
+from riebench.paper.reading import HEADING, READING, carry_over_facts, equal_facts, rank_facts, reading, variant_facts
 
 
 def table(rows: list[Row], name: str = "") -> Table:
@@ -142,9 +142,9 @@ def test_a_reading_of_data_that_have_gone_is_found_and_goes(tmp_path: Path) -> N
 
 
 def test_without_a_judge_and_without_numbers_nothing_is_made_up() -> None:
-    assert carry_over(made("explained-variance-steps", table([variance("mid.0", 1, 1, None)]))) == []
+    assert carry_over_facts(made("explained-variance-steps", table([variance("mid.0", 1, 1, None)]))) == []
     facts = variant_facts([{**odd_one(), "same_true": None, "same_area": None, "by_area": None}], "pooled")
-    assert facts["judged"] is False and facts["area"]["told"] == 0 and facts["area"]["open"] == ["change_object"]
+    assert facts["judged"] is False and facts["area"]["compared"] == 0 and facts["area"]["open"] == ["change_object"]
     assert equal_facts(made("trade-off", table([{"method": "M"}]))) == []
     (ranks,) = rank_facts([method("a", 0.1), method("b", None)])
     assert ranks["judged"] is False and ranks["tau"] is None and [row["settings"] for row in ranks["gaps"]] == ["b"]

@@ -12,12 +12,12 @@ from paper_runs import CATEGORIES, keys, level, stored
 from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import block_set_name
 from riebench.jobs.request import RunRequest
-from riebench.paper.artefact import Row, picked
+from riebench.paper.artefact import Row, select_rows
 from riebench.paper.contest import read_entries
 from riebench.paper.job import PaperJob
 from riebench.paper.output import texts, write
 from riebench.paper.recipes import blocks, share
-from riebench.paper.recipes.share import disagreement_notes, disagreement_rows, tau, top
+from riebench.paper.recipes.share import disagreement_notes, disagreement_rows, kendall_tau, top_block
 from riebench.paper.registry import RECIPES
 from riebench.scoring.profiles import PROFILES
 from riebench.store.folder import RunFolder
@@ -45,20 +45,20 @@ def chosen(
 def test_shares_are_counted_on_and_off_apart_per_block_and_category(tmp_path: Path) -> None:
     rows = share.share_rows(chosen(tmp_path))
     assert {row["side"] for row in rows} == {"on", "off"} and {row["block"] for row in rows} == {"mid.0", "up.0.1"}
-    on = {(r["block"], r["category"]): r["share"] for r in picked(rows, side="on")}
+    on = {(r["block"], r["category"]): r["share"] for r in select_rows(rows, side="on")}
     assert on["mid.0", "change_object"] == 0.75 and on["up.0.1", "change_object"] == 0.25
     assert on["mid.0", "change_color"] == 0.25 and on["mid.0", EVERYTHING] == 0.5
-    off = {(r["block"], r["category"]): r["share"] for r in picked(rows, side="off")}
+    off = {(r["block"], r["category"]): r["share"] for r in select_rows(rows, side="off")}
     assert off["up.0.1", EVERYTHING] == 1.0 and off["mid.0", EVERYTHING] == 0.0
     # Two strengths choose alike: each picture counts once.
     assert {(r["counted"], r["expected"]) for r in rows if r["category"] != EVERYTHING} == {(4, 4)}
-    assert {(r["counted"], r["expected"], r["examples"], r["seeds"]) for r in picked(rows, category=EVERYTHING)} == {
-        (8, 8, 8, 1)
-    }
+    assert {
+        (r["counted"], r["expected"], r["examples"], r["seeds"]) for r in select_rows(rows, category=EVERYTHING)
+    } == {(8, 8, 8, 1)}
 
 
 def test_seeds_are_repeats_inside_an_example(tmp_path: Path) -> None:
-    rows = picked(share.share_rows(chosen(tmp_path, seeds=(0, 1))), side="off", category="change_object")
+    rows = select_rows(share.share_rows(chosen(tmp_path, seeds=(0, 1))), side="off", category="change_object")
     assert {(r["block"], r["share"], r["counted"], r["examples"], r["seeds"]) for r in rows} == {
         ("mid.0", 0.5, 8, 4, 2), ("up.0.1", 0.5, 8, 4, 2),
     }  # fmt: skip
@@ -72,7 +72,7 @@ def test_pictures_that_are_not_there_are_counted_as_missing(tmp_path: Path) -> N
         tmp_path, setting, keys(("all",), (1.0,)), lambda _key: level(0.1, 0.01), in_two_blocks,
         lambda key: key.category == "change_color" or key.example_id == "change_object-1",
     )  # fmt: skip
-    rows = {(r["category"], r["block"]): r for r in picked(share.share_rows(folder), side="on")}
+    rows = {(r["category"], r["block"]): r for r in select_rows(share.share_rows(folder), side="on")}
     row = rows["change_object", "mid.0"]
     assert (row["counted"], row["expected"], row["examples"], row["share"]) == (1, 4, 1, 0.75)
     assert (rows[EVERYTHING, "mid.0"]["counted"], rows[EVERYTHING, "mid.0"]["expected"]) == (5, 8)
@@ -84,7 +84,7 @@ def test_a_category_without_any_picture_is_listed_without_a_share(tmp_path: Path
         tmp_path, setting, keys(("all",), (1.0,)), lambda _key: level(0.1, 0.01), in_two_blocks,
         lambda key: key.category == "change_color",
     )  # fmt: skip
-    row = picked(share.share_rows(folder), side="on", category="change_object", block="mid.0")[0]
+    row = select_rows(share.share_rows(folder), side="on", category="change_object", block="mid.0")[0]
     assert (row["share"], row["counted"], row["expected"]) == (None, 0, 4)
     assert "–" in share.share_table(share.share_rows(folder)).markdown(2)
 
@@ -105,7 +105,7 @@ def test_one_folder_stands_for_each_choice_and_random_ones_for_none(tmp_path: Pa
             lambda _key: level(0.1, 0.0), lambda _key: {"mid.0": ((1,), (2,))},
         ),
     ]  # fmt: skip
-    found = share.distinct(folders)
+    found = share.distinct_choices(folders)
     assert [folder.spec.setting.name for folder in found] == ["sae_sweep", "more_seeds", "sae_per_block_shares"]
     assert [share.variant_of(folder.spec.setting) for folder in found] == ["pooled", "pooled", "per_block"]
 
@@ -132,7 +132,7 @@ def effects_stored(results: Path, hole: str = "") -> list[RunFolder]:
 
 def test_blocks_are_methods_of_their_own_at_the_levels_that_all_have(tmp_path: Path) -> None:
     folders = effects_stored(tmp_path)
-    family = blocks.single_block_settings(read_entries(folders, single_blocks=True), folders)[0]
+    family = blocks.single_block_families(read_entries(folders, single_blocks=True), folders)[0]
     assert family.levels == (0.5, 1.0) and list(family.blocks) == ["down.2.1", "mid.0", "up.0.0", "up.0.1", "all"]
     assert {len(entry.configurations) for entry in family.blocks.values()} == {2}
     rows = blocks.block_effects(folders, replicates=200)
@@ -204,8 +204,10 @@ def test_disagreement_names_both_blocks_and_what_lies_where_nothing_happens() ->
 
 
 def test_what_cannot_be_told_is_left_open() -> None:
-    assert top({}) is None and top({"a": 1.0, "b": 1.0}) is None and top({"a": 1.0, "b": 2.0}) == "b"
-    assert tau({"a": 1.0}, {"a": 1.0}) is None and tau({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 2.0}) is None
+    assert top_block({}) is None and top_block({"a": 1.0, "b": 1.0}) is None and top_block({"a": 1.0, "b": 2.0}) == "b"
+    assert (
+        kendall_tau({"a": 1.0}, {"a": 1.0}) is None and kendall_tau({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 2.0}) is None
+    )
     shares = [share_row("mid.0", None), share_row("mid.0", None, "off")]
     (row,) = disagreement_rows(shares, [effect_row("mid.0", None), effect_row("all", None)])
     assert row["by_share"] is None and row["by_area"] is None and row["same_area"] is None
@@ -224,7 +226,10 @@ def test_both_artefacts_are_made_from_stored_results_alone(tmp_path: Path, monke
     job = PaperJob(out=tmp_path / "paper", work=tmp_path / "work", results=results)
     table = share.make(job)
     assert {row["variant"] for row in table.table("disagreement").rows} == {"pooled", "per_block"}
-    assert [row["by_true"] for row in picked(table.table("disagreement").rows, variant="pooled")] == ["mid.0", "up.0.1"]
+    assert [row["by_true"] for row in select_rows(table.table("disagreement").rows, variant="pooled")] == [
+        "mid.0",
+        "up.0.1",
+    ]
     alone = blocks.make(job)
     assert alone.settings["levels"] == [0.5, 1.0]
     assert [row["category"] for row in alone.table().rows][:3] == [EVERYTHING, *CATEGORIES]

@@ -1,4 +1,4 @@
-"""The trade-off artefact: means and areas with known answers, equal shares of pools, gaps said as they are."""
+"""The trade-off artefact: means and areas with known answers, equal shares of pools, gaps reported as they are."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.jobs.request import RunRequest
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.families.sdxl.shape import SDXL
-from riebench.paper.artefact import picked
-from riebench.paper.contest import contests, joined, read_entries
+from riebench.paper.artefact import select_rows
+from riebench.paper.contest import comparisons_by_seeds, join_groups, read_entries
 from riebench.paper.job import PaperJob
 from riebench.paper.output import texts, write
 from riebench.paper.recipes import tradeoff
-from riebench.paper.recipes.equal_share import at_equal_shares, pairs
+from riebench.paper.recipes.equal_share import equal_share_rows, find_pairs
 from riebench.paper.registry import RECIPES
-from riebench.paper.runs import Pools, count_of, paper_settings, pools, runs, share_text
+from riebench.paper.runs import SelectionPools, collect_runs, count_pools, paper_settings, share_text, switched_count
 from riebench.store.folder import RunFolder
 from riebench.store.records import UnitKey
 from riebench.tasks.settings import load_settings
 
-TOY = Pools(dict.fromkeys(BLOCKS, 384), dict.fromkeys(BLOCKS, 1024))
+TOY = SelectionPools(dict.fromkeys(BLOCKS, 384), dict.fromkeys(BLOCKS, 1024))
 SHOWN = ["lpips", "clip_gain", "judge_target", "judge_kept"]
 STRENGTHS = (0.5, 1.0)
 
@@ -85,17 +85,17 @@ def test_each_level_has_its_means_with_counts_and_no_gap_is_filled(tmp_path: Pat
 
 def test_area_completion_and_truth_have_their_known_values(tmp_path: Path) -> None:
     folders = [sae(tmp_path), *ends(tmp_path)]
-    (contest,) = contests(read_entries(folders), replicates=200)
-    rows = tradeoff.area_rows(contest)
-    whole = picked(rows, category=EVERYTHING)[0]
+    (comparison,) = comparisons_by_seeds(read_entries(folders), replicates=200)
+    rows = tradeoff.area_rows(comparison)
+    whole = select_rows(rows, category=EVERYTHING)[0]
     # 0 at the budget of 0.05, 0.02 at 0.1 and 0.15, 0.04 at the seven others.
     assert whole["area"] == pytest.approx((2 * 0.02 + 7 * 0.04) / 10)
     assert whole["completion"] == pytest.approx(0.032 / 0.10)
-    assert picked(rows, category="change_object")[0]["completion"] == pytest.approx(0.032 / 0.08)
+    assert select_rows(rows, category="change_object")[0]["completion"] == pytest.approx(0.032 / 0.08)
     # The target is there in one of two categories, at every level: true at nine of ten budgets.
     assert whole["true_area"] == pytest.approx(0.45) and whole["truth_at_choice"] == pytest.approx(0.45)
-    assert picked(rows, category="change_object")[0]["true_area"] == pytest.approx(0.9)
-    assert picked(rows, category="change_color")[0]["true_area"] == 0
+    assert select_rows(rows, category="change_object")[0]["true_area"] == pytest.approx(0.9)
+    assert select_rows(rows, category="change_color")[0]["true_area"] == 0
     assert (whole["scored"], whole["expected"], whole["levels"], whole["note"]) == (16, 16, 2, "")
 
 
@@ -105,8 +105,8 @@ def test_a_method_with_a_gap_has_no_area_and_says_why(tmp_path: Path) -> None:
 
     setting = {"name": "mean_steering_sweep", "method": "mean_steering"}
     holed = stored(tmp_path, setting, keys(("all",), (1.0,)), scores)
-    (contest,) = contests(read_entries([sae(tmp_path), holed]), replicates=50)
-    row = picked(tradeoff.area_rows(contest), settings="mean_steering_sweep", category=EVERYTHING)[0]
+    (comparison,) = comparisons_by_seeds(read_entries([sae(tmp_path), holed]), replicates=50)
+    row = select_rows(tradeoff.area_rows(comparison), settings="mean_steering_sweep", category=EVERYTHING)[0]
     assert row["area"] is None and row["true_area"] is None
     assert row["note"] == "1 of 8 units of mean_steering_sweep have no clip_gain"
     assert (row["scored"], row["expected"]) == (7, 8)
@@ -114,8 +114,8 @@ def test_a_method_with_a_gap_has_no_area_and_says_why(tmp_path: Path) -> None:
 
 def test_methods_with_other_seeds_are_not_compared_with_each_other(tmp_path: Path) -> None:
     folders = [sae(tmp_path, name="sae_sweep", seeds=(0, 1, 2)), sae(tmp_path), neurons(tmp_path), *ends(tmp_path)]
-    found = contests(read_entries(folders), replicates=50)
-    assert [(one.seeds, {e.name for e in one.rivals}) for one in found] == [
+    found = comparisons_by_seeds(read_entries(folders), replicates=50)
+    assert [(one.seeds, {e.name for e in one.methods}) for one in found] == [
         (3, {"sae_sweep"}), (1, {"sae_1_of_128", "neurons_1_of_128"}),
     ]  # fmt: skip
     assert [len(one.ends) for one in found] == [0, 2]
@@ -126,11 +126,11 @@ def test_methods_with_other_seeds_are_not_compared_with_each_other(tmp_path: Pat
 def test_settings_of_a_group_are_one_method_with_all_their_levels(tmp_path: Path) -> None:
     everything = read_entries([sae(tmp_path), sae(tmp_path, 0.05, "sae_1_of_32"), *ends(tmp_path)])
     groups = {"sae_1_of_128": "sae_shares", "sae_1_of_32": "sae_shares"}
-    (contest,) = contests(joined(everything, groups), replicates=50)
-    (entry,) = contest.rivals
+    (comparison,) = comparisons_by_seeds(join_groups(everything, groups), replicates=50)
+    (entry,) = comparison.methods
     assert (entry.name, entry.levels) == ("sae_shares", 4)
     # The better of the two settings is taken at every budget.
-    assert tradeoff.area_rows(contest)[0]["area"] == pytest.approx((2 * 0.05 + 7 * 0.10) / 10)
+    assert tradeoff.area_rows(comparison)[0]["area"] == pytest.approx((2 * 0.05 + 7 * 0.10) / 10)
 
 
 def test_shares_are_exact_and_only_equal_ones_meet(tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_shares_are_exact_and_only_equal_ones_meet(tmp_path: Path) -> None:
     assert TOY.share(settings["sae_1_of_128"]) == TOY.share(settings["neurons_1_of_128"]) == Fraction(1, 128)
     assert share_text(Fraction(10, 1536)) == "1/153.6" and share_text(None) is None
     everything = read_entries(folders)
-    (pair,) = pairs(everything, settings, TOY)
+    (pair,) = find_pairs(everything, settings, TOY)
     assert pair.share == Fraction(1, 128)
-    rows = at_equal_shares(everything, settings, TOY, replicates=200)
-    whole = picked(rows, category=EVERYTHING)[0]
+    rows = equal_share_rows(everything, settings, TOY, replicates=200)
+    whole = select_rows(rows, category=EVERYTHING)[0]
     assert whole["sae_area"] == pytest.approx(0.032) and whole["neurons_area"] == pytest.approx(0.016)
     assert whole["difference"] == pytest.approx(0.016) == whole["difference_low"]
     assert whole["true_difference"] == pytest.approx(0.45) and whole["p"] is not None
@@ -151,38 +151,38 @@ def test_shares_are_exact_and_only_equal_ones_meet(tmp_path: Path) -> None:
         **settings,
         "neurons_1_of_128": settings["neurons_1_of_128"].model_copy(update={"params": {"n_units": 27}}),
     }
-    assert pairs(everything, other, TOY) == []
+    assert find_pairs(everything, other, TOY) == []
     adaptive = {"n_features": 12, "adaptive": True}
     other = {**settings, "sae_1_of_128": settings["sae_1_of_128"].model_copy(update={"params": adaptive})}
-    assert pairs(everything, other, TOY) == []
+    assert find_pairs(everything, other, TOY) == []
     half = settings["sae_1_of_128"].model_copy(update={"edit_steps": (0.0, 0.5)})
-    assert pairs(everything, {**settings, "sae_1_of_128": half}, TOY) == []
-    assert pairs(everything, settings, Pools({}, TOY.units)) == []
+    assert find_pairs(everything, {**settings, "sae_1_of_128": half}, TOY) == []
+    assert find_pairs(everything, settings, SelectionPools({}, TOY.units)) == []
 
 
 def test_the_shipped_settings_are_at_equal_shares_of_the_real_pools() -> None:
-    toy = pools(PaperJob())
+    toy = count_pools(PaperJob())
     assert toy == TOY
-    sdxl = Pools(dict.fromkeys(BLOCKS, 5120), {block: SDXL.units(block) for block in BLOCKS})
-    for suite, chooses in (("toy", toy), ("sdxl", sdxl)):
+    sdxl = SelectionPools(dict.fromkeys(BLOCKS, 5120), {block: SDXL.units(block) for block in BLOCKS})
+    for suite, pools in (("toy", toy), ("sdxl", sdxl)):
         found = {one.name: one for one in load_settings(suite, settings_set="paper")}
         for part in (128, 32, 8):
             for method in ("sae", "neurons"):
                 setting = found[f"{method}_1_of_{part}"]
-                assert chooses.share(setting) == Fraction(1, part) and len(setting.strengths) == 6
+                assert pools.share(setting) == Fraction(1, part) and len(setting.strengths) == 6
                 assert setting.group == f"{method}_shares"
         base = found["sae_1_of_128"]
         for name, switch in (("add_only", True), ("delete_uses_target", False), ("shares", "per_block")):
             (turned,) = [one for one in found.values() if name in one.params]
             assert turned.params == {**base.params, name: switch} and turned.name in tradeoff.SWITCHES
-    assert count_of(found["sae_1_of_128"]) == 160
+    assert switched_count(found["sae_1_of_128"]) == 160
 
 
 def everything_stored(results: Path) -> None:
     """Every setting that the trade-off asks for, at few levels."""
     ends(results)
-    for name in (*tradeoff.STEERING, *paper_settings("toy")):
-        which = "sweep" if name in tradeoff.STEERING else "paper"
+    for name in (*tradeoff.STEERING_SETTINGS, *paper_settings("toy")):
+        which = "sweep" if name in tradeoff.STEERING_SETTINGS else "paper"
         (setting,) = load_settings("toy", [name], which)
         strengths = tuple(setting.strengths[:2])
         stored(
@@ -234,19 +234,19 @@ def test_only_what_is_not_stored_is_run_and_only_once(tmp_path: Path, monkeypatc
     sae(tmp_path / "results")
     job = PaperJob(work=tmp_path / "work", results=tmp_path / "results", limit=2)
     wanted = {"sae_1_of_128": "paper", "sae_add_only": "paper"}
-    found = runs(job, wanted)
+    found = collect_runs(job, wanted)
     assert asked == [("no_edit", "target_prompt"), ("sae_add_only",)]
     assert [folder.spec.setting.name for folder in found.folders] == [
         "sae_1_of_128", "no_edit", "target_prompt", "sae_add_only",
     ]  # fmt: skip
-    assert [f.path for f in runs(job, wanted).folders] == [f.path for f in found.folders]
+    assert [f.path for f in collect_runs(job, wanted).folders] == [f.path for f in found.folders]
     assert len(asked) == 2
 
 
 @pytest.mark.slow
 def test_short_runs_are_made_scored_and_read(tmp_path: Path) -> None:
     job = PaperJob(work=tmp_path / "work", results=tmp_path / "results", limit=1)
-    found = runs(job, {"sae_add_only": "paper"})
+    found = collect_runs(job, {"sae_add_only": "paper"})
     rows = {row["setting"]: row for f in found.folders for row in tradeoff.point_rows(f, TOY, SHOWN)[:1]}
     assert set(rows) == {"no_edit", "target_prompt", "sae_add_only"}
     assert {(row["scored"], row["expected"], row["seeds"]) for row in rows.values()} == {(9, 9, 1)}

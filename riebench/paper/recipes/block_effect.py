@@ -1,4 +1,7 @@
-"""What each attention and residual block does to the picture: its part is taken away, and the picture compared."""
+"""Block effect: how much the picture changes when one block is ablated.
+
+Every attention and residual block is ablated alone, at every step, and the pictures are compared with clean ones.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ from typing import TYPE_CHECKING
 from riebench.blocks import kind
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import known_sites
-from riebench.paper.artefact import Artefact, Column, Row, Table, View, picked, values_of
+from riebench.paper.artefact import Artefact, Column, Row, Table, View, select_rows, values_of
 from riebench.paper.drawing import bars, number
-from riebench.paper.job import Noise, PaperJob, model_words, prompt_words, runs_key
+from riebench.paper.job import PaperJob, PromptSample, model_text, prompt_settings, samples_key
 from riebench.paper.measure import (
     CHANGED,
     CHANGED_COLUMN,
     LPIPS,
     LPIPS_COLUMN,
     Differences,
-    change_of,
-    chosen_blocks,
+    ablate_block,
+    ablation_name,
+    generate_pictures,
     is_judged,
-    measures,
-    pictures,
-    without,
+    measure_settings,
+    select_blocks,
 )
 
 if TYPE_CHECKING:
@@ -44,11 +47,11 @@ JUDGED = (
 
 
 def make(job: PaperJob) -> Artefact:
-    """Measures, or reads what was measured."""
-    model = job.load(job.few_steps)
-    sites = chosen_blocks(job, model, model.family.names.pass_order(known_sites(model.denoiser)))
-    runs = job.runs(job.texts(model.spec))
-    rows = [row for steps in job.steps for row in _at(job, job.load(job.few_steps, steps), sites, runs)]
+    """Measure the effect of every block, or read what was measured."""
+    model = job.load(job.few_step_model)
+    sites = select_blocks(job, model, model.family.names.pass_order(known_sites(model.denoiser)))
+    samples = job.samples(job.named_prompts(model.spec))
+    rows = [row for steps in job.steps for row in _rows_at(job, job.load(job.few_step_model, steps), sites, samples)]
     judged = is_judged(model.spec)
     columns = (
         Column(name="block"), Column(name="kind"), Column(name="change"), Column(name="steps"),
@@ -61,48 +64,59 @@ def make(job: PaperJob) -> Artefact:
     guided = f"guidance {model.spec.guidance:g}"
     return Artefact(
         name=NAME, title="Effect of every block", shows=SHOWS + (JUDGED if judged else ""), tables=(table,),
-        settings={"model": f"{model_words(model.spec)}, {guided}", "steps": list(job.steps),
-                  **measures(model.spec), **prompt_words(job, model.spec, runs)},
+        settings={"model": f"{model_text(model.spec)}, {guided}", "steps": list(job.steps),
+                  **measure_settings(model.spec), **prompt_settings(job, model.spec, samples)},
         notes=_notes(rows),
         alt="Bars of LPIPS for every block in the order of the pass, one panel a step count"
         + ("; diamonds: the share of attributes that changed." if judged else "."),
     )  # fmt: skip
 
 
-def _at(job: PaperJob, model: LoadedModel, sites: Sequence[str], runs: Sequence[Noise]) -> list[Row]:
-    told = {"measure": 1, "model": model.spec.identity, "runs": runs_key(runs), "network": measures(model.spec)}
-    keys = [{**told, "block": site} for site in sites]
-    return [row for rows in job.parts(NAME, keys, partial(_measured, job, model, sites, runs)) for row in rows]
+def _rows_at(job: PaperJob, model: LoadedModel, sites: Sequence[str], samples: Sequence[PromptSample]) -> list[Row]:
+    """Return the rows of one step count, measured or read."""
+    shared_key = {
+        "measure": 1,
+        "model": model.spec.identity,
+        "runs": samples_key(samples),
+        "network": measure_settings(model.spec),
+    }
+    keys = [{**shared_key, "block": site} for site in sites]
+    return [row for rows in job.cached_parts(NAME, keys, partial(_measure, job, model, sites, samples)) for row in rows]
 
 
-def _measured(
-    job: PaperJob, model: LoadedModel, sites: Sequence[str], runs: Sequence[Noise], missing: list[int]
+def _measure(
+    job: PaperJob, model: LoadedModel, sites: Sequence[str], samples: Sequence[PromptSample], missing: list[int]
 ) -> Iterator[tuple[int, list[Row]]]:
-    generator, steps = Generator(model, cached_prompts=len(runs)), model.spec.steps
-    clean = pictures(job, generator, runs, f"{steps} steps, clean")
-    differences = Differences(job, model.spec, runs, clean)
+    """Measure the blocks that are missing; yields the index and the row of each."""
+    generator, steps = Generator(model, cached_prompts=len(samples)), model.spec.steps
+    clean = generate_pictures(job, generator, samples, f"{steps} steps, clean")
+    differences = Differences(job, model.spec, samples, clean)
     for place in missing:
         site = sites[place]
-        inside = partial(without, model.denoiser, site, steps)
-        changed = pictures(job, generator, runs, f"{steps} steps, without {site}", inside=inside)
-        found = differences.rows(changed)
-        kept = {name: value for name, value in found.items() if name.startswith((LPIPS, CHANGED))}
-        told: Row = {"block": site, "kind": kind(site), "change": change_of(site), "steps": steps}
-        yield place, [{**told, "n": len({run.name for run in runs}), **kept}]
+        context = partial(ablate_block, model.denoiser, site, steps)
+        changed = generate_pictures(job, generator, samples, f"{steps} steps, without {site}", context=context)
+        found = differences.compare(changed)
+        shown = {name: value for name, value in found.items() if name.startswith((LPIPS, CHANGED))}
+        labels: Row = {"block": site, "kind": kind(site), "change": ablation_name(site), "steps": steps}
+        yield place, [{**labels, "n": len({sample.name for sample in samples}), **shown}]
 
 
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return a sentence on the strongest blocks of each step count and kind."""
     notes = []
     for steps in values_of(rows, "steps"):
         for sort in values_of(rows, "kind"):
-            mine = sorted(picked(list(rows), steps=steps, kind=sort), key=lambda row: -number(row, LPIPS))
-            told = ", ".join(f"`{row['block']}` {number(row, LPIPS):.3f}" for row in mine[:3])
-            notes.append(f"{steps} step{'' if steps == 1 else 's'}, {sort} blocks with the largest LPIPS: {told}.")
+            ordered = sorted(select_rows(list(rows), steps=steps, kind=sort), key=lambda row: -number(row, LPIPS))
+            strongest = ", ".join(f"`{row['block']}` {number(row, LPIPS):.3f}" for row in ordered[:3])
+            notes.append(f"{steps} step{'' if steps == 1 else 's'}, {sort} blocks with the largest LPIPS: {strongest}.")
     return tuple(notes)
 
 
 def draw(figure: Figure, artefact: Artefact) -> None:
-    """Bars from the first block to the last; attention and residual blocks in two colours."""
+    """Draw bars from the first block of the forward pass to the last.
+
+    Attention and residual blocks have two colours.
+    """
     rows = list(artefact.table().rows)
     steps = values_of(rows, "steps")
     blocks = values_of(rows, "block")
@@ -110,9 +124,9 @@ def draw(figure: Figure, artefact: Artefact) -> None:
     panels = figure.subplots(1, len(steps), sharey=True, sharex=True, squeeze=False)[0]
     for axes, count in zip(panels, steps, strict=True):
         for index, sort in enumerate(values_of(rows, "kind")):
-            mine = [row if row["kind"] == sort else {} for row in picked(rows, steps=count)]
-            bars(axes, mine, LPIPS, color=f"C{index}", label=str(sort))
-        changed = [(number(row, CHANGED), place) for place, row in enumerate(picked(rows, steps=count))]
+            kind_rows = [row if row["kind"] == sort else {} for row in select_rows(rows, steps=count)]
+            bars(axes, kind_rows, LPIPS, color=f"C{index}", label=str(sort))
+        changed = [(number(row, CHANGED), place) for place, row in enumerate(select_rows(rows, steps=count))]
         if any(value == value for value, _ in changed):
             label = "share of attributes changed"
             axes.plot(*zip(*changed, strict=True), "D", color="black", markersize=3, label=label)

@@ -1,4 +1,7 @@
-"""The causal block table: every block edited alone, as a method of its own, next to all blocks together."""
+"""Causal block table: each block edited alone, next to all blocks together.
+
+Every block set is compared as a method of its own, at levels that all of them have.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ from riebench.paper.artefact import (
     Row,
     Table,
     View,
-    estimated,
+    estimate_cells,
     gain_column,
     metric_column,
     percent_column,
 )
-from riebench.paper.contest import Contest, Floats, counts, read_entries, setting_of
+from riebench.paper.contest import Comparison, Floats, count_units, read_entries, setting_name
 from riebench.paper.drawing import draw_blocks
 from riebench.paper.job import PaperJob
 from riebench.paper.recipes.tradeoff import point_rows, shown_metrics
-from riebench.paper.runs import ENDS, Pools, Runs, count_of, runs
+from riebench.paper.runs import END_SETTINGS, RunSet, SelectionPools, collect_runs, switched_count
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting
@@ -36,8 +39,11 @@ from riebench.tasks.settings import MAIN_SET, setting_names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 NAME = "blocks"
 WHOLE = "all"
+SWEEP_SETTINGS = ("sae_each_sweep", "sae_sweep")
+"""Every block alone, and all together, at the same levels."""
 AREAS = (
     "SAE features switched in one block alone, each block ranked by itself, and in all blocks together: the area of "
     "each at the same levels (mean CLIP gain at LPIPS budgets, see `trade-off`), chosen over all categories, and its "
@@ -48,13 +54,11 @@ METRICS = (
     "SAE features switched in one block alone, each block ranked by itself, and in all blocks together, as profile "
     "`{profile}` scores them; areas belong to the default profile."
 )
-SWEPT = ("sae_each_sweep", "sae_sweep")
-"""Every block alone, and all together, at the same levels."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Settings that differ in nothing but the blocks they edit together.
+    """Settings that differ only in the blocks they edit together.
 
     Attributes:
         setting: one of them.
@@ -67,109 +71,8 @@ class Family:
     levels: tuple[float, ...]
 
 
-def block_runs(job: PaperJob) -> Runs:
-    """The runs of the block table: the sweep's if stored, or else the main setting that edits blocks both ways."""
-    both = [name for name in ("sae", "sae_k160") if name in setting_names(job.suite, MAIN_SET)]
-    stored = runs(job, {}, (*SWEPT, *ENDS))
-    if {*SWEPT} <= {folder.spec.setting.name for folder in stored.folders}:
-        return stored
-    return runs(job, {**ENDS, both[0]: MAIN_SET} if both else ENDS, SWEPT)
-
-
-def single_block_settings(entries: Iterable[Entry], folders: Iterable[RunFolder]) -> list[Family]:
-    """Families of settings of SAE features that edit each block alone and all blocks together, at the same levels.
-
-    Of those that have a block set twice, the one with more levels counts. The family with most levels is first.
-    """
-    settings = {folder.spec.setting.name: folder.spec.setting for folder in folders}
-    members: dict[str, list[Entry]] = {}
-    for entry in entries:
-        one = settings[setting_of(entry)]
-        if one.method == "sae" and one.params.get("ranking") != "separate":
-            alike = json.dumps([one.params, sorted(one.blocks), one.edit_steps, entry.sae, entry.seeds], sort_keys=True)
-            members.setdefault(alike, []).append(entry)
-    found = []
-    for its in members.values():
-        best: dict[str, Entry] = {}
-        for entry in sorted(its, key=lambda entry: -len(entry.configurations)):
-            best.setdefault(entry.block_set, entry)
-        family = _family(best, settings)
-        if family is not None:
-            found.append(family)
-    return sorted(found, key=lambda family: (-len(family.levels), -family.blocks[WHOLE].seeds))
-
-
-def _family(best: dict[str, Entry], settings: dict[str, Setting]) -> Family | None:
-    order = [block for block in (*default_blocks(), WHOLE) if block in best]
-    if WHOLE not in best or len(order) < 3:
-        return None
-    shared = set.intersection(*({c.strength for c in best[name].configurations} for name in order))
-    if not shared:
-        return None
-    blocks = {
-        name: replace(best[name], configurations=tuple(c for c in best[name].configurations if c.strength in shared))
-        for name in order
-    }
-    return Family(settings[setting_of(best[WHOLE])], blocks, tuple(sorted(shared)))
-
-
-def block_effects(folders: Sequence[RunFolder], replicates: int = REPLICATES) -> list[Row]:
-    """Area and true area of every block edited alone and of all together, and the difference from all together.
-
-    Args:
-        folders: of one suite and model.
-        replicates: of the bootstrap.
-
-    Returns:
-        One row for each block set and category of the family with most levels; none if no family has single blocks.
-    """
-    everything = read_entries(folders, single_blocks=True)
-    families = single_block_settings(everything, folders)
-    if not families:
-        return []
-    family = families[0]
-    whole = family.blocks[WHOLE]
-    ends = tuple(e for e in everything if e.method in ENDS and e.seeds == whole.seeds)
-    contest = Contest(tuple(family.blocks.values()), ends, replicates)
-    rows: list[Row] = []
-    for name, entry in family.blocks.items():
-        for category in contest.categories:
-            rows.append(_row(contest, family, name, entry, category))
-    return rows
-
-
-def _row(contest: Contest, family: Family, name: str, entry: Entry, category: str) -> Row:
-    whole = family.blocks[WHOLE]
-    area, true = contest.area(entry, category), contest.true_area(entry, category)
-    difference = true_difference = None
-    if name != WHOLE:
-        difference = _minus(area, contest.area(whole, category))
-        true_difference = _minus(true, contest.true_area(whole, category))
-    scored, expected = counts(entry, category)
-    return {
-        "block": name,
-        "setting": setting_of(entry),
-        "switched": count_of(family.setting),
-        "levels": len(family.levels),
-        "category": category,
-        "examples": contest.n_examples(category),
-        "seeds": contest.seeds,
-        "scored": scored,
-        "expected": expected,
-        **estimated("area", contest.estimate(area, category)),
-        **estimated("difference", contest.estimate(difference, category)),
-        **estimated("true_area", contest.estimate(true, category)),
-        **estimated("true_difference", contest.estimate(true_difference, category)),
-        "note": contest.gap(entry) or "",
-    }
-
-
-def _minus(first: Floats | None, second: Floats | None) -> Floats | None:
-    return None if first is None or second is None else first - second
-
-
 def make(job: PaperJob) -> Artefact:
-    """Reads what each block does by itself.
+    """Compute the effect of each block edited alone.
 
     Raises:
         RiebenchError: if no stored setting edits single blocks.
@@ -202,11 +105,164 @@ def make(job: PaperJob) -> Artefact:
     )
 
 
-def _metric_tables(found: Runs, profile: str) -> list[Table]:
-    """Every block set with the profile's own metrics, which have no areas."""
+def draw(figure: Figure, artefact: Artefact) -> None:
+    """Draw heat maps of area and true area."""
+    draw_blocks(figure, artefact)
+
+
+def block_runs(job: PaperJob) -> RunSet:
+    """Return the runs of the block table.
+
+    These are the runs of the sweep if they are stored, or else of the main setting that edits blocks both ways.
+    """
+    both = [name for name in ("sae", "sae_k160") if name in setting_names(job.suite, MAIN_SET)]
+    stored = collect_runs(job, {}, (*SWEEP_SETTINGS, *END_SETTINGS))
+    if {*SWEEP_SETTINGS} <= {folder.spec.setting.name for folder in stored.folders}:
+        return stored
+    return collect_runs(job, {**END_SETTINGS, both[0]: MAIN_SET} if both else END_SETTINGS, SWEEP_SETTINGS)
+
+
+def single_block_families(entries: Iterable[Entry], folders: Iterable[RunFolder]) -> list[Family]:
+    """Find SAE settings that edit blocks alone and together at the same levels.
+
+    Of settings that hold the same block set, the one with more levels is used.
+
+    Returns:
+        Families, the one with most levels first.
+    """
+    settings = {folder.spec.setting.name: folder.spec.setting for folder in folders}
+    members: dict[str, list[Entry]] = {}
+    for entry in entries:
+        one = settings[setting_name(entry)]
+        if one.method == "sae" and one.params.get("ranking") != "separate":
+            alike = json.dumps([one.params, sorted(one.blocks), one.edit_steps, entry.sae, entry.seeds], sort_keys=True)
+            members.setdefault(alike, []).append(entry)
+    found = []
+    for family_entries in members.values():
+        best: dict[str, Entry] = {}
+        for entry in sorted(family_entries, key=lambda entry: -len(entry.configurations)):
+            best.setdefault(entry.block_set, entry)
+        family = _build_family(best, settings)
+        if family is not None:
+            found.append(family)
+    return sorted(found, key=lambda family: (-len(family.levels), -family.blocks[WHOLE].seeds))
+
+
+def _build_family(best: dict[str, Entry], settings: dict[str, Setting]) -> Family | None:
+    """Return the family of these entries; None without levels that all of them have."""
+    order = [block for block in (*default_blocks(), WHOLE) if block in best]
+    if WHOLE not in best or len(order) < 3:
+        return None
+    shared = set.intersection(*({c.strength for c in best[name].configurations} for name in order))
+    if not shared:
+        return None
+    blocks = {
+        name: replace(best[name], configurations=tuple(c for c in best[name].configurations if c.strength in shared))
+        for name in order
+    }
+    return Family(settings[setting_name(best[WHOLE])], blocks, tuple(sorted(shared)))
+
+
+def block_effects(folders: Sequence[RunFolder], replicates: int = REPLICATES) -> list[Row]:
+    """Compute area and true area of each block edited alone and of all together.
+
+    Each single block also has its paired difference from all together.
+
+    Args:
+        folders: of one suite and model.
+        replicates: of the bootstrap.
+
+    Returns:
+        One row for each block set and category of the family with most levels; none if no family has single blocks.
+    """
+    everything = read_entries(folders, single_blocks=True)
+    families = single_block_families(everything, folders)
+    if not families:
+        return []
+    family = families[0]
+    whole = family.blocks[WHOLE]
+    ends = tuple(e for e in everything if e.method in END_SETTINGS and e.seeds == whole.seeds)
+    comparison = Comparison(tuple(family.blocks.values()), ends, replicates)
+    rows: list[Row] = []
+    for name, entry in family.blocks.items():
+        for category in comparison.categories:
+            rows.append(_row(comparison, family, name, entry, category))
+    return rows
+
+
+def _row(comparison: Comparison, family: Family, name: str, entry: Entry, category: str) -> Row:
+    whole = family.blocks[WHOLE]
+    area, true = comparison.area(entry, category), comparison.true_area(entry, category)
+    difference = true_difference = None
+    if name != WHOLE:
+        difference = _difference(area, comparison.area(whole, category))
+        true_difference = _difference(true, comparison.true_area(whole, category))
+    scored, expected = count_units(entry, category)
+    return {
+        "block": name,
+        "setting": setting_name(entry),
+        "switched": switched_count(family.setting),
+        "levels": len(family.levels),
+        "category": category,
+        "examples": comparison.n_examples(category),
+        "seeds": comparison.seeds,
+        "scored": scored,
+        "expected": expected,
+        **estimate_cells("area", comparison.estimate(area, category)),
+        **estimate_cells("difference", comparison.estimate(difference, category)),
+        **estimate_cells("true_area", comparison.estimate(true, category)),
+        **estimate_cells("true_difference", comparison.estimate(true_difference, category)),
+        "note": comparison.gap(entry) or "",
+    }
+
+
+def _difference(first: Floats | None, second: Floats | None) -> Floats | None:
+    return None if first is None or second is None else first - second
+
+
+def _levels(found: RunSet) -> tuple[float, ...]:
+    """Return the levels of the family with most levels; none without a family."""
+    families = single_block_families(read_entries(found.folders, single_blocks=True), found.folders)
+    return families[0].levels if families else ()
+
+
+def block_table(rows: Sequence[Row], judged: bool) -> Table:
+    """Return the table of effects, with blocks down and categories across.
+
+    Args:
+        rows: of `block_effects`.
+        judged: whether true areas are known.
+    """
+    plain = ("block", "setting", "switched", "levels", "category", "examples", "seeds", "scored", "expected")
+    columns = [
+        *(Column(name=name) for name in plain),
+        gain_column("area", "area x100"),
+        gain_column("difference", "minus all blocks"),
+    ]
+    titles = {
+        "area": "Area of each block alone x100",
+        "difference": "Area of each block minus that of all together x100",
+    }
+    if judged:
+        columns += [
+            percent_column("true_area", "true area %"),
+            percent_column("true_difference", "true area minus all blocks", signed=True),
+        ]
+        titles |= {
+            "true_area": "True area of each block alone, %",
+            "true_difference": "True area of each block minus that of all together, points of %",
+        }
+    columns.append(Column(name="note"))
+    down = ("block", "switched", "levels", "seeds", "note")
+    views = tuple(View(title=title, down=down, across="category", cell=name) for name, title in titles.items())
+    return Table(title="Blocks by category", columns=tuple(columns), rows=tuple(rows), views=views)
+
+
+def _metric_tables(found: RunSet, profile: str) -> list[Table]:
+    """Return the table of a profile that has metrics but no areas."""
     shown = shown_metrics(found.folders, profile)
     folders = [folder for folder in found.folders if folder.spec.setting.block_mode != "together"]
-    nothing = Pools({}, {})
+    nothing = SelectionPools({}, {})
     rows = [row for one in folders for row in point_rows(one, nothing, shown, profile, single_blocks=True)]
     names = ("block", "setting", "strength", "switched", "category", "examples", "seeds", "scored", "expected")
     columns = (*(Column(name=name) for name in names), *(metric_column(metric) for metric in shown))
@@ -218,47 +274,13 @@ def _metric_tables(found: Runs, profile: str) -> list[Table]:
     return [Table(title="Blocks by category", columns=columns, rows=tuple(rows), views=views)] if rows else []
 
 
-def _levels(found: Runs) -> tuple[float, ...]:
-    families = single_block_settings(read_entries(found.folders, single_blocks=True), found.folders)
-    return families[0].levels if families else ()
-
-
-def draw(figure: Figure, artefact: Artefact) -> None:
-    """Heat maps of area and true area."""
-    draw_blocks(figure, artefact)
-
-
-def block_table(rows: Sequence[Row], judged: bool) -> Table:
-    """The rows as a table, blocks down and categories across."""
-    plain = ("block", "setting", "switched", "levels", "category", "examples", "seeds", "scored", "expected")
-    columns = [
-        *(Column(name=name) for name in plain),
-        gain_column("area", "area x100"),
-        gain_column("difference", "minus all blocks"),
-    ]
-    told = {"area": "Area of each block alone x100", "difference": "Area of each block minus that of all together x100"}
-    if judged:
-        columns += [
-            percent_column("true_area", "true area %"),
-            percent_column("true_difference", "true area minus all blocks", signed=True),
-        ]
-        told |= {
-            "true_area": "True area of each block alone, %",
-            "true_difference": "True area of each block minus that of all together, points of %",
-        }
-    columns.append(Column(name="note"))
-    down = ("block", "switched", "levels", "seeds", "note")
-    views = tuple(View(title=title, down=down, across="category", cell=name) for name, title in told.items())
-    return Table(title="Blocks by category", columns=tuple(columns), rows=tuple(rows), views=views)
-
-
 def _notes(rows: Sequence[Row], judged: bool) -> list[str]:
-    """For each category the block that does most alone."""
+    """Return a sentence on the block with most effect alone in each category."""
     key, scale, unit = ("true_area", 100, " % true area") if judged else ("area", 100, " area x100")
-    said = []
+    findings = []
     for category in dict.fromkeys(str(row["category"]) for row in rows if row["category"] != EVERYTHING):
         known = [r for r in rows if r["category"] == category and r["block"] != WHOLE and r[key] is not None]
         if known:
             best = max(known, key=lambda row: float(row[key] or 0))
-            said.append(f"{category}: {best['block']} ({scale * float(best[key] or 0):.0f}{unit})")
-    return [f"The block that does most by itself: {'; '.join(said)}."] if said else []
+            findings.append(f"{category}: {best['block']} ({scale * float(best[key] or 0):.0f}{unit})")
+    return [f"The block that does most by itself: {'; '.join(findings)}."] if findings else []

@@ -1,4 +1,7 @@
-"""SAE features against neurons where both switch the same share of what there is to choose from."""
+"""Comparison of SAE features and neurons at equal shares of their pools.
+
+A share is the part of all features, or of all feed-forward units, that a setting switches each way.
+"""
 
 from __future__ import annotations
 
@@ -9,63 +12,79 @@ from fractions import Fraction
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import Entry
 from riebench.analysis.stats import REPLICATES, holm, p_value
-from riebench.paper.artefact import Column, Row, Table, View, estimated, gain_column, percent_column
-from riebench.paper.contest import Contest, Floats, counts, setting_of
-from riebench.paper.runs import Pools, count_of, share_text
+from riebench.paper.artefact import Column, Row, Table, View, estimate_cells, gain_column, percent_column
+from riebench.paper.contest import Comparison, Floats, count_units, setting_name
+from riebench.paper.runs import SelectionPools, share_text, switched_count
 from riebench.tasks.schema import Setting
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two settings with the same share of their pools, the same strengths and the same seeds."""
+    """Two settings with the same share of their pools, strengths and seeds.
+
+    Attributes:
+        share: of each pool.
+        features: entry of the SAE setting.
+        units: entry of the neuron setting.
+    """
 
     share: Fraction
     features: Entry
     units: Entry
 
 
-def pairs(everything: Sequence[Entry], settings: Mapping[str, Setting], chooses: Pools) -> list[Pair]:
-    """Settings of SAE features and of neurons that switch the same share, at the same strengths, on the same seeds.
+def find_pairs(everything: Sequence[Entry], settings: Mapping[str, Setting], pools: SelectionPools) -> list[Pair]:
+    """Find settings of SAE features and neurons at the same share.
+
+    Their strengths, blocks, edited steps and seeds are the same too, and they have no other parameters.
 
     Args:
-        everything: one entry a setting.
+        everything: one entry for each setting.
         settings: by name.
-        chooses: what there is to choose from.
+        pools: numbers of features and units to select from.
+
+    Returns:
+        Pairs by share, then most seeds first.
     """
     found: list[Pair] = []
-    for one in (entry for entry in everything if entry.method == "sae"):
-        mine = settings[setting_of(one)]
-        share = chooses.share(mine)
-        common = (mine.strengths, mine.blocks, mine.edit_steps, one.seeds)
-        # Whatever else a setting says makes it another method.
-        plain = set(mine.params) == {"n_features"}
-        for other in (entry for entry in everything if entry.method == "neurons"):
-            theirs = settings[setting_of(other)]
-            alike = common == (theirs.strengths, theirs.blocks, theirs.edit_steps, other.seeds)
-            plain_too = set(theirs.params) == {"n_units"}
-            if share is not None and plain and plain_too and alike and chooses.share(theirs) == share:
-                found.append(Pair(share, one, other))
+    for features in (entry for entry in everything if entry.method == "sae"):
+        sae_setting = settings[setting_name(features)]
+        share = pools.share(sae_setting)
+        common = (sae_setting.strengths, sae_setting.blocks, sae_setting.edit_steps, features.seeds)
+        # Any other parameter makes it another method.
+        sae_plain = set(sae_setting.params) == {"n_features"}
+        for units in (entry for entry in everything if entry.method == "neurons"):
+            neuron_setting = settings[setting_name(units)]
+            alike = common == (neuron_setting.strengths, neuron_setting.blocks, neuron_setting.edit_steps, units.seeds)
+            neurons_plain = set(neuron_setting.params) == {"n_units"}
+            if share is not None and sae_plain and neurons_plain and alike and pools.share(neuron_setting) == share:
+                found.append(Pair(share, features, units))
     return sorted(found, key=lambda pair: (pair.share, -pair.features.seeds))
 
 
-def at_equal_shares(
-    everything: Sequence[Entry], settings: Mapping[str, Setting], chooses: Pools, replicates: int = REPLICATES
+def equal_share_rows(
+    everything: Sequence[Entry], settings: Mapping[str, Setting], pools: SelectionPools, replicates: int = REPLICATES
 ) -> list[Row]:
-    """Area and true area of both sides and their paired differences, over all categories and in each.
+    """Compute areas and true areas of both sides and their paired differences.
+
+    P values are adjusted by Holm's method over all rows.
 
     Args:
-        everything: one entry a setting.
+        everything: one entry for each setting.
         settings: by name.
-        chooses: what there is to choose from.
+        pools: numbers of features and units to select from.
         replicates: of the bootstrap.
+
+    Returns:
+        For each pair one row over all categories and one for each category.
     """
-    found = pairs(everything, settings, chooses)
+    found = find_pairs(everything, settings, pools)
     rows: list[Row] = []
     raw: dict[str, float] = {}
     for pair in found:
-        contest = Contest((pair.features, pair.units), replicates=replicates)
-        for category in contest.categories:
-            row, draws = _row(contest, pair, settings, category)
+        comparison = Comparison((pair.features, pair.units), replicates=replicates)
+        for category in comparison.categories:
+            row, draws = _row(comparison, pair, settings, category)
             if draws is not None:
                 raw[str(len(rows))] = p_value(draws[1:])
             rows.append(row)
@@ -73,26 +92,28 @@ def at_equal_shares(
     return [{**row, "p": adjusted.get(str(index))} for index, row in enumerate(rows)]
 
 
-def _row(contest: Contest, pair: Pair, settings: Mapping[str, Setting], category: str) -> tuple[Row, Floats | None]:
-    areas = [contest.area(entry, category) for entry in (pair.features, pair.units)]
-    truths = [contest.true_area(entry, category) for entry in (pair.features, pair.units)]
+def _row(
+    comparison: Comparison, pair: Pair, settings: Mapping[str, Setting], category: str
+) -> tuple[Row, Floats | None]:
+    areas = [comparison.area(entry, category) for entry in (pair.features, pair.units)]
+    truths = [comparison.true_area(entry, category) for entry in (pair.features, pair.units)]
     difference, true_difference = _difference(areas), _difference(truths)
-    gap = contest.gap(pair.features) or contest.gap(pair.units)
+    gap = comparison.gap(pair.features) or comparison.gap(pair.units)
     row: Row = {
         "share": share_text(pair.share),
-        "features": count_of(settings[setting_of(pair.features)]),
-        "units": count_of(settings[setting_of(pair.units)]),
+        "features": switched_count(settings[setting_name(pair.features)]),
+        "units": switched_count(settings[setting_name(pair.units)]),
         "category": category,
-        "examples": contest.n_examples(category),
-        "seeds": contest.seeds,
-        "scored": sum(counts(entry, category)[0] for entry in (pair.features, pair.units)),
-        "expected": sum(counts(entry, category)[1] for entry in (pair.features, pair.units)),
+        "examples": comparison.n_examples(category),
+        "seeds": comparison.seeds,
+        "scored": sum(count_units(entry, category)[0] for entry in (pair.features, pair.units)),
+        "expected": sum(count_units(entry, category)[1] for entry in (pair.features, pair.units)),
     }
     for name, draws in (
         ("sae_area", areas[0]), ("neurons_area", areas[1]), ("difference", difference), ("sae_true", truths[0]),
         ("neurons_true", truths[1]), ("true_difference", true_difference),
     ):  # fmt: skip
-        row |= estimated(name, contest.estimate(draws, category))
+        row |= estimate_cells(name, comparison.estimate(draws, category))
     return {**row, "note": gap or ""}, difference
 
 
@@ -102,7 +123,12 @@ def _difference(sides: Sequence[Floats | None]) -> Floats | None:
 
 
 def equal_share_table(rows: Sequence[Row], judged: bool) -> Table:
-    """The rows as a table: everything over all categories, differences by category."""
+    """Return the table of equal shares; differences are also printed by category.
+
+    Args:
+        rows: of `equal_share_rows`.
+        judged: whether true areas are known.
+    """
     plain = ("share", "features", "units", "category", "examples", "seeds", "scored", "expected")
     true_columns = [
         percent_column("sae_true", "true area %: SAE"),
@@ -120,14 +146,14 @@ def equal_share_table(rows: Sequence[Row], judged: bool) -> Table:
     ]
     hidden = set() if judged else {key for column in true_columns for key in column.keys}
     down = ("share", "features", "units", "seeds")
-    told = {
+    titles = {
         "sae_area": "SAE area x100",
         "neurons_area": "neurons area x100",
         "difference": "SAE minus neurons, area x100",
     }
     if judged:
-        told |= {"true_difference": "SAE minus neurons, true area in points of %"}
-    views = [View(title=f"Equal share: {title}", down=down, across="category", cell=n) for n, title in told.items()]
+        titles |= {"true_difference": "SAE minus neurons, true area in points of %"}
+    views = [View(title=f"Equal share: {title}", down=down, across="category", cell=n) for n, title in titles.items()]
     kept = tuple({k: v for k, v in row.items() if k not in hidden} for row in rows)
     return Table(
         name="equal-share",
@@ -139,14 +165,14 @@ def equal_share_table(rows: Sequence[Row], judged: bool) -> Table:
 
 
 def equal_share_notes(rows: Sequence[Row]) -> list[str]:
-    """One sentence on each share."""
+    """Return a sentence on each share."""
     notes = []
     for row in (row for row in rows if row["category"] == EVERYTHING and isinstance(row["difference"], float)):
         low, high = float(row["difference_low"] or 0), float(row["difference_high"] or 0)
-        said = "SAE features reach more" if low > 0 else "neurons reach more" if high < 0 else "no clear difference"
+        finding = "SAE features reach more" if low > 0 else "neurons reach more" if high < 0 else "no clear difference"
         notes.append(
             f"At {row['share']} of the pool ({row['features']} of the features, {row['units']} of the units, each "
-            f"way): {said}; SAE minus neurons {100 * float(row['difference'] or 0):+.2f} "
+            f"way): {finding}; SAE minus neurons {100 * float(row['difference'] or 0):+.2f} "
             f"[{100 * low:+.2f}, {100 * high:+.2f}]."
         )
     return notes

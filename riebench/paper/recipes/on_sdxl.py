@@ -1,4 +1,7 @@
-"""What every artefact takes on SDXL: commands, U-Net evaluations, GPU hours, disk; counted, never measured here."""
+"""Cost of every artefact on SDXL: commands, U-Net evaluations, GPU hours, disk.
+
+Everything is counted or estimated; nothing is measured and no model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.models.families.sdxl.shape import DECODER_TERAFLOP, UNET_TERAFLOP
 from riebench.paper.artefact import Artefact, Column, Row, Table
 from riebench.paper.drawing import number
-from riebench.paper.job import FEW_STEPS, PROMPTS, PaperJob
+from riebench.paper.job import PROMPTS, STEP_COUNTS, PaperJob
 from riebench.tasks.settings import load_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "sdxl"
-SUITE, FEW, MANY = "sdxl", "sdxl-turbo", "sdxl-base"
-MANY_STEPS, HALVES = 20, 2
+SUITE, TURBO, BASE = "sdxl", "sdxl-turbo", "sdxl-base"
+BASE_STEPS, HALVES = 20, 2
 FAST_RATES = (150.0, 40.0)
-"""TFLOP a second in half precision and in float32 of a data-centre GPU; the slower one's are those of `estimates`."""
+"""TFLOP a second in half precision and in float32 of a data-centre GPU; the slower GPU has `ASSUMED_RATES`."""
 CHANNELS, POSITIONS, HALF_BYTES = 1280, 256, 2
-"""Of one block's update at 512 px, stored in 16 bits."""
+"""Size of one block's update at 512 px: channels, positions, bytes of a number in 16 bits."""
 TRAINING_PROMPTS = 100_000
 SPARSITIES, WIDTHS = (10, 20, 40, 80, 160), (640, 2560, 5120)
 PRODUCTS = 6
@@ -46,13 +49,13 @@ SHOWS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One command.
+    """One command and its cost.
 
     Attributes:
-        step: what it makes.
+        step: its result.
         command: as it is typed.
         evaluations: of the U-Net on one picture of 512 px.
-        large: the same at 1024 px.
+        large: evaluations at 1024 px.
         pictures: decoded at 512 px.
         trained: TFLOP of training, in float32.
         disk: bytes that it leaves, reports and tables not counted.
@@ -67,7 +70,7 @@ class Step:
     disk: int = 0
 
     def row(self) -> Row:
-        """With its work and hours."""
+        """Return the command as a row, with its work and hours."""
         quarter = (512 / 1024) ** 2
         unet = UNET_TERAFLOP * (quarter * self.evaluations + self.large)
         full = DECODER_TERAFLOP * quarter * self.pictures + self.trained
@@ -79,13 +82,13 @@ class Step:
         }  # fmt: skip
 
 
-def steps(forecasts: dict[str, Row]) -> list[Step]:
-    """Everything that is run.
+def planned_steps(forecasts: dict[str, Row]) -> list[Step]:
+    """Return all commands in the order in which they are run.
 
     Args:
         forecasts: set of settings -> evaluations, pictures and disk of its run.
     """
-    few = sum(FEW_STEPS)
+    few = sum(STEP_COUNTS)
     sizes = len(SPARSITIES) * len(WIDTHS)
     positions = TRAINING_PROMPTS * POSITIONS
     work = PRODUCTS * 2 * CHANNELS * sum(WIDTHS) * len(SPARSITIES) * len(BLOCKS) * positions / 1e12
@@ -93,38 +96,41 @@ def steps(forecasts: dict[str, Row]) -> list[Step]:
     small = 4 * CHANNELS * sum(WIDTHS) * 2 * len(SPARSITIES) * len(BLOCKS)
     sets = len(BLOCKS) * sizes + sizes
     found = [
-        Step("updates to train on", f"riebench sae collect --model {FEW} --dataset guangyil/laion-coco-aesthetic "
+        Step("updates to train on", f"riebench sae collect --model {TURBO} --dataset guangyil/laion-coco-aesthetic "
              f"--column caption --limit {TRAINING_PROMPTS} --out updates", TRAINING_PROMPTS,
              disk=positions * CHANNELS * HALF_BYTES * len(BLOCKS)),
         Step(f"{sizes} SAEs of each block", f"riebench sae train updates --k {ks} --width {widths} --out saes",
              trained=work, disk=small),
-        Step("explained variance over k and width", _paper("explained-variance", " --sweep saes"), PROMPTS),
-        Step("explained variance over steps, feature overlap", _paper("explained-variance-steps overlap"),
-             PROMPTS * few, PROMPTS * MANY_STEPS * HALVES),
-        Step("block effect", _paper("block-effect"), PROMPTS * few * (len(SDXL_BLOCKS) + 1),
-             pictures=PROMPTS * len(FEW_STEPS) * (len(SDXL_BLOCKS) + 1)),
-        Step("reconstruction", _paper("reconstruction", " --sweep saes"), PROMPTS * few * (sets + 2),
-             pictures=PROMPTS * len(FEW_STEPS) * (sets + 1)),
+        Step("explained variance over k and width", _paper_command("explained-variance", " --sweep saes"), PROMPTS),
+        Step("explained variance over steps, feature overlap", _paper_command("explained-variance-steps overlap"),
+             PROMPTS * few, PROMPTS * BASE_STEPS * HALVES),
+        Step("block effect", _paper_command("block-effect"), PROMPTS * few * (len(SDXL_BLOCKS) + 1),
+             pictures=PROMPTS * len(STEP_COUNTS) * (len(SDXL_BLOCKS) + 1)),
+        Step("reconstruction", _paper_command("reconstruction", " --sweep saes"), PROMPTS * few * (sets + 2),
+             pictures=PROMPTS * len(STEP_COUNTS) * (sets + 1)),
     ]  # fmt: skip
-    for name, told in forecasts.items():
-        counts = {key: int(number(told, key)) for key in ("evaluations", "pictures", "disk")}
+    for name, forecast in forecasts.items():
+        counts = {key: int(number(forecast, key)) for key in ("evaluations", "pictures", "disk")}
         found.append(
             Step(f"results of the set {name}", f"riebench run --suite {SUITE} --settings-set {name}", **counts)
         )
-    return [*found, Step("trade-off, feature share, blocks", _paper("trade-off feature-share blocks"))]
+    return [*found, Step("trade-off, feature share, blocks", _paper_command("trade-off feature-share blocks"))]
 
 
-def _paper(names: str, options: str = "") -> str:
+def _paper_command(names: str, options: str = "") -> str:
+    """Return the command that makes some artefacts on SDXL."""
     return f"riebench paper {names} --suite {SUITE}{options} --out paper-sdxl"
 
 
 def make(job: PaperJob) -> Artefact:
-    """Counts; nothing of SDXL is loaded."""
+    """Count the cost of every command; nothing of SDXL is loaded."""
     forecasts = {}
     for name in SETS:
         settings = [setting.model_dump(mode="json") for setting in load_settings(SUITE, (), name)]
-        (forecasts[name],) = job.part(NAME, {"count": 1, "set": name, "settings": settings}, partial(_forecast, name))
-    planned = steps(forecasts)
+        (forecasts[name],) = job.cached_rows(
+            NAME, {"count": 1, "set": name, "settings": settings}, partial(_forecast, name)
+        )
+    planned = planned_steps(forecasts)
     rows = [step.row() for step in planned]
     total: Row = {"step": "together", "command": ""}
     total |= {column.name: round(sum(number(row, column.name) for row in rows), 6) for column in COLUMNS[2:]}
@@ -143,8 +149,8 @@ def make(job: PaperJob) -> Artefact:
                         f"{POSITIONS} positions of each prompt and block, one pass",
             "updates on the disk": f"{CHANNELS * HALF_BYTES * 1_000_000 / GIGA:g} GB per million positions of a block",
             "prompts": f"{PROMPTS} of each measurement (--limit), one seed",
-            "step counts": f"{', '.join(map(str, FEW_STEPS))} of {FEW}, {MANY_STEPS} of {MANY} under guidance, whose "
-                           "two halves count twice",
+            "step counts": f"{', '.join(map(str, STEP_COUNTS))} of {TURBO}, {BASE_STEPS} of {BASE} under guidance, "
+                           "whose two halves count twice",
             "weights": "6.9 GB for each model in float16, see docs/sdxl.md",
         },
         notes=_notes(rows), alt="Bars of GPU hours, one command each, for a slower and a faster GPU.",
@@ -152,6 +158,7 @@ def make(job: PaperJob) -> Artefact:
 
 
 def _notes(rows: list[Row]) -> tuple[str, ...]:
+    """Return sentences on the commands that take most time and disk."""
     most = max(rows, key=lambda row: number(row, "hours"))
     disk = max(rows, key=lambda row: number(row, "disk"))
     return (
@@ -164,15 +171,16 @@ def _notes(rows: list[Row]) -> tuple[str, ...]:
 
 
 def _forecast(settings_set: str) -> list[Row]:
+    """Forecast evaluations, pictures and disk of the run of a set of settings."""
     from riebench.jobs.dry_run import forecast_job
     from riebench.jobs.request import RunRequest
 
-    found = forecast_job(RunRequest(suite=SUITE, model=FEW, settings_set=settings_set, device="cuda"))
+    found = forecast_job(RunRequest(suite=SUITE, model=TURBO, settings_set=settings_set, device="cuda"))
     return [{"evaluations": found.evaluations, "pictures": found.generations, "disk": found.disk}]
 
 
 def draw(figure: Figure, artefact: Artefact) -> None:
-    """Hours of each command, on a logarithmic axis."""
+    """Draw the hours of each command on a logarithmic axis."""
     rows = [row for row in artefact.table().rows[:-1] if number(row, "hours") > 0]
     figure.set_size_inches(7.0, 1.2 + 0.36 * len(rows))
     axes = figure.add_subplot()

@@ -1,4 +1,8 @@
-"""Selection share: in which blocks the switched features lie, by category, beside what each block does by itself."""
+"""Feature share: the blocks of the switched features, by category, beside effects.
+
+`share_rows` counts where the features lie that a setting switches on and off. `disagreement_rows` compares these shares
+with the effect of each block edited alone, see `riebench.paper.recipes.blocks`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,21 @@ from scipy.stats import kendalltau
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, estimate
 from riebench.blocks import default_blocks
-from riebench.paper.artefact import Artefact, Column, Row, Table, View, estimated, gain_column, picked, values_of
+from riebench.paper.artefact import (
+    Artefact,
+    Column,
+    Row,
+    Table,
+    View,
+    estimate_cells,
+    gain_column,
+    select_rows,
+    values_of,
+)
 from riebench.paper.drawing import draw_shares
 from riebench.paper.job import PaperJob
-from riebench.paper.recipes.blocks import block_effects, block_runs
-from riebench.paper.runs import PAPER_SET, count_of, runs
+from riebench.paper.recipes.blocks import WHOLE, block_effects, block_runs
+from riebench.paper.runs import PAPER_SET, collect_runs, switched_count
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
@@ -25,149 +39,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-WHOLE = "all"
-CLEAR = 1e-9
-"""Effects nearer to each other than this are equal."""
-
-
-def disagreement_rows(shares: Sequence[Row], effects: Sequence[Row]) -> list[Row]:
-    """For each category and variant: the block with most features, the block that does most alone, and their order.
-
-    Of each variant the setting counts whose number of features is nearest to that of the single-block edits. A block's
-    share is the mean of its shares on and off.
-
-    Args:
-        shares: of `riebench.paper.recipes.share.share_rows`.
-        effects: of `riebench.paper.recipes.blocks.block_effects`.
-    """
-    switched = next((row["switched"] for row in effects), None)
-    rows = []
-    for variant in values_of(shares, "variant"):
-        mine = picked(shares, variant=variant)
-        names = {row["setting"]: row["switched"] for row in mine}
-        setting = min(names, key=lambda name: abs(_number(names[name]) - _number(switched)))
-        for category in values_of(effects, "category"):
-            if category != EVERYTHING:
-                share = _mean_shares(picked(mine, setting=setting, category=category))
-                rows.append(_row(str(variant), setting, category, share, picked(effects, category=category)))
-    return rows
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _mean_shares(rows: Sequence[Row]) -> dict[str, float]:
-    """Block -> mean of its shares on and off; a block without both is left out."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if isinstance(row["share"], float):
-            found.setdefault(str(row["block"]), []).append(row["share"])
-    return {block: sum(sides) / 2 for block, sides in found.items() if len(sides) == 2}
-
-
-def _row(variant: str, setting: object, category: object, share: Mapping[str, float], effects: Sequence[Row]) -> Row:
-    row: Row = {"category": str(category), "variant": variant, "setting": str(setting), "by_share": top(share)}
-    row["share"] = share.get(str(row["by_share"]))
-    for name, key in (("area", "area"), ("true", "true_area")):
-        known = [r for r in effects if r["block"] != WHOLE and r.get(key) is not None]
-        effect = {str(r["block"]): _number(r[key]) for r in known}
-        best = top(effect)
-        # Without a lower end nothing is known beyond doubt, so such a block counts for none.
-        idle = {str(r["block"]) for r in known if _number(r.get(f"{key}_low")) <= 0}
-        row |= {
-            f"by_{name}": best,
-            name: effect.get(best) if best else None,
-            f"{name}_of_share": effect.get(str(row["by_share"])),
-            f"same_{name}": None if best is None or row["by_share"] is None else best == row["by_share"],
-            f"tau_{name}": tau(share, effect),
-            f"idle_{name}": sum(n for block, n in share.items() if block in idle) if effect and share else None,
-        }
-    return row
-
-
-def top(values: Mapping[str, float]) -> str | None:
-    """The block with the largest number; None where there is none, or two are equal."""
-    ordered = sorted(values.values(), reverse=True)
-    if not ordered or (len(ordered) > 1 and ordered[0] - ordered[1] < CLEAR):
-        return None
-    return max(values, key=lambda block: values[block])
-
-
-def tau(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
-    """Kendall's tau-b of the order of the blocks that both have; None where one of them has no order."""
-    shared = [block for block in first if block in second]
-    if len(shared) < 2:
-        return None
-    found = float(kendalltau([first[b] for b in shared], [second[b] for b in shared]).statistic)
-    return found if found == found else None
-
-
-def disagreement_table(rows: Sequence[Row], judged: bool) -> Table:
-    """The rows as a table."""
-    columns = [
-        *(Column(name=name) for name in ("category", "variant", "setting")),
-        Column(name="by_share", title="most features in"),
-        Column(name="share", title="share", decimals=2),
-        Column(name="by_area", title="most CLIP area by"),
-        gain_column("area", "area x100", interval=False),
-        gain_column("area_of_share", "area x100 of the block with most features", interval=False),
-        Column(name="same_area", title="same block"),
-        Column(name="tau_area", title="tau", decimals=2),
-        Column(name="idle_area", title="share in blocks without clear CLIP effect", decimals=2),
-    ]
-    if judged:
-        columns += [
-            Column(name="by_true", title="most true area by"),
-            Column(name="true", title="true area %", decimals=0, scale=100),
-            Column(name="true_of_share", title="true area % of the block with most features", decimals=0, scale=100),
-            Column(name="same_true", title="same block (truth)"),
-            Column(name="tau_true", title="tau (truth)", decimals=2),
-            Column(name="idle_true", title="share in blocks without clear true effect", decimals=2),
-        ]
-    names = {column.name for column in columns}
-    kept = tuple({k: v for k, v in row.items() if k in names} for row in rows)
-    title = "Share against measured effect: where the two disagree"
-    return Table(name="disagreement", title=title, columns=tuple(columns), rows=kept)
-
-
-def disagreement_notes(rows: Sequence[Row]) -> list[str]:
-    """One sentence on each variant and effect."""
-    notes = []
-    for variant in values_of(rows, "variant"):
-        for key, words in (("same_area", "by the CLIP area"), ("same_true", "by the true area")):
-            told = [row for row in picked(rows, variant=variant) if row.get(key) is not None]
-            if not told:
-                continue
-            odd = [f"{row['category']}" for row in told if not row[key]]
-            which = f"; they differ in {', '.join(odd)}" if odd else ""
-            found = [row.get(key.replace("same", "idle")) for row in told]
-            idle = [share for share in found if isinstance(share, float)]
-            if not idle:
-                continue
-            notes.append(
-                f"Shares {variant}: the block with most features is the one that does most alone {words} in "
-                f"{len(told) - len(odd)} of {len(told)} categories{which}. "
-                f"{100 * sum(idle) / len(idle):.0f} % of the switched features lie in blocks that alone have no clear "
-                "effect there."
-            )
-    return notes
-
-
 NAME = "feature-share"
 SIDES = {"add": "on", "remove": "off"}
 POOLED, PER_BLOCK = "pooled", "per_block"
-WANTED = {"sae_1_of_128": PAPER_SET, "sae_per_block_shares": PAPER_SET}
+REQUIRED_SETTINGS = {"sae_1_of_128": PAPER_SET, "sae_per_block_shares": PAPER_SET}
 """Setting -> its set: the two variants with equally many features."""
-ALSO = ("sae", "sae_sweep", "sae_1_of_32", "sae_1_of_8")
-CHOICE = ("rank", "ranking", "delete_uses_target")
-"""Parameters of `sae` that move the choice, beside how many and which shares."""
+OPTIONAL_SETTINGS = ("sae", "sae_sweep", "sae_1_of_32", "sae_1_of_8")
+CHOICE_PARAMETERS = ("rank", "ranking", "delete_uses_target")
+"""Parameters of `sae` that affect the choice, beside the number of features and the shares."""
+TIE_TOLERANCE = 1e-9
+"""Difference below which two values are a tie."""
 
 
 def make(job: PaperJob) -> Artefact:
-    """Counts where the stored choices lie, and holds them against what each block does by itself."""
-    found = runs(job, WANTED, ALSO)
-    folders = distinct(found.folders)
+    """Count feature shares, and compare them with each block's own effect."""
+    found = collect_runs(job, REQUIRED_SETTINGS, OPTIONAL_SETTINGS)
+    folders = distinct_choices(found.folders)
     rows = [row for folder in folders for row in share_rows(folder)]
     tables, notes = [share_table(rows)], list[str]()
     effects: list[Row] = []
@@ -199,47 +86,52 @@ def make(job: PaperJob) -> Artefact:
 
 
 def draw(figure: Figure, artefact: Artefact) -> None:
-    """Heat maps of both variants, and of the effects."""
+    """Draw heat maps of the shares in both variants."""
     draw_shares(figure, artefact)
 
 
 def variant_of(setting: Setting) -> str:
-    """How a setting of `sae` shares activations out before it ranks."""
+    """Return how a setting of `sae` divides activations before it ranks features."""
     return str(setting.params.get("shares", POOLED))
 
 
-def distinct(folders: Iterable[RunFolder]) -> list[RunFolder]:
-    """One folder for each choice of features: of those that choose alike, the one with most seeds, then units.
+def distinct_choices(folders: Iterable[RunFolder]) -> list[RunFolder]:
+    """Return one folder for each choice of features, smaller choices first.
 
-    Settings that edit blocks singly have no choice between them, and those that choose at random none at all.
+    Of folders with the same choice, the one with most seeds, then most work items, is returned. Settings that edit
+    blocks singly have no choice between blocks, and those that choose at random have none at all; both are left out.
     """
     best: dict[str, tuple[int, int, RunFolder]] = {}
     for folder in folders:
         setting = folder.spec.setting
         if setting.method != "sae" or setting.params.get("ranking") == "separate":
             continue
-        chosen = choices(folder)
+        chosen = choice_records(folder)
         if not chosen:
             continue
-        params = {key: setting.params.get(key) for key in CHOICE}
-        key = json.dumps([params, count_of(setting), variant_of(setting), setting.blocks, folder.spec.sae_sha256])
+        params = {key: setting.params.get(key) for key in CHOICE_PARAMETERS}
+        key = json.dumps([params, switched_count(setting), variant_of(setting), setting.blocks, folder.spec.sae_sha256])
         size = (len({record.key.seed for record in chosen}), len(chosen))
         if key not in best or size > best[key][:2]:
             best[key] = (*size, folder)
     found = [folder for _, _, folder in best.values()]
-    return sorted(found, key=lambda f: (variant_of(f.spec.setting) != POOLED, count_of(f.spec.setting) or 0))
+    return sorted(found, key=lambda f: (variant_of(f.spec.setting) != POOLED, switched_count(f.spec.setting) or 0))
 
 
-def choices(folder: RunFolder) -> list[EditRecord]:
-    """Finished units that chose among several blocks, each picture once: those of the first strength that has any."""
+def choice_records(folder: RunFolder) -> list[EditRecord]:
+    """Return finished work items that chose among several blocks, each picture once.
+
+    Returns:
+        Records of the lowest strength that has any.
+    """
     found = [record for record in folder.records() if len(record.features) > 1 and record.status == "ok"]
     first = min((record.key.strength for record in found), default=None)
     return [record for record in found if record.key.strength == first]
 
 
 def share_rows(folder: RunFolder) -> list[Row]:
-    """Each block's share of what a setting switches on and off, over all categories and in each."""
-    setting, chosen = folder.spec.setting, choices(folder)
+    """Compute each block's share of the switched features, over all and each category."""
+    setting, chosen = folder.spec.setting, choice_records(folder)
     strength = chosen[0].key.strength if chosen else None
     block_sets = {record.key.block_set for record in chosen}
     expected: dict[str, int] = {}
@@ -252,7 +144,7 @@ def share_rows(folder: RunFolder) -> list[Row]:
     rows: list[Row] = []
     for side, called in SIDES.items():
         for block in blocks:
-            values = _values(chosen, block, side)
+            values = _block_shares(chosen, block, side)
             for category in (EVERYTHING, *(name for name in ALL_CATEGORIES if name in expected)):
                 some = values if category == EVERYTHING else {category: values.get(category, {})}
                 counted = [len(seeds) for examples in some.values() for seeds in examples.values()]
@@ -260,11 +152,11 @@ def share_rows(folder: RunFolder) -> list[Row]:
                     {
                         "variant": variant_of(setting),
                         "setting": setting.name,
-                        "switched": count_of(setting),
+                        "switched": switched_count(setting),
                         "side": called,
                         "block": block,
                         "category": category,
-                        **estimated("share", estimate(some, clusters)),
+                        **estimate_cells("share", estimate(some, clusters)),
                         "examples": sum(len(examples) for examples in some.values()),
                         "seeds": max(counted, default=0),
                         "counted": sum(counted),
@@ -274,8 +166,17 @@ def share_rows(folder: RunFolder) -> list[Row]:
     return rows
 
 
-def _values(chosen: Sequence[EditRecord], block: str, side: str) -> Mapping[str, Mapping[str, list[float]]]:
-    """Category -> example -> share of the block in each seed; units that switched nothing on a side have none."""
+def _block_shares(chosen: Sequence[EditRecord], block: str, side: str) -> Mapping[str, Mapping[str, list[float]]]:
+    """Collect a block's share of the features switched on one side.
+
+    Args:
+        chosen: records of the choice.
+        block: short name of the block.
+        side: "add" or "remove".
+
+    Returns:
+        Category -> example -> share for each seed; records that switched nothing on this side are left out.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for record in chosen:
         counts = {name: len(getattr(lists, side)) for name, lists in record.features.items()}
@@ -287,7 +188,7 @@ def _values(chosen: Sequence[EditRecord], block: str, side: str) -> Mapping[str,
 
 
 def share_table(rows: Sequence[Row]) -> Table:
-    """The rows as a table, blocks down and categories across."""
+    """Return the table of shares, with blocks down and categories across."""
     plain = ("variant", "setting", "switched", "side", "block", "category", "examples", "seeds", "counted", "expected")
     return Table(
         title="Share of the switched features in each block",
@@ -304,3 +205,139 @@ def share_table(rows: Sequence[Row]) -> Table:
             ),
         ),
     )  # fmt: skip
+
+
+def disagreement_rows(shares: Sequence[Row], effects: Sequence[Row]) -> list[Row]:
+    """Compare the blocks' order by share with their order by effect.
+
+    There is a row for each category and variant. Rows name the block with most features and the block with most effect.
+    Of each variant, the setting is used whose number of features is nearest to that of the single-block edits. A
+    block's share is the mean of its shares on and off.
+
+    Args:
+        shares: of `share_rows`.
+        effects: of `riebench.paper.recipes.blocks.block_effects`.
+    """
+    switched = next((row["switched"] for row in effects), None)
+    rows = []
+    for variant in values_of(shares, "variant"):
+        variant_rows = select_rows(shares, variant=variant)
+        names = {row["setting"]: row["switched"] for row in variant_rows}
+        setting = min(names, key=lambda name: abs(_float_or_zero(names[name]) - _float_or_zero(switched)))
+        for category in values_of(effects, "category"):
+            if category != EVERYTHING:
+                share = _mean_shares(select_rows(variant_rows, setting=setting, category=category))
+                rows.append(_row(str(variant), setting, category, share, select_rows(effects, category=category)))
+    return rows
+
+
+def _row(variant: str, setting: object, category: object, share: Mapping[str, float], effects: Sequence[Row]) -> Row:
+    """Return the row of one category and variant."""
+    row: Row = {"category": str(category), "variant": variant, "setting": str(setting), "by_share": top_block(share)}
+    row["share"] = share.get(str(row["by_share"]))
+    for name, key in (("area", "area"), ("true", "true_area")):
+        known = [r for r in effects if r["block"] != WHOLE and r.get(key) is not None]
+        effect = {str(r["block"]): _float_or_zero(r[key]) for r in known}
+        best = top_block(effect)
+        # A block without an interval has no clear effect: its missing lower end counts as 0.
+        idle = {str(r["block"]) for r in known if _float_or_zero(r.get(f"{key}_low")) <= 0}
+        row |= {
+            f"by_{name}": best,
+            name: effect.get(best) if best else None,
+            f"{name}_of_share": effect.get(str(row["by_share"])),
+            f"same_{name}": None if best is None or row["by_share"] is None else best == row["by_share"],
+            f"tau_{name}": kendall_tau(share, effect),
+            f"idle_{name}": sum(n for block, n in share.items() if block in idle) if effect and share else None,
+        }
+    return row
+
+
+def _mean_shares(rows: Sequence[Row]) -> dict[str, float]:
+    """Average each block's shares on and off; a block without both is left out."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if isinstance(row["share"], float):
+            found.setdefault(str(row["block"]), []).append(row["share"])
+    return {block: sum(sides) / 2 for block, sides in found.items() if len(sides) == 2}
+
+
+def _float_or_zero(value: object) -> float:
+    """Return a number as a float; 0 for a missing one."""
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def top_block(values: Mapping[str, float]) -> str | None:
+    """Return the block with the largest number; None for a tie or no block."""
+    ordered = sorted(values.values(), reverse=True)
+    if not ordered or (len(ordered) > 1 and ordered[0] - ordered[1] < TIE_TOLERANCE):
+        return None
+    return max(values, key=lambda block: values[block])
+
+
+def kendall_tau(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
+    """Compute Kendall's tau-b between two orders of the blocks that both have.
+
+    Returns:
+        None where one of them has no order.
+    """
+    shared = [block for block in first if block in second]
+    if len(shared) < 2:
+        return None
+    found = float(kendalltau([first[b] for b in shared], [second[b] for b in shared]).statistic)
+    return found if found == found else None
+
+
+def disagreement_table(rows: Sequence[Row], judged: bool) -> Table:
+    """Return the table of shares against effects.
+
+    Args:
+        rows: of `disagreement_rows`.
+        judged: whether true areas are known.
+    """
+    columns = [
+        *(Column(name=name) for name in ("category", "variant", "setting")),
+        Column(name="by_share", title="most features in"),
+        Column(name="share", title="share", decimals=2),
+        Column(name="by_area", title="most CLIP area by"),
+        gain_column("area", "area x100", interval=False),
+        gain_column("area_of_share", "area x100 of the block with most features", interval=False),
+        Column(name="same_area", title="same block"),
+        Column(name="tau_area", title="tau", decimals=2),
+        Column(name="idle_area", title="share in blocks without clear CLIP effect", decimals=2),
+    ]
+    if judged:
+        columns += [
+            Column(name="by_true", title="most true area by"),
+            Column(name="true", title="true area %", decimals=0, scale=100),
+            Column(name="true_of_share", title="true area % of the block with most features", decimals=0, scale=100),
+            Column(name="same_true", title="same block (truth)"),
+            Column(name="tau_true", title="tau (truth)", decimals=2),
+            Column(name="idle_true", title="share in blocks without clear true effect", decimals=2),
+        ]
+    names = {column.name for column in columns}
+    kept = tuple({k: v for k, v in row.items() if k in names} for row in rows)
+    title = "Share against measured effect: where the two disagree"
+    return Table(name="disagreement", title=title, columns=tuple(columns), rows=kept)
+
+
+def disagreement_notes(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence on each variant and effect."""
+    notes = []
+    for variant in values_of(rows, "variant"):
+        for key, words in (("same_area", "by the CLIP area"), ("same_true", "by the true area")):
+            compared = [row for row in select_rows(rows, variant=variant) if row.get(key) is not None]
+            if not compared:
+                continue
+            different = [f"{row['category']}" for row in compared if not row[key]]
+            categories = f"; they differ in {', '.join(different)}" if different else ""
+            found = [row.get(key.replace("same", "idle")) for row in compared]
+            idle = [share for share in found if isinstance(share, float)]
+            if not idle:
+                continue
+            notes.append(
+                f"Shares {variant}: the block with most features is the one that does most alone {words} in "
+                f"{len(compared) - len(different)} of {len(compared)} categories{categories}. "
+                f"{100 * sum(idle) / len(idle):.0f} % of the switched features lie in blocks that alone have no clear "
+                "effect there."
+            )
+    return notes

@@ -1,4 +1,9 @@
-"""The trade-off between alignment and preservation: SAE features, neurons and steering over the nine categories."""
+"""Trade-off between alignment and preservation, over the nine categories.
+
+SAE features, neurons and steering are read at every level of every setting (`point_rows`), summed up as areas over
+LPIPS budgets (`area_rows`) and compared at equal shares (`riebench.paper.recipes.equal_share`). The tables, notes and
+curves of the artefact follow.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +16,38 @@ from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, Estimate
 from riebench.analysis.tradeoff import BUDGETS
 from riebench.paper.artefact import (
     Artefact,
+    ArtefactSettings,
     Column,
     Row,
     Table,
     View,
-    estimated,
+    estimate_cells,
     gain_column,
     metric_column,
     percent_column,
     values_of,
 )
-from riebench.paper.contest import Contest, contests, counts, joined, read_entries, setting_of
-from riebench.paper.job import PaperJob, Said
-from riebench.paper.recipes.equal_share import at_equal_shares, equal_share_notes, equal_share_table
-from riebench.paper.runs import ENDS as END_SETTINGS
-from riebench.paper.runs import SWEEP_SET, Pools, Runs, count_of, paper_settings, pools, runs, share_text
+from riebench.paper.contest import (
+    Comparison,
+    comparisons_by_seeds,
+    count_units,
+    join_groups,
+    read_entries,
+    setting_name,
+)
+from riebench.paper.job import PaperJob
+from riebench.paper.recipes.equal_share import equal_share_notes, equal_share_rows, equal_share_table
+from riebench.paper.runs import (
+    END_SETTINGS,
+    SWEEP_SET,
+    RunSet,
+    SelectionPools,
+    collect_runs,
+    count_pools,
+    paper_settings,
+    share_text,
+    switched_count,
+)
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder
 from riebench.tasks.settings import setting_names
@@ -35,81 +57,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-DASHES = ("-", "--", "-.", ":")
-ENDS = ("no edit", "target prompt")
-TRUTH = "judge_target"
-
-
-def draw_trade_off(figure: Figure, artefact: Artefact, colors: Mapping[str, str]) -> None:
-    """Draws the artefact's points.
-
-    Args:
-        figure: an empty one.
-        artefact: with the tables "" and "categories".
-        colors: what the table calls a method -> its colour.
-    """
-    figure.set_size_inches(11.0, 6.2)
-    rank = PROFILES[str(artefact.settings.get("profile", DEFAULT))].rank
-    overall = artefact.table().rows
-    split = [row for table in artefact.tables if table.name == "categories" for row in table.rows]
-    parts = figure.subfigures(1, 2, width_ratios=(2, 3), squeeze=False)[0]
-    left, right = parts[0], parts[1]
-    judged = any(row.get(TRUTH) is not None for row in overall)
-    panels = left.subplots(2 if judged else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _panel(panels[0], overall, rank, colors)
-    panels[0].set_title("all categories", fontsize=9)
-    panels[0].set_ylabel(_axis(rank), fontsize=8)
-    if judged:
-        _panel(panels[1], overall, TRUTH, colors)
-        panels[1].set_ylabel("target reached, % (judge)", fontsize=8)
-    panels[-1].set_xlabel("mean LPIPS", fontsize=8)
-    categories = values_of(split, "category")
-    columns = 3
-    grid = right.subplots(max(1, -(-len(categories) // columns)), columns, sharex=True, squeeze=False)
-    for axes, category in zip(grid.flat, categories, strict=False):
-        _panel(axes, [row for row in split if row["category"] == category], rank, colors, size=2.5)
-        axes.set_title(str(category).replace("_", " "), fontsize=8)
-        axes.tick_params(labelsize=7)
-    for axes in list(grid.flat)[len(categories) :]:
-        axes.set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
-
-
-def _axis(metric: str) -> str:
-    form = metric_format(metric)
-    name = form.title.partition(" (")[0]
-    return name if f"x{form.scale:g}" in name or form.scale == 1 else f"{name} x{form.scale:g}"
-
-
-def _panel(axes: Axes, rows: Sequence[Row], metric: str, colors: Mapping[str, str], size: float = 4) -> None:
-    axes.axhline(0, color="0.8", linewidth=0.6, zorder=0)
-    for method in values_of(rows, "method"):
-        mine = [row for row in rows if row["method"] == method]
-        for index, setting in enumerate(values_of(mine, "setting")):
-            points = [_place(row, metric) for row in mine if row["setting"] == setting]
-            known = [point for point in points if point is not None]
-            if not known or (len(points) == 1 and method not in ENDS):
-                # A single level is no curve: it is there for a switch, and in the table.
-                continue
-            style: dict[str, Any] = {"color": colors.get(str(method), "0.3"), "markersize": size, "label": setting}
-            if method in ENDS:
-                style |= {"marker": "*", "markersize": 2.2 * size, "linestyle": "none", "color": "black"}
-                style["markerfacecolor"] = "white" if method == ENDS[0] else "black"
-            else:
-                style |= {"marker": "o", "linewidth": 1.1, "linestyle": DASHES[index % len(DASHES)]}
-            axes.plot(*zip(*known, strict=True), **style)
-
-
-def _place(row: Row, metric: str) -> tuple[float, float] | None:
-    distance, value = row.get(DISTANCE), row.get(metric)
-    if not isinstance(distance, int | float) or not isinstance(value, int | float):
-        return None
-    return float(distance), float(value) * metric_format(metric).scale
-
-
 NAME = "trade-off"
-KINDS = {
+TRUTH = "judge_target"
+METHOD_TITLES = {
     "sae": "SAE features",
     "neurons": "neurons",
     "activation_patch": "steering (activation_patch)",
@@ -117,102 +67,147 @@ KINDS = {
     "no_edit": "no edit",
     "target_prompt": "target prompt",
 }
-"""Method -> what tables and figures call it."""
-STEERING = ("activation_patch_sweep", "mean_steering_sweep")
-ALSO = ("sae_sweep", "neurons_sweep")
-"""Settings of the sweep that are read where they are stored, beside those at equal shares."""
-SHOWN = {DEFAULT: (DISTANCE, "clip_gain", "judge_target", "judge_kept")}
-"""Profile -> metrics of the table, where not all of its own; the judge knows the toy world alone."""
+"""Method -> its title in tables and figures."""
+END_METHODS = ("no edit", "target prompt")
+STEERING_SETTINGS = ("activation_patch_sweep", "mean_steering_sweep")
+OPTIONAL_SETTINGS = ("sae_sweep", "neurons_sweep")
+"""Settings of the sweep that are read only if they are stored, beside those at equal shares."""
+TABLE_METRICS = {DEFAULT: (DISTANCE, "clip_gain", "judge_target", "judge_kept")}
+"""Profile -> metrics of the table, if not all of its own; only the toy world has a judge."""
 SWITCHES = {
     "sae_1_of_128": "all as in the default",
     "sae_add_only": "subtract_off: false",
     "sae_delete_from_source": "delete_uses_target: false",
     "sae_per_block_shares": "shares of each block before ranking",
 }
-"""Setting -> the switch of published scripts that it turns over; all at strength 1."""
+"""Setting -> the switch of published scripts that it changes; all at strength 1."""
+DASHES = ("-", "--", "-.", ":")
 
 
-def wanted(suite: str) -> dict[str, str]:
-    """Setting -> set of everything that is run where it is not stored."""
-    steering = {name: SWEEP_SET for name in STEERING if name in setting_names(suite, SWEEP_SET)}
+def required_settings(suite: str) -> dict[str, str]:
+    """Return the settings that are run where they are not stored, with their sets."""
+    steering = {name: SWEEP_SET for name in STEERING_SETTINGS if name in setting_names(suite, SWEEP_SET)}
     return {**END_SETTINGS, **paper_settings(suite), **steering}
 
 
 def make(job: PaperJob) -> Artefact:
-    """Reads the settings' scores, runs what is not stored, and sums up each method."""
-    found = runs(job, wanted(job.suite), ALSO)
-    chooses = pools(job)
+    """Read the settings' scores and sum up each method.
+
+    Settings that are not stored are run first.
+    """
+    found = collect_runs(job, required_settings(job.suite), OPTIONAL_SETTINGS)
+    pools = count_pools(job)
     shown = shown_metrics(found.folders, job.profile)
-    points = [row for one in found.folders for row in point_rows(one, chooses, shown, job.profile)]
+    points = [row for one in found.folders for row in point_rows(one, pools, shown, job.profile)]
     tables = [_points_table(points, shown), _category_table(points, shown)]
     notes: list[str] = []
     if job.profile == DEFAULT:
         everything = read_entries(found.folders)
         judged = "judge_target" in shown
         groups = {f.spec.setting.name: f.spec.setting.group for f in found.folders}
-        methods = joined(
+        methods = join_groups(
             [e for e in everything if not _single_level(e)], {k: v for k, v in groups.items() if v is not None}
         )
-        areas = [row for contest in contests(methods, REPLICATES) for row in area_rows(contest)]
+        areas = [row for comparison in comparisons_by_seeds(methods, REPLICATES) for row in area_rows(comparison)]
         settings = {f.spec.setting.name: f.spec.setting for f in found.folders}
-        equal = at_equal_shares(everything, settings, chooses, REPLICATES)
+        equal = equal_share_rows(everything, settings, pools, REPLICATES)
         tables += [_area_table(areas, judged), equal_share_table(equal, judged)]
         notes += [*_area_notes(areas), *equal_share_notes(equal)]
     tables.append(_switch_table(points, shown))
     return Artefact(
         name=NAME,
         title="Trade-off of SAE features, neurons and steering",
-        shows=_shows(job.profile),
+        shows=_description(job.profile),
         tables=tuple(table for table in tables if table.rows),
-        settings=_settings(found, chooses, job.profile),
+        settings=_settings(found, pools, job.profile),
         notes=tuple(notes),
         alt="Mean CLIP gain against mean LPIPS of every level of every method: over all categories, beside it the "
         "judge's verdict where there is one, and one small panel for each category.",
     )
 
 
-def draw(figure: Figure, artefact: Artefact) -> None:
-    """The curves over all categories, the judge's below, and small panels for the categories."""
-    draw_trade_off(figure, artefact, {label: f"C{index}" for index, label in enumerate(KINDS.values())})
+def _description(profile: str) -> str:
+    """Return the paragraph on reading the artefact under a profile."""
+    ranked = metric_format(PROFILES[profile].rank)
+    text = (
+        "Each level of each method edits all four blocks of every example: mean LPIPS to the source picture against "
+        f"{ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
+        "the least of the metrics' counts. `switched` features or units go on and as many off; `share` is that part of "
+        "all there are in the four blocks. "
+    )
+    if profile != DEFAULT:
+        return text + f"Profile `{profile}`: as the published scripts compute it; areas belong to the default profile."
+    return text + (
+        f"`area` is the mean gain at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, levels chosen on one half of the "
+        "examples over all categories and read on the other; by category the same choice is read there. `completion` "
+        "is the area as a share of the target prompt's gain. Methods with equally many seeds are resampled together. "
+        "True success: the judge finds the target and every other attribute as before, less what unedited pictures "
+        "have of it."
+    )
+
+
+def _settings(found: RunSet, pools: SelectionPools, profile: str) -> ArtefactSettings:
+    """Return the settings of the artefact."""
+    return {
+        "profile": profile,
+        **found.settings,
+        "features": {**pools.features, "all": sum(pools.features.values())} if pools.features else {},
+        "feed-forward units": {**pools.units, "all": sum(pools.units.values())},
+        "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, percentile"},
+    }
 
 
 def shown_metrics(folders: Iterable[RunFolder], profile: str) -> list[str]:
-    """Metrics of the profile that any run has numbers of, distance and ranked metric first."""
-    order = SHOWN.get(profile, (DISTANCE, PROFILES[profile].rank, *PROFILES[profile].table))
+    """Return the metrics of a profile that any run has numbers of.
+
+    Returns:
+        Metrics, distance and ranked metric first.
+    """
+    order = TABLE_METRICS.get(profile, (DISTANCE, PROFILES[profile].rank, *PROFILES[profile].table))
     present = {metric for folder in folders for c in configurations(folder, profile) for metric in c.values}
     return [metric for metric in dict.fromkeys(order) if metric in present]
 
 
 def point_rows(
-    folder: RunFolder, chooses: Pools, shown: Sequence[str], profile: str = DEFAULT, *, single_blocks: bool = False
+    folder: RunFolder,
+    pools: SelectionPools,
+    shown: Sequence[str],
+    profile: str = DEFAULT,
+    *,
+    single_blocks: bool = False,
 ) -> list[Row]:
-    """Every level of a setting with all its blocks, over all categories and in each.
+    """Return every level of a setting, over all categories and in each.
 
     Args:
         folder: its run.
-        chooses: what there is to choose from.
+        pools: numbers of features and units to select from.
         shown: metrics.
-        profile: whose metrics they are.
-        single_blocks: every block set instead, named in the rows.
+        profile: scoring profile of the metrics.
+        single_blocks: return every block set, named in the rows, instead of all blocks together.
     """
     setting = folder.spec.setting
     everything = configurations(folder, profile)
     return [
         {
-            **({"block": c.block_set} if single_blocks else {"method": KINDS.get(setting.method, setting.method)}),
+            **(
+                {"block": c.block_set}
+                if single_blocks
+                else {"method": METHOD_TITLES.get(setting.method, setting.method)}
+            ),
             "setting": setting.name,
             "strength": float(c.strength),
-            "switched": count_of(setting),
-            **({} if single_blocks else {"share": share_text(chooses.share(setting))}),
+            "switched": switched_count(setting),
+            **({} if single_blocks else {"share": share_text(pools.share(setting))}),
             "category": category,
-            **_measured(c, category, shown),
+            **_metric_cells(c, category, shown),
         }
         for c in (everything if single_blocks else whole_configurations(everything))
         for category in ("all", *present_categories(everything))
     ]
 
 
-def _measured(c: Configuration, category: str, shown: Sequence[str]) -> Row:
+def _metric_cells(c: Configuration, category: str, shown: Sequence[str]) -> Row:
+    """Return the counts and metrics of one level and category."""
     cells = {metric: c.row(metric, category) for metric in shown}
     # One count for the whole row: the least of its metrics, so that no cell hides a gap.
     least = min(cells.values(), key=lambda cell: cell.n_scored, default=None)
@@ -223,17 +218,60 @@ def _measured(c: Configuration, category: str, shown: Sequence[str]) -> Row:
         "expected": sum(c.expected.values()) if category == "all" else c.expected.get(category, 0),
     }
     for metric, cell in cells.items():
-        row |= estimated(metric, Estimate(cell.mean, cell.ci_low, cell.ci_high, cell.n_examples))
+        row |= estimate_cells(metric, Estimate(cell.mean, cell.ci_low, cell.ci_high, cell.n_examples))
     return row
 
 
+def _single_level(entry: Entry) -> bool:
+    """Check that an entry serves the switches alone.
+
+    Such an entry has a single level, so that it has no curve of its own.
+    """
+    setting = setting_name(entry)
+    return setting in SWITCHES and len(entry.configurations) == 1
+
+
+def area_rows(comparison: Comparison) -> list[Row]:
+    """Compute the area of each method, over all categories and in each."""
+    rows: list[Row] = []
+    for entry in comparison.methods:
+        gap = comparison.gap(entry)
+        for category in comparison.categories:
+            area = comparison.area(entry, category)
+            far = comparison.target_prompt_gain(category)
+            scored, expected = count_units(entry, category)
+            at_choice = comparison.truth_at_choice(entry, category)
+            completion = None if area is None or far is None else area / far
+            rows.append(
+                {
+                    "method": METHOD_TITLES.get(entry.method, entry.method),
+                    "settings": entry.name,
+                    "levels": entry.levels,
+                    "category": category,
+                    "examples": comparison.n_examples(category),
+                    "seeds": comparison.seeds,
+                    "scored": scored,
+                    "expected": expected,
+                    **estimate_cells("area", comparison.estimate(area, category)),
+                    **estimate_cells("completion", comparison.estimate(completion, category)),
+                    "lpips": comparison.realised_distance(entry, category),
+                    **estimate_cells("true_area", comparison.estimate(comparison.true_area(entry, category), category)),
+                    **estimate_cells("truth_at_choice", comparison.estimate(at_choice, category)),
+                    "note": gap or "",
+                }
+            )
+    return rows
+
+
 def _columns(shown: Sequence[str], *, category: bool) -> tuple[Column, ...]:
+    """Return the columns of the tables of levels."""
     names = ["method", "setting", "strength", "switched", "share", *(["category"] if category else [])]
     counts = ["examples", "seeds", "scored", "expected"]
     return (*(Column(name=n) for n in (*names, *counts)), *(metric_column(metric) for metric in shown))
 
 
 def _points_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
+    """Return the table of every level over all categories."""
     rows = [{k: v for k, v in row.items() if k != "category"} for row in points if row["category"] == "all"]
     return Table(
         title="Every level, mean over the categories", columns=_columns(shown, category=False), rows=tuple(rows)
@@ -241,6 +279,7 @@ def _points_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
 
 
 def _category_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
+    """Return the table of every level in each category."""
     columns = _columns(shown, category=True)
     down = ("method", "setting", "strength", "seeds")
     views = tuple(
@@ -251,6 +290,7 @@ def _category_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
 
 
 def _switch_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
+    """Return the table of the published scripts' switches."""
     kept = [
         {"switch": SWITCHES[str(row["setting"])], **{k: v for k, v in row.items() if k not in ("method", "share")}}
         for row in points
@@ -261,45 +301,8 @@ def _switch_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
     return Table(name="switches", title="Switches of the published scripts", columns=columns, rows=tuple(kept))
 
 
-def _single_level(entry: Entry) -> bool:
-    """Whether an entry is there for the switches alone: it has no knob that could be a method's."""
-    setting = setting_of(entry)
-    return setting in SWITCHES and len(entry.configurations) == 1
-
-
-def area_rows(contest: Contest) -> list[Row]:
-    """What each method reaches over all budgets, over all categories and in each."""
-    rows: list[Row] = []
-    for entry in contest.rivals:
-        gap = contest.gap(entry)
-        for category in contest.categories:
-            area = contest.area(entry, category)
-            far = contest.far_end(category)
-            scored, expected = counts(entry, category)
-            at_choice = contest.truth_at_choice(entry, category)
-            completion = None if area is None or far is None else area / far
-            rows.append(
-                {
-                    "method": KINDS.get(entry.method, entry.method),
-                    "settings": entry.name,
-                    "levels": entry.levels,
-                    "category": category,
-                    "examples": contest.n_examples(category),
-                    "seeds": contest.seeds,
-                    "scored": scored,
-                    "expected": expected,
-                    **estimated("area", contest.estimate(area, category)),
-                    **estimated("completion", contest.estimate(completion, category)),
-                    "lpips": contest.realised(entry, category),
-                    **estimated("true_area", contest.estimate(contest.true_area(entry, category), category)),
-                    **estimated("truth_at_choice", contest.estimate(at_choice, category)),
-                    "note": gap or "",
-                }
-            )
-    return rows
-
-
 def _area_table(rows: Sequence[Row], judged: bool) -> Table:
+    """Return the table of areas, with true areas if they are known."""
     plain = ("method", "settings", "levels", "category", "examples", "seeds", "scored", "expected")
     truth = [
         percent_column("true_area", "true area (success) %"),
@@ -329,6 +332,7 @@ def _area_table(rows: Sequence[Row], judged: bool) -> Table:
 
 
 def _area_notes(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence on the area of each method, largest first."""
     best = [row for row in rows if row["category"] == "all" and isinstance(row["area"], float)]
     notes = []
     for row in sorted(best, key=lambda row: -float(row["area"] or 0)):
@@ -342,30 +346,80 @@ def _area_notes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _shows(profile: str) -> str:
-    ranked = metric_format(PROFILES[profile].rank)
-    text = (
-        "Each level of each method edits all four blocks of every example: mean LPIPS to the source picture against "
-        f"{ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
-        "the least of the metrics' counts. `switched` features or units go on and as many off; `share` is that part of "
-        "all there are in the four blocks. "
-    )
-    if profile != DEFAULT:
-        return text + f"Profile `{profile}`: as the published scripts compute it; areas belong to the default profile."
-    return text + (
-        f"`area` is the mean gain at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, levels chosen on one half of the "
-        "examples over all categories and read on the other; by category the same choice is read there. `completion` "
-        "is the area as a share of the target prompt's gain. Methods with equally many seeds are resampled together. "
-        "True success: the judge finds the target and every other attribute as before, less what unedited pictures "
-        "have of it."
-    )
+def draw(figure: Figure, artefact: Artefact) -> None:
+    """Draw the curves over all categories, and a small panel for each category.
+
+    True success, where it is known, is below the curves over all categories.
+    """
+    draw_trade_off(figure, artefact, {label: f"C{index}" for index, label in enumerate(METHOD_TITLES.values())})
 
 
-def _settings(found: Runs, chooses: Pools, profile: str) -> Said:
-    return {
-        "profile": profile,
-        **found.settings,
-        "features": {**chooses.features, "all": sum(chooses.features.values())} if chooses.features else {},
-        "feed-forward units": {**chooses.units, "all": sum(chooses.units.values())},
-        "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, percentile"},
-    }
+def draw_trade_off(figure: Figure, artefact: Artefact, colors: Mapping[str, str]) -> None:
+    """Draw the artefact's points.
+
+    Args:
+        figure: an empty one.
+        artefact: with the tables "" and "categories".
+        colors: title of a method -> its colour.
+    """
+    figure.set_size_inches(11.0, 6.2)
+    rank = PROFILES[str(artefact.settings.get("profile", DEFAULT))].rank
+    overall = artefact.table().rows
+    split = [row for table in artefact.tables if table.name == "categories" for row in table.rows]
+    parts = figure.subfigures(1, 2, width_ratios=(2, 3), squeeze=False)[0]
+    left, right = parts[0], parts[1]
+    judged = any(row.get(TRUTH) is not None for row in overall)
+    panels = left.subplots(2 if judged else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _draw_panel(panels[0], overall, rank, colors)
+    panels[0].set_title("all categories", fontsize=9)
+    panels[0].set_ylabel(_axis_label(rank), fontsize=8)
+    if judged:
+        _draw_panel(panels[1], overall, TRUTH, colors)
+        panels[1].set_ylabel("target reached, % (judge)", fontsize=8)
+    panels[-1].set_xlabel("mean LPIPS", fontsize=8)
+    categories = values_of(split, "category")
+    columns = 3
+    grid = right.subplots(max(1, -(-len(categories) // columns)), columns, sharex=True, squeeze=False)
+    for axes, category in zip(grid.flat, categories, strict=False):
+        _draw_panel(axes, [row for row in split if row["category"] == category], rank, colors, size=2.5)
+        axes.set_title(str(category).replace("_", " "), fontsize=8)
+        axes.tick_params(labelsize=7)
+    for axes in list(grid.flat)[len(categories) :]:
+        axes.set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
+
+
+def _draw_panel(axes: Axes, rows: Sequence[Row], metric: str, colors: Mapping[str, str], size: float = 4) -> None:
+    """Draw the points of each setting of each method on one panel."""
+    axes.axhline(0, color="0.8", linewidth=0.6, zorder=0)
+    for method in values_of(rows, "method"):
+        method_rows = [row for row in rows if row["method"] == method]
+        for index, setting in enumerate(values_of(method_rows, "setting")):
+            points = [_point(row, metric) for row in method_rows if row["setting"] == setting]
+            known = [point for point in points if point is not None]
+            if not known or (len(points) == 1 and method not in END_METHODS):
+                # A single level is no curve; it serves the table of switches.
+                continue
+            style: dict[str, Any] = {"color": colors.get(str(method), "0.3"), "markersize": size, "label": setting}
+            if method in END_METHODS:
+                style |= {"marker": "*", "markersize": 2.2 * size, "linestyle": "none", "color": "black"}
+                style["markerfacecolor"] = "white" if method == END_METHODS[0] else "black"
+            else:
+                style |= {"marker": "o", "linewidth": 1.1, "linestyle": DASHES[index % len(DASHES)]}
+            axes.plot(*zip(*known, strict=True), **style)
+
+
+def _axis_label(metric: str) -> str:
+    """Return the label of a metric's axis, with its scale."""
+    form = metric_format(metric)
+    name = form.title.partition(" (")[0]
+    return name if f"x{form.scale:g}" in name or form.scale == 1 else f"{name} x{form.scale:g}"
+
+
+def _point(row: Row, metric: str) -> tuple[float, float] | None:
+    """Return distance and metric of a row as drawn; None if one is missing."""
+    distance, value = row.get(DISTANCE), row.get(metric)
+    if not isinstance(distance, int | float) or not isinstance(value, int | float):
+        return None
+    return float(distance), float(value) * metric_format(metric).scale
