@@ -43,7 +43,7 @@ def unknown_block(name: str) -> RiebenchError:
 
 
 def _families() -> Iterator[Any]:
-    return (MODEL_FAMILIES.get(family).names for family in MODEL_FAMILIES.names())
+    return (family.names for family in MODEL_FAMILIES.usable().values())
 
 
 @lru_cache(maxsize=4096)

@@ -1,12 +1,19 @@
-"""Names the user may write -> the objects they stand for.
+"""Objects that settings, options and tables call by a name.
 
-What ships with the package is listed at the bottom, lazily, so that listing names imports neither torch nor a model.
+They ship with riebench, or come from installed packages or plug-in files. What ships is listed at the bottom, lazily,
+so that listing names imports neither torch nor a model. Other people's packages add to it by entry points
+(`importlib.metadata`), in the group that each registry names. Installed packages are looked through once, when a
+registry is first asked for something; a package's code runs only when one of its names is used.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Generic, TypeVar, cast
 
 from riebench.errors import RiebenchError, near_match
@@ -14,35 +21,123 @@ from riebench.errors import RiebenchError, near_match
 T = TypeVar("T")
 
 
+class PackageError(RiebenchError):
+    """Error for an installed package whose object cannot be imported.
+
+    The message names the package and the reason.
+    """
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed distribution.
+
+    Attributes:
+        name: as its metadata spells it.
+        version: likewise.
+    """
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class PackageEntry:
+    """One entry point of an installed package.
+
+    Attributes:
+        package: whose it is.
+        target: "module:attribute".
+        others: packages that state the same name in the same group.
+    """
+
+    package: Package
+    target: str
+    others: tuple[Package, ...] = ()
+
+
+_importing: list[Package] = []
+"""Packages whose code is being imported at the moment, the innermost last."""
+
+_registries: list[Registry[Any]] = []
+"""Every registry with a group."""
+
+
+@lru_cache(maxsize=1)
+def _installed() -> dict[str, dict[str, PackageEntry]]:
+    """Return the entry points of all installed packages: group -> name -> entry."""
+    found: dict[str, dict[str, PackageEntry]] = {registry.group: {} for registry in _registries}
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        points = [point for point in distribution.entry_points if point.group in found]
+        # A package that is found twice on the path is the one that comes first, as with imports.
+        if not points or distribution.name.lower() in seen:
+            continue
+        seen.add(distribution.name.lower())
+        package = Package(distribution.name, distribution.version)
+        for point in points:
+            entry = PackageEntry(package, point.value)
+            first = found[point.group].setdefault(point.name, entry)
+            if first is not entry:
+                found[point.group][point.name] = replace(first, others=(*first.others, package))
+    return found
+
+
 class Registry(Generic[T]):
     """A table of named objects of one kind, some of them imported only when asked for.
 
     Args:
         kind: what the objects are, for messages ("method", "metric", ...).
+        group: entry-point group through which installed packages add objects; empty for none.
+        base: "module:class" that objects of packages must be instances or subclasses of; empty for anything.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, group: str = "", base: str = "") -> None:
         self.kind = kind
+        self.group = group
+        self.base = base
         self._objects: dict[str, T] = {}
         self._lazy: dict[str, str] = {}
+        self._registered_by: dict[str, Package] = {}
+        self._failed: dict[str, PackageError] = {}
+        if group:
+            _registries.append(self)
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that enters an object under a name.
+        """Enter an object under a name, as a decorator.
 
         Raises:
             ValueError: if the name is taken by another object. A lazy entry's own object may fill its name.
+            RiebenchError: if an installed package has taken the name, or a package takes a name that is taken.
         """
 
         def enter(thing: T) -> T:
+            package = _importing[-1] if _importing else None
             if name in self._objects:
+                if package is not None:
+                    raise RiebenchError(self._taken(name, package))
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
+            if name not in self._lazy:
+                entry = self._entries().get(name)
+                if package is None and entry is not None:
+                    raise RiebenchError(
+                        f"the {self.kind} {name!r} is also in the installed package {entry.package}; uninstall it, or "
+                        "choose another name"
+                    )
+                if package is not None:
+                    if entry is not None and entry.package != package:
+                        raise RiebenchError(self._taken(name, package))
+                    self._registered_by[name] = package
             self._objects[name] = thing
             return thing
 
         return enter
 
     def register_lazy(self, name: str, target: str) -> None:
-        """Enters "module:attribute", imported at the first `get`.
+        """Enter "module:attribute", imported at the first `get`.
 
         Raises:
             ValueError: if the name is taken or the target has no colon.
@@ -54,34 +149,202 @@ class Registry(Generic[T]):
         self._lazy[name] = target
 
     def get(self, name: str) -> T:
-        """The object of that name.
+        """Return the object of that name.
 
         Raises:
-            RiebenchError: if there is none; names the nearest match.
+            PackageError: if it comes from an installed package that cannot be imported.
+            RiebenchError: if there is none (names the nearest match), or if several packages, or riebench and a
+                package, have the same name.
         """
+        entry = self._entries().get(name)
+        if entry is not None:
+            self._refuse_conflict(name, entry)
         if name not in self._objects:
-            if name not in self._lazy:
+            if name in self._lazy:
+                # Importing may itself run `register(name)`; either way the attribute is the object.
+                self._objects.setdefault(name, cast(T, _attribute(self._lazy[name])))
+            elif entry is not None:
+                self._objects[name] = self._load(name, entry)
+            else:
                 raise RiebenchError(f"unknown {self.kind} {name!r}{near_match(name, self.names())}")
-            module, attribute = self._lazy[name].split(":")
-            # Importing may itself run `register(name)`; either way the attribute is the object.
-            thing = getattr(importlib.import_module(module), attribute)
-            self._objects.setdefault(name, cast(T, thing))
         return self._objects[name]
 
     def names(self) -> tuple[str, ...]:
-        """All names, sorted, without importing anything."""
-        return tuple(sorted({*self._objects, *self._lazy}))
+        """Return all names, sorted, without importing anything."""
+        return tuple(sorted({*self._objects, *self._lazy, *self._entries()}))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._objects or name in self._lazy
+        return name in self._objects or name in self._lazy or name in self._entries()
+
+    def usable(self, names: Iterable[str] | None = None) -> dict[str, T]:
+        """Return objects by name, without those of packages that cannot be imported.
+
+        `failures` says which those are, and why.
+
+        Args:
+            names: which objects; None for all.
+
+        Raises:
+            RiebenchError: if two packages, or riebench and a package, have the same name.
+        """
+        found = {}
+        for name in self.names() if names is None else names:
+            try:
+                found[name] = self.get(name)
+            except PackageError:
+                continue
+        return found
+
+    def failures(self) -> dict[str, str]:
+        """Return what could not be imported so far.
+
+        Returns:
+            Name -> one line that names the package and the reason.
+        """
+        return {name: str(error) for name, error in sorted(self._failed.items())}
+
+    def shipped(self) -> tuple[str, ...]:
+        """Return the names that riebench itself brings lazily, sorted."""
+        return tuple(sorted(self._lazy))
+
+    def package(self, name: str) -> Package | None:
+        """Return the installed package that an object comes from.
+
+        None stands for riebench itself and for plug-in files.
+        """
+        entry = self._entries().get(name)
+        return self._registered_by.get(name) if entry is None else entry.package
+
+    def from_packages(self) -> tuple[str, ...]:
+        """Return the names that installed packages state, sorted, importing nothing."""
+        return tuple(sorted(self._entries()))
+
+    def _entries(self) -> dict[str, PackageEntry]:
+        return _installed()[self.group] if self.group else {}
+
+    def _taken(self, name: str, package: Package) -> str:
+        return (
+            f"the package {package} takes the name of the {self.kind} {name!r}, which is there already; "
+            "uninstall it, or use a version with another name"
+        )
+
+    def _refuse_conflict(self, name: str, entry: PackageEntry) -> None:
+        if name in self._lazy:
+            raise RiebenchError(self._taken(name, entry.package))
+        if entry.others:
+            several = " and ".join(sorted(str(package) for package in (entry.package, *entry.others)))
+            raise RiebenchError(
+                f"the {self.kind} {name!r} is in several installed packages, {several}; uninstall all but one"
+            )
+
+    def _load(self, name: str, entry: PackageEntry) -> T:
+        """Import an installed package's object.
+
+        Raises:
+            PackageError: naming package and reason; the package is not tried again in this process.
+            RiebenchError: if its code takes a name that is not its own.
+        """
+        if name in self._failed:
+            raise self._failed[name]
+        before = {registry.group: set(registry._objects) for registry in _registries}
+        _importing.append(entry.package)
+        try:
+            thing = _attribute(entry.target)
+            # Formats are registered by their decorator, which leaves the function as it is.
+            thing = self._objects.get(name, thing)
+            self._check(name, thing)
+            _check_shipped(before, entry.package)
+        except Exception as error:
+            for registry in _registries:
+                registry._forget(entry.package, before[registry.group])
+            # An error of riebench says itself what is wrong, such as a name that is taken.
+            why = str(error) if isinstance(error, RiebenchError) else f"{type(error).__name__}: {error}"
+            self._failed[name] = PackageError(f"{self.kind} {name!r} of the package {entry.package} is unusable: {why}")
+            raise self._failed[name] from error
+        finally:
+            _importing.pop()
+        return cast(T, thing)
+
+    def _check(self, name: str, thing: Any) -> None:
+        """Check that a package's object fits its registry and its entry point.
+
+        Raises:
+            RiebenchError: if it is of another kind, or bears another name than the entry point.
+        """
+        if self.base:
+            base = _attribute(self.base)
+            if not (isinstance(thing, base) or (isinstance(thing, type) and issubclass(thing, base))):
+                raise RiebenchError(f"it is no {base.__name__}; see riebench's documents on a new {self.kind}")
+        own = getattr(thing, "name", name)
+        if own != name:
+            raise RiebenchError(f"it calls itself {own!r}; entry point and object must have the same name")
+
+    def _foreign(self, before: set[str]) -> list[str]:
+        """Return shipped names that were filled since by objects that do not ship.
+
+        Args:
+            before: names whose objects were there already.
+        """
+        filled = [name for name in self._lazy if name in self._objects and name not in before]
+        return [name for name in filled if not _is_own(self._lazy[name], self._objects[name])]
+
+    def _forget(self, package: Package, before: set[str]) -> None:
+        """Drop the objects that a package has registered since.
+
+        A failed import then leaves nothing behind.
+
+        Args:
+            package: whose import failed.
+            before: names whose objects were there before it.
+        """
+        for name in [*self._objects.keys() - before]:
+            if name in self._lazy:
+                theirs = not _is_own(self._lazy[name], self._objects[name])
+            else:
+                theirs = self.package(name) == package
+            if theirs:
+                del self._objects[name]
+                self._registered_by.pop(name, None)
 
 
-METHODS: Registry[Any] = Registry("method")
-METRICS: Registry[Any] = Registry("metric")
-NETWORKS: Registry[Any] = Registry("network")
-SAE_FORMATS: Registry[Any] = Registry("SAE format")
-REGIONS: Registry[Any] = Registry("region provider")
-MODEL_FAMILIES: Registry[Any] = Registry("model family")
+def _check_shipped(before: dict[str, set[str]], package: Package) -> None:
+    """Check that a package has not put objects of its own under shipped names.
+
+    Args:
+        before: group -> names whose objects were there before the package was imported.
+        package: what was imported.
+
+    Raises:
+        RiebenchError: naming the package and the first such name.
+    """
+    for registry in _registries:
+        for name in registry._foreign(before[registry.group]):
+            raise RiebenchError(registry._taken(name, package))
+
+
+def _attribute(target: str) -> Any:
+    """Import the object that "module:attribute" names; an attribute may have dots."""
+    module, _, attributes = target.partition(":")
+    found: Any = importlib.import_module(module.strip())
+    for attribute in filter(None, attributes.strip().split(".")):
+        found = getattr(found, attribute)
+    return found
+
+
+def _is_own(target: str, thing: Any) -> bool:
+    """Check whether an object is the one that a lazy target names, importing nothing."""
+    module, _, attribute = target.partition(":")
+    return getattr(sys.modules.get(module), attribute, None) is thing
+
+
+METHODS: Registry[Any] = Registry("method", "riebench.methods", "riebench.methods.base:Method")
+METRICS: Registry[Any] = Registry("metric", "riebench.metrics", "riebench.scoring.metrics.base:Metric")
+NETWORKS: Registry[Any] = Registry("network", "riebench.networks", "riebench.scoring.metrics.networks:Network")
+SAE_FORMATS: Registry[Any] = Registry("SAE format", "riebench.sae_formats", "riebench.saes.readers:SaeFormat")
+REGIONS: Registry[Any] = Registry("region provider", "riebench.regions")
+MODEL_FAMILIES: Registry[Any] = Registry(
+    "model family", "riebench.model_families", "riebench.models.families.base:Family"
+)
 
 DEFAULT_FAMILY = "sdxl"
 """The family whose blocks are meant where no model is named."""

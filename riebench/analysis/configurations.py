@@ -146,9 +146,6 @@ EVERYTHING = "all"
 """The category that is the mean over all categories."""
 
 
-TABLE_METRICS = PROFILES[DEFAULT].table
-"""Metrics that tables show, where they were scored."""
-
 UNCHANGED = PROFILES[DEFAULT].unchanged
 """What a failed unit counts as in means: the source picture left alone, so that failing on hard edits never pays. It
 is not counted as scored."""

@@ -25,9 +25,8 @@ from riebench.generation.regions.grounding import locate
 from riebench.generation.regions.masks import find, needs_attention, to_grid
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.models.loading import LoadedModel
-from riebench.registry import REGIONS
 from riebench.runs.capture import attention_blocks
-from riebench.runs.masks import captured_view, region_provider
+from riebench.runs.masks import captured_view, provider_without_models, region_provider
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
 from riebench.tasks.masks import Mask
@@ -384,4 +383,5 @@ class Painter:
             spec.options.check_side(self.model.spec.size)
             with region_provider(spec, locate(spec, offline=self._offline), self.generator) as provider:
                 return find(region, captured_view(self.generator, prompt, picture, 0), provider)
-        return find(region, captured_view(self.generator, prompt, picture, 0), REGIONS.get(spec.provider))
+        finder = provider_without_models(spec, self.generator)
+        return find(region, captured_view(self.generator, prompt, picture, 0), finder)

@@ -257,7 +257,7 @@ def scorer_checks(
     Raises:
         RiebenchError: for an unknown scorer or profile.
     """
-    from riebench.registry import METRICS
+    from riebench.registry import METRICS, NETWORKS
     from riebench.scoring.metrics.clip_models import SCORERS, ClipSpec
     from riebench.scoring.metrics.networks import Networks
 
@@ -268,11 +268,12 @@ def scorer_checks(
     nbytes = 0 if local else next(iter(sizes), 0)
     checks = [presence_check(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
     networks = Networks(first, second=scorers[1] or second_scorer_for(known.spec), weights=weights, offline=True)
-    for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.names())):
-        optional = metric.name in OPTIONAL_METRICS and not (scorers[1] and metric.name == "clip_gain_2")
-        if optional and is_shipped(known.spec):
+    for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.usable())):
+        foreign = METRICS.package(metric.name) is not None
+        optional = foreign or (metric.name in OPTIONAL_METRICS and not (scorers[1] and metric.name == "clip_gain_2"))
+        if optional and not foreign and is_shipped(known.spec):
             continue
-        if metric.backbone in ("clip2", "dino", "squeezenet"):
+        if metric.backbone in ("clip2", "dino", "squeezenet") or NETWORKS.package(metric.backbone) is not None:
             check = presence_check(f"metric {metric.name}", partial(_network, networks, metric), needed=not optional)
             checks += [check] if check not in checks else []
     return checks

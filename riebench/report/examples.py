@@ -16,7 +16,7 @@ from riebench.errors import StoreError
 from riebench.registry import METRICS
 from riebench.report.data import CachedRunFolder, Group
 from riebench.report.output import OutputFolder
-from riebench.scoring.profiles import TABLE_METRICS, metric_format
+from riebench.scoring.profiles import metric_format, table_metrics
 from riebench.store.records import EditRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.utils.files import file_sha256
@@ -113,8 +113,8 @@ def write_group(group: Group, examples: Mapping[ExampleKey, EditExample], pictur
 
 def write_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
     """Write the file that the page loads first, and return its path."""
-    formats: dict[str, dict[str, Any]] = {name: {"title": _meaning(name)} for name in METRICS.names()}
-    for name in TABLE_METRICS:
+    formats: dict[str, dict[str, Any]] = {name: {"title": _meaning(name)} for name in METRICS.usable()}
+    for name in table_metrics():
         form = metric_format(name)
         formats[name] = {"title": form.title, "scale": form.scale, "decimals": form.decimals, "signed": form.signed}
     return _script(out, "index", {"groups": groups, "formats": formats})["file"]
@@ -151,7 +151,7 @@ def _setting_data(
 
     A row is [example, hash, block set, strength, seed, picture, note, values].
     """
-    usual = list(TABLE_METRICS)
+    usual = list(table_metrics())
     metrics = sorted(backbones, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
     values = _values(folder, backbones)
     rows = []

@@ -54,6 +54,7 @@ class MaskMaker:
         self.offline = offline
         self.progress = progress
         self._reasons: dict[str, str] = {}
+        self._ready: RegionProvider | None = None
 
     def uses_attention(self, work: ExampleWork) -> bool:
         """Check whether attention has to be captured for an example's masks."""
@@ -102,7 +103,12 @@ class MaskMaker:
             captured_view(self.generator, work.plain.source, pair, index),
             captured_view(self.generator, work.plain.target, pair, index + count),
         )
-        return self._make_masks(work, *views, self.spec.provider)
+        if self.spec.models:
+            # Nothing has to be looked for here, so the provider is never called and its models stay unloaded.
+            return self._make_masks(work, *views, self.spec.provider)
+        if self._ready is None:
+            self._ready = provider_without_models(self.spec, self.generator)
+        return self._make_masks(work, *views, self._ready)
 
     def _mask_name(self, work: ExampleWork) -> str:
         return self.shared.mask_name(work.units[0].key)
@@ -158,6 +164,20 @@ class MaskMaker:
             return
         name = f"{self._mask_name(work).removesuffix('.json')}.png"
         self.shared.write_image(name, mask_overlay(source, target, masks))
+
+
+def provider_without_models(spec: RegionSpec, generator: Generator) -> RegionProvider:
+    """Return a provider that loads no model.
+
+    A function is taken as it is; a class is given its options.
+
+    Args:
+        spec: the provider.
+        generator: whose device it uses.
+    """
+    found = REGIONS.get(spec.provider)
+    provider: RegionProvider = found.load(spec.options, {}, generator.model.device) if hasattr(found, "load") else found
+    return provider
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.generation.hooks import known_sites
 from riebench.methods.base import Method, get_method
 from riebench.models.spec import ModelSpec
+from riebench.registry import METHODS, MODEL_FAMILIES, SAE_FORMATS
 from riebench.runs.plan import ExampleWork, Unit, shard_units, works_of
 from riebench.saes.sources import model_saes
 from riebench.store.folder import Redo, RunFolder, run_path
@@ -113,6 +114,7 @@ def prepare_setting(
     spec = RunSpec(
         suite=suite, model=model.spec, setting=stored, regions=regions,
         sae_sha256={block: sae.sha256 for block, sae in saes.items()},
+        packages=packages_of(setting.method, model.family.name, saes.values()),
     )  # fmt: skip
     folder = RunFolder(run_path(root, suite, model.spec.name, setting.name), spec)
     return PreparedSetting(setting, method, folder, saes, window)
@@ -144,6 +146,19 @@ def prepare_all(
         setting.name: prepare_setting(setting, suite, model, root, source, regions, offline, sae_cache)
         for setting in settings
     }
+
+
+def packages_of(method: str, family: str, saes: Iterable[SparseAutoencoder]) -> dict[str, str]:
+    """Return the installed packages whose code a run depends on: name -> version.
+
+    Args:
+        method: the setting's method.
+        family: the model's family.
+        saes: read for it; a reader of a package decides what an SAE computes.
+    """
+    made_by = (METHODS.package(method), MODEL_FAMILIES.package(family))
+    found = [*made_by, *(SAE_FORMATS.package(sae.format) for sae in saes)]
+    return {package.name: package.version for package in found if package is not None}
 
 
 def check_places(

@@ -13,7 +13,7 @@ from pathlib import Path
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError
 from riebench.saes.files import Checkpoint, SaeOptions, block_named_by
-from riebench.saes.readers import SaeFormat, sae_formats
+from riebench.saes.readers import SaeFormat, is_from_package, sae_formats, unusable_formats
 from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
 
@@ -159,8 +159,10 @@ def _recognise(checkpoint: Checkpoint) -> SaeFormat | None:
     mapping = known.pop(MAPPING)
     if mapping.fits(checkpoint):
         return mapping
-    for named in (True, False):
-        fitting = [one for one in known.values() if bool(one.needs) == named and one.fits(checkpoint)]
+    # Formats of installed packages come last, so that none of them takes a file that a shipped reader knows.
+    for named, foreign in ((True, False), (False, False), (True, True), (False, True)):
+        candidates = [one for one in known.values() if is_from_package(one.name) == foreign]
+        fitting = [one for one in candidates if bool(one.needs) == named and one.fits(checkpoint)]
         if len(fitting) > 1:
             names = " and ".join(one.name for one in fitting)
             raise RiebenchError(f"{checkpoint.path} holds several SAEs ({names}); name one of its files")
@@ -183,7 +185,7 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
     files = ", ".join(f"{' with '.join(one.needs)} ({one.name})" for one in formats)
     return RiebenchError(
         f"{path} holds no SAE that riebench can read: {files}, a single openai or saev file, or anything else with a "
-        "key mapping"
+        "key mapping" + "".join(f"; {why}" for why in unusable_formats())
     )
 
 

@@ -25,7 +25,7 @@ class Profile:
 
     Attributes:
         name: the name that users type.
-        table: metrics that tables show, where they were scored.
+        metrics: shipped metrics that tables show, where they were scored.
         rank: the metric that decides the ranks.
         unchanged: metric -> value that a failed unit counts as in means, that of the unedited source picture.
         regions: provider of word regions; None for the model's usual one.
@@ -33,11 +33,19 @@ class Profile:
     """
 
     name: str
-    table: tuple[str, ...]
+    metrics: tuple[str, ...]
     rank: str
     unchanged: Mapping[str, float] = field(default_factory=dict)
     regions: str | None = None
     fixed_seed: int | None = None
+
+    @property
+    def table(self) -> tuple[str, ...]:
+        """Metrics that tables show.
+
+        The default profile's end with those of installed packages that say how tables print them.
+        """
+        return (*self.metrics, *_package_metrics()) if self.name == DEFAULT else self.metrics
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -81,8 +89,16 @@ PROFILES: dict[str, Profile] = {
 }  # fmt: skip
 """Name -> profile."""
 
-TABLE_METRICS: tuple[str, ...] = tuple(dict.fromkeys(name for profile in PROFILES.values() for name in profile.table))
-"""Metrics that the tables of some profile show."""
+
+def _package_metrics() -> tuple[str, ...]:
+    """Return the metrics of installed packages that have a format, by name."""
+    usable = METRICS.usable(METRICS.from_packages())
+    return tuple(name for name, metric in usable.items() if metric.format is not None)
+
+
+def table_metrics() -> tuple[str, ...]:
+    """Return the metrics that the tables of some profile show, each once."""
+    return tuple(dict.fromkeys(name for profile in PROFILES.values() for name in profile.table))
 
 
 def metric_format(name: str) -> MetricFormat:

@@ -251,10 +251,13 @@ def score(
     """
     if device == "cpu":
         keep_freed_memory()
-    names = profile_metrics(profile, METRICS.names()) if metrics is None else tuple(metrics)
+    names = profile_metrics(profile, METRICS.usable()) if metrics is None else tuple(metrics)
+    broken = METRICS.failures() if metrics is None and profile == DEFAULT else {}
+    # Metrics of installed packages come unrequested; they must not stop what would be scored without them.
+    optional = {*OPTIONAL_METRICS, *METRICS.from_packages()}
     requested = {*(metrics or ()), *(["clip_gain_2"] if second else []), *(names if profile != DEFAULT else [])}
     suites = _Suites(tasks or ())
-    total = ScoreReport()
+    total = ScoreReport(notes=tuple(f"{name} left out: {why}" for name, why in broken.items()))
     for (first, other, shipped), group in _group_by_networks(folders, scorer, second, networks).items():
         used = networks or Networks(first, device=device, second=other, weights=weights, offline=offline)
         # The toy world's numbers are the same on every machine: they do not depend on the weights that happen to be
@@ -262,7 +265,7 @@ def score(
         candidates = [
             METRICS.get(name) for name in names if name in requested or not (shipped and name in OPTIONAL_METRICS)
         ]
-        chosen, notes = select_measurable(candidates, {*OPTIONAL_METRICS} - requested, used)
+        chosen, notes = select_measurable(candidates, optional - requested, used)
         report = _score_group(group, suites, used, chosen, batch_size, progress)
         total = _merge_reports(_merge_reports(total, report), ScoreReport(notes=notes))
     return total

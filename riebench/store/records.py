@@ -6,7 +6,14 @@ import hashlib
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from riebench.models.spec import ModelSpec
 from riebench.tasks.masks import MaskShare
@@ -209,6 +216,16 @@ class RunSpec(Stored):
     """Block -> SHA-256 of its SAE's weights; empty for methods without SAEs."""
     regions: str = "attention"
     """Where word regions come from."""
+    packages: dict[str, str] = Field(default_factory=dict)
+    """Installed package -> its version, for those whose method, model family or SAE readers are used."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_packages(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What needs no other package is stored as it always was.
+        stored: dict[str, Any] = write(self)
+        if not self.packages:
+            stored.pop("packages", None)
+        return stored
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -224,6 +241,7 @@ class RunSpec(Stored):
             **setting,
             "sae_sha256": self.sae_sha256,
             "regions": self.regions,
+            **({"packages": self.packages} if self.packages else {}),
         }
 
     @property

@@ -29,7 +29,7 @@ from riebench.scoring.metrics.clip import (
 )
 from riebench.scoring.metrics.clip_models import ClipSpec, load_open_clip
 from riebench.scoring.metrics.networks import Networks
-from riebench.scoring.profiles import PROFILES, TABLE_METRICS, get_profile, profile_metrics
+from riebench.scoring.profiles import PROFILES, get_profile, profile_metrics, table_metrics
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 from riebench.store.records import noise_seed
@@ -82,7 +82,7 @@ def test_every_metric_of_a_table_is_registered_and_printed() -> None:
         assert set(profile_metrics(name, METRICS.names())) >= set(profile.table)
     default = set(profile_metrics("default", METRICS.names()))
     assert default.isdisjoint({*PROFILES["paper"].own, *PROFILES["piebench"].own})
-    assert default | set(TABLE_METRICS) == set(METRICS.names())
+    assert default | set(table_metrics()) == set(METRICS.names())
     with pytest.raises(RiebenchError, match="did you mean 'piebench'"):
         get_profile("pibench")
 

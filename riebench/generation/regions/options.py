@@ -149,6 +149,8 @@ class RegionSpec:
     def identity(self) -> str:
         """One form for a run's identity: the provider with every option; folders stand as the hash of their files.
 
+        A provider of an installed package stands there with the package's name and version.
+
         Raises:
             RiebenchError: if a folder is no model folder.
         """
@@ -156,7 +158,9 @@ class RegionSpec:
         for option, folder in self.folders().items():
             values[option] = f"sha256-{model_folder_sha256(folder)[:16]}"
         options = ",".join(f"{name}={values[name]}" for name in sorted(values))
-        return f"{self.provider}:{options}" if options else self.provider
+        package = REGIONS.package(self.provider)
+        provider = self.provider if package is None else f"{self.provider}@{package.name}-{package.version}"
+        return f"{provider}:{options}" if options else provider
 
     def folders(self) -> dict[str, Path]:
         """Option -> folder, for the models that lie in one; models of the hub are left out.
@@ -189,7 +193,7 @@ def parse_regions(text: str) -> RegionSpec:
     name = name.strip()
     if name not in REGIONS:
         raise RiebenchError(f"--regions: unknown region provider {name!r}{near_match(name, REGIONS.names())}")
-    kind = OPTIONS.get(name, RegionOptions)
+    kind = options_of(name)
     stated = _stated(name, rest, kind) if colon else {}
     try:
         options = kind.model_validate(stated)
@@ -200,6 +204,23 @@ def parse_regions(text: str) -> RegionSpec:
     for option, place in options.models.items():
         _check_place(f"--regions {name}: {option}", place)
     return RegionSpec(name, options)
+
+
+def options_of(provider: str) -> type[RegionOptions]:
+    """Return the class of a provider's options.
+
+    A provider of an installed package has it as its attribute `options`.
+
+    Raises:
+        RiebenchError: if the package cannot be imported, or its options are of another kind.
+    """
+    package = REGIONS.package(provider)
+    if package is None:
+        return OPTIONS.get(provider, RegionOptions)
+    found = getattr(REGIONS.get(provider), "options", RegionOptions)
+    if not (isinstance(found, type) and issubclass(found, RegionOptions)):
+        raise RiebenchError(f"--regions {provider}: the options of the package {package} are no RegionOptions")
+    return found
 
 
 def _stated(name: str, rest: str, kind: type[RegionOptions]) -> Mapping[str, Any]:

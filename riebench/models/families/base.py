@@ -590,8 +590,8 @@ EditingTask = Literal["img2img", "ledits_pp"]
 
 
 def families() -> tuple[Family, ...]:
-    """Return all registered families."""
-    return tuple(MODEL_FAMILIES.get(name) for name in MODEL_FAMILIES.names())
+    """Return all registered families; those of packages that fail to import are left out."""
+    return tuple(MODEL_FAMILIES.usable().values())
 
 
 def family_of_denoiser(denoiser: nn.Module) -> Family:

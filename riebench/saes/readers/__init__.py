@@ -6,6 +6,7 @@ A new format is one function in a module of this package:
     def read_name(checkpoint: Checkpoint) -> SparseAutoencoder: ...
 
 `needs` (and, where file names are not enough, `when`) say how it is recognised; `fetch` what a hub download needs.
+Other people's packages name such functions as entry points of the group `riebench.sae_formats`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,23 @@ def _import_all() -> None:
 
 
 def sae_formats() -> tuple[SaeFormat, ...]:
-    """All formats, by name."""
+    """Return all formats: first those that ship, then those of installed packages.
+
+    Both are sorted by name. A package that cannot be imported is left out; `unusable_formats` says why.
+    """
     _import_all()
-    return tuple(SAE_FORMATS.get(name) for name in SAE_FORMATS.names())
+    found = SAE_FORMATS.usable()
+    return tuple(found[name] for name in sorted(found, key=lambda name: (is_from_package(name), name)))
+
+
+def is_from_package(name: str) -> bool:
+    """Return whether an installed package brings a format."""
+    return SAE_FORMATS.package(name) is not None
+
+
+def unusable_formats() -> tuple[str, ...]:
+    """Return one line for each format whose package cannot be imported.
+
+    The line names the package and the reason.
+    """
+    return tuple(SAE_FORMATS.failures().values())

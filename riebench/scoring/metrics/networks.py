@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from riebench.errors import MetricError, RiebenchError, near_match
-from riebench.registry import NETWORKS
+from riebench.registry import NETWORKS, PackageError
 from riebench.utils.hub import fetch, is_offline
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def parse_weights(entries: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if not entries:
         return found
-    local = {name: NETWORKS.get(name).weights for name in NETWORKS.names() if NETWORKS.get(name).weights}
+    local = {name: found.weights for name, found in NETWORKS.usable().items() if found.weights}
     for entry in entries:
         name, equals, path = entry.partition("=")
         if name not in local or not equals:
@@ -228,7 +228,7 @@ class Networks:
             return None
         try:
             NETWORKS.get(name).locate(replace(self.options, offline=not fetch))
-        except MetricError as error:
+        except (MetricError, PackageError) as error:
             return str(error)
         return None
 
