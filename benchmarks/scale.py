@@ -30,7 +30,7 @@ from riebench.models.spec import ModelSpec
 from riebench.runs.prepare import package_versions
 from riebench.store.folder import RunFolder, run_folders, run_path
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
-from riebench.store.run_file import seal
+from riebench.store.run_file import write_seal
 from riebench.tasks.masks import MaskShare
 from riebench.tasks.schema import Setting
 from riebench.utils.files import append_lines, write_atomic
@@ -81,7 +81,7 @@ def writing(root: Path, side: int, count: int) -> dict[str, float]:
     """Pictures with their records that one process brings to the disk in a second."""
     folder = RunFolder(run_path(root, "made-up", f"at-{side}", "sae"), _spec(side, "sae"))
     data = os.urandom(int(side * side * 3 * PNG_SHARE))
-    with folder.writing():
+    with folder.open_for_writing():
         start, computing = time.perf_counter(), time.process_time()
         for key in keys(count):
             one = record(key)
@@ -105,7 +105,7 @@ def fill(root: Path, units: int, settings: int) -> dict[str, float]:
     per_setting, sizes = units // settings, [0, 0]
     for number in range(settings):
         folder = RunFolder(run_path(root, "made-up", "made-up", f"sae_{number:02d}"), _spec(512, f"sae_{number:02d}"))
-        with folder.writing(plan=keys(per_setting)):
+        with folder.open_for_writing(plan=keys(per_setting)):
             pass
         files = [folder.path / "records.jsonl", folder.path / "scores.jsonl"]
         waiting: tuple[list[str], list[str]] = ([], [])
@@ -117,7 +117,7 @@ def fill(root: Path, units: int, settings: int) -> dict[str, float]:
                 for file, lines in zip(files, waiting, strict=True):
                     append_lines(file, lines)
                     lines.clear()
-        seal(folder.path)
+        write_seal(folder.path)
         sizes = [size + file.stat().st_size for size, file in zip(sizes, files, strict=True)]
     return {"record_bytes_a_unit": sizes[0] / units, "score_bytes_a_unit": sizes[1] / units}
 

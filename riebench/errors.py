@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     pass
 
 
-LONGEST_MESSAGE = 4000
+MAX_MESSAGE_LENGTH = 4000
 """Characters of a message that are kept."""
-LONGEST_NAME = 200
+MAX_NAME_LENGTH = 200
 """Longer words are no misspelt names: comparing them would take long and tell nothing."""
-MOST_NAMES = 1000
+MAX_KNOWN_NAMES = 1000
 """Among more names than these nothing is looked for: they are a stranger's, and each costs time."""
 
 
 def one_line(text: str) -> str:
     """A text as one printable line: what it quotes cannot break lines or steer a terminal."""
     if not text.isprintable():
-        text = "".join(mark if mark.isprintable() else _visible(mark) for mark in text)
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
+        text = "".join(mark if mark.isprintable() else _escape_character(mark) for mark in text)
+    return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[:MAX_MESSAGE_LENGTH]} ..."
 
 
-def _visible(mark: str) -> str:
+def _escape_character(mark: str) -> str:
     return " " if mark.isspace() else mark.encode("unicode_escape").decode("ascii")
 
 
@@ -81,8 +81,8 @@ def near_match(word: str, known: Iterable[str]) -> str:
     Returns:
         " (did you mean 'X'?)", or " (known: A, B, ...)" if nothing is near; "" where there is too much to compare.
     """
-    names = sorted(name for name in known if len(name) <= LONGEST_NAME)
-    if len(word) > LONGEST_NAME or len(names) > MOST_NAMES:
+    names = sorted(name for name in known if len(name) <= MAX_NAME_LENGTH)
+    if len(word) > MAX_NAME_LENGTH or len(names) > MAX_KNOWN_NAMES:
         return ""
     near = difflib.get_close_matches(word, names, n=1)
     if near:

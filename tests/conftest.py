@@ -41,7 +41,7 @@ def filled(folder: RunFolder) -> RunFolder:
         for number in range(3)
         for block_set in ("mid.0", "all")
     ]
-    with folder.writing({"device": "cpu"}, keys) as run:
+    with folder.open_for_writing({"device": "cpu"}, keys) as run:
         for key in keys:
             name, digest = run.write_image(key, np.full((8, 8, 3), 7, np.uint8))
             run.append(make_record(key, name, digest))

@@ -31,7 +31,7 @@ from benchmarks.crash.killing import PHASES, Ending, Moment, run
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.store.records import UnitKey
-from riebench.store.run_file import SEAL_FILE, broken_seals, unsealed_lines
+from riebench.store.run_file import SEAL_FILE, broken_seals, count_unsealed_lines
 from riebench.utils.files import parse_json, read_lines, repair_last_line
 
 
@@ -77,7 +77,7 @@ def differences(place: Path, reference: Path) -> list[str]:
         found += [f"{file.name}: {len(twice)} made twice, e.g. {twice[0]}"] if twice else []
     for file in sorted(place.rglob(SEAL_FILE)):
         found += broken_seals(file.parent)
-        found += [f"{file.parent.name}: lines without a seal"] if unsealed_lines(file.parent) else []
+        found += [f"{file.parent.name}: lines without a seal"] if count_unsealed_lines(file.parent) else []
     return found
 
 

@@ -107,9 +107,9 @@ PIEBENCH: dict[str, dict[str, Any]] = {
 
 def new_intake() -> Any:
     """An importer's intake that counts characters for tokens."""
-    from riebench.tasks.importers.examples import Intake
+    from riebench.tasks.importers.examples import ImportCollector
 
-    return Intake(len, 5000)
+    return ImportCollector(len, 5000)
 
 
 def _stored(place: Path, intake: Any, origin: Any) -> object:
@@ -158,15 +158,15 @@ def _read_rows(place: Path) -> object:
             chosen = choose_columns("in", list(row), {})
             record = {name: row.get(column) for name, column in chosen.items()}
             category = None if "category" in chosen else "change_object"
-            intake.take(f"row {number}", partial(_draft, "in", record, category))
+            intake.add_record(f"row {number}", partial(_draft, "in", record, category))
     return _stored(place, intake, {"format": "dataset"})
 
 
 def _read_dataset(place: Path) -> object:
-    from riebench.tasks.importers.datasets import Place, import_dataset
+    from riebench.tasks.importers.datasets import DatasetSource, import_dataset
 
     intake = new_intake()
-    return _stored(place, intake, import_dataset(Place(str(place / "in.jsonl"), offline=True), intake))
+    return _stored(place, intake, import_dataset(DatasetSource(str(place / "in.jsonl"), offline=True), intake))
 
 
 def _importer(name: str, read: Callable[[Path], object], value: Any, weight: int = 10) -> Reader:

@@ -57,7 +57,7 @@ def _runs(place: Path) -> list[Files]:
         for index in range(3)
     ]  # fmt: skip
     pixels = np.arange(16 * 16 * 3, dtype=np.uint32).reshape(16, 16, 3).astype(np.uint8)
-    with run.writing({"device": "cpu"}, keys):
+    with run.open_for_writing({"device": "cpu"}, keys):
         for key in keys:
             names = [run.shared.image_name(key, "source"), run.shared.image_name(key, "target")]
             for name in names:
@@ -97,7 +97,7 @@ def _read_run(place: Path) -> object:
     found = []
     for folder in run_folders(place):
         found.append((folder.expected, folder.provenance, folder.spec.run_id, folder.records(), folder.scores()))
-        folder.done("errors")
+        folder.finished_units("errors")
     return found
 
 
@@ -117,9 +117,9 @@ def _read_report(place: Path) -> object:
 
 
 def _read_seal(place: Path) -> object:
-    from riebench.store.run_file import broken_seals, unsealed_lines
+    from riebench.store.run_file import broken_seals, count_unsealed_lines
 
-    return broken_seals(place / _RUN), unsealed_lines(place / _RUN)
+    return broken_seals(place / _RUN), count_unsealed_lines(place / _RUN)
 
 
 def _read_scoring(place: Path) -> object:

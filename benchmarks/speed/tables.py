@@ -17,7 +17,7 @@ from benchmarks.sdxl.counting import shares_before
 from riebench.analysis.tables import fill_parts
 from riebench.errors import RiebenchError
 from riebench.models.families.sdxl.names import BLOCKS
-from riebench.utils.markup import markdown
+from riebench.utils.markup import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -34,7 +34,7 @@ def gains(found: Found) -> str:
     timed = {block: float(found[f"one block {block}"]["unet_gain"]) for block in BLOCKS}
     rows = [[block, f"{counted[block]:.2f}", f"{timed[block]:.2f}"] for block in BLOCKS]
     rows.append(["mean", f"{mean(counted.values()):.2f}", f"{mean(timed.values()):.2f}"])
-    return markdown(["first changed block", "operations, SDXL", "time, toy model"], rows)
+    return markdown_table(["first changed block", "operations, SDXL", "time, toy model"], rows)
 
 
 def measured(found: Found) -> str:
@@ -63,7 +63,7 @@ def measured(found: Found) -> str:
         (f"peak memory, 9 examples, of one by one / of the bare calls ({loaded} MB are there with the model loaded)",
          f"{memory['times_one_by_one']:.2f} / {memory['of_bare_calls']:.2f}", ""),
     ]  # fmt: skip
-    return markdown(["measure", "value", "goal"], [list(row) for row in rows])
+    return markdown_table(["measure", "value", "goal"], [list(row) for row in rows])
 
 
 def fill(*, check: bool = False, document: Path = DOCUMENT) -> None:

@@ -13,7 +13,7 @@ from riebench.analysis.stats import ALPHA, holm, interval, p_value
 from riebench.errors import RiebenchError, near_match
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import ALL_CATEGORIES
-from riebench.utils.markup import markdown
+from riebench.utils.markup import markdown_table
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def comparison_text(differences: Sequence[Difference], first: str, second: str, 
         f"{max(one.n_examples for one in differences)} examples; * adjusted p below {ALPHA} (Holm over "
         f"{len(differences)} differences).\n\n"
     )
-    return told + notes + markdown(["blocks", *categories], rows)
+    return told + notes + markdown_table(["blocks", *categories], rows)
 
 
 def _cell(one: Difference | None) -> str:

@@ -17,7 +17,7 @@ from riebench.scoring.metrics.clip_models import is_measured_by
 from riebench.scoring.profiles import DEFAULT, PROFILES, Profile
 from riebench.store.folder import RunFolder, ScoreKey
 from riebench.store.records import RECORDS_FILE, SCORES_FILE, RunSpec, ScoreRecord, UnitKey
-from riebench.tasks.schema import ALL_CATEGORIES, Stored
+from riebench.tasks.schema import ALL_CATEGORIES, StoredModel
 from riebench.utils.files import read_lines
 
 SHORT_HASH = 8
@@ -151,7 +151,7 @@ UNCHANGED = PROFILES[DEFAULT].unchanged
 is not counted as scored."""
 
 
-class TableRow(Stored):
+class TableRow(StoredModel):
     """One cell of a table, with everything needed to print or to doubt it."""
 
     model: str

@@ -29,7 +29,7 @@ from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.files import file_inside, write_atomic
-from riebench.utils.markup import csv_text, latex_table, latex_tables
+from riebench.utils.markup import csv_text, latex_table, markdown_to_latex
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -195,7 +195,7 @@ def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = USU
         if LATEX in formats:
             for path, text in table_texts(place, its).items():
                 if path.suffix == ".md":
-                    keep(path.with_suffix(".tex"), latex_tables(text).encode())
+                    keep(path.with_suffix(".tex"), markdown_to_latex(text).encode())
         if FIGURES in formats:
             from riebench.analysis.figures import figure_files
 

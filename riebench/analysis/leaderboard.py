@@ -21,7 +21,7 @@ from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder, run_folders
 from riebench.utils.files import write_atomic
-from riebench.utils.markup import markdown, plain
+from riebench.utils.markup import escape_markdown, markdown_table
 
 NO_RANK = "–"
 COMMAND = "riebench leaderboard"
@@ -53,10 +53,14 @@ def leaderboard_text(results: Path) -> str:
             if profile == DEFAULT:
                 # At once without what is left to the tables: blocks edited singly are most of what large runs hold.
                 read = [(folder, whole_configurations(configurations(folder))) for folder in folders]
-                parts += [f"## {suite} on {plain(model)}\n", *methods_section(read), _every(read)]
+                parts += [f"## {suite} on {escape_markdown(model)}\n", *methods_section(read), _every(read)]
             else:
                 rank = f"Ranks are by `{PROFILES[profile].rank}`.\n"
-                parts += [f"## {suite} on {plain(model)}, profile `{profile}`\n", rank, _section(folders, profile)]
+                parts += [
+                    f"## {suite} on {escape_markdown(model)}, profile `{profile}`\n",
+                    rank,
+                    _section(folders, profile),
+                ]
     return "\n".join(parts)
 
 
@@ -77,7 +81,7 @@ def methods_section(read: Sequence[Read]) -> list[str]:
         "group", "method", "SAE", "sees", "levels", "area", "all alike", "completion", "LPIPS", "second scorer",
         "scorer", f"minus {REFERENCE}", "detectable", "scored", "note",
     ]  # fmt: skip
-    return [told, markdown(header, [_method_row(standing) for standing in standings])]
+    return [told, markdown_table(header, [_method_row(standing) for standing in standings])]
 
 
 def _method_row(standing: Standing) -> list[str]:
@@ -126,7 +130,7 @@ def _every(read: Sequence[Read]) -> str:
     ]
     legend = "; ".join(f"`{metric}`: {metric_format(metric).title}" for metric in metrics)
     heading = "Every configuration; cells: mean [95 % interval] scored/expected.\n\n"
-    return heading + markdown(["setting", "blocks", *metrics, "run"], table) + f"\n{legend}.\n"
+    return heading + markdown_table(["setting", "blocks", *metrics, "run"], table) + f"\n{legend}.\n"
 
 
 def _section(folders: Sequence[RunFolder], profile: str) -> str:
@@ -150,10 +154,10 @@ def _section(folders: Sequence[RunFolder], profile: str) -> str:
         )
     legend = "; ".join(f"`{metric}`: {metric_format(metric).title}" for metric in metrics)
     odd = "".join(
-        f"\n{configuration.label} has no rank: {plain(why)}.\n"
+        f"\n{configuration.label} has no rank: {escape_markdown(why)}.\n"
         for configuration, why in zip(found, mixed(found), strict=True) if why
     )  # fmt: skip
-    return markdown(["rank", "setting", "blocks", "sees", *metrics, "run"], table) + f"\n{legend}.\n{odd}"
+    return markdown_table(["rank", "setting", "blocks", "sees", *metrics, "run"], table) + f"\n{legend}.\n{odd}"
 
 
 def rank_metric(configuration: Configuration) -> str:

@@ -25,7 +25,7 @@ from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.files import write_atomic
-from riebench.utils.markup import csv_text, markdown, plain
+from riebench.utils.markup import csv_text, escape_markdown, markdown_table
 
 
 def cell(row: TableRow) -> str:
@@ -52,8 +52,8 @@ def _note(found: list[Configuration]) -> str:
         f"{len(examples)} examples, up to {max(seeds, default=0)} seed(s) each. Cells: mean [95 % interval] "
         f"scored/expected; percentile bootstrap over examples inside each category, {REPLICATES} replicates, "
         f"seed {BOOTSTRAP_SEED}. `all` is the mean over categories.\n"
-        + (f"\nMeasured by {plain(', '.join(networks))}.\n" if networks else "")
-        + (f"`clip_gain_2` is by {plain(', '.join(second))}.\n" if second else "")
+        + (f"\nMeasured by {escape_markdown(', '.join(networks))}.\n" if networks else "")
+        + (f"`clip_gain_2` is by {escape_markdown(', '.join(second))}.\n" if second else "")
         + (_profile_note(found, profile.name) if profile.name != DEFAULT else "")
         + _mixed_note(found)
     )
@@ -62,7 +62,8 @@ def _note(found: list[Configuration]) -> str:
 def _mixed_note(found: list[Configuration]) -> str:
     odd = {c.setting: why for c, why in zip(found, mixed(found), strict=True) if why is not None}
     return "".join(
-        f"\nNot to be compared with the other rows: {setting}, {plain(why)}.\n" for setting, why in odd.items()
+        f"\nNot to be compared with the other rows: {setting}, {escape_markdown(why)}.\n"
+        for setting, why in odd.items()
     )
 
 
@@ -83,7 +84,7 @@ def per_block(found: list[Configuration]) -> tuple[str, str]:
             cells = [configuration.row(metric, category) for category in categories]
             rows += cells
             table.append([configuration.label, configuration.block_set, *(cell(c) for c in cells)])
-        parts += [f"## {metric_format(metric).title}\n", markdown(["setting", "blocks", *categories], table)]
+        parts += [f"## {metric_format(metric).title}\n", markdown_table(["setting", "blocks", *categories], table)]
     return "\n".join(parts), _long_csv(rows)
 
 
@@ -98,7 +99,7 @@ def per_category(found: list[Configuration]) -> tuple[str, str]:
             rows += cells
             table.append([category, *(cell(c) for c in cells)])
         header = ["category", *(configuration.label for configuration in whole)]
-        parts += [f"## {metric_format(metric).title}\n", markdown(header, table)]
+        parts += [f"## {metric_format(metric).title}\n", markdown_table(header, table)]
     return "\n".join(parts), _long_csv(rows)
 
 
@@ -122,7 +123,7 @@ def per_method(found: list[Configuration]) -> tuple[str, str]:
         + ("`detectable clip_gain`: smallest difference from no edit that 80 % of such experiments would find.\n"
            if gains else "\n")
     )  # fmt: skip
-    text = "\n".join(["# Per method\n", _note(whole), explained, legend + "\n", markdown(header, table)])
+    text = "\n".join(["# Per method\n", _note(whole), explained, legend + "\n", markdown_table(header, table)])
     return text, _long_csv(rows)
 
 
@@ -174,7 +175,9 @@ def _share_markdown(lines: list[list[object]]) -> str:
         "together; `units`: edits counted/expected. Where a feature is chosen is not yet what it does: hold it against "
         "the per-block table.\n"
     )
-    return "\n".join(["# Feature share\n", note, markdown(["setting", "category", "side", "units", *blocks], table)])
+    return "\n".join(
+        ["# Feature share\n", note, markdown_table(["setting", "category", "side", "units", *blocks], table)]
+    )
 
 
 def table_texts(model_folder: Path, folders: Sequence[RunFolder], profile: str | None = None) -> dict[Path, str]:
@@ -280,7 +283,9 @@ def table_part(file: Path, metric: str, settings: list[str]) -> str:
             means = {r["category"]: r["mean"] for r in mine if (r["block_set"], r["strength"]) == (blocks, strength)}
             cells = [metric_format(metric).number(float(means[c])) if means.get(c) else "–" for c in categories]
             lines.append([name if strength == mine[0]["strength"] else f"{name} x{strength}", blocks, *cells])
-    return markdown(["setting", "blocks", *(c.removeprefix("change_").replace("_", " ") for c in categories)], lines)
+    return markdown_table(
+        ["setting", "blocks", *(c.removeprefix("change_").replace("_", " ") for c in categories)], lines
+    )
 
 
 def fill_document(document: Path, *, check: bool = False) -> None:

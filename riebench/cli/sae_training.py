@@ -110,14 +110,14 @@ def collect_updates(
     Repeating a command does only what is missing.
     """
     from riebench.blocks import default_blocks
-    from riebench.tasks.importers.datasets import Place
+    from riebench.tasks.importers.datasets import DatasetSource
     from riebench.training.collect import Collecting, collect
     from riebench.training.prompts import PromptSource
 
     assert isinstance(loading, ModelLoading)
     place = None
     if dataset is not None:
-        place = Place(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
+        place = DatasetSource(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
     source = PromptSource(prompts, place, column, toy_captions)
     known = source.count()
     what = Collecting(split_names(blocks) or default_blocks(), limit, seed, batch_size, shard_pictures, redo_damaged)

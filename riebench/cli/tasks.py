@@ -10,7 +10,7 @@ import typer
 from riebench.cli.common import OfflineOption, friendly, say
 
 if TYPE_CHECKING:
-    from riebench.tasks.importers.examples import Intake
+    from riebench.tasks.importers.examples import ImportCollector
 
 
 SUITES = Path("suites")
@@ -78,21 +78,21 @@ def dataset(
     offline: OfflineOption = False,
 ) -> None:  # fmt: skip
     """Import prompt pairs from a data set, through the `datasets` library."""
-    from riebench.tasks.importers.datasets import Place, import_dataset
+    from riebench.tasks.importers.datasets import DatasetSource, import_dataset
     from riebench.utils.hub import offline_mode
 
-    place = Place(name, config, split, revision, offline)
+    place = DatasetSource(name, config, split, revision, offline)
     intake = _intake()
     with offline_mode(offline):
         origin = import_dataset(place, intake, columns=column or (), category=category, limit=limit)
     _finish(intake, origin, out or SUITES / place.short, force)
 
 
-def _intake() -> Intake:
+def _intake() -> ImportCollector:
     from riebench.methods.check import token_counter
-    from riebench.tasks.importers.examples import Intake
+    from riebench.tasks.importers.examples import ImportCollector
 
-    return Intake(*token_counter("sdxl-turbo"))
+    return ImportCollector(*token_counter("sdxl-turbo"))
 
 
 def _finish(intake: Intake, origin: dict[str, str | int], out: Path, force: bool) -> None:
@@ -111,7 +111,7 @@ def _finish(intake: Intake, origin: dict[str, str | int], out: Path, force: bool
     for note in intake.notes:
         say(note)
     there = f", {len(stored.unchanged)} files as they were" if stored.unchanged else ""
-    say(f"{intake.n_taken} of {origin['records']} records imported, {len(intake.skipped)} left out{there}")
+    say(f"{intake.n_examples} of {origin['records']} records imported, {len(intake.skipped)} left out{there}")
     say(f"next: riebench tasks check {out}; riebench run --suite {out}")
 
 

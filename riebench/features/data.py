@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riebench.tasks.schema import Stored
+from riebench.tasks.schema import StoredModel
 from riebench.utils.files import content_digest
 
 DATA, PAGE = "feature.json", "index.html"
@@ -17,7 +17,7 @@ SAMPLE = 64
 """Prompts of a suite that features are measured on, unless one says otherwise."""
 
 
-class Statistics(Stored):
+class Statistics(StoredModel):
     """A feature's values over positions and steps. A value says how far it moves the block's update."""
 
     pictures: int
@@ -46,7 +46,7 @@ class Statistics(Stored):
     """The same of the standard deviation."""
 
 
-class TopPicture(Stored):
+class TopPicture(StoredModel):
     """A picture in which the feature is strong."""
 
     prompt: str
@@ -60,7 +60,7 @@ class TopPicture(Stored):
     """The picture in grey, with the largest value of each position over the steps as colour."""
 
 
-class Cell(Stored):
+class Cell(StoredModel):
     """One picture of the strip."""
 
     strength: float
@@ -72,7 +72,7 @@ class Cell(Stored):
     """Cosine with the picture nobody changed."""
 
 
-class Row(Stored):
+class Row(StoredModel):
     """One picture at every strength."""
 
     prompt: str
@@ -82,7 +82,7 @@ class Row(Stored):
     cells: tuple[Cell, ...]
 
 
-class Means(Stored):
+class Means(StoredModel):
     """One strength, mean over the rows."""
 
     strength: float
@@ -91,14 +91,14 @@ class Means(Stored):
     clip_image: float | None = None
 
 
-class Near(Stored):
+class Near(StoredModel):
     """Another feature of the block, and how near it is: a cosine, or a share."""
 
     index: int
     value: float
 
 
-class Neighbours(Stored):
+class Neighbours(StoredModel):
     """The nearest features, nearest first."""
 
     decoder: tuple[Near, ...]
@@ -109,7 +109,7 @@ class Neighbours(Stored):
     """By the share of positions with either at which there are both."""
 
 
-class FeatureData(Stored):
+class FeatureData(StoredModel):
     """Everything on a feature's page."""
 
     made_of: dict[str, Any]

@@ -21,11 +21,11 @@ from riebench.saes.formats import checkpoint_at, chosen, load_sae, matching
 from riebench.saes.sae import COUNTING, Signal, SparseAutoencoder
 from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
-from riebench.tasks.schema import Stored
+from riebench.tasks.schema import StoredModel
 from riebench.tasks.suites import load_suite
 
 
-class RowNorms(Stored):
+class RowNorms(StoredModel):
     """Lengths of a decoder's rows, as far as feature values are multiplied by them."""
 
     min: float
@@ -33,7 +33,7 @@ class RowNorms(Stored):
     max: float
 
 
-class SaeReport(Stored):
+class SaeReport(StoredModel):
     """One SAE."""
 
     path: str
@@ -52,7 +52,7 @@ class SaeReport(Stored):
     warnings: tuple[str, ...] = ()
 
 
-class Inspection(Stored):
+class Inspection(StoredModel):
     """All SAEs of one place."""
 
     model: str | None = None

@@ -51,8 +51,8 @@ def _needs_regions(planned: PlannedWork) -> bool:
 
 
 def _packages() -> Check:
-    needed = machine.requirements()
-    bad = machine.unmet(needed)
+    needed = machine.package_requirements()
+    bad = machine.unmet_requirements(needed)
     here = f"Python {platform.python_version()}, riebench {__version__}"
     if not bad:
         versions = package_versions()
@@ -128,7 +128,7 @@ def _changes(planned: PlannedWork, tried: PlannedWork) -> str:
 
 
 def _disk(job: RunRequest, found: Forecast, download: int) -> list[Check]:
-    cache = machine.hub_cache()
+    cache = machine.hub_cache_folder()
     checks = []
     for what, folder, needed, mend in (
         ("disk for the hub's cache", cache, download, "HF_HOME=FOLDER names another place for it"),

@@ -19,7 +19,7 @@ from riebench.models.presets import sae_bytes_of_width
 from riebench.models.spec import ModelOptions
 from riebench.runs.plan import Unit, check_request, plan, shard_units
 from riebench.runs.prepare import check_places
-from riebench.store.folder import ALONE, SHARED, RunFolder, SharedFolder, run_path
+from riebench.store.folder import SHARED_NAME, SINGLE_SHARD, RunFolder, SharedFolder, run_path
 from riebench.store.records import RUN_FILE, RunSpec
 from riebench.tasks.schema import ALL_CATEGORIES, Setting
 from riebench.tasks.suites import default_model
@@ -70,7 +70,7 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
     units = shard_units(plan(tasks, settings, job.seeds), job.engine.shard)
     digests = {unit.key.digest for unit in units}
     done = {
-        setting.name: folder.done(redo, digests)
+        setting.name: folder.finished_units(redo, digests)
         for setting in settings
         if (folder := _folder(job.results, tasks[0].suite, known, setting)) is not None
     }
@@ -148,7 +148,7 @@ def _stored_masks(results: Path, units: Sequence[Unit], known: Known) -> frozens
     keys = {(unit.example.id, unit.key.seed): unit for unit in units}
     return frozenset(
         place for place, unit in keys.items()
-        if (shared := SharedFolder(run_path(results, unit.task.suite, known.spec.name, SHARED)))
+        if (shared := SharedFolder(run_path(results, unit.task.suite, known.spec.name, SHARED_NAME)))
         and (shared.path / shared.mask_name(unit.key)).exists()
     )  # fmt: skip
 
@@ -201,7 +201,7 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
                               f"of {found.batch_size} {size_text(memory.work)} + traces {size_text(memory.traces)}"),
         ("disk (estimate)", f"{size_text(found.disk)} of pictures"),
     ]  # fmt: skip
-    if found.shard != ALONE:
+    if found.shard != SINGLE_SHARD:
         index, count = found.shard
         lines.insert(1, ("shard", f"{index} of {count}; all that follows is this part's alone"))
     return lines

@@ -149,7 +149,7 @@ def memory(planned: PlannedWork, works: Sequence[ExampleWork]) -> Memory:
 def is_searched(work: ExampleWork) -> bool:
     """Check whether words have to be found in an example's pictures."""
     regions = (work.example.source_region, work.example.target_region)
-    return any(innermost(region) == BACKGROUND or region_words(region) is not None for region in regions)
+    return any(without_negations(region) == BACKGROUND or region_words(region) is not None for region in regions)
 
 
 def run_seconds(planned: PlannedWork, evaluations: int, pictures: int) -> tuple[float, str]:

@@ -31,10 +31,10 @@ from riebench.runs.prepare import check_prompts, provenance
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
-from riebench.store.folder import RunFolder, complaints, run_folders, run_path, set_aside
+from riebench.store.folder import RunFolder, folder_warnings, run_folders, run_path, set_aside
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
-from riebench.utils.files import sweep
+from riebench.utils.files import remove_stale_files
 from riebench.utils.hub import offline_mode
 from riebench.utils.machine import pick_device
 
@@ -93,7 +93,7 @@ def produce(request: RunRequest, say: Say) -> list[RunFolder]:
     """
     with offline_mode(request.offline):
         tasks, settings = request.plan()
-        sweep(request.results)
+        remove_stale_files(request.results)
         folders = generate(request, tasks, settings, say)
         say(score_folders(request, folders))
         return folders
@@ -153,7 +153,7 @@ def generate(
         pool=load_suite(request.suite, categories=request.categories),
         **more,
     )
-    for line in complaints(folders):
+    for line in folder_warnings(folders):
         say(line)
     return folders
 

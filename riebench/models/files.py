@@ -40,7 +40,7 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
     """
     usual = MODEL_FAMILIES.get(DEFAULT_FAMILY).parts
     named = (*CONFIG_PATTERNS, *weight_patterns(usual, half=dtype in HALF_DTYPES))
-    folder = fetch(repo, revision, patterns=CONFIG_PATTERNS, named=named, offline=offline)
+    folder = fetch(repo, revision, patterns=CONFIG_PATTERNS, hint_patterns=named, offline=offline)
     if not (folder / INDEX).is_file():
         raise RiebenchError(f"{repo} holds no diffusers model ({INDEX} is missing); for a single file, download it")
     parts = check_architecture(folder, repo).parts

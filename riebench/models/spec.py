@@ -10,7 +10,7 @@ from pydantic import Field
 
 from riebench.errors import RiebenchError, near_match
 from riebench.registry import DEFAULT_FAMILY
-from riebench.tasks.schema import Stored
+from riebench.tasks.schema import StoredModel
 
 OFFLOADS = ("none", "model", "sequential")
 """Everything on the device; one part at a time there; one layer at a time there."""
@@ -141,7 +141,7 @@ def short_name(name_or_path: str) -> str:
     return path.stem if path.is_file() else Path(name_or_path.split("@")[0]).name
 
 
-class ModelSpec(Stored):
+class ModelSpec(StoredModel):
     """The generating model, as far as it moves pictures."""
 
     name: str

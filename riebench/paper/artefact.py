@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError, model_validator
 from riebench.analysis.stats import Estimate
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import metric_format
-from riebench.tasks.schema import Identifier, Stored
+from riebench.tasks.schema import Identifier, StoredModel
 from riebench.utils.files import content_digest
-from riebench.utils.markup import csv_text, latex_table, markdown, plain
+from riebench.utils.markup import csv_text, escape_markdown, latex_table, markdown_table
 
 Scalar = str | bool | int | float | None
 Row = dict[str, Scalar]
@@ -32,7 +32,7 @@ FOLD_FROM_ROWS = 40
 DATA, TABLES, FIGURES, INDEX = "data", "tables", "figures", "README.md"
 
 
-class Column(Stored):
+class Column(StoredModel):
     """One column of a table."""
 
     name: str

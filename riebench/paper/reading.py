@@ -15,7 +15,7 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.paper.artefact import Artefact, Row, Scalar, load_artefact, select_rows, values_of
 from riebench.paper.recipes import share
 from riebench.scoring.profiles import DEFAULT
-from riebench.utils.markup import code, plain
+from riebench.utils.markup import code_span, escape_markdown
 
 READING = "reading.md"
 HEADING = "# What the numbers say"
@@ -87,8 +87,8 @@ def template_environment() -> Environment:
         "three": _three,
         "join_words": _join_words,
         "signed": _signed,
-        "plain": plain,
-        "code": code,
+        "plain": escape_markdown,
+        "code": code_span,
     }
     return made
 

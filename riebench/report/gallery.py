@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from riebench.analysis.configurations import block_order
-from riebench.store.folder import SHARED, RunFolder, SharedFolder
+from riebench.store.folder import SHARED_NAME, RunFolder, SharedFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.files import write_atomic
@@ -28,7 +28,7 @@ def write_galleries(model_folder: Path, folders: Sequence[RunFolder]) -> list[Pa
     Returns:
         The files, in the order of the settings; a setting without a finished unit has none.
     """
-    shared = SharedFolder(model_folder / SHARED)
+    shared = SharedFolder(model_folder / SHARED_NAME)
     written = []
     for folder in folders:
         picture = gallery(folder, shared)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from riebench.errors import RiebenchError
 from riebench.utils.files import (
-    LONGEST_PART,
+    MAX_PATH_PART,
     content_digest,
     is_temporary,
     parse_json,
-    sweep,
-    temporary_beside,
+    remove_stale_files,
+    temporary_path,
     write_atomic,
 )
 
@@ -104,7 +104,7 @@ class OutputFolder:
             if not (self.path / stale).is_dir() and self._holds(self.path / stale):
                 (self.path / stale).unlink(missing_ok=True)
         self._write_manifest(self._written)
-        sweep(self.path)
+        remove_stale_files(self.path)
         return index
 
     def _write_manifest(self, names: set[str]) -> None:
@@ -146,7 +146,7 @@ def _manifest(path: Path) -> set[str]:
 
 def _is_inside(name: str) -> bool:
     parts = Path(name).parts
-    short = name.isprintable() and all(len(part.encode()) <= LONGEST_PART for part in parts)
+    short = name.isprintable() and all(len(part.encode()) <= MAX_PATH_PART for part in parts)
     return short and bool(parts) and not Path(name).is_absolute() and ".." not in parts
 
 
@@ -156,7 +156,7 @@ def _temporary_for(place: Path) -> Iterator[Path]:
 
     Unlike `write_atomic` it does not wait for the disk: thousands are written, and all can be made again.
     """
-    temporary = temporary_beside(place)
+    temporary = temporary_path(place)
     try:
         yield temporary
         temporary.replace(place)

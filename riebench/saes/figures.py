@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from riebench.saes.sae import SparseAutoencoder
-from riebench.tasks.schema import Stored
+from riebench.tasks.schema import StoredModel
 
 _AT_A_TIME = 8192
 
 
-class SaeFigures(Stored):
+class SaeFigures(StoredModel):
     """What was measured of one SAE on one signal of its block."""
 
     l0: float

@@ -134,7 +134,7 @@ def _snapshot(place: HubPlace, names: list[str], offline: bool) -> Path:
     # Without a network, whatever part of the repository is here will do; the reader says if a file is missing.
     wanted = [_NOTHING] if offline or is_offline() else allow
     try:
-        return hub.fetch(place.id, place.revision, patterns=wanted, ignore=ignore, named=allow, offline=offline)
+        return hub.fetch(place.id, place.revision, patterns=wanted, ignore=ignore, hint_patterns=allow, offline=offline)
     except RiebenchError as error:
         raise RiebenchError(f"SAEs: {error}") from error
 

@@ -17,7 +17,7 @@ from riebench.blocks import block_set_blocks
 from riebench.errors import RiebenchError, StoreError
 from riebench.store.folder import RunFolder, ScoreKey
 from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
-from riebench.store.run_file import SEAL_FILE, CellKey, broken_seals, parts, unsealed_lines
+from riebench.store.run_file import SEAL_FILE, CellKey, broken_seals, count_unsealed_lines, part_files
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, suite_names
 from riebench.utils.files import file_sha256, read_lines
@@ -127,14 +127,14 @@ def _identity(folder: RunFolder) -> list[str]:
 
 
 def _seal(path: Path) -> list[str]:
-    late = unsealed_lines(path)
+    late = count_unsealed_lines(path)
     findings = broken_seals(path)
     if late is None and not findings:
         return [f"{SEAL_FILE} is missing: edits that leave no trace in pictures and scores could not be found"]
     if late and not findings:
         some = "1 line was" if late == 1 else f"{late} lines were"
         findings.append(f"{some} written since the last seal; repeat the same command, which ends with one")
-    for file in (path / RECORDS_FILE, *parts(path), path / SCORES_FILE):
+    for file in (path / RECORDS_FILE, *part_files(path), path / SCORES_FILE):
         if file.is_file() and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             findings.append(f"{file.name}: its last line is torn")
     return findings
@@ -262,7 +262,7 @@ def _recompute(
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.path.name
         copy.mkdir()
-        for file in (folder.path / RUN_FILE, folder.path / RECORDS_FILE, *parts(folder.path)):
+        for file in (folder.path / RUN_FILE, folder.path / RECORDS_FILE, *part_files(folder.path)):
             if file.exists():
                 shutil.copy(file, copy / file.name)
         for name, place in (("images", folder.path / "images"), ("../shared", folder.shared.path)):

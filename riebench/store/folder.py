@@ -21,7 +21,16 @@ from pydantic import ValidationError
 
 from riebench.errors import FolderInUseError, StoreError
 from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, RunSpec, ScoreRecord, UnitKey
-from riebench.store.run_file import SEAL_FILE, CellKey, RunFile, broken_seals, merge, part_path, parts, renew
+from riebench.store.run_file import (
+    SEAL_FILE,
+    CellKey,
+    RunFile,
+    broken_seals,
+    merge_parts,
+    part_files,
+    part_path,
+    renew_seal,
+)
 from riebench.utils.files import (
     append_lines,
     file_sha256,
@@ -31,7 +40,7 @@ from riebench.utils.files import (
     write_atomic,
     write_once,
 )
-from riebench.utils.images import encode_png, is_whole, read_image
+from riebench.utils.images import encode_png, is_intact, read_image
 from riebench.utils.locks import Shard, brief_lock, shard_lock, whole_lock
 
 
@@ -52,10 +61,10 @@ class SharedFolder:
         """Relative path of the masks of a unit's example and seed."""
         return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
 
-    def is_whole(self, name: str) -> bool:
+    def is_intact(self, name: str) -> bool:
         """Whether a picture or a JSON value is stored under a relative path, and undamaged."""
         if not name.endswith(".json"):
-            return is_whole(self.path / name)
+            return is_intact(self.path / name)
         try:
             return self.read_json(name) is not None
         except StoreError:
@@ -93,17 +102,17 @@ REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
 ScoreKey = tuple[str, str, str]
 """Unit digest, metric, backbone: what several networks say of one picture is kept side by side."""
 
-SHARED = "shared"
-ALONE: Shard = (1, 1)
+SHARED_NAME = "shared"
+SINGLE_SHARD: Shard = (1, 1)
 """The whole run in one process."""
-LONGEST_IMAGE = 200
+MAX_IMAGE_NAME = 200
 """Letters of a picture's name: less than file systems take, so that a temporary name fits beside it."""
 
 
 class RunFolder:
     """One setting's results.
 
-    Reading needs nothing but the folder; writing happens inside `writing()`.
+    Reading needs nothing but the folder; writing happens inside `open_for_writing`.
 
     Args:
         path: `results/<suite>/<model>/<setting>`.
@@ -116,12 +125,12 @@ class RunFolder:
 
     def __init__(self, path: Path, spec: RunSpec | None = None) -> None:
         self.path = path
-        self.shared = SharedFolder(path.parent / SHARED)
-        self.altered: list[str] = []
-        """Files that were found to be others than were recorded, or damaged, since `done` was last called."""
+        self.shared = SharedFolder(path.parent / SHARED_NAME)
+        self.altered_files: list[str] = []
+        """Files that were found to be others than were recorded, or damaged, since `finished_units` was last called."""
         self._records_file = path / RECORDS_FILE
         self._run = RunFile(path)
-        self.spec = self._run.agreed(spec)
+        self.spec = self._run.resolve_spec(spec)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -134,8 +143,8 @@ class RunFolder:
         return self._run.expected
 
     @contextmanager
-    def writing(
-        self, provenance: dict[str, Any] | None = None, plan: Iterable[UnitKey] = (), shard: Shard = ALONE
+    def open_for_writing(
+        self, provenance: dict[str, Any] | None = None, plan: Iterable[UnitKey] = (), shard: Shard = SINGLE_SHARD
     ) -> Iterator[RunFolder]:
         """Locks the folder, mends a torn last line and stores spec, provenance and plan.
 
@@ -149,25 +158,25 @@ class RunFolder:
             FolderInUseError: at once, if another process writes here that is none of the other shards.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.locked() if shard == ALONE else self._sharing(shard):
-            with nullcontext() if shard == ALONE else brief_lock(self.path):
+        with self.lock() if shard == SINGLE_SHARD else self._write_as_shard(shard):
+            with nullcontext() if shard == SINGLE_SHARD else brief_lock(self.path):
                 self._run = RunFile(self.path)
-                self.spec = self._run.agreed(self.spec)
+                self.spec = self._run.resolve_spec(self.spec)
                 self._run.write(self.spec, provenance, [*(record.key for record in self.records()), *plan])
                 # At once: what kills this run later must not look as if somebody had edited run.json.
-                renew(self.path)
+                renew_seal(self.path)
             yield self
 
     @contextmanager
-    def _sharing(self, shard: Shard) -> Iterator[None]:
+    def _write_as_shard(self, shard: Shard) -> Iterator[None]:
         """Locks the folder as one of several shards; the records of this one go to a file of its own meanwhile."""
         own = part_path(self.path, shard)
         with ExitStack() as held:
             with brief_lock(self.path):
                 first = held.enter_context(shard_lock(self.path, shard))
                 # What killed shards left; the others' files are theirs while they run.
-                self._tidy(parts(self.path) if first else [own])
-                renew(self.path)
+                self._repair_and_merge(part_files(self.path) if first else [own])
+                renew_seal(self.path)
             self._records_file = own
             try:
                 yield
@@ -175,18 +184,18 @@ class RunFolder:
                 self._records_file = self.path / RECORDS_FILE
                 # What cannot be moved now, on a full disk for instance, is read where it is and moved by the next.
                 with suppress(OSError, FolderInUseError), brief_lock(self.path):
-                    self._tidy([own])
-                    renew(self.path)
+                    self._repair_and_merge([own])
+                    renew_seal(self.path)
                     held.close()
 
-    def _tidy(self, files: Sequence[Path]) -> None:
+    def _repair_and_merge(self, files: Sequence[Path]) -> None:
         """Drops torn last lines, which no seal must hold, and moves what shards have left."""
         for name in (RECORDS_FILE, SCORES_FILE):
             repair_last_line(self.path / name)
-        merge(self.path / RECORDS_FILE, files)
+        merge_parts(self.path / RECORDS_FILE, files)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Holds the folder's writer lock, with torn last lines mended; scoring needs it as much as making pictures.
 
         What was written is sealed at the end, unless a seal is broken.
@@ -195,13 +204,13 @@ class RunFolder:
             FolderInUseError: at once, if another process writes here.
         """
         with whole_lock(self.path):
-            self._tidy(parts(self.path))
+            self._repair_and_merge(part_files(self.path))
             try:
                 yield
             finally:
                 # A full disk has its own message, and the lines that are stored are good without a seal.
                 with suppress(OSError):
-                    renew(self.path)
+                    renew_seal(self.path)
 
     def records(self) -> list[EditRecord]:
         """The latest record of every unit, in the order they were first made.
@@ -210,8 +219,8 @@ class RunFolder:
         example has changed since: numbers of two versions of an example never share a cell.
         """
         # Parts first: what a shard moves to the records meanwhile is then seen twice, and never not at all.
-        others = [_records(file) for file in parts(self.path)]
-        latest = {record.key.slot: record for record in _records(self.path / RECORDS_FILE)}
+        others = [_read_records(file) for file in part_files(self.path)]
+        latest = {record.key.slot: record for record in _read_records(self.path / RECORDS_FILE)}
         for found in others:
             latest |= {record.key.slot: record for record in found}
         return list(latest.values())
@@ -223,13 +232,13 @@ class RunFolder:
             try:
                 score = ScoreRecord.model_validate(line)
             except ValidationError as error:
-                raise _bad_line(self.path / SCORES_FILE, number, error) from error
+                raise _damaged_line(self.path / SCORES_FILE, number, error) from error
             key = (score.unit, score.metric, score.backbone)
             latest.pop(key, None)
             latest[key] = score
         return latest
 
-    def done(
+    def finished_units(
         self,
         redo: Redo = "missing",
         among: Container[str] | None = None,
@@ -241,20 +250,20 @@ class RunFolder:
             redo: "missing" keeps every record whose picture is still what it was; "errors" also repeats failed
                 units; "all" repeats everything.
             among: only these are asked for: the pictures of others are not looked at; None for all.
-            whole: `SharedFolder.is_whole` that remembers, for several folders that share one; None for this one alone.
+            whole: `SharedFolder.is_intact` that remembers, for several folders that share one; None for this one alone.
         """
-        self.altered.clear()
+        self.altered_files.clear()
         if redo == "all":
             return set()
-        whole = whole or cache(self.shared.is_whole)
+        whole = whole or cache(self.shared.is_intact)
         asked = [(record.key.digest, record) for record in self.records()]
         return {
             digest
             for digest, record in asked
-            if (among is None or digest in among) and self._is_done(record, redo, whole)
+            if (among is None or digest in among) and self._is_finished(record, redo, whole)
         }
 
-    def _is_done(self, record: EditRecord, redo: Redo, whole: Callable[[str], bool]) -> bool:
+    def _is_finished(self, record: EditRecord, redo: Redo, whole: Callable[[str], bool]) -> bool:
         if record.status == "error":
             return redo != "errors"
         if record.image is None:
@@ -263,7 +272,7 @@ class RunFolder:
         if not path.exists():
             return False
         if file_sha256(path) != record.image_sha256:
-            self.altered.append(record.image)
+            self.altered_files.append(record.image)
             return False
         # Scores need the source and target pictures and the mask too.
         mask = None if record.mask_share is None else self.shared.mask_name(record.key)
@@ -278,15 +287,15 @@ class RunFolder:
         shared = self.shared
         for name in (shared.image_name(key, "source"), shared.image_name(key, "target"), shared.mask_name(key)):
             path = shared.path / name
-            if path.exists() and not shared.is_whole(name):
-                self.altered.append(os.path.relpath(path, self.path))
+            if path.exists() and not shared.is_intact(name):
+                self.altered_files.append(os.path.relpath(path, self.path))
                 path.unlink(missing_ok=True)
 
     def image_name(self, key: UnitKey) -> str:
         """Relative path of a unit's edited picture."""
         # Where blocks are many, the digest alone tells them apart.
         end = f".x{key.strength:g}.{key.seed}.{key.digest[:8]}.png"
-        return f"images/{f'{key.example_id}.{key.block_set}'[: LONGEST_IMAGE - len(end)]}{end}"
+        return f"images/{f'{key.example_id}.{key.block_set}'[: MAX_IMAGE_NAME - len(end)]}{end}"
 
     def write_image(self, key: UnitKey, pixels: NDArray[np.uint8]) -> tuple[str, str]:
         """Stores a unit's edited picture (uint8 [H, W, 3]).
@@ -308,11 +317,11 @@ class RunFolder:
 
     def append_many(self, records: Iterable[EditRecord]) -> None:
         """Adds records in one write."""
-        append_lines(self._records_file, [_line(record) for record in records])
+        append_lines(self._records_file, [_json_line(record) for record in records])
 
     def append_scores(self, scores: Iterable[ScoreRecord]) -> None:
         """Adds scores in one write."""
-        append_lines(self.path / SCORES_FILE, [_line(score) for score in scores])
+        append_lines(self.path / SCORES_FILE, [_json_line(score) for score in scores])
 
 
 def run_folders(results: Path) -> list[RunFolder]:
@@ -325,12 +334,12 @@ def run_path(results: Path, suite: str, model: str, setting: str) -> Path:
     return results / suite / model / setting
 
 
-def _line(record: EditRecord | ScoreRecord) -> str:
+def _json_line(record: EditRecord | ScoreRecord) -> str:
     # Defaults are left out: thousands of lines are committed, and every one of them is read back through the schema.
     return record.model_dump_json(exclude_defaults=True)
 
 
-def _records(file: Path) -> list[EditRecord]:
+def _read_records(file: Path) -> list[EditRecord]:
     found = []
     # The file of a shard that has just ended may be gone between being listed and being read.
     with suppress(FileNotFoundError):
@@ -338,21 +347,21 @@ def _records(file: Path) -> list[EditRecord]:
             try:
                 found.append(EditRecord.model_validate_json(json.dumps(line)))
             except ValidationError as error:
-                raise _bad_line(file, number, error) from error
+                raise _damaged_line(file, number, error) from error
     return found
 
 
-def _bad_line(path: Path, number: int, error: ValidationError) -> StoreError:
+def _damaged_line(path: Path, number: int, error: ValidationError) -> StoreError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return StoreError(f"{path}, line {number}: {where}: {first['msg']}; delete that line to go on")
 
 
-ASIDE = "set-aside"
+SET_ASIDE_PREFIX = "set-aside"
 """Folder of what was replaced because it could not be trusted any more."""
 
 
-def complaints(folders: Iterable[RunFolder]) -> list[str]:
+def folder_warnings(folders: Iterable[RunFolder]) -> list[str]:
     """What a run has found wrong in its folders, one line each, with what was done or can be done about it.
 
     Args:
@@ -360,9 +369,9 @@ def complaints(folders: Iterable[RunFolder]) -> list[str]:
     """
     told = []
     for folder in folders:
-        if folder.altered:
-            many = "1 file was" if len(folder.altered) == 1 else f"{len(folder.altered)} files were"
-            told.append(f"{many} not as riebench wrote them, e.g. {folder.path / folder.altered[0]}; made again")
+        if folder.altered_files:
+            many = "1 file was" if len(folder.altered_files) == 1 else f"{len(folder.altered_files)} files were"
+            told.append(f"{many} not as riebench wrote them, e.g. {folder.path / folder.altered_files[0]}; made again")
         told += [
             f"{folder.path}: {finding}; `--redo all`, without --shard, makes it anew"
             for finding in broken_seals(folder.path)
@@ -388,17 +397,19 @@ def set_aside(path: Path) -> Path | None:
         broken = broken_seals(path)
         if not broken and _is_readable(path):
             return None
-        earlier = (one.name.removeprefix(f"{ASIDE}-") for one in path.glob(f"{ASIDE}-*"))
-        aside = path / f"{ASIDE}-{1 + max((int(number) for number in earlier if number.isdecimal()), default=0)}"
+        earlier = (one.name.removeprefix(f"{SET_ASIDE_PREFIX}-") for one in path.glob(f"{SET_ASIDE_PREFIX}-*"))
+        aside = (
+            path / f"{SET_ASIDE_PREFIX}-{1 + max((int(number) for number in earlier if number.isdecimal()), default=0)}"
+        )
         aside.mkdir()
-        for file in (path / RECORDS_FILE, *parts(path), path / SCORES_FILE, path / SEAL_FILE, path / RUN_FILE):
+        for file in (path / RECORDS_FILE, *part_files(path), path / SCORES_FILE, path / SEAL_FILE, path / RUN_FILE):
             # An honest run.json still says whose folder this is.
-            if file.exists() and (file.name != RUN_FILE or _is_suspect(path, broken)):
+            if file.exists() and (file.name != RUN_FILE or _is_run_file_suspect(path, broken)):
                 file.rename(aside / file.name)
         return aside
 
 
-def _is_suspect(path: Path, broken: list[str]) -> bool:
+def _is_run_file_suspect(path: Path, broken: list[str]) -> bool:
     try:
         RunFolder(path)
     except StoreError:

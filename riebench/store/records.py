@@ -17,7 +17,7 @@ from pydantic import (
 
 from riebench.models.spec import ModelSpec
 from riebench.tasks.masks import MaskShare
-from riebench.tasks.schema import ALL_CATEGORIES, Identifier, Setting, Stored
+from riebench.tasks.schema import ALL_CATEGORIES, Identifier, Setting, StoredModel
 from riebench.utils.files import content_digest
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"
@@ -26,14 +26,14 @@ RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl
 LONGEST_PART = 255
 """Bytes of a file's name that file systems take."""
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
+NameWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
 """What can stand in a file's name."""
 
 BlockSet = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=2000)]
 """Name of blocks edited together (`block_set_name`); that of a whole U-Net is longer than a file's name may be."""
 
 
-def _inside(name: str) -> str:
+def _check_inside(name: str) -> str:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
         raise ValueError(f"{name[:80]!r} names a file outside itself")
@@ -42,31 +42,31 @@ def _inside(name: str) -> str:
     return name
 
 
-def _known(category: str) -> str:
+def _check_category(category: str) -> str:
     if category not in ALL_CATEGORIES:
         raise ValueError(f"unknown category {category[:80]!r}")
     return category
 
 
-Category = Annotated[str, AfterValidator(_known)]
+Category = Annotated[str, AfterValidator(_check_category)]
 """A key of `ALL_CATEGORIES`."""
 
-FileName = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
+FileName = Annotated[str, Field(max_length=1000), AfterValidator(_check_inside)]
 """Path of a file below the folder that it is relative to, with forward slashes."""
 
 
-class UnitKey(Stored):
+class UnitKey(StoredModel):
     """One edited image of a run."""
 
-    task: Word
+    task: NameWord
     """Task name."""
     task_version: int = Field(ge=0, lt=2**53)
     """Task version."""
     category: Category
     """Edit category."""
-    example_id: Word
+    example_id: NameWord
     """Example id."""
-    example_hash: Word
+    example_hash: NameWord
     """Content hash of the example."""
     block_set: BlockSet
     """Name of the blocks edited together."""
@@ -105,7 +105,7 @@ def noise_seed(example_id: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-class BlockFeatures(Stored):
+class BlockFeatures(StoredModel):
     """Features switched in one block."""
 
     add: tuple[int, ...] = ()
@@ -114,7 +114,7 @@ class BlockFeatures(Stored):
     """Switched off, best first."""
 
 
-class EditRecord(Stored):
+class EditRecord(StoredModel):
     """What became of one unit."""
 
     key: UnitKey
@@ -172,7 +172,7 @@ class RunMeta(BaseModel):
     expected: tuple[PlannedCell, ...] = ()
 
 
-class ScoreRecord(Stored):
+class ScoreRecord(StoredModel):
     """One metric's number for one unit. The unit's fields are found in records.jsonl by its digest."""
 
     unit: str
@@ -201,7 +201,7 @@ SPEC_VERSION = 1
 """Raised when the meaning of a stored number changes; runs of different versions never share a folder."""
 
 
-class RunSpec(Stored):
+class RunSpec(StoredModel):
     """What one run folder holds: one setting on one model over one suite."""
 
     spec_version: int = SPEC_VERSION

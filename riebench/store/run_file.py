@@ -18,7 +18,7 @@ from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, RunMeta,
 from riebench.utils.files import append_bytes, parse_json, repair_last_line, write_atomic
 from riebench.utils.locks import Shard
 
-_PART = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
+_PART_NAME = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
 
 
 def part_path(folder: Path, shard: Shard) -> Path:
@@ -26,12 +26,12 @@ def part_path(folder: Path, shard: Shard) -> Path:
     return folder / f"records.{shard[0]}-of-{shard[1]}.jsonl"
 
 
-def parts(folder: Path) -> list[Path]:
+def part_files(folder: Path) -> list[Path]:
     """The files that shards have left or are writing, sorted."""
-    return sorted(file for file in folder.glob("records.*.jsonl") if _PART.fullmatch(file.name))
+    return sorted(file for file in folder.glob("records.*.jsonl") if _PART_NAME.fullmatch(file.name))
 
 
-def merge(records: Path, files: Sequence[Path]) -> None:
+def merge_parts(records: Path, files: Sequence[Path]) -> None:
     """Moves the lines of some parts to the end of the records.
 
     A crash between the two halves of a move leaves lines that are there twice, which says the same as once.
@@ -61,11 +61,11 @@ def _ends_with(file: Path, data: bytes) -> bool:
 
 
 SEAL_FILE = "seal.json"
-WHOLE = (RUN_FILE,)
+REPLACED_FILES = (RUN_FILE,)
 """Files that are replaced as a whole."""
-GROWING = (RECORDS_FILE, SCORES_FILE)
+APPENDED_FILES = (RECORDS_FILE, SCORES_FILE)
 """Files that only grow."""
-COMING = "coming"
+NEXT_HASH = "coming"
 """Key of the hash that a file is about to have."""
 
 
@@ -76,93 +76,95 @@ def broken_seals(folder: Path) -> list[str]:
         folder: the run folder.
     """
     while True:
-        sealed = _read(folder)
-        findings = _broken(folder, sealed)
+        sealed = _read_seal(folder)
+        findings = _changed_files(folder, sealed)
         # Another process may have replaced run.json, and its seal before, since the seal was read here.
-        if not findings or sealed == _read(folder):
+        if not findings or sealed == _read_seal(folder):
             return findings
 
 
-def _broken(folder: Path, sealed: dict[str, dict[str, Any]] | None) -> list[str]:
+def _changed_files(folder: Path, sealed: dict[str, dict[str, Any]] | None) -> list[str]:
     if sealed is None:
         return [f"{SEAL_FILE} is damaged"] if (folder / SEAL_FILE).exists() else []
     findings = []
     for name, stated in sealed.items():
-        found = _part(folder / name, stated.get("bytes"))
-        if found.get("sha256") not in (stated.get("sha256"), stated.get(COMING, stated.get("sha256"))):
+        found = _fingerprint(folder / name, stated.get("bytes"))
+        if found.get("sha256") not in (stated.get("sha256"), stated.get(NEXT_HASH, stated.get("sha256"))):
             findings.append(f"{name} is not as riebench wrote it: something was changed or taken out by hand")
     return findings
 
 
-def unsealed_lines(folder: Path) -> int | None:
+def count_unsealed_lines(folder: Path) -> int | None:
     """Lines that were written after the folder was last sealed, by a run that was killed or by hand; None unsealed."""
-    sealed = _read(folder)
+    sealed = _read_seal(folder)
     if sealed is None:
         return None
-    tails = [_content(folder / name)[int(sealed.get(name, {}).get("bytes", 0)) :] for name in GROWING]
-    tails += [_content(file) for file in parts(folder)]
+    tails = [_file_bytes(folder / name)[int(sealed.get(name, {}).get("bytes", 0)) :] for name in APPENDED_FILES]
+    tails += [_file_bytes(file) for file in part_files(folder)]
     return sum(tail.count(b"\n") for tail in tails)
 
 
-def renew(folder: Path) -> None:
+def renew_seal(folder: Path) -> None:
     """Seals what is there now, unless something was changed since the last seal: that stays to be seen.
 
     Args:
         folder: the run folder, locked by the caller.
     """
     if not broken_seals(folder):
-        seal(folder)
+        write_seal(folder)
 
 
-def seal(folder: Path) -> None:
+def write_seal(folder: Path) -> None:
     """Seals what is there now, whatever it is.
 
     Args:
         folder: the run folder, locked by the caller.
     """
-    stated = {name: _part(folder / name) for name in (*WHOLE, *GROWING) if (folder / name).exists()}
-    if stated and stated != _read(folder):
+    stated = {
+        name: _fingerprint(folder / name) for name in (*REPLACED_FILES, *APPENDED_FILES) if (folder / name).exists()
+    }
+    if stated and stated != _read_seal(folder):
         write_atomic(folder / SEAL_FILE, (json.dumps(stated, indent=1) + "\n").encode())
 
 
-def announce(folder: Path, name: str, data: bytes) -> None:
+def announce_replacement(folder: Path, name: str, data: bytes) -> None:
     """Notes in the seal what a file is about to be replaced by, so that a crash in between breaks nothing.
 
     Args:
         folder: the run folder, locked by the caller.
-        name: one of `WHOLE`.
+        name: one of `REPLACED_FILES`.
         data: its coming content.
     """
-    stated = _read(folder)
+    stated = _read_seal(folder)
     if stated is not None and not broken_seals(folder):
         # What is there may be what an earlier call announced, if that was cut off before it could be sealed.
-        coming = {**_part(folder / name), COMING: hashlib.sha256(data).hexdigest()}
+        coming = {**_fingerprint(folder / name), NEXT_HASH: hashlib.sha256(data).hexdigest()}
         write_atomic(folder / SEAL_FILE, (json.dumps({**stated, name: coming}, indent=1) + "\n").encode())
 
 
-def _part(file: Path, size: int | None = None) -> dict[str, Any]:
+def _fingerprint(file: Path, size: int | None = None) -> dict[str, Any]:
     """Size and hash of a file's beginning; of all of it without a size."""
-    data = _content(file)
-    if file.name in WHOLE:
+    data = _file_bytes(file)
+    if file.name in REPLACED_FILES:
         return {"sha256": hashlib.sha256(data).hexdigest()}
     part = data if size is None else data[:size]
     return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
 
 
-def _content(file: Path) -> bytes:
+def _file_bytes(file: Path) -> bytes:
     return file.read_bytes() if file.is_file() else b""
 
 
-def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
+def _read_seal(folder: Path) -> dict[str, dict[str, Any]] | None:
     try:
         stated = parse_json((folder / SEAL_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    named = isinstance(stated, dict) and set(stated) <= {*WHOLE, *GROWING}
-    return stated if named and all(map(_is_part, stated.values())) else None
+    named = isinstance(stated, dict) and set(stated) <= {*REPLACED_FILES, *APPENDED_FILES}
+    return stated if named and all(map(_is_fingerprint, stated.values())) else None
 
 
-def _is_part(stated: Any) -> bool:
+def _is_fingerprint(stated: Any) -> bool:
     return isinstance(stated, dict) and isinstance(stated.get("bytes", 0), int) and stated.get("bytes", 0) >= 0
 
 
@@ -183,7 +185,7 @@ class RunFile:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._stored = self._read()
-        self._meta = self._checked(self._stored)
+        self._meta = self._parse_meta(self._stored)
 
     def _read(self) -> dict[str, Any]:
         file = self.folder / RUN_FILE
@@ -197,19 +199,19 @@ class RunFile:
             raise StoreError(f"{file} is not a run file; delete it and repeat `riebench run`")
         return stored
 
-    def _checked(self, stored: dict[str, Any]) -> RunMeta:
+    def _parse_meta(self, stored: dict[str, Any]) -> RunMeta:
         try:
             return RunMeta.model_validate({name: stored[name] for name in RunMeta.model_fields if name in stored})
         except ValidationError as error:
-            raise self._bad("", error) from error
+            raise self._invalid_file("", error) from error
 
-    def _bad(self, prefix: str, error: ValidationError) -> StoreError:
+    def _invalid_file(self, prefix: str, error: ValidationError) -> StoreError:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         file = self.folder / RUN_FILE
         return StoreError(f"{file}: {prefix}{where}: {first['msg']}; was it made by another version?")
 
-    def agreed(self, spec: RunSpec | None) -> RunSpec:
+    def resolve_spec(self, spec: RunSpec | None) -> RunSpec:
         """The run that the folder holds or is to hold.
 
         Args:
@@ -237,7 +239,7 @@ class RunFile:
         try:
             return RunSpec.model_validate_json(json.dumps(self._stored["spec"]))
         except ValidationError as error:
-            raise self._bad("spec.", error) from error
+            raise self._invalid_file("spec.", error) from error
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -269,9 +271,9 @@ class RunFile:
         }
         if content != self._stored:
             data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-            announce(self.folder, RUN_FILE, data)
+            announce_replacement(self.folder, RUN_FILE, data)
             write_atomic(self.folder / RUN_FILE, data)
-            self._stored, self._meta = content, self._checked(content)
+            self._stored, self._meta = content, self._parse_meta(content)
 
 
 def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:

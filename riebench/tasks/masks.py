@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from riebench.errors import RiebenchError
-from riebench.tasks.schema import Stored
-from riebench.utils.images import LARGEST_SIDE, MOST_PIXELS
+from riebench.tasks.schema import StoredModel
+from riebench.utils.images import MAX_PIXELS, MAX_SIDE
 
 
-class MaskShare(Stored):
+class MaskShare(StoredModel):
     """Share of the picture that the example's regions cover."""
 
     source: float = Field(ge=0, le=1)
@@ -72,7 +72,7 @@ class RegionMasks:
         """
         try:
             height, width = value["size"]
-            if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE and height * width <= MOST_PIXELS):
+            if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
                 raise ValueError(f"its size is {height} x {width}")
             source, target = (from_run_lengths(value[name], height, width) for name in ("source", "target"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -94,25 +94,25 @@ ALL_CATEGORIES: dict[str, int] = {MIXED_CATEGORY: 0, **CATEGORIES}
 JsonScalar = str | bool | int | float | None
 JsonValue = JsonScalar | list[JsonScalar]
 RegionRule = Literal["edit", "add", "delete"]
-LONGEST_PROMPT = 4000
+MAX_PROMPT_LENGTH = 4000
 """Characters; text encoders read the first 77 pieces of words."""
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 
 
-def default_rule(category: str) -> RegionRule:
+def default_region_rule(category: str) -> RegionRule:
     """Whose regions count in a category unless its file says otherwise."""
     rules: dict[str, RegionRule] = {"add_object": "add", "delete_object": "delete"}
     return rules.get(category, "edit")
 
 
-class Stored(BaseModel):
+class StoredModel(BaseModel):
     """Base of all stored types: frozen, unknown keys refused, NaN and infinity refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Attributes(Stored):
+class Attributes(StoredModel):
     """What the source and the target picture show, where it is known (toy world)."""
 
     source: dict[str, str]
@@ -130,19 +130,19 @@ class Attributes(Stored):
         return self
 
 
-class EditExample(Stored):
+class EditExample(StoredModel):
     """One edit: a prompt pair with the regions it may change."""
 
     id: Identifier
     """Unique in its suite; part of every record."""
-    source: str = Field(min_length=1, max_length=LONGEST_PROMPT)
+    source: str = Field(min_length=1, max_length=MAX_PROMPT_LENGTH)
     """Prompt of the image to edit, verbatim."""
-    target: str = Field(min_length=1, max_length=LONGEST_PROMPT)
+    target: str = Field(min_length=1, max_length=MAX_PROMPT_LENGTH)
     """Prompt of the wished result, verbatim."""
-    source_region: str = Field(default="whole", max_length=LONGEST_PROMPT)
+    source_region: str = Field(default="whole", max_length=MAX_PROMPT_LENGTH)
     """Where features are removed: "whole", "background", "file:PATH", words of the prompt, "seen: WORDS" for what the
     prompt does not name, or "not: " and one of these."""
-    target_region: str = Field(default="whole", max_length=LONGEST_PROMPT)
+    target_region: str = Field(default="whole", max_length=MAX_PROMPT_LENGTH)
     """Where features are added, in the same forms."""
     attributes: Attributes | None = None
     """The truth of the edit, where it is known."""
@@ -166,7 +166,7 @@ class EditExample(Stored):
         return content_digest(self.model_dump(mode="json", exclude=unmoving))[:16]
 
 
-class EditTask(Stored):
+class EditTask(StoredModel):
     """All examples of one category in one suite."""
 
     name: Identifier
@@ -190,7 +190,7 @@ class EditTask(Stored):
     @classmethod
     def _derive_rule(cls, data: Any) -> Any:
         if isinstance(data, dict) and "region_rule" not in data:
-            return {**data, "region_rule": default_rule(str(data.get("category")))}
+            return {**data, "region_rule": default_region_rule(str(data.get("category")))}
         return data
 
     @field_validator("category")
@@ -206,7 +206,7 @@ class EditTask(Stored):
         return content_digest([self.version, self.region_rule, [[e.id, e.content_hash] for e in self.examples]])[:16]
 
 
-class Setting(Stored):
+class Setting(StoredModel):
     """One method with all its parameters: a file in `baselines/`."""
 
     name: Identifier

@@ -74,7 +74,7 @@ def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAI
         if name in known:
             path = folder / f"{name}.yaml"
         elif path.suffix not in (".yaml", ".yml"):
-            raise RiebenchError(f"unknown setting {name!r}{_elsewhere(name, suite, known)}")
+            raise RiebenchError(f"unknown setting {name!r}{_unknown_setting_hint(name, suite, known)}")
         elif not path.is_file():
             raise RiebenchError(f"there is no setting file {name}; official settings are called by name, without .yaml")
         settings.append(load_setting(path))
@@ -84,7 +84,7 @@ def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAI
     return tuple(settings)
 
 
-def _elsewhere(name: str, suite: str, known: Iterable[str]) -> str:
+def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
     """What to do about an unknown name: the set of settings that has it, or the nearest one."""
     for one in settings_sets(suite):
         if name in setting_names(suite, one):
@@ -129,7 +129,7 @@ def _with_plugin(setting: Setting, path: Path) -> Setting:
     return setting.model_copy(update={"plugin": str(plugin), "plugin_sha256": digest})
 
 
-_loaded: dict[Path, str] = {}
+_loaded_plugins: dict[Path, str] = {}
 """File -> SHA-256 of what was run."""
 
 
@@ -151,18 +151,18 @@ def load_plugin(path: Path) -> str:
         digest = file_sha256(path)
     except OSError as error:
         raise RiebenchError(f"plugin {path}: {error.strerror}") from error
-    if path in _loaded:
-        if _loaded[path] != digest:
+    if path in _loaded_plugins:
+        if _loaded_plugins[path] != digest:
             raise RiebenchError(f"plugin {path} has changed since it was read; start again")
         return digest
     before = METHODS.names()
     for name in METHODS.shipped():
         # Shipped names are filled in only when used; filled in now, a plugin cannot take one of them unnoticed.
         METHODS.get(name)
-    _execute(path)
+    _run_plugin(path)
     if METHODS.names() == before:
         raise RiebenchError(f"plugin {path} registers no method; put @method(NAME, access=...) above a function")
-    _loaded[path] = digest
+    _loaded_plugins[path] = digest
     return digest
 
 
@@ -176,7 +176,7 @@ def load_setting_plugin(setting: Setting) -> None:
         raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
 
 
-def _execute(path: Path) -> None:
+def _run_plugin(path: Path) -> None:
     name = f"riebench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

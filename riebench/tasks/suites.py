@@ -118,7 +118,7 @@ def load_task(path: Path) -> EditTask:
         where = f"{path}: examples[{index}] ({example.id})"
         check_example(where, example, stated, task.region_rule)
         example = _with_mask_hash(where, example, folder)
-        pair = same_edit(example)
+        pair = edit_identity(example)
         if pair in seen:
             raise TaskFileError(f"{where}: the same prompts as {seen[pair]}")
         seen[pair] = example.id
@@ -126,7 +126,7 @@ def load_task(path: Path) -> EditTask:
     return task.model_copy(update={"examples": tuple(examples)})
 
 
-def same_edit(example: EditExample) -> tuple[str, str, str | None]:
+def edit_identity(example: EditExample) -> tuple[str, str, str | None]:
     """What no two examples of a task may share: the prompts as generated, and the mask files if there are any."""
     return example.plain.source, example.plain.target, example.mask_sha256
 

@@ -25,14 +25,14 @@ from tqdm import tqdm
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError, near_match
 from riebench.models.spec import ModelSpec
-from riebench.tasks.schema import Stored
+from riebench.tasks.schema import StoredModel
 from riebench.utils.files import (
     append_lines,
     content_digest,
     file_sha256,
     read_lines,
+    remove_stale_files,
     repair_last_line,
-    sweep,
     write_atomic,
 )
 
@@ -44,7 +44,7 @@ LARGEST_SEED = 2**43
 """Of a folder; noise has seeds below 2**63."""
 
 
-class BlockLayout(Stored):
+class BlockLayout(StoredModel):
     """What a picture gives of one block."""
 
     width: int = Field(ge=1)
@@ -63,7 +63,7 @@ class BlockLayout(Stored):
         return self.width * NUMBER_BYTES * 1_000_000
 
 
-class CollectionIndex(Stored):
+class CollectionIndex(StoredModel):
     """What one folder holds; every shard of it is made alike."""
 
     version: int = 1
@@ -114,14 +114,14 @@ class CollectionIndex(Stored):
         return ", ".join(f"{name} is {_short(mine.get(name))}, not {_short(theirs.get(name))}" for name in differing)
 
 
-class ShardFile(Stored):
+class ShardFile(StoredModel):
     """One file of a shard."""
 
     bytes: int
     sha256: str
 
 
-class Shard(Stored):
+class Shard(StoredModel):
     """One finished shard."""
 
     number: int = Field(ge=0)
@@ -191,7 +191,7 @@ class Collection:
         if difference:
             raise IdentityError(f"{folder} holds other updates: {difference}; use another folder")
         # A shard that a killed collecting was writing just then is large.
-        sweep(folder)
+        remove_stale_files(folder)
         repair_last_line(folder / SHARDS)
         return cls(folder, index)
 

@@ -17,7 +17,7 @@ from riebench.saes.files import load_tensors, save_tensors
 from riebench.saes.sae import SparseAutoencoder
 from riebench.training.batches import Batches, DataPass, InMemory, Positions
 from riebench.training.topk import MEDIAN_OF, SaeTraining, StepTerms, TopKTrainer, geometric_median, save
-from riebench.utils.files import content_digest, temporary_beside
+from riebench.utils.files import content_digest, temporary_path
 
 SAMPLE = 100_000
 """Positions that variance, start and threshold are taken from, at most."""
@@ -242,7 +242,7 @@ def _resume(
 def _keep(checkpoint: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint that is whole or absent; streamed, since it may be as large as memory allows."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(checkpoint)
+    temporary = temporary_path(checkpoint)
     try:
         save_tensors(state, temporary)
         temporary.replace(checkpoint)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.errors import RiebenchError, near_match
-from riebench.tasks.importers.datasets import Place, open_rows
+from riebench.tasks.importers.datasets import DatasetSource, open_rows
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PromptSource:
     """
 
     file: Path | None = None
-    dataset: Place | None = None
+    dataset: DatasetSource | None = None
     column: str | None = None
     captions: int | None = None
 
@@ -74,7 +74,7 @@ def _lines(file: Path) -> Iterator[str]:
         raise RiebenchError(f"--prompts {file}: cannot be read ({error})") from error
 
 
-def _column(place: Place, column: str | None) -> Iterator[str]:
+def _column(place: DatasetSource, column: str | None) -> Iterator[str]:
     for row in open_rows(place).read(place.name):
         if column is None:
             texts = [name for name, value in row.items() if isinstance(value, str)]

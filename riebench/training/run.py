@@ -25,12 +25,19 @@ from riebench.blocks import short_name
 from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
 from riebench.models.placement import out_of_memory
 from riebench.saes.formats import folder_name
-from riebench.tasks.schema import Stored
+from riebench.tasks.schema import StoredModel
 from riebench.training.batches import DataPass
 from riebench.training.collection import Collection, ShardedPositions, damaged_error
 from riebench.training.many import Point, TrainedSae, train_many
 from riebench.training.topk import SaeTraining
-from riebench.utils.files import append_lines, content_digest, read_lines, repair_last_line, sweep, write_atomic
+from riebench.utils.files import (
+    append_lines,
+    content_digest,
+    read_lines,
+    remove_stale_files,
+    repair_last_line,
+    write_atomic,
+)
 from riebench.utils.locks import whole_lock
 
 PANELS = (("ev", "explained variance"), ("loss", "loss"), ("l0", "features active (L0)"), ("dead_share", "dead share"))
@@ -77,7 +84,7 @@ def _saved(figure: Any, kind: str) -> bytes:
 TRAINING, FIGURES = "training.json", "figures.jsonl"
 
 
-class SaeLine(Stored):
+class SaeLine(StoredModel):
     """One finished SAE."""
 
     block: str
@@ -163,7 +170,7 @@ def train_collection(
     job.out.mkdir(parents=True, exist_ok=True)
     with whole_lock(job.out):
         # What a killed training was writing just then may be as large as all its weights.
-        sweep(job.out)
+        remove_stale_files(job.out)
         _claim(job, collection, data)
         done = _finished(job)
         for block, positions in data.items():

@@ -18,11 +18,11 @@ from typing import Any
 
 import psutil
 
-from riebench.errors import LONGEST_NAME, RiebenchError, StoreError
+from riebench.errors import MAX_NAME_LENGTH, RiebenchError, StoreError
 
-LONGEST_PATH, LONGEST_PART = 1000, 255
+MAX_PATH_LENGTH, MAX_PATH_PART = 1000, 255
 """Characters of a path that a file may name, and bytes of each of its parts."""
-_TEMPORARY = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
+_TEMPORARY_NAME = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def package_folder() -> Path:
@@ -38,7 +38,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         path: where it goes; missing folders are made.
         data: its content.
     """
-    with _written_beside(path, data) as temporary:
+    with _temporary_copy(path, data) as temporary:
         temporary.replace(path)
 
 
@@ -49,7 +49,7 @@ def write_once(path: Path, data: bytes) -> None:
         path: where it goes; missing folders are made.
         data: its content.
     """
-    with _written_beside(path, data) as temporary, suppress(FileExistsError):
+    with _temporary_copy(path, data) as temporary, suppress(FileExistsError):
         # Unlike a rename, a link never replaces; where the file system has none, looking first must do.
         try:
             os.link(temporary, path)
@@ -61,9 +61,9 @@ def write_once(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+def _temporary_copy(path: Path, data: bytes) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -74,18 +74,18 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def temporary_beside(path: Path) -> Path:
-    """A new name in a file's folder, for what is to take its place; `sweep` knows such names."""
+def temporary_path(path: Path) -> Path:
+    """A new name in a file's folder, for what is to take its place; `remove_stale_files` knows such names."""
     # Process numbers alone repeat between machines, and containers often have the same one.
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{_machine_id()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's name is one of `temporary_beside`."""
-    return _TEMPORARY.fullmatch(name) is not None
+    """Whether a file's name is one of `temporary_path`."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
-def sweep(folder: Path) -> int:
+def remove_stale_files(folder: Path) -> int:
     """Deletes what processes of this machine left half written anywhere below a folder when they were killed.
 
     Returns:
@@ -94,16 +94,16 @@ def sweep(folder: Path) -> int:
     gone = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            found = _TEMPORARY.fullmatch(name) if name.endswith(".tmp") else None
+            found = _TEMPORARY_NAME.fullmatch(name) if name.endswith(".tmp") else None
             # Another machine's process may be at work; nobody can tell from here.
-            if found and found["machine"] == _machine() and not psutil.pid_exists(int(found["process"])):
+            if found and found["machine"] == _machine_id() and not psutil.pid_exists(int(found["process"])):
                 (Path(place) / name).unlink(missing_ok=True)
                 gone += 1
     return gone
 
 
 @lru_cache(maxsize=1)
-def _machine() -> str:
+def _machine_id() -> str:
     name = platform.node()
     # Containers may share their host's name, and number their processes from 1 all the same.
     with suppress(OSError):
@@ -111,26 +111,26 @@ def _machine() -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
-def file_inside(folder: Path, name: str, key: str, called: str, *, links: bool = False) -> Path:
+def file_inside(folder: Path, name: str, key: str, folder_label: str, *, allow_links: bool = False) -> Path:
     """The path of a file that somebody else's file names, which must lie in a folder.
 
     Args:
         folder: where it must lie.
         name: its path from there, as stated.
         key: where it is stated, for messages.
-        called: the folder, for messages.
-        links: lets a link inside lead out of it, as those in the hub's cache do.
+        folder_label: the folder as messages name it.
+        allow_links: lets a link inside the folder lead out of it, as the links in the hub's cache do.
 
     Raises:
         RiebenchError: if the path leads out of the folder or cannot be a path.
     """
     longest = max((len(part.encode("utf-8", "replace")) for part in Path(name).parts), default=0)
-    if not name.isprintable() or len(name) > LONGEST_PATH or longest > LONGEST_PART:
-        raise RiebenchError(f"{key} {name[:LONGEST_NAME]!r} is no path")
+    if not name.isprintable() or len(name) > MAX_PATH_LENGTH or longest > MAX_PATH_PART:
+        raise RiebenchError(f"{key} {name[:MAX_NAME_LENGTH]!r} is no path")
     path = folder / name
-    within = links or path.resolve().is_relative_to(folder.resolve())
+    within = allow_links or path.resolve().is_relative_to(folder.resolve())
     if Path(name).is_absolute() or ".." in Path(name).parts or not within:
-        raise RiebenchError(f"{key} {name!r} leaves {called}")
+        raise RiebenchError(f"{key} {name!r} leaves {folder_label}")
     return path
 
 
@@ -155,7 +155,7 @@ def repair_last_line(path: Path) -> bool:
     Returns:
         Whether something was dropped.
     """
-    if not path.exists() or _ends_whole(path):
+    if not path.exists() or _ends_with_newline(path):
         return False
     data = path.read_bytes()
     start = data.rfind(b"\n") + 1
@@ -168,7 +168,7 @@ def repair_last_line(path: Path) -> bool:
     return True
 
 
-def _ends_whole(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
@@ -255,20 +255,22 @@ def append_bytes(path: Path, data: bytes) -> None:
             raise
 
 
-def _plain(value: Any) -> Any:
+def _normalize_numbers(value: Any) -> Any:
     # 2 and 2.0 are the same number in YAML files and must give the same hash.
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _normalize_numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_normalize_numbers(item) for item in value]
     return value
 
 
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, integral floats as integers, NaN refused."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        _normalize_numbers(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def content_digest(value: Any) -> str:

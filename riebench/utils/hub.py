@@ -10,37 +10,37 @@ from pathlib import Path
 
 from riebench.errors import RiebenchError
 
-VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 """What huggingface_hub (and with it diffusers, transformers and open_clip) and datasets read, once, when imported."""
-_COPIES = (
+_CACHED_FLAGS = (
     ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
     ("diffusers.utils.hub_utils", "HF_HUB_OFFLINE"),
     ("datasets.config", "HF_HUB_OFFLINE"),
     ("datasets.config", "HF_DATASETS_OFFLINE"),
 )
 """Where they keep what they have read."""
-_TRUE = {"1", "ON", "YES", "TRUE"}
+_TRUE_VALUES = {"1", "ON", "YES", "TRUE"}
 
 
 def is_offline() -> bool:
     """Whether the network must not be used, by `offline_mode` or by the user's own environment."""
-    return any(os.environ.get(name, "").upper() in _TRUE for name in VARIABLES[:2])
+    return any(os.environ.get(name, "").upper() in _TRUE_VALUES for name in OFFLINE_VARIABLES[:2])
 
 
 @contextmanager
-def offline_mode(wanted: bool = True) -> Iterator[None]:
+def offline_mode(enabled: bool = True) -> Iterator[None]:
     """Keeps the libraries off the network, those imported already and those still to come.
 
     Args:
-        wanted: False changes nothing.
+        enabled: False changes nothing.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
-    variables = {name: os.environ.get(name) for name in VARIABLES}
-    copies = {place: getattr(sys.modules[place[0]], place[1]) for place in _COPIES if place[0] in sys.modules}
+    variables = {name: os.environ.get(name) for name in OFFLINE_VARIABLES}
+    copies = {place: getattr(sys.modules[place[0]], place[1]) for place in _CACHED_FLAGS if place[0] in sys.modules}
     before = is_offline()
-    os.environ.update(dict.fromkeys(VARIABLES, "1"))
+    os.environ.update(dict.fromkeys(OFFLINE_VARIABLES, "1"))
     for module, name in copies:
         setattr(sys.modules[module], name, True)
     try:
@@ -51,7 +51,7 @@ def offline_mode(wanted: bool = True) -> Iterator[None]:
                 os.environ.pop(variable, None)
             else:
                 os.environ[variable] = value
-        for module, name in _COPIES:
+        for module, name in _CACHED_FLAGS:
             if module in sys.modules:
                 # What was imported meanwhile has read the variables that are gone again.
                 setattr(sys.modules[module], name, copies.get((module, name), before))
@@ -63,7 +63,7 @@ def fetch(
     *,
     patterns: Sequence[str],
     ignore: Sequence[str] = (),
-    named: Sequence[str] = (),
+    hint_patterns: Sequence[str] = (),
     offline: bool = False,
     kind: str = "model",
 ) -> Path:
@@ -74,7 +74,8 @@ def fetch(
         revision: branch, tag or commit; None for the newest.
         patterns: which files, as `fnmatch` reads them.
         ignore: which of those not.
-        named: patterns that a message tells to fetch, where more will be needed than these.
+        hint_patterns: patterns that an error message tells the user to download, where more files than `patterns`
+            will be needed later; `patterns` if empty.
         offline: uses only the cache.
         kind: "model" or "dataset".
 
@@ -99,10 +100,10 @@ def fetch(
         raise RiebenchError(f"{repo!r} is no hub id; write OWNER/NAME or OWNER/NAME@REVISION") from error
     except Exception as error:
         # Not all of the hub's errors share a base class, and a timeout is one of the HTTP library's own.
-        raise RiebenchError(_explain(error, repo, revision, named or patterns, offline)) from error
+        raise RiebenchError(_explain_failure(error, repo, revision, hint_patterns or patterns, offline)) from error
 
 
-def _explain(error: Exception, repo: str, revision: str | None, patterns: Sequence[str], offline: bool) -> str:
+def _explain_failure(error: Exception, repo: str, revision: str | None, patterns: Sequence[str], offline: bool) -> str:
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{repo}"

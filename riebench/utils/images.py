@@ -14,19 +14,19 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from riebench.errors import RiebenchError, StoreError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """What is read. Others need programs outside (PostScript would be run by Ghostscript) or are no pictures at all."""
-STORED = ("PNG",)
+STORED_FORMATS = ("PNG",)
 """What riebench itself writes."""
-_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 """How every PNG file ends; Pillow stops before it looks at all of this."""
-LARGEST_SIDE = 16384
-MOST_PIXELS = 2**26
+MAX_SIDE = 16384
+MAX_PIXELS = 2**26
 """A picture of 8192 x 8192; a small file can claim far more than memory holds."""
 
 
 @contextmanager
-def open_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+def open_image(path: Path, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
     """A picture whose file is whole: every check sum that it has was compared.
 
     Args:
@@ -41,16 +41,16 @@ def open_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image
         FileNotFoundError: if there is no such file.
     """
     try:
-        data = _content(path)
+        data = _file_bytes(path)
     except FileNotFoundError:
         raise
     except (OSError, MemoryError) as error:
         raise RiebenchError(f"it cannot be read: {error}") from error
-    with decoded(data, formats) as picture:
+    with decode_image(data, formats) as picture:
         yield picture
 
 
-def _content(path: Path) -> bytes:
+def _file_bytes(path: Path) -> bytes:
     if not path.is_file():
         if path.exists():
             raise RiebenchError(f"{path} is no file")
@@ -59,10 +59,10 @@ def _content(path: Path) -> bytes:
 
 
 @contextmanager
-def decoded(data: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+def decode_image(data: bytes, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
     """As `open_image`, from a file's content."""
     try:
-        if formats == STORED and not data.endswith(_END):
+        if formats == STORED_FORMATS and not data.endswith(_PNG_END):
             raise RiebenchError("its end is missing")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -82,11 +82,11 @@ def decoded(data: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.I
 
 def _check_size(picture: Image.Image) -> None:
     width, height = picture.size
-    if max(width, height) > LARGEST_SIDE or width * height > MOST_PIXELS:
-        raise RiebenchError(f"it claims {width} x {height} pixels; at most {MOST_PIXELS} are read")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise RiebenchError(f"it claims {width} x {height} pixels; at most {MAX_PIXELS} are read")
 
 
-def read_rgb(path: Path, formats: tuple[str, ...] = STORED) -> NDArray[np.uint8]:
+def _read_rgb(path: Path, formats: tuple[str, ...] = STORED_FORMATS) -> NDArray[np.uint8]:
     """A picture as uint8 [H, W, 3].
 
     Args:
@@ -101,20 +101,20 @@ def read_rgb(path: Path, formats: tuple[str, ...] = STORED) -> NDArray[np.uint8]
         return np.asarray(picture.convert("RGB"))
 
 
-def is_whole(path: Path, formats: tuple[str, ...] = STORED) -> bool:
+def is_intact(path: Path, formats: tuple[str, ...] = STORED_FORMATS) -> bool:
     """Whether a file is there, is such a picture, and has the check sums it should have; it is not decoded.
 
     Raises:
         OSError: if it cannot be read, which says nothing of what it holds.
     """
     try:
-        with decoded(_content(path), formats):
+        with decode_image(_file_bytes(path), formats):
             return True
     except (RiebenchError, FileNotFoundError):
         return False
 
 
-CELL = 128
+CELL_SIZE = 128
 """Side of one picture in the gallery, in pixels."""
 GAP, MARGIN_TOP, MARGIN_LEFT = 6, 22, 132
 
@@ -131,24 +131,24 @@ def grid(columns: Sequence[str], rows: Sequence[tuple[str, list[Picture | None]]
     Returns:
         uint8 [H, W, 3].
     """
-    width = MARGIN_LEFT + len(columns) * (CELL + GAP)
-    canvas = Image.new("RGB", (width, MARGIN_TOP + len(rows) * (CELL + GAP)), "white")
+    width = MARGIN_LEFT + len(columns) * (CELL_SIZE + GAP)
+    canvas = Image.new("RGB", (width, MARGIN_TOP + len(rows) * (CELL_SIZE + GAP)), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
     for i, name in enumerate(columns):
-        draw.text((MARGIN_LEFT + i * (CELL + GAP) + CELL // 2, 4), name, fill="black", font=font, anchor="ma")
+        draw.text((MARGIN_LEFT + i * (CELL_SIZE + GAP) + CELL_SIZE // 2, 4), name, fill="black", font=font, anchor="ma")
     for j, (name, pictures) in enumerate(rows):
-        top = MARGIN_TOP + j * (CELL + GAP)
-        draw.text((MARGIN_LEFT - 8, top + CELL // 2), name, fill="black", font=font, anchor="rm")
+        top = MARGIN_TOP + j * (CELL_SIZE + GAP)
+        draw.text((MARGIN_LEFT - 8, top + CELL_SIZE // 2), name, fill="black", font=font, anchor="rm")
         for i, picture in enumerate(pictures):
             if picture is not None:
-                canvas.paste(_fitted(picture), (MARGIN_LEFT + i * (CELL + GAP), top))
+                canvas.paste(_fit_to_cell(picture), (MARGIN_LEFT + i * (CELL_SIZE + GAP), top))
     return np.asarray(canvas)
 
 
-def _fitted(picture: Picture) -> Image.Image:
+def _fit_to_cell(picture: Picture) -> Image.Image:
     # Small pictures are enlarged pixel by pixel, so that one sees what is there.
-    method = Image.Resampling.NEAREST if max(picture.shape) <= CELL else Image.Resampling.LANCZOS
-    return Image.fromarray(picture).resize((CELL, CELL), method)
+    method = Image.Resampling.NEAREST if max(picture.shape) <= CELL_SIZE else Image.Resampling.LANCZOS
+    return Image.fromarray(picture).resize((CELL_SIZE, CELL_SIZE), method)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -174,7 +174,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         StoreError: if the file is missing or no picture.
     """
     try:
-        return read_rgb(path)
+        return _read_rgb(path)
     except FileNotFoundError as error:
         raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
     except (RiebenchError, OSError) as error:

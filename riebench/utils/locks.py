@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from riebench.errors import FolderInUseError, RiebenchError
 
 LOCK_FILE, BRIEF_FILE, COUNT_FILE = ".lock", ".lock.begin", ".lock.shards"
-PATIENCE = 1800.0
+BRIEF_LOCK_TIMEOUT = 1800.0
 """Seconds to wait for the brief lock: under it each of the shards that begin together reads all records of the folder,
 some seconds for ten thousands of them."""
 
@@ -36,7 +36,7 @@ def whole_lock(folder: Path) -> Iterator[None]:
     Raises:
         FolderInUseError: at once, if any other process writes there.
     """
-    with _exclusive(folder / LOCK_FILE, 0, f"{folder} is being written by another riebench; wait for it to end"):
+    with _exclusive_lock(folder / LOCK_FILE, 0, f"{folder} is being written by another riebench; wait for it to end"):
         yield
 
 
@@ -47,8 +47,8 @@ def brief_lock(folder: Path) -> Iterator[None]:
     Raises:
         FolderInUseError: if it is not free for half an hour.
     """
-    busy = f"{folder} has been locked by another riebench for {PATIENCE:g} s; look for one that hangs, and repeat"
-    with _exclusive(folder / BRIEF_FILE, PATIENCE, busy):
+    busy = f"{folder} has been locked by another riebench for {BRIEF_LOCK_TIMEOUT:g} s; look for one that hangs, and repeat"
+    with _exclusive_lock(folder / BRIEF_FILE, BRIEF_LOCK_TIMEOUT, busy):
         yield
 
 
@@ -67,10 +67,10 @@ def shard_lock(folder: Path, shard: Shard) -> Iterator[bool]:
         raise RiebenchError("--shard needs locks that Windows lacks; run without it, or under Linux (WSL)")
     index, count = shard
     own = folder / f"{LOCK_FILE}.{index}-of-{count}"
-    with _exclusive(own, 0, f"shard {index}/{count} of {folder} is running already; start another one"):
+    with _exclusive_lock(own, 0, f"shard {index}/{count} of {folder} is running already; start another one"):
         try:
-            with _together(folder) as first:
-                _agree(folder, count, first)
+            with _common_lock(folder) as first:
+                _check_shard_count(folder, count, first)
                 yield first
         finally:
             # Nobody waits for it: it is only ever taken under the brief lock.
@@ -78,22 +78,22 @@ def shard_lock(folder: Path, shard: Shard) -> Iterator[bool]:
 
 
 @contextmanager
-def _together(folder: Path) -> Iterator[bool]:
+def _common_lock(folder: Path) -> Iterator[bool]:
     """Takes the common lock as one of several; yields whether nobody else held it."""
     import fcntl
 
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        first = _locks(descriptor, fcntl.LOCK_EX, folder)
+        first = _try_lock(descriptor, fcntl.LOCK_EX, folder)
         # An exclusive lock of one's own becomes a shared one.
-        if not _locks(descriptor, fcntl.LOCK_SH, folder):
+        if not _try_lock(descriptor, fcntl.LOCK_SH, folder):
             raise FolderInUseError(f"{folder} is being written by a riebench without --shard; wait for it to end")
         yield first
     finally:
         os.close(descriptor)
 
 
-def _locks(descriptor: int, how: int, folder: Path) -> bool:
+def _try_lock(descriptor: int, how: int, folder: Path) -> bool:
     """Whether a lock could be had at once."""
     import fcntl
 
@@ -109,7 +109,7 @@ def _locks(descriptor: int, how: int, folder: Path) -> bool:
     return True
 
 
-def _agree(folder: Path, count: int, first: bool) -> None:
+def _check_shard_count(folder: Path, count: int, first: bool) -> None:
     """Notes in how many shards the work is parted, or refuses another number than that of those running."""
     note = folder / COUNT_FILE
     if first:
@@ -124,7 +124,7 @@ def _agree(folder: Path, count: int, first: bool) -> None:
 
 
 @contextmanager
-def _exclusive(file: Path, patience: float, busy: str) -> Iterator[None]:
+def _exclusive_lock(file: Path, patience: float, busy: str) -> Iterator[None]:
     lock = FileLock(str(file), timeout=patience)
     try:
         lock.acquire()

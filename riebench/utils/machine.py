@@ -41,7 +41,7 @@ class Gpu:
     bfloat16: bool
 
 
-def requirements() -> list[Requirement]:
+def package_requirements() -> list[Requirement]:
     """What the package needs, from its metadata, or in a checkout from `pyproject.toml`."""
     try:
         stated = importlib.metadata.requires("riebench") or []
@@ -52,7 +52,7 @@ def requirements() -> list[Requirement]:
     return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
 
 
-def unmet(needed: list[Requirement]) -> list[tuple[Requirement, str | None]]:
+def unmet_requirements(needed: list[Requirement]) -> list[tuple[Requirement, str | None]]:
     """Requirements that are not fulfilled, each with the version that is here (None for none)."""
     found: list[tuple[Requirement, str | None]] = []
     for one in needed:
@@ -68,7 +68,7 @@ def unmet(needed: list[Requirement]) -> list[tuple[Requirement, str | None]]:
 
 def free_ram() -> int:
     """Bytes of memory that a process here may still take: of the machine, or of its container's limit."""
-    return min(int(psutil.virtual_memory().available), _container_room())
+    return min(int(psutil.virtual_memory().available), _container_headroom())
 
 
 def peak_ram() -> int:
@@ -87,7 +87,7 @@ def peak_ram() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _container_room() -> int:
+def _container_headroom() -> int:
     try:
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
@@ -106,14 +106,14 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def hub_cache() -> Path:
+def hub_cache_folder() -> Path:
     """Where files from the hub are kept."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
-def gpu(device: str) -> Gpu | None:
+def find_gpu(device: str) -> Gpu | None:
     """The CUDA device of that name; None if PyTorch sees none."""
     import torch
 
@@ -124,10 +124,10 @@ def gpu(device: str) -> Gpu | None:
     if index >= torch.cuda.device_count():
         return None
     free, total = torch.cuda.mem_get_info(index)
-    return Gpu(torch.cuda.get_device_name(index), total, free, _driver(), torch.cuda.is_bf16_supported())
+    return Gpu(torch.cuda.get_device_name(index), total, free, _driver_version(), torch.cuda.is_bf16_supported())
 
 
-def _driver() -> str:
+def _driver_version() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
@@ -157,11 +157,11 @@ def pick_device(device: str) -> str:
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of the parameters in the C library's malloc.h."""
-LARGEST_ON_HEAP = 32 * 2**20
+MAX_HEAP_BLOCK = 32 * 2**20
 """Larger blocks come from the system one by one; the C library takes no higher limit everywhere."""
-KEPT = 2**30
+MAX_FREE_HEAP = 2**30
 """So much free memory at the heap's end is kept."""
-OWN_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Where a user who tunes memory, or exchanges what hands it out, says so."""
 
 
@@ -175,13 +175,15 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it is set.
     """
-    if os.name != "posix" or any(os.environ.get(name) for name in OWN_CHOICE):
+    if os.name != "posix" or any(os.environ.get(name) for name in MALLOC_VARIABLES):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     # Both or neither: setting one ends the library's own adaptation of the other.
-    return bool(library.mallopt(_MMAP_THRESHOLD, LARGEST_ON_HEAP)) and bool(library.mallopt(_TRIM_THRESHOLD, KEPT))
+    return bool(library.mallopt(_MMAP_THRESHOLD, MAX_HEAP_BLOCK)) and bool(
+        library.mallopt(_TRIM_THRESHOLD, MAX_FREE_HEAP)
+    )
 
 
 def size_text(count: int) -> str:

@@ -21,17 +21,17 @@ from riebench.errors import TaskFileError, near_match
 
 M = TypeVar("M", bound=BaseModel)
 
-LARGEST_FILE = 64 * 2**20
+MAX_FILE_SIZE = 64 * 2**20
 """Bytes; ten thousand examples take some five of them."""
-DEEPEST = 32
+MAX_DEPTH = 32
 """Levels of lists and mappings in each other; tasks and settings have five."""
-MOST_VALUES = 1_000_000
+MAX_VALUES = 1_000_000
 """Texts, numbers, lists and mappings of a file: while it is read, each takes a kilobyte, however short it is."""
-REPEATED = 10
+MAX_ALIAS_FACTOR = 10
 """How many times as long aliases may make a file."""
-LONGEST_TEXT, LONGEST_NUMBER = 100_000, 40
+MAX_TEXT_LENGTH, MAX_NUMBER_LENGTH = 100_000, 40
 """Characters of a text and of a number."""
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         TaskFileError: if it is missing, not UTF-8, holds a tab or a duplicate key, or is no mapping; the message
             names file and line.
     """
-    text = _text(path)
+    text = _read_text(path)
     tab = text.find("\t")
     if tab >= 0:
         number = text.count("\n", 0, tab) + 1
@@ -53,14 +53,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         # Composing calls itself for every level, in C without end; looking at one event after the other does not.
-        _refuse_cost(text, loader, path)
+        _check_cost(text, loader, path)
         node = yaml.compose(text, Loader=loader)
         if not isinstance(node, yaml.MappingNode):
             raise TaskFileError(f"{path}: expected 'key: value' lines at the top level")
         own: dict[int, tuple[int, int]] = {}
-        if _expanded(node, path, own, 1)[0] > REPEATED * len(own) + 1000:
+        if _expanded_size(node, path, own, 1)[0] > MAX_ALIAS_FACTOR * len(own) + 1000:
             raise TaskFileError(f"{path}: its aliases stand for too much; write it out")
-        for line_number, key in _duplicates(node):
+        for line_number, key in _duplicate_keys(node):
             raise TaskFileError(f"{path}, line {line_number}: key {key!r} is given twice")
         value: dict[str, Any] = SafeConstructor().construct_document(node)
     except (ValueError, RecursionError, AttributeError) as error:
@@ -70,7 +70,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""
         # The parser reads ahead of the events it gives, and some versions stop at brackets before we can count them.
-        too_deep = mark is not None and _open_brackets(text[: mark.index]) > DEEPEST
+        too_deep = mark is not None and _open_brackets(text[: mark.index]) > MAX_DEPTH
         problem = "nested too deeply" if too_deep else error.problem or error.context
         raise TaskFileError(f"{path}{where}: {problem}") from error
     except yaml.YAMLError as error:
@@ -78,13 +78,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         # Neither a pipe nor a device has an end.
         if path.exists() and not path.is_file():
             raise TaskFileError(f"{path}: cannot be read (it is no file)")
-        if path.stat().st_size > LARGEST_FILE:
-            raise TaskFileError(f"{path}: has more than {LARGEST_FILE >> 20} MB; split it")
+        if path.stat().st_size > MAX_FILE_SIZE:
+            raise TaskFileError(f"{path}: has more than {MAX_FILE_SIZE >> 20} MB; split it")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise TaskFileError(f"{path}: no such file") from error
@@ -92,15 +92,15 @@ def _text(path: Path) -> str:
         raise TaskFileError(f"{path}: cannot be read ({error})") from error
 
 
-def _refuse_cost(text: str, loader: Any, path: Path) -> None:
+def _check_cost(text: str, loader: Any, path: Path) -> None:
     depth = values = 0
     for event in yaml.parse(text, Loader=loader):
         values += isinstance(event, yaml.NodeEvent)
-        if values > MOST_VALUES:
-            raise TaskFileError(f"{path}: has more than {MOST_VALUES} values; split it")
+        if values > MAX_VALUES:
+            raise TaskFileError(f"{path}: has more than {MAX_VALUES} values; split it")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > DEEPEST:
+            if depth > MAX_DEPTH:
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 raise TaskFileError(f"{path}, line {line}: nested too deeply")
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -112,10 +112,10 @@ def _open_brackets(text: str) -> int:
     return sum(text.count(mark) for mark in "[{") - sum(text.count(mark) for mark in "]}")
 
 
-def _expanded(node: yaml.Node, path: Path, own: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+def _expanded_size(node: yaml.Node, path: Path, own: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
     """Nodes and levels from a node on if aliases were written out; checks each node once, and keeps both in `own`."""
     size, levels = own.get(id(node), (0, 1))
-    if depth + levels - 1 > DEEPEST:
+    if depth + levels - 1 > MAX_DEPTH:
         raise TaskFileError(f"{path}, line {node.start_mark.line + 1}: nested too deeply")
     if size:
         return size, levels
@@ -126,14 +126,14 @@ def _expanded(node: yaml.Node, path: Path, own: dict[int, tuple[int, int]], dept
         inner = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
-    found = [_expanded(part, path, own, depth + 1) for part in inner]
+    found = [_expanded_size(part, path, own, depth + 1) for part in inner]
     own[id(node)] = 1 + sum(size for size, _ in found), 1 + max((levels for _, levels in found), default=0)
     return own[id(node)]
 
 
 def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
     fault = text_fault(node.value)
-    if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+    if node.tag in _NUMBER_TAGS and len(node.value) > MAX_NUMBER_LENGTH:
         fault = f"a number of {len(node.value)} characters"
     if fault is not None:
         raise TaskFileError(f"{path}, line {node.start_mark.line + 1}: {fault}")
@@ -141,15 +141,15 @@ def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
 
 def text_fault(text: str) -> str | None:
     """Why a text cannot stand in a file, or None."""
-    if len(text) > LONGEST_TEXT:
-        return f"a text of {len(text)} characters; at most {LONGEST_TEXT} are read"
+    if len(text) > MAX_TEXT_LENGTH:
+        return f"a text of {len(text)} characters; at most {MAX_TEXT_LENGTH} are read"
     if text.isprintable():
         return None
     odd = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs") and mark != "\n"), None)
     return None if odd is None else f"the text holds the control character {odd!r}; leave it out"
 
 
-def _duplicates(node: yaml.Node) -> Iterator[tuple[int, str]]:
+def _duplicate_keys(node: yaml.Node) -> Iterator[tuple[int, str]]:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -157,10 +157,10 @@ def _duplicates(node: yaml.Node) -> Iterator[tuple[int, str]]:
                 if key.value in seen:
                     yield key.start_mark.line + 1, key.value
                 seen.add(key.value)
-            yield from _duplicates(value)
+            yield from _duplicate_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _duplicates(item)
+            yield from _duplicate_keys(item)
 
 
 def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
@@ -177,10 +177,10 @@ def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise TaskFileError(f"{path}: {_explain(model, error)}") from error
+        raise TaskFileError(f"{path}: {_describe_error(model, error)}") from error
 
 
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
+def _describe_error(model: type[BaseModel], error: ValidationError) -> str:
     # A misspelt key is both unknown and missing under its right name; the unknown one tells more.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     location = first["loc"]
@@ -193,10 +193,10 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}{more}"
-    return f"{where}: {message}, not {_shown(first['input'])}{more}"
+    return f"{where}: {message}, not {_short_repr(first['input'])}{more}"
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     """A value as messages quote it: short, whatever it is."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = brief.maxlong = 200

@@ -19,7 +19,7 @@ from riebench.analysis.figures import figure_files
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, run_folders
-from riebench.utils.markup import latex_table, latex_tables
+from riebench.utils.markup import latex_table, markdown_to_latex
 
 SPECIAL = re.compile(r"(?<!\\)[&%$#_{}~^]")
 
@@ -109,7 +109,7 @@ def test_latex_escapes_everything() -> None:
     assert "{}[0, 1]" in text and "{}* & --" in text and "x & --" in text
     check_latex(latex_table(["n"], [[i] for i in range(60)]))
     assert r"\begin{longtable}" in latex_table(["n"], [[i] for i in range(60)])
-    assert latex_tables("# Title\n\nno table\n") == ""
+    assert markdown_to_latex("# Title\n\nno table\n") == ""
 
 
 def test_figures_are_the_same_twice_and_absent_without_numbers(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def add_run(
         make_key(example_id=example, category=category, task=category, strength=strength, seed=seed)
         for example, category in EXAMPLES.items() for strength in LEVELS[:levels] for seed in range(seeds)
     ]  # fmt: skip
-    with folder.writing(plan=keys) as run:
+    with folder.open_for_writing(plan=keys) as run:
         for key in keys:
             if key.example_id == leave_out:
                 continue
@@ -162,7 +162,7 @@ def test_words_of_a_run_file_are_words_in_every_section(tmp_path: Path) -> None:
     for name in ("one", "two", "odd"):
         run = add_run(tmp_path, name, 0.02)
         gains = [score for score in run.scores().values() if score.metric == "clip_gain"]
-        with run.writing():
+        with run.open_for_writing():
             run.append_scores(score.model_copy(update={"metric": "paper_text_target"}) for score in gains)
     file = run.path / "run.json"
     meta = json.loads(file.read_text())

@@ -70,7 +70,7 @@ def test_detectable_difference_of_the_definition() -> None:
 
 
 def test_cells_carry_scored_and_expected(filled: RunFolder) -> None:
-    with filled.writing(plan=[make_key(example_id="late")]) as run:
+    with filled.open_for_writing(plan=[make_key(example_id="late")]) as run:
         run.append(EditRecord(key=make_key(example_id="late"), status="error", reason="failed"))
     whole = next(c for c in configurations(RunFolder(filled.path)) if c.block_set == "all")
     row = whole.row("clip_gain", "change_object")
@@ -86,7 +86,7 @@ def test_a_score_of_a_picture_that_was_made_again_since_is_not_shown(filled: Run
     assert whole.row("judge_target", "change_object").n_scored == 3
     again = filled.records()[1]
     assert (again.key.category, again.key.block_set) == ("change_object", "all")
-    with filled.writing() as run:
+    with filled.open_for_writing() as run:
         run.append(again.model_copy(update={"image_sha256": "f" * 64}))
     whole = next(c for c in configurations(filled) if c.block_set == "all")
     assert whole.row("judge_target", "change_object").n_scored == 2
@@ -99,7 +99,7 @@ def test_cells_hold_the_numbers_of_one_version_of_a_metric(filled: RunFolder) ->
         return next(c for c in configurations(filled) if c.block_set == "all").row("clip_gain", "all").n_scored
 
     assert scored() == 6
-    with filled.writing() as run:
+    with filled.open_for_writing() as run:
         run.append_scores([make_score(filled.records()[1], 0.9).model_copy(update={"version": 99})])
     assert scored() == 5
 
@@ -112,7 +112,7 @@ def test_cells_hold_the_numbers_of_one_network(filled: RunFolder) -> None:
     records, own = filled.records(), "ViT-L-14-quickgelu/openai"
     assert gain() == (pytest.approx(0.03), 6)
     # The model's own scorer is shown as soon as it has measured, whoever measures after it.
-    with filled.writing() as run:
+    with filled.open_for_writing() as run:
         run.append_scores([make_score(record, 0.05, own) for record in records])
         assert gain() == (pytest.approx(0.05), 6)
         run.append_scores([make_score(records[1], 0.9, "another-clip")])
@@ -151,7 +151,7 @@ def test_shares_of_a_category_sum_to_one(filled: RunFolder) -> None:
 
 def test_single_blocks_stay_out_of_the_method_table(filled: RunFolder, tmp_path: Path) -> None:
     alone = RunFolder(tmp_path / "results/toy/toy-turbo/lone", make_spec(name="lone", blocks=("mid.0",)))
-    with alone.writing(plan=[make_key(block_set="mid.0")]):
+    with alone.open_for_writing(plan=[make_key(block_set="mid.0")]):
         pass
     text, _ = per_method([c for f in (filled, alone) for c in configurations(RunFolder(f.path))])
     assert text.count("| sae |") == 1

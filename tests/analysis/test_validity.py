@@ -76,7 +76,7 @@ def add_run(
             ScoreRecord(unit=key.digest, metric=metric, version=1, picture=record.picture_id, value=value)
             for metric, value in found.items() if metric != skip
         ]  # fmt: skip
-    with folder.writing(plan=keys) as run:
+    with folder.open_for_writing(plan=keys) as run:
         run.append_many(records)
         run.append_scores(lines)
     return folder

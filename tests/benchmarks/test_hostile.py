@@ -28,23 +28,23 @@ from report_runs import NASTY, make_hostile
 from test_exports import check_latex
 from test_report import data_of
 
-from riebench.errors import LONGEST_MESSAGE, RiebenchError, TaskFileError, near_match
+from riebench.errors import MAX_MESSAGE_LENGTH, RiebenchError, TaskFileError, near_match
 from riebench.generation.regions.masks import View, find
 from riebench.report import write_report
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import load_sae
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord, UnitKey
-from riebench.tasks.importers.datasets import Place, import_dataset
-from riebench.tasks.importers.examples import stated_region
+from riebench.tasks.importers.datasets import DatasetSource, import_dataset
+from riebench.tasks.importers.examples import column_region
 from riebench.tasks.importers.published import import_piebench
 from riebench.tasks.masks import RegionMasks
-from riebench.tasks.prompts import innermost
+from riebench.tasks.prompts import without_negations
 from riebench.tasks.suites import load_task
 from riebench.utils import yaml_files
 from riebench.utils.files import file_inside, file_sha256, parse_json
-from riebench.utils.images import MOST_PIXELS, read_image
-from riebench.utils.markup import latex_table, latex_tables, markdown
+from riebench.utils.images import MAX_PIXELS, read_image
+from riebench.utils.markup import latex_table, markdown_table, markdown_to_latex
 from riebench.utils.yaml_files import load_yaml
 
 fuzz: Any = pytest.importorskip("benchmarks.fuzz.fuzz", reason="the benchmarks are in the checkout only")
@@ -170,8 +170,8 @@ def test_nesting_is_refused_in_our_words_when_the_parser_stops_first(
 def test_yaml_of_many_short_values_is_refused_before_they_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 10 * 10_000 < yaml_files.MOST_VALUES < yaml_files.LARGEST_FILE / 50
-    monkeypatch.setattr(yaml_files, "MOST_VALUES", 1000)
+    assert 10 * 10_000 < yaml_files.MAX_VALUES < yaml_files.MAX_FILE_SIZE / 50
+    monkeypatch.setattr(yaml_files, "MAX_VALUES", 1000)
     monkeypatch.setattr(yaml, "compose", lambda *_, **__: pytest.fail("it was kept"))
     mapping = "".join(f"a{n}: 1\n" for n in range(500))
     for text in ("a: [" + "1," * 1000 + "]", mapping, "a: &a 1\nb: [" + "*a," * 1000 + "]"):
@@ -196,11 +196,11 @@ def test_json_complains_in_one_way(text: str) -> None:
 
 def test_messages_are_one_printable_line() -> None:
     said = str(RiebenchError("a\nb\x1b[2J\u202e\ud800\tc" + "x" * 10_000))
-    assert said.startswith(r"a b\x1b[2J\u202e\ud800 c") and len(said) <= LONGEST_MESSAGE + 4
+    assert said.startswith(r"a b\x1b[2J\u202e\ud800 c") and len(said) <= MAX_MESSAGE_LENGTH + 4
     assert near_match("x" * 10**6, ["xy"]) == ""
     assert near_match("xy", [f"x{n}" for n in range(2000)]) == ""
-    assert innermost("not: " * 100_000 + "whole") == "whole"
-    assert stated_region("not:" * 990 + "cat", "a cat") == "not: " * 990 + "cat"
+    assert without_negations("not: " * 100_000 + "whole") == "whole"
+    assert column_region("not:" * 990 + "cat", "a cat") == "not: " * 990 + "cat"
     for count in (990, 991):
         assert find("not:" * count + "whole", view(), lambda words, view: np.ones((8, 8), bool)).all() == (count == 990)
 
@@ -216,7 +216,7 @@ def big_png(path: Path, side: int) -> None:
 
 def test_pictures_that_claim_too_much_or_are_something_else(tmp_path: Path) -> None:
     big_png(tmp_path / "bomb.png", 12_000)
-    assert (tmp_path / "bomb.png").stat().st_size < 100_000 < MOST_PIXELS < 12_000**2
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000 < MAX_PIXELS < 12_000**2
     Image.new("RGB", (8, 8)).save(tmp_path / "program.png", format="EPS")
     Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:90])
@@ -301,7 +301,7 @@ def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch
         made = datasets.Dataset.from_list([{**row, **cells}], features=features)
         made.to_parquet(str(tmp_path / f"{name}.parquet"))
         intake = new_intake()
-        import_dataset(Place(str(tmp_path / f"{name}.parquet"), offline=True), intake)
+        import_dataset(DatasetSource(str(tmp_path / f"{name}.parquet"), offline=True), intake)
         return intake
 
     def run(*_: Any, **__: Any) -> None:
@@ -311,7 +311,7 @@ def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch
     (tmp_path.parent / "secret.png").write_bytes(content("PNG"))
     program, whole = {"bytes": content("EPS"), "path": None}, {"bytes": content("PNG"), "path": None}
     # What nobody asks for is not even looked at.
-    assert taken("beside", preview=program, mask=whole).n_taken == 1
+    assert taken("beside", preview=program, mask=whole).n_examples == 1
     for name, cell, words in (
         ("program", program, "no whole picture of a known format"),
         ("bomb", {"bytes": content("PNG", 12_000), "path": None}, "claims 12000 x 12000"),
@@ -321,7 +321,7 @@ def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch
         with pytest.raises(RiebenchError, match=words):
             taken(name, mask=cell)
     (tmp_path / "near.png").write_bytes(content("PNG"))
-    assert taken("near", mask={"bytes": None, "path": str(tmp_path / "near.png")}).n_taken == 1
+    assert taken("near", mask={"bytes": None, "path": str(tmp_path / "near.png")}).n_examples == 1
 
 
 @pytest.mark.parametrize(
@@ -405,14 +405,14 @@ WORDS = st.text(max_size=40) | st.sampled_from(
 @given(st.lists(st.lists(WORDS, min_size=2, max_size=2), min_size=1, max_size=3))
 @example([["a|b", "`c` <img src=x onerror=y> [l](javascript:z)"]])
 def test_markdown_and_latex_tables_keep_their_cells(cells: list[list[str]]) -> None:
-    text = markdown(["name", "value"], cells)
+    text = markdown_table(["name", "value"], cells)
     assert len(text.splitlines()) == 2 + len(cells)
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     shown = Cells()
     shown.feed(html)
     assert shown.tags <= {"table", "thead", "tbody", "tr", "th", "td", "em", "strong"}
     assert len(shown.cells) == 2 + 2 * len(cells)
-    check_latex(latex_tables(text))
+    check_latex(markdown_to_latex(text))
     check_latex(latex_table(["name", "value"], cells, cells[0][0]))
 
 
@@ -435,11 +435,11 @@ class Cells(HTMLParser):
 
 
 def test_a_table_cell_says_what_it_was_given() -> None:
-    html = MarkdownIt("commonmark").enable("table").render(markdown(["a|b"], [["`c` <i> [l](javascript:z) \\"]]))
+    html = MarkdownIt("commonmark").enable("table").render(markdown_table(["a|b"], [["`c` <i> [l](javascript:z) \\"]]))
     shown = Cells()
     shown.feed(html)
     assert [cell.strip() for cell in shown.cells] == ["a|b", "`c` <i> [l](javascript:z) \\"]
-    assert r"a|b" in latex_tables(markdown(["a|b"], [["c"]]))
+    assert r"a|b" in markdown_to_latex(markdown_table(["a|b"], [["c"]]))
 
 
 class Active(HTMLParser):

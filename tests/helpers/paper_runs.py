@@ -70,7 +70,7 @@ def stored(
         )
         for key in units if made(key)
     ]  # fmt: skip
-    with run.writing({}, list(units)):
+    with run.open_for_writing({}, list(units)):
         run.append_many(records)
         run.append_scores(
             ScoreRecord(unit=r.key.digest, metric=metric, version=1, picture=r.picture_id, value=value)

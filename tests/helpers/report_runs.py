@@ -62,7 +62,7 @@ def make_run(
     keys = keys_of(block_sets, strengths, examples)
     mask = np.zeros((16, 16), bool)
     mask[4:8, 4:12] = True
-    with run.writing({}, keys):
+    with run.open_for_writing({}, keys):
         records = [_record(run, key, mask) for key in keys]
         run.append_many(records)
         run.append_scores(

@@ -39,7 +39,7 @@ def stored_run(results: Path, source: str = "own/model", name: str = "sae") -> R
     run = RunFolder(results / "mine" / "m" / name, spec)
     mask = np.zeros((SIDE, SIDE), bool)
     mask[:, : SIDE // 2] = True
-    with run.writing(plan=[key_of(example) for example in EXAMPLES]):
+    with run.open_for_writing(plan=[key_of(example) for example in EXAMPLES]):
         for index, example in enumerate(EXAMPLES):
             key = key_of(example)
             names = [run.shared.image_name(key, "source"), run.shared.image_name(key, "target")]

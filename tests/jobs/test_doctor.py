@@ -142,12 +142,12 @@ def test_memory_and_disk_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_and_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     job = small(device="cuda", dtype="bfloat16")
-    monkeypatch.setattr(machine, "gpu", lambda device: None)
+    monkeypatch.setattr(machine, "find_gpu", lambda device: None)
     assert "nvidia-smi" in bad(job)["GPU"].mend
     old = Gpu("Tesla T4", 16 * GB, 15 * GB, "550.1", bfloat16=False)
-    monkeypatch.setattr(machine, "gpu", lambda device: old)
+    monkeypatch.setattr(machine, "find_gpu", lambda device: old)
     assert bad(job)["GPU format"].mend == "--dtype float16"
-    monkeypatch.setattr(machine, "gpu", lambda device: replace(old, bfloat16=True))
+    monkeypatch.setattr(machine, "find_gpu", lambda device: replace(old, bfloat16=True))
     checks = {check.what: check for check in examine(job)}
     assert is_ready([*checks.values()])
     assert checks["GPU"].found == "Tesla T4, 16.0 GB, 15.0 GB free, driver 550.1"
@@ -183,10 +183,10 @@ def test_what_is_advised_fits_and_costs_no_more_than_needed(limit: int, options:
 
 
 def test_packages_that_are_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {one.name for one in machine.requirements()}
+    names = {one.name for one in machine.package_requirements()}
     assert {"torch", "diffusers", "psutil", "packaging"} <= names
     needed = [Requirement("torch>=1.0"), Requirement("numpy>=99"), Requirement("no-such-package-here>=2")]
-    monkeypatch.setattr(machine, "requirements", lambda: needed)
+    monkeypatch.setattr(machine, "package_requirements", lambda: needed)
     check = bad(small())["packages"]
     assert "no-such-package-here missing (needs >=2)" in check.found and "torch" not in check.found
     assert check.mend == "pip install 'numpy>=99' 'no-such-package-here>=2'"

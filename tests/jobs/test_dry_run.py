@@ -272,9 +272,9 @@ def test_the_batch_is_the_one_that_a_run_would_take(job: RunRequest, monkeypatch
     monkeypatch.setattr(machine, "free_ram", lambda: 0)
     assert forecast_job(asked).batch_size == automatic_batch_size(tiny_model(2, 3.0)) == 1
     # What a device that is not here has free, nobody knows; of one that is, the weights are taken off.
-    monkeypatch.setattr(machine, "gpu", lambda device: None)
+    monkeypatch.setattr(machine, "find_gpu", lambda device: None)
     assert large(settings=("no_edit",)).batch_size == 4
     for free, size in ((80, 32), (14, 4), (3, 1)):
         card = machine.Gpu("one", 80 * 10**9, free * 10**9, "", bfloat16=True)
-        monkeypatch.setattr(machine, "gpu", lambda device, card=card: card)
+        monkeypatch.setattr(machine, "find_gpu", lambda device, card=card: card)
         assert large(settings=("no_edit",), dtype="float16").batch_size == size

@@ -27,8 +27,8 @@ from riebench.report.output import OutputFolder
 from riebench.store.folder import RunFolder, SharedFolder, run_folders
 from riebench.store.run_file import broken_seals
 from riebench.utils import files
-from riebench.utils.files import append_lines, is_temporary, sweep, temporary_beside, write_atomic
-from riebench.utils.images import encode_png, is_whole, read_image
+from riebench.utils.files import append_lines, is_temporary, remove_stale_files, temporary_path, write_atomic
+from riebench.utils.images import encode_png, is_intact, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
 
@@ -95,11 +95,11 @@ def test_every_flipped_byte_of_a_stored_picture_is_found(tmp_path: Path) -> None
     path, data = tmp_path / "p.png", encode_png(PIXELS)
     for place in range(len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
-        assert not is_whole(path), place
+        assert not is_intact(path), place
         with pytest.raises(StoreError, match="delete it and repeat `riebench run`"):
             read_image(path)
     path.write_bytes(data)
-    assert is_whole(path) and np.array_equal(read_image(path), PIXELS)
+    assert is_intact(path) and np.array_equal(read_image(path), PIXELS)
 
 
 def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: RunRequest) -> None:
@@ -126,7 +126,7 @@ def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: Run
 def test_what_settings_share_is_looked_at_once(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     run_job(job, lambda _: None)
     looked: list[str] = []
-    original = SharedFolder.is_whole
+    original = SharedFolder.is_intact
 
     def is_whole(self: SharedFolder, name: str) -> bool:
         looked.append(name)
@@ -148,13 +148,13 @@ def said(job: RunRequest, **changes: Any) -> list[str]:
 def test_litter_of_killed_processes_goes_and_that_of_others_stays(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    mine = temporary_beside(tmp_path / "deep" / "a.png")
+    mine = temporary_path(tmp_path / "deep" / "a.png")
     dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
     elsewhere = dead.with_name(".a.png.00000000-" + dead.name.split("-", 1)[1])
     mine.parent.mkdir()
     for path in (mine, dead, elsewhere, tmp_path / ".own.tmp"):
         path.touch()
-    assert sweep(tmp_path) == 1
+    assert remove_stale_files(tmp_path) == 1
     assert {path.name for path in tmp_path.rglob("*.tmp")} == {mine.name, elsewhere.name, ".own.tmp"}
 
 
@@ -165,20 +165,20 @@ def test_processes_of_other_containers_are_not_taken_for_ended(tmp_path: Path, m
     try:
         for container in ("pid:[1]", "pid:[2]"):
             monkeypatch.setattr(os, "readlink", lambda _, container=container: container)
-            files._machine.cache_clear()
-            mine = temporary_beside(tmp_path / "a.png")
+            files._machine_id.cache_clear()
+            mine = temporary_path(tmp_path / "a.png")
             left.append(mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")))
             left[-1].touch()
-        assert sweep(tmp_path) == 1
+        assert remove_stale_files(tmp_path) == 1
         assert list(tmp_path.iterdir()) == left[:1]
     finally:
-        files._machine.cache_clear()
+        files._machine_id.cache_clear()
 
 
 def test_a_page_whose_making_was_killed_at_once_is_made(tmp_path: Path) -> None:
     out = tmp_path / "report"
     out.mkdir()
-    temporary_beside(out / "files.json").touch()
+    temporary_path(out / "files.json").touch()
     folder = OutputFolder(out)
     folder.add("data", "x.js", "1")
     assert folder.finish("<p>").read_text() == "<p>"
@@ -269,7 +269,7 @@ def test_two_runners_of_one_job(job: RunRequest) -> None:
     """The second is told at once, in one line; the first goes on."""
     run_job(job, lambda _: None)
     before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
-    with run_folders(job.results)[0].writing():
+    with run_folders(job.results)[0].open_for_writing():
         refused = command(job)
     assert refused.exit_code == 2 and "is being written by another riebench; wait for it to end" in last_line(refused)
     assert {path: path.read_bytes() for path in job.results.rglob("*.jsonl")} == before

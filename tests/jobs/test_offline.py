@@ -17,13 +17,13 @@ from tiny import tiny_folder
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
-from riebench.utils.hub import VARIABLES, fetch, is_offline, offline_mode, split_revision
+from riebench.utils.hub import OFFLINE_VARIABLES, fetch, is_offline, offline_mode, split_revision
 
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts every test as on a machine where nobody said offline."""
-    for name in VARIABLES:
+    for name in OFFLINE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
@@ -33,16 +33,16 @@ def test_variables_and_imported_libraries_follow_and_are_put_back(monkeypatch: p
     import diffusers.utils.hub_utils as diffusers_hub
     from transformers.utils.hub import is_offline_mode
 
-    monkeypatch.setenv(VARIABLES[2], "0")
+    monkeypatch.setenv(OFFLINE_VARIABLES[2], "0")
     before = (datasets.config.HF_HUB_OFFLINE, diffusers_hub.HF_HUB_OFFLINE)
     assert not is_offline()
     with offline_mode(), offline_mode(False):
-        assert [os.environ[name] for name in VARIABLES] == ["1", "1", "1"]
+        assert [os.environ[name] for name in OFFLINE_VARIABLES] == ["1", "1", "1"]
         assert is_offline() and constants.is_offline_mode() and is_offline_mode()
         assert datasets.config.HF_HUB_OFFLINE and diffusers_hub.HF_HUB_OFFLINE
     assert not is_offline() and not constants.is_offline_mode()
     assert before == (datasets.config.HF_HUB_OFFLINE, diffusers_hub.HF_HUB_OFFLINE)
-    assert os.environ[VARIABLES[2]] == "0" and VARIABLES[0] not in os.environ
+    assert os.environ[OFFLINE_VARIABLES[2]] == "0" and OFFLINE_VARIABLES[0] not in os.environ
 
 
 def test_the_users_own_variable_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_command_line_offline_asks_no_network(tmp_path: Path) -> None:
     (suite / "change_color.yaml").write_text(
         f"category: change_color\nversion: 1\nexamples:\n{example}    target_region: whole\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in OFFLINE_VARIABLES}
     environment |= {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT)
     line = ["run", "no_edit", "--suite", str(suite), "--offline", "--results", str(tmp_path / "out"), "--model"]

@@ -8,9 +8,9 @@ import numpy as np
 from records import make_key, make_spec
 
 from riebench.report.gallery import gallery, write_galleries
-from riebench.store.folder import SHARED, RunFolder, SharedFolder, run_path
+from riebench.store.folder import SHARED_NAME, RunFolder, SharedFolder, run_path
 from riebench.store.records import EditRecord
-from riebench.utils.images import CELL, GAP, MARGIN_LEFT, MARGIN_TOP, read_image
+from riebench.utils.images import CELL_SIZE, GAP, MARGIN_LEFT, MARGIN_TOP, read_image
 
 COLORS = {"source": 10, "mid.0": 90, "all": 160, "target": 250}
 
@@ -21,13 +21,13 @@ def _flat(value: int) -> np.ndarray:
 
 def _filled(results: Path) -> tuple[RunFolder, SharedFolder]:
     folder = RunFolder(run_path(results, "toy", "toy-turbo", "sae"), make_spec())
-    shared = SharedFolder(folder.path.parent / SHARED)
+    shared = SharedFolder(folder.path.parent / SHARED_NAME)
     keys = [
         make_key(block_set=name, category=c, task=c)
         for c in ("change_object", "add_object")
         for name in ("mid.0", "all")
     ]
-    with folder.writing({}, keys) as run:
+    with folder.open_for_writing({}, keys) as run:
         for key in keys:
             names = {role: shared.image_name(key, role) for role in ("source", "target")}
             for role, name in names.items():
@@ -50,10 +50,10 @@ def test_rows_are_categories_and_columns_are_block_sets(tmp_path: Path) -> None:
     picture = gallery(*_filled(tmp_path))
     assert picture is not None
     for row in range(2):
-        y = MARGIN_TOP + row * (CELL + GAP) + CELL // 2
-        found = [int(picture[y, MARGIN_LEFT + column * (CELL + GAP) + CELL // 2, 0]) for column in range(4)]
+        y = MARGIN_TOP + row * (CELL_SIZE + GAP) + CELL_SIZE // 2
+        found = [int(picture[y, MARGIN_LEFT + column * (CELL_SIZE + GAP) + CELL_SIZE // 2, 0]) for column in range(4)]
         assert found == [COLORS[name] for name in ("source", "mid.0", "all", "target")]
-    assert picture.shape[0] == MARGIN_TOP + 2 * (CELL + GAP)
+    assert picture.shape[0] == MARGIN_TOP + 2 * (CELL_SIZE + GAP)
 
 
 def test_written_once_per_setting_and_nothing_for_an_empty_run(tmp_path: Path) -> None:
@@ -73,9 +73,9 @@ def test_pictures_that_are_not_there_leave_their_place_empty(tmp_path: Path) -> 
     for path in (shared.path / "images").glob("*target*"):
         path.unlink()
     picture = gallery(folder, shared)
-    assert picture is not None and picture.shape[0] == MARGIN_TOP + CELL + GAP
-    middle = MARGIN_TOP + CELL // 2
-    found = [int(picture[middle, MARGIN_LEFT + column * (CELL + GAP) + CELL // 2, 0]) for column in range(3)]
+    assert picture is not None and picture.shape[0] == MARGIN_TOP + CELL_SIZE + GAP
+    middle = MARGIN_TOP + CELL_SIZE // 2
+    found = [int(picture[middle, MARGIN_LEFT + column * (CELL_SIZE + GAP) + CELL_SIZE // 2, 0]) for column in range(3)]
     assert found == [COLORS["source"], COLORS["all"], 255]
     for path in (folder.path / "images").iterdir():
         path.unlink()
@@ -86,7 +86,7 @@ def test_the_order_of_records_changes_nothing(tmp_path: Path) -> None:
     """Workers record in the order in which they happen to finish."""
     folder, shared = _filled(tmp_path)
     made = folder.records()
-    with folder.writing():
+    with folder.open_for_writing():
         for strength, value in ((0.5, 30), (1.5, 220)):
             for record in made:
                 key = record.key.model_copy(update={"strength": strength})

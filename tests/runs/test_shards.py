@@ -26,7 +26,7 @@ from riebench.jobs.request import parse_shard
 from riebench.runs.plan import plan, shard_works, works_of
 from riebench.store.folder import RunFolder, run_folders
 from riebench.store.records import ScoreRecord
-from riebench.store.run_file import broken_seals, part_path, parts, unsealed_lines
+from riebench.store.run_file import broken_seals, count_unsealed_lines, part_files, part_path
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.utils.locks import brief_lock, shard_lock
 
@@ -75,28 +75,28 @@ def test_every_work_belongs_to_exactly_one_share() -> None:
 def test_shards_write_side_by_side_and_leave_what_one_process_leaves(folder: RunFolder) -> None:
     plan = [make_key(seed=seed) for seed in range(3)]
     other = RunFolder(folder.path, folder.spec)
-    with folder.writing({"device": "cpu"}, plan, (1, 2)) as one:
+    with folder.open_for_writing({"device": "cpu"}, plan, (1, 2)) as one:
         first = add(one)
-        with other.writing({"device": "cpu"}, plan, (2, 2)) as two:
+        with other.open_for_writing({"device": "cpu"}, plan, (2, 2)) as two:
             second = add(two, seed=1)
             # A reader sees what all of them have recorded, wherever it stands.
-            assert RunFolder(folder.path).done() == {first, second}
+            assert RunFolder(folder.path).finished_units() == {first, second}
             assert not (folder.path / "records.jsonl").exists()
         third = add(one, seed=2)
-        assert RunFolder(folder.path).done() == {first, second, third}
-    assert RunFolder(folder.path).done() == {first, second, third}
+        assert RunFolder(folder.path).finished_units() == {first, second, third}
+    assert RunFolder(folder.path).finished_units() == {first, second, third}
     assert sum(folder.expected.values()) == 3
-    assert parts(folder.path) == [] and len((folder.path / "records.jsonl").read_text().splitlines()) == 3
-    assert broken_seals(folder.path) == [] and unsealed_lines(folder.path) == 0
+    assert part_files(folder.path) == [] and len((folder.path / "records.jsonl").read_text().splitlines()) == 3
+    assert broken_seals(folder.path) == [] and count_unsealed_lines(folder.path) == 0
     assert sorted(file.name for file in folder.path.glob(".lock*")) == [".lock", ".lock.begin", ".lock.shards"]
 
 
 def test_who_may_not_join_is_told_at_once(folder: RunFolder) -> None:
     def enter(**options: Any) -> None:
-        with RunFolder(folder.path, folder.spec).writing(**options):
+        with RunFolder(folder.path, folder.spec).open_for_writing(**options):
             pass
 
-    with folder.writing(shard=(1, 2)):
+    with folder.open_for_writing(shard=(1, 2)):
         for options, words in (
             ({}, "is being written by another riebench"),
             ({"shard": (1, 2)}, "shard 1/2 of .* is running already"),
@@ -104,10 +104,10 @@ def test_who_may_not_join_is_told_at_once(folder: RunFolder) -> None:
         ):
             with pytest.raises(FolderInUseError, match=words):
                 enter(**options)
-        with pytest.raises(FolderInUseError), RunFolder(folder.path).locked():
+        with pytest.raises(FolderInUseError), RunFolder(folder.path).lock():
             pass
         enter(shard=(2, 2))
-    with folder.writing(), pytest.raises(FolderInUseError, match="by a riebench without --shard"):
+    with folder.open_for_writing(), pytest.raises(FolderInUseError, match="by a riebench without --shard"):
         enter(shard=(1, 2))
     enter(shard=(3, 4))
     enter()
@@ -116,46 +116,46 @@ def test_who_may_not_join_is_told_at_once(folder: RunFolder) -> None:
 def test_a_shard_of_another_run_is_refused_though_both_began_with_an_empty_folder(folder: RunFolder) -> None:
     early = RunFolder(folder.path, make_spec(steps=1))
     with (
-        folder.writing(shard=(1, 2)),
+        folder.open_for_writing(shard=(1, 2)),
         pytest.raises(IdentityError, match=r"model\.steps is 4 there and 1 here"),
-        early.writing(shard=(2, 2)),
+        early.open_for_writing(shard=(2, 2)),
     ):
         pass
 
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_what_a_killed_shard_left_is_read_and_moved_by_the_next_writer(folder: RunFolder, torn: bool) -> None:
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         kept = add(run)
         cut = add(run, seed=1)
         left = part_path(folder.path, (1, 2)).read_bytes()
     # As if it had been killed before it came to move anything, in the middle of a line.
     (folder.path / "records.jsonl").unlink()
     (folder.path / "seal.json").unlink()
-    with folder.writing():
+    with folder.open_for_writing():
         pass
     part_path(folder.path, (1, 2)).write_bytes(left[:-30] if torn else left)
     found = {kept} if torn else {kept, cut}
-    assert RunFolder(folder.path).done() == found
-    assert unsealed_lines(folder.path) == len(found)
+    assert RunFolder(folder.path).finished_units() == found
+    assert count_unsealed_lines(folder.path) == len(found)
     # A shard of another number: nobody else runs, so it may move them.
-    with folder.writing(shard=(2, 3)):
-        assert parts(folder.path) == []
-    assert RunFolder(folder.path).done() == found
+    with folder.open_for_writing(shard=(2, 3)):
+        assert part_files(folder.path) == []
+    assert RunFolder(folder.path).finished_units() == found
     assert len((folder.path / "records.jsonl").read_text().splitlines()) == len(found)
-    assert unsealed_lines(folder.path) == 0
+    assert count_unsealed_lines(folder.path) == 0
 
 
 def test_a_move_that_was_cut_off_is_not_made_twice(folder: RunFolder) -> None:
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         done = {add(run), add(run, seed=1)}
         left = part_path(folder.path, (1, 2)).read_bytes()
     part_path(folder.path, (1, 2)).write_bytes(left)
-    assert RunFolder(folder.path).done() == done
-    with folder.writing():
+    assert RunFolder(folder.path).finished_units() == done
+    with folder.open_for_writing():
         pass
     assert (folder.path / "records.jsonl").read_bytes() == left
-    assert parts(folder.path) == [] and broken_seals(folder.path) == []
+    assert part_files(folder.path) == [] and broken_seals(folder.path) == []
 
 
 def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
@@ -164,20 +164,20 @@ def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         digest = add(run)
-        monkeypatch.setattr("riebench.store.folder.merge", full)
+        monkeypatch.setattr("riebench.store.folder.merge_parts", full)
     monkeypatch.undo()
-    assert RunFolder(folder.path).done() == {digest} and len(parts(folder.path)) == 1
-    with folder.writing():
+    assert RunFolder(folder.path).finished_units() == {digest} and len(part_files(folder.path)) == 1
+    with folder.open_for_writing():
         pass
-    assert RunFolder(folder.path).done() == {digest} and parts(folder.path) == []
+    assert RunFolder(folder.path).finished_units() == {digest} and part_files(folder.path) == []
 
 
 def test_records_changed_by_hand_while_shards_ran_are_found(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add(run)
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         records = folder.path / "records.jsonl"
         records.write_text(records.read_text().replace('"seed":0', '"seed":7'))
         add(run, seed=1)
@@ -186,9 +186,9 @@ def test_records_changed_by_hand_while_shards_ran_are_found(folder: RunFolder) -
 
 
 def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add(run)
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         key = make_key()
         name, digest = run.write_image(key, 255 - PIXELS)
         run.append(make_record(key, name, digest))
@@ -199,26 +199,26 @@ def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder
 @pytest.mark.parametrize("name", ["records.jsonl", "scores.jsonl"])
 def test_shards_seal_no_torn_line(folder: RunFolder, name: str) -> None:
     """What a killed process left of a line goes before anything is sealed, or it would be missed when it goes later."""
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add(run)
         run.append_scores([ScoreRecord(unit="u", metric="lpips", version=1, value=0.5)])
     with (folder.path / name).open("a") as file:
         file.write('{"torn')
     for shard in ((1, 2), (2, 2)):
-        with folder.writing(shard=shard):
+        with folder.open_for_writing(shard=shard):
             pass
-    with folder.locked():
+    with folder.lock():
         pass
-    assert broken_seals(folder.path) == [] and unsealed_lines(folder.path) == 0
+    assert broken_seals(folder.path) == [] and count_unsealed_lines(folder.path) == 0
     assert (folder.path / name).read_text().count("\n") == 1
 
 
 def test_copies_of_a_shards_file_are_nobodys(folder: RunFolder) -> None:
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         add(run)
         copy = folder.path / "records.1-of-2 (copy).jsonl"
         copy.write_bytes(part_path(folder.path, (1, 2)).read_bytes().replace(b'"seed":0', b'"seed":9'))
-    with folder.writing():
+    with folder.open_for_writing():
         assert copy.exists() and [record.key.seed for record in folder.records()] == [0]
 
 
@@ -233,12 +233,12 @@ def test_a_file_system_without_locks_is_named(folder: RunFolder, monkeypatch: py
         patched.setattr(fcntl, "flock", refuse)
         with shard_lock(folder.path, (1, 2)):
             pass
-    with folder.writing(shard=(1, 2)):
+    with folder.open_for_writing(shard=(1, 2)):
         pass
 
 
 def test_the_brief_lock_is_not_waited_for_forever(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riebench.utils.locks.PATIENCE", 0.05)
+    monkeypatch.setattr("riebench.utils.locks.BRIEF_LOCK_TIMEOUT", 0.05)
     folder.path.mkdir(parents=True)
     code = "import sys; from pathlib import Path; from riebench.utils.locks import brief_lock\n" \
            "with brief_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"  # fmt: skip
@@ -246,7 +246,7 @@ def test_the_brief_lock_is_not_waited_for_forever(folder: RunFolder, monkeypatch
                               stdout=subprocess.PIPE, text=True)  # fmt: skip
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(FolderInUseError, match="look for one that hangs"), folder.writing(shard=(1, 2)):
+        with pytest.raises(FolderInUseError, match="look for one that hangs"), folder.open_for_writing(shard=(1, 2)):
             pass
     finally:
         holder.communicate()
@@ -345,7 +345,9 @@ def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monke
     folders = run_folders(place / "shards")
     assert sum(len(lines(folder)) for folder in folders) == sum(len(set(lines(folder))) for folder in folders) == UNITS
     for folder in folders:
-        assert parts(folder.path) == [] and broken_seals(folder.path) == [] and unsealed_lines(folder.path) == 0
+        assert (
+            part_files(folder.path) == [] and broken_seals(folder.path) == [] and count_unsealed_lines(folder.path) == 0
+        )
         for record in folder.records():
             assert before.get((folder.spec.setting.name, record.key.digest), record) == record
     run_here(place, "shards")

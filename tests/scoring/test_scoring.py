@@ -112,7 +112,7 @@ def store_failure(folder: RunFolder, one: EditExample, status: str = "error") ->
 def folder(tmp_path: Path) -> RunFolder:
     """Three units: an edit, an untouched picture, a failure."""
     run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
-    with run.writing():
+    with run.open_for_writing():
         store_unit(run, EXAMPLES[0], picture(COLORS["red"]))
         store_unit(run, EXAMPLES[1], picture(COLORS["blue"]))
         store_failure(run, EXAMPLES[2])
@@ -204,14 +204,14 @@ def test_another_scorer_measures_beside_the_first(folder: RunFolder) -> None:
 
 def test_a_unit_made_again_is_scored_again(folder: RunFolder) -> None:
     run_scores(folder)
-    with folder.writing():
+    with folder.open_for_writing():
         store_unit(folder, EXAMPLES[1], picture(COLORS["red"]))
         store_unit(folder, EXAMPLES[2], picture(COLORS["red"]))
     report = run_scores(folder)
     assert report.computed == dict.fromkeys(CLIP_AND_PIXEL, 2)
     values = {value(folder, one, "clip_gain") for one in EXAMPLES}
     assert len(values) == 1 and values.pop() > 0.05
-    with folder.writing():
+    with folder.open_for_writing():
         store_failure(folder, EXAMPLES[0])
     run_scores(folder)
     assert line(folder, EXAMPLES[0], "clip_gain").reason == "not_run"
@@ -219,7 +219,7 @@ def test_a_unit_made_again_is_scored_again(folder: RunFolder) -> None:
 
 def test_a_unit_made_again_is_scored_again_also_metric_by_metric(folder: RunFolder) -> None:
     run_scores(folder)
-    with folder.writing():
+    with folder.open_for_writing():
         store_unit(folder, EXAMPLES[1], picture(COLORS["red"]))
     assert run_scores(folder, names=("mse_bg",)).computed == {"mse_bg": 1}
     # The other scores of that unit still belong to the picture it had before.
@@ -239,7 +239,7 @@ def test_settings_share_pictures_and_batches(tmp_path: Path) -> None:
     folders = []
     for name in ("sae", "steering"):
         run = RunFolder(tmp_path / "toy" / "toy-turbo" / name, run_spec(name))
-        with run.writing():
+        with run.open_for_writing():
             for index, one in enumerate(EXAMPLES):
                 store_unit(run, one, picture(100 + 10 * index + 50 * (name == "sae")))
         folders.append(run)
@@ -268,7 +268,7 @@ def test_source_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     folders = []
     for name in ("sae", "steering", "neurons"):
         run = RunFolder(tmp_path / "toy" / "toy-turbo" / name, run_spec(name))
-        with run.writing():
+        with run.open_for_writing():
             store_unit(run, EXAMPLES[0], picture(90))
         folders.append(run)
     score(folders, [task(*EXAMPLES)], metrics=["mse_bg"], networks=make_networks(), progress=False, batch_size=1)
@@ -285,7 +285,7 @@ def test_a_changed_picture_is_refused_and_earlier_scores_are_kept(folder: RunFol
         score([folder], [task(*EXAMPLES)], metrics=["mse_bg"], networks=make_networks(), progress=False, batch_size=1)
     kept = len(folder.scores())
     assert kept >= 1
-    with folder.writing():
+    with folder.open_for_writing():
         store_unit(folder, EXAMPLES[1], picture(COLORS["blue"]))
     assert run_scores(folder, names=("mse_bg",)).computed == {"mse_bg": 3 - kept}
 
@@ -322,7 +322,7 @@ def test_a_folder_in_use_is_refused(folder: RunFolder) -> None:
 
 def test_scoring_keeps_the_expected_counts(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
-    with run.writing(plan=[unit_key(one) for one in EXAMPLES]):
+    with run.open_for_writing(plan=[unit_key(one) for one in EXAMPLES]):
         store_unit(run, EXAMPLES[0], picture(9))
     before = RunFolder(run.path).expected
     run_scores(run, names=("mse_bg",))
@@ -331,7 +331,7 @@ def test_scoring_keeps_the_expected_counts(tmp_path: Path) -> None:
 
 def test_runs_of_shipped_suites_and_of_own_ones_are_scored_together(folder: RunFolder, tmp_path: Path) -> None:
     own = RunFolder(tmp_path / "mine" / "toy-turbo" / "sae", run_spec().model_copy(update={"suite": "mine"}))
-    with own.writing():
+    with own.open_for_writing():
         store_unit(own, EXAMPLES[0], picture(COLORS["red"]))
     with pytest.raises(RiebenchError, match="a suite of your own, 'mine'; name its folder: --suite FOLDER"):
         score([folder, own], metrics=["mse_bg"], networks=make_networks(), progress=False)
@@ -362,7 +362,7 @@ def test_scorer_of_a_model() -> None:
 def test_judge_verdicts(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
     edits = (picture(COLORS["red"]), picture(COLORS["red"], corner=255), picture(COLORS["blue"], corner=255))
-    with run.writing():
+    with run.open_for_writing():
         for one, edited in zip(EXAMPLES, edits, strict=True):
             store_unit(run, one, edited)
     run_scores(run, names=("judge_target", "judge_kept"))
@@ -373,7 +373,7 @@ def test_judge_verdicts(tmp_path: Path) -> None:
 def test_judge_is_for_examples_with_attributes_only(tmp_path: Path) -> None:
     plain = example("plain", attributes=False)
     run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec())
-    with run.writing():
+    with run.open_for_writing():
         store_unit(run, plain, picture(9))
     report = score([run], [task(plain)], metrics=["judge_target", "mse_bg"], networks=make_networks(), progress=False)
     assert report.computed == {"mse_bg": 1}

@@ -18,7 +18,7 @@ from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.scoring.verify import verify
 from riebench.store.folder import RunFolder
-from riebench.store.run_file import SEAL_FILE, seal
+from riebench.store.run_file import SEAL_FILE, write_seal
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite
 
@@ -96,7 +96,7 @@ def edit(file: Path, change: Callable[[list[Any]], object], *, sealed: bool = Fa
     change(lines)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if sealed:
-        seal(file.parent)
+        write_seal(file.parent)
 
 
 def test_an_honest_run_holds_on_the_command_line(place: Path, run: Path) -> None:
@@ -176,7 +176,7 @@ def test_edited_features(place: Path, run: Path) -> None:
 
 def test_a_broken_seal_is_not_made_whole_by_the_next_writer(place: Path, run: Path) -> None:
     edit(run / "records.jsonl", lambda lines: lines[0]["features"]["up.0.1"]["add"].pop())
-    with RunFolder(run).locked():
+    with RunFolder(run).lock():
         pass
     assert "records.jsonl is not as riebench wrote it" in findings(place)
     (run / SEAL_FILE).unlink()

@@ -16,13 +16,13 @@ from test_store import add
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.store import run_file
-from riebench.store.folder import RunFolder, complaints, run_folders, set_aside
-from riebench.store.run_file import announce, broken_seals
+from riebench.store.folder import RunFolder, folder_warnings, run_folders, set_aside
+from riebench.store.run_file import announce_replacement, broken_seals
 from riebench.utils.files import write_atomic
 
 
 def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
-    with folder.writing(plan=[make_key(), make_key(seed=1)]):
+    with folder.open_for_writing(plan=[make_key(), make_key(seed=1)]):
         add(folder)
         add(folder, seed=1)
     for name in ("records.jsonl", "run.json"):
@@ -58,22 +58,22 @@ def test_a_changed_record_is_said_and_made_anew_on_request(job: RunRequest) -> N
 
 
 def test_a_changed_run_file_goes_aside_and_an_honest_one_still_says_whose_folder_it_is(folder: RunFolder) -> None:
-    with folder.writing():
+    with folder.open_for_writing():
         add(folder)
     records_file = folder.path / "records.jsonl"
     records_file.write_text(records_file.read_text().replace('"e1"', '"e2"'))
     assert set_aside(folder.path) is not None and (folder.path / "run.json").exists()
-    with folder.writing():
+    with folder.open_for_writing():
         pass
     (folder.path / "run.json").write_text("{")
     assert set_aside(folder.path) is not None and not (folder.path / "run.json").exists()
-    assert complaints([RunFolder(folder.path, make_spec())]) == []
+    assert folder_warnings([RunFolder(folder.path, make_spec())]) == []
     assert set_aside(folder.path.parent / "nothing") is None
 
 
 def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
     for number in (1, 2, 3):
-        with folder.writing():
+        with folder.open_for_writing():
             add(folder)
         (folder.path / "seal.json").write_text("{")
         assert set_aside(folder.path) == folder.path / f"set-aside-{number}"
@@ -83,46 +83,46 @@ def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
 
 
 def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFolder) -> None:
-    with folder.writing({"started": "then"}):
+    with folder.open_for_writing({"started": "then"}):
         add(folder)
     coming = (folder.path / "run.json").read_bytes().replace(b"then", b"now!")
-    announce(folder.path, "run.json", coming)
+    announce_replacement(folder.path, "run.json", coming)
     assert broken_seals(folder.path) == []
     write_atomic(folder.path / "run.json", coming)
     assert broken_seals(folder.path) == []
-    with RunFolder(folder.path).locked():
+    with RunFolder(folder.path).lock():
         pass
     (folder.path / "run.json").write_bytes(coming.replace(b"now!", b"then"))
     assert len(broken_seals(folder.path)) == 1
     # What is broken already cannot be announced whole again.
-    announce(folder.path, "run.json", (folder.path / "run.json").read_bytes())
+    announce_replacement(folder.path, "run.json", (folder.path / "run.json").read_bytes())
     assert len(broken_seals(folder.path)) == 1
 
 
 def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first after run.json was replaced and before it was sealed, the second before it is replaced again."""
-    with folder.writing({"started": "first"}):
+    with folder.open_for_writing({"started": "first"}):
         add(folder)
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for place, word in (("riebench.store.folder.renew", "second"), ("riebench.store.run_file.write_atomic", "third")):
+    for place, word in (("riebench.store.folder.renew_seal", "second"), ("riebench.store.run_file.write_atomic", "third")):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr("riebench.store.folder.renew", killed)
+            patched.setattr("riebench.store.folder.renew_seal", killed)
             patched.setattr(place, killed)
-            with RunFolder(folder.path).writing({"started": word}):
+            with RunFolder(folder.path).open_for_writing({"started": word}):
                 pass
         assert broken_seals(folder.path) == []
-    with RunFolder(folder.path).writing({"started": "fourth"}):
+    with RunFolder(folder.path).open_for_writing({"started": "fourth"}):
         pass
     assert broken_seals(folder.path) == [] and RunFolder(folder.path).provenance == {"started": "fourth"}
 
 
 def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> None:
-    with folder.writing():
+    with folder.open_for_writing():
         add(folder)
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         file = folder.path / "records.jsonl"
         file.write_text(file.read_text().replace('"seed":0', '"seed":7'))
         add(run, seed=1)
@@ -132,16 +132,16 @@ def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> No
 def test_who_looks_while_another_process_begins_sees_no_broken_seal(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with folder.writing({"started": "then"}):
+    with folder.open_for_writing({"started": "then"}):
         add(folder)
-    original = run_file._part
+    original = run_file._fingerprint
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()
-        with RunFolder(folder.path).writing({"started": "now"}):
+        with RunFolder(folder.path).open_for_writing({"started": "now"}):
             pass
         return original(*arguments)
 
-    monkeypatch.setattr(run_file, "_part", meanwhile)
+    monkeypatch.setattr(run_file, "_fingerprint", meanwhile)
     assert broken_seals(folder.path) == []
     assert RunFolder(folder.path).provenance == {"started": "now"}

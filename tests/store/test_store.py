@@ -32,40 +32,40 @@ def add(folder: RunFolder, **changes: object) -> str:
 
 
 def test_a_finished_unit_is_done_and_its_picture_comes_back(folder: RunFolder) -> None:
-    with folder.writing(plan=[make_key()]) as run:
+    with folder.open_for_writing(plan=[make_key()]) as run:
         digest = add(run)
     again = RunFolder(folder.path)
-    assert again.done() == {digest}
-    assert again.done("all") == set()
+    assert again.finished_units() == {digest}
+    assert again.finished_units("all") == set()
     assert np.array_equal(again.read_image(again.records()[0].image or ""), PIXELS)
     assert again.records()[0].features["mid.0"].add == (1, 2, 3)
 
 
 def test_a_torn_last_line_is_dropped_and_the_rest_kept(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         kept = add(run)
         add(run, seed=1)
     file = folder.path / "records.jsonl"
     file.write_bytes(file.read_bytes()[:-40])
-    assert RunFolder(folder.path).done() == {kept}
-    with folder.writing() as run:
+    assert RunFolder(folder.path).finished_units() == {kept}
+    with folder.open_for_writing() as run:
         third = add(run, seed=2)
-    assert RunFolder(folder.path).done() == {kept, third}
+    assert RunFolder(folder.path).finished_units() == {kept, third}
     assert file.read_bytes().endswith(b"\n")
 
 
 def test_a_whole_last_line_without_its_end_is_kept(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         first = add(run)
     file = folder.path / "records.jsonl"
     file.write_bytes(file.read_bytes().rstrip(b"\n"))
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         second = add(run, seed=1)
-    assert folder.done() == {first, second}
+    assert folder.finished_units() == {first, second}
 
 
 def test_damage_in_the_middle_names_file_and_line(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add(run)
         add(run, seed=1)
     file = folder.path / "records.jsonl"
@@ -79,61 +79,61 @@ def test_damage_in_the_middle_names_file_and_line(folder: RunFolder) -> None:
 
 
 def test_a_changed_or_missing_picture_is_not_done(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         digest = add(run)
         other = add(run, seed=1)
     first, second = (folder.path / (record.image or "") for record in folder.records())
     first.write_bytes(encode_png(255 - PIXELS))
-    assert folder.done() == {other}
+    assert folder.finished_units() == {other}
     second.unlink()
-    assert folder.done() == set()
-    assert digest not in folder.done()
+    assert folder.finished_units() == set()
+    assert digest not in folder.finished_units()
 
 
 def test_errors_are_repeated_on_request_only(folder: RunFolder) -> None:
     key = make_key()
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         run.append(EditRecord(key=key, status="error", reason="ran out of memory"))
-    assert folder.done() == {key.digest}
-    assert folder.done("errors") == set()
+    assert folder.finished_units() == {key.digest}
+    assert folder.finished_units("errors") == set()
 
 
 def test_a_missing_source_picture_is_not_done(folder: RunFolder) -> None:
     key = make_key()
     source = folder.shared.image_name(key, "source")
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         name, digest = run.write_image(key, PIXELS)
         run.append(make_record(key, name, digest).model_copy(update={"source_image": source}))
-        assert run.done() == set()
+        assert run.finished_units() == set()
         run.shared.write_image(source, PIXELS)
-        assert run.done() == {key.digest}
+        assert run.finished_units() == {key.digest}
 
 
 def test_a_missing_or_damaged_mask_is_not_done(folder: RunFolder) -> None:
     """Scores need it: what tells people to delete it and to run again must be true."""
     key = make_key()
     mask = folder.shared.mask_name(key)
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         name, digest = run.write_image(key, PIXELS)
         share = MaskShare(source=0.5, target=0.5)
         run.append(make_record(key, name, digest).model_copy(update={"mask_share": share}))
-        assert run.done() == set()
+        assert run.finished_units() == set()
         run.shared.write_json(mask, {"size": [8, 8]})
-        assert run.done() == {key.digest}
+        assert run.finished_units() == {key.digest}
         (run.shared.path / mask).write_text("{")
-        assert run.done() == set()
+        assert run.finished_units() == set()
         run.drop_damaged(key)
-        assert not (run.shared.path / mask).exists() and run.altered == [f"../shared/{mask}"]
+        assert not (run.shared.path / mask).exists() and run.altered_files == [f"../shared/{mask}"]
 
 
 def test_looking_for_what_is_done_deletes_nothing(folder: RunFolder) -> None:
     key = make_key()
     source = folder.shared.image_name(key, "source")
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         name, digest = run.write_image(key, PIXELS)
         run.append(make_record(key, name, digest).model_copy(update={"source_image": source}))
     run.shared.write(source, b"no picture")
-    assert run.done() == set() and (run.shared.path / source).read_bytes() == b"no picture"
+    assert run.finished_units() == set() and (run.shared.path / source).read_bytes() == b"no picture"
 
 
 def test_a_shared_picture_that_cannot_be_read_now_is_no_damaged_one(
@@ -149,31 +149,31 @@ def test_a_shared_picture_that_cannot_be_read_now_is_no_damaged_one(
     with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output error"):
         patched.setattr(Path, "read_bytes", fail)
         folder.drop_damaged(key)
-    assert (folder.shared.path / name).exists() and folder.altered == []
+    assert (folder.shared.path / name).exists() and folder.altered_files == []
 
 
 def test_a_whole_unet_edited_together_has_a_name_that_fits(folder: RunFolder) -> None:
     keys = [make_key(block_set=block_set_name(SDXL_BLOCKS), seed=seed) for seed in (0, 1)]
     assert len(keys[0].block_set) > 255
-    with folder.writing(plan=keys) as run:
+    with folder.open_for_writing(plan=keys) as run:
         for key in keys:
             name, digest = run.write_image(key, PIXELS)
             run.append(make_record(key, name, digest))
     again = RunFolder(folder.path)
-    assert again.done() == {key.digest for key in keys} and sum(again.expected.values()) == 2
+    assert again.finished_units() == {key.digest for key in keys} and sum(again.expected.values()) == 2
 
 
 def test_a_changed_example_replaces_its_old_record(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add(run)
         new = add(run, example_hash="1" * 16, task_version=2)
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         assert [record.key.digest for record in run.records()] == [new]
     assert sum(folder.expected.values()) == 1
 
 
 def test_another_identity_is_refused_with_the_fields_named(folder: RunFolder) -> None:
-    with folder.writing():
+    with folder.open_for_writing():
         pass
     with pytest.raises(
         IdentityError, match=r"model\.steps is 4 there and 1 here; params\.n_features is 20 there and 5 here"
@@ -186,31 +186,31 @@ def test_a_second_writer_is_told_at_once(folder: RunFolder) -> None:
     code = (
         "import sys; from pathlib import Path; from riebench.store.folder import RunFolder; "
         "from riebench.errors import FolderInUseError\n"
-        "try:\n    RunFolder(Path(sys.argv[1])).writing().__enter__()\n"
+        "try:\n    RunFolder(Path(sys.argv[1])).open_for_writing().__enter__()\n"
         "except FolderInUseError as error:\n    print(error)"
     )
-    with folder.writing():
+    with folder.open_for_writing():
         done = subprocess.run(
             [sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, check=True
         )
         assert "is being written by another riebench" in done.stdout
-        with pytest.raises(FolderInUseError), RunFolder(folder.path).writing():
+        with pytest.raises(FolderInUseError), RunFolder(folder.path).open_for_writing():
             pass
-    with folder.writing():
+    with folder.open_for_writing():
         pass
 
 
 def test_the_plan_and_the_records_are_what_is_expected(folder: RunFolder) -> None:
-    with folder.writing(plan=[make_key(), make_key(seed=1), make_key(block_set="mid.0")]) as run:
+    with folder.open_for_writing(plan=[make_key(), make_key(seed=1), make_key(block_set="mid.0")]) as run:
         add(run)
     assert folder.expected == {("change_object", "all", 1.0): 2, ("change_object", "mid.0", 1.0): 1}
-    with folder.writing(plan=[make_key()]):
+    with folder.open_for_writing(plan=[make_key()]):
         pass
     assert folder.expected == {("change_object", "all", 1.0): 1}
 
 
 def test_counts_of_a_run_file_are_numbers(folder: RunFolder) -> None:
-    with folder.writing(plan=[make_key(), make_key(seed=1)]):
+    with folder.open_for_writing(plan=[make_key(), make_key(seed=1)]):
         pass
     file = folder.path / "run.json"
     file.write_text(file.read_text().replace('"n": 2', '"n": "2"').replace('"strength": 1.0', '"strength": "1"'))
@@ -221,7 +221,7 @@ def test_counts_of_a_run_file_are_numbers(folder: RunFolder) -> None:
 
 
 def test_the_latest_score_counts(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         run.append_scores([ScoreRecord(unit="u", metric="lpips", version=1, value=0.5)])
         run.append_scores([ScoreRecord(unit="u", metric="lpips", version=2, value=0.25)])
         run.append_scores([ScoreRecord(unit="u", metric="lpips", version=1, backbone="other", value=0.75)])

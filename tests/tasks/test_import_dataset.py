@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.tasks.importers.datasets import Place, choose_columns, import_dataset, open_rows, read_mapping
-from riebench.tasks.importers.examples import SIDE, Intake
+from riebench.tasks.importers.datasets import DatasetSource, choose_columns, import_dataset, open_rows, parse_columns
+from riebench.tasks.importers.examples import PIE_SIDE, ImportCollector
 from riebench.tasks.importers.writer import store_suite, suite_files
 from riebench.tasks.suites import load_suite
 
@@ -35,9 +35,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def intake() -> Intake:
+def intake() -> ImportCollector:
     """An empty intake that counts words."""
-    return Intake(lambda prompt: len(prompt.split()) + 2, 77)
+    return ImportCollector(lambda prompt: len(prompt.split()) + 2, 77)
 
 
 def as_jsonl(folder: Path) -> Path:
@@ -75,7 +75,7 @@ def as_saved(folder: Path) -> Path:
 @pytest.mark.parametrize("make", [as_jsonl, as_parquet, as_csv, as_folder, as_saved])
 def test_every_local_form_gives_the_same_suite(make: Callable[[Path], Path], tmp_path: Path) -> None:
     taken = intake()
-    origin = import_dataset(Place(str(make(tmp_path)), offline=True), taken, columns=COLUMNS)
+    origin = import_dataset(DatasetSource(str(make(tmp_path)), offline=True), taken, columns=COLUMNS)
     assert origin["records"] == 5 and origin["split"] == "train"
     assert origin["dataset"] in ("pairs", "pairs.jsonl", "pairs.parquet", "pairs.csv")
     assert dict(taken.skipped) == {
@@ -100,14 +100,14 @@ def test_hash_and_ids_come_from_the_content(tmp_path: Path) -> None:
     digests, ids = [], []
     for make in (as_jsonl, as_parquet):
         taken = intake()
-        digests.append(import_dataset(Place(str(make(tmp_path))), taken, columns=without_id)["sha256"])
+        digests.append(import_dataset(DatasetSource(str(make(tmp_path))), taken, columns=without_id)["sha256"])
         ids.append([example["id"] for some in taken.examples.values() for example in some])
     assert digests[0] == digests[1] and ids[0] == ids[1]
     assert all(name.startswith("pairs-") for name in ids[0])
     turned_rows = tmp_path / "turned.jsonl"
     turned_rows.write_text("".join(json.dumps(row) + "\n" for row in reversed(ROWS)))
     taken = intake()
-    import_dataset(Place(str(turned_rows)), taken, columns=without_id)
+    import_dataset(DatasetSource(str(turned_rows)), taken, columns=without_id)
     turned = {example["id"].split("-")[1] for some in taken.examples.values() for example in some}
     assert turned == {name.split("-")[1] for name in ids[0]}
 
@@ -115,26 +115,26 @@ def test_hash_and_ids_come_from_the_content(tmp_path: Path) -> None:
 def test_limits_and_missing_regions_are_said(tmp_path: Path) -> None:
     taken = intake()
     columns = [column for column in COLUMNS if not column.startswith(("source_region", "category"))]
-    import_dataset(Place(str(as_jsonl(tmp_path))), taken, columns=columns, category="1", limit=2)
+    import_dataset(DatasetSource(str(as_jsonl(tmp_path))), taken, columns=columns, category="1", limit=2)
     assert len(taken.examples["change_object"]) == 2
     assert taken.notes == [
         "--limit 2 leaves out the rows after the first 2",
         "no column names regions: each region is the whole picture",
     ]
     taken = intake()
-    import_dataset(Place(str(as_jsonl(tmp_path))), taken, columns=columns, category="change_object", limit=5)
+    import_dataset(DatasetSource(str(as_jsonl(tmp_path))), taken, columns=columns, category="change_object", limit=5)
     assert not any("--limit" in note for note in taken.notes)
 
 
 def test_masks_as_text_and_as_pictures(tmp_path: Path) -> None:
     half = np.zeros((8, 8), np.uint8)
     half[:4] = 255
-    runs = [{"source_prompt": "a cat", "target_prompt": "a dog", "mask": f"0 {SIDE}", "category": 0}]
+    runs = [{"source_prompt": "a cat", "target_prompt": "a dog", "mask": f"0 {PIE_SIDE}", "category": 0}]
     pictures = [{"source_prompt": "a cat", "target_prompt": "a dog", "mask": Image.fromarray(half), "category": 0}]
-    for name, rows, share in (("runs", runs, 1 / SIDE), ("pictures", pictures, 0.5)):
+    for name, rows, share in (("runs", runs, 1 / PIE_SIDE), ("pictures", pictures, 0.5)):
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"{name}.parquet")
         taken = intake()
-        origin = import_dataset(Place(str(tmp_path / f"{name}.parquet")), taken)
+        origin = import_dataset(DatasetSource(str(tmp_path / f"{name}.parquet")), taken)
         store_suite(suite_files(taken, origin), tmp_path / name)
         (task,) = load_suite(str(tmp_path / name))
         with Image.open(tmp_path / name / task.examples[0].source_region.removeprefix("file:")) as picture:
@@ -172,7 +172,7 @@ def test_what_cannot_be_read_is_one_clear_line(
     for split in ("train", "test"):
         (tmp_path / "two" / f"{split}.jsonl").write_text(json.dumps(ROWS[0]))
     with pytest.raises(RiebenchError, match=message) as caught:
-        import_dataset(Place(**place), intake(), **options)
+        import_dataset(DatasetSource(**place), intake(), **options)
     assert "\n" not in str(caught.value)
 
 
@@ -186,10 +186,10 @@ def test_what_cannot_be_read_is_one_clear_line(
 )
 def test_column_options(pair: str, message: str) -> None:
     with pytest.raises(RiebenchError) as caught:
-        read_mapping([pair])
+        parse_columns([pair])
     assert message in str(caught.value)
     with pytest.raises(RiebenchError, match="given twice"):
-        read_mapping(["id=a", "id=b"])
+        parse_columns(["id=a", "id=b"])
     assert choose_columns("x", ["source", "target", "mask", "other"], {"id": "other"}) == {
         "id": "other", "source": "source", "target": "target", "mask": "mask",
     }  # fmt: skip
@@ -211,7 +211,7 @@ def test_what_the_hub_refuses(error: Exception, offline: bool, message: str, mon
 
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(RiebenchError, match=message):
-        open_rows(Place("nobody/nothing", offline=offline))
+        open_rows(DatasetSource("nobody/nothing", offline=offline))
 
 
 def test_an_unknown_id_without_a_network_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

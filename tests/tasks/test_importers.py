@@ -19,13 +19,13 @@ from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.regions.masks import View, find
 from riebench.tasks.importers.examples import (
-    SIDE,
-    Intake,
+    PIE_SIDE,
+    ImportCollector,
     category_of,
-    decode,
+    column_region,
+    decode_mask,
     published_region,
     read_json,
-    stated_region,
 )
 from riebench.tasks.importers.published import _riebench_draft, import_piebench, import_riebench
 from riebench.tasks.importers.writer import store_suite, suite_files
@@ -38,12 +38,12 @@ RECORD = {
     "editing_prompt": "[sharks] in the ocean", "editing_instruction": "change the fishes to sharks",
     "original_gsam_prompt": "fishes", "editing_gsam_prompt": "sharks",
 }  # fmt: skip
-HALF = [0, SIDE * SIDE // 2]
+HALF = [0, PIE_SIDE * PIE_SIDE // 2]
 
 
-def intake() -> Intake:
+def intake() -> ImportCollector:
     """An empty intake that counts words."""
-    return Intake(lambda prompt: len(prompt.split()) + 2, 12)
+    return ImportCollector(lambda prompt: len(prompt.split()) + 2, 12)
 
 
 def pie(number: int, **changes: Any) -> dict[str, Any]:
@@ -70,14 +70,14 @@ def test_run_lengths_round_trip(height: int, width: int, data: st.DataObject) ->
     cells = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
     mask = np.array(cells).reshape(height, width)
     runs = run_lengths(mask)
-    assert np.array_equal(decode(runs, height, width), mask)
-    assert np.array_equal(decode(" ".join(map(str, runs)), height, width), mask)
+    assert np.array_equal(decode_mask(runs, height, width), mask)
+    assert np.array_equal(decode_mask(" ".join(map(str, runs)), height, width), mask)
 
 
 def test_run_lengths_are_row_major_clipped_and_have_no_border() -> None:
-    assert np.flatnonzero(decode([0, 3, 10, 2], 4, 4)).tolist() == [0, 1, 2, 10, 11]
-    assert np.flatnonzero(decode([14, 9], 4, 4)).tolist() == [14, 15]
-    middle = decode([5, 1], 4, 4)
+    assert np.flatnonzero(decode_mask([0, 3, 10, 2], 4, 4)).tolist() == [0, 1, 2, 10, 11]
+    assert np.flatnonzero(decode_mask([14, 9], 4, 4)).tolist() == [14, 15]
+    middle = decode_mask([5, 1], 4, 4)
     assert not middle[0].any() and not middle[:, 0].any()
 
 
@@ -94,7 +94,7 @@ def test_run_lengths_are_row_major_clipped_and_have_no_border() -> None:
 )
 def test_bad_run_lengths(runs: Any, message: str) -> None:
     with pytest.raises(RiebenchError, match=message):
-        decode(runs, 4, 4)
+        decode_mask(runs, 4, 4)
 
 
 # --- words
@@ -118,11 +118,11 @@ def test_published_phrases(phrase: str, prompt: str, region: str) -> None:
 
 
 def test_stated_regions_keep_our_own_forms() -> None:
-    assert [stated_region(text, "a cat") for text in ("whole", "not: background", "cat", "not: hat", "seen: hat")] == [
+    assert [column_region(text, "a cat") for text in ("whole", "not: background", "cat", "not: hat", "seen: hat")] == [
         "whole", "not: background", "cat", "not: seen: hat", "seen: hat",
     ]  # fmt: skip
     with pytest.raises(RiebenchError, match="names a file"):
-        stated_region("not: file:x.png", "a cat")
+        column_region("not: file:x.png", "a cat")
 
 
 def test_categories_by_name_and_number() -> None:
@@ -199,7 +199,7 @@ def test_records_that_cannot_be_used_are_named_with_their_reason(tmp_path: Path)
     }.items():
         assert reasons.pop(name).startswith(reason), name
     assert not reasons
-    assert taken.n_taken == 1 and origin["records"] == 11
+    assert taken.n_examples == 1 and origin["records"] == 11
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,9 @@ def test_ten_categories_with_masks_arrive(tmp_path: Path) -> None:
 def test_equal_prompts_with_other_masks_are_two_edits_of_one_cluster(tmp_path: Path) -> None:
     other = pie(1, mask=[5, 9])
     taken = intake()
-    path = written(tmp_path / "m.json", {"a": pie(1), "b": other, "c": pie(1), "d": pie(4, mask=[0, SIDE * SIDE])})
+    path = written(
+        tmp_path / "m.json", {"a": pie(1), "b": other, "c": pie(1), "d": pie(4, mask=[0, PIE_SIDE * PIE_SIDE])}
+    )
     store_suite(suite_files(taken, import_piebench(path, None, tmp_path, taken)), tmp_path / "pie")
     first, second = load_suite(str(tmp_path / "pie"))[0].examples
     assert (first.id, second.id, first.cluster, second.cluster) == ("a", "b", "a", "a")
@@ -411,5 +413,5 @@ def test_names_of_records_that_are_left_out_are_one_printable_line(tmp_path: Pat
     import_riebench(written(tmp_path / "in.json", [{"id": "a\x1b[2J\nb" + "x" * 9000}, {"id": [[]]}]), taken)
     assert [name[:12] for name, _ in taken.skipped] == ["a\\x1b[2J bxx", "record 1"] and len(taken.skipped[0][0]) < 250
     taken = intake()
-    taken.take("deep", lambda: _riebench_draft({**RECORD, "editing_type_id": deep}))
+    taken.add_record("deep", lambda: _riebench_draft({**RECORD, "editing_type_id": deep}))
     assert taken.skipped == [("deep", "nested too deeply")]

@@ -37,7 +37,7 @@ def forget() -> Iterator[None]:
     """Forgets plugins and their methods after each test."""
     before = set(METHODS.names())
     yield
-    settings._loaded.clear()
+    settings._loaded_plugins.clear()
     for name in set(METHODS.names()) - before:
         METHODS._objects.pop(name)
 
@@ -146,6 +146,6 @@ def test_the_guide_is_a_method_that_works(tmp_path: Path) -> None:
     for record in records:
         source = folder.shared.read_image(str(record.source_image)).astype(int)
         assert np.abs(folder.read_image(str(record.image)).astype(int) - source).mean() > 0
-    settings._loaded.clear()
+    settings._loaded_plugins.clear()
     METHODS._objects.pop(setting.method)
     assert pytest.main(["-q", "-p", "no:cacheprovider", str(tmp_path / "test_my_methods.py")]) == 0

@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
-from riebench.tasks.importers.datasets import Place
+from riebench.tasks.importers.datasets import DatasetSource
 from riebench.training import collect as collecting
 from riebench.training import collection
 from riebench.training.collect import Collecting, collect, sizes
 from riebench.training.collection import Collection
 from riebench.training.prompts import PromptSource
-from riebench.utils.files import temporary_beside, write_atomic
+from riebench.utils.files import temporary_path, write_atomic
 
 PROMPTS = [f"a picture of number {number}" for number in range(7)]
 WHAT = Collecting(blocks=("mid.0", "up.0.1"), batch_size=2, pictures_per_shard=3)
@@ -215,7 +215,7 @@ def test_half_a_shard_of_a_killed_process_goes(copy: Path) -> None:
     before = contents(copy)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    half = temporary_beside(copy / "mid.0" / "00002.safetensors")
+    half = temporary_path(copy / "mid.0" / "00002.safetensors")
     half.with_name(half.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")).write_bytes(b"half")
     collected(copy)
     assert contents(copy) == before
@@ -366,14 +366,14 @@ def tables(tmp_path: Path) -> Iterator[dict[str, Path]]:
 def test_prompts_are_streamed_from_data_sets(tables: dict[str, Path]) -> None:
     for path in tables.values():
         for column in (None, "caption"):
-            source = PromptSource(dataset=Place(str(path)), column=column)
+            source = PromptSource(dataset=DatasetSource(str(path)), column=column)
             assert list(source.read()) == ["a cat", "a dog", "a bird"] and source.count() is None
     path = tables["prompts.csv"]
     for column, words in (("captoin", r"no column 'captoin' \(did you mean 'caption'\?\)"), ("id", "holds no text")):
         with pytest.raises(RiebenchError, match=words):
-            list(PromptSource(dataset=Place(str(path)), column=column).read())
+            list(PromptSource(dataset=DatasetSource(str(path)), column=column).read())
     with pytest.raises(RiebenchError, match="no split 'test'"):
-        list(PromptSource(dataset=Place(str(path), split="test")).read())
+        list(PromptSource(dataset=DatasetSource(str(path), split="test")).read())
 
 
 def test_prompts_of_a_file_and_of_the_toy_world(tmp_path: Path) -> None:

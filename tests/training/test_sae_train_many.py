@@ -35,7 +35,7 @@ from riebench.training.many import Point, train_many
 from riebench.training.run import Job, train_collection
 from riebench.training.speed import measure_step
 from riebench.training.topk import Kind, SaeTraining
-from riebench.utils.files import temporary_beside
+from riebench.utils.files import temporary_path
 
 WIDTH, ROWS = 8, 16
 PLAN = DataPass(batch_size=64, epochs=2, buffer=384, seed=3)
@@ -348,7 +348,7 @@ def test_what_a_kill_left_behind_goes(tmp_path: Path, undrawn: None) -> None:
     before = files(job.out)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    half = temporary_beside(job.out / "mid.0.checkpoint")
+    half = temporary_path(job.out / "mid.0.checkpoint")
     half.with_name(half.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")).touch()
     # The line was written, the checkpoint not yet deleted.
     (job.out / "mid.0.checkpoint").touch()

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from riebench.utils import machine
-from riebench.utils.machine import OWN_CHOICE
+from riebench.utils.machine import MALLOC_VARIABLES
 
 gnu = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 
@@ -35,7 +35,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def told(code: str, **environment: str) -> list[str]:
     """What a process of its own prints."""
-    own = {name: value for name, value in os.environ.items() if name not in OWN_CHOICE}
+    own = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**own, **environment}
     )
@@ -67,7 +67,7 @@ class Library:
 
 
 def test_both_limits_are_set_or_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in OWN_CHOICE:
+    for name in MALLOC_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     library = Library()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
@@ -79,7 +79,7 @@ def test_both_limits_are_set_or_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert not machine.keep_freed_memory()
 
 
-@pytest.mark.parametrize("name", OWN_CHOICE)
+@pytest.mark.parametrize("name", MALLOC_VARIABLES)
 def test_a_choice_of_the_users_stays(name: str) -> None:
     value = {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000", "LD_PRELOAD": " "}.get(name, "1000000")
     code = "from riebench.utils.machine import keep_freed_memory; print(keep_freed_memory())"

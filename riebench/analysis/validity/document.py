@@ -24,7 +24,7 @@ from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUT
 from riebench.errors import RiebenchError, near_match
 from riebench.store.folder import RunFolder
 from riebench.utils.files import file_inside, write_atomic
-from riebench.utils.markup import code, markdown, plain
+from riebench.utils.markup import code_span, escape_markdown, markdown_table
 
 NONE = "–"
 Floats = NDArray[np.float64]
@@ -65,7 +65,7 @@ def about(findings: Findings, options: Options) -> str:
         f"{units.generator_seed}.\n"
     )
     for name, reason in sorted(ground.left_out.items()):
-        text += f"\n{code(name)} is left out: {plain(reason)}.\n"
+        text += f"\n{code_span(name)} is left out: {escape_markdown(reason)}.\n"
     return text
 
 
@@ -91,7 +91,7 @@ def _score_table(table: Table, by: str) -> str:
     for name, cells in table.items():
         most = max(cell.n for cell in cells.values())
         rows.append([name, str(most), *(_counted(cell, most) for cell in cells.values())])
-    return markdown([by, "pictures", *SCORES], rows)
+    return markdown_table([by, "pictures", *SCORES], rows)
 
 
 def _counted(cell: Cell, most: int) -> str:
@@ -110,7 +110,7 @@ def verdicts(findings: Findings, options: Options) -> str:
             meant = "yes" if truth in MEANT[score] else "no"
             rows.append([score, truth_called(truth), meant, whole, *(_listed(kind) for kind in kinds)])
     header = ["score", "truth", "meant for it", "all", "better than chance", "unclear", "worse than chance", "no value"]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _listed(categories: Sequence[str]) -> str:
@@ -129,7 +129,7 @@ def sign_table(findings: Findings, options: Options) -> str:
     else:
         rows = signs(units, choice(options, "score", SIGNED, GAIN))
     header = [by, "pictures", "target there", "sign right", "score 0", "no target, yet above 0", "target, yet below 0"]
-    return markdown(header, [_sign_row(name, row) for name, row in rows.items()])
+    return markdown_table(header, [_sign_row(name, row) for name, row in rows.items()])
 
 
 def _sign_row(name: str, row: SignRow) -> list[str]:
@@ -154,7 +154,7 @@ def paired_table(findings: Findings, options: Options) -> str:
         [*name, str(row.undecided.n), *(cell.text(100, 0) for cell in (row.agree, row.level, row.undecided))]
         for name, row in found.items()
     ]
-    return markdown([*labels, "pairs", "sign right", "scores alike", "truth alike"], rows)
+    return markdown_table([*labels, "pairs", "sign right", "scores alike", "truth alike"], rows)
 
 
 def ranking_table(findings: Findings, options: Options) -> str:
@@ -166,9 +166,9 @@ def ranking_table(findings: Findings, options: Options) -> str:
         [name, str(found.levels[index]), *(_ranked(found, column, index) for column in columns)]
         for index, name in enumerate(found.methods)
     ]
-    text = markdown(["method", "levels", *(CALLED.get(column, column) for column in columns)], rows)
+    text = markdown_table(["method", "levels", *(CALLED.get(column, column) for column in columns)], rows)
     for name, reason in sorted(found.left_out.items()):
-        text += f"\n{code(name)} is not ranked: {plain(reason)}.\n"
+        text += f"\n{code_span(name)} is not ranked: {escape_markdown(reason)}.\n"
     return text
 
 
@@ -189,7 +189,7 @@ def agreement(findings: Findings, options: Options) -> str:
         [_mean(score), _mean(truth), str(len(found.methods)), found.agreement(score, truth).text()]
         for score, truth in COMPARED
     ]
-    return markdown(["ranked by", "truly ranked by", "methods", "tau"], rows)
+    return markdown_table(["ranked by", "truly ranked by", "methods", "tau"], rows)
 
 
 def _mean(column: str) -> str:
@@ -277,11 +277,12 @@ def fill_validity(folders: Sequence[RunFolder], document: Path, *, check: bool =
         parts = []
         for findings in everything:
             if len(everything) > 1:
-                parts.append(f"**{findings.ground.suite} on {plain(findings.ground.model)}**\n")
+                parts.append(f"**{findings.ground.suite} on {escape_markdown(findings.ground.model)}**\n")
             parts.append(_part(match[2], options, findings, document, figures))
         if match[2] == "about":
             parts += [
-                f"{suite} on {plain(model)}: no verdicts, so nothing is said about it.\n" for suite, model in unknown
+                f"{suite} on {escape_markdown(model)}: no verdicts, so nothing is said about it.\n"
+                for suite, model in unknown
             ]
         return "\n".join(parts)
 

@@ -22,7 +22,16 @@ from torch import Tensor
 from riebench.errors import MissingWordsError, RiebenchError
 from riebench.registry import REGIONS
 from riebench.tasks.masks import Mask, RegionMasks
-from riebench.tasks.prompts import BACKGROUND, FILE, SEEN, WHOLE, innermost, mask_file, peeled, seen_words
+from riebench.tasks.prompts import (
+    BACKGROUND,
+    FILE,
+    SEEN,
+    WHOLE,
+    mask_file,
+    seen_words,
+    split_negations,
+    without_negations,
+)
 from riebench.utils.images import open_image
 
 CELL_COVER = 0.3
@@ -58,7 +67,7 @@ class RegionProvider(Protocol):
 
 def needs_attention(regions: Sequence[str]) -> bool:
     """Whether any of the regions has to be looked for."""
-    return any(innermost(region) != WHOLE and mask_file(region) is None for region in regions)
+    return any(without_negations(region) != WHOLE and mask_file(region) is None for region in regions)
 
 
 def make_masks(
@@ -103,7 +112,7 @@ def find(region: str, view: View, provider: RegionProvider, folder: Path = Path(
     Raises:
         RiebenchError: if the region cannot be read, or the words are not in the prompt.
     """
-    negations, region = peeled(region)
+    negations, region = split_negations(region)
     found = _find_plain(region, view, provider, folder)
     return ~found if negations % 2 else found
 

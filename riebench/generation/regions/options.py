@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from riebench.errors import RiebenchError, near_match
 from riebench.registry import REGIONS
-from riebench.tasks.schema import Stored
+from riebench.tasks.schema import StoredModel
 from riebench.utils.files import file_sha256
 
 DEFAULT_REGIONS = "attention"
@@ -39,7 +39,7 @@ MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
 """Endings of the files that make a region model."""
 
 
-class RegionOptions(Stored):
+class RegionOptions(StoredModel):
     """Options of a provider without any."""
 
     @property

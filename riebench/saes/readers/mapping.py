@@ -16,7 +16,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.saes.files import MAPPINGS, Checkpoint, Tensors, build, load_safetensors, load_tensors
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import COUNTING, Activation, Normalise, Signal, SparseAutoencoder
-from riebench.tasks.schema import Stored
+from riebench.tasks.schema import StoredModel
 from riebench.utils.files import content_digest, file_inside, file_sha256
 from riebench.utils.yaml_files import load_yaml, validate
 
@@ -27,7 +27,7 @@ Role = Literal[
 ]  # fmt: skip
 
 
-class MappedTensors(Stored):
+class MappedTensors(StoredModel):
     """Role -> the tensor's name in the file; what is left out is zero."""
 
     encoder: str
@@ -42,14 +42,14 @@ class MappedTensors(Stored):
     """A number, or one for each feature, that the decoder's rows are multiplied with."""
 
 
-class MappedAxes(Stored):
+class MappedAxes(StoredModel):
     """What the two axes of the matrices are, in order; never guessed from their lengths."""
 
     encoder: AxisOrder
     decoder: AxisOrder
 
 
-class KeyMapping(Stored):
+class KeyMapping(StoredModel):
     """A whole mapping file."""
 
     tensors: MappedTensors
@@ -148,7 +148,7 @@ def _roles(tensors: Tensors, mapping: KeyMapping, where: Path) -> dict[str, Tens
 
 def _weights(checkpoint: Checkpoint, mapping: KeyMapping, where: Path) -> Path:
     if mapping.weights is not None:
-        path = file_inside(checkpoint.folder, mapping.weights, f"{where}: weights:", "its folder", links=True)
+        path = file_inside(checkpoint.folder, mapping.weights, f"{where}: weights:", "its folder", allow_links=True)
         if not path.is_file():
             raise RiebenchError(f"{where}: weights: there is no {mapping.weights} in {checkpoint.folder}")
         return path

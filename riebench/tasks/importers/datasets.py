@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from riebench.errors import RiebenchError, near_match
-from riebench.tasks.importers.examples import Draft, Intake, Mask, category_of, decode, stated_region
+from riebench.tasks.importers.examples import Draft, ImportCollector, Mask, category_of, column_region, decode_mask
 from riebench.tasks.importers.published import Origin
 from riebench.tasks.prompts import WHOLE
 from riebench.utils.files import canonical_json, content_digest
-from riebench.utils.images import decoded
+from riebench.utils.images import decode_image
 
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
@@ -35,7 +35,7 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class DatasetSource:
     """Where a data set is.
 
     Attributes:
@@ -69,7 +69,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Rows:
+class DatasetRows:
     """An opened data set.
 
     Attributes:
@@ -100,7 +100,7 @@ class Rows:
             yield row
 
 
-def open_rows(place: Place) -> Rows:
+def open_rows(place: DatasetSource) -> DatasetRows:
     """Opens a data set without reading it.
 
     Raises:
@@ -108,20 +108,20 @@ def open_rows(place: Place) -> Rows:
     """
     local = place.local
     if local is not None and not local.exists():
-        raise RiebenchError(f"{place.name}: no such file or folder{_neighbour(local)}")
+        raise RiebenchError(f"{place.name}: no such file or folder{_near_file(local)}")
     if local is not None and any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
         from datasets import Dataset, load_from_disk
 
-        stored = _opened(place, lambda: load_from_disk(str(local)))
+        stored = _open(place, lambda: load_from_disk(str(local)))
         parts = {place.split or "train": stored} if isinstance(stored, Dataset) else stored
         revision = None
     else:
-        parts, revision = _opened(place, lambda: _build(place, local))
-    split = _chosen_split(place, list(parts))
-    return Rows(_undecoded(parts[split]), split, revision)
+        parts, revision = _open(place, lambda: _load_splits(place, local))
+    split = _choose_split(place, list(parts))
+    return DatasetRows(_disable_decoding(parts[split]), split, revision)
 
 
-def _undecoded(data: Any) -> Any:
+def _disable_decoding(data: Any) -> Any:
     """A part whose pictures stay the bytes they are: the library would decode whatever they claim to be."""
     from datasets.features.features import require_decoding
 
@@ -133,7 +133,7 @@ def _undecoded(data: Any) -> Any:
     return data
 
 
-def _build(place: Place, local: Path | None) -> tuple[Mapping[str, Any], str | None]:
+def _load_splits(place: DatasetSource, local: Path | None) -> tuple[Mapping[str, Any], str | None]:
     from datasets import load_dataset_builder
 
     if local is not None and local.is_file():
@@ -151,7 +151,7 @@ def _build(place: Place, local: Path | None) -> tuple[Mapping[str, Any], str | N
     return builder.as_streaming_dataset(), None if local is not None else builder.hash
 
 
-def _opened(place: Place, load: Any) -> Any:
+def _open(place: DatasetSource, load: Any) -> Any:
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
@@ -173,7 +173,7 @@ def _opened(place: Place, load: Any) -> Any:
         raise RiebenchError(f"{place.name}: {_first_line(error)}") from error
 
 
-def _chosen_split(place: Place, splits: list[str]) -> str:
+def _choose_split(place: DatasetSource, splits: list[str]) -> str:
     if place.split is not None:
         if place.split not in splits:
             raise RiebenchError(f"{place.name} has no split {place.split!r}{near_match(place.split, splits)}")
@@ -183,7 +183,7 @@ def _chosen_split(place: Place, splits: list[str]) -> str:
     return splits[0]
 
 
-def _neighbour(path: Path) -> str:
+def _near_file(path: Path) -> str:
     # All that lies in a folder would be no help.
     names = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, names, n=1)
@@ -196,7 +196,7 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(inner).strip().splitlines()), type(inner).__name__)
 
 
-def opened_cell(value: Any, place: Place) -> Any:
+def read_cell(value: Any, place: DatasetSource) -> Any:
     """A cell; one that holds a picture becomes that picture, upright.
 
     Args:
@@ -210,18 +210,18 @@ def opened_cell(value: Any, place: Place) -> Any:
         return value
     if value["bytes"] is None and value["path"] is None:
         return None
-    data = value["bytes"] if value["bytes"] is not None else _content(str(value["path"]), place)
+    data = value["bytes"] if value["bytes"] is not None else _image_bytes(str(value["path"]), place)
     if not isinstance(data, bytes):
         return value
     try:
-        with decoded(data) as picture:
+        with decode_image(data) as picture:
             upright: Image.Image = ImageOps.exif_transpose(picture)
             return upright
     except RiebenchError as error:
         raise RiebenchError(f"{place.name}: a picture cannot be read: {error}") from error
 
 
-def _content(path: str, place: Place) -> bytes:
+def _image_bytes(path: str, place: DatasetSource) -> bytes:
     """The bytes of a picture's file, which may lie in an archive of the data set."""
     from datasets import config
     from datasets.utils.file_utils import xopen
@@ -245,7 +245,7 @@ def _content(path: str, place: Place) -> bytes:
         raise RiebenchError(f"{place.name}: the picture {path!r} cannot be read ({error})") from error
 
 
-USUAL: dict[str, tuple[str, ...]] = {
+USUAL_COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id", "image_id", "key"),
     "category": ("category", "editing_type_id", "edit_type", "task"),
     "source": ("source", "source_prompt", "original_prompt", "source_caption", "input_caption"),
@@ -257,11 +257,11 @@ USUAL: dict[str, tuple[str, ...]] = {
 }
 """What an example needs -> names that its column usually has."""
 
-NEEDED = ("source", "target")
+REQUIRED_FIELDS = ("source", "target")
 """What cannot be done without."""
 
 
-def read_mapping(stated: Sequence[str]) -> dict[str, str]:
+def parse_columns(stated: Sequence[str]) -> dict[str, str]:
     """The pairs of `--column FIELD=COLUMN`.
 
     Raises:
@@ -272,8 +272,8 @@ def read_mapping(stated: Sequence[str]) -> dict[str, str]:
         name, equals, column = (part.strip() for part in pair.partition("="))
         if not (name and equals and column):
             raise RiebenchError(f"--column {pair!r}: write FIELD=COLUMN, such as source=caption")
-        if name not in USUAL:
-            raise RiebenchError(f"--column {pair!r}: unknown field {name!r}{near_match(name, USUAL)}")
+        if name not in USUAL_COLUMNS:
+            raise RiebenchError(f"--column {pair!r}: unknown field {name!r}{near_match(name, USUAL_COLUMNS)}")
         if name in mapping:
             raise RiebenchError(f"--column: {name!r} is given twice")
         mapping[name] = column
@@ -295,11 +295,11 @@ def choose_columns(where: str, columns: Sequence[str], mapping: dict[str, str]) 
         if column not in columns:
             raise RiebenchError(f"{where} has no column {column!r} for {name}{near_match(column, columns)}")
     found = {}
-    for name, usual in USUAL.items():
+    for name, usual in USUAL_COLUMNS.items():
         known = [column for column in usual if column in columns]
         if name in mapping or known:
             found[name] = mapping.get(name) or known[0]
-    for name in NEEDED:
+    for name in REQUIRED_FIELDS:
         if name not in found:
             near = near_match(f"{name}_prompt", columns)
             raise RiebenchError(f"which column of {where} holds the {name} prompt{near}? write --column {name}=COLUMN")
@@ -307,7 +307,12 @@ def choose_columns(where: str, columns: Sequence[str], mapping: dict[str, str]) 
 
 
 def import_dataset(
-    place: Place, intake: Intake, *, columns: Sequence[str] = (), category: str | None = None, limit: int | None = None
+    place: DatasetSource,
+    intake: ImportCollector,
+    *,
+    columns: Sequence[str] = (),
+    category: str | None = None,
+    limit: int | None = None,
 ) -> Origin:
     """Reads rows of a data set; each holds one prompt pair.
 
@@ -321,7 +326,7 @@ def import_dataset(
     Raises:
         RiebenchError: if it cannot be opened or read, or a column is missing.
     """
-    mapping = read_mapping(columns)
+    mapping = parse_columns(columns)
     fixed = None if category is None else category_of(category)
     opened = open_rows(place)
     rows = opened.read(place.name)
@@ -335,10 +340,10 @@ def import_dataset(
         )
     digest, n_rows = hashlib.sha256(), 0
     for row in islice(chain([first], rows), limit):
-        record = {field: opened_cell(row.get(column), place) for field, column in chosen.items()}
-        digest.update(canonical_json({key: _hashable(value) for key, value in record.items()}).encode())
-        name = _given(record, "id") or f"row {n_rows}"
-        intake.take(name, partial(_draft, place.short, record, fixed))
+        record = {field: read_cell(row.get(column), place) for field, column in chosen.items()}
+        digest.update(canonical_json({key: _hash_form(value) for key, value in record.items()}).encode())
+        name = _cell_text(record, "id") or f"row {n_rows}"
+        intake.add_record(name, partial(_draft, place.short, record, fixed))
         n_rows += 1
     if limit is not None and next(rows, None) is not None:
         intake.notes.append(f"--limit {limit} leaves out the rows after the first {limit}")
@@ -351,28 +356,28 @@ def import_dataset(
 
 
 def _draft(name: str, record: Mapping[str, Any], fixed: str | None) -> Draft:
-    source, target = _text(record, "source"), _text(record, "target")
-    category = fixed or category_of(_text(record, "category"))
+    source, target = _required_text(record, "source"), _required_text(record, "target")
+    category = fixed or category_of(_required_text(record, "category"))
     # An id from the content stays the row's own wherever the row stands.
-    identity = _given(record, "id") or f"{name}-{content_digest([category, source, target])[:12]}"
+    identity = _cell_text(record, "id") or f"{name}-{content_digest([category, source, target])[:12]}"
     mask = None if record.get("mask") in (None, "") else _mask(record["mask"])
-    instruction = _given(record, "instruction")
+    instruction = _cell_text(record, "instruction")
     regions = {}
     for side, prompt in (("source_region", source), ("target_region", target)):
-        text = _given(record, side)
-        regions[side] = WHOLE if text is None else stated_region(text, prompt)
+        text = _cell_text(record, side)
+        regions[side] = WHOLE if text is None else column_region(text, prompt)
     said = {} if instruction is None else {"instruction": instruction}
     return Draft(category, _as_id(identity), source, target, regions, mask, said)
 
 
-def _given(record: Mapping[str, Any], field: str) -> str | None:
+def _cell_text(record: Mapping[str, Any], field: str) -> str | None:
     """A cell's text; None for an empty one, which table readers also write as "not a number"."""
     value = record.get(field)
     return str(value) if isinstance(value, str | int) and str(value).strip() else None
 
 
-def _text(record: Mapping[str, Any], field: str) -> str:
-    text = _given(record, field)
+def _required_text(record: Mapping[str, Any], field: str) -> str:
+    text = _cell_text(record, field)
     if text is None:
         raise RiebenchError(f"{field} is no text: {str(record.get(field))[:40]!r}")
     return text
@@ -385,12 +390,12 @@ def _as_id(text: str) -> str:
 
 def _mask(value: Any) -> Mask:
     if not isinstance(value, Image.Image):
-        return decode(list(value) if isinstance(value, tuple | np.ndarray) else value)
+        return decode_mask(list(value) if isinstance(value, tuple | np.ndarray) else value)
     bright: Mask = np.asarray(value.convert("L")) > 127
     return bright
 
 
-def _hashable(value: Any) -> Any:
+def _hash_form(value: Any) -> Any:
     if isinstance(value, Image.Image):
         return [value.mode, list(value.size), hashlib.sha256(value.tobytes()).hexdigest()]
     return value if isinstance(value, str | int | None) else str(value)

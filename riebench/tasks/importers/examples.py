@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from riebench.errors import LONGEST_NAME, RiebenchError, near_match, one_line
+from riebench.errors import MAX_NAME_LENGTH, RiebenchError, near_match, one_line
 from riebench.tasks.prompts import (
     BACKGROUND,
     FILE,
@@ -25,12 +25,12 @@ from riebench.tasks.prompts import (
     SEEN,
     WHOLE,
     mask_file,
-    peeled,
     phrase_spans,
     plain_prompt,
     region_words,
+    split_negations,
 )
-from riebench.tasks.schema import ALL_CATEGORIES, LONGEST_PROMPT, EditExample, default_rule
+from riebench.tasks.schema import ALL_CATEGORIES, MAX_PROMPT_LENGTH, EditExample, default_region_rule
 from riebench.tasks.suites import REQUIRED_REGIONS, TokenCounter, check_example
 from riebench.utils.yaml_files import text_fault
 
@@ -49,7 +49,7 @@ def published_region(phrase: str, prompt: str) -> str:
     Raises:
         RiebenchError: for a phrase without words, or one that is too long for one.
     """
-    if len(phrase) > LONGEST_PROMPT:
+    if len(phrase) > MAX_PROMPT_LENGTH:
         raise RiebenchError(f"a region has {len(phrase)} characters")
     phrase = " ".join(phrase.split())
     if phrase == EVERYTHING:
@@ -57,11 +57,11 @@ def published_region(phrase: str, prompt: str) -> str:
     if "background" in phrase:
         return BACKGROUND
     if COMPLEMENT in phrase:
-        return f"{NOT} {worded(phrase.replace(COMPLEMENT, '').strip(), prompt)}"
-    return worded(phrase, prompt)
+        return f"{NOT} {words_region(phrase.replace(COMPLEMENT, '').strip(), prompt)}"
+    return words_region(phrase, prompt)
 
 
-def worded(words: str, prompt: str) -> str:
+def words_region(words: str, prompt: str) -> str:
     """Words as a region: as they are if the prompt contains them, or else as what is only seen in the picture.
 
     Raises:
@@ -73,21 +73,21 @@ def worded(words: str, prompt: str) -> str:
     return words if known else f"{SEEN} {words}"
 
 
-def stated_region(text: str, prompt: str) -> str:
+def column_region(text: str, prompt: str) -> str:
     """A region from a data set's column: any of our own forms, or words.
 
     Raises:
         RiebenchError: for a mask file, whose path would mean nothing here.
     """
-    if len(text) > LONGEST_PROMPT:
+    if len(text) > MAX_PROMPT_LENGTH:
         raise RiebenchError(f"a region has {len(text)} characters")
     text = " ".join(text.split())
     if mask_file(text) is not None:
         raise RiebenchError(f"the region {text!r} names a file; give the column that holds the mask itself")
     if region_words(text) is None:
         return text
-    negations, words = peeled(text)
-    return f"{NOT} " * negations + worded(words, prompt)
+    negations, words = split_negations(text)
+    return f"{NOT} " * negations + words_region(words, prompt)
 
 
 def category_of(value: object) -> str:
@@ -110,11 +110,11 @@ def category_of(value: object) -> str:
 
 Mask = NDArray[np.bool_]
 
-SIDE = 512
+PIE_SIDE = 512
 """Side of PIE-Bench's pictures and masks in pixels."""
 
 
-def decode(runs: Any, height: int = SIDE, width: int = SIDE) -> Mask:
+def decode_mask(runs: Any, height: int = PIE_SIDE, width: int = PIE_SIDE) -> Mask:
     """The mask of a list of runs.
 
     The benchmark's own evaluation also sets the outer frame of one pixel; that belongs to its profile, not to the data,
@@ -132,7 +132,7 @@ def decode(runs: Any, height: int = SIDE, width: int = SIDE) -> Mask:
     Raises:
         RiebenchError: if it is no such list.
     """
-    numbers = _numbers(runs)
+    numbers = _run_numbers(runs)
     if len(numbers) % 2:
         raise RiebenchError(f"a mask is pairs of start and length, but this one has {len(numbers)} numbers")
     flat = np.zeros(height * width, dtype=bool)
@@ -143,7 +143,7 @@ def decode(runs: Any, height: int = SIDE, width: int = SIDE) -> Mask:
     return flat.reshape(height, width)
 
 
-def _numbers(runs: Any) -> list[int]:
+def _run_numbers(runs: Any) -> list[int]:
     if isinstance(runs, str):
         try:
             return [int(part) for part in runs.split()]
@@ -192,7 +192,7 @@ class Draft:
 
 
 @dataclass
-class Intake:
+class ImportCollector:
     """Collects what an import gives.
 
     Attributes:
@@ -213,7 +213,7 @@ class Intake:
     _ids: set[str] = field(default_factory=set)
     _pairs: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
 
-    def take(self, name: str, read: Callable[[], Draft]) -> None:
+    def add_record(self, name: str, read: Callable[[], Draft]) -> None:
         """Reads one record; what is wrong with it becomes the reason why it is left out.
 
         Args:
@@ -221,7 +221,7 @@ class Intake:
             read: makes the draft, or raises a `RiebenchError`.
         """
         # The name is a stranger's too, and is printed.
-        name = one_line(name[:LONGEST_NAME])
+        name = one_line(name[:MAX_NAME_LENGTH])
         try:
             self._add(read())
         except RiebenchError as error:
@@ -230,13 +230,13 @@ class Intake:
             self.skipped.append((name, "nested too deeply"))
 
     @property
-    def n_taken(self) -> int:
+    def n_examples(self) -> int:
         """Examples so far."""
         return sum(map(len, self.examples.values()))
 
     def _add(self, draft: Draft) -> None:
-        rule = default_rule(draft.category)
-        png = None if draft.mask is None else _checked_png(draft.mask)
+        rule = default_region_rule(draft.category)
+        png = None if draft.mask is None else _encode_mask(draft.mask)
         file = f"{MASK_FOLDER}/{draft.id}.png"
         regions = {key: draft.regions.get(key) if png is None else FILE + file for key in REQUIRED_REGIONS[rule]}
         values: dict[str, Any] = {"id": draft.id, "source": draft.source, "target": draft.target}
@@ -244,7 +244,7 @@ class Intake:
         if draft.provenance:
             values["provenance"] = dict(draft.provenance)
         _check_texts(values)
-        example = self._checked(values, rule)
+        example = self._build_example(values, rule)
         pair = (draft.category, example.plain.source, example.plain.target, hashlib.sha256(png or b"").hexdigest())
         if pair in self._pairs:
             raise RiebenchError(f"the same edit as {self._pairs[pair]}")
@@ -256,7 +256,7 @@ class Intake:
             self.masks[file] = png
         self.examples.setdefault(draft.category, []).append(values)
 
-    def _checked(self, values: dict[str, Any], rule: str) -> EditExample:
+    def _build_example(self, values: dict[str, Any], rule: str) -> EditExample:
         try:
             example = EditExample.model_validate(values)
         except ValidationError as error:
@@ -273,7 +273,7 @@ class Intake:
                 raise RiebenchError(f"{key} has {n} tokens, of which the model reads {self.limit}")
         return example
 
-    def clustered(self) -> dict[str, list[dict[str, Any]]]:
+    def examples_with_clusters(self) -> dict[str, list[dict[str, Any]]]:
         """The examples; those of equal source prompts are marked to be resampled together."""
         prompts = [plain_prompt(one["source"]) for some in self.examples.values() for one in some]
         shared = {prompt for prompt, n in Counter(prompts).items() if n > 1}
@@ -296,7 +296,7 @@ def _check_texts(values: Mapping[str, Any]) -> None:
                 raise RiebenchError(f"{key}: {fault}")
 
 
-def _checked_png(mask: Mask) -> bytes:
+def _encode_mask(mask: Mask) -> bytes:
     if not mask.any():
         raise RiebenchError("the mask is empty")
     return mask_png(mask)
@@ -313,7 +313,7 @@ def read_json(path: Path) -> tuple[Any, str]:
     except OSError as error:
         raise RiebenchError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_without_repeats)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_refuse_repeated_keys)
     except json.JSONDecodeError as error:
         raise RiebenchError(f"{path}, line {error.lineno}: damaged JSON ({error.msg.lower()})") from error
     except (ValueError, RecursionError) as error:
@@ -321,7 +321,7 @@ def read_json(path: Path) -> tuple[Any, str]:
     return value, hashlib.sha256(data).hexdigest()
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     repeated = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
     if repeated:
         raise ValueError(f"{repeated[0]!r} is given twice")

@@ -11,9 +11,9 @@ from typing import Any
 from riebench.errors import RiebenchError, one_line
 from riebench.tasks.importers.examples import (
     Draft,
-    Intake,
+    ImportCollector,
     category_of,
-    decode,
+    decode_mask,
     published_region,
     read_json,
     text_field,
@@ -25,7 +25,7 @@ Origin = dict[str, str | int]
 """Where examples come from, as their task files say."""
 
 
-def import_riebench(path: Path, intake: Intake) -> Origin:
+def import_riebench(path: Path, intake: ImportCollector) -> Origin:
     """Reads the published RIEBench file: a list of records with prompts and region phrases.
 
     Args:
@@ -41,7 +41,7 @@ def import_riebench(path: Path, intake: Intake) -> Origin:
     for number, record in enumerate(records):
         stated = record.get("id") if isinstance(record, dict) else None
         name = str(stated) if isinstance(stated, str | int) else f"record {number}"
-        intake.take(name, partial(_riebench_draft, record))
+        intake.add_record(name, partial(_riebench_draft, record))
     return {"format": "riebench", "file": path.name, "sha256": digest, "records": len(records)}
 
 
@@ -56,11 +56,11 @@ def _riebench_draft(record: Any) -> Draft:
     regions = {
         side: published_region(text_field(record, key), prompt) for side, (used, key, prompt) in sides.items() if used
     }
-    said = _said(record, {"instruction": "editing_instruction"})
+    said = _extra_fields(record, {"instruction": "editing_instruction"})
     return Draft(category, text_field(record, "id"), source, target, regions, provenance=said)
 
 
-def import_piebench(path: Path, images: Path | None, folder: Path, intake: Intake) -> Origin:
+def import_piebench(path: Path, images: Path | None, folder: Path, intake: ImportCollector) -> Origin:
     """Reads PIE-Bench's mapping file: records by id, with prompts and a run-length mask.
 
     Args:
@@ -79,7 +79,7 @@ def import_piebench(path: Path, images: Path | None, folder: Path, intake: Intak
         raise RiebenchError(f"{images}: no such folder of pictures")
     whole: list[str] = []
     for name, record in records.items():
-        intake.take(name, partial(_piebench_draft, name, record, images, folder, whole))
+        intake.add_record(name, partial(_piebench_draft, name, record, images, folder, whole))
     if whole:
         intake.notes.append(f"{len(whole)} masks cover the whole picture, that of {one_line(whole[0])} first")
     return {"format": "piebench", "file": path.name, "sha256": digest, "records": len(records)}
@@ -90,21 +90,21 @@ def _piebench_draft(name: str, record: Any, images: Path | None, folder: Path, w
     source, target = text_field(record, "original_prompt"), text_field(record, "editing_prompt")
     if "mask" not in record:
         raise RiebenchError("mask is missing")
-    mask = decode(record["mask"])
-    said = _said(record, {"instruction": "editing_instruction", "blended_word": "blended_word"})
+    mask = decode_mask(record["mask"])
+    said = _extra_fields(record, {"instruction": "editing_instruction", "blended_word": "blended_word"})
     if images is not None:
-        said |= _picture(images, text_field(record, "image_path"), folder)
+        said |= _image_reference(images, text_field(record, "image_path"), folder)
     if mask.all():
         whole.append(name)
     return Draft(category, name, source, target, mask=mask, provenance=said)
 
 
-def _said(record: Any, keys: Mapping[str, str]) -> dict[str, str]:
+def _extra_fields(record: Any, keys: Mapping[str, str]) -> dict[str, str]:
     """What a record says besides, where it says it."""
     return {name: text_field(record, key) for name, key in keys.items() if record.get(key)}
 
 
-def _picture(images: Path, name: str, folder: Path) -> dict[str, str]:
+def _image_reference(images: Path, name: str, folder: Path) -> dict[str, str]:
     """Path and hash of a record's picture.
 
     Raises:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from riebench.errors import RiebenchError
-from riebench.tasks.importers.examples import Intake
+from riebench.tasks.importers.examples import ImportCollector
 from riebench.tasks.schema import ALL_CATEGORIES, Identifier
 from riebench.tasks.suites import load_task
 from riebench.utils.files import write_atomic
@@ -21,7 +21,7 @@ from riebench.utils.files import write_atomic
 HEADER = "# Imported by `riebench tasks import {format}`. The data belong to their authors; see the terms they gave.\n"
 
 
-_BREAKS = set("\n\r\x85\u2028\u2029")
+_LINE_BREAKS = set("\n\r\x85\u2028\u2029")
 """Characters that YAML takes for line ends."""
 
 
@@ -33,7 +33,7 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         """As usual, but characters that other styles fold or lose are escaped."""
-        style = '"' if set(text) & _BREAKS else None
+        style = '"' if set(text) & _LINE_BREAKS else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -41,7 +41,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSuite:
     """What became of a suite's files.
 
     Attributes:
@@ -53,7 +53,7 @@ class Stored:
     unchanged: tuple[str, ...]
 
 
-def suite_files(intake: Intake, origin: Mapping[str, str | int]) -> dict[str, bytes]:
+def suite_files(intake: ImportCollector, origin: Mapping[str, str | int]) -> dict[str, bytes]:
     """The files of a suite: one task file per category that has examples, and the masks.
 
     Args:
@@ -67,7 +67,7 @@ def suite_files(intake: Intake, origin: Mapping[str, str | int]) -> dict[str, by
         why = "; the first, {}: {}".format(*intake.skipped[0]) if intake.skipped else ""
         raise RiebenchError(f"nothing to import: {len(intake.skipped)} records were left out{why}")
     files: dict[str, bytes] = {}
-    clustered = intake.clustered()
+    clustered = intake.examples_with_clusters()
     for category in ALL_CATEGORIES:
         if category in clustered:
             task = {
@@ -85,7 +85,7 @@ def _dump(value: dict[str, Any]) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100_000)
 
 
-def check_place(out: Path) -> None:
+def check_output_folder(out: Path) -> None:
     """Refuses a suite folder whose name cannot stand in records, or that is a file.
 
     Raises:
@@ -103,7 +103,7 @@ def check_place(out: Path) -> None:
         raise RiebenchError(f"--out {out} is a file; name a folder")
 
 
-def store_suite(files: Mapping[str, bytes], out: Path, *, force: bool = False) -> Stored:
+def store_suite(files: Mapping[str, bytes], out: Path, *, force: bool = False) -> StoredSuite:
     """Brings a suite's files to their folder, all or none.
 
     They are first written beside it and read as `riebench run` would read them.
@@ -116,9 +116,9 @@ def store_suite(files: Mapping[str, bytes], out: Path, *, force: bool = False) -
     Raises:
         RiebenchError: if a file of other content is in the way, or an id is used by another task file there.
     """
-    check_place(out)
+    check_output_folder(out)
     out = out.resolve()
-    same = [name for name, data in files.items() if _content(out / name) == data]
+    same = [name for name, data in files.items() if _file_bytes(out / name) == data]
     differing = [name for name in files if name not in same and (out / name).exists()]
     if differing and not force:
         raise RiebenchError(
@@ -134,7 +134,7 @@ def store_suite(files: Mapping[str, bytes], out: Path, *, force: bool = False) -
         staged = beside / out.name
         for name, data in files.items():
             write_atomic(staged / name, data)
-        _check(staged, out, files)
+        _check_staged(staged, out, files)
         if out.exists():
             # Masks before the task files that name them.
             for name in sorted(files, key=lambda name: name.endswith(".yaml")):
@@ -144,14 +144,14 @@ def store_suite(files: Mapping[str, bytes], out: Path, *, force: bool = False) -
             staged.rename(out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Stored(tuple(name for name in files if name not in same), tuple(same))
+    return StoredSuite(tuple(name for name in files if name not in same), tuple(same))
 
 
-def _content(path: Path) -> bytes | None:
+def _file_bytes(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _check(staged: Path, out: Path, files: Mapping[str, bytes]) -> None:
+def _check_staged(staged: Path, out: Path, files: Mapping[str, bytes]) -> None:
     new = {example.id for path in staged.glob("*.yaml") for example in load_task(path).examples}
     for path in sorted(out.glob("*.yaml")):
         if path.name not in files:
