@@ -1,4 +1,4 @@
-"""`python -m riebench` is the `riebench` command."""
+"""Entry point of `python -m riebench`, the same as the `riebench` command."""
 
 from riebench.cli.main import main
 

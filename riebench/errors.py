@@ -1,42 +1,32 @@
-"""Errors a user can cause and mend: one line saying what is wrong and what to do about it."""
+"""The exceptions a user may see, and helpers that word their messages.
+
+A message is one line: what is wrong and what to do about it.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 MAX_MESSAGE_LENGTH = 4000
-"""Characters of a message that are kept."""
+"""Number of characters of an error message that are kept."""
+
 MAX_NAME_LENGTH = 200
-"""Longer words are no misspelt names: comparing them would take long and tell nothing."""
+"""Longest word, in characters, that is compared with known names; a longer one is no misspelt name."""
+
 MAX_KNOWN_NAMES = 1000
-"""Among more names than these nothing is looked for: they are a stranger's, and each costs time."""
-
-
-def one_line(text: str) -> str:
-    """A text as one printable line: what it quotes cannot break lines or steer a terminal."""
-    if not text.isprintable():
-        text = "".join(mark if mark.isprintable() else _escape_character(mark) for mark in text)
-    return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[:MAX_MESSAGE_LENGTH]} ..."
-
-
-def _escape_character(mark: str) -> str:
-    return " " if mark.isspace() else mark.encode("unicode_escape").decode("ascii")
+"""Most names among which a near match is looked for; more come from an untrusted file, and each costs time."""
 
 
 class RiebenchError(Exception):
-    """Base of every error that is the input's fault, not the program's.
+    """Base of every error whose cause is the input and not the program.
 
-    The message is one line: what is wrong, and how to mend it. The command line prints it without a traceback and
+    The message is one line: what is wrong, and how to correct it. The command line prints it without a traceback and
     exits with code 2.
 
     Args:
-        message: may quote what a file holds; line ends, control characters and excess length are taken out of it.
+        message: the text; it may quote a file's content, so line ends, control characters and excess length are
+            removed from it.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -48,7 +38,7 @@ class TaskFileError(RiebenchError):
 
 
 class MissingWordsError(RiebenchError):
-    """Words that a prompt does not contain."""
+    """Words that are looked for in a prompt that does not contain them."""
 
 
 class IdentityError(RiebenchError):
@@ -63,16 +53,41 @@ class StoreError(RiebenchError):
     """A run folder whose files contradict each other or cannot be written."""
 
 
+class MetricError(RiebenchError):
+    """Pictures, masks or prompts that a metric cannot take."""
+
+
 class MemoryShortageError(RiebenchError):
-    """Memory that does not suffice, with what to try: the machine's fault, not that of what was being made."""
+    """A lack of memory, with what to try.
+
+    Its cause is the machine, not the work item being made.
+    """
 
 
 class DeviceLostError(RiebenchError):
-    """A device that computes no more until its process ends; no fault of what was being made."""
+    """A device that computes no more until its process ends.
+
+    The work item being made is not its cause.
+    """
+
+
+def one_line(text: str) -> str:
+    """Return a text as one printable line.
+
+    What the text quotes can then neither break lines nor steer a terminal. It is cut after `MAX_MESSAGE_LENGTH`
+    characters.
+    """
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else _escape_character(character) for character in text)
+    return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[:MAX_MESSAGE_LENGTH]} ..."
+
+
+def _escape_character(character: str) -> str:
+    return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")
 
 
 def near_match(word: str, known: Iterable[str]) -> str:
-    """Says which known word was probably meant.
+    """Return a hint that names the known word that was probably meant.
 
     Args:
         word: what the user wrote.
@@ -91,11 +106,10 @@ def near_match(word: str, known: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line, as records keep it; what is not the input's fault is named by its type too."""
+    """Return an error as one line, as records store it.
+
+    An error that is not a `RiebenchError` is preceded by the name of its type.
+    """
     text = str(error).strip()
     first = one_line(text.splitlines()[0]) if text else "no message"
     return first if isinstance(error, RiebenchError) else f"{type(error).__name__}: {first}"
-
-
-class MetricError(RiebenchError):
-    """Pictures, masks or prompts that a metric cannot take."""

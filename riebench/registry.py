@@ -87,7 +87,7 @@ def _installed() -> dict[str, dict[str, PackageEntry]]:
 
 
 class Registry(Generic[T]):
-    """A table of named objects of one kind, some of them imported only when asked for.
+    """Table of named objects of one kind, some imported only on first use.
 
     Args:
         kind: what the objects are, for messages ("method", "metric", ...).
@@ -134,7 +134,7 @@ class Registry(Generic[T]):
             self._objects[name] = thing
             return thing
 
-        return enter
+        return decorate
 
     def register_lazy(self, name: str, target: str) -> None:
         """Enter "module:attribute", imported at the first `get`.

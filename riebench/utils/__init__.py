@@ -1,7 +1,9 @@
-"""Files, YAML, locks, the hub, the machine, images, tables and plots: what every package may use.
+"""General tools that know nothing of tasks, models or runs.
 
-Imports nothing of riebench but `errors`, `registry` and `blocks`. `files` writes atomically and hashes,
-`yaml_files` reads YAML strictly, `locks` keeps two writers apart, `hub` fetches from the model hub, `machine` knows
-devices, memory and disk, `images` opens and encodes pictures, `markup` writes Markdown, CSV and LaTeX tables,
-`plots` styles figures.
+This package imports nothing of riebench but the root modules `errors`, `registry` and `blocks`. `files` writes files
+atomically (`write_atomic`) and hashes them (`content_digest`), `yaml_files` reads YAML strictly (`load_yaml`,
+`validate`), `locks` keeps two writers of a folder apart (`whole_lock`, `shard_lock`), `hub` fetches files of the
+Hugging Face Hub (`fetch`, `offline_mode`), `machine` reports devices, memory and disk (`pick_device`, `free_ram`),
+`images` opens and encodes pictures (`open_image`, `read_image`, `encode_png`), and `markup` writes Markdown, CSV and
+LaTeX tables (`markdown_table`, `csv_text`, `latex_table`).
 """

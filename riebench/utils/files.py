@@ -1,4 +1,9 @@
-"""Small file habits shared by everything that stores: atomic writes, hashes, JSON lines that survive a crash."""
+"""Files and hashes: atomic writes, JSON lines, safe paths, SHA-256.
+
+What is written here is either whole or absent after a crash, a full disk or a killed process. JSON-lines files only
+grow; an incomplete last line is ignored when read and removed before the next write. Content hashes are taken of one
+canonical JSON text.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +25,12 @@ import psutil
 
 from riebench.errors import MAX_NAME_LENGTH, RiebenchError, StoreError
 
-MAX_PATH_LENGTH, MAX_PATH_PART = 1000, 255
-"""Characters of a path that a file may name, and bytes of each of its parts."""
+MAX_PATH_LENGTH = 1000
+"""Longest path that a file may state, in characters."""
+
+MAX_PATH_PART = 255
+"""Longest file or folder name in a path, in bytes; file systems take no longer one."""
+
 _TEMPORARY_NAME = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
@@ -31,11 +40,38 @@ def package_folder() -> Path:
     return Path(str(resources.files("riebench")))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that it is either whole or absent, also after a crash or on a full disk.
+def file_inside(folder: Path, name: str, key: str, folder_label: str, *, allow_links: bool = False) -> Path:
+    """Return the path of a file that an untrusted file names.
+
+    The path must stay inside a given folder.
 
     Args:
-        path: where it goes; missing folders are made.
+        folder: the folder in which it must lie.
+        name: its path relative to the folder, as the untrusted file states it.
+        key: the key that states it, for messages.
+        folder_label: the folder as messages name it.
+        allow_links: lets a link inside the folder lead out of it, as the links in the hub's cache do.
+
+    Raises:
+        RiebenchError: if the path leads out of the folder or cannot be a path.
+    """
+    longest_part = max((len(part.encode("utf-8", "replace")) for part in Path(name).parts), default=0)
+    if not name.isprintable() or len(name) > MAX_PATH_LENGTH or longest_part > MAX_PATH_PART:
+        raise RiebenchError(f"{key} {name[:MAX_NAME_LENGTH]!r} is no path")
+    path = folder / name
+    is_inside = allow_links or path.resolve().is_relative_to(folder.resolve())
+    if Path(name).is_absolute() or ".." in Path(name).parts or not is_inside:
+        raise RiebenchError(f"{key} {name!r} leaves {folder_label}")
+    return path
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent.
+
+    This also holds after a crash or on a full disk.
+
+    Args:
+        path: the file; missing folders are made.
         data: its content.
     """
     with _temporary_copy(path, data) as temporary:
@@ -43,14 +79,17 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_once(path: Path, data: bytes) -> None:
-    """As `write_atomic`, but a file that is there already stays: of several writers the first wins.
+    """Write a file atomically unless it exists already.
+
+    Of several writers the first one wins; otherwise as `write_atomic`.
 
     Args:
-        path: where it goes; missing folders are made.
+        path: the file; missing folders are made.
         data: its content.
     """
     with _temporary_copy(path, data) as temporary, suppress(FileExistsError):
-        # Unlike a rename, a link never replaces; where the file system has none, looking first must do.
+        # Unlike a rename, a hard link never replaces a file. Where the file system has no hard links, checking first
+        # has to suffice.
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -62,6 +101,10 @@ def write_once(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _temporary_copy(path: Path, data: bytes) -> Iterator[Path]:
+    """Write data to a temporary file beside a path and yield it.
+
+    The data are on the disk when it is yielded; whatever is left of the file is deleted afterwards.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
@@ -75,35 +118,41 @@ def _temporary_copy(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def temporary_path(path: Path) -> Path:
-    """A new name in a file's folder, for what is to take its place; `remove_stale_files` knows such names."""
+    """Return a new name in a file's folder for its next content.
+
+    `remove_stale_files` recognizes such names.
+    """
     # Process numbers alone repeat between machines, and containers often have the same one.
     return path.with_name(f".{path.name}.{_machine_id()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's name is one of `temporary_path`."""
+    """Return whether a file name is one that `temporary_path` makes."""
     return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def remove_stale_files(folder: Path) -> int:
-    """Deletes what processes of this machine left half written anywhere below a folder when they were killed.
+    """Delete the temporary files that killed processes of this machine left.
+
+    They are looked for everywhere below a folder.
 
     Returns:
-        How many files that were.
+        Number of deleted files.
     """
-    gone = 0
-    for place, _, names in os.walk(folder):
+    count = 0
+    for parent, _, names in os.walk(folder):
         for name in names:
             found = _TEMPORARY_NAME.fullmatch(name) if name.endswith(".tmp") else None
-            # Another machine's process may be at work; nobody can tell from here.
+            # A process of another machine may still be writing; that cannot be seen from here.
             if found and found["machine"] == _machine_id() and not psutil.pid_exists(int(found["process"])):
-                (Path(place) / name).unlink(missing_ok=True)
-                gone += 1
-    return gone
+                (Path(parent) / name).unlink(missing_ok=True)
+                count += 1
+    return count
 
 
 @lru_cache(maxsize=1)
 def _machine_id() -> str:
+    """Return 8 hexadecimal digits that stand for this machine or container."""
     name = platform.node()
     # Containers may share their host's name, and number their processes from 1 all the same.
     with suppress(OSError):
@@ -111,49 +160,76 @@ def _machine_id() -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
-def file_inside(folder: Path, name: str, key: str, folder_label: str, *, allow_links: bool = False) -> Path:
-    """The path of a file that somebody else's file names, which must lie in a folder.
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Read a JSON-lines file; an incomplete last line is left out.
 
     Args:
-        folder: where it must lie.
-        name: its path from there, as stated.
-        key: where it is stated, for messages.
-        folder_label: the folder as messages name it.
-        allow_links: lets a link inside the folder lead out of it, as the links in the hub's cache do.
+        path: the file; may be absent.
+
+    Yields:
+        Line number (from 1) and the parsed line.
 
     Raises:
-        RiebenchError: if the path leads out of the folder or cannot be a path.
+        StoreError: for a damaged line that is not the last.
     """
-    longest = max((len(part.encode("utf-8", "replace")) for part in Path(name).parts), default=0)
-    if not name.isprintable() or len(name) > MAX_PATH_LENGTH or longest > MAX_PATH_PART:
-        raise RiebenchError(f"{key} {name[:MAX_NAME_LENGTH]!r} is no path")
-    path = folder / name
-    within = allow_links or path.resolve().is_relative_to(folder.resolve())
-    if Path(name).is_absolute() or ".." in Path(name).parts or not within:
-        raise RiebenchError(f"{key} {name!r} leaves {folder_label}")
-    return path
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            yield number, parse_json(line)
+        except ValueError as error:
+            if number == len(lines):  # no line end: the writer was interrupted here
+                return
+            raise StoreError(f"{path}, line {number} is damaged ({error}); delete that line to go on") from error
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits.
+def append_lines(path: Path, lines: list[str]) -> None:
+    """Append whole lines in one write and flush them to the disk.
 
-    Raises:
-        OSError: if it cannot be read; a pipe or a device, which has no end, is refused likewise.
+    A write that fails halfway (full disk) is undone, so that the file ends with a whole line again.
+
+    Args:
+        path: the file; made with its folders if absent.
+        lines: texts without line ends.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    append_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append lines as `append_lines` does, given as bytes.
+
+    Args:
+        path: the file; made with its folders if absent.
+        data: whole lines.
+    """
+    if not data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
 
 
 def repair_last_line(path: Path) -> bool:
-    """Drops what a crash left of a last line; a whole last line only gets its missing line end.
+    """Remove an incomplete last line that a crash left.
+
+    A complete last line only gets its missing line end.
 
     Args:
         path: a JSON-lines file; may be absent.
 
     Returns:
-        Whether something was dropped.
+        True if an incomplete line was removed.
     """
     if not path.exists() or _ends_with_newline(path):
         return False
@@ -176,7 +252,9 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads` whose every complaint is a ValueError, also about brackets in brackets in brackets.
+    """Parse JSON as `json.loads` does, but fail with ValueError only.
+
+    This includes text that is nested too deeply, for which `json.loads` raises RecursionError.
 
     Raises:
         ValueError: if it is no JSON.
@@ -195,64 +273,31 @@ def _is_json(data: bytes) -> bool:
     return True
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Reads a JSON-lines file; a torn last line is left out.
-
-    Args:
-        path: the file; may be absent.
-
-    Yields:
-        Line number (from 1) and the parsed line.
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, as 64 hexadecimal digits.
 
     Raises:
-        StoreError: for a damaged line that is not the last.
+        OSError: if it cannot be read, or is a pipe or a device, which has no end.
     """
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            yield number, parse_json(line)
-        except ValueError as error:
-            if number == len(lines):  # no line end: the writer was cut off here
-                return
-            raise StoreError(f"{path}, line {number} is damaged ({error}); delete that line to go on") from error
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def append_lines(path: Path, lines: list[str]) -> None:
-    """Appends whole lines in one write and brings them to the disk.
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value.
 
-    A write that fails halfway (full disk) is taken back, so that the file ends with a whole line again.
-
-    Args:
-        path: the file; made with its folders if absent.
-        lines: texts without line ends.
+    Keys are sorted, there are no spaces, integral floats are written as integers, and NaN is refused.
     """
-    append_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    return json.dumps(
+        _normalize_numbers(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
-def append_bytes(path: Path, data: bytes) -> None:
-    """As `append_lines`, for lines that are bytes already.
-
-    Args:
-        path: the file; made with its folders if absent.
-        data: whole lines.
-    """
-    if not data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            written = 0
-            while written < len(data):
-                written += file.write(data[written:])
-            os.fsync(file.fileno())
-        except BaseException:
-            file.truncate(end)
-            raise
+def content_digest(value: Any) -> str:
+    """Return the SHA-256 of `canonical_json`, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def _normalize_numbers(value: Any) -> Any:
@@ -264,15 +309,3 @@ def _normalize_numbers(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_normalize_numbers(item) for item in value]
     return value
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces, integral floats as integers, NaN refused."""
-    return json.dumps(
-        _normalize_numbers(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-
-
-def content_digest(value: Any) -> str:
-    """SHA-256 of `canonical_json`, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -1,4 +1,8 @@
-"""Files of a Hugging Face repository, fetched or found on this machine; every failure says how to mend it."""
+"""Access to the Hugging Face Hub: its files, its cache, and offline mode.
+
+Files of a repository are downloaded or found in the cache of this machine; every failure says how to correct it.
+Offline mode keeps this package and the libraries it uses off the network.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +15,35 @@ from pathlib import Path
 from riebench.errors import RiebenchError
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-"""What huggingface_hub (and with it diffusers, transformers and open_clip) and datasets read, once, when imported."""
+"""Environment variables that huggingface_hub (and with it diffusers, transformers and open_clip) and datasets read.
+
+They read them once, when they are imported.
+"""
+
 _CACHED_FLAGS = (
     ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
     ("diffusers.utils.hub_utils", "HF_HUB_OFFLINE"),
     ("datasets.config", "HF_HUB_OFFLINE"),
     ("datasets.config", "HF_DATASETS_OFFLINE"),
 )
-"""Where they keep what they have read."""
+"""(module, attribute) in which these libraries keep what they have read."""
+
 _TRUE_VALUES = {"1", "ON", "YES", "TRUE"}
 
 
 def is_offline() -> bool:
-    """Whether the network must not be used, by `offline_mode` or by the user's own environment."""
+    """Return whether the network must not be used.
+
+    This is set by `offline_mode` or by the user's own environment.
+    """
     return any(os.environ.get(name, "").upper() in _TRUE_VALUES for name in OFFLINE_VARIABLES[:2])
 
 
 @contextmanager
 def offline_mode(enabled: bool = True) -> Iterator[None]:
-    """Keeps the libraries off the network, those imported already and those still to come.
+    """Keep all libraries off the network while the context is open.
+
+    This holds for the libraries imported already and for those imported later.
 
     Args:
         enabled: False changes nothing.
@@ -38,10 +52,10 @@ def offline_mode(enabled: bool = True) -> Iterator[None]:
         yield
         return
     variables = {name: os.environ.get(name) for name in OFFLINE_VARIABLES}
-    copies = {place: getattr(sys.modules[place[0]], place[1]) for place in _CACHED_FLAGS if place[0] in sys.modules}
-    before = is_offline()
+    flags = {flag: getattr(sys.modules[flag[0]], flag[1]) for flag in _CACHED_FLAGS if flag[0] in sys.modules}
+    previous = is_offline()
     os.environ.update(dict.fromkeys(OFFLINE_VARIABLES, "1"))
-    for module, name in copies:
+    for module, name in flags:
         setattr(sys.modules[module], name, True)
     try:
         yield
@@ -53,8 +67,17 @@ def offline_mode(enabled: bool = True) -> Iterator[None]:
                 os.environ[variable] = value
         for module, name in _CACHED_FLAGS:
             if module in sys.modules:
-                # What was imported meanwhile has read the variables that are gone again.
-                setattr(sys.modules[module], name, copies.get((module, name), before))
+                # A module imported in the meantime has read variables that have since been restored.
+                setattr(sys.modules[module], name, flags.get((module, name), previous))
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split "OWNER/NAME@REVISION" into id and revision.
+
+    The revision is None where none is given.
+    """
+    repo, _, revision = name.partition("@")
+    return repo, revision or None
 
 
 def fetch(
@@ -67,23 +90,23 @@ def fetch(
     offline: bool = False,
     kind: str = "model",
 ) -> Path:
-    """Brings files of a repository into the hub's cache, unless they are there.
+    """Download files of a repository into the hub's cache if missing there.
 
     Args:
         repo: "OWNER/NAME".
         revision: branch, tag or commit; None for the newest.
-        patterns: which files, as `fnmatch` reads them.
-        ignore: which of those not.
+        patterns: the files to fetch, as `fnmatch` patterns.
+        ignore: patterns of files to leave out.
         hint_patterns: patterns that an error message tells the user to download, where more files than `patterns`
             will be needed later; `patterns` if empty.
-        offline: uses only the cache.
+        offline: uses the cache only.
         kind: "model" or "dataset".
 
     Returns:
-        The snapshot's folder; its name is the commit. Files that the repository does not have are simply not there.
+        Folder of the snapshot, named after the commit. Files that the repository lacks are missing from it.
 
     Raises:
-        RiebenchError: if the hub or the cache does not give them.
+        RiebenchError: if neither the hub nor the cache provides the files.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -104,6 +127,7 @@ def fetch(
 
 
 def _explain_failure(error: Exception, repo: str, revision: str | None, patterns: Sequence[str], offline: bool) -> str:
+    """Return a message that says why a fetch failed and what to do about it."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{repo}"
@@ -128,9 +152,3 @@ def _explain_failure(error: Exception, repo: str, revision: str | None, patterns
         return f"cannot store {repo}: {error.strerror} ({error.filename}); HF_HOME names another folder for the cache"
     first = next(iter(str(error).strip().splitlines()), "")
     return f"cannot fetch {repo}: {type(error).__name__} {first}; check the network, then repeat the same command"
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """Parts "OWNER/NAME@REVISION" into id and revision; None where none is given."""
-    repo, _, revision = name.partition("@")
-    return repo, revision or None

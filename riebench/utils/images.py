@@ -1,4 +1,7 @@
-"""Picture files from anywhere, opened with care: only plain formats, whole, and of a size that memory can hold."""
+"""Pictures: opened from untrusted files, encoded as PNG, laid out in grids.
+
+Only plain formats are opened, only intact files, and only sizes that memory can hold.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,48 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from riebench.errors import RiebenchError, StoreError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""What is read. Others need programs outside (PostScript would be run by Ghostscript) or are no pictures at all."""
+"""Picture formats that are read, as Pillow calls them.
+
+Other formats need external programs (PostScript would be run by Ghostscript) or are no pictures at all.
+"""
+
 STORED_FORMATS = ("PNG",)
-"""What riebench itself writes."""
+"""Picture formats that riebench itself writes."""
+
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-"""How every PNG file ends; Pillow stops before it looks at all of this."""
+"""Last bytes of every PNG file; Pillow does not check all of them."""
+
 MAX_SIDE = 16384
+"""Longest side of a picture that is read, in pixels."""
+
 MAX_PIXELS = 2**26
-"""A picture of 8192 x 8192; a small file can claim far more than memory holds."""
+"""Most pixels of a picture that is read (8192 x 8192); a small file can claim far more than memory holds."""
+
+CELL_SIZE = 128
+"""Side of one picture in a grid, in pixels."""
+
+GAP, MARGIN_TOP, MARGIN_LEFT = 6, 22, 132
+"""Space between pictures, above them and left of them, in pixels."""
+
+Picture = NDArray[np.uint8]
+"""Pixels of a picture, uint8 [H, W, 3]."""
 
 
 @contextmanager
 def open_image(path: Path, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
-    """A picture whose file is whole: every check sum that it has was compared.
+    """Open a picture file that is intact.
+
+    Every checksum that the file has is compared.
 
     Args:
         path: the file.
-        formats: those that are accepted, as Pillow calls them.
+        formats: the accepted formats, as Pillow calls them.
 
     Yields:
-        The picture, not decoded yet.
+        The opened picture; its pixels are not decoded yet.
 
     Raises:
-        RiebenchError: if it is no such picture, or too large; whatever happens while it is decoded, too.
+        RiebenchError: if it is no intact picture of such a format, is too large, or fails while it is decoded.
         FileNotFoundError: if there is no such file.
     """
     try:
@@ -50,23 +72,15 @@ def open_image(path: Path, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator
         yield picture
 
 
-def _file_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        if path.exists():
-            raise RiebenchError(f"{path} is no file")
-        raise FileNotFoundError(f"{path}: no such file")
-    return path.read_bytes()
-
-
 @contextmanager
 def decode_image(data: bytes, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
-    """As `open_image`, from a file's content."""
+    """Open a picture as `open_image` does, given the content of its file."""
     try:
         if formats == STORED_FORMATS and not data.endswith(_PNG_END):
             raise RiebenchError("its end is missing")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Decoding alone skips a PNG's check sums, so that a flipped bit would be another picture.
+            # Decoding alone skips a PNG's checksums, so that a flipped bit would give another picture.
             with Image.open(io.BytesIO(data), formats=formats) as picture:
                 _check_size(picture)
                 picture.verify()
@@ -76,36 +90,32 @@ def decode_image(data: bytes, formats: tuple[str, ...] = IMAGE_FORMATS) -> Itera
         raise
     except Exception as error:
         # Each format's decoder has errors of its own.
-        said = "" if isinstance(error, UnidentifiedImageError) else f": {str(error)[:200]}"
-        raise RiebenchError(f"it is no whole picture of a known format{said}") from error
+        detail = "" if isinstance(error, UnidentifiedImageError) else f": {str(error)[:200]}"
+        raise RiebenchError(f"it is no whole picture of a known format{detail}") from error
+
+
+def _file_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        if path.exists():
+            raise RiebenchError(f"{path} is no file")
+        raise FileNotFoundError(f"{path}: no such file")
+    return path.read_bytes()
 
 
 def _check_size(picture: Image.Image) -> None:
+    """Refuse a picture that claims more pixels than are read."""
     width, height = picture.size
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise RiebenchError(f"it claims {width} x {height} pixels; at most {MAX_PIXELS} are read")
 
 
-def _read_rgb(path: Path, formats: tuple[str, ...] = STORED_FORMATS) -> NDArray[np.uint8]:
-    """A picture as uint8 [H, W, 3].
-
-    Args:
-        path: the file.
-        formats: those that are accepted.
-
-    Raises:
-        RiebenchError: see `open_image`.
-        FileNotFoundError: if there is no such file.
-    """
-    with open_image(path, formats) as picture:
-        return np.asarray(picture.convert("RGB"))
-
-
 def is_intact(path: Path, formats: tuple[str, ...] = STORED_FORMATS) -> bool:
-    """Whether a file is there, is such a picture, and has the check sums it should have; it is not decoded.
+    """Return whether a file is an intact picture of an accepted format.
+
+    Its checksums are compared; its pixels are not decoded.
 
     Raises:
-        OSError: if it cannot be read, which says nothing of what it holds.
+        OSError: if it cannot be read, which leaves its content unknown.
     """
     try:
         with decode_image(_file_bytes(path), formats):
@@ -114,19 +124,53 @@ def is_intact(path: Path, formats: tuple[str, ...] = STORED_FORMATS) -> bool:
         return False
 
 
-CELL_SIZE = 128
-"""Side of one picture in the gallery, in pixels."""
-GAP, MARGIN_TOP, MARGIN_LEFT = 6, 22, 132
+def read_image(path: Path) -> Picture:
+    """Read a stored picture as uint8 [H, W, 3].
 
-Picture = NDArray[np.uint8]
+    Raises:
+        StoreError: if the file is missing or no picture.
+    """
+    try:
+        return _read_rgb(path)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
+    except (RiebenchError, OSError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it and repeat `riebench run`") from error
+
+
+def _read_rgb(path: Path) -> Picture:
+    """Read a PNG file as uint8 [H, W, 3].
+
+    Raises:
+        RiebenchError: see `open_image`.
+        FileNotFoundError: if there is no such file.
+    """
+    with open_image(path, STORED_FORMATS) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def encode_png(pixels: Picture) -> bytes:
+    """Return the bytes of a lossless PNG file.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+
+    Raises:
+        ValueError: for any other type or shape.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"a picture is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def grid(columns: Sequence[str], rows: Sequence[tuple[str, list[Picture | None]]]) -> Picture:
-    """Labelled rows of pictures.
+    """Arrange pictures in labelled rows under column headings.
 
     Args:
-        columns: headings.
-        rows: (label, one picture per column; None leaves the place empty); pictures are uint8 [H, W, 3].
+        columns: the headings of the columns.
+        rows: (label, one picture per column; None leaves the cell empty); pictures are uint8 [H, W, 3].
 
     Returns:
         uint8 [H, W, 3].
@@ -146,36 +190,7 @@ def grid(columns: Sequence[str], rows: Sequence[tuple[str, list[Picture | None]]
 
 
 def _fit_to_cell(picture: Picture) -> Image.Image:
-    # Small pictures are enlarged pixel by pixel, so that one sees what is there.
+    """Return a picture resized to the cell of a grid."""
+    # Small pictures are enlarged pixel by pixel, so that their pixels stay visible.
     method = Image.Resampling.NEAREST if max(picture.shape) <= CELL_SIZE else Image.Resampling.LANCZOS
     return Image.fromarray(picture).resize((CELL_SIZE, CELL_SIZE), method)
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """A lossless PNG file's bytes.
-
-    Args:
-        pixels: uint8 [H, W, 3].
-
-    Raises:
-        ValueError: for any other type or shape.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"a picture is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Reads a stored picture as uint8 [H, W, 3].
-
-    Raises:
-        StoreError: if the file is missing or no picture.
-    """
-    try:
-        return _read_rgb(path)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
-    except (RiebenchError, OSError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete it and repeat `riebench run`") from error

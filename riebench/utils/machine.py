@@ -1,4 +1,8 @@
-"""What this machine has: packages, memory, disk and GPU. PyTorch is imported; nothing is loaded or fetched."""
+"""Facts about this machine: packages, devices, memory and disk.
+
+Besides reporting what there is, this module picks the device to compute on and tells the C library to keep freed
+memory. PyTorch is imported only where it is needed; no model is loaded and nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,22 @@ from riebench.errors import RiebenchError
 from riebench.utils.files import package_folder
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container finds its limits."""
+"""Folder in which a container finds its limits."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameter numbers of `mallopt`, from the C library's malloc.h."""
+
+MAX_HEAP_BLOCK = 32 * 2**20
+"""Largest block, in bytes, that is taken from the heap; a larger one comes from the system by itself.
+
+The C library does not accept a higher limit on every machine.
+"""
+
+MAX_FREE_HEAP = 2**30
+"""Free bytes at the end of the heap that are kept instead of being returned to the system."""
+
+MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Environment variables with which a user tunes or replaces the memory allocator."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +48,8 @@ class Gpu:
     Attributes:
         name: as the driver calls it.
         total: its memory in bytes.
-        free: bytes nobody uses now.
-        driver: version of the driver; "" if `nvidia-smi` does not say.
+        free: bytes of it that no process uses now.
+        driver: the driver's version; "" if `nvidia-smi` does not say.
         bfloat16: whether it computes in bfloat16.
     """
 
@@ -41,103 +60,10 @@ class Gpu:
     bfloat16: bool
 
 
-def package_requirements() -> list[Requirement]:
-    """What the package needs, from its metadata, or in a checkout from `pyproject.toml`."""
-    try:
-        stated = importlib.metadata.requires("riebench") or []
-    except importlib.metadata.PackageNotFoundError:
-        file = package_folder().parent / "pyproject.toml"
-        stated = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"] if file.is_file() else []
-    found = [Requirement(text) for text in stated]
-    return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
-
-
-def unmet_requirements(needed: list[Requirement]) -> list[tuple[Requirement, str | None]]:
-    """Requirements that are not fulfilled, each with the version that is here (None for none)."""
-    found: list[tuple[Requirement, str | None]] = []
-    for one in needed:
-        try:
-            version = importlib.metadata.version(one.name)
-        except importlib.metadata.PackageNotFoundError:
-            found.append((one, None))
-            continue
-        if not one.specifier.contains(version, prereleases=True):
-            found.append((one, version))
-    return found
-
-
-def free_ram() -> int:
-    """Bytes of memory that a process here may still take: of the machine, or of its container's limit."""
-    return min(int(psutil.virtual_memory().available), _container_headroom())
-
-
-def peak_ram() -> int:
-    """Bytes that this process has taken at most since its program began.
-
-    The usual count (`ru_maxrss`) goes on from what the process that started it had taken.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def _container_headroom() -> int:
-    try:
-        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        # What was read from files lately counts as used, and goes as soon as its room is needed.
-        return max(0, limit - used + int(counts["inactive_file"]))
-    except (OSError, ValueError, KeyError):
-        # No container, or one without a limit ("max").
-        return 2**62
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes free where a folder is or would be."""
-    place = folder.expanduser().resolve()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def hub_cache_folder() -> Path:
-    """Where files from the hub are kept."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
-def find_gpu(device: str) -> Gpu | None:
-    """The CUDA device of that name; None if PyTorch sees none."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    _, _, number = device.partition(":")
-    index = int(number) if number.isdigit() else 0
-    if index >= torch.cuda.device_count():
-        return None
-    free, total = torch.cuda.mem_get_info(index)
-    return Gpu(torch.cuda.get_device_name(index), total, free, _driver_version(), torch.cuda.is_bf16_supported())
-
-
-def _driver_version() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return next(iter(told.splitlines()), "").strip()
-
-
 def pick_device(device: str) -> str:
-    """The device that "auto" means here; any other name is returned as it is.
+    """Return the device that "auto" means here.
+
+    Any other name is returned as it is.
 
     Raises:
         RiebenchError: if there is no such device here.
@@ -155,25 +81,75 @@ def pick_device(device: str) -> str:
     return device
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Numbers of the parameters in the C library's malloc.h."""
-MAX_HEAP_BLOCK = 32 * 2**20
-"""Larger blocks come from the system one by one; the C library takes no higher limit everywhere."""
-MAX_FREE_HEAP = 2**30
-"""So much free memory at the heap's end is kept."""
-MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
-"""Where a user who tunes memory, or exchanges what hands it out, says so."""
+def find_gpu(device: str) -> Gpu | None:
+    """Return the CUDA device of a given name, or None if PyTorch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    _, _, number = device.partition(":")
+    index = int(number) if number.isdigit() else 0
+    if index >= torch.cuda.device_count():
+        return None
+    free, total = torch.cuda.mem_get_info(index)
+    return Gpu(torch.cuda.get_device_name(index), total, free, _driver_version(), torch.cuda.is_bf16_supported())
+
+
+def _driver_version() -> str:
+    """Return the version of the NVIDIA driver; "" if `nvidia-smi` gives none."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return next(iter(output.splitlines()), "").strip()
+
+
+def free_ram() -> int:
+    """Return the bytes of memory that a process here may still take.
+
+    The limit is that of the machine or of its container, whichever is lower.
+    """
+    return min(int(psutil.virtual_memory().available), _container_headroom())
+
+
+def _container_headroom() -> int:
+    """Return the bytes left under the container's limit, 2**62 without one."""
+    try:
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # The file cache counts as used, though it is freed as soon as its memory is needed.
+        return max(0, limit - used + int(counts["inactive_file"]))
+    except (OSError, ValueError, KeyError):
+        # No container, or one without a limit ("max").
+        return 2**62
+
+
+def peak_ram() -> int:
+    """Return the most bytes that this process has taken since it started.
+
+    The usual count (`ru_maxrss`) continues from the memory of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def keep_freed_memory() -> bool:
-    """Makes this process keep freed memory for what it computes next, on the CPU.
+    """Make this process keep freed CPU memory for later computations.
 
-    GNU's C library gives the end of its heap back to the system as soon as 64 MB are free there, and a U-Net's
-    activations are freed after every call: without this, each call waits for the same pages anew. Most memory used is
-    the same, and so are all results. Nothing changes with another C library, or where the environment tunes memory.
+    GNU's C library returns the end of its heap to the system as soon as 64 MB are free there, and a U-Net's activations
+    are freed after every call: without this, each call waits for the same pages again. Peak memory stays the same, and
+    so do all results. Nothing changes with another C library, or where the environment tunes memory.
 
     Returns:
-        Whether it is set.
+        True if the limits are set.
     """
     if os.name != "posix" or any(os.environ.get(name) for name in MALLOC_VARIABLES):
         return False
@@ -186,6 +162,52 @@ def keep_freed_memory() -> bool:
     )
 
 
+def free_disk(folder: Path) -> int:
+    """Return the bytes free on the disk where a folder is or would be."""
+    existing = folder.expanduser().resolve()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def hub_cache_folder() -> Path:
+    """Return the folder in which files from the hub are cached."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 def size_text(count: int) -> str:
-    """Bytes in words."""
+    """Return a number of bytes as text, in GB, MB or bytes."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count} bytes"
+
+
+def package_requirements() -> list[Requirement]:
+    """Return the packages that riebench requires.
+
+    They come from its metadata or, in a checkout that is not installed, from `pyproject.toml`.
+    """
+    try:
+        stated = importlib.metadata.requires("riebench") or []
+    except importlib.metadata.PackageNotFoundError:
+        file = package_folder().parent / "pyproject.toml"
+        stated = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"] if file.is_file() else []
+    found = [Requirement(text) for text in stated]
+    return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
+def unmet_requirements(required: list[Requirement]) -> list[tuple[Requirement, str | None]]:
+    """Return the requirements that are not fulfilled.
+
+    Each comes with the version that is installed (None for none).
+    """
+    found: list[tuple[Requirement, str | None]] = []
+    for requirement in required:
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append((requirement, None))
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            found.append((requirement, version))
+    return found

@@ -1,7 +1,8 @@
-"""Reading YAML strictly: no tabs, no duplicate keys, and every complaint names file, line and key.
+"""Strict reading of YAML files, and of pydantic types from them.
 
-Files come from anywhere, so what would cost the reader more than it costs the writer is refused before it is built:
-brackets in brackets in brackets, aliases of aliases of aliases, numbers of thousands of digits.
+Tabs and duplicate keys are refused, and every message names file, line and key. Files are untrusted, so what would cost
+the reader more than it costs the writer is refused before it is built: deep nesting, aliases of aliases of aliases,
+numbers of thousands of digits.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from yaml.constructor import SafeConstructor
 
 from riebench.errors import TaskFileError, near_match
 
-M = TypeVar("M", bound=BaseModel)
-
 MAX_FILE_SIZE = 64 * 2**20
-"""Bytes; ten thousand examples take some five of them."""
+"""Largest file that is read, in bytes; ten thousand examples take some 5 MB."""
 MAX_DEPTH = 32
-"""Levels of lists and mappings in each other; tasks and settings have five."""
+"""Most levels of nested lists and mappings; tasks and settings have five."""
 MAX_VALUES = 1_000_000
-"""Texts, numbers, lists and mappings of a file: while it is read, each takes a kilobyte, however short it is."""
+"""Most texts, numbers, lists and mappings of a file; while it is read, each takes about a kilobyte of memory."""
 MAX_ALIAS_FACTOR = 10
-"""How many times as long aliases may make a file."""
+"""Factor by which aliases may at most enlarge a file."""
 MAX_TEXT_LENGTH, MAX_NUMBER_LENGTH = 100_000, 40
-"""Characters of a text and of a number."""
+"""Most characters of a text and of a number."""
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+"""Tags that YAML gives to numbers."""
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Reads one YAML file whose top level is a mapping.
+    """Read one YAML file whose top level is a mapping.
 
     Args:
         path: the file.
@@ -49,27 +51,27 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if tab >= 0:
         number = text.count("\n", 0, tab) + 1
         raise TaskFileError(f"{path}, line {number}: a tab; indent and separate with spaces")
-    # The C parser is some ten times faster; it is absent where libyaml was absent at build time.
+    # The C parser is about ten times faster; PyYAML lacks it where libyaml was missing when it was built.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        # Composing calls itself for every level, in C without end; looking at one event after the other does not.
+        # Composing recurses for every level, in C without a limit; going through the events one by one does not.
         _check_cost(text, loader, path)
         node = yaml.compose(text, Loader=loader)
         if not isinstance(node, yaml.MappingNode):
             raise TaskFileError(f"{path}: expected 'key: value' lines at the top level")
-        own: dict[int, tuple[int, int]] = {}
-        if _expanded_size(node, path, own, 1)[0] > MAX_ALIAS_FACTOR * len(own) + 1000:
+        sizes: dict[int, tuple[int, int]] = {}
+        if _expanded_size(node, path, sizes, 1)[0] > MAX_ALIAS_FACTOR * len(sizes) + 1000:
             raise TaskFileError(f"{path}: its aliases stand for too much; write it out")
         for line_number, key in _duplicate_keys(node):
             raise TaskFileError(f"{path}, line {line_number}: key {key!r} is given twice")
         value: dict[str, Any] = SafeConstructor().construct_document(node)
     except (ValueError, RecursionError, AttributeError) as error:
-        # An impossible date; an anchor inside itself; a text that is tagged as a date and is none.
+        # For example an impossible date, an anchor inside itself, or a text tagged as a date that is none.
         raise TaskFileError(f"{path}: cannot be understood ({error})") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""
-        # The parser reads ahead of the events it gives, and some versions stop at brackets before we can count them.
+        # The parser reads ahead of the events it yields, and some versions stop at brackets before they are counted.
         too_deep = mark is not None and _open_brackets(text[: mark.index]) > MAX_DEPTH
         problem = "nested too deeply" if too_deep else error.problem or error.context
         raise TaskFileError(f"{path}{where}: {problem}") from error
@@ -79,8 +81,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
+    """Return the text of a file of limited size."""
     try:
-        # Neither a pipe nor a device has an end.
+        # A pipe or a device has no end.
         if path.exists() and not path.is_file():
             raise TaskFileError(f"{path}: cannot be read (it is no file)")
         if path.stat().st_size > MAX_FILE_SIZE:
@@ -93,6 +96,7 @@ def _read_text(path: Path) -> str:
 
 
 def _check_cost(text: str, loader: Any, path: Path) -> None:
+    """Refuse a text with too many values or too many levels, event by event."""
     depth = values = 0
     for event in yaml.parse(text, Loader=loader):
         values += isinstance(event, yaml.NodeEvent)
@@ -108,13 +112,19 @@ def _check_cost(text: str, loader: Any, path: Path) -> None:
 
 
 def _open_brackets(text: str) -> int:
-    """Brackets of a text that are not closed again; those inside of quotes count too."""
+    """Return the number of brackets of a text that are not closed again.
+
+    Brackets inside quotes count too.
+    """
     return sum(text.count(mark) for mark in "[{") - sum(text.count(mark) for mark in "]}")
 
 
-def _expanded_size(node: yaml.Node, path: Path, own: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """Nodes and levels from a node on if aliases were written out; checks each node once, and keeps both in `own`."""
-    size, levels = own.get(id(node), (0, 1))
+def _expanded_size(node: yaml.Node, path: Path, sizes: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+    """Return the nodes and levels below a node with all aliases written out.
+
+    Each node is checked once; its numbers are kept in `sizes` by its `id`. The node itself counts.
+    """
+    size, levels = sizes.get(id(node), (0, 1))
     if depth + levels - 1 > MAX_DEPTH:
         raise TaskFileError(f"{path}, line {node.start_mark.line + 1}: nested too deeply")
     if size:
@@ -126,9 +136,9 @@ def _expanded_size(node: yaml.Node, path: Path, own: dict[int, tuple[int, int]],
         inner = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
-    found = [_expanded_size(part, path, own, depth + 1) for part in inner]
-    own[id(node)] = 1 + sum(size for size, _ in found), 1 + max((levels for _, levels in found), default=0)
-    return own[id(node)]
+    found = [_expanded_size(part, path, sizes, depth + 1) for part in inner]
+    sizes[id(node)] = 1 + sum(size for size, _ in found), 1 + max((levels for _, levels in found), default=0)
+    return sizes[id(node)]
 
 
 def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
@@ -140,16 +150,18 @@ def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
 
 
 def text_fault(text: str) -> str | None:
-    """Why a text cannot stand in a file, or None."""
+    """Return the reason why a text cannot stand in a file, or None."""
     if len(text) > MAX_TEXT_LENGTH:
         return f"a text of {len(text)} characters; at most {MAX_TEXT_LENGTH} are read"
     if text.isprintable():
         return None
-    odd = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs") and mark != "\n"), None)
-    return None if odd is None else f"the text holds the control character {odd!r}; leave it out"
+    controls = (one for one in text if unicodedata.category(one) in ("Cc", "Cs") and one != "\n")
+    first = next(controls, None)
+    return None if first is None else f"the text holds the control character {first!r}; leave it out"
 
 
 def _duplicate_keys(node: yaml.Node) -> Iterator[tuple[int, str]]:
+    """Yield line number and name of every key that its mapping has already."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -164,12 +176,12 @@ def _duplicate_keys(node: yaml.Node) -> Iterator[tuple[int, str]]:
 
 
 def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
-    """Turns a mapping into a stored type.
+    """Convert a mapping to a pydantic type.
 
     Args:
-        model: the type.
+        model: the pydantic type.
         data: the mapping.
-        path: the file it came from, for messages.
+        path: the file that the mapping comes from, for messages.
 
     Raises:
         TaskFileError: naming file, key and, for an unknown key or value, the nearest match.
@@ -181,7 +193,8 @@ def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
 
 
 def _describe_error(model: type[BaseModel], error: ValidationError) -> str:
-    # A misspelt key is both unknown and missing under its right name; the unknown one tells more.
+    """Return the first fault of a validation error in one line."""
+    # A misspelt key is both unknown and missing under its right name; the unknown key says more.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     location = first["loc"]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
@@ -197,13 +210,14 @@ def _describe_error(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _short_repr(value: Any) -> str:
-    """A value as messages quote it: short, whatever it is."""
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = brief.maxlong = 200
-    return brief.repr(value)
+    """Return a value as messages quote it, shortened whatever it is."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = shortener.maxlong = 200
+    return shortener.repr(value)
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Return the known keys at a location inside a type."""
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             inner = _model_in(model.model_fields[part].annotation)
@@ -214,6 +228,7 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first pydantic type in an annotation, or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (tuple, list, Union, UnionType):
