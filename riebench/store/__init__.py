@@ -1,5 +1,7 @@
-"""What is stored: records, scores, run files and run folders.
+"""Storage of runs: records, scores, run files and run folders.
 
-Imports `models` and what is below it, and none of the packages that make pictures. `RunFolder` (folder) reads and
-writes one run, `records` holds the stored types, `run_file` the run's settings, shards and seal.
+This package imports the root modules, `utils`, `tasks` and `models`, and none of the packages that generate pictures.
+`folder` reads and writes the folder of one run (`RunFolder`) and what several runs share (`SharedFolder`), `records`
+holds the stored types (`RunSpec`, `UnitKey`, `EditRecord`, `ScoreRecord`), and `run_file` holds run.json (`RunFile`),
+the record files of shards (`merge_parts`) and the seal (`write_seal`, `broken_seals`).
 """

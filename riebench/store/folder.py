@@ -1,7 +1,11 @@
-"""Run folders: append-only records and scores, atomic pictures, one writer at a time, or the shards of one run.
+"""Run folders: the files of one run, and the folder that several runs share.
+
+Records and scores are appended to, pictures are written atomically, and one process writes at a time, or the shards of
+one run side by side.
 
 Layout: `results/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/;
-`results/<suite>/<model>/shared/` holds what all settings share: source and target pictures and masks.
+`results/<suite>/<model>/shared/` holds what all settings share: source and target pictures and masks. Folders whose
+text is damaged or was changed by hand are reported (`folder_warnings`) or emptied (`set_aside`).
 """
 
 from __future__ import annotations
@@ -43,26 +47,53 @@ from riebench.utils.files import (
 from riebench.utils.images import encode_png, is_intact, read_image
 from riebench.utils.locks import Shard, brief_lock, shard_lock, whole_lock
 
+Redo = Literal["missing", "errors", "all"]
+
+REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
+"""Units to make again: those without a valid record, failed ones too, or all."""
+
+ScoreKey = tuple[str, str, str]
+"""Unit digest, metric, backbone: scores of one picture by several networks are kept side by side."""
+
+SHARED_NAME = "shared"
+"""Name of the shared folder beside the run folders."""
+
+SINGLE_SHARD: Shard = (1, 1)
+"""The whole run in one process."""
+
+MAX_IMAGE_NAME = 200
+"""Most characters of a picture's file name: fewer than file systems take, so that a temporary name fits too."""
+
+SET_ASIDE_PREFIX = "set-aside"
+"""Beginning of the names of folders that hold replaced files which could not be trusted any more."""
+
 
 class SharedFolder:
     """Pictures and masks that all settings of one suite and model share.
 
-    Several settings may be run at the same time; what the first of them stores is what all are compared with.
+    Several settings may be run at the same time; the file that the first of them stores is the one that all are
+    compared with.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def image_name(self, key: UnitKey, role: Literal["source", "target"]) -> str:
-        """Relative path of the source or target picture of a unit's example and seed."""
+        """Return the relative path of a unit's source or target picture.
+
+        It depends on the unit's example and seed only.
+        """
         return f"images/{key.example_id}.{key.example_hash[:8]}.{key.seed}.{role}.png"
 
     def mask_name(self, key: UnitKey) -> str:
-        """Relative path of the masks of a unit's example and seed."""
+        """Return the relative path of the masks of a unit's example and seed."""
         return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
 
     def is_intact(self, name: str) -> bool:
-        """Whether a picture or a JSON value is stored under a relative path, and undamaged."""
+        """Return whether a picture or a JSON value is stored undamaged.
+
+        It is looked for under a relative path.
+        """
         if not name.endswith(".json"):
             return is_intact(self.path / name)
         try:
@@ -71,23 +102,27 @@ class SharedFolder:
             return False
 
     def write(self, name: str, data: bytes) -> None:
-        """Stores a file under a relative path; one that is there stays (`write_once`)."""
+        """Store a file under a relative path; an existing one stays."""
         write_once(self.path / name, data)
 
     def write_image(self, name: str, pixels: NDArray[np.uint8]) -> None:
-        """Stores a picture (uint8 [H, W, 3]) under a relative path; one that is there stays (`write_once`)."""
+        """Store a picture (uint8 [H, W, 3]); an existing one stays."""
         self.write(name, encode_png(pixels))
 
     def read_image(self, name: str) -> NDArray[np.uint8]:
-        """A stored picture as uint8 [H, W, 3]."""
+        """Read a stored picture as uint8 [H, W, 3]."""
         return read_image(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Stores a JSON value (masks as run lengths) under a relative path; one that is there stays."""
+        """Store a JSON value (masks as run lengths); an existing one stays."""
         self.write(name, (json.dumps(value, sort_keys=True) + "\n").encode())
 
     def read_json(self, name: str) -> Any | None:
-        """A stored JSON value, or None if there is none."""
+        """Return a stored JSON value, or None if there is none.
+
+        Raises:
+            StoreError: if the file is damaged.
+        """
         path = self.path / name
         if not path.exists():
             return None
@@ -97,26 +132,14 @@ class SharedFolder:
             raise StoreError(f"{path} is damaged ({error}); delete it and repeat `riebench run`") from error
 
 
-Redo = Literal["missing", "errors", "all"]
-REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
-ScoreKey = tuple[str, str, str]
-"""Unit digest, metric, backbone: what several networks say of one picture is kept side by side."""
-
-SHARED_NAME = "shared"
-SINGLE_SHARD: Shard = (1, 1)
-"""The whole run in one process."""
-MAX_IMAGE_NAME = 200
-"""Letters of a picture's name: less than file systems take, so that a temporary name fits beside it."""
-
-
 class RunFolder:
-    """One setting's results.
+    """Results of one setting on one model over one suite.
 
-    Reading needs nothing but the folder; writing happens inside `open_for_writing`.
+    Reading needs nothing but the folder; writing is done inside `open_for_writing`.
 
     Args:
         path: `results/<suite>/<model>/<setting>`.
-        spec: the run this folder is to hold; None reads what is there.
+        spec: the run this folder is to hold; None reads the stored one.
 
     Raises:
         IdentityError: if the folder holds a run of another identity; the message names the differing fields.
@@ -127,7 +150,7 @@ class RunFolder:
         self.path = path
         self.shared = SharedFolder(path.parent / SHARED_NAME)
         self.altered_files: list[str] = []
-        """Files that were found to be others than were recorded, or damaged, since `finished_units` was last called."""
+        """Files found damaged or different from their record since the last call of `finished_units`."""
         self._records_file = path / RECORDS_FILE
         self._run = RunFile(path)
         self.spec = self._run.resolve_spec(spec)
@@ -139,23 +162,25 @@ class RunFolder:
 
     @property
     def expected(self) -> dict[CellKey, int]:
-        """Category, block set and strength -> units that were planned."""
+        """Category, block set and strength -> number of planned units."""
         return self._run.expected
 
     @contextmanager
     def open_for_writing(
         self, provenance: dict[str, Any] | None = None, plan: Iterable[UnitKey] = (), shard: Shard = SINGLE_SHARD
     ) -> Iterator[RunFolder]:
-        """Locks the folder, mends a torn last line and stores spec, provenance and plan.
+        """Lock the folder, repair its files, and store spec, provenance and plan.
+
+        An incomplete last line that a crash left is removed.
 
         Args:
-            provenance: what ran (versions, device, command); no part of the identity.
-            plan: the units this run means to make, with those of all its shards; together with those already recorded
-                they are the expected ones.
-            shard: which of several processes this is that write here at the same time.
+            provenance: versions, device and command of this run; no part of the identity.
+            plan: the units that this run and all its shards are to make; together with those already recorded they
+                are the expected ones.
+            shard: number of this process, and of all processes that write here at the same time.
 
         Raises:
-            FolderInUseError: at once, if another process writes here that is none of the other shards.
+            FolderInUseError: at once, if a process writes here that is not one of the other shards.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self.lock() if shard == SINGLE_SHARD else self._write_as_shard(shard):
@@ -163,18 +188,21 @@ class RunFolder:
                 self._run = RunFile(self.path)
                 self.spec = self._run.resolve_spec(self.spec)
                 self._run.write(self.spec, provenance, [*(record.key for record in self.records()), *plan])
-                # At once: what kills this run later must not look as if somebody had edited run.json.
+                # Sealed at once: a run that is killed later must not look like an edit of run.json by hand.
                 renew_seal(self.path)
             yield self
 
     @contextmanager
     def _write_as_shard(self, shard: Shard) -> Iterator[None]:
-        """Locks the folder as one of several shards; the records of this one go to a file of its own meanwhile."""
+        """Lock the folder as one of several shards.
+
+        The records of this shard go to a file of its own meanwhile.
+        """
         own = part_path(self.path, shard)
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with brief_lock(self.path):
-                first = held.enter_context(shard_lock(self.path, shard))
-                # What killed shards left; the others' files are theirs while they run.
+                first = stack.enter_context(shard_lock(self.path, shard))
+                # Only the first shard may merge what killed shards left: the others still write their files.
                 self._repair_and_merge(part_files(self.path) if first else [own])
                 renew_seal(self.path)
             self._records_file = own
@@ -182,23 +210,27 @@ class RunFolder:
                 yield
             finally:
                 self._records_file = self.path / RECORDS_FILE
-                # What cannot be moved now, on a full disk for instance, is read where it is and moved by the next.
+                # What cannot be moved now, for instance on a full disk, is read where it is and moved by the next run.
                 with suppress(OSError, FolderInUseError), brief_lock(self.path):
                     self._repair_and_merge([own])
                     renew_seal(self.path)
-                    held.close()
+                    stack.close()
 
     def _repair_and_merge(self, files: Sequence[Path]) -> None:
-        """Drops torn last lines, which no seal must hold, and moves what shards have left."""
+        """Remove incomplete last lines and merge the records of shards.
+
+        No seal may cover an incomplete line.
+        """
         for name in (RECORDS_FILE, SCORES_FILE):
             repair_last_line(self.path / name)
         merge_parts(self.path / RECORDS_FILE, files)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder's writer lock, with torn last lines mended; scoring needs it as much as making pictures.
+        """Hold the folder's writer lock, with incomplete last lines removed.
 
-        What was written is sealed at the end, unless a seal is broken.
+        Scoring needs the lock as much as generating pictures does. What was written is sealed at the end, unless a seal
+        is broken.
 
         Raises:
             FolderInUseError: at once, if another process writes here.
@@ -208,25 +240,28 @@ class RunFolder:
             try:
                 yield
             finally:
-                # A full disk has its own message, and the lines that are stored are good without a seal.
+                # A full disk has its own message, and the stored lines are valid without a seal.
                 with suppress(OSError):
                     renew_seal(self.path)
 
     def records(self) -> list[EditRecord]:
-        """The latest record of every unit, in the order they were first made.
+        """Return the latest record of every unit, in the order first made.
 
-        A later record of the same task, example, blocks, strength and seed replaces an earlier one, also if the
-        example has changed since: numbers of two versions of an example never share a cell.
+        A later record of the same task, example, blocks, strength and seed replaces an earlier one, also if the example
+        has changed since: numbers of two versions of an example never share a cell.
         """
-        # Parts first: what a shard moves to the records meanwhile is then seen twice, and never not at all.
-        others = [_read_records(file) for file in part_files(self.path)]
+        # Shards' files first: a line that is moved to the records meanwhile is then seen twice, never missed.
+        parts = [_read_records(file) for file in part_files(self.path)]
         latest = {record.key.slot: record for record in _read_records(self.path / RECORDS_FILE)}
-        for found in others:
+        for found in parts:
             latest |= {record.key.slot: record for record in found}
         return list(latest.values())
 
     def scores(self) -> dict[ScoreKey, ScoreRecord]:
-        """(unit digest, metric, backbone) -> the latest score, latest last."""
+        """Return the latest score of every unit, metric and backbone.
+
+        The keys are (unit digest, metric, backbone); the latest score comes last.
+        """
         latest: dict[ScoreKey, ScoreRecord] = {}
         for number, line in read_lines(self.path / SCORES_FILE):
             try:
@@ -242,28 +277,29 @@ class RunFolder:
         self,
         redo: Redo = "missing",
         among: Container[str] | None = None,
-        whole: Callable[[str], bool] | None = None,
+        intact: Callable[[str], bool] | None = None,
     ) -> set[str]:
-        """Digests of the units that need no work.
+        """Return the digests of the units that need no work.
 
         Args:
-            redo: "missing" keeps every record whose picture is still what it was; "errors" also repeats failed
+            redo: "missing" keeps every record whose picture is unchanged; "errors" also repeats failed
                 units; "all" repeats everything.
-            among: only these are asked for: the pictures of others are not looked at; None for all.
-            whole: `SharedFolder.is_intact` that remembers, for several folders that share one; None for this one alone.
+            among: digests of the units in question; pictures of other units are not checked. None for all units.
+            intact: a caching `SharedFolder.is_intact`, for several folders with one shared folder; None for this
+                folder alone.
         """
         self.altered_files.clear()
         if redo == "all":
             return set()
-        whole = whole or cache(self.shared.is_intact)
-        asked = [(record.key.digest, record) for record in self.records()]
+        intact = intact or cache(self.shared.is_intact)
+        found = [(record.key.digest, record) for record in self.records()]
         return {
             digest
-            for digest, record in asked
-            if (among is None or digest in among) and self._is_finished(record, redo, whole)
+            for digest, record in found
+            if (among is None or digest in among) and self._is_finished(record, redo, intact)
         }
 
-    def _is_finished(self, record: EditRecord, redo: Redo, whole: Callable[[str], bool]) -> bool:
+    def _is_finished(self, record: EditRecord, redo: Redo, intact: Callable[[str], bool]) -> bool:
         if record.status == "error":
             return redo != "errors"
         if record.image is None:
@@ -276,10 +312,12 @@ class RunFolder:
             return False
         # Scores need the source and target pictures and the mask too.
         mask = None if record.mask_share is None else self.shared.mask_name(record.key)
-        return all(name is None or whole(name) for name in (record.source_image, record.target_image, mask))
+        return all(name is None or intact(name) for name in (record.source_image, record.target_image, mask))
 
     def drop_damaged(self, key: UnitKey) -> None:
-        """Deletes what is damaged of the files that a unit shares with other settings, so that they are made again.
+        """Delete the damaged ones of the files that a unit shares.
+
+        They are shared with other settings, and are then made again.
 
         Args:
             key: the unit, which is about to be made.
@@ -292,13 +330,13 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def image_name(self, key: UnitKey) -> str:
-        """Relative path of a unit's edited picture."""
-        # Where blocks are many, the digest alone tells them apart.
+        """Return the relative path of a unit's edited picture."""
+        # Names of many blocks are cut; the digest then tells the units apart.
         end = f".x{key.strength:g}.{key.seed}.{key.digest[:8]}.png"
         return f"images/{f'{key.example_id}.{key.block_set}'[: MAX_IMAGE_NAME - len(end)]}{end}"
 
     def write_image(self, key: UnitKey, pixels: NDArray[np.uint8]) -> tuple[str, str]:
-        """Stores a unit's edited picture (uint8 [H, W, 3]).
+        """Store a unit's edited picture (uint8 [H, W, 3]).
 
         Returns:
             Relative path and SHA-256, for the record.
@@ -308,29 +346,29 @@ class RunFolder:
         return name, hashlib.sha256(data).hexdigest()
 
     def read_image(self, name: str) -> NDArray[np.uint8]:
-        """A stored picture as uint8 [H, W, 3]."""
+        """Read a stored picture as uint8 [H, W, 3]."""
         return read_image(self.path / name)
 
     def append(self, record: EditRecord) -> None:
-        """Adds one record; its picture must be stored already."""
+        """Append one record; its picture must be stored already."""
         self.append_many([record])
 
     def append_many(self, records: Iterable[EditRecord]) -> None:
-        """Adds records in one write."""
+        """Append records in one write."""
         append_lines(self._records_file, [_json_line(record) for record in records])
 
     def append_scores(self, scores: Iterable[ScoreRecord]) -> None:
-        """Adds scores in one write."""
+        """Append scores in one write."""
         append_lines(self.path / SCORES_FILE, [_json_line(score) for score in scores])
 
 
 def run_folders(results: Path) -> list[RunFolder]:
-    """All run folders below a results folder, sorted by path."""
+    """Return all run folders below a results folder, sorted by path."""
     return [RunFolder(file.parent) for file in sorted(results.glob(f"*/*/*/{RUN_FILE}"))]
 
 
 def run_path(results: Path, suite: str, model: str, setting: str) -> Path:
-    """Where a run lives."""
+    """Return the path of the run folder of a suite, model and setting."""
     return results / suite / model / setting
 
 
@@ -341,7 +379,7 @@ def _json_line(record: EditRecord | ScoreRecord) -> str:
 
 def _read_records(file: Path) -> list[EditRecord]:
     found = []
-    # The file of a shard that has just ended may be gone between being listed and being read.
+    # The file of a shard that has just ended may disappear between being listed and being read.
     with suppress(FileNotFoundError):
         for number, line in read_lines(file):
             try:
@@ -357,36 +395,38 @@ def _damaged_line(path: Path, number: int, error: ValidationError) -> StoreError
     return StoreError(f"{path}, line {number}: {where}: {first['msg']}; delete that line to go on")
 
 
-SET_ASIDE_PREFIX = "set-aside"
-"""Folder of what was replaced because it could not be trusted any more."""
-
-
 def folder_warnings(folders: Iterable[RunFolder]) -> list[str]:
-    """What a run has found wrong in its folders, one line each, with what was done or can be done about it.
+    """Return what a run found wrong in its folders, one line each.
+
+    Each line says what was done or can be done about it.
 
     Args:
-        folders: after the run.
+        folders: the folders, after the run.
     """
-    told = []
+    lines = []
     for folder in folders:
         if folder.altered_files:
-            many = "1 file was" if len(folder.altered_files) == 1 else f"{len(folder.altered_files)} files were"
-            told.append(f"{many} not as riebench wrote them, e.g. {folder.path / folder.altered_files[0]}; made again")
-        told += [
+            subject = "1 file was" if len(folder.altered_files) == 1 else f"{len(folder.altered_files)} files were"
+            lines.append(
+                f"{subject} not as riebench wrote them, e.g. {folder.path / folder.altered_files[0]}; made again"
+            )
+        lines += [
             f"{folder.path}: {finding}; `--redo all`, without --shard, makes it anew"
             for finding in broken_seals(folder.path)
         ]
-    return told
+    return lines
 
 
 def set_aside(path: Path) -> Path | None:
-    """Moves away what a run folder holds if its text is damaged or was changed; its pictures stay until made again.
+    """Move away the text files of a run folder if they are not trustworthy.
+
+    They are not if one is damaged or was changed; pictures stay until they are made again.
 
     Args:
-        path: the run folder; may be absent.
+        path: the run folder; it may be absent.
 
     Returns:
-        Where it is now; None if there was nothing to complain of.
+        Folder that holds it now; None if nothing was wrong.
 
     Raises:
         FolderInUseError: if another process writes there.
@@ -403,7 +443,7 @@ def set_aside(path: Path) -> Path | None:
         )
         aside.mkdir()
         for file in (path / RECORDS_FILE, *part_files(path), path / SCORES_FILE, path / SEAL_FILE, path / RUN_FILE):
-            # An honest run.json still says whose folder this is.
+            # A run.json that was not changed still says whose folder this is.
             if file.exists() and (file.name != RUN_FILE or _is_run_file_suspect(path, broken)):
                 file.rename(aside / file.name)
         return aside

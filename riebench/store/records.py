@@ -1,4 +1,7 @@
-"""Stored records: which unit, what became of it, what it scored. Needs no torch."""
+"""Stored types: the run's identity, unit keys, records and scores.
+
+Their fields are the keys of the JSON files in a run folder. This module needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,30 @@ from pydantic import (
 from riebench.models.spec import ModelSpec
 from riebench.tasks.masks import MaskShare
 from riebench.tasks.schema import ALL_CATEGORIES, Identifier, Setting, StoredModel
-from riebench.utils.files import content_digest
+from riebench.utils.files import MAX_PATH_LENGTH, MAX_PATH_PART, content_digest
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"
-"""Files of a run folder: which run it is, what became of its units, and what they scored."""
+"""Files of a run folder: the run's identity, the outcome of its units, and their scores."""
 
-LONGEST_PART = 255
-"""Bytes of a file's name that file systems take."""
+SPEC_VERSION = 1
+"""Version of the run identity.
+
+It is raised when the meaning of a stored number changes; runs of different versions never share a folder.
+"""
 
 NameWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
-"""What can stand in a file's name."""
+"""A word that can be part of a file's name."""
 
 BlockSet = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=2000)]
-"""Name of blocks edited together (`block_set_name`); that of a whole U-Net is longer than a file's name may be."""
+"""Name of blocks edited together (`block_set_name`); for a whole U-Net it is longer than a file's name may be."""
 
 
 def _check_inside(name: str) -> str:
+    """Return a path if it stays below the folder that it is relative to."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
         raise ValueError(f"{name[:80]!r} names a file outside itself")
-    if any(len(part.encode()) > LONGEST_PART for part in parts):
+    if any(len(part.encode()) > MAX_PATH_PART for part in parts):
         raise ValueError(f"{name[:80]!r} is too long for a file's name")
     return name
 
@@ -51,12 +58,69 @@ def _check_category(category: str) -> str:
 Category = Annotated[str, AfterValidator(_check_category)]
 """A key of `ALL_CATEGORIES`."""
 
-FileName = Annotated[str, Field(max_length=1000), AfterValidator(_check_inside)]
+FileName = Annotated[str, Field(max_length=MAX_PATH_LENGTH), AfterValidator(_check_inside)]
 """Path of a file below the folder that it is relative to, with forward slashes."""
 
 
+class RunSpec(StoredModel):
+    """Identity of one run: one setting on one model over one suite."""
+
+    spec_version: int = SPEC_VERSION
+    """`SPEC_VERSION` of the program that made the run."""
+    suite: Identifier
+    """Name of the suite that the examples come from; their content is in the unit keys."""
+    model: ModelSpec
+    """The generating model."""
+    setting: Setting
+    """The complete setting; only the parts of it that can change a number enter the identity."""
+    sae_sha256: dict[str, str] = Field(default_factory=dict)
+    """Block -> SHA-256 of its SAE's weights; empty for methods without SAEs."""
+    regions: str = "attention"
+    """Name of the region provider for regions given by words."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change a number of the run.
+
+        What the unit key already states (task, strength, seed) is not part of it.
+        """
+        names = {"method", "params", "blocks", "block_mode"}
+        # Fields that came later enter only where they are set, so that the identities of old runs stay the same.
+        names |= {name for name in ("edit_steps", "plugin_sha256") if getattr(self.setting, name) is not None}
+        setting = self.setting.model_dump(mode="json", include=names)
+        return {
+            "spec_version": self.spec_version,
+            "suite": self.suite,
+            "model": self.model.identity,
+            **setting,
+            "sae_sha256": self.sae_sha256,
+            "regions": self.regions,
+        }
+
+    @property
+    def run_id(self) -> str:
+        """SHA-256 of `identity` as canonical JSON."""
+        return content_digest(self.identity)
+
+
+class PlannedCell(BaseModel):
+    """Number of units planned for a category, block set and strength."""
+
+    category: Category
+    block_set: BlockSet
+    strength: float = Field(allow_inf_nan=False)
+    n: int = Field(ge=0, lt=2**53)
+
+
+class RunMeta(BaseModel):
+    """The parts of run.json beside the spec, as far as they are read."""
+
+    provenance: dict[str, Any] = {}
+    expected: tuple[PlannedCell, ...] = ()
+
+
 class UnitKey(StoredModel):
-    """One edited image of a run."""
+    """Key of one edited picture of a run."""
 
     task: NameWord
     """Task name."""
@@ -87,12 +151,17 @@ class UnitKey(StoredModel):
 
     @property
     def slot(self) -> tuple[str, str, str, float, int]:
-        """What a later record takes the place of, also if the example has changed since."""
+        """The fields whose latest record counts.
+
+        A later record with the same ones replaces an earlier one, also if the example has changed since.
+        """
         return self.task, self.example_id, self.block_set, self.strength, self.seed
 
 
 def noise_seed(example_id: str, index: int) -> int:
-    """Seed for an example's noise: examples share no noise, settings and blocks share all of it.
+    """Return the seed of an example's noise.
+
+    Examples share no noise; settings and blocks share all of it.
 
     Args:
         example_id: the example.
@@ -115,14 +184,14 @@ class BlockFeatures(StoredModel):
 
 
 class EditRecord(StoredModel):
-    """What became of one unit."""
+    """Outcome of one unit."""
 
     key: UnitKey
-    """Which unit."""
+    """The unit."""
     status: Literal["ok", "skipped", "error"]
     """Made, not applicable, or failed."""
     reason: str | None = None
-    """Why it was skipped or failed."""
+    """Reason why it was skipped or failed."""
     image: FileName | None = None
     """Edited picture, relative to the run folder."""
     image_sha256: str | None = None
@@ -134,9 +203,9 @@ class EditRecord(StoredModel):
     features: dict[str, BlockFeatures] = Field(default_factory=dict)
     """Block -> features switched; empty for methods without features."""
     cluster: str | None = None
-    """What the example is resampled with, if not alone."""
+    """Name of the examples resampled together; None if the example is resampled alone."""
     mask_share: MaskShare | None = None
-    """How much of the picture the regions cover."""
+    """Share of the picture that the regions cover."""
     seconds: float = Field(default=0.0, ge=0)
     """Wall time of the unit's share of its batch."""
     batch_size: int = Field(default=1, ge=1)
@@ -152,28 +221,18 @@ class EditRecord(StoredModel):
 
     @property
     def picture_id(self) -> str:
-        """What the unit's scores belong to: the beginning of its picture's hash, or that there is no picture."""
+        """Identifier of the picture that the unit's scores belong to.
+
+        It is the beginning of the picture's hash, or the status if there is no picture.
+        """
         return (self.image_sha256 or "")[:8] if self.status == "ok" else self.status
 
 
-class PlannedCell(BaseModel):
-    """How many units of a category, block set and strength were planned."""
-
-    category: Category
-    block_set: BlockSet
-    strength: float = Field(allow_inf_nan=False)
-    n: int = Field(ge=0, lt=2**53)
-
-
-class RunMeta(BaseModel):
-    """What run.json holds beside the spec, as far as it is read."""
-
-    provenance: dict[str, Any] = {}
-    expected: tuple[PlannedCell, ...] = ()
-
-
 class ScoreRecord(StoredModel):
-    """One metric's number for one unit. The unit's fields are found in records.jsonl by its digest."""
+    """One metric's number for one unit.
+
+    The unit's fields are found in records.jsonl by its digest.
+    """
 
     unit: str
     """`UnitKey.digest`."""
@@ -182,13 +241,13 @@ class ScoreRecord(StoredModel):
     version: int = Field(ge=1)
     """The metric's version."""
     backbone: str = ""
-    """The network that measured, if any: numbers of different backbones never share a cell."""
+    """The network that measured, if any; numbers of different backbones never share a table cell."""
     picture: str = ""
-    """`EditRecord.picture_id` of what was measured: a unit that is made again is scored again."""
+    """`EditRecord.picture_id` of the measured picture: a unit that is made again is scored again."""
     value: float | None = None
     """The number, or None."""
     reason: str | None = None
-    """Why there is no number."""
+    """Reason why there is no number."""
 
     @model_validator(mode="after")
     def _value_or_reason(self) -> ScoreRecord:

@@ -1,4 +1,9 @@
-"""run.json of a run folder: which run it is, how many units were planned, and what ran last."""
+"""Text files of a run folder: run.json, records of shards, and the seal.
+
+run.json holds the run's identity, the number of planned units and the provenance of the last run. Each shard appends
+records to a file of its own, which is merged into records.jsonl. seal.json holds a size and a hash of every text file,
+with which changes by hand are found.
+"""
 
 from __future__ import annotations
 
@@ -19,161 +24,26 @@ from riebench.utils.files import append_bytes, parse_json, repair_last_line, wri
 from riebench.utils.locks import Shard
 
 _PART_NAME = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
-
-
-def part_path(folder: Path, shard: Shard) -> Path:
-    """Where a shard records."""
-    return folder / f"records.{shard[0]}-of-{shard[1]}.jsonl"
-
-
-def part_files(folder: Path) -> list[Path]:
-    """The files that shards have left or are writing, sorted."""
-    return sorted(file for file in folder.glob("records.*.jsonl") if _PART_NAME.fullmatch(file.name))
-
-
-def merge_parts(records: Path, files: Sequence[Path]) -> None:
-    """Moves the lines of some parts to the end of the records.
-
-    A crash between the two halves of a move leaves lines that are there twice, which says the same as once.
-
-    Args:
-        records: the records, locked by the caller and without a torn last line.
-        files: parts that nobody writes.
-    """
-    for file in files:
-        if not file.exists():
-            continue
-        repair_last_line(file)
-        data = file.read_bytes()
-        if not _ends_with(records, data):
-            append_bytes(records, data)
-        file.unlink()
-
-
-def _ends_with(file: Path, data: bytes) -> bool:
-    """Whether a file ends with some bytes: a move that was cut off before its second half."""
-    if not file.exists():
-        return not data
-    with file.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - len(data)))
-        return stream.read() == data
-
+"""Name of the file to which one shard appends its records."""
 
 SEAL_FILE = "seal.json"
+"""File that holds sizes and hashes of the other text files."""
+
 REPLACED_FILES = (RUN_FILE,)
 """Files that are replaced as a whole."""
+
 APPENDED_FILES = (RECORDS_FILE, SCORES_FILE)
-"""Files that only grow."""
+"""Files that are only appended to."""
+
 NEXT_HASH = "coming"
-"""Key of the hash that a file is about to have."""
-
-
-def broken_seals(folder: Path) -> list[str]:
-    """What was changed since the folder was sealed, one line each; nothing for a folder that never was.
-
-    Args:
-        folder: the run folder.
-    """
-    while True:
-        sealed = _read_seal(folder)
-        findings = _changed_files(folder, sealed)
-        # Another process may have replaced run.json, and its seal before, since the seal was read here.
-        if not findings or sealed == _read_seal(folder):
-            return findings
-
-
-def _changed_files(folder: Path, sealed: dict[str, dict[str, Any]] | None) -> list[str]:
-    if sealed is None:
-        return [f"{SEAL_FILE} is damaged"] if (folder / SEAL_FILE).exists() else []
-    findings = []
-    for name, stated in sealed.items():
-        found = _fingerprint(folder / name, stated.get("bytes"))
-        if found.get("sha256") not in (stated.get("sha256"), stated.get(NEXT_HASH, stated.get("sha256"))):
-            findings.append(f"{name} is not as riebench wrote it: something was changed or taken out by hand")
-    return findings
-
-
-def count_unsealed_lines(folder: Path) -> int | None:
-    """Lines that were written after the folder was last sealed, by a run that was killed or by hand; None unsealed."""
-    sealed = _read_seal(folder)
-    if sealed is None:
-        return None
-    tails = [_file_bytes(folder / name)[int(sealed.get(name, {}).get("bytes", 0)) :] for name in APPENDED_FILES]
-    tails += [_file_bytes(file) for file in part_files(folder)]
-    return sum(tail.count(b"\n") for tail in tails)
-
-
-def renew_seal(folder: Path) -> None:
-    """Seals what is there now, unless something was changed since the last seal: that stays to be seen.
-
-    Args:
-        folder: the run folder, locked by the caller.
-    """
-    if not broken_seals(folder):
-        write_seal(folder)
-
-
-def write_seal(folder: Path) -> None:
-    """Seals what is there now, whatever it is.
-
-    Args:
-        folder: the run folder, locked by the caller.
-    """
-    stated = {
-        name: _fingerprint(folder / name) for name in (*REPLACED_FILES, *APPENDED_FILES) if (folder / name).exists()
-    }
-    if stated and stated != _read_seal(folder):
-        write_atomic(folder / SEAL_FILE, (json.dumps(stated, indent=1) + "\n").encode())
-
-
-def announce_replacement(folder: Path, name: str, data: bytes) -> None:
-    """Notes in the seal what a file is about to be replaced by, so that a crash in between breaks nothing.
-
-    Args:
-        folder: the run folder, locked by the caller.
-        name: one of `REPLACED_FILES`.
-        data: its coming content.
-    """
-    stated = _read_seal(folder)
-    if stated is not None and not broken_seals(folder):
-        # What is there may be what an earlier call announced, if that was cut off before it could be sealed.
-        coming = {**_fingerprint(folder / name), NEXT_HASH: hashlib.sha256(data).hexdigest()}
-        write_atomic(folder / SEAL_FILE, (json.dumps({**stated, name: coming}, indent=1) + "\n").encode())
-
-
-def _fingerprint(file: Path, size: int | None = None) -> dict[str, Any]:
-    """Size and hash of a file's beginning; of all of it without a size."""
-    data = _file_bytes(file)
-    if file.name in REPLACED_FILES:
-        return {"sha256": hashlib.sha256(data).hexdigest()}
-    part = data if size is None else data[:size]
-    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
-
-
-def _file_bytes(file: Path) -> bytes:
-    return file.read_bytes() if file.is_file() else b""
-
-
-def _read_seal(folder: Path) -> dict[str, dict[str, Any]] | None:
-    try:
-        stated = parse_json((folder / SEAL_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    named = isinstance(stated, dict) and set(stated) <= {*REPLACED_FILES, *APPENDED_FILES}
-    return stated if named and all(map(_is_fingerprint, stated.values())) else None
-
-
-def _is_fingerprint(stated: Any) -> bool:
-    return isinstance(stated, dict) and isinstance(stated.get("bytes", 0), int) and stated.get("bytes", 0) >= 0
-
+"""Key in the seal of the hash that a file is about to have."""
 
 CellKey = tuple[str, str, float]
 """Category, block set, strength."""
 
 
 class RunFile:
-    """What a folder's run.json says; nothing if there is none yet.
+    """Content of a folder's run.json; empty if there is none yet.
 
     Args:
         folder: the run folder.
@@ -212,10 +82,10 @@ class RunFile:
         return StoreError(f"{file}: {prefix}{where}: {first['msg']}; was it made by another version?")
 
     def resolve_spec(self, spec: RunSpec | None) -> RunSpec:
-        """The run that the folder holds or is to hold.
+        """Return the run that the folder holds or is to hold.
 
         Args:
-            spec: what it is to hold; None reads what is there.
+            spec: the run it is to hold; None reads the stored one.
 
         Raises:
             IdentityError: if it holds a run of another identity; the message names the differing fields.
@@ -248,16 +118,18 @@ class RunFile:
 
     @property
     def expected(self) -> dict[CellKey, int]:
-        """Category, block set and strength -> units that were planned."""
+        """Category, block set and strength -> number of planned units."""
         return {(cell.category, cell.block_set, cell.strength): cell.n for cell in self._meta.expected}
 
     def write(self, spec: RunSpec, provenance: dict[str, Any] | None, planned: Iterable[UnitKey]) -> None:
-        """Replaces the file if it changes; the folder is locked by the caller.
+        """Replace the file if its content changes.
+
+        The caller holds the folder's lock.
 
         Args:
             spec: the run.
-            provenance: what runs now; None keeps what is there.
-            planned: the units that are expected; of several in one slot the last counts.
+            provenance: versions, device and command of the present run; None keeps the stored one.
+            planned: the expected units; of several in one slot the last counts.
         """
         keys = {key.slot: key for key in planned}.values()
         counts = Counter((key.category, key.block_set, key.strength) for key in keys)
@@ -277,9 +149,165 @@ class RunFile:
 
 
 def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the fields in which two identities differ, with both values."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in sorted({*there, *here}):
             label = f"{prefix}.{name}" if prefix else str(name)
             yield from _differences(there.get(name), here.get(name), label)
     elif there != here:
         yield f"{prefix} is {json.dumps(there)} there and {json.dumps(here)} here"
+
+
+def part_path(folder: Path, shard: Shard) -> Path:
+    """Return the file to which a shard appends its records."""
+    return folder / f"records.{shard[0]}-of-{shard[1]}.jsonl"
+
+
+def part_files(folder: Path) -> list[Path]:
+    """Return the record files that shards have left or are writing, sorted."""
+    return sorted(file for file in folder.glob("records.*.jsonl") if _PART_NAME.fullmatch(file.name))
+
+
+def merge_parts(records: Path, files: Sequence[Path]) -> None:
+    """Move the lines of some shards' files to the end of the records.
+
+    A crash between the two halves of a move leaves lines twice, which means the same as once.
+
+    Args:
+        records: the file of the merged records, locked by the caller and without an incomplete last line.
+        files: files of shards that no process writes.
+    """
+    for file in files:
+        if not file.exists():
+            continue
+        repair_last_line(file)
+        data = file.read_bytes()
+        if not _ends_with(records, data):
+            append_bytes(records, data)
+        file.unlink()
+
+
+def _ends_with(file: Path, data: bytes) -> bool:
+    """Return whether a file ends with some bytes.
+
+    It does after a move that was interrupted before its second half.
+    """
+    if not file.exists():
+        return not data
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - len(data)))
+        return stream.read() == data
+
+
+def write_seal(folder: Path) -> None:
+    """Seal the present files, whatever they hold.
+
+    Args:
+        folder: the run folder, locked by the caller.
+    """
+    stated = {
+        name: _fingerprint(folder / name) for name in (*REPLACED_FILES, *APPENDED_FILES) if (folder / name).exists()
+    }
+    if stated and stated != _read_seal(folder):
+        write_atomic(folder / SEAL_FILE, (json.dumps(stated, indent=1) + "\n").encode())
+
+
+def renew_seal(folder: Path) -> None:
+    """Seal the present files unless one was changed since the last seal.
+
+    A change then stays visible.
+
+    Args:
+        folder: the run folder, locked by the caller.
+    """
+    if not broken_seals(folder):
+        write_seal(folder)
+
+
+def announce_replacement(folder: Path, name: str, data: bytes) -> None:
+    """Store in the seal the hash of the content that is to replace a file.
+
+    A crash between the two writes then breaks no seal.
+
+    Args:
+        folder: the run folder, locked by the caller.
+        name: one of `REPLACED_FILES`.
+        data: its next content.
+    """
+    stated = _read_seal(folder)
+    if stated is not None and not broken_seals(folder):
+        # The present file may be one that an earlier call announced and was interrupted before sealing.
+        entry = {**_fingerprint(folder / name), NEXT_HASH: hashlib.sha256(data).hexdigest()}
+        write_atomic(folder / SEAL_FILE, (json.dumps({**stated, name: entry}, indent=1) + "\n").encode())
+
+
+def broken_seals(folder: Path) -> list[str]:
+    """Return what was changed since the folder was sealed, one line each.
+
+    For a folder that never was sealed there is nothing.
+
+    Args:
+        folder: the run folder.
+    """
+    while True:
+        sealed = _read_seal(folder)
+        findings = _changed_files(folder, sealed)
+        # Another process may have replaced run.json, and the seal before it, since the seal was read here.
+        if not findings or sealed == _read_seal(folder):
+            return findings
+
+
+def _changed_files(folder: Path, sealed: dict[str, dict[str, Any]] | None) -> list[str]:
+    """Return one line for every file that does not match a given seal."""
+    if sealed is None:
+        return [f"{SEAL_FILE} is damaged"] if (folder / SEAL_FILE).exists() else []
+    findings = []
+    for name, stated in sealed.items():
+        found = _fingerprint(folder / name, stated.get("bytes"))
+        if found.get("sha256") not in (stated.get("sha256"), stated.get(NEXT_HASH, stated.get("sha256"))):
+            findings.append(f"{name} is not as riebench wrote it: something was changed or taken out by hand")
+    return findings
+
+
+def count_unsealed_lines(folder: Path) -> int | None:
+    """Count the lines written after the folder was last sealed.
+
+    They were written by a killed run or by hand. Returns None for a folder without a seal.
+    """
+    sealed = _read_seal(folder)
+    if sealed is None:
+        return None
+    tails = [_file_bytes(folder / name)[int(sealed.get(name, {}).get("bytes", 0)) :] for name in APPENDED_FILES]
+    tails += [_file_bytes(file) for file in part_files(folder)]
+    return sum(tail.count(b"\n") for tail in tails)
+
+
+def _fingerprint(file: Path, size: int | None = None) -> dict[str, Any]:
+    """Return size and hash of a file's beginning.
+
+    Without a size, all of the file counts; files that are replaced as a whole have a hash only.
+    """
+    data = _file_bytes(file)
+    if file.name in REPLACED_FILES:
+        return {"sha256": hashlib.sha256(data).hexdigest()}
+    part = data if size is None else data[:size]
+    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+
+
+def _read_seal(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Return the seal, or None if there is none or it is damaged."""
+    try:
+        stated = parse_json((folder / SEAL_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    is_known = isinstance(stated, dict) and set(stated) <= {*REPLACED_FILES, *APPENDED_FILES}
+    return stated if is_known and all(map(_is_fingerprint, stated.values())) else None
+
+
+def _is_fingerprint(stated: Any) -> bool:
+    return isinstance(stated, dict) and isinstance(stated.get("bytes", 0), int) and stated.get("bytes", 0) >= 0
+
+
+def _file_bytes(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""
