@@ -28,7 +28,7 @@ from riebench.blocks import block_set_name
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.spec import ModelSpec
 from riebench.runs.prepare import package_versions
-from riebench.store.folder import RunFolder, run_folders, run_path
+from riebench.store.folder import RunFolder, find_run_folders, run_path
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
 from riebench.store.run_file import write_seal
 from riebench.tasks.masks import MaskShare
@@ -142,7 +142,7 @@ def reading(root: Path) -> dict[str, float]:
         nonlocal mark
         told[name], mark = round(time.process_time() - mark, 2), time.process_time()
 
-    folders = run_folders(root)
+    folders = find_run_folders(root)
     told["done_units_of_one_setting"] = len(folders[0].records())
     lap("records_of_one_setting")
     folders[0].scores()

@@ -34,7 +34,10 @@ class RiebenchError(Exception):
 
 
 class TaskFileError(RiebenchError):
-    """A task or setting file that cannot be used; the message names file, key and nearest match."""
+    """A task or setting file that cannot be used.
+
+    The message names file, key and nearest match.
+    """
 
 
 class MissingWordsError(RiebenchError):
@@ -42,7 +45,10 @@ class MissingWordsError(RiebenchError):
 
 
 class IdentityError(RiebenchError):
-    """A run folder that belongs to another run; the message names the fields that differ."""
+    """A run folder that belongs to another run.
+
+    The message names the fields that differ.
+    """
 
 
 class FolderInUseError(RiebenchError):

@@ -70,9 +70,9 @@ def _read_setting(place: Path) -> object:
     from riebench.methods.check import check_setting
     from riebench.models.spec import ModelSpec
     from riebench.store.records import RunSpec
-    from riebench.tasks.settings import load_setting
+    from riebench.tasks.settings import load_setting_file
 
-    setting = load_setting(place / "few.yaml")
+    setting = load_setting_file(place / "few.yaml")
     check_setting(setting, setting.name)
     model = ModelSpec(name="m", source="s", revision=None, steps=1, guidance=0, size=64, dtype="float32")
     return RunSpec(suite="mine", model=model, setting=setting).run_id, setting.block_sets

@@ -91,11 +91,11 @@ _RUN = "mine/m/few"
 
 
 def _read_run(place: Path) -> object:
-    from riebench.store.folder import run_folders
+    from riebench.store.folder import find_run_folders
 
     link(place / _RUN / "images" / "link.png")
     found = []
-    for folder in run_folders(place):
+    for folder in find_run_folders(place):
         found.append((folder.expected, folder.provenance, folder.spec.run_id, folder.records(), folder.scores()))
         folder.finished_units("errors")
     return found
@@ -104,9 +104,9 @@ def _read_run(place: Path) -> object:
 def _read_tables(place: Path) -> object:
     from riebench.analysis.leaderboard import leaderboard_text
     from riebench.analysis.tables import table_texts
-    from riebench.store.folder import run_folders
+    from riebench.store.folder import find_run_folders
 
-    folders = run_folders(place)
+    folders = find_run_folders(place)
     return table_texts(place / "mine" / "m", folders), leaderboard_text(place)
 
 

@@ -27,7 +27,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask
-from riebench.tasks.suites import load_suite, suite_names
+from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import file_inside, write_atomic
 from riebench.utils.markup import csv_text, latex_table, markdown_to_latex
 
@@ -270,7 +270,7 @@ def _there(place: Path, name: str | None) -> str | None:
 def _with_prompts(
     folders: Sequence[RunFolder], rows: list[dict[str, Any]], tasks: Iterable[EditTask]
 ) -> list[dict[str, Any]]:
-    shipped = {folder.spec.suite for folder in folders} & {*suite_names()}
+    shipped = {folder.spec.suite for folder in folders} & {*shipped_suites()}
     known = {
         (task.suite, task.name, example.id, example.content_hash): example.plain
         for task in [*(task for name in sorted(shipped) for task in load_suite(name)), *tasks]

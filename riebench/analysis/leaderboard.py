@@ -19,7 +19,7 @@ from riebench.analysis.stats import Estimate
 from riebench.analysis.tables import cell
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.files import write_atomic
 from riebench.utils.markup import escape_markdown, markdown_table
 
@@ -34,7 +34,7 @@ def leaderboard_text(results: Path) -> str:
     other profiles rank single configurations, as the scripts they follow do.
     """
     groups: dict[tuple[str, str], list[RunFolder]] = {}
-    for folder in run_folders(results):
+    for folder in find_run_folders(results):
         groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
     parts = [
         f"<!-- made by `{COMMAND}` from the results folder; do not edit, run it again -->",

@@ -179,9 +179,9 @@ def folders_in(results: Path) -> list[RunFolder]:
     Raises:
         RiebenchError: if there are none.
     """
-    from riebench.store.folder import run_folders
+    from riebench.store.folder import find_run_folders
 
-    folders = run_folders(results)
+    folders = find_run_folders(results)
     if not folders:
         raise RiebenchError(f"{results} holds no runs; `riebench run` makes them")
     return folders

@@ -126,9 +126,9 @@ def list_tasks(
 ) -> None:
     """List suites, tasks and the official settings that go with them."""
     from riebench.tasks.settings import setting_names, settings_sets
-    from riebench.tasks.suites import load_suite, suite_names
+    from riebench.tasks.suites import load_suite, shipped_suites
 
-    for suite in suites or suite_names():
+    for suite in suites or shipped_suites():
         print(suite)
         for task in load_suite(suite):
             print(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")
@@ -143,7 +143,7 @@ def check_tasks(
 ) -> None:
     """Load and check every task and setting file."""
     from riebench.methods.check import check_suite
-    from riebench.tasks.suites import suite_names
+    from riebench.tasks.suites import shipped_suites
 
-    for suite in suites or suite_names():
+    for suite in suites or shipped_suites():
         say(check_suite(suite))

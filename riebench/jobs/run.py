@@ -31,7 +31,7 @@ from riebench.runs.prepare import check_prompts, provenance
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
-from riebench.store.folder import RunFolder, folder_warnings, run_folders, run_path, set_aside
+from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, run_path, set_aside
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
 from riebench.utils.files import remove_stale_files
@@ -194,7 +194,7 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], say: Say) -> Non
     The files show all that is stored of the model; what is printed is what was asked for.
     """
     model_folder = folders[0].path.parent
-    group = [folder for folder in run_folders(request.results) if folder.path.parent == model_folder]
+    group = [folder for folder in find_run_folders(request.results) if folder.path.parent == model_folder]
     written = write_tables(model_folder, group)
     write_leaderboard(request.results, request.leaderboard)
     galleries = write_galleries(model_folder, group)

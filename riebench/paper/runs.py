@@ -88,7 +88,7 @@ def collect_runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str]
     )
     names = {*wanted, *others}
     stored = [
-        folder for folder in run_folders(job.results)
+        folder for folder in find_run_folders(job.results)
         if (folder.spec.suite, folder.spec.model.name) == (suite, model) and folder.spec.setting.name in names
     ]  # fmt: skip
     available = {folder.spec.setting.name for folder in stored}
@@ -125,7 +125,7 @@ def _short_runs(job: PaperJob, missing: Mapping[str, str]) -> list[RunFolder]:
         if not all(name in available and is_complete(available[name], one) for name in names):
             job.say(f"running {', '.join(names)} into {one.results}: no stored results in {job.results}")
             produce(one, job.say)
-        found = {f.spec.setting.name: f for f in run_folders(one.results)}
+        found = {f.spec.setting.name: f for f in find_run_folders(one.results)}
         made += [found[name] for name in names]
     return made
 

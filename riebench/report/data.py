@@ -9,7 +9,7 @@ from pathlib import Path
 
 from riebench.analysis.configurations import EVERYTHING, Configuration, configurations, present_categories
 from riebench.analysis.stats import estimate
-from riebench.store.folder import RunFolder, ScoreKey, SharedFolder, run_folders
+from riebench.store.folder import RunFolder, ScoreKey, SharedFolder, find_run_folders
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord
 
 EFFECT, DISTANCE = "clip_gain", "lpips"

@@ -28,7 +28,7 @@ from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, profile_metrics
 from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.records import EditRecord, ScoreRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
-from riebench.tasks.suites import load_suite, suite_names
+from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import file_sha256, parse_json, write_atomic
 from riebench.utils.images import read_image
 from riebench.utils.machine import keep_freed_memory
@@ -341,7 +341,7 @@ class _Suites:
         """
         suite = folder.spec.suite
         if suite not in self._examples:
-            if suite not in suite_names():
+            if suite not in shipped_suites():
                 raise RiebenchError(
                     f"{folder.path} was made from a suite of your own, {suite!r}; name its folder: --suite FOLDER"
                 )

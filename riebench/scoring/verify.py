@@ -19,7 +19,7 @@ from riebench.store.folder import RunFolder, ScoreKey
 from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
 from riebench.store.run_file import SEAL_FILE, CellKey, broken_seals, count_unsealed_lines, part_files
 from riebench.tasks.schema import EditExample, EditTask
-from riebench.tasks.suites import load_suite, suite_names
+from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import file_sha256, read_lines
 
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 5e-5
@@ -110,7 +110,7 @@ SuiteExamples = dict[tuple[str, str], tuple[EditTask, EditExample]]
 def _examples(folder: RunFolder, tasks: Iterable[EditTask]) -> SuiteExamples:
     path, suite = folder.path, folder.spec.suite
     own = [task for task in tasks if task.suite == suite]
-    if not own and suite not in suite_names():
+    if not own and suite not in shipped_suites():
         raise RiebenchError(f"{path} is of {suite!r}, a suite that does not ship; name its folder: --suite FOLDER")
     return {(task.name, example.id): (task, example) for task in own or load_suite(suite) for example in task.examples}
 

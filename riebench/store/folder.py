@@ -362,7 +362,7 @@ class RunFolder:
         append_lines(self.path / SCORES_FILE, [_json_line(score) for score in scores])
 
 
-def run_folders(results: Path) -> list[RunFolder]:
+def find_run_folders(results: Path) -> list[RunFolder]:
     """Return all run folders below a results folder, sorted by path."""
     return [RunFolder(file.parent) for file in sorted(results.glob(f"*/*/*/{RUN_FILE}"))]
 

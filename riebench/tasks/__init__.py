@@ -1,6 +1,7 @@
-"""Tasks, settings, prompts and masks: what is to be edited and how, as read from YAML.
+"""Tasks and settings: the edits to make and the methods that make them.
 
-Imports `utils` and the root. `load_suite` (suites) and `load_setting` (settings) read and check the files, `schema`
-holds their types, `prompts` the rules of brackets and phrases, `masks` the regions of a picture, `importers` other
-data sets.
+This package reads both from YAML files, and imports only the root modules and `utils`. `suites` reads and checks task
+files (`load_suite`, `load_task`), `settings` setting files and plugins (`load_settings`, `load_plugin`), `schema` holds
+their types (`EditTask`, `EditExample`, `Setting`), `prompts` the syntax of prompts and regions (`plain_prompt`,
+`phrase_spans`), `masks` the regions of a picture (`RegionMasks`), and `importers` makes suites of other data sets.
 """

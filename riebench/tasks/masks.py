@@ -1,4 +1,8 @@
-"""TO WRITE."""
+"""Masks: the regions of a picture that an edit may change.
+
+Masks are boolean arrays in memory and run lengths in files. Making them from words of a prompt is done by
+`riebench.generation.regions`.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +18,24 @@ from riebench.errors import RiebenchError
 from riebench.tasks.schema import StoredModel
 from riebench.utils.images import MAX_PIXELS, MAX_SIDE
 
+Mask = NDArray[np.bool_]
+"""A region of a picture, bool [H, W]."""
+
 
 class MaskShare(StoredModel):
     """Share of the picture that the example's regions cover."""
 
     source: float = Field(ge=0, le=1)
-    """Of the source region."""
+    """Share of the source region, 0 to 1."""
     target: float = Field(ge=0, le=1)
-    """Of the target region."""
-
-
-Mask = NDArray[np.bool_]
+    """Share of the target region, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class RegionMasks:
-    """Where one example's edit adds and removes, after its category's region rule.
+    """Regions in which one example's edit removes and adds features.
+
+    They follow the region rule of its category.
 
     Attributes:
         source: bool [H, W], where the source run's features are removed.
@@ -41,21 +47,24 @@ class RegionMasks:
 
     @property
     def editable(self) -> Mask:
-        """Where the edit may change pixels, bool [H, W]."""
+        """Pixels that the edit may change, bool [H, W]."""
         return self.source | self.target
 
     @property
     def empty(self) -> bool:
-        """Whether a region was not found at all: such an example is skipped by every setting."""
+        """True if a region was not found at all.
+
+        Every setting skips such an example.
+        """
         return not (self.source.any() and self.target.any())
 
     @property
     def share(self) -> MaskShare:
-        """How much of the picture the regions cover."""
+        """Share of the picture that the regions cover."""
         return MaskShare(source=float(self.source.mean()), target=float(self.target.mean()))
 
     def to_json(self, provider: str) -> dict[str, Any]:
-        """The stored form: run lengths, row by row."""
+        """Return the stored form: run lengths, row by row."""
         return {
             "provider": provider,
             "size": [*self.source.shape],
@@ -65,7 +74,7 @@ class RegionMasks:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> RegionMasks:
-        """Reads the stored form.
+        """Return the masks of a stored form.
 
         Raises:
             RiebenchError: if it is not one.
@@ -81,7 +90,7 @@ class RegionMasks:
 
 
 def run_lengths(mask: Mask) -> list[int]:
-    """[start, length, start, length, ...] of the true runs, row by row."""
+    """Return [start, length, start, length, ...] of the true runs, row by row."""
     padded = np.concatenate([[False], mask.ravel(), [False]])
     edges = np.flatnonzero(padded[1:] != padded[:-1])
     starts, ends = edges[::2], edges[1::2]
@@ -89,7 +98,7 @@ def run_lengths(mask: Mask) -> list[int]:
 
 
 def from_run_lengths(runs: Sequence[int], height: int, width: int) -> Mask:
-    """The inverse of `run_lengths`.
+    """Return the mask of run lengths; the inverse of `run_lengths`.
 
     Raises:
         ValueError: if a run leaves the picture.

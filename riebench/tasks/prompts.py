@@ -1,4 +1,7 @@
-"""Words of a prompt: what is generated from it, where a phrase occurs, which words a region asks for. No torch."""
+"""Syntax of prompts and regions: brackets, phrases and region forms.
+
+This module needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,18 @@ _NEGATIONS = re.compile(rf"(?:\s*{NOT})+")
 
 
 def plain_prompt(prompt: str) -> str:
-    """A prompt as pictures are generated from it: no square brackets (they mark edited words), no double spaces."""
+    """Return a prompt as pictures are generated from it.
+
+    Square brackets (they mark edited words) and double spaces are removed.
+    """
     return " ".join(prompt.replace("[", "").replace("]", "").split())
 
 
 def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
-    """Character ranges of a phrase in a text: whole words, any case, any white space between the words."""
+    """Return the character ranges of a phrase in a text.
+
+    Whole words match, in any case, with any white space between them.
+    """
     words = r"\s+".join(re.escape(word) for word in phrase.split())
     if not words:
         return []
@@ -23,30 +32,39 @@ def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
 
 
 def split_negations(region: str) -> tuple[int, str]:
-    """How often `not:` stands before a region, and the rest: one of the other forms, or words of the prompt."""
+    """Return the number of `not:` before a region, and the rest.
+
+    The rest is one of the other forms, or words of the prompt.
+    """
     before = _NEGATIONS.match(region)
     end = 0 if before is None else before.end()
     return region.count(NOT, 0, end), region[end:].strip()
 
 
 def without_negations(region: str) -> str:
-    """A region without the `not:` before it."""
+    """Return a region without the `not:` before it."""
     return split_negations(region)[1]
 
 
 def mask_file(region: str) -> str | None:
-    """The path in a region that is a mask file, or None."""
+    """Return the path in a region that is a mask file, or None."""
     inner = without_negations(region)
     return inner.removeprefix(FILE).strip() if inner.startswith(FILE) else None
 
 
 def region_words(region: str) -> str | None:
-    """The words of the prompt that a region looks for (possibly none at all: ""); None for regions of another form."""
+    """Return the words of the prompt that a region looks for.
+
+    They may be none at all (""); regions of another form give None.
+    """
     inner = without_negations(region)
     return None if inner in (WHOLE, BACKGROUND) or inner.startswith((FILE, SEEN)) else inner
 
 
 def seen_words(region: str) -> str | None:
-    """The words of a region for what the picture shows though the prompt does not name it; None for other forms."""
+    """Return the words of a `seen:` region; None for other forms.
+
+    They name something that the picture shows though the prompt does not name it.
+    """
     inner = without_negations(region)
     return inner.removeprefix(SEEN).strip() if inner.startswith(SEEN) else None

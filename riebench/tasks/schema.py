@@ -1,4 +1,8 @@
-"""Tasks, settings and runs: what the YAML files say, and what a run folder is identified by. Needs no torch."""
+"""Types of task and setting files, and the intervals and categories in them.
+
+The fields of the types are the keys of the YAML files; the hashes of their content identify runs. Intervals are shares
+of a run's steps, as settings and `--edit-steps` state them. This module needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,50 @@ from riebench.tasks.prompts import plain_prompt
 from riebench.utils.files import content_digest
 
 Interval = tuple[float, float]
-"""First and last share of the run, the last one excluded."""
+"""First and last share of a run's steps, 0 to 1, the last one excluded."""
 
 WHOLE_RUN: Interval = (0.0, 1.0)
-"""Every step."""
+"""The interval of every step."""
 
 _ROUNDING = 1e-9
-"""0.3 of 20 steps are 6, though 0.3 * 20 may come out a little above."""
+"""Tolerance for rounding: 0.3 of 20 steps are 6, though 0.3 * 20 may be slightly more in floating point."""
+
+CATEGORIES: dict[str, int] = {
+    "change_object": 1,
+    "add_object": 2,
+    "delete_object": 3,
+    "change_content": 4,
+    "change_pose": 5,
+    "change_color": 6,
+    "change_material": 7,
+    "change_background": 8,
+    "change_style": 9,
+}
+"""Edit category -> its number in the benchmark."""
+
+MIXED_CATEGORY = "random"
+"""Category of edits of every kind, which PIE-Bench has beside the nine others; the shipped suites have none."""
+
+ALL_CATEGORIES: dict[str, int] = {MIXED_CATEGORY: 0, **CATEGORIES}
+"""Every category that a task may have -> its number. Means over categories run over those that a suite has."""
+
+MAX_PROMPT_LENGTH = 4000
+"""Longest prompt, in characters; text encoders read the first 77 tokens only."""
+
+JsonScalar = str | bool | int | float | None
+
+JsonValue = JsonScalar | list[JsonScalar]
+"""A value of a method's parameter."""
+
+RegionRule = Literal["edit", "add", "delete"]
+"""Rule by which an example's regions count: both, the target's only, or the source's only."""
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
+"""A name that can stand in records, folder names and file names."""
 
 
 def check_interval(interval: Interval) -> Interval:
-    """The interval, if it is one.
+    """Return the interval if it is valid.
 
     Raises:
         ValueError: if it does not lie in 0 to 1 or is empty.
@@ -36,7 +73,7 @@ def check_interval(interval: Interval) -> Interval:
 
 
 def parse_interval(text: str) -> Interval:
-    """Reads "FIRST:LAST".
+    """Parse the text "FIRST:LAST".
 
     Raises:
         RiebenchError: if it is no interval.
@@ -47,14 +84,14 @@ def parse_interval(text: str) -> Interval:
             raise ValueError(f"{text!r} has no colon; write FIRST:LAST, such as 0:0.5 for the first half")
         return check_interval((float(first), float(last)))
     except ValueError as error:
-        reason = str(error)
-        if reason.startswith("could not convert"):
-            reason = f"{text!r} are not two numbers; write FIRST:LAST, such as 0:0.5 for the first half"
-        raise RiebenchError(f"--edit-steps: {reason}") from error
+        problem = str(error)
+        if problem.startswith("could not convert"):
+            problem = f"{text!r} are not two numbers; write FIRST:LAST, such as 0:0.5 for the first half"
+        raise RiebenchError(f"--edit-steps: {problem}") from error
 
 
 def step_window(interval: Interval, steps: int) -> tuple[int, int]:
-    """The steps of an interval: first one, and the one after the last.
+    """Return the first step of an interval and the one after its last.
 
     Args:
         interval: shares of the run.
@@ -72,48 +109,23 @@ def step_window(interval: Interval, steps: int) -> tuple[int, int]:
     return first, last
 
 
-CATEGORIES: dict[str, int] = {
-    "change_object": 1,
-    "add_object": 2,
-    "delete_object": 3,
-    "change_content": 4,
-    "change_pose": 5,
-    "change_color": 6,
-    "change_material": 7,
-    "change_background": 8,
-    "change_style": 9,
-}
-"""Edit category -> its number in the benchmark."""
-
-MIXED_CATEGORY = "random"
-"""Edits of every kind, as PIE-Bench has them beside the nine categories. The shipped suites have none."""
-
-ALL_CATEGORIES: dict[str, int] = {MIXED_CATEGORY: 0, **CATEGORIES}
-"""Every category that a task may have, by number. A mean over categories runs over those that a suite has."""
-
-JsonScalar = str | bool | int | float | None
-JsonValue = JsonScalar | list[JsonScalar]
-RegionRule = Literal["edit", "add", "delete"]
-MAX_PROMPT_LENGTH = 4000
-"""Characters; text encoders read the first 77 pieces of words."""
-
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
-
-
 def default_region_rule(category: str) -> RegionRule:
-    """Whose regions count in a category unless its file says otherwise."""
+    """Return the region rule of a category whose file states none."""
     rules: dict[str, RegionRule] = {"add_object": "add", "delete_object": "delete"}
     return rules.get(category, "edit")
 
 
 class StoredModel(BaseModel):
-    """Base of all stored types: frozen, unknown keys refused, NaN and infinity refused."""
+    """Base of all stored types.
+
+    Instances are frozen; unknown keys, NaN and infinity are refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Attributes(StoredModel):
-    """What the source and the target picture show, where it is known (toy world)."""
+    """Attributes of the source and target picture, where known (toy world)."""
 
     source: dict[str, str]
     """Attribute -> value in the source picture."""
@@ -140,10 +152,13 @@ class EditExample(StoredModel):
     target: str = Field(min_length=1, max_length=MAX_PROMPT_LENGTH)
     """Prompt of the wished result, verbatim."""
     source_region: str = Field(default="whole", max_length=MAX_PROMPT_LENGTH)
-    """Where features are removed: "whole", "background", "file:PATH", words of the prompt, "seen: WORDS" for what the
-    prompt does not name, or "not: " and one of these."""
+    """Region in which features are removed.
+
+    It is "whole", "background", "file:PATH", words of the prompt, "seen: WORDS" for something that the prompt does not
+    name, or "not: " and one of these.
+    """
     target_region: str = Field(default="whole", max_length=MAX_PROMPT_LENGTH)
-    """Where features are added, in the same forms."""
+    """Region in which features are added, in the same forms."""
     attributes: Attributes | None = None
     """The truth of the edit, where it is known."""
     mask_sha256: str | None = None
@@ -151,19 +166,25 @@ class EditExample(StoredModel):
     cluster: str | None = None
     """Examples that share a template or a picture carry the same name and are resampled together."""
     provenance: dict[str, str] = {}
-    """What an imported file says besides, such as the instruction or the picture it belongs to; moves no number."""
+    """Further fields of an imported record, such as its instruction or picture; they change no number."""
 
     @property
     def plain(self) -> EditExample:
-        """The example as pictures are generated from it: without the square brackets that mark edited words."""
+        """The example with prompts as pictures are generated from them.
+
+        The square brackets that mark edited words are removed.
+        """
         prompts = {"source": plain_prompt(self.source), "target": plain_prompt(self.target)}
         return self.model_copy(update=prompts)
 
     @property
     def content_hash(self) -> str:
-        """Hash of everything that can move a number of this example (not its id, cluster or provenance)."""
-        unmoving = {"id", "cluster", "provenance"} | ({"mask_sha256"} if self.mask_sha256 is None else set())
-        return content_digest(self.model_dump(mode="json", exclude=unmoving))[:16]
+        """Hash of everything that can change a number of this example.
+
+        Id, cluster and provenance are not part of it.
+        """
+        excluded = {"id", "cluster", "provenance"} | ({"mask_sha256"} if self.mask_sha256 is None else set())
+        return content_digest(self.model_dump(mode="json", exclude=excluded))[:16]
 
 
 class EditTask(StoredModel):
@@ -172,19 +193,19 @@ class EditTask(StoredModel):
     name: Identifier
     """The file's name without its ending."""
     version: int = Field(ge=1, lt=2**53)
-    """Raised with every change that moves numbers."""
+    """Version of the task; every change that changes numbers raises it."""
     category: str
     """A key of `ALL_CATEGORIES`."""
     suite: Identifier
     """The folder the file lies in."""
     region_rule: RegionRule = "edit"
-    """Whose regions count; follows from the category unless stated."""
+    """Rule by which regions count; it follows from the category unless stated."""
     examples: tuple[EditExample, ...] = Field(min_length=1)
     """The edits, in file order."""
     folder: Path | None = None
-    """Where the file lies on this machine: paths of mask files begin there. No hash and no record holds it."""
+    """Folder of the file on this machine, to which paths of mask files are relative. No hash and no record holds it."""
     provenance: dict[str, str | int] = {}
-    """Where imported examples come from: the file's name and SHA-256, what was left out; moves no number."""
+    """Origin of imported examples: the file's name and SHA-256, and the number left out; it changes no number."""
 
     @model_validator(mode="before")
     @classmethod
@@ -202,7 +223,7 @@ class EditTask(StoredModel):
 
     @property
     def content_hash(self) -> str:
-        """Hash of the version and of every example's id and content."""
+        """Hash of version, region rule, and id and content of every example."""
         return content_digest([self.version, self.region_rule, [[e.id, e.content_hash] for e in self.examples]])[:16]
 
 
@@ -222,15 +243,15 @@ class Setting(StoredModel):
     strengths: tuple[float, ...] = Field(default=(1.0,), min_length=1)
     """Multipliers of the edit; each makes its own units."""
     edit_steps: Interval | None = None
-    """Shares of the run [first, last) whose steps are changed (see `riebench.tasks.schema`); None for all of it."""
+    """Shares of the run [first, last) whose steps are edited (see `Interval`); None for all of it."""
     sae: str | None = None
-    """Where the SAEs are: a folder, a hub id, or None for the model's own."""
+    """Source of the SAEs: a folder, a hub id, or None for the model's own."""
     access: str = ""
-    """What the method may look at: letters of P, A, M, T, V."""
+    """Data that the method may use: letters of P, A, M, T, V."""
     group: Identifier | None = None
-    """Settings of one group are one method on the leaderboard: their parameters are levels of its knob."""
+    """Name under which settings are one method on the leaderboard, each a level of its parameter."""
     plugin: str | None = None
-    """A Python file that registers the method; its path begins at the setting file. Records hold its name only."""
+    """A Python file that registers the method; its path is relative to the setting file. Records hold its name only."""
     plugin_sha256: str | None = None
     """Hash of that file, filled in when it is read."""
     description: str = ""
@@ -257,7 +278,10 @@ class Setting(StoredModel):
 
     @property
     def block_sets(self) -> tuple[tuple[str, ...], ...]:
-        """The sets of blocks to edit: each one separately, then all together, as `block_mode` says."""
+        """Sets of blocks to edit, as `block_mode` says.
+
+        First comes each block alone, then all of them together.
+        """
         each = tuple((block,) for block in self.blocks)
         if self.block_mode == "each":
             return each

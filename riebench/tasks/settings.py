@@ -1,4 +1,8 @@
-"""Setting files: found, read, checked. Which settings exist is decided by files alone."""
+"""Settings: YAML files of methods and parameters, and plugins with methods.
+
+Files alone decide which settings exist: the official ones in `baselines/` and those that a user names. A setting may
+name a Python file, its plugin, that registers the method; it is run once per process.
+"""
 
 from __future__ import annotations
 
@@ -16,52 +20,22 @@ from riebench.utils.files import file_sha256
 from riebench.utils.yaml_files import load_yaml, validate
 
 FALLBACK_SETTINGS = "sdxl"
-"""Whose settings serve a suite that brings none of its own."""
+"""Name of the suite whose settings serve a suite without settings of its own."""
 
 MAIN_SET = "main"
-"""The settings of the quick main job; further sets lie beside it."""
+"""Name of the set for the quick main job; further sets lie in folders beside it."""
 
-
-def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
-    """Where the official settings for a suite lie: its own folder, or SDXL's for suites without one.
-
-    Args:
-        suite: a shipped suite's name, or a folder.
-        settings_set: "main" for `baselines/<suite>/`, any other for `baselines/<suite>-<set>/`.
-
-    Raises:
-        RiebenchError: if there is no such set; names the nearest match.
-    """
-    main = _main_settings(suite)
-    known = settings_sets(suite)
-    if settings_set not in known:
-        raise RiebenchError(f"unknown set of settings {settings_set!r}{near_match(settings_set, known)}")
-    return main if settings_set == MAIN_SET else main.with_name(f"{main.name}-{settings_set}")
-
-
-def settings_sets(suite: str) -> tuple[str, ...]:
-    """Names of the sets of official settings for a suite, the main one first."""
-    main = _main_settings(suite)
-    return (MAIN_SET, *sorted(path.name.removeprefix(f"{main.name}-") for path in main.parent.glob(f"{main.name}-*")))
-
-
-def _main_settings(suite: str) -> Path:
-    own = data_root() / "baselines" / suite_name(suite)
-    return own if own.is_dir() else own.with_name(FALLBACK_SETTINGS)
-
-
-def setting_names(suite: str, settings_set: str = MAIN_SET) -> tuple[str, ...]:
-    """Names of the official settings of one set for a suite."""
-    return tuple(sorted(path.stem for path in settings_folder(suite, settings_set).glob("*.yaml")))
+_loaded_plugins: dict[Path, str] = {}
+"""Plugin file -> SHA-256 of the content that was run."""
 
 
 def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAIN_SET) -> tuple[Setting, ...]:
-    """Reads settings by name or by path.
+    """Read settings given by name or by path.
 
     Args:
-        suite: whose official settings the names mean.
-        names: names or paths of YAML files; empty takes all official settings of the set.
-        settings_set: which of the suite's sets of settings (see `settings_folder`).
+        suite: the suite to whose official settings the names refer.
+        names: names or paths of YAML files; empty for all official settings of the set.
+        settings_set: the name of one of the suite's sets of settings (see `settings_folder`).
 
     Raises:
         RiebenchError: for an unknown name (with the nearest match) or a name given twice.
@@ -77,23 +51,15 @@ def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAI
             raise RiebenchError(f"unknown setting {name!r}{_unknown_setting_hint(name, suite, known)}")
         elif not path.is_file():
             raise RiebenchError(f"there is no setting file {name}; official settings are called by name, without .yaml")
-        settings.append(load_setting(path))
+        settings.append(load_setting_file(path))
     repeated = {s.name for s in settings if sum(s.name == other.name for other in settings) > 1}
     if repeated:
         raise RiebenchError(f"setting {sorted(repeated)[0]!r} is given twice")
     return tuple(settings)
 
 
-def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
-    """What to do about an unknown name: the set of settings that has it, or the nearest one."""
-    for one in settings_sets(suite):
-        if name in setting_names(suite, one):
-            return f"; it is in another set: --settings-set {one}"
-    return f"{near_match(name, known)}; a YAML file's path works too"
-
-
-def load_setting(path: Path) -> Setting:
-    """Reads one setting file; its name is the file's name.
+def load_setting_file(path: Path) -> Setting:
+    """Read one setting file; its name is the file's name.
 
     Raises:
         TaskFileError: naming file, key and nearest match.
@@ -119,22 +85,64 @@ def load_setting(path: Path) -> Setting:
     return setting
 
 
-def _with_plugin(setting: Setting, path: Path) -> Setting:
+def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
+    """Return the folder with the official settings for a suite.
 
-    plugin = path.resolve().parent / Path(str(setting.plugin)).expanduser()
-    try:
-        digest = load_plugin(plugin)
-    except RiebenchError as error:
-        raise TaskFileError(f"{path}: {error}") from error
-    return setting.model_copy(update={"plugin": str(plugin), "plugin_sha256": digest})
+    It is the suite's own, or SDXL's for suites without one.
+
+    Args:
+        suite: a shipped suite's name, or a folder.
+        settings_set: "main" for `baselines/<suite>/`, any other for `baselines/<suite>-<set>/`.
+
+    Raises:
+        RiebenchError: if there is no such set; names the nearest match.
+    """
+    main = _main_settings(suite)
+    known = settings_sets(suite)
+    if settings_set not in known:
+        raise RiebenchError(f"unknown set of settings {settings_set!r}{near_match(settings_set, known)}")
+    return main if settings_set == MAIN_SET else main.with_name(f"{main.name}-{settings_set}")
 
 
-_loaded_plugins: dict[Path, str] = {}
-"""File -> SHA-256 of what was run."""
+def settings_sets(suite: str) -> tuple[str, ...]:
+    """Return the names of a suite's sets of official settings, main first."""
+    main = _main_settings(suite)
+    return (MAIN_SET, *sorted(path.name.removeprefix(f"{main.name}-") for path in main.parent.glob(f"{main.name}-*")))
+
+
+def setting_names(suite: str, settings_set: str = MAIN_SET) -> tuple[str, ...]:
+    """Return the names of the official settings of one set for a suite."""
+    return tuple(sorted(path.stem for path in settings_folder(suite, settings_set).glob("*.yaml")))
+
+
+def _main_settings(suite: str) -> Path:
+    own = data_root() / "baselines" / suite_name(suite)
+    return own if own.is_dir() else own.with_name(FALLBACK_SETTINGS)
+
+
+def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
+    """Return what to do about an unknown name of a setting.
+
+    The hint names the set of settings that has it, or the nearest name.
+    """
+    for other in settings_sets(suite):
+        if name in setting_names(suite, other):
+            return f"; it is in another set: --settings-set {other}"
+    return f"{near_match(name, known)}; a YAML file's path works too"
+
+
+def load_setting_plugin(setting: Setting) -> None:
+    """Run a setting's plugin, if it has one, in this process.
+
+    Raises:
+        RiebenchError: see `load_plugin`; also if the file is not the one the setting was read with.
+    """
+    if setting.plugin is not None and load_plugin(Path(setting.plugin)) != setting.plugin_sha256:
+        raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
 
 
 def load_plugin(path: Path) -> str:
-    """Runs a Python file once, so that the methods it registers can be used.
+    """Run a Python file once, so that the methods it registers can be used.
 
     Args:
         path: the file.
@@ -166,23 +174,24 @@ def load_plugin(path: Path) -> str:
     return digest
 
 
-def load_setting_plugin(setting: Setting) -> None:
-    """Runs a setting's plugin, if it has one, in this process.
-
-    Raises:
-        RiebenchError: see `load_plugin`; also if the file is not the one the setting was read with.
-    """
-    if setting.plugin is not None and load_plugin(Path(setting.plugin)) != setting.plugin_sha256:
-        raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
+def _with_plugin(setting: Setting, path: Path) -> Setting:
+    """Return a setting with its plugin run and the plugin's hash filled in."""
+    plugin = path.resolve().parent / Path(str(setting.plugin)).expanduser()
+    try:
+        digest = load_plugin(plugin)
+    except RiebenchError as error:
+        raise TaskFileError(f"{path}: {error}") from error
+    return setting.model_copy(update={"plugin": str(plugin), "plugin_sha256": digest})
 
 
 def _run_plugin(path: Path) -> None:
+    """Run a plugin's file as a module."""
     name = f"riebench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RiebenchError(f"plugin {path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    # Type hints of the methods are looked up in the module by its name.
+    # Type hints of the methods are resolved in the module found under this name.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

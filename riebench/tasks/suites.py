@@ -1,4 +1,7 @@
-"""Task files: found, read, checked. Which tasks exist is decided by files alone."""
+"""Suites: folders of task files that are found, read and checked here.
+
+Files alone decide which suites and tasks exist.
+"""
 
 from __future__ import annotations
 
@@ -21,62 +24,19 @@ REQUIRED_REGIONS: dict[str, tuple[str, ...]] = {
     "add": ("target_region",),
     "delete": ("source_region",),
 }
-"""Region rule -> the region keys an example must state."""
+"""Region rule -> the region keys that an example must state."""
 
 DEFAULT_MODELS: dict[str, str] = {"toy": "toy-turbo"}
-"""Suite -> preset that it is meant for; all others are for SDXL Turbo."""
-
-
-def data_root() -> Path:
-    """The folder that holds `tasks/` and `baselines/`: inside an installed wheel, or the checkout.
-
-    Raises:
-        RiebenchError: if neither is there.
-    """
-    package = package_folder()
-    for root in (package / "_data", package.parent):
-        if (root / "tasks").is_dir() and (root / "baselines").is_dir():
-            return root
-    raise RiebenchError(f"tasks/ and baselines/ are missing beside {package}; install riebench again")
-
-
-def suite_names() -> tuple[str, ...]:
-    """Names of the suites that ship with the package."""
-    return tuple(sorted(folder.name for folder in (data_root() / "tasks").iterdir() if folder.is_dir()))
-
-
-def default_model(suite: str) -> str:
-    """The preset a suite is meant for."""
-    return DEFAULT_MODELS.get(suite_name(suite), "sdxl-turbo")
-
-
-def suite_name(suite: str) -> str:
-    """The name of a suite given by name or by path."""
-    return Path(suite).expanduser().resolve().name if "/" in suite or suite.startswith(".") else suite
-
-
-def suite_folder(suite: str) -> Path:
-    """The folder of a suite given by name or by path.
-
-    Raises:
-        RiebenchError: if there is no such suite; names the nearest match.
-    """
-    shipped = data_root() / "tasks" / suite
-    if suite in suite_names():
-        return shipped
-    path = Path(suite).expanduser()
-    if path.is_dir():
-        return path
-    raise RiebenchError(f"unknown suite {suite!r}{near_match(suite, suite_names())}; a folder of task files works too")
+"""Suite -> model preset that it is meant for; all others are for SDXL Turbo."""
 
 
 def load_suite(suite: str, *, categories: Iterable[str] = (), limit: int | None = None) -> tuple[EditTask, ...]:
-    """Reads every task file of a suite, in the order of the categories' numbers.
+    """Read every task file of a suite, in the order of category numbers.
 
     Args:
         suite: a shipped suite's name, or a folder of task files.
-        categories: keep only these; empty keeps all.
-        limit: keep only the first so many examples of each task.
+        categories: the categories to keep; empty keeps all.
+        limit: the number of examples of each task to keep, from the first on; None keeps all.
 
     Raises:
         RiebenchError: for an unknown suite or category, or an empty suite.
@@ -101,7 +61,9 @@ def load_suite(suite: str, *, categories: Iterable[str] = (), limit: int | None 
 
 
 def load_task(path: Path) -> EditTask:
-    """Reads and checks one task file; its name is the file's name, its suite the folder's.
+    """Read and check one task file.
+
+    The task's name is the file's name, its suite the folder's.
 
     Raises:
         TaskFileError: naming file, key and nearest match.
@@ -126,18 +88,13 @@ def load_task(path: Path) -> EditTask:
     return task.model_copy(update={"examples": tuple(examples)})
 
 
-def edit_identity(example: EditExample) -> tuple[str, str, str | None]:
-    """What no two examples of a task may share: the prompts as generated, and the mask files if there are any."""
-    return example.plain.source, example.plain.target, example.mask_sha256
-
-
 def check_example(where: str, example: EditExample, stated: dict[str, Any], rule: str) -> None:
-    """Checks what one example says against itself, mask files left aside.
+    """Check that one example is consistent in itself, mask files aside.
 
     Args:
         where: file and example, for messages.
-        example: what to check.
-        stated: the keys that its file states.
+        example: the example.
+        stated: the keys and values that its file states.
         rule: the category's region rule.
 
     Raises:
@@ -158,13 +115,44 @@ def check_example(where: str, example: EditExample, stated: dict[str, Any], rule
         if seen_words(region) == "":
             raise TaskFileError(f"{where}: {side}_region: 'seen:' needs words for what the picture shows")
         words = region_words(region)
-        # The same search that finds the words when masks are made, so that what is accepted here is found there.
+        # Masks are made with the same search, so that words accepted here are found there.
         if words is not None and not phrase_spans(prompt, words):
             near = near_match(words, _words(prompt))
             raise TaskFileError(f"{where}: {side}_region: {words!r} does not occur in the {side} prompt{near}")
 
 
+def edit_identity(example: EditExample) -> tuple[str, str, str | None]:
+    """Return the values that no two examples of a task may share.
+
+    They are the prompts as generated from, and the mask files if there are any.
+    """
+    return example.plain.source, example.plain.target, example.mask_sha256
+
+
+def check_prompt_lengths(tasks: Iterable[EditTask], count: TokenCounter, limit: int) -> None:
+    """Refuse prompts that the model's tokenizer would cut.
+
+    Args:
+        tasks: the tasks to check.
+        count: a function that counts the tokens of a prompt, start and end tokens included.
+        limit: the number of tokens that the text encoder reads.
+
+    Raises:
+        RiebenchError: naming task, example, key and both numbers.
+    """
+    for task in tasks:
+        for example in task.examples:
+            for key, prompt in (("source", example.source), ("target", example.target)):
+                n = count(plain_prompt(prompt))
+                if n > limit:
+                    raise RiebenchError(
+                        f"{task.suite}/{task.name}.yaml: {example.id}: {key} has {n} tokens, of which the model reads "
+                        f"{limit}; shorten it, its end would be cut off"
+                    )
+
+
 def _with_mask_hash(where: str, example: EditExample, folder: Path) -> EditExample:
+    """Return an example with the hash of its mask files filled in."""
     digests = []
     for key in ("source_region", "target_region"):
         file = mask_file(getattr(example, key))
@@ -179,10 +167,6 @@ def _with_mask_hash(where: str, example: EditExample, folder: Path) -> EditExamp
     return example.model_copy(update={"mask_sha256": content_digest(digests)}) if digests else example
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[\w'-]+", text.lower())
-
-
 def _check_unique_ids(folder: Path, tasks: Iterable[EditTask]) -> None:
     owner: dict[str, str] = {}
     for task in tasks:
@@ -195,23 +179,52 @@ def _check_unique_ids(folder: Path, tasks: Iterable[EditTask]) -> None:
             owner[example.id] = f"{task.name}.yaml"
 
 
-def check_prompt_lengths(tasks: Iterable[EditTask], count: TokenCounter, limit: int) -> None:
-    """Refuses prompts that the model's tokenizer would cut.
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w'-]+", text.lower())
 
-    Args:
-        tasks: what to check.
-        count: number of tokens of a prompt, start and end tokens included.
-        limit: how many the text encoder reads.
+
+def data_root() -> Path:
+    """Return the folder that holds `tasks/` and `baselines/`.
+
+    It lies inside an installed wheel, or is the checkout.
 
     Raises:
-        RiebenchError: naming task, example, key and both numbers.
+        RiebenchError: if neither is there.
     """
-    for task in tasks:
-        for example in task.examples:
-            for key, prompt in (("source", example.source), ("target", example.target)):
-                n = count(plain_prompt(prompt))
-                if n > limit:
-                    raise RiebenchError(
-                        f"{task.suite}/{task.name}.yaml: {example.id}: {key} has {n} tokens, of which the model reads "
-                        f"{limit}; shorten it, its end would be cut off"
-                    )
+    package = package_folder()
+    for root in (package / "_data", package.parent):
+        if (root / "tasks").is_dir() and (root / "baselines").is_dir():
+            return root
+    raise RiebenchError(f"tasks/ and baselines/ are missing beside {package}; install riebench again")
+
+
+def shipped_suites() -> tuple[str, ...]:
+    """Return the names of the suites that ship with the package."""
+    return tuple(sorted(folder.name for folder in (data_root() / "tasks").iterdir() if folder.is_dir()))
+
+
+def suite_name(suite: str) -> str:
+    """Return the name of a suite given by name or by path."""
+    return Path(suite).expanduser().resolve().name if "/" in suite or suite.startswith(".") else suite
+
+
+def suite_folder(suite: str) -> Path:
+    """Return the folder of a suite given by name or by path.
+
+    Raises:
+        RiebenchError: if there is no such suite; names the nearest match.
+    """
+    shipped = data_root() / "tasks" / suite
+    if suite in shipped_suites():
+        return shipped
+    path = Path(suite).expanduser()
+    if path.is_dir():
+        return path
+    raise RiebenchError(
+        f"unknown suite {suite!r}{near_match(suite, shipped_suites())}; a folder of task files works too"
+    )
+
+
+def default_model(suite: str) -> str:
+    """Return the model preset that a suite is meant for."""
+    return DEFAULT_MODELS.get(suite_name(suite), "sdxl-turbo")

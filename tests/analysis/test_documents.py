@@ -8,7 +8,7 @@ import pytest
 
 from riebench.analysis.tables import check_all, fill_document, write_all
 from riebench.errors import RiebenchError
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 
 PART = "<!-- table: tables/per_block.csv metric={} settings={} -->\nold\n<!-- end -->\n"
 
@@ -16,7 +16,7 @@ PART = "<!-- table: tables/per_block.csv metric={} settings={} -->\nold\n<!-- en
 @pytest.fixture
 def folders(filled: RunFolder) -> list[RunFolder]:
     """The run folders below the results folder of a finished run, their tables written."""
-    found = list(run_folders(filled.path.parents[2]))
+    found = list(find_run_folders(filled.path.parents[2]))
     write_all(found)
     return found
 

@@ -18,7 +18,7 @@ from riebench.analysis.export import export, frame, push, save_dataset, to_datas
 from riebench.analysis.figures import figure_files
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.markup import latex_table, markdown_to_latex
 
 SPECIAL = re.compile(r"(?<!\\)[&%$#_{}~^]")
@@ -79,7 +79,7 @@ def test_everything_is_exported_and_the_same_again(results: Path, tmp_path: Path
     (found,) = cells.query(
         "setting == 'good' and strength == 1 and metric == 'clip_gain' and category == 'all'"
     ).to_dict("records")
-    row = next(c for c in configurations(run_folders(results)[1]) if c.strength == 1).row("clip_gain", "all")
+    row = next(c for c in configurations(find_run_folders(results)[1]) if c.strength == 1).row("clip_gain", "all")
     assert (found["mean"], found["ci_low"], found["ci_high"]) == (row.mean, row.ci_low, row.ci_high)
     methods = pd.read_csv(tmp_path / "one" / "methods.csv").set_index("method")
     assert methods.loc["gap_y", "note"] == "2 units failed" and str(methods.loc["gap_y", "area"]) == "nan"
@@ -202,5 +202,5 @@ def test_a_models_name_leads_nowhere(tmp_path: Path) -> None:
     meta["spec"]["model"]["name"] = "../../../evil"
     file.write_text(json.dumps(meta))
     with pytest.raises(RiebenchError, match="leaves the folder of exports"):
-        export(run_folders(tmp_path / "results"), tmp_path / "a" / "out", ["latex", "figures"])
+        export(find_run_folders(tmp_path / "results"), tmp_path / "a" / "out", ["latex", "figures"])
     assert not list(tmp_path.rglob("*evil*"))

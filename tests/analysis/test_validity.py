@@ -24,7 +24,7 @@ from riebench.analysis.validity.units import KEPT, SUCCESS, TARGET, Ground, Unit
 from riebench.cli.common import folders_in
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.records import EditRecord, ScoreRecord
 
 CATEGORIES = ("change_object", "change_color")
@@ -83,7 +83,7 @@ def add_run(
 
 
 def read(results: Path) -> Ground:
-    found, _ = grounds(run_folders(results))
+    found, _ = grounds(find_run_folders(results))
     (one,) = found
     return replace(one, units=replace(one.units, replicates=REPLICATES))
 

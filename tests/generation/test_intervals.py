@@ -19,7 +19,7 @@ from riebench.jobs.request import RunRequest
 from riebench.runs import engines
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.schema import EditExample, EditTask, Interval, Setting, parse_interval, step_window
-from riebench.tasks.settings import load_setting
+from riebench.tasks.settings import load_setting_file
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_setting_states_its_interval(tmp_path: Path) -> None:
     def setting(line: str) -> Setting:
         path = tmp_path / "mine.yaml"
         path.write_text(f"method: sae\n{line}\n")
-        return load_setting(path)
+        return load_setting_file(path)
 
     assert setting("edit_steps: [0, 0.5]").edit_steps == (0.0, 0.5)
     assert setting("edit_steps: [0, 1]").edit_steps is None

@@ -24,7 +24,7 @@ from riebench.errors import StoreError
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.report.output import OutputFolder
-from riebench.store.folder import RunFolder, SharedFolder, run_folders
+from riebench.store.folder import RunFolder, SharedFolder, find_run_folders
 from riebench.store.run_file import broken_seals
 from riebench.utils import files
 from riebench.utils.files import append_lines, is_temporary, remove_stale_files, temporary_path, write_atomic
@@ -73,7 +73,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
         assert path.read_bytes().startswith(data)
     lines = [line for path in job.results.rglob("records.jsonl") for line in path.read_text().splitlines()]
     assert len(lines) == UNITS
-    assert [finding for folder in run_folders(job.results) for finding in broken_seals(folder.path)] == []
+    assert [finding for folder in find_run_folders(job.results) for finding in broken_seals(folder.path)] == []
 
 
 def test_a_read_only_folder_is_one_line(job: RunRequest, mounted: Callable[[str], Path]) -> None:
@@ -105,7 +105,7 @@ def test_every_flipped_byte_of_a_stored_picture_is_found(tmp_path: Path) -> None
 def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: RunRequest) -> None:
     job = replace(job, settings=job.settings[1:], batch_size=1)
     run_job(job, lambda _: None)
-    (folder,) = run_folders(job.results)
+    (folder,) = find_run_folders(job.results)
     record = folder.records()[0]
     edited, source = folder.path / str(record.image), folder.shared.path / str(record.source_image)
     before = {path: path.read_bytes() for path in (edited, source)}
@@ -135,7 +135,7 @@ def test_what_settings_share_is_looked_at_once(job: RunRequest, monkeypatch: pyt
     monkeypatch.setattr(SharedFolder, "is_whole", is_whole)
     run_job(job, lambda _: None)
     pictures = [*job.results.glob("*/*/shared/images/*"), *job.results.glob("*/*/shared/masks/*.json")]
-    assert len(run_folders(job.results)) > 1
+    assert len(find_run_folders(job.results)) > 1
     assert sorted(looked) == sorted(f"{path.parent.name}/{path.name}" for path in pictures)
 
 
@@ -187,12 +187,12 @@ def test_a_page_whose_making_was_killed_at_once_is_made(tmp_path: Path) -> None:
 def test_a_clock_that_goes_backwards_changes_nothing(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     job = replace(job, settings=job.settings[1:], blocks="mid.0", batch_size=1)
     run_job(job, lambda _: None)
-    (before,) = run_folders(job.results)
+    (before,) = find_run_folders(job.results)
     monkeypatch.setattr(time, "time", lambda: 3.0)
     monkeypatch.setattr(time, "time_ns", lambda: 3_000_000_000)
     later = replace(job, results=job.results.with_name("later"), leaderboard=job.results.with_name("later.md"))
     run_job(later, lambda _: None)
-    (after,) = run_folders(later.results)
+    (after,) = find_run_folders(later.results)
     assert [record.image_sha256 for record in after.records()] == [record.image_sha256 for record in before.records()]
     os.utime(before.path / "records.jsonl", (1, 1))
     run_job(later, lambda _: None)
@@ -269,7 +269,7 @@ def test_two_runners_of_one_job(job: RunRequest) -> None:
     """The second is told at once, in one line; the first goes on."""
     run_job(job, lambda _: None)
     before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
-    with run_folders(job.results)[0].open_for_writing():
+    with find_run_folders(job.results)[0].open_for_writing():
         refused = command(job)
     assert refused.exit_code == 2 and "is being written by another riebench; wait for it to end" in last_line(refused)
     assert {path: path.read_bytes() for path in job.results.rglob("*.jsonl")} == before

@@ -25,7 +25,7 @@ from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.scoring.metrics.clip import ClipScorer
 from riebench.scoring.metrics.networks import Networks
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.records import EditRecord
 from riebench.utils.machine import pick_device
 
@@ -110,7 +110,7 @@ def last_line(result: Any) -> str:
 
 def records(job: RunRequest) -> dict[str, list[EditRecord]]:
     """Setting -> its records."""
-    return {folder.spec.setting.name: folder.records() for folder in run_folders(job.results)}
+    return {folder.spec.setting.name: folder.records() for folder in find_run_folders(job.results)}
 
 
 def no_generation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_from_files_to_tables_and_nothing_twice(job: RunRequest, capsys: pytest.
     assert {record.status for found in records(job).values() for record in found} == {"ok"}
     printed = capsys.readouterr().out
     assert all(block in printed for block in (*BLOCKS, "all"))
-    folder = next(folder for folder in run_folders(job.results) if folder.spec.setting.name == "features")
+    folder = next(folder for folder in find_run_folders(job.results) if folder.spec.setting.name == "features")
     whole = [record.key.digest for record in folder.records() if record.key.block_set == "all"]
     gains = [folder.scores()[digest, "clip_gain", "fake-clip"].value or 0.0 for digest in whole]
     low, mean, high = (f"{100 * gain:+.2f}" for gain in (min(gains), sum(gains) / 2, max(gains)))
@@ -142,7 +142,7 @@ def test_from_files_to_tables_and_nothing_twice(job: RunRequest, capsys: pytest.
     shares = (tables / "feature_share.csv").read_text().splitlines()[1:]
     assert sum(float(line.split(",")[4]) for line in shares if ",add," in line) == pytest.approx(1)
     # Every number of a cell has its line: unedited pictures score 0 and the background is measured where there is one.
-    unedited = run_folders(job.results)[1]
+    unedited = find_run_folders(job.results)[1]
     assert unedited.spec.setting.name == "no_edit"
     stored = {(unit, metric): score for (unit, metric, _), score in unedited.scores().items()}
     first, second = (record.key.digest for record in unedited.records())
@@ -158,7 +158,7 @@ def test_from_files_to_tables_and_nothing_twice(job: RunRequest, capsys: pytest.
 
 def test_no_edit_is_the_source_picture(job: RunRequest) -> None:
     run_job(replace(job, settings=("no_edit",)), lambda _: None)
-    (folder,) = run_folders(job.results)
+    (folder,) = find_run_folders(job.results)
     for record in folder.records():
         edited = folder.read_image(record.image or "")
         assert (edited == folder.shared.read_image(record.source_image or "")).all()
@@ -173,7 +173,7 @@ def test_more_examples_continue_and_other_parameters_are_refused(
     run_job(less, lambda _: None)
     lines: list[str] = []
     run_job(replace(less, limit=1), lines.append)
-    (folder,) = run_folders(job.results)
+    (folder,) = find_run_folders(job.results)
     assert [record.key.example_id for record in folder.records()] == ["one", "two"]
     assert not any("changed since" in line for line in lines)
     features.write_text(features.read_text().replace("n_features: 3", "n_features: 4"))
@@ -317,7 +317,9 @@ def test_failed_units_are_told_with_their_reason(job: RunRequest, monkeypatch: p
     run_job(job, lines.append)
     assert "10 units failed" in " ".join(lines) and "`--redo errors` tries them again" in " ".join(lines)
     quiet: list[str] = []
-    say_failures([folder for folder in run_folders(job.results) if folder.spec.setting.name == "no_edit"], quiet.append)
+    say_failures(
+        [folder for folder in find_run_folders(job.results) if folder.spec.setting.name == "no_edit"], quiet.append
+    )
     assert quiet == []
 
 
@@ -357,7 +359,7 @@ def test_device_words() -> None:
 
 def test_a_run_folder_alone_says_what_it_holds(job: RunRequest) -> None:
     run_job(replace(job, settings=("no_edit",)), lambda _: None)
-    (folder,) = run_folders(job.results)
+    (folder,) = find_run_folders(job.results)
     again = RunFolder(folder.path)
     assert again.spec.suite == "mine"
     assert str(job.suite) not in again.spec.model_dump_json()

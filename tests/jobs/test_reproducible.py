@@ -17,7 +17,7 @@ from test_job import job as job
 from riebench.jobs.request import EngineOptions, RunRequest
 from riebench.jobs.run import run_job
 from riebench.scoring.score import score
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 
 comparison: Any = pytest.importorskip("benchmarks.crash.crash", reason="the benchmarks are in the checkout only")
 
@@ -34,7 +34,7 @@ def ends(*jobs: RunRequest) -> list[RunFolder]:
     """Runs jobs one after the other; the folders of the last."""
     for one in jobs:
         run_job(one, lambda _: None)
-    return run_folders(jobs[-1].results)
+    return find_run_folders(jobs[-1].results)
 
 
 def assert_close(found: list[RunFolder], wanted: list[RunFolder]) -> None:
@@ -71,7 +71,7 @@ def wanted(job: RunRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Ru
         place = tmp_path_factory.mktemp("usual") / "out"
         ends(elsewhere(job, place))
         MADE.append(place)
-    return run_folders(MADE[0])
+    return find_run_folders(MADE[0])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from riebench.models.loading import LoadedModel, load_model
 from riebench.models.spec import ModelOptions
 from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import EditExample, EditTask, Setting
-from riebench.tasks.settings import load_setting, setting_names, settings_folder
+from riebench.tasks.settings import load_setting_file, setting_names, settings_folder
 
 REPLACED = EditExample(id="same", source="a red house", target="a red mouse")
 REFINED = EditExample(id="longer", source="a red house", target="a red boat on it")
@@ -118,7 +118,7 @@ def test_ledits_makes_all_strengths_at_once_as_it_makes_each_alone() -> None:
 @pytest.mark.parametrize("suite", ["toy", "sdxl"])
 def test_the_sweeps_have_the_levels_that_their_steps_allow(suite: str) -> None:
     folder = settings_folder("toy", "sweep").parent / f"{suite}-sweep"
-    found = {name: load_setting(folder / f"{name}_sweep.yaml") for name in NAMES}
+    found = {name: load_setting_file(folder / f"{name}_sweep.yaml") for name in NAMES}
     for setting in found.values():
         check_setting(setting, setting.name)
     assert len(found["ledits_pp"].strengths) == 6

@@ -338,11 +338,11 @@ def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monke
             process.kill()
             process.communicate()
     assert left[0].exists()
-    before = {(folder.spec.setting.name, record.key.digest): record for folder in run_folders(place / "shards")
+    before = {(folder.spec.setting.name, record.key.digest): record for folder in find_run_folders(place / "shards")
               for record in folder.records()}  # fmt: skip
     assert UNITS / 2 < len(before) < UNITS
     run_here(place, "shards", "--shard", "2/2")
-    folders = run_folders(place / "shards")
+    folders = find_run_folders(place / "shards")
     assert sum(len(lines(folder)) for folder in folders) == sum(len(set(lines(folder))) for folder in folders) == UNITS
     for folder in folders:
         assert (

@@ -16,7 +16,7 @@ from test_store import add
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.store import run_file
-from riebench.store.folder import RunFolder, folder_warnings, run_folders, set_aside
+from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, set_aside
 from riebench.store.run_file import announce_replacement, broken_seals
 from riebench.utils.files import write_atomic
 
@@ -39,7 +39,7 @@ def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
 def test_a_changed_record_is_said_and_made_anew_on_request(job: RunRequest) -> None:
     job = replace(job, settings=job.settings[1:], blocks="mid.0")
     run_job(job, lambda _: None)
-    (folder,) = run_folders(job.results)
+    (folder,) = find_run_folders(job.results)
     file = folder.path / "records.jsonl"
     honest = file.read_text()
     file.write_text(honest.replace('"add":[', '"add":[9', 1))
@@ -107,7 +107,10 @@ def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypa
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for place, word in (("riebench.store.folder.renew_seal", "second"), ("riebench.store.run_file.write_atomic", "third")):
+    for place, word in (
+        ("riebench.store.folder.renew_seal", "second"),
+        ("riebench.store.run_file.write_atomic", "third"),
+    ):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr("riebench.store.folder.renew_seal", killed)
             patched.setattr(place, killed)

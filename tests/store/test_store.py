@@ -15,7 +15,7 @@ from riebench.blocks import block_set_name
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.models.families.sdxl.names import SDXL_BLOCKS
 from riebench.runs.prepare import claim_shared
-from riebench.store.folder import RunFolder, SharedFolder, run_folders
+from riebench.store.folder import RunFolder, SharedFolder, find_run_folders
 from riebench.store.records import EditRecord, ScoreRecord
 from riebench.tasks.masks import MaskShare
 from riebench.utils.files import append_lines, write_atomic
@@ -276,7 +276,7 @@ def test_a_damaged_note_of_whose_the_shared_pictures_are_is_named(folder: RunFol
 
 def test_run_folders_are_found_and_damaged_ones_named(filled: RunFolder) -> None:
     results = filled.path.parents[2]
-    assert [folder.spec.setting.name for folder in run_folders(results)] == ["sae"]
+    assert [folder.spec.setting.name for folder in find_run_folders(results)] == ["sae"]
     (filled.path / "run.json").write_text("{")
     with pytest.raises(StoreError, match=r"run\.json is damaged"):
-        run_folders(results)
+        find_run_folders(results)

@@ -17,7 +17,7 @@ from riebench.registry import METHODS
 from riebench.runs import engines
 from riebench.tasks import settings
 from riebench.tasks.schema import EditExample, EditTask, Setting
-from riebench.tasks.settings import load_setting, load_settings
+from riebench.tasks.settings import load_setting_file, load_settings
 
 GUIDE = ROOT / "docs" / "new-method.md"
 METHOD = '''
@@ -62,7 +62,7 @@ def test_a_setting_brings_its_method(tmp_path: Path) -> None:
     assert setting.method == "mine" and len(setting.plugin_sha256 or "") == 64
     check_setting(setting, str(path))
     # The same file may serve several settings.
-    assert load_setting(write(tmp_path, more="params: {often: 2}\n")).params == {"often": 2}
+    assert load_setting_file(write(tmp_path, more="params: {often: 2}\n")).params == {"often": 2}
     (folder,) = engines.run("local", [task()], [setting], tiny_model(), results_root=tmp_path, progress=False)
     (record,) = folder.records()
     assert record.status == "ok" and record.image is not None
@@ -93,15 +93,15 @@ def test_other_code_is_another_run(tmp_path: Path) -> None:
 )
 def test_slips_in_the_setting_are_named(tmp_path: Path, method: str, more: str, message: str) -> None:
     with pytest.raises(TaskFileError, match=f"my_setting.yaml.*{message}"):
-        load_setting(write(tmp_path, method, more))
+        load_setting_file(write(tmp_path, method, more))
 
 
 def test_parameters_and_letters_are_checked_as_those_of_shipped_methods(tmp_path: Path) -> None:
-    wrong = load_setting(write(tmp_path, more="params: {oftn: 2}\n"))
+    wrong = load_setting_file(write(tmp_path, more="params: {oftn: 2}\n"))
     with pytest.raises(TaskFileError, match=r"no parameter 'oftn' \(did you mean 'often'\?\)"):
         check_setting(wrong, "here")
     with pytest.raises(TaskFileError, match="access: 'P', but method 'mine' sees 'PA'"):
-        check_setting(load_setting(write(tmp_path)).model_copy(update={"access": "P"}), "here")
+        check_setting(load_setting_file(write(tmp_path)).model_copy(update={"access": "P"}), "here")
 
 
 @pytest.mark.parametrize(
@@ -116,20 +116,20 @@ def test_parameters_and_letters_are_checked_as_those_of_shipped_methods(tmp_path
 def test_files_that_cannot_serve_are_refused_in_a_line(tmp_path: Path, code: str, message: str) -> None:
     path = write(tmp_path, code=code)
     with pytest.raises(TaskFileError, match=f"my_setting.yaml: plugin .*{message}"):
-        load_setting(path)
+        load_setting_file(path)
 
 
 def test_missing_and_changed_files_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path)
-    setting = load_setting(path)
+    setting = load_setting_file(path)
     (tmp_path / "my_methods.py").write_text(METHOD.replace("NAME", "mine") + "\n# another\n")
     with pytest.raises(TaskFileError, match="has changed since it was read; start again"):
-        load_setting(path)
+        load_setting_file(path)
     with pytest.raises(RiebenchError, match="has changed since it was read"):
         engines.run("local", [task()], [setting], tiny_model(), results_root=tmp_path, progress=False)
     (tmp_path / "my_methods.py").unlink()
     with pytest.raises(TaskFileError, match="No such file"):
-        load_setting(path)
+        load_setting_file(path)
 
 
 def test_the_guide_is_a_method_that_works(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_guide_is_a_method_that_works(tmp_path: Path) -> None:
     assert set(files) == {"my_methods.py", "my_setting.yaml", "test_my_methods.py"}
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    setting = load_setting(tmp_path / "my_setting.yaml")
+    setting = load_setting_file(tmp_path / "my_setting.yaml")
     check_setting(setting, "guide")
     (folder,) = engines.run("local", [task()], [setting], tiny_model(steps=4), results_root=tmp_path, progress=False)
     records = folder.records()

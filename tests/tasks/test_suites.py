@@ -9,8 +9,8 @@ from riebench.errors import RiebenchError, TaskFileError
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.presets import PRESETS
 from riebench.tasks.schema import CATEGORIES
-from riebench.tasks.settings import load_setting, load_settings, setting_names
-from riebench.tasks.suites import check_prompt_lengths, default_model, load_suite, load_task, suite_names
+from riebench.tasks.settings import load_setting_file, load_settings, setting_names
+from riebench.tasks.suites import check_prompt_lengths, default_model, load_suite, load_task, shipped_suites
 
 GOOD = """\
 category: change_object
@@ -146,7 +146,7 @@ def test_add_and_delete_need_one_region(tmp_path: Path) -> None:
 
 
 def test_suites_are_found_by_name_and_by_path(tmp_path: Path) -> None:
-    assert {"toy", "sdxl"} <= set(suite_names())
+    assert {"toy", "sdxl"} <= set(shipped_suites())
     with pytest.raises(RiebenchError, match=r"unknown suite 'tyo' \(did you mean 'toy'\?\)"):
         load_suite("tyo")
     with pytest.raises(RiebenchError, match="is empty"):
@@ -231,7 +231,7 @@ def test_suites_without_settings_of_their_own_take_those_for_sdxl(tmp_path: Path
     assert default_model("toy") == default_model("./anywhere/toy") == "toy-turbo"
     assert default_model("sdxl") == default_model(str(tmp_path)) == "sdxl-turbo"
     assert setting_names(str(tmp_path)) == setting_names("sdxl") != setting_names("toy")
-    assert {default_model(suite) for suite in suite_names()} <= set(PRESETS)
+    assert {default_model(suite) for suite in shipped_suites()} <= set(PRESETS)
 
 
 def test_settings_are_found_and_slips_named(tmp_path: Path) -> None:
@@ -244,12 +244,12 @@ def test_settings_are_found_and_slips_named(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="given twice"):
         load_settings("toy", [name, name])
     with pytest.raises(TaskFileError, match=r"unknown method 'sea' \(did you mean 'sae'\?\)"):
-        load_setting(write(tmp_path, "method: sea\n", "mine.yaml"))
+        load_setting_file(write(tmp_path, "method: sea\n", "mine.yaml"))
     with pytest.raises(TaskFileError, match=r"strength: unknown key \(did you mean 'strengths'\?\)"):
-        load_setting(write(tmp_path, "method: sae\nstrength: 1\n", "mine.yaml"))
+        load_setting_file(write(tmp_path, "method: sae\nstrength: 1\n", "mine.yaml"))
     with pytest.raises(TaskFileError, match=r"mine.yaml: blocks: unknown block 'mid.o' \(did you mean 'mid.0'\?\)"):
-        load_setting(write(tmp_path, "method: sae\nblocks: [mid.o]\n", "mine.yaml"))
+        load_setting_file(write(tmp_path, "method: sae\nblocks: [mid.o]\n", "mine.yaml"))
     spelt = write(tmp_path, "method: sae\nblocks: [unet.mid_block.attentions.0, up.0.1]\n", "mine.yaml")
-    assert load_setting(spelt).blocks == ("mid.0", "up.0.1")
+    assert load_setting_file(spelt).blocks == ("mid.0", "up.0.1")
     mine = write(tmp_path, "method: sae\nstrengths: [1, 2]\n", "mine.yaml")
     assert load_settings("toy", [str(mine)])[0].strengths == (1.0, 2.0)

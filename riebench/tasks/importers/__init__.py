@@ -1,5 +1,6 @@
 """Importers: suites of tasks made from RIEBench, PIE-Bench or any data set.
 
-Imports `tasks` and what is below it. `published` reads the two published sets, `datasets` rows of any data set, and
-both hand their `examples` to `writer`.
+This package imports only `tasks` and what `tasks` may import. `published` reads the two published benchmarks
+(`import_riebench`, `import_piebench`), `datasets` the rows of any data set (`import_dataset`); both add records to the
+collector in `examples` (`ImportCollector`), and `writer` stores its content as a suite (`suite_files`, `store_suite`).
 """

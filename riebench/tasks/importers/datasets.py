@@ -1,4 +1,8 @@
-"""Rows of a data set, read through the `datasets` library: from the hub, a folder, or a file."""
+"""Importer of any data set: rows read through the `datasets` library.
+
+A data set comes from the hub, a folder, or a file. It is untrusted: pictures are opened by `riebench.utils.images`,
+never by the library, and only files of the data set itself are read.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from riebench.errors import RiebenchError, near_match
-from riebench.tasks.importers.examples import Draft, ImportCollector, Mask, category_of, column_region, decode_mask
+from riebench.tasks.importers.examples import Draft, ImportCollector, category_of, column_region, decode_mask
 from riebench.tasks.importers.published import Origin
+from riebench.tasks.masks import Mask
 from riebench.tasks.prompts import WHOLE
 from riebench.utils.files import canonical_json, content_digest
 from riebench.utils.images import decode_image
@@ -31,19 +36,34 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
 }
-"""Ending of a file -> the builder that reads it, and its options."""
+"""Ending of a file -> the library's builder that reads it, and its options."""
+
+USUAL_COLUMNS: dict[str, tuple[str, ...]] = {
+    "id": ("id", "image_id", "key"),
+    "category": ("category", "editing_type_id", "edit_type", "task"),
+    "source": ("source", "source_prompt", "original_prompt", "source_caption", "input_caption"),
+    "target": ("target", "target_prompt", "editing_prompt", "target_caption", "output_caption"),
+    "source_region": ("source_region", "original_gsam_prompt"),
+    "target_region": ("target_region", "editing_gsam_prompt"),
+    "mask": ("mask",),
+    "instruction": ("instruction", "editing_instruction", "edit_instruction", "edit"),
+}
+"""Field of an example -> usual names of its column."""
+
+REQUIRED_FIELDS = ("source", "target")
+"""Fields that every data set must have a column for."""
 
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Where a data set is.
+    """Location of a data set.
 
     Attributes:
         name: hub id, path of a folder, or path of a file.
-        config: which of its configurations; None for the only one.
-        split: which part; None for the only one.
+        config: name of a configuration; None for the only one.
+        split: name of a split; None for the only one.
         revision: commit, branch or tag on the hub; None for the newest.
-        offline: uses only what is on this machine.
+        offline: uses only data on this machine.
     """
 
     name: str
@@ -61,7 +81,7 @@ class DatasetSource:
 
     @property
     def short(self) -> str:
-        """Its name without owner, folders and ending."""
+        """Name of the data set without owner, folders and ending."""
         path = self.local
         if path is None:
             return self.name.rsplit("/", 1)[-1]
@@ -70,11 +90,11 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """An opened data set.
+    """Rows of an opened data set.
 
     Attributes:
-        data: gives rows, each a mapping of columns.
-        split: the part that was opened.
+        data: the rows, each a mapping of columns.
+        split: the opened split.
         revision: the commit on the hub; None for local data.
     """
 
@@ -83,7 +103,7 @@ class DatasetRows:
     revision: str | None
 
     def read(self, where: str) -> Iterator[Mapping[str, Any]]:
-        """Its rows.
+        """Yield the rows.
 
         Raises:
             RiebenchError: if the data are damaged or the connection is lost.
@@ -95,174 +115,62 @@ class DatasetRows:
             except StopIteration:
                 return
             except Exception as error:
-                # Whatever parser, codec or network layer is at work below has errors of its own.
+                # Each parser, codec and network layer below has errors of its own.
                 raise RiebenchError(f"{where}: cannot be read: {_first_line(error)}") from error
             yield row
 
 
-def open_rows(place: DatasetSource) -> DatasetRows:
-    """Opens a data set without reading it.
-
-    Raises:
-        RiebenchError: if it does not exist or cannot be reached, or the configuration or split is unknown.
-    """
-    local = place.local
-    if local is not None and not local.exists():
-        raise RiebenchError(f"{place.name}: no such file or folder{_near_file(local)}")
-    if local is not None and any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        from datasets import Dataset, load_from_disk
-
-        stored = _open(place, lambda: load_from_disk(str(local)))
-        parts = {place.split or "train": stored} if isinstance(stored, Dataset) else stored
-        revision = None
-    else:
-        parts, revision = _open(place, lambda: _load_splits(place, local))
-    split = _choose_split(place, list(parts))
-    return DatasetRows(_disable_decoding(parts[split]), split, revision)
-
-
-def _disable_decoding(data: Any) -> Any:
-    """A part whose pictures stay the bytes they are: the library would decode whatever they claim to be."""
-    from datasets.features.features import require_decoding
-
-    for name, feature in (data.features or {}).items():
-        if hasattr(feature, "decode"):
-            data = data.cast_column(name, replace(feature, decode=False))
-        elif require_decoding(feature):
-            data = data.remove_columns(name)
-    return data
-
-
-def _load_splits(place: DatasetSource, local: Path | None) -> tuple[Mapping[str, Any], str | None]:
-    from datasets import load_dataset_builder
-
-    if local is not None and local.is_file():
-        if local.suffix not in READERS:
-            raise RiebenchError(f"{local}: cannot tell what it is; known endings: {', '.join(READERS)}")
-        reader, options = READERS[local.suffix]
-        builder = load_dataset_builder(reader, data_files={"train": [str(local)]}, **options)
-    else:
-        name = place.name if local is None else str(local)
-        builder = load_dataset_builder(name, place.config, revision=place.revision)
-    if local is None and place.offline:
-        # What an earlier download left can be read, but not as a stream.
-        builder.download_and_prepare()
-        return builder.as_dataset(), builder.hash
-    return builder.as_streaming_dataset(), None if local is not None else builder.hash
-
-
-def _open(place: DatasetSource, load: Any) -> Any:
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-
-    try:
-        return load()
-    except DatasetNotFoundError as error:
-        raise RiebenchError(
-            f"the hub has no data set {place.name}, or it is private or gated: check the spelling, or accept its terms "
-            f"at https://huggingface.co/datasets/{place.name} and log in with `hf auth login`"
-        ) from error
-    except ConnectionError as error:
-        how = "leave --offline out" if place.offline else "check the network or HTTPS_PROXY"
-        raise RiebenchError(
-            f"{place.name} is not on this machine and the hub cannot be reached: {how}, or name a local file or folder"
-        ) from error
-    except (StopIteration, RuntimeError) as error:
-        # How the library's readers fail on a file without a single row.
-        raise RiebenchError(f"{place.name}: holds no rows that can be read ({_first_line(error)})") from error
-    except (DatasetsError, ValueError, OSError) as error:
-        raise RiebenchError(f"{place.name}: {_first_line(error)}") from error
-
-
-def _choose_split(place: DatasetSource, splits: list[str]) -> str:
-    if place.split is not None:
-        if place.split not in splits:
-            raise RiebenchError(f"{place.name} has no split {place.split!r}{near_match(place.split, splits)}")
-        return place.split
-    if len(splits) != 1:
-        raise RiebenchError(f"{place.name} has several splits; choose one with --split: {', '.join(sorted(splits))}")
-    return splits[0]
-
-
-def _near_file(path: Path) -> str:
-    # All that lies in a folder would be no help.
-    names = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = get_close_matches(path.name, names, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _first_line(error: BaseException) -> str:
-    # A wrapper's own words ("An error occurred while generating the dataset") say less than what it wraps.
-    inner = error.__cause__ or error
-    return next(iter(str(inner).strip().splitlines()), type(inner).__name__)
-
-
-def read_cell(value: Any, place: DatasetSource) -> Any:
-    """A cell; one that holds a picture becomes that picture, upright.
+def import_dataset(
+    source: DatasetSource,
+    collector: ImportCollector,
+    *,
+    columns: Sequence[str] = (),
+    category: str | None = None,
+    limit: int | None = None,
+) -> Origin:
+    """Read rows of a data set into a collector; each holds one prompt pair.
 
     Args:
-        value: as the library gives it.
-        place: the data set: a picture's file must lie in it.
+        source: the data set.
+        collector: the collector that its rows are added to.
+        columns: "FIELD=COLUMN" for each column without a usual name.
+        category: the category of all rows; None if a column states it.
+        limit: the number of rows to read, from the first on; None for all.
 
     Raises:
-        RiebenchError: if a picture lies elsewhere, is no whole picture of a plain format, or is too large.
+        RiebenchError: if it cannot be opened or read, or a column is missing.
     """
-    if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
-        return value
-    if value["bytes"] is None and value["path"] is None:
-        return None
-    data = value["bytes"] if value["bytes"] is not None else _image_bytes(str(value["path"]), place)
-    if not isinstance(data, bytes):
-        return value
-    try:
-        with decode_image(data) as picture:
-            upright: Image.Image = ImageOps.exif_transpose(picture)
-            return upright
-    except RiebenchError as error:
-        raise RiebenchError(f"{place.name}: a picture cannot be read: {error}") from error
-
-
-def _image_bytes(path: str, place: DatasetSource) -> bytes:
-    """The bytes of a picture's file, which may lie in an archive of the data set."""
-    from datasets import config
-    from datasets.utils.file_utils import xopen
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    outermost = path.split("::")[-1]
-    if place.local is None:
-        inside = outermost.startswith((f"hf://datasets/{place.name}@", f"hf://datasets/{place.name}/"))
-        folders = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
-    else:
-        inside = False
-        folders = [place.local if place.local.is_dir() else place.local.parent]
-    where = Path(outermost).resolve()
-    if not inside and not any(where.is_relative_to(folder.resolve()) for folder in folders):
-        raise RiebenchError(f"{place.name}: the picture {path!r} lies outside the data set")
-    try:
-        with xopen(path, "rb") as file:
-            data: bytes = file.read()
-            return data
-    except (OSError, ValueError) as error:
-        raise RiebenchError(f"{place.name}: the picture {path!r} cannot be read ({error})") from error
-
-
-USUAL_COLUMNS: dict[str, tuple[str, ...]] = {
-    "id": ("id", "image_id", "key"),
-    "category": ("category", "editing_type_id", "edit_type", "task"),
-    "source": ("source", "source_prompt", "original_prompt", "source_caption", "input_caption"),
-    "target": ("target", "target_prompt", "editing_prompt", "target_caption", "output_caption"),
-    "source_region": ("source_region", "original_gsam_prompt"),
-    "target_region": ("target_region", "editing_gsam_prompt"),
-    "mask": ("mask",),
-    "instruction": ("instruction", "editing_instruction", "edit_instruction", "edit"),
-}
-"""What an example needs -> names that its column usually has."""
-
-REQUIRED_FIELDS = ("source", "target")
-"""What cannot be done without."""
+    mapping = parse_columns(columns)
+    fixed_category = None if category is None else category_of(category)
+    opened = open_rows(source)
+    rows = opened.read(source.name)
+    first = next(rows, None)
+    if first is None:
+        raise RiebenchError(f"{source.name} has no rows in its split {opened.split!r}")
+    chosen = choose_columns(source.name, list(first), mapping)
+    if fixed_category is None and "category" not in chosen:
+        raise RiebenchError(
+            f"no column of {source.name} says the edits' category: write --column category=COLUMN or --category NAME"
+        )
+    digest, n_rows = hashlib.sha256(), 0
+    for row in islice(chain([first], rows), limit):
+        record = {field: read_cell(row.get(column), source) for field, column in chosen.items()}
+        digest.update(canonical_json({key: _hash_form(value) for key, value in record.items()}).encode())
+        row_name = _cell_text(record, "id") or f"row {n_rows}"
+        collector.add_record(row_name, partial(_draft, source.short, record, fixed_category))
+        n_rows += 1
+    if limit is not None and next(rows, None) is not None:
+        collector.notes.append(f"--limit {limit} leaves out the rows after the first {limit}")
+    if not {"mask", "source_region", "target_region"} & set(chosen):
+        collector.notes.append("no column names regions: each region is the whole picture")
+    options = {"config": source.config, "split": opened.split, "revision": opened.revision or source.revision}
+    known = {key: value for key, value in options.items() if value is not None}
+    name = source.name if source.local is None else source.local.name
+    return {"format": "dataset", "dataset": name, **known, "sha256": digest.hexdigest(), "records": n_rows}
 
 
 def parse_columns(stated: Sequence[str]) -> dict[str, str]:
-    """The pairs of `--column FIELD=COLUMN`.
+    """Parse the pairs of `--column FIELD=COLUMN`.
 
     Raises:
         RiebenchError: for a pair that is none, an unknown field (with the nearest match) or one given twice.
@@ -281,12 +189,12 @@ def parse_columns(stated: Sequence[str]) -> dict[str, str]:
 
 
 def choose_columns(where: str, columns: Sequence[str], mapping: dict[str, str]) -> dict[str, str]:
-    """The column of each field, stated or found by its usual name.
+    """Return the column of each field, stated or found by its usual name.
 
     Args:
         where: the data set, for messages.
-        columns: those that it has.
-        mapping: field -> column, as stated.
+        columns: the columns that it has.
+        mapping: field -> column, as the user stated it.
 
     Raises:
         RiebenchError: if a stated column does not exist (with the nearest match) or a prompt has none.
@@ -306,59 +214,168 @@ def choose_columns(where: str, columns: Sequence[str], mapping: dict[str, str]) 
     return found
 
 
-def import_dataset(
-    place: DatasetSource,
-    intake: ImportCollector,
-    *,
-    columns: Sequence[str] = (),
-    category: str | None = None,
-    limit: int | None = None,
-) -> Origin:
-    """Reads rows of a data set; each holds one prompt pair.
-
-    Args:
-        place: where it is.
-        intake: gets its rows.
-        columns: "FIELD=COLUMN" for what has no usual name.
-        category: that of all rows; None if a column says it.
-        limit: reads only the first so many rows.
+def open_rows(source: DatasetSource) -> DatasetRows:
+    """Open a data set without reading it.
 
     Raises:
-        RiebenchError: if it cannot be opened or read, or a column is missing.
+        RiebenchError: if it does not exist or cannot be reached, or the configuration or split is unknown.
     """
-    mapping = parse_columns(columns)
-    fixed = None if category is None else category_of(category)
-    opened = open_rows(place)
-    rows = opened.read(place.name)
-    first = next(rows, None)
-    if first is None:
-        raise RiebenchError(f"{place.name} has no rows in its split {opened.split!r}")
-    chosen = choose_columns(place.name, list(first), mapping)
-    if fixed is None and "category" not in chosen:
+    local = source.local
+    if local is not None and not local.exists():
+        raise RiebenchError(f"{source.name}: no such file or folder{_near_file(local)}")
+    if local is not None and any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        from datasets import Dataset, load_from_disk
+
+        stored = _open(source, lambda: load_from_disk(str(local)))
+        parts = {source.split or "train": stored} if isinstance(stored, Dataset) else stored
+        revision = None
+    else:
+        parts, revision = _open(source, lambda: _load_splits(source, local))
+    split = _choose_split(source, list(parts))
+    return DatasetRows(_disable_decoding(parts[split]), split, revision)
+
+
+def _open(source: DatasetSource, load: Any) -> Any:
+    """Call a loading function; its errors become messages for the user."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        return load()
+    except DatasetNotFoundError as error:
         raise RiebenchError(
-            f"no column of {place.name} says the edits' category: write --column category=COLUMN or --category NAME"
-        )
-    digest, n_rows = hashlib.sha256(), 0
-    for row in islice(chain([first], rows), limit):
-        record = {field: read_cell(row.get(column), place) for field, column in chosen.items()}
-        digest.update(canonical_json({key: _hash_form(value) for key, value in record.items()}).encode())
-        name = _cell_text(record, "id") or f"row {n_rows}"
-        intake.add_record(name, partial(_draft, place.short, record, fixed))
-        n_rows += 1
-    if limit is not None and next(rows, None) is not None:
-        intake.notes.append(f"--limit {limit} leaves out the rows after the first {limit}")
-    if not {"mask", "source_region", "target_region"} & set(chosen):
-        intake.notes.append("no column names regions: each region is the whole picture")
-    told = {"config": place.config, "split": opened.split, "revision": opened.revision or place.revision}
-    stated = {key: value for key, value in told.items() if value is not None}
-    source = place.name if place.local is None else place.local.name
-    return {"format": "dataset", "dataset": source, **stated, "sha256": digest.hexdigest(), "records": n_rows}
+            f"the hub has no data set {source.name}, or it is private or gated: check the spelling, or accept its "
+            f"terms at https://huggingface.co/datasets/{source.name} and log in with `hf auth login`"
+        ) from error
+    except ConnectionError as error:
+        remedy = "leave --offline out" if source.offline else "check the network or HTTPS_PROXY"
+        raise RiebenchError(
+            f"{source.name} is not on this machine and the hub cannot be reached: {remedy}, or name a local "
+            "file or folder"
+        ) from error
+    except (StopIteration, RuntimeError) as error:
+        # The library's readers fail this way on a file without a single row.
+        raise RiebenchError(f"{source.name}: holds no rows that can be read ({_first_line(error)})") from error
+    except (DatasetsError, ValueError, OSError) as error:
+        raise RiebenchError(f"{source.name}: {_first_line(error)}") from error
 
 
-def _draft(name: str, record: Mapping[str, Any], fixed: str | None) -> Draft:
+def _load_splits(source: DatasetSource, local: Path | None) -> tuple[Mapping[str, Any], str | None]:
+    """Return the splits of a data set and its commit; None for local data."""
+    from datasets import load_dataset_builder
+
+    if local is not None and local.is_file():
+        if local.suffix not in READERS:
+            raise RiebenchError(f"{local}: cannot tell what it is; known endings: {', '.join(READERS)}")
+        reader, options = READERS[local.suffix]
+        builder = load_dataset_builder(reader, data_files={"train": [str(local)]}, **options)
+    else:
+        name = source.name if local is None else str(local)
+        builder = load_dataset_builder(name, source.config, revision=source.revision)
+    if local is None and source.offline:
+        # Files of an earlier download can be read, but not as a stream.
+        builder.download_and_prepare()
+        return builder.as_dataset(), builder.hash
+    return builder.as_streaming_dataset(), None if local is not None else builder.hash
+
+
+def _choose_split(source: DatasetSource, splits: list[str]) -> str:
+    """Return the stated split, or the only one."""
+    if source.split is not None:
+        if source.split not in splits:
+            raise RiebenchError(f"{source.name} has no split {source.split!r}{near_match(source.split, splits)}")
+        return source.split
+    if len(splits) != 1:
+        raise RiebenchError(f"{source.name} has several splits; choose one with --split: {', '.join(sorted(splits))}")
+    return splits[0]
+
+
+def _disable_decoding(data: Any) -> Any:
+    """Return a split in which pictures stay undecoded bytes.
+
+    The library would decode whatever they claim to be. Other columns that need decoding are removed.
+    """
+    from datasets.features.features import require_decoding
+
+    for name, feature in (data.features or {}).items():
+        if hasattr(feature, "decode"):
+            data = data.cast_column(name, replace(feature, decode=False))
+        elif require_decoding(feature):
+            data = data.remove_columns(name)
+    return data
+
+
+def _near_file(path: Path) -> str:
+    """Return a hint that names the file that was probably meant."""
+    # Without a near match nothing is listed: all names in a folder would be no help.
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error, or of the error that caused it."""
+    # A wrapper's own message ("An error occurred while generating the dataset") says less than the error it wraps.
+    inner = error.__cause__ or error
+    return next(iter(str(inner).strip().splitlines()), type(inner).__name__)
+
+
+def read_cell(value: Any, source: DatasetSource) -> Any:
+    """Return a cell; one that holds a picture becomes that picture, upright.
+
+    Args:
+        value: the cell as the library returns it.
+        source: the data set, in which a picture's file must lie.
+
+    Raises:
+        RiebenchError: if a picture lies elsewhere, is no whole picture of a plain format, or is too large.
+    """
+    if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
+        return value
+    if value["bytes"] is None and value["path"] is None:
+        return None
+    data = value["bytes"] if value["bytes"] is not None else _image_bytes(str(value["path"]), source)
+    if not isinstance(data, bytes):
+        return value
+    try:
+        with decode_image(data) as picture:
+            upright: Image.Image = ImageOps.exif_transpose(picture)
+            return upright
+    except RiebenchError as error:
+        raise RiebenchError(f"{source.name}: a picture cannot be read: {error}") from error
+
+
+def _image_bytes(path: str, source: DatasetSource) -> bytes:
+    """Return the bytes of a picture's file.
+
+    The file may lie in an archive of the data set, but not outside the data set.
+    """
+    from datasets import config
+    from datasets.utils.file_utils import xopen
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    outer_path = path.split("::")[-1]
+    if source.local is None:
+        is_remote = outer_path.startswith((f"hf://datasets/{source.name}@", f"hf://datasets/{source.name}/"))
+        folders = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+    else:
+        is_remote = False
+        folders = [source.local if source.local.is_dir() else source.local.parent]
+    file_path = Path(outer_path).resolve()
+    if not is_remote and not any(file_path.is_relative_to(folder.resolve()) for folder in folders):
+        raise RiebenchError(f"{source.name}: the picture {path!r} lies outside the data set")
+    try:
+        with xopen(path, "rb") as file:
+            data: bytes = file.read()
+            return data
+    except (OSError, ValueError) as error:
+        raise RiebenchError(f"{source.name}: the picture {path!r} cannot be read ({error})") from error
+
+
+def _draft(name: str, record: Mapping[str, Any], fixed_category: str | None) -> Draft:
+    """Return the draft of one row."""
     source, target = _required_text(record, "source"), _required_text(record, "target")
-    category = fixed or category_of(_required_text(record, "category"))
-    # An id from the content stays the row's own wherever the row stands.
+    category = fixed_category or category_of(_required_text(record, "category"))
+    # An id made from the content stays the same wherever the row stands.
     identity = _cell_text(record, "id") or f"{name}-{content_digest([category, source, target])[:12]}"
     mask = None if record.get("mask") in (None, "") else _mask(record["mask"])
     instruction = _cell_text(record, "instruction")
@@ -366,17 +383,21 @@ def _draft(name: str, record: Mapping[str, Any], fixed: str | None) -> Draft:
     for side, prompt in (("source_region", source), ("target_region", target)):
         text = _cell_text(record, side)
         regions[side] = WHOLE if text is None else column_region(text, prompt)
-    said = {} if instruction is None else {"instruction": instruction}
-    return Draft(category, _as_id(identity), source, target, regions, mask, said)
+    provenance = {} if instruction is None else {"instruction": instruction}
+    return Draft(category, _as_id(identity), source, target, regions, mask, provenance)
 
 
 def _cell_text(record: Mapping[str, Any], field: str) -> str | None:
-    """A cell's text; None for an empty one, which table readers also write as "not a number"."""
+    """Return a cell's text; None for an empty one.
+
+    Table readers also write an empty cell as "not a number".
+    """
     value = record.get(field)
     return str(value) if isinstance(value, str | int) and str(value).strip() else None
 
 
 def _required_text(record: Mapping[str, Any], field: str) -> str:
+    """Return a cell's text, or refuse an empty one."""
     text = _cell_text(record, field)
     if text is None:
         raise RiebenchError(f"{field} is no text: {str(record.get(field))[:40]!r}")
@@ -384,11 +405,12 @@ def _required_text(record: Mapping[str, Any], field: str) -> str:
 
 
 def _as_id(text: str) -> str:
-    """A name that can stand in file names: other characters become dashes."""
+    """Return a text as an id; characters that ids lack become dashes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
 
 
 def _mask(value: Any) -> Mask:
+    """Return the mask of a cell: bright pixels of a picture, or runs."""
     if not isinstance(value, Image.Image):
         return decode_mask(list(value) if isinstance(value, tuple | np.ndarray) else value)
     bright: Mask = np.asarray(value.convert("L")) > 127
@@ -396,6 +418,7 @@ def _mask(value: Any) -> Mask:
 
 
 def _hash_form(value: Any) -> Any:
+    """Return a cell's value in a form that can be hashed as JSON."""
     if isinstance(value, Image.Image):
         return [value.mode, list(value.size), hashlib.sha256(value.tobytes()).hexdigest()]
     return value if isinstance(value, str | int | None) else str(value)

@@ -1,4 +1,8 @@
-"""Records of other people's files on their way in: each becomes an example of ours or is left out with its reason."""
+"""Records of untrusted files on their way to becoming examples.
+
+Each record becomes an example or is left out with its reason (`ImportCollector`). The other functions convert the
+fields of records: categories, regions, masks and texts.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
 from riebench.errors import MAX_NAME_LENGTH, RiebenchError, near_match, one_line
+from riebench.tasks.masks import Mask
 from riebench.tasks.prompts import (
     BACKGROUND,
     FILE,
@@ -35,15 +39,186 @@ from riebench.tasks.suites import REQUIRED_REGIONS, TokenCounter, check_example
 from riebench.utils.yaml_files import text_fault
 
 EVERYTHING, COMPLEMENT = "#everything", "~"
-"""Signs of the published RIEBench file: the whole picture, and everything but the words."""
+"""Signs in the published RIEBench file: the whole picture, and everything but the words."""
+
+PIE_SIDE = 512
+"""Side of PIE-Bench's pictures and masks, in pixels."""
+
+MASK_FOLDER = "masks"
+"""Name of the folder of mask files, beside the task files."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One record as read, not checked yet.
+
+    Attributes:
+        category: an edit category.
+        id: the example's id.
+        source: prompt of the picture to edit, verbatim.
+        target: prompt of the wished result, verbatim.
+        regions: "source_region" and "target_region"; those that the category's rule does not use are left out.
+        mask: the pixels that the edit may change, instead of regions by words; bool [H, W].
+        provenance: further fields of the record.
+    """
+
+    category: str
+    id: str
+    source: str
+    target: str
+    regions: Mapping[str, str] = field(default_factory=dict)
+    mask: Mask | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ImportCollector:
+    """Collector of the examples, masks and remarks of one import.
+
+    Attributes:
+        count: a function that counts the tokens of a prompt, start and end tokens included.
+        limit: the number of tokens that the model reads.
+        examples: category -> the examples, as its task file will state them.
+        masks: mask file, relative to the suite's folder -> its bytes.
+        skipped: (record's name, reason) of each record that was left out.
+        notes: further remarks for the user.
+    """
+
+    count: TokenCounter
+    limit: int
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    masks: dict[str, bytes] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _ids: set[str] = field(default_factory=set)
+    _pairs: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
+
+    def add_record(self, name: str, read: Callable[[], Draft]) -> None:
+        """Read one record; a fault in it is the reason why it is left out.
+
+        Args:
+            name: the record's name, for messages.
+            read: a function that returns the draft or raises a `RiebenchError`.
+        """
+        # The name comes from an untrusted file too, and is printed.
+        name = one_line(name[:MAX_NAME_LENGTH])
+        try:
+            self._add(read())
+        except RiebenchError as error:
+            self.skipped.append((name, str(error)))
+        except RecursionError:
+            self.skipped.append((name, "nested too deeply"))
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples so far."""
+        return sum(map(len, self.examples.values()))
+
+    def _add(self, draft: Draft) -> None:
+        """Check a draft and add it as an example."""
+        rule = default_region_rule(draft.category)
+        png = None if draft.mask is None else _encode_mask(draft.mask)
+        file = f"{MASK_FOLDER}/{draft.id}.png"
+        regions = {key: draft.regions.get(key) if png is None else FILE + file for key in REQUIRED_REGIONS[rule]}
+        values: dict[str, Any] = {"id": draft.id, "source": draft.source, "target": draft.target}
+        values |= {key: region for key, region in regions.items() if region is not None}
+        if draft.provenance:
+            values["provenance"] = dict(draft.provenance)
+        _check_texts(values)
+        example = self._build_example(values, rule)
+        pair = (draft.category, example.plain.source, example.plain.target, hashlib.sha256(png or b"").hexdigest())
+        if pair in self._pairs:
+            raise RiebenchError(f"the same edit as {self._pairs[pair]}")
+        if draft.id in self._ids:
+            raise RiebenchError(f"the id {draft.id!r} is used already")
+        self._pairs[pair] = draft.id
+        self._ids.add(draft.id)
+        if png is not None:
+            self.masks[file] = png
+        self.examples.setdefault(draft.category, []).append(values)
+
+    def _build_example(self, values: dict[str, Any], rule: str) -> EditExample:
+        """Return the checked example of an example's keys and values."""
+        try:
+            example = EditExample.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RiebenchError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        where = "record"
+        try:
+            check_example(where, example, values, rule)
+        except RiebenchError as error:
+            raise RiebenchError(str(error).removeprefix(f"{where}: ")) from error
+        for key, prompt in (("source", example.plain.source), ("target", example.plain.target)):
+            n = self.count(prompt)
+            if n > self.limit:
+                raise RiebenchError(f"{key} has {n} tokens, of which the model reads {self.limit}")
+        return example
+
+    def examples_with_clusters(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the examples, those with equal source prompts in one cluster.
+
+        Examples of one cluster are resampled together.
+        """
+        prompts = [plain_prompt(example["source"]) for group in self.examples.values() for example in group]
+        shared = {prompt for prompt, n in Counter(prompts).items() if n > 1}
+        first: dict[str, str] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for category, group in self.examples.items():
+            for example in group:
+                prompt = plain_prompt(example["source"])
+                cluster = {"cluster": first.setdefault(prompt, example["id"])} if prompt in shared else {}
+                found.setdefault(category, []).append({**example, **cluster})
+        return found
+
+
+def _check_texts(values: Mapping[str, Any]) -> None:
+    """Refuse texts that no task file may hold.
+
+    One of them in a task file would make all its other examples unreadable too.
+    """
+    for key, value in values.items():
+        for text in value.values() if isinstance(value, dict) else [value]:
+            fault = text_fault(text)
+            if fault is not None:
+                raise RiebenchError(f"{key}: {fault}")
+
+
+def _encode_mask(mask: Mask) -> bytes:
+    """Return a mask's PNG file, or refuse an empty mask."""
+    if not mask.any():
+        raise RiebenchError("the mask is empty")
+    return mask_png(mask)
+
+
+def category_of(value: object) -> str:
+    """Return the category of a name or number.
+
+    Both are also accepted as PIE-Bench writes them ("6", "6_change_attribute_color_40").
+
+    Raises:
+        RiebenchError: if it is none; names the nearest match.
+    """
+    text = "_".join(re.split(r"[\s_-]+", str(value).strip().lower()))
+    number = re.match(r"(\d)(_|$)", text)
+    if number:
+        names = [name for name, known in ALL_CATEGORIES.items() if known == int(number[1])]
+    else:
+        wanted = text.replace("attribute_", "").replace("colour", "color")
+        names = [name for name in ALL_CATEGORIES if name == wanted]
+    if not names:
+        raise RiebenchError(f"unknown category {str(value)!r}{near_match(text, ALL_CATEGORIES)}")
+    return names[0]
 
 
 def published_region(phrase: str, prompt: str) -> str:
-    """A region phrase of the published RIEBench file, its signs written out.
+    """Return a region phrase of the published RIEBench file as a region.
+
+    Its signs are written out.
 
     Args:
-        phrase: "#everything"; a phrase with "background" in it, for which the scripts take all but the foreground;
-            words with "~", for everything but them; or words.
+        phrase: "#everything"; a phrase with "background" in it, which the published scripts take for all but the
+            foreground; words with "~", for everything but them; or words.
         prompt: the prompt of the picture that the region lies in.
 
     Raises:
@@ -61,20 +236,10 @@ def published_region(phrase: str, prompt: str) -> str:
     return words_region(phrase, prompt)
 
 
-def words_region(words: str, prompt: str) -> str:
-    """Words as a region: as they are if the prompt contains them, or else as what is only seen in the picture.
-
-    Raises:
-        RiebenchError: if there are no words.
-    """
-    if not words.strip():
-        raise RiebenchError("a region has no words")
-    known = region_words(words) is not None and phrase_spans(plain_prompt(prompt), words)
-    return words if known else f"{SEEN} {words}"
-
-
 def column_region(text: str, prompt: str) -> str:
-    """A region from a data set's column: any of our own forms, or words.
+    """Return a region from a data set's column.
+
+    Any form that task files have is accepted, or words.
 
     Raises:
         RiebenchError: for a mask file, whose path would mean nothing here.
@@ -90,32 +255,22 @@ def column_region(text: str, prompt: str) -> str:
     return f"{NOT} " * negations + words_region(words, prompt)
 
 
-def category_of(value: object) -> str:
-    """A category from its name or its number, also as PIE-Bench writes them ("6", "6_change_attribute_color_40").
+def words_region(words: str, prompt: str) -> str:
+    """Return words as a region.
+
+    They stay as they are if the prompt contains them; otherwise they are for something only seen in the picture.
 
     Raises:
-        RiebenchError: if it is none; names the nearest match.
+        RiebenchError: if there are no words.
     """
-    text = "_".join(re.split(r"[\s_-]+", str(value).strip().lower()))
-    number = re.match(r"(\d)(_|$)", text)
-    if number:
-        names = [name for name, known in ALL_CATEGORIES.items() if known == int(number[1])]
-    else:
-        wanted = text.replace("attribute_", "").replace("colour", "color")
-        names = [name for name in ALL_CATEGORIES if name == wanted]
-    if not names:
-        raise RiebenchError(f"unknown category {str(value)!r}{near_match(text, ALL_CATEGORIES)}")
-    return names[0]
-
-
-Mask = NDArray[np.bool_]
-
-PIE_SIDE = 512
-"""Side of PIE-Bench's pictures and masks in pixels."""
+    if not words.strip():
+        raise RiebenchError("a region has no words")
+    known = region_words(words) is not None and phrase_spans(plain_prompt(prompt), words)
+    return words if known else f"{SEEN} {words}"
 
 
 def decode_mask(runs: Any, height: int = PIE_SIDE, width: int = PIE_SIDE) -> Mask:
-    """The mask of a list of runs.
+    """Return the mask of a list of runs.
 
     The benchmark's own evaluation also sets the outer frame of one pixel; that belongs to its profile, not to the data,
     and is not done here.
@@ -144,6 +299,7 @@ def decode_mask(runs: Any, height: int = PIE_SIDE, width: int = PIE_SIDE) -> Mas
 
 
 def _run_numbers(runs: Any) -> list[int]:
+    """Return the numbers of a mask given as a list or as text."""
     if isinstance(runs, str):
         try:
             return [int(part) for part in runs.split()]
@@ -158,152 +314,17 @@ def _run_numbers(runs: Any) -> list[int]:
 
 
 def mask_png(mask: Mask) -> bytes:
-    """A mask as a PNG file's bytes, white where it is true; the picture that `file:` regions read."""
+    """Return a mask as a PNG file's bytes, white where it is true.
+
+    `file:` regions read this picture.
+    """
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-MASK_FOLDER = "masks"
-"""Folder of the mask files, beside the task files."""
-
-
-@dataclass(frozen=True)
-class Draft:
-    """One record, read.
-
-    Attributes:
-        category: an edit category.
-        id: the example's id.
-        source: prompt of the picture to edit, verbatim.
-        target: prompt of the wished result, verbatim.
-        regions: "source_region" and "target_region"; those that the category's rule does not use are left out.
-        mask: where the edit may be, instead of regions by words; bool [H, W].
-        provenance: what else the record says.
-    """
-
-    category: str
-    id: str
-    source: str
-    target: str
-    regions: Mapping[str, str] = field(default_factory=dict)
-    mask: Mask | None = None
-    provenance: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class ImportCollector:
-    """Collects what an import gives.
-
-    Attributes:
-        count: number of tokens of a prompt, start and end included.
-        limit: how many of them the model reads.
-        examples: category -> the examples, as its task file will state them.
-        masks: mask file, relative to the suite's folder -> its bytes.
-        skipped: (record's name, reason) of each record that was left out.
-        notes: what else the user should know.
-    """
-
-    count: TokenCounter
-    limit: int
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    masks: dict[str, bytes] = field(default_factory=dict)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    _ids: set[str] = field(default_factory=set)
-    _pairs: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
-
-    def add_record(self, name: str, read: Callable[[], Draft]) -> None:
-        """Reads one record; what is wrong with it becomes the reason why it is left out.
-
-        Args:
-            name: the record's name, for messages.
-            read: makes the draft, or raises a `RiebenchError`.
-        """
-        # The name is a stranger's too, and is printed.
-        name = one_line(name[:MAX_NAME_LENGTH])
-        try:
-            self._add(read())
-        except RiebenchError as error:
-            self.skipped.append((name, str(error)))
-        except RecursionError:
-            self.skipped.append((name, "nested too deeply"))
-
-    @property
-    def n_examples(self) -> int:
-        """Examples so far."""
-        return sum(map(len, self.examples.values()))
-
-    def _add(self, draft: Draft) -> None:
-        rule = default_region_rule(draft.category)
-        png = None if draft.mask is None else _encode_mask(draft.mask)
-        file = f"{MASK_FOLDER}/{draft.id}.png"
-        regions = {key: draft.regions.get(key) if png is None else FILE + file for key in REQUIRED_REGIONS[rule]}
-        values: dict[str, Any] = {"id": draft.id, "source": draft.source, "target": draft.target}
-        values |= {key: region for key, region in regions.items() if region is not None}
-        if draft.provenance:
-            values["provenance"] = dict(draft.provenance)
-        _check_texts(values)
-        example = self._build_example(values, rule)
-        pair = (draft.category, example.plain.source, example.plain.target, hashlib.sha256(png or b"").hexdigest())
-        if pair in self._pairs:
-            raise RiebenchError(f"the same edit as {self._pairs[pair]}")
-        if draft.id in self._ids:
-            raise RiebenchError(f"the id {draft.id!r} is used already")
-        self._pairs[pair] = draft.id
-        self._ids.add(draft.id)
-        if png is not None:
-            self.masks[file] = png
-        self.examples.setdefault(draft.category, []).append(values)
-
-    def _build_example(self, values: dict[str, Any], rule: str) -> EditExample:
-        try:
-            example = EditExample.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise RiebenchError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        where = "record"
-        try:
-            check_example(where, example, values, rule)
-        except RiebenchError as error:
-            raise RiebenchError(str(error).removeprefix(f"{where}: ")) from error
-        for key, prompt in (("source", example.plain.source), ("target", example.plain.target)):
-            n = self.count(prompt)
-            if n > self.limit:
-                raise RiebenchError(f"{key} has {n} tokens, of which the model reads {self.limit}")
-        return example
-
-    def examples_with_clusters(self) -> dict[str, list[dict[str, Any]]]:
-        """The examples; those of equal source prompts are marked to be resampled together."""
-        prompts = [plain_prompt(one["source"]) for some in self.examples.values() for one in some]
-        shared = {prompt for prompt, n in Counter(prompts).items() if n > 1}
-        first: dict[str, str] = {}
-        found: dict[str, list[dict[str, Any]]] = {}
-        for category, some in self.examples.items():
-            for one in some:
-                prompt = plain_prompt(one["source"])
-                cluster = {"cluster": first.setdefault(prompt, one["id"])} if prompt in shared else {}
-                found.setdefault(category, []).append({**one, **cluster})
-        return found
-
-
-def _check_texts(values: Mapping[str, Any]) -> None:
-    """Refuses what no task file may hold: there it would be the end of all other records too."""
-    for key, value in values.items():
-        for text in value.values() if isinstance(value, dict) else [value]:
-            fault = text_fault(text)
-            if fault is not None:
-                raise RiebenchError(f"{key}: {fault}")
-
-
-def _encode_mask(mask: Mask) -> bytes:
-    if not mask.any():
-        raise RiebenchError("the mask is empty")
-    return mask_png(mask)
-
-
 def read_json(path: Path) -> tuple[Any, str]:
-    """A JSON file's value and its SHA-256.
+    """Return a JSON file's value and its SHA-256.
 
     Raises:
         RiebenchError: if it is missing or damaged, or names a record twice; says where.
@@ -322,6 +343,7 @@ def read_json(path: Path) -> tuple[Any, str]:
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the mapping of some pairs, or refuse a key given twice."""
     repeated = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
     if repeated:
         raise ValueError(f"{repeated[0]!r} is given twice")
@@ -329,7 +351,7 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def text_field(record: Any, key: str) -> str:
-    """A text of a record; numbers are taken as written.
+    """Return a text of a record; numbers are taken as written.
 
     Raises:
         RiebenchError: if it is missing (with the nearest key) or no text.

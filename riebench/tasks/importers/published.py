@@ -1,4 +1,4 @@
-"""The two published benchmark files: RIEBench's JSON and PIE-Bench's mapping file."""
+"""Importers of the two published benchmarks: RIEBench and PIE-Bench."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from riebench.utils.files import file_inside, file_sha256
 from riebench.utils.images import open_image
 
 Origin = dict[str, str | int]
-"""Where examples come from, as their task files say."""
+"""Origin of examples, as their task files state it."""
 
 
-def import_riebench(path: Path, intake: ImportCollector) -> Origin:
-    """Reads the published RIEBench file: a list of records with prompts and region phrases.
+def import_riebench(path: Path, collector: ImportCollector) -> Origin:
+    """Read the published RIEBench file into a collector.
+
+    The file is a list of records with prompts and region phrases.
 
     Args:
         path: the file.
-        intake: gets its records.
+        collector: the collector that its records are added to.
 
     Raises:
         RiebenchError: if the file is no such list.
@@ -41,14 +43,14 @@ def import_riebench(path: Path, intake: ImportCollector) -> Origin:
     for number, record in enumerate(records):
         stated = record.get("id") if isinstance(record, dict) else None
         name = str(stated) if isinstance(stated, str | int) else f"record {number}"
-        intake.add_record(name, partial(_riebench_draft, record))
+        collector.add_record(name, partial(_riebench_draft, record))
     return {"format": "riebench", "file": path.name, "sha256": digest, "records": len(records)}
 
 
 def _riebench_draft(record: Any) -> Draft:
     category = category_of(text_field(record, "editing_type_id"))
     source, target = text_field(record, "original_prompt"), text_field(record, "editing_prompt")
-    # The region that the category's rule does not use may name anything, also what its picture cannot show.
+    # A region that the category's rule does not use may name anything, also something its picture cannot show.
     sides = {
         "source_region": (category != "add_object", "original_gsam_prompt", source),
         "target_region": (category != "delete_object", "editing_gsam_prompt", target),
@@ -56,18 +58,20 @@ def _riebench_draft(record: Any) -> Draft:
     regions = {
         side: published_region(text_field(record, key), prompt) for side, (used, key, prompt) in sides.items() if used
     }
-    said = _extra_fields(record, {"instruction": "editing_instruction"})
-    return Draft(category, text_field(record, "id"), source, target, regions, provenance=said)
+    provenance = _extra_fields(record, {"instruction": "editing_instruction"})
+    return Draft(category, text_field(record, "id"), source, target, regions, provenance=provenance)
 
 
-def import_piebench(path: Path, images: Path | None, folder: Path, intake: ImportCollector) -> Origin:
-    """Reads PIE-Bench's mapping file: records by id, with prompts and a run-length mask.
+def import_piebench(path: Path, images: Path | None, folder: Path, collector: ImportCollector) -> Origin:
+    """Read PIE-Bench's mapping file into a collector.
+
+    The file holds records by id, with prompts and a run-length mask.
 
     Args:
         path: the file.
-        images: folder that the records' picture paths begin in; None leaves pictures aside.
-        folder: where the suite will lie; the pictures' paths are stored as seen from there.
-        intake: gets its records.
+        images: the folder to which the records' picture paths are relative; None leaves pictures aside.
+        folder: the suite's folder; the pictures' paths are stored relative to it.
+        collector: the collector that its records are added to.
 
     Raises:
         RiebenchError: if the file is no such mapping, or there is no such folder.
@@ -79,9 +83,9 @@ def import_piebench(path: Path, images: Path | None, folder: Path, intake: Impor
         raise RiebenchError(f"{images}: no such folder of pictures")
     whole: list[str] = []
     for name, record in records.items():
-        intake.add_record(name, partial(_piebench_draft, name, record, images, folder, whole))
+        collector.add_record(name, partial(_piebench_draft, name, record, images, folder, whole))
     if whole:
-        intake.notes.append(f"{len(whole)} masks cover the whole picture, that of {one_line(whole[0])} first")
+        collector.notes.append(f"{len(whole)} masks cover the whole picture, that of {one_line(whole[0])} first")
     return {"format": "piebench", "file": path.name, "sha256": digest, "records": len(records)}
 
 
@@ -91,21 +95,21 @@ def _piebench_draft(name: str, record: Any, images: Path | None, folder: Path, w
     if "mask" not in record:
         raise RiebenchError("mask is missing")
     mask = decode_mask(record["mask"])
-    said = _extra_fields(record, {"instruction": "editing_instruction", "blended_word": "blended_word"})
+    provenance = _extra_fields(record, {"instruction": "editing_instruction", "blended_word": "blended_word"})
     if images is not None:
-        said |= _image_reference(images, text_field(record, "image_path"), folder)
+        provenance |= _image_reference(images, text_field(record, "image_path"), folder)
     if mask.all():
         whole.append(name)
-    return Draft(category, name, source, target, mask=mask, provenance=said)
+    return Draft(category, name, source, target, mask=mask, provenance=provenance)
 
 
 def _extra_fields(record: Any, keys: Mapping[str, str]) -> dict[str, str]:
-    """What a record says besides, where it says it."""
+    """Return the further fields that a record has, under their new names."""
     return {name: text_field(record, key) for name, key in keys.items() if record.get(key)}
 
 
 def _image_reference(images: Path, name: str, folder: Path) -> dict[str, str]:
-    """Path and hash of a record's picture.
+    """Return path and hash of a record's picture.
 
     Raises:
         RiebenchError: if it is missing, lies elsewhere or is no picture.
@@ -115,6 +119,6 @@ def _image_reference(images: Path, name: str, folder: Path) -> dict[str, str]:
         with open_image(path):
             pass
     except (OSError, RiebenchError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "no picture that can be read"
-        raise RiebenchError(f"image_path {name!r}: {reason} in {images}") from error
+        problem = "no such file" if isinstance(error, FileNotFoundError) else "no picture that can be read"
+        raise RiebenchError(f"image_path {name!r}: {problem} in {images}") from error
     return {"image": Path(os.path.relpath(path, folder)).as_posix(), "image_sha256": file_sha256(path)}
