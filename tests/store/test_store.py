@@ -1,3 +1,5 @@
+"""Tests of run folders: records, pictures, locks and what a crash leaves."""
+
 from __future__ import annotations
 
 import errno
@@ -110,7 +112,10 @@ def test_a_missing_source_picture_is_not_done(folder: RunFolder) -> None:
 
 
 def test_a_missing_or_damaged_mask_is_not_done(folder: RunFolder) -> None:
-    """Scores need it: what tells people to delete it and to run again must be true."""
+    """Check that a unit without an intact mask is made again.
+
+    Scores need the mask, and a message tells people to delete it and to run again.
+    """
     key = make_key()
     mask = folder.shared.mask_name(key)
     with folder.open_for_writing() as run:

@@ -1,4 +1,7 @@
-"""Data sets of prompt pairs, read through the `datasets` library from files and folders; no network."""
+"""Tests of importing data sets of prompt pairs from files and folders.
+
+They are read through the `datasets` library, without the network.
+"""
 
 from __future__ import annotations
 
@@ -35,54 +38,54 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def intake() -> ImportCollector:
-    """An empty intake that counts words."""
+def new_collector() -> ImportCollector:
+    """Return an empty collector that counts words."""
     return ImportCollector(lambda prompt: len(prompt.split()) + 2, 77)
 
 
 def as_jsonl(folder: Path) -> Path:
-    """The rows as JSON lines."""
+    """Write the rows as JSON lines."""
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
 
 
 def as_parquet(folder: Path) -> Path:
-    """The rows as a Parquet file."""
+    """Write the rows as a Parquet file."""
     datasets.Dataset.from_list(ROWS).to_parquet(folder / "pairs.parquet")
     return folder / "pairs.parquet"
 
 
 def as_csv(folder: Path) -> Path:
-    """The rows as a table."""
+    """Write the rows as a CSV table."""
     datasets.Dataset.from_list(ROWS).to_csv(folder / "pairs.csv", index=False)
     return folder / "pairs.csv"
 
 
 def as_folder(folder: Path) -> Path:
-    """The rows as the hub lays data sets out."""
+    """Write the rows in the layout of a data set on the hub."""
     (folder / "pairs" / "data").mkdir(parents=True)
     datasets.Dataset.from_list(ROWS).to_parquet(folder / "pairs" / "data" / "train-00000-of-00001.parquet")
     return folder / "pairs"
 
 
 def as_saved(folder: Path) -> Path:
-    """The rows as `save_to_disk` leaves them."""
+    """Write the rows with `save_to_disk`."""
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(folder / "pairs"))
     return folder / "pairs"
 
 
 @pytest.mark.parametrize("make", [as_jsonl, as_parquet, as_csv, as_folder, as_saved])
 def test_every_local_form_gives_the_same_suite(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    taken = intake()
-    origin = import_dataset(DatasetSource(str(make(tmp_path)), offline=True), taken, columns=COLUMNS)
+    collector = new_collector()
+    origin = import_dataset(DatasetSource(str(make(tmp_path)), offline=True), collector, columns=COLUMNS)
     assert origin["records"] == 5 and origin["split"] == "train"
     assert origin["dataset"] in ("pairs", "pairs.jsonl", "pairs.parquet", "pairs.csv")
-    assert dict(taken.skipped) == {
+    assert dict(collector.skipped) == {
         "a-3": "source and target are the same prompt",
         "a-4": "unknown category 'change_objct' (did you mean 'change_object'?)",
     }
-    store_suite(suite_files(taken, origin), tmp_path / "suite")
+    store_suite(suite_files(collector, origin), tmp_path / "suite")
     color, added, style = (task.examples[0] for task in sorted(load_suite(str(tmp_path / "suite")), key=by_id))
     assert (color.id, color.source, color.source_region, color.target_region) == ("a-1", "a [red] cat", "cat", "whole")
     # The added thing's region is the target's; nobody named one.
@@ -91,7 +94,7 @@ def test_every_local_form_gives_the_same_suite(make: Callable[[Path], Path], tmp
 
 
 def by_id(task: Any) -> str:
-    """Sorts tasks by their first example."""
+    """Return the id of a task's first example, as a key for sorting."""
     return str(task.examples[0].id)
 
 
@@ -99,31 +102,33 @@ def test_hash_and_ids_come_from_the_content(tmp_path: Path) -> None:
     without_id = [column for column in COLUMNS if not column.startswith("id=")]
     digests, ids = [], []
     for make in (as_jsonl, as_parquet):
-        taken = intake()
-        digests.append(import_dataset(DatasetSource(str(make(tmp_path))), taken, columns=without_id)["sha256"])
-        ids.append([example["id"] for some in taken.examples.values() for example in some])
+        collector = new_collector()
+        digests.append(import_dataset(DatasetSource(str(make(tmp_path))), collector, columns=without_id)["sha256"])
+        ids.append([example["id"] for some in collector.examples.values() for example in some])
     assert digests[0] == digests[1] and ids[0] == ids[1]
     assert all(name.startswith("pairs-") for name in ids[0])
     turned_rows = tmp_path / "turned.jsonl"
     turned_rows.write_text("".join(json.dumps(row) + "\n" for row in reversed(ROWS)))
-    taken = intake()
-    import_dataset(DatasetSource(str(turned_rows)), taken, columns=without_id)
-    turned = {example["id"].split("-")[1] for some in taken.examples.values() for example in some}
+    collector = new_collector()
+    import_dataset(DatasetSource(str(turned_rows)), collector, columns=without_id)
+    turned = {example["id"].split("-")[1] for some in collector.examples.values() for example in some}
     assert turned == {name.split("-")[1] for name in ids[0]}
 
 
 def test_limits_and_missing_regions_are_said(tmp_path: Path) -> None:
-    taken = intake()
+    collector = new_collector()
     columns = [column for column in COLUMNS if not column.startswith(("source_region", "category"))]
-    import_dataset(DatasetSource(str(as_jsonl(tmp_path))), taken, columns=columns, category="1", limit=2)
-    assert len(taken.examples["change_object"]) == 2
-    assert taken.notes == [
+    import_dataset(DatasetSource(str(as_jsonl(tmp_path))), collector, columns=columns, category="1", limit=2)
+    assert len(collector.examples["change_object"]) == 2
+    assert collector.notes == [
         "--limit 2 leaves out the rows after the first 2",
         "no column names regions: each region is the whole picture",
     ]
-    taken = intake()
-    import_dataset(DatasetSource(str(as_jsonl(tmp_path))), taken, columns=columns, category="change_object", limit=5)
-    assert not any("--limit" in note for note in taken.notes)
+    collector = new_collector()
+    import_dataset(
+        DatasetSource(str(as_jsonl(tmp_path))), collector, columns=columns, category="change_object", limit=5
+    )
+    assert not any("--limit" in note for note in collector.notes)
 
 
 def test_masks_as_text_and_as_pictures(tmp_path: Path) -> None:
@@ -133,9 +138,9 @@ def test_masks_as_text_and_as_pictures(tmp_path: Path) -> None:
     pictures = [{"source_prompt": "a cat", "target_prompt": "a dog", "mask": Image.fromarray(half), "category": 0}]
     for name, rows, share in (("runs", runs, 1 / PIE_SIDE), ("pictures", pictures, 0.5)):
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"{name}.parquet")
-        taken = intake()
-        origin = import_dataset(DatasetSource(str(tmp_path / f"{name}.parquet")), taken)
-        store_suite(suite_files(taken, origin), tmp_path / name)
+        collector = new_collector()
+        origin = import_dataset(DatasetSource(str(tmp_path / f"{name}.parquet")), collector)
+        store_suite(suite_files(collector, origin), tmp_path / name)
         (task,) = load_suite(str(tmp_path / name))
         with Image.open(tmp_path / name / task.examples[0].source_region.removeprefix("file:")) as picture:
             assert np.asarray(picture).mean() == pytest.approx(share)
@@ -172,7 +177,7 @@ def test_what_cannot_be_read_is_one_clear_line(
     for split in ("train", "test"):
         (tmp_path / "two" / f"{split}.jsonl").write_text(json.dumps(ROWS[0]))
     with pytest.raises(RiebenchError, match=message) as caught:
-        import_dataset(DatasetSource(**place), intake(), **options)
+        import_dataset(DatasetSource(**place), new_collector(), **options)
     assert "\n" not in str(caught.value)
 
 

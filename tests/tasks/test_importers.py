@@ -1,4 +1,7 @@
-"""Other people's files as task files: what arrives, what is left out and why, and what is never overwritten."""
+"""Tests of importing the published benchmarks' files as task files.
+
+They check what arrives, what is left out and why, and what is never overwritten.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,13 @@ RECORD = {
 HALF = [0, PIE_SIDE * PIE_SIDE // 2]
 
 
-def intake() -> ImportCollector:
-    """An empty intake that counts words."""
+def new_collector() -> ImportCollector:
+    """Return an empty collector that counts words."""
     return ImportCollector(lambda prompt: len(prompt.split()) + 2, 12)
 
 
 def pie(number: int, **changes: Any) -> dict[str, Any]:
-    """One record of a mapping file, of category `number`."""
+    """Return one record of a mapping file, of category `number`."""
     values = {
         "image_path": f"{number}_x/a.png", "original_prompt": f"a [cat] {number}",
         "editing_prompt": f"a [dog] {number}", "editing_instruction": "change it", "editing_type_id": str(number),
@@ -56,8 +59,8 @@ def pie(number: int, **changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
-def written(path: Path, value: Any) -> Path:
-    """A JSON file."""
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file and return its path."""
     path.write_text(json.dumps(value))
     return path
 
@@ -143,9 +146,9 @@ def test_the_mixed_category_stands_beside_the_nine() -> None:
 
 
 def test_brackets_stay_in_the_file_and_leave_the_generated_prompt(tmp_path: Path) -> None:
-    taken = intake()
-    origin = import_riebench(written(tmp_path / "r.json", [RECORD]), taken)
-    store_suite(suite_files(taken, origin), tmp_path / "suite")
+    collector = new_collector()
+    origin = import_riebench(write_json(tmp_path / "r.json", [RECORD]), collector)
+    store_suite(suite_files(collector, origin), tmp_path / "suite")
     (task,) = load_suite(str(tmp_path / "suite"))
     (example,) = task.examples
     assert example.source == "[fishes] in the  ocean"
@@ -154,7 +157,7 @@ def test_brackets_stay_in_the_file_and_leave_the_generated_prompt(tmp_path: Path
     assert example.provenance == {"instruction": "change the fishes to sharks"}
     assert task.provenance == {**origin, "left_out": 0}
     assert (origin["file"], len(str(origin["sha256"]))) == ("r.json", 64)
-    # What is only said about an example moves no number.
+    # Provenance changes no number.
     assert example.model_copy(update={"provenance": {}}).content_hash == example.content_hash
 
 
@@ -163,9 +166,9 @@ def test_brackets_stay_in_the_file_and_leave_the_generated_prompt(tmp_path: Path
     [("2", "target_region", "source_region"), ("3", "source_region", "target_region")],
 )
 def test_added_and_deleted_objects_have_one_region(tmp_path: Path, kind: str, stated: str, absent: str) -> None:
-    taken = intake()
-    import_riebench(written(tmp_path / "r.json", [{**RECORD, "editing_type_id": kind}]), taken)
-    ((values,),) = taken.examples.values()
+    collector = new_collector()
+    import_riebench(write_json(tmp_path / "r.json", [{**RECORD, "editing_type_id": kind}]), collector)
+    ((values,),) = collector.examples.values()
     assert stated in values and absent not in values
 
 
@@ -182,9 +185,9 @@ def test_records_that_cannot_be_used_are_named_with_their_reason(tmp_path: Path)
     }
     records: list[Any] = [RECORD, *({**RECORD, "id": name, **changes} for name, changes in bad.items()), "text"]
     renamed = {("gone" if key == "editing_prompt" else key): value for key, value in RECORD.items()}
-    taken = intake()
-    origin = import_riebench(written(tmp_path / "r.json", [*records, {**renamed, "id": "renamed"}]), taken)
-    reasons = dict(taken.skipped)
+    collector = new_collector()
+    origin = import_riebench(write_json(tmp_path / "r.json", [*records, {**renamed, "id": "renamed"}]), collector)
+    reasons = dict(collector.skipped)
     for name, reason in {
         "no-prompt": "original_prompt is no text: '3.5'",
         "same": "source and target are the same prompt",
@@ -199,7 +202,7 @@ def test_records_that_cannot_be_used_are_named_with_their_reason(tmp_path: Path)
     }.items():
         assert reasons.pop(name).startswith(reason), name
     assert not reasons
-    assert taken.n_examples == 1 and origin["records"] == 11
+    assert collector.n_examples == 1 and origin["records"] == 11
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_damaged_files_are_one_line(tmp_path: Path, text: str | bytes, message: 
     path = tmp_path / "r.json"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(RiebenchError, match=message) as caught:
-        import_riebench(path, intake())
+        import_riebench(path, new_collector())
     assert "\n" not in str(caught.value)
     with pytest.raises(RiebenchError, match=r"absent\.json: no such file"):
         read_json(tmp_path / "absent.json")
@@ -227,9 +230,9 @@ def test_damaged_files_are_one_line(tmp_path: Path, text: str | bytes, message: 
 
 
 def test_ten_categories_with_masks_arrive(tmp_path: Path) -> None:
-    taken = intake()
-    path = written(tmp_path / "mapping_file.json", {f"{n}11000000000": pie(n) for n in range(10)})
-    store_suite(suite_files(taken, import_piebench(path, None, tmp_path / "pie", taken)), tmp_path / "pie")
+    collector = new_collector()
+    path = write_json(tmp_path / "mapping_file.json", {f"{n}11000000000": pie(n) for n in range(10)})
+    store_suite(suite_files(collector, import_piebench(path, None, tmp_path / "pie", collector)), tmp_path / "pie")
     tasks = load_suite(str(tmp_path / "pie"))
     assert [task.category for task in tasks] == list(ALL_CATEGORIES)
     assert [task.region_rule for task in tasks[:4]] == ["edit", "edit", "add", "delete"]
@@ -245,16 +248,16 @@ def test_ten_categories_with_masks_arrive(tmp_path: Path) -> None:
 
 def test_equal_prompts_with_other_masks_are_two_edits_of_one_cluster(tmp_path: Path) -> None:
     other = pie(1, mask=[5, 9])
-    taken = intake()
-    path = written(
+    collector = new_collector()
+    path = write_json(
         tmp_path / "m.json", {"a": pie(1), "b": other, "c": pie(1), "d": pie(4, mask=[0, PIE_SIDE * PIE_SIDE])}
     )
-    store_suite(suite_files(taken, import_piebench(path, None, tmp_path, taken)), tmp_path / "pie")
+    store_suite(suite_files(collector, import_piebench(path, None, tmp_path, collector)), tmp_path / "pie")
     first, second = load_suite(str(tmp_path / "pie"))[0].examples
     assert (first.id, second.id, first.cluster, second.cluster) == ("a", "b", "a", "a")
     assert first.content_hash != second.content_hash
-    assert taken.skipped == [("c", "the same edit as a")]
-    assert taken.notes == ["1 masks cover the whole picture, that of d first"]
+    assert collector.skipped == [("c", "the same edit as a")]
+    assert collector.notes == ["1 masks cover the whole picture, that of d first"]
 
 
 def test_pictures_are_noted_or_named_as_missing(tmp_path: Path) -> None:
@@ -265,32 +268,32 @@ def test_pictures_are_noted_or_named_as_missing(tmp_path: Path) -> None:
     (images / "2_x" / "a.png").write_text("not a picture")
     records = {"a": pie(1), "b": pie(2), "c": pie(3), "d": pie(4, image_path="../a.png"), "e": pie(5, mask=[0, 0])}
     del records["c"]["mask"]
-    path = written(tmp_path / "m.json", {**records, "f": pie(6)})
-    taken = intake()
-    import_piebench(path, images, tmp_path / "suites" / "pie", taken)
-    ((values,),) = taken.examples.values()
+    path = write_json(tmp_path / "m.json", {**records, "f": pie(6)})
+    collector = new_collector()
+    import_piebench(path, images, tmp_path / "suites" / "pie", collector)
+    ((values,),) = collector.examples.values()
     assert values["provenance"]["image"] == "../../images/1_x/a.png"
     assert len(values["provenance"]["image_sha256"]) == 64
-    assert dict(taken.skipped) == {
+    assert dict(collector.skipped) == {
         "b": f"image_path '2_x/a.png': no picture that can be read in {images}",
         "c": "mask is missing",
         "d": "image_path '../a.png' leaves the folder of pictures",
         "e": f"image_path '5_x/a.png': no such file in {images}",
         "f": f"image_path '6_x/a.png': no such file in {images}",
     }
-    taken = intake()
-    import_piebench(path, None, tmp_path, taken)
-    assert ("e", "the mask is empty") in taken.skipped
+    collector = new_collector()
+    import_piebench(path, None, tmp_path, collector)
+    assert ("e", "the mask is empty") in collector.skipped
     with pytest.raises(RiebenchError, match="no such folder of pictures"):
-        import_piebench(path, tmp_path / "absent", tmp_path, taken)
+        import_piebench(path, tmp_path / "absent", tmp_path, collector)
 
 
 # --- folders
 
 
 def test_nothing_is_overwritten_silently(tmp_path: Path) -> None:
-    taken = intake()
-    files = suite_files(taken, import_riebench(written(tmp_path / "r.json", [RECORD]), taken))
+    collector = new_collector()
+    files = suite_files(collector, import_riebench(write_json(tmp_path / "r.json", [RECORD]), collector))
     out = tmp_path / "deep" / "suite"
     assert store_suite(files, out).written == ("change_object.yaml",)
     assert store_suite(files, out).unchanged == ("change_object.yaml",)
@@ -305,12 +308,12 @@ def test_nothing_is_overwritten_silently(tmp_path: Path) -> None:
 
 def test_other_task_files_of_the_folder_stay_and_share_no_id(tmp_path: Path) -> None:
     out = tmp_path / "suite"
-    taken = intake()
-    store_suite(suite_files(taken, import_riebench(written(tmp_path / "r.json", [RECORD]), taken)), out)
-    taken = intake()
-    more = written(tmp_path / "m.json", [{**RECORD, "editing_type_id": "6"}])
+    collector = new_collector()
+    store_suite(suite_files(collector, import_riebench(write_json(tmp_path / "r.json", [RECORD]), collector)), out)
+    collector = new_collector()
+    more = write_json(tmp_path / "m.json", [{**RECORD, "editing_type_id": "6"}])
     with pytest.raises(RiebenchError, match="has an example '111000000000' already"):
-        store_suite(suite_files(taken, import_riebench(more, taken)), out)
+        store_suite(suite_files(collector, import_riebench(more, collector)), out)
     assert [path.name for path in out.iterdir()] == ["change_object.yaml"]
 
 
@@ -327,14 +330,14 @@ def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="is a file"):
         store_suite(bad, tmp_path / "file")
     with pytest.raises(RiebenchError, match="nothing to import: 0 records"):
-        suite_files(intake(), {"format": "riebench"})
+        suite_files(new_collector(), {"format": "riebench"})
 
 
 @given(st.text(min_size=1, max_size=40))
 def test_any_prompt_survives_the_file(text: str) -> None:
-    taken = intake()
-    taken.examples["change_style"] = [{"id": "1", "source": text, "target": f"{text}!"}]
-    data = suite_files(taken, {"format": "riebench"})["change_style.yaml"]
+    collector = new_collector()
+    collector.examples["change_style"] = [{"id": "1", "source": text, "target": f"{text}!"}]
+    data = suite_files(collector, {"format": "riebench"})["change_style.yaml"]
     assert yaml.safe_load(data)["examples"][0]["source"] == text
     assert b"\t" not in data
 
@@ -345,7 +348,9 @@ def test_any_prompt_survives_the_file(text: str) -> None:
 def test_what_is_left_out_is_said_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("riebench.methods.check.token_counter", lambda model: (len, 77))
-    written(tmp_path / "m.json", {"a": pie(0), "b": pie(1, mask=[1]), **{f"c{n}": pie(2, mask=[]) for n in range(20)}})
+    write_json(
+        tmp_path / "m.json", {"a": pie(0), "b": pie(1, mask=[1]), **{f"c{n}": pie(2, mask=[]) for n in range(20)}}
+    )
     made = CliRunner().invoke(app, ["tasks", "import", "piebench", "m.json"])
     assert made.exit_code == 0, made.output
     assert made.stdout.split() == ["random", "1", "examples", "suites/piebench/random.yaml"]
@@ -390,28 +395,30 @@ def test_all_296_examples_arrive_and_pass_the_check(tmp_path: Path, monkeypatch:
 
 
 def test_a_record_that_no_file_can_hold_is_left_out_alone(tmp_path: Path) -> None:
-    """A tab, half of a character, a text without measure: the others arrive."""
+    """Check that a tab, half a character or an endless text loses one record only."""
     odd = {
         "tab": {"editing_prompt": "a\tdog"}, "bell": {"blended_word": "\x07"}, "half": {"original_prompt": "a \ud800"},
         "long": {"editing_instruction": "x" * 200_000},
     }  # fmt: skip
     records = {"whole": pie(1), **{name: pie(1, **changes) for name, changes in odd.items()}}
-    taken = intake()
-    origin = import_piebench(written(tmp_path / "in.json", records), None, tmp_path / "suite", taken)
-    store_suite(suite_files(taken, origin), tmp_path / "suite")
+    collector = new_collector()
+    origin = import_piebench(write_json(tmp_path / "in.json", records), None, tmp_path / "suite", collector)
+    store_suite(suite_files(collector, origin), tmp_path / "suite")
     (task,) = load_suite(str(tmp_path / "suite"))
     assert [example.id for example in task.examples] == ["whole"]
-    assert [name for name, _ in taken.skipped] == list(odd)
-    assert all("control character" in why or "200000 characters" in why for _, why in taken.skipped)
+    assert [name for name, _ in collector.skipped] == list(odd)
+    assert all("control character" in why or "200000 characters" in why for _, why in collector.skipped)
 
 
 def test_names_of_records_that_are_left_out_are_one_printable_line(tmp_path: Path) -> None:
-    taken = intake()
+    collector = new_collector()
     deep: Any = 1
     for _ in range(5000):
         deep = [deep]
-    import_riebench(written(tmp_path / "in.json", [{"id": "a\x1b[2J\nb" + "x" * 9000}, {"id": [[]]}]), taken)
-    assert [name[:12] for name, _ in taken.skipped] == ["a\\x1b[2J bxx", "record 1"] and len(taken.skipped[0][0]) < 250
-    taken = intake()
-    taken.add_record("deep", lambda: _riebench_draft({**RECORD, "editing_type_id": deep}))
-    assert taken.skipped == [("deep", "nested too deeply")]
+    import_riebench(write_json(tmp_path / "in.json", [{"id": "a\x1b[2J\nb" + "x" * 9000}, {"id": [[]]}]), collector)
+    assert [name[:12] for name, _ in collector.skipped] == ["a\\x1b[2J bxx", "record 1"] and len(
+        collector.skipped[0][0]
+    ) < 250
+    collector = new_collector()
+    collector.add_record("deep", lambda: _riebench_draft({**RECORD, "editing_type_id": deep}))
+    assert collector.skipped == [("deep", "nested too deeply")]

@@ -1,4 +1,7 @@
-"""Methods from a user's own file: named by a setting, checked like any other, part of the run's identity."""
+"""Tests of methods from a user's own file.
+
+A setting names the file; the method is checked like any other and is part of the run's identity.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def nothing(ctx: EditContext, *, often: int = 1) -> Edit:
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Forgets plugins and their methods after each test."""
+    """Remove plugins and their methods after each test."""
     before = set(METHODS.names())
     yield
     settings._loaded_plugins.clear()
@@ -43,7 +46,7 @@ def forget() -> Iterator[None]:
 
 
 def write(folder: Path, method: str = "mine", more: str = "", code: str = METHOD) -> Path:
-    """A plugin and a setting beside it."""
+    """Write a plugin and a setting beside it."""
     (folder / "my_methods.py").write_text(code.replace("NAME", "mine"))
     path = folder / "my_setting.yaml"
     path.write_text(f'method: {method}\nplugin: my_methods.py\naccess: "PA"\n{more}')
@@ -51,7 +54,7 @@ def write(folder: Path, method: str = "mine", more: str = "", code: str = METHOD
 
 
 def task() -> EditTask:
-    """One example."""
+    """Return a task with one example."""
     example = EditExample(id="e0", source="a red house", target="a red boat")
     return EditTask(name="t", version=1, category="change_object", suite="tiny", examples=(example,))
 

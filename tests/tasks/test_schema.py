@@ -1,3 +1,5 @@
+"""Tests of the types of task and setting files."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""Tests of finding, reading and checking suites and settings."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Freed memory is kept for the next computation, unless the environment tunes memory itself."""
+"""Tests of keeping freed memory for the next computation.
+
+It is kept unless the environment tunes memory itself.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def told(code: str, **environment: str) -> list[str]:
-    """What a process of its own prints."""
+def run_code(code: str, **environment: str) -> list[str]:
+    """Return the words that a process prints which runs some code."""
     own = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**own, **environment}
@@ -44,13 +47,13 @@ def told(code: str, **environment: str) -> list[str]:
 
 @gnu
 def test_no_page_is_asked_for_twice() -> None:
-    said, faults = told(FAULTS)
+    result, faults = run_code(FAULTS)
     # 8 blocks of 16 MB are 32,768 pages of 4 KB.
-    assert said == "True" and int(faults) < 1000
+    assert result == "True" and int(faults) < 1000
 
 
 class Library:
-    """A C library that writes down what is set, but no more than so many options."""
+    """C library that records the options set, up to a limit."""
 
     def __init__(self, most: int = 9) -> None:
         self.most = most
@@ -59,7 +62,7 @@ class Library:
     gnu_get_libc_version = staticmethod(lambda: b"2.36")
 
     def mallopt(self, option: int, value: int) -> int:
-        """1 if it is set, as the real one."""
+        """Return 1 if the option is set, as the real one does."""
         if len(self.options) >= self.most:
             return 0
         self.options[option] = value
@@ -83,7 +86,7 @@ def test_both_limits_are_set_or_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_choice_of_the_users_stays(name: str) -> None:
     value = {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000", "LD_PRELOAD": " "}.get(name, "1000000")
     code = "from riebench.utils.machine import keep_freed_memory; print(keep_freed_memory())"
-    assert told(code, **{name: value}) == ["False"]
+    assert run_code(code, **{name: value}) == ["False"]
 
 
 @gnu

@@ -1,4 +1,4 @@
-"""What a process is said to have taken is its own."""
+"""Tests of the memory that a process is reported to have taken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ print(before, peak_ram())
 
 def test_peak_memory_is_that_of_this_program_alone() -> None:
     large = bytearray(b"x") * (600 * MB)
-    told = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
-    before, after = (int(number) for number in told)
+    numbers = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
+    before, after = (int(number) for number in numbers)
     assert len(large) > before > 5 * MB
     assert 90 * MB < after - before < 150 * MB
