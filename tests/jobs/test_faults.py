@@ -132,7 +132,7 @@ def test_what_settings_share_is_looked_at_once(job: RunRequest, monkeypatch: pyt
         looked.append(name)
         return original(self, name)
 
-    monkeypatch.setattr(SharedFolder, "is_whole", is_whole)
+    monkeypatch.setattr(SharedFolder, "is_intact", is_whole)
     run_job(job, lambda _: None)
     pictures = [*job.results.glob("*/*/shared/images/*"), *job.results.glob("*/*/shared/masks/*.json")]
     assert len(find_run_folders(job.results)) > 1
