@@ -347,7 +347,7 @@ MODEL_FAMILIES: Registry[Any] = Registry(
 )
 
 DEFAULT_FAMILY = "sdxl"
-"""The family whose blocks are meant where no model is named."""
+"""Model family whose blocks are meant where no model is named."""
 
 for _name, _target in {
     "no_edit": "riebench.methods.controls:no_edit",

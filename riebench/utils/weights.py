@@ -1,4 +1,7 @@
-"""Safetensors files, looked at through their headers alone: names and shapes of tensors, and damage."""
+"""Safetensors files, inspected through their headers alone.
+
+Names and shapes of tensors are read, and damaged files are refused, without loading any weights.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from pathlib import Path
 from riebench.errors import RiebenchError
 
 LFS_POINTER = b"version https://git-lfs"
-"""What a file begins with that Git LFS has not fetched."""
+"""First bytes of a file that Git LFS has not fetched yet."""
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return tensor name -> shape of a safetensors file, from its header alone.
+    """Return tensor name -> shape of a safetensors file.
+
+    Only its header is read.
 
     Raises:
         RiebenchError: if it is no such file, for instance a Git-LFS pointer.
@@ -33,7 +38,9 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_names(file: Path) -> set[str]:
-    """Return the names of the tensors in a safetensors file; reads its header only.
+    """Return the names of the tensors in a safetensors file.
+
+    Only its header is read.
 
     Raises:
         RiebenchError: if it is a Git LFS pointer, cut off or no such file.
@@ -42,7 +49,7 @@ def tensor_names(file: Path) -> set[str]:
 
     names = set(tensor_shapes(file))
     try:
-        # Opening compares the file's length with what its header promises.
+        # Opening compares the file's length with the length that its header states.
         with safe_open(file, "pt"):
             return names
     except (SafetensorError, OSError) as error:

@@ -128,11 +128,11 @@ def test_what_settings_share_is_looked_at_once(job: RunRequest, monkeypatch: pyt
     looked: list[str] = []
     original = SharedFolder.is_intact
 
-    def is_whole(self: SharedFolder, name: str) -> bool:
+    def count_call(self: SharedFolder, name: str) -> bool:
         looked.append(name)
         return original(self, name)
 
-    monkeypatch.setattr(SharedFolder, "is_intact", is_whole)
+    monkeypatch.setattr(SharedFolder, "is_intact", count_call)
     run_job(job, lambda _: None)
     pictures = [*job.results.glob("*/*/shared/images/*"), *job.results.glob("*/*/shared/masks/*.json")]
     assert len(find_run_folders(job.results)) > 1
