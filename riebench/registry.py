@@ -134,7 +134,7 @@ class Registry(Generic[T]):
             self._objects[name] = thing
             return thing
 
-        return decorate
+        return enter
 
     def register_lazy(self, name: str, target: str) -> None:
         """Enter "module:attribute", imported at the first `get`.

@@ -95,7 +95,7 @@ def _intake() -> ImportCollector:
     return ImportCollector(*token_counter("sdxl-turbo"))
 
 
-def _finish(intake: Intake, origin: dict[str, str | int], out: Path, force: bool) -> None:
+def _finish(intake: ImportCollector, origin: dict[str, str | int], out: Path, force: bool) -> None:
     """Write the suite; print what was imported and what was left out."""
     from riebench.tasks.importers.writer import store_suite, suite_files
     from riebench.tasks.schema import ALL_CATEGORIES

@@ -70,7 +70,7 @@ def _device(planned: PlannedWork, found: Forecast) -> list[Check]:
     ram = machine.free_ram()
     if not planned.device.startswith("cuda"):
         return [_memory(f"memory ({planned.device})", planned, found, ram)]
-    card = machine.gpu(planned.device)
+    card = machine.find_gpu(planned.device)
     if card is None:
         text = f"PyTorch sees no {planned.device} here"
         return [Check("GPU", "missing", text, "--device cpu, or a PyTorch built for CUDA and its driver: nvidia-smi")]

@@ -117,7 +117,7 @@ def _batch_size(known: Known, options: ModelOptions, device: str, saes: int) -> 
 
     It depends on the memory that is free now, if the device is here.
     """
-    card = machine.gpu(device) if device.startswith("cuda") else None
+    card = machine.find_gpu(device) if device.startswith("cuda") else None
     if device.startswith("cuda") and card is None:
         return usual_batch_size(known.spec.size)
     free = machine.free_ram() if card is None else card.free

@@ -26,8 +26,8 @@ from riebench.methods.base import get_method
 from riebench.models.families.base import Shape
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.runs.plan import ExampleWork, Unit, works_of
-from riebench.store.folder import ALONE, RunFolder, run_folders
-from riebench.tasks.prompts import BACKGROUND, innermost, region_words
+from riebench.store.folder import SINGLE_SHARD, RunFolder, find_run_folders
+from riebench.tasks.prompts import BACKGROUND, region_words, without_negations
 from riebench.tasks.schema import Setting
 
 ASSUMED_RATES: dict[str, tuple[float, float]] = {"cuda": (50.0, 12.0), "mps": (4.0, 3.0), "cpu": (0.03, 0.03)}
@@ -66,7 +66,7 @@ class PlannedWork:
     options: ModelOptions = field(default_factory=ModelOptions)
     regions: RegionSpec = field(default_factory=lambda: parse_regions(DEFAULT_REGIONS))
     stored_masks: frozenset[tuple[str, int]] = frozenset()
-    shard: tuple[int, int] = ALONE
+    shard: tuple[int, int] = SINGLE_SHARD
 
 
 def per_picture(model: ModelSpec) -> int:
@@ -197,7 +197,7 @@ def stored_rate(planned: PlannedWork) -> tuple[float, int] | None:
 
 def _similar_runs(planned: PlannedWork) -> Iterator[RunFolder]:
     wanted = planned.model
-    for folder in run_folders(planned.results):
+    for folder in find_run_folders(planned.results):
         model = folder.spec.model
         same = (model.source, model.size, model.dtype) == (wanted.source, wanted.size, wanted.dtype)
         if same and folder.provenance.get("device", "").split(":")[0] == planned.device.split(":")[0]:

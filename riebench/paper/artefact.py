@@ -79,7 +79,7 @@ class Column(StoredModel):
         return f"{rounded:{'+' if self.signed and rounded else ''}.{self.decimals}f}"
 
 
-class View(Stored):
+class View(StoredModel):
     """Layout of a printed table.
 
     Some columns run down, the values of one run across, and another fills the cells.
@@ -95,7 +95,7 @@ class View(Stored):
     """Name of the column that is printed."""
 
 
-class Table(Stored):
+class Table(StoredModel):
     """Table of rows that share their columns."""
 
     name: str = Field(default="", pattern=r"^[a-z0-9-]*$")
@@ -184,7 +184,7 @@ class Table(Stored):
         """
         parts = []
         for title, header, cells in self.layouts():
-            text = markdown(header, cells)
+            text = markdown_table(header, cells)
             if len(cells) >= FOLD_FROM_ROWS:
                 text = f"<details><summary>{len(cells)} rows</summary>\n\n{text}\n</details>\n"
             parts.append(f"{'#' * level} {title}\n\n{text}")
@@ -195,7 +195,7 @@ class Table(Stored):
         return "\n".join(latex_table(header, cells, title) for title, header, cells in self.layouts())
 
 
-class Artefact(Stored):
+class Artefact(StoredModel):
     """Table or figure of the paper with everything that is printed beside it."""
 
     name: Identifier
@@ -257,7 +257,7 @@ def _setting_text(value: Any) -> str:
 
 def _escape(text: str) -> str:
     """Escape text that may come from users; backticks stay, so that it may name code."""
-    return plain(text).replace(r"\`", "`")
+    return escape_markdown(text).replace(r"\`", "`")
 
 
 def data_path(out: Path, name: str) -> Path:

@@ -20,7 +20,7 @@ from riebench.models.lookup import look_up
 from riebench.models.presets import is_shipped
 from riebench.paper.artefact import ArtefactSettings, Scalar
 from riebench.paper.job import HASH_DIGITS, PaperJob
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import MAIN_SET, setting_names
 from riebench.tasks.suites import load_suite
@@ -121,7 +121,7 @@ def _short_runs(job: PaperJob, missing: Mapping[str, str]) -> list[RunFolder]:
     for settings_set in dict.fromkeys(requested.values()):
         names = tuple(name for name, which in requested.items() if which == settings_set)
         one = short_request(job, settings_set, names)
-        available = {f.spec.setting.name: f for f in run_folders(one.results)}
+        available = {f.spec.setting.name: f for f in find_run_folders(one.results)}
         if not all(name in available and is_complete(available[name], one) for name in names):
             job.say(f"running {', '.join(names)} into {one.results}: no stored results in {job.results}")
             produce(one, job.say)

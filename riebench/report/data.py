@@ -88,7 +88,7 @@ class Group:
 def read_groups(results: Path) -> list[Group]:
     """Return the run folders below a results folder, grouped by suite and model."""
     found: dict[Path, list[CachedRunFolder]] = {}
-    for folder in run_folders(results):
+    for folder in find_run_folders(results):
         found.setdefault(folder.path.parent, []).append(CachedRunFolder(folder.path))
     return [Group(path, folders) for path, folders in sorted(found.items())]
 

@@ -262,15 +262,15 @@ def open_folders(
     with ExitStack() as stack:
         for name, folder in folders.items():
             keys = [unit.key for unit in units if unit.setting.name == name]
-            stack.enter_context(folder.writing(dict(notes), keys, shard))
+            stack.enter_context(folder.open_for_writing(dict(notes), keys, shard))
         # Divided before anything is left out, so that every part is the same whatever is done already.
         mine = shard_units(units, shard)
         digests: dict[str, dict[str, Unit]] = {name: {} for name in folders}
         for unit in mine:
             digests[unit.setting.name][unit.key.digest] = unit
         # The files that settings share are checked once for all of them.
-        whole = cache(first.shared.is_whole)
-        done = {name: folder.done(redo, digests[name], whole) for name, folder in folders.items()}
+        whole = cache(first.shared.is_intact)
+        done = {name: folder.finished_units(redo, digests[name], whole) for name, folder in folders.items()}
         left = [unit for unit in mine if unit.key.digest not in done[unit.setting.name]]
         works = works_of(left, fixed_noise=model.fixed_noise)
         for work in works:

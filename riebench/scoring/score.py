@@ -385,7 +385,7 @@ def _score_group(
         items: list[_WorkItem] = []
         units = stale = 0
         for folder in folders:
-            stack.enter_context(folder.locked())
+            stack.enter_context(folder.lock())
             opened[folder.path] = scores = stack.enter_context(open_scores(folder, networks))
             for record in folder.records():
                 units += 1

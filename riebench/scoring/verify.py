@@ -276,7 +276,7 @@ def _recompute(
 
 
 def _orphan_scores(folder: RunFolder, stored: Mapping[ScoreKey, ScoreRecord]) -> list[str]:
-    files = (folder.path / RECORDS_FILE, *parts(folder.path))
+    files = (folder.path / RECORDS_FILE, *part_files(folder.path))
     lines = (line for file in files for _, line in read_lines(file))
     known = {UnitKey.model_validate(line["key"]).digest for line in lines}
     units = sorted({unit for unit, _, _ in stored} - known)

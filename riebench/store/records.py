@@ -77,6 +77,16 @@ class RunSpec(StoredModel):
     """Block -> SHA-256 of its SAE's weights; empty for methods without SAEs."""
     regions: str = "attention"
     """Name of the region provider for regions given by words."""
+    packages: dict[str, str] = Field(default_factory=dict)
+    """Installed package -> its version, for those whose method, model family or SAE readers are used."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_packages(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What needs no other package is stored as it always was.
+        stored: dict[str, Any] = write(self)
+        if not self.packages:
+            stored.pop("packages", None)
+        return stored
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -95,6 +105,7 @@ class RunSpec(StoredModel):
             **setting,
             "sae_sha256": self.sae_sha256,
             "regions": self.regions,
+            **({"packages": self.packages} if self.packages else {}),
         }
 
     @property
@@ -254,56 +265,3 @@ class ScoreRecord(StoredModel):
         if self.value is None and not self.reason:
             raise ValueError("a score without value needs a reason")
         return self
-
-
-SPEC_VERSION = 1
-"""Raised when the meaning of a stored number changes; runs of different versions never share a folder."""
-
-
-class RunSpec(StoredModel):
-    """What one run folder holds: one setting on one model over one suite."""
-
-    spec_version: int = SPEC_VERSION
-    """`SPEC_VERSION` of the program that made the run."""
-    suite: Identifier
-    """Where the examples come from; their content is in the unit keys."""
-    model: ModelSpec
-    """The generating model."""
-    setting: Setting
-    """The setting, whole; only its number-moving parts enter the identity."""
-    sae_sha256: dict[str, str] = Field(default_factory=dict)
-    """Block -> SHA-256 of its SAE's weights; empty for methods without SAEs."""
-    regions: str = "attention"
-    """Where word regions come from."""
-    packages: dict[str, str] = Field(default_factory=dict)
-    """Installed package -> its version, for those whose method, model family or SAE readers are used."""
-
-    @model_serializer(mode="wrap")
-    def _leave_out_no_packages(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What needs no other package is stored as it always was.
-        stored: dict[str, Any] = write(self)
-        if not self.packages:
-            stored.pop("packages", None)
-        return stored
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that can move a number, except what the unit key already says (task, strength, seed)."""
-        names = {"method", "params", "blocks", "block_mode"}
-        # What is left as it always was must leave old identities as they were.
-        names |= {name for name in ("edit_steps", "plugin_sha256") if getattr(self.setting, name) is not None}
-        setting = self.setting.model_dump(mode="json", include=names)
-        return {
-            "spec_version": self.spec_version,
-            "suite": self.suite,
-            "model": self.model.identity,
-            **setting,
-            "sae_sha256": self.sae_sha256,
-            "regions": self.regions,
-            **({"packages": self.packages} if self.packages else {}),
-        }
-
-    @property
-    def run_id(self) -> str:
-        """SHA-256 of `identity` in canonical form."""
-        return content_digest(self.identity)

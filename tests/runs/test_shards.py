@@ -24,7 +24,7 @@ from riebench.cli.main import app
 from riebench.errors import FolderInUseError, IdentityError, RiebenchError
 from riebench.jobs.request import parse_shard
 from riebench.runs.plan import plan, shard_works, works_of
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.records import ScoreRecord
 from riebench.store.run_file import broken_seals, count_unsealed_lines, part_files, part_path
 from riebench.tasks.schema import EditExample, EditTask, Setting
