@@ -1,5 +1,6 @@
-"""The toy world: rendered scenes, and the small models trained on them that ship with the package.
+"""The toy world: rendered scenes, and the small models trained on them.
 
-Imports `training` and what is below it; `python -m riebench.toyworld` makes, measures and describes everything
-again. `scenes`, `captions` and `render` are the world, `networks` the models, `make` trains them in order.
+The models ship with the package. `scenes`, `captions` and `render` are the world, `networks` the models, and `make`
+trains them in order; `python -m riebench.toyworld` makes, measures and describes everything again. The package
+imports `training` and what is below it.
 """

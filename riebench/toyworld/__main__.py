@@ -1,4 +1,4 @@
-"""`python -m riebench.toyworld`: makes and measures the toy world."""
+"""The toy world's command line: `python -m riebench.toyworld`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def train(
     compile: Annotated[bool, typer.Option(help="compile the U-Net: minutes to start, then faster")] = False,
     assets: Annotated[Path | None, typer.Option(help="where finished models go; the package's own by default")] = None,
 ) -> None:
-    """Trains one model or all of them; the same command again goes on where it stopped."""
+    """Train one model or all of them; repeat the command to resume."""
     if what not in (*STAGES, "all"):
         raise RiebenchError(f"unknown stage {what!r}; known: {', '.join(STAGES)}, all")
     from riebench.toyworld.make import make
@@ -37,7 +37,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="at most so many pictures of each kind")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
 ) -> None:
-    """Measures every figure of the model card and compares it with its bar."""
+    """Measure every figure of the model card and compare it with its bar."""
     from riebench.toyworld.evaluate import BARS, verdicts
     from riebench.toyworld.evaluate import evaluate as measure
 
@@ -52,7 +52,7 @@ def evaluate(
 
 @app.command()
 def tasks(folder: Annotated[Path, typer.Argument(help="where the nine files go")] = Path("tasks/toy")) -> None:
-    """Makes the toy suite's task files anew."""
+    """Make the toy suite's task files anew."""
     from riebench.toyworld.tasks import write_tasks
 
     for path in write_tasks(folder):
@@ -65,7 +65,10 @@ def card(
     pictures: Annotated[bool, typer.Option(help="draws its picture anew too")] = False,
     file: Annotated[Path, typer.Option(help="the card")] = Path("docs/toyworld.md"),
 ) -> None:
-    """Brings the model card's figures up to date with the stored ones (`evaluate --json docs/toyworld.json`)."""
+    """Bring the model card's figures up to date with the stored ones.
+
+    The stored figures are those of `evaluate --json docs/toyworld.json`.
+    """
     from riebench.toyworld.card import write_card, write_pictures
 
     write_card(file, file.with_suffix(".json"), check=check)
@@ -74,7 +77,7 @@ def card(
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one line and exit code 2."""
+    """Run the command line; report a user's mistake in one line, exit code 2."""
     try:
         app()
     except RiebenchError as error:

@@ -1,4 +1,4 @@
-"""The caption grammar: scene -> sentence, with paraphrases, and sentence -> scene.
+"""The caption grammar: scene to sentence, with paraphrases, and back.
 
 A caption reads `[STYLE of] a [POSE] COLOR [MATERIAL] OBJECT [EMBLEM] [ACCESSORY] [BACKGROUND] [, STYLE]`, for
 example "a pencil sketch of a tilted red striped house with a heart on it wearing a hat in a forest". Parts in
@@ -15,8 +15,8 @@ from functools import lru_cache
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.scenes import DEFAULTS, Scene
 
-# Attribute -> value -> phrases; the first phrase is the plain way to say it. No phrase says two things and no word
-# belongs to two attributes, so that a word's meaning needs no context.
+# Attribute -> value -> phrases; the first phrase is the plain wording. No phrase names two values and no word belongs
+# to two attributes, so that a word's meaning needs no context.
 PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     "object": {
         "house": ("house", "cottage"), "mushroom": ("mushroom", "toadstool"), "boat": ("boat", "sailboat"),
@@ -79,11 +79,11 @@ MEANING_WORDS: dict[str, dict[str, str]] = {
 
 
 class CaptionError(ValueError):
-    """A sentence outside the grammar; the message says what is accepted."""
+    """A sentence outside the grammar; the message states what is accepted."""
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All words of the grammar, sorted."""
+    """Return all words of the grammar, sorted."""
     words = {"a", "an", ","}
     for values in PHRASES.values():
         for phrases in values.values():
@@ -97,18 +97,18 @@ def _article(following: str) -> str:
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """Says a scene in one sentence.
+    """Describe a scene in one sentence.
 
     Args:
-        scene: what to say.
-        rng: picks among paraphrases, and whether a default value is said; None gives the plain sentence, in which
-            defaults stay unsaid.
+        scene: the scene to describe.
+        rng: picks among paraphrases, and whether a default value is mentioned; None gives the plain sentence, which
+            leaves defaults out.
 
     Returns:
         A sentence that `parse` reads back to the same scene.
     """
 
-    def say(slot: str, value: str) -> str:
+    def phrase(slot: str, value: str) -> str:
         phrases = PHRASES[slot].get(value)
         if phrases is None:  # "no emblem" and "no accessory" have no words
             return ""
@@ -118,10 +118,11 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
         return phrases[0] if rng is None else rng.choice(phrases)
 
     style_first = rng is None or rng.random() < 0.6
-    before = say("style before", scene.style) if style_first else ""
-    after = "" if style_first else say("style after", scene.style)
-    noun = " ".join(filter(None, (say(slot, getattr(scene, slot)) for slot in ("pose", "color", "material", "object"))))
-    rest = (say(slot, getattr(scene, slot)) for slot in ("emblem", "accessory", "background"))
+    before = phrase("style before", scene.style) if style_first else ""
+    after = "" if style_first else phrase("style after", scene.style)
+    slots = ("pose", "color", "material", "object")
+    noun = " ".join(filter(None, (phrase(slot, getattr(scene, slot)) for slot in slots)))
+    rest = (phrase(slot, getattr(scene, slot)) for slot in ("emblem", "accessory", "background"))
     return " ".join(filter(None, (before, _article(noun), noun, *rest))) + after
 
 
@@ -152,17 +153,20 @@ def _meaning_of_phrase() -> dict[tuple[str, str], str]:
 
 
 def grammar_help() -> str:
-    """The accepted sentences in one line."""
+    """Describe the accepted sentences in one line."""
     values = "; ".join(f"{name}: {', '.join(v)}" for name, v in ATTRIBUTES.items())
     order = "[STYLE of] a [POSE] COLOR [MATERIAL] OBJECT [EMBLEM] [ACCESSORY] [BACKGROUND][, STYLE]"
     return f"accepted: '{order}' with {values}"
 
 
 def parse(sentence: str) -> Scene:
-    """Reads a caption back into the scene it says.
+    """Read a caption back into the scene that it describes.
 
     Args:
         sentence: any sentence of the grammar; case, square brackets and repeated spaces do not matter.
+
+    Returns:
+        The scene; attributes that the sentence leaves out have their defaults.
 
     Raises:
         CaptionError: if the sentence is outside the grammar; names the first unknown word and its nearest match.

@@ -1,4 +1,4 @@
-"""The figures and pictures of the toy world's model card, made from what `evaluate` measured."""
+"""The figures and pictures of the model card, made from measured figures."""
 
 from __future__ import annotations
 
@@ -94,25 +94,25 @@ PARTS = {
 }  # fmt: skip
 
 
-def filled(text: str, figures: dict[str, Any]) -> str:
-    """The card's text with every generated part made anew."""
+def fill_card(text: str, figures: dict[str, Any]) -> str:
+    """Return the card's text with every generated part made anew."""
     return SECTION.sub(lambda match: match[1] + PARTS[match[2]](figures) + match[3], text)
 
 
 def write_card(card: Path, figures_file: Path, *, check: bool = False) -> None:
-    """Brings the card's generated parts up to date with the stored figures.
+    """Bring the card's generated parts up to date with the stored figures.
 
     Args:
         card: the Markdown file.
-        figures_file: what `evaluate --json` wrote.
-        check: only looks.
+        figures_file: the output of `evaluate --json`.
+        check: writes nothing.
 
     Raises:
         RiebenchError: with `check`, if the card is out of date.
     """
     figures = json.loads(figures_file.read_text(encoding="utf-8"))
     before = card.read_text(encoding="utf-8")
-    after = filled(before, figures)
+    after = fill_card(before, figures)
     if check and before != after:
         raise RiebenchError(f"{card} is out of date; run `python -m riebench.toyworld card` and commit it")
     if before != after:
@@ -120,13 +120,22 @@ def write_card(card: Path, figures_file: Path, *, check: bool = False) -> None:
 
 
 def category_pairs() -> dict[str, list[tuple[Scene, Scene]]]:
-    """Three held-out edits of each category, the same ones every time."""
+    """Draw three held-out edits of each category, the same at every call."""
     rng = random.Random(911)
     return {category: [random_edit(category, rng) for _ in range(3)] for category in CATEGORY_ATTRIBUTE}
 
 
 def write_pictures(folder: Path) -> Path:
-    """Draws the card's picture: per category three edits as toy-turbo (4 steps) generates source and target."""
+    """Draw the card's picture.
+
+    Each category has a row of three edits, source and target as toy-turbo generates them in 4 steps.
+
+    Args:
+        folder: gets the picture.
+
+    Returns:
+        The file.
+    """
     from riebench.generation.generator import Generator
     from riebench.models.loading import load_model
     from riebench.toyworld.captions import caption

@@ -1,4 +1,8 @@
-"""The training pictures: rendered once into one array, the same on every machine."""
+"""The training pictures: rendered once into one array, and augmented in batches.
+
+The array is the same on every machine. `Pool` holds it, `training_pool` renders or reads it, `held_out_scenes` draws
+scenes for evaluation, and `augment` distorts a batch for the training of the CLIP and the judge.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from riebench.toyworld.render import SIZE, render
 from riebench.toyworld.scenes import Scene, random_scene
 
 CHUNK = 250
+"""Pictures that one worker renders at a time."""
 POOL_SIZE = 24_000
 POOL_SEED = 20_241_022
 
@@ -37,18 +42,22 @@ class Pool:
     labels: NDArray[np.uint8]
 
     def scene(self, index: int) -> Scene:
-        """The scene of picture `index`."""
+        """Return the scene of picture `index`."""
         return scene_from_labels(self.labels[index])
 
     def having(self, **values: str) -> torch.Tensor:
-        """Pictures with at least one of the given attribute values: int64 [M], ascending."""
+        """Find the pictures with at least one of the given attribute values.
+
+        Returns:
+            Their indices, int64 [M], ascending.
+        """
         names = list(ATTRIBUTES)
         found = [self.labels[:, names.index(n)] == ATTRIBUTES[n].index(value) for n, value in values.items()]
         return torch.from_numpy(np.flatnonzero(np.any(found, axis=0)))
 
 
 def scene_from_labels(labels: NDArray[np.uint8]) -> Scene:
-    """Inverse of `Scene.labels`."""
+    """Return the scene with given value indices; the inverse of `Scene.labels`."""
     return Scene(**{name: values[int(i)] for (name, values), i in zip(ATTRIBUTES.items(), labels, strict=True)})
 
 
@@ -63,7 +72,9 @@ def _render_chunk(first: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.
 
 @lru_cache(maxsize=2)
 def training_pool(folder: Path, size: int = POOL_SIZE, seed: int = POOL_SEED, workers: int = 2) -> Pool:
-    """Renders `size` training scenes (never held-out ones), or reads them where they were rendered before.
+    """Render `size` training scenes, or read them if they are stored already.
+
+    Held-out scenes are never among them.
 
     Args:
         folder: where the arrays are kept.
@@ -90,13 +101,13 @@ def training_pool(folder: Path, size: int = POOL_SIZE, seed: int = POOL_SEED, wo
 
 
 def held_out_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes that no model of the toy world was trained on."""
+    """Draw `count` scenes that no model of the toy world was trained on."""
     rng = random.Random(seed)
     return [random_scene(rng, held_out=True) for _ in range(count)]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifts, blurs, tints and adds noise, each picture by its own amount.
+    """Shift, blur, tint and add noise to pictures, each by its own amount.
 
     Args:
         images: uint8 [B, 64, 64, 3].

@@ -1,4 +1,7 @@
-"""Measures the toy world afresh: every figure of its model card, on scenes no model was trained on."""
+"""The measurement of every figure of the toy world's model card.
+
+All figures are measured on scenes that no model was trained on.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,8 @@ from riebench.toyworld.data import held_out_scenes
 from riebench.toyworld.render import render
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 
+SAE_K = 16
+"""k of the SAEs that exist for all four blocks."""
 INNER_BLOCKS = ("down.2.0", "down.2.1", "mid.0", "up.0.0", "up.0.1", "up.0.2")
 Images = NDArray[np.uint8]
 Figures = dict[str, Any]
@@ -42,7 +47,7 @@ BARS: dict[str, float] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured; `limited` shrinks everything for a quick look.
+    """The sizes of the measurement; `limited` shrinks all of them for a quick look.
 
     Attributes:
         renders: pictures for the judge.
@@ -66,7 +71,7 @@ class Sizes:
 
     @classmethod
     def limited(cls, limit: int | None) -> Sizes:
-        """At most `limit` of each."""
+        """Return the sizes with at most `limit` of each; None for no limit."""
         full = cls()
         if limit is None:
             return full
@@ -74,10 +79,13 @@ class Sizes:
 
 
 def evaluate(limit: int | None = None) -> Figures:
-    """Every figure, keyed as in `BARS` where there is a bar; the rest is detail.
+    """Measure every figure.
 
     Args:
         limit: at most so many pictures, captions and pairs each, for a quick look.
+
+    Returns:
+        The figures, keyed as in `BARS` where there is a bar; the rest is detail.
     """
     sizes = Sizes.limited(limit)
     figures: Figures = {"limit": limit}
@@ -99,10 +107,6 @@ def evaluate(limit: int | None = None) -> Figures:
     return figures
 
 
-SAE_K = 16
-"""k of the SAEs that exist for all four blocks."""
-
-
 def _labels(scenes: Sequence[Scene]) -> NDArray[np.int64]:
     return np.array([scene.labels() for scene in scenes])
 
@@ -112,7 +116,7 @@ def _per_attribute(found: NDArray[np.int64], true: NDArray[np.int64]) -> dict[st
 
 
 def judge_figures(sizes: Sizes) -> Figures:
-    """Accuracy of the judge on held-out renders."""
+    """Measure the accuracy of the judge on held-out renders."""
     scenes = held_out_scenes(sizes.renders, seed=901)
     images = np.stack([render(scene, 9_000_000 + i).image for i, scene in enumerate(tqdm(scenes, desc="judge"))])
     accuracy = _per_attribute(Judge.load().labels(images), _labels(scenes))
@@ -120,14 +124,17 @@ def judge_figures(sizes: Sizes) -> Figures:
 
 
 def load_clip() -> tuple[Any, Any, Any]:
-    """The toy CLIP by open_clip's own factory: model, transform, tokenizer."""
+    """Load the toy CLIP by open_clip's own factory: model, transform, tokenizer."""
     name = f"local-dir:{asset_folder('toy-clip')}"
     model, transform = open_clip.create_model_from_pretrained(name)
-    return model.eval(), transform, open_clip.get_tokenizer(name)  # it comes in training mode
+    return model.eval(), transform, open_clip.get_tokenizer(name)  # the factory returns it in training mode
 
 
 def clip_figures(sizes: Sizes) -> Figures:
-    """How often the toy CLIP finds a picture's caption among 100, 10 of which differ in one attribute only."""
+    """Measure the share of pictures whose caption the toy CLIP finds among 100.
+
+    10 of the captions differ from the right one in one attribute only; a choice among them is a near miss.
+    """
     model, transform, tokenizer = load_clip()
     rng = random.Random(902)
     hits = near_hits = 0
@@ -154,7 +161,11 @@ def clip_figures(sizes: Sizes) -> Figures:
 
 
 def generate(model: LoadedModel, captions: Sequence[str], sizes: Sizes, label: str, seed: int = 0) -> Images:
-    """Pictures of captions, picture i from seed `seed + i`: uint8 [N, 64, 64, 3]."""
+    """Generate pictures of captions, picture i from seed `seed + i`.
+
+    Returns:
+        uint8 [N, 64, 64, 3].
+    """
     generator = Generator(model, cached_prompts=2 * sizes.batch)
     parts = []
     for first in tqdm(range(0, len(captions), sizes.batch), desc=label):
@@ -164,7 +175,10 @@ def generate(model: LoadedModel, captions: Sequence[str], sizes: Sizes, label: s
 
 
 def accuracy_figures(key: str, model: LoadedModel, sizes: Sizes) -> Figures:
-    """Share of attributes the judge reads off generated pictures as the caption says them."""
+    """Measure the share of attributes that generated pictures show as captioned.
+
+    The judge reads them.
+    """
     scenes = held_out_scenes(sizes.captions, seed=904)
     images = generate(model, [caption(s) for s in scenes], sizes, f"{key} accuracy")
     accuracy = _per_attribute(Judge.load().labels(images), _labels(scenes))
@@ -172,7 +186,10 @@ def accuracy_figures(key: str, model: LoadedModel, sizes: Sizes) -> Figures:
 
 
 def speed_figures(turbo1: LoadedModel) -> Figures:
-    """Seconds for 64 one-step pictures, and how far a picture alone is from the same one in a batch (of 255)."""
+    """Measure the time for 64 one-step pictures, and the effect of batching.
+
+    The latter is the largest difference, of 255, between a picture generated alone and the same one in a batch.
+    """
     captions = [caption(s) for s in held_out_scenes(64, seed=905)]
     generator = Generator(turbo1)
     generator.generate(captions[:2], [0, 1])
@@ -185,8 +202,8 @@ def speed_figures(turbo1: LoadedModel) -> Figures:
 
 
 @dataclass(frozen=True)
-class _Dropped:
-    """Takes a block's whole live update away."""
+class _ZeroUpdate:
+    """The edit that removes a block's whole live update."""
 
     def delta(self, step: int, live: torch.Tensor) -> torch.Tensor:
         return -live
@@ -197,7 +214,7 @@ class _Dropped:
 
 
 def block_effects(turbo: LoadedModel, sizes: Sizes) -> Figures:
-    """Mean LPIPS to the clean picture when one block adds nothing."""
+    """Measure the mean LPIPS to the clean picture when one block adds nothing."""
     captions = [caption(s) for s in held_out_scenes(sizes.effect_captions, seed=906)]
     generator, lpips = Generator(turbo, cached_prompts=2 * len(captions)), LpipsModel()
     effects: dict[str, list[float]] = {block: [] for block in INNER_BLOCKS}
@@ -206,14 +223,17 @@ def block_effects(turbo: LoadedModel, sizes: Sizes) -> Figures:
         seeds = [first + i for i in range(len(some))]
         clean = generator.generate(some, seeds).images
         for block in INNER_BLOCKS:
-            edits = [Edit({block: _Dropped()})] * len(some)
+            edits = [Edit({block: _ZeroUpdate()})] * len(some)
             effects[block].extend(lpips.distance(clean, generator.generate(some, seeds, edits=edits).images))
     means = {block: round(float(np.mean(values)), 4) for block, values in effects.items()}
     return {"block_effect": min(means[block] for block in BLOCKS), "block_effect_by_block": means}
 
 
 def _patch(source: Trace, target: Trace, blocks: Sequence[str], index: int) -> Edit:
-    """Adds (target - source) update at every position and step."""
+    """Return the edit that adds (target - source) update everywhere.
+
+    It does so at every position and step of the given blocks, for the pair with a given index.
+    """
     sites = {}
     for block in blocks:
         values = target.row(block, index) - source.row(block, index)
@@ -222,7 +242,11 @@ def _patch(source: Trace, target: Trace, blocks: Sequence[str], index: int) -> E
 
 
 def patch_figures(turbo: LoadedModel, sizes: Sizes) -> Figures:
-    """How often patching block updates from the target run brings the target's value of the edited attribute."""
+    """Measure the share of patched pictures that show the target's value.
+
+    Patching adds the difference between the target's and the source's block updates; the value is that of the edited
+    attribute, as the judge reads it.
+    """
     rng, generator = random.Random(907), Generator(turbo, cached_prompts=4 * sizes.batch)
     block_sets = {"all": BLOCKS, **{block: (block,) for block in BLOCKS}}
     reached: dict[str, dict[str, list[bool]]] = {
@@ -235,11 +259,11 @@ def patch_figures(turbo: LoadedModel, sizes: Sizes) -> Figures:
         source = generator.generate([caption(s) for s, _ in pairs], seeds, capture=wanted)
         target = generator.generate([caption(t) for _, t in pairs], seeds, capture=wanted)
         attribute = CATEGORY_ATTRIBUTE[category]
-        _note(reached["target"][category], target.images, pairs, attribute)
+        _append_reached(reached["target"][category], target.images, pairs, attribute)
         for name, blocks in block_sets.items():
             edits = [_patch(source.trace, target.trace, blocks, i) for i in range(len(pairs))]
             edited = generator.generate([caption(s) for s, _ in pairs], seeds, edits=edits)
-            _note(reached[name][category], edited.images, pairs, attribute)
+            _append_reached(reached[name][category], edited.images, pairs, attribute)
     shares = {
         name: {c: round(float(np.mean(v)), 3) for c, v in by_category.items()} for name, by_category in reached.items()
     }
@@ -247,13 +271,20 @@ def patch_figures(turbo: LoadedModel, sizes: Sizes) -> Figures:
     return {"patch_reach": mean["all"], "patch_reach_mean": mean, "patch_reach_by_category": shares}
 
 
-def _note(reached: list[bool], images: Images, pairs: Sequence[tuple[Scene, Scene]], attribute: str) -> None:
+def _append_reached(reached: list[bool], images: Images, pairs: Sequence[tuple[Scene, Scene]], attribute: str) -> None:
     for found, (_, target) in zip(Judge.load().read(images), pairs, strict=True):
         reached.append(found[attribute] == getattr(target, attribute))
 
 
 def sae_figures(models: dict[str, LoadedModel], sizes: Sizes) -> Figures:
-    """Explained variance (pooled over dimensions), L0 and dead share of the four SAEs in three settings."""
+    """Measure explained variance, L0 and dead share of the four SAEs.
+
+    Explained variance is pooled over dimensions.
+
+    Args:
+        models: setting -> model.
+        sizes: captions per setting.
+    """
     saes = load_saes(asset_folder("saes"), BLOCKS, k=SAE_K)
     report: dict[str, dict[str, dict[str, float]]] = {}
     for setting, model in models.items():
@@ -274,7 +305,11 @@ def sae_figures(models: dict[str, LoadedModel], sizes: Sizes) -> Figures:
 
 
 def block_updates(model: LoadedModel, captions: Sequence[str], batch: int, label: str) -> dict[str, torch.Tensor]:
-    """All updates of the four blocks: block -> float32 [captions * steps * positions, channels]."""
+    """Collect all updates of the four blocks.
+
+    Returns:
+        Block -> float32 [captions * steps * positions, channels].
+    """
     generator = Generator(model, cached_prompts=2 * batch)
     parts: dict[str, list[torch.Tensor]] = {block: [] for block in BLOCKS}
     for first in tqdm(range(0, len(captions), batch), desc=label):
@@ -297,5 +332,5 @@ def _sae_report(sae: Any, x: torch.Tensor) -> dict[str, float]:
 
 
 def verdicts(figures: Figures) -> dict[str, bool]:
-    """Figure -> whether it clears its bar."""
+    """Return for each figure whether it clears its bar."""
     return {key: figures[key] >= bar for key, bar in BARS.items()}

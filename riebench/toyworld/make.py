@@ -1,4 +1,8 @@
-"""Trains the toy world stage by stage and puts the finished models where the package ships them."""
+"""The stages of the toy world's training, and the pipelines made of their results.
+
+`make` trains one stage and exports its model to the folder that the package ships. `scheduler`, `assemble` and
+`export` put the trained parts together as diffusers pipelines.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,9 @@ from riebench.toyworld.networks import clip, diffusion, judge, vae
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
 from riebench.toyworld.networks.text import build_encoders, build_tokenizers
 
+FINISHED = "finished"
+"""Folder of a stage's result, in the stage's work folder."""
+
 _SCHEDULE = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction", "steps_offset": 1,
@@ -33,10 +40,10 @@ _SCHEDULE = {
 
 
 def scheduler(name: str) -> Any:
-    """SDXL's scheduler for "toy-base" (Euler, leading) or SDXL Turbo's for "toy-turbo" (ancestral, trailing).
+    """Build the scheduler of "toy-base" or "toy-turbo".
 
-    The one difference from SDXL is v-prediction: it stays well-behaved at the last noise level, where one-step
-    generation starts.
+    They are SDXL's (Euler, leading) and SDXL Turbo's (ancestral Euler, trailing). The one difference from SDXL is
+    v-prediction: it stays well-behaved at the last noise level, where one-step generation starts.
     """
     if name == "toy-turbo":
         return EulerAncestralDiscreteScheduler(timestep_spacing="trailing", **_SCHEDULE)
@@ -44,7 +51,13 @@ def scheduler(name: str) -> Any:
 
 
 def assemble(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
-    """A whole pipeline from its trained parts; `name` is "toy-base" or "toy-turbo"."""
+    """Assemble a pipeline from its trained parts.
+
+    Args:
+        name: "toy-base" or "toy-turbo".
+        unet: the model's.
+        vae: the autoencoder.
+    """
     tokenizers = build_tokenizers()
     encoders = build_encoders(tokenizers)
     return StableDiffusionXLPipeline(
@@ -61,13 +74,16 @@ def assemble(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL) -> Stabl
 
 
 def export(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Path) -> None:
-    """Writes a pipeline in half precision, as the package ships it (it is loaded in float32)."""
+    """Write a pipeline in half precision, as the package ships it.
+
+    It is loaded in float32.
+    """
     pipe = assemble(name, unet, vae)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
     for part in ("unet", "vae"):
-        # Where its weights lay while it was trained is nobody's business.
+        # The path of the weights on the machine that trained them does not belong in the package.
         config = folder / part / "config.json"
         kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
         config.write_text(json.dumps(kept, indent=2) + "\n")
@@ -75,12 +91,8 @@ def export(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Pa
         part.to(torch.float32)
 
 
-FINISHED = "finished"
-"""Folder of a stage's result, in the stage's work folder."""
-
-
 def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False, assets: Path | None = None) -> None:
-    """Trains one stage (or finishes one that was interrupted) and exports what it made.
+    """Train one stage, or finish an interrupted one, and export its model.
 
     Args:
         stage: "vae", "base", "turbo", "clip", "judge" or "saes"; each needs the ones before it in that order, except
@@ -94,99 +106,114 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
         RiebenchError: if an earlier stage is missing or the folder belongs to another configuration.
     """
     target = assets or ASSETS
-    stages: dict[str, Callable[[_Shop], None]] = {
+    stages: dict[str, Callable[[_StageContext], None]] = {
         "vae": _vae, "base": _base, "turbo": _turbo, "clip": _clip, "judge": _judge, "saes": _saes,
     }  # fmt: skip
     try:
-        stages[stage](_Shop(work, torch.device(device), compiled, target))
+        stages[stage](_StageContext(work, torch.device(device), compiled, target))
     except TrainingFolderError as error:
         raise RiebenchError(str(error)) from error
     write_manifest(target)
 
 
-class _Shop:
-    """Where a stage works and what it can ask for."""
+class _StageContext:
+    """The folders and device of a stage, and the data and models it starts from.
+
+    Args:
+        work: folder for pictures, checkpoints, logs and results.
+        device: trains there.
+        compiled: compiles the U-Net.
+        assets: folder of the exported models.
+    """
 
     def __init__(self, work: Path, device: torch.device, compiled: bool, assets: Path) -> None:
         self.work, self.device, self.compiled, self.assets = work, device, compiled, assets
 
     @property
     def pool(self) -> Pool:
+        """The training pictures."""
         return training_pool(self.work)
 
-    def result(self, stage: str) -> Path:
+    def result_folder(self, stage: str) -> Path:
+        """Return the folder of a stage's result."""
         return self.work / stage / FINISHED
 
     def vae(self) -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(self._needed("vae")).requires_grad_(False).eval()
+        """Load the trained autoencoder."""
+        return AutoencoderKL.from_pretrained(self._require_result("vae")).requires_grad_(False).eval()
 
     def unet(self, stage: str) -> UNet2DConditionModel:
-        unet = UNet2DConditionModel.from_pretrained(self._needed(stage))
-        diffusion.plant_jobs(unet)
+        """Load a stage's trained U-Net."""
+        unet = UNet2DConditionModel.from_pretrained(self._require_result(stage))
+        diffusion.plant_roles(unet)
         return unet.to(device=self.device, memory_format=torch.channels_last)
 
-    def _needed(self, stage: str) -> Path:
-        folder = self.result(stage)
-        if not folder.is_dir():
-            raise RiebenchError(f"{folder} is missing: run `python -m riebench.toyworld train {stage}` first")
-        return folder
-
-    def fast(self, unet: nn.Module) -> nn.Module:
+    def maybe_compile(self, unet: nn.Module) -> nn.Module:
+        """Return the U-Net, compiled if that was asked for."""
         compiled: Any = torch.compile(unet, dynamic=False) if self.compiled else unet
         return compiled
 
-    def replace(self, name: str) -> Path:
+    def clear_asset(self, name: str) -> Path:
+        """Delete an exported model and return its folder."""
         folder = self.assets / name
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
+    def _require_result(self, stage: str) -> Path:
+        folder = self.result_folder(stage)
+        if not folder.is_dir():
+            raise RiebenchError(f"{folder} is missing: run `python -m riebench.toyworld train {stage}` first")
+        return folder
 
-def _vae(shop: _Shop) -> None:
-    vae.train(shop.pool, shop.work, shop.device).cpu().save_pretrained(shop.result("vae"))
+
+def _vae(context: _StageContext) -> None:
+    vae.train(context.pool, context.work, context.device).cpu().save_pretrained(context.result_folder("vae"))
 
 
-def _latents(shop: _Shop) -> Tensor:
-    path = shop.work / "vae" / "latents.pt"
+def _latents(context: _StageContext) -> Tensor:
+    path = context.work / "vae" / "latents.pt"
     if not path.exists():
-        model, pool = shop.vae().to(device=shop.device, memory_format=torch.channels_last), shop.pool
+        model, pool = context.vae().to(device=context.device, memory_format=torch.channels_last), context.pool
         parts = []
         for first in range(0, len(pool.images), 500):
             indices = torch.arange(first, min(first + 500, len(pool.images)))
-            parts.append(vae.encode(model, vae.pictures(pool, indices, shop.device)).half().cpu())
+            parts.append(vae.encode(model, vae.pictures(pool, indices, context.device)).half().cpu())
         write_atomically(path, lambda to: torch.save(torch.cat(parts), to))
     latents: Tensor = torch.load(path, weights_only=True)
     return latents
 
 
-def _base(shop: _Shop) -> None:
-    unet = diffusion.build_unet().to(device=shop.device, memory_format=torch.channels_last)
-    loss = diffusion.base_loss(shop.fast(unet), shop.pool, _latents(shop), shop.device)
+def _base(context: _StageContext) -> None:
+    unet = diffusion.build_unet().to(device=context.device, memory_format=torch.channels_last)
+    loss = diffusion.base_loss(context.maybe_compile(unet), context.pool, _latents(context), context.device)
     config = diffusion.BASE_CONFIG
-    fit(Stage("base", config, unet, loss, int(config["steps"]), config["learning_rate"], warmup=200), shop.work)
-    diffusion.plant_jobs(unet)  # exact zeros in what ships, whatever an old checkpoint held
-    unet.save_pretrained(shop.result("base"))
-    export("toy-base", unet.cpu(), shop.vae(), shop.replace("toy-base"))
+    fit(Stage("base", config, unet, loss, int(config["steps"]), config["learning_rate"], warmup=200), context.work)
+    diffusion.plant_roles(unet)  # exact zeros in what ships, whatever an old checkpoint held
+    unet.save_pretrained(context.result_folder("base"))
+    export("toy-base", unet.cpu(), context.vae(), context.clear_asset("toy-base"))
 
 
-def _turbo(shop: _Shop) -> None:
-    teacher, student = shop.unet("base").requires_grad_(False).eval(), shop.unet("base")
-    loss = diffusion.turbo_loss(shop.fast(student), teacher, shop.pool, _latents(shop), shop.device)
+def _turbo(context: _StageContext) -> None:
+    teacher, student = context.unet("base").requires_grad_(False).eval(), context.unet("base")
+    loss = diffusion.turbo_loss(
+        context.maybe_compile(student), teacher, context.pool, _latents(context), context.device
+    )
     config = diffusion.TURBO_CONFIG
     stage = Stage(
         "turbo", config, student, loss, int(config["steps"]), config["learning_rate"], warmup=20, ema_decay=0.99
     )
-    fit(stage, shop.work)
-    student.save_pretrained(shop.result("turbo"))
-    export("toy-turbo", student.cpu(), shop.vae(), shop.replace("toy-turbo"))
+    fit(stage, context.work)
+    student.save_pretrained(context.result_folder("turbo"))
+    export("toy-turbo", student.cpu(), context.vae(), context.clear_asset("toy-turbo"))
 
 
-def _clip(shop: _Shop) -> None:
-    clip.save(clip.train(shop.pool, shop.work, shop.device).cpu(), shop.replace("toy-clip"))
+def _clip(context: _StageContext) -> None:
+    clip.save(clip.train(context.pool, context.work, context.device).cpu(), context.clear_asset("toy-clip"))
 
 
-def _judge(shop: _Shop) -> None:
-    judge.save(judge.train(shop.pool, shop.work, shop.device).cpu(), shop.replace("judge"))
+def _judge(context: _StageContext) -> None:
+    judge.save(judge.train(context.pool, context.work, context.device).cpu(), context.clear_asset("judge"))
 
 
-def _saes(shop: _Shop) -> None:
-    saes.train(shop.assets, shop.work, shop.replace("saes"), shop.device)
+def _saes(context: _StageContext) -> None:
+    saes.train(context.assets, context.work, context.clear_asset("saes"), context.device)

@@ -1,7 +1,7 @@
-"""Draws toy-world scenes as 64 x 64 pictures, with exact masks of what is where.
+"""The renderer: scenes as 64 x 64 pictures, with exact masks of their parts.
 
-What the caption does not say is kept small (a pixel or two of jitter, clouds, stars and trees a little moved), so
-that a small model can learn the world in an hour on two cores and still two seeds give two pictures.
+Variation that the caption does not describe is small (a pixel or two of jitter, clouds, stars and trees a little
+moved). So a small model can learn the world in an hour on two cores, and two seeds still give two pictures.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ INK = (24, 22, 30)
 
 @dataclass(frozen=True)
 class Rendering:
-    """A picture and its truth.
+    """A picture and its ground-truth masks.
 
     Attributes:
         image: uint8 [64, 64, 3], RGB.
@@ -122,14 +122,19 @@ class Rendering:
 
 
 class _Frame:
-    """The object's own coordinates: rotation, scale and place, the same for all its parts."""
+    """The object's own coordinates: one rotation, scale and place for all parts."""
 
     def __init__(self, angle: float, scale: float, center: tuple[float, float]) -> None:
         self.cos, self.sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         self.scale, self.center = scale, center
 
     def place(self, points: Points, anchor: tuple[float, float] | None = None) -> Points:
-        """Object units (or, with an anchor, pixels around it) -> canvas coordinates."""
+        """Map points to canvas coordinates.
+
+        Args:
+            points: in object units, or, with an anchor, in pixels around it.
+            anchor: a point of the object, in object units.
+        """
         placed = []
         for x, y in points:
             if anchor is not None:
@@ -143,7 +148,11 @@ class _Frame:
         return placed
 
     def coordinates(self) -> tuple[Floats, Floats]:
-        """Every canvas pixel in the object's frame, in picture pixels: two float [CANVAS, CANVAS]."""
+        """Return each canvas pixel's position in the object's frame.
+
+        Returns:
+            x and y in picture pixels, float [CANVAS, CANVAS] each.
+        """
         y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) / OVERSAMPLE
         x, y = x - self.center[0], y - self.center[1]
         return (self.cos * x + self.sin * y) / self.scale, (-self.sin * x + self.cos * y) / self.scale
@@ -208,7 +217,7 @@ def _background(kind: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _fill(scene: Scene, frame: _Frame) -> Floats:
-    """Color and material of the object over the whole canvas: float [CANVAS, CANVAS, 3]."""
+    """Return the object's color and material: float [CANVAS, CANVAS, 3]."""
     base = np.array(COLORS[scene.color], dtype=np.float32)
     fill = np.broadcast_to(base, (CANVAS, CANVAS, 3)).copy()
     if scene.material == "plain":
@@ -226,7 +235,11 @@ def _fill(scene: Scene, frame: _Frame) -> Floats:
 
 
 def _layers(scene: Scene, frame: _Frame) -> tuple[list[tuple[Image.Image, Floats, bool]], dict[str, Image.Image]]:
-    """What lies over the background, in drawing order: (mask, fill, is it outlined), and the truth masks."""
+    """Build the layers over the background, and the ground-truth masks.
+
+    Returns:
+        (mask, fill, whether it is outlined) of each layer, in drawing order, and name -> mask.
+    """
 
     def flat(color: tuple[int, int, int]) -> Floats:
         return np.array(color, dtype=np.float32)
@@ -267,7 +280,10 @@ def _compose(background: Image.Image, layers: list[tuple[Image.Image, Floats, bo
 
 
 def _texture() -> tuple[Floats, Floats]:
-    """The paper: pencil hatching and watercolor mottle, the same for every picture. Two float [CANVAS, CANVAS, 1]."""
+    """Return the paper's pencil hatching and watercolor mottle.
+
+    Both are the same for every picture: float [CANVAS, CANVAS, 1] each.
+    """
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) / OVERSAMPLE
     hatching = (np.floor((x + y) / 2.0) % 2).astype(np.float32)[..., None]
     mottle = (np.sin(x * 0.55 + 1.3 * np.sin(y * 0.31)) * np.sin(y * 0.47 + 1.1 * np.sin(x * 0.23)))[..., None]
@@ -278,7 +294,7 @@ _HATCHING, _MOTTLE = _texture()
 
 
 def _stylize(canvas: Floats, layers: list[tuple[Image.Image, Floats, bool]], style: str) -> Floats:
-    """Canvas float [CANVAS, CANVAS, 3] in 0..255 -> float [64, 64, 3]."""
+    """Apply a style: float [CANVAS, CANVAS, 3] in 0..255 -> float [64, 64, 3]."""
     if style == "pencil":
         grey = canvas.mean(axis=2, keepdims=True)
         tone = 0.62 * canvas + 0.38 * grey
@@ -302,10 +318,10 @@ def _stylize(canvas: Floats, layers: list[tuple[Image.Image, Floats, bool]], sty
 
 
 def render(scene: Scene, seed: int) -> Rendering:
-    """Draws one scene.
+    """Draw one scene.
 
     Args:
-        scene: what is on the picture.
+        scene: the contents of the picture.
         seed: decides the little that the scene leaves open (place, size, clouds, stars, trees).
 
     Returns:

@@ -1,4 +1,7 @@
-"""The toy world's SAEs: trained on the block updates of toy-turbo in one step, as the paper's are on SDXL Turbo's."""
+"""The toy world's SAEs, trained on the block updates of one-step toy-turbo.
+
+The paper's SAEs are trained on those of SDXL Turbo in the same way.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,27 @@ from tqdm import tqdm
 from riebench.generation.generator import Capture, Generator
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import load_model
+from riebench.saes.figures import feature_statistics
 from riebench.saes.formats import folder_name
 from riebench.toyworld.captions import caption
 from riebench.toyworld.networks.loop import check_folder, write_atomically
 from riebench.toyworld.scenes import random_scene
-from riebench.training.topk import SaeTraining, feature_statistics, save, train_topk
+from riebench.training.topk import SaeTraining, save, train_topk
 
 FEATURES = 384
 K = 16
 EXTRA = (("up.0.1", 8), ("up.0.1", 32))
-"""Two more sizes of k for one block, so that sweeps have something to sweep."""
+"""Two more values of k for one block, so that sweeps over k have several SAEs."""
 CAPTIONS = 4000
 SEED = 61
 BATCH = 50
 
 
 def configuration(block: str, k: int) -> SaeTraining:
-    """How one SAE is trained: the published recipe, with a higher rate and earlier "dead" for a smaller job."""
+    """Return the settings of one SAE.
+
+    They are the published recipe with a higher learning rate and a lower `dead_after`, since there is less data.
+    """
     return SaeTraining(
         features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=1e-3, steps=900, dead_after=400_000,
         seed=SEED + BLOCKS.index(block),
@@ -36,7 +43,7 @@ def configuration(block: str, k: int) -> SaeTraining:
 
 
 def train(assets: Path, work: Path, folder: Path, device: torch.device) -> None:
-    """Collects the updates and trains all SAEs; an SAE that is there already is not trained again.
+    """Collect the updates and train every SAE that is not finished yet.
 
     Args:
         assets: the folder that holds toy-turbo.
@@ -63,7 +70,11 @@ def train(assets: Path, work: Path, folder: Path, device: torch.device) -> None:
 
 
 def _updates(assets: Path, stage: Path) -> dict[str, Tensor]:
-    """Block -> half-precision updates [captions * 64, 128] of one-step pictures of training scenes."""
+    """Collect the updates of one-step pictures of training scenes.
+
+    Returns:
+        Block -> float16 [captions * 64, 128].
+    """
     path = stage / "updates.pt"
     if not path.exists():
         model = load_model(str(assets / "toy-turbo"), steps=1)

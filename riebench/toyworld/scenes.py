@@ -1,7 +1,7 @@
-"""The attributes of a toy-world picture: what can be said about it, and which edit changes what.
+"""The attributes of a toy-world picture, and the edit that changes each.
 
 A scene is a full assignment of eight attributes. Each of the benchmark's nine edit categories changes one of
-them, so the truth of every edit is known (see `judge.py`).
+them, so the truth of every edit is known (see `networks/judge.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 
 DEFAULTS: dict[str, str] = {name: values[0] for name, values in ATTRIBUTES.items() if name not in ("object", "color")}
-"""Values a caption may leave unsaid. Object and color are always said."""
+"""Values that a caption may leave out. It always names object and color."""
 
 CATEGORY_ATTRIBUTE: dict[str, str] = {
     "change_object": "object",
@@ -36,7 +36,7 @@ HELD_OUT_SHARE = 10
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything the caption grammar can say about one picture.
+    """One assignment of all attributes that the caption grammar can describe.
 
     Raises:
         ValueError: if a value is not one of `ATTRIBUTES`; the message lists what is accepted.
@@ -58,33 +58,36 @@ class Scene:
                 raise ValueError(f"{name} {value!r} is not in the toy world; accepted: {', '.join(values)}")
 
     def labels(self) -> tuple[int, ...]:
-        """Index of each attribute's value, in the order of `ATTRIBUTES`."""
+        """Return the index of each attribute's value, in the order of `ATTRIBUTES`."""
         return tuple(values.index(getattr(self, name)) for name, values in ATTRIBUTES.items())
 
     def with_value(self, attribute: str, value: str) -> Scene:
-        """The same scene with one attribute changed."""
+        """Return the same scene with one attribute changed."""
         return replace(self, **{attribute: value})
 
     def as_dict(self) -> dict[str, str]:
-        """Attribute name -> value."""
+        """Return a mapping from attribute name to value."""
         return asdict(self)
 
 
 def all_scenes() -> Iterator[Scene]:
-    """Every scene of the world (124 416), in a fixed order."""
+    """Yield every scene of the world (124 416), in a fixed order."""
     names = [f.name for f in fields(Scene)]
     for values in itertools.product(*(ATTRIBUTES[name] for name in names)):
         yield Scene(**dict(zip(names, values, strict=True)))
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene is kept from all training. Decided by a hash of its attributes, so it never moves."""
+    """Return whether the scene is kept out of all training.
+
+    A hash of its attributes decides, so that the answer never changes.
+    """
     text = "|".join(scene.as_dict().values())
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % HELD_OUT_SHARE == 0
 
 
 def random_scene(rng: random.Random, held_out: bool | None = None) -> Scene:
-    """Draws a scene uniformly.
+    """Draw a scene uniformly at random.
 
     Args:
         rng: the source of randomness.
@@ -97,12 +100,12 @@ def random_scene(rng: random.Random, held_out: bool | None = None) -> Scene:
 
 
 def random_edit(category: str, rng: random.Random, held_out: bool | None = True) -> tuple[Scene, Scene]:
-    """Draws a (source, target) pair that differs in the category's attribute alone.
+    """Draw a (source, target) pair that differs in the category's attribute alone.
 
     Args:
         category: a key of `CATEGORY_ATTRIBUTE`.
         rng: the source of randomness.
-        held_out: as in `random_scene`, asked of both scenes.
+        held_out: as in `random_scene`, for both scenes.
     """
     attribute = CATEGORY_ATTRIBUTE[category]
     while True:

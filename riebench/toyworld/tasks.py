@@ -1,4 +1,6 @@
-"""Makes the toy suite's task files: nine categories, balanced over the values an edit goes from and to.
+"""The toy suite's task files: nine categories, balanced over attribute values.
+
+Balanced means over the values that an edit goes from and to.
 
 Every example is drawn from scenes that no model was trained on. Source and target captions use the same words except
 where the edit is, so that a change of wording cannot pass for a change of content.
@@ -32,7 +34,11 @@ examples:
 
 
 def value_pairs(category: str) -> list[tuple[str, str]]:
-    """The (source value, target value) of each example's edited attribute, `EXAMPLES` of them."""
+    """List the source and target value of each example's edited attribute.
+
+    Returns:
+        `EXAMPLES` pairs, in a mixed order that is the same at every call.
+    """
     values = ATTRIBUTES[CATEGORY_ATTRIBUTE[category]]
     if category in ("add_object", "delete_object"):
         pairs = [("none", value) for value in values if value != "none"]
@@ -59,7 +65,7 @@ def _edit(category: str, pair: tuple[str, str], rng: random.Random) -> tuple[Sce
 
 
 def without_attribute(sentence: str, attribute: str) -> str:
-    """A caption with everything said about one attribute taken out, to compare the rest."""
+    """Remove one attribute's phrases from a caption, to compare the rest."""
     slots = [slot for slot in PHRASES if slot.split()[0] == attribute]
     phrases = sorted((p for slot in slots for v in PHRASES[slot].values() for p in v), key=len, reverse=True)
     bare = re.sub(rf"(?<![\w-])(?:{'|'.join(map(re.escape, phrases))})(?![\w-])", "", sentence)
@@ -68,25 +74,28 @@ def without_attribute(sentence: str, attribute: str) -> str:
 
 
 def matched_captions(source: Scene, target: Scene, attribute: str, rng: random.Random) -> tuple[str, str]:
-    """Captions of two scenes in the same words except for what is said about one attribute."""
+    """Word two scenes alike except for the phrase of one attribute."""
     while True:
         seed = rng.random()
         before, after = caption(source, random.Random(seed)), caption(target, random.Random(seed))
         if before != after and without_attribute(before, attribute) == without_attribute(after, attribute):
-            # A style said in front of one sentence and behind the other would move every word.
+            # A style named before one sentence and after the other would move every word.
             if attribute == "style" and ("," in before) != ("," in after):
                 continue
             return before, after
 
 
 def word_for(attribute: str, sentence: str) -> str | None:
-    """The word of a caption that stands for an attribute's value, if there is one."""
+    """Return the word of a caption that names an attribute's value, if any."""
     words = re.findall(r"[\w-]+", sentence)
     return next((word for word in words if word in MEANING_WORDS[attribute]), None)
 
 
 def regions(category: str, source: str, target: str) -> dict[str, str]:
-    """Region keys of an example: the words of the prompts whose places the edit may change."""
+    """Return the region keys of an example.
+
+    They hold the words of the prompts whose regions the edit may change.
+    """
     if category in ("change_background", "change_style"):
         return {"source_region": "whole", "target_region": "whole"}
     if category == "add_object":
@@ -98,9 +107,10 @@ def regions(category: str, source: str, target: str) -> dict[str, str]:
 
 
 def noun_phrase(sentence: str) -> str:
-    """The words of a caption from the color to the object: together they mark the whole object.
+    """Return the words of a caption from the color to the object.
 
-    Composition and surface words are read by different blocks, and either alone is found less well.
+    Together they mark the whole object: composition and surface words are read by different blocks, and attention
+    locates either alone less well.
     """
     color, noun = word_for("color", sentence), word_for("object", sentence)
     match = re.search(rf"\b{color}\b.*\b{noun}\b", sentence)
@@ -116,7 +126,7 @@ def _local_word(attribute: str, sentence: str) -> str:
 
 
 def task_text(category: str) -> str:
-    """A task file's text; the same at every call."""
+    """Return a task file's text; the same at every call."""
     rng = random.Random(f"{SEED}:{category}")
     parts = [HEADER.format(category=category, version=TASK_VERSION)]
     seen: set[tuple[Scene, Scene]] = set()
@@ -143,7 +153,7 @@ def _flow(scene: Scene) -> str:
 
 
 def write_tasks(folder: Path) -> list[Path]:
-    """Writes all nine task files.
+    """Write all nine task files.
 
     Args:
         folder: `tasks/toy`.

@@ -1,4 +1,4 @@
-"""Tokenizers, text encoders and the planted jobs of the untrained U-Net."""
+"""Tokenizers, text encoders and the planted roles of the untrained U-Net."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from riebench.generation.trace import capture
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import MEANING_WORDS, caption, vocabulary
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, build_unet
-from riebench.toyworld.networks.text import CONTEXT, HIDDEN, JOBS, build_encoders, build_tokenizers, embedding_table
+from riebench.toyworld.networks.text import (
+    BLOCK_ROLES,
+    CONTEXT,
+    HIDDEN,
+    build_encoders,
+    build_tokenizers,
+    embedding_table,
+)
 from riebench.toyworld.scenes import Scene, all_scenes
 
 
@@ -46,15 +53,15 @@ def test_encoders_hand_on_the_embedding_table() -> None:
 
 
 def test_each_attribute_lies_in_its_blocks_subspace() -> None:
-    assert sorted(a for job in JOBS for a in job.attributes) == sorted(ATTRIBUTES)
+    assert sorted(a for role in BLOCK_ROLES for a in role.attributes) == sorted(ATTRIBUTES)
     tokenizer = build_tokenizers()[0]
     table = embedding_table(tokenizer)
-    for job in JOBS:
-        for attribute in job.attributes:
+    for role in BLOCK_ROLES:
+        for attribute in role.attributes:
             for word in MEANING_WORDS[attribute]:
                 token = tokenizer(word, add_special_tokens=False).input_ids[0]
                 outside = table[token].clone()
-                outside[job.columns] = 0
+                outside[role.columns] = 0
                 assert outside.abs().max() == 0 and table[token].norm() > 4
 
 
@@ -69,8 +76,8 @@ def test_a_word_reaches_its_own_block_and_no_earlier_one(attribute: str) -> None
     with torch.no_grad(), capture(unet, list(BLOCK_MODULES), steps=1) as trace:
         unet(noise, 999, encoder_hidden_states=texts, added_cond_kwargs=extra)
     changed = [b for b in BLOCK_MODULES if (trace.get(b)[0] - trace.get(b)[1]).abs().max() > 1e-5]
-    job = next(job for job in JOBS if attribute in job.attributes)
-    assert changed and changed[0] == job.block
+    role = next(role for role in BLOCK_ROLES if attribute in role.attributes)
+    assert changed and changed[0] == role.block
 
 
 def test_planted_zeros_survive_training_steps() -> None:
@@ -84,11 +91,11 @@ def test_planted_zeros_survive_training_steps() -> None:
         optimizer.zero_grad()
         out.sample.square().mean().backward()
         optimizer.step()
-    for job in JOBS:
-        for layer in unet.get_submodule(BLOCK_MODULES[job.block]).transformer_blocks:
+    for role in BLOCK_ROLES:
+        for layer in unet.get_submodule(BLOCK_MODULES[role.block]).transformer_blocks:
             weight = layer.attn2.to_v.weight.detach().clone()
-            assert weight[:, job.columns].abs().max() > 0
-            weight[:, job.columns] = 0
+            assert weight[:, role.columns].abs().max() > 0
+            weight[:, role.columns] = 0
             assert weight.abs().max() == 0
     for block in ("down.2.0", "up.0.2"):
         for layer in unet.get_submodule(BLOCK_MODULES[block]).transformer_blocks:

@@ -1,4 +1,4 @@
-"""The shipped toy world: it loads, generates what captions say, and its jobs are where they were planted."""
+"""The shipped toy world: it loads, generates what captions say, and its roles are where they were planted."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from riebench.scoring.metrics.judge_network import Judge
 from riebench.toyworld import evaluate as measure
 from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import caption
-from riebench.toyworld.card import filled, write_card
+from riebench.toyworld.card import fill_card, write_card
 from riebench.toyworld.data import held_out_scenes
 from riebench.toyworld.make import make
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES
-from riebench.toyworld.networks.text import HIDDEN, JOBS
+from riebench.toyworld.networks.text import BLOCK_ROLES, HIDDEN
 from riebench.toyworld.render import render
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, random_edit
 
@@ -89,21 +89,21 @@ def test_a_picture_does_not_depend_on_its_batch(turbo: LoadedModel) -> None:
 def test_planted_zeros_ship(name: str) -> None:
     unet = load_model(name).denoiser
     assert unet.get_parameter("add_embedding.linear_1.weight").abs().max() == 0
-    for job in JOBS:
-        block: Any = unet.get_submodule(BLOCK_MODULES[job.block])
+    for role in BLOCK_ROLES:
+        block: Any = unet.get_submodule(BLOCK_MODULES[role.block])
         for layer in block.transformer_blocks:
             weight = layer.attn2.to_v.weight.clone()
-            assert weight[:, job.columns].abs().max() > 0
-            weight[:, job.columns] = 0
+            assert weight[:, role.columns].abs().max() > 0
+            weight[:, role.columns] = 0
             assert weight.abs().max() == 0
-    assert sum(job.columns.stop - job.columns.start for job in JOBS) == 2 * HIDDEN
+    assert sum(role.columns.stop - role.columns.start for role in BLOCK_ROLES) == 2 * HIDDEN
 
 
 def test_patching_the_planted_block_moves_its_category_and_no_other(turbo: LoadedModel) -> None:
     figures = measure.patch_figures(turbo, SMALL)
     assert figures["patch_reach"] > 0.5
     shares = figures["patch_reach_by_category"]
-    own = {a: job.block for job in JOBS for a in job.attributes}
+    own = {a: role.block for role in BLOCK_ROLES for a in role.attributes}
     for block in BLOCKS:
         mine = [shares[block][c] for c, a in CATEGORY_ATTRIBUTE.items() if own[a] == block]
         others = [shares[block][c] for c, a in CATEGORY_ATTRIBUTE.items() if own[a] != block]
@@ -143,7 +143,7 @@ def test_the_model_card_shows_the_stored_figures(tmp_path: Path) -> None:
     write_card(CARD, CARD.with_suffix(".json"), check=True)
     figures = json.loads(CARD.with_suffix(".json").read_text())
     figures["clip_top1"] = 0.123
-    assert filled(CARD.read_text(), figures) != CARD.read_text()
+    assert fill_card(CARD.read_text(), figures) != CARD.read_text()
     stale = tmp_path / "card.md"
     stale.write_text(CARD.read_text())
     (tmp_path / "figures.json").write_text(json.dumps(figures))

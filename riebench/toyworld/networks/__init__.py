@@ -1,4 +1,5 @@
-"""The networks of the toy world and how each is trained: text encoders, autoencoder, U-Net, CLIP and judge.
+"""The networks of the toy world and their training.
 
-Imports `training` and what is below it. `loop` is the training loop that all of them share.
+They are the text encoders, the autoencoder, the U-Net, the CLIP and the judge. `loop` is the training loop that all
+of them share. The package imports `training` and what is below it.
 """

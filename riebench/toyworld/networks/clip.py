@@ -1,4 +1,7 @@
-"""The toy CLIP: trained here, stored in open_clip's own folder layout and loaded by open_clip's own factory."""
+"""The toy CLIP and its training.
+
+It is stored in open_clip's own folder layout and loaded by open_clip's own factory.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ EMBED_DIM = 96
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level tokenizer over the grammar's words; the end token has the highest id."""
+    """Build a word-level tokenizer over the grammar's words.
+
+    The end token has the highest id, since open_clip finds the end of a sentence by the largest id.
+    """
     splitter = pre_tokenizers.Whitespace()
     words = sorted({piece for word in vocabulary() for piece, _ in splitter.pre_tokenize_str(word)})
     vocab = {token: i for i, token in enumerate(["<pad>", "<unk>", *words, "<start>", "<end>"])}
@@ -43,7 +49,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model_config() -> dict[str, Any]:
-    """The architecture in open_clip's terms: a small ResNet for pictures, a small transformer for captions."""
+    """Return the architecture in open_clip's terms.
+
+    It is a small ResNet for pictures and a small transformer for captions.
+    """
     return {
         "embed_dim": EMBED_DIM,
         "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
@@ -54,8 +63,11 @@ def model_config() -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _WithHeads(nn.Module):
-    """CLIP and, in training only, linear heads that read the attributes off its picture features."""
+class _ClipWithHeads(nn.Module):
+    """CLIP with linear heads that predict the attributes from picture features.
+
+    The heads exist in training only.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,18 +77,18 @@ class _WithHeads(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(EMBED_DIM, len(values)) for values in ATTRIBUTES.values()])
 
 
-def _changed(scene: Scene, rng: random.Random) -> Scene:
+def _perturb_scene(scene: Scene, rng: random.Random) -> Scene:
     attribute = rng.choice(list(ATTRIBUTES))
     return scene.with_value(attribute, rng.choice([v for v in ATTRIBUTES[attribute] if v != getattr(scene, attribute)]))
 
 
 def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
-    """Contrastive training on the second half of the pool.
+    """Train the CLIP contrastively on the second half of the pool.
 
-    Every picture also sees, as a wrong answer, a caption that differs from its own in one attribute.
+    For every picture, the negatives include a caption that differs from its own in one attribute.
     """
     torch.manual_seed(SEED)
-    model = _WithHeads().to(device)
+    model = _ClipWithHeads().to(device)
     tokenizer = build_tokenizer()
     first = len(pool.images) // 2
 
@@ -84,7 +96,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
         generator, rng = step_generator(SEED, step), random.Random(SEED * 10_000_019 + step)
         indices = first + torch.randint(len(pool.images) - first, (CONFIG["batch"],), generator=generator)
         scenes = [pool.scene(int(i)) for i in indices]
-        sentences = [caption(s, rng) for s in scenes] + [caption(_changed(s, rng), rng) for s in scenes]
+        sentences = [caption(s, rng) for s in scenes] + [caption(_perturb_scene(s, rng), rng) for s in scenes]
         images = augment(torch.from_numpy(pool.images[indices.numpy()]), generator)
         tokens = tokenizer(sentences, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
         labels = torch.from_numpy(pool.labels[indices.numpy()]).long()
@@ -103,13 +115,16 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
         return contrast / 2 + 0.5 * torch.stack(reading).mean()
 
     fit(Stage("clip", CONFIG, model, loss, CONFIG["steps"], CONFIG["learning_rate"], ema_decay=0.995), work)
-    _settle_batch_norm(model.clip, [batch_of(step)[0] for step in range(20)])
+    _recompute_batch_norm(model.clip, [batch_of(step)[0] for step in range(20)])
     return model.clip.eval()
 
 
 @torch.no_grad()
-def _settle_batch_norm(clip: CLIP, batches: list[Tensor]) -> None:
-    """The averaged weights need their own running statistics: a plain mean over some batches."""
+def _recompute_batch_norm(clip: CLIP, batches: list[Tensor]) -> None:
+    """Recompute the batch norms' running statistics as a plain mean over batches.
+
+    The averaged weights need statistics of their own.
+    """
     norms = [m for m in clip.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -120,7 +135,10 @@ def _settle_batch_norm(clip: CLIP, batches: list[Tensor]) -> None:
 
 
 def save(clip: CLIP, folder: Path) -> None:
-    """Writes the folder that `open_clip.create_model_from_pretrained("local-dir:...")` reads; half precision."""
+    """Write the CLIP in half precision, in open_clip's folder layout.
+
+    `open_clip.create_model_from_pretrained("local-dir:...")` reads it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_cfg": model_config(),

@@ -1,9 +1,11 @@
-"""The U-Net of the toy SDXL and its training: toy-base from pictures, toy-turbo distilled from toy-base.
+"""The U-Net of the toy SDXL and its training.
+
+toy-base is trained on pictures, and toy-turbo is distilled from toy-base.
 
 Text enters at the innermost level only, through the cross-attention of the paper's four blocks, each of which can
-read one subspace of the text embedding (`text.JOBS`). The other two inner blocks (down.2.0, up.0.2) have the output
-of their cross-attention fixed at zero, and the weights of pooled text and time ids are zero. All of it is plain
-weights: the U-Net loads in diffusers' own pipeline.
+read one subspace of the text embedding (`text.BLOCK_ROLES`). The other two inner blocks (down.2.0, up.0.2) have the
+output of their cross-attention fixed at zero, and the weights of pooled text and time ids are zero. All of this is in
+the weights: the U-Net loads in diffusers' own pipeline.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import Pool
 from riebench.toyworld.networks.loop import step_generator
-from riebench.toyworld.networks.text import CONTEXT, HIDDEN, JOBS, build_tokenizers, embedding_table
+from riebench.toyworld.networks.text import BLOCK_ROLES, CONTEXT, HIDDEN, build_tokenizers, embedding_table
 
 CHANNELS = (32, 64, 128)
 TIME_ID_DIM = 8
@@ -39,13 +41,13 @@ BLOCK_MODULES = {
 
 
 def alphas_cumprod() -> Tensor:
-    """SDXL's noise schedule: float [1000]."""
+    """Return SDXL's noise schedule, the cumulative product of alphas: float [1000]."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, dim=0).float()
 
 
 def build_unet(seed: int = BASE_SEED) -> UNet2DConditionModel:
-    """An untrained U-Net with the planted jobs."""
+    """Build an untrained U-Net with the planted roles of its blocks."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=32,
@@ -62,14 +64,15 @@ def build_unet(seed: int = BASE_SEED) -> UNet2DConditionModel:
         addition_time_embed_dim=TIME_ID_DIM,
         projection_class_embeddings_input_dim=6 * TIME_ID_DIM + HIDDEN,
     )
-    plant_jobs(unet)
+    plant_roles(unet)
     return unet
 
 
-def plant_jobs(unet: UNet2DConditionModel) -> None:
-    """Fixes at zero all weights through which text could enter elsewhere than `JOBS` says, for good.
+def plant_roles(unet: UNet2DConditionModel) -> None:
+    """Fix at zero, for good, the text weights that `BLOCK_ROLES` does not allow.
 
-    Gradients of the fixed weights are zeroed by hooks, so no optimiser step (nor weight decay) moves them.
+    These are all weights through which text could enter a block that is not to read it. Gradients of the fixed weights
+    are zeroed by hooks, so no optimiser step (nor weight decay) moves them.
     """
 
     def fix(weight: nn.Parameter, keep: slice | None) -> None:
@@ -80,7 +83,7 @@ def plant_jobs(unet: UNet2DConditionModel) -> None:
             weight.mul_(mask)
         weight.register_hook(lambda gradient: gradient * mask.to(gradient.device))
 
-    columns = {job.block: job.columns for job in JOBS}
+    columns = {role.block: role.columns for role in BLOCK_ROLES}
     for block, path in BLOCK_MODULES.items():
         for layer in unet.get_submodule(path).transformer_blocks:
             fix(layer.attn2.to_k.weight, columns.get(block))
@@ -88,24 +91,30 @@ def plant_jobs(unet: UNet2DConditionModel) -> None:
             if block not in columns:
                 fix(layer.attn2.to_out[0].weight, None)
                 layer.attn2.to_out[0].bias.requires_grad_(False).zero_()
-    # Pooled text and time ids: the first must not speak, the second are the same for every toy picture.
+    # Pooled text must have no influence, and time ids are the same for every toy picture.
     fix(unet.add_embedding.linear_1.weight, None)
 
 
 def time_ids(batch: int) -> Tensor:
-    """What the SDXL pipeline passes for a 64-px picture that was not cropped: float [B, 6]."""
+    """Return the time ids of 64-pixel pictures without cropping: float [B, 6].
+
+    The SDXL pipeline passes the same ones.
+    """
     return torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(batch, 6)
 
 
 class CaptionEmbedder:
-    """Captions -> what the pipeline's two text encoders hand the U-Net, by table look-up: float [B, 32, 128]."""
+    """The text embedding that the U-Net gets from the pipeline's two text encoders.
+
+    It is computed by table look-up.
+    """
 
     def __init__(self) -> None:
         self.tokenizer = build_tokenizers()[0]
         self.table = embedding_table(self.tokenizer)
 
     def __call__(self, captions: list[str]) -> Tensor:
-        """Embeddings of captions, float [B, 32, 128]."""
+        """Embed captions: float [B, 32, 128]."""
         ids = self.tokenizer(captions, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
         return self.table[ids.input_ids]
 
@@ -114,7 +123,10 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def predictor(unet: nn.Module, device: torch.device) -> Predict:
-    """(x_t, t, text) -> v in float32, computed under bf16 autocast with the fast attention for short sequences."""
+    """Wrap a U-Net as a function (x_t, t, text) -> v, in float32.
+
+    It computes under bf16 autocast, with the fast attention for short sequences.
+    """
 
     def predict(noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
         batch = len(noisy)
@@ -127,22 +139,33 @@ def predictor(unet: nn.Module, device: torch.device) -> Predict:
 
 
 def short_attention() -> AbstractContextManager[None]:
-    """On a CPU the plain attention is twice as fast backwards as the fused one, at 64 positions."""
+    """Select the plain attention.
+
+    On a CPU and at 64 positions, its backward pass is twice as fast as that of the fused one.
+    """
     return sdpa_kernel([SDPBackend.MATH])
 
 
 def captions_of(pool: Pool, indices: Tensor, seed: int, step: int) -> list[str]:
-    """A freshly worded caption for each picture."""
+    """Word a caption for each picture, differently at each step."""
     rng = random.Random(seed * 10_000_019 + step)
     return [caption(pool.scene(int(i)), rng) for i in indices]
 
 
 def base_indices(hard: Tensor, pictures: int, generator: torch.Generator) -> Tensor:
-    """Pictures of one batch: int64 [batch], `hard_share` of them drawn from `hard` alone.
+    """Draw the pictures of one batch, `hard_share` of them from `hard` alone.
 
     A tilted or pixelated outline falls on the 8x8 grid in more ways than an upright one: such objects are still soft
-    when all others are crisp. The caption says pose and style, so seeing them more often does not change what any
-    caption stands for.
+    when all others are crisp. The caption names pose and style, so seeing them more often does not change the
+    meaning of any caption.
+
+    Args:
+        hard: int64 [M], the pictures that are hard to learn.
+        pictures: number of all pictures.
+        generator: CPU generator; decides everything.
+
+    Returns:
+        int64 [batch].
     """
     batch = int(BASE_CONFIG["batch"])
     anywhere = torch.randint(pictures, (batch,), generator=generator)
@@ -151,12 +174,12 @@ def base_indices(hard: Tensor, pictures: int, generator: torch.Generator) -> Ten
 
 
 def base_loss(unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device) -> Callable[[int], Tensor]:
-    """v-prediction on noised latents, plain mean squared error.
+    """Build the loss of toy-base: mean squared error of v on noised latents.
 
     High noise levels are drawn more often (density rising with t): there the caption alone decides the picture, and
     that is what one-step generation needs. From `start_level` on, where samplers start, the input is noise alone: at
     SDXL's last noise level a trace of the picture is left, enough to tell a dark picture from a bright one, and a
-    model that relied on it would not believe the caption's "night" when it starts from pure noise.
+    model that relied on it would ignore the caption's "night" when it starts from pure noise.
     Captions are dropped now and then for classifier-free guidance; the unconditional embedding is all zeros, as in
     the SDXL pipeline for an absent negative prompt.
     """
@@ -186,13 +209,17 @@ def base_loss(unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device
 
 
 def clean_from_v(noisy: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
-    """The clean latent a v-prediction stands for."""
+    """Compute the clean latent that a v-prediction implies."""
     return alpha.sqrt() * noisy - (1 - alpha).sqrt() * v
 
 
 @torch.no_grad()
 def teacher_rollout(predict: Predict, noise: Tensor, text: Tensor, guidance: float) -> Tensor:
-    """Deterministic four-step sampling with guidance from pure noise: the picture the noise stands for."""
+    """Sample from pure noise in four deterministic steps, with guidance.
+
+    Returns:
+        The clean latents that the teacher makes of the noise, shaped like it.
+    """
     schedule = alphas_cumprod()
     x, both = noise, torch.cat([torch.zeros_like(text), text])
     for i, t in enumerate(TURBO_TIMESTEPS):
@@ -212,10 +239,11 @@ def teacher_rollout(predict: Predict, noise: Tensor, text: Tensor, guidance: flo
 def turbo_loss(
     student: nn.Module, teacher: nn.Module, pool: Pool, latents: Tensor, device: torch.device
 ) -> Callable[[int], Tensor]:
-    """Learns to reach in one step what the guided teacher reaches in four, and to go on from any later step.
+    """Build the loss of toy-turbo, the distillation of the guided teacher.
 
-    Half of a batch starts from pure noise at the first timestep and aims at the picture that the teacher makes of the
-    same noise; the other half starts from a training picture with noise at one of the later timesteps.
+    The student learns to reach in one step what the teacher reaches in four, and to go on from any later step. Half of
+    a batch starts from pure noise at the first timestep and aims at the picture that the teacher makes of the same
+    noise; the other half starts from a training picture with noise at one of the later timesteps.
     """
     embed = CaptionEmbedder()
     schedule = alphas_cumprod()

@@ -1,7 +1,7 @@
-"""The judge: reads every attribute off a picture. It is the truth that scores are held against.
+"""The judge and its training: a classifier that reads every attribute.
 
-It is a small convolutional classifier trained on renders alone: on other pictures than the toy CLIP, with damage drawn
-from another seed. The two share no weights.
+Its answers are the ground truth that scores are compared with. It is a small convolutional classifier trained on
+renders alone: on other pictures than the toy CLIP, with augmentation drawn from another seed. The two share no weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {"steps": 900, "batch": 64, "learning_rate": 2e-3, "see
 
 
 def train(pool: Pool, work: Path, device: torch.device) -> JudgeNetwork:
-    """Trains the judge on the first half of the pool."""
+    """Train the judge on the first half of the pool."""
     torch.manual_seed(SEED)
     network = JudgeNetwork().to(device).to(memory_format=torch.channels_last)
     half = len(pool.images) // 2
@@ -43,6 +43,9 @@ def train(pool: Pool, work: Path, device: torch.device) -> JudgeNetwork:
 
 
 def save(network: JudgeNetwork, folder: Path) -> None:
-    """Writes the judge's weights in half precision, as the package ships them (they are loaded into float32)."""
+    """Write the judge's weights in half precision, as the package ships them.
+
+    They are loaded into float32.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, folder / WEIGHTS)

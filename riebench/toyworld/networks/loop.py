@@ -1,4 +1,7 @@
-"""One training loop for every model of the toy world: seeded, logged, checkpointed and exactly resumable."""
+"""The training loop of every model of the toy world.
+
+It is seeded, logged, checkpointed and exactly resumable.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,25 @@ CHECKPOINT = "checkpoint.pt"
 
 
 class TrainingFolderError(RuntimeError):
-    """The folder holds a training run of another configuration."""
+    """A folder that holds a training run of another configuration."""
 
 
 @dataclass
 class Stage:
-    """What one training run does.
+    """The settings of one training run.
 
     Attributes:
-        name: also its folder.
+        name: of the stage, and of its folder.
         config: everything that decides the outcome; compared on resume.
-        module: what is trained (its parameters that require a gradient).
+        module: the module to train (its parameters that require a gradient).
         loss: step -> scalar loss; must draw all randomness from the step, so that a resumed run is the same run.
         steps: number of optimiser steps.
         learning_rate: its peak; warm-up, then linear decay to zero.
+        warmup: steps over which the learning rate rises to its peak.
+        weight_decay: AdamW's.
+        betas: AdamW's.
+        ema_decay: decay of the exponential moving average of the weights; lower in the first steps.
+        checkpoint_seconds: seconds between two checkpoints.
         on_step: called after each optimiser step, for constraints on the weights.
     """
 
@@ -51,15 +59,15 @@ class Stage:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments."""
+    """Return a CPU generator that depends on nothing but its arguments."""
     return torch.Generator().manual_seed(seed * 10_000_019 + step)
 
 
 def check_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Claims a folder for a configuration, or refuses one that belongs to another.
+    """Claim a folder for a configuration, or refuse one that belongs to another.
 
     Raises:
-        TrainingFolderError: names the fields that differ and says what to do.
+        TrainingFolderError: if it does; names the fields that differ and the remedy.
     """
     path = folder / "config.json"
     if path.exists():
@@ -77,7 +85,12 @@ def check_folder(folder: Path, config: dict[str, Any]) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file, then puts it in place; a crash leaves the old file."""
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file; a crash leaves the old one.
+        write: fills a temporary file, which then replaces it.
+    """
     temporary = path.with_name(path.name + ".partial")
     write(temporary)
     os.replace(temporary, path)
@@ -90,10 +103,10 @@ def _learning_rate(stage: Stage, step: int) -> float:
 
 
 def fit(stage: Stage, work: Path) -> dict[str, Tensor]:
-    """Runs a stage to its end, from its last checkpoint if there is one.
+    """Run a stage to its end, from its last checkpoint if there is one.
 
     Args:
-        stage: what to train.
+        stage: the settings.
         work: the folder that holds one sub-folder a stage.
 
     Returns:

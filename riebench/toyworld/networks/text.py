@@ -1,9 +1,11 @@
-"""Tokenizer and text encoders of the toy SDXL: small, exact, and laid out so that each block's job is known.
+"""The tokenizers and text encoders of the toy SDXL.
 
-SDXL hands its U-Net the penultimate hidden states of two frozen text encoders, joined. Here both encoders have one
+They are small, exact, and laid out so that each block's role is known.
+
+The U-Net of SDXL gets the penultimate hidden states of two frozen text encoders, joined. Here both encoders have one
 layer, so the penultimate state is their embedding table. Every word that means something has its place in one of
 four subspaces of the joined 128 dimensions, and every block's cross-attention can read one subspace only
-(`diffusion.py`): that is how the jobs of `JOBS` are planted.
+(`diffusion.py`): this plants the roles of `BLOCK_ROLES`.
 """
 
 from __future__ import annotations
@@ -25,8 +27,14 @@ BOS, EOS, PAD_2 = "<|startoftext|>", "<|endoftext|>", "!"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one block is there for: the attributes whose words it reads, and where they lie in the text embedding."""
+class BlockRole:
+    """The planted role of one block.
+
+    Attributes:
+        block: short name.
+        attributes: those whose words it reads.
+        subspace: number of their subspace of the text embedding.
+    """
 
     block: str
     attributes: tuple[str, ...]
@@ -34,21 +42,21 @@ class Job:
 
     @property
     def columns(self) -> slice:
-        """The block's dimensions of the joined text embedding."""
+        """The dimensions of the joined text embedding that the block reads."""
         return slice(self.subspace * SUBSPACE, (self.subspace + 1) * SUBSPACE)
 
 
-JOBS: tuple[Job, ...] = (
-    Job("down.2.1", ("object", "pose"), 0),
-    Job("mid.0", ("background",), 1),
-    Job("up.0.0", ("accessory", "emblem"), 2),
-    Job("up.0.1", ("color", "material", "style"), 3),
+BLOCK_ROLES: tuple[BlockRole, ...] = (
+    BlockRole("down.2.1", ("object", "pose"), 0),
+    BlockRole("mid.0", ("background",), 1),
+    BlockRole("up.0.0", ("accessory", "emblem"), 2),
+    BlockRole("up.0.1", ("color", "material", "style"), 3),
 )
-"""Composition, scene, local detail, surface: the planted truth that per-block tables can be held against."""
+"""Composition, scene, local detail, surface: the planted truth to compare per-block tables with."""
 
 
 def _split(word: str) -> list[str]:
-    """A word as CLIP's pre-tokenizer sees it: letters and punctuation apart."""
+    """Split a word like CLIP's pre-tokenizer: letters and punctuation apart."""
     pieces: list[str] = []
     current = ""
     for char in word:
@@ -73,7 +81,13 @@ def _bpe(word: str, merges: list[tuple[str, str]]) -> list[str]:
 
 
 def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-pair encoding in which every word of the grammar is one token and any other word falls into letters."""
+    """Build a byte-pair encoding in which every word of the grammar is one token.
+
+    Any other word is split into letters.
+
+    Returns:
+        Token -> id, and the merges in order.
+    """
     merges: list[tuple[str, str]] = []
     words = sorted({piece for word in vocabulary() for piece in _split(word)})
     for word in words:
@@ -86,7 +100,10 @@ def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """The two tokenizers, as in SDXL: the same words, padded with the end token and with "!"."""
+    """Build the two tokenizers, as in SDXL.
+
+    They have the same words; one pads with the end token, the other with "!".
+    """
     vocab, merges = _vocabulary_and_merges()
     made = []
     for pad in (EOS, PAD_2):
@@ -102,30 +119,36 @@ def _token_of(tokenizer: CLIPTokenizer, piece: str) -> int:
 
 
 def embedding_table(tokenizer: CLIPTokenizer) -> Tensor:
-    """Meaning vectors of all tokens: float [vocab, 128]; zero for words that mean nothing by themselves.
+    """Return the meaning vectors of all tokens: float [vocab, 128].
 
-    Values of one subspace are orthogonal; words for the same value share its vector up to a little noise.
+    They are zero for words that mean nothing by themselves. Values of one subspace are orthogonal; words for the same
+    value share its vector up to a little noise.
     """
     generator = torch.Generator().manual_seed(TEXT_SEED)
     table = torch.zeros(len(tokenizer), 2 * HIDDEN)
-    for job in JOBS:
+    for role in BLOCK_ROLES:
         values = [
-            (attribute, value) for attribute in job.attributes for value in sorted({*MEANING_WORDS[attribute].values()})
+            (attribute, value)
+            for attribute in role.attributes
+            for value in sorted({*MEANING_WORDS[attribute].values()})
         ]
         axes = torch.linalg.qr(torch.randn(SUBSPACE, SUBSPACE, generator=generator)).Q[: len(values)]
-        for attribute in job.attributes:
+        for attribute in role.attributes:
             for word, value in MEANING_WORDS[attribute].items():
                 noise = torch.randn(SUBSPACE, generator=generator) * (0.15 / SUBSPACE**0.5)
-                # "upside-down" is three pieces to the tokenizer; its first says it all
+                # "upside-down" is three pieces to the tokenizer; the first one carries the meaning
                 token = _token_of(tokenizer, _split(word)[0])
-                table[token, job.columns] = 5.0 * (axes[values.index((attribute, value))] + noise)
+                table[token, role.columns] = 5.0 * (axes[values.index((attribute, value))] + noise)
     return table
 
 
 def build_encoders(
     tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """The two text encoders: the first half of `embedding_table` in one, the second in the other."""
+    """Build the two text encoders.
+
+    One holds the first half of `embedding_table`, the other the second.
+    """
     torch.manual_seed(TEXT_SEED)
     tables = embedding_table(tokenizers[0]).split(HIDDEN, dim=1)
     encoders = []

@@ -1,4 +1,7 @@
-"""The autoencoder: 64 x 64 pictures to 32 x 32 x 4 latents and back (diffusers' AutoencoderKL, factor 2)."""
+"""The autoencoder and its training: diffusers' AutoencoderKL, factor 2.
+
+It maps 64 x 64 pictures to 32 x 32 x 4 latents and back.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ CONFIG: dict[str, Any] = {
 
 
 def build() -> AutoencoderKL:
-    """An untrained autoencoder of the toy world's shape."""
+    """Build an untrained autoencoder of the toy world's shape."""
     torch.manual_seed(SEED)
     return AutoencoderKL(
         in_channels=3,
@@ -42,13 +45,19 @@ def build() -> AutoencoderKL:
 
 
 def pictures(pool: Pool, indices: Tensor, device: torch.device) -> Tensor:
-    """Pool pictures as float [B, 3, 64, 64] in [-1, 1], channels last in memory."""
+    """Return pool pictures as float [B, 3, 64, 64] in [-1, 1].
+
+    They are channels last in memory.
+    """
     batch = torch.from_numpy(pool.images[indices.numpy()]).to(device)
     return (batch.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def train(pool: Pool, work: Path, device: torch.device) -> AutoencoderKL:
-    """Trains the autoencoder and sets its scaling factor so that latents have unit variance."""
+    """Train the autoencoder, then normalise its latents per channel.
+
+    Each channel of the latents gets mean 0 and standard deviation 1, so the scaling factor is 1.
+    """
     vae = build().to(device=device, memory_format=torch.channels_last)
 
     def loss(step: int) -> Tensor:
@@ -71,7 +80,9 @@ def train(pool: Pool, work: Path, device: torch.device) -> AutoencoderKL:
 
 
 def normalize_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
-    """Folds an affine map into the 1 x 1 convolutions around the latents, so that each channel has mean 0, std 1.
+    """Give each channel of the latents mean 0 and standard deviation 1.
+
+    An affine map is folded into the 1 x 1 convolutions around the latents.
 
     Args:
         vae: changed in place; what it reconstructs stays the same.
@@ -89,6 +100,6 @@ def normalize_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch_size: int = 128) -> Tensor:
-    """Scaled mean latents of pictures in [-1, 1]: [B, 4, 32, 32]."""
+    """Encode pictures in [-1, 1] as scaled mean latents: [B, 4, 32, 32]."""
     parts = [vae.encode(part).latent_dist.mode() for part in images.split(batch_size)]
     return torch.cat(parts) * vae.config.scaling_factor
