@@ -110,8 +110,8 @@ def collect_updates(
     Repeating a command does only what is missing.
     """
     from riebench.blocks import default_blocks
-    from riebench.tasks.importers.datasets import DatasetSource
-    from riebench.training.collect import Collecting, collect
+    from riebench.tasks.importers.datasets import Place
+    from riebench.training.collect import CollectOptions, collect
     from riebench.training.prompts import PromptSource
 
     assert isinstance(loading, ModelLoading)
@@ -120,8 +120,9 @@ def collect_updates(
         place = DatasetSource(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
     source = PromptSource(prompts, place, column, toy_captions)
     known = source.count()
-    what = Collecting(split_names(blocks) or default_blocks(), limit, seed, batch_size, shard_pictures, redo_damaged)
-    there = collect(loading.load(), source.read(), out, what, known=known, say=say)
+    wanted = split_names(blocks) or default_blocks()
+    options = CollectOptions(wanted, limit, seed, batch_size, shard_pictures, redo_damaged)
+    there = collect(loading.load(), source.read(), out, options, known=known, say=say)
     say(f"{there.pictures} pictures in {len(there.shards)} shards; next: riebench sae train {out} --out FOLDER")
 
 
@@ -158,7 +159,7 @@ def train_saes(
 
     from riebench.training.batches import DataPass
     from riebench.training.collection import Collection
-    from riebench.training.run import Job, train_collection
+    from riebench.training.run import TrainingRun, train_collection
     from riebench.training.topk import SaeTraining
     from riebench.utils.machine import pick_device
 
@@ -172,8 +173,8 @@ def train_saes(
     )  # fmt: skip
     plan = DataPass(batch_size, epochs, steps, buffer, held_out, seed)
     where = torch.device(pick_device(device))
-    job = Job(out, configs, plan, where, log_every, checkpoint_every, trust)
-    lines = train_collection(collection, split_names(blocks), job, say)
+    run = TrainingRun(out, configs, plan, where, log_every, checkpoint_every, trust)
+    lines = train_collection(collection, split_names(blocks), run, say)
     print(f"{'block':<10} {'kind':<10} {'k':>5} {'n':>7} {'EV':>8} {'L0':>8} {'dead':>8}")
     for line in lines:
         print(
@@ -183,7 +184,7 @@ def train_saes(
     say(f"measured on {lines[0].held_out} positions held out, after {lines[0].positions:,} of training")
     first = configs[0]
     chosen = "" if len(_counts("--k", k)) == 1 else f"#k={first.k}"
-    say(f"next: riebench run --sae '{job.root(first)}{chosen}' --model ...")
+    say(f"next: riebench run --sae '{run.root(first)}{chosen}' --model ...")
 
 
 @friendly

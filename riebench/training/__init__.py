@@ -1,5 +1,5 @@
-"""Training SAEs: collecting a model's block updates, and training on what was collected.
+"""The training of SAEs, and the collection of the block updates to train on.
 
-Imports `runs` and what is below it. `collect` writes activations, `collection` reads them, `topk` is the training
-step, `many` trains several SAEs in one pass, `run` is what `riebench sae train` does.
+`collect` writes activations, `collection` reads them, `topk` is the training step, `many` trains several SAEs in one
+pass, and `run` is what `riebench sae train` does. The package imports `runs` and what is below it.
 """

@@ -1,8 +1,11 @@
-"""Training batches out of data larger than memory: every position once an epoch, well mixed, in one seeded order.
+"""Training batches of data larger than memory, in one seeded order.
 
-An epoch's positions are cut into short runs. The runs of all the data are put in a random order, read window by window,
-and the positions of a window are shuffled among themselves. One window is served while the next is read. Where a batch
-begins follows from its number alone, so a training goes on anywhere without stored state.
+Every position is used once an epoch, and positions are well mixed. An epoch's positions are cut into short runs. The
+runs of all the data are put in a random order, read window by window, and the positions of a window are shuffled among
+themselves. One window is served while the next is read. Where a batch begins follows from its number alone, so a
+training run can resume anywhere without stored state.
+
+`Positions` is the data, in memory or on disk, `DataPass` the settings, and `Batches` serves the batches.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class Positions(Protocol):
         """Channels d."""
 
     @property
-    def together(self) -> int:
+    def rows_per_picture(self) -> int:
         """Rows of one picture, which are neighbours; 1 if that is not known."""
 
     @property
@@ -43,20 +46,20 @@ class Positions(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop, [stop - start, d], any float type."""
+        """Read rows start to stop: [stop - start, d], any float type."""
 
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemoryPositions:
     """Positions in memory.
 
     Attributes:
         rows: [N, d].
-        together: rows of one picture, which are neighbours; 1 if that is not known.
+        rows_per_picture: rows of one picture, which are neighbours; 1 if that is not known.
     """
 
     rows: Tensor
-    together: int = 1
+    rows_per_picture: int = 1
 
     @property
     def width(self) -> int:
@@ -73,18 +76,18 @@ class InMemory:
         return len(self.rows)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop."""
+        """Return rows start to stop, [stop - start, d]."""
         return self.rows[start:stop]
 
 
 @dataclass(frozen=True)
-class Part:
+class PositionRange:
     """A range of other positions.
 
     Attributes:
         whole: all of them.
         start: the first.
-        stop: one behind the last.
+        stop: one after the last.
     """
 
     whole: Positions
@@ -97,9 +100,9 @@ class Part:
         return self.whole.width
 
     @property
-    def together(self) -> int:
+    def rows_per_picture(self) -> int:
         """Rows of one picture."""
-        return self.whole.together
+        return self.whole.rows_per_picture
 
     @property
     def digest(self) -> str:
@@ -110,13 +113,13 @@ class Part:
         return self.stop - self.start
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop of the range."""
+        """Read rows start to stop of the range, [stop - start, d]."""
         return self.whole.read(self.start + start, self.start + stop)
 
 
 @dataclass(frozen=True)
 class DataPass:
-    """How data are gone through; the same for all SAEs that are trained in one pass.
+    """Settings of one pass over the data, shared by all SAEs trained in it.
 
     Attributes:
         batch_size: positions a step.
@@ -148,24 +151,24 @@ class DataPass:
                 f"{WINDOWS * self.batch_size} or more"
             )
 
-    def split(self, data: Positions) -> tuple[Part, Part]:
-        """The positions to train on, and those held out.
+    def split(self, data: Positions) -> tuple[PositionRange, PositionRange]:
+        """Split data into the positions to train on and those held out.
 
         Raises:
             RiebenchError: if nothing is left to train on.
         """
         wanted = max(1, min(65_536, len(data) // 20)) if self.held_out is None else self.held_out
-        held_out = -(-wanted // data.together) * data.together
+        held_out = -(-wanted // data.rows_per_picture) * data.rows_per_picture
         rest = len(data) - held_out
         if rest < self.batch_size:
             raise RiebenchError(
                 f"{len(data)} positions, of which {held_out} are held out, do not fill a batch of {self.batch_size}; "
                 "collect more, or make the batch smaller"
             )
-        return Part(data, 0, rest), Part(data, rest, len(data))
+        return PositionRange(data, 0, rest), PositionRange(data, rest, len(data))
 
     def steps_of(self, training: Positions) -> int:
-        """Optimiser steps over the positions to train on.
+        """Return the number of optimiser steps over the positions to train on.
 
         Raises:
             RiebenchError: if more are asked for than the data give.
@@ -185,7 +188,7 @@ class Batches:
 
     Args:
         data: the positions to train on.
-        plan: how to go through them.
+        plan: settings of the pass.
     """
 
     def __init__(self, data: Positions, plan: DataPass) -> None:
@@ -196,11 +199,15 @@ class Batches:
         self.steps = plan.steps_of(data)
 
     def sample(self, positions: int) -> Tensor:
-        """The first positions of the pass, [at most N, d]; a window's worth at most."""
+        """Return the first positions of the pass, [at most N, d].
+
+        Args:
+            positions: N; no more than one window are returned.
+        """
         return self._window(0, 0, self._order(0)[: self._runs_a_window], 0)[:positions]
 
     def batches(self, first: int = 0) -> Iterator[Tensor]:
-        """Batches [B, d] from the one with a number to the last."""
+        """Yield batches [B, d], from number `first` to the last."""
         size, left = self._plan.batch_size, self.steps - first
         pending = self._data.read(0, 0)
         for rows in self._windows(first * size) if left else ():
@@ -220,7 +227,11 @@ class Batches:
             pending = rows[at:].clone()
 
     def _windows(self, skip: int) -> Iterator[Tensor]:
-        """Shuffled windows, without the first rows of the pass; the next is read while one is served."""
+        """Yield shuffled windows; read the next one while one is served.
+
+        Args:
+            skip: rows at the beginning of the pass that are left out.
+        """
         waiting: Future[Tensor] | None = None
         with ThreadPoolExecutor(max_workers=1) as reader:
             for epoch, number, runs, drop in self._plan_from(skip):
@@ -232,7 +243,11 @@ class Batches:
                 yield waiting.result()
 
     def _plan_from(self, skip: int) -> Iterator[tuple[int, int, list[int], int]]:
-        """Epoch, number and runs of each window, with the rows to leave out at its beginning."""
+        """Yield epoch, number and runs of each window, and its rows to leave out.
+
+        Args:
+            skip: rows at the beginning of the pass that are left out.
+        """
         for epoch in range(self._plan.epochs):
             if skip >= len(self._data):
                 skip -= len(self._data)

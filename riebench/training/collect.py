@@ -1,7 +1,8 @@
-"""Collects block updates: prompts are generated in shards of a fixed size, and what blocks add is written down.
+"""The collection of block updates while prompts are generated.
 
-A shard's pictures, their noise and their batches follow from its number alone. So the files are the same, bit for bit,
-whether or not the collecting was interrupted. A generation ends with the last update that is wanted, and no picture is
+Prompts are generated in shards of a fixed size, and the updates of the blocks are stored. A shard's pictures, their
+noise and their batches follow from its number alone. So the files are the same, bit for bit, whether or not the
+collection was interrupted. A generation ends with the last update that is wanted, and no picture is
 decoded, unless weights travel between devices.
 """
 
@@ -35,15 +36,15 @@ from riebench.utils.machine import free_disk
 
 
 @dataclass(frozen=True)
-class Collecting:
-    """What to collect.
+class CollectOptions:
+    """Settings of a collection.
 
     Attributes:
         blocks: whose updates.
         limit: pictures; None for all prompts.
         seed: of the noise (see `riebench.training.collection.SEED_RULE`).
         batch_size: pictures at a time; numbers depend on it by floating-point noise, so it stays for a folder.
-        pictures_per_shard: what is lost at most by an interruption.
+        pictures_per_shard: pictures a shard; at most so many are lost by an interruption.
         redo_damaged: makes damaged shards again instead of refusing them.
 
     Raises:
@@ -62,7 +63,7 @@ class Collecting:
             raise RiebenchError(f"the seed must be from 0 to {LARGEST_SEED}, not {self.seed}")
 
     def index(self, model: LoadedModel) -> CollectionIndex:
-        """The index of a folder that this is collected into.
+        """Return the index of a folder that holds such a collection.
 
         Raises:
             RiebenchError: if the model lacks a block.
@@ -85,19 +86,21 @@ def collect(
     model: LoadedModel,
     prompts: Iterable[str],
     folder: Path,
-    what: Collecting | None = None,
+    options: CollectOptions | None = None,
     *,
     known: int | None = None,
     say: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> Collection:
-    """Generates a picture for each prompt and keeps what some blocks add; repeat it to go on after an interruption.
+    """Generate a picture for each prompt and store the updates of some blocks.
+
+    Repeat the call to resume after an interruption.
 
     Args:
         model: generates; its conditional half is kept.
         prompts: always in the same order.
         folder: where shards go.
-        what: blocks, number, seed and sizes.
+        options: blocks, number, seed and sizes; None for the defaults.
         known: how many prompts there are, if that is known.
         say: gets lines about sizes.
         progress: shows bars.
@@ -110,30 +113,30 @@ def collect(
             too small, a shard is damaged, or the folder holds something else or is in use.
         OSError: if the disk is full; what was finished stays.
     """
-    what = what or Collecting()
-    index = what.index(model)
-    if known is not None and what.limit is not None and known < what.limit:
-        raise RiebenchError(f"no data left: there are {known} prompts, {what.limit} are asked for; lower --limit")
-    pictures = known if what.limit is None else what.limit
+    options = options or CollectOptions()
+    index = options.index(model)
+    if known is not None and options.limit is not None and known < options.limit:
+        raise RiebenchError(f"no data left: there are {known} prompts, {options.limit} are asked for; lower --limit")
+    pictures = known if options.limit is None else options.limit
     folder.mkdir(parents=True, exist_ok=True)
     with whole_lock(folder):
-        there = Collection.begin(folder, index)
-        _mend(there, what.redo_damaged, pictures, say, progress)
+        collection = Collection.begin(folder, index)
+        _check_stored_shards(collection, options.redo_damaged, pictures, say, progress)
         if say is not None:
             for line in sizes(index, pictures):
                 say(line)
-        _check_disk(there, pictures)
-        _collect(model, prompts, there, pictures, progress)
-    if what.limit is not None and there.pictures < what.limit:
+        _check_disk(collection, pictures)
+        _collect(model, prompts, collection, pictures, progress)
+    if options.limit is not None and collection.pictures < options.limit:
         raise RiebenchError(
-            f"no data left: the prompts ended after {there.pictures}, {what.limit} are asked for; all of them are "
-            f"collected in {folder}: lower --limit, or give more prompts behind these"
+            f"no data left: the prompts ended after {collection.pictures}, {options.limit} are asked for; all of them "
+            f"are collected in {folder}: lower --limit, or give more prompts behind these"
         )
-    return there
+    return collection
 
 
 def sizes(index: CollectionIndex, pictures: int | None) -> list[str]:
-    """What is stored, in words: one line a block and one for all.
+    """Describe the size of a collection: one line a block and one for all.
 
     Args:
         index: of the folder.
@@ -154,17 +157,17 @@ def sizes(index: CollectionIndex, pictures: int | None) -> list[str]:
 
 
 def _collect(
-    model: LoadedModel, prompts: Iterable[str], there: Collection, pictures: int | None, progress: bool
+    model: LoadedModel, prompts: Iterable[str], collection: Collection, pictures: int | None, progress: bool
 ) -> None:
-    maker = _Maker(model, there.index)
-    size = there.index.pictures_per_shard
+    generator = _ShardGenerator(model, collection.index)
+    size = collection.index.pictures_per_shard
     stream = islice(prompts, pictures)
     with tqdm(total=pictures, desc="collect", unit="picture", disable=not progress, mininterval=2) as bar:
         for number, some in enumerate(_shards(stream, size)):
-            if not _is_done(there, number, some):
-                if number in there.shards:
-                    there.forget([number])
-                there.add(number, some, maker.updates(number * size, some, bar))
+            if not _is_done(collection, number, some):
+                if number in collection.shards:
+                    collection.forget([number])
+                collection.add(number, some, generator.updates(number * size, some, bar))
             else:
                 bar.update(len(some))
 
@@ -175,34 +178,44 @@ def _shards(prompts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield some
 
 
-def _is_done(there: Collection, number: int, prompts: list[str]) -> bool:
-    """Whether a shard is there; one that ended where the prompts did is made again when there are more.
+def _is_done(collection: Collection, number: int, prompts: list[str]) -> bool:
+    """Return whether a shard is finished.
+
+    A shard that ended where the prompts did is not, once there are more prompts.
 
     Raises:
         RiebenchError: if it was made of other prompts.
     """
-    shard = there.shards.get(number)
+    shard = collection.shards.get(number)
     if shard is None:
         return False
     if shard.pictures > len(prompts):
-        # Fewer are asked for now than are there: their prompts cannot be compared one by one.
+        # Fewer pictures are asked for now than are stored: their prompts cannot be compared one by one.
         return True
     if shard.prompts_sha256 != prompts_digest(prompts[: shard.pictures]):
-        first = number * there.index.pictures_per_shard
+        first = number * collection.index.pictures_per_shard
         raise RiebenchError(
-            f"prompts {first + 1} to {first + shard.pictures} are not those that {there.folder} was made of; give the "
-            "same prompts in the same order, or another folder"
+            f"prompts {first + 1} to {first + shard.pictures} are not those that {collection.folder} was made of; give "
+            "the same prompts in the same order, or another folder"
         )
     return shard.pictures == len(prompts)
 
 
-class _Enough(Exception):
-    """All wanted updates of a batch are there: nothing that follows in the generation is looked at."""
+class _CaptureComplete(Exception):
+    """The signal that all wanted updates of a batch are captured.
+
+    It ends the generation, since the rest of it is not needed.
+    """
 
 
 @dataclass
-class _Maker:
-    """Generates shards."""
+class _ShardGenerator:
+    """The generation of one shard after the other.
+
+    Attributes:
+        model: generates; its conditional half is kept.
+        index: of the folder.
+    """
 
     model: LoadedModel
     index: CollectionIndex
@@ -212,12 +225,15 @@ class _Maker:
         self._generator = Generator(self.model, cached_prompts=2 * self.index.batch_size)
 
     def updates(self, first: int, prompts: Sequence[str], bar: tqdm[Any]) -> dict[str, Tensor]:
-        """Block -> float16 [pictures x rows, width].
+        """Generate a shard and return its updates.
 
         Args:
             first: number of the first picture.
             prompts: of all pictures of the shard.
             bar: counts pictures.
+
+        Returns:
+            Block -> float16 [pictures x rows, width].
         """
         parts: dict[str, list[Tensor]] = {block: [] for block in self.index.blocks}
         for start in range(0, len(prompts), self.index.batch_size):
@@ -234,7 +250,7 @@ class _Maker:
         capture = Capture(tuple(self.index.blocks), sink=self._take)
         try:
             self._generator.generate(prompts, seeds, capture=capture)
-        except _Enough:
+        except _CaptureComplete:
             return
 
     def _take(self, block: str, values: Tensor) -> None:
@@ -252,39 +268,39 @@ class _Maker:
         # Where weights travel between devices, a generation must end in order.
         done = all(len(steps) == self.model.spec.steps for steps in self._found.values())
         if done and self.model.offloaded_to is None:
-            raise _Enough
+            raise _CaptureComplete
 
 
-def _mend(
-    there: Collection, redo: bool, pictures: int | None, say: Callable[[str], None] | None, progress: bool
+def _check_stored_shards(
+    collection: Collection, redo: bool, pictures: int | None, say: Callable[[str], None] | None, progress: bool
 ) -> None:
-    if redo and pictures is not None and pictures < there.pictures:
+    if redo and pictures is not None and pictures < collection.pictures:
         wanted = f"to make what is damaged again, ask for as many or more, not for {pictures}"
-        raise RiebenchError(f"{there.folder} holds {there.pictures} pictures; {wanted}")
-    damaged = there.damaged(progress=progress)
+        raise RiebenchError(f"{collection.folder} holds {collection.pictures} pictures; {wanted}")
+    damaged = collection.damaged(progress=progress)
     if damaged and not redo:
-        raise damaged_error(there.folder, damaged)
+        raise damaged_error(collection.folder, damaged)
     if damaged:
-        there.forget(damaged)
+        collection.forget(damaged)
         if say is not None:
             say(f"{len(damaged)} damaged shards are made again: {', '.join(map(str, sorted(damaged)))}")
 
 
-def _check_disk(there: Collection, pictures: int | None) -> None:
+def _check_disk(collection: Collection, pictures: int | None) -> None:
     if pictures is None:
         return
-    missing = max(0, pictures - there.pictures)
-    needed = missing * sum(layout.bytes_per_picture for layout in there.index.blocks.values())
-    free = free_disk(there.folder)
+    missing = max(0, pictures - collection.pictures)
+    needed = missing * sum(layout.bytes_per_picture for layout in collection.index.blocks.values())
+    free = free_disk(collection.folder)
     if needed > free:
         raise RiebenchError(
-            f"{_bytes(needed)} are still to be written, but {there.folder} has {_bytes(free)} free; lower --limit, "
-            "take fewer --blocks, or use another disk"
+            f"{_bytes(needed)} are still to be written, but {collection.folder} has {_bytes(free)} free; lower "
+            "--limit, take fewer --blocks, or use another disk"
         )
 
 
 def _bytes(count: int) -> str:
-    """A size in words, in steps of 1000 as disks are sold."""
+    """Format a size with a decimal unit, in steps of 1000."""
     size = float(count)
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:

@@ -1,10 +1,13 @@
-"""Collected block updates on disk: safetensors shards, one sequence per block, with an index that says what they are.
+"""Collected block updates on disk: safetensors shards with an index.
+
+The shards of a block are one sequence, and the index describes their contents. `Collection` is the folder, and
+`ShardedPositions` reads one block's positions from it.
 
     FOLDER/index.json                what was generated, and how: the same for the whole folder
     FOLDER/shards.jsonl              a line per finished shard: pictures, hash of their prompts, size and hash of files
     FOLDER/BLOCK/00000.safetensors   `updates`, float16 [pictures x steps x positions, width], picture after picture
 
-A shard's files are there before its line is: what has no line is not finished, and is made again.
+A shard's files are written before its line: a shard without a line is unfinished and is made again.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ LARGEST_SEED = 2**43
 """Of a folder; noise has seeds below 2**63."""
 
 
-class BlockLayout(StoredModel):
-    """What a picture gives of one block."""
+class BlockLayout(Stored):
+    """The size of one picture's updates of one block."""
 
     width: int = Field(ge=1)
     """Channels d."""
@@ -63,8 +66,8 @@ class BlockLayout(StoredModel):
         return self.width * NUMBER_BYTES * 1_000_000
 
 
-class CollectionIndex(StoredModel):
-    """What one folder holds; every shard of it is made alike."""
+class CollectionIndex(Stored):
+    """The settings of one folder, which are the same for all of its shards."""
 
     version: int = 1
     model: ModelSpec
@@ -86,11 +89,13 @@ class CollectionIndex(StoredModel):
         return blocks
 
     def seed_of(self, picture: int) -> int:
-        """The seed of a picture's noise."""
+        """Return the seed of a picture's noise."""
         return self.seed * SEED_STRIDE + picture
 
     def checked(self, shard: Shard) -> Shard:
-        """The shard, if its files can be those of this folder: one a block, and each large enough for its pictures.
+        """Return a shard unchanged if its files can be those of this folder.
+
+        There must be one file a block, each large enough for the shard's pictures.
 
         Raises:
             ValueError: if they cannot.
@@ -102,7 +107,10 @@ class CollectionIndex(StoredModel):
         return shard
 
     def difference(self, other: CollectionIndex) -> str:
-        """What another one has otherwise, in words; "" for nothing. Two names for the same weights are one model."""
+        """Describe the differences from another index; "" if there are none.
+
+        Two names for the same weights are one model.
+        """
         mine, theirs = (
             {
                 **index.model_dump(mode="json", exclude={"model"}),
@@ -161,10 +169,10 @@ class Collection:
 
     @classmethod
     def open(cls, folder: Path) -> Collection:
-        """Opens what `riebench sae collect` made.
+        """Open a folder made by `riebench sae collect`.
 
         Raises:
-            RiebenchError: if there is nothing, or it is damaged.
+            RiebenchError: if it holds no collection, or a damaged one.
         """
         path = folder / INDEX
         try:
@@ -177,7 +185,7 @@ class Collection:
 
     @classmethod
     def begin(cls, folder: Path, index: CollectionIndex) -> Collection:
-        """Opens a folder to write to, or makes it; the caller holds its lock.
+        """Open a folder to write to, or create it; the caller holds its lock.
 
         Raises:
             IdentityError: if it holds updates of another model or configuration; names what differs.
@@ -190,8 +198,8 @@ class Collection:
         difference = cls.open(folder).index.difference(index)
         if difference:
             raise IdentityError(f"{folder} holds other updates: {difference}; use another folder")
-        # A shard that a killed collecting was writing just then is large.
-        remove_stale_files(folder)
+        # A killed process may have left a partly written shard, which is large.
+        sweep(folder)
         repair_last_line(folder / SHARDS)
         return cls(folder, index)
 
@@ -201,11 +209,11 @@ class Collection:
         return sum(shard.pictures for shard in self.shards.values())
 
     def path(self, block: str, number: int) -> Path:
-        """A shard's file of one block."""
+        """Return the path of a shard's file of one block."""
         return self.folder / block / f"{number:05d}.safetensors"
 
     def add(self, number: int, prompts: list[str], updates: Mapping[str, Tensor]) -> None:
-        """Writes a shard: first its files, each whole or absent, then its line.
+        """Write a shard: first its files, each whole or absent, then its line.
 
         Args:
             number: counted from 0.
@@ -225,35 +233,35 @@ class Collection:
         self.shards[number] = shard
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Takes shards out of the index, so that they are made again."""
+        """Remove shards from the index, so that they are made again."""
         for number in numbers:
             self.shards.pop(number, None)
         lines = [self.shards[number].model_dump_json() for number in sorted(self.shards)]
         write_atomic(self.folder / SHARDS, "".join(f"{line}\n" for line in lines).encode())
 
     def damaged(self, blocks: Iterable[str] | None = None, *, progress: bool = False) -> dict[int, str]:
-        """Reads every file of the finished shards and compares size and hash.
+        """Read every file of the finished shards and compare size and hash.
 
         Args:
             blocks: only their files; None for all.
             progress: shows a bar.
 
         Returns:
-            Number of each damaged shard -> what is wrong with it.
+            Number of each damaged shard -> description of the damage.
         """
         wanted = set(self.index.blocks if blocks is None else blocks)
         found: dict[int, str] = {}
-        jobs = [(shard, block, file) for shard in self.shards.values() for block, file in shard.files.items()]
-        jobs = [job for job in jobs if job[1] in wanted]
-        bar = tqdm(jobs, desc="check shards", unit="file", disable=not progress, mininterval=2, delay=2)
+        files = [(shard, block, file) for shard in self.shards.values() for block, file in shard.files.items()]
+        files = [entry for entry in files if entry[1] in wanted]
+        bar = tqdm(files, desc="check shards", unit="file", disable=not progress, mininterval=2, delay=2)
         for shard, block, file in bar:
-            wrong = _wrong(self.path(block, shard.number), file)
-            if wrong:
-                found.setdefault(shard.number, wrong)
+            damage = _file_damage(self.path(block, shard.number), file)
+            if damage:
+                found.setdefault(shard.number, damage)
         return found
 
     def data(self, block: str) -> ShardedPositions:
-        """All positions of one block, in the order of their pictures.
+        """Return all positions of one block, in the order of their pictures.
 
         Raises:
             RiebenchError: if the block was not collected, a shard in the middle is missing, or a file is not as long
@@ -277,7 +285,9 @@ class Collection:
 
 @dataclass(frozen=True)
 class ShardedPositions:
-    """Positions of one block, read from shards as they are asked for; nothing is kept in memory.
+    """Positions of one block, read from shards on demand.
+
+    Nothing is kept in memory.
 
     Attributes:
         collection: the folder.
@@ -292,11 +302,11 @@ class ShardedPositions:
             path = self.collection.path(self.block, number)
             size = path.stat().st_size if path.is_file() else None
             if size != shard.files[self.block].bytes:
-                raise damaged_error(self.collection.folder, {number: _wrong(path, shard.files[self.block])})
+                raise damaged_error(self.collection.folder, {number: _file_damage(path, shard.files[self.block])})
 
     @property
     def layout(self) -> BlockLayout:
-        """What a picture gives."""
+        """The size of one picture's updates."""
         return self.collection.index.blocks[self.block]
 
     @property
@@ -305,7 +315,7 @@ class ShardedPositions:
         return self.layout.width
 
     @property
-    def together(self) -> int:
+    def rows_per_picture(self) -> int:
         """Rows of one picture."""
         return self.layout.rows
 
@@ -326,7 +336,7 @@ class ShardedPositions:
         return self._starts[-1]
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop, float16 [stop - start, d]; only they are read.
+        """Read rows start to stop, and no others: float16 [stop - start, d].
 
         Raises:
             StoreError: if a shard cannot be read.
@@ -348,18 +358,25 @@ class ShardedPositions:
         except (SafetensorError, OSError) as error:
             raise damaged_error(self.collection.folder, {number: f"{path} cannot be read ({error})"}) from error
         if rows.shape != (stop - start, self.width):
-            said = f"{path} holds {[*rows.shape]} where positions {start} to {stop} should be"
-            raise StoreError(f"{said}; have them collected anew")
+            mismatch = f"{path} holds {[*rows.shape]} where positions {start} to {stop} should be"
+            raise StoreError(f"{mismatch}; have them collected anew")
         return rows
 
 
 def prompts_digest(prompts: list[str]) -> str:
-    """The hash of a shard's prompts."""
+    """Compute the hash of a shard's prompts."""
     return content_digest(prompts)
 
 
 def damaged_error(folder: Path, found: Mapping[int, str]) -> StoreError:
-    """One line about damaged shards: the first, how many, and how they are made again."""
+    """Return the error for damaged shards.
+
+    Its one line names the first of them, their number and the command that makes them again.
+
+    Args:
+        folder: of the collection.
+        found: number of each damaged shard -> description of the damage.
+    """
     first = min(found)
     more = f" (and {len(found) - 1} more shards)" if len(found) > 1 else ""
     return StoreError(
@@ -368,7 +385,8 @@ def damaged_error(folder: Path, found: Mapping[int, str]) -> StoreError:
     )
 
 
-def _wrong(path: Path, file: ShardFile) -> str:
+def _file_damage(path: Path, file: ShardFile) -> str:
+    """Describe the damage of a shard's file; "" if there is none."""
     if not path.is_file():
         return f"{path} is missing"
     size = path.stat().st_size

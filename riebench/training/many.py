@@ -1,4 +1,7 @@
-"""Trains several autoencoders over one pass of the data, with logged curves, checkpoints and exact resume."""
+"""The training of several autoencoders in one pass over the data.
+
+Curves are logged, checkpoints are written, and an interrupted training resumes exactly.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +18,26 @@ from riebench.errors import RiebenchError
 from riebench.saes.figures import FeatureStatistics, Meter, SaeFigures, StatisticsSum
 from riebench.saes.files import load_tensors, save_tensors
 from riebench.saes.sae import SparseAutoencoder
-from riebench.training.batches import Batches, DataPass, InMemory, Positions
+from riebench.training.batches import Batches, DataPass, InMemoryPositions, Positions
 from riebench.training.topk import MEDIAN_OF, SaeTraining, StepTerms, TopKTrainer, geometric_median, save
 from riebench.utils.files import content_digest, temporary_path
 
 SAMPLE = 100_000
-"""Positions that variance, start and threshold are taken from, at most."""
+"""Positions that variance, initial biases and threshold are computed from, at most."""
 STATISTICS = 1_000_000
-"""Training positions that feature statistics are taken over, at most."""
-_AT_A_TIME = 8192
+"""Training positions that feature statistics are computed over, at most."""
+_CHUNK = 8192
+"""Positions that are encoded at a time when figures are computed."""
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One point of a training curve, taken on the batch of its step.
 
     Attributes:
         step: optimiser steps done.
         positions: positions seen.
-        loss: what is minimised.
+        loss: the minimised loss.
         ev: explained variance.
         l0: features above 0 at a position.
         dead_share: share of features idle for longer than `SaeTraining.dead_after` positions.
@@ -65,14 +69,18 @@ class TrainedSae:
     model: TopKTrainer
     statistics: FeatureStatistics
     figures: SaeFigures
-    curve: tuple[Point, ...]
+    curve: tuple[CurvePoint, ...]
 
     def autoencoder(self, block: str | None = None) -> SparseAutoencoder:
-        """In the form that methods use."""
+        """Return the autoencoder in the form that methods use.
+
+        Args:
+            block: the block it was trained on.
+        """
         return self.model.autoencoder(block)
 
     def save(self, folder: Path, block: str | None = None) -> None:
-        """Writes a checkpoint folder; see `riebench.training.topk.save`."""
+        """Write a checkpoint folder; see `riebench.training.topk.save`."""
         save(self.model, self.statistics, folder, block)
 
 
@@ -85,34 +93,34 @@ def train_many(
     name: str = "saes",
     progress: bool = True,
     log_every: int = 50,
-    log: Callable[[int, Point], None] | None = None,
+    log: Callable[[int, CurvePoint], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 1000,
 ) -> list[TrainedSae]:
-    """Trains autoencoders of one block; each batch is read once and used by all of them.
+    """Train autoencoders of one block, reading each batch once for all of them.
 
     Equal data, settings and machine give equal weights, whether or not the training was interrupted.
 
     Args:
         data: [N, d] in memory, or anything that reads rows: `riebench.training.collection.Collection.data` of a block.
         configs: settings, one autoencoder each; batch size and steps are the plan's.
-        plan: batch size, epochs, buffer, held-out positions and order; None for the usual.
+        plan: batch size, epochs, buffer, held-out positions and order; None for the defaults.
         device: where to train.
         name: for the progress bar.
         progress: shows it.
         log_every: steps between two points of the curves.
-        log: gets the number of the configuration and the point, when it is taken.
-        checkpoint: file that the state is kept in; if it is there, training goes on from it. The caller deletes it.
+        log: gets the number of the configuration and the point, when it is measured.
+        checkpoint: file that the state is kept in; if it exists, training resumes from it. The caller deletes it.
         checkpoint_every: steps between two checkpoints.
 
     Returns:
         One result for each configuration, in order.
 
     Raises:
-        RiebenchError: if the data do not suffice, the loss is no number, or the checkpoint is of another training.
+        RiebenchError: if the data do not suffice, the loss is not finite, or the checkpoint is of another training.
     """
     plan = plan or DataPass()
-    rows = InMemory(data) if isinstance(data, Tensor) else data
+    rows = InMemoryPositions(data) if isinstance(data, Tensor) else data
     training, held_out = plan.split(rows)
     batches = Batches(training, plan)
     device = device or torch.device("cpu")
@@ -123,12 +131,14 @@ def train_many(
     first = 0 if checkpoint is None or not checkpoint.exists() else _resume(checkpoint, identity, runs, log)
     with tqdm(total=batches.steps, initial=first, desc=f"train {name}", disable=not progress, mininterval=2) as bar:
         for step, batch in enumerate(batches.batches(first), start=first + 1):
-            noted = step % log_every == 0 or step == batches.steps
-            _advance(runs, step, batch.to(device).float(), noted, log)
-            if noted:
+            logged = step % log_every == 0 or step == batches.steps
+            _advance(runs, step, batch.to(device).float(), logged, log)
+            if logged:
                 bar.set_postfix(ev=f"{runs[0].curve[-1].ev:.4f}", refresh=False)
             if checkpoint is not None and step % checkpoint_every == 0:
-                _keep(checkpoint, {"identity": identity, "step": step, "runs": [run.state() for run in runs]})
+                _write_checkpoint(
+                    checkpoint, {"identity": identity, "step": step, "runs": [run.state() for run in runs]}
+                )
             bar.update()
     return _finish(runs, batches.sample(SAMPLE), plan, training, held_out)
 
@@ -139,7 +149,7 @@ class Training:
     Args:
         config: settings.
         sample: [N, d], positions that the scale of the loss is taken from.
-        center: [d], what the biases start from.
+        center: [d], initial value of the biases.
         device: where to train.
     """
 
@@ -150,10 +160,15 @@ class Training:
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, eps=6.25e-10, fused=True
         )  # fmt: skip
-        self.curve: list[Point] = []
+        self.curve: list[CurvePoint] = []
 
     def step(self, step: int, x: Tensor) -> StepTerms:
-        """One optimiser step, the one with a number from 0, on positions [B, d]."""
+        """Take one optimiser step.
+
+        Args:
+            step: its number, counted from 0.
+            x: positions [B, d].
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(step)
         terms = self.model.terms(x, self.variance)
@@ -163,11 +178,15 @@ class Training:
         self.optimizer.step()
         return terms
 
-    def note(self, step: int, terms: StepTerms) -> None:
-        """Adds a point to the curve, after so many steps.
+    def record_point(self, step: int, terms: StepTerms) -> None:
+        """Add a point to the curve.
+
+        Args:
+            step: steps done.
+            terms: of the last step.
 
         Raises:
-            RiebenchError: if the loss is no number.
+            RiebenchError: if the loss is not finite.
         """
         loss = float(terms.loss.detach())
         if loss != loss or abs(loss) == float("inf"):
@@ -177,24 +196,24 @@ class Training:
             )
         dead = (self.model.idle > self.model.dead_steps).float().mean()
         self.curve.append(
-            Point(
+            CurvePoint(
                 step, step * self.config.batch_size, round(loss, 6), round(1 - float(terms.unexplained), 6),
                 round(float(terms.active), 4), round(float(dead), 6), self.config.rate(step - 1),
             )
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """Everything that later steps depend on, and the curve."""
+        """Return the curve and all state that later steps depend on."""
         return {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "curve": [asdict(point) for point in self.curve],
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes back to a state."""
+        """Restore a state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.curve = [Point(**point) for point in state["curve"]]
+        self.curve = [CurvePoint(**point) for point in state["curve"]]
 
 
 def _start(batches: Batches, plan: DataPass, configs: Sequence[SaeTraining], device: torch.device) -> list[Training]:
@@ -209,18 +228,18 @@ def _start(batches: Batches, plan: DataPass, configs: Sequence[SaeTraining], dev
 
 
 def _advance(
-    runs: Sequence[Training], step: int, x: Tensor, noted: bool, log: Callable[[int, Point], None] | None
+    runs: Sequence[Training], step: int, x: Tensor, logged: bool, log: Callable[[int, CurvePoint], None] | None
 ) -> None:
     for index, run in enumerate(runs):
         terms = run.step(step - 1, x)
-        if noted:
-            run.note(step, terms)
+        if logged:
+            run.record_point(step, terms)
             if log is not None:
                 log(index, run.curve[-1])
 
 
 def _resume(
-    checkpoint: Path, identity: str, runs: Sequence[Training], log: Callable[[int, Point], None] | None
+    checkpoint: Path, identity: str, runs: Sequence[Training], log: Callable[[int, CurvePoint], None] | None
 ) -> int:  # fmt: skip
     try:
         stored = load_tensors(checkpoint)
@@ -239,8 +258,11 @@ def _resume(
     return step
 
 
-def _keep(checkpoint: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint that is whole or absent; streamed, since it may be as large as memory allows."""
+def _write_checkpoint(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    It is streamed, since it may be as large as memory allows.
+    """
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(checkpoint)
     try:
@@ -261,13 +283,13 @@ def _finish(
             device = model.pre_bias.device
             model.set_threshold(part.float().to(device) for part in sample.split(plan.batch_size))
     sums = [StatisticsSum() for _ in models]
-    for start in range(0, min(len(training), STATISTICS), _AT_A_TIME):
-        part = training.read(start, min(start + _AT_A_TIME, len(training), STATISTICS)).float()
+    for start in range(0, min(len(training), STATISTICS), _CHUNK):
+        part = training.read(start, min(start + _CHUNK, len(training), STATISTICS)).float()
         for model, found in zip(models, sums, strict=True):
             found.add(model.codes(part.to(model.pre_bias.device)))
     meters = [Meter(model.autoencoder()) for model in models]
-    for start in range(0, len(held_out), _AT_A_TIME):
-        part = held_out.read(start, min(start + _AT_A_TIME, len(held_out))).float()
+    for start in range(0, len(held_out), _CHUNK):
+        part = held_out.read(start, min(start + _CHUNK, len(held_out))).float()
         for model, meter in zip(models, meters, strict=True):
             meter.add(part.to(model.pre_bias.device))
     return [

@@ -1,4 +1,7 @@
-"""Prompts for collecting updates, streamed: the lines of a text file, a column of a data set, or toy-world captions."""
+"""Streamed prompts for the collection of updates.
+
+They are the lines of a text file, a column of a data set, or toy-world captions.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from riebench.tasks.importers.datasets import DatasetSource, open_rows
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Where prompts come from: exactly one of a file, a data set and the toy world.
+    """A source of prompts: exactly one of a file, a data set and the toy world.
 
     Attributes:
         file: a text file, one prompt a line.
         dataset: a data set on the hub, in a folder or in a file.
         column: its column with the prompts; None for the only one with text.
-        captions: so many captions of random toy-world scenes.
+        captions: number of captions of random toy-world scenes.
 
     Raises:
         RiebenchError: if none or several are given.
@@ -37,7 +40,9 @@ class PromptSource:
             raise RiebenchError("--column names a data set's column; give --dataset too")
 
     def count(self) -> int | None:
-        """How many there are, where that can be known before they are read; a file is read through once.
+        """Return the number of prompts, or None if it cannot be known beforehand.
+
+        A file is read through once.
 
         Raises:
             RiebenchError: if the file cannot be read, or holds none.
@@ -45,7 +50,7 @@ class PromptSource:
         return self.captions if self.file is None else sum(1 for _ in self.read())
 
     def read(self) -> Iterator[str]:
-        """The prompts, in an order that is always the same; empty ones are left out.
+        """Yield the prompts in a fixed order, without the empty ones.
 
         Raises:
             RiebenchError: if they cannot be read, or there is none.
@@ -98,5 +103,5 @@ def _captions(count: int) -> Iterator[str]:
 
     rng = random.Random(0)
     for _ in range(count):
-        # Scenes that the suites' examples are made of stay out.
+        # The suites' examples are made of held-out scenes, which no SAE may be trained on.
         yield caption(random_scene(rng, held_out=False), rng)

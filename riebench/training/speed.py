@@ -1,4 +1,4 @@
-"""How near a training step is to the matrix products that it cannot do without."""
+"""The time of a training step compared with that of its matrix products."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRODUCTS = 6
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """What was measured.
+    """The measured times of a training step.
 
     Attributes:
         step: seconds of one whole optimiser step, median; on a CPU processor time, summed over its threads.
@@ -41,12 +41,14 @@ class StepSpeed:
 def measure_step(
     width: int, config: SaeTraining, *, device: torch.device | None = None, repeats: int = 10
 ) -> StepSpeed:  # fmt: skip
-    """Times optimiser steps and bare products of the same shapes, in turns, on random positions.
+    """Time optimiser steps and their matrix products alone, on random positions.
+
+    The two are timed in turns, with the same shapes.
 
     Args:
         width: channels d.
         config: features, k, kind and batch size.
-        device: where.
+        device: runs them; None for the CPU.
         repeats: of each; the first of each is not counted.
     """
     where = device or torch.device("cpu")
@@ -64,7 +66,10 @@ def measure_step(
 
 
 def _products(x: Tensor, codes: Tensor, encoder: Tensor, decoder: Tensor) -> None:
-    """The shapes of a step: [B, d] positions and errors, [B, n] values and their gradients."""
+    """Compute the matrix products of a step.
+
+    Their operands are [B, d] positions and errors, and [B, n] values and their gradients.
+    """
     torch.nn.functional.linear(x, encoder)
     torch.nn.functional.linear(codes, decoder)
     # Decoder: gradients of its weights and of the values. Encoder: of its weights, and of its input for the bias.
@@ -75,7 +80,7 @@ def _products(x: Tensor, codes: Tensor, encoder: Tensor, decoder: Tensor) -> Non
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    # On a processor its own time counts, not the clock's, so that other programs do not.
+    # On a CPU, processor time is measured, so that other programs do not count.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     begin = clock()
     work()

@@ -24,17 +24,17 @@ from riebench.generation.generator import Capture, Generator
 from riebench.tasks.importers.datasets import DatasetSource
 from riebench.training import collect as collecting
 from riebench.training import collection
-from riebench.training.collect import Collecting, collect, sizes
+from riebench.training.collect import CollectOptions, collect, sizes
 from riebench.training.collection import Collection
 from riebench.training.prompts import PromptSource
 from riebench.utils.files import temporary_path, write_atomic
 
 PROMPTS = [f"a picture of number {number}" for number in range(7)]
-WHAT = Collecting(blocks=("mid.0", "up.0.1"), batch_size=2, pictures_per_shard=3)
+WHAT = CollectOptions(blocks=("mid.0", "up.0.1"), batch_size=2, pictures_per_shard=3)
 ROWS = GRID * GRID
 
 
-def collected(folder: Path, prompts: list[str] | None = None, what: Collecting = WHAT) -> Collection:
+def collected(folder: Path, prompts: list[str] | None = None, what: CollectOptions = WHAT) -> Collection:
     return collect(tiny_model(1), PROMPTS if prompts is None else prompts, folder, what, progress=False)
 
 
@@ -69,7 +69,7 @@ def test_shards_hold_what_the_blocks_add(whole: Path) -> None:
     assert [there.shards[number].pictures for number in range(3)] == [3, 3, 1]
     assert there.pictures == 7 and not there.damaged()
     data = there.data("mid.0")
-    assert (len(data), data.width, data.together) == (7 * ROWS, CHANNELS, ROWS)
+    assert (len(data), data.width, data.rows_per_picture) == (7 * ROWS, CHANNELS, ROWS)
     trace = Generator(tiny_model(1)).generate(PROMPTS[3:5], [3, 4], capture=Capture(("mid.0",))).trace
     expected = trace.get("mid.0").movedim(2, -1).flatten(0, 3).half()
     assert torch.equal(data.read(3 * ROWS, 5 * ROWS), expected)
@@ -80,10 +80,10 @@ def test_shards_hold_what_the_blocks_add(whole: Path) -> None:
 
 
 def test_pictures_with_several_steps_lie_step_after_step(tmp_path: Path) -> None:
-    what = Collecting(blocks=("mid.0",), batch_size=2)
+    what = CollectOptions(blocks=("mid.0",), batch_size=2)
     data = collect(tiny_model(2, 3.0), PROMPTS[:2], tmp_path, what, progress=False).data("mid.0")
     trace = Generator(tiny_model(2, 3.0)).generate(PROMPTS[:2], [0, 1], capture=Capture(("mid.0",))).trace
-    assert len(data) == 2 * 2 * ROWS and data.together == 2 * ROWS
+    assert len(data) == 2 * 2 * ROWS and data.rows_per_picture == 2 * ROWS
     second = trace.get("mid.0")[1, 1].movedim(0, -1).flatten(0, 1).half()
     assert torch.equal(data.read(3 * ROWS, 4 * ROWS), second)
 
@@ -102,7 +102,7 @@ def test_nothing_is_decoded_and_nothing_runs_after_the_last_wanted_block(
         for name, part in (("mid", unet.mid_block), ("up", unet.up_blocks[0].attentions[0]))
     ]
     try:
-        collected(tmp_path, PROMPTS[:2], Collecting(blocks=("down.2.1", "mid.0")))
+        collected(tmp_path, PROMPTS[:2], CollectOptions(blocks=("down.2.1", "mid.0")))
     finally:
         for handle in handles:
             handle.remove()
@@ -143,7 +143,7 @@ def test_repeating_makes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Generator, "generate", generate)
     before = contents(copy)
     collected(copy)
-    collected(copy, what=Collecting(blocks=WHAT.blocks, batch_size=2, pictures_per_shard=3, limit=2))
+    collected(copy, what=CollectOptions(blocks=WHAT.blocks, batch_size=2, pictures_per_shard=3, limit=2))
     assert contents(copy) == before
 
 
@@ -166,7 +166,7 @@ def test_a_damaged_shard_is_named_and_made_again_alone(copy: Path, whole: Path) 
         collected(copy)
     assert "\n" not in str(raised.value)
     assert Collection.open(copy).damaged(["up.0.1"]) == {2: f"{flipped} has changed since it was written"}
-    collected(copy, what=Collecting(WHAT.blocks, None, 0, 2, 3, redo_damaged=True))
+    collected(copy, what=CollectOptions(WHAT.blocks, None, 0, 2, 3, redo_damaged=True))
     assert {name: data for name, data in contents(copy).items() if name != collection.SHARDS} == {
         name: data for name, data in contents(whole).items() if name != collection.SHARDS
     }
@@ -178,7 +178,7 @@ def test_a_shard_is_not_made_again_of_fewer_pictures(copy: Path) -> None:
     (copy / "mid.0" / "00001.safetensors").write_bytes(b"half")
     before = contents(copy)
     with pytest.raises(RiebenchError, match="holds 7 pictures; to make what is damaged again, ask for as many or more"):
-        collected(copy, what=Collecting(WHAT.blocks, 4, 0, 2, 3, redo_damaged=True))
+        collected(copy, what=CollectOptions(WHAT.blocks, 4, 0, 2, 3, redo_damaged=True))
     assert contents(copy) == before
 
 
@@ -226,7 +226,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_made(
 ) -> None:
     monkeypatch.setattr(collecting, "free_disk", lambda _: 1000)
     with pytest.raises(RiebenchError, match=r"8\.192 kB are still to be written, but .* has 1 kB free"):
-        collected(tmp_path, what=Collecting(("mid.0",), limit=4))
+        collected(tmp_path, what=CollectOptions(("mid.0",), limit=4))
     assert not Collection.open(tmp_path).shards
 
 
@@ -242,7 +242,7 @@ def test_a_folder_holds_one_collection(copy: Path, changes: dict[str, Any], word
     options = {"blocks": WHAT.blocks, "batch_size": 2, "pictures_per_shard": 3, **changes}
     before = contents(copy)
     with pytest.raises(RiebenchError, match=f"holds other updates: {words}; use another folder"):
-        collected(copy, what=Collecting(**options))
+        collected(copy, what=CollectOptions(**options))
     assert contents(copy) == before
 
 
@@ -258,8 +258,8 @@ def test_other_prompts_are_refused(copy: Path) -> None:
 
 def test_prompts_that_end_too_soon(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="no data left: there are 7 prompts, 9 are asked for"):
-        collect(tiny_model(1), PROMPTS, tmp_path, Collecting(limit=9), known=7, progress=False)
-    what = Collecting(("mid.0",), limit=4, batch_size=2)
+        collect(tiny_model(1), PROMPTS, tmp_path, CollectOptions(limit=9), known=7, progress=False)
+    what = CollectOptions(("mid.0",), limit=4, batch_size=2)
     with pytest.raises(RiebenchError, match="no data left: the prompts ended after 3, 4 are asked for"):
         collect(tiny_model(1), iter(PROMPTS[:3]), tmp_path, what, progress=False)
     assert Collection.open(tmp_path).pictures == 3
@@ -268,9 +268,9 @@ def test_prompts_that_end_too_soon(tmp_path: Path) -> None:
 
 def test_a_block_that_is_not_there(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match=r"has no block mid\.3 \(did you mean 'mid\.0'\?\)"):
-        collected(tmp_path, what=Collecting(blocks=("mid.3",)))
+        collected(tmp_path, what=CollectOptions(blocks=("mid.3",)))
     with pytest.raises(RiebenchError, match=r"mid\.0\.ff\.0 names units inside a block"):
-        collected(tmp_path, what=Collecting(blocks=("mid.0.ff.0",)))
+        collected(tmp_path, what=CollectOptions(blocks=("mid.0.ff.0",)))
     with pytest.raises(RiebenchError, match=r"no updates of block up\.0\.0 \(did you mean 'up\.0\.1'\?\)"):
         Collection.open(whole).data("up.0.0")
 

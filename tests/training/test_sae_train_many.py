@@ -29,10 +29,10 @@ from riebench.saes.figures import Meter
 from riebench.saes.files import save_tensors
 from riebench.saes.formats import load_saes
 from riebench.training import run
-from riebench.training.batches import Batches, DataPass, InMemory
+from riebench.training.batches import Batches, DataPass, InMemoryPositions
 from riebench.training.collection import BlockLayout, Collection, CollectionIndex
-from riebench.training.many import Point, train_many
-from riebench.training.run import Job, train_collection
+from riebench.training.many import CurvePoint, train_many
+from riebench.training.run import TrainingRun, train_collection
 from riebench.training.speed import measure_step
 from riebench.training.topk import Kind, SaeTraining
 from riebench.utils.files import temporary_path
@@ -91,7 +91,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("count", "batch", "buffer"), [(2000, 64, 600), (777, 10, 40), (1000, 100, 100_000)])
 def test_every_position_comes_once_an_epoch_and_any_step_can_be_begun_from(count: int, batch: int, buffer: int) -> None:
-    batches = Batches(InMemory(torch.arange(count)[:, None]), DataPass(batch_size=batch, buffer=buffer, epochs=3))
+    batches = Batches(
+        InMemoryPositions(torch.arange(count)[:, None]), DataPass(batch_size=batch, buffer=buffer, epochs=3)
+    )
     every = list(batches.batches())
     assert len(every) == batches.steps == 3 * count // batch
     order = torch.cat(every)[:, 0]
@@ -108,7 +110,7 @@ def test_every_position_comes_once_an_epoch_and_any_step_can_be_begun_from(count
 class Watched:
     """Positions in shards that exist only while they are read; notes how many rows live at a time."""
 
-    width, together, digest = 4, 1, ""
+    width, rows_per_picture, digest = 4, 1, ""
 
     def __init__(self, count: int) -> None:
         self.count, self.alive, self.most = count, 0, 0
@@ -175,7 +177,7 @@ def test_an_interrupted_training_gives_the_same_weights(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
 
     def stop(at: int) -> Any:
-        def log(index: int, point: Point) -> None:
+        def log(index: int, point: CurvePoint) -> None:
             if point.step >= at and index == 1:
                 raise Power
 
@@ -188,7 +190,7 @@ def test_an_interrupted_training_gives_the_same_weights(tmp_path: Path) -> None:
         assert (steps is None) == (not checkpoint.exists())
         if steps is not None:
             assert torch.load(checkpoint, weights_only=True)["step"] == steps
-    points: list[tuple[int, Point]] = []
+    points: list[tuple[int, CurvePoint]] = []
     again = train_many(
         data, CONFIGS, PLAN, checkpoint=checkpoint, log=lambda index, point: points.append((index, point)), **options
     )  # fmt: skip
@@ -236,7 +238,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     options: dict[str, Any] = {"progress": False, "checkpoint": checkpoint, "checkpoint_every": 4}
 
-    def full(index: int, point: Point) -> None:
+    def full(index: int, point: CurvePoint) -> None:
         if point.step == 5:
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
@@ -254,7 +256,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path, undrawn: None) -> None:
     there = stored(tmp_path / "updates", blocks=("mid.0",))
     jobs = {
-        name: Job(tmp_path / name, CONFIGS, PLAN, checkpoint_every=3, progress=False) for name in ("whole", "killed")
+        name: TrainingRun(tmp_path / name, CONFIGS, PLAN, checkpoint_every=3, progress=False)
+        for name in ("whole", "killed")
     }
     train_collection(there, (), jobs["whole"])
     # The same in a process of its own that never gets beyond the step after its first checkpoint.
@@ -263,13 +266,14 @@ import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_sae_train_many as case
 from riebench.saes import many
-kept = many._keep
+kept = many._write_checkpoint
 def keep(checkpoint, state):
     kept(checkpoint, state)
     time.sleep(600)
-many._keep = keep
+many._write_checkpoint = keep
 case.training.curve_files = lambda *_: {{}}
-job = case.Job(case.Path({str(jobs["killed"].out)!r}), case.CONFIGS, case.PLAN, checkpoint_every=3, progress=False)
+out = case.Path({str(jobs["killed"].out)!r})
+job = case.TrainingRun(out, case.CONFIGS, case.PLAN, checkpoint_every=3, progress=False)
 case.train_collection(case.Collection.open(case.Path({str(there.folder)!r})), (), job)
 """
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -291,7 +295,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two blocks with two k each, below `saes`, of what is collected below `updates`."""
     folder = tmp_path_factory.mktemp("trained")
     configs = tuple(replace(CONFIGS[0], k=k) for k in (2, 3))
-    train_collection(stored(folder / "updates"), (), Job(folder / "saes", configs, PLAN, log_every=10, progress=False))
+    train_collection(
+        stored(folder / "updates"), (), TrainingRun(folder / "saes", configs, PLAN, log_every=10, progress=False)
+    )
     return folder
 
 
@@ -327,7 +333,7 @@ def test_what_is_written_is_what_runs_read(trained: Path) -> None:
 def test_repeating_trains_nothing_and_another_training_is_refused(trained: Path) -> None:
     there = Collection.open(trained / "updates")
     configs = tuple(replace(CONFIGS[0], k=k) for k in (2, 3))
-    job = Job(trained / "saes", configs, PLAN, progress=False)
+    job = TrainingRun(trained / "saes", configs, PLAN, progress=False)
     before = files(job.out)
     said: list[str] = []
     assert [line.k for line in train_collection(there, ("up.0.1",), job, said.append)] == [2, 3]
@@ -343,7 +349,7 @@ def test_repeating_trains_nothing_and_another_training_is_refused(trained: Path)
 
 def test_what_a_kill_left_behind_goes(tmp_path: Path, undrawn: None) -> None:
     there = stored(tmp_path / "updates", blocks=("mid.0",))
-    job = Job(tmp_path / "saes", CONFIGS[:1], PLAN, progress=False)
+    job = TrainingRun(tmp_path / "saes", CONFIGS[:1], PLAN, progress=False)
     train_collection(there, (), job)
     before = files(job.out)
     ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -358,14 +364,14 @@ def test_what_a_kill_left_behind_goes(tmp_path: Path, undrawn: None) -> None:
 
 def test_memory_that_does_not_suffice_is_one_line(tmp_path: Path) -> None:
     there = stored(tmp_path / "updates", blocks=("mid.0",))
-    job = Job(tmp_path / "saes", (replace(CONFIGS[0], features=10**13),), PLAN, progress=False)
+    job = TrainingRun(tmp_path / "saes", (replace(CONFIGS[0], features=10**13),), PLAN, progress=False)
     with pytest.raises(RiebenchError, match="not enough memory for 1 SAEs, the widest of 10000000000000 features, in"):
         train_collection(there, (), job)
 
 
 def test_several_widths_and_kinds_lie_side_by_side(tmp_path: Path, undrawn: None) -> None:
     there = stored(tmp_path / "updates", blocks=("mid.0",))
-    job = Job(tmp_path / "saes", CONFIGS, PLAN, progress=False)
+    job = TrainingRun(tmp_path / "saes", CONFIGS, PLAN, progress=False)
     top, batch = train_collection(there, ("mid.0",), job)
     assert top.folder.startswith("topk-n24/") and batch.folder.startswith("batchtopk-n16/")
     sae = load_saes(job.root(CONFIGS[1]), ["mid.0"])["mid.0"]
@@ -388,7 +394,7 @@ def test_the_stored_form_is_the_trained_one(kind: Kind, tmp_path: Path) -> None:
 
 def test_damaged_missing_and_short_data_are_one_line(tmp_path: Path) -> None:
     there = stored(tmp_path / "updates")
-    job = Job(tmp_path / "saes", CONFIGS[:1], PLAN, progress=False)
+    job = TrainingRun(tmp_path / "saes", CONFIGS[:1], PLAN, progress=False)
     for blocks, other, words in (
         (("up.0.0",), job, r"holds no updates of block up\.0\.0 \(did you mean 'up\.0\.1'\?\)"),
         (

@@ -33,7 +33,7 @@ from riebench.paper.job import (
 from riebench.paper.measure import CONDITIONAL, VarianceMeter, select_blocks, stream_updates
 from riebench.saes.formats import folder_name, load_sae
 from riebench.store.records import noise_seed
-from riebench.training.batches import DataPass, InMemory
+from riebench.training.batches import DataPass, InMemoryPositions
 from riebench.training.many import train_many
 from riebench.training.topk import SaeTraining
 from riebench.utils.files import content_digest
@@ -302,7 +302,7 @@ class TrainedSweep:
             sae.save(self._sae_path(block, width, k), block)
         state.unlink(missing_ok=True)
 
-    def _data(self, block: str) -> InMemory:
+    def _data(self, block: str) -> InMemoryPositions:
         """Return the block's updates of one-step pictures of training scenes.
 
         Updates of all blocks are collected at once.
@@ -317,7 +317,7 @@ class TrainedSweep:
             stream_updates(self._job, self._model, training_samples(), missing, take, "collecting updates")
             self._updates = {b: torch.cat(some) for b, some in parts.items()}
         updates = self._updates[block]
-        return InMemory(updates.flatten(0, 1), together=updates.shape[1])
+        return InMemoryPositions(updates.flatten(0, 1), rows_per_picture=updates.shape[1])
 
 
 def training_samples() -> list[PromptSample]:
