@@ -1,8 +1,12 @@
-"""Single features: what they answer to, what switching them does, and switching them by hand.
+"""Single features: their activity, their effect, and switching them by hand.
 
-from riebench import features
-world = features.open("toy-turbo")
-picture = world.paint("a red house", seed=0, on={("up.0.1", 17): 3.0}, off=[("down.2.1", 5)], mask="house")
+    from riebench import features
+
+    world = features.open("toy-turbo")
+    picture = world.paint("a red house", seed=0, on={("up.0.1", 17): 3.0}, off=[("down.2.1", 5)], mask="house")
+
+`activity` measures features, `study` makes the data and pictures of their pages, `inspect` reports on whole SAEs, and
+`painter` generates pictures with features switched.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ def open(
     options: ModelOptions | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Painter:
-    """Loads a model and its SAEs to paint with their features; see `riebench.features.painter.Painter`.
+    """Load a model and its SAEs, to generate pictures with features switched.
+
+    See `riebench.features.painter.Painter`.
 
     Args:
         model: preset, folder, single file or hub id.
@@ -38,10 +44,10 @@ def open(
         guidance: guidance scale; None for the model's.
         device: "cpu", "cuda", ..., or "auto".
         dtype: number format; None for the model's.
-        offline: uses only what is on this machine.
+        offline: downloads nothing.
         options: picture side, autoencoder and placement.
-        prompts: what a feature's mean and largest value are measured on; None for `SAMPLE` prompts of the model's
-            suite.
+        prompts: prompts that a feature's mean and largest value are measured on; None for `SAMPLE` prompts of the
+            model's suite.
 
     Raises:
         RiebenchError: if there is no such model, or it cannot be loaded.

@@ -1,4 +1,8 @@
-"""What features do on many pictures, in one pass whose memory does not grow with the number of pictures."""
+"""The activity of features on many pictures, and the nearest features of each.
+
+`observe` generates pictures and feeds `Activity`, in one pass whose memory does not grow with the number of pictures.
+`nearest` compares a feature with the others of its block.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +18,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from riebench.errors import RiebenchError
-from riebench.features.data import Near, Neighbours
+from riebench.features.data import NearFeature, Neighbours
 from riebench.generation.generator import Capture, Generator
 from riebench.saes.sae import SparseAutoencoder
 
 Float = NDArray[np.float32]
 BINS = 64
 LARGEST_SEED = 2**43
-"""As the user counts them; noise has seeds below 2**63."""
-_AT_A_TIME = 4096
+"""Of the seeds that users give; noise has seeds below 2**63."""
+_CHUNK = 4096
+"""Positions that are encoded at a time."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What one picture is generated from."""
+    """The prompt and noise seed of one picture."""
 
     prompt: str
     seed: int
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One feature in one picture.
+class PictureActivity:
+    """The activity of one feature in one picture.
 
     Attributes:
-        picture: which.
+        picture: its prompt and seed.
         value: its largest value, over steps and positions.
         heat: float32 [h, w], the largest value of each position over the steps.
         image: uint8 [H, W, 3].
@@ -51,10 +56,10 @@ class Seen:
 
 
 class Histogram:
-    """Counts of positive numbers in equal bins from 0 on, whatever their size turns out to be.
+    """Counts of positive numbers in equal bins from 0 on.
 
-    The bins' width is a power of two, doubled (two bins becoming one) when a number does not fit, so that the counts
-    depend neither on the order of the numbers nor on how they are cut into batches.
+    The range grows with the numbers. The bins' width is a power of two, doubled (two bins becoming one) when a number
+    does not fit, so that the counts depend neither on the order of the numbers nor on how they are cut into batches.
 
     Attributes:
         counts: int64 [BINS].
@@ -66,7 +71,7 @@ class Histogram:
         self.width = 0.0
 
     def add(self, values: Float) -> None:
-        """Takes positive numbers in; others, and infinite ones, are left out."""
+        """Count positive numbers; leave out others and infinite ones."""
         values = values[(values > 0) & np.isfinite(values)]
         if not len(values):
             return
@@ -79,41 +84,48 @@ class Histogram:
         self.counts += np.bincount((values / self.width).astype(np.int64), minlength=BINS)
 
 
-class Ranked:
+class PictureRanking:
     """The pictures with the largest keys; of equal ones those that came first.
 
     Args:
-        most: how many are kept.
+        most: number of pictures that are kept, at most.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._items: list[tuple[tuple[float, int], Seen]] = []
+        self._items: list[tuple[tuple[float, int], PictureActivity]] = []
 
-    def wants(self, key: float, order: int) -> bool:
-        """Whether a picture would be kept; then it is worth cutting its map out of the batch."""
+    def accepts(self, key: float, order: int) -> bool:
+        """Return whether a picture would be kept.
+
+        Only then it is worth copying its map out of the batch.
+
+        Args:
+            key: of the picture.
+            order: its number; of equal keys the smallest is first.
+        """
         return len(self._items) < self.most or (-key, order) < self._items[-1][0]
 
-    def add(self, key: float, order: int, seen: Seen) -> None:
-        """Takes a picture in."""
-        bisect.insort(self._items, ((-key, order), seen), key=lambda item: item[0])
+    def add(self, key: float, order: int, found: PictureActivity) -> None:
+        """Add a picture; drop the one with the smallest key if there are too many."""
+        bisect.insort(self._items, ((-key, order), found), key=lambda item: item[0])
         del self._items[self.most :]
 
     @property
-    def items(self) -> list[Seen]:
-        """The kept ones, largest key first."""
-        return [seen for _, seen in self._items]
+    def items(self) -> list[PictureActivity]:
+        """The kept pictures, largest key first."""
+        return [found for _, found in self._items]
 
 
 @dataclass
 class FeatureActivity:
-    """What is kept of one feature beside the block's sums."""
+    """The pictures and histogram of one feature, beside the block's sums."""
 
-    strongest: Ranked
-    weakest: Ranked
+    strongest: PictureRanking
+    weakest: PictureRanking
     histogram: Histogram = field(default_factory=Histogram)
     pictures: int = 0
-    """How many show it at all."""
+    """Number of pictures in which it is active anywhere."""
 
 
 class Activity:
@@ -121,42 +133,45 @@ class Activity:
 
     Args:
         sae: encodes the block's updates.
-        wanted: features of which pictures, histograms and company are kept; sums are kept of all.
-        top: pictures kept of each in which it is strongest.
-        weak: pictures kept of each in which it is weakest.
+        wanted: features of which pictures, histograms and coactivation are kept; sums are kept of all.
+        top: number of pictures kept of each in which it is strongest.
+        weak: number of pictures kept of each in which it is weakest.
     """
 
     def __init__(self, sae: SparseAutoencoder, wanted: Sequence[int] = (), top: int = 8, weak: int = 2) -> None:
         self.sae = sae
-        self.features = {index: FeatureActivity(Ranked(top), Ranked(weak)) for index in wanted}
+        self.features = {index: FeatureActivity(PictureRanking(top), PictureRanking(weak)) for index in wanted}
         self._wanted = torch.tensor(list(wanted), dtype=torch.long)
         self.pictures = self.positions = self._step = 0
         self.counts = torch.zeros(sae.n, dtype=torch.float64)
         self._sums = torch.zeros(sae.n, dtype=torch.float64)
         self._squares = torch.zeros(sae.n, dtype=torch.float64)
         self.largest = torch.zeros(sae.n)
-        self.both = torch.zeros(len(wanted), sae.n, dtype=torch.float64)
+        self.joint_counts = torch.zeros(len(wanted), sae.n, dtype=torch.float64)
         """Positions at which a wanted feature and another are not zero."""
         self._by_step: list[Tensor] = []
         self._peak: Float | None = None
 
     @property
     def means(self) -> Tensor:
-        """Mean size of each feature where it is not zero; 0 for one that never was. float64 [n]."""
+        """Mean size of each feature where it is not zero, float64 [n].
+
+        It is 0 for a feature that was never active.
+        """
         return self._sums / self.counts.clamp(min=1)
 
     @property
     def stds(self) -> Tensor:
-        """Standard deviation there."""
+        """Standard deviation of each feature's size there, float64 [n]."""
         return (self._squares / self.counts.clamp(min=1) - self.means.square()).clamp(min=0).sqrt()
 
     def step_rates(self, index: int) -> tuple[float, ...]:
-        """Share of the positions of each step at which a feature is not zero."""
+        """Compute the share of each step's positions at which a feature is active."""
         at_each = max(1, self.positions) / max(1, len(self._by_step))
         return tuple(float(counts[index]) / at_each for counts in self._by_step)
 
     def add_step(self, updates: Tensor) -> None:
-        """Takes one step of some pictures in; `finish` ends the batch.
+        """Add one step of a batch of pictures; `finish` ends the batch.
 
         Args:
             updates: [B, C, h, w].
@@ -166,22 +181,22 @@ class Activity:
         wanted = self._wanted.to(flat.device)
         maps = []
         counts = torch.zeros_like(self.counts)
-        for part in flat.split(_AT_A_TIME):
+        for part in flat.split(_CHUNK):
             sizes = self.sae.contributions(part).abs()
             active = sizes > 0
             counts += active.sum(0).cpu()
             self._sums += sizes.sum(0, dtype=torch.float64).cpu()
             self._squares += sizes.square().sum(0, dtype=torch.float64).cpu()
             self.largest = torch.maximum(self.largest, sizes.amax(0).cpu())
-            self.both += (active[:, wanted].float().T @ active.float()).double().cpu()
+            self.joint_counts += (active[:, wanted].float().T @ active.float()).double().cpu()
             maps.append(sizes[:, wanted].cpu())
         values = torch.cat(maps).unflatten(0, (batch, height, width)).numpy()
         for number, one in enumerate(self.features.values()):
             one.histogram.add(values[..., number].ravel())
         self._peak = values if self._peak is None else np.maximum(self._peak, values)
-        self._note(counts, len(flat))
+        self._add_counts(counts, len(flat))
 
-    def _note(self, counts: Tensor, positions: int) -> None:
+    def _add_counts(self, counts: Tensor, positions: int) -> None:
         self.counts += counts
         self.positions += positions
         if self._step == len(self._by_step):
@@ -190,10 +205,10 @@ class Activity:
         self._step += 1
 
     def finish(self, pictures: Sequence[Picture], images: NDArray[np.uint8]) -> None:
-        """Ends a batch whose steps were all taken in.
+        """End a batch whose steps were all added.
 
         Args:
-            pictures: what was generated.
+            pictures: prompts and seeds of the batch.
             images: uint8 [B, H, W, 3].
         """
         if self._peak is None:
@@ -204,18 +219,20 @@ class Activity:
                 value, order = float(heat.max()), self.pictures + row
                 one.pictures += value > 0
                 for ranked, key in ((one.strongest, value), (one.weakest, -value)):
-                    if ranked.wants(key, order) and (value > 0 or ranked is one.weakest):
-                        ranked.add(key, order, Seen(picture, value, heat.copy(), images[row].copy()))
+                    if ranked.accepts(key, order) and (value > 0 or ranked is one.weakest):
+                        ranked.add(key, order, PictureActivity(picture, value, heat.copy(), images[row].copy()))
         self.pictures += len(pictures)
         self._peak, self._step = None, 0
 
 
 def pictures_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
-    """Every prompt with every seed. Two prompts share no noise, which would make their pictures alike.
+    """Combine every prompt with every seed.
+
+    No two prompts share their noise, which would make their pictures alike.
 
     Args:
         prompts: one or more.
-        seeds: as the user counts them, from 0.
+        seeds: as users give them, from 0.
 
     Raises:
         RiebenchError: if a seed is too large.
@@ -234,11 +251,13 @@ def observe(
     batch_size: int = 4,
     progress: bool = True,
 ) -> None:
-    """Generates pictures and takes in what the features do meanwhile; of guided models the conditional half.
+    """Generate pictures and record the activity of features.
+
+    Of guided models, the conditional half is recorded.
 
     Args:
         generator: of the model.
-        activities: block -> what takes it in.
+        activities: block -> the figures that are updated.
         pictures: one generation each.
         batch_size: pictures at a time.
         progress: shows a bar.
@@ -256,36 +275,45 @@ def observe(
 
 
 def cosines(rows: Tensor, index: int) -> Tensor:
-    """Cosine of one row with every row, float32 [n]; 0 where a row has no direction."""
+    """Compute the cosine of one row with every row, float32 [n].
+
+    It is 0 where a row has length 0.
+    """
     unit = torch.nn.functional.normalize(rows.float(), dim=1)
     return unit @ unit[index]
 
 
-def company(activity: Activity, index: int) -> Tensor:
-    """Share of the positions with either feature at which there are both (Jaccard), float64 [n]."""
-    both = activity.both[list(activity.features).index(index)]
+def coactivation(activity: Activity, index: int) -> Tensor:
+    """Compute the Jaccard index of one feature's activity with every feature's.
+
+    It is the share of the positions with either feature at which both are active.
+
+    Returns:
+        float64 [n].
+    """
+    both = activity.joint_counts[list(activity.features).index(index)]
     either = activity.counts + activity.counts[index] - both
     return both / either.clamp(min=1)
 
 
 def nearest(sae: SparseAutoencoder, activity: Activity, index: int, count: int = 8) -> Neighbours:
-    """The nearest features of one feature.
+    """Find the nearest features of one feature.
 
     Args:
         sae: of its block.
-        activity: what was seen of it.
-        index: which feature; one of those the activity keeps the company of.
-        count: how many of each kind; features that are never active together are left out.
+        activity: of its block.
+        index: of the feature, one of those whose coactivation was kept.
+        count: number of each kind, at most; features that are never active together are left out.
     """
     return Neighbours(
         decoder=_first(cosines(sae.directions, index), index, count),
         encoder=_first(cosines(sae.encoder, index), index, count),
-        together=tuple(one for one in _first(company(activity, index), index, count) if one.value > 0),
+        together=tuple(one for one in _first(coactivation(activity, index), index, count) if one.value > 0),
     )
 
 
-def _first(values: Tensor, index: int, count: int) -> tuple[Near, ...]:
+def _first(values: Tensor, index: int, count: int) -> tuple[NearFeature, ...]:
     # Rounded before sorting, so that the last digits of another machine change no order; ties go by number.
     rounded = [round(value, 6) for value in values.tolist()]
     ranked = sorted((i for i in range(len(rounded)) if i != index), key=lambda i: (-rounded[i], i))
-    return tuple(Near(index=i, value=rounded[i]) for i in ranked[:count])
+    return tuple(NearFeature(index=i, value=rounded[i]) for i in ranked[:count])

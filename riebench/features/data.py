@@ -1,4 +1,7 @@
-"""What is stored of a feature: the JSON file beside its page, and where both lie. Needs no torch."""
+"""The stored data of a feature: the JSON file beside its page, and its folder.
+
+The module needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,19 @@ VERSION = 1
 """Raised whenever the same features would get other numbers or pictures."""
 
 SAMPLE = 64
-"""Prompts of a suite that features are measured on, unless one says otherwise."""
+"""Prompts of a suite that features are measured on by default."""
 
 
-class Statistics(StoredModel):
-    """A feature's values over positions and steps. A value says how far it moves the block's update."""
+class Statistics(Stored):
+    """Figures of a feature's values over positions and steps.
+
+    A value is the distance by which the feature moves the block's update.
+    """
 
     pictures: int
-    """How many were generated."""
+    """Number of generated pictures."""
     positions: int
-    """How many values there are: pictures x steps x positions of the grid."""
+    """Number of values: pictures x steps x positions of the grid."""
     rate: float
     """Share of the positions at which the feature is not zero."""
     picture_rate: float
@@ -41,9 +47,9 @@ class Statistics(StoredModel):
     bin_width: float
     """Width of a bin."""
     stored_mean: float | None = None
-    """What the SAE's own files say of the mean, if they do."""
+    """The mean that the SAE's own files state, if they do."""
     stored_std: float | None = None
-    """The same of the standard deviation."""
+    """The standard deviation that they state, likewise."""
 
 
 class TopPicture(StoredModel):
@@ -69,7 +75,7 @@ class Cell(StoredModel):
     clip_gain: float | None = None
     """Change of the cosine with its own prompt."""
     clip_image: float | None = None
-    """Cosine with the picture nobody changed."""
+    """Cosine with the unchanged picture."""
 
 
 class Row(StoredModel):
@@ -82,8 +88,8 @@ class Row(StoredModel):
     cells: tuple[Cell, ...]
 
 
-class Means(StoredModel):
-    """One strength, mean over the rows."""
+class Means(Stored):
+    """The scores of one strength, mean over the rows."""
 
     strength: float
     lpips: float
@@ -91,8 +97,8 @@ class Means(StoredModel):
     clip_image: float | None = None
 
 
-class Near(StoredModel):
-    """Another feature of the block, and how near it is: a cosine, or a share."""
+class NearFeature(Stored):
+    """Another feature of the block, and its similarity: a cosine, or a share."""
 
     index: int
     value: float
@@ -101,11 +107,11 @@ class Near(StoredModel):
 class Neighbours(StoredModel):
     """The nearest features, nearest first."""
 
-    decoder: tuple[Near, ...]
+    decoder: tuple[NearFeature, ...]
     """By the cosine of what they write."""
-    encoder: tuple[Near, ...]
+    encoder: tuple[NearFeature, ...]
     """By the cosine of what they read."""
-    together: tuple[Near, ...]
+    together: tuple[NearFeature, ...]
     """By the share of positions with either at which there are both."""
 
 
@@ -121,7 +127,7 @@ class FeatureData(StoredModel):
     block: str
     index: int
     features: int
-    """How many the SAE has."""
+    """Number of features of the SAE."""
     sae_format: str
     sae_sha256: str
     scorer: str
@@ -143,29 +149,36 @@ class FeatureData(StoredModel):
 
 
 def feature_folder(model: str, block: str, sae_sha256: str, index: int) -> str:
-    """Where a feature's page lies, below the folder of all pages; features of two SAEs never share a place."""
+    """Return a feature's folder, relative to the folder of all pages.
+
+    Features of two SAEs never share a folder.
+    """
     return f"{model}/{block}-{sae_sha256[:8]}/{index}"
 
 
 def read_feature(folder: Path) -> FeatureData | None:
-    """What a folder holds; None if that is not whole, so that it is made again."""
+    """Read a feature's folder; None if it is incomplete and must be made again."""
     try:
         data = FeatureData.model_validate_json((folder / DATA).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    # A page of somebody else's must not show files from outside its folder.
+    # The folder may come from anyone, and its page must not show files from outside it.
     whole = all(Path(name).name == name and (folder / name).is_file() for name in data.files)
     return data if whole else None
 
 
-def is_made(folder: Path, made_of: dict[str, Any]) -> bool:
-    """Whether a folder holds the whole feature as it would be made now."""
+def is_current(folder: Path, made_of: dict[str, Any]) -> bool:
+    """Return whether a folder is complete and made of the given inputs."""
     found = read_feature(folder)
     return found is not None and content_digest(found.made_of) == content_digest(made_of)
 
 
 def all_features(root: Path) -> list[tuple[Path, FeatureData]]:
-    """Every whole feature below the folder of all pages, with its own folder: by model, block and number."""
+    """List every complete feature below the folder of all pages.
+
+    Returns:
+        Folder and data of each, ordered by model, block and index.
+    """
     folders = [path.parent for path in root.glob(f"*/*/*/{DATA}")]
     found = [(folder, data) for folder in folders if (data := read_feature(folder)) is not None]
     return sorted(found, key=lambda one: (one[1].model, one[0].parent.name, one[1].index))

@@ -1,4 +1,8 @@
-"""What can be said about SAEs at a place: from their files alone, and measured on a model."""
+"""Reports on SAEs: from their files alone, and measured on a model.
+
+`inspect` reports on all SAEs of a place, `measure` computes their figures on generated pictures, `prompts_from` gives
+the prompts for that, and `stored_statistics` reads the statistics that an SAE's own files state.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +28,20 @@ from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import StoredModel
 from riebench.tasks.suites import load_suite
 
+FILES = ("mean.pt", "std.pt")
+"""Mean and standard deviation of each feature over the positions where it is active, as sdxl-unbox writes them."""
 
-class RowNorms(StoredModel):
-    """Lengths of a decoder's rows, as far as feature values are multiplied by them."""
+
+class RowNorms(Stored):
+    """Lengths of decoder rows by which feature values are multiplied."""
 
     min: float
     median: float
     max: float
 
 
-class SaeReport(StoredModel):
-    """One SAE."""
+class SaeReport(Stored):
+    """The report on one SAE."""
 
     path: str
     format: str
@@ -52,8 +59,8 @@ class SaeReport(StoredModel):
     warnings: tuple[str, ...] = ()
 
 
-class Inspection(StoredModel):
-    """All SAEs of one place."""
+class Inspection(Stored):
+    """The reports on all SAEs of one place."""
 
     model: str | None = None
     prompts: int = 0
@@ -62,7 +69,7 @@ class Inspection(StoredModel):
 
 
 def load_all(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tuple[Path, SparseAutoencoder]]:
-    """Every SAE that some places hold, with where it lies.
+    """Load every SAE that some places hold, with its path.
 
     Raises:
         RiebenchError: if a place has none, or one cannot be read.
@@ -86,12 +93,12 @@ def inspect(
     batch_size: int = 4,
     progress: bool = True,
 ) -> Inspection:
-    """Reports on SAEs.
+    """Report on SAEs.
 
     Args:
         found: see `load_all`.
-        model: measures on it, if given; then every SAE needs a block of it.
-        prompts: what it generates.
+        model: the SAEs are measured on it, if given; then every SAE needs a block of it.
+        prompts: of the pictures that it generates.
         batch_size: pictures at a time.
         progress: shows a bar.
 
@@ -133,19 +140,21 @@ def _report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigure
 
 
 def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> list[str]:
-    said = []
+    warnings = []
     if sae.signal == "output":
-        said.append("trained on block outputs: it can be looked at, but edits need an SAE of block updates")
+        warnings.append("trained on block outputs: it can be looked at, but edits need an SAE of block updates")
     if sae.signal is None and not measured:
-        said.append("does not say whether it was trained on block updates or outputs; --model tries both")
+        warnings.append("does not say whether it was trained on block updates or outputs; --model tries both")
     if sae.signal is None and measured:
         best = max(measured, key=lambda signal: measured[signal].explained_variance)
-        said.append(f"does not say what it was trained on; it explains more of the {best}: if so, add #signal={best}")
+        warnings.append(
+            f"does not say what it was trained on; it explains more of the {best}: if so, add #signal={best}"
+        )
     figures = max(measured.values(), key=lambda one: one.explained_variance, default=None)
     if figures is None:
-        return said
+        return warnings
     if figures.explained_variance <= 0:
-        said.append(
+        warnings.append(
             f"explains nothing (explained variance {figures.explained_variance:g}): it was made for another signal, "
             "block or model, or its axes or activation are not what they are taken for; do not use it"
         )
@@ -153,24 +162,26 @@ def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> lis
         reason = (
             "few features are positive here" if figures.l0 < sae.k else "its threshold comes from too short a training"
         )
-        said.append(f"{figures.l0:g} features are active at a position, k is {sae.k}: {reason}")
+        warnings.append(f"{figures.l0:g} features are active at a position, k is {sae.k}: {reason}")
     elif sae.k is None and figures.l0 > sae.n / 4:
-        said.append(f"{figures.l0:g} of {sae.n} features are active at a position: it is not sparse here")
-    return said
+        warnings.append(f"{figures.l0:g} of {sae.n} features are active at a position: it is not sparse here")
+    return warnings
 
 
 def usual_suite(model: str) -> str:
-    """The suite whose prompts fit a model."""
+    """Return the suite whose prompts fit a model."""
     return "toy" if model.startswith("toy-") else "sdxl"
 
 
 def prompts_from(suite: str, file: Path | None, limit: int) -> list[str]:
-    """Prompts to measure on: the lines of a text file, or those of a suite, evenly drawn.
+    """Return prompts to measure on.
+
+    They are the lines of a text file, or those of a suite, evenly drawn.
 
     Args:
         suite: a suite's name or folder.
         file: a text file with a prompt a line, instead.
-        limit: at most so many.
+        limit: number of prompts, at most.
 
     Raises:
         RiebenchError: if the file cannot be read or is empty.
@@ -189,24 +200,22 @@ def prompts_from(suite: str, file: Path | None, limit: int) -> list[str]:
     return [prompts[i * len(prompts) // limit] for i in range(limit)] if len(prompts) > limit else prompts
 
 
-FILES = ("mean.pt", "std.pt")
-"""Mean and standard deviation of each feature over the positions where it is active, as sdxl-unbox writes them."""
-
-
 def stored_statistics(
     source: str | None, model: LoadedModel, block: str, sae: SparseAutoencoder, *, offline: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and standard deviation of each feature where it is active, in units of its direction of length 1.
+    """Read the mean and standard deviation that an SAE's own files state.
+
+    They are those of each feature where it is active, in units of its direction of length 1.
 
     Args:
         source: where the SAEs are; None for the model preset's own.
         model: the generating model.
         block: short name.
         sae: the block's.
-        offline: fetches nothing.
+        offline: downloads nothing.
 
     Returns:
-        float32 [n] each; None for what no file states, or states for another number of features.
+        float32 [n] each; None for one that no file states, or that a file states for another number of features.
 
     Raises:
         RiebenchError: if such a file is damaged.
@@ -219,17 +228,17 @@ def stored_statistics(
     found = checkpoint_at(path, place.options)
     if found is None:
         return None, None
-    mean, std = (_read(found[0].folder / name, sae) for name in FILES)
+    mean, std = (_read_statistic(found[0].folder / name, sae) for name in FILES)
     return mean, std
 
 
-def _read(path: Path, sae: SparseAutoencoder) -> Tensor | None:
+def _read_statistic(path: Path, sae: SparseAutoencoder) -> Tensor | None:
     if not path.is_file():
         return None
     values = load_tensors(path)
     if not isinstance(values, Tensor) or values.shape != (sae.n,):
         return None
-    # Stored of values before the lengths of the decoder's rows are multiplied in.
+    # The stored statistics are of values that are not yet multiplied by the lengths of the decoder's rows.
     return values.float() * sae.row_scale.cpu()
 
 
@@ -242,7 +251,7 @@ def measure(
     batch_size: int = 4,
     progress: bool = True,
 ) -> list[dict[Signal, SaeFigures]]:
-    """Measures SAEs on every step and position of some generations.
+    """Measure SAEs on every step and position of some generations.
 
     Args:
         saes: block, SAE and the signals to try, for each.

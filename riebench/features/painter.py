@@ -1,4 +1,8 @@
-"""Painting with features: a model and its SAEs, from Python, in three lines."""
+"""Pictures with features switched by hand, from Python.
+
+`Painter` is a model with its SAEs. `FeatureSwitch` and `switch` are the edit that switches features, and `as_mask`
+reads the mask of the positions that it changes.
+"""
 
 from __future__ import annotations
 
@@ -35,21 +39,23 @@ from riebench.utils.images import open_image
 
 Feature = tuple[str, int]
 """Block and index."""
+Unit = Literal["mean", "max", "stored", "value"]
+"""The meaning of strength 1 of an added feature; see `Painter.paint`."""
 
 
 @dataclass(frozen=True)
-class Switched:
-    """Features of one block, switched at the same positions.
+class FeatureSwitch:
+    """The edit that switches features of one block at the same positions.
 
-    What is added is the same at every step and position. What is taken away is what the features contribute where and
-    when they do, in the edited run itself; it is exact for whatever the update has become.
+    The added vector is the same at every step and position. The removed one is the features' contribution at each step
+    and position of the edited run itself, so that it is exact for the edited update.
 
     Attributes:
         sae: its features.
         on: int64 [a], features to add.
         values: float32 [a], how far each moves the update.
-        off: int64 [r], features to take away.
-        shares: float32 [r], how much of each; 1 takes it away entirely.
+        off: int64 [r], features to remove.
+        shares: float32 [r], share of each that is removed; 1 for all of it.
         mask: bool [H, W] of the (square) picture; None for everywhere.
     """
 
@@ -61,7 +67,7 @@ class Switched:
     mask: Mask | None = None
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """See `riebench.generation.edits.SiteEdit.delta`."""
+        """Compute the change; see `riebench.generation.edits.SiteEdit.delta`."""
         positions = self._positions(len(live)).to(live.device)
         directions = self.sae.directions.to(live.dtype)
         out = torch.zeros_like(live)
@@ -75,7 +81,7 @@ class Switched:
 
     @property
     def nbytes(self) -> int:
-        """See `riebench.generation.edits.SiteEdit.nbytes`."""
+        """Size in bytes; see `riebench.generation.edits.SiteEdit.nbytes`."""
         own = (self.on, self.values, self.off, self.shares)
         return sum(one.numel() * one.element_size() for one in own) + (0 if self.mask is None else self.mask.nbytes)
 
@@ -93,29 +99,29 @@ def switch(
     mask: Mask | None = None,
     branch: Branch = "both",
 ) -> Edit:
-    """The edit that switches features.
+    """Build the edit that switches features.
 
     Args:
         saes: block -> SAE, for every block named.
         on: feature -> how far it moves the update.
-        off: feature -> the share of it that is taken away.
-        mask: where, bool [H, W]; None for everywhere.
+        off: feature -> the share of it that is removed.
+        mask: positions that are changed, bool [H, W]; None for everywhere.
         branch: see `riebench.generation.edits.Branch`.
     """
     sites = {}
     for block in dict.fromkeys(block for block, _ in (*on, *off)):
         added = {index: value for (name, index), value in on.items() if name == block}
-        taken = {index: share for (name, index), share in off.items() if name == block}
-        sites[block] = Switched(saes[block], *_columns(added), *_columns(taken), mask)
+        removed = {index: share for (name, index), share in off.items() if name == block}
+        sites[block] = FeatureSwitch(saes[block], *_index_value_tensors(added), *_index_value_tensors(removed), mask)
     return Edit(sites, branch=branch)
 
 
-def _columns(values: Mapping[int, float]) -> tuple[Tensor, Tensor]:
+def _index_value_tensors(values: Mapping[int, float]) -> tuple[Tensor, Tensor]:
     return torch.tensor(list(values), dtype=torch.long), torch.tensor(list(values.values()), dtype=torch.float32)
 
 
 def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
-    """Reads what a user gives as a mask.
+    """Read a mask in any form that users may give.
 
     Args:
         mask: None for everywhere; a bool array or tensor [size, size]; a PIL picture or the path of a picture file of
@@ -138,11 +144,11 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
         found = region(mask)
     elif isinstance(mask, str | Path):
         what = f"the mask {mask}"
-        found = _read(Path(mask))
+        found = _mask_from_file(Path(mask))
     elif isinstance(mask, Image.Image):
-        found = _picture(mask)
+        found = _mask_from_picture(mask)
     else:
-        found = _array(mask)
+        found = _mask_from_array(mask)
     if found.shape != (size, size):
         shape = " x ".join(map(str, found.shape))
         raise RiebenchError(f"{what} is {shape}, the picture {size} x {size}; draw it at the picture's size")
@@ -151,20 +157,20 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
     return found
 
 
-def _read(path: Path) -> Mask:
+def _mask_from_file(path: Path) -> Mask:
     try:
         with open_image(path) as picture:
-            return _picture(picture)
+            return _mask_from_picture(picture)
     except (RiebenchError, OSError) as error:
         raise RiebenchError(f"the mask {path} cannot be read ({error})") from error
 
 
-def _picture(picture: Image.Image) -> Mask:
+def _mask_from_picture(picture: Image.Image) -> Mask:
     bright: Mask = np.asarray(picture.convert("L")) > 127
     return bright
 
 
-def _array(mask: Any) -> Mask:
+def _mask_from_array(mask: Any) -> Mask:
     try:
         array = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -174,11 +180,8 @@ def _array(mask: Any) -> Mask:
     return array
 
 
-Unit = Literal["mean", "max", "stored", "value"]
-
-
 def feature_block(name: str, model: LoadedModel) -> str:
-    """The short name of an attention block of a model.
+    """Return the short name of an attention block of a model.
 
     Raises:
         RiebenchError: if the model has none of that name; names the nearest.
@@ -191,10 +194,10 @@ def feature_block(name: str, model: LoadedModel) -> str:
 
 
 def check_index(index: int, block: str, sae: SparseAutoencoder) -> int:
-    """The index of a feature.
+    """Check that an SAE has a feature, and return its index.
 
     Raises:
-        RiebenchError: if the SAE has no such feature; says how many it has.
+        RiebenchError: if the SAE has no such feature; states how many it has.
     """
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < sae.n:
         raise RiebenchError(f"the SAE of {block} has {sae.n} features, 0 to {sae.n - 1}; {index} is none of them")
@@ -202,14 +205,14 @@ def check_index(index: int, block: str, sae: SparseAutoencoder) -> int:
 
 
 @dataclass(frozen=True)
-class Strong:
+class StrongFeature:
     """A feature that is strong in a picture.
 
     Attributes:
         block: short name.
-        index: which.
+        index: of the feature.
         value: its mean over steps and the mask's positions.
-        share: of these, where it is not zero.
+        share: share of these at which it is not zero.
     """
 
     block: str
@@ -224,8 +227,8 @@ class Painter:
     Args:
         model: generates.
         sae: where the SAEs are, as `--sae` reads it; None for the model's own.
-        prompts: what means and largest values are measured on; None for `SAMPLE` prompts of the model's suite.
-        offline: fetches nothing.
+        prompts: prompts that means and largest values are measured on; None for `SAMPLE` prompts of the model's suite.
+        offline: downloads nothing.
         batch_size: pictures at a time while measuring.
         progress: shows a bar while measuring.
     """
@@ -244,7 +247,7 @@ class Painter:
         self._activities: dict[str, Activity] = {}
 
     def sae(self, block: str) -> SparseAutoencoder:
-        """The SAE of a block.
+        """Return the SAE of a block.
 
         Raises:
             RiebenchError: if the model has no such block, or there is no SAE for it.
@@ -266,24 +269,24 @@ class Painter:
         branch: Branch = "both",
         regions: str = DEFAULT_REGIONS,
     ) -> Image.Image:
-        """Generates one picture with features switched.
+        """Generate one picture with features switched.
 
         Args:
-            prompt: what to generate.
+            prompt: of the picture.
             seed: of the noise.
             on: (block, index) -> strength. Strength x unit is added along the feature's direction, at every step and
                 every position of the mask.
-            off: features whose live contribution is taken away there at every step; with a mapping, that share of it.
-            mask: where; see `riebench.features.painter.as_mask`. Words are looked for in the picture as it is without
-                the switching.
-            unit: what strength 1 stands for. "mean": the feature's mean size where it is active, measured on the
+            off: features whose live contribution is removed there at every step; with a mapping, that share of it.
+            mask: positions that are changed; see `riebench.features.painter.as_mask`. Words are located in the picture
+                as it is without the switching.
+            unit: the meaning of strength 1. "mean": the feature's mean size where it is active, measured on the
                 painter's prompts; "max": the largest size there; "stored": the mean that the SAE's own files state;
                 "value": 1, so that strengths are the SAE's own values.
-            branch: under guidance, which halves are changed (see `riebench.generation.edits.Branch`).
-            regions: who finds words in pictures, as `--regions` reads it.
+            branch: the halves that are changed under guidance (see `riebench.generation.edits.Branch`).
+            regions: the method that locates words in pictures, as `--regions` reads it.
 
         Returns:
-            The picture; without `on` and `off` the one nobody changed.
+            The picture; without `on` and `off` the unchanged one.
 
         Raises:
             RiebenchError: for a block, feature, mask or region that is not there.
@@ -291,25 +294,27 @@ class Painter:
         text = plain_prompt(prompt)
         added = {self._feature(one): float(strength) for one, strength in (on or {}).items()}
         shares = off if isinstance(off, Mapping) else dict.fromkeys(off, 1.0)
-        taken = {self._feature(one): float(share) for one, share in shares.items()}
+        removed = {self._feature(one): float(share) for one, share in shares.items()}
         area = as_mask(mask, self.model.spec.size, lambda region: self._region(region, text, seed, regions))
         values = {one: strength * self._unit(one, unit, added) for one, strength in added.items()}
-        edit = switch(self._saes, values, taken, area, branch) if values or taken else None
+        edit = switch(self._saes, values, removed, area, branch) if values or removed else None
         return Image.fromarray(self.generator.generate([text], [seed], edits=[edit]).images[0])
 
     @torch.inference_mode()
     def strongest(
         self, prompt: str, *, blocks: Sequence[str], seed: int = 0, mask: Any = None, count: int = 10,
         regions: str = DEFAULT_REGIONS,
-    ) -> list[Strong]:  # fmt: skip
-        """The features that are strongest in a part of a picture, relative to their own mean size.
+    ) -> list[StrongFeature]:  # fmt: skip
+        """Find the features that are strongest in a part of a picture.
+
+        Strength is relative to a feature's own mean size.
 
         Args:
             prompt: of the picture.
-            blocks: whose features.
+            blocks: blocks whose features are compared.
             seed: of the picture.
             mask: as for `paint`.
-            count: how many.
+            count: number of features, at most.
             regions: as for `paint`.
 
         Raises:
@@ -326,11 +331,11 @@ class Painter:
             if area is not None:
                 values = values[:, positions_of(to_grid(area, trace.grids[name])).to(values.device)]
             mean, share = values.mean((0, 1)).cpu(), (values != 0).float().mean((0, 1)).cpu()
-            usual = self._activities[name].means.float()
-            # What was never active while measuring has no usual size to be compared with.
-            relative = torch.where(usual > 0, mean.abs() / usual.clamp(min=1e-9), 0.0)
+            typical = self._activities[name].means.float()
+            # A feature that was never active while measuring has no mean size to compare with.
+            relative = torch.where(typical > 0, mean.abs() / typical.clamp(min=1e-9), 0.0)
             for index in relative.topk(min(count, len(relative))).indices.tolist():
-                strong = Strong(name, index, float(mean[index]), float(share[index]))
+                strong = StrongFeature(name, index, float(mean[index]), float(share[index]))
                 found.append((float(relative[index]), strong))
         ranked = sorted(found, key=lambda one: (-one[0], one[1].block, one[1].index))
         return [strong for relative, strong in ranked[:count] if relative > 0]
@@ -365,7 +370,7 @@ class Painter:
         return size
 
     def _measure(self, blocks: Iterable[str]) -> None:
-        """Measures all features of blocks, once."""
+        """Measure all features of blocks, each block once."""
         missing = [name for name in dict.fromkeys(blocks) if name not in self._activities]
         if not missing:
             return
@@ -376,10 +381,10 @@ class Painter:
 
     def _region(self, region: str, prompt: str, seed: int, regions: str) -> Mask:
         spec = parse_regions(regions)
-        looked = needs_attention([region])
-        sites = attention_blocks(known_sites(self.model.denoiser)) if looked and not spec.models else ()
+        needs_maps = needs_attention([region])
+        sites = attention_blocks(known_sites(self.model.denoiser)) if needs_maps and not spec.models else ()
         picture = self.generator.generate([prompt], [seed], capture=Capture(sites, ("attention",)))
-        if looked and spec.models:
+        if needs_maps and spec.models:
             spec.options.check_side(self.model.spec.size)
             with region_provider(spec, locate(spec, offline=self._offline), self.generator) as provider:
                 return find(region, captured_view(self.generator, prompt, picture, 0), provider)

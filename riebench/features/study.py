@@ -1,11 +1,15 @@
-"""Makes the data, pictures and drawings of features, one folder each; what is there already is left alone."""
+"""The data, pictures and drawings of features, one folder each.
+
+`Study` measures features and writes their folders; complete ones are left as they are. `strip` generates the pictures
+of a feature at several strengths and scores them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +29,11 @@ from riebench.features.data import (
     Statistics,
     TopPicture,
     feature_folder,
-    is_made,
+    is_current,
 )
 from riebench.features.drawings import curves_svg, heat_picture, histogram_svg
 from riebench.features.painter import Feature, switch
+from riebench.generation.edits import Edit
 from riebench.generation.generator import Generator
 from riebench.registry import METRICS
 from riebench.saes.sae import SparseAutoencoder
@@ -37,22 +42,18 @@ from riebench.scoring.metrics.networks import Networks
 from riebench.utils.files import content_digest, write_atomic
 from riebench.utils.images import encode_png, grid
 
-if TYPE_CHECKING:
-    from riebench.generation.edits import Edit
-
-
 ROWS = 4
-"""Pictures that are changed: half of them show the feature, half do not."""
+"""Number of pictures that are edited: half of them show the feature, half do not."""
 SOURCE = 0.0
-"""The strength of the picture that nobody changed."""
+"""The strength of the unchanged picture."""
 
 
 @dataclass(frozen=True)
-class Changed:
+class StrengthPicture:
     """One picture at one strength.
 
     Attributes:
-        strength: above 0 the feature is added everywhere, below 0 that share of it is taken away.
+        strength: above 0 the feature is added everywhere, below 0 that share of it is removed.
         image: uint8 [H, W, 3].
         scores: metric -> value.
     """
@@ -63,35 +64,37 @@ class Changed:
 
 
 @dataclass(frozen=True)
-class ChangedRow:
-    """One picture at every strength, in their order."""
+class StrengthRow:
+    """One picture at every strength, in ascending order."""
 
     picture: Picture
     active: bool
-    cells: tuple[Changed, ...]
+    cells: tuple[StrengthPicture, ...]
 
 
 def choose_rows(activity: FeatureActivity, count: int = ROWS) -> list[tuple[Picture, bool]]:
-    """Pictures to change: those in which the feature is strongest, of different prompts, then those it is weakest in.
+    """Choose the pictures to edit.
+
+    The first are those in which the feature is strongest, of different prompts, then those in which it is weakest.
 
     Args:
-        activity: what was seen of the feature.
-        count: how many; half of each where there are enough.
+        activity: of the feature.
+        count: number of pictures; half of each kind where there are enough.
 
     Returns:
         Pictures, each with whether it shows the feature.
     """
-    strong = {seen.picture.prompt: seen.picture for seen in reversed(activity.strongest.items)}
+    strong = {one.picture.prompt: one.picture for one in reversed(activity.strongest.items)}
     first = list(reversed(strong.values()))[: count - count // 2]
-    weak = [seen.picture for seen in activity.weakest.items if seen.picture not in first]
+    weak = [one.picture for one in activity.weakest.items if one.picture not in first]
     return [(one, True) for one in first] + [(one, False) for one in weak[: count // 2]]
 
 
 def strip(
     generator: Generator, sae: SparseAutoencoder, feature: Feature, unit: float, rows: Sequence[tuple[Picture, bool]],
     strengths: Sequence[float], networks: Networks, *, with_clip: bool, batch_size: int = 4,
-) -> list[ChangedRow]:  # fmt: skip
-    """Generates and measures one feature's strip.
+) -> list[StrengthRow]:  # fmt: skip
+    """Generate and score one feature's pictures at several strengths.
 
     Args:
         generator: of the model.
@@ -99,18 +102,18 @@ def strip(
         feature: block and index.
         unit: how far strength 1 moves the update: the feature's mean where it is active.
         rows: see `choose_rows`.
-        strengths: not 0; the unchanged picture comes along.
-        networks: the networks that measure.
-        with_clip: whether CLIP measures, too.
+        strengths: not 0; the unchanged picture is always included.
+        networks: compute the scores.
+        with_clip: whether CLIP scores are computed too.
         batch_size: pictures at a time.
     """
     order = sorted({SOURCE, *strengths})
     saes = {feature[0]: sae}
     edits = {strength: _edit(saes, feature, unit, strength) for strength in order}
-    jobs = [(picture, strength) for picture, _ in rows for strength in order]
+    generations = [(picture, strength) for picture, _ in rows for strength in order]
     images: list[NDArray[np.uint8]] = []
-    for start in range(0, len(jobs), batch_size):
-        some = jobs[start : start + batch_size]
+    for start in range(0, len(generations), batch_size):
+        some = generations[start : start + batch_size]
         made = generator.generate(
             [p.prompt for p, _ in some], [p.seed for p, _ in some], edits=[edits[strength] for _, strength in some]
         )
@@ -119,8 +122,8 @@ def strip(
     for number, (picture, active) in enumerate(rows):
         own = images[number * len(order) : (number + 1) * len(order)]
         scores = _scores(picture.prompt, own, own[order.index(SOURCE)], networks, with_clip)
-        cells = tuple(Changed(*cell) for cell in zip(order, own, scores, strict=True))
-        found.append(ChangedRow(picture, active, cells))
+        cells = tuple(StrengthPicture(*cell) for cell in zip(order, own, scores, strict=True))
+        found.append(StrengthRow(picture, active, cells))
     return found
 
 
@@ -141,8 +144,8 @@ def _scores(
     return [{name: round(float(column[i]), 6) + 0.0 for name, column in columns.items()} for i in range(len(samples))]
 
 
-def means(rows: Sequence[ChangedRow]) -> tuple[Means, ...]:
-    """Each strength's scores, mean over the rows."""
+def means(rows: Sequence[StrengthRow]) -> tuple[Means, ...]:
+    """Compute the mean over the rows of each strength's scores."""
     if not rows:
         return ()
     found = []
@@ -156,14 +159,14 @@ def means(rows: Sequence[ChangedRow]) -> tuple[Means, ...]:
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What features are measured on, and how they are switched.
+    """Settings of a study: the pictures, strengths and scorer.
 
     Attributes:
-        prompts: what is generated.
+        prompts: of the pictures.
         seeds: of each prompt.
         strengths: above 0 on, below 0 off; not 0.
-        top: pictures shown in which a feature is strongest.
-        scorer: the CLIP that measures; None for none.
+        top: number of pictures shown in which a feature is strongest.
+        scorer: the CLIP that computes scores; None for none.
         batch_size: pictures at a time.
         progress: shows bars.
     """
@@ -178,12 +181,12 @@ class StudyOptions:
 
 
 class Study:
-    """Studies features of one model.
+    """The study of features of one model.
 
     Args:
         generator: of the model.
-        options: what on.
-        networks: the networks that measure.
+        options: settings.
+        networks: compute the scores.
     """
 
     def __init__(self, generator: Generator, options: StudyOptions, networks: Networks) -> None:
@@ -193,11 +196,11 @@ class Study:
         self.scorer = "" if options.scorer is None else networks.identity("clip")
 
     def folder(self, out: Path, block: str, sae: SparseAutoencoder, index: int) -> Path:
-        """Where a feature lies below the folder of all pages."""
+        """Return a feature's folder below the folder of all pages."""
         return out / feature_folder(self.generator.model.spec.name, block, sae.sha256, index)
 
     def made_of(self, block: str, sae: SparseAutoencoder, index: int) -> dict[str, Any]:
-        """All that could change a number or a picture of a feature."""
+        """Return all inputs that could change a number or picture of a feature."""
         options = self.options
         return {
             "version": VERSION,
@@ -218,22 +221,26 @@ class Study:
         out: Path,
         stored: Callable[[str, int], tuple[float | None, float | None]] = lambda block, index: (None, None),
     ) -> tuple[list[Path], list[Path]]:
-        """Makes what is missing.
+        """Make the folders that are missing or out of date.
 
         Args:
             saes: block -> SAE.
-            wanted: block -> features.
+            wanted: block -> indices of features.
             out: the folder of all pages.
             stored: (block, index) -> mean and standard deviation that the SAE's own files state.
 
         Returns:
-            Folders of all wanted features, and those that were made now.
+            Folders of all wanted features, and those that this call made.
 
         Raises:
             RiebenchError: if pictures cannot be generated or measured.
         """
         places = {(block, i): self.folder(out, block, saes[block], i) for block in wanted for i in wanted[block]}
-        missing = [key for key, place in places.items() if not is_made(place, self.made_of(*self._named(saes, key)))]
+        missing = [
+            (block, i)
+            for (block, i), place in places.items()
+            if not is_current(place, self.made_of(block, saes[block], i))
+        ]
         activities = {
             block: Activity(saes[block], [i for name, i in missing if name == block], self.options.top, ROWS)
             for block in dict.fromkeys(block for block, _ in missing)
@@ -246,22 +253,18 @@ class Study:
             self._make(places[block, index], block, index, activities[block], stored(block, index))
         return list(places.values()), [places[key] for key in missing]
 
-    @staticmethod
-    def _named(saes: Mapping[str, SparseAutoencoder], feature: tuple[str, int]) -> tuple[str, SparseAutoencoder, int]:
-        return feature[0], saes[feature[0]], feature[1]
-
     def _make(
         self, folder: Path, block: str, index: int, activity: Activity, stored: tuple[float | None, float | None]
     ) -> None:
         sae, spec = activity.sae, self.generator.model.spec
         statistics = _statistics(activity, index, stored)
-        rows: list[ChangedRow] = []
+        rows: list[StrengthRow] = []
         if statistics.mean > 0:
             rows = strip(
                 self.generator, sae, (block, index), statistics.mean, choose_rows(activity.features[index]),
                 self.options.strengths, self.networks, with_clip=bool(self.scorer), batch_size=self.options.batch_size,
             )  # fmt: skip
-        # First: until all is written, the folder holds no feature, whatever it held before.
+        # Deleted first, so that the folder counts as incomplete until everything is written.
         (folder / DATA).unlink(missing_ok=True)
         data = FeatureData(
             made_of=self.made_of(block, sae, index), model=spec.name, steps=spec.steps, guidance=spec.guidance,
@@ -270,7 +273,7 @@ class Study:
             means=means(rows), neighbours=nearest(sae, activity, index),
         )  # fmt: skip
         _draw(folder, data, rows)
-        # Last: a folder with data is whole.
+        # Written last, so that a folder with data is complete.
         write_atomic(folder / DATA, (data.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -299,16 +302,16 @@ def _statistics(activity: Activity, index: int, stored: tuple[float | None, floa
 def _top(folder: Path, activity: Activity, index: int) -> tuple[TopPicture, ...]:
     found = []
     largest = float(activity.largest[index])
-    for number, seen in enumerate(activity.features[index].strongest.items, start=1):
+    for number, one in enumerate(activity.features[index].strongest.items, start=1):
         image, heat = f"top-{number}.png", f"top-{number}-heat.png"
-        write_atomic(folder / image, encode_png(seen.image))
-        write_atomic(folder / heat, encode_png(heat_picture(seen.image, seen.heat, largest)))
+        write_atomic(folder / image, encode_png(one.image))
+        write_atomic(folder / heat, encode_png(heat_picture(one.image, one.heat, largest)))
         found.append(
             TopPicture(
-                prompt=seen.picture.prompt,
-                seed=seen.picture.seed,
-                value=_number(seen.value),
-                share=_number(float((seen.heat > 0).mean())),
+                prompt=one.picture.prompt,
+                seed=one.picture.seed,
+                value=_number(one.value),
+                share=_number(float((one.heat > 0).mean())),
                 image=image,
                 heat=heat,
             )
@@ -316,7 +319,7 @@ def _top(folder: Path, activity: Activity, index: int) -> tuple[TopPicture, ...]
     return tuple(found)
 
 
-def _rows(folder: Path, rows: Sequence[ChangedRow]) -> tuple[Row, ...]:
+def _rows(folder: Path, rows: Sequence[StrengthRow]) -> tuple[Row, ...]:
     found = []
     for number, row in enumerate(rows, start=1):
         cells = []
@@ -329,7 +332,7 @@ def _rows(folder: Path, rows: Sequence[ChangedRow]) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def _draw(folder: Path, data: FeatureData, rows: Sequence[ChangedRow]) -> None:
+def _draw(folder: Path, data: FeatureData, rows: Sequence[StrengthRow]) -> None:
     name = f"feature {data.index} of {data.block}"
     write_atomic(folder / HISTOGRAM, histogram_svg(data.statistics, name).encode())
     if not rows:

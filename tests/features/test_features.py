@@ -21,7 +21,16 @@ from riebench import features
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.features import study
-from riebench.features.activity import Activity, FeatureActivity, Histogram, Picture, Ranked, Seen, nearest, pictures_of
+from riebench.features.activity import (
+    Activity,
+    FeatureActivity,
+    Histogram,
+    Picture,
+    PictureActivity,
+    PictureRanking,
+    nearest,
+    pictures_of,
+)
 from riebench.features.data import all_features, feature_folder, read_feature
 from riebench.features.drawings import heat_picture
 from riebench.features.painter import Painter, as_mask, switch
@@ -81,7 +90,7 @@ def test_figures_are_those_of_their_definition_however_pictures_are_batched() ->
         assert float(found.stds[5]) == pytest.approx(float(some.std(correction=0)), rel=1e-4)
         assert float(found.largest[5]) == pytest.approx(float(some.max()), rel=1e-6)
         assert found.step_rates(11) == pytest.approx([float((v[..., 11] > 0).float().mean()) for v in values])
-        assert torch.equal(found.both[1], (active & active[:, 11:12]).sum(0).double())
+        assert torch.equal(found.joint_counts[1], (active & active[:, 11:12]).sum(0).double())
         one = found.features[11]
         assert int(one.histogram.counts.sum()) == int(active[:, 11].sum())
         peaks = values[..., 11].amax((0, 2, 3))
@@ -126,11 +135,17 @@ def test_memory_does_not_grow_with_the_pictures() -> None:
 
 
 def test_rows_are_the_strongest_of_different_prompts_then_the_weakest() -> None:
-    strong, weak = Ranked(4), Ranked(2)
+    strong, weak = PictureRanking(4), PictureRanking(2)
     for order, (prompt, value) in enumerate([("a", 9.0), ("a", 8.0), ("b", 7.0), ("c", 6.0)]):
-        strong.add(value, order, Seen(Picture(prompt, order), value, np.zeros((1, 1), np.float32), flat_picture(0)[0]))
+        strong.add(
+            value,
+            order,
+            PictureActivity(Picture(prompt, order), value, np.zeros((1, 1), np.float32), flat_picture(0)[0]),
+        )
     for order, prompt in enumerate("de"):
-        weak.add(0.0, order, Seen(Picture(prompt, order), 0.0, np.zeros((1, 1), np.float32), flat_picture(0)[0]))
+        weak.add(
+            0.0, order, PictureActivity(Picture(prompt, order), 0.0, np.zeros((1, 1), np.float32), flat_picture(0)[0])
+        )
     rows = choose_rows(FeatureActivity(strong, weak))
     assert [(picture.prompt, active) for picture, active in rows] == [
         ("a", True), ("b", True), ("d", False), ("e", False)
@@ -143,7 +158,7 @@ def test_nearest_features_are_those_of_their_definition() -> None:
     sae = SparseAutoencoder(directions.flip(0), directions, torch.zeros(3), torch.zeros(3), torch.zeros(5), k=2)
     activity = Activity(sae, [0])
     activity.counts = torch.tensor([10.0, 4, 8, 0, 5], dtype=torch.float64)
-    activity.both = torch.tensor([[10.0, 4, 2, 0, 0]], dtype=torch.float64)
+    activity.joint_counts = torch.tensor([[10.0, 4, 2, 0, 0]], dtype=torch.float64)
     found = nearest(sae, activity, 0, count=3)
     assert [one.index for one in found.decoder] == [1, 2, 4]
     assert found.decoder[0].value == pytest.approx(0.9 / 0.82**0.5, abs=1e-5)
