@@ -334,11 +334,16 @@ def test_what_cannot_be_collected_is_said_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_numbers_too_large_for_16_bits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_too_large_for_16_bits_are_refused(tmp_path: Path) -> None:
     module: Any = tiny_model(1).denoiser.get_submodule("mid_block.attentions.0.proj_out")
-    monkeypatch.setattr(module, "weight", torch.nn.Parameter(module.weight.detach() * 1e8))
-    with pytest.raises(RiebenchError, match=r"an update of mid\.0 is too large for 16 bits"):
-        collected(tmp_path, PROMPTS[:1])
+    original = module.weight
+    # Not by monkeypatch: it would delete the parameter afterwards, and other tests use the same model.
+    module.weight = torch.nn.Parameter(original.detach() * 1e8)
+    try:
+        with pytest.raises(RiebenchError, match=r"an update of mid\.0 is too large for 16 bits"):
+            collected(tmp_path, PROMPTS[:1])
+    finally:
+        module.weight = original
 
 
 def test_sizes_are_said_per_million_positions(whole: Path) -> None:

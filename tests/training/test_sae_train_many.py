@@ -265,13 +265,13 @@ def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path, undrawn: Non
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_sae_train_many as case
-from riebench.saes import many
+from riebench.training import many
 kept = many._write_checkpoint
 def keep(checkpoint, state):
     kept(checkpoint, state)
     time.sleep(600)
 many._write_checkpoint = keep
-case.training.curve_files = lambda *_: {{}}
+case.run.curve_files = lambda *_: {{}}
 out = case.Path({str(jobs["killed"].out)!r})
 job = case.TrainingRun(out, case.CONFIGS, case.PLAN, checkpoint_every=3, progress=False)
 case.train_collection(case.Collection.open(case.Path({str(there.folder)!r})), (), job)
