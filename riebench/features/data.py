@@ -20,7 +20,7 @@ SAMPLE = 64
 """Prompts of a suite that features are measured on by default."""
 
 
-class Statistics(Stored):
+class Statistics(StoredModel):
     """Figures of a feature's values over positions and steps.
 
     A value is the distance by which the feature moves the block's update.
@@ -88,7 +88,7 @@ class Row(StoredModel):
     cells: tuple[Cell, ...]
 
 
-class Means(Stored):
+class Means(StoredModel):
     """The scores of one strength, mean over the rows."""
 
     strength: float
@@ -97,7 +97,7 @@ class Means(Stored):
     clip_image: float | None = None
 
 
-class NearFeature(Stored):
+class NearFeature(StoredModel):
     """Another feature of the block, and its similarity: a cosine, or a share."""
 
     index: int

@@ -32,7 +32,7 @@ FILES = ("mean.pt", "std.pt")
 """Mean and standard deviation of each feature over the positions where it is active, as sdxl-unbox writes them."""
 
 
-class RowNorms(Stored):
+class RowNorms(StoredModel):
     """Lengths of decoder rows by which feature values are multiplied."""
 
     min: float
@@ -40,7 +40,7 @@ class RowNorms(Stored):
     max: float
 
 
-class SaeReport(Stored):
+class SaeReport(StoredModel):
     """The report on one SAE."""
 
     path: str
@@ -59,7 +59,7 @@ class SaeReport(Stored):
     warnings: tuple[str, ...] = ()
 
 
-class Inspection(Stored):
+class Inspection(StoredModel):
     """The reports on all SAEs of one place."""
 
     model: str | None = None

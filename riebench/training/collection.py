@@ -47,7 +47,7 @@ LARGEST_SEED = 2**43
 """Of a folder; noise has seeds below 2**63."""
 
 
-class BlockLayout(Stored):
+class BlockLayout(StoredModel):
     """The size of one picture's updates of one block."""
 
     width: int = Field(ge=1)
@@ -66,7 +66,7 @@ class BlockLayout(Stored):
         return self.width * NUMBER_BYTES * 1_000_000
 
 
-class CollectionIndex(Stored):
+class CollectionIndex(StoredModel):
     """The settings of one folder, which are the same for all of its shards."""
 
     version: int = 1
@@ -199,7 +199,7 @@ class Collection:
         if difference:
             raise IdentityError(f"{folder} holds other updates: {difference}; use another folder")
         # A killed process may have left a partly written shard, which is large.
-        sweep(folder)
+        remove_stale_files(folder)
         repair_last_line(folder / SHARDS)
         return cls(folder, index)
 

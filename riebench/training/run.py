@@ -48,7 +48,7 @@ PANELS = (("ev", "explained variance"), ("loss", "loss"), ("l0", "features activ
 """Field of a point, and the label of its axis."""
 
 
-class SaeLine(Stored):
+class SaeLine(StoredModel):
     """One finished SAE."""
 
     block: str
@@ -132,14 +132,14 @@ def train_collection(
         raise RiebenchError("no SAE is to be trained; give at least one k, one width and one kind")
     names = list(dict.fromkeys(short_name(block) for block in blocks)) or list(collection.index.blocks)
     data = {block: collection.data(block) for block in names}
-    if len({run.place("mid.0", config) for config in run.configs}) < len(run.configs):
+    if len({run.place(names[0], config) for config in run.configs}) < len(run.configs):
         raise RiebenchError("two of the SAEs differ in nothing that their folders are named by; train them apart")
     for positions in data.values():
         run.plan.steps_of(run.plan.split(positions)[0])
     run.out.mkdir(parents=True, exist_ok=True)
     with whole_lock(run.out):
         # A killed process may have left a partly written file as large as all its weights.
-        sweep(run.out)
+        remove_stale_files(run.out)
         _claim(run, collection, data)
         done = _finished(run)
         for block, positions in data.items():

@@ -13,7 +13,7 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import block_set_name
 from riebench.jobs.request import RunRequest
 from riebench.paper.artefact import Row, select_rows
-from riebench.paper.contest import read_entries
+from riebench.paper.comparison import read_entries
 from riebench.paper.job import PaperJob
 from riebench.paper.output import texts, write
 from riebench.paper.recipes import blocks, share

@@ -15,7 +15,7 @@ from riebench.jobs.request import RunRequest
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.families.sdxl.shape import SDXL
 from riebench.paper.artefact import select_rows
-from riebench.paper.contest import comparisons_by_seeds, join_groups, read_entries
+from riebench.paper.comparison import comparisons_by_seeds, join_groups, read_entries
 from riebench.paper.job import PaperJob
 from riebench.paper.output import texts, write
 from riebench.paper.recipes import tradeoff

@@ -26,7 +26,7 @@ from riebench.paper.artefact import (
     metric_column,
     percent_column,
 )
-from riebench.paper.contest import Comparison, Floats, count_units, read_entries, setting_name
+from riebench.paper.comparison import Comparison, Floats, count_units, read_entries, setting_name
 from riebench.paper.drawing import draw_blocks
 from riebench.paper.job import PaperJob
 from riebench.paper.recipes.tradeoff import point_rows, shown_metrics

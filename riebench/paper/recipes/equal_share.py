@@ -13,7 +13,7 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import Entry
 from riebench.analysis.stats import REPLICATES, holm, p_value
 from riebench.paper.artefact import Column, Row, Table, View, estimate_cells, gain_column, percent_column
-from riebench.paper.contest import Comparison, Floats, count_units, setting_name
+from riebench.paper.comparison import Comparison, Floats, count_units, setting_name
 from riebench.paper.runs import SelectionPools, share_text, switched_count
 from riebench.tasks.schema import Setting
 

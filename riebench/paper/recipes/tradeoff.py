@@ -27,7 +27,7 @@ from riebench.paper.artefact import (
     percent_column,
     values_of,
 )
-from riebench.paper.contest import (
+from riebench.paper.comparison import (
     Comparison,
     comparisons_by_seeds,
     count_units,
