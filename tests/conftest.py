@@ -1,4 +1,4 @@
-"""Fixtures that several test files use."""
+"""Fixtures that tests of several packages use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from records import make_record, make_spec
+from tiny_jobs import job as job
 
 from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import ScoreRecord, UnitKey

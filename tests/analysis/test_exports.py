@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from latex import check_latex
+from leaderboard_runs import add_run
 from scored_runs import EXAMPLES, TASKS, stored_run
-from test_leaderboard import add_run
 from typer.testing import CliRunner
 
 from riebench.analysis.configurations import configurations
@@ -20,28 +20,6 @@ from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.markup import latex_table, markdown_to_latex
-
-SPECIAL = re.compile(r"(?<!\\)[&%$#_{}~^]")
-
-
-def check_latex(text: str) -> None:
-    """What LaTeX would stumble over: unescaped marks in cells, rows of unequal width, environments left open."""
-    opened = re.findall(r"\\begin\{(\w+)\}", text)
-    assert opened and sorted(opened) == sorted(re.findall(r"\\end\{(\w+)\}", text))
-    for rule in ("toprule", "midrule", "bottomrule"):
-        assert f"\\{rule}" in text
-    table = r"\\begin\{(?:tabular|longtable)\}\{(l+)\}(.*?)\\end\{(?:tabular|longtable)\}"
-    for columns, body in re.findall(table, text, re.DOTALL):
-        rows = [line for line in body.splitlines() if line.endswith(r" \\") and not line.startswith("\\")]
-        assert rows
-        for row in rows:
-            cells = re.split(r"(?<!\\)&", row.removesuffix(r" \\"))
-            assert len(cells) == len(columns), row
-            plain = [
-                re.sub(r"\\textbackslash\s|\\textasciitilde\s|\\textasciicircum\s|\{\}(?=[\[*])", "", c) for c in cells
-            ]
-            assert not any(SPECIAL.search(cell) for cell in plain), row
-            assert not row.startswith(("[", "*"))
 
 
 @pytest.fixture(scope="module")

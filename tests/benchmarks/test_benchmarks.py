@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from test_runner import task
 from tiny import tiny_model, tiny_saes
+from tiny_runs import task
 
 from benchmarks.sdxl.architecture import UNET, VAE, random_sdxl
 from benchmarks.speed import device, memory, tables

@@ -12,8 +12,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import test_job
 from tiny import tiny_folder, tiny_model, tiny_saes
+from tiny_jobs import SETTING, TASK, fake_networks
 
 from riebench.jobs.request import RunRequest
 from riebench.models.lookup import ModelRecipe
@@ -30,8 +30,8 @@ def make_job(place: Path) -> RunRequest:
     suite = place.parent / "mine"
     if not suite.is_dir():
         suite.mkdir(parents=True)
-        (suite / "change_color.yaml").write_text(test_job.TASK)
-        setting = test_job.SETTING.replace("block_mode: both", "blocks: [up.0.1]")
+        (suite / "change_color.yaml").write_text(TASK)
+        setting = SETTING.replace("block_mode: both", "blocks: [up.0.1]")
         (suite / "features.yml").write_text(setting + f"sae: {tiny_saes()}\n")
     return RunRequest(
         suite=str(suite), settings=("no_edit", str(suite / "features.yml")), model=str(tiny_folder()), steps=2,
@@ -45,7 +45,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Trials beside their undisturbed run; the model is loaded once, in this process."""
     model = tiny_model(steps=2)
     with (
-        patch("riebench.scoring.score.Networks", test_job.fake_networks),
+        patch("riebench.scoring.score.Networks", fake_networks),
         patch.object(ModelRecipe, "load", lambda _: model),
     ):
         made = crash.Trials(make_job, tmp_path_factory.mktemp("crash"), by="operation", seed=1, kills=2)

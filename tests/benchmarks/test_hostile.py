@@ -22,11 +22,11 @@ import torch
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from latex import check_latex
 from markdown_it import MarkdownIt
 from PIL import Image
-from report_runs import NASTY, make_hostile
-from test_exports import check_latex
-from test_report import data_of
+from records import make_key, make_record
+from report_runs import NASTY, make_hostile, read_data
 
 from riebench.errors import MAX_MESSAGE_LENGTH, RiebenchError, TaskFileError, near_match
 from riebench.generation.regions.masks import View, find
@@ -334,8 +334,6 @@ def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch
     ],
 )  # fmt: skip
 def test_records_name_nothing_outside_their_folder(folder: RunFolder, change: dict[str, Any]) -> None:
-    from records import make_key, make_record
-
     record = make_record(make_key(), "images/a.png", "0" * 64).model_dump(mode="json")
     record |= {**change, "key": {**record["key"], **change.get("key", {})}}
     folder.path.mkdir(parents=True)
@@ -465,7 +463,7 @@ def test_no_word_of_a_result_becomes_part_of_the_page(tmp_path: Path) -> None:
     active = Active()
     active.feed(page.read_text(encoding="utf-8"))
     assert active.found == []
-    prompts = data_of(page.parent, "mine.toy-turbo.change_object.examples")["prompts"]
+    prompts = read_data(page.parent, "mine.toy-turbo.change_object.examples")["prompts"]
     assert prompts and all(source == NASTY for source, _ in prompts.values())
     assert len(active.scripts) == 2 and all(src is not None and (page.parent / src).is_file() for src in active.scripts)
     for script in (page.parent / "data").glob("*.js"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_leaderboard import CATEGORIES, add_run, rows
+from leaderboard_runs import CATEGORIES, add_run, rows
 from typer.testing import CliRunner
 
 from riebench.analysis.configurations import Origin, agreed_origins, agreed_world, origin_gap, world_gap

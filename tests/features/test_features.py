@@ -12,10 +12,10 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from feature_commands import BLOCK, RUNNER, active_features, run_feature, strongest_features
 from PIL import Image
 from report_runs import HOSTILE, make_results, tasks
 from tiny import FEATURES, GRID, SIZE, tiny_folder, tiny_model, tiny_saes
-from typer.testing import CliRunner
 
 from riebench import features
 from riebench.cli.main import app
@@ -45,8 +45,6 @@ from riebench.saes.formats import folder_name, load_saes
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
 
-RUNNER = CliRunner()
-BLOCK = "up.0.1"
 PROMPTS = ("a red cat", "two dogs", "a house")
 
 
@@ -218,7 +216,7 @@ def test_painting_moves_the_update_as_it_says_at_every_number_of_steps(steps: in
 
 def test_off_takes_away_the_live_value() -> None:
     painter = Painter(tiny_model(1), str(tiny_saes()))
-    (strong, *_) = painter_strongest(painter)
+    (strong, *_) = strongest_features(painter)
     edit = switch({BLOCK: painter.sae(BLOCK)}, {}, {(BLOCK, strong): 1.0})
     made = painter.generator.generate(["a red cat"] * 2, [0, 0], edits=[edit, None], capture=Capture((BLOCK,)))
     sae = painter.sae(BLOCK)
@@ -229,18 +227,9 @@ def test_off_takes_away_the_live_value() -> None:
     assert np.array_equal(np.asarray(painter.paint("a red cat", off=[(BLOCK, strong)])), made.images[0])
 
 
-def painter_strongest(painter: Painter) -> list[int]:
-    """Features of one picture, the largest sum first."""
-    trace = painter.generator.generate(["a red cat"], [0], capture=Capture((BLOCK,))).trace
-    order: list[int] = (
-        painter.sae(BLOCK).contributions(trace.row(BLOCK, 0)).sum((0, 1)).argsort(descending=True).tolist()
-    )
-    return order
-
-
 def test_strength_is_in_units_of_the_measured_mean_or_of_the_largest_value() -> None:
     painter = Painter(tiny_model(1), str(tiny_saes()), prompts=PROMPTS)
-    index = painter_strongest(painter)[0]
+    index = strongest_features(painter)[0]
     activity = Activity(painter.sae(BLOCK), [index])
     for number, prompt in enumerate(PROMPTS):
         capture = Capture((BLOCK,), sink=lambda site, values: activity.add_step(values))
@@ -328,24 +317,6 @@ def test_three_lines_on_the_toy_world() -> None:
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
-def call(*arguments: str, out: Path, code: int = 0, prompts: Path | None = None) -> Any:
-    command = [
-        "sae",
-        "feature",
-        *arguments,
-        "--model",
-        str(tiny_folder()),
-        "--sae",
-        str(tiny_saes()),
-        "--out",
-        str(out),
-    ]
-    extra = ["--scorer", "none", "--strengths", "-1,2", "--top", "2", "--steps", "1", "--device", "cpu"]
-    result = RUNNER.invoke(app, [*command, *extra, *(["--prompts", str(prompts)] if prompts else [])])
-    assert result.exit_code == code, result.output
-    return result
-
-
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -361,12 +332,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pages(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pages of two features that are active, and their overview."""
     out = tmp_path_factory.mktemp("pages") / "features"
-    call(BLOCK, ",".join(map(str, active_features())), out=out, prompts=prompts)
+    run_feature(BLOCK, ",".join(map(str, active_features())), out=out, prompts=prompts)
     return out
-
-
-def active_features() -> list[int]:
-    return painter_strongest(Painter(tiny_model(1), str(tiny_saes())))[:2]
 
 
 def test_a_page_has_pictures_figures_strip_and_neighbours(pages: Path) -> None:
@@ -398,14 +365,14 @@ def test_hostile_prompts_stay_words(pages: Path) -> None:
 def test_repeating_makes_only_what_is_missing_with_the_same_bytes(pages: Path, prompts: Path, tmp_path: Path) -> None:
     first, second = active_features()
     before = bytes_of(pages)
-    assert "0 of 2 features made" in call(BLOCK, f"{first},{second}", out=pages, prompts=prompts).stderr
+    assert "0 of 2 features made" in run_feature(BLOCK, f"{first},{second}", out=pages, prompts=prompts).stderr
     assert bytes_of(pages) == before
     folder = next(pages.glob(f"*/*/{first}"))
     (folder / "row-1-x2.png").unlink()
-    assert "1 of 2 features made" in call(BLOCK, f"{first},{second}", out=pages, prompts=prompts).stderr
+    assert "1 of 2 features made" in run_feature(BLOCK, f"{first},{second}", out=pages, prompts=prompts).stderr
     assert bytes_of(pages) == before
     (folder / "feature.json").write_text('{"torn', encoding="utf-8")
-    assert "1 of 1 features made" in call(BLOCK, str(first), out=pages, prompts=prompts).stderr
+    assert "1 of 1 features made" in run_feature(BLOCK, str(first), out=pages, prompts=prompts).stderr
     assert bytes_of(pages) == before
 
 
@@ -413,7 +380,7 @@ def test_other_prompts_make_a_feature_anew(tmp_path: Path) -> None:
     index = str(active_features()[0])
     for number, text in enumerate(("a red cat\n", "a red cat\ntwo dogs\n")):
         (tmp_path / "p.txt").write_text(text, encoding="utf-8")
-        said = call(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "p.txt").stderr
+        said = run_feature(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "p.txt").stderr
         assert "1 of 1 features made" in said
         ((_, data),) = all_features(tmp_path / "out")
         assert data.statistics.pictures == number + 1
@@ -425,7 +392,7 @@ def test_a_feature_whose_remaking_was_killed_is_not_taken_for_the_old_one(
     index = str(active_features()[0])
     for name, text in (("a", "a red cat\n"), ("b", "two dogs\n")):
         (tmp_path / name).write_text(text, encoding="utf-8")
-    call(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "a")
+    run_feature(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "a")
     before = bytes_of(tmp_path / "out")
 
     def killed(*_: Any) -> None:
@@ -433,9 +400,9 @@ def test_a_feature_whose_remaking_was_killed_is_not_taken_for_the_old_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(study, "_draw", killed)
-        call(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "b", code=130)
+        run_feature(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "b", code=130)
     assert bytes_of(tmp_path / "out") != before
-    assert "1 of 1 features made" in call(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "a").stderr
+    assert "1 of 1 features made" in run_feature(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "a").stderr
     assert bytes_of(tmp_path / "out") == before
 
 

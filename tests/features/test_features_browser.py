@@ -9,9 +9,8 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
-from chromium import chromium
-from test_features import BLOCK, active_features, call
-from test_report_browser import NARROW, WIDE, Page
+from chromium import NARROW, WIDE, Page, chromium
+from feature_commands import BLOCK, active_features, run_feature
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pages of two features, of prompts that try to be HTML."""
     place = tmp_path_factory.mktemp("pages")
     (place / "prompts.txt").write_text("a red cat\n<script>window.hit = 1</script> 'car' \"boat\"\n", encoding="utf-8")
-    call(BLOCK, ",".join(map(str, active_features())), out=place / "features", prompts=place / "prompts.txt")
+    run_feature(BLOCK, ",".join(map(str, active_features())), out=place / "features", prompts=place / "prompts.txt")
     return place / "features"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_runner import PATCH, SAE, task
 from tiny import tiny_model, tiny_saes
+from tiny_runs import PATCH, SAE, task
 
 from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.generation.generator import Generator

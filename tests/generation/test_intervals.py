@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from records import make_spec
-from test_trace import POSITIONS, call, push
 from tiny import CHANNELS, tiny_model, tiny_saes
+from unet_calls import POSITIONS, call_unet, push
 
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.generation.edits import Adaptive, Edit, Placed
@@ -115,19 +115,19 @@ def adaptive() -> Adaptive:
     ],
 )
 def test_calls_outside_the_interval_are_the_unedited_ones_bit_for_bit(site: str, change: Placed) -> None:
-    plain = call()
+    plain = call_unet()
     edit = Edit({site: change}, window=(1, 2), strength=4.0)
     with intervene(tiny_model().denoiser, [edit, None], pairs={0: (0, 1)}):
-        first, second, third = call(), call(), call()
+        first, second, third = call_unet(), call_unet(), call_unet()
     assert torch.equal(first, plain) and torch.equal(third, plain)
     assert not torch.equal(second[0], plain[0]) and torch.equal(second[1], plain[1])
 
 
 def test_rows_of_one_batch_have_their_own_intervals() -> None:
-    plain = call()
+    plain = call_unet()
     edits = [Edit({"mid.0": push(steps=2)}, window=window) for window in ((0, 1), (1, 2))]
     with intervene(tiny_model().denoiser, edits):
-        first, second = call(), call()
+        first, second = call_unet(), call_unet()
     assert not torch.equal(first[0], plain[0]) and torch.equal(first[1], plain[1])
     assert torch.equal(second[0], plain[0]) and not torch.equal(second[1], plain[1])
 

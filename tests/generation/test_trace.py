@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CHANNELS, GRID, tiny_model
 from torch import Tensor, nn
+from unet_calls import POSITIONS, call_unet, push, unet_input
 
 from riebench import blocks
 from riebench.errors import RiebenchError
@@ -22,29 +23,6 @@ from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.saes.sae import SparseAutoencoder
 
 PROMPTS, SEEDS = ["a red house", "a blue cat"], [1, 2]
-POSITIONS = GRID * GRID
-
-
-def unet_input(batch: int, guided: bool = False) -> dict[str, Any]:
-    """Arguments of one U-Net call, the same for every call."""
-    generator = torch.Generator().manual_seed(3)
-    rows = batch * (2 if guided else 1)
-    return {
-        "sample": torch.randn(rows, 4, 16, 16, generator=generator),
-        "timestep": 500,
-        "encoder_hidden_states": torch.randn(rows, 7, 32, generator=generator),
-        "added_cond_kwargs": {
-            "text_embeds": torch.randn(rows, 16, generator=generator),
-            "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * rows),
-        },
-    }
-
-
-def call(batch: int = 2, guided: bool = False) -> Tensor:
-    """One U-Net call."""
-    with torch.inference_mode():
-        output: Tensor = tiny_model().pipe.unet(**unet_input(batch, guided)).sample
-    return output
 
 
 def hook_count() -> int:
@@ -52,11 +30,6 @@ def hook_count() -> int:
     return sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tiny_model().denoiser.modules()
     )
-
-
-def push(width: int = CHANNELS, steps: int = 1, size: float = 5.0) -> Placed:
-    """The same change at every position."""
-    return Placed((Term(torch.arange(POSITIONS), torch.full((steps, 1, width), size)),))
 
 
 @pytest.mark.parametrize("name", SDXL_BLOCKS)
@@ -83,7 +56,7 @@ def test_update_is_output_minus_input_in_every_block() -> None:
     unet = tiny_model().denoiser
     sites = ["down.2.1", "mid.0", "up.0.0", "up.0.1", "mid.res.0", "down.1.res.0", "up.0.res.2"]
     with capture(unet, sites, keep=("input", "output", "update"), steps=1) as trace:
-        call()
+        call_unet()
     for site in sites:
         update, output, given_ = (trace.get(site, what) for what in ("update", "output", "input"))
         assert update.dtype == torch.float32 and update.shape == output.shape and update.shape[:2] == (2, 1)
@@ -97,7 +70,7 @@ def test_update_is_output_minus_input_in_every_block() -> None:
 
 def test_units_are_what_the_feed_forward_layer_passes_on() -> None:
     with capture(tiny_model().denoiser, ["mid.0", "mid.0.ff.0"]) as trace:
-        call()
+        call_unet()
     units = trace.get("mid.0.ff.0")
     assert units.shape == (2, 1, POSITIONS, CHANNELS * 4)
     assert trace.row("mid.0.ff.0", 0).shape == (1, POSITIONS, CHANNELS * 4)
@@ -106,14 +79,14 @@ def test_units_are_what_the_feed_forward_layer_passes_on() -> None:
 def test_attention_sums_to_one_and_is_that_of_the_layer() -> None:
     unet = tiny_model().denoiser
     with capture(unet, ["mid.0"], keep=("attention",)) as trace:
-        call()
+        call_unet()
     found = trace.get("mid.0", "attention")[:, 0]
     assert found.shape == (2, POSITIONS, 7)
     # The layer's own arithmetic, on what it was given.
     layer: Any = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn2")
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    call()
+    call_unet()
     handle.remove()
     with torch.inference_mode():
         query = layer.head_to_batch_dim(layer.to_q(seen[0]))
@@ -125,17 +98,17 @@ def test_attention_sums_to_one_and_is_that_of_the_layer() -> None:
 
 
 def test_capturing_changes_nothing() -> None:
-    plain = call()
+    plain = call_unet()
     with capture(tiny_model().denoiser, BLOCKS, keep=("input", "output", "update", "attention")):
-        seen = call()
+        seen = call_unet()
     assert torch.equal(plain, seen)
 
 
 def test_guidance_halves_are_kept_apart() -> None:
     with capture(tiny_model().denoiser, ["mid.0"], guided=True, unconditional=True) as trace:
-        call(guided=True)
+        call_unet(guided=True)
     with capture(tiny_model().denoiser, ["mid.0"]) as whole:
-        call(guided=True)
+        call_unet(guided=True)
     assert torch.equal(trace.get("mid.0", half="unconditional"), whole.get("mid.0")[:2])
     assert torch.equal(trace.get("mid.0"), whole.get("mid.0")[2:])
 
@@ -150,14 +123,14 @@ def test_missing_block_is_an_error_and_leaves_no_hook() -> None:
     before = hook_count()
     unet = tiny_model().denoiser
     with pytest.raises(RiebenchError, match=r"no block down.9.1 \(did you mean"), capture(unet, ["down.9.1"]):
-        call()
+        call_unet()
     assert hook_count() == before
 
 
 def test_wrong_number_of_calls_is_an_error() -> None:
     unet = tiny_model().denoiser
     with pytest.raises(RiebenchError, match="expected 2 U-Net calls, saw 1"), capture(unet, ["mid.0"], steps=2):
-        call()
+        call_unet()
     with pytest.raises(RiebenchError, match="expected 1 U-Net calls, saw 0"), intervene(unet, [None], steps=1):
         pass
 
@@ -190,9 +163,9 @@ def test_hooks_are_gone_after_an_exception() -> None:
 
 
 def test_each_row_gets_its_own_edit() -> None:
-    plain = call()
+    plain = call_unet()
     with intervene(tiny_model().denoiser, [None, Edit({"mid.0": push()})], steps=1):
-        edited = call()
+        edited = call_unet()
     assert torch.equal(plain[0], edited[0])
     assert not torch.equal(plain[1], edited[1])
 
@@ -208,25 +181,25 @@ def test_each_row_gets_its_own_edit() -> None:
 )
 def test_an_edit_of_nothing_changes_no_bit(edit: Edit) -> None:
     assert edit.empty
-    plain = call()
+    plain = call_unet()
     with intervene(tiny_model().denoiser, [edit, None]):
-        assert torch.equal(call(), plain)
+        assert torch.equal(call_unet(), plain)
 
 
 def test_a_change_of_zero_changes_no_bit_either() -> None:
-    plain = call()
+    plain = call_unet()
     with intervene(tiny_model().denoiser, [Edit({"mid.0": push(size=0.0)}), Edit({"up.0.1": push(size=0.0)})]):
-        assert torch.equal(call(), plain)
+        assert torch.equal(call_unet(), plain)
 
 
 @pytest.mark.parametrize("site", ["mid.0", "mid.res.1", "mid.0.ff.0"])
 def test_the_change_is_exactly_what_was_asked(site: str) -> None:
     unet = tiny_model().denoiser
     with capture(unet, [site]) as plain:
-        call()
+        call_unet()
     width = plain.row(site, 0).shape[-1]
     with intervene(unet, [None, Edit({site: push(width)}, strength=2.0)]), capture(unet, [site]) as edited:
-        call()
+        call_unet()
     assert torch.equal(plain.row(site, 0), edited.row(site, 0))
     torch.testing.assert_close(edited.row(site, 1) - plain.row(site, 1), torch.full_like(plain.row(site, 1), 10.0))
 
@@ -236,17 +209,17 @@ def test_sites_of_an_edit_go_by_any_of_their_names(name: str) -> None:
     edited = []
     for site in ("mid.0", name):
         with intervene(tiny_model().denoiser, [None, Edit({site: push()})], steps=1):
-            edited.append(call())
-    assert torch.equal(*edited) and not torch.equal(edited[0], call())
+            edited.append(call_unet())
+    assert torch.equal(*edited) and not torch.equal(edited[0], call_unet())
 
 
 def test_positions_are_row_major() -> None:
     unet = tiny_model().denoiser
     edit = Edit({"mid.0": Placed((Term(torch.tensor([GRID + 2]), torch.full((1, 1, CHANNELS), 3.0)),))})
     with capture(unet, ["mid.0"]) as plain:
-        call(1)
+        call_unet(1)
     with intervene(unet, [edit]), capture(unet, ["mid.0"]) as edited:
-        call(1)
+        call_unet(1)
     change = (edited.get("mid.0") - plain.get("mid.0"))[0, 0].abs().sum(0)
     assert change.nonzero().tolist() == [[1, 2]]
 
@@ -255,13 +228,13 @@ def test_positions_are_row_major() -> None:
 def test_guidance_branches(branch: Branch, other: float) -> None:
     unet = tiny_model().denoiser
     with capture(unet, ["mid.0"], guided=True, unconditional=True) as plain:
-        call(guided=True)
+        call_unet(guided=True)
     edit = Edit({"mid.0": push()}, branch=branch)
     with (
         intervene(unet, [None, edit], guided=True),
         capture(unet, ["mid.0"], guided=True, unconditional=True) as edited,
     ):
-        call(guided=True)
+        call_unet(guided=True)
     sizes: dict[Half, float] = {"conditional": 5.0, "unconditional": other}
     for half, size in sizes.items():
         change = edited.get("mid.0", half=half) - plain.get("mid.0", half=half)
@@ -279,9 +252,9 @@ def test_adaptive_edit_removes_what_is_there_now() -> None:
     edit = Edit({"mid.0": Adaptive(Placed(()), torch.arange(POSITIONS), features, sae)})
     unet = tiny_model().denoiser
     with capture(unet, ["mid.0"]) as plain:
-        call(1)
+        call_unet(1)
     with intervene(unet, [edit]), capture(unet, ["mid.0"]) as edited:
-        call(1)
+        call_unet(1)
     live = plain.row("mid.0", 0)
     expected = live - sae.encode(live)[..., features] @ sae.directions[features]
     torch.testing.assert_close(edited.row("mid.0", 0), expected, atol=1e-4, rtol=1e-4)
@@ -290,10 +263,10 @@ def test_adaptive_edit_removes_what_is_there_now() -> None:
 def test_wrong_batch_and_too_few_steps_are_errors() -> None:
     edit = Edit({"mid.0": push()})
     with pytest.raises(RiebenchError, match="1 edits for a batch of 2"), intervene(tiny_model().denoiser, [edit]):
-        call(2)
+        call_unet(2)
     with pytest.raises(RiebenchError, match="made from 1 steps"), intervene(tiny_model().denoiser, [edit]):
-        call(1)
-        call(1)
+        call_unet(1)
+        call_unet(1)
 
 
 def test_unknown_words_are_refused() -> None:

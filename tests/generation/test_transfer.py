@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_trace import unet_input
 from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model, tiny_saes
 from torch import Tensor
+from unet_calls import unet_input
 
 from riebench.generation.edits import Branch, Edit, Placed
 from riebench.generation.trace import Trace, capture, intervene

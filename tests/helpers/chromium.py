@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import pytest
 
@@ -31,3 +35,77 @@ def chromium() -> Iterator[Any]:
     browser = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
     yield browser
     browser.quit()
+
+
+NARROW, WIDE = (360, 740), (1280, 900)
+
+
+class Page:
+    """The open report."""
+
+    def __init__(self, driver: Any, file: Path) -> None:
+        self.driver, self.file = driver, file
+
+    def open(self, fragment: str = "", size: tuple[int, int] = WIDE, scheme: str = "light") -> Page:
+        """Opens the page in a tab of its own history, from disk."""
+        for kind in ("browser", "performance"):
+            self.driver.get_log(kind)
+        screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        self.driver.get("about:blank")
+        self.driver.get(self.file.as_uri() + fragment)
+        return self.wait(lambda: self.text("live") != "")
+
+    def wait(self, done: Callable[[], bool], seconds: float = 20) -> Page:
+        """Waits until something holds."""
+        end = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < end, "the page did not get there in time"
+            time.sleep(0.02)
+        return self
+
+    def js(self, script: str, *arguments: Any) -> Any:
+        """What a script returns."""
+        return self.driver.execute_script(script, *arguments)
+
+    def text(self, name: str) -> str:
+        """Text of an element by id."""
+        return str(self.js("return document.getElementById(arguments[0]).textContent", name))
+
+    def find(self, css: str) -> Any:
+        """The first element of a selector."""
+        return self.driver.find_element("css selector", css)
+
+    def choose(self, name: str, value: str) -> None:
+        """Picks an option as a person does, and waits until the page has followed."""
+        before = self.state
+        self.find(f"#choose-{name} option[value='{value}']").click()
+        self.wait(lambda: self.state != before or before.get(name) == value)
+
+    @property
+    def state(self) -> dict[str, str]:
+        """What the link to the shown edit says."""
+        link = urlparse(self.find("#this-link").get_attribute("href")).fragment
+        return {name: values[0] for name, values in parse_qs(link.partition("&")[2]).items()}
+
+    def picture(self, name: str) -> str | None:
+        """File shown in a frame."""
+        return self.js("return document.querySelector(`#show-${arguments[0]} img`)?.getAttribute('src') ?? null", name)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether all pictures of the shown edit have arrived."""
+        script = "return [...document.querySelectorAll('#pictures img')].every(i => i.complete && i.naturalWidth > 0)"
+        return bool(self.js(script))
+
+    def requests(self) -> list[str]:
+        """Addresses that were asked for since the page was opened."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith(("about:", "data:"))]
+
+    def complaints(self) -> list[str]:
+        """What the console says."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]

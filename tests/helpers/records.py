@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from riebench.models.spec import ModelSpec
+from riebench.store.folder import RunFolder
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
 from riebench.tasks.schema import Setting
+
+PIXELS = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+"""A picture."""
 
 
 def make_spec(**changes: Any) -> RunSpec:
@@ -45,3 +51,11 @@ def make_score(record: EditRecord, gain: float, backbone: str = "") -> ScoreReco
     return ScoreRecord(
         unit=record.key.digest, metric="clip_gain", version=1, backbone=backbone, picture=record.picture_id, value=gain
     )
+
+
+def add_record(folder: RunFolder, **changes: object) -> str:
+    """Store a picture with its record and return the digest of its key."""
+    key = make_key(**changes)
+    name, digest = folder.write_image(key, PIXELS)
+    folder.append(make_record(key, name, digest))
+    return key.digest

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from records import make_spec
@@ -119,3 +121,14 @@ def make_results(results: Path) -> Path:
     make_run(results, "no_edit", "no_edit", ("none",), (1.0,))
     make_run(results, "sae", "sae", ("mid.0", "up.0.1", "all"), STRENGTHS)
     return results
+
+
+def read_data(report: Path, name: str) -> Any:
+    """Read the value that the report's data file of a name passes to its page."""
+    (file,) = (
+        path for path in (report / "data").iterdir() if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]+\.js", path.name)
+    )
+    text = file.read_text(encoding="utf-8")
+    found = re.fullmatch(r"riebench\.add\((\".*?\"),(.*)\);\n", text, re.DOTALL)
+    assert found is not None and json.loads(found[1]) == name
+    return json.loads(found[2])

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from records import make_key, make_record
-from test_job import UNITS, command, last_line, records
-from test_job import job as job
+from tiny_jobs import UNITS, job_lines, last_line, records_by_setting, run_command
 
 from riebench.errors import StoreError
 from riebench.jobs.request import RunRequest
@@ -62,13 +61,13 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
     job: RunRequest, mounted: Callable[[str], Path]
 ) -> None:
     job = replace(job, results=mounted("size=100k") / "out")
-    full = command(job, "--no-report")
+    full = run_command(job, "--no-report")
     assert full.exit_code == 2
     assert last_line(full).startswith("riebench: the disk is full; everything finished so far is kept")
     kept = {path: path.read_bytes() for path in job.results.rglob("records*.jsonl")}
     assert not [path for path in job.results.rglob("*") if is_temporary(path.name)]
     mounted("size=50m")
-    assert command(job, "--no-report").exit_code == 0
+    assert run_command(job, "--no-report").exit_code == 0
     for path, data in kept.items():
         assert path.read_bytes().startswith(data)
     lines = [line for path in job.results.rglob("records.jsonl") for line in path.read_text().splitlines()]
@@ -77,7 +76,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
 
 
 def test_a_read_only_folder_is_one_line(job: RunRequest, mounted: Callable[[str], Path]) -> None:
-    refused = command(replace(job, results=mounted("ro,size=1m") / "out"))
+    refused = run_command(replace(job, results=mounted("ro,size=1m") / "out"))
     assert refused.exit_code == 2
     assert "cannot be written (Read-only file system); use another folder with --results" in last_line(refused)
 
@@ -87,7 +86,7 @@ def test_results_that_became_read_only_are_one_line(job: RunRequest, monkeypatch
         raise OSError(errno.EROFS, "Read-only file system", str(arguments[0]))
 
     monkeypatch.setattr(os, "replace", refuse)
-    refused = command(job)
+    refused = run_command(job)
     assert refused.exit_code == 2 and "cannot be written (Read-only file system)" in last_line(refused)
 
 
@@ -115,11 +114,11 @@ def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: Run
         run_job(job, lines.append)
         assert any("not as riebench wrote them" in line and path.name in line for line in lines)
         assert path.read_bytes() == data
-    assert not any("not as riebench wrote them" in line for line in said(job))
+    assert not any("not as riebench wrote them" in line for line in job_lines(job))
     # Also where no record is asked: everything is made anew, or by another setting.
     for changes in ({"redo": "all"}, {"settings": ("no_edit",)}):
         source.write_bytes(b"no picture")
-        assert any("not as riebench wrote them" in line and source.name in line for line in said(job, **changes))
+        assert any("not as riebench wrote them" in line and source.name in line for line in job_lines(job, **changes))
         assert source.read_bytes() == before[source]
 
 
@@ -137,12 +136,6 @@ def test_what_settings_share_is_looked_at_once(job: RunRequest, monkeypatch: pyt
     pictures = [*job.results.glob("*/*/shared/images/*"), *job.results.glob("*/*/shared/masks/*.json")]
     assert len(find_run_folders(job.results)) > 1
     assert sorted(looked) == sorted(f"{path.parent.name}/{path.name}" for path in pictures)
-
-
-def said(job: RunRequest, **changes: Any) -> list[str]:
-    lines: list[str] = []
-    run_job(replace(job, **changes), lines.append)
-    return lines
 
 
 def test_litter_of_killed_processes_goes_and_that_of_others_stays(tmp_path: Path) -> None:
@@ -269,8 +262,8 @@ def test_two_runners_of_one_job(job: RunRequest) -> None:
     """The second is told at once, in one line; the first goes on."""
     run_job(job, lambda _: None)
     before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
-    with find_run_folders(job.results)[0].open_for_writing():
-        refused = command(job)
+    with run_folders(job.results)[0].writing():
+        refused = run_command(job)
     assert refused.exit_code == 2 and "is being written by another riebench; wait for it to end" in last_line(refused)
     assert {path: path.read_bytes() for path in job.results.rglob("*.jsonl")} == before
-    assert sum(map(len, records(job).values())) == UNITS
+    assert sum(map(len, records_by_setting(job).values())) == UNITS

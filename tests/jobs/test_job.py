@@ -10,107 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny import tiny_folder, tiny_saes
+from tiny_jobs import TASK, UNITS, last_line, records_by_setting, run_command
 from typer.testing import CliRunner
 
-import riebench.scoring.score
 from riebench.cli.main import app
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job, say_failures
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.formats import save_sdxl_unbox
-from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.networks import Networks
-from riebench.store.folder import RunFolder, find_run_folders
-from riebench.store.records import EditRecord
+from riebench.store.folder import RunFolder, run_folders
 from riebench.utils.machine import pick_device
-
-TASK = """\
-category: change_color
-version: 1
-examples:
-  - id: one
-    source: a red cat
-    target: a blue cat
-    source_region: whole
-    target_region: whole
-  - id: two
-    source: a red dog
-    target: a grey dog
-    source_region: dog
-    target_region: dog
-"""
-SETTING = "method: sae\nparams: {n_features: 3}\nblock_mode: both\nstrengths: [40]\naccess: PAM\n"
-UNITS = 2 + 2 * 5
-
-
-class FakeLpips:
-    """A distance that needs no weights."""
-
-    def distance(self, first: Any, second: Any) -> Any:
-        """Mean absolute difference of uint8 [N, H, W, 3], as [N]."""
-        return np.abs(first.astype(float) - second).mean((1, 2, 3)) / 255
-
-
-def fake_networks(scorer: str, *, device: str, **options: Any) -> Networks:
-    """Networks that need no weights: CLIP sees colors, and a prompt is how often it has each vowel."""
-
-    def pictures(batch: list[Any]) -> Any:
-        return np.stack([[*picture.mean((0, 1)), 50.0, 20.0] for picture in batch])
-
-    def texts(batch: list[str]) -> Any:
-        return np.stack([[1.0 + text.count(vowel) for vowel in "aeiou"] for text in batch])
-
-    distance: Any = FakeLpips()
-    return Networks(
-        scorer, device=device, ready={"clip": ClipScorer(pictures, texts, backbone="fake-clip"), "lpips": distance}
-    )
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRequest:
-    """Two examples, two settings, one of them on each block and on all together."""
-    suite = tmp_path / "mine"
-    suite.mkdir()
-    (suite / "change_color.yaml").write_text(TASK)
-    setting = tmp_path / "features.yaml"
-    setting.write_text(SETTING + f"sae: {tiny_saes()}\n")
-    monkeypatch.setattr(riebench.scoring.score, "Networks", fake_networks)
-    return RunRequest(
-        suite=str(suite),
-        settings=("no_edit", str(setting)),
-        model=str(tiny_folder()),
-        steps=2,
-        guidance=0.0,
-        batch_size=2,
-        device="cpu",
-        scorers=("toy-clip",),
-        results=tmp_path / "out",
-        leaderboard=tmp_path / "out" / "leaderboard.md",
-    )
-
-
-def command(job: RunRequest, *more: str) -> Any:
-    """The result of the command line that stands for a job."""
-    line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--steps", "2", "--guidance", "0"]
-    line += ["--scorer", "toy-clip"]
-    return CliRunner().invoke(app, [*line, "--batch-size", "2", "--results", str(job.results), *more])
-
-
-def last_line(result: Any) -> str:
-    """The line a failed command ends with, once it is clear that there is no traceback."""
-    assert "Traceback" not in result.stderr
-    line: str = result.stderr.strip().splitlines()[-1]
-    return line
-
-
-def records(job: RunRequest) -> dict[str, list[EditRecord]]:
-    """Setting -> its records."""
-    return {folder.spec.setting.name: folder.records() for folder in find_run_folders(job.results)}
 
 
 def no_generation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +37,8 @@ def no_generation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_files_to_tables_and_nothing_twice(job: RunRequest, capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     run_job(job, lines.append)
-    assert {name: len(found) for name, found in records(job).items()} == {"no_edit": 2, "features": 10}
-    assert {record.status for found in records(job).values() for record in found} == {"ok"}
+    assert {name: len(found) for name, found in records_by_setting(job).items()} == {"no_edit": 2, "features": 10}
+    assert {record.status for found in records_by_setting(job).values() for record in found} == {"ok"}
     printed = capsys.readouterr().out
     assert all(block in printed for block in (*BLOCKS, "all"))
     folder = next(folder for folder in find_run_folders(job.results) if folder.spec.setting.name == "features")
@@ -178,7 +90,7 @@ def test_more_examples_continue_and_other_parameters_are_refused(
     assert not any("changed since" in line for line in lines)
     features.write_text(features.read_text().replace("n_features: 3", "n_features: 4"))
     no_generation(monkeypatch)
-    refused = command(less, "--blocks", "mid.0")
+    refused = run_command(less, "--blocks", "mid.0")
     assert refused.exit_code == 2
     assert "params.n_features is 3 there and 4 here; use another --results folder" in last_line(refused)
 
@@ -204,13 +116,13 @@ def test_what_was_finished_before_a_stop_is_kept(
         sync(file)
 
     monkeypatch.setattr(os, "fsync", stop)
-    stopped = command(job)
+    stopped = run_command(job)
     assert (stopped.exit_code, calls >= when) == (code, True)
     assert last_line(stopped).startswith(words)
     assert not list(job.results.rglob("*.tmp"))
     kept = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
     monkeypatch.setattr(os, "fsync", sync)
-    assert command(job).exit_code == 0
+    assert run_command(job).exit_code == 0
     for path, data in kept.items():
         assert path.read_bytes().startswith(data)
     lines = [line for path in job.results.rglob("records.jsonl") for line in path.read_text().splitlines()]
@@ -228,17 +140,17 @@ def test_a_stop_while_generating_is_no_failed_unit(job: RunRequest, monkeypatch:
         return generate(self, *args, **options)
 
     monkeypatch.setattr(Generator, "generate", stop)
-    assert command(job).exit_code == 130
-    assert {record.status for found in records(job).values() for record in found} == {"ok"}
-    assert 0 < sum(map(len, records(job).values())) < UNITS
-    assert command(job).exit_code == 0
-    assert sum(map(len, records(job).values())) == UNITS
+    assert run_command(job).exit_code == 130
+    assert {record.status for found in records_by_setting(job).values() for record in found} == {"ok"}
+    assert 0 < sum(map(len, records_by_setting(job).values())) < UNITS
+    assert run_command(job).exit_code == 0
+    assert sum(map(len, records_by_setting(job).values())) == UNITS
 
 
 def test_a_long_prompt_is_told_before_generating(job: RunRequest) -> None:
     file = Path(job.suite) / "change_color.yaml"
     file.write_text(TASK.replace("a grey dog", "a dog " + "and a cat " * 20))
-    refused = command(job)
+    refused = run_command(job)
     assert refused.exit_code == 2
     first, only = refused.stderr.strip().splitlines()
     assert first.startswith("loading ")
@@ -255,7 +167,7 @@ def test_saes_of_another_width_are_told_before_generating(
             pre_bias=torch.zeros(5), latent_bias=torch.zeros(6), k=2,
         )  # fmt: skip
     no_generation(monkeypatch)
-    refused = command(job, "--sae", str(tmp_path / "narrow"))
+    refused = run_command(job, "--sae", str(tmp_path / "narrow"))
     assert refused.exit_code == 2
     assert "has width 5, but tiny-steps2-guidance0 has 64 channels there" in last_line(refused)
     assert not job.results.exists()
@@ -277,7 +189,7 @@ def test_settings_that_do_not_fit_are_one_line(
     no_generation(monkeypatch)
     file = Path(job.settings[1])
     file.write_text(file.read_text().replace(old, new))
-    refused = command(job)
+    refused = run_command(job)
     assert refused.exit_code == 2
     assert message in last_line(refused)
     assert not job.results.exists()
@@ -292,7 +204,7 @@ def test_settings_that_do_not_fit_are_one_line(
     ],
 )
 def test_options_that_do_not_fit_are_one_line(job: RunRequest, options: tuple[str, ...], message: str) -> None:
-    refused = command(job, *options)
+    refused = run_command(job, *options)
     assert refused.exit_code == 2
     assert message in last_line(refused)
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from scored_runs import TASKS, stored_run
-from test_job import job as job
 
 from riebench.jobs.request import EngineOptions, RunRequest
 from riebench.jobs.run import run_job

@@ -7,10 +7,9 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from report_runs import HOSTILE, STRENGTHS, make_results, tasks
+from report_runs import HOSTILE, STRENGTHS, make_results, read_data, tasks
 from typer.testing import CliRunner
 
 from riebench.analysis.tradeoff import BUDGETS
@@ -42,17 +41,6 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def data_of(report: Path, name: str) -> Any:
-    """What the data file of that name hands over."""
-    (file,) = (
-        path for path in (report / "data").iterdir() if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]+\.js", path.name)
-    )
-    text = file.read_text(encoding="utf-8")
-    found = re.fullmatch(r"riebench\.add\((\".*?\"),(.*)\);\n", text, re.DOTALL)
-    assert found is not None and json.loads(found[1]) == name
-    return json.loads(found[2])
-
-
 def test_a_second_call_writes_the_same_bytes_and_nothing_else(results: Path, report: Path) -> None:
     before = bytes_of(report)
     write_report(results, report, tasks(), board=BOARD)
@@ -66,7 +54,7 @@ def test_two_folders_are_alike(results: Path, report: Path, tmp_path: Path) -> N
 
 
 def test_data_names_pictures_that_are_there_with_the_stored_scores(results: Path, report: Path) -> None:
-    data = data_of(report, "mine.toy-turbo.change_color.sae")
+    data = read_data(report, "mine.toy-turbo.change_color.sae")
     assert data["metrics"][:2] == ["clip_gain", "lpips"]
     assert len(data["units"]) == 3 * 3 * 3 * 2
     run = RunFolder(results / "mine" / "toy-turbo" / "sae")
@@ -79,7 +67,7 @@ def test_data_names_pictures_that_are_there_with_the_stored_scores(results: Path
 
 
 def test_prompts_and_masks_go_with_the_example_they_were_made_from(report: Path) -> None:
-    shared = data_of(report, "mine.toy-turbo.change_object.examples")
+    shared = read_data(report, "mine.toy-turbo.change_object.examples")
     assert len(shared["pairs"]) == 6
     assert all(source == HOSTILE for source, _ in shared["prompts"].values())
     masks = next(iter(shared["pairs"].values()))["masks"]
@@ -92,7 +80,7 @@ def test_prompts_of_an_example_that_has_changed_are_not_shown(results: Path, tmp
         for task in tasks()
     ]
     write_report(results, tmp_path / "out", changed, board=BOARD)
-    assert data_of(tmp_path / "out", "mine.toy-turbo.change_object.examples")["prompts"] == {}
+    assert read_data(tmp_path / "out", "mine.toy-turbo.change_object.examples")["prompts"] == {}
 
 
 def test_words_of_strangers_are_never_markup(report: Path) -> None:
@@ -165,7 +153,7 @@ def test_missing_and_altered_pictures_are_said_to_be_so(results: Path, tmp_path:
     shutil.rmtree(copy / "mine" / "toy-turbo" / "no_edit" / "images")
     written = write_report(copy, tmp_path / "out", tasks(), board=BOARD)
     assert written.missing == 2 + 12
-    rows = data_of(tmp_path / "out", "mine.toy-turbo.change_object.sae")["units"]
+    rows = read_data(tmp_path / "out", "mine.toy-turbo.change_object.sae")["units"]
     assert rows[0][5] is None and "not in the results folder" in rows[0][6] and rows[0][7][0] is not None
     assert rows[1][5] is None and "not the one that was recorded" in rows[1][6]
     assert rows[2][5] is not None
@@ -179,7 +167,7 @@ def test_failed_units_say_why(results: Path, tmp_path: Path) -> None:
     failed = run.records()[0].model_copy(update={"status": "error", "reason": "out of <memory>", "image": None})
     run.append(failed)
     write_report(copy, tmp_path / "out", board=BOARD)
-    row = data_of(tmp_path / "out", "mine.toy-turbo.change_object.no_edit")["units"][0]
+    row = read_data(tmp_path / "out", "mine.toy-turbo.change_object.no_edit")["units"][0]
     assert row[5:] == [None, "error: out of <memory>", [None, None, None]]
 
 
@@ -256,7 +244,7 @@ def test_a_record_that_names_a_file_outside_its_run_is_refused(results: Path, tm
 
 def test_pictures_can_be_shared_instead_of_copied(results: Path, tmp_path: Path) -> None:
     write_report(results, tmp_path / "out", board=BOARD, link=True)
-    data = data_of(tmp_path / "out", "mine.toy-turbo.change_object.sae")["units"]
+    data = read_data(tmp_path / "out", "mine.toy-turbo.change_object.sae")["units"]
     assert (tmp_path / "out" / data[0][5]).stat().st_nlink > 1
 
 

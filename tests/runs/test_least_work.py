@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_runner import task
 from tiny import tiny_model, tiny_saes
+from tiny_runs import task
 from torch import nn
 
 from riebench.generation.generator import Generator

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_methods import BLOCKS as TWO_BLOCKS
-from test_methods import PAIR, context, dense, edit_of
+from edit_contexts import BLOCKS as TWO_BLOCKS
+from edit_contexts import PAIR, context, dense, edit_of
 from tiny import tiny_folder, tiny_model, tiny_saes
 
 from riebench.generation.edits import Placed, Stepwise, pick, position_mean, scaled

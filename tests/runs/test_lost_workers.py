@@ -14,22 +14,22 @@ from typing import Any
 
 import pytest
 import torch
-from test_job import fake_networks
-from test_ray_engine import (
+from small_suite import run_arguments, write_suite
+from thread_workers import (
     RECIPE,
-    FromStock,
-    InThread,
-    Mortal,
-    alone,
+    DyingWorker,
+    LoadedRecipe,
+    ThreadWorker,
     assert_same,
     assignment,
     node,
-    run,
+    run_in_threads,
+    run_locally,
 )
-from test_ray_engine import expected as expected
-from test_ray_engine import stock as stock
-from test_runner import NO_EDIT, task
-from test_shards import TASK, arguments
+from thread_workers import expected as expected
+from thread_workers import loaded_models as loaded_models
+from tiny_jobs import fake_networks
+from tiny_runs import NO_EDIT, task
 from typer.testing import CliRunner
 
 import riebench.scoring.score
@@ -53,7 +53,7 @@ def test_a_worker_that_counts_as_lost_is_ended_before_the_next_one_begins(
 ) -> None:
     order: list[str] = []
 
-    class Unreachable(InThread):
+    class Unreachable(ThreadWorker):
         def make(self, item: WorkItem) -> Iterator[Message]:
             if order.count("hired") == 1:
                 raise WorkerLostError("process 7 does not answer")
@@ -67,7 +67,7 @@ def test_a_worker_that_counts_as_lost_is_ended_before_the_next_one_begins(
         order.append("hired")
         return Unreachable(assignment())
 
-    assert_same(run(tmp_path, hire, count=1), expected)
+    assert_same(run_in_threads(tmp_path, hire, count=1), expected)
     assert order[:3] == ["hired", "stopped", "hired"]
 
 
@@ -122,11 +122,11 @@ def test_a_device_that_computes_no_more_ends_the_run_and_no_unit_is_blamed(
 ) -> None:
     failing(set(range(4, 1000)))
     with pytest.raises(DeviceLostError, match="computes no more"):
-        alone(tmp_path)
+        run_locally(tmp_path)
     kept = [record.status for path in tmp_path.glob("*/*/*/run.json") for record in RunFolder(path.parent).records()]
     assert kept and set(kept) == {"ok"}
     monkeypatch.undo()
-    assert_same(alone(tmp_path), expected)
+    assert_same(run_locally(tmp_path), expected)
 
 
 def test_a_worker_whose_device_computes_no_more_is_replaced(
@@ -134,7 +134,7 @@ def test_a_worker_whose_device_computes_no_more_is_replaced(
 ) -> None:
     failing({4})
     said: list[str] = []
-    assert_same(run(tmp_path, lambda: InThread(assignment()), said=said), expected)
+    assert_same(run_in_threads(tmp_path, lambda: ThreadWorker(assignment()), lines=said), expected)
     assert [line for line in said if "a worker was lost (cuda:0 computes no more" in line]
 
 
@@ -153,32 +153,32 @@ def test_a_device_is_asked_whether_it_still_computes(monkeypatch: pytest.MonkeyP
 
 
 def test_a_machine_that_refuses_what_it_once_did_costs_one_place(tmp_path: Path, expected: list[RunFolder]) -> None:
-    class Gone(InThread):
+    class Gone(ThreadWorker):
         def setup(self) -> WorkerInfo | RunFailure:
             return RunFailure("device 'cuda' cannot be used")
 
-    hired: list[InThread] = []
+    hired: list[ThreadWorker] = []
 
     def hire() -> Worker:
-        hired.append((Mortal if len(hired) < 2 else Gone)(assignment()))
+        hired.append((DyingWorker if len(hired) < 2 else Gone)(assignment()))
         return hired[-1]
 
-    Mortal.fatal, Mortal.lives = ("e1",), 1
+    DyingWorker.fatal, DyingWorker.lives = ("e1",), 1
     said: list[str] = []
     try:
-        assert_same(run(tmp_path, hire, said=said), expected)
+        assert_same(run_in_threads(tmp_path, hire, lines=said), expected)
     finally:
-        Mortal.lives = 0
+        DyingWorker.lives = 0
     assert any(line.startswith("a worker was lost (process 7 ended)") for line in said)
 
 
 def test_workers_that_are_lost_one_after_the_other_end_the_run(tmp_path: Path) -> None:
-    Mortal.fatal, Mortal.lives, Mortal.after = ("e0", "e1", "e2", "e3"), 10**6, 0
+    DyingWorker.fatal, DyingWorker.lives, DyingWorker.after = ("e0", "e1", "e2", "e3"), 10**6, 0
     try:
         with pytest.raises(RiebenchError, match=r"7 workers in a row were lost .* process 7 ended; a smaller"):
-            run(tmp_path, lambda: Mortal(assignment()), count=1)
+            run_in_threads(tmp_path, lambda: DyingWorker(assignment()), count=1)
     finally:
-        lost, Mortal.lives, Mortal.after = 10**6 - Mortal.lives, 0, 2
+        lost, DyingWorker.lives, DyingWorker.after = 10**6 - DyingWorker.lives, 0, 2
     # One more may have begun before that was said.
     assert lost - 2 * MAX_LOSSES in (1, 2)
 
@@ -192,7 +192,7 @@ def test_only_a_few_parcels_are_out_at_a_time(tmp_path: Path, monkeypatch: pytes
         given += 1
         give(self, item)
 
-    class Slow(InThread):
+    class Slow(ThreadWorker):
         def make(self, item: WorkItem) -> Iterator[Message]:
             nonlocal begun
             time.sleep(0.1)
@@ -201,23 +201,23 @@ def test_only_a_few_parcels_are_out_at_a_time(tmp_path: Path, monkeypatch: pytes
             yield from super().make(item)
 
     monkeypatch.setattr(WorkerPool, "submit", counted)
-    run(tmp_path, lambda: Slow(assignment()), count=1)
+    run_in_threads(tmp_path, lambda: Slow(assignment()), count=1)
     assert given == begun == 4 and max(waiting) == ITEMS_PER_WORKER - 1
 
 
 def test_people_are_told_when_nobody_is_at_work(
     tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Tardy(Mortal):
+    class Tardy(DyingWorker):
         def setup(self) -> WorkerInfo | RunFailure:
-            if not Mortal.lives:
+            if not DyingWorker.lives:
                 time.sleep(0.5)
             return super().setup()
 
     monkeypatch.setattr("riebench.runs.engines.coordinator.NOTICE_SECONDS", 0.1)
-    Mortal.fatal, Mortal.lives = ("e1",), 1
+    DyingWorker.fatal, DyingWorker.lives = ("e1",), 1
     said: list[str] = []
-    assert_same(run(tmp_path, lambda: Tardy(assignment()), count=1, said=said), expected)
+    assert_same(run_in_threads(tmp_path, lambda: Tardy(assignment()), count=1, lines=said), expected)
     lost = next(number for number, line in enumerate(said) if line.startswith("a worker was lost"))
     assert any(line.startswith("no worker is left; still waiting") for line in said[lost:])
     assert not any(line.startswith("no worker is left") for line in said[:lost])
@@ -229,12 +229,12 @@ def test_nothing_ends_a_parcel_unsaid(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Runner, "run", leave)
     with pytest.raises(RiebenchError, match="SystemExit: 3"):
-        run(tmp_path, lambda: InThread(assignment()), count=1)
+        run_in_threads(tmp_path, lambda: ThreadWorker(assignment()), count=1)
 
 
 def test_workers_find_their_batch_size_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def found() -> int:
-        worker = InThread(assignment(batch_size=None))
+        worker = ThreadWorker(assignment(batch_size=None))
         try:
             told = worker.setup()
         finally:
@@ -252,7 +252,7 @@ def test_an_actor_says_in_plain_data_why_it_cannot_begin_and_keeps_off_the_netwo
 ) -> None:
     offline: list[bool] = []
 
-    class Broken(FromStock):
+    class Broken(LoadedRecipe):
         def load(self) -> Any:
             offline.append(is_offline())
             raise RuntimeError("CUDA error: out of luck\nand more")
@@ -361,11 +361,10 @@ def test_gpus_that_only_workers_have_are_not_asked_for_where_scores_are_made(
         assert recipe.device == "cuda"
         return run_benchmark(tasks, settings, replace(recipe, device="cpu").load(), **given)
 
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "change_color.yaml").write_text(TASK)
+    write_suite(tmp_path)
     monkeypatch.setitem(engines.ENGINES, "ray", far)
     monkeypatch.setattr(riebench.scoring.score, "Networks", fake_networks)
-    line = [part for part in arguments(tmp_path, "out") if not part.endswith("features.yaml")]
+    line = [part for part in run_arguments(tmp_path, "out") if not part.endswith("features.yaml")]
     done = CliRunner().invoke(app, [*line, "--engine", "ray", "--device", "cuda"])
     assert done.exit_code == 0, done.output
     assert list((tmp_path / "out").glob("*/*/*/scores.jsonl"))

@@ -7,34 +7,43 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
-import numpy as np
 import pytest
-from test_job import SETTING
-from test_runner import NO_EDIT, PATCH, SAE, TARGET, picture, task
-from test_shards import TASK, arguments
+from small_suite import run_arguments, write_suite
+from thread_workers import (
+    EXAMPLES,
+    RECIPE,
+    SETTINGS,
+    DyingWorker,
+    ThreadWorker,
+    assert_same,
+    assignment,
+    by_unit,
+    node,
+    run_in_threads,
+    run_locally,
+)
+from thread_workers import expected as expected
+from thread_workers import loaded_models as loaded_models
 from tiny import tiny_folder, tiny_model, tiny_saes
+from tiny_runs import NO_EDIT, PATCH, SAE, task
 from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.jobs.request import EngineOptions
-from riebench.models.loading import LoadedModel
 from riebench.models.lookup import ModelRecipe
 from riebench.runs import engines
-from riebench.runs.engines.coordinator import MAX_LOSSES, START_ATTEMPTS, Worker, WorkerLostError, run_with_workers
+from riebench.runs.engines.coordinator import MAX_LOSSES, START_ATTEMPTS, Worker, WorkerLostError
 from riebench.runs.engines.ray import RayWorker, WorkerResources, cluster, split_cluster
 from riebench.runs.engines.worker import (
-    Assignment,
     Message,
     RunFailure,
     UnitResult,
     WorkerInfo,
-    WorkerRunner,
     WorkItem,
     sweep_scratch,
     work_items,
@@ -43,154 +52,38 @@ from riebench.runs.plan import plan, works_of
 from riebench.runs.runner import Runner, run_benchmark
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
-from riebench.store.run_file import broken_seals, count_unsealed_lines
-from riebench.tasks.schema import Setting
 
-SETTINGS = (NO_EDIT, TARGET, SAE)
-EXAMPLES = 4
 UNITS = EXAMPLES * (1 + 1 + 3 * 2)
-RECIPE = ModelRecipe(str(tiny_folder()), steps=2, guidance=0.0, device="cpu")
-MODELS: Queue[LoadedModel] = Queue()
-"""Models for workers in threads: two must not be loaded at the same time in one process."""
-
-
-class FromStock(ModelRecipe):
-    """A recipe whose models are there already."""
-
-    def load(self) -> LoadedModel:
-        return MODELS.get(timeout=60)
-
-
-class InThread:
-    """A worker whose model is in this process."""
-
-    def __init__(self, assignment: Assignment) -> None:
-        self.assignment = assignment
-        self.model: LoadedModel | None = None
-        self.busy = threading.RLock()
-
-    def setup(self) -> WorkerInfo | RunFailure:
-        maker = self.maker = WorkerRunner(self.assignment)
-        self.model = maker._runner.model
-        return maker.info
-
-    def make(self, item: WorkItem) -> Iterator[Message]:
-        with self.busy:
-            yield from self.maker.make(item)
-
-    def stop(self) -> None:
-        with self.busy:
-            model, self.model = self.model, None
-            if model is not None:
-                MODELS.put(model)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stock() -> None:
-    """Two models, as many as there are workers at a time."""
-    for _ in range(2):
-        MODELS.put(RECIPE.load())
-
-
-class Mortal(InThread):
-    """One that is lost, after a few records, when it makes an example of `fatal` and `lives` are left to lose."""
-
-    fatal: tuple[str, ...] = ()
-    lives = 0
-    after = 2
-
-    def make(self, item: WorkItem) -> Iterator[Message]:
-        made = 0
-        # All of it, since the thread that makes it goes on; what comes too late is never seen.
-        for message in list(super().make(item)):
-            made += isinstance(message, UnitResult)
-            if Mortal.lives and made > self.after and item.works[0].example.id in self.fatal:
-                Mortal.lives -= 1
-                self.stop()
-                raise WorkerLostError("process 7 ended")
-            yield message
-
-
-def assignment(settings: Sequence[Setting] = SETTINGS, **changes: Any) -> Assignment:
-    tasks = (task(EXAMPLES),)
-    stock = FromStock(**vars(RECIPE))
-    values = {"tasks": tasks, "settings": tuple(settings), "recipe": stock, "saes_source": str(tiny_saes()),
-              "batch_size": 2, "regions": "attention", "offline": True, "pool": tasks}  # fmt: skip
-    return Assignment(**{**values, **changes})
-
-
-def run(place: Path, hire: Callable[[], Worker], count: int = 2, said: list[str] | None = None, **changes: Any
-        ) -> list[RunFolder]:  # fmt: skip
-    """Runs with workers."""
-    options: dict[str, Any] = {
-        "results_root": place, "seeds": (0,), "limit": None, "redo": "missing", "shard": (1, 1), "progress": False,
-        "provenance": {}, "say": (said if said is not None else []).append,
-    }  # fmt: skip
-    return run_with_workers(assignment(), hire, count, **{**options, **changes})
-
-
-def alone(place: Path, **options: Any) -> list[RunFolder]:
-    """The same run in this process."""
-    return engines.run(
-        "local", [task(EXAMPLES)], SETTINGS, tiny_model(), results_root=place, saes_source=str(tiny_saes()),
-        batch_size=2, progress=False, **options,
-    )  # fmt: skip
-
-
-def by_unit(folder: RunFolder) -> dict[str, EditRecord]:
-    return {record.key.digest: record for record in folder.records()}
-
-
-def assert_same(made: Sequence[RunFolder], expected: Sequence[RunFolder]) -> None:
-    """The same units, choices and pictures, each recorded once, and every seal whole."""
-    for one, other in zip(made, expected, strict=True):
-        assert one.spec.run_id == other.spec.run_id
-        assert one.expected == other.expected
-        mine, theirs = by_unit(one), by_unit(other)
-        assert mine.keys() == theirs.keys()
-        assert len((one.path / "records.jsonl").read_text().splitlines()) == len(mine)
-        assert one.finished_units() == mine.keys()
-        assert broken_seals(one.path) == [] and count_unsealed_lines(one.path) == 0
-        for digest, record in mine.items():
-            told = ("status", "reason", "image", "source_image", "target_image", "features", "mask_share", "cluster")
-            assert [getattr(record, name) for name in told] == [getattr(theirs[digest], name) for name in told]
-            assert np.abs(picture(one, record) - picture(other, theirs[digest])).max() <= 1
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
-    """What one process makes."""
-    return alone(tmp_path_factory.mktemp("alone"))
 
 
 def test_workers_make_what_one_process_makes_and_nothing_twice(
     tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = run(tmp_path, lambda: InThread(assignment()))
+    made = run_in_threads(tmp_path, lambda: ThreadWorker(assignment()))
     assert_same(made, expected)
     assert made[0].provenance["workers"] == 2 and made[0].provenance["device"] == "cpu"
     written: list[EditRecord] = []
     monkeypatch.setattr(RunFolder, "append", lambda self, record: written.append(record))
-    run(tmp_path, lambda: InThread(assignment()), count=1)
+    run_in_threads(tmp_path, lambda: ThreadWorker(assignment()), count=1)
     assert written == []
 
 
 def test_what_a_lost_worker_had_left_is_made_by_another(tmp_path: Path, expected: list[RunFolder]) -> None:
-    Mortal.fatal, Mortal.lives = ("e1", "e2"), 3
+    DyingWorker.fatal, DyingWorker.lives = ("e1", "e2"), 3
     said: list[str] = []
-    assert_same(run(tmp_path, lambda: Mortal(assignment()), said=said), expected)
-    assert Mortal.lives == 0
+    assert_same(run_in_threads(tmp_path, lambda: DyingWorker(assignment()), lines=said), expected)
+    assert DyingWorker.lives == 0
     assert sum("a worker was lost (process 7 ended); another one takes over" in line for line in said) == 3
 
 
 def test_an_example_that_takes_its_workers_along_is_recorded_as_failed(
     tmp_path: Path, expected: list[RunFolder]
 ) -> None:
-    Mortal.fatal, Mortal.lives, Mortal.after = ("e1",), 10**6, 0
+    DyingWorker.fatal, DyingWorker.lives, DyingWorker.after = ("e1",), 10**6, 0
     try:
-        made = run(tmp_path, lambda: Mortal(assignment()))
+        made = run_in_threads(tmp_path, lambda: DyingWorker(assignment()))
     finally:
-        lives, Mortal.lives, Mortal.after = Mortal.lives, 0, 2
+        lives, DyingWorker.lives, DyingWorker.after = DyingWorker.lives, 0, 2
     assert lives == 10**6 - MAX_LOSSES
     for folder in made:
         records = by_unit(folder).values()
@@ -199,7 +92,7 @@ def test_an_example_that_takes_its_workers_along_is_recorded_as_failed(
         }  # fmt: skip
         reasons = {record.reason or "" for record in records if record.status == "error"}
         assert len(reasons) == 1 and "3 workers were lost while this example was made" in reasons.pop()
-    again = run(tmp_path, lambda: InThread(assignment()), redo="errors")
+    again = run_in_threads(tmp_path, lambda: ThreadWorker(assignment()), redo="errors")
     assert [by_unit(one).keys() for one in again] == [by_unit(one).keys() for one in expected]
     assert {record.status for one in again for record in one.records()} == {"ok"}
 
@@ -213,7 +106,7 @@ def test_stored_masks_and_pictures_are_used_and_not_made_again(tmp_path: Path, e
     stored = folder.shared.path / record.source_image
     stored.write_bytes((folder.shared.path / str(folder.records()[-1].source_image)).read_bytes())
     before = stored.read_bytes()
-    made = run(tmp_path, lambda: InThread(assignment()))
+    made = run_in_threads(tmp_path, lambda: ThreadWorker(assignment()))
     assert stored.read_bytes() == before
     same = next(r for r in made[0].records() if r.key.example_id == record.key.example_id)
     assert (made[0].path / str(same.image)).read_bytes() == before
@@ -234,9 +127,9 @@ def test_stopping_leaves_a_folder_that_one_process_completes(
 
     monkeypatch.setattr(RunFolder, "append", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, lambda: InThread(assignment()))
+        run_in_threads(tmp_path, lambda: ThreadWorker(assignment()))
     monkeypatch.undo()
-    done = alone(tmp_path)
+    done = run_locally(tmp_path)
     assert_same(done, expected)
     found = {digest: record for folder in done for digest, record in by_unit(folder).items()}
     assert all(any(record == by_unit(folder).get(record.key.digest) for folder in done) for record in kept)
@@ -244,13 +137,13 @@ def test_stopping_leaves_a_folder_that_one_process_completes(
 
 
 def test_workers_that_end_while_loading_end_the_run_only_if_all_do(tmp_path: Path, expected: list[RunFolder]) -> None:
-    class Frail(InThread):
+    class Frail(ThreadWorker):
         def setup(self) -> WorkerInfo | RunFailure:
             raise WorkerLostError("its process ended")
 
-    hired: list[InThread] = []
+    hired: list[ThreadWorker] = []
 
-    def hire(*kinds: type[InThread]) -> Callable[[], Worker]:
+    def hire(*kinds: type[ThreadWorker]) -> Callable[[], Worker]:
         def one() -> Worker:
             hired.append(kinds[min(len(hired), len(kinds) - 1)](assignment()))
             return hired[-1]
@@ -258,25 +151,25 @@ def test_workers_that_end_while_loading_end_the_run_only_if_all_do(tmp_path: Pat
         return one
 
     with pytest.raises(RiebenchError, match=r"workers end while they load the model .* Use fewer --workers"):
-        run(tmp_path / "none", hire(Frail), count=1)
+        run_in_threads(tmp_path / "none", hire(Frail), count=1)
     assert len(hired) == START_ATTEMPTS and not (tmp_path / "none").exists()
     hired.clear()
-    assert_same(run(tmp_path / "some", hire(InThread, Frail)), expected)
+    assert_same(run_in_threads(tmp_path / "some", hire(ThreadWorker, Frail)), expected)
 
 
 def test_what_no_worker_can_do_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Other(InThread):
+    class Other(ThreadWorker):
         def setup(self) -> WorkerInfo | RunFailure:
             return RunFailure("the file is not here")
 
-    class Shifted(InThread):
+    class Shifted(ThreadWorker):
         def setup(self) -> WorkerInfo | RunFailure:
             told = super().setup()
             assert isinstance(told, WorkerInfo)
             specs = {name: spec.model_copy(update={"regions": "elsewhere"}) for name, spec in told.specs.items()}
             return WorkerInfo(specs, told.notes, told.batch_size)
 
-    class Torn(InThread):
+    class Torn(ThreadWorker):
         def make(self, item: WorkItem) -> Iterator[Message]:
             for message in super().make(item):
                 yield UnitResult(message.setting, message.record, b"?") if isinstance(message, UnitResult) else message
@@ -284,18 +177,18 @@ def test_what_no_worker_can_do_is_said_in_one_line(tmp_path: Path, monkeypatch: 
     def shortage(*_: Any) -> None:
         raise RiebenchError("not enough memory")
 
-    kinds = iter([InThread, Shifted])
+    kinds = iter([ThreadWorker, Shifted])
     for hire, words in (
         (lambda: Other(assignment()), "the file is not here"),
         (lambda: Torn(assignment()), "did not arrive whole"),
     ):
         with pytest.raises(RiebenchError, match=words):
-            run(tmp_path, hire, count=1)
+            run_in_threads(tmp_path, hire, count=1)
     with monkeypatch.context() as patch, pytest.raises(RiebenchError, match="not enough memory"):
         patch.setattr(Runner, "run", shortage)
-        run(tmp_path, lambda: InThread(assignment()), count=1)
+        run_in_threads(tmp_path, lambda: ThreadWorker(assignment()), count=1)
     with pytest.raises(RiebenchError, match="workers do not agree on what 'no_edit' is"):
-        run(tmp_path / "b", lambda: next(kinds)(assignment()), count=2)
+        run_in_threads(tmp_path / "b", lambda: next(kinds)(assignment()), count=2)
 
 
 def test_the_largest_examples_go_first_and_stay_whole() -> None:
@@ -317,10 +210,6 @@ def test_scratch_of_killed_workers_goes_and_that_of_living_ones_stays(
     sweep_scratch()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {f"riebench-worker-{os.getpid()}-b", "riebench-worker-mine", "other-1-c"}
-
-
-def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
-    return {"Alive": alive, "Resources": {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}}
 
 
 @pytest.mark.parametrize(
@@ -392,9 +281,7 @@ def test_a_missing_ray_and_a_bad_address_are_one_line(tmp_path: Path, monkeypatc
 def test_the_command_line_gives_the_engine_what_its_workers_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "change_color.yaml").write_text(TASK)
-    (tmp_path / "features.yaml").write_text(SETTING + f"sae: {tiny_saes()}\n")
+    write_suite(tmp_path)
     asked: list[tuple[Any, ...]] = []
 
     def far(tasks: Any, settings: Any, recipe: ModelRecipe, *, address: Any, workers: Any, say: Any, **options: Any
@@ -404,8 +291,8 @@ def test_the_command_line_gives_the_engine_what_its_workers_need(
         return run_benchmark(tasks, settings, recipe.load(), **options)
 
     monkeypatch.setitem(engines.ENGINES, "ray", far)
-    line = arguments(tmp_path, "out", "--engine", "ray", "--address", "head:6379", "--workers", "3", "--shard", "2/2")
-    done = CliRunner().invoke(app, line)
+    options = ["--engine", "ray", "--address", "head:6379", "--workers", "3", "--shard", "2/2"]
+    done = CliRunner().invoke(app, run_arguments(tmp_path, "out", *options))
     assert done.exit_code == 0, done.output
     assert asked == [(ModelRecipe(str(tiny_folder()), 2, 0.0, None, "cpu"), "head:6379", 3, (2, 2), "ray")]
     assert "as workers do it" in done.stderr and "shard 2/2 done" in done.stderr

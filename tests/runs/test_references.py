@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from test_methods import BLOCKS, CHANNELS, POSITIONS, STEPS, context, dense, edit_of
+from edit_contexts import BLOCKS, CHANNELS, POSITIONS, STEPS, context, dense, edit_of
 from tiny import tiny_model, tiny_saes
 
 from riebench.errors import RiebenchError

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny import SIZE, tiny_model, tiny_saes
+from tiny_runs import NO_EDIT, PATCH, SAE, TARGET, picture, task
 
 from riebench.errors import RiebenchError
 from riebench.generation.generator import GenerationResult, Generator
@@ -18,28 +19,8 @@ from riebench.runs import engines
 from riebench.runs.plan import plan
 from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
-from riebench.store.records import EditRecord
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
-
-NO_EDIT = Setting(name="no_edit", method="no_edit", blocks=())
-TARGET = Setting(name="target_prompt", method="target_prompt", blocks=())
-SAE = Setting(name="sae", method="sae", params={"n_features": 10}, blocks=("mid.0", "up.0.1"), block_mode="both",
-              strengths=(0.0, 3.0))  # fmt: skip
-PATCH = Setting(name="patch", method="activation_patch", strengths=(1.0, 2.0))
-
-
-def task(count: int = 2, region: str = "whole", **changes: Any) -> EditTask:
-    """A task of a few examples."""
-    examples = tuple(
-        EditExample(
-            id=f"e{i}", source=f"a red house {i}", target=f"a red boat {i}", source_region=region,
-            target_region=region if region == "whole" else "boat",
-        )
-        for i in range(count)
-    )  # fmt: skip
-    values = {"name": "t", "version": 1, "category": "change_object", "suite": "tiny", "examples": examples}
-    return EditTask(**{**values, **changes})
 
 
 @pytest.fixture
@@ -65,12 +46,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
 
     monkeypatch.setattr(Generator, "generate", generate)
     return seen
-
-
-def picture(folder: RunFolder, record: EditRecord) -> np.ndarray[Any, Any]:
-    """A record's picture as integers."""
-    assert record.image is not None
-    return folder.read_image(record.image).astype(int)
 
 
 def shared(folder: RunFolder, name: str | None) -> np.ndarray[Any, Any]:

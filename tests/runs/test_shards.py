@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import make_key, make_record, make_spec
-from test_job import SETTING, fake_networks
-from test_store import PIXELS, add
-from tiny import tiny_folder, tiny_saes
+from records import PIXELS, add_record, make_key, make_record, make_spec
+from small_suite import EXAMPLES, run_arguments, write_suite
+from tiny_jobs import fake_networks
 from typer.testing import CliRunner
 
 import riebench.scoring.score
@@ -30,11 +29,6 @@ from riebench.store.run_file import broken_seals, count_unsealed_lines, part_fil
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.utils.locks import brief_lock, shard_lock
 
-EXAMPLES = 4
-TASK = "category: change_color\nversion: 1\nexamples:\n" + "".join(
-    f"  - {{id: e{i}, source: a red cat {i}, target: a blue cat {i}, source_region: cat, target_region: cat}}\n"
-    for i in range(EXAMPLES)
-)
 UNITS = EXAMPLES * (1 + 5)
 SLOW = """
 import time
@@ -75,16 +69,16 @@ def test_every_work_belongs_to_exactly_one_share() -> None:
 def test_shards_write_side_by_side_and_leave_what_one_process_leaves(folder: RunFolder) -> None:
     plan = [make_key(seed=seed) for seed in range(3)]
     other = RunFolder(folder.path, folder.spec)
-    with folder.open_for_writing({"device": "cpu"}, plan, (1, 2)) as one:
-        first = add(one)
-        with other.open_for_writing({"device": "cpu"}, plan, (2, 2)) as two:
-            second = add(two, seed=1)
+    with folder.writing({"device": "cpu"}, plan, (1, 2)) as one:
+        first = add_record(one)
+        with other.writing({"device": "cpu"}, plan, (2, 2)) as two:
+            second = add_record(two, seed=1)
             # A reader sees what all of them have recorded, wherever it stands.
             assert RunFolder(folder.path).finished_units() == {first, second}
             assert not (folder.path / "records.jsonl").exists()
-        third = add(one, seed=2)
-        assert RunFolder(folder.path).finished_units() == {first, second, third}
-    assert RunFolder(folder.path).finished_units() == {first, second, third}
+        third = add_record(one, seed=2)
+        assert RunFolder(folder.path).done() == {first, second, third}
+    assert RunFolder(folder.path).done() == {first, second, third}
     assert sum(folder.expected.values()) == 3
     assert part_files(folder.path) == [] and len((folder.path / "records.jsonl").read_text().splitlines()) == 3
     assert broken_seals(folder.path) == [] and count_unsealed_lines(folder.path) == 0
@@ -125,9 +119,9 @@ def test_a_shard_of_another_run_is_refused_though_both_began_with_an_empty_folde
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_what_a_killed_shard_left_is_read_and_moved_by_the_next_writer(folder: RunFolder, torn: bool) -> None:
-    with folder.open_for_writing(shard=(1, 2)) as run:
-        kept = add(run)
-        cut = add(run, seed=1)
+    with folder.writing(shard=(1, 2)) as run:
+        kept = add_record(run)
+        cut = add_record(run, seed=1)
         left = part_path(folder.path, (1, 2)).read_bytes()
     # As if it had been killed before it came to move anything, in the middle of a line.
     (folder.path / "records.jsonl").unlink()
@@ -147,8 +141,8 @@ def test_what_a_killed_shard_left_is_read_and_moved_by_the_next_writer(folder: R
 
 
 def test_a_move_that_was_cut_off_is_not_made_twice(folder: RunFolder) -> None:
-    with folder.open_for_writing(shard=(1, 2)) as run:
-        done = {add(run), add(run, seed=1)}
+    with folder.writing(shard=(1, 2)) as run:
+        done = {add_record(run), add_record(run, seed=1)}
         left = part_path(folder.path, (1, 2)).read_bytes()
     part_path(folder.path, (1, 2)).write_bytes(left)
     assert RunFolder(folder.path).finished_units() == done
@@ -164,9 +158,9 @@ def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    with folder.open_for_writing(shard=(1, 2)) as run:
-        digest = add(run)
-        monkeypatch.setattr("riebench.store.folder.merge_parts", full)
+    with folder.writing(shard=(1, 2)) as run:
+        digest = add_record(run)
+        monkeypatch.setattr("riebench.store.folder.merge", full)
     monkeypatch.undo()
     assert RunFolder(folder.path).finished_units() == {digest} and len(part_files(folder.path)) == 1
     with folder.open_for_writing():
@@ -175,20 +169,20 @@ def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
 
 
 def test_records_changed_by_hand_while_shards_ran_are_found(folder: RunFolder) -> None:
-    with folder.open_for_writing() as run:
-        add(run)
-    with folder.open_for_writing(shard=(1, 2)) as run:
+    with folder.writing() as run:
+        add_record(run)
+    with folder.writing(shard=(1, 2)) as run:
         records = folder.path / "records.jsonl"
         records.write_text(records.read_text().replace('"seed":0', '"seed":7'))
-        add(run, seed=1)
+        add_record(run, seed=1)
     assert broken_seals(folder.path) == ["records.jsonl is not as riebench wrote it: something was changed or taken "
                                          "out by hand"]  # fmt: skip
 
 
 def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder) -> None:
-    with folder.open_for_writing() as run:
-        add(run)
-    with folder.open_for_writing(shard=(1, 2)) as run:
+    with folder.writing() as run:
+        add_record(run)
+    with folder.writing(shard=(1, 2)) as run:
         key = make_key()
         name, digest = run.write_image(key, 255 - PIXELS)
         run.append(make_record(key, name, digest))
@@ -199,8 +193,8 @@ def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder
 @pytest.mark.parametrize("name", ["records.jsonl", "scores.jsonl"])
 def test_shards_seal_no_torn_line(folder: RunFolder, name: str) -> None:
     """What a killed process left of a line goes before anything is sealed, or it would be missed when it goes later."""
-    with folder.open_for_writing() as run:
-        add(run)
+    with folder.writing() as run:
+        add_record(run)
         run.append_scores([ScoreRecord(unit="u", metric="lpips", version=1, value=0.5)])
     with (folder.path / name).open("a") as file:
         file.write('{"torn')
@@ -214,8 +208,8 @@ def test_shards_seal_no_torn_line(folder: RunFolder, name: str) -> None:
 
 
 def test_copies_of_a_shards_file_are_nobodys(folder: RunFolder) -> None:
-    with folder.open_for_writing(shard=(1, 2)) as run:
-        add(run)
+    with folder.writing(shard=(1, 2)) as run:
+        add_record(run)
         copy = folder.path / "records.1-of-2 (copy).jsonl"
         copy.write_bytes(part_path(folder.path, (1, 2)).read_bytes().replace(b'"seed":0', b'"seed":9'))
     with folder.open_for_writing():
@@ -263,20 +257,9 @@ def test_shards_are_written_as_i_of_n() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A suite and a setting of one's own."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "change_color.yaml").write_text(TASK)
-    (tmp_path / "features.yaml").write_text(SETTING + f"sae: {tiny_saes()}\n")
+    """A folder with a suite and a setting."""
+    write_suite(tmp_path)
     return tmp_path
-
-
-def arguments(place: Path, results: str, *more: str) -> list[str]:
-    """The command line of a run."""
-    return [
-        "run", "no_edit", str(place / "features.yaml"), "--suite", str(place / "mine"), "--model", str(tiny_folder()),
-        "--steps", "2", "--guidance", "0", "--scorer", "toy-clip", "--batch-size", "2", "--device", "cpu",
-        "--no-report", "--results", str(place / results), *more,
-    ]  # fmt: skip
 
 
 def start(place: Path, shard: str, pause: str) -> subprocess.Popen[str]:
@@ -284,7 +267,7 @@ def start(place: Path, shard: str, pause: str) -> subprocess.Popen[str]:
     code = SLOW.replace("PAUSE", pause)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments(place, "shards", "--shard", shard)], env=environment,
+        [sys.executable, "-c", code, *run_arguments(place, "shards", "--shard", shard)], env=environment,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -302,7 +285,7 @@ def wait_for_records(place: Path, part: str, process: subprocess.Popen[str]) -> 
 
 def run_here(place: Path, results: str, *more: str) -> Any:
     """The command in this process, with scoring networks stood in for."""
-    done = CliRunner().invoke(app, arguments(place, results, *more))
+    done = CliRunner().invoke(app, run_arguments(place, results, *more))
     assert done.exit_code == 0, done.output
     return done
 
@@ -326,7 +309,7 @@ def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monke
         started.append(second)
         left = wait_for_records(place, "2-of-2", second)
         # Whoever comes without --shard, to make or to score, is told at once.
-        refused = CliRunner().invoke(app, arguments(place, "shards"))
+        refused = CliRunner().invoke(app, run_arguments(place, "shards"))
         assert refused.exit_code == 2 and "is being written by another riebench" in refused.stderr
         second.send_signal(signal.SIGKILL)
         assert second.wait(timeout=60) == -signal.SIGKILL

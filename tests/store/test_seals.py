@@ -10,11 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from records import make_key, make_spec
-from test_faults import said
-from test_job import command, last_line
-from test_job import job as job
-from test_store import add
+from records import add_record, make_key, make_spec
+from tiny_jobs import job_lines, last_line, run_command
 
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
@@ -25,9 +22,9 @@ from riebench.utils.files import write_atomic
 
 
 def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
-    with folder.open_for_writing(plan=[make_key(), make_key(seed=1)]):
-        add(folder)
-        add(folder, seed=1)
+    with folder.writing(plan=[make_key(), make_key(seed=1)]):
+        add_record(folder)
+        add_record(folder, seed=1)
     for name in ("records.jsonl", "run.json"):
         file = folder.path / name
         data = file.read_bytes()
@@ -46,23 +43,23 @@ def test_a_changed_record_is_said_and_made_anew_on_request(job: RunRequest) -> N
     file = folder.path / "records.jsonl"
     honest = file.read_text()
     file.write_text(honest.replace('"add":[', '"add":[9', 1))
-    assert any("records.jsonl is not as riebench wrote it" in line and "--redo all" in line for line in said(job))
-    lines = said(job, redo="all")
+    assert any("records.jsonl is not as riebench wrote it" in line and "--redo all" in line for line in job_lines(job))
+    lines = job_lines(job, redo="all")
     assert any("set-aside-1/" in line for line in lines)
     assert [r.features for r in RunFolder(folder.path).records()] == [r.features for r in folder.records()]
     assert broken_seals(folder.path) == [] and len(file.read_text().splitlines()) == len(honest.splitlines())
     assert '"add":[9' in (folder.path / "set-aside-1" / "records.jsonl").read_text()
     # An unreadable line too; and what is whole is not set aside.
     file.write_text("{" + file.read_text())
-    refused = command(job, "--blocks", "mid.0")
+    refused = run_command(job, "--blocks", "mid.0")
     assert refused.exit_code == 2 and "records.jsonl, line 1 is damaged" in last_line(refused)
-    assert any("set-aside-2/" in line for line in said(job, redo="all"))
-    assert not any("set-aside" in line for line in said(job, redo="all"))
+    assert any("set-aside-2/" in line for line in job_lines(job, redo="all"))
+    assert not any("set-aside" in line for line in job_lines(job, redo="all"))
 
 
 def test_a_changed_run_file_goes_aside_and_an_honest_one_still_says_whose_folder_it_is(folder: RunFolder) -> None:
-    with folder.open_for_writing():
-        add(folder)
+    with folder.writing():
+        add_record(folder)
     records_file = folder.path / "records.jsonl"
     records_file.write_text(records_file.read_text().replace('"e1"', '"e2"'))
     assert set_aside(folder.path) is not None and (folder.path / "run.json").exists()
@@ -76,8 +73,8 @@ def test_a_changed_run_file_goes_aside_and_an_honest_one_still_says_whose_folder
 
 def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
     for number in (1, 2, 3):
-        with folder.open_for_writing():
-            add(folder)
+        with folder.writing():
+            add_record(folder)
         (folder.path / "seal.json").write_text("{")
         assert set_aside(folder.path) == folder.path / f"set-aside-{number}"
         # Whoever has looked through it may delete it.
@@ -86,8 +83,8 @@ def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
 
 
 def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFolder) -> None:
-    with folder.open_for_writing({"started": "then"}):
-        add(folder)
+    with folder.writing({"started": "then"}):
+        add_record(folder)
     coming = (folder.path / "run.json").read_bytes().replace(b"then", b"now!")
     announce_replacement(folder.path, "run.json", coming)
     assert broken_seals(folder.path) == []
@@ -103,12 +100,9 @@ def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFold
 
 
 def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check that two kills around the replacement of run.json break no seal.
-
-    The first comes after run.json was replaced and before it was sealed, the second before it is replaced again.
-    """
-    with folder.open_for_writing({"started": "first"}):
-        add(folder)
+    """The first after run.json was replaced and before it was sealed, the second before it is replaced again."""
+    with folder.writing({"started": "first"}):
+        add_record(folder)
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -129,21 +123,21 @@ def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypa
 
 
 def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> None:
-    with folder.open_for_writing():
-        add(folder)
-    with folder.open_for_writing() as run:
+    with folder.writing():
+        add_record(folder)
+    with folder.writing() as run:
         file = folder.path / "records.jsonl"
         file.write_text(file.read_text().replace('"seed":0', '"seed":7'))
-        add(run, seed=1)
+        add_record(run, seed=1)
     assert len(broken_seals(folder.path)) == 1
 
 
 def test_who_looks_while_another_process_begins_sees_no_broken_seal(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with folder.open_for_writing({"started": "then"}):
-        add(folder)
-    original = run_file._fingerprint
+    with folder.writing({"started": "then"}):
+        add_record(folder)
+    original = run_file._part
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import ROOT
+from records import make_spec
 from tiny import tiny_model
 
 from riebench.errors import RiebenchError, TaskFileError
@@ -79,8 +80,6 @@ def test_other_code_is_another_run(tmp_path: Path) -> None:
         Setting(name="s", method="mine", plugin="my_methods.py", plugin_sha256=digest) for digest in ("a", "b")
     )
     plain = Setting(name="s", method="mine")
-    from records import make_spec
-
     specs = [make_spec().model_copy(update={"setting": setting}) for setting in (plain, first, second)]
     assert len({spec.run_id for spec in specs}) == 3
     assert "plugin_sha256" not in specs[0].identity and "plugin" not in specs[1].identity

@@ -19,52 +19,24 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
+from sae_collections import CONFIGS, PLAN, ROWS, WIDTH, sparse, stored
 from torch import Tensor
 from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.models.spec import ModelSpec
 from riebench.saes.figures import Meter
 from riebench.saes.files import save_tensors
 from riebench.saes.formats import load_saes
 from riebench.training import run
-from riebench.training.batches import Batches, DataPass, InMemoryPositions
-from riebench.training.collection import BlockLayout, Collection, CollectionIndex
-from riebench.training.many import CurvePoint, train_many
-from riebench.training.run import TrainingRun, train_collection
+from riebench.training.batches import Batches, DataPass, InMemory
+from riebench.training.collection import Collection
+from riebench.training.many import Point, train_many
+from riebench.training.run import Job, train_collection
 from riebench.training.speed import measure_step
 from riebench.training.topk import Kind, SaeTraining
 from riebench.utils.files import temporary_path
-
-WIDTH, ROWS = 8, 16
-PLAN = DataPass(batch_size=64, epochs=2, buffer=384, seed=3)
-CONFIGS = (
-    SaeTraining(features=24, k=3, auxk=4, learning_rate=1e-2, dead_after=256),
-    SaeTraining(features=16, k=2, auxk=4, learning_rate=1e-2, dead_after=256, kind="batchtopk", decay=0.0),
-)
-
-
-def sparse(count: int, atoms: int = 32, width: int = 16, active: float = 3) -> tuple[Tensor, Tensor]:
-    """A dictionary [atoms, width] of unit rows, and sums of a few of them, [count, width]."""
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.nn.functional.normalize(torch.randn(atoms, width, generator=generator), dim=1)
-    chosen = torch.rand(count, atoms, generator=generator) < active / atoms
-    return directions, (0.5 + torch.rand(count, atoms, generator=generator)) * chosen @ directions
-
-
-def stored(
-    folder: Path, shards: int = 6, pictures: int = 10, blocks: tuple[str, ...] = ("mid.0", "up.0.1")
-) -> Collection:
-    """A collection of sparse sums, without a model."""
-    spec = ModelSpec(name="m", source="m", revision="r", steps=1, guidance=0, size=64, dtype="float32")
-    layouts = {block: BlockLayout(width=WIDTH, rows=ROWS) for block in blocks}
-    index = CollectionIndex(model=spec, blocks=layouts, seed=0, pictures_per_shard=pictures, batch_size=2)
-    there = Collection.begin(folder, index)
-    data = sparse(shards * pictures * ROWS, 12, WIDTH, 2)[1].half().chunk(shards)
-    for number, rows in enumerate(data):
-        there.add(number, [f"{number} {i}" for i in range(pictures)], dict.fromkeys(blocks, rows))
-    return there
 
 
 @pytest.fixture
@@ -263,18 +235,19 @@ def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path, undrawn: Non
     # The same in a process of its own that never gets beyond the step after its first checkpoint.
     code = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_sae_train_many as case
-from riebench.training import many
-kept = many._write_checkpoint
+from pathlib import Path
+sys.path.insert(0, {str(ROOT / "tests" / "helpers")!r})
+from sae_collections import CONFIGS, PLAN
+from riebench.training import many, run
+from riebench.training.collection import Collection
+kept = many._keep
 def keep(checkpoint, state):
     kept(checkpoint, state)
     time.sleep(600)
-many._write_checkpoint = keep
-case.run.curve_files = lambda *_: {{}}
-out = case.Path({str(jobs["killed"].out)!r})
-job = case.TrainingRun(out, case.CONFIGS, case.PLAN, checkpoint_every=3, progress=False)
-case.train_collection(case.Collection.open(case.Path({str(there.folder)!r})), (), job)
+many._keep = keep
+run.curve_files = lambda *_: {{}}
+job = run.Job(Path({str(jobs["killed"].out)!r}), CONFIGS, PLAN, checkpoint_every=3, progress=False)
+run.train_collection(Collection.open(Path({str(there.folder)!r})), (), job)
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
