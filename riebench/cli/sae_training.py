@@ -110,15 +110,17 @@ def collect_updates(
     Repeating a command does only what is missing.
     """
     from riebench.blocks import default_blocks
-    from riebench.tasks.importers.datasets import DatasetSource
-    from riebench.training.collect import CollectOptions, collect
-    from riebench.training.prompts import PromptSource
+    from riebench.tasks.importers.datasets import Place
+    from riebench.toyworld.captions import training_captions
+    from riebench.training.collect import Collecting, collect
+    from riebench.training.prompts import PromptSource, ToyCaptions
 
     assert isinstance(loading, ModelLoading)
     place = None
     if dataset is not None:
-        place = DatasetSource(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
-    source = PromptSource(prompts, place, column, toy_captions)
+        place = Place(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
+    captions = None if toy_captions is None else ToyCaptions(toy_captions, training_captions)
+    source = PromptSource(prompts, place, column, captions)
     known = source.count()
     wanted = split_names(blocks) or default_blocks()
     options = CollectOptions(wanted, limit, seed, batch_size, shard_pictures, redo_damaged)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from riebench.features.activity import Float
 from riebench.features.data import Means, Statistics
-from riebench.report.plots import COLORS, INK, SVG
+from riebench.utils.plots import COLORS, INK, SVG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

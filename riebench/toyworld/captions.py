@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import random
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
-from riebench.toyworld.scenes import DEFAULTS, Scene
+from riebench.toyworld.scenes import DEFAULTS, Scene, random_scene
 
 # Attribute -> value -> phrases; the first phrase is the plain wording. No phrase names two values and no word belongs
 # to two attributes, so that a word's meaning needs no context.
@@ -124,6 +125,16 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
     noun = " ".join(filter(None, (phrase(slot, getattr(scene, slot)) for slot in slots)))
     rest = (phrase(slot, getattr(scene, slot)) for slot in ("emblem", "accessory", "background"))
     return " ".join(filter(None, (before, _article(noun), noun, *rest))) + after
+
+
+def training_captions(count: int) -> Iterator[str]:
+    """Yield captions of random scenes, the same ones in every call.
+
+    Scenes that are kept for the suites' examples are left out.
+    """
+    rng = random.Random(0)
+    for _ in range(count):
+        yield caption(random_scene(rng, held_out=False), rng)
 
 
 def _alternatives(slot: str, name: str) -> str:

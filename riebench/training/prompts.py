@@ -5,13 +5,25 @@ They are the lines of a text file, a column of a data set, or toy-world captions
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.errors import RiebenchError, near_match
 from riebench.tasks.importers.datasets import DatasetSource, open_rows
+
+
+@dataclass(frozen=True)
+class ToyCaptions:
+    """Captions of random toy-world scenes.
+
+    Attributes:
+        count: the number of captions.
+        make: returns so many captions, the same ones for every call.
+    """
+
+    count: int
+    make: Callable[[int], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,7 @@ class PromptSource:
         file: a text file, one prompt a line.
         dataset: a data set on the hub, in a folder or in a file.
         column: its column with the prompts; None for the only one with text.
-        captions: number of captions of random toy-world scenes.
+        captions: captions of the toy world.
 
     Raises:
         RiebenchError: if none or several are given.
@@ -31,7 +43,7 @@ class PromptSource:
     file: Path | None = None
     dataset: DatasetSource | None = None
     column: str | None = None
-    captions: int | None = None
+    captions: ToyCaptions | None = None
 
     def __post_init__(self) -> None:
         if sum(one is not None for one in (self.file, self.dataset, self.captions)) != 1:
@@ -47,7 +59,9 @@ class PromptSource:
         Raises:
             RiebenchError: if the file cannot be read, or holds none.
         """
-        return self.captions if self.file is None else sum(1 for _ in self.read())
+        if self.file is not None:
+            return sum(1 for _ in self.read())
+        return None if self.captions is None else self.captions.count
 
     def read(self) -> Iterator[str]:
         """Yield the prompts in a fixed order, without the empty ones.
@@ -68,7 +82,7 @@ class PromptSource:
             return _lines(self.file)
         if self.dataset is not None:
             return _column(self.dataset, self.column)
-        return _captions(self.captions or 0)
+        return iter(()) if self.captions is None else self.captions.make(self.captions.count)
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -95,13 +109,3 @@ def _column(place: DatasetSource, column: str | None) -> Iterator[str]:
             raise RiebenchError(f"{place.name}: column {column!r} holds no text but {type(value).__name__}")
         if value is not None and value.strip():
             yield value.strip()
-
-
-def _captions(count: int) -> Iterator[str]:
-    from riebench.toyworld.captions import caption
-    from riebench.toyworld.scenes import random_scene
-
-    rng = random.Random(0)
-    for _ in range(count):
-        # The suites' examples are made of held-out scenes, which no SAE may be trained on.
-        yield caption(random_scene(rng, held_out=False), rng)

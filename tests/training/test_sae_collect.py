@@ -21,13 +21,14 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
-from riebench.tasks.importers.datasets import DatasetSource
+from riebench.tasks.importers.datasets import Place
+from riebench.toyworld.captions import training_captions
 from riebench.training import collect as collecting
 from riebench.training import collection
 from riebench.training.collect import CollectOptions, collect, sizes
 from riebench.training.collection import Collection
-from riebench.training.prompts import PromptSource
-from riebench.utils.files import temporary_path, write_atomic
+from riebench.training.prompts import PromptSource, ToyCaptions
+from riebench.utils.files import temporary_beside, write_atomic
 
 PROMPTS = [f"a picture of number {number}" for number in range(7)]
 WHAT = CollectOptions(blocks=("mid.0", "up.0.1"), batch_size=2, pictures_per_shard=3)
@@ -391,7 +392,8 @@ def test_prompts_of_a_file_and_of_the_toy_world(tmp_path: Path) -> None:
         list(PromptSource(file=file).read())
     with pytest.raises(RiebenchError, match=r"nowhere\.txt: cannot be read"):
         PromptSource(file=tmp_path / "nowhere.txt").count()
-    toy = list(PromptSource(captions=5).read())
-    assert len(toy) == 5 and toy == list(PromptSource(captions=9).read())[:5]
+    few, more = (PromptSource(captions=ToyCaptions(count, training_captions)) for count in (5, 9))
+    toy = list(few.read())
+    assert few.count() == len(toy) == 5 and toy == list(more.read())[:5]
     with pytest.raises(RiebenchError, match="one of --prompts FILE, --dataset ID and --toy-captions N"):
-        PromptSource(file=file, captions=3)
+        PromptSource(file=file, captions=ToyCaptions(3, training_captions))
