@@ -1,4 +1,4 @@
-"""`.ci/run` ends at the first thing that fails, and tests as the README says."""
+"""`.ci/run` ends at the first failure, tests as the README says, and pre-commit makes the same checks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from paths import ROOT
 
 SCRIPT = ROOT / ".ci" / "run"
 PYTHON = """#!/bin/sh
 mkdir -p .ci-venv/bin
-for name in pip python ruff mypy riebench; do
+for name in pip python ruff mypy lint-imports riebench; do
     printf '#!/bin/sh\\necho %s >> ran\\n[ "$FAILS" != %s ]\\n' $name $name > .ci-venv/bin/$name
     chmod +x .ci-venv/bin/$name
 done
@@ -23,7 +24,8 @@ done
 
 @pytest.mark.parametrize(("fails", "ran"), [
     ("pip", ["pip"]), ("python", ["pip", "python"]), ("ruff", ["pip", "python", "ruff"]),
-    ("mypy", ["pip", "python", "ruff", "ruff", "mypy"]), ("nothing", None),
+    ("mypy", ["pip", "python", "ruff", "ruff", "mypy"]),
+    ("lint-imports", ["pip", "python", "ruff", "ruff", "mypy", "lint-imports"]), ("nothing", None),
 ])  # fmt: skip
 def test_the_first_failure_ends_it(fails: str, ran: list[str] | None, tmp_path: Path) -> None:
     (tmp_path / ".ci").mkdir()
@@ -46,3 +48,11 @@ def test_it_tests_with_the_command_of_the_readme() -> None:
     called = [line for line in SCRIPT.read_text().splitlines() if "pytest" in line and not line.startswith("#")]
     plain = [line.replace(".ci-venv", ".venv").replace(" --quiet", "").removesuffix(" || exit") for line in called]
     assert plain == [command]
+
+
+def test_pre_commit_makes_the_same_checks() -> None:
+    lines = [line.removeprefix(".ci-venv/bin/") for line in SCRIPT.read_text().splitlines() if "ci-venv/bin" in line]
+    checks = [line for line in lines if "pytest" not in line]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert len(checks) > 8
+    assert [hook["entry"] for hook in hooks] == checks

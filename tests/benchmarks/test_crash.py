@@ -22,7 +22,7 @@ from riebench.store.folder import RunFolder
 crash: Any = pytest.importorskip("benchmarks.crash.crash", reason="the benchmarks are in the checkout only")
 comparison: Any = pytest.importorskip("benchmarks.crash.crash")
 killing: Any = pytest.importorskip("benchmarks.crash.killing")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+pytestmark = [pytest.mark.crash, pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")]
 
 
 def make_job(place: Path) -> RunRequest:

@@ -12,6 +12,8 @@ import pytest
 from chromium import NARROW, WIDE, Page, chromium
 from feature_commands import BLOCK, active_features, run_feature
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:

@@ -19,6 +19,8 @@ from report_runs import HOSTILE, NASTY, make_hostile, make_results, make_run, ta
 from riebench.report import write_report
 from riebench.utils.images import encode_png
 
+pytestmark = pytest.mark.browser
+
 BOARD = "# Leaderboard\n\n## mine on toy-turbo\n\n| rank | setting | area |\n| --- | --- | --- |\n| 1 | sae | 0.5 |\n"
 
 

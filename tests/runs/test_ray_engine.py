@@ -259,6 +259,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.ray
 def test_a_missing_ray_and_a_bad_address_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def say(*more: str) -> str:
         line = ["run", "no_edit", "--engine", "ray", "--device", "cpu", "--results", str(tmp_path), *more]
@@ -299,6 +300,8 @@ def test_the_command_line_gives_the_engine_what_its_workers_need(
     assert len(list((tmp_path / "out").glob("*/*/*/records.jsonl"))) == 2
 
 
+@pytest.mark.ray
+@pytest.mark.crash
 def test_two_ray_workers_one_of_them_killed_make_what_one_process_makes(
     tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -296,6 +296,7 @@ def outputs(place: Path, results: str) -> dict[str, bytes]:
     return {str(file.relative_to(place / results)): file.read_bytes() for file in files}
 
 
+@pytest.mark.crash
 def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(riebench.scoring.score, "Networks", fake_networks)
     # The first enters the folder before the second does, and goes on when the second has been killed: which of them

@@ -15,6 +15,8 @@ from riebench.toyworld.networks.diffusion import BASE_CONFIG, base_indices
 from riebench.toyworld.networks.loop import CHECKPOINT, Stage, TrainingFolderError, fit, step_generator
 from riebench.toyworld.scenes import random_scene
 
+pytestmark = pytest.mark.training
+
 
 class _Interrupted(Exception):
     pass

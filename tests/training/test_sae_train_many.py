@@ -38,6 +38,8 @@ from riebench.training.speed import measure_step
 from riebench.training.topk import Kind, SaeTraining
 from riebench.utils.files import temporary_path
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +227,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     assert same(first.model, one.model) and same(second.model, other.model)
 
 
+@pytest.mark.crash
 def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path, undrawn: None) -> None:
     there = stored(tmp_path / "updates", blocks=("mid.0",))
     jobs = {

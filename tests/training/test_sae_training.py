@@ -12,6 +12,8 @@ from riebench.saes.figures import feature_statistics
 from riebench.saes.formats import load_sae
 from riebench.training.topk import SaeTraining, TopKTrainer, geometric_median, save, train_topk
 
+pytestmark = pytest.mark.training
+
 CONFIG = SaeTraining(features=96, k=6, auxk=16, batch_size=512, learning_rate=3e-3, steps=500, dead_after=50_000)
 
 
