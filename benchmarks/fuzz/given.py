@@ -178,7 +178,7 @@ def _importer(name: str, read: Callable[[Path], object], value: Any, weight: int
 
 def _saes(place: Path) -> list[Files]:
     # The tests write every format that is read.
-    tests = str(Path(__file__).resolve().parent.parent / "tests")
+    tests = str(Path(__file__).resolve().parents[2] / "tests" / "helpers")
     if tests not in sys.path:
         sys.path.append(tests)
     written: Any = importlib.import_module("sae_files")
