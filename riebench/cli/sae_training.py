@@ -110,15 +110,15 @@ def collect_updates(
     Repeating a command does only what is missing.
     """
     from riebench.blocks import default_blocks
-    from riebench.tasks.importers.datasets import Place
+    from riebench.tasks.importers.datasets import DatasetSource
     from riebench.toyworld.captions import training_captions
-    from riebench.training.collect import Collecting, collect
+    from riebench.training.collect import CollectOptions, collect
     from riebench.training.prompts import PromptSource, ToyCaptions
 
     assert isinstance(loading, ModelLoading)
     place = None
     if dataset is not None:
-        place = Place(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
+        place = DatasetSource(dataset, config=dataset_config, split=split, revision=revision, offline=loading.offline)
     captions = None if toy_captions is None else ToyCaptions(toy_captions, training_captions)
     source = PromptSource(prompts, place, column, captions)
     known = source.count()

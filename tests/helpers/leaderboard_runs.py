@@ -31,7 +31,7 @@ def add_run(
         make_key(example_id=example, category=category, task=category, strength=strength, seed=seed)
         for example, category in EXAMPLES.items() for strength in LEVELS[:levels] for seed in range(seeds)
     ]  # fmt: skip
-    with folder.writing(plan=keys) as run:
+    with folder.open_for_writing(plan=keys) as run:
         for key in keys:
             if key.example_id == leave_out:
                 continue

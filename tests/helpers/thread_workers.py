@@ -20,7 +20,7 @@ from riebench.runs.engines.coordinator import Worker, WorkerLostError, run_with_
 from riebench.runs.engines.worker import Assignment, Message, RunFailure, UnitResult, WorkerInfo, WorkerRunner, WorkItem
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
-from riebench.store.run_file import broken_seals, unsealed_lines
+from riebench.store.run_file import broken_seals, count_unsealed_lines
 from riebench.tasks.schema import Setting
 
 SETTINGS = (NO_EDIT, TARGET, SAE)
@@ -137,8 +137,8 @@ def assert_same(made: Sequence[RunFolder], expected: Sequence[RunFolder]) -> Non
         mine, theirs = by_unit(one), by_unit(other)
         assert mine.keys() == theirs.keys()
         assert len((one.path / "records.jsonl").read_text().splitlines()) == len(mine)
-        assert one.done() == mine.keys()
-        assert broken_seals(one.path) == [] and unsealed_lines(one.path) == 0
+        assert one.finished_units() == mine.keys()
+        assert broken_seals(one.path) == [] and count_unsealed_lines(one.path) == 0
         for digest, record in mine.items():
             names = ("status", "reason", "image", "source_image", "target_image", "features", "mask_share", "cluster")
             assert [getattr(record, name) for name in names] == [getattr(theirs[digest], name) for name in names]

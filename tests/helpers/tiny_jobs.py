@@ -17,7 +17,7 @@ from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.scoring.metrics.clip import ClipScorer
 from riebench.scoring.metrics.networks import Networks
-from riebench.store.folder import run_folders
+from riebench.store.folder import find_run_folders
 from riebench.store.records import EditRecord
 
 TASK = """\
@@ -104,7 +104,7 @@ def last_line(result: Any) -> str:
 
 def records_by_setting(job: RunRequest) -> dict[str, list[EditRecord]]:
     """Return the records of a job by the name of their setting."""
-    return {folder.spec.setting.name: folder.records() for folder in run_folders(job.results)}
+    return {folder.spec.setting.name: folder.records() for folder in find_run_folders(job.results)}
 
 
 def job_lines(job: RunRequest, **changes: Any) -> list[str]:

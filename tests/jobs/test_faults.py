@@ -262,7 +262,7 @@ def test_two_runners_of_one_job(job: RunRequest) -> None:
     """The second is told at once, in one line; the first goes on."""
     run_job(job, lambda _: None)
     before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
-    with run_folders(job.results)[0].writing():
+    with find_run_folders(job.results)[0].open_for_writing():
         refused = run_command(job)
     assert refused.exit_code == 2 and "is being written by another riebench; wait for it to end" in last_line(refused)
     assert {path: path.read_bytes() for path in job.results.rglob("*.jsonl")} == before

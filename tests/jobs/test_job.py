@@ -21,7 +21,7 @@ from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job, say_failures
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.formats import save_sdxl_unbox
-from riebench.store.folder import RunFolder, run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.machine import pick_device
 
 

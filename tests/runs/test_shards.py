@@ -69,16 +69,16 @@ def test_every_work_belongs_to_exactly_one_share() -> None:
 def test_shards_write_side_by_side_and_leave_what_one_process_leaves(folder: RunFolder) -> None:
     plan = [make_key(seed=seed) for seed in range(3)]
     other = RunFolder(folder.path, folder.spec)
-    with folder.writing({"device": "cpu"}, plan, (1, 2)) as one:
+    with folder.open_for_writing({"device": "cpu"}, plan, (1, 2)) as one:
         first = add_record(one)
-        with other.writing({"device": "cpu"}, plan, (2, 2)) as two:
+        with other.open_for_writing({"device": "cpu"}, plan, (2, 2)) as two:
             second = add_record(two, seed=1)
             # A reader sees what all of them have recorded, wherever it stands.
             assert RunFolder(folder.path).finished_units() == {first, second}
             assert not (folder.path / "records.jsonl").exists()
         third = add_record(one, seed=2)
-        assert RunFolder(folder.path).done() == {first, second, third}
-    assert RunFolder(folder.path).done() == {first, second, third}
+        assert RunFolder(folder.path).finished_units() == {first, second, third}
+    assert RunFolder(folder.path).finished_units() == {first, second, third}
     assert sum(folder.expected.values()) == 3
     assert part_files(folder.path) == [] and len((folder.path / "records.jsonl").read_text().splitlines()) == 3
     assert broken_seals(folder.path) == [] and count_unsealed_lines(folder.path) == 0
@@ -119,7 +119,7 @@ def test_a_shard_of_another_run_is_refused_though_both_began_with_an_empty_folde
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_what_a_killed_shard_left_is_read_and_moved_by_the_next_writer(folder: RunFolder, torn: bool) -> None:
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         kept = add_record(run)
         cut = add_record(run, seed=1)
         left = part_path(folder.path, (1, 2)).read_bytes()
@@ -141,7 +141,7 @@ def test_what_a_killed_shard_left_is_read_and_moved_by_the_next_writer(folder: R
 
 
 def test_a_move_that_was_cut_off_is_not_made_twice(folder: RunFolder) -> None:
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         done = {add_record(run), add_record(run, seed=1)}
         left = part_path(folder.path, (1, 2)).read_bytes()
     part_path(folder.path, (1, 2)).write_bytes(left)
@@ -158,7 +158,7 @@ def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         digest = add_record(run)
         monkeypatch.setattr("riebench.store.folder.merge", full)
     monkeypatch.undo()
@@ -169,9 +169,9 @@ def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
 
 
 def test_records_changed_by_hand_while_shards_ran_are_found(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add_record(run)
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         records = folder.path / "records.jsonl"
         records.write_text(records.read_text().replace('"seed":0', '"seed":7'))
         add_record(run, seed=1)
@@ -180,9 +180,9 @@ def test_records_changed_by_hand_while_shards_ran_are_found(folder: RunFolder) -
 
 
 def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add_record(run)
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         key = make_key()
         name, digest = run.write_image(key, 255 - PIXELS)
         run.append(make_record(key, name, digest))
@@ -193,7 +193,7 @@ def test_the_latest_record_of_a_unit_counts_wherever_it_stands(folder: RunFolder
 @pytest.mark.parametrize("name", ["records.jsonl", "scores.jsonl"])
 def test_shards_seal_no_torn_line(folder: RunFolder, name: str) -> None:
     """What a killed process left of a line goes before anything is sealed, or it would be missed when it goes later."""
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add_record(run)
         run.append_scores([ScoreRecord(unit="u", metric="lpips", version=1, value=0.5)])
     with (folder.path / name).open("a") as file:
@@ -208,7 +208,7 @@ def test_shards_seal_no_torn_line(folder: RunFolder, name: str) -> None:
 
 
 def test_copies_of_a_shards_file_are_nobodys(folder: RunFolder) -> None:
-    with folder.writing(shard=(1, 2)) as run:
+    with folder.open_for_writing(shard=(1, 2)) as run:
         add_record(run)
         copy = folder.path / "records.1-of-2 (copy).jsonl"
         copy.write_bytes(part_path(folder.path, (1, 2)).read_bytes().replace(b'"seed":0', b'"seed":9'))

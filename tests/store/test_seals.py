@@ -22,7 +22,7 @@ from riebench.utils.files import write_atomic
 
 
 def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
-    with folder.writing(plan=[make_key(), make_key(seed=1)]):
+    with folder.open_for_writing(plan=[make_key(), make_key(seed=1)]):
         add_record(folder)
         add_record(folder, seed=1)
     for name in ("records.jsonl", "run.json"):
@@ -58,7 +58,7 @@ def test_a_changed_record_is_said_and_made_anew_on_request(job: RunRequest) -> N
 
 
 def test_a_changed_run_file_goes_aside_and_an_honest_one_still_says_whose_folder_it_is(folder: RunFolder) -> None:
-    with folder.writing():
+    with folder.open_for_writing():
         add_record(folder)
     records_file = folder.path / "records.jsonl"
     records_file.write_text(records_file.read_text().replace('"e1"', '"e2"'))
@@ -73,7 +73,7 @@ def test_a_changed_run_file_goes_aside_and_an_honest_one_still_says_whose_folder
 
 def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
     for number in (1, 2, 3):
-        with folder.writing():
+        with folder.open_for_writing():
             add_record(folder)
         (folder.path / "seal.json").write_text("{")
         assert set_aside(folder.path) == folder.path / f"set-aside-{number}"
@@ -83,7 +83,7 @@ def test_what_is_set_aside_replaces_nothing_that_was(folder: RunFolder) -> None:
 
 
 def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFolder) -> None:
-    with folder.writing({"started": "then"}):
+    with folder.open_for_writing({"started": "then"}):
         add_record(folder)
     coming = (folder.path / "run.json").read_bytes().replace(b"then", b"now!")
     announce_replacement(folder.path, "run.json", coming)
@@ -101,7 +101,7 @@ def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFold
 
 def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first after run.json was replaced and before it was sealed, the second before it is replaced again."""
-    with folder.writing({"started": "first"}):
+    with folder.open_for_writing({"started": "first"}):
         add_record(folder)
 
     def killed(*_: Any) -> None:
@@ -123,9 +123,9 @@ def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypa
 
 
 def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> None:
-    with folder.writing():
+    with folder.open_for_writing():
         add_record(folder)
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         file = folder.path / "records.jsonl"
         file.write_text(file.read_text().replace('"seed":0', '"seed":7'))
         add_record(run, seed=1)
@@ -135,9 +135,9 @@ def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> No
 def test_who_looks_while_another_process_begins_sees_no_broken_seal(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with folder.writing({"started": "then"}):
+    with folder.open_for_writing({"started": "then"}):
         add_record(folder)
-    original = run_file._part
+    original = run_file._fingerprint
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()

@@ -25,7 +25,7 @@ from riebench.utils.images import encode_png
 
 
 def test_a_finished_unit_is_done_and_its_picture_comes_back(folder: RunFolder) -> None:
-    with folder.writing(plan=[make_key()]) as run:
+    with folder.open_for_writing(plan=[make_key()]) as run:
         digest = add_record(run)
     again = RunFolder(folder.path)
     assert again.finished_units() == {digest}
@@ -35,30 +35,30 @@ def test_a_finished_unit_is_done_and_its_picture_comes_back(folder: RunFolder) -
 
 
 def test_a_torn_last_line_is_dropped_and_the_rest_kept(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         kept = add_record(run)
         add_record(run, seed=1)
     file = folder.path / "records.jsonl"
     file.write_bytes(file.read_bytes()[:-40])
-    assert RunFolder(folder.path).done() == {kept}
-    with folder.writing() as run:
+    assert RunFolder(folder.path).finished_units() == {kept}
+    with folder.open_for_writing() as run:
         third = add_record(run, seed=2)
-    assert RunFolder(folder.path).done() == {kept, third}
+    assert RunFolder(folder.path).finished_units() == {kept, third}
     assert file.read_bytes().endswith(b"\n")
 
 
 def test_a_whole_last_line_without_its_end_is_kept(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         first = add_record(run)
     file = folder.path / "records.jsonl"
     file.write_bytes(file.read_bytes().rstrip(b"\n"))
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         second = add_record(run, seed=1)
-    assert folder.done() == {first, second}
+    assert folder.finished_units() == {first, second}
 
 
 def test_damage_in_the_middle_names_file_and_line(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add_record(run)
         add_record(run, seed=1)
     file = folder.path / "records.jsonl"
@@ -72,7 +72,7 @@ def test_damage_in_the_middle_names_file_and_line(folder: RunFolder) -> None:
 
 
 def test_a_changed_or_missing_picture_is_not_done(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         digest = add_record(run)
         other = add_record(run, seed=1)
     first, second = (folder.path / (record.image or "") for record in folder.records())
@@ -160,10 +160,10 @@ def test_a_whole_unet_edited_together_has_a_name_that_fits(folder: RunFolder) ->
 
 
 def test_a_changed_example_replaces_its_old_record(folder: RunFolder) -> None:
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         add_record(run)
         new = add_record(run, example_hash="1" * 16, task_version=2)
-    with folder.writing() as run:
+    with folder.open_for_writing() as run:
         assert [record.key.digest for record in run.records()] == [new]
     assert sum(folder.expected.values()) == 1
 
@@ -197,7 +197,7 @@ def test_a_second_writer_is_told_at_once(folder: RunFolder) -> None:
 
 
 def test_the_plan_and_the_records_are_what_is_expected(folder: RunFolder) -> None:
-    with folder.writing(plan=[make_key(), make_key(seed=1), make_key(block_set="mid.0")]) as run:
+    with folder.open_for_writing(plan=[make_key(), make_key(seed=1), make_key(block_set="mid.0")]) as run:
         add_record(run)
     assert folder.expected == {("change_object", "all", 1.0): 2, ("change_object", "mid.0", 1.0): 1}
     with folder.open_for_writing(plan=[make_key()]):

@@ -21,14 +21,14 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
-from riebench.tasks.importers.datasets import Place
+from riebench.tasks.importers.datasets import DatasetSource
 from riebench.toyworld.captions import training_captions
 from riebench.training import collect as collecting
 from riebench.training import collection
 from riebench.training.collect import CollectOptions, collect, sizes
 from riebench.training.collection import Collection
 from riebench.training.prompts import PromptSource, ToyCaptions
-from riebench.utils.files import temporary_beside, write_atomic
+from riebench.utils.files import temporary_path, write_atomic
 
 PROMPTS = [f"a picture of number {number}" for number in range(7)]
 WHAT = CollectOptions(blocks=("mid.0", "up.0.1"), batch_size=2, pictures_per_shard=3)

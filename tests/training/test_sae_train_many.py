@@ -30,10 +30,10 @@ from riebench.saes.figures import Meter
 from riebench.saes.files import save_tensors
 from riebench.saes.formats import load_saes
 from riebench.training import run
-from riebench.training.batches import Batches, DataPass, InMemory
+from riebench.training.batches import Batches, DataPass, InMemoryPositions
 from riebench.training.collection import Collection
-from riebench.training.many import Point, train_many
-from riebench.training.run import Job, train_collection
+from riebench.training.many import CurvePoint, train_many
+from riebench.training.run import TrainingRun, train_collection
 from riebench.training.speed import measure_step
 from riebench.training.topk import Kind, SaeTraining
 from riebench.utils.files import temporary_path
@@ -249,7 +249,7 @@ def keep(checkpoint, state):
     time.sleep(600)
 many._keep = keep
 run.curve_files = lambda *_: {{}}
-job = run.Job(Path({str(jobs["killed"].out)!r}), CONFIGS, PLAN, checkpoint_every=3, progress=False)
+job = run.TrainingRun(Path({str(jobs["killed"].out)!r}), CONFIGS, PLAN, checkpoint_every=3, progress=False)
 run.train_collection(Collection.open(Path({str(there.folder)!r})), (), job)
 """
     process = subprocess.Popen([sys.executable, "-c", code])
