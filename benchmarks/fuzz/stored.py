@@ -112,8 +112,9 @@ def _read_tables(place: Path) -> object:
 
 def _read_report(place: Path) -> object:
     from riebench.report import write_report
+    from riebench.utils.markup import Document
 
-    return write_report(place, place / "page", board="")
+    return write_report(place, place / "page", board=Document(()))
 
 
 def _read_seal(place: Path) -> object:

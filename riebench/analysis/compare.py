@@ -1,4 +1,7 @@
-"""Two methods side by side: the paired difference of their areas, by category and by block set."""
+"""Comparison of two methods: the paired differences of their areas.
+
+Differences are given by category and by block set, each with its interval and an adjusted p-value.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from riebench.analysis.configurations import EVERYTHING
-from riebench.analysis.standings import ENDS, MIN_LEVELS, Entry, Field, entries
+from riebench.analysis.standings import ENDS, MIN_LEVELS, Entry, MethodComparison, entries
 from riebench.analysis.stats import ALPHA, holm, interval, p_value
 from riebench.errors import RiebenchError, near_match
 from riebench.store.folder import RunFolder
@@ -18,7 +21,7 @@ from riebench.utils.markup import markdown_table
 
 @dataclass(frozen=True)
 class Difference:
-    """First method minus second, on the same examples.
+    """A difference of areas: first method minus second, on the same examples.
 
     Attributes:
         block_set: blocks edited together.
@@ -40,12 +43,12 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether one is better beyond doubt."""
+        """True if the adjusted p-value is below 0.05."""
         return self.p < ALPHA
 
 
 def compare(folders: Sequence[RunFolder], first: str, second: str) -> list[Difference]:
-    """Compares two methods of one suite and model.
+    """Compare two methods of one suite and model.
 
     Level by level they are chosen on all categories, as on the leaderboard; then each category is read alone.
 
@@ -71,7 +74,7 @@ def compare(folders: Sequence[RunFolder], first: str, second: str) -> list[Diffe
     raw: dict[tuple[str, str], tuple[float, float, float, float, int]] = {}
     for block_set in shared:
         pair = (sides[0][block_set], sides[1][block_set])
-        raw |= {(block_set, category): row for category, row in _differences(Field(pair), pair).items()}
+        raw |= {(block_set, category): row for category, row in _differences(MethodComparison(pair), pair).items()}
     adjusted = holm({"\n".join(place): row[3] for place, row in raw.items()})
     return [
         Difference(block_set, category, row[0], row[1], row[2], adjusted[f"{block_set}\n{category}"], row[4])
@@ -80,7 +83,7 @@ def compare(folders: Sequence[RunFolder], first: str, second: str) -> list[Diffe
 
 
 def _side(found: Sequence[Entry], name: str) -> dict[str, Entry]:
-    """Block set -> what a method is there."""
+    """Return the method of a name on each block set."""
     side: dict[str, Entry] = {}
     for entry in (one for one in found if one.name == name):
         other = side.setdefault(entry.block_set, entry)
@@ -93,30 +96,38 @@ def _side(found: Sequence[Entry], name: str) -> dict[str, Entry]:
     return side
 
 
-def _differences(field: Field, pair: tuple[Entry, Entry]) -> dict[str, tuple[float, float, float, float, int]]:
-    """Category -> difference, its interval, raw p and number of examples."""
+def _differences(
+    comparison: MethodComparison, pair: tuple[Entry, Entry]
+) -> dict[str, tuple[float, float, float, float, int]]:
+    """Return the difference of two entries in each category.
+
+    The values are category -> difference, lower and upper end of its interval, raw p, number of examples.
+    """
     for entry in pair:
-        gap = field.gap(entry)
+        gap = comparison.gap(entry)
         if gap is not None:
             raise RiebenchError(
                 f"{entry.name} on {entry.block_set} cannot be compared: {gap}; run and score it to its end"
             )
     rows = {}
-    for category in (*(c for c in ALL_CATEGORIES if c in field.examples.strata), EVERYTHING):
-        areas = [field.trade_off(entry, category=None if category == EVERYTHING else category) for entry in pair]
+    for category in (*(c for c in ALL_CATEGORIES if c in comparison.examples.strata), EVERYTHING):
+        areas = [comparison.trade_off(entry, category=None if category == EVERYTHING else category) for entry in pair]
         if areas[0] is None or areas[1] is None:
             continue
         draws = areas[0].area - areas[1].area
         ends = interval(draws[1:])
         if ends is None or not np.isfinite(draws[0]):
             continue
-        n = len(field.examples.ids) if category == EVERYTHING else len(field.examples.strata[category])
+        n = len(comparison.examples.ids) if category == EVERYTHING else len(comparison.examples.strata[category])
         rows[category] = (float(draws[0]), *ends, p_value(draws[1:]), n)
     return rows
 
 
-def short_knobs(folders: Sequence[RunFolder], names: Sequence[str]) -> str:
-    """One line on each of some methods that has too few levels of its knob to use all budgets; "" if none has."""
+def few_levels_note(folders: Sequence[RunFolder], names: Sequence[str]) -> str:
+    """Return a note on methods with too few levels to use all budgets.
+
+    One paragraph for each of the named methods; "" if none has too few levels.
+    """
     few: dict[str, int] = {}
     for entry in entries(folders, single_blocks=True):
         if entry.name in names and entry.method not in ENDS and entry.levels < MIN_LEVELS:
@@ -129,13 +140,15 @@ def short_knobs(folders: Sequence[RunFolder], names: Sequence[str]) -> str:
 
 
 def comparison_text(differences: Sequence[Difference], first: str, second: str, notes: str = "") -> str:
-    """The comparison as Markdown: rows are block sets, columns categories; * marks what is beyond doubt.
+    """Return the comparison as a Markdown table.
+
+    Rows are block sets, columns are categories; * marks differences with an adjusted p-value below 0.05.
 
     Args:
         differences: of `compare`.
         first: its first method.
         second: its second.
-        notes: paragraphs before the table, such as those of `short_knobs`.
+        notes: paragraphs before the table, such as those of `few_levels_note`.
 
     Raises:
         RiebenchError: if there is nothing to print.
@@ -146,15 +159,16 @@ def comparison_text(differences: Sequence[Difference], first: str, second: str, 
     blocks = list(dict.fromkeys(one.block_set for one in differences))
     cells = {(one.block_set, one.category): one for one in differences}
     rows = [[block_set, *(_cell(cells.get((block_set, category))) for category in categories)] for block_set in blocks]
-    told = (
+    heading = (
         f"{first} minus {second}: area x100 [95 % interval], paired over "
         f"{max(one.n_examples for one in differences)} examples; * adjusted p below {ALPHA} (Holm over "
         f"{len(differences)} differences).\n\n"
     )
-    return told + notes + markdown_table(["blocks", *categories], rows)
+    return heading + notes + markdown_table(["blocks", *categories], rows)
 
 
 def _cell(one: Difference | None) -> str:
+    """Return a difference with its interval as it is printed."""
     if one is None:
         return "–"
     return f"{100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]{'*' if one.clear else ''}"

@@ -1,4 +1,9 @@
-"""Stored records and scores, read into what table rows stand for: one setting at one strength on one block set."""
+"""Configurations of stored runs: one setting at one strength on one block set.
+
+A configuration is what a table row stands for. The first part decides which results may be compared: examples must be
+of the same version (`Origin`) and pictures of the same model (`model_identity`). The second part reads a run folder's
+records and scores into configurations and selects among them.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +25,15 @@ from riebench.store.records import RECORDS_FILE, SCORES_FILE, RunSpec, ScoreReco
 from riebench.tasks.schema import ALL_CATEGORIES, StoredModel
 from riebench.utils.files import read_lines
 
+EVERYTHING = "all"
+"""The category that is the mean over all categories."""
 SHORT_HASH = 8
+"""Characters of a hash that are printed."""
 
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """Which version of an example a unit was made from.
+    """The version of an example that a unit was made from.
 
     Attributes:
         task: its task.
@@ -39,7 +47,7 @@ class Origin:
 
     @classmethod
     def of(cls, key: UnitKey) -> Origin:
-        """A unit's."""
+        """Return the origin of a unit."""
         return cls(key.task, key.task_version, key.example_hash)
 
     def __str__(self) -> str:
@@ -50,8 +58,10 @@ Origins = Mapping[str, frozenset[Origin]]
 """Example id -> the versions that one entry's units are of: a single one, if all is well."""
 
 
-def agreed_origins(entries: Iterable[Origins]) -> dict[str, Origin | None]:
-    """The version of each example that counts: of its task's newest version, what most entries have.
+def majority_origins(entries: Iterable[Origins]) -> dict[str, Origin | None]:
+    """Return the version of each example that counts.
+
+    It is the version that most entries have, among those of the newest version of its task.
 
     Examples that only older versions of their task have are not in it: they are no longer asked for.
 
@@ -59,7 +69,7 @@ def agreed_origins(entries: Iterable[Origins]) -> dict[str, Origin | None]:
         entries: one mapping for each entry that is compared.
 
     Returns:
-        Example id -> its version; None where as many entries have one as another, so that nobody can say.
+        Example id -> its version; None where two versions are equally frequent.
     """
     stated = list(entries)
     newest: dict[str, int] = {}
@@ -80,11 +90,11 @@ def agreed_origins(entries: Iterable[Origins]) -> dict[str, Origin | None]:
 
 
 def origin_gap(origins: Origins, agreed: Mapping[str, Origin | None]) -> str | None:
-    """Why an entry's examples are not those of the others, in words; None if they are.
+    """Return the reason why an entry's examples differ from the others', or None.
 
     Args:
         origins: the entry's.
-        agreed: see `agreed_origins`.
+        agreed: see `majority_origins`.
     """
     odd = {example for example, found in origins.items() if found != {agreed.get(example)}}
     if not odd:
@@ -98,21 +108,24 @@ def origin_gap(origins: Origins, agreed: Mapping[str, Origin | None]) -> str | N
     return f"{counts}: their content in {', '.join(here)} is not what others have"
 
 
-def world(spec: RunSpec) -> str:
-    """Everything besides setting and examples that moves pictures, as one text: model, sizes, regions."""
+def model_identity(spec: RunSpec) -> str:
+    """Return all that moves pictures besides setting and examples, as one text.
+
+    It holds the model with its sizes and the way regions are found.
+    """
     return json.dumps(
         {"spec_version": spec.spec_version, "regions": spec.regions, **spec.model.identity}, sort_keys=True
     )
 
 
-def world_gap(worlds: Iterable[str], agreed: str | None) -> str | None:
-    """Why an entry's pictures come from another model than the others', in words; None if they do not.
+def model_gap(identities: Iterable[str], agreed: str | None) -> str | None:
+    """Return the reason why an entry's pictures come from another model, or None.
 
     Args:
-        worlds: the entry's.
+        identities: the entry's.
         agreed: what most entries have; None if as many have another.
     """
-    found = sorted(set(worlds))
+    found = sorted(set(identities))
     if found == [agreed]:
         return None
     if agreed is None:
@@ -121,38 +134,32 @@ def world_gap(worlds: Iterable[str], agreed: str | None) -> str | None:
         return "its levels were made by different models of this name"
     here, there = json.loads(found[0]), json.loads(agreed)
     names = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
-    told = "; ".join(f"{name} is {_brief(here.get(name))}, not {_brief(there.get(name))}" for name in names)
-    return f"made by another model of this name: {told}"
+    changes = "; ".join(f"{name} is {_shorten(here.get(name))}, not {_shorten(there.get(name))}" for name in names)
+    return f"made by another model of this name: {changes}"
 
 
-def agreed_world(entries: Iterable[Iterable[str]]) -> str | None:
-    """What most entries were made by; None if there are none or as many have another.
+def majority_model(entries: Iterable[Iterable[str]]) -> str | None:
+    """Return the identity of the model that most entries were made by.
+
+    It is None if there are no entries or if two models are equally frequent.
 
     Args:
-        entries: the worlds of each.
+        entries: the identities of each.
     """
-    counted = Counter(one for worlds in entries for one in set(worlds)).most_common(2)
+    counted = Counter(one for identities in entries for one in set(identities)).most_common(2)
     if not counted or (len(counted) > 1 and counted[0][1] == counted[1][1]):
         return None
     return counted[0][0]
 
 
-def _brief(value: object) -> str:
+def _shorten(value: object) -> str:
+    """Return a value as text, a hash cut to its first characters."""
     text = str(value)
     return text[:SHORT_HASH] if len(text) > 2 * SHORT_HASH and " " not in text and "/" not in text else text
 
 
-EVERYTHING = "all"
-"""The category that is the mean over all categories."""
-
-
-UNCHANGED = PROFILES[DEFAULT].unchanged
-"""What a failed unit counts as in means: the source picture left alone, so that failing on hard edits never pays. It
-is not counted as scored."""
-
-
 class TableRow(StoredModel):
-    """One cell of a table, with everything needed to print or to doubt it."""
+    """One cell of a table, with all that is needed to print and to check it."""
 
     model: str
     """Model name."""
@@ -184,7 +191,7 @@ class TableRow(StoredModel):
 
 @dataclass
 class Configuration:
-    """One setting at one strength on one block set: what a table row stands for."""
+    """One setting at one strength on one block set: a row of a table."""
 
     model: str
     setting: str
@@ -208,12 +215,16 @@ class Configuration:
     """Example id -> what it is resampled with, for examples that share something."""
     origins: dict[str, set[Origin]] = field(default_factory=dict)
     """Example id -> the versions of it that units were made from; more than one if it changed between two seeds."""
-    world: str = ""
-    """What the pictures come from (`riebench.analysis.configurations.world`)."""
+    model_identity: str = ""
+    """What the pictures come from (`riebench.analysis.configurations.model_identity`)."""
     failed: int = 0
     skipped: int = 0
     imputed: dict[tuple[str, str], int] = field(default_factory=dict)
-    """(Metric, category) -> failed units that are in the values as `UNCHANGED`."""
+    """(Metric, category) -> failed units that have the profile's `unchanged` value in means.
+
+    It is the value of the source picture left alone, so that failing on hard edits never pays. Such a unit is not
+    counted as scored.
+    """
 
     @property
     def label(self) -> str:
@@ -221,12 +232,12 @@ class Configuration:
         return f"{self.setting} x{self.strength:g}" if self.several_strengths else self.setting
 
     def add(self, metric: str, category: str, example: str, seed: int, value: float) -> None:
-        """Takes in one unit's number."""
+        """Add one unit's number."""
         self.values.setdefault(metric, {}).setdefault(category, {}).setdefault(example, []).append(value)
         self.units.setdefault(metric, {})[example, seed] = value
 
     def row(self, metric: str, category: str) -> TableRow:
-        """One cell."""
+        """Return the cell of a metric and a category, with its interval."""
         result = estimate(self._values(metric, category), self.clusters)
         scored, expected = self.counts(metric, category)
         return TableRow(
@@ -246,24 +257,30 @@ class Configuration:
         )
 
     def _values(self, metric: str, category: str) -> dict[str, dict[str, list[float]]]:
-        """Category -> example id -> values of its seeds, of one category or of all."""
+        """Return the values of a metric in one category or in all.
+
+        They are category -> example id -> values of its seeds.
+        """
         values = self.values.get(metric, {})
         return values if category == EVERYTHING else {category: values.get(category, {})}
 
     def counts(self, metric: str, category: str = EVERYTHING) -> tuple[int, int]:
-        """Units with a number, and units that should have one; a failed unit's stand-in is no number."""
+        """Return how many units have a number and how many should have one.
+
+        The value that stands in for a failed unit is not counted.
+        """
         values = self._values(metric, category)
         scored = sum(len(seeds) for examples in values.values() for seeds in examples.values())
         scored -= sum(self.imputed.get((metric, name), 0) for name in values)
         return scored, sum(self.expected.values()) if category == EVERYTHING else self.expected.get(category, 0)
 
     def seeds(self, metric: str, category: str = EVERYTHING) -> int:
-        """Most seeds an example has a number of."""
+        """Return the largest number of seeds that an example has a value for."""
         values = self._values(metric, category)
         return max((len(seeds) for examples in values.values() for seeds in examples.values()), default=0)
 
     def example_means(self, metric: str) -> dict[str, float]:
-        """Example id -> mean over its seeds."""
+        """Return the mean over seeds of each example."""
         return {
             example: sum(seeds) / len(seeds)
             for examples in self.values.get(metric, {}).values()
@@ -272,7 +289,9 @@ class Configuration:
 
 
 def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[str] = ()) -> list[Configuration]:
-    """Reads one run folder into its configurations, block sets in the order of the blocks, "all" last.
+    """Read one run folder into its configurations.
+
+    They are sorted by strength, then by block set in the order of the blocks with "all" last.
 
     Args:
         folder: the run folder.
@@ -299,7 +318,7 @@ def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[st
                 run_id=spec.run_id,
                 several_strengths=len(strengths) > 1,
                 profile=profile,
-                world=world(spec),
+                model_identity=model_identity(spec),
             ),
         )
         configuration.expected[category] = n
@@ -310,6 +329,7 @@ def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[st
 def _fill(
     folder: RunFolder, found: dict[tuple[str, float], Configuration], profile: Profile, extra: Sequence[str]
 ) -> None:
+    """Add the records and scores of a run folder to its configurations."""
     scores = folder.scores()
     versions = {metric: METRICS.get(metric).version for metric in (*profile.table, *extra)}
     backbones = _backbones(folder, scores)
@@ -332,7 +352,7 @@ def _fill(
             configuration.clusters[key.example_id] = record.cluster
         for metric, version in versions.items():
             score = scores.get((digest, metric, backbones.get(metric, "")))
-            # A score of a picture that has been made again since is nobody's, and two versions of a metric are two.
+            # A score counts only for the picture that is stored now and for the current version of its metric.
             wanted = (record.picture_id, version)
             value = score.value if score is not None and (score.picture, score.version) == wanted else None
             if record.status == "error" and metric in profile.unchanged and metric in backbones:
@@ -344,7 +364,9 @@ def _fill(
 
 
 def _backbones(folder: RunFolder, scores: Mapping[ScoreKey, ScoreRecord]) -> dict[str, str]:
-    """Metric -> whose numbers are shown: those of the model's own scorer, or else of the last that measured.
+    """Return the network whose numbers are shown for each metric.
+
+    It is the model's own scorer, or else the last one that measured.
 
     A cell never mixes networks: other scorers' numbers stay in scores.jsonl.
     """
@@ -360,7 +382,7 @@ def _backbones(folder: RunFolder, scores: Mapping[ScoreKey, ScoreRecord]) -> dic
 
 
 def block_order(block_set: str) -> tuple[int, str]:
-    """What block sets are sorted by: none, single blocks in their order, others, all."""
+    """Return the sort key of a block set: none, single blocks, others, all."""
     if block_set == NO_BLOCKS:
         return -1, ""
     if block_set == ALL_BLOCKS:
@@ -371,30 +393,36 @@ def block_order(block_set: str) -> tuple[int, str]:
 
 
 def present_metrics(found: Iterable[Configuration]) -> list[str]:
-    """Metrics of the configurations' profile that at least one of them has values for, in the profile's order."""
+    """Return the metrics of the profile that any configuration has values for."""
     configs = list(found)
     table = PROFILES[configs[0].profile].table if configs else {}
     return [metric for metric in table if any(metric in c.values for c in configs)]
 
 
 def scored_profiles(folders: Iterable[RunFolder]) -> list[str]:
-    """Profiles that have numbers of their own in some run folders; `default` also if no profile has."""
+    """Return the profiles that have numbers of their own in some run folders.
+
+    It is `default` alone if no profile has.
+    """
     lines = (line for folder in folders for _, line in read_lines(folder.path / SCORES_FILE))
-    # Only looked through, for there are many; what is no score is refused where scores are read.
-    told = (line for line in lines if isinstance(line, dict) and line.get("value") is not None)
-    measured = {metric for line in told if isinstance(metric := line.get("metric"), str)}
+    # Lines are not validated here, for there are many; the reader of scores refuses what is no score.
+    scored = (line for line in lines if isinstance(line, dict) and line.get("value") is not None)
+    measured = {metric for line in scored if isinstance(metric := line.get("metric"), str)}
     found = [name for name, profile in PROFILES.items() if measured & {*profile.own}]
     return found or [DEFAULT]
 
 
 def present_categories(found: Iterable[Configuration]) -> list[str]:
-    """Categories that were planned, by their number."""
+    """Return the planned categories in their fixed order."""
     planned = {category for configuration in found for category in configuration.expected}
     return [category for category in ALL_CATEGORIES if category in planned]
 
 
 def whole_configurations(found: Iterable[Configuration]) -> list[Configuration]:
-    """Those that edit all their setting's blocks together, or none; blocks edited singly are left to `per_block`."""
+    """Select configurations that edit all blocks of their setting together, or none.
+
+    Blocks edited singly are left to the per-block table.
+    """
     configs = list(found)
     sets: dict[tuple[str, str], set[str]] = {}
     for c in configs:
@@ -402,21 +430,27 @@ def whole_configurations(found: Iterable[Configuration]) -> list[Configuration]:
 
     def is_whole(c: Configuration) -> bool:
         others = sets[c.model, c.setting]
-        return len(others) == 1 or (_width(c.block_set) > 1 and _width(c.block_set) == max(map(_width, others)))
+        count = _block_count(c.block_set)
+        return len(others) == 1 or (count > 1 and count == max(map(_block_count, others)))
 
     return [c for c in configs if is_whole(c)]
 
 
-def mixed(found: Sequence[Configuration]) -> list[str | None]:
-    """Of each row why it may not be held against the others: another version of an example, or another model."""
+def comparison_gaps(found: Sequence[Configuration]) -> list[str | None]:
+    """Return for each row the reason why it may not be compared, or None.
+
+    The reason is another version of an example or another model than the other rows have.
+    """
     origins = [{name: frozenset(its) for name, its in c.origins.items()} for c in found]
-    example, model = agreed_origins(origins), agreed_world([c.world] for c in found)
+    example, model = majority_origins(origins), majority_model([c.model_identity] for c in found)
     return [
-        world_gap([c.world], model) or origin_gap(mine, example) for c, mine in zip(found, origins, strict=True)
-    ]  # fmt: skip
+        model_gap([c.model_identity], model) or origin_gap(mine, example)
+        for c, mine in zip(found, origins, strict=True)
+    ]
 
 
-def _width(block_set: str) -> int:
+def _block_count(block_set: str) -> int:
+    """Return the number of blocks in a block set."""
     if block_set == NO_BLOCKS:
         return 0
     return len(default_blocks()) if block_set == ALL_BLOCKS else block_set.count("+") + 1

@@ -1,4 +1,7 @@
-"""Results as people expect them elsewhere: data frames as CSV, LaTeX and Parquet, figures, a Hugging Face dataset.
+"""Export of results for other programs and for the Hugging Face hub.
+
+Units, configurations and methods are written as CSV, LaTeX and Parquet, tables as LaTeX, figures as SVG and PNG. The
+second half makes a Hugging Face dataset with the pictures inside.
 
 Everything but the dataset has the same bytes whenever the same results are exported again by the same versions of
 pandas, pyarrow and matplotlib; Parquet and Arrow files name the version that wrote them.
@@ -20,16 +23,16 @@ from riebench.analysis.configurations import (
     present_metrics,
     scored_profiles,
 )
-from riebench.analysis.standings import Field, Standing, entries
+from riebench.analysis.standings import MethodComparison, Standing, entries
 from riebench.analysis.stats import Estimate
-from riebench.analysis.tables import table_texts
+from riebench.analysis.tables import model_tables
 from riebench.errors import RiebenchError, near_match
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import file_inside, write_atomic
-from riebench.utils.markup import csv_text, latex_table, markdown_to_latex
+from riebench.utils.markup import csv_text, latex_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,14 +44,18 @@ Groups = Mapping[tuple[str, str], Sequence[RunFolder]]
 """(Suite, model) -> its run folders."""
 CSV, LATEX, PARQUET, FIGURES, DATASET = "csv", "latex", "parquet", "figures", "dataset"
 FORMATS = (CSV, LATEX, PARQUET, FIGURES, DATASET)
-USUAL = (CSV, LATEX, PARQUET, FIGURES)
-"""Without being asked, pictures are not copied."""
-TEXTS = frozenset({"cluster", "reason", "picture", "sae", "note", "scorer", "source_prompt", "target_prompt"})
-"""Columns of words that may be missing in every row."""
+DEFAULT_FORMATS = (CSV, LATEX, PARQUET, FIGURES)
+"""Formats that are written by default; pictures are copied only on request."""
+TEXT_COLUMNS = frozenset({"cluster", "reason", "picture", "sae", "note", "scorer", "source_prompt", "target_prompt"})
+"""Columns of text that may be missing in every row."""
+PICTURES = ("source_picture", "target_picture", "edited_picture")
+DATASET_INFO = "dataset_info.json"
+"""File by which a dataset folder is known."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_formats(names: Sequence[str]) -> tuple[str, ...]:
-    """Formats that were asked for; the usual ones if none was.
+    """Check the names of formats and return them; the default ones if none is given.
 
     Raises:
         RiebenchError: if one is unknown.
@@ -56,11 +63,11 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if name not in FORMATS:
             raise RiebenchError(f"no format {name!r}{near_match(name, FORMATS)}")
-    return tuple(names) or USUAL
+    return tuple(names) or DEFAULT_FORMATS
 
 
-def grouped(folders: Iterable[RunFolder]) -> Groups:
-    """Run folders by suite and model, in order."""
+def group_by_model(folders: Iterable[RunFolder]) -> Groups:
+    """Group run folders by suite and model, in order."""
     found: dict[tuple[str, str], list[RunFolder]] = {}
     for folder in folders:
         found.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
@@ -68,7 +75,9 @@ def grouped(folders: Iterable[RunFolder]) -> Groups:
 
 
 def unit_rows(folders: Iterable[RunFolder]) -> list[Row]:
-    """Every unit with its key, what became of it, its features and every score of the picture it has now.
+    """Return every unit as a row.
+
+    A row holds the unit's key, its status, its features and every score of the picture that it has now.
 
     A metric's column is named `METRIC` or, with a network behind it, `METRIC:NETWORK`; numbers of two never share one.
     """
@@ -88,14 +97,17 @@ def unit_rows(folders: Iterable[RunFolder]) -> list[Row]:
                 "features_added": sum(len(chosen.add) for chosen in record.features.values()),
                 "features_removed": sum(len(chosen.remove) for chosen in record.features.values()),
             }  # fmt: skip
-            # A score of a picture that has been made again since is nobody's.
+            # A score counts only for the picture that is stored now.
             found = sorted(scores.get(key.digest, {}).items())
             rows.append(row | {column: value for column, (value, of) in found if of == record.picture_id})
     return rows
 
 
 def configuration_rows(groups: Groups) -> list[Row]:
-    """Every cell of every table: a configuration, a category and a metric, with its interval."""
+    """Return every cell of every table as a row.
+
+    A cell is a configuration, a category and a metric, with its interval.
+    """
     rows: list[Row] = []
     for (suite, _), folders in groups.items():
         for profile in scored_profiles(folders):
@@ -113,11 +125,11 @@ def configuration_rows(groups: Groups) -> list[Row]:
 
 
 def method_rows(groups: Groups) -> list[Row]:
-    """The methods as the leaderboard compares them, in its order."""
+    """Return the methods as the leaderboard compares them, in its order."""
     return [
         {"suite": suite, "model": model, **_standing_row(standing)}
         for (suite, model), folders in groups.items() if DEFAULT in scored_profiles(folders)
-        for standing in Field(tuple(entries(folders))).standings()
+        for standing in MethodComparison(tuple(entries(folders))).standings()
     ]  # fmt: skip
 
 
@@ -136,12 +148,15 @@ def _standing_row(standing: Standing) -> Row:
 
 
 def _ends(name: str, value: Estimate | None) -> Row:
-    told = (None, None, None) if value is None else (value.mean, value.low, value.high)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), told, strict=True))
+    """Return the columns of an estimate: its mean and both ends of its interval."""
+    values = (None, None, None) if value is None else (value.mean, value.low, value.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
-def frame(rows: Sequence[Row]) -> DataFrame:
-    """Rows as a data frame, columns in the order they first appear, with types that know a missing value.
+def data_frame(rows: Sequence[Row]) -> DataFrame:
+    """Return rows as a data frame with types that allow missing values.
+
+    Columns are in the order in which they first appear.
 
     Args:
         rows: dictionaries; a key that one lacks is missing there.
@@ -150,32 +165,32 @@ def frame(rows: Sequence[Row]) -> DataFrame:
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
-    return pd.DataFrame({name: pd.array(its, dtype=_dtype(name, its)) for name, its in columns.items()})
+    return pd.DataFrame({name: pd.array(values, dtype=_dtype(name, values)) for name, values in columns.items()})
 
 
 def _dtype(name: str, values: Sequence[Any]) -> Any:
-    """The type of a column, the same whatever of it is missing."""
+    """Return the type of a column, the same whichever of its values are missing."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {str} and (kinds or name in TEXTS):
+    if kinds <= {str} and (kinds or name in TEXT_COLUMNS):
         return "string"
     return "Int64" if kinds == {int} else "Float64"
 
 
-def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = USUAL) -> list[Path]:
-    """Writes units, configurations, methods, tables and figures.
+def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> list[Path]:
+    """Write units, configurations, methods, tables and figures.
 
     Args:
         folders: run folders of any suites and models.
         out: the folder they go to; made if missing.
-        formats: of `FORMATS`; `dataset` is written by `riebench.analysis.export`.
+        formats: of `FORMATS`; `dataset` is written by `save_dataset`.
 
     Returns:
         The files.
 
     Raises:
-        RiebenchError: if a model is called what leads out of that folder.
+        RiebenchError: if a model's name leads out of that folder.
     """
-    groups = grouped(folders)
+    groups = group_by_model(folders)
     tables: dict[str, Callable[[], list[Row]]] = {
         "units": lambda: unit_rows(folders),
         "configurations": lambda: configuration_rows(groups),
@@ -183,46 +198,40 @@ def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = USU
     }
     written: list[Path] = []
 
-    def keep(path: Path, data: bytes) -> None:
+    def write(path: Path, data: bytes) -> None:
         write_atomic(path, data)
         written.append(path)
 
     if {CSV, LATEX, PARQUET} & {*formats}:
-        for name, made in tables.items():
-            _write_rows(out / name, made(), formats, keep)
+        for name, make_rows in tables.items():
+            _write_rows(out / name, make_rows(), formats, write)
     for (suite, model), its in groups.items():
         place = file_inside(out / suite, model, "the model's name", "the folder of exports")
         if LATEX in formats:
-            for path, text in table_texts(place, its).items():
-                if path.suffix == ".md":
-                    keep(path.with_suffix(".tex"), markdown_to_latex(text).encode())
+            for stem, (document, _) in model_tables(place, its).items():
+                write(stem.with_suffix(".tex"), document.latex().encode())
         if FIGURES in formats:
             from riebench.analysis.figures import figure_files
 
             found: list[Configuration] = [c for folder in its for c in configurations(folder)]
             for name, data in figure_files(found).items():
-                keep(place / "figures" / name, data)
+                write(place / "figures" / name, data)
     return written
 
 
-def _write_rows(stem: Path, rows: list[Row], formats: Sequence[str], keep: Callable[[Path, bytes], None]) -> None:
+def _write_rows(stem: Path, rows: list[Row], formats: Sequence[str], write: Callable[[Path, bytes], None]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     if CSV in formats:
         text = csv_text(names, ([row.get(name) for name in names] for row in rows))
-        keep(stem.with_suffix(".csv"), text.encode())
+        write(stem.with_suffix(".csv"), text.encode())
     if LATEX in formats:
-        keep(stem.with_suffix(".tex"), latex_table(names, [[row.get(n) for n in names] for row in rows]).encode())
+        write(stem.with_suffix(".tex"), latex_table(names, [[row.get(n) for n in names] for row in rows]).encode())
     if PARQUET in formats:
-        keep(stem.with_suffix(".parquet"), frame(rows).to_parquet(engine="pyarrow", index=False))
-
-
-PICTURES = ("source_picture", "target_picture", "edited_picture")
-MARK = "dataset_info.json"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+        write(stem.with_suffix(".parquet"), data_frame(rows).to_parquet(engine="pyarrow", index=False))
 
 
 def check_hub_name(name: str) -> str:
-    """A dataset's name on the hub.
+    """Check the name of a dataset on the hub and return it.
 
     Raises:
         RiebenchError: if it is none.
@@ -233,7 +242,9 @@ def check_hub_name(name: str) -> str:
 
 
 def to_dataset(folders: Sequence[RunFolder], tasks: Iterable[EditTask] = ()) -> Dataset:
-    """All units as a dataset. Pictures that are not on this machine are missing values.
+    """Return all units as a dataset.
+
+    Pictures that are not on this machine are missing values.
 
     Args:
         folders: run folders.
@@ -244,48 +255,55 @@ def to_dataset(folders: Sequence[RunFolder], tasks: Iterable[EditTask] = ()) -> 
 
     disable_progress_bar()
     rows = _with_prompts(folders, unit_rows(folders), tasks)
-    table = frame(rows)
-    made = Dataset.from_pandas(table, preserve_index=False)
+    table = data_frame(rows)
+    dataset = Dataset.from_pandas(table, preserve_index=False)
     paths = dict(zip(PICTURES, zip(*_pictures(folders), strict=True), strict=True)) if rows else {}
     for name in PICTURES:
-        made = made.add_column(name, [*paths.get(name, ())]).cast_column(name, Image())
-    return made
+        dataset = dataset.add_column(name, [*paths.get(name, ())]).cast_column(name, Image())
+    return dataset
 
 
 def _pictures(folders: Sequence[RunFolder]) -> Iterable[tuple[str | None, str | None, str | None]]:
-    """Paths of source, target and edited picture of every unit, in the order of `unit_rows`."""
+    """Return the paths of each unit's source, target and edited picture.
+
+    The order is that of `unit_rows`.
+    """
     for folder in folders:
         for record in folder.records():
             shared = folder.shared.path
             yield (
-                _there(shared, record.source_image), _there(shared, record.target_image),
-                _there(folder.path, record.image),
+                _existing_path(shared, record.source_image), _existing_path(shared, record.target_image),
+                _existing_path(folder.path, record.image),
             )  # fmt: skip
 
 
-def _there(place: Path, name: str | None) -> str | None:
+def _existing_path(place: Path, name: str | None) -> str | None:
+    """Return the path of a stored file, or None if it is not on this machine."""
     return str(place / name) if name is not None and (place / name).is_file() else None
 
 
 def _with_prompts(
     folders: Sequence[RunFolder], rows: list[dict[str, Any]], tasks: Iterable[EditTask]
 ) -> list[dict[str, Any]]:
+    """Add the source and target prompt to each row whose example is known."""
     shipped = {folder.spec.suite for folder in folders} & {*shipped_suites()}
     known = {
         (task.suite, task.name, example.id, example.content_hash): example.plain
         for task in [*(task for name in sorted(shipped) for task in load_suite(name)), *tasks]
         for example in task.examples
     }
-    told = []
+    completed = []
     for row in rows:
         example = known.get((row["suite"], row["task"], row["example_id"], row["example_hash"]))
         prompts = {"source_prompt": example and example.source, "target_prompt": example and example.target}
-        told.append(row | prompts)
-    return told
+        completed.append(row | prompts)
+    return completed
 
 
 def save_dataset(dataset: Dataset, place: Path) -> Path:
-    """Writes a dataset folder with the pictures inside; one that is there is replaced when the new one is whole.
+    """Write a dataset folder with the pictures inside.
+
+    A dataset that is there is replaced when the new one is complete.
 
     Args:
         dataset: what to write.
@@ -294,7 +312,7 @@ def save_dataset(dataset: Dataset, place: Path) -> Path:
     Raises:
         RiebenchError: if something else is there.
     """
-    if place.exists() and not (place / MARK).is_file():
+    if place.exists() and not (place / DATASET_INFO).is_file():
         raise RiebenchError(f"{place} is there and no dataset; use another --out folder")
     beside = place.with_name(f".{place.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
@@ -309,16 +327,16 @@ def save_dataset(dataset: Dataset, place: Path) -> Path:
 
 
 def push(dataset: Dataset, name: str) -> None:
-    """Uploads a dataset, as a private one if it is new.
+    """Upload a dataset, as a private one if it is new.
 
     Raises:
         RiebenchError: with the hub's own first line, if it cannot.
     """
     try:
         dataset.push_to_hub(check_hub_name(name), private=True)
-    # The hub's client raises errors of many libraries; whichever it is, nothing here can mend it.
+    # The hub's client raises errors of many libraries, none of which can be handled here.
     except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RiebenchError(
-            f"{name} could not be uploaded: {said}; `hf auth login` gives the right to write there"
+            f"{name} could not be uploaded: {reason}; `hf auth login` gives the right to write there"
         ) from error

@@ -1,36 +1,29 @@
-"""Figures for papers: the trade-off plot and the heat maps of blocks by categories, as SVG and PNG.
+"""Figures for papers: the trade-off plot and heat maps of blocks by categories.
 
-The same results give the same bytes with the same matplotlib: ids are salted, and no date or version is written.
+Each is written as SVG and PNG.
+
+The same results give the same bytes with the same matplotlib (`riebench.utils.plots`).
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from riebench.analysis.configurations import EVERYTHING, Configuration, present_categories, whole_configurations
 from riebench.analysis.standings import DISTANCE, ENDS, GAIN
 from riebench.analysis.tradeoff import BUDGETS
 from riebench.blocks import NO_BLOCKS
 from riebench.scoring.profiles import metric_format
+from riebench.utils.plots import KINDS, figure_bytes, new_figure, plot_style, series_look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "riebench", "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9,
-    "axes.spines.top": False, "axes.spines.right": False, "savefig.facecolor": "white",
-}  # fmt: skip
-DPI = 200
-DASHES = ("-", "--", ":", "-.")
-COLORS = 10
-"""Colours of matplotlib's usual cycle; with the dashes they tell 40 settings apart."""
-
 
 def figure_files(found: Sequence[Configuration]) -> dict[str, bytes]:
-    """All figures of one suite and model.
+    """Draw all figures of one suite and model.
 
     Args:
         found: its configurations in the default profile.
@@ -38,45 +31,33 @@ def figure_files(found: Sequence[Configuration]) -> dict[str, bytes]:
     Returns:
         File name -> content; nothing for what has no numbers.
     """
-    # Importing matplotlib takes a second: only who draws pays for it.
-    import matplotlib
-
     files: dict[str, bytes] = {}
-    with matplotlib.rc_context(STYLE):
-        drawn = {"trade_off": _trade_off(found)}
+    with plot_style():
+        figures = {"trade_off": _trade_off(found)}
         for label in dict.fromkeys(c.label for c in found):
             rows = [c for c in found if c.label == label and c.block_set != NO_BLOCKS]
-            drawn[f"blocks_{label.replace(' ', '_')}"] = _heat_map(rows, label)
-        for name, figure in drawn.items():
+            figures[f"blocks_{label.replace(' ', '_')}"] = _heat_map(rows, label)
+        for name, figure in figures.items():
             if figure is not None:
-                files |= {f"{name}.svg": _saved(figure, "svg"), f"{name}.png": _saved(figure, "png")}
+                files |= {f"{name}.{kind}": figure_bytes(figure, kind) for kind in KINDS}
     return files
 
 
-def _saved(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _mean(configuration: Configuration, metric: str, category: str = EVERYTHING) -> float | None:
+def _scaled_mean(configuration: Configuration, metric: str, category: str = EVERYTHING) -> float | None:
+    """Return a mean in the unit in which its metric is printed."""
     value = configuration.row(metric, category).mean
     return None if value is None else value * metric_format(metric).scale
 
 
 def _trade_off(found: Sequence[Configuration]) -> Figure | None:
-    """Mean gain against mean LPIPS of every configuration that edits all blocks of its setting."""
+    """Draw mean gain against mean LPIPS, one line a setting.
+
+    It shows the configurations that edit all blocks of their setting; None if none has both numbers.
+    """
     points: dict[str, list[tuple[float, float]]] = {}
     ends: dict[str, tuple[float, float]] = {}
     for c in sorted(whole_configurations(found), key=lambda c: (c.setting, c.strength)):
-        distance, gain = _mean(c, DISTANCE), _mean(c, GAIN)
+        distance, gain = _scaled_mean(c, DISTANCE), _scaled_mean(c, GAIN)
         if distance is None or gain is None:
             continue
         if c.method in ENDS:
@@ -85,15 +66,14 @@ def _trade_off(found: Sequence[Configuration]) -> Figure | None:
             points.setdefault(c.setting, []).append((distance, gain))
     if not points and not ends:
         return None
-    figure = _figure(7.2, 4.4)
+    figure = new_figure((7.2, 4.4))
     axes = figure.add_subplot()
     for budget in BUDGETS:
         axes.axvline(budget, color="0.75", linewidth=0.6, linestyle=":", zorder=0)
     axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
-    for index, (name, its) in enumerate(points.items()):
-        style = DASHES[index // COLORS % len(DASHES)]
-        axes.plot(*zip(*its, strict=True), color=f"C{index % COLORS}", linestyle=style, marker="o", markersize=4,
-                  linewidth=1.2, label=name)  # fmt: skip
+    for index, (name, its_points) in enumerate(points.items()):
+        axes.plot(*zip(*its_points, strict=True), **series_look(index), marker="o", markersize=4, linewidth=1.2,
+                  label=name)  # fmt: skip
     for name, place in ends.items():
         axes.plot(*place, color="black", marker="*", markersize=10, linestyle="none")
         axes.annotate(name, place, xytext=(6, -12), textcoords="offset points", fontsize=8)
@@ -105,20 +85,24 @@ def _trade_off(found: Sequence[Configuration]) -> Figure | None:
 
 
 def _heat_map(rows: Sequence[Configuration], label: str) -> Figure | None:
-    """Blocks by categories: gain and LPIPS side by side; None where there are not two block sets to compare."""
+    """Draw gain and LPIPS of blocks by categories side by side.
+
+    Returns None where there are not two block sets to compare.
+    """
     if len(rows) < 2 or not any(c.values.get(GAIN) for c in rows):
         return None
     categories = [*present_categories(rows), EVERYTHING]
-    figure = _figure(2.6 + 0.9 * len(categories), 1.5 + 0.32 * len(rows))
+    figure = new_figure((2.6 + 0.9 * len(categories), 1.5 + 0.32 * len(rows)))
     left, right = figure.subplots(1, 2, sharey=True)
-    _cells(left, rows, GAIN, categories, "RdBu")
-    _cells(right, rows, DISTANCE, categories, "Greys")
+    _draw_cells(left, rows, GAIN, categories, "RdBu")
+    _draw_cells(right, rows, DISTANCE, categories, "Greys")
     figure.suptitle(label)
     return figure
 
 
-def _cells(axes: Axes, rows: Sequence[Configuration], metric: str, categories: Sequence[str], colors: str) -> None:
-    values = [[_mean(c, metric, category) for category in categories] for c in rows]
+def _draw_cells(axes: Axes, rows: Sequence[Configuration], metric: str, categories: Sequence[str], colors: str) -> None:
+    """Draw a heat map with a number in each cell, blocks down, categories across."""
+    values = [[_scaled_mean(c, metric, category) for category in categories] for c in rows]
     largest = max((abs(v) for row in values for v in row if v is not None), default=0.0) or 1.0
     shown = [[float("nan") if v is None else v for v in row] for row in values]
     lowest = -largest if metric_format(metric).signed else 0.0

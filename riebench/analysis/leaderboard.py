@@ -1,4 +1,4 @@
-"""leaderboard.md, made from the results folder alone."""
+"""The leaderboard, made from the results folder alone."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 from riebench.analysis.configurations import (
     EVERYTHING,
     Configuration,
+    comparison_gaps,
     configurations,
-    mixed,
     present_metrics,
     scored_profiles,
     whole_configurations,
 )
-from riebench.analysis.standings import MIN_LEVELS, REFERENCE, Field, Read, Standing, methods_of
+from riebench.analysis.standings import MIN_LEVELS, REFERENCE, MethodComparison, ReadFolder, Standing, group_entries
 from riebench.analysis.stats import Estimate
-from riebench.analysis.tables import cell
+from riebench.analysis.tables import cell_text
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.files import write_atomic
-from riebench.utils.markup import escape_markdown, markdown_table
+from riebench.utils.markup import Block, Code, Document, Heading, MarkupTable, Name, Paragraph, Piece
 
 NO_RANK = "–"
 COMMAND = "riebench leaderboard"
 
 
-def leaderboard_text(results: Path) -> str:
-    """The leaderboard of everything below a results folder.
+def leaderboard_document(results: Path) -> Document:
+    """Return the leaderboard of everything below a results folder.
 
     One section for each suite, model and profile. In the default profile methods are compared by their area; the
     other profiles rank single configurations, as the scripts they follow do.
@@ -36,57 +36,66 @@ def leaderboard_text(results: Path) -> str:
     groups: dict[tuple[str, str], list[RunFolder]] = {}
     for folder in find_run_folders(results):
         groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
-    parts = [
-        f"<!-- made by `{COMMAND}` from the results folder; do not edit, run it again -->",
-        "# Leaderboard\n",
-        "Alignment and preservation belong together: changing more is easy. So a method is summed up by its `area`: "
-        "the CLIP alignment gain it reaches at LPIPS budgets of 0.05 to 0.5, its level chosen on one half of the "
-        "examples and read on the other. Rank groups are given among methods that look at the same things (`sees`: "
-        "target prompt P, activations of the paired target run A, masks M, training T, inversion V): 1 + the number "
+    introduction: tuple[Piece, ...] = (
+        "Alignment and preservation belong together: changing more is easy. So a method is summed up by its ",
+        Code("area"),
+        ": the CLIP alignment gain it reaches at LPIPS budgets of 0.05 to 0.5, its level chosen on one half of the "
+        "examples and read on the other. Rank groups are given among methods that look at the same things (",
+        Code("sees"),
+        ": target prompt P, activations of the paired target run A, masks M, training T, inversion V): 1 + the number "
         "of methods that are better beyond doubt. Whoever lacks a number, or has fewer than "
-        f"{MIN_LEVELS} levels of its knob, has no rank.\n",
-    ]
+        f"{MIN_LEVELS} levels of its knob, has no rank.",
+    )
+    blocks: list[Block] = [Heading(1, ("Leaderboard",)), Paragraph(introduction)]
     if not groups:
-        parts.append("No results yet: `riebench run` makes them.\n")
+        blocks.append(Paragraph(("No results yet: ", Code("riebench run"), " makes them.")))
     for (suite, model), folders in sorted(groups.items()):
         for profile in scored_profiles(folders):
             if profile == DEFAULT:
                 # At once without what is left to the tables: blocks edited singly are most of what large runs hold.
                 read = [(folder, whole_configurations(configurations(folder))) for folder in folders]
-                parts += [f"## {suite} on {escape_markdown(model)}\n", *methods_section(read), _every(read)]
+                blocks += [Heading(2, (Name(suite), " on ", Name(model))), *_method_blocks(read), *_point_blocks(read)]
             else:
-                rank = f"Ranks are by `{PROFILES[profile].rank}`.\n"
-                parts += [
-                    f"## {suite} on {escape_markdown(model)}, profile `{profile}`\n",
-                    rank,
-                    _section(folders, profile),
-                ]
-    return "\n".join(parts)
+                title = (Name(suite), " on ", Name(model), ", profile ", Code(profile))
+                rank = Paragraph(("Ranks are by ", Code(PROFILES[profile].rank), "."))
+                blocks += [Heading(2, title), rank, *_profile_blocks(folders, profile)]
+    return Document(tuple(blocks), f"made by `{COMMAND}` from the results folder; do not edit, run it again")
 
 
-def methods_section(read: Sequence[Read]) -> list[str]:
-    """The comparison of methods, as paragraphs of Markdown."""
-    field = Field(tuple(methods_of(read)))
-    standings = field.standings()
+def leaderboard_text(results: Path) -> str:
+    """Return the leaderboard as Markdown; see `leaderboard_document`."""
+    return leaderboard_document(results).markdown()
+
+
+def _method_blocks(read: Sequence[ReadFolder]) -> list[Block]:
+    """Return the comparison of methods: a paragraph and a table."""
+    comparison = MethodComparison(tuple(group_entries(read)))
+    standings = comparison.standings()
     adjusted = sum(standing.versus is not None for standing in standings)
-    told = (
-        f"{len(field.examples.ids)} examples in {len(field.examples.strata)} categories, {field.seeds} "
-        f"{'seed' if field.seeds == 1 else 'seeds'} each. Intervals: 95 %, percentile bootstrap over "
-        f"{'clusters of examples' if field.examples.ids != field.examples.clusters else 'examples'} inside categories, "
-        f"{field.replicates} replicates, seed {field.seed}. p: Holm over the {adjusted} comparisons with "
-        f"`{REFERENCE}`; detectable: difference found with 80 % power. area and gains x100, completion in % of "
-        "`target_prompt`.\n"
+    examples, seeds = comparison.examples, comparison.seeds
+    note: tuple[Piece, ...] = (
+        f"{len(examples.ids)} examples in {len(examples.strata)} categories, {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'} each. Intervals: 95 %, percentile bootstrap over "
+        f"{'clusters of examples' if examples.ids != examples.clusters else 'examples'} inside categories, "
+        f"{comparison.replicates} replicates, seed {comparison.seed}. p: Holm over the {adjusted} comparisons with ",
+        Code(REFERENCE),
+        "; detectable: difference found with 80 % power. area and gains x100, completion in % of ",
+        Code("target_prompt"),
+        ".",
     )
     header = [
         "group", "method", "SAE", "sees", "levels", "area", "all alike", "completion", "LPIPS", "second scorer",
         "scorer", f"minus {REFERENCE}", "detectable", "scored", "note",
     ]  # fmt: skip
-    return [told, markdown_table(header, [_method_row(standing) for standing in standings])]
+    return [Paragraph(note), MarkupTable.of(header, map(_method_row, standings))]
 
 
 def _method_row(standing: Standing) -> list[str]:
+    """Return the cells of one method."""
     entry = standing.entry
-    versus = NO_RANK if standing.versus is None else f"{100 * standing.versus[0]:+.2f} (p {_p(standing.versus[1])})"
+    versus = (
+        NO_RANK if standing.versus is None else f"{100 * standing.versus[0]:+.2f} (p {_p_text(standing.versus[1])})"
+    )
     return [
         NO_RANK if standing.group is None else str(standing.group),
         entry.name,
@@ -117,30 +126,45 @@ def _with_interval(value: Estimate | None, decimals: int) -> str:
     return _number(value.mean, decimals) + ends
 
 
-def _p(value: float) -> str:
+def _p_text(value: float) -> str:
+    """Return a p-value as it is printed."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _every(read: Sequence[Read]) -> str:
-    """Every configuration with its means, in the order of settings and strengths: the points behind the areas."""
+def _point_blocks(read: Sequence[ReadFolder]) -> list[Block]:
+    """Return the table of every configuration with its means.
+
+    These are the points behind the areas, by setting and strength.
+    """
     found = whole_configurations(c for _, everything in read for c in everything)
     metrics = present_metrics(found)
     table = [
-        [c.label, c.block_set, *(cell(c.row(metric, EVERYTHING)) for metric in metrics), c.run_id[:8]] for c in found
+        [c.label, c.block_set, *(cell_text(c.row(metric, EVERYTHING)) for metric in metrics), c.run_id[:8]]
+        for c in found
     ]
-    legend = "; ".join(f"`{metric}`: {metric_format(metric).title}" for metric in metrics)
-    heading = "Every configuration; cells: mean [95 % interval] scored/expected.\n\n"
-    return heading + markdown_table(["setting", "blocks", *metrics, "run"], table) + f"\n{legend}.\n"
+    note = Paragraph(("Every configuration; cells: mean [95 % interval] scored/expected.",))
+    return [note, MarkupTable.of(["setting", "blocks", *metrics, "run"], table), _legend(metrics)]
 
 
-def _section(folders: Sequence[RunFolder], profile: str) -> str:
+def _legend(metrics: Sequence[str]) -> Paragraph:
+    pieces: list[Piece] = []
+    for metric in metrics:
+        pieces += ["; " if pieces else "", Code(metric), f": {metric_format(metric).title}"]
+    return Paragraph((*pieces, "."))
+
+
+def _profile_blocks(folders: Sequence[RunFolder], profile: str) -> list[Block]:
+    """Return the configurations of one profile, ranked by its metric.
+
+    Paragraphs below the table give the reason where one has no rank.
+    """
     found = whole_configurations(c for folder in folders for c in configurations(folder, profile))
     metrics = present_metrics(found)
     ranks = _ranks(found)
     table = []
     for index in sorted(range(len(found)), key=lambda i: _order(found[i], ranks[i])):
         configuration = found[index]
-        cells = [cell(configuration.row(metric, EVERYTHING)) for metric in metrics]
+        cells = [cell_text(configuration.row(metric, EVERYTHING)) for metric in metrics]
         rank = ranks[index]
         table.append(
             [
@@ -152,21 +176,22 @@ def _section(folders: Sequence[RunFolder], profile: str) -> str:
                 configuration.run_id[:8],
             ]
         )
-    legend = "; ".join(f"`{metric}`: {metric_format(metric).title}" for metric in metrics)
-    odd = "".join(
-        f"\n{configuration.label} has no rank: {escape_markdown(why)}.\n"
-        for configuration, why in zip(found, mixed(found), strict=True) if why
-    )  # fmt: skip
-    return markdown_table(["rank", "setting", "blocks", "sees", *metrics, "run"], table) + f"\n{legend}.\n{odd}"
+    gaps = [
+        Paragraph((Name(configuration.label), " has no rank: ", Name(why), "."))
+        for configuration, why in zip(found, comparison_gaps(found), strict=True) if why
+    ]  # fmt: skip
+    return [MarkupTable.of(["rank", "setting", "blocks", "sees", *metrics, "run"], table), _legend(metrics), *gaps]
 
 
 def rank_metric(configuration: Configuration) -> str:
-    """The metric that a row is ranked by: its profile's."""
+    """Return the metric that a row is ranked by: that of its profile."""
     return PROFILES[configuration.profile].rank
 
 
 def is_complete(configuration: Configuration, examples: set[str]) -> bool:
-    """Whether every planned unit has the number that is ranked by, over the examples that the others have too.
+    """Check that every planned unit has the number that is ranked by.
+
+    The examples are those that the other rows have too.
 
     Args:
         configuration: the row.
@@ -181,8 +206,9 @@ def is_complete(configuration: Configuration, examples: set[str]) -> bool:
 
 
 def _ranks(found: Sequence[Configuration]) -> list[int | None]:
+    """Return the rank of each row, or None for one that cannot be ranked."""
     gains = [configuration.row(rank_metric(configuration), EVERYTHING).mean for configuration in found]
-    odd = mixed(found)
+    odd = comparison_gaps(found)
     examples = {e for c, why in zip(found, odd, strict=True) if not why for e in c.example_means(rank_metric(c))}
     ranked = [
         why is None and is_complete(configuration, examples) for configuration, why in zip(found, odd, strict=True)
@@ -194,32 +220,38 @@ def _ranks(found: Sequence[Configuration]) -> list[int | None]:
             ranks.append(None)
             continue
         better = sum(
-            other is not None and ranked[i] and _rivals(found[i], configuration) and other > mine
+            other is not None and ranked[i] and _are_comparable(found[i], configuration) and other > mine
             for i, other in enumerate(gains)
         )
         ranks.append(better + 1)
     return ranks
 
 
-def _rivals(one: Configuration, other: Configuration) -> bool:
-    """Whether two rows may be ranked against each other: they see the same things, and one network scored both."""
+def _are_comparable(one: Configuration, other: Configuration) -> bool:
+    """Check that two rows may be ranked against each other.
+
+    They must see the same things, and one network must have scored both.
+    """
     metric = rank_metric(one)
     same_scorer = one.backbones.get(metric) == other.backbones.get(metric)
     return same_scorer and set(one.access) == set(other.access)
 
 
 def _order(configuration: Configuration, rank: int | None) -> tuple[bool, str, int, str]:
+    """Return the sort key of a row: ranked first, by access, rank and label."""
     letters = "".join(sorted(configuration.access, key="PAMTV".index))
     return rank is None, letters, rank or 0, configuration.label
 
 
-def write_leaderboard(results: Path, path: Path) -> None:
-    """Writes the leaderboard of a results folder."""
-    write_atomic(path, leaderboard_text(results).encode())
+def write_leaderboard(results: Path, path: Path) -> Document:
+    """Write the leaderboard of a results folder and return it."""
+    board = leaderboard_document(results)
+    write_atomic(path, board.markdown().encode())
+    return board
 
 
 def check_leaderboard(results: Path, path: Path) -> None:
-    """Refuses a leaderboard that is not what the results folder gives.
+    """Check that a leaderboard file is what the results folder gives.
 
     Raises:
         RiebenchError: naming the first line that differs.

@@ -1,4 +1,8 @@
-"""Standings: what the leaderboard says of each method on the examples that all of them share."""
+"""Standings of methods: areas, ranks and differences on shared examples.
+
+`Entry` is one method with all its strength levels, and `entries` finds them in run folders. `MethodComparison` takes
+all methods of one suite, model and profile and computes a `Standing` for each: what the leaderboard prints of it.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from riebench.analysis.configurations import (
     Configuration,
     Origin,
     Origins,
-    agreed_origins,
-    agreed_world,
     configurations,
+    majority_model,
+    majority_origins,
+    model_gap,
     origin_gap,
     whole_configurations,
-    world_gap,
 )
 from riebench.analysis.stats import (
     BOOTSTRAP_SEED,
@@ -36,12 +40,18 @@ from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 
 Floats = NDArray[np.float64]
-Read = tuple[RunFolder, Sequence[Configuration]]
+ReadFolder = tuple[RunFolder, Sequence[Configuration]]
 """A run folder and what was read from it."""
 
 DISTANCE, GAIN = "lpips", "clip_gain"
 ENDS = ("no_edit", "target_prompt")
-"""The two ends of the scale: references, not rivals."""
+"""The two ends of the scale: references that are not ranked."""
+SECOND = "clip_gain_2"
+"""The gain by a scorer that chose nothing."""
+MIN_LEVELS = 6
+"""Strength levels that a method needs for a rank: with fewer it cannot use the budgets that others use."""
+REFERENCE = "mean_steering"
+"""The method that all others are compared with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +64,7 @@ class Entry:
         access: what it may look at.
         sae: which SAEs: their place and the beginning of the least of their hashes; "" without.
         block_set: blocks edited together.
-        configurations: every level of its knob.
+        configurations: one for each of its strength levels.
     """
 
     name: str
@@ -66,12 +76,15 @@ class Entry:
 
     @property
     def place(self) -> str:
-        """What tells it apart from the others of its suite and model."""
+        """Text that tells the entry apart from others of its suite and model."""
         return "\n".join((self.name, self.sae, self.block_set))
 
     @property
     def levels(self) -> int:
-        """Levels of its knob that were planned; strength 0 is every method's and counts for none."""
+        """Number of strength levels that were planned.
+
+        Strength 0 is every method's and is not counted.
+        """
         return sum(1 for configuration in self.configurations if configuration.strength != 0)
 
     @property
@@ -81,22 +94,22 @@ class Entry:
 
     @property
     def n_scored(self) -> int:
-        """Units with a number."""
+        """Number of units with a value."""
         return sum(configuration.counts(GAIN)[0] for configuration in self.configurations)
 
     @property
     def n_expected(self) -> int:
-        """Units that should have one."""
+        """Number of units that should have a value."""
         return sum(configuration.counts(GAIN)[1] for configuration in self.configurations)
 
     @property
     def seeds(self) -> int:
-        """Most seeds an example has."""
+        """Largest number of seeds that an example has."""
         return max((c.seeds(GAIN) for c in self.configurations), default=0)
 
     @property
     def categories(self) -> dict[str, str]:
-        """Example id -> category, of everything scored."""
+        """Category of every example with a value."""
         return {
             example: category
             for configuration in self.configurations
@@ -106,7 +119,7 @@ class Entry:
 
     @property
     def origins(self) -> Origins:
-        """Example id -> the versions that units were made from."""
+        """Versions that the units of each example were made from."""
         found: dict[str, set[Origin]] = {}
         for configuration in self.configurations:
             for example, origins in configuration.origins.items():
@@ -114,7 +127,7 @@ class Entry:
         return {example: frozenset(origins) for example, origins in found.items()}
 
     def gap(self, examples: Examples, seeds: int) -> str | None:
-        """Why this entry cannot be compared on these examples, or None.
+        """Return the reason why the entry cannot be compared, or None.
 
         Args:
             examples: those of all entries.
@@ -142,7 +155,7 @@ class Entry:
         return None
 
     def values(self, metric: str, examples: Examples) -> Floats | None:
-        """Means over seeds, float64 [E, configurations], or None if a number is missing."""
+        """Return means over seeds, float64 [E, configurations], or None with gaps."""
         columns = []
         for configuration in self.configurations:
             means = configuration.example_means(metric)
@@ -155,7 +168,7 @@ class Entry:
 def entries(
     folders: Iterable[RunFolder], profile: str = DEFAULT, *, single_blocks: bool = False, extra: Sequence[str] = ()
 ) -> list[Entry]:
-    """The methods of some run folders of one suite and model.
+    """Return the methods of some run folders of one suite and model.
 
     Args:
         folders: of any settings.
@@ -163,13 +176,13 @@ def entries(
         single_blocks: also block sets that are part of a setting's whole; each is a method of its own.
         extra: further metrics to read, of those that no table shows.
     """
-    return methods_of(
+    return group_entries(
         ((folder, configurations(folder, profile, extra)) for folder in folders), single_blocks=single_blocks
     )
 
 
-def methods_of(read: Iterable[Read], *, single_blocks: bool = False) -> list[Entry]:
-    """As `entries`, of run folders that were read already.
+def group_entries(read: Iterable[ReadFolder], *, single_blocks: bool = False) -> list[Entry]:
+    """Group configurations of run folders that were read already into methods.
 
     Args:
         read: folders with their configurations.
@@ -179,7 +192,7 @@ def methods_of(read: Iterable[Read], *, single_blocks: bool = False) -> list[Ent
     for folder, everything in read:
         for configuration in everything if single_blocks else whole_configurations(everything):
             setting = folder.spec.setting
-            place = (setting.group or setting.name, _sae(folder), configuration.block_set)
+            place = (setting.group or setting.name, _sae_label(folder), configuration.block_set)
             found.setdefault(place, []).append((folder, configuration))
     return [_entry(name, sae, block_set, members) for (name, sae, block_set), members in sorted(found.items())]
 
@@ -193,28 +206,23 @@ def _entry(name: str, sae: str, block_set: str, members: Sequence[tuple[RunFolde
     )  # fmt: skip
 
 
-def _sae(folder: RunFolder) -> str:
+def _sae_label(folder: RunFolder) -> str:
+    """Return a text that names a run's SAEs: their place and a hash; "" without."""
     hashes = sorted({sha[:6] for sha in folder.spec.sae_sha256.values()})
     if not hashes:
         return ""
     return f"{folder.spec.setting.sae or 'model'} {hashes[0]}"
 
 
-SECOND = "clip_gain_2"
-"""The gain by a scorer that chose nothing."""
-MIN_LEVELS = 6
-"""Levels of its knob that a method needs for a rank: with fewer it cannot use the budgets that others use."""
-REFERENCE = "mean_steering"
-"""The method that all others are compared with."""
-
-
 @dataclass(frozen=True)
 class Standing:
-    """An entry with what is said about it. Numbers are None where they cannot be had; `note` says why.
+    """One method with its results in a comparison.
+
+    Numbers are None where they cannot be computed; `note` gives the reason.
 
     Attributes:
         entry: the method.
-        group: rank group among entries with equal access; None for ends, gaps and short knobs.
+        group: rank group among entries with equal access; None for ends, gaps and methods with few levels.
         area: mean cross-fitted gain over the LPIPS budgets, with its interval.
         micro: the same with every example weighing alike.
         completion: area as a share of the gain of the target prompt's own pictures, with its interval.
@@ -238,7 +246,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Field:
+class MethodComparison:
     """All methods of one suite, model and profile, on the examples they share.
 
     Attributes:
@@ -253,7 +261,7 @@ class Field:
 
     @cached_property
     def examples(self) -> Examples:
-        """Every example that any entry has a number for, in the version that counts."""
+        """Examples that any entry has a value for, in the version that counts."""
         categories: dict[str, str] = {}
         clusters: dict[str, str] = {}
         for entry in self.entries:
@@ -264,27 +272,27 @@ class Field:
 
     @cached_property
     def origins(self) -> dict[str, Origin | None]:
-        """Example id -> the version of it that counts (`agreed_origins`)."""
-        return agreed_origins(entry.origins for entry in self.entries)
+        """Version that counts of each example (`majority_origins`)."""
+        return majority_origins(entry.origins for entry in self.entries)
 
     @cached_property
-    def world(self) -> str | None:
-        """What most entries' pictures come from, or None if nobody can say."""
-        return agreed_world({c.world for c in entry.configurations} for entry in self.entries)
+    def model_identity(self) -> str | None:
+        """Identity of the model of most entries; None where two are equally frequent."""
+        return majority_model({c.model_identity for c in entry.configurations} for entry in self.entries)
 
     @cached_property
     def seeds(self) -> int:
-        """Most seeds an example has."""
+        """Largest number of seeds that an example has."""
         return max((entry.seeds for entry in self.entries), default=0)
 
     @cached_property
     def weights(self) -> Floats:
-        """[1 + R, E]: every example once, then the bootstrap's draws."""
+        """Weights [1 + R, E]: every example once, then the bootstrap's draws."""
         return np.vstack([np.ones((1, len(self.examples.ids))), self.examples.draws(self.replicates, self.seed)])
 
     def gap(self, entry: Entry) -> str | None:
-        """Why an entry cannot be compared, or None."""
-        other = world_gap((c.world for c in entry.configurations), self.world)
+        """Return the reason why an entry cannot be compared, or None."""
+        other = model_gap((c.model_identity for c in entry.configurations), self.model_identity)
         other = other or origin_gap(entry.origins, self.origins)
         if other is not None:
             return other
@@ -295,7 +303,7 @@ class Field:
         return entry.gap(self.examples, self.seeds)
 
     def trade_off(self, entry: Entry, read: str = GAIN, category: str | None = None) -> TradeOff | None:
-        """An entry's trade-off in every replicate, or None if it lacks a number.
+        """Compute an entry's trade-off in every replicate; None if it lacks a number.
 
         Args:
             entry: the method.
@@ -309,13 +317,16 @@ class Field:
         return cross_fit(distances, gains, self.examples, self.weights, read=other, category=category)
 
     def estimate(self, draws: Floats) -> Estimate:
-        """The observed value, which is the first draw, with the interval of the others."""
+        """Return the observed value, the first draw, with the interval of the others."""
         found = interval(draws[1:])
         low, high = found if found is not None else (None, None)
         return Estimate(float(draws[0]), low, high, len(self.examples.ids))
 
     def standings(self) -> list[Standing]:
-        """Everything the leaderboard says, best first inside equal access, ends and gaps last."""
+        """Compute everything that the leaderboard prints.
+
+        The best come first inside equal access; ends of the scale and entries with gaps come last.
+        """
         gaps = {entry: self.gap(entry) for entry in self.entries}
         areas: dict[Entry, TradeOff] = {}
         for entry in self.entries:
@@ -352,6 +363,7 @@ class Field:
         )
 
     def _micro(self, entry: Entry) -> float | None:
+        """Compute an entry's area with every example weighing alike."""
         distances, gains = entry.values(DISTANCE, self.examples), entry.values(GAIN, self.examples)
         if distances is None or gains is None:
             return None
@@ -359,7 +371,10 @@ class Field:
         return float(found.area[0])
 
     def _far_end(self, areas: Mapping[Entry, TradeOff]) -> Floats | None:
-        """The target prompt's gain in every replicate, or None if there is none or it may be 0."""
+        """Compute the gain of the target prompt in every replicate.
+
+        Returns None if there is none or if its interval holds 0.
+        """
         for entry in areas:
             gains = entry.values(GAIN, self.examples) if entry.method == "target_prompt" else None
             if gains is not None:
@@ -372,18 +387,22 @@ class Field:
         return None if far_end is None else self.estimate(area / far_end)
 
     def _groups(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, int]:
-        rivals: dict[tuple[frozenset[str], str], dict[str, Entry]] = {}
+        """Return the rank group of each entry that has one."""
+        ranked: dict[tuple[frozenset[str], str], dict[str, Entry]] = {}
         for entry in areas:
             if not _note(entry):
-                rivals.setdefault((frozenset(entry.access), entry.scorer), {})[entry.place] = entry
+                ranked.setdefault((frozenset(entry.access), entry.scorer), {})[entry.place] = entry
         found: dict[Entry, int] = {}
-        for members in rivals.values():
+        for members in ranked.values():
             groups = rank_groups({name: areas[entry].area for name, entry in members.items()})
             found |= {members[name]: group for name, group in groups.items()}
         return found
 
     def _versus(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, tuple[float, float, float]]:
-        """Entry -> difference to the reference, adjusted p, detectable difference."""
+        """Compare each entry with the reference.
+
+        The values are the difference to the reference, its adjusted p, and the detectable difference.
+        """
         reference = next((entry for entry in areas if entry.method == REFERENCE), None)
         if reference is None:
             return {}
@@ -401,7 +420,7 @@ class Field:
 
 
 def _note(entry: Entry) -> str:
-    """Why a complete entry has no rank; "" if it has one."""
+    """Return the reason why a complete entry has no rank; "" if it has one."""
     if entry.method in ENDS:
         return "end of the scale"
     if entry.levels < MIN_LEVELS:
@@ -410,6 +429,7 @@ def _note(entry: Entry) -> str:
 
 
 def _order(standing: Standing) -> tuple[bool, str, int, float, str]:
+    """Return the sort key of a standing: ranked first, by access, group and area."""
     letters = "".join(sorted(standing.entry.access, key="PAMTV".index))
     area = standing.area.mean if standing.area is not None and standing.area.mean is not None else 0.0
     return standing.group is None, letters, standing.group or 0, -area, standing.entry.name

@@ -1,4 +1,9 @@
-"""Means and intervals: examples are the unit, categories weigh the same, every resampling is reproducible."""
+"""Bootstrap estimates, intervals and tests.
+
+Examples are the unit of resampling, categories weigh the same, and every resampling is reproducible. The first part
+estimates means with intervals from scores. The second part works on replicates that are computed elsewhere: intervals,
+paired p-values, Holm's adjustment and rank groups.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +17,22 @@ from numpy.typing import NDArray
 
 from riebench.errors import RiebenchError
 
+Floats = NDArray[np.float64]
+
+ALPHA = 0.05
+"""Adjusted p-values below this count as a difference."""
 REPLICATES = 10_000
 BOOTSTRAP_SEED = 20_240_601
 LEVEL = 0.95
 POWER_FACTOR = 2.8
 """Normal quantiles of a two-sided 5 % test and of 80 % power, added: 1.96 + 0.84."""
-MOST_KEPT = 2**30
-"""Bytes of draws that are kept for the next method: every other choice of examples has draws of its own."""
+CACHE_BYTES = 2**30
+"""Bytes of draws that are kept for the next method; another choice of examples needs draws of its own."""
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
 """Category -> example id -> the values of its seeds."""
 
-_kept: dict[tuple[str, tuple[str, ...], int, int], NDArray[np.float64]] = {}
+_draw_cache: dict[tuple[str, tuple[str, ...], int, int], Floats] = {}
 
 
 @dataclass(frozen=True)
@@ -36,23 +45,23 @@ class Estimate:
     n_examples: int
 
 
-def cluster_counts(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> NDArray[np.float64]:
-    """How often each group is drawn in each replicate, [replicates, groups].
+def cluster_counts(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> Floats:
+    """Draw clusters: how often each is in each replicate, [replicates, groups].
 
     The draw depends on the groups' names alone: adding a method or permuting rows changes nothing, and two methods
     scored on the same examples are resampled alike, which is what pairs them.
     """
     key = (name, groups, replicates, seed)
-    counts = _kept.pop(key, None)
+    counts = _draw_cache.pop(key, None)
     if counts is None:
         text = "\n".join([str(seed), name, *groups])
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
         n = len(groups)
         counts = rng.multinomial(n, [1 / n] * n, size=replicates).astype(np.float64)
-    # The last to be asked for is the last to go.
-    _kept[key] = counts
-    while len(_kept) > 1 and sum(one.nbytes for one in _kept.values()) > MOST_KEPT:
-        del _kept[next(iter(_kept))]
+    # The least recently used draws go first.
+    _draw_cache[key] = counts
+    while len(_draw_cache) > 1 and sum(one.nbytes for one in _draw_cache.values()) > CACHE_BYTES:
+        del _draw_cache[next(iter(_draw_cache))]
     return counts
 
 
@@ -63,7 +72,9 @@ def estimate(
     replicates: int = REPLICATES,
     seed: int = BOOTSTRAP_SEED,
 ) -> Estimate:
-    """Mean over seeds, then examples, then categories, with a percentile bootstrap interval of 95 %.
+    """Estimate a mean with a percentile bootstrap interval of 95 %.
+
+    The mean is over seeds, then examples, then categories.
 
     Args:
         values: what was scored; examples without a value are absent.
@@ -90,7 +101,8 @@ def estimate(
 
 def _category_replicates(
     name: str, examples: Mapping[str, Sequence[float]], clusters: Mapping[str, str], replicates: int, seed: int
-) -> tuple[float, NDArray[np.float64], int]:
+) -> tuple[float, Floats, int]:
+    """Return a category's mean, its bootstrap replicates and its number of examples."""
     means = {example: _mean(seeds) for example, seeds in sorted(examples.items()) if len(seeds)}
     sums: dict[str, list[float]] = {}
     for example, mean in means.items():
@@ -109,7 +121,9 @@ def _mean(seeds: Sequence[float]) -> float:
 
 
 def detectable_difference(differences: Sequence[float]) -> float | None:
-    """Smallest true mean of paired differences that 80 % of such experiments would find.
+    """Return the smallest true mean difference that 80 % of experiments would find.
+
+    The differences are paired, one for each example.
 
     Args:
         differences: one per example.
@@ -123,12 +137,8 @@ def detectable_difference(differences: Sequence[float]) -> float | None:
     return POWER_FACTOR * float(np.std(differences, ddof=1)) / math.sqrt(n)
 
 
-Floats = NDArray[np.float64]
-ALPHA = 0.05
-
-
 def interval(draws: Floats) -> tuple[float, float] | None:
-    """Percentile interval of 95 % over bootstrap replicates, or None if none is finite.
+    """Return the 95 % percentile interval of replicates, or None if none is finite.
 
     Args:
         draws: [R]; replicates without a value are nan.
@@ -142,7 +152,7 @@ def interval(draws: Floats) -> tuple[float, float] | None:
 
 
 def p_value(differences: Floats) -> float:
-    """Two-sided bootstrap p-value of a paired difference.
+    """Compute the two-sided bootstrap p-value of a paired difference.
 
     Args:
         differences: [R], one per replicate, of the same draws on both sides; replicates without a value are nan and
@@ -158,7 +168,7 @@ def p_value(differences: Floats) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment inside one family of tests.
+    """Adjust p-values by Holm's step-down method inside one family of tests.
 
     Args:
         p_values: comparison -> raw p.
@@ -172,7 +182,10 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def rank_groups(areas: Mapping[str, Floats]) -> dict[str, int]:
-    """1 + the number of methods that are better beyond doubt (adjusted p below 0.05, all pairs one family).
+    """Rank methods by areas, in groups that cannot be told apart.
+
+    A method's group is 1 + the number of methods that are better with an adjusted p below 0.05; all pairs are one
+    family of tests.
 
     Args:
         areas: method -> [1 + R]: the observed area, then its bootstrap replicates, of the same draws for all.
@@ -192,7 +205,9 @@ def rank_groups(areas: Mapping[str, Floats]) -> dict[str, int]:
 
 
 def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashable | None]) -> float | None:
-    """Standard error of a plain mean when values come in clusters: the cross-check of the bootstrap.
+    """Compute the standard error of a plain mean of clustered values.
+
+    It is the cross-check of the bootstrap.
 
     Args:
         values: one per example.

@@ -1,18 +1,23 @@
-"""Tables from stored records and scores: per block, per category, per method, and where features were chosen."""
+"""Tables from stored records and scores, and documents that quote them.
+
+The first part makes the tables per block, per category, per method and of feature shares. The second part writes and
+checks their files beside the runs. The third part fills the marked parts of Markdown documents from stored tables.
+"""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from riebench.analysis.configurations import (
     EVERYTHING,
     Configuration,
     TableRow,
+    comparison_gaps,
     configurations,
-    mixed,
     present_categories,
     present_metrics,
     scored_profiles,
@@ -25,11 +30,28 @@ from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.files import write_atomic
-from riebench.utils.markup import csv_text, escape_markdown, markdown_table
+from riebench.utils.markup import (
+    Block,
+    BulletList,
+    Code,
+    Document,
+    Heading,
+    MarkupTable,
+    Name,
+    Paragraph,
+    Piece,
+    csv_text,
+    markdown_table,
+)
+
+PART = re.compile(r"(<!-- table: (\S+) metric=(\S+) settings=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""A part of a document: an opening mark with its options, the content, and the end mark."""
+TablePair = tuple[Document, str]
+"""A table for people, and the text of its CSV file with all its numbers."""
 
 
-def cell(row: TableRow) -> str:
-    """A cell as printed: mean, interval, scored/expected."""
+def cell_text(row: TableRow) -> str:
+    """Return a cell as printed: mean, interval, scored/expected."""
     counts = f"{row.n_scored}/{row.n_expected}"
     if row.mean is None or row.ci_low is None or row.ci_high is None:
         return f"– {counts}" if row.n_expected else ""
@@ -42,69 +64,89 @@ def _long_csv(rows: Iterable[TableRow]) -> str:
     return csv_text(names, ([getattr(row, name) for name in names] for row in rows))
 
 
-def _note(found: list[Configuration]) -> str:
+def _note(found: list[Configuration]) -> list[Block]:
+    """Return the paragraphs above a table.
+
+    They give the number of examples, the way cells are computed, and the networks that measured.
+    """
     examples = {example for c in found for values in c.values.values() for e in values.values() for example in e}
     seeds = [len(s) for c in found for values in c.values.values() for e in values.values() for s in e.values()]
     profile = PROFILES[found[0].profile if found else DEFAULT]
     networks = sorted({c.backbones[metric] for c in found for metric in profile.table if c.backbones.get(metric)})
     second = sorted({c.backbones["clip_gain_2"] for c in found if "clip_gain_2" in c.backbones})
-    return (
-        f"{len(examples)} examples, up to {max(seeds, default=0)} seed(s) each. Cells: mean [95 % interval] "
-        f"scored/expected; percentile bootstrap over examples inside each category, {REPLICATES} replicates, "
-        f"seed {BOOTSTRAP_SEED}. `all` is the mean over categories.\n"
-        + (f"\nMeasured by {escape_markdown(', '.join(networks))}.\n" if networks else "")
-        + (f"`clip_gain_2` is by {escape_markdown(', '.join(second))}.\n" if second else "")
-        + (_profile_note(found, profile.name) if profile.name != DEFAULT else "")
-        + _mixed_note(found)
-    )
+    paragraphs: list[list[Piece]] = [
+        [
+            f"{len(examples)} examples, up to {max(seeds, default=0)} seed(s) each. Cells: mean [95 % interval] "
+            f"scored/expected; percentile bootstrap over examples inside each category, {REPLICATES} replicates, "
+            f"seed {BOOTSTRAP_SEED}. ",
+            Code(EVERYTHING),
+            " is the mean over categories.",
+        ]
+    ]
+    if networks:
+        paragraphs.append(["Measured by ", Name(", ".join(networks)), "."])
+    if second:
+        paragraphs[-1] += ["\n", Code("clip_gain_2"), " is by ", Name(", ".join(second)), "."]
+    if profile.name != DEFAULT:
+        paragraphs.append(_profile_note(found, profile.name))
+    odd = {c.setting: why for c, why in zip(found, comparison_gaps(found), strict=True) if why is not None}
+    for setting, why in odd.items():
+        paragraphs.append(["Not to be compared with the other rows: ", Name(setting), ", ", Name(why), "."])
+    return [Paragraph(tuple(pieces)) for pieces in paragraphs]
 
 
-def _mixed_note(found: list[Configuration]) -> str:
-    odd = {c.setting: why for c, why in zip(found, mixed(found), strict=True) if why is not None}
-    return "".join(
-        f"\nNot to be compared with the other rows: {setting}, {escape_markdown(why)}.\n"
-        for setting, why in odd.items()
-    )
-
-
-def _profile_note(found: list[Configuration], profile: str) -> str:
+def _profile_note(found: list[Configuration], profile: str) -> list[Piece]:
     present = present_metrics(found)
     absent = [metric for metric in PROFILES[profile].table if metric not in present]
-    left = f" Not measured: {', '.join(absent)}." if absent else ""
-    return f"\nProfile `{profile}`: computed as published scripts do, not to be compared with other tables.{left}\n"
+    gaps = f" Not measured: {', '.join(absent)}." if absent else ""
+    text = f": computed as published scripts do, not to be compared with other tables.{gaps}"
+    return ["Profile ", Code(profile), text]
 
 
-def per_block(found: list[Configuration]) -> tuple[str, str]:
-    """Rows are block sets, columns are categories: Markdown and CSV text."""
+def per_block(found: list[Configuration]) -> TablePair:
+    """Tabulate each metric with block sets as rows and categories as columns."""
     categories = [*present_categories(found), EVERYTHING]
-    parts, rows = ["# Per block\n", _note(found)], []
+    blocks: list[Block] = [_title("Per block"), *_note(found)]
+    rows = []
     for metric in present_metrics(found):
         table = []
         for configuration in found:
             cells = [configuration.row(metric, category) for category in categories]
             rows += cells
-            table.append([configuration.label, configuration.block_set, *(cell(c) for c in cells)])
-        parts += [f"## {metric_format(metric).title}\n", markdown_table(["setting", "blocks", *categories], table)]
-    return "\n".join(parts), _long_csv(rows)
+            table.append([configuration.label, configuration.block_set, *(cell_text(c) for c in cells)])
+        blocks += [_metric_heading(metric), MarkupTable.of(["setting", "blocks", *categories], table)]
+    return Document(tuple(blocks)), _long_csv(rows)
 
 
-def per_category(found: list[Configuration]) -> tuple[str, str]:
-    """Rows are categories, columns are configurations with all their blocks: Markdown and CSV text."""
+def per_category(found: list[Configuration]) -> TablePair:
+    """Tabulate each metric with categories as rows and configurations as columns.
+
+    Only configurations with all their blocks are shown.
+    """
     whole = whole_configurations(found)
-    parts, rows = ["# Per category\n", _note(whole)], []
+    blocks: list[Block] = [_title("Per category"), *_note(whole)]
+    rows = []
     for metric in present_metrics(whole):
         table = []
         for category in [*present_categories(whole), EVERYTHING]:
             cells = [configuration.row(metric, category) for configuration in whole]
             rows += cells
-            table.append([category, *(cell(c) for c in cells)])
+            table.append([category, *(cell_text(c) for c in cells)])
         header = ["category", *(configuration.label for configuration in whole)]
-        parts += [f"## {metric_format(metric).title}\n", markdown_table(header, table)]
-    return "\n".join(parts), _long_csv(rows)
+        blocks += [_metric_heading(metric), MarkupTable.of(header, table)]
+    return Document(tuple(blocks)), _long_csv(rows)
 
 
-def per_method(found: list[Configuration]) -> tuple[str, str]:
-    """Rows are configurations with all their blocks, columns are metrics: Markdown and CSV text."""
+def _title(text: str) -> Heading:
+    return Heading(1, (text,))
+
+
+def _metric_heading(metric: str) -> Heading:
+    return Heading(2, (metric_format(metric).title,))
+
+
+def per_method(found: list[Configuration]) -> TablePair:
+    """Tabulate configurations with all their blocks as rows, metrics as columns."""
     whole = whole_configurations(found)
     metrics = present_metrics(whole)
     table, rows = [], []
@@ -113,18 +155,18 @@ def per_method(found: list[Configuration]) -> tuple[str, str]:
         rows += cells
         counts = f"{configuration.failed} failed, {configuration.skipped} skipped"
         label = [configuration.label, configuration.access or "–"]
-        table.append([*label, *(cell(c) for c in cells), *_detectable(configuration), counts])
+        table.append([*label, *(cell_text(c) for c in cells), *_detectable(configuration), counts])
     # Only a gain is a difference from no edit.
     gains = not whole or whole[0].profile == DEFAULT
     header = ["setting", "sees", *metrics, *(["detectable clip_gain"] if gains else []), "not made"]
-    legend = "\n".join(f"- `{metric}`: {metric_format(metric).title}" for metric in metrics)
-    explained = (
-        "`sees`: target prompt (P), activations of the paired target run (A), masks (M), training (T), inversion (V). "
-        + ("`detectable clip_gain`: smallest difference from no edit that 80 % of such experiments would find.\n"
-           if gains else "\n")
-    )  # fmt: skip
-    text = "\n".join(["# Per method\n", _note(whole), explained, legend + "\n", markdown_table(header, table)])
-    return text, _long_csv(rows)
+    access = ": target prompt (P), activations of the paired target run (A), masks (M), training (T), inversion (V). "
+    detectable = ": smallest difference from no edit that 80 % of such experiments would find."
+    columns: tuple[Piece, ...] = (Code("sees"), access)
+    if gains:
+        columns = (*columns, Code("detectable clip_gain"), detectable)
+    legend = BulletList(tuple((Code(metric), f": {metric_format(metric).title}") for metric in metrics))
+    blocks = (_title("Per method"), *_note(whole), Paragraph(columns), legend, MarkupTable.of(header, table))
+    return Document(blocks), _long_csv(rows)
 
 
 def _detectable(configuration: Configuration) -> list[str]:
@@ -134,9 +176,38 @@ def _detectable(configuration: Configuration) -> list[str]:
     return ["–" if power is None else metric_format("clip_gain").number(power)]
 
 
-def per_feature_share(folders: Iterable[RunFolder]) -> tuple[str, str]:
-    """Share of the switched features that lie in each block, per setting and category: Markdown and CSV text."""
-    lines: list[list[object]] = []
+@dataclass(frozen=True)
+class FeatureShare:
+    """The share of a setting's switched features that lies in one block.
+
+    Attributes:
+        setting: its name.
+        category: edit category.
+        side: "add" for features switched on, "remove" for features switched off.
+        block: short name.
+        share: of the features of that side in all blocks, 0 to 1.
+        features: their number, added up over edits.
+        units: edits that were counted.
+        expected: edits that were planned.
+    """
+
+    setting: str
+    category: str
+    side: str
+    block: str
+    share: float
+    features: int
+    units: int
+    expected: int
+
+
+def feature_shares(folders: Iterable[RunFolder]) -> list[FeatureShare]:
+    """Count switched features by setting, category, side and block.
+
+    Args:
+        folders: run folders; those that edit a single block have nothing to share and are left out.
+    """
+    shares: list[FeatureShare] = []
     for folder in folders:
         chosen = [r for r in folder.records() if len(r.features) > 1 and r.status == "ok"]
         # The choice does not depend on the strength; the first strength stands for all.
@@ -148,70 +219,87 @@ def per_feature_share(folders: Iterable[RunFolder]) -> tuple[str, str]:
             sets = {record.key.block_set for record in some}
             expected = sum(folder.expected.get((category, name, strengths[0]), 0) for name in sets)
             for side in ("add", "remove"):
-                counts = [_switched(some, block, side) for block in blocks]
+                counts = [_feature_count(some, block, side) for block in blocks]
                 total = sum(counts)
-                lines += [
-                    [folder.spec.setting.name, category, side, block, n / total, n, len(some), expected]
+                shares += [
+                    FeatureShare(folder.spec.setting.name, category, side, block, n / total, n, len(some), expected)
                     for block, n in zip(blocks, counts, strict=True)
                     if total
                 ]
-    header = ["setting", "category", "side", "block", "share", "features", "units", "expected"]
-    return _share_markdown(lines), csv_text(header, lines)
+    return shares
 
 
-def _switched(records: Iterable[EditRecord], block: str, side: str) -> int:
+def per_feature_share(folders: Iterable[RunFolder]) -> TablePair:
+    """Tabulate the share of switched features that lies in each block."""
+    shares = feature_shares(folders)
+    names = [field.name for field in fields(FeatureShare)]
+    return _share_document(shares), csv_text(names, ([getattr(one, name) for name in names] for one in shares))
+
+
+def _feature_count(records: Iterable[EditRecord], block: str, side: str) -> int:
     return sum(len(getattr(record.features[block], side)) for record in records if block in record.features)
 
 
-def _share_markdown(lines: list[list[object]]) -> str:
-    blocks = list(dict.fromkeys(str(line[3]) for line in lines))
+def _share_document(shares: Sequence[FeatureShare]) -> Document:
+    blocks = list(dict.fromkeys(one.block for one in shares))
     grouped: dict[tuple[str, ...], dict[str, str]] = {}
-    for setting, category, side, block, share, _, units, expected in lines:
-        row = (str(setting), str(category), str(side), f"{units}/{expected}")
-        grouped.setdefault(row, {})[str(block)] = f"{share:.2f}"
-    table = [[*key, *(shares.get(block, "–") for block in blocks)] for key, shares in grouped.items()]
-    note = (
-        "Share of the features switched on (add) and off (remove) that lie in each block when all blocks are ranked "
-        "together; `units`: edits counted/expected. Where a feature is chosen is not yet what it does: hold it against "
-        "the per-block table.\n"
+    for one in shares:
+        row = (one.setting, one.category, one.side, f"{one.units}/{one.expected}")
+        grouped.setdefault(row, {})[one.block] = f"{one.share:.2f}"
+    table = [[*key, *(cells.get(block, "–") for block in blocks)] for key, cells in grouped.items()]
+    note = Paragraph(
+        (
+            "Share of the features switched on (add) and off (remove) that lie in each block when all blocks are "
+            "ranked together; ",
+            Code("units"),
+            ": edits counted/expected. Where a feature is chosen is not yet what it does: hold it against the "
+            "per-block table.",
+        )
     )
-    return "\n".join(
-        ["# Feature share\n", note, markdown_table(["setting", "category", "side", "units", *blocks], table)]
-    )
+    header = ["setting", "category", "side", "units", *blocks]
+    return Document((_title("Feature share"), note, MarkupTable.of(header, table)))
 
 
-def table_texts(model_folder: Path, folders: Sequence[RunFolder], profile: str | None = None) -> dict[Path, str]:
-    """The tables of one suite and model: file -> content, the Markdown file of each before its CSV file.
+def model_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str | None = None) -> dict[Path, TablePair]:
+    """Return the tables of one suite and model.
 
     Args:
         model_folder: `results/<suite>/<model>`.
         folders: its run folders.
         profile: only this one's; None for every profile that has scores. Those other than `default` get a folder of
             their own.
+
+    Returns:
+        Path without its suffix -> table.
+    """
+    tables: dict[Path, TablePair] = {}
+    for name in scored_profiles(folders) if profile is None else [profile]:
+        folder = model_folder / "tables" / PROFILES[name].folder
+        found = [configuration for run in folders for configuration in configurations(run, name)]
+        tables[folder / "per_block"] = per_block(found)
+        tables[folder / "per_category"] = per_category(found)
+        tables[folder / "per_method"] = per_method(found)
+    if profile in (None, DEFAULT):
+        tables[model_folder / "tables" / "feature_share"] = per_feature_share(folders)
+    return tables
+
+
+def table_texts(model_folder: Path, folders: Sequence[RunFolder], profile: str | None = None) -> dict[Path, str]:
+    """Return the table files of one suite and model; arguments as `model_tables`.
+
+    Returns:
+        File -> content, the Markdown file of each table before its CSV file.
     """
     texts: dict[Path, str] = {}
-    for name in scored_profiles(folders) if profile is None else [profile]:
-        texts |= _profile_texts(model_folder / "tables" / PROFILES[name].folder, folders, name)
-    path = model_folder / "tables" / "feature_share.md"
-    if profile in (None, DEFAULT):
-        texts |= _files(path, per_feature_share(folders))
+    for stem, (document, numbers) in model_tables(model_folder, folders, profile).items():
+        texts |= {stem.with_suffix(".md"): document.markdown(), stem.with_suffix(".csv"): numbers}
     return texts
-
-
-def _profile_texts(place: Path, folders: Sequence[RunFolder], profile: str) -> dict[Path, str]:
-    found = [configuration for folder in folders for configuration in configurations(folder, profile)]
-    texts: dict[Path, str] = {}
-    for name, made in {"per_block": per_block, "per_category": per_category, "per_method": per_method}.items():
-        texts |= _files(place / f"{name}.md", made(found))
-    return texts
-
-
-def _files(path: Path, texts: tuple[str, str]) -> dict[Path, str]:
-    return {path: texts[0], path.with_suffix(".csv"): texts[1]}
 
 
 def write_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str | None = None) -> list[Path]:
-    """Writes `tables/*.md` and `tables/*.csv` beside the run folders of one suite and model.
+    """Write the tables of one suite and model beside its run folders.
+
+    The files are `tables/*.md` and `tables/*.csv`.
 
     Returns:
         The Markdown files.
@@ -223,6 +311,7 @@ def write_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str 
 
 
 def _by_model(folders: Iterable[RunFolder]) -> list[tuple[Path, list[RunFolder]]]:
+    """Group run folders by the folder of their suite and model."""
     groups: dict[Path, list[RunFolder]] = {}
     for folder in folders:
         groups.setdefault(folder.path.parent, []).append(folder)
@@ -230,12 +319,12 @@ def _by_model(folders: Iterable[RunFolder]) -> list[tuple[Path, list[RunFolder]]
 
 
 def write_all(folders: Iterable[RunFolder], profile: str | None = None) -> list[Path]:
-    """Writes the tables of every suite and model among some run folders; returns the Markdown files."""
+    """Write the tables of all these run folders and return the Markdown files."""
     return [path for model_folder, group in _by_model(folders) for path in write_tables(model_folder, group, profile)]
 
 
 def check_all(folders: Iterable[RunFolder], profile: str | None = None) -> list[Path]:
-    """Compares all stored tables with what the stored scores give.
+    """Check that all stored tables are what the stored scores give.
 
     Returns:
         The files, all of them up to date.
@@ -252,11 +341,8 @@ def check_all(folders: Iterable[RunFolder], profile: str | None = None) -> list[
     return checked
 
 
-PART = re.compile(r"(<!-- table: (\S+) metric=(\S+) settings=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
 def table_part(file: Path, metric: str, settings: list[str]) -> str:
-    """One metric of some settings as a Markdown table of means.
+    """Return one metric of some settings as a Markdown table of means.
 
     Args:
         file: a `per_block.csv`.
@@ -289,7 +375,7 @@ def table_part(file: Path, metric: str, settings: list[str]) -> str:
 
 
 def fill_document(document: Path, *, check: bool = False) -> None:
-    """Brings the marked parts of a document up to date with the stored tables.
+    """Update the marked parts of a document from the stored tables.
 
     Args:
         document: the Markdown file.
@@ -300,34 +386,36 @@ def fill_document(document: Path, *, check: bool = False) -> None:
             names what is not there.
     """
 
-    def made(match: re.Match[str]) -> str:
+    def part_text(match: re.Match[str]) -> str:
         return table_part(document.parent / match[2], match[3], match[4].split(","))
 
-    fill_parts(document, PART, made, mark="<!-- table:", command=f"riebench tables --document {document}", check=check)
+    fill_parts(
+        document, PART, part_text, mark="<!-- table:", command=f"riebench tables --document {document}", check=check
+    )
 
 
 def fill_parts(
     document: Path,
     part: re.Pattern[str],
-    made: Callable[[re.Match[str]], str],
+    part_text: Callable[[re.Match[str]], str],
     *,
     mark: str,
     command: str,
     check: bool = False,
 ) -> None:
-    """Brings some marked parts of a document up to date.
+    """Update some marked parts of a document.
 
     Args:
         document: the Markdown file.
         part: a whole part, from mark to mark; its first group is the opening mark, its last one the closing mark.
-        made: the text between the marks of a part.
+        part_text: the text between the marks of a part.
         mark: how every opening mark begins; one that begins no whole part is an error, or it would never be filled.
         command: what brings the document up to date.
         check: only looks.
 
     Raises:
         RiebenchError: with `check`, if the document is out of date; if it cannot be read or has no part; if a mark in
-            it is not one; whatever `made` raises.
+            it is not one; whatever `part_text` raises.
     """
     try:
         before = document.read_text(encoding="utf-8")
@@ -338,7 +426,7 @@ def fill_parts(
     _check_marks(document, before, part, mark)
 
     def whole(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{made(match).strip()}\n\n{match[match.re.groups]}"
+        return f"{match[1]}\n{part_text(match).strip()}\n\n{match[match.re.groups]}"
 
     after = part.sub(whole, before)
     if check and after != before:
@@ -348,6 +436,7 @@ def fill_parts(
 
 
 def _check_marks(document: Path, text: str, part: re.Pattern[str], mark: str) -> None:
+    """Check that a document has marks and that each of them begins a whole part."""
     if mark not in text:
         raise RiebenchError(f"{document} has no part to fill; write `{mark} ... -->` and `<!-- end -->` in it")
     whole = {match.start() for match in part.finditer(text)}

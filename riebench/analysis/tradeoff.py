@@ -1,8 +1,9 @@
-"""The trade-off between alignment and preservation, as one pre-declared number per method.
+"""The trade-off of alignment and preservation as one number a method, the area.
 
-A method is a set of configurations (its settings, blocks and strengths). At each budget of LPIPS the configuration
-that gains most on one half of the examples is read on the other half, the halves change places, and the two readings
-are averaged: a strength is never chosen by the pictures it is judged by. The mean over the budgets is the `area`.
+The number is declared before any result is seen. A method is a set of configurations (its settings, blocks and
+strengths). At each budget of LPIPS the configuration that gains most on one half of the examples is read on the other
+half, the halves change places, and the two readings are averaged: a strength is never chosen by the pictures it is
+judged by. The mean over the budgets is the `area`.
 
 All of it is vectorised over bootstrap replicates: weights [R, E] say how often each example was drawn, and a replicate
 redoes means, selection and area. The observed value is the replicate in which every example was drawn once.
@@ -30,7 +31,7 @@ FOLD_LABEL = "riebench-fold-v1:"
 
 
 def folds(categories: Mapping[str, str]) -> dict[str, int]:
-    """The half each example belongs to: the last bit of a hash, evened out inside each category.
+    """Assign each example to one of two halves, evened out inside each category.
 
     Args:
         categories: example id -> category.
@@ -71,7 +72,7 @@ class Examples:
 
     @classmethod
     def of(cls, categories: Mapping[str, str], clusters: Mapping[str, str] | None = None) -> Examples:
-        """Examples in their one order, whatever the order of the mapping.
+        """Return examples in their one order, whatever the order of the mapping.
 
         Args:
             categories: example id -> category.
@@ -82,17 +83,17 @@ class Examples:
 
     @cached_property
     def halves(self) -> NDArray[np.intp]:
-        """0 or 1 for each example, int [E]."""
+        """Half of each example, 0 or 1, int [E]."""
         found = folds(dict(zip(self.ids, self.categories, strict=True)))
         return np.array([found[name] for name in self.ids], dtype=np.intp)
 
     @cached_property
     def strata(self) -> dict[str, NDArray[np.intp]]:
-        """Category -> positions of its examples."""
+        """Positions of each category's examples."""
         return {c: np.flatnonzero([own == c for own in self.categories]) for c in sorted(set(self.categories))}
 
     def draws(self, replicates: int, seed: int) -> Floats:
-        """How often each example is drawn in each replicate: float64 [R, E].
+        """Draw examples: how often each is in each replicate, float64 [R, E].
 
         Clusters are drawn with replacement inside each category and bring all their examples. The draw depends on
         names and seed alone, so that two methods on the same examples are resampled alike, which is what pairs them.
@@ -107,7 +108,7 @@ class Examples:
 
 
 def macro_means(values: Floats, weights: Floats, examples: Examples, half: int | None = None) -> Floats:
-    """Weighted means over the examples of a category, then over categories.
+    """Compute weighted means over a category's examples, then over categories.
 
     Args:
         values: [E, C], one column per configuration.
@@ -131,7 +132,10 @@ def macro_means(values: Floats, weights: Floats, examples: Examples, half: int |
 
 
 def micro_means(values: Floats, weights: Floats, examples: Examples, half: int | None = None) -> Floats:
-    """Weighted means over all examples alike; arguments and result as `macro_means`."""
+    """Compute weighted means over all examples alike.
+
+    Arguments and result are those of `macro_means`.
+    """
     inside = np.arange(len(values)) if half is None else np.flatnonzero(examples.halves == half)
     with np.errstate(invalid="ignore", divide="ignore"):
         means: Floats = (weights[:, inside] @ values[inside]) / weights[:, inside].sum(axis=1, keepdims=True)
@@ -142,7 +146,10 @@ Means = Callable[[Floats, Floats, Examples, int | None], Floats]
 
 
 def category_means(values: Floats, weights: Floats, examples: Examples, half: int | None, category: str) -> Floats:
-    """Weighted means over one category alone; arguments and result as `macro_means`."""
+    """Compute weighted means over one category alone.
+
+    Arguments and result are those of `macro_means`.
+    """
     members = examples.strata[category]
     inside = members if half is None else members[examples.halves[members] == half]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -151,7 +158,7 @@ def category_means(values: Floats, weights: Floats, examples: Examples, half: in
 
 
 def best_within(distances: Floats, gains: Floats, budget: float) -> NDArray[np.intp]:
-    """The configuration that gains most within a budget; the nearer one of equals.
+    """Find the configuration that gains most within a budget; of equals the nearer.
 
     Args:
         distances: [R, C], mean LPIPS; column 0 is no edit at all.
@@ -168,7 +175,7 @@ def best_within(distances: Floats, gains: Floats, budget: float) -> NDArray[np.i
 
 @dataclass(frozen=True)
 class TradeOff:
-    """What a method reaches at each budget, in every replicate.
+    """Gains and distances of a method at each budget, in every replicate.
 
     Attributes:
         gains: [R, budgets], cross-fitted gain.
@@ -192,7 +199,7 @@ class TradeOff:
 
 
 def with_no_edit(values: Floats) -> Floats:
-    """Puts the configuration that changes nothing in front: [E, C] -> [E, C + 1]."""
+    """Add the configuration that changes nothing in front: [E, C] -> [E, C + 1]."""
     return np.hstack([np.zeros((len(values), 1)), values])
 
 
@@ -207,7 +214,7 @@ def cross_fit(
     means: Means = macro_means,
     category: str | None = None,
 ) -> TradeOff:
-    """Chooses on one half, reads on the other, and the other way round.
+    """Choose configurations on one half and read them on the other, both ways.
 
     Args:
         distances: [E, C], LPIPS of each example under each configuration, mean over seeds.
@@ -225,8 +232,8 @@ def cross_fit(
         return means(with_no_edit(values), weights, examples, half)
 
     tables = [(table(distances, half), table(gains, half)) for half in (0, 1)]
-    told = with_no_edit(gains if read is None else read)
-    readings = [reading(told, weights, examples, half) for half in (0, 1)]
+    read_values = with_no_edit(gains if read is None else read)
+    readings = [reading(read_values, weights, examples, half) for half in (0, 1)]
     far = [reading(with_no_edit(distances), weights, examples, half) for half in (0, 1)]
     rows = np.arange(len(weights))
     read_gain = np.zeros((len(weights), len(budgets)))

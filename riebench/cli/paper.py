@@ -112,19 +112,19 @@ def paper(
     """
     job, out = options
     if check:
-        from riebench.paper.output import ALL, chosen
+        from riebench.paper.output import ALL, select_recipes
         from riebench.paper.output import check as compare
 
-        wanted = [recipe.name for recipe in chosen(names or [ALL])]
+        wanted = [recipe.name for recipe in select_recipes(names or [ALL])]
         say(f"{len(compare(out, wanted))} files are up to date")
         return
     if not names or LIST in names:
         _print_list(names or [])
         return
-    from riebench.paper.output import chosen, make
+    from riebench.paper.output import make_artefacts, select_recipes
 
-    chosen(names)
-    for path in make(job(), names):
+    select_recipes(names)
+    for path in make_artefacts(job(), names):
         print(path)
 
 

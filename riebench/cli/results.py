@@ -158,7 +158,7 @@ def compare(
 ) -> None:
     """Compare two methods: paired difference of areas, by category and block set."""
     from riebench.analysis.compare import compare as compared
-    from riebench.analysis.compare import comparison_text, short_knobs
+    from riebench.analysis.compare import comparison_text, few_levels_note
 
     folders = [
         folder
@@ -170,7 +170,7 @@ def compare(
         known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups) or "none"
         raise RiebenchError(f"one suite and model can be compared at a time; there are: {known}")
     found = compared(folders, first, second)
-    print(comparison_text(found, first, second, short_knobs(folders, (first, second))), end="")
+    print(comparison_text(found, first, second, few_levels_note(folders, (first, second))), end="")
 
 
 @friendly

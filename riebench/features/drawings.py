@@ -1,13 +1,12 @@
-"""A feature's drawings: heat over a picture, the histogram of its values, the curves over strengths.
+"""Drawings of one feature: heat over a picture, histogram, and curves.
 
 The same numbers give the same bytes with the same matplotlib. Lines and words take the page's own colour.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from riebench.features.activity import Float
 from riebench.features.data import Means, Statistics
-from riebench.utils.plots import COLORS, INK, SVG
+from riebench.utils.plots import PAGE_INK, PAGE_STYLE, new_figure, page_color, page_svg_root, page_svg_text, plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 HEAT = "inferno"
 
 
-def heat_picture(image: NDArray[np.uint8], heat: Float, largest: float) -> NDArray[np.uint8]:
-    """A picture in dark grey with values as colour: the brighter, the larger.
+def heat_overlay(image: NDArray[np.uint8], heat: Float, largest: float) -> NDArray[np.uint8]:
+    """Draw values as colour over a picture in dark grey: the brighter, the larger.
 
     Args:
         image: uint8 [H, W, 3].
@@ -48,7 +47,7 @@ def heat_picture(image: NDArray[np.uint8], heat: Float, largest: float) -> NDArr
 
 
 def histogram_svg(statistics: Statistics, name: str) -> str:
-    """The histogram of a feature's values, with their mean.
+    """Draw the histogram of a feature's values, with their mean.
 
     Args:
         statistics: the feature's.
@@ -59,8 +58,8 @@ def histogram_svg(statistics: Statistics, name: str) -> str:
         (axis,) = axes
         last = max((i for i, count in enumerate(statistics.histogram) if count), default=0) + 1
         left = [i * statistics.bin_width for i in range(last)]
-        axis.bar(left, statistics.histogram[:last], statistics.bin_width, align="edge", color=COLORS[0])
-        axis.axvline(statistics.mean, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+        axis.bar(left, statistics.histogram[:last], statistics.bin_width, align="edge", color=page_color(0))
+        axis.axvline(statistics.mean, color=PAGE_INK, linewidth=1, linestyle=(0, (3, 2)))
         axis.set_xlabel("value where active (dashed: mean)")
         axis.set_ylabel("positions")
 
@@ -68,11 +67,13 @@ def histogram_svg(statistics: Statistics, name: str) -> str:
         f"Histogram of the values of {name} where it is active: mean {statistics.mean:.3g}, largest "
         f"{statistics.largest:.3g}"
     )
-    return _svg(draw, 1, (5.2, 2.6), f"histogram {name}", words)
+    return _page_svg(draw, 1, (5.2, 2.6), f"histogram {name}", words)
 
 
 def curves_svg(found: Sequence[Means], name: str) -> str:
-    """LPIPS and, where it was measured, the change of CLIP's cosine with the prompt, over strengths.
+    """Draw the effect of a feature over strengths.
+
+    It shows LPIPS and, where it was measured, the change of CLIP's cosine with the prompt.
 
     Args:
         found: one strength each, in order.
@@ -82,58 +83,49 @@ def curves_svg(found: Sequence[Means], name: str) -> str:
 
     def draw(axes: Sequence[Axes]) -> None:
         strengths = [one.strength for one in found]
-        axes[0].plot(strengths, [one.lpips for one in found], color=COLORS[0], marker="o", markersize=4)
+        axes[0].plot(strengths, [one.lpips for one in found], color=page_color(0), marker="o", markersize=4)
         axes[0].set_ylabel("LPIPS to the source")
         if with_clip:
             gains = [100 * (one.clip_gain or 0.0) for one in found]
-            axes[1].plot(strengths, gains, color=COLORS[1], marker="s", markersize=4)
-            axes[1].axhline(0, color=INK, alpha=0.4, linewidth=0.8)
+            axes[1].plot(strengths, gains, color=page_color(1), marker="s", markersize=4)
+            axes[1].axhline(0, color=PAGE_INK, alpha=0.4, linewidth=0.8)
             axes[1].set_ylabel("CLIP change x100")
         for axis in axes:
-            axis.axvline(0, color=INK, alpha=0.4, linewidth=0.8)
+            axis.axvline(0, color=PAGE_INK, alpha=0.4, linewidth=0.8)
             axis.set_xlabel("off   ←   strength   →   on")
 
     words = f"LPIPS{' and change of CLIP' if with_clip else ''} of {name} over strengths; the table has every number"
-    return _svg(draw, 2 if with_clip else 1, (6.4 if with_clip else 3.6, 2.6), f"strengths {name}", words)
+    return _page_svg(draw, 2 if with_clip else 1, (6.4 if with_clip else 3.6, 2.6), f"strengths {name}", words)
 
 
-def _svg(draw: Callable[[Sequence[Axes]], None], count: int, size: tuple[float, float], salt: str, words: str) -> str:
-    # Importing matplotlib takes a second: only who draws pays for it.
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+def _page_svg(
+    draw: Callable[[Sequence[Axes]], None], count: int, size: tuple[float, float], salt: str, words: str
+) -> str:
+    """Draw some axes side by side as the text of an SVG for a page.
 
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9,
-        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = np.atleast_1d(figure.subplots(1, count))
-        for axis in axes:
-            axis.patch.set_visible(False)
-        draw(list(axes))
-        figure.patch.set_visible(False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return _for_page(buffer.getvalue(), words)
+    Args:
+        draw: fills the axes.
+        count: how many axes there are.
+        size: width and height in inches.
+        salt: makes identifiers unlike those of other drawings on the page.
+        words: says what is drawn to those who cannot see it.
+    """
+    with plot_style({**PAGE_STYLE, "svg.hashsalt": salt}):
+        figure = new_figure(size)
+        draw(list(np.atleast_1d(figure.subplots(1, count))))
+        root = page_svg_root(figure)
+    _remove_unused_ids(root)
+    root.set("aria-label", words)
+    return page_svg_text(root)
 
 
-def _for_page(drawn: bytes, words: str) -> str:
-    """Leaves only ids that the drawing itself uses, which are hashes, so that a page can hold several drawings."""
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    root = ElementTree.fromstring(drawn)
-    for metadata in root.findall(f"{{{SVG}}}metadata"):
-        root.remove(metadata)
-    for side in ("width", "height"):
-        root.attrib.pop(side, None)
-    text = drawn.decode()
+def _remove_unused_ids(root: ElementTree.Element) -> None:
+    """Remove ids that nothing in the drawing refers to.
+
+    Those that stay are hashes, so that a page may hold several drawings.
+    """
+    text = page_svg_text(root)
     for element in root.iter():
         name = element.get("id")
         if name is not None and f"#{name}" not in text:
             del element.attrib["id"]
-    root.attrib |= {"role": "img", "aria-label": words, "class": "plot"}
-    return ElementTree.tostring(root, encoding="unicode").replace(INK, "currentColor")

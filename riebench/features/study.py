@@ -31,7 +31,7 @@ from riebench.features.data import (
     feature_folder,
     is_current,
 )
-from riebench.features.drawings import curves_svg, heat_picture, histogram_svg
+from riebench.features.drawings import curves_svg, heat_overlay, histogram_svg
 from riebench.features.painter import Feature, switch
 from riebench.generation.edits import Edit
 from riebench.generation.generator import Generator
@@ -305,7 +305,7 @@ def _top(folder: Path, activity: Activity, index: int) -> tuple[TopPicture, ...]
     for number, one in enumerate(activity.features[index].strongest.items, start=1):
         image, heat = f"top-{number}.png", f"top-{number}-heat.png"
         write_atomic(folder / image, encode_png(one.image))
-        write_atomic(folder / heat, encode_png(heat_picture(one.image, one.heat, largest)))
+        write_atomic(folder / heat, encode_png(heat_overlay(one.image, one.heat, largest)))
         found.append(
             TopPicture(
                 prompt=one.picture.prompt,

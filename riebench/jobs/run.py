@@ -37,6 +37,7 @@ from riebench.tasks.suites import load_suite
 from riebench.utils.files import remove_stale_files
 from riebench.utils.hub import offline_mode
 from riebench.utils.machine import pick_device
+from riebench.utils.markup import Document
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,9 +72,9 @@ def run_job(request: RunRequest, say: Say) -> None:
                 "command without --shard scores and tabulates")  # fmt: skip
             return
         folders = produce(request, say)
-        tabulate(request, folders, say)
+        board = tabulate(request, folders, say)
         if request.report is not None:
-            say_page(request.results, request.report, load_suite(request.suite), request.leaderboard, say)
+            say_page(request.results, request.report, load_suite(request.suite), board, say)
         say_failures(folders, say)
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
 
@@ -185,18 +186,19 @@ def score_folders(request: RunRequest, folders: Sequence[RunFolder]) -> str:
     return report.summary
 
 
-def tabulate(request: RunRequest, folders: Sequence[RunFolder], say: Say) -> None:
+def tabulate(request: RunRequest, folders: Sequence[RunFolder], say: Say) -> Document:
     """Write tables, leaderboard and galleries, and print the per-block table.
 
     Also print the places of all files. The files show all that is stored of the model; what is printed is what was
     asked for.
 
-    The files show all that is stored of the model; what is printed is what was asked for.
+    Returns:
+        The leaderboard.
     """
     model_folder = folders[0].path.parent
     group = [folder for folder in find_run_folders(request.results) if folder.path.parent == model_folder]
     written = write_tables(model_folder, group)
-    write_leaderboard(request.results, request.leaderboard)
+    board = write_leaderboard(request.results, request.leaderboard)
     galleries = write_galleries(model_folder, group)
     print_per_block(folders, request.profile)
     say(f"pictures and records  {model_folder}/")
@@ -204,9 +206,10 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], say: Say) -> Non
         say(f"look at               {galleries[0].parent}/ (one picture per setting)")
     say(f"tables                {', '.join(str(path) for path in written)}")
     say(f"leaderboard           {request.leaderboard}")
+    return board
 
 
-def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], leaderboard: Path, say: Say) -> None:
+def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], board: Document, say: Say) -> None:
     """Write the page that shows every picture, and print its place.
 
     If it cannot be written, that is printed: pictures and scores are done without it.
@@ -215,13 +218,13 @@ def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], leaderboard:
         results: the results folder.
         out: the page's folder.
         tasks: the suite.
-        leaderboard: its leaderboard, already written.
+        board: the leaderboard of these results.
         say: function that prints the line.
     """
     from riebench.report import write_report
 
     try:
-        page = write_report(results, out, tasks, board=leaderboard.read_text(encoding="utf-8")).page
+        page = write_report(results, out, tasks, board=board).page
     except RiebenchError as error:
         say(f"no page: {error}")
     else:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.analysis.configurations import EVERYTHING, present_categories
-from riebench.analysis.standings import DISTANCE, ENDS, GAIN, Entry, Field, entries
+from riebench.analysis.standings import DISTANCE, ENDS, GAIN, Entry, MethodComparison, entries
 from riebench.analysis.stats import REPLICATES, Estimate, interval
 from riebench.analysis.tradeoff import category_means, cross_fit, macro_means
 from riebench.analysis.validity.units import SUCCESS, add_success
@@ -38,9 +38,9 @@ class Comparison:
     replicates: int = REPLICATES
 
     @cached_property
-    def field(self) -> Field:
+    def field(self) -> MethodComparison:
         """Entries as the leaderboard compares them."""
-        return Field((*self.methods, *self.ends), self.replicates)
+        return MethodComparison((*self.methods, *self.ends), self.replicates)
 
     @property
     def seeds(self) -> int:
@@ -81,7 +81,7 @@ class Comparison:
 
     def realised_distance(self, entry: Entry, category: str = EVERYTHING) -> float | None:
         """Compute the mean LPIPS at which the area is read; None if there is no area."""
-        field = Field(self.field.entries, replicates=0)
+        field = MethodComparison(self.field.entries, replicates=0)
         found = field.trade_off(entry, category=None if category == EVERYTHING else category)
         return None if found is None or self.gap(entry) is not None else float(found.realised[0])
 

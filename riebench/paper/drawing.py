@@ -1,4 +1,4 @@
-"""What the figures share: panels, one colour a block, intervals as bands or bars."""
+"""Parts that the paper's figures share: panels, lines, bars and heat maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 2.6
 
 
 def panels(figure: Figure, count: int, *, apart: Sequence[bool] = ()) -> list[Axes]:
-    """Axes side by side with one vertical scale.
+    """Add axes side by side with one vertical scale.
 
     Args:
         figure: empty.
@@ -39,7 +39,10 @@ def panels(figure: Figure, count: int, *, apart: Sequence[bool] = ()) -> list[Ax
 
 
 def finish(figure: Figure, label: str) -> None:
-    """The label of the vertical axis, whole steps below, and the lines' names at the right."""
+    """Finish a figure's axes and legend.
+
+    It gets the label of the vertical axis, whole steps on the horizontal ones, and the lines' names at the right.
+    """
     from matplotlib.ticker import MaxNLocator
 
     first = figure.axes[0]
@@ -57,19 +60,22 @@ def finish(figure: Figure, label: str) -> None:
 
 
 def number(row: Row, name: str) -> float:
-    """A cell as it is drawn; nothing is drawn of a missing one."""
+    """Return a cell as it is drawn; a missing one is nan, of which nothing is drawn."""
     value = row.get(name)
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def by_block(axes: Axes, rows: Sequence[Row], x: str, y: str, *, dashed: bool = False) -> None:
-    """One line a block with its interval as a band; dashed lines carry no label."""
+    """Draw one line a block with its interval as a band.
+
+    Each block has its own colour; dashed lines carry no label.
+    """
     for index, block in enumerate(values_of(rows, "block")):
         line(axes, select_rows(list(rows), block=block), x, y, color=f"C{index}", dashed=dashed, label=str(block))
 
 
 def line(axes: Axes, rows: Sequence[Row], x: str, y: str, *, color: str, dashed: bool, label: str) -> None:
-    """One line with its interval as a band."""
+    """Draw one line with its interval as a band."""
     at = [number(row, x) for row in rows]
     axes.plot(at, [number(row, y) for row in rows], color=color, marker="o", markersize=3, linewidth=1.2,
               linestyle="--" if dashed else "-", label=None if dashed else label)  # fmt: skip
@@ -78,7 +84,7 @@ def line(axes: Axes, rows: Sequence[Row], x: str, y: str, *, color: str, dashed:
 
 
 def bars(axes: Axes, rows: Sequence[Row], name: str, *, color: str, label: str | None = None) -> None:
-    """Horizontal bars, one a row, with their intervals."""
+    """Draw horizontal bars, one a row, with their intervals."""
     values = [number(row, name) for row in rows]
     ends = [
         [max(0.0, value - number(row, name + LOW)) for value, row in zip(values, rows, strict=True)],
@@ -93,7 +99,10 @@ SHARE_WIDTH, SHARE_HEIGHT = 4.6, 1.9
 
 
 def draw_shares(figure: Figure, artefact: Artefact) -> None:
-    """One row of two maps, on and off, for each variant; of each variant the setting with fewest features."""
+    """Draw where switched features lie: a row of two maps for each variant.
+
+    The maps are of features switched on and off, of the setting of the variant with fewest features.
+    """
     rows = artefact.table().rows
     variants = values_of(rows, "variant")
     figure.set_size_inches(2 * SHARE_WIDTH, SHARE_HEIGHT * max(1, len(variants)) + 0.6)
@@ -103,17 +112,21 @@ def draw_shares(figure: Figure, artefact: Artefact) -> None:
         setting = min(values_of(mine, "setting"), key=lambda name: _switched(mine, name))
         for axes, side in zip(line, ("on", "off"), strict=True):
             heat_map(axes, select_rows(mine, setting=setting, side=side), "share", 1, 2, signed=False)
-            told = f"switched {side}, {VARIANTS.get(str(variant), str(variant))}"
-            axes.set_title(f"{told}\n({setting})", fontsize=8)
+            panel = f"switched {side}, {VARIANTS.get(str(variant), str(variant))}"
+            axes.set_title(f"{panel}\n({setting})", fontsize=8)
 
 
 def _switched(rows: Sequence[Row], setting: object) -> float:
+    """Return how many features a setting switches; 0 if that is not stored."""
     found = next((row["switched"] for row in rows if row["setting"] == setting), None)
     return float(found) if isinstance(found, int | float) else 0.0
 
 
 def draw_blocks(figure: Figure, artefact: Artefact) -> None:
-    """The area of each block set by category, and the true area beside it where there is one."""
+    """Draw the area of each block set by category.
+
+    The true area is beside it where there is one.
+    """
     table = artefact.table()
     judged = any(row.get("true_area") is not None for row in table.rows)
     rank = PROFILES[str(artefact.settings.get("profile", DEFAULT))].rank
@@ -130,11 +143,12 @@ def draw_blocks(figure: Figure, artefact: Artefact) -> None:
 
 
 def _least(rows: Sequence[Row]) -> object:
+    """Return the smallest strength of some rows, or None if they have none."""
     return min((s for row in rows if isinstance(s := row.get("strength"), float)), default=None)
 
 
 def heat_map(axes: Axes, rows: Sequence[Row], key: str, scale: float, decimals: int, *, signed: bool) -> None:
-    """Blocks down, categories across, a number in each cell.
+    """Draw blocks down, categories across, and a number in each cell.
 
     Args:
         axes: empty ones.
@@ -146,7 +160,7 @@ def heat_map(axes: Axes, rows: Sequence[Row], key: str, scale: float, decimals: 
     """
     blocks, categories = values_of(rows, "block"), values_of(rows, "category")
     cells = {(row["block"], row["category"]): row.get(key) for row in rows}
-    values = [[_scaled(cells.get((block, category)), scale) for category in categories] for block in blocks]
+    values = [[_scale(cells.get((block, category)), scale) for category in categories] for block in blocks]
     largest = max((abs(v) for line in values for v in line if v is not None), default=0.0) or 1.0
     shown = [[float("nan") if v is None else v for v in line] for line in values]
     axes.imshow(
@@ -164,5 +178,5 @@ def heat_map(axes: Axes, rows: Sequence[Row], key: str, scale: float, decimals: 
     axes.spines[:].set_visible(False)
 
 
-def _scaled(value: object, scale: float) -> float | None:
+def _scale(value: object, scale: float) -> float | None:
     return float(value) * scale if isinstance(value, int | float) else None

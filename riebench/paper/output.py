@@ -1,26 +1,24 @@
-"""Writes artefacts for everybody: Markdown, CSV, LaTeX, figures, and one document of all; checks what is written."""
+"""Files of the paper's artefacts: writing them and checking them.
+
+An artefact is written as Markdown, CSV, LaTeX and figures; one document holds all artefacts.
+"""
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from riebench.analysis.figures import STYLE
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import DATA, FIGURES, INDEX, TABLES, Artefact, load_artefact
 from riebench.paper.job import PaperJob
 from riebench.paper.registry import RECIPES, Recipe, find
 from riebench.utils.files import write_atomic
 from riebench.utils.hub import offline_mode
+from riebench.utils.plots import KINDS, FigureKind, figure_bytes, new_figure, plot_style
 
-KINDS = ("svg", "png")
 DPI = 160
-DIGEST_KEY = "riebench-numbers"
-"""Text chunk of a PNG that holds the hash of its numbers; an SVG holds it in its description."""
 BESIDE = {
     "reading.md": "what the numbers say",
     "profile.md": "switches of the published scripts, and the profile `paper`",
@@ -29,8 +27,8 @@ BESIDE = {
 """Documents that are linked where they lie beside the index."""
 
 
-def texts(artefact: Artefact) -> dict[str, str]:
-    """Every text file of an artefact but its data: path below OUT -> content."""
+def text_files(artefact: Artefact) -> dict[str, str]:
+    """Return every text file of an artefact but its data: path below OUT -> content."""
     files = {f"{artefact.name}.md": artefact.markdown()}
     for table in artefact.tables:
         files[f"{TABLES}/{artefact.stem(table)}.csv"] = table.csv()
@@ -38,36 +36,41 @@ def texts(artefact: Artefact) -> dict[str, str]:
     return files
 
 
-def write(out: Path, recipe: Recipe, artefact: Artefact) -> list[Path]:
-    """Writes an artefact: data, texts, figures; a figure that shows these numbers already stays.
+def write_artefact(out: Path, recipe: Recipe, artefact: Artefact) -> list[Path]:
+    """Write an artefact's data, texts and figures.
+
+    A figure that shows these numbers already stays as it is.
 
     Returns:
         The files.
     """
     data = json.dumps(artefact.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-    files = {f"{DATA}/{artefact.name}.json": f"{data}\n", **texts(artefact)}
-    written = [_put(out / name, text.encode()) for name, text in files.items()]
+    files = {f"{DATA}/{artefact.name}.json": f"{data}\n", **text_files(artefact)}
+    written = [_write_if_changed(out / name, text.encode()) for name, text in files.items()]
     paths = {kind: out / FIGURES / f"{artefact.name}.{kind}" for kind in KINDS}
-    if not all(_drawn_from(path, artefact.digest) for path in paths.values()):
-        for kind, content in drawn(recipe, artefact).items():
-            _put(paths[kind], content)
+    if not all(_shows_numbers(path, artefact.digest) for path in paths.values()):
+        for kind, content in draw_figure(recipe, artefact).items():
+            _write_if_changed(paths[kind], content)
     return [*written, *paths.values()]
 
 
 def write_index(out: Path) -> Path:
-    """Writes the one document of everything that is stored, and beside it what the numbers say together."""
+    """Write the one document of all stored artefacts.
+
+    Beside it goes the document of what the numbers say together.
+    """
     from riebench.paper.reading import READING, reading
 
     text = reading(out)
-    if text is None and _is_left_over(out):
+    if text is None and _is_orphan(out):
         (out / READING).unlink()
     elif text is not None:
-        _put(out / READING, text.encode())
-    return _put(out / INDEX, index(out).encode())
+        _write_if_changed(out / READING, text.encode())
+    return _write_if_changed(out / INDEX, index(out).encode())
 
 
 def index(out: Path) -> str:
-    """All stored artefacts as one document."""
+    """Return all stored artefacts as one document."""
     found = [artefact for name in RECIPES if (artefact := load_artefact(out, name)) is not None]
     beside = [f"- [{name}]({name}): {what}\n" for name, what in BESIDE.items() if (out / name).exists()]
     contents = [f"- [{one.title}]({one.name}.md): {RECIPES[one.name].paper}\n" for one in found]
@@ -83,7 +86,7 @@ def index(out: Path) -> str:
 
 
 def check(out: Path, names: Sequence[str]) -> list[Path]:
-    """Compares all written files with what the stored data give.
+    """Check that all written files are what the stored data give.
 
     Args:
         out: where they are.
@@ -100,72 +103,59 @@ def check(out: Path, names: Sequence[str]) -> list[Path]:
     if not found:
         raise RiebenchError(f"{out} holds no stored artefact; `riebench paper all --out {out}` makes them")
     for artefact in found:
-        for name, text in texts(artefact).items():
-            _compare(out / name, text, out)
+        for name, text in text_files(artefact).items():
+            _check_file(out / name, text, out)
             checked.append(out / name)
         for path in (out / FIGURES / f"{artefact.name}.{kind}" for kind in KINDS):
-            if not _drawn_from(path, artefact.digest):
-                raise _old(path, out)
+            if not _shows_numbers(path, artefact.digest):
+                raise _stale_error(path, out)
             checked.append(path)
     from riebench.paper.reading import READING, reading
 
     together = reading(out)
     if together is not None:
-        _compare(out / READING, together, out)
+        _check_file(out / READING, together, out)
         checked.append(out / READING)
-    elif _is_left_over(out):
-        raise _old(out / READING, out)
-    _compare(out / INDEX, index(out), out)
+    elif _is_orphan(out):
+        raise _stale_error(out / READING, out)
+    _check_file(out / INDEX, index(out), out)
     return [*checked, out / INDEX]
 
 
-def _is_left_over(out: Path) -> bool:
-    """Whether there is a reading, made from data that have gone since: nobody can say whether it still holds."""
+def _is_orphan(out: Path) -> bool:
+    """Check for a reading whose data have gone since.
+
+    It cannot be known whether such a reading still holds.
+    """
     from riebench.paper.reading import HEADING, READING
 
     path = out / READING
     return path.exists() and path.read_bytes().startswith(HEADING.encode())
 
 
-def _compare(path: Path, text: str, out: Path) -> None:
+def _check_file(path: Path, text: str, out: Path) -> None:
     if not path.exists() or path.read_bytes() != text.encode():
-        raise _old(path, out)
+        raise _stale_error(path, out)
 
 
-def _old(path: Path, out: Path) -> RiebenchError:
+def _stale_error(path: Path, out: Path) -> RiebenchError:
     return RiebenchError(f"{path} is out of date; run `riebench paper all --out {out}` and commit it")
 
 
-def drawn(recipe: Recipe, artefact: Artefact) -> dict[str, bytes]:
-    """The figure in each format; the same numbers give the same bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        # A user's own style file must not move a pixel.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(layout="constrained")
-        FigureCanvasAgg(figure)
+def draw_figure(recipe: Recipe, artefact: Artefact) -> dict[FigureKind, bytes]:
+    """Draw the figure in each format; the same numbers give the same bytes."""
+    with plot_style():
+        figure = new_figure()
         recipe.draw(figure, artefact)
-        return {kind: _saved(figure, kind, artefact.digest) for kind in KINDS}
+        return {kind: figure_bytes(figure, kind, dpi=DPI, digest=artefact.digest) for kind in KINDS}
 
 
-def _saved(figure: Any, kind: str, digest: str) -> bytes:
-    buffer = io.BytesIO()
-    metadata: dict[str, Any] = {"Software": None, DIGEST_KEY: digest}
-    if kind == "svg":
-        metadata = {"Date": None, "Creator": None, "Description": f"{DIGEST_KEY} {digest}"}
-    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
-
-
-def _drawn_from(path: Path, digest: str) -> bool:
+def _shows_numbers(path: Path, digest: str) -> bool:
+    """Check that a figure's file is there and holds the hash of these numbers."""
     return path.exists() and digest.encode() in path.read_bytes()
 
 
-def _put(path: Path, data: bytes) -> Path:
+def _write_if_changed(path: Path, data: bytes) -> Path:
     if not path.exists() or path.read_bytes() != data:
         write_atomic(path, data)
     return path
@@ -174,8 +164,8 @@ def _put(path: Path, data: bytes) -> Path:
 ALL = "all"
 
 
-def chosen(names: Sequence[str]) -> list[Recipe]:
-    """Recipes by name, in the order of the document; all of them for "all".
+def select_recipes(names: Sequence[str]) -> list[Recipe]:
+    """Return recipes by name in the document's order; all of them for "all".
 
     Raises:
         RiebenchError: if one is unknown; names the nearest match.
@@ -186,8 +176,8 @@ def chosen(names: Sequence[str]) -> list[Recipe]:
     return [recipe for name, recipe in RECIPES.items() if name in wanted]
 
 
-def make(job: PaperJob, names: Sequence[str]) -> list[Path]:
-    """Makes artefacts and the document of all that are stored.
+def make_artefacts(job: PaperJob, names: Sequence[str]) -> list[Path]:
+    """Make artefacts and the document of all that are stored.
 
     Args:
         job: of what, and where to.
@@ -199,7 +189,7 @@ def make(job: PaperJob, names: Sequence[str]) -> list[Path]:
     Raises:
         RiebenchError: if one cannot be made; with several, after the others are.
     """
-    recipes = chosen(names)
+    recipes = select_recipes(names)
     documents, refused = [], list[str]()
     with offline_mode(job.offline):
         for recipe in recipes:
@@ -213,7 +203,7 @@ def make(job: PaperJob, names: Sequence[str]) -> list[Path]:
                 job.say(f"{recipe.name} is not made: {error}")
                 refused.append(f"{recipe.name} ({error})")
                 continue
-            written = write(job.out, recipe, artefact)
+            written = write_artefact(job.out, recipe, artefact)
             documents.append(next(path for path in written if path.suffix == ".md"))
             job.say(f"{recipe.name}: done in {time.monotonic() - started:.0f} s")
     if documents:

@@ -11,15 +11,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from riebench.analysis.leaderboard import leaderboard_document
 from riebench.errors import RiebenchError
 from riebench.report.data import Group, read_groups
 from riebench.report.examples import PictureCopier, index_examples, write_group, write_index
 from riebench.report.feature_choice import FEATURES, FeatureSelection, feature_views, select_features
 from riebench.report.output import OutputFolder
-from riebench.report.page import board_html, board_text, render_page
+from riebench.report.page import board_html, render_page
 from riebench.report.plots import block_views, trade_off
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite
+from riebench.utils.markup import Document
 
 FeaturePageWriter = Callable[[Path, Sequence[FeatureSelection]], None]
 """Writes the pages of features below a folder."""
@@ -53,7 +55,7 @@ def write_report(
     out: Path,
     tasks: Iterable[EditTask] = (),
     *,
-    board: str | None = None,
+    board: Document | None = None,
     link: bool = False,
     features: int = 0,
     make_features: FeaturePageWriter | None = None,
@@ -64,7 +66,7 @@ def write_report(
         results: the results folder.
         out: the folder to write, new or made by an earlier call; nothing outside it is touched.
         tasks: tasks of suites that are not shipped, so that their prompts can be shown.
-        board: the leaderboard's Markdown, where the caller has it already.
+        board: the leaderboard, where the caller has it already.
         link: whether to share picture files with the results folder (hard links) instead of copying them.
         features: number of features of each block that get pages, those chosen most often.
         make_features: writes these pages below the folder it is given.
@@ -90,7 +92,7 @@ def write_report(
     assets = {name: folder.add("assets", name, _asset(name)) for name in ("report.css", "report.js")}
     page = render_page(
         views=[_view(group, number, out) for number, group in enumerate(groups)],
-        board=board_html(board_text(results) if board is None else board),
+        board=board_html(leaderboard_document(results) if board is None else board),
         files={**assets, "index": index},
         missing=pictures.missing,
         all_features=f"{FEATURES}/index.html" if (out / FEATURES / "index.html").is_file() else None,

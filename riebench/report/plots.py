@@ -1,9 +1,11 @@
-"""The trade-off plot: every configuration as a point, alignment against distance, with both ends and the budgets."""
+"""The report's trade-off plot and heat maps of blocks.
+
+The plot shows every configuration as a point, alignment against distance, with both ends of the scale and the budgets.
+Heat maps are tables of coloured numbers: what edits of each block do, and where chosen features lie.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,18 +14,28 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from riebench.analysis.configurations import EVERYTHING, Configuration, whole_configurations
-from riebench.analysis.tables import per_feature_share
+from riebench.analysis.tables import feature_shares
 from riebench.analysis.tradeoff import BUDGETS
 from riebench.blocks import NO_BLOCKS, default_blocks
 from riebench.report.data import DISTANCE, EFFECT, Group, counts, mean
 from riebench.scoring.profiles import metric_format
-from riebench.utils.plots import COLORS, INK, SVG
+from riebench.utils.plots import (
+    DASHES,
+    PAGE_COLORS,
+    PAGE_INK,
+    PAGE_STYLE,
+    SVG,
+    new_figure,
+    page_color,
+    page_svg_root,
+    page_svg_text,
+    plot_style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-DASHES = ("-", "--", ":", "-.")
 ENDS = ("no_edit", "target_prompt")
 BLOCK_MARKERS = dict(zip(default_blocks(), "^vsD", strict=True))
 MARKS = dict(zip(default_blocks(), "△▽□◇", strict=True))
@@ -50,7 +62,7 @@ class Point:
 
     @property
     def words(self) -> str:
-        """What pointing at it says."""
+        """Text that a browser shows when the reader points at the mark."""
         gain, distance = metric_format(EFFECT).number(self.gain), metric_format(DISTANCE).number(self.distance)
         return f"{self.setting}, blocks {self.block_set}, strength {self.strength:g}: gain {gain}, LPIPS {distance}"
 
@@ -71,12 +83,12 @@ class Plot:
     """Configurations without numbers, which are no points."""
 
     def color(self, series: int) -> str:
-        """Colour of a setting."""
-        return COLORS[series % len(COLORS)]
+        """Return the colour of a setting."""
+        return page_color(series)
 
 
 def plot_points(found: Sequence[Configuration]) -> tuple[list[Point], int]:
-    """All configurations that have both numbers, and how many have not."""
+    """Return all configurations with both numbers, and how many lack one."""
     whole = {id(c) for c in whole_configurations(found)}
     names = list(dict.fromkeys(c.setting for c in found))
     points, unscored = [], 0
@@ -93,7 +105,7 @@ def plot_points(found: Sequence[Configuration]) -> tuple[list[Point], int]:
 
 
 def trade_off(found: Sequence[Configuration], prefix: str, title: str) -> Plot | None:
-    """Draws the plot of one suite and model; None without a single point.
+    """Draw the plot of one suite and model; None without a single point.
 
     Args:
         found: its configurations.
@@ -105,99 +117,91 @@ def trade_off(found: Sequence[Configuration], prefix: str, title: str) -> Plot |
         return None
     names = tuple(dict.fromkeys(c.setting for c in found))
     methods = {c.method for c in found}
-    svg = _finished(_draw(points, prefix), points, prefix, title)
+    root = _draw(points, prefix)
+    _add_titles(root, points, prefix, title)
     ends = tuple({c.setting: None for c in found if c.method in ENDS})
-    return Plot(Markup(svg), tuple(points), names, ends, tuple(e for e in ENDS if e not in methods), unscored)
+    return Plot(
+        Markup(page_svg_text(root)), tuple(points), names, ends, tuple(e for e in ENDS if e not in methods), unscored
+    )
 
 
 def _clusters(points: Sequence[Point]) -> dict[tuple[int, str], list[Point]]:
-    """(Series, block set) -> its points by strength: what is drawn in one go."""
+    """Group points by series and block set, sorted by strength.
+
+    The points of one group are drawn in one go.
+    """
     found: dict[tuple[int, str], list[Point]] = {}
     for point in sorted(points, key=lambda p: (p.series, p.block_set, p.strength)):
         found.setdefault((point.series, point.block_set), []).append(point)
     return found
 
 
-def _gid(prefix: str, series: int, index: int) -> str:
+def _group_id(prefix: str, series: int, index: int) -> str:
     return f"{prefix}-s{series}-{index}"
 
 
-def _draw(points: Sequence[Point], prefix: str) -> bytes:
-    # Importing matplotlib takes a second: only who draws pays for it.
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+def _draw(points: Sequence[Point], prefix: str) -> ElementTree.Element:
+    """Draw the plot as an SVG element.
 
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif", "font.size": 10,
-        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
-        FigureCanvasSVG(figure)
+    Its groups are named, so that the marks of each can be found again.
+    """
+    with plot_style({**PAGE_STYLE, "svg.hashsalt": prefix, "font.size": 10}):
+        figure = new_figure((7.6, 4.6))
         axes = figure.add_subplot()
         for budget in BUDGETS:
-            axes.axvline(budget, color=INK, alpha=0.28, linewidth=0.8, linestyle=(0, (1, 3)))
-        axes.axhline(0, color=INK, alpha=0.4, linewidth=0.8)
+            axes.axvline(budget, color=PAGE_INK, alpha=0.28, linewidth=0.8, linestyle=(0, (1, 3)))
+        axes.axhline(0, color=PAGE_INK, alpha=0.4, linewidth=0.8)
         for index, ((series, block_set), group) in enumerate(_clusters(points).items()):
-            _draw_cluster(axes, block_set, group, _gid(prefix, series, index))
+            _draw_cluster(axes, block_set, group, _group_id(prefix, series, index))
         axes.set_xlabel("mean LPIPS to the source picture (dotted: the budgets)")
         axes.set_ylabel(f"mean CLIP alignment gain x{metric_format(EFFECT).scale:g}")
         axes.margins(x=0.06, y=0.1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.patch.set_visible(False)
-        figure.patch.set_visible(False)
-        buffer = io.BytesIO()
-        # Without a date and with named ids, the same results give the same bytes.
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+        return page_svg_root(figure)
 
 
 def _draw_cluster(axes: Axes, block_set: str, group: Sequence[Point], gid: str) -> None:
-    """Draws the points of one setting on one block set, joined if they edit all its blocks."""
+    """Draw the points of one setting on one block set.
+
+    A line joins them if they edit all blocks of the setting.
+    """
     first = group[0]
-    scale, color = metric_format(EFFECT).scale, COLORS[first.series % len(COLORS)]
+    scale, color = metric_format(EFFECT).scale, page_color(first.series)
     if first.end:
-        _marks(axes, group, gid, marker="*", markersize=12, color=INK, zorder=4)
+        _draw_marks(axes, group, gid, marker="*", markersize=12, color=PAGE_INK, zorder=4)
         axes.annotate(
             first.setting, (first.distance, first.gain * scale), xytext=(7, -13), textcoords="offset points",
             fontsize=9, gid=f"{gid}-name",
         )  # fmt: skip
     elif first.whole:
-        dash = DASHES[first.series // len(COLORS) % len(DASHES)]
-        way = [p.distance for p in group], [p.gain * scale for p in group]
-        axes.plot(*way, color=color, linestyle=dash, linewidth=1.4, gid=f"{gid}-line")
-        _marks(axes, group, gid, marker="o", markersize=6, color=color, zorder=3)
+        dash = DASHES[first.series // len(PAGE_COLORS) % len(DASHES)]
+        path = [p.distance for p in group], [p.gain * scale for p in group]
+        axes.plot(*path, color=color, linestyle=dash, linewidth=1.4, gid=f"{gid}-line")
+        _draw_marks(axes, group, gid, marker="o", markersize=6, color=color, zorder=3)
     else:
         marker = BLOCK_MARKERS.get(block_set, "P")
-        _marks(axes, group, gid, marker=marker, markersize=5, color=color, markerfacecolor="none", zorder=2)
+        _draw_marks(axes, group, gid, marker=marker, markersize=5, color=color, markerfacecolor="none", zorder=2)
 
 
-def _marks(axes: Axes, group: Sequence[Point], gid: str, **look: Any) -> None:
-    """Draws points as markers, of which the SVG has one element each, in this order."""
+def _draw_marks(axes: Axes, group: Sequence[Point], gid: str, **look: Any) -> None:
+    """Draw points as markers; the SVG has one element for each, in this order."""
     x, y = [p.distance for p in group], [p.gain * metric_format(EFFECT).scale for p in group]
     axes.plot(x, y, linestyle="none", gid=gid, **look)
 
 
-def _finished(drawn: bytes, points: Sequence[Point], prefix: str, title: str) -> str:
-    """Puts words to the points, and the page's colour in the place of the ink."""
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    root = ElementTree.fromstring(drawn)
-    for metadata in root.findall(f"{{{SVG}}}metadata"):
-        root.remove(metadata)
-    for side in ("width", "height"):
-        root.attrib.pop(side, None)
-    root.attrib |= {"role": "img", "aria-labelledby": f"{prefix}-title", "class": "plot"}
+def _add_titles(root: ElementTree.Element, points: Sequence[Point], prefix: str, title: str) -> None:
+    """Give the drawing and each of its marks a title.
+
+    Browsers show titles and read them out.
+    """
+    root.set("aria-labelledby", f"{prefix}-title")
     name = ElementTree.Element(f"{{{SVG}}}title", {"id": f"{prefix}-title"})
     name.text = title
     root.insert(0, name)
     drawn_groups = {element.get("id"): element for element in root.iter(f"{{{SVG}}}g")}
     for index, ((series, _), group) in enumerate(_clusters(points).items()):
-        marks = drawn_groups[_gid(prefix, series, index)].iter(f"{{{SVG}}}use")
+        marks = drawn_groups[_group_id(prefix, series, index)].iter(f"{{{SVG}}}use")
         for mark, point in zip(list(marks), group, strict=True):
             ElementTree.SubElement(mark, f"{{{SVG}}}title").text = point.words
-    return ElementTree.tostring(root, encoding="unicode").replace(INK, "currentColor")
 
 
 SIDES = {"add": "Share of features switched on", "remove": "Share of features switched off"}
@@ -237,12 +241,15 @@ class BlockView:
 
 
 def short_category(name: str) -> str:
-    """A category as column headings say it."""
+    """Return a category as column headings print it."""
     return name.removeprefix("change_").removesuffix("_object")
 
 
 def block_views(group: Group) -> list[BlockView]:
-    """One view per setting that edits blocks; its strengths are rows of their own."""
+    """Return one view for each setting that edits blocks.
+
+    The strengths of a setting are rows of their own.
+    """
     found = [c for c in group.configurations if c.block_set != NO_BLOCKS]
     categories = group.categories
     shares = _shares(group)
@@ -255,7 +262,7 @@ def block_views(group: Group) -> list[BlockView]:
         order = list(dict.fromkeys(c.block_set for c in rows))
         rows.sort(key=lambda c: (order.index(c.block_set), c.strength))
         own = shares.get(setting.name, {})
-        effects = [_map(rows, metric, categories, largest[metric]) for metric in (EFFECT, DISTANCE)]
+        effects = [_metric_map(rows, metric, categories, largest[metric]) for metric in (EFFECT, DISTANCE)]
         chosen = [_share_map(own, side, categories) if side in own else None for side in SIDES]
         # In twos: what an edit does, and beside it where its features lie.
         maps = tuple(m for pair in zip(effects, chosen, strict=True) for m in pair if m is not None)
@@ -266,11 +273,15 @@ def block_views(group: Group) -> list[BlockView]:
 
 
 def _largest(found: Sequence[Configuration], metric: str, categories: Sequence[str]) -> float:
+    """Return the largest absolute mean of a metric in any category."""
     means = [mean(c, metric, [category]) for c in found for category in categories]
     return max((abs(value) for value in means if value is not None), default=0.0)
 
 
-def _map(rows: Sequence[Configuration], metric: str, categories: Sequence[str], largest: float) -> HeatMap | None:
+def _metric_map(
+    rows: Sequence[Configuration], metric: str, categories: Sequence[str], largest: float
+) -> HeatMap | None:
+    """Return the heat map of a metric, or None if no cell has a number."""
     form = metric_format(metric)
     table = []
     for c in rows:
@@ -283,6 +294,7 @@ def _map(rows: Sequence[Configuration], metric: str, categories: Sequence[str], 
 
 
 def _cell(c: Configuration, metric: str, categories: Sequence[str] | None, largest: float) -> Cell:
+    """Return one cell of a metric's heat map."""
     value = mean(c, metric, categories)
     note = f"{counts(c, metric, categories)} scored"
     if value is None:
@@ -295,16 +307,18 @@ Shares = Mapping[str, Mapping[str, Mapping[tuple[str, str], tuple[float, str]]]]
 
 
 def _shares(group: Group) -> Shares:
+    """Return the feature shares of a group by setting and side."""
     found: dict[str, dict[str, dict[tuple[str, str], tuple[float, str]]]] = {}
-    for row in csv.DictReader(io.StringIO(per_feature_share(group.folders)[1])):
-        cells = found.setdefault(row["setting"], {}).setdefault(row["side"], {})
-        cells[row["block"], row["category"]] = float(row["share"]), f"{row['units']}/{row['expected']} edits"
+    for one in feature_shares(group.folders):
+        cells = found.setdefault(one.setting, {}).setdefault(one.side, {})
+        cells[one.block, one.category] = round(one.share, 3), f"{one.units}/{one.expected} edits"
     return found
 
 
 def _share_map(
     shares: Mapping[str, Mapping[tuple[str, str], tuple[float, str]]], side: str, categories: Sequence[str]
 ) -> HeatMap:
+    """Return the heat map of one side's feature shares."""
     cells = shares[side]
     table = []
     for block in dict.fromkeys(block for block, _ in cells):

@@ -13,7 +13,6 @@ OUT/BLOCK.checkpoint            while a block is trained
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from riebench.analysis.figures import COLORS, DASHES, DPI, STYLE
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
 from riebench.models.placement import out_of_memory
@@ -42,6 +40,7 @@ from riebench.utils.files import (
     write_atomic,
 )
 from riebench.utils.locks import whole_lock
+from riebench.utils.plots import KINDS, figure_bytes, new_figure, plot_style, series_look
 
 TRAINING, FIGURES = "training.json", "figures.jsonl"
 PANELS = (("ev", "explained variance"), ("loss", "loss"), ("l0", "features active (L0)"), ("dead_share", "dead share"))
@@ -267,28 +266,17 @@ def curve_files(block: str, curves: Sequence[tuple[str, Sequence[CurvePoint]]]) 
     Returns:
         File name -> content, as SVG and PNG.
     """
-    # Importing matplotlib takes a second, which only drawing should cost.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 6), layout="constrained")
+    with plot_style():
+        figure = new_figure((9, 6))
         for axes, (name, words) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
             for number, (label, points) in enumerate(curves):
                 axes.plot(
                     [point.positions for point in points], [getattr(point, name) for point in points], label=label,
-                    color=f"C{number % COLORS}", linestyle=DASHES[number // COLORS % len(DASHES)], linewidth=1,
+                    **series_look(number), linewidth=1,
                 )  # fmt: skip
             axes.set_xlabel("positions")
             axes.locator_params(axis="x", nbins=5)
             axes.set_ylabel(words)
         figure.axes[0].legend(fontsize=7)
         figure.suptitle(block)
-        return {f"curves_{block}.{kind}": _saved(figure, kind) for kind in ("svg", "png")}
-
-
-def _saved(figure: Any, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
+        return {f"curves_{block}.{kind}": figure_bytes(figure, kind) for kind in KINDS}

@@ -14,12 +14,12 @@ from scored_runs import EXAMPLES, TASKS, stored_run
 from typer.testing import CliRunner
 
 from riebench.analysis.configurations import configurations
-from riebench.analysis.export import export, frame, push, save_dataset, to_dataset, unit_rows
+from riebench.analysis.export import data_frame, export, push, save_dataset, to_dataset, unit_rows
 from riebench.analysis.figures import figure_files
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, find_run_folders
-from riebench.utils.markup import latex_table, markdown_to_latex
+from riebench.utils.markup import Document, Heading, MarkupTable, Paragraph, latex_table
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,11 @@ def test_a_score_of_an_older_picture_is_not_exported(tmp_path: Path) -> None:
     file.write_text("\n".join([lines[0].replace('"picture":"00000000"', '"picture":"11111111"'), *lines[1:]]) + "\n")
     rows = unit_rows([folder])
     assert sum("clip_gain" not in row for row in rows) == 1
-    assert frame(rows)["clip_gain"].isna().sum() == 1
+    assert data_frame(rows)["clip_gain"].isna().sum() == 1
 
 
 def test_columns_keep_their_types_whatever_is_missing() -> None:
-    found = frame([{"seed": 1, "strength": 1.0, "reason": None, "gain": None}, {"seed": None, "strength": 2.0}])
+    found = data_frame([{"seed": 1, "strength": 1.0, "reason": None, "gain": None}, {"seed": None, "strength": 2.0}])
     assert [str(kind) for kind in found.dtypes] == ["Int64", "Float64", "string", "Float64"]
 
 
@@ -87,7 +87,15 @@ def test_latex_escapes_everything() -> None:
     assert "{}[0, 1]" in text and "{}* & --" in text and "x & --" in text
     check_latex(latex_table(["n"], [[i] for i in range(60)]))
     assert r"\begin{longtable}" in latex_table(["n"], [[i] for i in range(60)])
-    assert markdown_to_latex("# Title\n\nno table\n") == ""
+
+
+def test_the_tables_of_a_document_are_latex_with_the_heading_above_as_caption() -> None:
+    words = (Heading(1, ("Title",)), Paragraph(("no table",)))
+    assert Document(words).latex() == ""
+    table = MarkupTable(("a|b",), (("c",),))
+    text = Document((*words, table, Heading(2, ("Second",)), table)).latex()
+    check_latex(text)
+    assert text.index(r"\caption{Title}") < text.index(r"\caption{Second}") and text.count("a|b") == 2
 
 
 def test_figures_are_the_same_twice_and_absent_without_numbers(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_order_of_rows_changes_nothing() -> None:
     shuffled = rows.copy()
     random.Random(3).shuffle(shuffled)
     first = estimate({"a": dict(rows), "b": dict(rows)})
-    stats._kept.clear()  # as in another process
+    stats._draw_cache.clear()  # as in another process
     assert estimate({"b": dict(shuffled), "a": dict(shuffled)}) == first
 
 
@@ -120,7 +120,7 @@ def test_cells_hold_the_numbers_of_one_network(filled: RunFolder) -> None:
         # Newer weights of its own replace older ones, in all cells alike.
         run.append_scores([make_score(records[1], 0.07, f"{own}@ffffffffffff")])
     assert gain() == (pytest.approx(0.07), 1)
-    assert f"Measured by {own}@ffffffffffff.\n" in per_method(configurations(filled))[0]
+    assert f"Measured by {own}@ffffffffffff.\n" in per_method(configurations(filled))[0].markdown()
 
 
 def test_numbers_are_printed_without_negative_zero() -> None:
@@ -153,7 +153,8 @@ def test_single_blocks_stay_out_of_the_method_table(filled: RunFolder, tmp_path:
     alone = RunFolder(tmp_path / "results/toy/toy-turbo/lone", make_spec(name="lone", blocks=("mid.0",)))
     with alone.open_for_writing(plan=[make_key(block_set="mid.0")]):
         pass
-    text, _ = per_method([c for f in (filled, alone) for c in configurations(RunFolder(f.path))])
+    document, _ = per_method([c for f in (filled, alone) for c in configurations(RunFolder(f.path))])
+    text = document.markdown()
     assert text.count("| sae |") == 1
     assert "| lone |" in text
 
@@ -168,8 +169,8 @@ def test_one_value_for_each_example_is_what_two_equal_ones_are() -> None:
 def test_draws_for_many_choices_of_examples_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [tuple(f"e{number}" for number in range(5, 10 + chosen)) for chosen in range(6)]
     first = [stats.cluster_counts("c", its, 100, 0).copy() for its in names]
-    monkeypatch.setattr(stats, "MOST_KEPT", 3 * first[-1].nbytes)
+    monkeypatch.setattr(stats, "CACHE_BYTES", 3 * first[-1].nbytes)
     again = [stats.cluster_counts("c", its, 100, 0) for its in [*names, *names]]
     assert all(np.array_equal(one, other) for one, other in zip([*first, *first], again, strict=True))
-    assert sum(one.nbytes for one in stats._kept.values()) <= 3 * first[-1].nbytes
+    assert sum(one.nbytes for one in stats._draw_cache.values()) <= 3 * first[-1].nbytes
     assert stats.cluster_counts("c", names[-1], 100, 0) is again[-1]

@@ -15,12 +15,12 @@ from scipy.stats import kendalltau, mannwhitneyu
 from typer.testing import CliRunner
 
 from riebench.analysis.tradeoff import Examples
-from riebench.analysis.validity.agreement import Tracking, paired, signs, tracked
+from riebench.analysis.validity.agreement import Tracking, pair_agreement, sign_rates, track_scores
 from riebench.analysis.validity.document import PARTS, TEMPLATE, fill_validity
 from riebench.analysis.validity.findings import Findings
-from riebench.analysis.validity.plots import ranks
-from riebench.analysis.validity.ranking import ranking, taus
-from riebench.analysis.validity.units import KEPT, SUCCESS, TARGET, Ground, Units, grounds
+from riebench.analysis.validity.plots import rank_scatter
+from riebench.analysis.validity.ranking import rank_methods, taus
+from riebench.analysis.validity.units import KEPT, SUCCESS, TARGET, JudgedResults, Units, split_by_verdicts
 from riebench.cli.common import folders_in
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
@@ -82,14 +82,14 @@ def add_run(
     return folder
 
 
-def read(results: Path) -> Ground:
-    found, _ = grounds(find_run_folders(results))
+def read(results: Path) -> JudgedResults:
+    found, _ = split_by_verdicts(find_run_folders(results))
     (one,) = found
     return replace(one, units=replace(one.units, replicates=REPLICATES))
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Ground:
+def world(tmp_path: Path) -> JudgedResults:
     """Three methods of different worth."""
     for name, chance in (("good", 0.9), ("fair", 0.5), ("poor", 0.2)):
         add_run(tmp_path, name, chance, seeds=2, examples=12)
@@ -110,21 +110,21 @@ def tracking(units: Units) -> Tracking:
     return Tracking(units, "clip_gain", SUCCESS, np.ones(len(units.example), dtype=np.bool_))
 
 
-def test_planted_scores_are_seen_as_what_they_are(world: Ground) -> None:
-    found = tracked(world.units, SUCCESS)
+def test_planted_scores_are_seen_as_what_they_are(world: JudgedResults) -> None:
+    found = track_scores(world.units, SUCCESS)
     for category in (*CATEGORIES, "all"):
-        perfect, inverted = (found[score].preferred()[category] for score in ("clip_gain", "clip_margin"))
+        perfect, inverted = (found[score].preference()[category] for score in ("clip_gain", "clip_margin"))
         assert (perfect.value, perfect.low, perfect.high) == (1, 1, 1)
         assert (inverted.value, inverted.low, inverted.high) == (0, 0, 0)
-        assert found["clip_gain"].correlation()[category].value == found["clip_gain"].preferred()[category].value
+        assert found["clip_gain"].correlation()[category].value == found["clip_gain"].preference()[category].value
         assert found["clip_margin"].correlation()[category].value == -1
-    noise, tau = found["clip_direction"].preferred()["all"], found["clip_direction"].correlation()["all"]
+    noise, tau = found["clip_direction"].preference()["all"], found["clip_direction"].correlation()["all"]
     assert noise.low is not None and noise.high is not None and noise.low < 0.5 < noise.high
     assert tau.low is not None and tau.high is not None and tau.low < 0 < tau.high
-    kept = tracked(world.units, KEPT)
+    kept = track_scores(world.units, KEPT)
     # A distance is turned round: less of it is better.
-    assert kept["lpips_bg"].preferred()["all"].value == 1
-    assert found["clip_gain"].preferred()["all"].n == 2 * 12 * 3 * 2 * 3
+    assert kept["lpips_bg"].preference()["all"].value == 1
+    assert found["clip_gain"].preference()["all"].n == 2 * 12 * 3 * 2 * 3
 
 
 def test_a_noise_scores_interval_holds_one_half_as_often_as_it_says() -> None:
@@ -135,7 +135,7 @@ def test_a_noise_scores_interval_holds_one_half_as_often_as_it_says() -> None:
         example = np.repeat(np.arange(24), 4)
         score = rng.normal(size=24)[example] + rng.normal(size=96)
         truth = (rng.normal(size=24)[example] + rng.normal(size=96) > 0).astype(float)
-        cell = tracking(made_units(list(score), list(truth), list(example), 24)).preferred()["all"]
+        cell = tracking(made_units(list(score), list(truth), list(example), 24)).preference()["all"]
         assert cell.low is not None and cell.high is not None
         held += cell.low <= 0.5 <= cell.high
     assert 88 <= held <= 100
@@ -170,29 +170,29 @@ def test_what_is_undefined_is_missing_with_its_reason(tmp_path: Path) -> None:
     add_run(tmp_path, "always", target=1.0)
     add_run(tmp_path, "never", target=1.0, skip="lpips_bg")
     units = read(tmp_path).units
-    found = tracked(units, TARGET)
-    cell = found["clip_gain"].preferred()["all"]
+    found = track_scores(units, TARGET)
+    cell = found["clip_gain"].preference()["all"]
     assert cell.value is None and cell.text() == "– (truth always 100 %)"
     assert found["clip_gain"].correlation()["change_color"].reason == "truth always 100 %"
-    assert signs(units, "clip_gain")["all"].false.text() == "– (target always there)"
-    lone = tracked(units, KEPT, method="never")
-    assert lone["lpips_bg"].preferred()["all"].text() == "– (no value)"
+    assert sign_rates(units, "clip_gain")["all"].false.text() == "– (target always there)"
+    lone = track_scores(units, KEPT, method="never")
+    assert lone["lpips_bg"].preference()["all"].text() == "– (no value)"
     constant = made_units([1.0] * 6, [0, 1, 0, 1, 0, 1], [0, 0, 1, 1, 2, 2], 3)
-    assert tracking(constant).preferred()["all"].text() == "– (score constant)"
+    assert tracking(constant).preference()["all"].text() == "– (score constant)"
 
 
 def test_an_interval_that_cannot_be_had_is_not_made_up() -> None:
     single = made_units([0.1, 0.2, 0.3], [0, 1, 0], [0, 0, 0], 1)
-    assert tracking(single).preferred()["all"].text() == "0.50 [fewer than 2 independent examples in a category]"
+    assert tracking(single).preference()["all"].text() == "0.50 [fewer than 2 independent examples in a category]"
     rare = made_units([0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0], [0, 1, 2, 3], 4)
-    cell = tracking(rare).preferred()["all"]
+    cell = tracking(rare).preference()["all"]
     assert cell.value == 0 and cell.low is None and "undefined in more than" in cell.reason
 
 
 def test_signs_are_counted_with_ties_apart() -> None:
     # Right, right, above without the target, below with it, and a tie.
     units = made_units([0.1, -0.1, 0.2, -0.2, 0.0], [1, 0, 0, 1, 1], [0, 0, 1, 1, 2], 3)
-    row = signs(units, "clip_gain")["all"]
+    row = sign_rates(units, "clip_gain")["all"]
     found = (row.reached, row.agree, row.ties, row.false, row.missed)
     assert [cell.value for cell in found] == pytest.approx([3 / 5, 2 / 4, 1 / 5, 1 / 2, 1 / 3])
     assert [cell.n for cell in found] == [5, 4, 5, 2, 3]
@@ -207,13 +207,13 @@ def test_pairs_of_methods_are_of_one_example_and_seed() -> None:
     units = replace(
         made_units(score, truth, example, 3), methods=("a", "b"), seed=np.array(seed), method=np.array(method)
     )
-    row = paired(units, "clip_gain", SUCCESS)["all"]
+    row = pair_agreement(units, "clip_gain", SUCCESS)["all"]
     assert [cell.value for cell in (row.agree, row.level, row.undecided)] == pytest.approx([2 / 3, 1 / 4, 1 / 5])
     assert [cell.n for cell in (row.agree, row.level, row.undecided)] == [3, 4, 5]
 
 
-def test_methods_are_ranked_by_score_and_by_truth(world: Ground) -> None:
-    found = ranking(world)
+def test_methods_are_ranked_by_score_and_by_truth(world: JudgedResults) -> None:
+    found = rank_methods(world)
     assert found.methods == ("good", "fair", "poor") and found.levels == (3, 3, 3)
     cell = found.agreement("area", "area_success")
     assert cell.value == 1 and cell.n == 3
@@ -237,13 +237,13 @@ def test_incomplete_methods_are_not_ranked_and_few_have_no_tau(tmp_path: Path) -
     add_run(tmp_path, "whole", 0.8)
     add_run(tmp_path, "failing", 0.8, fail="change_color-2")
     add_run(tmp_path, "target_prompt", 0.99, method="target_prompt")
-    ground = read(tmp_path)
-    found = ranking(ground)
+    judged = read(tmp_path)
+    found = rank_methods(judged)
     assert found.methods == ("whole",) and found.left_out == {"failing": "3 units failed"}
     assert found.agreement("area", "area_success").text() == "– (fewer than 3 methods)"
     # The end of the scale is no method, and failed units have no truth.
-    assert ground.units.methods == ("failing", "whole")
-    assert len(ground.units.example) == (2 * 6 + 2 * 6 - 1) * 3
+    assert judged.units.methods == ("failing", "whole")
+    assert len(judged.units.example) == (2 * 6 + 2 * 6 - 1) * 3
 
 
 def test_nothing_depends_on_the_order_of_lines(tmp_path: Path) -> None:
@@ -259,16 +259,16 @@ def test_nothing_depends_on_the_order_of_lines(tmp_path: Path) -> None:
     texts = []
     for results in (tmp_path / "a", tmp_path / "b"):
         findings = Findings(read(results))
-        texts.append([make(findings, {}) for make in PARTS.values()] + [ranks(findings).digest])
+        texts.append([make(findings, {}) for make in PARTS.values()] + [rank_scatter(findings).digest])
     assert texts[0] == texts[1]
 
 
 def test_adding_a_method_moves_no_other_methods_number(tmp_path: Path) -> None:
     for name in ("good", "fair"):
         add_run(tmp_path, name)
-    before = Findings(read(tmp_path)).preferred(SUCCESS, "method")
+    before = Findings(read(tmp_path)).preference(SUCCESS, "method")
     add_run(tmp_path, "poor", 0.1)
-    after = Findings(read(tmp_path)).preferred(SUCCESS, "method")
+    after = Findings(read(tmp_path)).preference(SUCCESS, "method")
     assert {name: after[name] for name in before} == before
 
 

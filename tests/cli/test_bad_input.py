@@ -11,7 +11,7 @@ import pytest
 from leaderboard_runs import CATEGORIES, add_run, rows
 from typer.testing import CliRunner
 
-from riebench.analysis.configurations import Origin, agreed_origins, agreed_world, origin_gap, world_gap
+from riebench.analysis.configurations import Origin, majority_model, majority_origins, model_gap, origin_gap
 from riebench.analysis.leaderboard import leaderboard_text
 from riebench.cli.main import app
 from riebench.store.folder import RunFolder
@@ -220,9 +220,9 @@ def test_the_version_that_counts(votes: list[str], agreed: str | None) -> None:
         return Origin("task", int(vote[0]), vote[1])
 
     stated = [{"e": frozenset({origin(vote)})} for vote in votes]
-    found = agreed_origins(stated)
+    found = majority_origins(stated)
     assert found == {"e": None if agreed is None else origin(agreed)}
-    assert found == agreed_origins(reversed(stated))
+    assert found == majority_origins(reversed(stated))
     told = [origin_gap(one, found) is None for one in stated]
     assert told == [vote == agreed for vote in votes]
 
@@ -230,14 +230,14 @@ def test_the_version_that_counts(votes: list[str], agreed: str | None) -> None:
 def test_examples_that_a_new_version_has_dropped_are_not_asked_for() -> None:
     old = {name: frozenset({Origin("task", 1, name)}) for name in "ab"}
     new = {"a": frozenset({Origin("task", 2, "a")})}
-    agreed = agreed_origins([old, new])
+    agreed = majority_origins([old, new])
     assert agreed == {"a": Origin("task", 2, "a")}
     assert origin_gap(new, agreed) is None and (origin_gap(old, agreed) or "").startswith("2 of 2 examples")
 
 
 def test_the_model_that_counts() -> None:
     one, other = '{"steps": 1}', '{"steps": 2}'
-    assert agreed_world([[one], [one], [other]]) == one and agreed_world([[one], [other]]) is None
-    assert agreed_world([]) is None
-    assert world_gap([one], one) is None and world_gap([other], one) is not None
-    assert world_gap([one, other], one) == "its levels were made by different models of this name"
+    assert majority_model([[one], [one], [other]]) == one and majority_model([[one], [other]]) is None
+    assert majority_model([]) is None
+    assert model_gap([one], one) is None and model_gap([other], one) is not None
+    assert model_gap([one, other], one) == "its levels were made by different models of this name"

@@ -32,7 +32,7 @@ from riebench.features.activity import (
     pictures_of,
 )
 from riebench.features.data import all_features, feature_folder, read_feature
-from riebench.features.drawings import heat_picture
+from riebench.features.drawings import heat_overlay
 from riebench.features.painter import Painter, as_mask, switch
 from riebench.features.study import choose_rows
 from riebench.generation.generator import Capture, Generator
@@ -44,6 +44,7 @@ from riebench.report.feature_pages import write_feature_pages
 from riebench.saes.formats import folder_name, load_saes
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
+from riebench.utils.markup import Document
 
 PROMPTS = ("a red cat", "two dogs", "a house")
 
@@ -166,7 +167,7 @@ def test_nearest_features_are_those_of_their_definition() -> None:
 
 def test_heat_is_brightest_where_the_value_is_largest_and_absent_where_it_is_zero() -> None:
     heat = np.array([[0.0, 1.0], [4.0, 0.0]], np.float32)
-    shown = heat_picture(np.full((8, 8, 3), 100, np.uint8), heat, 4.0).astype(int)
+    shown = heat_overlay(np.full((8, 8, 3), 100, np.uint8), heat, 4.0).astype(int)
     assert shown.shape == (8, 8, 3)
     assert shown[0, 0].tolist() == shown[7, 7].tolist() == [60, 60, 60]
     assert shown[6, 1].sum() > shown[1, 6].sum() and len({tuple(c) for c in shown[4:, :4].reshape(-1, 3)}) == 1
@@ -551,14 +552,14 @@ def test_the_report_links_pages_that_are_there(results: Path, pages: Path, tmp_p
         (folder / "index.html").write_text("all")
 
     out = tmp_path / "report"
-    plain = write_report(results, out, tasks(), board="# Leaderboard\n").page.read_text(encoding="utf-8")
+    plain = write_report(results, out, tasks(), board=Document(())).page.read_text(encoding="utf-8")
     assert 'href="features/' not in plain and "Switched on most often" in plain
-    args: dict[str, Any] = {"board": "# Leaderboard\n", "features": 1, "make_features": place}
+    args: dict[str, Any] = {"board": Document(()), "features": 1, "make_features": place}
     linked = write_report(results, out, tasks(), **args).page.read_text(encoding="utf-8")
     assert (
         '<a href="features/toy-turbo/mid.0-ab/1/index.html">1</a>' in linked and 'href="features/index.html"' in linked
     )
-    again = write_report(results, out, tasks(), board="# Leaderboard\n").page.read_text(encoding="utf-8")
+    again = write_report(results, out, tasks(), board=Document(())).page.read_text(encoding="utf-8")
     assert again == linked
 
 

@@ -29,7 +29,7 @@ from riebench.paper import measure
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, load_artefact, select_rows
 from riebench.paper.job import PaperJob, PromptSample, load_block_saes, toy_captions
 from riebench.paper.measure import VarianceMeter, ablate_block, reconstruction_edit
-from riebench.paper.output import check, chosen, make
+from riebench.paper.output import check, make_artefacts, select_recipes
 from riebench.paper.recipes import on_sdxl, sweep
 from riebench.paper.recipes import steps as steps_pass
 from riebench.paper.recipes import sweep as training
@@ -59,7 +59,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> PaperJob:
 
 @pytest.fixture(scope="module")
 def made(job: PaperJob) -> PaperJob:
-    make(job, MEASURED)
+    make_artefacts(job, MEASURED)
     return job
 
 
@@ -82,7 +82,7 @@ def test_everything_is_written_and_a_second_run_measures_nothing(
                      f"figures/{name}.svg", f"data/{name}.json"):  # fmt: skip
             assert before[path]
     monkeypatch.setattr(Generator, "generate", lambda *_, **__: pytest.fail("generated again"))
-    make(made, MEASURED)
+    make_artefacts(made, MEASURED)
     assert files(made.out) == before
     # The unconditional half has two files of its own; then there is the document of all.
     assert len(check(made.out, MEASURED)) == 5 * len(MEASURED) + 2 + 1
@@ -90,7 +90,7 @@ def test_everything_is_written_and_a_second_run_measures_nothing(
 
 def test_measured_anew_elsewhere_the_tables_are_the_same_bytes(made: PaperJob, tmp_path: Path) -> None:
     again = replace(made, out=tmp_path / "again")
-    make(again, ["reconstruction", "overlap"])
+    make_artefacts(again, ["reconstruction", "overlap"])
     first, second = files(made.out), files(again.out)
     same = [name for name in second if name != "README.md"]
     assert {name: second[name] for name in same} == {name: first[name] for name in same}
@@ -146,7 +146,7 @@ def test_a_damaged_store_is_named(made: PaperJob, tmp_path: Path) -> None:
     for path in (out / "data" / "parts" / "block-effect").iterdir():
         path.write_text('{"rows"')
     with pytest.raises(RiebenchError, match=r"is damaged .* delete it"):
-        make(replace(made, out=out), ["block-effect"])
+        make_artefacts(replace(made, out=out), ["block-effect"])
 
 
 def test_a_stopped_run_goes_on_with_what_is_missing(
@@ -165,10 +165,10 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
 
     monkeypatch.setattr("riebench.paper.recipes.block_effect.generate_pictures", counted)
     with pytest.raises(KeyboardInterrupt):
-        make(mine, ["block-effect"])
+        make_artefacts(mine, ["block-effect"])
     assert len(list((mine.out / "data" / "parts" / "block-effect").iterdir())) == 2
     done[:] = ["mid.res.1"]
-    make(mine, ["block-effect"])
+    make_artefacts(mine, ["block-effect"])
     assert [label.split(", ")[1] for label in done[1:]] == ["clean", "without mid.res.1"]
     assert [row["block"] for row in artefact(mine, "block-effect").table().rows] == ["mid.res.0", "mid.0", "mid.res.1"]
 
@@ -176,7 +176,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
 def test_one_that_cannot_be_made_does_not_stop_the_others(job: PaperJob, tmp_path: Path) -> None:
     mine = replace(job, out=tmp_path / "paper", sae=str(tmp_path / "none"), steps=(1,), base="none")
     with pytest.raises(RiebenchError, match=r"1 artefacts are made, 1 are not: reconstruction \(no SAE folder"):
-        make(mine, ["block-effect", "reconstruction"])
+        make_artefacts(mine, ["block-effect", "reconstruction"])
     assert (mine.out / "block-effect.md").exists()
 
 
@@ -280,14 +280,14 @@ def test_a_sweep_is_trained_once_and_measured_on_other_prompts(
     job: PaperJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = replace(job, sae=None, out=tmp_path / "paper", work=tmp_path / "work")
-    make(mine, ["explained-variance"])
+    make_artefacts(mine, ["explained-variance"])
     first = artefact(mine, "explained-variance")
     rows = first.table().rows
     assert {(row["block"], row["width"], row["k"]) for row in rows} == {(b, 16, k) for b in CHOSEN for k in (2, 4)}
     assert len({row["sae"] for row in rows}) == len(rows)
     monkeypatch.setattr(training, "train_many", lambda *_, **__: pytest.fail("trained again"))
     again = replace(mine, out=tmp_path / "again")
-    make(again, ["explained-variance"])
+    make_artefacts(again, ["explained-variance"])
     assert artefact(again, "explained-variance") == first
     trained_on = {run.prompt for run in training.training_samples()}
     assert not any(is_held_out(parse(text)) for text in trained_on)
@@ -382,7 +382,10 @@ def test_the_list_says_what_each_is_and_needs() -> None:
     assert result.exit_code == 0
     for recipe in RECIPES.values():
         assert f"{recipe.name}\n    {recipe.paper}\n    needs: {recipe.needs}" in result.stdout
-    assert [recipe.name for recipe in chosen(["overlap", "explained-variance"])] == ["explained-variance", "overlap"]
+    assert [recipe.name for recipe in select_recipes(["overlap", "explained-variance"])] == [
+        "explained-variance",
+        "overlap",
+    ]
     assert tiny_model().spec.size == SIZE
 
 

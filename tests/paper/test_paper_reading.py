@@ -9,8 +9,9 @@ import pytest
 
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import INDEX, Artefact, Column, Row, Table
-from riebench.paper.output import KINDS, check, index, texts, write_index
+from riebench.paper.output import check, index, text_files, write_index
 from riebench.paper.reading import HEADING, READING, carry_over_facts, equal_facts, rank_facts, reading, variant_facts
+from riebench.utils.plots import KINDS
 
 
 def table(rows: list[Row], name: str = "") -> Table:
@@ -119,7 +120,7 @@ def test_it_is_written_with_the_index_and_checked(tmp_path: Path) -> None:
 
 def test_a_reading_of_data_that_have_gone_is_found_and_goes(tmp_path: Path) -> None:
     everything(tmp_path)
-    for name, text in texts(STEPS).items():
+    for name, text in text_files(STEPS).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "figures").mkdir()

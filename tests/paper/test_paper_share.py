@@ -15,7 +15,7 @@ from riebench.jobs.request import RunRequest
 from riebench.paper.artefact import Row, select_rows
 from riebench.paper.comparison import read_entries
 from riebench.paper.job import PaperJob
-from riebench.paper.output import texts, write
+from riebench.paper.output import text_files, write_artefact
 from riebench.paper.recipes import blocks, share
 from riebench.paper.recipes.share import disagreement_notes, disagreement_rows, kendall_tau, top_block
 from riebench.paper.registry import RECIPES
@@ -234,9 +234,9 @@ def test_both_artefacts_are_made_from_stored_results_alone(tmp_path: Path, monke
     assert alone.settings["levels"] == [0.5, 1.0]
     assert [row["category"] for row in alone.table().rows][:3] == [EVERYTHING, *CATEGORIES]
     for name, artefact in (("feature-share", table), ("blocks", alone)):
-        written = write(job.out, RECIPES[name], artefact)
+        written = write_artefact(job.out, RECIPES[name], artefact)
         assert {path.suffix for path in written} == {".json", ".md", ".csv", ".tex", ".svg", ".png"}
-    assert texts(alone) == texts(blocks.make(job))
+    assert text_files(alone) == text_files(blocks.make(job))
 
 
 def _block_sets(setting: Setting) -> list[str]:
@@ -261,4 +261,4 @@ def test_a_profile_without_areas_shows_its_own_metrics(tmp_path: Path, monkeypat
     artefact = blocks.make(job)
     row = artefact.table().rows[0]
     assert row["paper_text_target"] == 0.3 and "area" not in row
-    assert write(job.out, RECIPES["blocks"], artefact)
+    assert write_artefact(job.out, RECIPES["blocks"], artefact)

@@ -17,7 +17,7 @@ from riebench.models.families.sdxl.shape import SDXL
 from riebench.paper.artefact import select_rows
 from riebench.paper.comparison import comparisons_by_seeds, join_groups, read_entries
 from riebench.paper.job import PaperJob
-from riebench.paper.output import texts, write
+from riebench.paper.output import text_files, write_artefact
 from riebench.paper.recipes import tradeoff
 from riebench.paper.recipes.equal_share import equal_share_rows, find_pairs
 from riebench.paper.registry import RECIPES
@@ -199,7 +199,7 @@ def test_the_artefact_is_made_from_stored_results_alone_and_twice_the_same(
     everything_stored(tmp_path / "results")
     job = PaperJob(out=tmp_path / "paper", work=tmp_path / "work", results=tmp_path / "results")
     artefact = tradeoff.make(job)
-    assert texts(artefact) == texts(tradeoff.make(job))
+    assert text_files(artefact) == text_files(tradeoff.make(job))
     switches = artefact.table("switches").rows
     assert {row["switch"] for row in switches} >= {"subtract_off: false", "delete_uses_target: false"}
     assert {row["category"] for row in switches} == {"all"} and {row["strength"] for row in switches} == {1.0}
@@ -207,7 +207,7 @@ def test_the_artefact_is_made_from_stored_results_alone_and_twice_the_same(
     assert {row["settings"] for row in artefact.table("areas").rows} == {
         "sae_shares", "neurons_shares", "activation_patch_sweep", "mean_steering_sweep",
     }  # fmt: skip
-    written = write(job.out, RECIPES["trade-off"], artefact)
+    written = write_artefact(job.out, RECIPES["trade-off"], artefact)
     assert {path.suffix for path in written} == {".json", ".md", ".csv", ".tex", ".svg", ".png"}
     stored_data = json.loads((job.out / "data" / "trade-off.json").read_text())
     assert stored_data["settings"]["features"]["all"] == 1536

@@ -21,8 +21,15 @@ from riebench.report.data import read_groups
 from riebench.report.page import board_html
 from riebench.report.plots import block_views, plot_points
 from riebench.store.folder import RunFolder
+from riebench.utils.markup import BulletList, Code, Document, Heading, MarkupTable, Name, Paragraph
 
-BOARD = "<!-- made by X -->\n# Leaderboard\n\n## mine on toy-turbo\n\n| rank | area |\n| --- | --- |\n| 1 | 0.5 |\n"
+BOARD = Document(
+    (
+        Heading(1, ("Leaderboard",)), Heading(2, (Name("mine"), " on ", Name("toy-turbo"))),
+        MarkupTable(("rank", "area"), (("1", "0.5"),)), Paragraph((Code("area"), ": area & more.")),
+    ),
+    "made by X",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +90,15 @@ def test_prompts_of_an_example_that_has_changed_are_not_shown(results: Path, tmp
     assert read_data(tmp_path / "out", "mine.toy-turbo.change_object.examples")["prompts"] == {}
 
 
-def test_words_of_strangers_are_never_markup(report: Path) -> None:
+def test_untrusted_words_are_never_markup(report: Path) -> None:
     page = (report / "index.html").read_text(encoding="utf-8")
     assert "<b>bold</b>" not in page and "&lt;b&gt;bold&lt;/b&gt;" in page
     assert page.count("<script") == 2 and " onerror=" not in page
-    html = board_html("# t\n\n## <script>x</script>\n\n| a |\n| --- |\n| <img src=x> [l](javascript:x) |\n")
+    words = (Name("<script>x</script>"), Code("<b onclick=x>"))
+    table = MarkupTable(('"><script>',), (("<img src=x> [l](javascript:x)",),))
+    html = board_html(Document((Heading(2, words), Paragraph(words), BulletList((words,)), table)))
     assert "<script" not in html and "<img" not in html and 'href="javascript' not in html
+    assert "<b" not in html and '"">' not in html and html.count("&lt;script&gt;") == 5
 
 
 def test_the_page_asks_for_nothing_outside_its_folder(report: Path) -> None:
@@ -103,7 +113,8 @@ def test_the_leaderboard_is_the_text_of_the_file() -> None:
     assert "made by X" not in html
     assert "<h3>mine on toy-turbo</h3>" in html
     assert '<th scope="col">rank</th>' in html and "<td>0.5</td>" in html
-    assert 'aria-label="mine on toy-turbo"' in html
+    assert 'aria-label="mine on toy-turbo"' in html and "Leaderboard" not in html
+    assert "<p><code>area</code>: area &amp; more.</p>" in html
 
 
 def test_every_configuration_is_a_point_with_words_and_a_row(results: Path, report: Path) -> None:
@@ -255,13 +266,12 @@ def test_no_results_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written_does_not_fail_the_run(results: Path, tmp_path: Path) -> None:
-    out, board, lines = tmp_path / "out", tmp_path / "leaderboard.md", list[str]()
+    out, lines = tmp_path / "out", list[str]()
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    board.write_text(BOARD)
-    say_page(results, out, tuple(tasks()), board, lines.append)
+    say_page(results, out, tuple(tasks()), BOARD, lines.append)
     assert len(lines) == 1 and "no page" in lines[0] and "--out" in lines[0]
-    say_page(results, tmp_path / "page", tuple(tasks()), board, lines.append)
+    say_page(results, tmp_path / "page", tuple(tasks()), BOARD, lines.append)
     assert str(tmp_path / "page" / "index.html") in lines[1]
 
 

@@ -18,10 +18,17 @@ from report_runs import HOSTILE, NASTY, make_hostile, make_results, make_run, ta
 
 from riebench.report import write_report
 from riebench.utils.images import encode_png
+from riebench.utils.markup import Document, Heading, MarkupTable, Name
 
 pytestmark = pytest.mark.browser
 
-BOARD = "# Leaderboard\n\n## mine on toy-turbo\n\n| rank | setting | area |\n| --- | --- | --- |\n| 1 | sae | 0.5 |\n"
+BOARD = Document(
+    (
+        Heading(1, ("Leaderboard",)),
+        Heading(2, (Name("mine"), " on ", Name("toy-turbo"))),
+        MarkupTable(("rank", "setting", "area"), (("1", "sae", "0.5"),)),
+    )
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""Pairs of pictures in a category: how often a score puts the truly better one first.
+"""Agreement of scores with the truth, picture by picture and pair by pair.
+
+`Tracking` counts pairs of pictures of one category in which a score puts the truly better one first; `sign_rates` looks
+at the sign of a score, and `pair_agreement` at two methods on the same example and seed.
 
 Everything counted is a sum over pairs of examples, so that a bootstrap replicate, in which example e was drawn w_e
 times, is a quadratic form in w: exactly what the same count gives on the resampled pictures.
@@ -14,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.analysis.configurations import EVERYTHING
-from riebench.analysis.validity.units import SCORES, TARGET, Cell, Units, estimated, missing, ratio
+from riebench.analysis.validity.units import SCORES, TARGET, Cell, Units, bootstrap_cell, empty_cell, ratio
 from riebench.tasks.schema import ALL_CATEGORIES
+
+SIGNED = ("clip_gain", "clip_margin", "clip_direction")
+"""Scores whose sign has a meaning; 0 is no edit at all."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -26,7 +32,9 @@ Statistic = Callable[[Floats], Floats]
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Pairs of pictures, by the examples that the two come from; float64 [E, E] each, every pair counted once.
+    """Counts of pairs of pictures by the two examples that they come from.
+
+    Each is float64 [E, E], and every pair is counted once.
 
     Attributes:
         right: truth differs, and the score puts the better one first.
@@ -42,7 +50,7 @@ class PairCounts:
 
 
 def pair_counts(score: Floats, truth: Floats, example: Ints, n_examples: int) -> PairCounts:
-    """Counts all pairs of some pictures at once.
+    """Count all pairs of some pictures at once.
 
     Args:
         score: [N], more is meant to be better.
@@ -69,7 +77,7 @@ def pair_counts(score: Floats, truth: Floats, example: Ints, n_examples: int) ->
 
 @dataclass(frozen=True, eq=False)
 class Tracking:
-    """How some pictures' score tracks a truth.
+    """Agreement of the scores of some pictures with a truth.
 
     Attributes:
         units: all pictures.
@@ -89,12 +97,12 @@ class Tracking:
         return found & np.isfinite(self.units.values[self.truth])
 
     def _inside(self, category: str) -> Ints:
-        """Positions of a category's pictures that have both numbers."""
+        """Return the positions of a category's pictures that have both numbers."""
         return np.flatnonzero(self._known & np.isin(self.units.example, self.units.examples.strata[category]))
 
     @cached_property
     def _sums(self) -> dict[str, Floats]:
-        """Category -> [4, 1 + R]: right, wrong, level and apart in every replicate."""
+        """Sums in every replicate [4, 1 + R] of each category: right, wrong, level, apart."""
         found: dict[str, Floats] = {}
         for category, members in self.units.examples.strata.items():
             inside = self._inside(category)
@@ -107,8 +115,10 @@ class Tracking:
                 found[category] = np.array([((weights @ table) * weights).sum(axis=1) for table in tables])
         return found
 
-    def preferred(self) -> dict[str, Cell]:
-        """Category, or "all" -> the share of pairs of unlike truth in which the better one scores higher.
+    def preference(self) -> dict[str, Cell]:
+        """Return the share of pairs in which the truly better picture scores higher.
+
+        The values are of each category and of "all"; pairs whose truth is the same are left out.
 
         Equal scores count half. Where the truth has two values this is the area under the ROC curve. "all" takes
         the pairs of all categories together; two pictures of different categories are never a pair.
@@ -116,24 +126,26 @@ class Tracking:
         return self._cells(lambda s: ratio(s[0] + s[2] / 2, s[0] + s[1] + s[2]))
 
     def correlation(self) -> dict[str, Cell]:
-        """Category, or "all" -> Kendall's tau-b over the same pairs."""
+        """Return Kendall's tau-b over the same pairs, by category and for "all"."""
         return self._cells(lambda s: ratio(s[0] - s[1], np.sqrt((s[0] + s[1] + s[2]) * s[3])))
 
     def _cells(self, statistic: Statistic) -> dict[str, Cell]:
+        """Return a statistic of the pair counts as a cell for each category and for "all"."""
         cells = {}
         for category in (*(c for c in ALL_CATEGORIES if c in self.units.examples.strata), EVERYTHING):
             inside = np.flatnonzero(self._known) if category == EVERYTHING else self._inside(category)
             parts = [s for c, s in self._sums.items() if category in (c, EVERYTHING)]
             reason = self._undefined(inside, parts)
             if reason is not None:
-                cells[category] = missing(reason, len(inside))
+                cells[category] = empty_cell(reason, len(inside))
                 continue
             behind = np.unique(self.units.example[inside]).tolist()
             draws = statistic(np.sum(parts, axis=0))
-            cells[category] = estimated(draws, len(inside), self.units.examples, behind, "undefined")
+            cells[category] = bootstrap_cell(draws, len(inside), self.units.examples, behind, "undefined")
         return cells
 
     def _undefined(self, inside: Ints, parts: list[Floats]) -> str | None:
+        """Return the reason why a statistic of these pictures is undefined, or None."""
         if not len(inside):
             return "no value"
         right, wrong, level, apart = np.sum([part[:, 0] for part in parts], axis=0)
@@ -143,19 +155,15 @@ class Tracking:
         return None if apart else "score constant"
 
 
-def tracked(units: Units, truth: str, *, method: str | None = None) -> dict[str, Tracking]:
-    """Score -> how it tracks a truth, over all pictures or those of one method."""
+def track_scores(units: Units, truth: str, *, method: str | None = None) -> dict[str, Tracking]:
+    """Return each score's tracking of a truth, over all pictures or one method's."""
     chosen = np.ones(len(units.example), dtype=np.bool_) if method is None else units.of_method(method)
     return {score: Tracking(units, score, truth, chosen) for score in SCORES}
 
 
-SIGNED = ("clip_gain", "clip_margin", "clip_direction")
-"""Scores whose sign says something; 0 is no edit at all."""
-
-
 @dataclass(frozen=True)
 class SignRow:
-    """What the sign of a score says about the target being there.
+    """Rates at which the sign of a score agrees with the target being there.
 
     Attributes:
         reached: share of pictures with the target.
@@ -172,8 +180,10 @@ class SignRow:
     missed: Cell
 
 
-def signs(units: Units, score: str, chosen: Bools | None = None) -> dict[str, SignRow]:
-    """Category, or "all" -> what the sign says; "all" counts the pictures of all categories together.
+def sign_rates(units: Units, score: str, chosen: Bools | None = None) -> dict[str, SignRow]:
+    """Compute the rates of a score's sign in each category and in "all".
+
+    "all" counts the pictures of all categories together.
 
     Args:
         units: all pictures.
@@ -206,7 +216,7 @@ def signs(units: Units, score: str, chosen: Bools | None = None) -> dict[str, Si
 
 @dataclass(frozen=True)
 class PairedRow:
-    """Whether two methods' scores on the same example and seed differ as the truth does.
+    """Rates at which two methods' scores of one example and seed differ as the truth.
 
     Attributes:
         agree: of the pairs in which both differ, how many differ the same way.
@@ -219,8 +229,8 @@ class PairedRow:
     undecided: Cell
 
 
-def paired(units: Units, score: str, truth: str) -> dict[str, PairedRow]:
-    """Category, or "all" -> how often the difference of two methods has the truth's sign.
+def pair_agreement(units: Units, score: str, truth: str) -> dict[str, PairedRow]:
+    """Compute how often the difference of two methods has the truth's sign.
 
     A pair is two pictures of one example and seed by different methods, each with all its blocks.
 
@@ -242,7 +252,10 @@ def paired(units: Units, score: str, truth: str) -> dict[str, PairedRow]:
 
 
 def _paired_counts(units: Units, score: str, truth: str) -> Floats:
-    """[E, 4]: pairs that differ the same way, the other way, in truth alone, and not in truth."""
+    """Count each example's pairs, [E, 4].
+
+    The columns are pairs that differ the same way, the other way, in truth alone, and not in truth.
+    """
     s, t = units.values[score], units.values[truth]
     known = np.flatnonzero(units.whole & np.isfinite(s) & np.isfinite(t))
     counts = np.zeros((len(units.examples.ids), 4))
@@ -263,20 +276,22 @@ def _paired_counts(units: Units, score: str, truth: str) -> Floats:
 
 
 def _per_example(units: Units, which: Bools) -> Floats:
-    """How many of some pictures each example has, [E]."""
+    """Count the selected pictures of each example, [E]."""
     return np.bincount(units.example[which], minlength=len(units.examples.ids)).astype(np.float64)
 
 
 def _groups(units: Units) -> Mapping[str, Ints]:
+    """Return the positions of the examples of each category and of "all"."""
     strata = units.examples.strata
     named = {category: strata[category] for category in ALL_CATEGORIES if category in strata}
     return {**named, EVERYTHING: np.arange(len(units.examples.ids))}
 
 
 def _share(units: Units, above: Floats, below: Floats, members: Ints, reason: str) -> Cell:
+    """Return the share of one count in another over some examples, as a cell."""
     n = int(below[members].sum())
     if not n:
-        return missing(reason)
+        return empty_cell(reason)
     weights = units.weights[:, members]
     behind = members[below[members] > 0].tolist()
-    return estimated(ratio(weights @ above[members], weights @ below[members]), n, units.examples, behind, reason)
+    return bootstrap_cell(ratio(weights @ above[members], weights @ below[members]), n, units.examples, behind, reason)

@@ -1,4 +1,6 @@
-"""The generated parts of docs/validity.md: tables as Markdown, each for every suite and model whose truth is known.
+"""The generated parts of docs/validity.md: tables and figures.
+
+Each part is written for every suite and model whose truth is known.
 
 A part begins with `<!-- validity: NAME key=value ... -->` and ends with `<!-- end -->`.
 """
@@ -16,22 +18,27 @@ from numpy.typing import NDArray
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import GAIN
 from riebench.analysis.tables import fill_parts
-from riebench.analysis.validity.agreement import SIGNED, PairedRow, SignRow, paired, signs
-from riebench.analysis.validity.findings import MEANT, Findings, Table, truth_called
-from riebench.analysis.validity.plots import DRAWINGS, drawn_from
+from riebench.analysis.validity.agreement import SIGNED, PairedRow, SignRow, pair_agreement, sign_rates
+from riebench.analysis.validity.findings import INTENDED_TRUTHS, Findings, Table, truth_name
+from riebench.analysis.validity.plots import FIGURE_PLANS
 from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS, AREA_TARGET, AT_CHOICE, COMPARED, Ranking
-from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Cell, counts, grounds
+from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Cell, split_by_verdicts, unit_counts
 from riebench.errors import RiebenchError, near_match
 from riebench.store.folder import RunFolder
 from riebench.utils.files import file_inside, write_atomic
 from riebench.utils.markup import code_span, escape_markdown, markdown_table
+from riebench.utils.plots import png_digest
 
 NONE = "–"
 Floats = NDArray[np.float64]
 Options = Mapping[str, str]
 Maker = Callable[[Findings, Options], str]
 
-CALLED = {
+PART = re.compile(r"(<!-- validity: (\w+)((?: \w+=\w+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+FIGURE = "figure"
+IMAGES = "images"
+
+HEADINGS = {
     AREA: "area x100", AREA_SUCCESS: "true area (success) x100", AREA_TARGET: "true area (target) x100",
     AT_CHOICE: "success x100 where the area chose", TARGET: "target %", KEPT: "kept %", SUCCESS: "success %",
 }  # fmt: skip
@@ -40,8 +47,8 @@ SCALES = {"clip_direction": (1.0, 2), "lpips": (1.0, 3), "lpips_bg": (1.0, 3)}
 """Column -> factor and decimals, if not 100 and 2."""
 
 
-def choice(options: Options, key: str, known: Sequence[str], usual: str) -> str:
-    """An option of a part.
+def read_option(options: Options, key: str, known: Sequence[str], usual: str) -> str:
+    """Return an option of a part.
 
     Raises:
         RiebenchError: if it is none of the known ones.
@@ -52,11 +59,11 @@ def choice(options: Options, key: str, known: Sequence[str], usual: str) -> str:
     return found
 
 
-def about(findings: Findings, options: Options) -> str:
-    """What was looked at."""
-    ground = findings.ground
-    n = counts(ground)
-    units = ground.units
+def about_text(findings: Findings, options: Options) -> str:
+    """Return the paragraph on the pictures that were examined."""
+    judged = findings.judged
+    n = unit_counts(judged)
+    units = judged.units
     drawn = "examples" if units.examples.ids == units.examples.clusters else "clusters of examples"
     text = (
         f"{n['pictures']} edited pictures with a verdict, by {n['methods']} methods, of {n['examples']} examples in "
@@ -64,25 +71,26 @@ def about(findings: Findings, options: Options) -> str:
         f"percentile bootstrap over {drawn} inside categories, {units.replicates} replicates, seed "
         f"{units.generator_seed}.\n"
     )
-    for name, reason in sorted(ground.left_out.items()):
+    for name, reason in sorted(judged.left_out.items()):
         text += f"\n{code_span(name)} is left out: {escape_markdown(reason)}.\n"
     return text
 
 
-def _tracking(findings: Findings, options: Options) -> tuple[str, str]:
-    truth = TRUTHS[choice(options, "truth", tuple(TRUTHS), "success")]
-    return truth, choice(options, "by", ("category", "method"), "category")
+def _truth_and_rows(findings: Findings, options: Options) -> tuple[str, str]:
+    """Return the truth and the kind of rows that a part asks for."""
+    truth = TRUTHS[read_option(options, "truth", tuple(TRUTHS), "success")]
+    return truth, read_option(options, "by", ("category", "method"), "category")
 
 
-def preferred(findings: Findings, options: Options) -> str:
-    """Share of pairs in which the truly better picture scores higher."""
-    truth, by = _tracking(findings, options)
-    return _score_table(findings.preferred(truth, by), by)
+def preference_table(findings: Findings, options: Options) -> str:
+    """Tabulate the share of pairs in which the better picture scores higher."""
+    truth, by = _truth_and_rows(findings, options)
+    return _score_table(findings.preference(truth, by), by)
 
 
-def correlation(findings: Findings, options: Options) -> str:
-    """Kendall's tau-b."""
-    truth, by = _tracking(findings, options)
+def correlation_table(findings: Findings, options: Options) -> str:
+    """Tabulate Kendall's tau-b between scores and a truth."""
+    truth, by = _truth_and_rows(findings, options)
     return _score_table(findings.correlation(truth, by), by)
 
 
@@ -90,44 +98,44 @@ def _score_table(table: Table, by: str) -> str:
     rows = []
     for name, cells in table.items():
         most = max(cell.n for cell in cells.values())
-        rows.append([name, str(most), *(_counted(cell, most) for cell in cells.values())])
+        rows.append([name, str(most), *(_cell_with_count(cell, most) for cell in cells.values())])
     return markdown_table([by, "pictures", *SCORES], rows)
 
 
-def _counted(cell: Cell, most: int) -> str:
-    """A cell, with its number of pictures where that is not the row's."""
+def _cell_with_count(cell: Cell, most: int) -> str:
+    """Return a cell, with its number of pictures where that is not the row's."""
     return cell.text() if cell.n in (0, most) else f"{cell.text()} n {cell.n}"
 
 
-def verdicts(findings: Findings, options: Options) -> str:
-    """For each score and truth, the categories in which it can be trusted."""
+def verdict_table(findings: Findings, options: Options) -> str:
+    """Tabulate the categories in which each score can be trusted for each truth."""
     rows = []
     for score in SCORES:
         for truth in TRUTHS.values():
             found = findings.verdicts(score, truth)
             kinds = (found.right, found.unclear, found.wrong, found.undefined)
-            whole = findings.preferred(truth)[EVERYTHING][score].text()
-            meant = "yes" if truth in MEANT[score] else "no"
-            rows.append([score, truth_called(truth), meant, whole, *(_listed(kind) for kind in kinds)])
+            whole = findings.preference(truth)[EVERYTHING][score].text()
+            meant = "yes" if truth in INTENDED_TRUTHS[score] else "no"
+            rows.append([score, truth_name(truth), meant, whole, *(_category_list(kind) for kind in kinds)])
     header = ["score", "truth", "meant for it", "all", "better than chance", "unclear", "worse than chance", "no value"]
     return markdown_table(header, rows)
 
 
-def _listed(categories: Sequence[str]) -> str:
+def _category_list(categories: Sequence[str]) -> str:
     names = ", ".join(name.removeprefix("change_").replace("_", " ") for name in categories)
     return f"{len(categories)}: {names}" if categories else NONE
 
 
 def sign_table(findings: Findings, options: Options) -> str:
-    """What the sign of a score says about the target."""
-    units = findings.ground.units
-    by = choice(options, "by", ("category", "method", "score"), "category")
+    """Tabulate how the sign of a score agrees with the target."""
+    units = findings.judged.units
+    by = read_option(options, "by", ("category", "method", "score"), "category")
     if by == "score":
-        rows = {score: signs(units, score)[EVERYTHING] for score in SIGNED}
+        rows = {score: sign_rates(units, score)[EVERYTHING] for score in SIGNED}
     elif by == "method":
-        rows = {name: signs(units, GAIN, units.of_method(name))[EVERYTHING] for name in units.methods}
+        rows = {name: sign_rates(units, GAIN, units.of_method(name))[EVERYTHING] for name in units.methods}
     else:
-        rows = signs(units, choice(options, "score", SIGNED, GAIN))
+        rows = sign_rates(units, read_option(options, "score", SIGNED, GAIN))
     header = [by, "pictures", "target there", "sign right", "score 0", "no target, yet above 0", "target, yet below 0"]
     return markdown_table(header, [_sign_row(name, row) for name, row in rows.items()])
 
@@ -138,17 +146,17 @@ def _sign_row(name: str, row: SignRow) -> list[str]:
 
 
 def paired_table(findings: Findings, options: Options) -> str:
-    """Whether the difference of two methods on one example has the truth's sign."""
-    units = findings.ground.units
+    """Tabulate how the difference of two methods on one example agrees with truth."""
+    units = findings.judged.units
     found: dict[tuple[str, ...], PairedRow]
-    if choice(options, "by", ("score", "category"), "score") == "category":
-        score = choice(options, "score", tuple(SCORES), GAIN)
-        truth = choice(options, "truth", tuple(TRUTHS), "success")
-        found = {(name,): row for name, row in paired(units, score, TRUTHS[truth]).items()}
+    if read_option(options, "by", ("score", "category"), "score") == "category":
+        score = read_option(options, "score", tuple(SCORES), GAIN)
+        truth = read_option(options, "truth", tuple(TRUTHS), "success")
+        found = {(name,): row for name, row in pair_agreement(units, score, TRUTHS[truth]).items()}
         labels = ["category"]
     else:
         pairs = [(score, called) for score in SCORES for called in TRUTHS]
-        found = {(score, called): paired(units, score, TRUTHS[called])[EVERYTHING] for score, called in pairs}
+        found = {(score, called): pair_agreement(units, score, TRUTHS[called])[EVERYTHING] for score, called in pairs}
         labels = ["score", "truth"]
     rows = [
         [*name, str(row.undecided.n), *(cell.text(100, 0) for cell in (row.agree, row.level, row.undecided))]
@@ -158,21 +166,21 @@ def paired_table(findings: Findings, options: Options) -> str:
 
 
 def ranking_table(findings: Findings, options: Options) -> str:
-    """Methods with their numbers and ranks."""
-    kind = choice(options, "of", ("areas", "means"), "areas")
+    """Tabulate methods with their numbers and ranks."""
+    kind = read_option(options, "of", ("areas", "means"), "areas")
     columns = (AREA, AREA_SUCCESS, AT_CHOICE, AREA_TARGET) if kind == "areas" else (*SCORES, TARGET, KEPT, SUCCESS)
     found = findings.ranking
     rows = [
-        [name, str(found.levels[index]), *(_ranked(found, column, index) for column in columns)]
+        [name, str(found.levels[index]), *(_number_with_rank(found, column, index) for column in columns)]
         for index, name in enumerate(found.methods)
     ]
-    text = markdown_table(["method", "levels", *(CALLED.get(column, column) for column in columns)], rows)
+    text = markdown_table(["method", "levels", *(HEADINGS.get(column, column) for column in columns)], rows)
     for name, reason in sorted(found.left_out.items()):
         text += f"\n{code_span(name)} is not ranked: {escape_markdown(reason)}.\n"
     return text
 
 
-def _ranked(found: Ranking, column: str, index: int) -> str:
+def _number_with_rank(found: Ranking, column: str, index: int) -> str:
     values, ranks = found.columns[column], found.ranks(column)
     if values is None or ranks is None:
         return NONE
@@ -182,8 +190,8 @@ def _ranked(found: Ranking, column: str, index: int) -> str:
     return f"{round(float(value), decimals) + 0.0:.{decimals}f} ({ranks[index]:g})"
 
 
-def agreement(findings: Findings, options: Options) -> str:
-    """Kendall's tau-b between rankings of methods."""
+def agreement_table(findings: Findings, options: Options) -> str:
+    """Tabulate Kendall's tau-b between rankings of methods."""
     found = findings.ranking
     rows = [
         [_mean(score), _mean(truth), str(len(found.methods)), found.agreement(score, truth).text()]
@@ -194,26 +202,22 @@ def agreement(findings: Findings, options: Options) -> str:
 
 def _mean(column: str) -> str:
     if column in (AREA, AREA_SUCCESS, AREA_TARGET):
-        return CALLED[column].removesuffix(" x100")
-    return f"mean {CALLED.get(column, column).removesuffix(' %')}"
+        return HEADINGS[column].removesuffix(" x100")
+    return f"mean {HEADINGS.get(column, column).removesuffix(' %')}"
 
 
 PARTS: Mapping[str, Maker] = {
-    "about": about,
-    "preferred": preferred,
-    "correlation": correlation,
-    "verdicts": verdicts,
+    "about": about_text,
+    "preferred": preference_table,
+    "correlation": correlation_table,
+    "verdicts": verdict_table,
     "signs": sign_table,
     "paired": paired_table,
     "ranking": ranking_table,
-    "agreement": agreement,
+    "agreement": agreement_table,
 }
 """Name of a part -> what makes it."""
 
-
-PART = re.compile(r"(<!-- validity: (\w+)((?: \w+=\w+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
-FIGURE = "figure"
-IMAGES = "images"
 
 TEMPLATE = """# Do the scores tell the truth?
 
@@ -245,7 +249,7 @@ TEMPLATE = """# Do the scores tell the truth?
 
 
 def fill_validity(folders: Sequence[RunFolder], document: Path, *, check: bool = False) -> list[Path]:
-    """Brings the document and its figures up to date with the stored scores.
+    """Update the document and its figures from the stored scores.
 
     Args:
         folders: all run folders.
@@ -258,7 +262,7 @@ def fill_validity(folders: Sequence[RunFolder], document: Path, *, check: bool =
     Raises:
         RiebenchError: if no picture has a verdict; with `check`, if something is out of date; if a part is unknown.
     """
-    known, unknown = grounds(folders)
+    known, unknown = split_by_verdicts(folders)
     if not known:
         raise RiebenchError(
             "no edited picture has a verdict: the truth is known on the toy world alone; `riebench run` makes and "
@@ -272,12 +276,12 @@ def fill_validity(folders: Sequence[RunFolder], document: Path, *, check: bool =
     everything = [Findings(one) for one in known]
     figures: dict[Path, tuple[Findings, str]] = {}
 
-    def made(match: re.Match[str]) -> str:
+    def part_text(match: re.Match[str]) -> str:
         options = dict(pair.split("=") for pair in match[3].split())
         parts = []
         for findings in everything:
             if len(everything) > 1:
-                parts.append(f"**{findings.ground.suite} on {escape_markdown(findings.ground.model)}**\n")
+                parts.append(f"**{findings.judged.suite} on {escape_markdown(findings.judged.model)}**\n")
             parts.append(_part(match[2], options, findings, document, figures))
         if match[2] == "about":
             parts += [
@@ -286,35 +290,37 @@ def fill_validity(folders: Sequence[RunFolder], document: Path, *, check: bool =
             ]
         return "\n".join(parts)
 
-    fill_parts(document, PART, made, mark="<!-- validity:", command=command, check=check)
+    fill_parts(document, PART, part_text, mark="<!-- validity:", command=command, check=check)
     for path, (findings, name) in figures.items():
-        _figure(path, findings, name, command, check)
+        _update_figure(path, findings, name, command, check)
     return [document, *figures]
 
 
 def _part(
     name: str, options: dict[str, str], findings: Findings, document: Path, figures: dict[Path, tuple[Findings, str]]
 ) -> str:
+    """Return the text of one part, and note the figure that it shows."""
     if name in PARTS:
         return PARTS[name](findings, options)
     if name != FIGURE:
         raise RiebenchError(f"{document}: no validity part {name!r}{near_match(name, [*PARTS, FIGURE])}")
     which = options.get("name", "")
-    if which not in DRAWINGS:
-        raise RiebenchError(f"{document}: no validity figure {which!r}{near_match(which, DRAWINGS)}")
+    if which not in FIGURE_PLANS:
+        raise RiebenchError(f"{document}: no validity figure {which!r}{near_match(which, FIGURE_PLANS)}")
     file = f"{document.stem}-{which}-{findings.place}.png"
     path = file_inside(document.parent / IMAGES, file, "the name of a figure", f"the folder {IMAGES}")
     figures[path] = (findings, which)
-    return f"![{DRAWINGS[which](findings).alt}]({quote(f'{IMAGES}/{file}')})\n"
+    return f"![{FIGURE_PLANS[which](findings).alt}]({quote(f'{IMAGES}/{file}')})\n"
 
 
-def _figure(path: Path, findings: Findings, name: str, command: str, check: bool) -> None:
-    drawing = DRAWINGS[name](findings)
+def _update_figure(path: Path, findings: Findings, name: str, command: str, check: bool) -> None:
+    """Write a figure whose numbers have changed, or only check it."""
+    plan = FIGURE_PLANS[name](findings)
     there = path.read_bytes() if path.exists() else b""
     if check:
-        if drawn_from(there) != drawing.digest:
+        if png_digest(there) != plan.digest:
             raise RiebenchError(f"{path} is out of date; run `{command}` and commit it")
         return
-    data = drawing.png()
+    data = plan.png()
     if data != there:
         write_atomic(path, data)

@@ -1,4 +1,7 @@
-"""Everything that is said about one suite and model, computed once and only when a table or figure asks for it."""
+"""Results of the validity study of one suite and model.
+
+Each is computed once, and only when a table or figure asks for it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from riebench.analysis.configurations import EVERYTHING
-from riebench.analysis.validity.agreement import tracked
-from riebench.analysis.validity.ranking import Ranking, ranking
-from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Cell, Ground
+from riebench.analysis.validity.agreement import track_scores
+from riebench.analysis.validity.ranking import Ranking, rank_methods
+from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Cell, JudgedResults
 
-MEANT: Mapping[str, tuple[str, ...]] = {
+INTENDED_TRUTHS: Mapping[str, tuple[str, ...]] = {
     score: (KEPT,) if score.startswith("lpips") else (TARGET, SUCCESS) for score in SCORES
 }
 """Score -> the truths that it is meant to stand for."""
@@ -22,12 +25,12 @@ Table = Mapping[str, Mapping[str, Cell]]
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The categories of a score and a truth, by what may be said about pairs of unlike truth.
+    """The categories of a score and a truth, by the evidence on pairs of unlike truth.
 
     Attributes:
-        right: the score prefers the better picture beyond doubt: the interval lies above one half.
+        right: the score prefers the better picture: the interval lies above one half.
         unclear: its interval holds one half, or there is none.
-        wrong: it prefers the worse picture beyond doubt.
+        wrong: it prefers the worse picture: the interval lies below one half.
         undefined: there is no number.
     """
 
@@ -38,49 +41,50 @@ class Verdicts:
 
 
 class Findings:
-    """What can be said about one suite and model.
+    """Results of one suite and model.
 
     Args:
-        ground: its pictures and methods.
+        judged: its pictures and methods.
     """
 
-    def __init__(self, ground: Ground) -> None:
-        self.ground = ground
+    def __init__(self, judged: JudgedResults) -> None:
+        self.judged = judged
         self._tables: dict[tuple[str, str], tuple[Table, Table]] = {}
 
     @property
     def place(self) -> str:
         """Suite and model, for file names."""
-        return f"{self.ground.suite}-{self.ground.model}"
+        return f"{self.judged.suite}-{self.judged.model}"
 
     @cached_property
     def ranking(self) -> Ranking:
-        """Methods by score and by truth."""
-        return ranking(self.ground)
+        """Methods ranked by score and by truth."""
+        return rank_methods(self.judged)
 
-    def preferred(self, truth: str, by: str = "category") -> Table:
-        """Share of pairs of unlike truth in which the better picture scores higher.
+    def preference(self, truth: str, by: str = "category") -> Table:
+        """Return the share of pairs in which the truly better picture scores higher.
 
         Args:
             truth: name of a stored truth, or `SUCCESS`.
             by: "category" or "method".
         """
-        return self._tracked(truth, by)[0]
+        return self._tables_of(truth, by)[0]
 
     def correlation(self, truth: str, by: str = "category") -> Table:
-        """Kendall's tau-b; arguments as `preferred`."""
-        return self._tracked(truth, by)[1]
+        """Return Kendall's tau-b; arguments as `preference`."""
+        return self._tables_of(truth, by)[1]
 
-    def _tracked(self, truth: str, by: str) -> tuple[Table, Table]:
+    def _tables_of(self, truth: str, by: str) -> tuple[Table, Table]:
+        """Return both tables of a truth, computed at the first call."""
         if (truth, by) not in self._tables:
-            units = self.ground.units
+            units = self.judged.units
             if by == "category":
-                found = tracked(units, truth)
-                preferred = _turned({score: one.preferred() for score, one in found.items()})
-                correlation = _turned({score: one.correlation() for score, one in found.items()})
+                found = track_scores(units, truth)
+                preferred = _transpose({score: one.preference() for score, one in found.items()})
+                correlation = _transpose({score: one.correlation() for score, one in found.items()})
             else:
-                each = {method: tracked(units, truth, method=method) for method in units.methods}
-                preferred = {m: {s: one.preferred()[EVERYTHING] for s, one in own.items()} for m, own in each.items()}
+                each = {method: track_scores(units, truth, method=method) for method in units.methods}
+                preferred = {m: {s: one.preference()[EVERYTHING] for s, one in own.items()} for m, own in each.items()}
                 correlation = {
                     m: {s: one.correlation()[EVERYTHING] for s, one in own.items()} for m, own in each.items()
                 }
@@ -88,16 +92,16 @@ class Findings:
         return self._tables[truth, by]
 
     def verdicts(self, score: str, truth: str) -> Verdicts:
-        """What may be said of a score in each category."""
+        """Sort the categories of a score and a truth into kinds of verdicts."""
         found: dict[str, list[str]] = {"right": [], "unclear": [], "wrong": [], "undefined": []}
-        for category, cells in self.preferred(truth).items():
+        for category, cells in self.preference(truth).items():
             if category != EVERYTHING:
-                found[verdict(cells[score])].append(category)
+                found[classify(cells[score])].append(category)
         return Verdicts(**{name: tuple(categories) for name, categories in found.items()})
 
 
-def verdict(cell: Cell) -> str:
-    """Which of the kinds of `Verdicts` a share of pairs is."""
+def classify(cell: Cell) -> str:
+    """Return the kind of verdict of a share of pairs: a field of `Verdicts`."""
     if cell.value is None:
         return "undefined"
     if cell.low is not None and cell.low > 0.5:
@@ -105,12 +109,12 @@ def verdict(cell: Cell) -> str:
     return "wrong" if cell.high is not None and cell.high < 0.5 else "unclear"
 
 
-def _turned(columns: Mapping[str, Mapping[str, Cell]]) -> Table:
-    """Score -> row -> cell, turned into row -> score -> cell."""
+def _transpose(columns: Mapping[str, Mapping[str, Cell]]) -> Table:
+    """Turn score -> row -> cell into row -> score -> cell."""
     rows = next(iter(columns.values()))
     return {row: {score: cells[row] for score, cells in columns.items()} for row in rows}
 
 
-def truth_called(name: str) -> str:
-    """What documents call a truth."""
+def truth_name(name: str) -> str:
+    """Return the name of a truth in documents."""
     return next(called for called, stored in TRUTHS.items() if stored == name)

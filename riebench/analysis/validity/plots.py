@@ -1,4 +1,4 @@
-"""The figures of docs/validity.md: where scores can be trusted, and methods by score against methods by truth.
+"""The figures of docs/validity.md: trust in scores, and two rankings of methods.
 
 A picture carries a hash of the numbers it was drawn from, so that one that is out of date is found without drawing it
 again: another version of the plotting library draws other pixels from the same numbers.
@@ -6,23 +6,22 @@ again: another version of the plotting library draws other pixels from the same 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from riebench.analysis.standings import GAIN
-from riebench.analysis.validity.findings import MEANT, Findings, verdict
+from riebench.analysis.validity.findings import INTENDED_TRUTHS, Findings, classify
 from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS
 from riebench.analysis.validity.units import SCORES, SUCCESS, TRUTHS, Cell
 from riebench.utils.files import content_digest
+from riebench.utils.plots import figure_bytes, new_figure, plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DIGEST_KEY = "riebench-numbers"
-"""Text chunk of a picture's file that holds the hash of its numbers."""
+DPI = 130
 RIGHT, WRONG, INK, PALE = "#2166ac", "#b2182b", "#222222", "#e6e6e6"
 TRUTH_TITLES = {
     "target": "Truth: the target attribute is there",
@@ -32,7 +31,7 @@ TRUTH_TITLES = {
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FigurePlan:
     """A figure before it is drawn.
 
     Attributes:
@@ -53,35 +52,25 @@ class Drawing:
         return content_digest(self.numbers)
 
     def png(self) -> bytes:
-        """The picture's file; the same numbers give the same bytes."""
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK}
-        style["axes.edgecolor"] = "#888888"
-        with matplotlib.rc_context():
-            # A user's own style file must not move a pixel.
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(style)
-            figure = Figure(figsize=self.size, dpi=130, layout="constrained", facecolor="white")
-            FigureCanvasAgg(figure)
+        """Draw the figure as a PNG; the same numbers give the same bytes."""
+        with plot_style({"text.color": INK, "axes.edgecolor": "#888888"}):
+            figure = new_figure(self.size)
             self.draw(figure, self.numbers)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", metadata={"Software": None, DIGEST_KEY: self.digest})
-        return buffer.getvalue()
+            return figure_bytes(figure, "png", dpi=DPI, digest=self.digest)
 
 
-def trust(findings: Findings) -> Drawing:
-    """Heat maps of score by category, one for each truth."""
-    tables = {called: findings.preferred(truth) for called, truth in TRUTHS.items()}
+def trust_heat_maps(findings: Findings) -> FigurePlan:
+    """Plan the heat maps of scores by categories, one for each truth."""
+    tables = {called: findings.preference(truth) for called, truth in TRUTHS.items()}
     columns = [*next(iter(tables.values()))]
     numbers = {
         "columns": [name.removeprefix("change_").replace("_", " ") for name in columns],
         "rows": [*SCORES],
-        "meant": [[score, called] for score in SCORES for called, truth in TRUTHS.items() if truth in MEANT[score]],
+        "meant": [
+            [score, called] for score in SCORES for called, truth in TRUTHS.items() if truth in INTENDED_TRUTHS[score]
+        ],
         "panels": {
-            called: [[_heat(table[column][score]) for column in columns] for score in SCORES]
+            called: [[_heat_cell(table[column][score]) for column in columns] for score in SCORES]
             for called, table in tables.items()
         },
     }
@@ -89,11 +78,12 @@ def trust(findings: Findings) -> Drawing:
         "Three heat maps, scores by categories: how often the score prefers the picture that is truly better. "
         "All numbers are in the tables below."
     )
-    return Drawing(alt, numbers, _draw_trust, (9.2, 7.4))
+    return FigurePlan(alt, numbers, _draw_trust, (9.2, 7.4))
 
 
-def _heat(cell: Cell) -> list[Any] | None:
-    return None if cell.value is None else [round(cell.value, 2), verdict(cell) == "unclear"]
+def _heat_cell(cell: Cell) -> list[Any] | None:
+    """Return a share and whether its interval holds one half."""
+    return None if cell.value is None else [round(cell.value, 2), classify(cell) == "unclear"]
 
 
 def _draw_trust(figure: Figure, numbers: Any) -> None:
@@ -131,8 +121,11 @@ def _name_cell(axes: Axes, cell: list[Any] | None, value: float, row: int, colum
     axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if strong else INK)
 
 
-def ranks(findings: Findings) -> Drawing:
-    """Scatter of the methods' ranks by score and by truth: areas, and means over all levels."""
+def rank_scatter(findings: Findings) -> FigurePlan:
+    """Plan the scatter of the methods' ranks by score and by truth.
+
+    One panel compares areas, the other means over all levels.
+    """
     found = findings.ranking
     panels = []
     for score, truth, name, true_name in (
@@ -147,7 +140,7 @@ def ranks(findings: Findings) -> Drawing:
         panels.append({"score": name, "truth": true_name, "tau": tau, "points": points})
     alt = "Two scatter plots: each method's rank by score against its rank by truth; on the diagonal the two agree."
     height = max(3.4, 1.6 + 0.28 * len(found.methods))
-    return Drawing(alt, panels, _draw_ranks, (9.2, height))
+    return FigurePlan(alt, panels, _draw_ranks, (9.2, height))
 
 
 def _draw_ranks(figure: Figure, numbers: Any) -> None:
@@ -170,7 +163,6 @@ def _draw_ranks(figure: Figure, numbers: Any) -> None:
         axes.set_yticks(range(1, n + 1))
         axes.grid(color="#eeeeee")
         axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel(f"rank by {panel['score']}")
         axes.set_ylabel(f"rank by {panel['truth']}")
         axes.set_title(f"Kendall's tau {panel['tau']}", loc="left", fontsize=9)
@@ -180,17 +172,5 @@ def _draw_ranks(figure: Figure, numbers: Any) -> None:
     )
 
 
-DRAWINGS: dict[str, Callable[[Findings], Drawing]] = {"trust": trust, "ranks": ranks}
+FIGURE_PLANS: dict[str, Callable[[Findings], FigurePlan]] = {"trust": trust_heat_maps, "ranks": rank_scatter}
 """Name of a figure -> what plans it."""
-
-
-def drawn_from(data: bytes) -> str | None:
-    """The hash of the numbers that a stored picture was drawn from, or None if it says nothing of the kind."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            found = image.info.get(DIGEST_KEY)
-    except (UnidentifiedImageError, OSError):
-        return None
-    return found if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""Methods ranked by what scores say and by what is true, side by side."""
+"""Ranking of methods by scores and by truth, side by side."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from riebench.analysis.standings import DISTANCE, ENDS, GAIN, Entry, Field
+from riebench.analysis.standings import DISTANCE, ENDS, GAIN, Entry, MethodComparison
 from riebench.analysis.tradeoff import Examples, cross_fit, macro_means
-from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, Cell, Ground, estimated, missing, ratio
+from riebench.analysis.validity.units import (
+    KEPT,
+    SCORES,
+    SUCCESS,
+    TARGET,
+    Cell,
+    JudgedResults,
+    bootstrap_cell,
+    empty_cell,
+    ratio,
+)
 
 Floats = NDArray[np.float64]
 
@@ -43,7 +53,7 @@ class Ranking:
 
     Attributes:
         methods: their names.
-        levels: of each method's knob.
+        levels: number of strength levels of each method.
         columns: what is ranked by -> [1 + R, M], more is better; None where a method lacks it everywhere.
         examples: behind the areas.
         left_out: name -> why it is not ranked.
@@ -56,7 +66,7 @@ class Ranking:
     left_out: Mapping[str, str]
 
     def ranks(self, column: str) -> Floats | None:
-        """1 for the best; equals share the mean of their ranks, [M]."""
+        """Return ranks, 1 for the best; equals share the mean of their ranks, [M]."""
         values = self.columns[column]
         if values is None:
             return None
@@ -64,73 +74,88 @@ class Ranking:
         return ranks
 
     def agreement(self, score: str, truth: str) -> Cell:
-        """Kendall's tau-b between two rankings."""
+        """Return Kendall's tau-b between two rankings."""
         first, second = self.columns[score], self.columns[truth]
         if len(self.methods) < MIN_METHODS:
-            return missing(f"fewer than {MIN_METHODS} methods", len(self.methods))
+            return empty_cell(f"fewer than {MIN_METHODS} methods", len(self.methods))
         if first is None or second is None:
-            return missing("no value", len(self.methods))
+            return empty_cell("no value", len(self.methods))
         draws = taus(first, second)
         everything = range(len(self.examples.ids))
-        return estimated(draws, len(self.methods), self.examples, everything, "all methods equal")
+        return bootstrap_cell(draws, len(self.methods), self.examples, everything, "all methods equal")
 
 
 def taus(first: Floats, second: Floats) -> Floats:
-    """Kendall's tau-b of two rankings in every replicate: [R, M] each -> [R]; nan where one of them has no order."""
+    """Compute Kendall's tau-b of two rankings in every replicate.
+
+    Both are [R, M], the result is [R]; it is nan where one of them has no order.
+    """
     one, other = np.triu_indices(first.shape[1], 1)
     a, b = (np.sign(values[:, one] - values[:, other]) for values in (first, second))
     return ratio((a * b).sum(axis=1), np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
 
 
-def ranking(ground: Ground) -> Ranking:
-    """Ranks the complete methods of one suite and model, their blocks together; the two ends are no rivals."""
-    field = Field(ground.entries, ground.units.replicates, ground.units.generator_seed)
-    rivals, left_out = _complete(ground, field)
-    areas = [_areas(field, entry, _unedited(ground, field)) for entry in rivals]
-    order = sorted(range(len(rivals)), key=lambda i: (-areas[i][AREA][0], ground.labels[rivals[i]]))
-    rivals, areas = [rivals[i] for i in order], [areas[i] for i in order]
+def rank_methods(judged: JudgedResults) -> Ranking:
+    """Rank the complete methods of one suite and model.
+
+    Each is taken with its blocks edited together; the two ends of the scale are not ranked.
+    """
+    comparison = MethodComparison(judged.entries, judged.units.replicates, judged.units.generator_seed)
+    ranked, left_out = _complete_entries(judged, comparison)
+    areas = [_areas(comparison, entry, _truth_without_edit(judged, comparison)) for entry in ranked]
+    order = sorted(range(len(ranked)), key=lambda i: (-areas[i][AREA][0], judged.labels[ranked[i]]))
+    ranked, areas = [ranked[i] for i in order], [areas[i] for i in order]
     columns: dict[str, Floats | None] = {
         name: np.stack([found[name] for found in areas], axis=1) if areas else None
         for name in (AREA, AREA_TARGET, AREA_SUCCESS, AT_CHOICE)
     }
     for metric in (*SCORES, TARGET, KEPT, SUCCESS):
-        columns[metric] = _level_means(field, rivals, metric)
+        columns[metric] = _level_means(comparison, ranked, metric)
     return Ranking(
-        tuple(ground.labels[entry] for entry in rivals),
-        tuple(entry.levels for entry in rivals),
+        tuple(judged.labels[entry] for entry in ranked),
+        tuple(entry.levels for entry in ranked),
         columns,
-        field.examples,
+        comparison.examples,
         left_out,
     )
 
 
-def _complete(ground: Ground, field: Field) -> tuple[list[Entry], dict[str, str]]:
-    rivals, left_out = [], {}
-    for entry in (entry for entry in ground.entries if entry.method not in ENDS):
-        gap = field.gap(entry)
-        if gap is None and entry.values(SUCCESS, field.examples) is None:
+def _complete_entries(judged: JudgedResults, comparison: MethodComparison) -> tuple[list[Entry], dict[str, str]]:
+    """Return the methods that can be ranked, and the reasons of the others."""
+    ranked, left_out = [], {}
+    for entry in (entry for entry in judged.entries if entry.method not in ENDS):
+        gap = comparison.gap(entry)
+        if gap is None and entry.values(SUCCESS, comparison.examples) is None:
             gap = "pictures without a verdict"
         if gap is None:
-            rivals.append(entry)
+            ranked.append(entry)
         else:
-            left_out[ground.labels[entry]] = gap
-    return rivals, left_out
+            left_out[judged.labels[entry]] = gap
+    return ranked, left_out
 
 
-def _unedited(ground: Ground, field: Field) -> Mapping[str, Floats]:
-    """Truth -> what the unedited pictures have of it, [E]; 0 where nobody looked at them."""
-    for entry in ground.entries:
-        found = {truth: entry.values(truth, field.examples) for truth in (TARGET, SUCCESS)}
+def _truth_without_edit(judged: JudgedResults, comparison: MethodComparison) -> Mapping[str, Floats]:
+    """Return the share of each truth in the unedited pictures, [E].
+
+    It is 0 where no judge has looked at them.
+    """
+    for entry in judged.entries:
+        found = {truth: entry.values(truth, comparison.examples) for truth in (TARGET, SUCCESS)}
         if entry.method == ENDS[0] and all(values is not None for values in found.values()):
             return {truth: values[:, 0] for truth, values in found.items() if values is not None}
-    return dict.fromkeys((TARGET, SUCCESS), np.zeros(len(field.examples.ids)))
+    return dict.fromkeys((TARGET, SUCCESS), np.zeros(len(comparison.examples.ids)))
 
 
-def _areas(field: Field, entry: Entry, unedited: Mapping[str, Floats]) -> dict[str, Floats]:
-    """The area by the score, by the truth, and what is true where the score has chosen: [1 + R] each."""
-    distances, gains = _stored(entry, DISTANCE, field), _stored(entry, GAIN, field)
-    target, success = (_stored(entry, truth, field) - unedited[truth][:, None] for truth in (TARGET, SUCCESS))
-    rows = (field.examples, field.weights)
+def _areas(comparison: MethodComparison, entry: Entry, unedited: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Compute an entry's areas in every replicate, [1 + R] each.
+
+    They are the area by the score, the areas by the truth, and the true success where the score has chosen.
+    """
+    distances, gains = _entry_values(entry, DISTANCE, comparison), _entry_values(entry, GAIN, comparison)
+    target, success = (
+        _entry_values(entry, truth, comparison) - unedited[truth][:, None] for truth in (TARGET, SUCCESS)
+    )
+    rows = (comparison.examples, comparison.weights)
     return {
         AREA: cross_fit(distances, gains, *rows).area,
         AREA_TARGET: cross_fit(distances, target, *rows).area,
@@ -139,27 +164,31 @@ def _areas(field: Field, entry: Entry, unedited: Mapping[str, Floats]) -> dict[s
     }
 
 
-def _stored(entry: Entry, metric: str, field: Field) -> Floats:
-    values = entry.values(metric, field.examples)
+def _entry_values(entry: Entry, metric: str, comparison: MethodComparison) -> Floats:
+    """Return an entry's values of a metric, which it must have."""
+    values = entry.values(metric, comparison.examples)
     if values is None:
         raise ValueError(f"{entry.name} lacks {metric}: only complete methods are ranked")
     return values
 
 
-def _level_means(field: Field, rivals: Sequence[Entry], metric: str) -> Floats | None:
-    """Mean over levels, then examples, then categories, [1 + R, M], of the examples for which all methods have one."""
-    examples = field.examples
-    values = np.full((len(examples.ids), len(rivals)), np.nan)
-    for column, entry in enumerate(rivals):
+def _level_means(comparison: MethodComparison, ranked: Sequence[Entry], metric: str) -> Floats | None:
+    """Return the mean over levels, then examples, then categories, [1 + R, M].
+
+    Only examples for which all methods have a value are used; None if there are none.
+    """
+    examples = comparison.examples
+    values = np.full((len(examples.ids), len(ranked)), np.nan)
+    for column, entry in enumerate(ranked):
         levels = [c.example_means(metric) for c in entry.configurations]
         for row, example in enumerate(examples.ids):
             found = [means[example] for means in levels if example in means]
             if found:
                 values[row, column] = SCORES.get(metric, 1) * sum(found) / len(found)
-    shared = np.flatnonzero(np.isfinite(values).all(axis=1)) if rivals else np.array([], dtype=np.intp)
+    shared = np.flatnonzero(np.isfinite(values).all(axis=1)) if ranked else np.array([], dtype=np.intp)
     if not len(shared):
         return None
     some = Examples(
         *(tuple(names[i] for i in shared) for names in (examples.ids, examples.categories, examples.clusters))
     )
-    return macro_means(values[shared], field.weights[:, shared], some)
+    return macro_means(values[shared], comparison.weights[:, shared], some)

@@ -1,4 +1,9 @@
-"""Every edited picture whose truth is known, with its scores: what all of `riebench validity` is computed from."""
+"""Edited pictures whose truth is known, with their scores.
+
+All of `riebench validity` is computed from these. `split_by_verdicts` finds them in run folders as `JudgedResults`;
+`Units` holds them in one order as arrays. The last part is `Cell`, one printed number with its interval or the reason
+why there is none.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.analysis.configurations import Configuration, origin_gap, whole_configurations, world_gap
-from riebench.analysis.standings import ENDS, Entry, Field, entries
+from riebench.analysis.configurations import Configuration, model_gap, origin_gap, whole_configurations
+from riebench.analysis.standings import ENDS, Entry, MethodComparison, entries
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, interval
 from riebench.analysis.tradeoff import Examples
 from riebench.store.folder import RunFolder
@@ -31,9 +36,17 @@ DECIMALS = 9
 """Scores nearer than this are equal: the rest is rounding of the network that measured."""
 
 
+MIN_DEFINED = 0.95
+"""Share of the replicates in which a number must exist for its interval to be shown."""
+FEW = "fewer than 2 independent examples in a category"
+RARE = "undefined in more than 5 % of the replicates"
+
+
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Pictures in one order, whatever the order of files and lines: by example, seed, method, blocks, strength.
+    """Edited pictures as arrays, sorted by example, seed, method, blocks, strength.
+
+    The order does not depend on that of files and lines.
 
     Attributes:
         examples: what is resampled.
@@ -59,18 +72,18 @@ class Units:
 
     @cached_property
     def weights(self) -> Floats:
-        """[1 + R, E]: every example once, then the bootstrap's draws."""
+        """Weights [1 + R, E]: every example once, then the bootstrap's draws."""
         drawn = self.examples.draws(self.replicates, self.generator_seed)
         return np.vstack([np.ones((1, len(self.examples.ids))), drawn])
 
     def of_method(self, method: str) -> Bools:
-        """Which pictures are a method's, bool [N]."""
+        """Select the pictures of a method, bool [N]."""
         found: Bools = self.method == self.methods.index(method)
         return found
 
 
 @dataclass(frozen=True, eq=False)
-class Ground:
+class JudgedResults:
     """One suite and model whose truth is known.
 
     Attributes:
@@ -90,8 +103,8 @@ class Ground:
     left_out: Mapping[str, str]
 
 
-def grounds(folders: Iterable[RunFolder]) -> tuple[list[Ground], list[tuple[str, str]]]:
-    """Sorts results by suite and model, and those with a known truth from those without.
+def split_by_verdicts(folders: Iterable[RunFolder]) -> tuple[list[JudgedResults], list[tuple[str, str]]]:
+    """Split results by suite and model into those with and those without a truth.
 
     Args:
         folders: all run folders.
@@ -104,7 +117,7 @@ def grounds(folders: Iterable[RunFolder]) -> tuple[list[Ground], list[tuple[str,
         groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
     known, unknown = [], []
     for (suite, model), members in sorted(groups.items()):
-        found = ground(suite, model, members)
+        found = read_judged_results(suite, model, members)
         if found is None:
             unknown.append((suite, model))
         else:
@@ -112,8 +125,8 @@ def grounds(folders: Iterable[RunFolder]) -> tuple[list[Ground], list[tuple[str,
     return known, unknown
 
 
-def ground(suite: str, model: str, folders: Sequence[RunFolder]) -> Ground | None:
-    """Reads one suite and model; None if no edited picture has a verdict."""
+def read_judged_results(suite: str, model: str, folders: Sequence[RunFolder]) -> JudgedResults | None:
+    """Read one suite and model; None if no edited picture has a verdict."""
     everything = entries(folders, single_blocks=True, extra=tuple(SCORES))
     for entry in everything:
         for configuration in entry.configurations:
@@ -121,29 +134,35 @@ def ground(suite: str, model: str, folders: Sequence[RunFolder]) -> Ground | Non
     whole = {id(c) for c in whole_configurations(c for entry in everything for c in entry.configurations)}
     together = [entry for entry in everything if all(id(c) in whole for c in entry.configurations)]
     labels = _labels(everything)
-    rivals = [entry for entry in everything if entry.method not in ENDS]
-    left_out = _of_other_things(everything)
-    units = _units([entry for entry in rivals if entry not in left_out], labels, whole)
+    methods = [entry for entry in everything if entry.method not in ENDS]
+    left_out = _incomparable_entries(everything)
+    units = _units([entry for entry in methods if entry not in left_out], labels, whole)
     if not len(units.example):
         return None
     named = {labels[entry]: reason for entry, reason in left_out.items()}
-    return Ground(suite, model, units, tuple(together), labels, named)
+    return JudgedResults(suite, model, units, tuple(together), labels, named)
 
 
-def _of_other_things(everything: Sequence[Entry]) -> dict[Entry, str]:
-    """Entries whose pictures come from other examples or another model than the others', and why."""
-    field = Field(tuple(everything))
+def _incomparable_entries(everything: Sequence[Entry]) -> dict[Entry, str]:
+    """Return entries that cannot be compared with the others, and the reasons.
+
+    Their pictures come from other examples or another model.
+    """
+    comparison = MethodComparison(tuple(everything))
     found = {}
     for entry in everything:
-        gap = world_gap((c.world for c in entry.configurations), field.world)
-        gap = gap or origin_gap(entry.origins, field.origins)
+        gap = model_gap((c.model_identity for c in entry.configurations), comparison.model_identity)
+        gap = gap or origin_gap(entry.origins, comparison.origins)
         if gap is not None:
             found[entry] = gap
     return found
 
 
 def add_success(configuration: Configuration) -> None:
-    """Adds the truth that is made of both verdicts: 1 if the target is there and all else was kept, else 0."""
+    """Add the truth that is made of both verdicts, called success.
+
+    It is 1 if the target is there and all else was kept, else 0.
+    """
     kept = configuration.units.get(KEPT, {})
     categories = {
         example: category for category, examples in configuration.values.get(TARGET, {}).items() for example in examples
@@ -155,7 +174,10 @@ def add_success(configuration: Configuration) -> None:
 
 
 def _labels(everything: Sequence[Entry]) -> dict[Entry, str]:
-    """The method's name, with its SAEs where several methods of that name differ in them."""
+    """Return the label of each entry.
+
+    It is the method's name, with its SAEs where several methods of that name differ in them.
+    """
     saes: dict[str, set[str]] = {}
     for entry in everything:
         saes.setdefault(entry.name, set()).add(entry.sae)
@@ -163,6 +185,7 @@ def _labels(everything: Sequence[Entry]) -> dict[Entry, str]:
 
 
 def _units(everything: Sequence[Entry], labels: Mapping[Entry, str], whole: set[int]) -> Units:
+    """Collect the pictures with a verdict of some entries."""
     categories: dict[str, str] = {}
     clusters: dict[str, str] = {}
     rows: list[tuple[tuple[str, int, str, str, float], bool, Configuration]] = []
@@ -190,15 +213,16 @@ def _units(everything: Sequence[Entry], labels: Mapping[Entry, str], whole: set[
 
 
 def _column(metric: str, rows: Sequence[tuple[tuple[str, int, str, str, float], bool, Configuration]]) -> Floats:
+    """Return the values of a metric in the order of rows, distances turned round."""
     turn = SCORES.get(metric, 1)
     found = [c.units.get(metric, {}).get((key[0], key[1]), np.nan) for key, _, c in rows]
     # Adding 0 makes a turned 0 a plain one.
     return np.asarray(turn * np.round(np.array(found), DECIMALS) + 0.0, dtype=np.float64)
 
 
-def counts(ground: Ground) -> dict[str, int]:
-    """Pictures, methods, examples, categories and most seeds of an example."""
-    units = ground.units
+def unit_counts(judged: JudgedResults) -> dict[str, int]:
+    """Count pictures, methods, examples, categories and most seeds of an example."""
+    units = judged.units
     seeds = Counter(int(e) for e, _ in {(int(e), int(s)) for e, s in zip(units.example, units.seed, strict=True)})
     return {
         "pictures": len(units.example),
@@ -209,15 +233,9 @@ def counts(ground: Ground) -> dict[str, int]:
     }
 
 
-MIN_DEFINED = 0.95
-"""Share of the replicates in which a number must exist for its interval to be shown."""
-FEW = "fewer than 2 independent examples in a category"
-RARE = "undefined in more than 5 % of the replicates"
-
-
 @dataclass(frozen=True)
 class Cell:
-    """One number.
+    """One number with its interval.
 
     Attributes:
         value: None where it is undefined.
@@ -234,7 +252,7 @@ class Cell:
     reason: str = ""
 
     def text(self, scale: float = 1, decimals: int = 2) -> str:
-        """The cell as printed."""
+        """Return the cell as printed."""
         if self.value is None:
             return f"– ({self.reason})"
         number = _number(self.value * scale, decimals)
@@ -247,23 +265,23 @@ def _number(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-def missing(reason: str, n: int = 0) -> Cell:
-    """A cell without a value."""
+def empty_cell(reason: str, n: int = 0) -> Cell:
+    """Return a cell without a value."""
     return Cell(None, None, None, n, reason)
 
 
-def estimated(draws: Floats, n: int, examples: Examples, positions: Sequence[int], reason: str) -> Cell:
-    """A cell from a number's replicates.
+def bootstrap_cell(draws: Floats, n: int, examples: Examples, positions: Sequence[int], reason: str) -> Cell:
+    """Return a cell computed from a number's replicates.
 
     Args:
         draws: [1 + R], the observed number first; nan where undefined.
         n: what is behind it.
         examples: all examples.
         positions: those behind this number.
-        reason: what is said if the observed number is undefined.
+        reason: printed if the observed number is undefined.
     """
     if not np.isfinite(draws[0]):
-        return missing(reason, n)
+        return empty_cell(reason, n)
     value, others = float(draws[0]), draws[1:]
     groups: dict[str, set[str]] = {}
     for index in positions:
@@ -277,6 +295,6 @@ def estimated(draws: Floats, n: int, examples: Examples, positions: Sequence[int
 
 
 def ratio(numerators: Floats, denominators: Floats) -> Floats:
-    """Quotients of replicates; nan where the denominator is 0."""
+    """Divide replicates; the result is nan where the denominator is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominators > 0, numerators / denominators, np.nan)
