@@ -1,4 +1,6 @@
-"""What a method hands the generator: changes of block updates or feed-forward units, of the prompt, of the latents.
+"""Edits: the changes that a method hands to the generator.
+
+An edit changes block updates or feed-forward units, the prompt, or the latents.
 
 An `Edit` belongs to one picture. For every site it names, a `SiteEdit` says what is added there at each step. Values
 are kept where they are not zero only (masked positions, chosen features or units), so that an edit stays small however
@@ -31,7 +33,9 @@ _ROUNDING = 1e-9
 
 
 def whole_steps(share: float, steps: int) -> int:
-    """The number of steps nearest to a share of a run; half a step counts as one.
+    """Return the number of steps nearest to a share of a run.
+
+    Half a step counts as one.
 
     Args:
         share: 0 to 1; n / steps gives n.
@@ -42,7 +46,9 @@ def whole_steps(share: float, steps: int) -> int:
 
 @dataclass(frozen=True)
 class TextChange:
-    """Reads the target prompt in place of the source prompt, in part.
+    """A change of the prompt: the target's is read in place of the source's.
+
+    It is read in part: at some steps, or as a share of the embeddings.
 
     Attributes:
         target: the other prompt.
@@ -54,14 +60,14 @@ class TextChange:
     switch: Literal["last", "first"] | None = None
 
     def weight(self, step: int, steps: int, strength: float) -> float:
-        """The target prompt's share of what is read at a step, counted from 0."""
+        """Return the target prompt's share of what is read at a step, from 0."""
         if self.switch is None:
             return strength
         reading = whole_steps(strength, steps)
         return float(step < reading if self.switch == "first" else step >= steps - reading)
 
     def picture(self, acting: Sequence[bool], strength: float) -> Picture | None:
-        """Which picture it gives, if that is one of the two prompts' own.
+        """Return the prompt whose own picture this gives, or None.
 
         Args:
             acting: of each step of the run, whether it is changed.
@@ -78,7 +84,9 @@ class TextChange:
 
 @dataclass(frozen=True)
 class LatentChange:
-    """Keeps the source run's latents outside a mask, and puts the target run's latents inside it for some steps.
+    """A change of the latents: another run's inside a mask, for some steps.
+
+    Keeps the source run's latents outside the mask, and puts the target run's latents inside it.
 
     The strength is the share of steps, the first ones, after which the target run's latents are put inside; after the
     other steps the inside is what the edited run itself made of them.
@@ -94,7 +102,7 @@ class LatentChange:
     mask: Tensor
 
     def after(self, step: int, live: Tensor, strength: float) -> Tensor:
-        """The latents to go on with.
+        """Return the latents to go on with.
 
         Args:
             step: the step just done, from 0.
@@ -106,7 +114,7 @@ class LatentChange:
         return torch.where(self.mask.to(live.device), inside, self.source[step].to(live))
 
     def picture(self, acting: Sequence[bool], strength: float) -> Picture | None:
-        """See `TextChange.picture`."""
+        """Return the prompt whose own picture this gives; see `TextChange.picture`."""
         taken = [acts and step < whole_steps(strength, len(acting)) for step, acts in enumerate(acting)]
         if not any(taken) or not bool(self.mask.any()):
             return "source"
@@ -140,7 +148,7 @@ class Stepwise:
     factors: Tensor | None = None
 
     def __getitem__(self, step: int) -> Tensor:
-        """One step, float32 [P, k]."""
+        """Return one step, float32 [P, k]."""
         values = self.read(step, self.columns)
         return values if self.factors is None else values * self.factors[step].to(values.device)
 
@@ -150,21 +158,24 @@ Values = Tensor | Stepwise
 
 
 def pick(values: Values, columns: Tensor) -> Values:
-    """Some columns of values nothing was picked from before."""
+    """Select some columns of values nothing was selected from before."""
     if isinstance(values, Tensor):
         return values[..., columns]
     return replace(values, columns=columns, shape=(*values.shape[:2], len(columns)))
 
 
 def scaled(values: Values, factors: Tensor) -> Values:
-    """Each step multiplied by its own factor, float32 [T]."""
+    """Multiply each step by its own factor, float32 [T]."""
     if isinstance(values, Tensor):
         return values * factors[:, None, None]
     return replace(values, factors=factors if values.factors is None else values.factors * factors)
 
 
 def position_mean(values: Values) -> Tensor:
-    """The mean over positions, step by step: float32 [T, 1, k]; without positions, values that stand nowhere."""
+    """Compute the mean over positions, step by step: float32 [T, 1, k].
+
+    Without positions the result is empty or zero: values that stand nowhere.
+    """
     if isinstance(values, Tensor):
         return values.mean(1, keepdim=True) if values.shape[1] else values
     if not values.shape[1]:
@@ -173,13 +184,16 @@ def position_mean(values: Values) -> Tensor:
 
 
 def own_bytes(values: Values) -> int:
-    """Bytes that these values alone keep; what a view reads from belongs to the trace."""
+    """Return the bytes that these values alone keep.
+
+    What step-by-step values read from belongs to the trace.
+    """
     tensors = (values,) if isinstance(values, Tensor) else (values.columns, values.factors)
     return tensor_bytes(*tensors)
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:
-    """Bytes of some tensors' numbers."""
+    """Return the bytes of some tensors' numbers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
@@ -190,10 +204,10 @@ half alone, or add to both halves."""
 
 
 class SiteEdit(Protocol):
-    """What one picture's edit adds at one site."""
+    """One picture's edit at one site."""
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """The change at one step, before the strength is applied.
+        """Return the change at one step, before the strength is applied.
 
         Args:
             step: denoising step, from 0.
@@ -205,7 +219,10 @@ class SiteEdit(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors this edit alone keeps (directions of a shared SAE not counted)."""
+        """Bytes of the tensors this edit alone keeps.
+
+        Directions of a shared SAE are not counted.
+        """
 
 
 @dataclass(frozen=True)
@@ -228,11 +245,11 @@ class Term:
 
     @property
     def empty(self) -> bool:
-        """Nothing to add at any step."""
+        """True if there is nothing to add at any step."""
         return self.positions.numel() == 0 or 0 in self.values.shape
 
     def add_to(self, out: Tensor, step: int) -> None:
-        """Adds the values of one step to `out`, [positions, width], in place."""
+        """Add the values of one step to `out`, [positions, width], in place."""
         if step >= self.values.shape[0]:
             raise RiebenchError(
                 f"the edit was made from {self.values.shape[0]} steps, but step {step + 1} is run; use equal steps"
@@ -254,7 +271,7 @@ class Placed:
     terms: tuple[Term, ...]
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """See `SiteEdit.delta`."""
+        """Return the change at one step; see `SiteEdit.delta`."""
         terms = [term for term in self.terms if not term.empty]
         if not terms:
             return None
@@ -264,20 +281,25 @@ class Placed:
         return out
 
     def dense(self, steps: int, positions: int, width: int) -> Tensor:
-        """The whole change, float32 [steps, positions, width]; for inspection, an edit never needs it."""
+        """Return the whole change, float32 [steps, positions, width].
+
+        For inspection; an edit never needs it.
+        """
         blank = torch.zeros(positions, width)
         deltas = [self.delta(step, blank) for step in range(steps)]
         return torch.stack([blank if delta is None else delta for delta in deltas])
 
     @property
     def nbytes(self) -> int:
-        """See `SiteEdit.nbytes`."""
+        """Bytes of the tensors kept; see `SiteEdit.nbytes`."""
         return sum(tensor_bytes(term.positions, term.columns) + own_bytes(term.values) for term in self.terms)
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Adds known terms and takes away what the features to remove contribute in this very run.
+    """A change that removes features as they occur in the edited run itself.
+
+    Adds known terms and takes away what the features to remove contribute in this very run.
 
     Attributes:
         added: the part known before the run.
@@ -292,7 +314,7 @@ class Adaptive:
     sae: SparseAutoencoder
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """See `SiteEdit.delta`."""
+        """Return the change at one step; see `SiteEdit.delta`."""
         out = self.added.delta(step, live)
         if self.positions.numel() == 0 or self.features.numel() == 0:
             return out
@@ -304,7 +326,7 @@ class Adaptive:
 
     @property
     def nbytes(self) -> int:
-        """See `SiteEdit.nbytes`."""
+        """Bytes of the tensors kept; see `SiteEdit.nbytes`."""
         return self.added.nbytes + tensor_bytes(self.positions, self.features)
 
 
@@ -339,7 +361,7 @@ class Edit:
 
     @property
     def empty(self) -> bool:
-        """Whether it can change nothing: strength 0, or no values anywhere."""
+        """True if the edit can change nothing: strength 0, or no values anywhere."""
         return self.strength == 0 or (not self._changes and self._silent)
 
     @property
@@ -351,7 +373,9 @@ class Edit:
         return [change for change in (self.text, self.latents) if change is not None]
 
     def picture(self, steps: int) -> Picture | None:
-        """Which existing picture it gives by construction, if any: it need not be generated.
+        """Return the existing picture that this gives by construction, or None.
+
+        Such a picture need not be generated.
 
         Args:
             steps: of the run.
@@ -368,16 +392,16 @@ class Edit:
         return sum(part.nbytes for part in (*self.sites.values(), *self._changes))
 
     def acts_at(self, step: int) -> bool:
-        """Whether it may change a step, counted from 0."""
+        """Return whether the edit may change a step, counted from 0."""
         return self.window is None or self.window[0] <= step < self.window[1]
 
     def scaled(self, strength: float) -> Edit:
-        """The same edit at another strength."""
+        """Return the same edit at another strength."""
         return replace(self, strength=strength)
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """Row-major indices of a boolean mask's true cells, int64 [P]."""
+    """Return the row-major indices of a boolean mask's true cells, int64 [P]."""
     return mask.flatten().nonzero().flatten()
 
 

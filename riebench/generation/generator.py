@@ -1,4 +1,8 @@
-"""Batched generation: every picture with its own noise, its own edit, and a trace if one is asked for."""
+"""Batched generation: every picture has its own noise and its own edit.
+
+`Generator` makes pictures and decodes latents, `Capture` says which activations to trace, `GenerationResult` is what
+comes out, `StepCallback` changes prompts and latents between the steps of a batch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,10 @@ LATENTS = "latents"
 
 
 def mixed(source: TextParts, target: TextParts, weight: float) -> TextParts:
-    """Mix both prompts' embeddings in the proportion (1 - weight) to weight; 0 and 1 give one of them to the bit."""
+    """Mix two prompts' embeddings in the proportion (1 - weight) to weight.
+
+    Weights 0 and 1 give one of them to the bit.
+    """
     if weight in (0.0, 1.0):
         return target if weight else source
     return tuple(
@@ -38,7 +45,7 @@ def mixed(source: TextParts, target: TextParts, weight: float) -> TextParts:
 
 
 class Denoising:
-    """A pipeline's step callback for one batch.
+    """Step callback of a pipeline for one batch.
 
     Args:
         model: whose pipeline runs.
@@ -68,7 +75,7 @@ class Denoising:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the pipeline is called with; nothing if there is nothing to do."""
+        """Arguments for the pipeline's call; none if there is nothing to do."""
         texts = self._family.step_text_names if self._texts else ()
         names = [*texts, *((LATENTS,) if self._latents or self._kept is not None else ())]
         if not names:
@@ -77,18 +84,18 @@ class Denoising:
 
     @property
     def latents(self) -> Tensor | None:
-        """[B, T, c, h, w], if they were to be kept."""
+        """Latents of all steps, [B, T, c, h, w], if they were to be kept."""
         return torch.stack(self._kept, dim=1) if self._kept else None
 
     def begin(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """A pipeline's options with the embeddings of the first step."""
+        """Return a pipeline's options with the embeddings of the first step."""
         if not self._texts:
             return dict(options)
         given = {name: options[name] for name in self._family.text_names}
         return {**options, **self._written(given, self._weights(0))}
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Called by the pipeline after each step; gives what the next one starts from."""
+        """Return what the next step starts from; called after each step."""
         changed: dict[str, Tensor] = {}
         if LATENTS in tensors:
             latents = self._changed_latents(self._family.unpack_latents(tensors[LATENTS], self._size), step)
@@ -108,7 +115,10 @@ class Denoising:
         }
 
     def _written(self, given: Mapping[str, Tensor], weights: Mapping[int, float]) -> dict[str, Tensor]:
-        """Return the embeddings with the rows of changed prompts replaced, in the conditional half."""
+        """Return the embeddings with the rows of changed prompts replaced.
+
+        Only rows of the conditional half are replaced.
+        """
         count = len(self._prompts)
         written = {name: values.clone() for name, values in given.items()}
         for row, weight in weights.items():
@@ -136,7 +146,7 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Capture:
-    """What to capture during a generation.
+    """A request to capture activations during a generation.
 
     Attributes:
         sites: blocks or feed-forward sites.
@@ -179,7 +189,7 @@ class GenerationResult:
 
 
 class Generator:
-    """Generates pictures of one model.
+    """A generator of pictures of one model.
 
     Args:
         model: the model.
@@ -202,7 +212,7 @@ class Generator:
         keep_prefix: PrefixPlan | None = None,
         prefixes: Sequence[Prefix] = (),
     ) -> GenerationResult:
-        """Generates one batch.
+        """Generate one batch.
 
         Args:
             prompts: one per picture.
@@ -304,7 +314,10 @@ class Generator:
 
     @torch.inference_mode()
     def embed(self, prompt: str) -> TextEmbeddings:
-        """Encode a prompt alone, so that its embeddings do not depend on the batch; those used last are kept."""
+        """Encode a prompt alone, so that its embeddings do not depend on the batch.
+
+        The embeddings that were used last are kept.
+        """
         found = self._embeddings.get(prompt)
         if found is None:
             model = self.model
@@ -314,7 +327,9 @@ class Generator:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Pictures of latents, decoded in the autoencoder's own number format (usually float32) and rounded once.
+        """Decode latents to pictures.
+
+        The autoencoder computes in its own number format (usually float32), and pixels are rounded once.
 
         Args:
             latents: [B, ...], as the pipeline's call returns them.
@@ -339,7 +354,7 @@ class Generator:
         return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 
     def token_positions(self, prompt: str, words: str) -> list[int]:
-        """Where words of a prompt lie among its tokens.
+        """Find the positions of some words among a prompt's tokens.
 
         Args:
             prompt: the whole prompt.
@@ -366,5 +381,8 @@ class Generator:
         return sorted(found)
 
     def word_positions(self, prompt: str) -> list[int]:
-        """Positions of all the prompt's words (no start, end or padding)."""
+        """Find the positions of all the prompt's words.
+
+        Start, end and padding tokens are left out.
+        """
         return self.token_positions(prompt, prompt.strip())

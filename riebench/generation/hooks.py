@@ -57,7 +57,9 @@ class Hooks:
         return self.call // self.layout.calls
 
     def before(self, module: nn.Module, function: Callable[[Any, Any], Any]) -> None:
-        """Call `function(positional arguments, keyword arguments)` before the module.
+        """Call a function before the module runs.
+
+        The call is `function(positional arguments, keyword arguments)`.
 
         What it returns, if not None, is the arguments in whose place the module runs, both kinds as a pair.
         """
@@ -66,7 +68,9 @@ class Hooks:
         )
 
     def after(self, module: nn.Module, function: Callable[[Any, Any, Any], Any]) -> None:
-        """Call `function(positional arguments, keyword arguments, output)` after the module.
+        """Call a function after the module has run.
+
+        The call is `function(positional arguments, keyword arguments, output)`.
 
         What it returns, if not None, is the new output.
         """
@@ -77,11 +81,11 @@ class Hooks:
         )
 
     def count(self, site: str) -> None:
-        """Note one call of a site."""
+        """Count one call of a site."""
         self.seen[site] = self.seen.get(site, 0) + 1
 
     def check(self, names: Mapping[str, int], steps: int | None) -> None:
-        """Refuse a wrong number of calls.
+        """Check the numbers of calls.
 
         Args:
             names: site -> in how many steps, the first ones, it does not run.
@@ -105,7 +109,9 @@ def hooked(
     denoiser: nn.Module, names: Iterable[str], steps: int | None, missed: Callable[[str], int] = lambda name: 0,
     *, guided: bool = False,
 ) -> Iterator[Hooks]:  # fmt: skip
-    """Count the calls of some sites with hooks that are always removed, and check the counts at the end.
+    """Count the calls of some sites with hooks that are always removed.
+
+    The counts are checked at the end.
 
     Args:
         denoiser: the network.

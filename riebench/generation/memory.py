@@ -1,4 +1,8 @@
-"""How many pictures are generated at a time: what memory allows, and half as many whenever it did not."""
+"""Memory of a generation: batch sizes, and the sizes of traces and prefixes.
+
+`suitable_batch_size` says how many pictures memory allows at a time, `BatchSize` halves that number whenever it did
+not, `Footprint` and `prefix_bytes` say how much of a run is kept.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +35,16 @@ SHARE = 0.5
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device."""
+    """Return the bytes of memory that can still be had on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return machine.free_ram()
 
 
 def automatic_batch_size(model: LoadedModel) -> int:
-    """A power of two that suits the device and its free memory, at least 1.
+    """Return a power of two that suits the device and its free memory.
+
+    At least 1.
 
     Args:
         model: loaded, so that what its weights take is no longer free.
@@ -48,7 +54,9 @@ def automatic_batch_size(model: LoadedModel) -> int:
 
 
 def suitable_batch_size(shape: Shape, spec: ModelSpec, options: ModelOptions, kind: str, free: int) -> int:
-    """The same for a model that may not be loaded.
+    """Return the batch size for a model that may not be loaded.
+
+    See `automatic_batch_size`.
 
     Args:
         shape: its measures.
@@ -63,12 +71,15 @@ def suitable_batch_size(shape: Shape, spec: ModelSpec, options: ModelOptions, ki
 
 
 def usual_batch_size(size: int) -> int:
-    """Pictures of a side in pixels that are generated at a time where nothing is known of the device."""
+    """Return the batch size where nothing is known of the device.
+
+    `size` is the picture's side in pixels.
+    """
     return 32 if size <= SMALL_PICTURE else 4
 
 
 class BatchSize:
-    """How many pictures are made at a time, halved whenever memory does not suffice.
+    """Number of pictures at a time, halved whenever memory does not suffice.
 
     Args:
         size: to begin with.
@@ -92,7 +103,9 @@ class BatchSize:
         self, items: Sequence[T], pictures: int, make: Callable[[Sequence[T]], R],
         keep: Callable[[Sequence[T], R], None], fail: Callable[[T, str], None],
     ) -> None:  # fmt: skip
-        """Makes items in batches; of a batch that fails smaller ones are tried, so that each item ends exactly once.
+        """Make items in batches, each item exactly once.
+
+        Of a batch that fails smaller ones are tried.
 
         Args:
             items: what to make.
@@ -131,24 +144,27 @@ class BatchSize:
                 fail(batch[0], why)
 
     def shrink(self, count: int) -> None:
-        """Notes that so many pictures did not fit."""
+        """Reduce the size, since `count` pictures did not fit."""
         self.size = min(self.size, max(1, count // 2))
         self._failed = count if self._failed is None else self._failed
 
     def _fitting(self, items: Sequence[T], pictures: int) -> list[Sequence[T]]:
-        """Items in batches that memory is thought to suffice for."""
+        """Split items into batches that memory is expected to suffice for."""
         size = max(1, self.size // pictures)
         return [items[start : start + size] for start in range(0, len(items), size)]
 
     def _smaller(self, items: Sequence[T], pictures: int, short: bool) -> list[Sequence[T]]:
-        """What to try after a batch failed: smaller ones if memory was short, else one by one, to know whose it is."""
+        """Return the batches to try after a batch failed.
+
+        They are smaller if memory was short; otherwise each item is tried alone, to know which one fails.
+        """
         if not short:
             return [[item] for item in items]
         self.shrink(len(items) * pictures)
         return self._fitting(items, pictures)
 
     def _fitted(self) -> None:
-        """Notes that a batch did fit; after a shortage says so, in one line."""
+        """Record that a batch fitted; after a shortage print one line about it."""
         self.proven = True
         if self._failed is not None and not self._quiet:
             line = f"memory does not suffice for {self._failed} {self._what} at a time; going on with {self.size}"
@@ -176,7 +192,7 @@ HELD_TOGETHER = 2**30
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one example's source and target run leave behind.
+    """Numbers that one example's source and target run leave behind.
 
     Attributes:
         numbers: of updates and attention.
@@ -188,21 +204,24 @@ class Footprint:
 
     @property
     def long(self) -> bool:
-        """Whether 16 bits are kept of each number."""
+        """True if 16 bits are kept of each number."""
         return self.numbers * FULL > SHORT_RUN
 
     @property
     def metered(self) -> bool:
-        """Whether only means of the units are kept."""
+        """True if only means of the units are kept."""
         return self.units * FULL > UNITS_KEPT
 
     def nbytes(self, *, long: bool, metered: bool) -> int:
-        """Bytes of the trace, kept in 16 bits if `long`, without units if `metered`."""
+        """Return the bytes of the trace.
+
+        It is kept in 16 bits if `long`, without units if `metered`.
+        """
         return (self.numbers + (0 if metered else self.units)) * (HALF if long else FULL)
 
 
 def examples_together(nbytes: int, batch_size: int) -> int:
-    """How many examples of a size are in memory together."""
+    """Return how many examples of a size are in memory together."""
     return max(1, min(batch_size // 2, HELD_TOGETHER // max(1, nbytes)))
 
 
@@ -210,7 +229,7 @@ def footprint(
     shape: Shape, size: int, steps: int, updates: Iterable[str], units: Iterable[str] = (),
     attention: Iterable[str] = (),
 ) -> Footprint:  # fmt: skip
-    """What one example leaves behind.
+    """Compute what one example leaves behind.
 
     Args:
         shape: the model's measures.

@@ -1,4 +1,6 @@
-"""Sharing the beginning of runs: edited runs need not compute again what they have in common with their source runs.
+"""Sharing of what edited runs have in common with their source runs.
+
+The beginning of an edited run need not be computed again.
 
 `changes` and `shared_cut` say how far runs are alike; `record` keeps what they share of source runs, and `resume` puts
 it in place of the modules that would compute it again. The pipeline, its schedule and its noise run as they would
@@ -28,7 +30,7 @@ Key = tuple[int, str, str]
 
 @dataclass(frozen=True)
 class Cut:
-    """Where an edited run first differs from its source run.
+    """The place where an edited run first differs from its source run.
 
     Attributes:
         step: the first step with a change, from 0; the number of steps if there is none.
@@ -43,7 +45,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class PrefixPlan:
-    """What to keep of source runs, which are the first rows of their batch.
+    """A plan of what to keep of source runs, the first rows of their batch.
 
     Attributes:
         rows: how many rows.
@@ -58,7 +60,7 @@ class PrefixPlan:
 
 @dataclass
 class Prefix:
-    """Source runs as far as edited runs may share them.
+    """Source runs, as far as edited runs may share them.
 
     Attributes:
         plan: what is kept.
@@ -89,27 +91,35 @@ class Prefix:
         return sum(kept.numel() * kept.element_size() for kept in (*self.outputs, *self.values.values()))
 
     def cut(self, edit: Edit | None) -> Cut:
-        """Where a run with an edit leaves its source run, as far as that was kept."""
+        """Return where a run with an edit leaves its source run.
+
+        Only as far as the source run was kept.
+        """
         found = min(changes(edit, self.steps), key=self.rank)
         kept = found.block in self.plan.blocks and found.step in self.plan.steps
         return found if kept or found.block is None else Cut(found.step)
 
     def rank(self, cut: Cut) -> tuple[int, int]:
-        """Cuts in the order in which a run reaches them."""
+        """Return a sort key: cuts in the order in which a run reaches them."""
         if cut.block is None:
             return cut.step, -1
         path = module_path(cut.block)
         return cut.step, 2 * self.order.index(path) + cut.inside if path in self.order else -1
 
     def missed(self, cut: Cut, site: str) -> int:
-        """In how many U-Net calls, the first ones, a site does not run in runs that are shared up to a cut."""
+        """Return in how many of the first steps a site does not run.
+
+        `cut` is where the runs stop being shared.
+        """
         # Blocks before the cut are called and stand still: it is what lies inside them that does not run.
         still = kind(site) == UNITS and self.rank(Cut(cut.step, block_of(site))) < self.rank(cut)
         return cut.step + still
 
 
 def changes(edit: Edit | None, steps: int) -> list[Cut]:
-    """All places at which a run with an edit may first differ from its source run; not in order.
+    """Return all places at which a run with an edit may first differ.
+
+    It differs from its source run there. The places are not in order.
 
     Args:
         edit: the edit.
@@ -135,7 +145,7 @@ def changes(edit: Edit | None, steps: int) -> list[Cut]:
 
 
 def shared_cut(prefixes: Sequence[Prefix], runs: Sequence[Run], edits: Sequence[Edit | None]) -> Cut | None:
-    """The cut of a batch: where the first of its rows leaves its source run.
+    """Return the cut of a batch: where the first of its rows leaves its source run.
 
     Args:
         prefixes: source runs.
@@ -158,18 +168,20 @@ def shared_cut(prefixes: Sequence[Prefix], runs: Sequence[Run], edits: Sequence[
 
 
 def owner_of(prefixes: Sequence[Prefix], run: Run) -> Prefix | None:
-    """The one of some source batches that holds a run, if any does."""
+    """Return the one of some source batches that holds a run, or None."""
     return next((prefix for prefix in prefixes if run in prefix.rows), None)
 
 
 def _stages(denoiser: nn.Module) -> dict[str, Stage]:
-    """Return path -> stage; none where the halves of guidance are calls of their own."""
+    """Return the stages by path; none if guidance halves are calls of their own."""
     return {stage.path: stage for stage in family_of_denoiser(denoiser).stages(denoiser)}
 
 
 @contextmanager
 def record(denoiser: nn.Module, runs: Sequence[Run], plan: PrefixPlan, *, guided: bool) -> Iterator[Prefix]:
-    """Keep what edited runs can share of every call of a denoiser made inside the `with` block.
+    """Keep what edited runs can share, from every call inside the `with` block.
+
+    The calls are those of the denoiser.
 
     Args:
         denoiser: of a known model family.
@@ -234,7 +246,9 @@ def _first(output: Any) -> Tensor:
 def resume(
     denoiser: nn.Module, prefixes: Sequence[Prefix], runs: Sequence[Run], cut: Cut, *, guided: bool
 ) -> Iterator[None]:
-    """Take everything before a cut from source runs, in every call of a denoiser made inside the `with` block.
+    """Take everything before a cut from source runs, inside the `with` block.
+
+    This holds for every call of the denoiser made there.
 
     Args:
         denoiser: of a known model family, called with `return_dict=False`.
@@ -266,7 +280,7 @@ def resume(
 
 @dataclass(frozen=True)
 class _Resumed:
-    """One batch's calls of the denoiser with all that precedes the cut put in place."""
+    """One batch's denoiser calls with all that precedes the cut put in place."""
 
     denoiser: nn.Module
     owners: Sequence[tuple[Prefix, int]]
@@ -283,7 +297,7 @@ class _Resumed:
 
     @contextmanager
     def stages(self, block: str) -> Iterator[None]:
-        """Let all stages before the block stand still."""
+        """Replace all stages before the block by their kept outputs."""
         prefix, family = self.owners[0][0], family_of_denoiser(self.denoiser)
         stages, path, site = _stages(self.denoiser), module_path(block), find_site(self.denoiser, block)
         with ExitStack() as stack:

@@ -1,4 +1,6 @@
-"""Capturing activations of a denoiser's blocks, and changing what the blocks add: two context managers.
+"""Capture of a denoiser's activations, and changes to what its blocks add.
+
+`capture` and `intervene` are context managers.
 
 `capture` stores inputs, outputs, updates, feed-forward units and text attention, step by step. `intervene` adds edits,
 each row of the batch its own. Both refuse a missing block and a wrong number of calls, and both leave no hook behind,
@@ -31,7 +33,7 @@ SHORT_FORMATS = (torch.float16, torch.bfloat16)
 
 
 class Trace:
-    """What was captured: one tensor per site and step.
+    """Captured values: one tensor per site and step.
 
     Args:
         long: keeps 16 bits of each number instead of float32. What is read is float32 either way.
@@ -58,7 +60,7 @@ class Trace:
         return sum(step.numel() * step.element_size() for steps in self._values.values() for step in steps)
 
     def get(self, site: str, what: What = "update", half: Half = "conditional") -> Tensor:
-        """All steps of one site, for all pictures.
+        """Return all steps of one site, for all pictures.
 
         Args:
             site: short name.
@@ -75,7 +77,7 @@ class Trace:
         return torch.stack(self._steps(site, what, half), dim=1).float()
 
     def row(self, site: str, index: int, what: What = "update") -> Tensor:
-        """One picture's values, positions first: float32 [T, H*W, width].
+        """Return one picture's values, positions first: float32 [T, H*W, width].
 
         Raises:
             RiebenchError: if it was not captured.
@@ -84,7 +86,9 @@ class Trace:
         return values.flatten(2).transpose(1, 2).contiguous() if values.dim() == 4 else values
 
     def step_row(self, site: str, index: int, step: int, what: What = "update") -> Tensor:
-        """One picture's values at one step, as they are kept: [H*W, width], a view where that is possible.
+        """Return one picture's values at one step, as they are kept.
+
+        [H*W, width], a view where that is possible.
 
         Raises:
             RiebenchError: if it was not captured.
@@ -93,11 +97,11 @@ class Trace:
         return values.flatten(1).T if values.dim() == 3 else values
 
     def steps_of(self, site: str, what: What = "update") -> int:
-        """How many steps of a site are captured."""
+        """Return how many steps of a site are captured."""
         return len(self._steps(site, what))
 
     def width_of(self, site: str) -> int:
-        """Channels of a block's update, or units of a feed-forward site."""
+        """Return the channels of a block's update, or the units of a feed-forward site."""
         values = self._steps(site, "update")[0]
         return values.shape[1] if values.dim() == 4 else values.shape[2]
 
@@ -197,7 +201,9 @@ def intervene(
     steps: int | None = None,
     missed: Callable[[str], int] = lambda site: 0,
 ) -> Iterator[None]:
-    """Apply one edit per row of the batch to every call of a denoiser made inside the `with` block.
+    """Apply one edit per row to every denoiser call inside the `with` block.
+
+    The rows are those of the batch.
 
     Args:
         denoiser: of a known model family.
@@ -320,7 +326,10 @@ class _Rows:
         return (values.flatten(1).T if values.dim() == 3 else values).float()
 
     def delta(self, edit: Edit, index: int, offset: int) -> Tensor | None:
-        """Return a picture's scaled change, in the layout of its row; `offset` rows precede its half."""
+        """Return a picture's scaled change, in the layout of its row.
+
+        `offset` rows precede its half.
+        """
         site = edit.sites[self.name]
         if isinstance(site, Paired):
             if index not in self.pairs:

@@ -1,4 +1,7 @@
-"""Values of the target run put in place of values of the source run: stored ones, or those of runs made beside."""
+"""Values of the target run put in place of values of the source run.
+
+The values are stored ones, or those of runs that are generated in the same batch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from riebench.generation.edits import Edit, Placed, Term, Values, position_mean,
 
 @dataclass(frozen=True)
 class Basis:
-    """What a term's values stand for.
+    """Meaning of a term's values: directions or columns.
 
     See `riebench.generation.edits.Term`; with neither, they are the site's own channels.
     """
@@ -38,7 +41,7 @@ def transfer(
     add_at: str = "target",
     add_only: bool = False,
 ) -> Placed:
-    """Adds values of the target run and takes away values of the source run.
+    """Add values of the target run and take away values of the source run.
 
     Args:
         target: [T, Pt, a], what is added, at the target positions.
@@ -77,7 +80,9 @@ def transfer(
 
 @dataclass(frozen=True)
 class Paired:
-    """Units copied, step by step, from the source and target run that are generated beside the edited picture.
+    """Units copied, step by step, from a source and a target run of the same batch.
+
+    Both runs are generated beside the edited picture.
 
     The same change as `transfer` makes of stored values, for choices so large that storing their values would need
     hundreds of megabytes: here only the choice is kept.
@@ -99,7 +104,7 @@ class Paired:
     add_only: bool = False
 
     def between(self, target: Tensor, source: Tensor) -> Tensor | None:
-        """The change at one step.
+        """Compute the change at one step.
 
         Args:
             target: what the site gives in the target run, float32 [positions, width].
@@ -113,7 +118,7 @@ class Paired:
         ).delta(0, target)  # fmt: skip
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """Not to be had from the edited run alone.
+        """Refuse: the change cannot be computed from the edited run alone.
 
         Raises:
             RiebenchError: always.
@@ -122,14 +127,14 @@ class Paired:
 
     @property
     def nbytes(self) -> int:
-        """See `riebench.generation.edits.SiteEdit.nbytes`."""
+        """Bytes kept; see `riebench.generation.edits.SiteEdit.nbytes`."""
         return tensor_bytes(self.target_positions, self.source_positions, self.add, self.remove)
 
 
 def beside_edits(
     prompts: Sequence[str], seeds: Sequence[int], edits: Sequence[Edit | None]
 ) -> tuple[list[tuple[str, int]], dict[int, tuple[int, int]]]:
-    """The runs that `Paired` edits read, each one once.
+    """Return the runs that paired edits read, each one once.
 
     Returns:
         Prompt and seed of each further row, and for each paired row the rows of its source and its target run.

@@ -32,7 +32,9 @@ def activation_patch(
     delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
-    """Adds the target run's updates in the target region and takes away the source run's in the source region.
+    """Replace the source run's updates by the target run's inside the regions.
+
+    Adds the target run's updates in the target region and takes away the source run's in the source region.
 
     Args:
         ctx: the example.
@@ -57,7 +59,9 @@ def activation_patch(
 
 @method("mean_steering", access="PAM", needs=("updates",))
 def mean_steering(ctx: EditContext, *, branch: Branch = "both") -> Edit:
-    """Adds one vector per block and step inside both regions: the difference of the two runs' means.
+    """Add one vector per block and step inside both regions.
+
+    The vector is the difference of the two runs' means.
 
     At strength 1 the vector is as long as the root mean square of the source run's update vectors at that block and
     step, so that the strength is a fraction of what the block itself adds.
@@ -76,7 +80,9 @@ def mean_steering(ctx: EditContext, *, branch: Branch = "both") -> Edit:
 
 
 def sized(vector: Tensor, runs: ExampleRuns, block: str) -> Tensor:
-    """A vector per step, made as long as the source run's update vectors of a block are: float32 [T, C].
+    """Scale a vector per step to the length of a block's update vectors.
+
+    The result is as long as the root mean square of the source run's: float32 [T, C].
 
     Args:
         vector: [T, C].
@@ -90,7 +96,10 @@ def sized(vector: Tensor, runs: ExampleRuns, block: str) -> Tensor:
 
 
 def _update_size(runs: ExampleRuns, block: str) -> Tensor:
-    """Root mean square of the source run's update vectors over all positions, float32 [T]."""
+    """Compute the root mean square of the source run's update vectors.
+
+    Over all positions: float32 [T].
+    """
     if not runs.trace.long:
         return runs.updates("source", block).square().sum(-1).mean(-1).sqrt()
     steps = (runs.trace.step_row(block, runs.rows["source"], step) for step in range(runs.trace.steps_of(block)))
@@ -110,7 +119,7 @@ def neurons(
     delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
-    """Switches feed-forward units of the blocks, chosen like features, on and off.
+    """Switch feed-forward units of the blocks, chosen like features, on and off.
 
     Values of up to `UNIT_BUDGET` bytes are stored with the edit; for larger choices only the units' numbers are kept.
 
@@ -148,7 +157,7 @@ def neurons(
 
 
 def _stored_size(runs: ExampleRuns, chosen: Mapping[str, tuple[Tensor, Tensor]], values: str, add_only: bool) -> int:
-    """Bytes of the values that a stored edit would keep."""
+    """Compute the bytes of the values that a stored edit would keep."""
     numbers = 0
     for site, (add, remove) in chosen.items():
         at, away = (1 if values == "mean" else len(runs.positions(role, site)) for role in ROLES)
@@ -170,7 +179,7 @@ def _beside(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: s
 
 @method("concept_steering", access="PAT", needs=("updates", "others"))
 def concept_steering(ctx: EditContext, *, examples: int = 16, branch: Branch = "both") -> Edit:
-    """Adds one vector per block and step everywhere: what the category's edits have in common.
+    """Add one vector per block and step everywhere: the category's common change.
 
     The vector is the mean, over other examples of the category, of the difference that `mean_steering` takes: target
     run minus source run, each meaned over its region. The scored example has no part in it, nor has its region. At
@@ -197,7 +206,10 @@ def concept_steering(ctx: EditContext, *, examples: int = 16, branch: Branch = "
 
 
 def _differences(runs: ExampleRuns) -> dict[str, Tensor]:
-    """Block -> target mean minus source mean, float32 [T, C], on the CPU."""
+    """Compute target mean minus source mean of each block.
+
+    float32 [T, C], on the CPU.
+    """
     return {
         block: (position_mean(runs.values("target", block)) - position_mean(runs.values("source", block)))[:, 0].cpu()
         for block in runs.trace.sites

@@ -1,4 +1,8 @@
-"""What a method is given, what it returns, and how it is registered."""
+"""Methods: their context, their results and their registration.
+
+`ExampleRuns` holds the source and target run of one example, `EditContext` is what a method works on, `Method` is a
+registered method, and `method` is the decorator that registers one.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +37,15 @@ ENCODED_AT_A_TIME = 256
 
 
 class Others(Protocol):
-    """The other examples of the category (see `riebench.runs.references`), as the task file orders them."""
+    """Other examples of the category, in the order of the task file.
+
+    See `riebench.runs.references`.
+    """
 
     def first(self, count: int, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
-        """What is found in the runs of the first so many of them, fewer if there are fewer.
+        """Return what is found in the runs of the first `count` examples.
+
+        Fewer if there are fewer.
 
         Args:
             count: how many.
@@ -48,7 +57,10 @@ class Others(Protocol):
         """
 
     def next(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> T:
-        """What is found in the runs of the one that follows this example: another one for each, clusters aside."""
+        """Return what is found in the runs of the example that follows this one.
+
+        Each example has another one that follows it, except within clusters.
+        """
 
 
 @dataclass
@@ -87,28 +99,34 @@ class ExampleRuns:
     _meter: UnitMeter | None = field(default=None, repr=False)
 
     def positions(self, role: Role, site: str) -> Tensor:
-        """Masked positions on the grid of a site's block, int64 [P]."""
+        """Return masked positions on the grid of a site's block, int64 [P]."""
         mask = self.masks.source if role == "source" else self.masks.target
         return positions_of(to_grid(mask, self.trace.grids[block_of(site)]))
 
     def updates(self, role: Role, block: str) -> Tensor:
-        """A block's updates at all positions, float32 [T, H*W, C]."""
+        """Return a block's updates at all positions, float32 [T, H*W, C]."""
         return self.trace.row(block, self.rows[role])
 
     def masked(self, role: Role, site: str) -> Tensor:
-        """Updates or units at the masked positions, float32 [T, P, width]."""
+        """Return updates or units at the masked positions, float32 [T, P, width]."""
         values = self.trace.row(site, self.rows[role])
         return values[:, self.positions(role, site).to(values.device)]
 
     def codes(self, role: Role, block: str, sae: SparseAutoencoder) -> Tensor:
-        """Feature values at the masked positions, float32 [T, P, n], in units of the update."""
+        """Compute feature values at the masked positions, float32 [T, P, n].
+
+        In units of the update.
+        """
         key = (role, block, id(sae))
         if key not in self._codes:
             self._codes[key] = sae.contributions(self.masked(role, block))
         return self._codes[key]
 
     def values(self, role: Role, site: str) -> Values:
-        """Updates or units at the masked positions, [T, P, width]; for a long run, read step by step."""
+        """Return updates or units at the masked positions, [T, P, width].
+
+        For a long run they are read step by step.
+        """
         if not self.trace.long:
             return self.masked(role, site)
         positions, row = self.positions(role, site), self.rows[role]
@@ -121,7 +139,10 @@ class ExampleRuns:
         return Stepwise(read, (self.trace.steps_of(site), len(positions), self.trace.width_of(site)))
 
     def features(self, role: Role, block: str, sae: SparseAutoencoder) -> Values:
-        """Feature values at the masked positions, [T, P, n]; for a long run, computed step by step."""
+        """Compute feature values at the masked positions, [T, P, n].
+
+        For a long run they are computed step by step.
+        """
         if not self.trace.long:
             return self.codes(role, block, sae)
         updates = self.values(role, block)
@@ -133,7 +154,10 @@ class ExampleRuns:
         return Stepwise(read, (*updates.shape[:2], sae.n))
 
     def feature_means(self, role: Role, block: str, sae: SparseAutoencoder, aggregate: str) -> Tensor:
-        """Mean of each feature over the masked positions, as `riebench.methods.ranking.means`: float32 [n]."""
+        """Compute the mean of each feature over the masked positions: float32 [n].
+
+        As `riebench.methods.ranking.means`.
+        """
         if not self.trace.long:
             return means(self.codes(role, block, sae), aggregate)
         key = (role, block, id(sae), aggregate)
@@ -142,7 +166,10 @@ class ExampleRuns:
         return self._means[key]
 
     def firing_rates(self, role: Role, block: str, sae: SparseAutoencoder) -> Tensor:
-        """Share of steps and masked positions at which each feature is live: float32 [n]."""
+        """Compute each feature's firing rate: float32 [n].
+
+        The share of steps and masked positions at which the feature is live.
+        """
         if not self.trace.long:
             return (self.codes(role, block, sae) > 0).float().mean((0, 1))
         key = (role, block, id(sae), "rate")
@@ -155,7 +182,10 @@ class ExampleRuns:
         return self._means[key]
 
     def unit_means(self, role: Role, site: str, aggregate: str) -> Tensor:
-        """Mean of each unit over the masked positions, each divided by its norm there: float32 [units]."""
+        """Compute the mean of each unit over the masked positions: float32 [units].
+
+        Each value is divided by the unit's norm there.
+        """
         if self.measure is None:
             return means(unit_normalised(self.masked(role, site)), aggregate)
         if self._meter is None:
@@ -171,7 +201,7 @@ class ExampleRuns:
 
 
 def _streamed(values: Values, aggregate: str) -> Tensor:
-    """`riebench.methods.ranking.means` of values that are read step by step."""
+    """Compute `ranking.means` of values that are read step by step."""
     if aggregate == "mean":
         return torch.stack([means(values[step][None]) for step in range(values.shape[0])]).mean(0)
     return means(values[0][None], aggregate)
@@ -188,14 +218,14 @@ PARAMETER_TYPES = (int, float, str, bool, NoneType)
 
 @dataclass(frozen=True)
 class Reuse:
-    """A method's answer when an existing picture is the result: the source or the target picture."""
+    """A result that is an existing picture: the source or the target picture."""
 
     picture: Role
 
 
 @dataclass(frozen=True)
 class EditContext:
-    """What a method works on.
+    """The input of a method.
 
     Attributes:
         runs: the example's source and target run.
@@ -208,7 +238,7 @@ class EditContext:
     saes: Mapping[str, SparseAutoencoder] = field(default_factory=dict)
 
     def sae(self, block: str) -> SparseAutoencoder:
-        """A block's SAE.
+        """Return a block's SAE.
 
         Raises:
             RiebenchError: if there is none.
@@ -218,7 +248,9 @@ class EditContext:
         return self.saes[block]
 
     def seen(self, delete_uses_target: bool) -> EditContext:
-        """What a method sees of a deletion: the target run, or, as published before October 2025, the source run twice.
+        """Return the context in which a method sees a deletion.
+
+        Its target is the target run or, as published before October 2025, the source run once more.
 
         Seen twice, a run has nothing to tell apart, and what is added and removed is the same.
         """
@@ -252,22 +284,25 @@ class Method:
 
     @property
     def reads_blocks(self) -> bool:
-        """Whether it looks into blocks; otherwise it changes none, whatever blocks its setting names."""
+        """True if the method reads activations of blocks.
+
+        Otherwise it changes none, whatever blocks its setting names.
+        """
         return bool(self.needs & BLOCK_NEEDS)
 
     @property
     def copies(self) -> bool:
-        """Whether its result is always a picture that is generated anyway."""
+        """True if the result is always a picture that is generated anyway."""
         return get_type_hints(self.function).get("return") is Reuse
 
     @property
     def edits(self) -> bool:
-        """Whether it gives edits, which can be limited to some steps."""
+        """True if the method gives edits, which can be limited to some steps."""
         hint = get_type_hints(self.function).get("return", Edit)
         return Edit in (hint, *get_args(hint))
 
     def check_strengths(self, strengths: Sequence[float]) -> None:
-        """Refuses strengths that mean nothing.
+        """Refuse strengths that mean nothing.
 
         Raises:
             RiebenchError: naming the first of them.
@@ -278,7 +313,7 @@ class Method:
                 raise RiebenchError(f"strengths: {strength:g} is not in {low:g} to {high:g}, as {self.name!r} needs")
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Compares parameters with the function's signature.
+        """Check parameters against the function's signature.
 
         Raises:
             RiebenchError: on an unknown parameter (names the nearest), a missing one, or one of a wrong type.
@@ -306,7 +341,7 @@ class Method:
 
     @torch.inference_mode()
     def edit(self, ctx: EditContext, params: Mapping[str, Any]) -> Edit | Reuse:
-        """Makes the edit of one example.
+        """Make the edit of one example.
 
         Raises:
             RiebenchError: if parameters do not fit, or the method gives something else.
@@ -321,7 +356,7 @@ class Method:
 def method(
     name: str, *, access: str, needs: tuple[Need, ...] = (), strengths: tuple[float, float] = ANY_STRENGTH
 ) -> Callable[[Callable[..., Edit | Reuse]], Method]:
-    """Decorator: registers `edit(ctx, *, param=default, ...)` as a method.
+    """Register `edit(ctx, *, param=default, ...)` as a method, as a decorator.
 
     Args:
         name: as settings call it.
@@ -339,7 +374,7 @@ def method(
 
 
 def get_method(name: str) -> Method:
-    """The method of that name.
+    """Return the method of that name.
 
     Raises:
         RiebenchError: if there is none; names the nearest match.

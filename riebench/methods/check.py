@@ -1,4 +1,7 @@
-"""Everything `riebench tasks check` looks at in one suite: tasks, prompts' lengths, settings, methods, blocks."""
+"""Checks of one suite for `riebench tasks check`.
+
+Tasks, prompts' lengths, settings, methods and blocks are checked.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from riebench.tasks.suites import TokenCounter, check_prompt_lengths, default_mo
 
 
 def check_suite(suite: str) -> str:
-    """Loads and checks a suite and the official settings that go with it.
+    """Load and check a suite and the official settings that go with it.
 
     Args:
         suite: a shipped suite's name, or a folder.
@@ -41,7 +44,7 @@ def check_suite(suite: str) -> str:
 
 
 def check_setting(setting: Setting, where: str) -> None:
-    """Checks blocks, parameters and access letters against the method.
+    """Check blocks, parameters and access letters against the method.
 
     Args:
         setting: what to check.
@@ -67,7 +70,9 @@ def check_setting(setting: Setting, where: str) -> None:
 
 
 def token_counter(model: str) -> tuple[TokenCounter, int]:
-    """How a preset's text encoders count a prompt, without loading the model.
+    """Return the token counter of a preset's text encoders.
+
+    The model is not loaded.
 
     Args:
         model: a preset's name.

@@ -1,4 +1,4 @@
-"""Controls: what doing nothing, doing everything, and doing something at random give."""
+"""Controls: doing nothing, doing everything, and changing something at random."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NEAREST = 8
 
 @method("no_edit", access="")
 def no_edit(ctx: EditContext) -> Reuse:
-    """The source picture as it is: every gain and every distance is 0."""
+    """Return the source picture as it is: every gain and every distance is 0."""
     return Reuse("source")
 
 
 @method("target_prompt", access="P")
 def target_prompt(ctx: EditContext) -> Reuse:
-    """The target picture: what the model gives when it is simply asked."""
+    """Return the target picture: what the model gives when it is simply asked."""
     return Reuse("target")
 
 
@@ -42,7 +42,9 @@ def random_features(
     draw: int = 0,
     branch: Branch = "both",
 ) -> Edit:
-    """Switches random live features instead of chosen ones, as many, as often active and as strongly.
+    """Switch random live features instead of chosen ones.
+
+    They are as many, as often active and change the run as strongly.
 
     For each feature that `sae` would switch, another one is drawn among the live ones of that run whose firing rate
     is nearest; its own values are used, and at each block and step the change is scaled to the norm of that of `sae`.
@@ -82,7 +84,9 @@ def random_directions(
     draw: int = 0,
     branch: Branch = "both",
 ) -> Edit:
-    """Pushes each block in a random direction, at every position and step as far as `sae` pushes it there.
+    """Push each block in a random direction, as far as `sae` pushes it.
+
+    The distance is that of `sae` at every position and step.
 
     The direction is Gaussian, one per block, drawn anew for every example and seed, whatever other blocks are edited.
 
@@ -112,7 +116,10 @@ def random_directions(
 def _alike(
     ctx: EditContext, block: str, role: Role, features: Tensor, taken: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """One live feature of similar firing rate for each given one, none twice: int64 [at most as many]."""
+    """Draw one live feature of similar firing rate for each given one.
+
+    None is drawn twice: int64 [at most as many].
+    """
     rate = ctx.runs.firing_rates(role, block, ctx.sae(block)).cpu()
     free = rate > 0
     free[taken.cpu()] = False
@@ -129,7 +136,10 @@ def _alike(
 
 
 def _matched(ctx: EditContext, block: str, drawn: Placed, wanted: Placed) -> Placed:
-    """`drawn`, scaled step by step to the norm of `wanted`; where only one of them is silent, to the whole norm."""
+    """Scale `drawn` step by step to the norm of `wanted`.
+
+    Where only one of them is silent, to the whole norm.
+    """
     blank = _blank(ctx, block)
     size, goal = (_norms(placed, blank, ctx.runs.trace.steps_of(block)) for placed in (drawn, wanted))
     live = size > 0
@@ -170,7 +180,9 @@ def wrong_example(
     values: Literal["position", "mean"] = "position",
     branch: Branch = "both",
 ) -> Edit:
-    """As `sae`, with the features that `sae` chooses for another example of the category.
+    """Switch the features that `sae` chooses for another example of the category.
+
+    Otherwise this is `sae`.
 
     Values and regions are this example's own; only the choice of features is the other's.
 

@@ -1,4 +1,8 @@
-"""Editors: image-to-image, prompt-to-prompt and LEDITS++."""
+"""Editors: methods that give pictures instead of edits.
+
+`EditorContext` is what an editor works on, `Editor` a registered one and `editor` the decorator that registers it.
+Image-to-image and LEDITS++ are here; prompt-to-prompt is in `riebench.methods.prompt_to_prompt`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ Pictures = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class EditorContext:
-    """What an editor works on.
+    """The input of an editor.
 
     Attributes:
         generator: the loaded model, its prompt embeddings and its decoding.
@@ -55,7 +59,9 @@ class EditorContext:
         return self.generator.model
 
     def pipeline(self, task: EditingTask) -> Any:
-        """Build one of diffusers' editing pipelines from the model's own networks and a copy of its scheduler.
+        """Build one of diffusers' editing pipelines for the model.
+
+        It has the model's own networks and a copy of its scheduler.
 
         Raises:
             RiebenchError: if diffusers has none for the model's family.
@@ -65,11 +71,16 @@ class EditorContext:
         return pipe
 
     def conditions(self, prompt: str) -> dict[str, Tensor]:
-        """Return a prompt's embeddings as arguments of pipelines; negative ones only under guidance."""
+        """Return a prompt's embeddings as arguments of pipelines.
+
+        Negative ones only under guidance.
+        """
         return self.generator.embed(prompt).arguments
 
     def other_noise(self, name: str) -> torch.Generator:
-        """A CPU generator that follows from the noise seed but gives other numbers.
+        """Return a CPU generator that follows from the noise seed.
+
+        It gives other numbers than the noise of the pictures.
 
         Who edits a given picture does not know the noise that it was made from; made noisy by that very noise, it
         would be led back to where it came from.
@@ -81,7 +92,9 @@ class EditorContext:
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def encode(self, picture: NDArray[np.uint8]) -> Tensor:
-        """A picture's latents: the mean of the autoencoder's answer, computed in its own number format.
+        """Encode a picture to latents.
+
+        They are the mean of the autoencoder's distribution, computed in its own number format.
 
         Args:
             picture: uint8 [H, W, 3].
@@ -104,7 +117,7 @@ class Editor(Method):
     multiple: int = 1
 
     def check_size(self, size: int) -> None:
-        """Compares a picture side with what the editor can do.
+        """Check that the editor can work at a picture side.
 
         Raises:
             RiebenchError: if it does not fit; names the nearest that does.
@@ -118,7 +131,7 @@ class Editor(Method):
 
     @torch.inference_mode()
     def edit_pictures(self, ctx: EditorContext, params: Mapping[str, Any]) -> Pictures:
-        """The pictures of one example, one per strength.
+        """Make the pictures of one example, one per strength.
 
         Raises:
             RiebenchError: if parameters, levels or size do not fit, memory does not suffice, or the editor leaves the
@@ -137,7 +150,7 @@ class Editor(Method):
         return made
 
     def _made(self, ctx: EditorContext, params: Mapping[str, Any]) -> NDArray[Any]:
-        """What the function gives, with the model as it was and shortages of memory told as such."""
+        """Call the function; restore the model and report shortages of memory."""
         model = ctx.model
         try:
             with unchanged(model):
@@ -156,7 +169,9 @@ class Editor(Method):
 def editor(
     name: str, *, access: str, strengths: tuple[float, float] = (0.0, math.inf), multiple: int = 1
 ) -> Callable[[Callable[..., Pictures]], Editor]:
-    """Decorator: registers `edit(ctx, *, param=default, ...)`, from `EditorContext` to `Pictures`, as a method.
+    """Register an editor as a method, as a decorator.
+
+    The function is `edit(ctx, *, param=default, ...)`, from `EditorContext` to `Pictures`.
 
     Args:
         name: as settings call it.
@@ -175,7 +190,9 @@ def editor(
 
 @contextmanager
 def unchanged(model: LoadedModel) -> Iterator[None]:
-    """Brings a model's attention processors and scheduler back at the end, whatever happened.
+    """Restore a model's attention processors and scheduler at the end.
+
+    This happens whatever went wrong inside.
 
     Raises:
         RiebenchError: at the end, if a network has another number format than before: what was rounded is lost.
@@ -207,7 +224,9 @@ Picture = NDArray[np.uint8]
 
 @editor("img2img", access="P", strengths=(0.0, 1.0))
 def img2img(ctx: EditorContext, *, steps: int | None = None) -> Pictures:
-    """Makes the source picture noisy and denoises it with the target prompt, as diffusers' own pipeline does.
+    """Make the source picture noisy and denoise it with the target prompt.
+
+    Diffusers' own pipeline does the work.
 
     The strength is how noisy: of T steps the last int(T * strength) run, so that a model of 4 steps has 4 levels
     besides 0, and levels that run equally many steps give the same picture. None gives the source picture exactly.
@@ -246,7 +265,9 @@ def ledits_pp(
     ctx: EditorContext, *, inversion_steps: int = 50, skip: float = 0.15, threshold: float = 0.9,
     source_guidance: float = 0.0,
 ) -> Pictures:  # fmt: skip
-    """LEDITS++: inverts the source picture once and guides it towards the target prompt, as diffusers' own pipeline.
+    """Invert the source picture and guide it towards the target prompt (LEDITS++).
+
+    It is inverted once, by diffusers' own pipeline.
 
     The strength is the scale of that guidance. 0 gives the source picture exactly, without an inversion; the smallest
     strengths come near the picture that the autoencoder makes of it.
@@ -293,7 +314,7 @@ class _Scales:
 
 
 def _inverted(ctx: EditorContext, steps: int, skip: float, source_guidance: float) -> Any:
-    """The pipeline, holding the inversion of the source picture."""
+    """Return the pipeline, holding the inversion of the source picture."""
     pipe = ctx.pipeline("ledits_pp")
 
     def encode(image: Picture, dtype: torch.dtype, **unused: Any) -> tuple[Tensor, Picture]:
@@ -312,7 +333,7 @@ def _inverted(ctx: EditorContext, steps: int, skip: float, source_guidance: floa
 def _each(
     ctx: EditorContext, level: Callable[[float], float], made: dict[Any, Picture], make: Callable[[float], Picture]
 ) -> Pictures:
-    """A picture per strength; strengths of the same level share one."""
+    """Make a picture per strength; strengths of the same level share one."""
     for strength in ctx.strengths:
         if level(strength) not in made:
             made[level(strength)] = make(strength)
@@ -320,5 +341,5 @@ def _each(
 
 
 def _begun(share: float, steps: int) -> int:
-    """How many of some steps begin before a share of them is over."""
+    """Return the number of steps that begin before a share of them is over."""
     return math.ceil(share * steps - _ROUNDING)

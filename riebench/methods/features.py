@@ -1,4 +1,4 @@
-"""Switching SAE features on and off."""
+"""Edits that switch SAE features on and off."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def sae(
     delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
-    """Switches on the features that the target run has more of, and off those that the source run has more of.
+    """Switch features on and off by the difference between target and source run.
+
+    Switches on the features that the target run has more of, and off those that the source run has more of.
 
     Args:
         ctx: the example.
@@ -63,7 +65,7 @@ def sae(
 
 
 def choose_features(ctx: EditContext, count: int, rank: str, ranking: str, shares: str = "pooled") -> Choice:
-    """The features to switch in each of the context's blocks.
+    """Choose the features to switch in each of the context's blocks.
 
     Args:
         ctx: the example.
@@ -88,7 +90,9 @@ def choose_features(ctx: EditContext, count: int, rank: str, ranking: str, share
 def feature_transfer(
     ctx: EditContext, block: str, add: Tensor, remove: Tensor, values: str, add_at: str, add_only: bool
 ) -> Placed:
-    """The static change of one block: its added features' target values minus its removed ones' source values.
+    """Build the static change of one block.
+
+    Its added features' target values minus its removed ones' source values.
 
     Args:
         ctx: the example.

@@ -1,4 +1,7 @@
-"""Attention of one row of a batch, injected into other rows: what prompt-to-prompt does to a diffusers U-Net.
+"""Prompt-to-prompt on a diffusers U-Net.
+
+Attention of one row of a batch is injected into other rows: `inject` does that as an `Injection` says, `align` pairs
+the tokens of two prompts, and `p2p` is the editor.
 
 Attention maps are never written out. The source row's map applied to an edited row's values is the attention of the
 source row's queries and keys over those values; tokens are moved and weighted by moving and weighting values.
@@ -28,7 +31,7 @@ SPECIAL = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k")
 
 @dataclass(frozen=True)
 class Injection:
-    """What is injected. Row 0 of the batch is the source; the rows behind it are edited.
+    """A plan of injected attention. Row 0 is the source, later rows are edited.
 
     Attributes:
         text_steps: for each edited row, in how many first steps text attention is injected.
@@ -46,13 +49,18 @@ class Injection:
     self_positions: int = 1024
 
     def rows(self, steps: Sequence[int], step: int, offset: int) -> list[int]:
-        """Rows of the batch that are changed at a step, those of the unconditional half counted first."""
+        """Return the rows of the batch that are changed at a step.
+
+        The rows of the unconditional half are counted first.
+        """
         return [offset + 1 + index for index, count in enumerate(steps) if step < count]
 
 
 @contextmanager
 def inject(denoiser: nn.Module, injection: Injection, *, guided: bool, steps: int | None = None) -> Iterator[None]:
-    """Injects attention in every U-Net call made inside the `with` block; the processors before are always put back.
+    """Inject attention in every denoiser call made inside the `with` block.
+
+    The processors before are always put back.
 
     Under guidance only conditional rows are changed.
 
@@ -108,7 +116,10 @@ class _Injecting:
         return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
 
     def _offset(self, hidden: Tensor) -> int | None:
-        """Return how many rows precede the conditional half; None if it is not in this call."""
+        """Return how many rows precede the conditional half, or None.
+
+        None if that half is not in this call.
+        """
         layout, call = self.hooks.layout, self.hooks.call
         pictures, halves = 1 + len(self.injection.text_steps), len(layout.halves(call))
         if hidden.shape[0] != pictures * halves:
@@ -126,7 +137,7 @@ class _Injecting:
         return injection.rows(steps, self.hooks.step, offset)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, rows: list[int], source: int | None) -> Tensor:
-        """Attention of all rows, [B, heads, positions, width]."""
+        """Compute attention of all rows, [B, heads, positions, width]."""
         injection = self.injection
         moved, kept = (injection.moved, injection.kept) if self.text else (None, None)
         values, queries, keys = (part.clone() for part in (value, query, key))
@@ -152,7 +163,7 @@ Wording = Literal["auto", "replacement", "refinement"]
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads a prompt.
+    """A prompt as a model's tokenizers divide it.
 
     Attributes:
         words: its words in lower case, as far as they are read.
@@ -170,14 +181,14 @@ class Reading:
         return 1 + sum(self.counts)
 
     def positions(self, first: int, last: int) -> list[int]:
-        """Positions of the tokens of words `first` to `last`, the last excluded."""
+        """Return the token positions of words `first` to `last`, the last excluded."""
         start = 1 + sum(self.counts[:first])
         return list(range(start, start + sum(self.counts[first:last])))
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Pairs of positions: whose attention goes where.
+    """Pairs of positions: the attention of one goes to the other.
 
     Attributes:
         kind: "replacement" pairs every position with itself; "refinement" leaves new words alone.
@@ -191,7 +202,7 @@ class Alignment:
 
     @property
     def moved(self) -> Tensor:
-        """float32 [source positions, target positions]: 1 where attention is taken over."""
+        """float32 [source positions, target positions]: 1 where attention moves."""
         found = torch.zeros(self.length, self.length)
         for source, target in self.pairs:
             found[source, target] = 1
@@ -199,12 +210,12 @@ class Alignment:
 
     @property
     def kept(self) -> Tensor:
-        """float32 [target positions]: 1 where a target position keeps its own attention."""
+        """float32 [target positions]: 1 where a position keeps its own attention."""
         return 1 - self.moved.sum(0)
 
 
 def read(tokenizers: Sequence[Any], prompt: str) -> Reading:
-    """Reads a prompt with a model's tokenizers.
+    """Read a prompt with a model's tokenizers.
 
     Args:
         tokenizers: of all text encoders; the U-Net sees them joined position by position.
@@ -232,7 +243,7 @@ def read(tokenizers: Sequence[Any], prompt: str) -> Reading:
 
 
 def align(source: Reading, target: Reading, wording: Wording = "auto") -> Alignment:
-    """Pairs the tokens of two prompts.
+    """Pair the tokens of two prompts.
 
     Equal words are paired in order, as are start, end and padding. Differing words that have equal numbers of tokens
     are paired by replacement; if any have not, refinement leaves the target's words with their own attention.
@@ -265,7 +276,9 @@ def align(source: Reading, target: Reading, wording: Wording = "auto") -> Alignm
 def p2p(
     ctx: EditorContext, *, wording: Wording = "auto", self_share: float = 0.5, self_positions: int = 1024
 ) -> Pictures:
-    """Prompt-to-prompt: the target prompt's run with the attention of the source prompt's run, from the same noise.
+    """Generate the target prompt with the attention of the source prompt's run.
+
+    This is prompt-to-prompt; both runs start from the same noise.
 
     The strength is the share of the steps, from the first on, that take over text attention; a step that begins
     before that share is over counts whole, so that a model of 4 steps has 4 levels besides 0. 0 gives the target

@@ -15,7 +15,9 @@ from riebench.methods.base import EditContext, method
 
 @method("embed_lerp", access="P", strengths=(0, 1))
 def embed_lerp(ctx: EditContext) -> Edit:
-    """Reads a mixture of the two prompts: (1 - strength) of the source's embeddings, strength of the target's.
+    """Read a mixture of the two prompts.
+
+    (1 - strength) of the source's embeddings, strength of the target's.
 
     Both text encoders' embeddings and the pooled vector are mixed, in float32; under guidance the unconditional half
     stays as it is. Strength 0 gives the source picture, 1 the target picture.
@@ -28,7 +30,9 @@ def embed_lerp(ctx: EditContext) -> Edit:
 
 @method("prompt_switch", access="P", strengths=(0, 1))
 def prompt_switch(ctx: EditContext, *, target_steps: Literal["last", "first"] = "last") -> Edit:
-    """Reads the source prompt for the first t steps and the target prompt from then on, or the other way round.
+    """Read one prompt for the first t steps and the other from then on.
+
+    The source prompt comes first, or the other way round.
 
     The strength is the share of the T steps that read the target prompt, (T - t) / T, taken to the nearest number of
     steps: 0 gives the source picture (t = T), 1 the target picture (t = 0).
@@ -42,7 +46,7 @@ def prompt_switch(ctx: EditContext, *, target_steps: Literal["last", "first"] = 
 
 @method("masked_target", access="PM", needs=("latents",), strengths=(0, 1))
 def masked_target(ctx: EditContext, *, widen: float = 0.0) -> Edit:
-    """Pastes the target run's latents into the source run's, inside the example's regions.
+    """Paste the target run's latents into the source run's, inside the regions.
 
     After every step the outside is the source run's. The strength is the share of steps, the first ones, after which
     the inside is the target run's; in the steps that are left the inside is denoised from there with the source

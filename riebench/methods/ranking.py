@@ -1,4 +1,8 @@
-"""Which features or units tell the target run from the source run: rankings on plain tensors."""
+"""Rankings of features or units that separate the target from the source run.
+
+They work on plain tensors: `choose` ranks shares of means, and `UnitMeter` collects the means of units that are too
+many to keep.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +30,14 @@ class Choice:
     remove: dict[str, Tensor]
 
     def lists(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Site -> (added, removed) as plain numbers."""
+        """Return the added and removed indices of each site as plain numbers."""
         return {site: (tuple(self.add[site].tolist()), tuple(self.remove[site].tolist())) for site in self.add}
 
 
 def unit_normalised(values: Tensor) -> Tensor:
-    """Divides each unit by its L2 norm over the positions of each step; units that are silent stay zero.
+    """Divide each unit by its L2 norm over the positions of each step.
+
+    Units that are silent stay zero.
 
     Args:
         values: float32 [T, P, n].
@@ -41,7 +47,7 @@ def unit_normalised(values: Tensor) -> Tensor:
 
 
 def means(values: Tensor, aggregate: str = "first") -> Tensor:
-    """Mean over positions at the first step, or over positions and steps.
+    """Compute the mean over positions at the first step, or over steps too.
 
     Args:
         values: float32 [T, P, n], at the masked positions.
@@ -58,7 +64,9 @@ def means(values: Tensor, aggregate: str = "first") -> Tensor:
 
 
 def shares(site_means: Mapping[str, Tensor], *, signed: bool = False, apart: bool = False) -> Tensor:
-    """All sites' means one after the other, divided by their sum: float32 [sum of n].
+    """Divide all sites' means by their sum: float32 [sum of n].
+
+    The sites stand one after the other.
 
     Feature values are never negative; feed-forward units can be, and so can their sum. The published scripts divide by
     the signed sum, which turns the order round where it is negative.
@@ -83,7 +91,9 @@ def _divided(values: Tensor, signed: bool) -> Tensor:
 def scores(
     target: Mapping[str, Tensor], source: Mapping[str, Tensor], *, signed: bool = False, apart: bool = False
 ) -> Tensor:
-    """Share in the target run minus share in the source run, float32 [sum of n].
+    """Compute share in the target run minus share in the source run.
+
+    float32 [sum of n].
 
     Args:
         target: site -> means of the target run, [n].
@@ -102,7 +112,9 @@ def scores(
 def choose(
     target: Mapping[str, Tensor], source: Mapping[str, Tensor], count: int, *, signed: bool = False, apart: bool = False
 ) -> Choice:
-    """The features that gain and lose most, ranked over all given sites together.
+    """Choose the features that gain and lose most.
+
+    They are ranked over all given sites together.
 
     Args:
         target: site -> means of the target run inside its mask, [n] (see `means`).
@@ -132,7 +144,7 @@ def _by_site(indices: Tensor, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class UnitMeter:
-    """Receives the units of some runs, step by step, and keeps the means that rankings need.
+    """A collector of units, step by step, that keeps only the means for rankings.
 
     Args:
         positions: row of the batch, site -> int64 [P], the positions to look at.
@@ -145,7 +157,7 @@ class UnitMeter:
         self._steps: dict[tuple[int, str], int] = {}
 
     def __call__(self, site: str, values: Tensor) -> None:
-        """Takes in one step of one site, [B, H*W, units]."""
+        """Add one step of one site, [B, H*W, units]."""
         for row in range(values.shape[0]):
             at = values[row][self._positions(row, site).to(values.device)].to(torch.float32)
             mean = means(unit_normalised(at[None]))
@@ -155,7 +167,9 @@ class UnitMeter:
             self._steps[key] = self._steps.get(key, 0) + 1
 
     def mean(self, row: int, site: str, aggregate: str) -> Tensor:
-        """The mean of each unit, divided by its norm over the positions: float32 [units].
+        """Return the mean of each unit, divided by its norm over the positions.
+
+        float32 [units].
 
         Args:
             row: which run.

@@ -32,14 +32,16 @@ class AssetError(RiebenchError):
 
 
 class Entry(TypedDict):
-    """What the manifest says about one file."""
+    """One file in the manifest."""
 
     sha256: str
     size: int
 
 
 def compute_manifest(root: Path = ASSETS) -> dict[str, Entry]:
-    """Hash and size of every file below `root`, by its path with forward slashes, in alphabetical order.
+    """Compute the hash and the size of every file below a folder.
+
+    Keys are paths relative to `root` with forward slashes, in alphabetical order.
 
     Hidden files, byte-code folders and the manifest itself are left out.
     """
@@ -53,7 +55,9 @@ def compute_manifest(root: Path = ASSETS) -> dict[str, Entry]:
 
 
 def write_manifest(root: Path = ASSETS) -> Path:
-    """Write `manifest.json` for the files as they are now; call it after replacing a shipped file.
+    """Write `manifest.json` for the files as they are now.
+
+    Call it after replacing a shipped file.
 
     Returns:
         The path of the manifest.
@@ -66,7 +70,7 @@ def write_manifest(root: Path = ASSETS) -> Path:
 
 
 def read_manifest(root: Path = ASSETS) -> dict[str, Entry]:
-    """The stored manifest.
+    """Read the stored manifest.
 
     Raises:
         AssetError: if it is missing or cannot be read.
@@ -112,7 +116,9 @@ def check_folder(name: str, root: Path = ASSETS) -> Path:
 
 @functools.cache
 def asset_folder(name: str) -> Path:
-    """The folder of one shipped model (`"toy-turbo"`, `"toy-clip"`, `"lpips"`, ...), checked once per process.
+    """Return the folder of one shipped model, checked once per process.
+
+    Names are "toy-turbo", "toy-clip", "lpips" and so on.
 
     Raises:
         AssetError: as `check_folder`.

@@ -1,4 +1,7 @@
-"""The files of a model, checked before anything large is read: architecture, precision, completeness, intactness."""
+"""The files of a model, checked before anything large is read.
+
+Architecture, precision, completeness and damage are checked here.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,19 @@ NOT_FULL = ("*.fp16.*", "*.fp16-*", "*.non_ema*", "*.bf16.*")
 
 
 def weight_patterns(parts: Iterable[str], *, half: bool) -> tuple[str, ...]:
-    """Return the patterns of the weight files of some parts, the half-precision ones or the others."""
+    """Return the patterns of the weight files of some parts of a model.
+
+    `half` asks for the half-precision files, otherwise the patterns are those of the other files.
+    """
     endings = (".fp16.safetensors", ".fp16-*.safetensors", ".index.fp16.json")
     full = (".safetensors", ".safetensors.index.json")
     return tuple(f"{part}/*{ending}" for part in parts for ending in (endings if half else full))
 
 
 def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) -> Path:
-    """A hub model's files for one number format, and no others, as a local folder.
+    """Return a local folder with a hub model's files for one number format.
+
+    Files of other number formats are not fetched.
 
     Half formats take the half-precision files; a repository that has none gives its only ones.
 
@@ -53,7 +61,9 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
 
 
 def variant(folder: Path, dtype: str, parts: Sequence[str]) -> str | None:
-    """Which of a folder's weight files a number format is read from: "fp16", or None for the unmarked ones.
+    """Return the kind of weight files that a number format is read from.
+
+    "fp16" stands for the half-precision files, None for the unmarked ones.
 
     Where only one kind is complete, it serves all formats.
 
@@ -81,7 +91,7 @@ def _parts_without(folder: Path, parts: Sequence[str], *, half: bool) -> list[st
 
 
 def weight_files(folder: Path, which: str | None) -> list[Path]:
-    """The safetensors files of one part in one precision."""
+    """Return the safetensors files of one part in one precision."""
     files = sorted(folder.glob("*.safetensors"))
     marked = [path for path in files if f".{FP16}." in path.name or f".{FP16}-" in path.name]
     if which == FP16:
@@ -90,7 +100,7 @@ def weight_files(folder: Path, which: str | None) -> list[Path]:
 
 
 def check_folder(folder: Path, which: str | None, shown: str) -> Family:
-    """Refuses a folder that would fail, or silently load something else.
+    """Refuse a folder that would fail, or silently load something else.
 
     Args:
         folder: in diffusers' layout.
@@ -138,7 +148,7 @@ def family_of_folder(folder: Path, shown: str) -> Family:
 
 
 def check_architecture(folder: Path, shown: str) -> Family:
-    """Refuse every model that is of no known family; return the family of the others.
+    """Return the family of a model folder; refuse models of no known family.
 
     Raises:
         RiebenchError: saying what it is instead.
@@ -149,7 +159,9 @@ def check_architecture(folder: Path, shown: str) -> Family:
 
 
 def check_single_file(file: Path) -> Family:
-    """Refuse a single file that is no whole model of a known family; return the family of the others.
+    """Return the family of a single file; refuse files of no known family.
+
+    The file must hold a whole model.
 
     Raises:
         RiebenchError: saying what it is instead.
@@ -191,7 +203,9 @@ def named_autoencoder(family: Family, wanted: str) -> tuple[str, str | None, str
 
 
 def folder_sha256(folder: Path, which: str | None = None, *, parts: Sequence[str] = (), weights: bool = True) -> str:
-    """One hash over a model folder's weights and configurations, by relative name and content.
+    """Compute one hash over a model folder's weights and configurations.
+
+    Files count by relative name and content.
 
     Args:
         folder: in diffusers' layout.

@@ -1,4 +1,4 @@
-"""Generating models: loading a preset, a folder, a single file or a hub id."""
+"""Loading of generating models: a preset, a folder, a single file or a hub id."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A pipeline in memory with what identifies it.
+    """A pipeline in memory together with its identity.
 
     Attributes:
         pipe: the pipeline; its denoiser and text encoders in the model's number format, its autoencoder in float32
@@ -77,12 +77,15 @@ class LoadedModel:
 
     @property
     def guided(self) -> bool:
-        """Whether the denoiser sees an unconditional half; scales up to 1 run without."""
+        """True if the denoiser sees an unconditional half.
+
+        Guidance scales up to 1 run without it.
+        """
         return self.spec.guidance > 1
 
     @property
     def layout(self) -> BatchLayout:
-        """How a step of the denoiser is laid out in calls and rows."""
+        """The layout of a denoiser step in calls and rows."""
         return self.family.layout(self.guided)
 
 
@@ -96,7 +99,9 @@ def load_model(
     offline: bool = False,
     options: ModelOptions | None = None,
 ) -> LoadedModel:
-    """Loads a model. On the CPU this process keeps freed memory from then on (`riebench.utils.machine`).
+    """Load a model.
+
+    On the CPU this process keeps freed memory from then on (`riebench.utils.machine`).
 
     Args:
         name_or_path: a preset's name, a folder in diffusers' layout, a `.safetensors` single file, or a hub id with
@@ -269,7 +274,7 @@ def _config_folder(config: str, offline: bool) -> Path:
 
 
 def _exchange_vae(pipe: Any, family: Family, wanted: str | None, dtype: str, offline: bool) -> str | None:
-    """Puts another autoencoder in; returns what a run's identity calls it."""
+    """Replace the autoencoder; return its name in a run's identity."""
     if wanted is None:
         return None
     path = Path(wanted).expanduser()

@@ -1,4 +1,8 @@
-"""What a model's name stands for, found in folders and in the hub's cache alone: nothing is loaded or fetched."""
+"""Models by name, found in folders and in the hub's cache alone.
+
+`look_up` says what a model's name stands for and `ModelRecipe` keeps a name with all settings until the model is
+loaded. Nothing is loaded or fetched for a look-up.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,7 @@ def look_up(
     dtype: str | None = None,
     options: ModelOptions | None = None,
 ) -> Known:
-    """Finds out what a model's name stands for.
+    """Find out what a model's name stands for.
 
     Args:
         name: a preset, a folder, a single file or a hub id with or without "@REVISION".
@@ -137,7 +141,10 @@ def _default_family() -> Family:
 
 
 def cached_file(repo: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a repository in the hub's cache, without asking the network; None if it is not there."""
+    """Return a file of a repository in the hub's cache, or None if it is not there.
+
+    The network is not asked.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -149,13 +156,19 @@ def cached_file(repo: str, name: str, revision: str | None = None) -> Path | Non
 
 
 def cached_snapshot(repo: str, name: str, revision: str | None = None) -> Path | None:
-    """The snapshot in the hub's cache that holds a file of a repository's root; None if there is none."""
+    """Return the cached snapshot with a file in its root, or None.
+
+    The snapshot lies in the hub's cache; None says that none of the repository holds the file.
+    """
     found = cached_file(repo, name, revision)
     return None if found is None else found.parent
 
 
 def _usual_sampling(place: Known, config: str | None) -> tuple[int, float]:
-    """Return the usual steps and guidance; those of a single file are what `--config` says."""
+    """Return the usual steps and guidance of a model.
+
+    Those of a single file are the ones of the model that `--config` names.
+    """
     if place.file is None:
         return place.family.usual_sampling(_scheduler(place.folder))
     if config is None:
@@ -182,7 +195,9 @@ def _scheduler(folder: Path | None) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """How to load a model; see `riebench.models.loading.load_model` for what is not said here.
+    """All that is needed to load a model.
+
+    See `riebench.models.loading.load_model` for more about each setting.
 
     Attributes:
         name: a preset, a folder, a single file or a hub id.
@@ -207,7 +222,7 @@ class ModelRecipe:
 
     @property
     def spec(self) -> ModelSpec:
-        """What is known of the model without loading it; its revision may be missing.
+        """The model's spec, known without loading it; its revision may be missing.
 
         Raises:
             RiebenchError: if the name stands for nothing.
@@ -216,7 +231,7 @@ class ModelRecipe:
         return found.spec.with_fixed_noise(self.fixed_noise)
 
     def load(self) -> LoadedModel:
-        """The model in memory.
+        """Load the model.
 
         Raises:
             RiebenchError: if it cannot be loaded, or there is no such device.

@@ -1,4 +1,7 @@
-"""Where a loaded pipeline's parts lie and how it computes: device, offloading, attention kernels, decoding in parts."""
+"""Placement of a loaded pipeline, and the way in which it computes.
+
+Device, offloading, attention kernels, and decoding in parts.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _OUT_OF_MEMORY = (
 
 
 def place(pipe: Any, family: Family, device: str, options: ModelOptions, shown: str) -> None:
-    """Brings a pipeline to a device in the way the options say.
+    """Move a pipeline to a device in the way the options say.
 
     Args:
         pipe: a pipeline on the CPU.
@@ -56,7 +59,10 @@ def place(pipe: Any, family: Family, device: str, options: ModelOptions, shown: 
 
 
 def _move(pipe: Any, networks: Sequence[nn.Module], device: str, offload: str) -> str | None:
-    """Move the pipeline; return what went wrong, so that no traceback keeps half of it in memory."""
+    """Move the pipeline; return a message if that fails, else None.
+
+    The error is not raised here, so that no traceback keeps half of the pipeline in memory.
+    """
     try:
         if offload == "model":
             pipe.enable_model_cpu_offload(device=device)
@@ -113,7 +119,7 @@ def _check_kernel(attention: str, device: str, dtype: torch.dtype, head_width: i
 
 @contextmanager
 def attention_kernel(options: ModelOptions) -> Iterator[None]:
-    """Restricts PyTorch's attention to the kernel that the options name, if they name one."""
+    """Restrict PyTorch's attention to the kernel that the options name, if any."""
     if options.attention not in KERNELS:
         yield
         return
@@ -122,14 +128,16 @@ def attention_kernel(options: ModelOptions) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, on the device or here, did not suffice."""
+    """Return whether an error is a shortage of memory, on the device or here."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def refuse_lost(device: torch.device, error: Exception) -> None:
-    """Refuses to go on if a device computes no more: after some errors a GPU fails everything until its process ends.
+    """Raise an error if a device computes no more.
+
+    After some errors a GPU fails everything until its process ends.
 
     Args:
         device: where a generation failed.

@@ -1,4 +1,7 @@
-"""Presets: official models of all families, and which CLIP scores their pictures. Needs neither torch nor diffusers."""
+"""Presets: official models of all families, and the CLIP for their pictures.
+
+Needs neither torch nor diffusers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ SECOND_SCORER = "siglip2-b16"
 
 
 class _Presets(Mapping[str, Preset]):
-    """Preset name -> preset, of all families; read when it is first asked for."""
+    """Mapping from preset name to preset, of all families.
+
+    The families are read when the mapping is first used.
+    """
 
     @cached_property
     def _found(self) -> dict[str, Preset]:
@@ -34,7 +40,9 @@ PRESETS: Mapping[str, Preset] = _Presets()
 
 
 def scorer_for(model: ModelSpec) -> str:
-    """The CLIP that scores a model's pictures: that of the preset with the same weights, or `DEFAULT_SCORER`.
+    """Return the CLIP that scores a model's pictures.
+
+    It is that of the preset with the same weights, or `DEFAULT_SCORER`.
 
     The name is no guide: other steps or sizes than the preset's give the run another one.
     """
@@ -43,12 +51,15 @@ def scorer_for(model: ModelSpec) -> str:
 
 
 def is_shipped(model: ModelSpec) -> bool:
-    """Whether a model's weights are those of a preset that ships with the package."""
+    """Return whether a model's weights ship with the package, as a preset's."""
     return any(preset.spec_source == model.source for preset in PRESETS.values() if preset.source.startswith(ASSET))
 
 
 def second_scorer_for(model: ModelSpec) -> str | None:
-    """The CLIP that scores a model's pictures beside `scorer_for`; None for the toy world, which has one CLIP only."""
+    """Return the CLIP that scores a model's pictures beside `scorer_for`.
+
+    None for the toy world, which has one CLIP only.
+    """
     return None if is_shipped(model) else SECOND_SCORER
 
 
@@ -59,5 +70,8 @@ SAE_BYTES_PER_BLOCK = 4 * (2 * 1280 * 5120 + 1280 + 5120)
 
 
 def sae_bytes_of_width(width: int) -> int:
-    """Return the bytes of one SAE on a block of so many channels, with four features a channel."""
+    """Return the bytes of one SAE on a block of a given number of channels.
+
+    The SAE has four features per channel.
+    """
     return SAE_BYTES_PER_BLOCK * width**2 // 1280**2

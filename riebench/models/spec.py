@@ -1,4 +1,8 @@
-"""How a model is loaded and placed: one small type for the command line, the loader and what only looks ahead."""
+"""Settings and identity of a model, without the model itself.
+
+`ModelOptions` and `Preset` say how a model is loaded and placed, `ModelSpec` is its identity in a run, `model_label`
+and `source_name` name results folders. The command line, the loader and code that only plans ahead share them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,9 @@ DEFAULT_SCORER = "clip-l14"
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What `riebench run` may be told about a model beside its name, steps, guidance and number format.
+    """Options of `riebench run` for a model and its placement.
+
+    Name, steps, guidance and number format are given apart from them.
 
     Attributes:
         size: picture side in pixels, instead of the preset's.
@@ -66,7 +72,10 @@ class ModelOptions:
 
     @property
     def placement(self) -> dict[str, str | bool]:
-        """What moves no number but floating-point noise: for the notes of a run, never for its identity."""
+        """The options that move no number but floating-point noise.
+
+        They go into the notes of a run, never into its identity.
+        """
         named: dict[str, str | bool] = {
             "offload": self.offload, "attention": self.attention, "vae_slicing": self.vae_slicing,
             "channels_last": self.channels_last,
@@ -107,7 +116,10 @@ class Preset:
 
     @property
     def spec_source(self) -> str:
-        """The source as a run's identity names it; shipped models are told apart by the hash of their files."""
+        """The source in a run's identity.
+
+        Shipped models differ by the hash of their files.
+        """
         return f"riebench/{self.name}" if self.source.startswith(ASSET) else self.source
 
 
@@ -115,7 +127,9 @@ def model_label(
     name: str, *, steps: int | None = None, guidance: float | None = None, size: int | None = None,
     dtype: str | None = None, vae: str | None = None, vae_tiling: bool = False,
 ) -> str:  # fmt: skip
-    """Name of a model's results folder: other settings give other pictures and get a folder of their own.
+    """Return the name of a model's results folder.
+
+    Other settings give other pictures and get a folder of their own.
 
     Args:
         name: the preset's name or `short_name`.
@@ -133,7 +147,10 @@ def model_label(
 
 
 def short_name(name_or_path: str) -> str:
-    """What a folder, file or hub id is called: its last part, without ending and revision."""
+    """Return the name of a folder, file or hub id.
+
+    It is the last part, without file ending and revision.
+    """
     path = Path(name_or_path).expanduser()
     # "." and ".." have a name only once resolved; dots inside a folder's name do not begin an ending.
     if path.is_dir():
@@ -168,7 +185,7 @@ class ModelSpec(StoredModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that moves pictures: two names for the same weights are one model.
+        """All fields that move pictures: two names for the same weights are one model.
 
         What was added after runs had been stored is left out where it is as it was then.
         """

@@ -1,4 +1,4 @@
-"""Sparse autoencoders: one type for all of them, and readers of the formats they are stored in.
+"""Sparse autoencoders: one type for all, and readers of stored formats.
 
 Imports `models` and what is below it. `load_saes` (formats) reads a folder, `sources` finds SAEs on disk or on the
 hub, `readers` has one module for each format, `figures` the numbers that describe an SAE.

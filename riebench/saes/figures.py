@@ -1,4 +1,8 @@
-"""How an autoencoder does on what a model really computes: active features, explained variance, dead features."""
+"""Figures of an autoencoder on activations that a model really computes.
+
+`Meter` measures active features, explained variance and dead features of an SAE; `StatisticsSum` and
+`feature_statistics` give mean, spread and firing rate of each feature.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ _AT_A_TIME = 8192
 
 
 class SaeFigures(StoredModel):
-    """What was measured of one SAE on one signal of its block."""
+    """Measured figures of one SAE on one signal of its block."""
 
     l0: float
     """Features that are not zero, mean over positions."""
@@ -43,7 +47,7 @@ class Meter:
         self._squares = torch.zeros(sae.d, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
-        """Takes positions [P, d] in."""
+        """Add positions [P, d] to the sums."""
         for part in x.float().split(_AT_A_TIME):
             codes = self._sae.encode(part)
             left_over = part - self._sae.decode(codes, part)
@@ -54,7 +58,7 @@ class Meter:
             self._squares += part.double().square().sum(0).cpu()
 
     def figures(self) -> SaeFigures:
-        """The figures of everything taken in so far."""
+        """Return the figures of all positions added so far."""
         count = max(1, self._positions)
         variance = float((self._squares - self._sum.square() / count).sum())
         return SaeFigures(
@@ -67,7 +71,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What each feature does on some data.
+    """Statistics of each feature on some data.
 
     Attributes:
         mean: [n], mean value where active (0 for a feature that never is).
@@ -88,7 +92,7 @@ class StatisticsSum:
         self._count = self._total = self._squares = torch.zeros(())
 
     def add(self, codes: Tensor) -> None:
-        """Takes feature values [B, n] in."""
+        """Add feature values [B, n] to the sums."""
         wide = codes.double()
         self._positions += len(wide)
         self._count = self._count + (wide > 0).sum(0).cpu()
@@ -96,7 +100,7 @@ class StatisticsSum:
         self._squares = self._squares + wide.square().sum(0).cpu()
 
     def result(self) -> FeatureStatistics:
-        """The statistics of everything taken in so far."""
+        """Return the statistics of all positions added so far."""
         safe = self._count.clamp(min=1)
         mean = self._total / safe
         std = (self._squares / safe - mean.square()).clamp(min=0).sqrt()
@@ -104,7 +108,7 @@ class StatisticsSum:
 
 
 def feature_statistics(encode: Callable[[Tensor], Tensor], data: Tensor, batch_size: int = 16_384) -> FeatureStatistics:
-    """Per-feature statistics over positions [N, d]."""
+    """Compute per-feature statistics over positions [N, d]."""
     found = StatisticsSum()
     for part in data.split(batch_size):
         found.add(encode(part.float()))

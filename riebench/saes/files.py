@@ -1,4 +1,9 @@
-"""A stored SAE: its folder, its configuration, its tensors, of which nothing is silently left out."""
+"""A stored SAE: its folder, its configuration and its tensors.
+
+`Checkpoint` is a folder or file with an SAE, `SaeOptions` what the user says about it, `Tensors` its state dict, of
+which nothing is silently left out. The functions read and write untrusted tensor files and check shapes and
+configurations.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ _LFS = b"version https://git-lfs"
 
 
 def load_tensors(path: Path) -> Any:
-    """`torch.load` of a file from anywhere: tensors and plain containers only.
+    """Load an untrusted file of `torch.save`: tensors and plain containers only.
 
     Raises:
         RiebenchError: if it is a Git-LFS pointer, damaged, or holds anything else.
@@ -37,7 +42,10 @@ def load_tensors(path: Path) -> Any:
 
 
 def load_tensors_after(path: Path, offset: int) -> Any:
-    """The same for a file whose first bytes are something else."""
+    """Load tensors from a file whose first bytes are something else.
+
+    The rules of `load_tensors` hold; a Git-LFS pointer is not looked for. `offset` is the number of bytes left out.
+    """
     return _unpickled(io.BytesIO(path.read_bytes()[offset:]), path)
 
 
@@ -61,7 +69,10 @@ def _unpickled(source: Path | io.BytesIO, path: Path) -> Any:
 
 
 def _refuse_compressed(source: Path | io.BytesIO, path: Path) -> None:
-    """Torch never compresses; an archive that does may hold a thousand times what it weighs."""
+    """Refuse a compressed archive.
+
+    Torch never compresses; an archive that does may hold a thousand times its own size.
+    """
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -71,7 +82,9 @@ def _refuse_compressed(source: Path | io.BytesIO, path: Path) -> None:
 
 
 def _refuse_claims(found: Any, path: Path) -> None:
-    """Refuses tensors that show the same few stored numbers as many: reading them would fill the memory.
+    """Refuse tensors that show the same few stored numbers as many.
+
+    Reading them would fill the memory.
 
     Raises:
         RiebenchError: naming the first.
@@ -95,7 +108,7 @@ def _refuse_claims(found: Any, path: Path) -> None:
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+    """Load the tensors of a safetensors file.
 
     Raises:
         RiebenchError: if it is a Git-LFS pointer or damaged.
@@ -108,7 +121,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuses a Git-LFS pointer in the place of a file.
+    """Refuse a Git-LFS pointer in the place of a file.
 
     Raises:
         RiebenchError: if it is one.
@@ -120,7 +133,7 @@ def refuse_pointer(path: Path) -> None:
 
 
 def save_tensors(value: Any, path: Path) -> None:
-    """`torch.save` to a path, brought to the disk.
+    """Save tensors to a path with `torch.save`, and flush them to the disk.
 
     Raises:
         OSError: if the disk is full.
@@ -144,7 +157,7 @@ _WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 @dataclass(frozen=True)
 class SaeOptions:
-    """What the user says about an SAE, beside where it is.
+    """The user's options for an SAE, beside its place.
 
     Attributes:
         k: which of several to take, or the k of a format that does not store it.
@@ -179,7 +192,10 @@ class Checkpoint:
         return self.path if self.path.is_dir() else self.path.parent
 
     def has(self, *names: str) -> bool:
-        """Whether all these files are there; a checkpoint named by its file must be one of them."""
+        """Return whether all these files are there.
+
+        A checkpoint named by its file must be one of them.
+        """
         if self.path.is_file() and self.path.name not in names:
             return False
         return all((self.folder / name).is_file() for name in names)
@@ -206,7 +222,7 @@ class Checkpoint:
         return next((self.path / name for name in MAPPINGS if (self.path / name).is_file()), None)
 
     def config(self, name: str) -> dict[str, Any]:
-        """A JSON configuration.
+        """Read a JSON configuration.
 
         Raises:
             RiebenchError: if it cannot be read or is no mapping.
@@ -222,12 +238,14 @@ class Checkpoint:
         return config
 
     def digest(self, *names: str) -> str:
-        """One hash over the files that decide what an SAE computes."""
+        """Compute one hash over the files that decide what an SAE computes."""
         return content_digest({name: file_sha256(self.folder / name) for name in names})
 
 
 class Tensors:
-    """A state dict that is taken apart by name; what nobody asked for must not be a floating-point tensor.
+    """A state dict whose tensors are taken by name.
+
+    A floating-point tensor that nobody asked for is an error.
 
     Args:
         state: what the file holds.
@@ -249,7 +267,7 @@ class Tensors:
         return isinstance(self.state.get(name), Tensor)
 
     def take(self, *names: str) -> tuple[Tensor, ...]:
-        """Tensors by name.
+        """Return tensors by name.
 
         Raises:
             RiebenchError: naming all that are missing.
@@ -263,15 +281,15 @@ class Tensors:
         return tuple(self.state[name] for name in names)
 
     def optional(self, name: str) -> Tensor | None:
-        """A tensor that may be absent."""
+        """Return a tensor that may be absent, else None."""
         return self.take(name)[0] if name in self else None
 
     def skip(self, *names: str) -> None:
-        """Training buffers that say nothing about what the SAE computes."""
+        """Skip training buffers that say nothing about what the SAE computes."""
         self._taken |= set(names)
 
     def done(self) -> None:
-        """Refuses what is left over.
+        """Refuse tensors that are left over.
 
         Raises:
             RiebenchError: naming every floating-point tensor that was neither taken nor skipped.
@@ -294,7 +312,7 @@ class Tensors:
 
 
 def build(where: Path, *parts: Tensor, **options: Any) -> SparseAutoencoder:
-    """`SparseAutoencoder(...)` whose complaints name the file."""
+    """Build a `SparseAutoencoder`; its errors then name the file."""
     try:
         return SparseAutoencoder(*parts, **options)
     except RiebenchError as error:
@@ -302,7 +320,7 @@ def build(where: Path, *parts: Tensor, **options: Any) -> SparseAutoencoder:
 
 
 def whole(config: Mapping[str, Any], key: str, where: Path) -> int:
-    """A whole number of a configuration.
+    """Return a whole number of a configuration.
 
     Raises:
         RiebenchError: if it is missing or none.
@@ -314,7 +332,7 @@ def whole(config: Mapping[str, Any], key: str, where: Path) -> int:
 
 
 def expect_shape(where: Path, encoder: Tensor, n: int, d: int, config: str) -> None:
-    """Compares an encoder, features first, with its configuration.
+    """Check the shape of an encoder, features first, against its configuration.
 
     Raises:
         RiebenchError: if they differ.
@@ -324,7 +342,7 @@ def expect_shape(where: Path, encoder: Tensor, n: int, d: int, config: str) -> N
 
 
 def batch_threshold(value: Tensor, n: int, where: Path) -> Tensor:
-    """The one threshold of a batch top-k SAE, for each feature.
+    """Return the one threshold of a batch top-k SAE, repeated for each feature.
 
     Raises:
         RiebenchError: if it was never set: then nothing would hold features back.
@@ -340,7 +358,7 @@ def batch_threshold(value: Tensor, n: int, where: Path) -> Tensor:
 
 
 def block_named_by(path: Path) -> str | None:
-    """The block that a folder or file is named for.
+    """Return the block that a folder or file is named for, or None.
 
     Names go on after the block (PATH_k10_hidden5120_...), so whole names are compared.
     """
@@ -352,7 +370,9 @@ def block_named_by(path: Path) -> str | None:
 
 
 def site_of(name: object) -> tuple[str | None, Signal | None]:
-    """Return the block and the signal that a training hook's name stands for, as far as it says.
+    """Return the block and the signal of a training hook's name.
+
+    Each is None where the name does not say it.
 
     Args:
         name: the path of a block, or of the module inside it that gives exactly what the block adds.

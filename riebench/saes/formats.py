@@ -1,4 +1,4 @@
-"""Finding and loading stored autoencoders, whatever their format.
+"""Search and loading of stored autoencoders, whatever their format.
 
 A checkpoint is a folder, the folder around its `final`, or a single file. A root folder holds one checkpoint per block,
 under the block's long or short name; anything may follow the name after "_k".
@@ -26,7 +26,7 @@ _NOTHING = SaeOptions()
 
 
 def load_sae(path: Path, options: SaeOptions = _NOTHING) -> SparseAutoencoder:
-    """Loads one checkpoint, whatever its format.
+    """Load one checkpoint, whatever its format.
 
     Args:
         path: the checkpoint's folder or file, or the folder around its `final`.
@@ -57,7 +57,10 @@ def _read(path: Path, options: SaeOptions) -> SparseAutoencoder:
 
 
 def _settle(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> None:
-    """Joins what the file says with what its name and the user say."""
+    """Complete an SAE with the block and signal that its name or the user gives.
+
+    Refuses contradictions between the file, its name and the options.
+    """
     if options.signal is not None and sae.signal not in (None, options.signal):
         raise RiebenchError(f"{path} was trained on block {sae.signal}s, not on {options.signal}s")
     sae.signal = sae.signal or options.signal
@@ -72,7 +75,9 @@ def _settle(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> None:
 def load_saes(
     root: Path, blocks: Iterable[str], *, k: int | None = None, options: SaeOptions = _NOTHING
 ) -> dict[str, SparseAutoencoder]:
-    """Loads one SAE per block from a root folder (or a checkpoint, if one block is asked for).
+    """Load one SAE per block from a root folder.
+
+    The folder may be a checkpoint itself if one block is asked for.
 
     Args:
         root: the folder, or a checkpoint.
@@ -95,7 +100,9 @@ def load_saes(
 
 
 def chosen(root: Path, blocks: Iterable[str], options: SaeOptions = _NOTHING) -> dict[str, Path]:
-    """Which checkpoint of a place is taken for each block; none is read.
+    """Choose the checkpoint of each block; none is read.
+
+    A checkpoint's k may be read where several compete for a block.
 
     Raises:
         RiebenchError: as `load_saes`.
@@ -112,7 +119,7 @@ def chosen(root: Path, blocks: Iterable[str], options: SaeOptions = _NOTHING) ->
 
 
 def available(root: Path, options: SaeOptions = _NOTHING) -> dict[str, list[Path]]:
-    """Block -> its checkpoints below a root."""
+    """Return the checkpoints below a root by block."""
     found: dict[str, list[Path]] = {}
     for child in sorted(root.iterdir()):
         block = block_named_by(child)
@@ -124,7 +131,9 @@ def available(root: Path, options: SaeOptions = _NOTHING) -> dict[str, list[Path
 
 
 def matching(root: Path, options: SaeOptions, block: str | None = None) -> list[Path]:
-    """Every checkpoint that a place holds: itself, or all below it, of the block and with the k that are asked for.
+    """Return every checkpoint that a place holds: itself, or those below it.
+
+    Below it, only those of the block and with the k that are asked for.
 
     Raises:
         RiebenchError: if there is none.
@@ -140,7 +149,9 @@ def matching(root: Path, options: SaeOptions, block: str | None = None) -> list[
 
 
 def checkpoint_at(path: Path, options: SaeOptions = _NOTHING) -> tuple[Checkpoint, SaeFormat] | None:
-    """The checkpoint at a place, or in its `final`, with its format; None if there is none.
+    """Return the checkpoint at a place or in its `final`, with its format.
+
+    None if there is none.
 
     Raises:
         RiebenchError: if it looks like two formats at once.
@@ -205,7 +216,10 @@ def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOp
 
 
 def _usual_k(found: dict[str, list[Path]], options: SaeOptions) -> int | None:
-    """The k that more blocks have than any other: sweeps add further sizes to single blocks only."""
+    """Return the k that more blocks have than any other, or None.
+
+    Sweeps add further sizes to single blocks only.
+    """
     blocks_with: dict[int | None, int] = {}
     for paths in found.values():
         for k in {_k_of(path, options) for path in paths}:
@@ -216,7 +230,7 @@ def _usual_k(found: dict[str, list[Path]], options: SaeOptions) -> int | None:
 
 
 def _k_of(path: Path, options: SaeOptions) -> int | None:
-    """A checkpoint's k, from its configuration where that says it."""
+    """Return a checkpoint's k, from its configuration if that says it."""
     checkpoint = Checkpoint(path)
     for name in ("config.json", "cfg.json"):
         if (checkpoint.folder / name).is_file():

@@ -104,7 +104,7 @@ class SparseAutoencoder(nn.Module):
             self.register_buffer(name, None if tensor is None else tensor.float())
 
     def encode(self, x: Tensor) -> Tensor:
-        """Feature values.
+        """Compute feature values.
 
         Args:
             x: [..., d], any leading shape; computed in float32.
@@ -128,7 +128,7 @@ class SparseAutoencoder(nn.Module):
         return self._activate(p) * self.row_scale
 
     def decode(self, f: Tensor, like: Tensor | None = None) -> Tensor:
-        """Reconstruction from feature values.
+        """Reconstruct the input from feature values.
 
         Args:
             f: [..., n].
@@ -146,7 +146,10 @@ class SparseAutoencoder(nn.Module):
         return x + like.float().mean(-1, keepdim=True) if self.normalise == "layer" else x
 
     def scale(self, x: Tensor) -> Tensor:
-        """How much a feature value of 1 moves the activation at each position: float32 [..., 1]."""
+        """Return the change that a feature value of 1 makes at each position.
+
+        In units of the activation: float32 [..., 1].
+        """
         if self.normalise == "layer":
             return x.float().std(-1, keepdim=True) + 1e-5
         if self.normalise == "norm":
@@ -155,7 +158,10 @@ class SparseAutoencoder(nn.Module):
         return torch.ones_like(x[..., :1], dtype=torch.float32)
 
     def contributions(self, x: Tensor) -> Tensor:
-        """Feature values in units of the activation: `contributions(x) @ directions` is what the features add."""
+        """Compute feature values in units of the activation.
+
+        `contributions(x) @ directions` is what the features add.
+        """
         f = self.encode(x)
         return f if self.normalise == "none" else f * self.scale(x)
 

@@ -1,4 +1,7 @@
-"""SAEs as the user names them: folders, files, hub repositories, one for all blocks or one for each.
+"""SAE sources as the user writes them: folders, files or hub repositories.
+
+`parse_sources` reads the text, `fetch_place` brings hub files here, `load_sources` and `model_saes` load the SAEs. One
+source may hold the SAEs of all blocks, or each block may have its own:
 
     PLACE[#OPTION,...]                          a root with one checkpoint per block, or one checkpoint
     BLOCK=PLACE[#OPTION,...],BLOCK=PLACE,...    one place for each block
@@ -58,7 +61,7 @@ class HubPlace:
 
 
 def parse(place: str) -> HubPlace:
-    """Reads "hf://OWNER/NAME[@REVISION][/SUBFOLDER]".
+    """Parse "hf://OWNER/NAME[@REVISION][/SUBFOLDER]".
 
     Raises:
         RiebenchError: if it is not of that form.
@@ -70,7 +73,7 @@ def parse(place: str) -> HubPlace:
 
 
 def fetch(text: str, options: SaeOptions, *, offline: bool = False) -> Path:
-    """Fetches what an SAE needs, or finds it in the cache.
+    """Fetch the files of an SAE, or find them in the cache.
 
     Args:
         text: see `parse`.
@@ -108,7 +111,9 @@ def _mapped_weights(folder: Path) -> list[str]:
 
 
 def download_command(text: str, options: SaeOptions) -> str:
-    """The line that brings what `fetch` would into the hub's cache; all formats that are read come along.
+    """Return the command line that brings an SAE's files into the hub's cache.
+
+    It brings the files that `fetch_place` would, those of all formats that are read.
 
     Raises:
         RiebenchError: as `parse`.
@@ -158,7 +163,7 @@ class SaeSource:
     options: SaeOptions = field(default_factory=SaeOptions)
 
     def locate(self, *, offline: bool = False) -> Path:
-        """Where it lies on this machine, fetched if need be.
+        """Return the place on this machine, fetched if need be.
 
         Raises:
             RiebenchError: if there is no such place, or the hub does not give it.
@@ -176,7 +181,7 @@ class SaeSource:
 
 
 def parse_sources(text: str) -> tuple[SaeSource, ...]:
-    """Reads what the user wrote; see the module's text.
+    """Parse the user's SAE sources; see the module's text.
 
     Raises:
         RiebenchError: on an unknown block or option, or a block named twice.
@@ -257,7 +262,7 @@ def _option(text: str, key: str, value: str) -> Any:
 def load_sources(
     sources: Iterable[SaeSource], blocks: Iterable[str], *, offline: bool = False
 ) -> dict[str, SparseAutoencoder]:
-    """One SAE for each block.
+    """Load one SAE for each block.
 
     Args:
         sources: where they are.
@@ -282,7 +287,7 @@ def load_sources(
 
 
 def sources_of(source: str | None, model: LoadedModel) -> tuple[SaeSource, ...]:
-    """What the user names, or the model preset's own SAEs.
+    """Return the sources that the user names, or those of the model's preset.
 
     Raises:
         RiebenchError: if there are neither.
@@ -296,7 +301,7 @@ def sources_of(source: str | None, model: LoadedModel) -> tuple[SaeSource, ...]:
 def model_saes(
     source: str | None, model: LoadedModel, blocks: Iterable[str], *, offline: bool = False
 ) -> dict[str, SparseAutoencoder]:
-    """SAEs for some blocks of a model, on its device.
+    """Load SAEs for some blocks of a model, onto its device.
 
     Args:
         source: see the module's text; None for the model preset's own.
@@ -321,7 +326,7 @@ def model_saes(
 
 
 def check_width(sae: SparseAutoencoder, block: str, model: LoadedModel) -> None:
-    """Compares an SAE's width with its block's channels.
+    """Check an SAE's width against its block's channels.
 
     Raises:
         RiebenchError: if they differ.

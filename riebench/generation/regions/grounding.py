@@ -1,4 +1,7 @@
-"""Region providers with models of their own: Grounding DINO with SAM 2, and CLIPSeg.
+"""Region providers with networks: Grounding DINO with SAM 2, and CLIPSeg.
+
+`locate` finds or fetches the files of their models, `load` and `load_processor` read them, `GroundedSam` and `ClipSeg`
+find words, `widen_mask` and `reduce_to_cells` bring masks to the form of the published scripts.
 
 Masks of `grounded-sam` are made as the published scripts make them: every box above the threshold counts; SAM 2 gives
 one mask for each; each mask is widened and reduced to cells; the cells of all are joined. (There, a box whose mask is
@@ -30,7 +33,9 @@ SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 
 def locate(spec: RegionSpec, *, offline: bool = False) -> dict[str, Path]:
-    """Where a provider's models lie on this machine; what is not here is fetched from the hub.
+    """Locate a provider's models on this machine.
+
+    What is not here is fetched from the hub.
 
     Args:
         spec: the provider.
@@ -46,7 +51,7 @@ def locate(spec: RegionSpec, *, offline: bool = False) -> dict[str, Path]:
 
 
 def locate_one(spec: RegionSpec, option: str, *, offline: bool = False) -> Path:
-    """As `locate`, for the model of one option."""
+    """Locate the model of one option, as `locate` does."""
     place = spec.models[option]
     folder = as_folder(place) or _from_hub(spec.provider, option, place, offline)
     spec.check_folder(option, folder)
@@ -74,7 +79,7 @@ def _why(error: BaseException) -> str:
 
 
 def load(kind: Any, folder: Path, device: torch.device) -> Any:
-    """A region model in float32, in evaluation mode.
+    """Load a region model in float32, in evaluation mode.
 
     Args:
         kind: its class, or one of transformers' Auto classes.
@@ -106,7 +111,7 @@ def load(kind: Any, folder: Path, device: torch.device) -> Any:
 
 
 def load_processor(kind: Any, folder: Path) -> Any:
-    """A region model's processor.
+    """Load a region model's processor.
 
     Raises:
         RiebenchError: if a file of it is missing or damaged.
@@ -134,7 +139,7 @@ def _quiet() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Gives memory of models that nobody holds any more back to the device."""
+    """Release memory of models that are no longer referenced to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -161,7 +166,7 @@ class Network:
     device: torch.device
 
     def inputs(self, **given: Any) -> Any:
-        """The processor's tensors, on the model's device."""
+        """Return the processor's tensors, on the model's device."""
         return self.processor(**given, return_tensors="pt").to(self.device)
 
 
@@ -181,7 +186,7 @@ class GroundedSam:
 
     @classmethod
     def load(cls, options: GroundedSamOptions, folders: Mapping[str, Path], device: torch.device) -> GroundedSam:
-        """Loads both models.
+        """Load both models.
 
         Args:
             options: as above.
@@ -204,7 +209,7 @@ class GroundedSam:
         )
 
     def __call__(self, words: str | None, view: View) -> Mask:
-        """A mask, bool [H, W]; all false if no box is good enough."""
+        """Return a mask, bool [H, W]; all false if no box is good enough."""
         height, width = view.image.shape[:2]
         picture = Image.fromarray(view.image)
         boxes = self.boxes(picture, caption(words))
@@ -217,7 +222,9 @@ class GroundedSam:
 
     @torch.inference_mode()
     def boxes(self, picture: Image.Image, text: str) -> list[list[float]]:
-        """Boxes [x0, y0, x1, y1] in pixels whose score is above the thresholds, overlapping ones included.
+        """Return the boxes [x0, y0, x1, y1] whose score is above the thresholds.
+
+        In pixels; overlapping boxes are included.
 
         Raises:
             RiebenchError: if the detector gives no numbers.
@@ -236,7 +243,7 @@ class GroundedSam:
 
     @torch.inference_mode()
     def outlines(self, picture: Image.Image, boxes: list[list[float]]) -> Mask:
-        """One mask per box, bool [N, H, W].
+        """Compute one mask per box, bool [N, H, W].
 
         Raises:
             RiebenchError: if the segmenter gives no numbers.
@@ -264,7 +271,7 @@ class ClipSeg:
 
     @classmethod
     def load(cls, options: ClipSegOptions, folders: Mapping[str, Path], device: torch.device) -> ClipSeg:
-        """Loads the model.
+        """Load the model.
 
         Args:
             options: as above.
@@ -281,7 +288,7 @@ class ClipSeg:
 
     @torch.inference_mode()
     def __call__(self, words: str | None, view: View) -> Mask:
-        """A mask, bool [H, W].
+        """Return a mask, bool [H, W].
 
         Raises:
             RiebenchError: if the model gives no numbers.
@@ -297,13 +304,18 @@ class ClipSeg:
 
 
 def caption(words: str | None) -> str:
-    """How Grounding DINO wants to be asked: in small letters, with a period at the end."""
+    """Return words in the form that Grounding DINO expects.
+
+    In small letters, with a period at the end.
+    """
     text = (words or FOREGROUND).lower().strip()
     return text if text.endswith(".") else f"{text}."
 
 
 def widened(mask: Mask, side: int) -> Mask:
-    """A mask whose every pixel has grown to a square of `side` pixels (odd), bool [H, W].
+    """Return a mask whose every pixel has grown to a square, bool [H, W].
+
+    The square's side is `side` pixels, an odd number.
 
     The published scripts blur with a Gaussian kernel of that side and keep everything above 0, which is the same.
     """
@@ -313,7 +325,9 @@ def widened(mask: Mask, side: int) -> Mask:
 
 
 def celled(mask: Mask, cell: int) -> Mask:
-    """A mask on cells, as the published scripts reduce it: OpenCV's Lanczos interpolation at the middle of each cell.
+    """Reduce a mask to cells, as the published scripts do.
+
+    That is OpenCV's Lanczos interpolation at the middle of each cell.
 
     A cell is true if the weighted sum of the 8 x 8 pixels around its middle is above 0. The weights of the outer pixels
     have both signs, so that an edge between them may fall on either side.

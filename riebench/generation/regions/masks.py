@@ -1,4 +1,7 @@
-"""From a region's words to boolean masks: where an edit adds and removes, and where it may change pixels.
+"""Boolean masks of regions: where an edit adds and removes, and changes pixels.
+
+`make_masks` turns an example's regions into masks with a `RegionProvider`, `attention_regions` is the provider that
+needs no further model, `to_grid` and `enlarge` change resolution, `overlay` and `mask_overlay` show masks.
 
 A region is "whole", "file:PATH" (a picture, bright where the region is), "background" (everything but the
 foreground), "not: REGION", or words, which a provider finds: words of the prompt, or "seen: WORDS" that it lacks. Masks
@@ -59,14 +62,17 @@ class View:
 
 
 class RegionProvider(Protocol):
-    """Finds words in a picture."""
+    """A finder of words in a picture."""
 
     def __call__(self, words: str | None, view: View) -> Mask:
-        """A mask, bool [H, W]: true where the words (None: the foreground) are; all false if they are nowhere."""
+        """Return a mask, bool [H, W]: true where the words are.
+
+        None stands for the foreground. All false if the words are nowhere.
+        """
 
 
 def needs_attention(regions: Sequence[str]) -> bool:
-    """Whether any of the regions has to be looked for."""
+    """Return whether any of the regions has to be searched by its words."""
     return any(without_negations(region) != WHOLE and mask_file(region) is None for region in regions)
 
 
@@ -74,7 +80,7 @@ def make_masks(
     rule: str, source_region: str, target_region: str, source: View, target: View, provider: str | RegionProvider,
     folder: Path = Path(),
 ) -> RegionMasks:  # fmt: skip
-    """An example's masks under its category's rule.
+    """Make an example's masks under its category's rule.
 
     Args:
         rule: "edit" takes each run's own region; "add" the target's for both; "delete" the source's for both.
@@ -97,7 +103,10 @@ def make_masks(
 
 
 def _find_if_seen(region: str, view: View, provider: RegionProvider, folder: Path) -> Mask:
-    """As `find`; nothing at all where the prompt does not name what is to be seen, and the provider only reads that."""
+    """Find a region; return an empty mask if the prompt lacks a "seen:" region.
+
+    This matters only for a provider that reads the prompt alone; otherwise as `find_region`.
+    """
     try:
         return find(region, view, provider, folder)
     except MissingWordsError:
@@ -107,7 +116,9 @@ def _find_if_seen(region: str, view: View, provider: RegionProvider, folder: Pat
 
 
 def find(region: str, view: View, provider: RegionProvider, folder: Path = Path()) -> Mask:
-    """One region in one picture, bool [H, W]; the paths of mask files begin in `folder`.
+    """Find one region in one picture, bool [H, W].
+
+    The paths of mask files begin in `folder`.
 
     Raises:
         RiebenchError: if the region cannot be read, or the words are not in the prompt.
@@ -118,7 +129,7 @@ def find(region: str, view: View, provider: RegionProvider, folder: Path = Path(
 
 
 def _find_plain(region: str, view: View, provider: RegionProvider, folder: Path) -> Mask:
-    """As `find`, for a region without `not:`."""
+    """Find a region without `not:`, as `find_region` does."""
     height, width = view.image.shape[:2]
     if region == WHOLE:
         return np.ones((height, width), dtype=bool)
@@ -133,7 +144,9 @@ def _find_plain(region: str, view: View, provider: RegionProvider, folder: Path)
 
 @REGIONS.register("attention")
 def attention_regions(words: str | None, view: View) -> Mask:
-    """Words located by the model's own text attention: the brighter of two classes of positions.
+    """Find words by the model's own text attention.
+
+    Positions are divided in two classes by their attention; the higher one is the region.
 
     Raises:
         RiebenchError: if the prompt does not contain the words.
@@ -146,7 +159,7 @@ def attention_regions(words: str | None, view: View) -> Mask:
 
 
 def bright(values: Tensor) -> Tensor:
-    """Splits values in two classes with the largest variance between them (Otsu).
+    """Split values in two classes with the largest variance between them (Otsu).
 
     Args:
         values: [N].
@@ -166,7 +179,10 @@ def bright(values: Tensor) -> Tensor:
 
 
 def enlarge(grid: Mask, height: int, width: int) -> Mask:
-    """A grid's mask at a picture's resolution: each pixel takes its cell's value."""
+    """Enlarge a grid's mask to a picture's resolution.
+
+    Each pixel takes its cell's value.
+    """
     rows = np.arange(height) * grid.shape[0] // height
     columns = np.arange(width) * grid.shape[1] // width
     enlarged: Mask = grid[rows[:, None], columns[None, :]]
@@ -174,7 +190,7 @@ def enlarge(grid: Mask, height: int, width: int) -> Mask:
 
 
 def to_grid(mask: Mask, grid: tuple[int, int]) -> Tensor:
-    """A picture's mask on a block's grid.
+    """Reduce a picture's mask to a block's grid.
 
     A region too small for any cell keeps the cells that it covers most, so that it is never lost.
 
@@ -207,7 +223,7 @@ STRENGTH = 0.45
 
 
 def overlay(picture: NDArray[np.uint8], mask: Mask) -> NDArray[np.uint8]:
-    """A picture with a region tinted.
+    """Return a picture with a region tinted.
 
     Args:
         picture: uint8 [H, W, 3].
@@ -221,7 +237,9 @@ def overlay(picture: NDArray[np.uint8], mask: Mask) -> NDArray[np.uint8]:
 
 
 def mask_overlay(source: NDArray[np.uint8], target: NDArray[np.uint8], masks: RegionMasks) -> NDArray[np.uint8]:
-    """An example's two pictures beside each other, source left, each with its region tinted.
+    """Return an example's two pictures side by side, their regions tinted.
+
+    The source picture is on the left.
 
     Args:
         source: uint8 [H, W, 3].

@@ -1,4 +1,7 @@
-"""What `--regions` may say: a provider and its options, checked and brought to one form. Needs no torch."""
+"""The option `--regions`: a provider and its options, checked.
+
+They are brought to one form for a run's identity. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +47,19 @@ class RegionOptions(StoredModel):
 
     @property
     def models(self) -> dict[str, str]:
-        """Option -> place of a model that has to be loaded: a folder, or a hub id with or without "@REVISION"."""
+        """Places of the models that have to be loaded, by option.
+
+        A place is a folder, or a hub id with or without "@REVISION".
+        """
         return {}
 
     @property
     def readers(self) -> tuple[str, ...]:
-        """Those of the models that read text."""
+        """Options of the models that read text."""
         return ()
 
     def check_side(self, side: int) -> None:
-        """Refuses a picture side in pixels that the options do not fit.
+        """Refuse a picture side in pixels that the options do not fit.
 
         Raises:
             RiebenchError: if they do not.
@@ -61,7 +67,7 @@ class RegionOptions(StoredModel):
 
 
 class GroundedSamOptions(RegionOptions):
-    """Options of `grounded-sam`; the defaults are what the published scripts do.
+    """Options of `grounded-sam`, by default those of the published scripts.
 
     Their text threshold of 0.25 names boxes on pictures and moves no mask, so that `text` is 0 here.
     """
@@ -97,7 +103,7 @@ class GroundedSamOptions(RegionOptions):
         return ("detector",)
 
     def check_side(self, side: int) -> None:
-        """Refuses a picture side that cells do not divide."""
+        """Refuse a picture side that cells do not divide."""
         if self.cell and side % self.cell:
             raise RiebenchError(
                 f"--regions grounded-sam: cells of {self.cell} pixels do not divide a picture side of {side}; "
@@ -142,12 +148,14 @@ class RegionSpec:
 
     @property
     def models(self) -> dict[str, str]:
-        """Option -> place of a model that has to be loaded."""
+        """Places of the models that have to be loaded, by option."""
         return self.options.models
 
     @cached_property
     def identity(self) -> str:
-        """One form for a run's identity: the provider with every option; folders stand as the hash of their files.
+        """The provider with every option, as one string for a run's identity.
+
+        Folders stand as the hash of their files.
 
         A provider of an installed package stands there with the package's name and version.
 
@@ -163,7 +171,9 @@ class RegionSpec:
         return f"{provider}:{options}" if options else provider
 
     def folders(self) -> dict[str, Path]:
-        """Option -> folder, for the models that lie in one; models of the hub are left out.
+        """Return the folders of the models that lie in one, by option.
+
+        Models of the hub are left out.
 
         Raises:
             RiebenchError: if one of them lacks files.
@@ -175,13 +185,16 @@ class RegionSpec:
         return found
 
     def check_folder(self, option: str, folder: Path) -> None:
-        """Refuses a folder that is no model for an option; see `check_model_folder`."""
+        """Refuse a folder that is no model for an option.
+
+        See `check_model_folder`.
+        """
         named = f"--regions {self.provider}:{option}="
         check_model_folder(folder, named, reads_text=option in self.options.readers)
 
 
 def parse_regions(text: str) -> RegionSpec:
-    """Reads `NAME` or `NAME:key=value,...`.
+    """Parse `NAME` or `NAME:key=value,...`.
 
     Args:
         text: for instance "attention", or "grounded-sam:detector=FOLDER,segmenter=FOLDER,box=0.3".
@@ -241,7 +254,7 @@ def _stated(name: str, rest: str, kind: type[RegionOptions]) -> Mapping[str, Any
 
 
 def as_folder(place: str) -> Path | None:
-    """The folder that a model's place names, or None if it is a hub id."""
+    """Return the folder that a model's place names, or None if it is a hub id."""
     try:
         path = Path(place).expanduser()
         return path if path.is_dir() else None
@@ -255,7 +268,9 @@ def _check_place(what: str, place: str) -> None:
 
 
 def check_model_folder(folder: Path, option: str, *, reads_text: bool = False) -> None:
-    """Refuses a folder that lacks a file of a region model in the hub's layout.
+    """Refuse a folder that lacks a file of a region model.
+
+    The files are expected in the hub's layout.
 
     Args:
         folder: where the files lie.
@@ -285,7 +300,7 @@ def check_model_folder(folder: Path, option: str, *, reads_text: bool = False) -
 
 
 def model_folder_sha256(folder: Path) -> str:
-    """One hash over the files of a model folder, by name and content."""
+    """Compute one hash over a model folder's files, by name and content."""
     files = [path for path in sorted(folder.iterdir()) if path.suffix in MODEL_FILES and path.is_file()]
     lines = [f"{path.name} {file_sha256(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""Model families: all that is true of one architecture of text-to-image models and not of every one.
+"""Model families: all that holds for one architecture and not for every one.
+
+A family covers text-to-image models of one architecture.
 
 Imports `tasks` and what is below it, and of `models` the types in `spec` alone. `base` holds the contract, a `Family`
 and the types that it hands out; each sub-package fills it for one architecture and is listed in `riebench.registry`

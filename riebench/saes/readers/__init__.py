@@ -43,7 +43,7 @@ class SaeFormat:
     fetch: tuple[str, ...] = ()
 
     def fits(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint is of this format."""
+        """Return whether a checkpoint is of this format."""
         if self.needs and not checkpoint.has(*self.needs):
             return False
         return self.when is None or self.when(checkpoint)
@@ -56,7 +56,7 @@ def sae_format(
     when: Callable[[Checkpoint], bool] | None = None,
     fetch: tuple[str, ...] = (),
 ) -> Callable[[Reader], Reader]:
-    """Decorator that registers a reader; see `SaeFormat`."""
+    """Register a reader, as a decorator; see `SaeFormat`."""
 
     def enter(read: Reader) -> Reader:
         SAE_FORMATS.register(name)(SaeFormat(name, read, needs, when, fetch))

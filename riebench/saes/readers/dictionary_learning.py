@@ -1,4 +1,6 @@
-"""dictionary_learning: `ae.pt`, with the class in `config.json` under trainer.dict_class.
+"""Reader and writer of the dictionary_learning library's format.
+
+An SAE is `ae.pt`, with the class in `config.json` under trainer.dict_class.
 
 encoder.weight [n, d] and decoder.weight [d, n], or W_enc [d, n] and W_dec [n, d]; the biases' names tell classes apart,
 but for top-k and batch top-k, which hold the same tensors.
@@ -28,7 +30,7 @@ _Parts = tuple[tuple[Tensor, ...], dict[str, Any]]
 
 @sae_format("dictionary_learning", needs=(WEIGHTS,), fetch=(CONFIG,))
 def read_dictionary_learning(checkpoint: Checkpoint) -> SparseAutoencoder:
-    """Reads an autoencoder of the dictionary_learning library.
+    """Read an autoencoder of the dictionary_learning library.
 
     Raises:
         RiebenchError: for a class that is no plain SAE or cannot be told, a batch top-k threshold that was never set,
@@ -160,7 +162,7 @@ def save_batch_topk(
     std: Tensor | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a batch top-k SAE of block updates as the library writes its BatchTopKSAE.
+    """Write a batch top-k SAE of block updates as the library's BatchTopKSAE.
 
     Args:
         folder: the folder that gets `ae.pt` and `config.json`.

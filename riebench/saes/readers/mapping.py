@@ -1,4 +1,6 @@
-"""Any other file, explained by the user: a small YAML or JSON file that says which tensor is what.
+"""Reader of any other file, with a key mapping that the user writes.
+
+The mapping is a small YAML or JSON file that says which tensor is what.
 
 It lies beside the weights as `mapping.yaml`, or is named with `--mapping FILE` or `PATH#mapping=FILE`.
 """
@@ -28,7 +30,7 @@ Role = Literal[
 
 
 class MappedTensors(StoredModel):
-    """Role -> the tensor's name in the file; what is left out is zero."""
+    """Names of the tensors in the file, by role; a role left out is zero."""
 
     encoder: str
     decoder: str
@@ -43,7 +45,7 @@ class MappedTensors(StoredModel):
 
 
 class MappedAxes(StoredModel):
-    """What the two axes of the matrices are, in order; never guessed from their lengths."""
+    """Order of the two axes of the matrices; never guessed from their lengths."""
 
     encoder: AxisOrder
     decoder: AxisOrder
@@ -73,7 +75,7 @@ class KeyMapping(StoredModel):
 
 
 def read_mapping(path: Path) -> KeyMapping:
-    """Reads a mapping file.
+    """Read a mapping file.
 
     Raises:
         RiebenchError: naming the key, with the nearest match for an unknown one.
@@ -92,7 +94,7 @@ def _is_mapped(checkpoint: Checkpoint) -> bool:
 
 @sae_format("mapping", when=_is_mapped, fetch=MAPPINGS)
 def read_mapped(checkpoint: Checkpoint) -> SparseAutoencoder:
-    """Reads an SAE as a mapping file explains it.
+    """Read an SAE as a mapping file explains it.
 
     Raises:
         RiebenchError: on a mapping that does not fit the file, missing or unexplained tensors, or damage.

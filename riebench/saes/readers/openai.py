@@ -1,4 +1,6 @@
-"""openai/sparse_autoencoder: one torch file, a dict of tensors with the activation's name among them.
+"""Reader of openai/sparse_autoencoder files.
+
+An SAE is one torch file: a dict of tensors with the activation's name among them.
 
 Tensors: encoder.weight [n, d], latent_bias [n], decoder.weight [d, n], pre_bias [d].
 """
@@ -31,7 +33,9 @@ def _starts_with_json(checkpoint: Checkpoint) -> bool:
 
 @sae_format("openai", when=_is_openai, fetch=("*.pt",))
 def read_openai(checkpoint: Checkpoint) -> SparseAutoencoder:
-    """Reads an autoencoder of the openai/sparse_autoencoder project; those with top-k normalise their inputs.
+    """Read an autoencoder of the openai/sparse_autoencoder project.
+
+    Those with top-k normalise their inputs.
 
     Raises:
         RiebenchError: on an unknown activation, missing or unknown tensors, or damage.

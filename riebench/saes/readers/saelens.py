@@ -1,4 +1,6 @@
-"""SAELens: `sae_weights.safetensors` and `cfg.json`; exports, training checkpoints, flat files before version 6.
+"""Reader of SAELens: `sae_weights.safetensors` and `cfg.json`.
+
+Exports, training checkpoints, and flat files from before version 6 are read.
 
 Tensors: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d]; threshold [n]; gated: b_gate, b_mag, r_mag [n].
 """
@@ -37,7 +39,7 @@ _NORMALISE: dict[str, Normalise] = {"none": "none", "layer_norm": "layer", "cons
 
 @dataclass(frozen=True)
 class _Config:
-    """What the configuration says, whatever its age."""
+    """Settings from the configuration file, whatever its age."""
 
     architecture: str
     n: int
@@ -53,7 +55,7 @@ class _Config:
 
 @sae_format("SAELens", needs=(WEIGHTS, CONFIG))
 def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
-    """Reads a SAELens export or training checkpoint.
+    """Read a SAELens export or training checkpoint.
 
     Raises:
         RiebenchError: on an architecture that is no plain SAE, missing or unknown tensors, contradictions, damage.

@@ -1,4 +1,4 @@
-"""saev: one file, a line of JSON and then a torch archive.
+"""Reader of saev: one file, a line of JSON and then a torch archive.
 
 Tensors: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], maybe activation.threshold. Files whose header has no schema
 subtract b_dec before the encoder, all later ones do not.
@@ -32,7 +32,7 @@ def _is_saev(checkpoint: Checkpoint) -> bool:
 
 @sae_format("saev", when=_is_saev, fetch=("*.pt",))
 def read_saev(checkpoint: Checkpoint) -> SparseAutoencoder:
-    """Reads a saev autoencoder.
+    """Read a saev autoencoder.
 
     Raises:
         RiebenchError: on an unknown schema or activation, shapes that contradict the header, or damage.

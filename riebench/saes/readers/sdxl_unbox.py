@@ -1,4 +1,6 @@
-"""The native format: `state_dict.pth` and `config.json` as the sdxl-unbox project writes them.
+"""The native format: a `state_dict.pth` and `config.json` per checkpoint.
+
+The sdxl-unbox project writes its checkpoints so.
 
 `mean.pt` and `std.pt` may lie beside (per feature, over the positions where it is active); nothing applies them.
 """
@@ -24,7 +26,7 @@ WEIGHTS, CONFIG = "state_dict.pth", "config.json"
 
 @sae_format("sdxl-unbox", needs=(WEIGHTS, CONFIG), fetch=("mean.pt", "std.pt"))
 def read_sdxl_unbox(checkpoint: Checkpoint) -> SparseAutoencoder:
-    """Reads a checkpoint folder of the sdxl-unbox layout.
+    """Read a checkpoint folder of the sdxl-unbox layout.
 
     Raises:
         RiebenchError: on missing or unknown tensors, shapes that contradict the configuration, or damage.
@@ -55,7 +57,10 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def folder_name(block: str, k: int, n: int, *, auxk: int = 256, batch: int = 4096, rate: float = 1e-4) -> str:
-    """The layout's name for a checkpoint, e.g. "unet.mid_block.attentions.0_k10_hidden5120_auxk256_bs4096_lr0.0001"."""
+    """Return the layout's folder name for a checkpoint.
+
+    For instance "unet.mid_block.attentions.0_k10_hidden5120_auxk256_bs4096_lr0.0001".
+    """
     return f"{long_name(block)}_k{k}_hidden{n}_auxk{auxk}_bs{batch}_lr{rate:g}"
 
 
@@ -73,7 +78,7 @@ def save_sdxl_unbox(
     std: Tensor | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a checkpoint folder of the sdxl-unbox layout.
+    """Write a checkpoint folder of the sdxl-unbox layout.
 
     Args:
         folder: the folder that gets `state_dict.pth` and `config.json`.

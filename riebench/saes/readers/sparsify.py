@@ -1,4 +1,4 @@
-"""sparsify and SAeUron: `sae.safetensors` and `cfg.json`.
+"""Readers of sparsify and SAeUron: `sae.safetensors` and `cfg.json`.
 
 Tensors: encoder.weight [n, d], encoder.bias [n], W_dec [n, d], b_dec [d]. SAeUron is a fork with three more keys; its
 SAEs were trained on block outputs of Stable Diffusion 1.
@@ -24,7 +24,7 @@ def _is_saeuron(checkpoint: Checkpoint) -> bool:
 
 @sae_format("sparsify", needs=(WEIGHTS, CONFIG), when=lambda checkpoint: not _is_saeuron(checkpoint))
 def read_sparsify(checkpoint: Checkpoint) -> SparseAutoencoder:
-    """Reads a sparsify SAE.
+    """Read a sparsify SAE.
 
     Raises:
         RiebenchError: for a transcoder, a convolutional or signed one, and damage.
@@ -38,7 +38,9 @@ def read_sparsify(checkpoint: Checkpoint) -> SparseAutoencoder:
 
 @sae_format("SAeUron", needs=(WEIGHTS, CONFIG), when=_is_saeuron)
 def read_saeuron(checkpoint: Checkpoint) -> SparseAutoencoder:
-    """Reads a SAeUron SAE; its top-k is per position, whatever batch_topk and sample_topk say.
+    """Read a SAeUron SAE.
+
+    Its top-k is per position, whatever batch_topk and sample_topk say.
 
     Raises:
         RiebenchError: as `read_sparsify`.
