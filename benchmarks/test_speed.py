@@ -217,11 +217,11 @@ def _captured(block: str) -> Any:
 
 
 def _push(block: str, shape: torch.Size) -> Any:
-    from riebench.generation.edits import Edit, Placed, Term
+    from riebench.generation.edits import Edit, StaticEdit, Term
 
     _, steps, width, height, side = shape
     values = torch.randn(steps, height * side, width, generator=torch.Generator().manual_seed(0))
-    return Edit({block: Placed((Term(torch.arange(height * side), values),))})
+    return Edit({block: StaticEdit((Term(torch.arange(height * side), values),))})
 
 
 def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Timer, note: Callable[..., None]) -> None:

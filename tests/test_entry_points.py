@@ -23,7 +23,7 @@ SHIPPED_SAE = next((ROOT / "riebench/toyworld/assets/saes").glob("unet.mid_block
 GROUPS = ("methods", "metrics", "networks", "sae_formats", "regions", "model_families")
 RESULTS = Path("toy") / "toy-turbo"
 METHOD = '''
-from riebench.generation.edits import Branch, Edit, Placed, Term
+from riebench.generation.edits import Branch, Edit, StaticEdit, Term
 from riebench.methods.base import EditContext, method
 
 
@@ -34,7 +34,7 @@ def half_patch(ctx: EditContext, *, branch: Branch = "both") -> Edit:
     for block in ctx.blocks:
         positions = ctx.runs.positions("target", block)
         difference = (ctx.runs.updates("target", block) - ctx.runs.updates("source", block))[:, positions]
-        sites[block] = Placed((Term(positions, difference / 2),))
+        sites[block] = StaticEdit((Term(positions, difference / 2),))
     return Edit(sites, branch=branch)
 '''
 

@@ -85,10 +85,10 @@ def _masks(_: Path) -> list[Files]:
 
 
 def _read_mask(place: Path) -> object:
-    from riebench.generation.regions.masks import View, find
+    from riebench.generation.regions.masks import View, find_region
 
     view = View("a cat", np.zeros((24, 24, 3), np.uint8), None, (1, 1), lambda _: ())
-    return find("file: mask.png", view, lambda words, view: view.image[..., 0] > 0, place)
+    return find_region("file: mask.png", view, lambda words, view: view.image[..., 0] > 0, place)
 
 
 _RIEBENCH = [

@@ -21,7 +21,7 @@ from riebench.generation.hooks import known_sites
 from riebench.models.loading import LoadedModel
 from riebench.saes.figures import Meter, SaeFigures
 from riebench.saes.files import load_tensors
-from riebench.saes.formats import checkpoint_at, chosen, load_sae, matching
+from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkpoints, load_sae
 from riebench.saes.sae import COUNTING, Signal, SparseAutoencoder
 from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
@@ -76,7 +76,7 @@ def load_all(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tup
     """
     found = []
     for source in sources:
-        for path in matching(source.locate(offline=offline), source.options, source.block):
+        for path in find_checkpoints(source.locate(offline=offline), source.options, source.block):
             sae = load_sae(path, source.options).eval()
             if source.block is not None and sae.block not in (None, source.block):
                 raise RiebenchError(f"{path}: the SAE was trained on block {sae.block}, not on {source.block}")
@@ -224,7 +224,7 @@ def stored_statistics(
     place = places.get(block, places.get(None))
     if place is None:
         return None, None
-    path = chosen(place.locate(offline=offline), [block], place.options)[block]
+    path = choose_checkpoints(place.locate(offline=offline), [block], place.options)[block]
     found = checkpoint_at(path, place.options)
     if found is None:
         return None, None

@@ -26,7 +26,7 @@ from riebench.generation.edits import Branch, Edit, positions_of
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_module, known_sites
 from riebench.generation.regions.grounding import locate
-from riebench.generation.regions.masks import find, needs_attention, to_grid
+from riebench.generation.regions.masks import find_region, needs_attention, to_grid
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.models.loading import LoadedModel
 from riebench.runs.capture import attention_blocks
@@ -387,6 +387,6 @@ class Painter:
         if needs_maps and spec.models:
             spec.options.check_side(self.model.spec.size)
             with region_provider(spec, locate(spec, offline=self._offline), self.generator) as provider:
-                return find(region, captured_view(self.generator, prompt, picture, 0), provider)
+                return find_region(region, captured_view(self.generator, prompt, picture, 0), provider)
         finder = provider_without_models(spec, self.generator)
-        return find(region, captured_view(self.generator, prompt, picture, 0), finder)
+        return find_region(region, captured_view(self.generator, prompt, picture, 0), finder)

@@ -23,25 +23,23 @@ from riebench.errors import RiebenchError
 if TYPE_CHECKING:
     from riebench.saes.sae import SparseAutoencoder
 
-
 Picture = Literal["source", "target"]
+"""A picture that exists without any edit: that of the source or of the target prompt."""
+
+Branch = Literal["both", "conditional", "all"]
+
+Reader = Callable[[int, Tensor | None], Tensor]
+"""Step, and which columns (None: all) -> float32 [P, k]."""
+
 TextParts = tuple[Tensor, ...]
 """What a denoiser reads of a prompt, [1, ...] each; for SDXL the embeddings [1, tokens, width] and a pooled vector."""
 
+BRANCHES: tuple[Branch, ...] = ("both", "conditional", "all")
+"""Under classifier-free guidance: add to the conditional half and subtract from the other, change the conditional
+half alone, or add to both halves."""
+
 _ROUNDING = 1e-9
 """A share that stands for half a step must not fall below it by rounding."""
-
-
-def whole_steps(share: float, steps: int) -> int:
-    """Return the number of steps nearest to a share of a run.
-
-    Half a step counts as one.
-
-    Args:
-        share: 0 to 1; n / steps gives n.
-        steps: of the run.
-    """
-    return math.floor(share * steps + 0.5 + _ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,8 @@ class LatentChange:
         return self.mask.numel()
 
 
-Reader = Callable[[int, Tensor | None], Tensor]
-"""Step, and which columns (None: all) -> float32 [P, k]."""
-
-
 @dataclass(frozen=True)
-class Stepwise:
+class StepValues:
     """Values that are read when a step needs them.
 
     Attributes:
@@ -153,54 +147,8 @@ class Stepwise:
         return values if self.factors is None else values * self.factors[step].to(values.device)
 
 
-Values = Tensor | Stepwise
+Values = Tensor | StepValues
 """float32 [T, P, k], or [T, 1, k] for the same values everywhere."""
-
-
-def pick(values: Values, columns: Tensor) -> Values:
-    """Select some columns of values nothing was selected from before."""
-    if isinstance(values, Tensor):
-        return values[..., columns]
-    return replace(values, columns=columns, shape=(*values.shape[:2], len(columns)))
-
-
-def scaled(values: Values, factors: Tensor) -> Values:
-    """Multiply each step by its own factor, float32 [T]."""
-    if isinstance(values, Tensor):
-        return values * factors[:, None, None]
-    return replace(values, factors=factors if values.factors is None else values.factors * factors)
-
-
-def position_mean(values: Values) -> Tensor:
-    """Compute the mean over positions, step by step: float32 [T, 1, k].
-
-    Without positions the result is empty or zero: values that stand nowhere.
-    """
-    if isinstance(values, Tensor):
-        return values.mean(1, keepdim=True) if values.shape[1] else values
-    if not values.shape[1]:
-        return torch.zeros(values.shape)
-    return torch.stack([values[step].mean(0, keepdim=True) for step in range(values.shape[0])])
-
-
-def own_bytes(values: Values) -> int:
-    """Return the bytes that these values alone keep.
-
-    What step-by-step values read from belongs to the trace.
-    """
-    tensors = (values,) if isinstance(values, Tensor) else (values.columns, values.factors)
-    return tensor_bytes(*tensors)
-
-
-def tensor_bytes(*tensors: Tensor | None) -> int:
-    """Return the bytes of some tensors' numbers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
-
-
-Branch = Literal["both", "conditional", "all"]
-BRANCHES: tuple[Branch, ...] = ("both", "conditional", "all")
-"""Under classifier-free guidance: add to the conditional half and subtract from the other, change the conditional
-half alone, or add to both halves."""
 
 
 class SiteEdit(Protocol):
@@ -265,7 +213,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Placed:
+class StaticEdit:
     """A change that is known before the run: a sum of terms."""
 
     terms: tuple[Term, ...]
@@ -296,7 +244,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveEdit:
     """A change that removes features as they occur in the edited run itself.
 
     Adds known terms and takes away what the features to remove contribute in this very run.
@@ -308,7 +256,7 @@ class Adaptive:
         sae: encodes the live update.
     """
 
-    added: Placed
+    added: StaticEdit
     positions: Tensor
     features: Tensor
     sae: SparseAutoencoder
@@ -339,7 +287,7 @@ class Edit:
         strength: multiplies every delta; 0 changes nothing at all.
         branch: which guidance halves are changed, and how.
         features: block -> (added, removed) indices, for the record; empty for methods without features.
-        pair: source and target prompt, if a site is `Paired`: they are generated beside the edited picture.
+        pair: source and target prompt, if a site is `PairedEdit`: they are generated beside the edited picture.
         window: first changed step, and the one after the last; None for every step.
         text: another prompt, read in part; None for the source prompt alone.
         latents: what is done to the latents between steps, if anything.
@@ -400,14 +348,66 @@ class Edit:
         return replace(self, strength=strength)
 
 
+def whole_steps(share: float, steps: int) -> int:
+    """Return the number of steps nearest to a share of a run.
+
+    Half a step counts as one.
+
+    Args:
+        share: 0 to 1; n / steps gives n.
+        steps: of the run.
+    """
+    return math.floor(share * steps + 0.5 + _ROUNDING)
+
+
 def positions_of(mask: Tensor) -> Tensor:
     """Return the row-major indices of a boolean mask's true cells, int64 [P]."""
     return mask.flatten().nonzero().flatten()
 
 
+def select_columns(values: Values, columns: Tensor) -> Values:
+    """Select some columns of values nothing was selected from before."""
+    if isinstance(values, Tensor):
+        return values[..., columns]
+    return replace(values, columns=columns, shape=(*values.shape[:2], len(columns)))
+
+
+def scale_steps(values: Values, factors: Tensor) -> Values:
+    """Multiply each step by its own factor, float32 [T]."""
+    if isinstance(values, Tensor):
+        return values * factors[:, None, None]
+    return replace(values, factors=factors if values.factors is None else values.factors * factors)
+
+
+def position_mean(values: Values) -> Tensor:
+    """Compute the mean over positions, step by step: float32 [T, 1, k].
+
+    Without positions the result is empty or zero: values that stand nowhere.
+    """
+    if isinstance(values, Tensor):
+        return values.mean(1, keepdim=True) if values.shape[1] else values
+    if not values.shape[1]:
+        return torch.zeros(values.shape)
+    return torch.stack([values[step].mean(0, keepdim=True) for step in range(values.shape[0])])
+
+
+def own_bytes(values: Values) -> int:
+    """Return the bytes that these values alone keep.
+
+    What step-by-step values read from belongs to the trace.
+    """
+    tensors = (values,) if isinstance(values, Tensor) else (values.columns, values.factors)
+    return tensor_bytes(*tensors)
+
+
+def tensor_bytes(*tensors: Tensor | None) -> int:
+    """Return the bytes of some tensors' numbers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
 def _nothing(site: SiteEdit) -> bool:
-    if isinstance(site, Placed):
+    if isinstance(site, StaticEdit):
         return all(term.empty for term in site.terms)
-    if isinstance(site, Adaptive):
+    if isinstance(site, AdaptiveEdit):
         return _nothing(site.added) and (site.positions.numel() == 0 or site.features.numel() == 0)
     return False

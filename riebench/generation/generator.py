@@ -21,127 +21,14 @@ from torch import Tensor
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
 from riebench.generation.edits import Edit, TextParts
 from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
-from riebench.generation.trace import Sink, Trace, What, capture, intervene
-from riebench.generation.transfers import beside_edits
+from riebench.generation.trace import Quantity, Sink, Trace, capture, intervene
+from riebench.generation.transfers import paired_runs
 from riebench.models.families.base import TextEmbeddings
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
 from riebench.tasks.prompts import phrase_spans
 
 LATENTS = "latents"
-
-
-def mixed(source: TextParts, target: TextParts, weight: float) -> TextParts:
-    """Mix two prompts' embeddings in the proportion (1 - weight) to weight.
-
-    Weights 0 and 1 give one of them to the bit.
-    """
-    if weight in (0.0, 1.0):
-        return target if weight else source
-    return tuple(
-        ((1 - weight) * one.float() + weight * other.float()).to(one.dtype)
-        for one, other in zip(source, target, strict=True)
-    )
-
-
-class Denoising:
-    """Step callback of a pipeline for one batch.
-
-    Args:
-        model: whose pipeline runs.
-        prompts: one per row.
-        edits: one per row, at most; None and empty edits leave their row as it is.
-        embed: gives a prompt's embeddings.
-        keep: keeps every row's latents after each step.
-    """
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        prompts: Sequence[str],
-        edits: Sequence[Edit | None],
-        embed: Callable[[str], TextParts],
-        *,
-        keep: bool = False,
-    ) -> None:
-        self._family, self._size, self._steps = model.family, model.spec.size, model.spec.steps
-        self._layout = model.layout
-        self._prompts = prompts
-        self._embed = embed
-        self._kept: list[Tensor] | None = [] if keep else None
-        active = {row: edit for row, edit in enumerate(edits) if edit is not None and not edit.empty}
-        self._texts = {row: edit for row, edit in active.items() if edit.text is not None}
-        self._latents = {row: edit for row, edit in active.items() if edit.latents is not None}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments for the pipeline's call; none if there is nothing to do."""
-        texts = self._family.step_text_names if self._texts else ()
-        names = [*texts, *((LATENTS,) if self._latents or self._kept is not None else ())]
-        if not names:
-            return {}
-        return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
-
-    @property
-    def latents(self) -> Tensor | None:
-        """Latents of all steps, [B, T, c, h, w], if they were to be kept."""
-        return torch.stack(self._kept, dim=1) if self._kept else None
-
-    def begin(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a pipeline's options with the embeddings of the first step."""
-        if not self._texts:
-            return dict(options)
-        given = {name: options[name] for name in self._family.text_names}
-        return {**options, **self._written(given, self._weights(0))}
-
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what the next step starts from; called after each step."""
-        changed: dict[str, Tensor] = {}
-        if LATENTS in tensors:
-            latents = self._changed_latents(self._family.unpack_latents(tensors[LATENTS], self._size), step)
-            changed[LATENTS] = self._family.pack_latents(latents)
-            if self._kept is not None:
-                self._kept.append(latents.clone())
-        following = self._weights(step + 1)
-        if step + 1 < self._steps and following != self._weights(step):
-            changed |= self._written({name: tensors[name] for name in self._family.step_text_names}, following)
-        return changed
-
-    def _weights(self, step: int) -> dict[int, float]:
-        return {
-            row: edit.text.weight(step, self._steps, edit.strength) if edit.acts_at(step) else 0.0
-            for row, edit in self._texts.items()
-            if edit.text is not None
-        }
-
-    def _written(self, given: Mapping[str, Tensor], weights: Mapping[int, float]) -> dict[str, Tensor]:
-        """Return the embeddings with the rows of changed prompts replaced.
-
-        Only rows of the conditional half are replaced.
-        """
-        count = len(self._prompts)
-        written = {name: values.clone() for name, values in given.items()}
-        for row, weight in weights.items():
-            edit = self._texts[row]
-            if edit.text is None:
-                continue
-            parts = mixed(self._embed(self._prompts[row]), self._embed(edit.text.target), weight)
-            for values, part in zip(written.values(), parts, strict=False):
-                # Before the first step, and where the halves are calls of their own, there are conditional rows alone.
-                both = values.shape[0] > count
-                offset = self._layout.offset("conditional", count, 0) if both else 0
-                values[row + (offset or 0)] = part[0].to(values)
-        return written
-
-    def _changed_latents(self, latents: Tensor, step: int) -> Tensor:
-        acting = {row: edit for row, edit in self._latents.items() if edit.acts_at(step)}
-        if not acting:
-            return latents
-        changed = latents.clone()
-        for row, edit in acting.items():
-            if edit.latents is not None:
-                changed[row] = edit.latents.after(step, latents[row], edit.strength)
-        return changed
 
 
 @dataclass(frozen=True)
@@ -156,7 +43,7 @@ class Capture:
     """
 
     sites: tuple[str, ...]
-    keep: tuple[What, ...] = ("update",)
+    keep: tuple[Quantity, ...] = ("update",)
     long: bool = False
     sink: Sink | None = None
 
@@ -238,7 +125,7 @@ class Generator:
             if not out_of_memory(error):
                 refuse_lost(self.model.device, error)
                 raise
-        # Out here, the failed batch's tensors no longer live on in a traceback when smaller ones are tried.
+        # Raised outside the handler, so that no traceback keeps the failed batch's tensors when smaller ones are tried.
         fewer = f"--batch-size {len(prompts) // 2} or less, then " if len(prompts) > 1 else ""
         raise MemoryShortageError(
             f"not enough memory on {self.model.device} for {len(prompts)} pictures of {self.model.spec.size} px at "
@@ -258,26 +145,26 @@ class Generator:
         if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, edits: {edits and len(edits)}")
         wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
-        beside, pairs = beside_edits(prompts, seeds, edits or ())
+        beside, pairs = paired_runs(prompts, seeds, edits or ())
         every = [*prompts, *(p for p, _ in beside)]
-        denoising = Denoising(self.model, every, edits or (), self._text, keep=keep_latents)
-        options = denoising.begin(self._options(every, [*seeds, *(s for _, s in beside)]))
+        callback = StepCallback(self.model, every, edits or (), self._text, keep=keep_latents)
+        options = callback.begin(self._options(every, [*seeds, *(s for _, s in beside)]))
         with ExitStack() as stack:
             runs = list(zip(prompts, seeds, strict=True))
             if edits is not None:
                 # What is captured has to be computed.
-                stack.enter_context(self._intervened(runs, edits, len(beside), pairs, () if wanted else prefixes))
+                stack.enter_context(self._apply_edits(runs, edits, len(beside), pairs, () if wanted else prefixes))
             traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
             kept = None
             if keep_prefix is not None:
                 kept = stack.enter_context(record(self.model.denoiser, runs, keep_prefix, guided=self.model.guided))
             # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the denoiser.
             stack.enter_context(attention_kernel(self.model.options))
-            latents = self.model.pipe(**options, **denoising.options).images
-        return GenerationResult(self.decode(latents[: len(prompts)]), traces, denoising.latents, kept)
+            latents = self.model.pipe(**options, **callback.options).images
+        return GenerationResult(self.decode(latents[: len(prompts)]), traces, callback.latents, kept)
 
     @contextmanager
-    def _intervened(
+    def _apply_edits(
         self, runs: Sequence[Run], edits: Sequence[Edit | None], beside: int, pairs: Mapping[int, tuple[int, int]],
         prefixes: Sequence[Prefix],
     ) -> Iterator[None]:  # fmt: skip
@@ -288,9 +175,9 @@ class Generator:
             with intervene(denoiser, rows, pairs=pairs, guided=guided, steps=steps):
                 yield
             return
-        missed = partial(prefixes[0].missed, cut)
+        absent_steps = partial(prefixes[0].absent_steps, cut)
         with (
-            intervene(denoiser, rows, guided=guided, steps=steps, missed=missed),
+            intervene(denoiser, rows, guided=guided, steps=steps, absent_steps=absent_steps),
             resume(denoiser, prefixes, runs, cut, guided=guided),
         ):
             yield
@@ -347,9 +234,11 @@ class Generator:
         parts = latents.split(1 if single else latents.shape[0])
         pixels = torch.cat([family.decode(self.model.pipe, part) for part in parts])
         if not bool(torch.isfinite(pixels).all()):
-            mend = "its weights are damaged: download them" if vae.dtype == torch.float32 else "leave --vae out: decode"
-            again = "again" if vae.dtype == torch.float32 else "in float32"
-            raise RiebenchError(f"the autoencoder gave numbers that are no colours; {mend} {again}")
+            if vae.dtype == torch.float32:
+                remedy = "its weights are damaged: download them again"
+            else:
+                remedy = "leave --vae out: decode in float32"
+            raise RiebenchError(f"the autoencoder gave numbers that are no colours; {remedy}")
         scaled = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
         return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 
@@ -386,3 +275,116 @@ class Generator:
         Start, end and padding tokens are left out.
         """
         return self.token_positions(prompt, prompt.strip())
+
+
+class StepCallback:
+    """Step callback of a pipeline for one batch.
+
+    Args:
+        model: whose pipeline runs.
+        prompts: one per row.
+        edits: one per row, at most; None and empty edits leave their row as it is.
+        embed: gives a prompt's embeddings.
+        keep: keeps every row's latents after each step.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        prompts: Sequence[str],
+        edits: Sequence[Edit | None],
+        embed: Callable[[str], TextParts],
+        *,
+        keep: bool = False,
+    ) -> None:
+        self._family, self._size, self._steps = model.family, model.spec.size, model.spec.steps
+        self._layout = model.layout
+        self._prompts = prompts
+        self._embed = embed
+        self._kept: list[Tensor] | None = [] if keep else None
+        active = {row: edit for row, edit in enumerate(edits) if edit is not None and not edit.empty}
+        self._texts = {row: edit for row, edit in active.items() if edit.text is not None}
+        self._latents = {row: edit for row, edit in active.items() if edit.latents is not None}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments for the pipeline's call; none if there is nothing to do."""
+        texts = self._family.step_text_names if self._texts else ()
+        names = [*texts, *((LATENTS,) if self._latents or self._kept is not None else ())]
+        if not names:
+            return {}
+        return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
+
+    @property
+    def latents(self) -> Tensor | None:
+        """Latents of all steps, [B, T, c, h, w], if they were to be kept."""
+        return torch.stack(self._kept, dim=1) if self._kept else None
+
+    def begin(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a pipeline's options with the embeddings of the first step."""
+        if not self._texts:
+            return dict(options)
+        given = {name: options[name] for name in self._family.text_names}
+        return {**options, **self._replace_rows(given, self._weights(0))}
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the next step starts from; called after each step."""
+        changed: dict[str, Tensor] = {}
+        if LATENTS in tensors:
+            latents = self._change_latents(self._family.unpack_latents(tensors[LATENTS], self._size), step)
+            changed[LATENTS] = self._family.pack_latents(latents)
+            if self._kept is not None:
+                self._kept.append(latents.clone())
+        following = self._weights(step + 1)
+        if step + 1 < self._steps and following != self._weights(step):
+            changed |= self._replace_rows({name: tensors[name] for name in self._family.step_text_names}, following)
+        return changed
+
+    def _weights(self, step: int) -> dict[int, float]:
+        return {
+            row: edit.text.weight(step, self._steps, edit.strength) if edit.acts_at(step) else 0.0
+            for row, edit in self._texts.items()
+            if edit.text is not None
+        }
+
+    def _replace_rows(self, given: Mapping[str, Tensor], weights: Mapping[int, float]) -> dict[str, Tensor]:
+        """Return the embeddings with the rows of changed prompts replaced.
+
+        Only rows of the conditional half are replaced.
+        """
+        count = len(self._prompts)
+        written = {name: values.clone() for name, values in given.items()}
+        for row, weight in weights.items():
+            edit = self._texts[row]
+            if edit.text is None:
+                continue
+            parts = mix_embeddings(self._embed(self._prompts[row]), self._embed(edit.text.target), weight)
+            for values, part in zip(written.values(), parts, strict=False):
+                # Before the first step, and where the halves are calls of their own, there are conditional rows alone.
+                both = values.shape[0] > count
+                offset = self._layout.offset("conditional", count, 0) if both else 0
+                values[row + (offset or 0)] = part[0].to(values)
+        return written
+
+    def _change_latents(self, latents: Tensor, step: int) -> Tensor:
+        acting = {row: edit for row, edit in self._latents.items() if edit.acts_at(step)}
+        if not acting:
+            return latents
+        changed = latents.clone()
+        for row, edit in acting.items():
+            if edit.latents is not None:
+                changed[row] = edit.latents.after(step, latents[row], edit.strength)
+        return changed
+
+
+def mix_embeddings(source: TextParts, target: TextParts, weight: float) -> TextParts:
+    """Mix two prompts' embeddings in the proportion (1 - weight) to weight.
+
+    Weights 0 and 1 give one of them to the bit.
+    """
+    if weight in (0.0, 1.0):
+        return target if weight else source
+    return tuple(
+        ((1 - weight) * one.float() + weight * other.float()).to(one.dtype)
+        for one, other in zip(source, target, strict=True)
+    )

@@ -99,14 +99,14 @@ class Hooks:
             raise RiebenchError(
                 f"expected {steps * each} U-Net calls, saw {self.calls}; one generation per capture or edit"
             )
-        for name, missed in names.items():
-            if self.seen.get(name, 0) != self.calls - missed * each:
+        for name, absent_steps in names.items():
+            if self.seen.get(name, 0) != self.calls - absent_steps * each:
                 raise RiebenchError(f"{name} ran {self.seen.get(name, 0)} times in {self.calls} U-Net calls")
 
 
 @contextmanager
 def hooked(
-    denoiser: nn.Module, names: Iterable[str], steps: int | None, missed: Callable[[str], int] = lambda name: 0,
+    denoiser: nn.Module, names: Iterable[str], steps: int | None, absent_steps: Callable[[str], int] = lambda name: 0,
     *, guided: bool = False,
 ) -> Iterator[Hooks]:  # fmt: skip
     """Count the calls of some sites with hooks that are always removed.
@@ -117,7 +117,7 @@ def hooked(
         denoiser: the network.
         names: short names of the sites.
         steps: the number of steps there must be, if known.
-        missed: in how many steps, the first ones, a site does not run (see `riebench.generation.prefix`).
+        absent_steps: in how many steps, the first ones, a site does not run (see `riebench.generation.prefix`).
         guided: whether there is an unconditional half.
 
     Yields:
@@ -143,7 +143,7 @@ def hooked(
     finally:
         for handle in hooks.handles:
             handle.remove()
-    hooks.check({name: missed(name) for name in sites}, steps)
+    hooks.check({name: absent_steps(name) for name in sites}, steps)
 
 
 def find_site(denoiser: nn.Module, name: str) -> Site:

@@ -22,7 +22,6 @@ from riebench.utils import machine
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
 
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -32,6 +31,147 @@ LARGEST = {"cuda": 32}
 """Kind of device -> pictures that are enough to keep it busy; elsewhere `usual_batch_size` is."""
 SHARE = 0.5
 """Of the free memory: the rest is for traces, for what kernels need, and for estimates that are too low."""
+
+RUNS = 2
+"""Source and target."""
+FULL, HALF = 4, 2
+"""Bytes of a number in float32 and in 16 bits."""
+SHORT_RUN = 64 * 2**20
+"""Bytes of one example's updates and attention in float32 up to which they are kept so. SDXL Turbo's four blocks at 4
+steps need 44 MB; SDXL Base's at 20 steps and 1024 pixels would need 840 MB."""
+UNITS_KEPT = 128 * 2**20
+"""Bytes of one example's feed-forward units in float32 up to which they are kept."""
+PREFIX_KEPT = 256 * 2**20
+"""Bytes of one source run up to which what edited runs share with it is kept (see `riebench.generation.prefix`): SDXL
+Turbo needs 24 MB in 16 bits, SDXL Base at 20 steps and 1024 pixels about 150 MB."""
+PREFIX_STEPS = 8
+"""Steps from an edit's first one to the last up to which part of the first one is worth keeping."""
+TRACE_BYTES = 2**30
+"""Bytes of traces in memory at a time, unless one example alone needs more."""
+
+
+class BatchSize:
+    """Number of pictures at a time, halved whenever memory does not suffice.
+
+    Args:
+        size: to begin with.
+        what: is counted, for messages.
+        proven: whether a batch has fitted before.
+        quiet: says nothing.
+
+    Attributes:
+        size: pictures at a time from now on.
+        proven: whether any batch has ever fitted.
+    """
+
+    def __init__(self, size: int, what: str = "pictures", *, proven: bool = False, quiet: bool = False) -> None:
+        self.size = size
+        self.proven = proven
+        self._what = what
+        self._quiet = quiet
+        self._failed: int | None = None
+
+    def each(
+        self, items: Sequence[T], pictures: int, make: Callable[[Sequence[T]], R],
+        keep: Callable[[Sequence[T], R], None], fail: Callable[[T, str], None],
+    ) -> None:  # fmt: skip
+        """Make items in batches, each item exactly once.
+
+        Of a batch that fails smaller ones are tried.
+
+        Args:
+            items: what to make.
+            pictures: how many each of them takes.
+            make: makes one batch.
+            keep: gets the items of a batch and what was made of them; its errors end everything.
+            fail: gets an item that cannot be made, and why.
+
+        Raises:
+            MemoryShortageError: if an item does not even fit alone where nothing has ever fitted: going on would fail
+                every item to come in its turn.
+            DeviceLostError: as it comes.
+        """
+        left = [items] if items else []
+        while left:
+            batch, *others = self._split(left[0], pictures)
+            left[:1] = others
+            try:
+                made = make(batch)
+            except DeviceLostError:
+                raise
+            except Exception as error:
+                # Only the text is kept: the error's traceback would keep the failed batch's tensors in memory.
+                why, short = reason(error), isinstance(error, MemoryShortageError)
+            else:
+                self._record_success()
+                keep(batch, made)
+                # The next batch is made without this one's tensors.
+                del made
+                continue
+            if len(batch) > 1:
+                left[:0] = self._retry_batches(batch, pictures, short)
+            elif short and not self.proven:
+                raise MemoryShortageError(why)
+            else:
+                fail(batch[0], why)
+
+    def shrink(self, count: int) -> None:
+        """Reduce the size, since `count` pictures did not fit."""
+        self.size = min(self.size, max(1, count // 2))
+        self._failed = count if self._failed is None else self._failed
+
+    def _split(self, items: Sequence[T], pictures: int) -> list[Sequence[T]]:
+        """Split items into batches that memory is expected to suffice for."""
+        size = max(1, self.size // pictures)
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def _retry_batches(self, items: Sequence[T], pictures: int, short: bool) -> list[Sequence[T]]:
+        """Return the batches to try after a batch failed.
+
+        They are smaller if memory was short; otherwise each item is tried alone, to know which one fails.
+        """
+        if not short:
+            return [[item] for item in items]
+        self.shrink(len(items) * pictures)
+        return self._split(items, pictures)
+
+    def _record_success(self) -> None:
+        """Record that a batch fitted; after a shortage print one line about it."""
+        self.proven = True
+        if self._failed is not None and not self._quiet:
+            line = f"memory does not suffice for {self._failed} {self._what} at a time; going on with {self.size}"
+            tqdm.write(line, file=sys.stderr)
+            self._quiet = True
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Numbers that one example's source and target run leave behind.
+
+    Attributes:
+        numbers: of updates and attention.
+        units: numbers of feed-forward units.
+    """
+
+    numbers: int
+    units: int = 0
+
+    @property
+    def long(self) -> bool:
+        """True if 16 bits are kept of each number."""
+        return self.numbers * FULL > SHORT_RUN
+
+    @property
+    def metered(self) -> bool:
+        """True if only means of the units are kept."""
+        return self.units * FULL > UNITS_KEPT
+
+    def nbytes(self, *, long: bool, metered: bool) -> int:
+        """Return the bytes of the trace.
+
+        It is kept in 16 bits if `long`, without units if `metered`.
+        """
+        return (self.numbers + (0 if metered else self.units)) * (HALF if long else FULL)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -78,151 +218,9 @@ def usual_batch_size(size: int) -> int:
     return 32 if size <= SMALL_PICTURE else 4
 
 
-class BatchSize:
-    """Number of pictures at a time, halved whenever memory does not suffice.
-
-    Args:
-        size: to begin with.
-        what: is counted, for messages.
-        proven: whether a batch has fitted before.
-        quiet: says nothing.
-
-    Attributes:
-        size: pictures at a time from now on.
-        proven: whether any batch has ever fitted.
-    """
-
-    def __init__(self, size: int, what: str = "pictures", *, proven: bool = False, quiet: bool = False) -> None:
-        self.size = size
-        self.proven = proven
-        self._what = what
-        self._quiet = quiet
-        self._failed: int | None = None
-
-    def each(
-        self, items: Sequence[T], pictures: int, make: Callable[[Sequence[T]], R],
-        keep: Callable[[Sequence[T], R], None], fail: Callable[[T, str], None],
-    ) -> None:  # fmt: skip
-        """Make items in batches, each item exactly once.
-
-        Of a batch that fails smaller ones are tried.
-
-        Args:
-            items: what to make.
-            pictures: how many each of them takes.
-            make: makes one batch.
-            keep: gets the items of a batch and what was made of them; its errors end everything.
-            fail: gets an item that cannot be made, and why.
-
-        Raises:
-            MemoryShortageError: if an item does not even fit alone where nothing has ever fitted: going on would fail
-                every item to come in its turn.
-            DeviceLostError: as it comes.
-        """
-        left = [items] if items else []
-        while left:
-            batch, *others = self._fitting(left[0], pictures)
-            left[:1] = others
-            try:
-                made = make(batch)
-            except DeviceLostError:
-                raise
-            except Exception as error:
-                # Only this is kept of it: in its traceback the failed batch's tensors would live on.
-                why, short = reason(error), isinstance(error, MemoryShortageError)
-            else:
-                self._fitted()
-                keep(batch, made)
-                # The next batch is made without this one's tensors.
-                del made
-                continue
-            if len(batch) > 1:
-                left[:0] = self._smaller(batch, pictures, short)
-            elif short and not self.proven:
-                raise MemoryShortageError(why)
-            else:
-                fail(batch[0], why)
-
-    def shrink(self, count: int) -> None:
-        """Reduce the size, since `count` pictures did not fit."""
-        self.size = min(self.size, max(1, count // 2))
-        self._failed = count if self._failed is None else self._failed
-
-    def _fitting(self, items: Sequence[T], pictures: int) -> list[Sequence[T]]:
-        """Split items into batches that memory is expected to suffice for."""
-        size = max(1, self.size // pictures)
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
-    def _smaller(self, items: Sequence[T], pictures: int, short: bool) -> list[Sequence[T]]:
-        """Return the batches to try after a batch failed.
-
-        They are smaller if memory was short; otherwise each item is tried alone, to know which one fails.
-        """
-        if not short:
-            return [[item] for item in items]
-        self.shrink(len(items) * pictures)
-        return self._fitting(items, pictures)
-
-    def _fitted(self) -> None:
-        """Record that a batch fitted; after a shortage print one line about it."""
-        self.proven = True
-        if self._failed is not None and not self._quiet:
-            line = f"memory does not suffice for {self._failed} {self._what} at a time; going on with {self.size}"
-            tqdm.write(line, file=sys.stderr)
-            self._quiet = True
-
-
-RUNS = 2
-"""Source and target."""
-FULL, HALF = 4, 2
-"""Bytes of a number in float32 and in 16 bits."""
-SHORT_RUN = 64 * 2**20
-"""Bytes of one example's updates and attention in float32 up to which they are kept so. SDXL Turbo's four blocks at 4
-steps need 44 MB; SDXL Base's at 20 steps and 1024 pixels would need 840 MB."""
-UNITS_KEPT = 128 * 2**20
-"""Bytes of one example's feed-forward units in float32 up to which they are kept."""
-PREFIX_KEPT = 256 * 2**20
-"""Bytes of one source run up to which what edited runs share with it is kept (see `riebench.generation.prefix`): SDXL
-Turbo needs 24 MB in 16 bits, SDXL Base at 20 steps and 1024 pixels about 150 MB."""
-PREFIX_STEPS = 8
-"""Steps from an edit's first one to the last up to which part of the first one is worth keeping."""
-HELD_TOGETHER = 2**30
-"""Bytes of traces in memory at a time, unless one example alone needs more."""
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Numbers that one example's source and target run leave behind.
-
-    Attributes:
-        numbers: of updates and attention.
-        units: numbers of feed-forward units.
-    """
-
-    numbers: int
-    units: int = 0
-
-    @property
-    def long(self) -> bool:
-        """True if 16 bits are kept of each number."""
-        return self.numbers * FULL > SHORT_RUN
-
-    @property
-    def metered(self) -> bool:
-        """True if only means of the units are kept."""
-        return self.units * FULL > UNITS_KEPT
-
-    def nbytes(self, *, long: bool, metered: bool) -> int:
-        """Return the bytes of the trace.
-
-        It is kept in 16 bits if `long`, without units if `metered`.
-        """
-        return (self.numbers + (0 if metered else self.units)) * (HALF if long else FULL)
-
-
 def examples_together(nbytes: int, batch_size: int) -> int:
     """Return how many examples of a size are in memory together."""
-    return max(1, min(batch_size // 2, HELD_TOGETHER // max(1, nbytes)))
+    return max(1, min(batch_size // 2, TRACE_BYTES // max(1, nbytes)))
 
 
 def footprint(

@@ -106,14 +106,14 @@ class Prefix:
         path = module_path(cut.block)
         return cut.step, 2 * self.order.index(path) + cut.inside if path in self.order else -1
 
-    def missed(self, cut: Cut, site: str) -> int:
+    def absent_steps(self, cut: Cut, site: str) -> int:
         """Return in how many of the first steps a site does not run.
 
         `cut` is where the runs stop being shared.
         """
-        # Blocks before the cut are called and stand still: it is what lies inside them that does not run.
-        still = kind(site) == UNITS and self.rank(Cut(cut.step, block_of(site))) < self.rank(cut)
-        return cut.step + still
+        # Blocks before the cut are called with their outputs replaced: only what lies inside them does not run.
+        replaced = kind(site) == UNITS and self.rank(Cut(cut.step, block_of(site))) < self.rank(cut)
+        return cut.step + replaced
 
 
 def changes(edit: Edit | None, steps: int) -> list[Cut]:
@@ -259,7 +259,7 @@ def resume(
     """
     owners = [(owner, owner.rows[run]) for run in runs if (owner := owner_of(prefixes, run)) is not None]
     layout = family_of_denoiser(denoiser).layout(guided)
-    found = _Resumed(denoiser, owners, cut, layout)
+    found = _PrefixReplay(denoiser, owners, cut, layout)
     plain = denoiser.forward
     call = -1
 
@@ -274,12 +274,12 @@ def resume(
         with found.stages(cut.block):
             return plain(*args, **kwargs)
 
-    with _replaced(denoiser, forward):
+    with _replace_forward(denoiser, forward):
         yield
 
 
 @dataclass(frozen=True)
-class _Resumed:
+class _PrefixReplay:
     """One batch's denoiser calls with all that precedes the cut put in place."""
 
     denoiser: nn.Module
@@ -302,7 +302,9 @@ class _Resumed:
         stages, path, site = _stages(self.denoiser), module_path(block), find_site(self.denoiser, block)
         with ExitStack() as stack:
             for earlier in prefix.order[: prefix.order.index(path)]:
-                stack.enter_context(_replaced(stages[earlier].module, self._still(prefix, stages[earlier])))
+                stack.enter_context(
+                    _replace_forward(stages[earlier].module, self._constant_forward(prefix, stages[earlier]))
+                )
             module, source = site.module, self.kept(path, "input")
             handle = module.register_forward_pre_hook(lambda _module, args: (source, *args[1:]), prepend=True)
             stack.callback(handle.remove)
@@ -313,15 +315,15 @@ class _Resumed:
                     # The point is called, so that its hooks see the update and may change it.
                     return family.finish_block(module, hidden, site.point(hidden))
 
-                stack.enter_context(_replaced(site.point, lambda *args, **kwargs: update))
-                stack.enter_context(_replaced(module, finish))
+                stack.enter_context(_replace_forward(site.point, lambda *args, **kwargs: update))
+                stack.enter_context(_replace_forward(module, finish))
             yield
 
-    def _still(self, prefix: Prefix, stage: Stage) -> Callable[..., Any]:
+    def _constant_forward(self, prefix: Prefix, stage: Stage) -> Callable[..., Any]:
         if (self.cut.step, stage.path, "skip") in prefix.values:
             found = self.kept(stage.path, "skip")
         else:
-            # Nobody reads it; joined to what upward blocks read, it only has to have the right sides.
+            # No module reads it; joined to what upward blocks read, it only has to have the right sides.
             output = prefix.outputs[0]
             blank = torch.zeros((), device=output.device, dtype=output.dtype)
             halves = len(self.layout.halves(0))
@@ -330,7 +332,7 @@ class _Resumed:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Put another function in place of a module's own; its hooks still run."""
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward

@@ -24,12 +24,21 @@ from riebench.blocks import UNITS, kind, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit
 from riebench.generation.hooks import Hooks, find_site, hooked
-from riebench.generation.transfers import Paired
+from riebench.generation.transfers import PairedEdit
 from riebench.models.families.base import Half, family_of_denoiser
 
-What = Literal["input", "output", "update", "attention"]
+Quantity = Literal["input", "output", "update", "attention"]
+
+Store = Callable[[str, str, Tensor], None]
+"""Takes a site's name, what was captured and one call's values [B, ...]."""
+Sink = Callable[[str, Tensor], None]
+"""Takes one step of one site's values instead of a trace: [B, ...] of the conditional half."""
+
+QUANTITIES: tuple[Quantity, ...] = ("input", "output", "update", "attention")
+"""All that can be captured of a block."""
 
 SHORT_FORMATS = (torch.float16, torch.bfloat16)
+"""Number formats of 16 bits, which a long trace keeps as they are."""
 
 
 class Trace:
@@ -59,7 +68,7 @@ class Trace:
         """Bytes of everything kept."""
         return sum(step.numel() * step.element_size() for steps in self._values.values() for step in steps)
 
-    def get(self, site: str, what: What = "update", half: Half = "conditional") -> Tensor:
+    def get(self, site: str, what: Quantity = "update", half: Half = "conditional") -> Tensor:
         """Return all steps of one site, for all pictures.
 
         Args:
@@ -76,7 +85,7 @@ class Trace:
         """
         return torch.stack(self._steps(site, what, half), dim=1).float()
 
-    def row(self, site: str, index: int, what: What = "update") -> Tensor:
+    def row(self, site: str, index: int, what: Quantity = "update") -> Tensor:
         """Return one picture's values, positions first: float32 [T, H*W, width].
 
         Raises:
@@ -85,7 +94,7 @@ class Trace:
         values = torch.stack([step[index] for step in self._steps(site, what)]).float()
         return values.flatten(2).transpose(1, 2).contiguous() if values.dim() == 4 else values
 
-    def step_row(self, site: str, index: int, step: int, what: What = "update") -> Tensor:
+    def step_row(self, site: str, index: int, step: int, what: Quantity = "update") -> Tensor:
         """Return one picture's values at one step, as they are kept.
 
         [H*W, width], a view where that is possible.
@@ -96,7 +105,7 @@ class Trace:
         values = self._steps(site, what)[step][index]
         return values.flatten(1).T if values.dim() == 3 else values
 
-    def steps_of(self, site: str, what: What = "update") -> int:
+    def steps_of(self, site: str, what: Quantity = "update") -> int:
         """Return how many steps of a site are captured."""
         return len(self._steps(site, what))
 
@@ -105,7 +114,7 @@ class Trace:
         values = self._steps(site, "update")[0]
         return values.shape[1] if values.dim() == 4 else values.shape[2]
 
-    def _steps(self, site: str, what: What, half: Half = "conditional") -> list[Tensor]:
+    def _steps(self, site: str, what: Quantity, half: Half = "conditional") -> list[Tensor]:
         key = (short_name(site), what, half)
         if key not in self._values:
             have = sorted({f"{s} {w} ({h})" for s, w, h in self._values})
@@ -134,19 +143,12 @@ class Trace:
         return values.to(torch.float16 if fits else torch.bfloat16, copy=True)
 
 
-KINDS: tuple[What, ...] = ("input", "output", "update", "attention")
-Store = Callable[[str, str, Tensor], None]
-"""Takes a site's name, what was captured and one call's values [B, ...]."""
-Sink = Callable[[str, Tensor], None]
-"""Takes one step of one site's values instead of a trace: [B, ...] of the conditional half."""
-
-
 @contextmanager
 def capture(
     denoiser: nn.Module,
     sites: Sequence[str],
     *,
-    keep: Sequence[What] = ("update",),
+    keep: Sequence[Quantity] = ("update",),
     steps: int | None = None,
     guided: bool = False,
     unconditional: bool = False,
@@ -172,8 +174,8 @@ def capture(
         RiebenchError: if a site is missing, something unknown is to be kept, or the number of calls is wrong.
     """
     for what in keep:
-        if what not in KINDS:
-            raise RiebenchError(f"cannot capture {what!r}{near_match(what, KINDS)}")
+        if what not in QUANTITIES:
+            raise RiebenchError(f"cannot capture {what!r}{near_match(what, QUANTITIES)}")
     trace = Trace(long=long)
     names = [short_name(site) for site in sites]
     with hooked(denoiser, names, steps, guided=guided) as hooks:
@@ -199,7 +201,7 @@ def intervene(
     pairs: Mapping[int, tuple[int, int]] | None = None,
     guided: bool = False,
     steps: int | None = None,
-    missed: Callable[[str], int] = lambda site: 0,
+    absent_steps: Callable[[str], int] = lambda site: 0,
 ) -> Iterator[None]:
     """Apply one edit per row to every denoiser call inside the `with` block.
 
@@ -208,10 +210,10 @@ def intervene(
     Args:
         denoiser: of a known model family.
         edits: one per picture; None and empty edits leave their row exactly as it is.
-        pairs: row of a picture with a `Paired` edit -> the rows of its source and its target run.
+        pairs: row of a picture with a `PairedEdit` edit -> the rows of its source and its target run.
         guided: whether there is an unconditional half.
         steps: the number of steps there must be, if known.
-        missed: in how many steps, the first ones, a site does not run (see `riebench.generation.prefix`).
+        absent_steps: in how many steps, the first ones, a site does not run (see `riebench.generation.prefix`).
 
     Raises:
         RiebenchError: if a site is missing, the batch has another size, or the number of calls is wrong.
@@ -219,13 +221,13 @@ def intervene(
     active = {index: edit for index, edit in enumerate(edits) if edit is not None and not edit.empty}
     sites = list(dict.fromkeys(site for edit in active.values() for site in edit.sites))
     rows = {site: {i: e for i, e in active.items() if site in e.sites} for site in sites}
-    with hooked(denoiser, sites, steps, missed, guided=guided) as hooks:
+    with hooked(denoiser, sites, steps, absent_steps, guided=guided) as hooks:
         for site in sites:
             _edit_site(hooks, site, rows[site], pairs or {}, len(edits))
         yield
 
 
-def _capture_site(hooks: Hooks, name: str, keep: Sequence[What], store: Store, trace: Trace) -> None:
+def _capture_site(hooks: Hooks, name: str, keep: Sequence[Quantity], store: Store, trace: Trace) -> None:
     site = find_site(hooks.denoiser, name)
     if kind(name) == UNITS:
         hooks.after(site.point, lambda args, kwargs, output: store(name, "update", site.update(args, kwargs, output)))
@@ -287,7 +289,7 @@ def _edit_site(
             raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // len(halves)} pictures")
         acting = {index: edit for index, edit in edits.items() if edit.acts_at(hooks.step)}
         if not acting:
-            # Outside all intervals the call goes on with the very tensor it made; in what stands still before a cut
+            # Outside all intervals the call keeps its own output unchanged; in what is replaced before a cut
             # (see `riebench.generation.prefix`) there would be no input to take off.
             return None
         offsets = {half: hooks.layout.offset(half, batch, hooks.call) for half in halves}
@@ -331,7 +333,7 @@ class _Rows:
         `offset` rows precede its half.
         """
         site = edit.sites[self.name]
-        if isinstance(site, Paired):
+        if isinstance(site, PairedEdit):
             if index not in self.pairs:
                 raise RiebenchError("this edit reads the source and target run; generate them in the same batch")
             # What was captured is conditional, and so is what is read beside, whichever half it is added to.

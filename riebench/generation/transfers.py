@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Edit, Placed, Term, Values, position_mean, tensor_bytes
+from riebench.generation.edits import Edit, StaticEdit, Term, Values, position_mean, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def transfer(
     values: str = "position",
     add_at: str = "target",
     add_only: bool = False,
-) -> Placed:
+) -> StaticEdit:
     """Add values of the target run and take away values of the source run.
 
     Args:
@@ -75,11 +75,11 @@ def transfer(
         source_basis.columns,
         sign=-1.0,
     )
-    return Placed((added,) if add_only else (added, removed))
+    return StaticEdit((added,) if add_only else (added, removed))
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedEdit:
     """Units copied, step by step, from a source and a target run of the same batch.
 
     Both runs are generated beside the edited picture.
@@ -131,7 +131,7 @@ class Paired:
         return tensor_bytes(self.target_positions, self.source_positions, self.add, self.remove)
 
 
-def beside_edits(
+def paired_runs(
     prompts: Sequence[str], seeds: Sequence[int], edits: Sequence[Edit | None]
 ) -> tuple[list[tuple[str, int]], dict[int, tuple[int, int]]]:
     """Return the runs that paired edits read, each one once.

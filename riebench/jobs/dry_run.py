@@ -14,7 +14,7 @@ from riebench.jobs.forecast import CategoryCount, Forecast, PlannedWork, forecas
 from riebench.jobs.request import RunRequest
 from riebench.methods.base import get_method
 from riebench.models.families.base import Shape
-from riebench.models.lookup import Known, look_up
+from riebench.models.lookup import ModelInfo, look_up
 from riebench.models.presets import sae_bytes_of_width
 from riebench.models.spec import ModelOptions
 from riebench.runs.plan import Unit, check_request, plan, shard_units
@@ -38,7 +38,7 @@ class JobPlan:
     """
 
     planned: PlannedWork
-    known: Known
+    known: ModelInfo
     settings: tuple[Setting, ...]
 
 
@@ -94,7 +94,7 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
     return JobPlan(planned, known, settings)
 
 
-def _known(job: RunRequest) -> Known:
+def _known(job: RunRequest) -> ModelInfo:
     known = look_up(
         job.model or default_model(job.suite), steps=job.steps, guidance=job.guidance, dtype=job.dtype,
         options=job.options,
@@ -112,7 +112,7 @@ def sae_bytes(settings: Sequence[Setting], shape: Shape) -> int:
     return sum(sae_bytes_of_width(shape.width(block)) for _, block in held)
 
 
-def _batch_size(known: Known, options: ModelOptions, device: str, saes: int) -> int:
+def _batch_size(known: ModelInfo, options: ModelOptions, device: str, saes: int) -> int:
     """Return the batch size that the run itself would choose.
 
     It depends on the memory that is free now, if the device is here.
@@ -125,7 +125,7 @@ def _batch_size(known: Known, options: ModelOptions, device: str, saes: int) -> 
     return suitable_batch_size(known.shape, known.spec, options, device.split(":")[0], free)
 
 
-def _folder(results: Path, suite: str, known: Known, setting: Setting) -> RunFolder | None:
+def _folder(results: Path, suite: str, known: ModelInfo, setting: Setting) -> RunFolder | None:
     """Return the setting's folder, if there is one.
 
     A folder that holds a run of another identity is refused.
@@ -143,7 +143,7 @@ def _folder(results: Path, suite: str, known: Known, setting: Setting) -> RunFol
     return RunFolder(path, wanted)
 
 
-def _stored_masks(results: Path, units: Sequence[Unit], known: Known) -> frozenset[tuple[str, int]]:
+def _stored_masks(results: Path, units: Sequence[Unit], known: ModelInfo) -> frozenset[tuple[str, int]]:
     """Return example and seed of the units whose masks are stored."""
     keys = {(unit.example.id, unit.key.seed): unit for unit in units}
     return frozenset(

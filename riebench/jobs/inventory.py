@@ -18,16 +18,16 @@ from riebench.generation.regions.options import MEGABYTES, RegionSpec
 from riebench.models.families.base import CONFIG_PATTERNS, Family
 from riebench.models.files import (
     NOT_FULL,
+    autoencoder_source,
     check_folder,
     check_single_file,
     family_of_folder,
     hub_folder,
-    named_autoencoder,
     variant,
     weight_files,
     weight_patterns,
 )
-from riebench.models.lookup import Known
+from riebench.models.lookup import ModelInfo
 from riebench.models.presets import (
     PRESETS,
     SAE_BYTES_PER_BLOCK,
@@ -96,7 +96,7 @@ def presence_check(
         return Check(what, "missing" if needed else "optional", shown, line, nbytes)
 
 
-def model_checks(known: Known, options: ModelOptions) -> list[Check]:
+def model_checks(known: ModelInfo, options: ModelOptions) -> list[Check]:
     """Check the generating model and the replacements of its parts."""
     checks = [_vae(options.vae, known.family)] if options.vae else []
     dtype, name = known.spec.dtype, known.spec.name
@@ -157,7 +157,7 @@ def _vae(wanted: str, family: Family) -> Check:
     def look() -> str:
         folder = Path(wanted).expanduser()
         if not folder.is_dir():
-            source, revision, file = named_autoencoder(family, wanted)
+            source, revision, file = autoencoder_source(family, wanted)
             folder = fetch(source, revision, patterns=("config.json", file), offline=True)
         files = weight_files(folder, None)
         if not files:
@@ -186,7 +186,7 @@ def shipped_checks() -> list[Check]:
     return [presence_check(f"shipped {name}", partial(look, name)) for name in names]
 
 
-def sae_checks(settings: Sequence[Setting], known: Known, named: str | None) -> list[Check]:
+def sae_checks(settings: Sequence[Setting], known: ModelInfo, named: str | None) -> list[Check]:
     """Check the SAEs of all settings that use them."""
     from riebench.methods.base import get_method
 
@@ -198,7 +198,7 @@ def sae_checks(settings: Sequence[Setting], known: Known, named: str | None) -> 
     return [check for source, wanted in blocks.items() for check in _source_checks(source, tuple(wanted), known)]
 
 
-def _source_checks(source: str | None, blocks: tuple[str, ...], known: Known) -> list[Check]:
+def _source_checks(source: str | None, blocks: tuple[str, ...], known: ModelInfo) -> list[Check]:
     from riebench.saes.sources import SCHEME, download_command, parse_sources
 
     if source is None:
@@ -228,11 +228,11 @@ def _source_checks(source: str | None, blocks: tuple[str, ...], known: Known) ->
 
 def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
     from riebench.saes.files import refuse_pointer
-    from riebench.saes.formats import checkpoint_at, chosen
+    from riebench.saes.formats import checkpoint_at, choose_checkpoints
 
     root = source.locate(offline=True)
     files: list[Path] = []
-    for path in chosen(root, blocks, source.options).values():
+    for path in choose_checkpoints(root, blocks, source.options).values():
         found = checkpoint_at(path, source.options)
         place = found[0].path if found else path
         files += [place] if place.is_file() else [file for file in sorted(place.iterdir()) if file.is_file()]
@@ -242,7 +242,7 @@ def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
 
 
 def scorer_checks(
-    known: Known, scorers: tuple[str | None, str | None], profile: str, weights: Mapping[str, Path]
+    known: ModelInfo, scorers: tuple[str | None, str | None], profile: str, weights: Mapping[str, Path]
 ) -> list[Check]:
     """Check the networks that score.
 
@@ -297,12 +297,12 @@ def _network(networks: Networks, metric: Metric) -> str:
 
 def region_checks(spec: RegionSpec) -> list[Check]:
     """Check the models that find words in pictures."""
-    from riebench.generation.regions.grounding import locate_one
+    from riebench.generation.regions.grounding import locate_model
 
     checks = []
     for option, place in spec.models.items():
         size = MEGABYTES.get(place.partition("@")[0], 0) * 10**6
-        look = partial(locate_one, spec, option, offline=True)
+        look = partial(locate_model, spec, option, offline=True)
         checks.append(presence_check(f"regions {option} {place}", look, nbytes=size))
     return checks
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from riebench.blocks import unit_site
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Branch, Edit, Placed, SiteEdit, Term, position_mean
-from riebench.generation.transfers import Basis, Paired, transfer
-from riebench.methods.base import EditContext, ExampleRuns, Others, Role, method
+from riebench.generation.edits import Branch, Edit, SiteEdit, StaticEdit, Term, position_mean
+from riebench.generation.transfers import Basis, PairedEdit, transfer
+from riebench.methods.base import EditContext, ExampleRuns, OtherExamples, Role, method
 from riebench.methods.ranking import choose
 
 UNIT_BUDGET = 20 * 2**20
@@ -45,7 +45,7 @@ def activation_patch(
             published scripts did before October 2025.
         branch: what happens to the guidance halves.
     """
-    runs = ctx.seen(delete_uses_target).runs
+    runs = ctx.with_deletion_rule(delete_uses_target).runs
     sites: dict[str, SiteEdit] = {
         block: transfer(
             runs.values("target", block), runs.values("source", block),
@@ -75,11 +75,11 @@ def mean_steering(ctx: EditContext, *, branch: Branch = "both") -> Edit:
     for block in ctx.blocks:
         positions = torch.cat([runs.positions("source", block), runs.positions("target", block)]).unique()
         target, source = (position_mean(runs.values(role, block))[:, 0] for role in ROLES)
-        sites[block] = Placed((Term(positions, sized(target - source, runs, block)[:, None]),))
+        sites[block] = StaticEdit((Term(positions, scale_to_updates(target - source, runs, block)[:, None]),))
     return Edit(sites, branch=branch)
 
 
-def sized(vector: Tensor, runs: ExampleRuns, block: str) -> Tensor:
+def scale_to_updates(vector: Tensor, runs: ExampleRuns, block: str) -> Tensor:
     """Scale a vector per step to the length of a block's update vectors.
 
     The result is as long as the root mean square of the source run's: float32 [T, C].
@@ -138,7 +138,7 @@ def neurons(
     Raises:
         RiebenchError: if a block has no feed-forward units.
     """
-    runs = ctx.seen(delete_uses_target).runs
+    runs = ctx.with_deletion_rule(delete_uses_target).runs
     missing = [block for block in ctx.blocks if block not in runs.unit_layers]
     if missing:
         raise RiebenchError(f"the feed-forward units of {', '.join(missing)} were not captured")
@@ -148,11 +148,11 @@ def neurons(
     chosen = {site: (choice.add[site], choice.remove[site]) for site in layers}
     chosen = {site: (add, remove) for site, (add, remove) in chosen.items() if len(add) + len(remove)}
     kept = runs.measure is None and _stored_size(runs, chosen, values, add_only) <= UNIT_BUDGET
-    make = _stored if kept else _beside
+    make = _stored_edit if kept else _paired_edit
     sites: dict[str, SiteEdit] = {
         site: make(runs, site, add, remove, values, add_only) for site, (add, remove) in chosen.items()
     }
-    pair = (runs.example.source, runs.example.target) if make is _beside else None
+    pair = (runs.example.source, runs.example.target) if make is _paired_edit else None
     return Edit(sites, branch=branch, pair=pair)
 
 
@@ -165,7 +165,7 @@ def _stored_size(runs: ExampleRuns, chosen: Mapping[str, tuple[Tensor, Tensor]],
     return numbers * runs.trace.steps_of(next(iter(chosen))) * 4 if chosen else 0
 
 
-def _stored(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
+def _stored_edit(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
     return transfer(
         runs.masked("target", site)[..., add], runs.masked("source", site)[..., remove],
         runs.positions("target", site), runs.positions("source", site),
@@ -173,8 +173,8 @@ def _stored(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: s
     )  # fmt: skip
 
 
-def _beside(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
-    return Paired(runs.positions("target", site), runs.positions("source", site), add, remove, values, add_only)
+def _paired_edit(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
+    return PairedEdit(runs.positions("target", site), runs.positions("source", site), add, remove, values, add_only)
 
 
 @method("concept_steering", access="PAT", needs=("updates", "others"))
@@ -195,13 +195,13 @@ def concept_steering(ctx: EditContext, *, examples: int = 16, branch: Branch = "
     """
     if not examples:
         raise RiebenchError("concept_steering: examples: 0 give no vector; take at least 1")
-    found = _others(ctx).first(examples, "differences", _differences)
+    found = other_examples(ctx).first(examples, "differences", _differences)
     sites: dict[str, SiteEdit] = {}
     for block in ctx.blocks:
         kept = ctx.runs.trace.step_row(block, ctx.runs.rows["source"], 0)
         vector = torch.stack([differences[block] for differences in found]).mean(0).to(kept.device)
         everywhere = torch.arange(kept.shape[0])
-        sites[block] = Placed((Term(everywhere, sized(vector, ctx.runs, block)[:, None]),))
+        sites[block] = StaticEdit((Term(everywhere, scale_to_updates(vector, ctx.runs, block)[:, None]),))
     return Edit(sites, branch=branch)
 
 
@@ -216,7 +216,12 @@ def _differences(runs: ExampleRuns) -> dict[str, Tensor]:
     }
 
 
-def _others(ctx: EditContext) -> Others:
+def other_examples(ctx: EditContext) -> OtherExamples:
+    """Return the other examples of the category.
+
+    Raises:
+        RiebenchError: if they were not made ready.
+    """
     if ctx.runs.others is None:
         raise RiebenchError("the other examples of the category were not made ready")
     return ctx.runs.others

@@ -18,25 +18,36 @@ from torch import Tensor
 
 from riebench.blocks import block_of
 from riebench.errors import RiebenchError, near_match
-from riebench.generation.edits import Edit, Stepwise, Values, positions_of
+from riebench.generation.edits import Edit, StepValues, Values, positions_of
 from riebench.generation.regions.masks import to_grid
 from riebench.generation.trace import Trace
-from riebench.methods.ranking import UnitMeter, means, unit_normalised
+from riebench.methods.ranking import UnitMeter, means, normalise_units
 from riebench.registry import METHODS
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, RegionRule
 
 Role = Literal["source", "target"]
+"""One of the two runs of an example."""
+
+Need = Literal["updates", "saes", "units", "latents", "others"]
+
 T = TypeVar("T")
 
 ROLES: tuple[Role, Role] = ("source", "target")
 
-ENCODED_AT_A_TIME = 256
+BLOCK_NEEDS: frozenset[Need] = frozenset({"updates", "saes", "units"})
+"""Needs that are read from blocks; methods without any of them change no block."""
+ANY_STRENGTH = (-math.inf, math.inf)
+"""Least and largest strength of methods without a limit."""
+PARAMETER_TYPES = (int, float, str, bool, NoneType)
+"""Types of methods' parameters, beside words of a list."""
+
+ENCODE_CHUNK = 256
 """Positions of a long run whose feature values are computed together."""
 
 
-class Others(Protocol):
+class OtherExamples(Protocol):
     """Other examples of the category, in the order of the task file.
 
     See `riebench.runs.references`.
@@ -93,7 +104,7 @@ class ExampleRuns:
     measure: Callable[[ExampleRuns], UnitMeter] | None = None
     rule: RegionRule = "edit"
     latents: Mapping[Role, Tensor] = field(default_factory=dict)
-    others: Others | None = None
+    others: OtherExamples | None = None
     _codes: dict[tuple[Role, str, int], Tensor] = field(default_factory=dict, repr=False)
     _means: dict[tuple[Role, str, int, str], Tensor] = field(default_factory=dict, repr=False)
     _meter: UnitMeter | None = field(default=None, repr=False)
@@ -136,7 +147,7 @@ class ExampleRuns:
             values = kept[positions.to(kept.device)].float()
             return values if columns is None else values[:, columns.to(values.device)]
 
-        return Stepwise(read, (self.trace.steps_of(site), len(positions), self.trace.width_of(site)))
+        return StepValues(read, (self.trace.steps_of(site), len(positions), self.trace.width_of(site)))
 
     def features(self, role: Role, block: str, sae: SparseAutoencoder) -> Values:
         """Compute feature values at the masked positions, [T, P, n].
@@ -148,10 +159,10 @@ class ExampleRuns:
         updates = self.values(role, block)
 
         def read(step: int, columns: Tensor | None) -> Tensor:
-            parts = [sae.contributions(part) for part in updates[step].split(ENCODED_AT_A_TIME)]
+            parts = [sae.contributions(part) for part in updates[step].split(ENCODE_CHUNK)]
             return torch.cat([part if columns is None else part[:, columns] for part in parts])
 
-        return Stepwise(read, (*updates.shape[:2], sae.n))
+        return StepValues(read, (*updates.shape[:2], sae.n))
 
     def feature_means(self, role: Role, block: str, sae: SparseAutoencoder, aggregate: str) -> Tensor:
         """Compute the mean of each feature over the masked positions: float32 [n].
@@ -162,7 +173,7 @@ class ExampleRuns:
             return means(self.codes(role, block, sae), aggregate)
         key = (role, block, id(sae), aggregate)
         if key not in self._means:
-            self._means[key] = _streamed(self.features(role, block, sae), aggregate)
+            self._means[key] = _stream_means(self.features(role, block, sae), aggregate)
         return self._means[key]
 
     def firing_rates(self, role: Role, block: str, sae: SparseAutoencoder) -> Tensor:
@@ -176,7 +187,7 @@ class ExampleRuns:
         if key not in self._means:
             features = self.features(role, block, sae)
             steps, positions, _ = features.shape
-            # Counted, so that equal rates are equal to the bit: the order of ties hangs on it.
+            # Counted as integers, so that equal rates are equal to the bit: the order of ties depends on it.
             live = torch.stack([(features[step] > 0).sum(0) for step in range(steps)]).sum(0)
             self._means[key] = live.float() / max(1, steps * positions)
         return self._means[key]
@@ -187,7 +198,7 @@ class ExampleRuns:
         Each value is divided by the unit's norm there.
         """
         if self.measure is None:
-            return means(unit_normalised(self.masked(role, site)), aggregate)
+            return means(normalise_units(self.masked(role, site)), aggregate)
         if self._meter is None:
             self._meter = self.measure(self)
         return self._meter.mean(ROLES.index(role), site, aggregate)
@@ -198,29 +209,6 @@ class ExampleRuns:
         tensors = [*self._codes.values(), *self._means.values(), *self.latents.values()]
         meter = 0 if self._meter is None else self._meter.nbytes
         return self.trace.nbytes + meter + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _streamed(values: Values, aggregate: str) -> Tensor:
-    """Compute `ranking.means` of values that are read step by step."""
-    if aggregate == "mean":
-        return torch.stack([means(values[step][None]) for step in range(values.shape[0])]).mean(0)
-    return means(values[0][None], aggregate)
-
-
-Need = Literal["updates", "saes", "units", "latents", "others"]
-
-BLOCK_NEEDS: frozenset[Need] = frozenset({"updates", "saes", "units"})
-"""What is read of blocks; methods that need none of it change no block."""
-ANY_STRENGTH = (-math.inf, math.inf)
-PARAMETER_TYPES = (int, float, str, bool, NoneType)
-"""What parameters of methods may be, beside words of a list."""
-
-
-@dataclass(frozen=True)
-class Reuse:
-    """A result that is an existing picture: the source or the target picture."""
-
-    picture: Role
 
 
 @dataclass(frozen=True)
@@ -247,7 +235,7 @@ class EditContext:
             raise RiebenchError(f"no SAE for block {block}; give a folder that has one")
         return self.saes[block]
 
-    def seen(self, delete_uses_target: bool) -> EditContext:
+    def with_deletion_rule(self, delete_uses_target: bool) -> EditContext:
         """Return the context in which a method sees a deletion.
 
         Its target is the target run or, as published before October 2025, the source run once more.
@@ -261,6 +249,13 @@ class EditContext:
         rows: dict[Role, int] = {"source": row, "target": row}
         twice = replace(runs, example=example, rows=rows, _codes={}, _means={}, _meter=None)
         return replace(self, runs=twice)
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """A result that is an existing picture: the source or the target picture."""
+
+    picture: Role
 
 
 @dataclass(frozen=True)
@@ -371,6 +366,13 @@ def method(
         return made
 
     return enter
+
+
+def _stream_means(values: Values, aggregate: str) -> Tensor:
+    """Compute `ranking.means` of values that are read step by step."""
+    if aggregate == "mean":
+        return torch.stack([means(values[step][None]) for step in range(values.shape[0])]).mean(0)
+    return means(values[0][None], aggregate)
 
 
 def get_method(name: str) -> Method:

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from riebench.generation.edits import Branch, Edit, Placed, SiteEdit, Term, scaled
-from riebench.methods.activations import _others
+from riebench.generation.edits import Branch, Edit, SiteEdit, StaticEdit, Term, scale_steps
+from riebench.methods.activations import other_examples
 from riebench.methods.base import EditContext, ExampleRuns, Reuse, Role, method
 from riebench.methods.features import choose_features, feature_transfer
 from riebench.methods.ranking import Choice
@@ -64,11 +64,11 @@ def random_features(
     features: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for block in ctx.blocks:
         add, remove = choice.add[block], choice.remove[block]
-        other_add = _alike(ctx, block, "target", add, torch.cat([add, remove]), generator)
-        other_remove = _alike(ctx, block, "source", remove, torch.cat([add, remove, other_add]), generator)
+        other_add = _draw_similar(ctx, block, "target", add, torch.cat([add, remove]), generator)
+        other_remove = _draw_similar(ctx, block, "source", remove, torch.cat([add, remove, other_add]), generator)
         wanted = feature_transfer(ctx, block, add, remove, values, "target", False)
         drawn = feature_transfer(ctx, block, other_add, other_remove, values, "target", False)
-        sites[block] = _matched(ctx, block, drawn, wanted)
+        sites[block] = _match_norms(ctx, block, drawn, wanted)
         features[block] = (tuple(other_add.tolist()), tuple(other_remove.tolist()))
     return Edit(sites, branch=branch, features=features)
 
@@ -103,71 +103,14 @@ def random_directions(
     sites: dict[str, SiteEdit] = {}
     for block in ctx.blocks:
         wanted = feature_transfer(ctx, block, choice.add[block], choice.remove[block], values, "target", False)
-        blank, steps = _blank(ctx, block), ctx.runs.trace.steps_of(block)
+        blank, steps = _zero_update(ctx, block), ctx.runs.trace.steps_of(block)
         deltas = (wanted.delta(step, blank) for step in range(steps))
         sizes = torch.stack([blank.new_zeros(len(blank)) if one is None else one.norm(dim=-1) for one in deltas])
         positions = sizes.any(0).nonzero().flatten()
         direction = torch.randn(1, blank.shape[1], generator=_generator(ctx, draw, block)).to(blank.device)
         direction = direction / direction.norm()
-        sites[block] = Placed((Term(positions, sizes[:, positions, None], directions=direction),))
+        sites[block] = StaticEdit((Term(positions, sizes[:, positions, None], directions=direction),))
     return Edit(sites, branch=branch)
-
-
-def _alike(
-    ctx: EditContext, block: str, role: Role, features: Tensor, taken: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Draw one live feature of similar firing rate for each given one.
-
-    None is drawn twice: int64 [at most as many].
-    """
-    rate = ctx.runs.firing_rates(role, block, ctx.sae(block)).cpu()
-    free = rate > 0
-    free[taken.cpu()] = False
-    drawn = []
-    for feature in features.tolist():
-        candidates = free.nonzero().flatten()
-        if not len(candidates):
-            break
-        order = (rate[candidates] - rate[feature]).abs().argsort(stable=True)[:NEAREST]
-        pick = int(candidates[order[torch.randint(len(order), (1,), generator=generator)]])
-        free[pick] = False
-        drawn.append(pick)
-    return torch.tensor(drawn, dtype=torch.long, device=features.device)
-
-
-def _matched(ctx: EditContext, block: str, drawn: Placed, wanted: Placed) -> Placed:
-    """Scale `drawn` step by step to the norm of `wanted`.
-
-    Where only one of them is silent, to the whole norm.
-    """
-    blank = _blank(ctx, block)
-    size, goal = (_norms(placed, blank, ctx.runs.trace.steps_of(block)) for placed in (drawn, wanted))
-    live = size > 0
-    factors = torch.where(live, goal / size.where(live, torch.ones_like(size)), torch.zeros_like(size))
-    # Steps at which the drawn features are silent cannot carry their share: the others carry it for them.
-    carried = (factors * size).norm()
-    if carried > 0:
-        factors = factors * goal.norm() / carried
-    return Placed(tuple(_scaled(term, factors) for term in drawn.terms))
-
-
-def _blank(ctx: EditContext, block: str) -> Tensor:
-    kept = ctx.runs.trace.step_row(block, ctx.runs.rows["source"], 0)
-    return torch.zeros(kept.shape, device=kept.device)
-
-
-def _norms(placed: Placed, blank: Tensor, steps: int) -> Tensor:
-    deltas = (placed.delta(step, blank) for step in range(steps))
-    return torch.stack([blank.new_zeros(()) if delta is None else delta.norm() for delta in deltas])
-
-
-def _scaled(term: Term, factors: Tensor) -> Term:
-    return replace(term, values=scaled(term.values, factors))
-
-
-def _generator(ctx: EditContext, draw: int, block: str = "") -> torch.Generator:
-    text = f"riebench-random-v1:{ctx.runs.example.id}:{ctx.runs.seed}:{draw}{block and ':' + block}"
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
 
 @method("wrong_example", access="PAM", needs=("updates", "saes", "others"))
@@ -199,9 +142,66 @@ def wrong_example(
         return choose_features(EditContext(runs, ctx.blocks, ctx.saes), n_features, rank, ranking)
 
     saes = tuple((block, ctx.sae(block).sha256) for block in ctx.blocks)
-    choice = _others(ctx).next(("choice", saes, n_features, rank, ranking), chosen)
+    choice = other_examples(ctx).next(("choice", saes, n_features, rank, ranking), chosen)
     sites: dict[str, SiteEdit] = {
         block: feature_transfer(ctx, block, choice.add[block], choice.remove[block], values, "target", False)
         for block in ctx.blocks
     }
     return Edit(sites, branch=branch, features=choice.lists())
+
+
+def _draw_similar(
+    ctx: EditContext, block: str, role: Role, features: Tensor, taken: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Draw one live feature of similar firing rate for each given one.
+
+    None is drawn twice: int64 [at most as many].
+    """
+    rate = ctx.runs.firing_rates(role, block, ctx.sae(block)).cpu()
+    free = rate > 0
+    free[taken.cpu()] = False
+    drawn = []
+    for feature in features.tolist():
+        candidates = free.nonzero().flatten()
+        if not len(candidates):
+            break
+        order = (rate[candidates] - rate[feature]).abs().argsort(stable=True)[:NEAREST]
+        pick = int(candidates[order[torch.randint(len(order), (1,), generator=generator)]])
+        free[pick] = False
+        drawn.append(pick)
+    return torch.tensor(drawn, dtype=torch.long, device=features.device)
+
+
+def _match_norms(ctx: EditContext, block: str, drawn: StaticEdit, wanted: StaticEdit) -> StaticEdit:
+    """Scale `drawn` step by step to the norm of `wanted`.
+
+    Where only one of them is silent, to the whole norm.
+    """
+    blank = _zero_update(ctx, block)
+    size, goal = (_norms(placed, blank, ctx.runs.trace.steps_of(block)) for placed in (drawn, wanted))
+    live = size > 0
+    factors = torch.where(live, goal / size.where(live, torch.ones_like(size)), torch.zeros_like(size))
+    # Steps at which the drawn features are silent cannot carry their share: the others carry it for them.
+    carried = (factors * size).norm()
+    if carried > 0:
+        factors = factors * goal.norm() / carried
+    return StaticEdit(tuple(_scale_term(term, factors) for term in drawn.terms))
+
+
+def _zero_update(ctx: EditContext, block: str) -> Tensor:
+    kept = ctx.runs.trace.step_row(block, ctx.runs.rows["source"], 0)
+    return torch.zeros(kept.shape, device=kept.device)
+
+
+def _norms(placed: StaticEdit, blank: Tensor, steps: int) -> Tensor:
+    deltas = (placed.delta(step, blank) for step in range(steps))
+    return torch.stack([blank.new_zeros(()) if delta is None else delta.norm() for delta in deltas])
+
+
+def _scale_term(term: Term, factors: Tensor) -> Term:
+    return replace(term, values=scale_steps(term.values, factors))
+
+
+def _generator(ctx: EditContext, draw: int, block: str = "") -> torch.Generator:
+    text = f"riebench-random-v1:{ctx.runs.example.id}:{ctx.runs.seed}:{draw}{block and ':' + block}"
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from riebench.models.families.base import EditingTask
     from riebench.models.loading import LoadedModel
 
-
+Picture = NDArray[np.uint8]
+"""One picture, uint8 [H, W, 3]."""
 Pictures = NDArray[np.uint8]
 """Pictures of one example, one per strength: uint8 [n, H, W, 3]."""
 
@@ -82,8 +83,8 @@ class EditorContext:
 
         It gives other numbers than the noise of the pictures.
 
-        Who edits a given picture does not know the noise that it was made from; made noisy by that very noise, it
-        would be led back to where it came from.
+        An editor of a given picture does not know the noise that it was made from. If that very noise were added, the
+        edit would be led back to the same picture.
 
         Args:
             name: what the noise is for; another name gives other numbers.
@@ -141,7 +142,7 @@ class Editor(Method):
         size = ctx.model.spec.size
         self.check_strengths(ctx.strengths)
         self.check_size(size)
-        made = self._made(ctx, params)
+        made = self._call(ctx, params)
         shape = (len(ctx.strengths), size, size, 3)
         if made.shape != shape or made.dtype != np.uint8:
             raise RiebenchError(
@@ -149,7 +150,7 @@ class Editor(Method):
             )
         return made
 
-    def _made(self, ctx: EditorContext, params: Mapping[str, Any]) -> NDArray[Any]:
+    def _call(self, ctx: EditorContext, params: Mapping[str, Any]) -> NDArray[Any]:
         """Call the function; restore the model and report shortages of memory."""
         model = ctx.model
         try:
@@ -159,7 +160,7 @@ class Editor(Method):
             if not out_of_memory(error):
                 refuse_lost(model.device, error)
                 raise
-        # Out here, what had been made no longer lives on in a traceback when fewer pictures are tried.
+        # Raised outside the handler, so that no traceback keeps the tensors when fewer pictures are tried.
         raise MemoryShortageError(
             f"not enough memory on {model.device} for {len(ctx.strengths)} pictures of {model.spec.size} px by method "
             f"{self.name!r}; use --dtype float16, then --vae fp16-fix or --vae-tiling, or leave this setting out"
@@ -216,12 +217,6 @@ def unchanged(model: LoadedModel) -> Iterator[None]:
         raise RiebenchError("the editor left the model in another number format; load it again without this method")
 
 
-_ROUNDING = 1e-9
-"""0.3 of 20 steps are 6, though 0.3 * 20 may come out a little above."""
-
-Picture = NDArray[np.uint8]
-
-
 @editor("img2img", access="P", strengths=(0.0, 1.0))
 def img2img(ctx: EditorContext, *, steps: int | None = None) -> Pictures:
     """Make the source picture noisy and denoise it with the target prompt.
@@ -257,7 +252,7 @@ def img2img(ctx: EditorContext, *, steps: int | None = None) -> Pictures:
         picture: Picture = ctx.generator.decode(latents)[0]
         return picture
 
-    return _each(ctx, lambda strength: int(total * strength), {0: ctx.pictures["source"]}, make)
+    return _make_each(ctx, lambda strength: int(total * strength), {0: ctx.pictures["source"]}, make)
 
 
 @editor("ledits_pp", access="PV", multiple=32)
@@ -289,7 +284,7 @@ def ledits_pp(
     levels = sorted({float(strength) for strength in ctx.strengths if strength})
     made: dict[float, Picture] = {0.0: ctx.pictures["source"]}
     if levels:
-        pipe = _inverted(ctx, inversion_steps, skip, source_guidance)
+        pipe = _invert(ctx, inversion_steps, skip, source_guidance)
         pipe.batch_size = len(levels)
         pipe.init_latents = pipe.init_latents.expand(len(levels), -1, -1, -1)
         with ctx.model.family.same_condition(ctx.model.denoiser):
@@ -313,7 +308,7 @@ class _Scales:
         return (guidance.float() * scales).to(guidance.dtype)
 
 
-def _inverted(ctx: EditorContext, steps: int, skip: float, source_guidance: float) -> Any:
+def _invert(ctx: EditorContext, steps: int, skip: float, source_guidance: float) -> Any:
     """Return the pipeline, holding the inversion of the source picture."""
     pipe = ctx.pipeline("ledits_pp")
 
@@ -330,7 +325,7 @@ def _inverted(ctx: EditorContext, steps: int, skip: float, source_guidance: floa
     return pipe
 
 
-def _each(
+def _make_each(
     ctx: EditorContext, level: Callable[[float], float], made: dict[Any, Picture], make: Callable[[float], Picture]
 ) -> Pictures:
     """Make a picture per strength; strengths of the same level share one."""
@@ -338,8 +333,3 @@ def _each(
         if level(strength) not in made:
             made[level(strength)] = make(strength)
     return np.stack([made[level(strength)] for strength in ctx.strengths])
-
-
-def _begun(share: float, steps: int) -> int:
-    """Return the number of steps that begin before a share of them is over."""
-    return math.ceil(share * steps - _ROUNDING)

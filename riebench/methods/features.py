@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from riebench.generation.edits import Adaptive, Branch, Edit, Placed, SiteEdit, pick
+from riebench.generation.edits import AdaptiveEdit, Branch, Edit, SiteEdit, StaticEdit, select_columns
 from riebench.generation.transfers import Basis, transfer
 from riebench.methods.base import EditContext, method
 from riebench.methods.ranking import Choice, choose
@@ -47,14 +47,14 @@ def sae(
             published scripts did before October 2025.
         branch: what happens to the guidance halves.
     """
-    ctx = ctx.seen(delete_uses_target)
+    ctx = ctx.with_deletion_rule(delete_uses_target)
     choice = choose_features(ctx, n_features, rank, ranking, shares)
     sites: dict[str, SiteEdit] = {}
     for block in ctx.blocks:
         static = feature_transfer(ctx, block, choice.add[block], choice.remove[block], values, add_at, add_only)
         if adaptive and not add_only:
-            sites[block] = Adaptive(
-                Placed(static.terms[:1]), ctx.runs.positions("source", block), choice.remove[block], ctx.sae(block)
+            sites[block] = AdaptiveEdit(
+                StaticEdit(static.terms[:1]), ctx.runs.positions("source", block), choice.remove[block], ctx.sae(block)
             )
         else:
             sites[block] = static
@@ -89,7 +89,7 @@ def choose_features(ctx: EditContext, count: int, rank: str, ranking: str, share
 
 def feature_transfer(
     ctx: EditContext, block: str, add: Tensor, remove: Tensor, values: str, add_at: str, add_only: bool
-) -> Placed:
+) -> StaticEdit:
     """Build the static change of one block.
 
     Its added features' target values minus its removed ones' source values.
@@ -105,8 +105,8 @@ def feature_transfer(
     """
     autoencoder, runs = ctx.sae(block), ctx.runs
     return transfer(
-        pick(runs.features("target", block, autoencoder), add),
-        pick(runs.features("source", block, autoencoder), remove),
+        select_columns(runs.features("target", block, autoencoder), add),
+        select_columns(runs.features("source", block, autoencoder), remove),
         runs.positions("target", block),
         runs.positions("source", block),
         target_basis=Basis(directions=autoencoder.directions[add]),

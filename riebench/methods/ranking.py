@@ -34,7 +34,56 @@ class Choice:
         return {site: (tuple(self.add[site].tolist()), tuple(self.remove[site].tolist())) for site in self.add}
 
 
-def unit_normalised(values: Tensor) -> Tensor:
+class UnitMeter:
+    """A collector of units, step by step, that keeps only the means for rankings.
+
+    Args:
+        positions: row of the batch, site -> int64 [P], the positions to look at.
+    """
+
+    def __init__(self, positions: Callable[[int, str], Tensor]) -> None:
+        self._positions = positions
+        self._first: dict[tuple[int, str], Tensor] = {}
+        self._sum: dict[tuple[int, str], Tensor] = {}
+        self._steps: dict[tuple[int, str], int] = {}
+
+    def __call__(self, site: str, values: Tensor) -> None:
+        """Add one step of one site, [B, H*W, units]."""
+        for row in range(values.shape[0]):
+            at = values[row][self._positions(row, site).to(values.device)].to(torch.float32)
+            mean = means(normalise_units(at[None]))
+            key = (row, site)
+            self._first.setdefault(key, mean)
+            self._sum[key] = self._sum[key] + mean if key in self._sum else mean
+            self._steps[key] = self._steps.get(key, 0) + 1
+
+    def mean(self, row: int, site: str, aggregate: str) -> Tensor:
+        """Return the mean of each unit, divided by its norm over the positions.
+
+        float32 [units].
+
+        Args:
+            row: which run.
+            site: feed-forward site.
+            aggregate: "first" or "mean", as in `riebench.methods.ranking.means`.
+
+        Raises:
+            RiebenchError: if nothing was taken in for this site, or the aggregate is unknown.
+        """
+        if aggregate not in AGGREGATES:
+            raise RiebenchError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
+        if (row, site) not in self._first:
+            raise RiebenchError(f"the feed-forward units of {site} were not captured")
+        return self._first[row, site] if aggregate == "first" else self._sum[row, site] / self._steps[row, site]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything kept."""
+        tensors = [*self._first.values(), *self._sum.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def normalise_units(values: Tensor) -> Tensor:
     """Divide each unit by its L2 norm over the positions of each step.
 
     Units that are silent stay zero.
@@ -80,10 +129,10 @@ def shares(site_means: Mapping[str, Tensor], *, signed: bool = False, apart: boo
         Zeros if the sum is zero: nothing is live, so nothing has a share.
     """
     parts = list(site_means.values())
-    return torch.cat([_divided(part, signed) for part in (parts if apart else [torch.cat(parts)])])
+    return torch.cat([_divide(part, signed) for part in (parts if apart else [torch.cat(parts)])])
 
 
-def _divided(values: Tensor, signed: bool) -> Tensor:
+def _divide(values: Tensor, signed: bool) -> Tensor:
     total = values.sum() if signed else values.sum().abs()
     return values / total if total != 0 else torch.zeros_like(values)
 
@@ -141,52 +190,3 @@ def _by_site(indices: Tensor, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         chosen[site] = indices[inside] - start
         start += values.numel()
     return chosen
-
-
-class UnitMeter:
-    """A collector of units, step by step, that keeps only the means for rankings.
-
-    Args:
-        positions: row of the batch, site -> int64 [P], the positions to look at.
-    """
-
-    def __init__(self, positions: Callable[[int, str], Tensor]) -> None:
-        self._positions = positions
-        self._first: dict[tuple[int, str], Tensor] = {}
-        self._sum: dict[tuple[int, str], Tensor] = {}
-        self._steps: dict[tuple[int, str], int] = {}
-
-    def __call__(self, site: str, values: Tensor) -> None:
-        """Add one step of one site, [B, H*W, units]."""
-        for row in range(values.shape[0]):
-            at = values[row][self._positions(row, site).to(values.device)].to(torch.float32)
-            mean = means(unit_normalised(at[None]))
-            key = (row, site)
-            self._first.setdefault(key, mean)
-            self._sum[key] = self._sum[key] + mean if key in self._sum else mean
-            self._steps[key] = self._steps.get(key, 0) + 1
-
-    def mean(self, row: int, site: str, aggregate: str) -> Tensor:
-        """Return the mean of each unit, divided by its norm over the positions.
-
-        float32 [units].
-
-        Args:
-            row: which run.
-            site: feed-forward site.
-            aggregate: "first" or "mean", as in `riebench.methods.ranking.means`.
-
-        Raises:
-            RiebenchError: if nothing was taken in for this site, or the aggregate is unknown.
-        """
-        if aggregate not in AGGREGATES:
-            raise RiebenchError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
-        if (row, site) not in self._first:
-            raise RiebenchError(f"the feed-forward units of {site} were not captured")
-        return self._first[row, site] if aggregate == "first" else self._sum[row, site] / self._steps[row, site]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything kept."""
-        tensors = [*self._first.values(), *self._sum.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -24,28 +24,29 @@ ASSETS = package_folder() / "toyworld" / "assets"
 MANIFEST = "manifest.json"
 """Name of the list of hashes inside `ASSETS`."""
 
-HOW_TO_MEND = "reinstall the package or, in a checkout, `git checkout -- riebench/toyworld/assets`"
+REPAIR_HINT = "reinstall the package or, in a checkout, `git checkout -- riebench/toyworld/assets`"
+"""Advice at the end of every error message about shipped files."""
 
 
 class AssetError(RiebenchError):
     """A shipped file is missing, or is not the file that was shipped."""
 
 
-class Entry(TypedDict):
+class ManifestEntry(TypedDict):
     """One file in the manifest."""
 
     sha256: str
     size: int
 
 
-def compute_manifest(root: Path = ASSETS) -> dict[str, Entry]:
+def compute_manifest(root: Path = ASSETS) -> dict[str, ManifestEntry]:
     """Compute the hash and the size of every file below a folder.
 
     Keys are paths relative to `root` with forward slashes, in alphabetical order.
 
     Hidden files, byte-code folders and the manifest itself are left out.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ManifestEntry] = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         hidden = any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))
@@ -69,7 +70,7 @@ def write_manifest(root: Path = ASSETS) -> Path:
     return path
 
 
-def read_manifest(root: Path = ASSETS) -> dict[str, Entry]:
+def read_manifest(root: Path = ASSETS) -> dict[str, ManifestEntry]:
     """Read the stored manifest.
 
     Raises:
@@ -77,9 +78,9 @@ def read_manifest(root: Path = ASSETS) -> dict[str, Entry]:
     """
     path = root / MANIFEST
     try:
-        entries: dict[str, Entry] = json.loads(path.read_text(encoding="utf-8"))
+        entries: dict[str, ManifestEntry] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AssetError(f"the list of shipped files {path} cannot be read ({error}); {HOW_TO_MEND}") from error
+        raise AssetError(f"the list of shipped files {path} cannot be read ({error}); {REPAIR_HINT}") from error
     return entries
 
 
@@ -100,7 +101,7 @@ def check_folder(name: str, root: Path = ASSETS) -> Path:
     listed = {path: entry for path, entry in manifest.items() if path.startswith(f"{name}/")}
     if not listed:
         known = ", ".join(sorted({path.split("/")[0] for path in manifest if "/" in path}))
-        raise AssetError(f"the toy world ships no {name!r}; shipped: {known or 'nothing'}; {HOW_TO_MEND}")
+        raise AssetError(f"the toy world ships no {name!r}; shipped: {known or 'nothing'}; {REPAIR_HINT}")
     for path, entry in listed.items():
         expected = entry["sha256"]
         try:
@@ -110,7 +111,7 @@ def check_folder(name: str, root: Path = ASSETS) -> Path:
         except OSError as error:
             found = f"unreadable: {error.strerror or error}"
         if found != expected:
-            raise AssetError(f"{root / path} is damaged: expected sha256 {expected}, found {found}; {HOW_TO_MEND}")
+            raise AssetError(f"{root / path} is damaged: expected sha256 {expected}, found {found}; {REPAIR_HINT}")
     return root / name
 
 

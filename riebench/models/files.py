@@ -22,8 +22,9 @@ from riebench.utils.weights import tensor_names
 INDEX = "model_index.json"
 AUTOENCODER_FILE = "diffusion_pytorch_model.safetensors"
 FP16 = "fp16"
-"""How hubs mark the half-precision copy of a file."""
+"""Mark of the half-precision copy of a file on hubs."""
 NOT_FULL = ("*.fp16.*", "*.fp16-*", "*.non_ema*", "*.bf16.*")
+"""Patterns of weight files that are not the full-precision ones."""
 
 
 def weight_patterns(parts: Iterable[str], *, half: bool) -> tuple[str, ...]:
@@ -54,7 +55,7 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
     parts = check_architecture(folder, repo).parts
     if dtype in HALF_DTYPES:
         fetch(repo, folder.name, patterns=weight_patterns(parts, half=True), offline=offline)
-        if _parts_without(folder, parts, half=True) == []:
+        if _missing_parts(folder, parts, half=True) == []:
             return folder
     fetch(repo, folder.name, patterns=weight_patterns(parts, half=False), ignore=NOT_FULL, offline=offline)
     return folder
@@ -75,7 +76,7 @@ def variant(folder: Path, dtype: str, parts: Sequence[str]) -> str | None:
     Raises:
         RiebenchError: if neither kind is complete; names what is missing.
     """
-    missing = {half: _parts_without(folder, parts, half=half) for half in (True, False)}
+    missing = {half: _missing_parts(folder, parts, half=half) for half in (True, False)}
     for half in (True, False) if dtype in HALF_DTYPES else (False, True):
         if not missing[half]:
             return FP16 if half else None
@@ -86,7 +87,7 @@ def variant(folder: Path, dtype: str, parts: Sequence[str]) -> str | None:
     )
 
 
-def _parts_without(folder: Path, parts: Sequence[str], *, half: bool) -> list[str]:
+def _missing_parts(folder: Path, parts: Sequence[str], *, half: bool) -> list[str]:
     return [part for part in parts if not weight_files(folder / part, FP16 if half else None)]
 
 
@@ -121,7 +122,7 @@ def check_folder(folder: Path, which: str | None, shown: str) -> Family:
         for part in family.parts:
             odd = [path.name for path in (folder / part).iterdir() if path.is_file() and "." not in path.name]
             if odd:
-                # diffusers parts the names of all files there at the dot when it looks for a precision.
+                # diffusers splits the names of all files there at the dot when it looks for a precision.
                 raise RiebenchError(f"{shown}: {part}/{odd[0]} has no ending, which diffusers cannot read; move it out")
     return family
 
@@ -182,7 +183,7 @@ def check_single_file(file: Path) -> Family:
     raise refused[0]
 
 
-def named_autoencoder(family: Family, wanted: str) -> tuple[str, str | None, str]:
+def autoencoder_source(family: Family, wanted: str) -> tuple[str, str | None, str]:
     """Return hub id, revision and weights file of the autoencoder that `--vae` names.
 
     Args:
@@ -234,5 +235,5 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _name(folder: Path) -> str:
-    # A hub's snapshot is called by its commit, which says little.
+    # A hub's snapshot folder is named after its commit; the repository's folder says more.
     return str(folder.parent.parent.name if folder.parent.name == "snapshots" else folder)

@@ -17,18 +17,18 @@ from riebench.errors import RiebenchError, near_match
 from riebench.models.families.base import CONFIG_PATTERNS, BatchLayout, Family, family_of_pipeline
 from riebench.models.files import (
     INDEX,
+    autoencoder_source,
     check_folder,
     check_single_file,
     family_of_folder,
     folder_sha256,
     hub_folder,
-    named_autoencoder,
     variant,
     weight_files,
 )
 from riebench.models.placement import out_of_memory, place
 from riebench.models.presets import PRESETS
-from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, model_label, short_name
+from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, offline_mode, split_revision
 from riebench.utils.machine import keep_freed_memory
@@ -150,7 +150,7 @@ def _spec(
         raise RiebenchError(f"--vae-tiling changes nothing at {size} px, which is one tile; leave it out")
     return ModelSpec(
         name=model_label(
-            preset.name if preset else short_name(name),
+            preset.name if preset else source_name(name),
             steps=steps,
             guidance=guidance,
             size=options.size,
@@ -207,7 +207,7 @@ def _from_folder(folder: Path, dtype: str, shown: str) -> Any:
     family = check_folder(folder, which, shown)
     # Without dtype, transformers follows the stored half precision for the text encoders alone.
     formats = {"default": DTYPES[dtype], "vae": torch.float32}
-    pipe = _guarded(
+    pipe = _call_loader(
         shown, family.pipeline_type().from_pretrained, str(folder), dtype=formats, variant=which,
         local_files_only=True, **family.loading_options(),
     )  # fmt: skip
@@ -220,7 +220,7 @@ def _from_folder(folder: Path, dtype: str, shown: str) -> Any:
     return pipe
 
 
-def _guarded(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
+def _call_loader(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
@@ -243,7 +243,7 @@ def _from_single_file(path: Path, dtype: str, config: str | None, offline: bool)
     folder = _config_folder(config, offline)
     options = {"config": str(folder), "local_files_only": True}
     # A pipeline from a single file knows one number format only, so the autoencoder is read apart.
-    vae = _guarded(
+    vae = _call_loader(
         path.name,
         family.autoencoder_type().from_single_file,
         str(path),
@@ -251,7 +251,7 @@ def _from_single_file(path: Path, dtype: str, config: str | None, offline: bool)
         dtype=torch.float32,
         **options,
     )
-    pipe = _guarded(
+    pipe = _call_loader(
         path.name, family.pipeline_type().from_single_file, str(path), dtype=DTYPES[dtype], vae=vae,
         **family.loading_options(), **options,
     )  # fmt: skip
@@ -281,12 +281,12 @@ def _exchange_vae(pipe: Any, family: Family, wanted: str | None, dtype: str, off
     if path.is_dir():
         folder, called = path, f"{path.resolve().name}@{folder_sha256(path)}"
     else:
-        source, revision, weights = named_autoencoder(family, wanted)
+        source, revision, weights = autoencoder_source(family, wanted)
         folder = fetch(source, revision, patterns=("config.json", weights), offline=offline)
         called = f"{source}@{folder.name}"
     for file in weight_files(folder, None):
         tensor_names(file)
-    vae = _guarded(
+    vae = _call_loader(
         wanted, family.autoencoder_type().from_pretrained, str(folder), torch_dtype=torch.float32, local_files_only=True
     )
     denoiser: Any = family.denoiser(pipe)

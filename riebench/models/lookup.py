@@ -16,17 +16,21 @@ from riebench.errors import RiebenchError, near_match
 from riebench.models.families.base import Family, Shape
 from riebench.models.files import INDEX, family_of_folder
 from riebench.models.presets import PRESETS
-from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, short_name
+from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
 
 SCHEDULER = "scheduler/scheduler_config.json"
+"""Path of the scheduler's configuration inside a model folder."""
+
+_UNNAMED = ModelSpec(name="", source="", revision=None, steps=1, guidance=0.0, size=8, dtype="float32")
+"""Placeholder until `look_up` knows all that enters a model's spec."""
 
 
 @dataclass(frozen=True)
-class Known:
+class ModelInfo:
     """A model as far as it is known without its weights.
 
     Attributes:
@@ -48,149 +52,6 @@ class Known:
     file: Path | None = None
     repo: str | None = None
     revision: str | None = None
-
-
-def look_up(
-    name: str,
-    *,
-    steps: int | None = None,
-    guidance: float | None = None,
-    dtype: str | None = None,
-    options: ModelOptions | None = None,
-) -> Known:
-    """Find out what a model's name stands for.
-
-    Args:
-        name: a preset, a folder, a single file or a hub id with or without "@REVISION".
-        steps: instead of the model's own.
-        guidance: likewise.
-        dtype: likewise.
-        options: how it would be loaded.
-
-    Raises:
-        RiebenchError: if the name stands for nothing, or a folder is no model.
-    """
-    preset = PRESETS.get(name)
-    chosen = options or ModelOptions()
-    if dtype is not None and dtype not in FORMATS:
-        raise RiebenchError(f"unknown dtype {dtype!r}{near_match(dtype, FORMATS)}")
-    place = _place(name, preset)
-    if chosen.config is not None and place.file is None:
-        raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
-    usual = _usual_sampling(place, chosen.config)
-    spec = ModelSpec(
-        name=model_label(
-            preset.name if preset else short_name(name), steps=steps, guidance=guidance, size=chosen.size, dtype=dtype,
-            vae=chosen.vae, vae_tiling=chosen.vae_tiling,
-        ),
-        source=place.repo or (preset.spec_source if preset else short_name(name)),
-        revision=place.revision,
-        steps=steps or (preset.steps if preset else usual[0]),
-        guidance=guidance if guidance is not None else preset.guidance if preset else usual[1],
-        size=chosen.size or (preset.size if preset else place.shape.native_size),
-        dtype=dtype or (preset.dtype if preset else "float32"),
-    )  # fmt: skip
-    if chosen.vae_tiling and spec.size <= TILE:
-        raise RiebenchError(f"--vae-tiling changes nothing at {spec.size} px, which is one tile; leave it out")
-    if spec.size % place.shape.vae_factor:
-        raise RiebenchError(f"picture side {spec.size} is no multiple of {place.shape.vae_factor}")
-    return replace(place, spec=spec, preset=preset)
-
-
-_NOWHERE = ModelSpec(name="", source="", revision=None, steps=1, guidance=0.0, size=8, dtype="float32")
-
-
-def _place(name: str, preset: Preset | None) -> Known:
-    if preset is not None and preset.source.startswith(ASSET):
-        from riebench.models.assets import asset_folder
-
-        folder = asset_folder(preset.source.removeprefix(ASSET))
-        return _known(folder, str(folder))
-    path = Path(name).expanduser()
-    if preset is None and path.is_dir():
-        if not (path / INDEX).is_file():
-            raise RiebenchError(f"{path} is no model folder: {INDEX} is missing")
-        return _known(path, str(path))
-    if preset is None and path.is_file():
-        return Known(_NOWHERE, _default_family(), _default_family().full_shape, file=path)
-    if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        known = near_match(name, PRESETS)
-        raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
-    repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
-    folder_here = cached_snapshot(repo, INDEX, revision or None)
-    family = MODEL_FAMILIES.get(preset.family) if preset else _default_family()
-    found = Known(_NOWHERE, family, family.full_shape, folder=folder_here, repo=repo, revision=revision or None)
-    if folder_here is None:
-        return found
-    try:
-        here = _known(folder_here, repo)
-    except RiebenchError:
-        # Half of a download tells nothing; whatever is missing is named by those who look for it.
-        return found
-    return replace(found, family=here.family, shape=here.shape)
-
-
-def _known(folder: Path, shown: str) -> Known:
-    family = family_of_folder(folder, shown)
-    return Known(_NOWHERE, family, family.shape_of_folder(folder), folder=folder)
-
-
-def _default_family() -> Family:
-    family: Family = MODEL_FAMILIES.get(DEFAULT_FAMILY)
-    return family
-
-
-def cached_file(repo: str, name: str, revision: str | None = None) -> Path | None:
-    """Return a file of a repository in the hub's cache, or None if it is not there.
-
-    The network is not asked.
-    """
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(repo, name, revision=revision)
-    except HFValidationError as error:
-        raise RiebenchError(f"{repo!r} is no hub id: {str(error).splitlines()[0]}") from error
-    return Path(found) if isinstance(found, str) else None
-
-
-def cached_snapshot(repo: str, name: str, revision: str | None = None) -> Path | None:
-    """Return the cached snapshot with a file in its root, or None.
-
-    The snapshot lies in the hub's cache; None says that none of the repository holds the file.
-    """
-    found = cached_file(repo, name, revision)
-    return None if found is None else found.parent
-
-
-def _usual_sampling(place: Known, config: str | None) -> tuple[int, float]:
-    """Return the usual steps and guidance of a model.
-
-    Those of a single file are the ones of the model that `--config` names.
-    """
-    if place.file is None:
-        return place.family.usual_sampling(_scheduler(place.folder))
-    if config is None:
-        raise RiebenchError(
-            f"{place.file.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
-            "--config sdxl-base, or the folder of its model"
-        )
-    preset = PRESETS.get(config)
-    if preset is not None:
-        return preset.steps, preset.guidance
-    folder = Path(config).expanduser()
-    return place.family.usual_sampling(_scheduler(folder if folder.is_dir() else None))
-
-
-def _scheduler(folder: Path | None) -> Mapping[str, Any]:
-    if folder is None:
-        return {}
-    try:
-        config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -244,3 +105,143 @@ class ModelRecipe:
             offline=self.offline, options=self.options,
         )  # fmt: skip
         return replace(model, spec=model.spec.with_fixed_noise(self.fixed_noise))
+
+
+def look_up(
+    name: str,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    dtype: str | None = None,
+    options: ModelOptions | None = None,
+) -> ModelInfo:
+    """Find out what a model's name stands for.
+
+    Args:
+        name: a preset, a folder, a single file or a hub id with or without "@REVISION".
+        steps: instead of the model's own.
+        guidance: likewise.
+        dtype: likewise.
+        options: how it would be loaded.
+
+    Raises:
+        RiebenchError: if the name stands for nothing, or a folder is no model.
+    """
+    preset = PRESETS.get(name)
+    chosen = options or ModelOptions()
+    if dtype is not None and dtype not in FORMATS:
+        raise RiebenchError(f"unknown dtype {dtype!r}{near_match(dtype, FORMATS)}")
+    place = _find_files(name, preset)
+    if chosen.config is not None and place.file is None:
+        raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
+    usual = _usual_sampling(place, chosen.config)
+    spec = ModelSpec(
+        name=model_label(
+            preset.name if preset else source_name(name), steps=steps, guidance=guidance, size=chosen.size, dtype=dtype,
+            vae=chosen.vae, vae_tiling=chosen.vae_tiling,
+        ),
+        source=place.repo or (preset.spec_source if preset else source_name(name)),
+        revision=place.revision,
+        steps=steps or (preset.steps if preset else usual[0]),
+        guidance=guidance if guidance is not None else preset.guidance if preset else usual[1],
+        size=chosen.size or (preset.size if preset else place.shape.native_size),
+        dtype=dtype or (preset.dtype if preset else "float32"),
+    )  # fmt: skip
+    if chosen.vae_tiling and spec.size <= TILE:
+        raise RiebenchError(f"--vae-tiling changes nothing at {spec.size} px, which is one tile; leave it out")
+    if spec.size % place.shape.vae_factor:
+        raise RiebenchError(f"picture side {spec.size} is no multiple of {place.shape.vae_factor}")
+    return replace(place, spec=spec, preset=preset)
+
+
+def _find_files(name: str, preset: Preset | None) -> ModelInfo:
+    if preset is not None and preset.source.startswith(ASSET):
+        from riebench.models.assets import asset_folder
+
+        folder = asset_folder(preset.source.removeprefix(ASSET))
+        return _info_of_folder(folder, str(folder))
+    path = Path(name).expanduser()
+    if preset is None and path.is_dir():
+        if not (path / INDEX).is_file():
+            raise RiebenchError(f"{path} is no model folder: {INDEX} is missing")
+        return _info_of_folder(path, str(path))
+    if preset is None and path.is_file():
+        return ModelInfo(_UNNAMED, _default_family(), _default_family().full_shape, file=path)
+    if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        known = near_match(name, PRESETS)
+        raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
+    repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
+    folder_here = cached_snapshot(repo, INDEX, revision or None)
+    family = MODEL_FAMILIES.get(preset.family) if preset else _default_family()
+    found = ModelInfo(_UNNAMED, family, family.full_shape, folder=folder_here, repo=repo, revision=revision or None)
+    if folder_here is None:
+        return found
+    try:
+        here = _info_of_folder(folder_here, repo)
+    except RiebenchError:
+        # Nothing can be read from half a download; the checks of files name what is missing.
+        return found
+    return replace(found, family=here.family, shape=here.shape)
+
+
+def _info_of_folder(folder: Path, shown: str) -> ModelInfo:
+    family = family_of_folder(folder, shown)
+    return ModelInfo(_UNNAMED, family, family.shape_of_folder(folder), folder=folder)
+
+
+def _default_family() -> Family:
+    family: Family = MODEL_FAMILIES.get(DEFAULT_FAMILY)
+    return family
+
+
+def cached_file(repo: str, name: str, revision: str | None = None) -> Path | None:
+    """Return a file of a repository in the hub's cache, or None if it is not there.
+
+    The network is not asked.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, name, revision=revision)
+    except HFValidationError as error:
+        raise RiebenchError(f"{repo!r} is no hub id: {str(error).splitlines()[0]}") from error
+    return Path(found) if isinstance(found, str) else None
+
+
+def cached_snapshot(repo: str, name: str, revision: str | None = None) -> Path | None:
+    """Return the cached snapshot with a file in its root, or None.
+
+    The snapshot lies in the hub's cache; None says that none of the repository holds the file.
+    """
+    found = cached_file(repo, name, revision)
+    return None if found is None else found.parent
+
+
+def _usual_sampling(place: ModelInfo, config: str | None) -> tuple[int, float]:
+    """Return the usual steps and guidance of a model.
+
+    Those of a single file are the ones of the model that `--config` names.
+    """
+    if place.file is None:
+        return place.family.usual_sampling(_scheduler(place.folder))
+    if config is None:
+        raise RiebenchError(
+            f"{place.file.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
+            "--config sdxl-base, or the folder of its model"
+        )
+    preset = PRESETS.get(config)
+    if preset is not None:
+        return preset.steps, preset.guidance
+    folder = Path(config).expanduser()
+    return place.family.usual_sampling(_scheduler(folder if folder.is_dir() else None))
+
+
+def _scheduler(folder: Path | None) -> Mapping[str, Any]:
+    if folder is None:
+        return {}
+    try:
+        config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -69,7 +69,7 @@ def _move(pipe: Any, networks: Sequence[nn.Module], device: str, offload: str) -
         elif offload == "sequential":
             pipe.enable_sequential_cpu_offload(device=device)
         elif torch.device(device).type != "cpu":
-            # It is on the CPU already, and being told so it would warn of float16 there.
+            # The pipeline is on the CPU already; moving it there again would only warn of float16.
             pipe.to(device)
     except (RuntimeError, AssertionError, MemoryError) as error:
         if not out_of_memory(error):

@@ -12,7 +12,12 @@ from riebench.models.families.base import families
 from riebench.models.spec import ASSET, DEFAULT_SCORER, ModelSpec, Preset
 
 SECOND_SCORER = "siglip2-b16"
-"""The independent CLIP beside it: SDXL's own text encoder contains `DEFAULT_SCORER`."""
+"""The independent CLIP beside `DEFAULT_SCORER`, which SDXL's own text encoder contains."""
+
+SCORER_BYTES = {"clip-l14": 1_710_000_000, "siglip2-b16": 1_500_000_000, "dfn-l14": 1_710_000_000}
+"""Scorer -> bytes of its weights, rounded."""
+SAE_BYTES_PER_BLOCK = 4 * (2 * 1280 * 5120 + 1280 + 5120)
+"""Bytes of one SAE with 5120 features on 1280 channels, in float32."""
 
 
 class _Presets(Mapping[str, Preset]):
@@ -50,11 +55,6 @@ def scorer_for(model: ModelSpec) -> str:
     return scorers.get(model.source, DEFAULT_SCORER)
 
 
-def is_shipped(model: ModelSpec) -> bool:
-    """Return whether a model's weights ship with the package, as a preset's."""
-    return any(preset.spec_source == model.source for preset in PRESETS.values() if preset.source.startswith(ASSET))
-
-
 def second_scorer_for(model: ModelSpec) -> str | None:
     """Return the CLIP that scores a model's pictures beside `scorer_for`.
 
@@ -63,10 +63,9 @@ def second_scorer_for(model: ModelSpec) -> str | None:
     return None if is_shipped(model) else SECOND_SCORER
 
 
-SCORER_BYTES = {"clip-l14": 1_710_000_000, "siglip2-b16": 1_500_000_000, "dfn-l14": 1_710_000_000}
-"""Scorer -> bytes of its weights, rounded."""
-SAE_BYTES_PER_BLOCK = 4 * (2 * 1280 * 5120 + 1280 + 5120)
-"""Bytes of one SAE with 5120 features on 1280 channels, in float32."""
+def is_shipped(model: ModelSpec) -> bool:
+    """Return whether a model's weights ship with the package, as a preset's."""
+    return any(preset.spec_source == model.source for preset in PRESETS.values() if preset.source.startswith(ASSET))
 
 
 def sae_bytes_of_width(width: int) -> int:

@@ -28,7 +28,7 @@ FORMATS = ("float32", "float16", "bfloat16")
 """Number formats of a model."""
 HALF_DTYPES = ("float16", "bfloat16")
 ASSET = "asset:"
-"""What the source of a model that ships with the package starts with."""
+"""Prefix of the source of a model that ships with the package."""
 DEFAULT_SCORER = "clip-l14"
 """The CLIP that scores pictures of weights that no preset names."""
 
@@ -47,7 +47,7 @@ class ModelOptions:
         vae_slicing: decodes one picture at a time; above 512 px that is done anyway.
         vae_tiling: decodes in tiles of 512 px, which changes pictures slightly. Part of a run's identity.
         attention: a word of `ATTENTIONS`.
-        channels_last: lays the U-Net's and the autoencoder's convolutions out channels last.
+        channels_last: lays the denoiser's and the autoencoder's convolutions out channels last.
 
     Raises:
         RiebenchError: for an unknown word; names the nearest.
@@ -123,41 +123,6 @@ class Preset:
         return f"riebench/{self.name}" if self.source.startswith(ASSET) else self.source
 
 
-def model_label(
-    name: str, *, steps: int | None = None, guidance: float | None = None, size: int | None = None,
-    dtype: str | None = None, vae: str | None = None, vae_tiling: bool = False,
-) -> str:  # fmt: skip
-    """Return the name of a model's results folder.
-
-    Other settings give other pictures and get a folder of their own.
-
-    Args:
-        name: the preset's name or `short_name`.
-        steps: if not the model's own.
-        guidance: likewise.
-        size: likewise, in pixels.
-        dtype: likewise.
-        vae: the autoencoder put in the place of the model's own, as the user named it.
-        vae_tiling: whether pictures are decoded in tiles.
-    """
-    changes = {"steps": steps, "guidance": guidance, "px": size}
-    parts = [f"{word}{value:g}" for word, value in changes.items() if value is not None]
-    exchanged = [f"vae-{short_name(vae)}"] if vae else []
-    return "-".join([name, *parts, *([dtype] if dtype else []), *exchanged, *(["tiled"] if vae_tiling else [])])
-
-
-def short_name(name_or_path: str) -> str:
-    """Return the name of a folder, file or hub id.
-
-    It is the last part, without file ending and revision.
-    """
-    path = Path(name_or_path).expanduser()
-    # "." and ".." have a name only once resolved; dots inside a folder's name do not begin an ending.
-    if path.is_dir():
-        return path.resolve().name
-    return path.stem if path.is_file() else Path(name_or_path.split("@")[0]).name
-
-
 class ModelSpec(StoredModel):
     """The generating model, as far as it moves pictures."""
 
@@ -174,7 +139,7 @@ class ModelSpec(StoredModel):
     size: int = Field(ge=8)
     """Picture side in pixels."""
     dtype: str
-    """Number format of the U-Net."""
+    """Number format of the denoiser."""
     vae: str | None = None
     """The autoencoder put in the place of the model's own, with its revision or hash; None for the model's own."""
     vae_tiling: bool = False
@@ -201,3 +166,38 @@ class ModelSpec(StoredModel):
         if not label:
             return self
         return self.model_copy(update={"name": f"{self.name}-{label}", "fixed_noise": True})
+
+
+def model_label(
+    name: str, *, steps: int | None = None, guidance: float | None = None, size: int | None = None,
+    dtype: str | None = None, vae: str | None = None, vae_tiling: bool = False,
+) -> str:  # fmt: skip
+    """Return the name of a model's results folder.
+
+    Other settings give other pictures and get a folder of their own.
+
+    Args:
+        name: the preset's name or `source_name`.
+        steps: if not the model's own.
+        guidance: likewise.
+        size: likewise, in pixels.
+        dtype: likewise.
+        vae: the autoencoder put in the place of the model's own, as the user named it.
+        vae_tiling: whether pictures are decoded in tiles.
+    """
+    changes = {"steps": steps, "guidance": guidance, "px": size}
+    parts = [f"{word}{value:g}" for word, value in changes.items() if value is not None]
+    exchanged = [f"vae-{source_name(vae)}"] if vae else []
+    return "-".join([name, *parts, *([dtype] if dtype else []), *exchanged, *(["tiled"] if vae_tiling else [])])
+
+
+def source_name(name_or_path: str) -> str:
+    """Return the name of a folder, file or hub id.
+
+    It is the last part, without file ending and revision.
+    """
+    path = Path(name_or_path).expanduser()
+    # "." and ".." have a name only once resolved; dots inside a folder's name do not begin an ending.
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.is_file() else Path(name_or_path.split("@")[0]).name

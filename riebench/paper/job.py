@@ -18,7 +18,7 @@ from riebench.errors import RiebenchError
 from riebench.models.presets import is_shipped
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.paper.artefact import ArtefactSettings, Row, Scalar, round_row
-from riebench.saes.formats import available, checkpoint_at
+from riebench.saes.formats import checkpoint_at, checkpoints_by_block
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.scoring.profiles import DEFAULT
@@ -312,9 +312,15 @@ def _sae_roots(source: SaeSource, *, offline: bool) -> list[SaeSource]:
     A training of several widths gives each width a root of its own.
     """
     path = source.locate(offline=offline)
-    if not path.is_dir() or checkpoint_at(path, source.options) is not None or available(path, source.options):
+    if (
+        not path.is_dir()
+        or checkpoint_at(path, source.options) is not None
+        or checkpoints_by_block(path, source.options)
+    ):
         return [source]
-    below = [child for child in sorted(path.iterdir()) if child.is_dir() and available(child, source.options)]
+    below = [
+        child for child in sorted(path.iterdir()) if child.is_dir() and checkpoints_by_block(child, source.options)
+    ]
     return [replace(source, place=str(child)) for child in below] or [source]
 
 

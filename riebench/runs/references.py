@@ -123,7 +123,7 @@ class References:
 
 @dataclass(frozen=True)
 class OtherExamples:
-    """The references of one example (see `riebench.methods.base.Others`).
+    """The references of one example (see `riebench.methods.base.OtherExamples`).
 
     Attributes:
         references: the runs of the other examples.
@@ -134,11 +134,11 @@ class OtherExamples:
     work: ExampleWork
 
     def first(self, count: int, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
-        """Look at the first references; see `riebench.methods.base.Others.first`."""
+        """Look at the first references; see `riebench.methods.base.OtherExamples.first`."""
         return self._found(self.references.order(self.work), count, key, look)
 
     def next(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> T:
-        """Look at the next reference; see `riebench.methods.base.Others.next`."""
+        """Look at the next reference; see `riebench.methods.base.OtherExamples.next`."""
         order = self.references.order(self.work)
         at = next((index for index, one in enumerate(order) if one.id == self.work.example.id), 0)
         return self._found(order[at:] + order[:at], 1, key, look)[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from riebench.saes.sae import SparseAutoencoder
 from riebench.tasks.schema import StoredModel
 
-_AT_A_TIME = 8192
+_CHUNK = 8192
 
 
 class SaeFigures(StoredModel):
@@ -48,7 +48,7 @@ class Meter:
 
     def add(self, x: Tensor) -> None:
         """Add positions [P, d] to the sums."""
-        for part in x.float().split(_AT_A_TIME):
+        for part in x.float().split(_CHUNK):
             codes = self._sae.encode(part)
             left_over = part - self._sae.decode(codes, part)
             self._positions += len(part)

@@ -18,14 +18,21 @@ from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
 
 __all__ = [
-    "available", "checkpoint_at", "chosen", "folder_name", "load_sae", "load_saes", "matching", "save_sdxl_unbox",
+    "checkpoint_at",
+    "checkpoints_by_block",
+    "choose_checkpoints",
+    "find_checkpoints",
+    "folder_name",
+    "load_sae",
+    "load_saes",
+    "save_sdxl_unbox",
 ]  # fmt: skip
 
 MAPPING = "mapping"
-_NOTHING = SaeOptions()
+_NO_OPTIONS = SaeOptions()
 
 
-def load_sae(path: Path, options: SaeOptions = _NOTHING) -> SparseAutoencoder:
+def load_sae(path: Path, options: SaeOptions = _NO_OPTIONS) -> SparseAutoencoder:
     """Load one checkpoint, whatever its format.
 
     Args:
@@ -36,7 +43,7 @@ def load_sae(path: Path, options: SaeOptions = _NOTHING) -> SparseAutoencoder:
         RiebenchError: if the format is not known, the checkpoint is damaged, or it contradicts the options.
     """
     sae = _read(path, options)
-    _settle(sae, path, options)
+    _merge_metadata(sae, path, options)
     return sae
 
 
@@ -56,7 +63,7 @@ def _read(path: Path, options: SaeOptions) -> SparseAutoencoder:
     return sae
 
 
-def _settle(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> None:
+def _merge_metadata(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> None:
     """Complete an SAE with the block and signal that its name or the user gives.
 
     Refuses contradictions between the file, its name and the options.
@@ -73,7 +80,7 @@ def _settle(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> None:
 
 
 def load_saes(
-    root: Path, blocks: Iterable[str], *, k: int | None = None, options: SaeOptions = _NOTHING
+    root: Path, blocks: Iterable[str], *, k: int | None = None, options: SaeOptions = _NO_OPTIONS
 ) -> dict[str, SparseAutoencoder]:
     """Load one SAE per block from a root folder.
 
@@ -92,14 +99,14 @@ def load_saes(
         RiebenchError: if a block has no checkpoint, several that k does not tell apart, or one made for another block.
     """
     options = options if k is None else replace(options, k=k)
-    saes = {name: load_sae(path, options) for name, path in chosen(root, blocks, options).items()}
+    saes = {name: load_sae(path, options) for name, path in choose_checkpoints(root, blocks, options).items()}
     for name, sae in saes.items():
         if sae.block not in (None, name):
             raise RiebenchError(f"{root}: the SAE was trained on block {sae.block}, not on {name}")
     return {name: sae.eval() for name, sae in saes.items()}
 
 
-def chosen(root: Path, blocks: Iterable[str], options: SaeOptions = _NOTHING) -> dict[str, Path]:
+def choose_checkpoints(root: Path, blocks: Iterable[str], options: SaeOptions = _NO_OPTIONS) -> dict[str, Path]:
     """Choose the checkpoint of each block; none is read.
 
     A checkpoint's k may be read where several compete for a block.
@@ -114,11 +121,11 @@ def chosen(root: Path, blocks: Iterable[str], options: SaeOptions = _NOTHING) ->
         if len(names) != 1:
             raise RiebenchError(f"{root} is a single SAE, but blocks {', '.join(names)} are asked for; name its root")
         return {names[0]: root}
-    found = available(root, options)
+    found = checkpoints_by_block(root, options)
     return {name: _choose(root, found, name, options) for name in names}
 
 
-def available(root: Path, options: SaeOptions = _NOTHING) -> dict[str, list[Path]]:
+def checkpoints_by_block(root: Path, options: SaeOptions = _NO_OPTIONS) -> dict[str, list[Path]]:
     """Return the checkpoints below a root by block."""
     found: dict[str, list[Path]] = {}
     for child in sorted(root.iterdir()):
@@ -130,7 +137,7 @@ def available(root: Path, options: SaeOptions = _NOTHING) -> dict[str, list[Path
     return found
 
 
-def matching(root: Path, options: SaeOptions, block: str | None = None) -> list[Path]:
+def find_checkpoints(root: Path, options: SaeOptions, block: str | None = None) -> list[Path]:
     """Return every checkpoint that a place holds: itself, or those below it.
 
     Below it, only those of the block and with the k that are asked for.
@@ -140,7 +147,7 @@ def matching(root: Path, options: SaeOptions, block: str | None = None) -> list[
     """
     if checkpoint_at(root, options) is not None or not root.is_dir():
         return [root]
-    found = available(root, options)
+    found = checkpoints_by_block(root, options)
     paths = [path for name, paths in found.items() if block in (None, name) for path in paths]
     wanted = [path for path in paths if options.k is None or _k_of(path, options) == options.k]
     if not wanted:
@@ -148,7 +155,7 @@ def matching(root: Path, options: SaeOptions, block: str | None = None) -> list[
     return wanted
 
 
-def checkpoint_at(path: Path, options: SaeOptions = _NOTHING) -> tuple[Checkpoint, SaeFormat] | None:
+def checkpoint_at(path: Path, options: SaeOptions = _NO_OPTIONS) -> tuple[Checkpoint, SaeFormat] | None:
     """Return the checkpoint at a place or in its `final`, with its format.
 
     None if there is none.
@@ -166,7 +173,7 @@ def checkpoint_at(path: Path, options: SaeOptions = _NOTHING) -> tuple[Checkpoin
 
 def _recognise(checkpoint: Checkpoint) -> SaeFormat | None:
     known = {sae_format.name: sae_format for sae_format in sae_formats()}
-    # What the user explains comes first; files with a name of their own come before a look into nameless ones.
+    # The user's mapping comes first; formats with their own file names come before those recognised by content.
     mapping = known.pop(MAPPING)
     if mapping.fits(checkpoint):
         return mapping

@@ -35,14 +35,16 @@ from riebench.utils.yaml_files import load_yaml
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
 
-
 SCHEME = "hf://"
 _PLACE = re.compile(
     r"hf://(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<subfolder>.+?))?/?"
 )
-_NOTHING = "no such file"
-# Written beside sdxl-unbox checkpoints, sometimes far larger than they, and read by nobody here.
+_NO_FILE = "no such file"
+# Written beside sdxl-unbox checkpoints, sometimes far larger than they, and not read here.
 _IGNORE = ("act_rate.pt", "topk_vals.pt", "topk_indices.pt", "topk_heatmaps.pt", "optimizer.pt")
+
+_LISTS = (".yaml", ".yml", ".json")
+_OPTIONS = ("k", "signal", "mapping", "input_scale", "signed")
 
 
 @dataclass(frozen=True)
@@ -58,94 +60,6 @@ class HubPlace:
     id: str
     revision: str | None = None
     subfolder: str = ""
-
-
-def parse(place: str) -> HubPlace:
-    """Parse "hf://OWNER/NAME[@REVISION][/SUBFOLDER]".
-
-    Raises:
-        RiebenchError: if it is not of that form.
-    """
-    match = _PLACE.fullmatch(place)
-    if match is None:
-        raise RiebenchError(f"{place!r} is no place on the hub; write hf://OWNER/NAME[@REVISION][/SUBFOLDER]")
-    return HubPlace(match["id"], match["revision"], match["subfolder"] or "")
-
-
-def fetch(text: str, options: SaeOptions, *, offline: bool = False) -> Path:
-    """Fetch the files of an SAE, or find them in the cache.
-
-    Args:
-        text: see `parse`.
-        options: a mapping that is given names the weights.
-        offline: never touches the network.
-
-    Returns:
-        The folder (or file) in the hub's cache.
-
-    Raises:
-        RiebenchError: if there is no such repository, revision or subfolder, no access, or no network.
-    """
-    place = parse(text)
-    folder = _snapshot(place, _patterns(options), offline)
-    weights = _mapped_weights(folder / place.subfolder)
-    if weights and not offline:
-        folder = _snapshot(place, [*_patterns(options), *weights], offline)
-    path = folder / place.subfolder
-    if not path.exists():
-        raise RiebenchError(f"{place.id} has no {place.subfolder} with SAE files; look at its file list on the hub")
-    return path
-
-
-def _patterns(options: SaeOptions) -> list[str]:
-    names = [name for one in sae_formats() for name in (*one.needs, *one.fetch)]
-    if options.mapping is not None:
-        named = read_mapping(options.mapping).weights
-        names += [named] if named else ["*.safetensors", "*.pth", "*.bin"]
-    return sorted(set(names))
-
-
-def _mapped_weights(folder: Path) -> list[str]:
-    mappings = [path for name in MAPPINGS for path in folder.rglob(name)] if folder.is_dir() else []
-    return [weights for path in mappings if (weights := read_mapping(path).weights)]
-
-
-def download_command(text: str, options: SaeOptions) -> str:
-    """Return the command line that brings an SAE's files into the hub's cache.
-
-    It brings the files that `fetch_place` would, those of all formats that are read.
-
-    Raises:
-        RiebenchError: as `parse`.
-    """
-    place = parse(text)
-    allow, ignore = _allowed(place, _patterns(options))
-    parts = [f"--include '{pattern}'" for pattern in allow] + [f"--exclude '{pattern}'" for pattern in ignore]
-    return " ".join([f"hf download {place.id}", *([f"--revision {place.revision}"] if place.revision else []), *parts])
-
-
-def _allowed(place: HubPlace, names: list[str]) -> tuple[list[str], list[str]]:
-    inside = f"{place.subfolder}/" if place.subfolder else ""
-    wide = [name for name in names if "*" in name]
-    # A star matches folders, too; names that a wider pattern brings along would only lengthen messages.
-    plain = [f"*{name}" for name in names if not any(fnmatch(name, pattern) for pattern in wide)]
-    allow = [f"{inside}{pattern}" for pattern in (*wide, *plain)]
-    # The place may be a file.
-    return [*allow, *([place.subfolder] if place.subfolder else [])], [f"*{name}" for name in _IGNORE]
-
-
-def _snapshot(place: HubPlace, names: list[str], offline: bool) -> Path:
-    allow, ignore = _allowed(place, names)
-    # Without a network, whatever part of the repository is here will do; the reader says if a file is missing.
-    wanted = [_NOTHING] if offline or is_offline() else allow
-    try:
-        return hub.fetch(place.id, place.revision, patterns=wanted, ignore=ignore, hint_patterns=allow, offline=offline)
-    except RiebenchError as error:
-        raise RiebenchError(f"SAEs: {error}") from error
-
-
-_LISTS = (".yaml", ".yml", ".json")
-_OPTIONS = ("k", "signal", "mapping", "input_scale", "signed")
 
 
 @dataclass(frozen=True)
@@ -169,7 +83,7 @@ class SaeSource:
             RiebenchError: if there is no such place, or the hub does not give it.
         """
         if self.place.startswith(SCHEME):
-            return fetch(self.place, self.options, offline=offline)
+            return fetch_place(self.place, self.options, offline=offline)
         if self.place.startswith(ASSET):
             from riebench.models.assets import asset_folder
 
@@ -213,11 +127,11 @@ def _parse_one(text: str) -> list[SaeSource]:
     if block is None and path.suffix in _LISTS and path.is_file():
         listed = load_yaml(path)
         if "tensors" not in listed:
-            return [_listed(path, key, value) for key, value in listed.items()]
+            return [_source_of_entry(path, key, value) for key, value in listed.items()]
     return [SaeSource(place, block, _options(text, stated))]
 
 
-def _listed(path: Path, block: object, value: object) -> SaeSource:
+def _source_of_entry(path: Path, block: object, value: object) -> SaeSource:
     if not isinstance(block, str) or not isinstance(value, str):
         raise RiebenchError(f"{path}: {block}: write 'BLOCK: PLACE', not {value!r}")
     place, _, stated = value.partition("#")
@@ -337,3 +251,87 @@ def check_width(sae: SparseAutoencoder, block: str, model: LoadedModel) -> None:
             f"the SAE for {block} has width {sae.d}, but {model.spec.name} has {channels} channels there; "
             "give SAEs that were trained on this model"
         )
+
+
+def parse_place(place: str) -> HubPlace:
+    """Parse "hf://OWNER/NAME[@REVISION][/SUBFOLDER]".
+
+    Raises:
+        RiebenchError: if it is not of that form.
+    """
+    match = _PLACE.fullmatch(place)
+    if match is None:
+        raise RiebenchError(f"{place!r} is no place on the hub; write hf://OWNER/NAME[@REVISION][/SUBFOLDER]")
+    return HubPlace(match["id"], match["revision"], match["subfolder"] or "")
+
+
+def fetch_place(text: str, options: SaeOptions, *, offline: bool = False) -> Path:
+    """Fetch the files of an SAE, or find them in the cache.
+
+    Args:
+        text: see `parse_place`.
+        options: a mapping that is given names the weights.
+        offline: never touches the network.
+
+    Returns:
+        The folder (or file) in the hub's cache.
+
+    Raises:
+        RiebenchError: if there is no such repository, revision or subfolder, no access, or no network.
+    """
+    place = parse_place(text)
+    folder = _snapshot(place, _patterns(options), offline)
+    weights = _mapped_weights(folder / place.subfolder)
+    if weights and not offline:
+        folder = _snapshot(place, [*_patterns(options), *weights], offline)
+    path = folder / place.subfolder
+    if not path.exists():
+        raise RiebenchError(f"{place.id} has no {place.subfolder} with SAE files; look at its file list on the hub")
+    return path
+
+
+def download_command(text: str, options: SaeOptions) -> str:
+    """Return the command line that brings an SAE's files into the hub's cache.
+
+    It brings the files that `fetch_place` would, those of all formats that are read.
+
+    Raises:
+        RiebenchError: as `parse_place`.
+    """
+    place = parse_place(text)
+    allow, ignore = _download_filters(place, _patterns(options))
+    parts = [f"--include '{pattern}'" for pattern in allow] + [f"--exclude '{pattern}'" for pattern in ignore]
+    return " ".join([f"hf download {place.id}", *([f"--revision {place.revision}"] if place.revision else []), *parts])
+
+
+def _patterns(options: SaeOptions) -> list[str]:
+    names = [name for one in sae_formats() for name in (*one.needs, *one.fetch)]
+    if options.mapping is not None:
+        named = read_mapping(options.mapping).weights
+        names += [named] if named else ["*.safetensors", "*.pth", "*.bin"]
+    return sorted(set(names))
+
+
+def _mapped_weights(folder: Path) -> list[str]:
+    mappings = [path for name in MAPPINGS for path in folder.rglob(name)] if folder.is_dir() else []
+    return [weights for path in mappings if (weights := read_mapping(path).weights)]
+
+
+def _download_filters(place: HubPlace, names: list[str]) -> tuple[list[str], list[str]]:
+    inside = f"{place.subfolder}/" if place.subfolder else ""
+    wide = [name for name in names if "*" in name]
+    # A star matches folders, too; names that a wider pattern brings along would only lengthen messages.
+    plain = [f"*{name}" for name in names if not any(fnmatch(name, pattern) for pattern in wide)]
+    allow = [f"{inside}{pattern}" for pattern in (*wide, *plain)]
+    # The place may be a file.
+    return [*allow, *([place.subfolder] if place.subfolder else [])], [f"*{name}" for name in _IGNORE]
+
+
+def _snapshot(place: HubPlace, names: list[str], offline: bool) -> Path:
+    allow, ignore = _download_filters(place, names)
+    # Without a network, whatever part of the repository is here will do; the reader says if a file is missing.
+    wanted = [_NO_FILE] if offline or is_offline() else allow
+    try:
+        return hub.fetch(place.id, place.revision, patterns=wanted, ignore=ignore, hint_patterns=allow, offline=offline)
+    except RiebenchError as error:
+        raise RiebenchError(f"SAEs: {error}") from error

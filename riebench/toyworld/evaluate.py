@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from riebench.generation.edits import Edit, Placed, Term
+from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.trace import Trace
 from riebench.models.assets import asset_folder
@@ -237,7 +237,7 @@ def _patch(source: Trace, target: Trace, blocks: Sequence[str], index: int) -> E
     sites = {}
     for block in blocks:
         values = target.row(block, index) - source.row(block, index)
-        sites[block] = Placed((Term(torch.arange(values.shape[1]), values),))
+        sites[block] = StaticEdit((Term(torch.arange(values.shape[1]), values),))
     return Edit(sites)
 
 

@@ -29,7 +29,7 @@ from records import make_key, make_record
 from report_runs import NASTY, make_hostile, read_data
 
 from riebench.errors import MAX_MESSAGE_LENGTH, RiebenchError, TaskFileError, near_match
-from riebench.generation.regions.masks import View, find
+from riebench.generation.regions.masks import View, find_region
 from riebench.report import write_report
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import load_sae
@@ -202,7 +202,9 @@ def test_messages_are_one_printable_line() -> None:
     assert without_negations("not: " * 100_000 + "whole") == "whole"
     assert column_region("not:" * 990 + "cat", "a cat") == "not: " * 990 + "cat"
     for count in (990, 991):
-        assert find("not:" * count + "whole", view(), lambda words, view: np.ones((8, 8), bool)).all() == (count == 990)
+        assert find_region("not:" * count + "whole", view(), lambda words, view: np.ones((8, 8), bool)).all() == (
+            count == 990
+        )
 
 
 def view(side: int = 8) -> View:
@@ -224,7 +226,7 @@ def test_pictures_that_claim_too_much_or_are_something_else(tmp_path: Path) -> N
     for name, words in (("bomb.png", "claims 12000 x 12000"), ("program.png", "no whole picture|its end is missing"),
                         ("half.png", "no whole picture|its end is missing"), ("folder.png", "no file")):  # fmt: skip
         with pytest.raises(RiebenchError, match=words):
-            find(f"file: {name}", view(), lambda words, view: np.ones((8, 8), bool), tmp_path)
+            find_region(f"file: {name}", view(), lambda words, view: np.ones((8, 8), bool), tmp_path)
         with pytest.raises(RiebenchError, match=words):
             read_image(tmp_path / name)
 

@@ -11,7 +11,7 @@ import torch
 from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model
 
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Edit, Placed, Term
+from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import load_model
@@ -26,7 +26,7 @@ SEEDS = [11, 12, 13]
 def push(size: float = 4.0, steps: int = 2) -> Edit:
     """A strong edit of all four blocks."""
     noise = torch.randn(steps, GRID * GRID, CHANNELS, generator=torch.Generator().manual_seed(0))
-    return Edit({block: Placed((Term(torch.arange(GRID * GRID), size * noise),)) for block in BLOCKS})
+    return Edit({block: StaticEdit((Term(torch.arange(GRID * GRID), size * noise),)) for block in BLOCKS})
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
@@ -49,7 +49,7 @@ def test_seeds_and_prompts_matter() -> None:
 def test_edits_of_nothing_give_the_same_picture_bit_for_bit(guidance: float) -> None:
     generator = Generator(tiny_model(guidance=guidance))
     plain = generator.generate(PROMPTS, SEEDS).images
-    empty = Edit({"mid.0": Placed((Term(torch.arange(0), torch.zeros(2, 0, CHANNELS)),))})
+    empty = Edit({"mid.0": StaticEdit((Term(torch.arange(0), torch.zeros(2, 0, CHANNELS)),))})
     edited = generator.generate(PROMPTS, SEEDS, edits=[push().scaled(0), empty, None]).images
     assert np.array_equal(plain, edited)
 
@@ -72,7 +72,7 @@ def test_several_captures_in_one_generation() -> None:
 
 def test_captures_see_edited_values() -> None:
     generator, capture = Generator(tiny_model()), Capture(("mid.0",))
-    edit = Edit({"mid.0": Placed((Term(torch.arange(GRID * GRID), torch.full((2, 1, CHANNELS), 6.0)),))})
+    edit = Edit({"mid.0": StaticEdit((Term(torch.arange(GRID * GRID), torch.full((2, 1, CHANNELS), 6.0)),))})
     plain, edited = (generator.generate(PROMPTS[:1], SEEDS[:1], edits=[e], capture=capture).trace for e in (None, edit))
     change = edited.get("mid.0")[:, 0] - plain.get("mid.0")[:, 0]
     torch.testing.assert_close(change, torch.full_like(change, 6.0), atol=1e-4, rtol=1e-4)

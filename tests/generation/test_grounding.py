@@ -14,8 +14,17 @@ import torch
 from tiny_regions import detector_processor, segmenter_processor, tiny_clipseg, tiny_detector, tiny_segmenter
 
 from riebench.errors import RiebenchError
-from riebench.generation.regions.grounding import ClipSeg, GroundedSam, Network, caption, celled, load, locate, widened
-from riebench.generation.regions.masks import TINT, View, find, mask_overlay, overlay, to_grid
+from riebench.generation.regions.grounding import (
+    ClipSeg,
+    GroundedSam,
+    Network,
+    caption,
+    load,
+    locate,
+    reduce_to_cells,
+    widen_mask,
+)
+from riebench.generation.regions.masks import TINT, View, find_region, mask_overlay, overlay, to_grid
 from riebench.generation.regions.options import ClipSegOptions, GroundedSamOptions, parse_regions
 from riebench.tasks.masks import RegionMasks
 
@@ -126,11 +135,11 @@ def test_the_published_widening_and_cells_on_known_boxes() -> None:
     # One pixel in the middle of a cell's 8 x 8 pixels that count, widened to 31 x 31, touches no other cell.
     speck = np.zeros((512, 512), dtype=bool)
     speck[5 * 32 + 15, 9 * 32 + 15] = True
-    assert np.argwhere(celled(widened(speck, 31), 32)).tolist() == [[5, 9]]
-    assert np.argwhere(widened(speck, 31)).min(0).tolist() == [5 * 32, 9 * 32]
-    assert widened(speck, 31).sum() == 31 * 31
-    assert not celled(np.zeros((512, 512), dtype=bool), 32).any()
-    assert celled(np.ones((512, 512), dtype=bool), 32).shape == (16, 16)
+    assert np.argwhere(reduce_to_cells(widen_mask(speck, 31), 32)).tolist() == [[5, 9]]
+    assert np.argwhere(widen_mask(speck, 31)).min(0).tolist() == [5 * 32, 9 * 32]
+    assert widen_mask(speck, 31).sum() == 31 * 31
+    assert not reduce_to_cells(np.zeros((512, 512), dtype=bool), 32).any()
+    assert reduce_to_cells(np.ones((512, 512), dtype=bool), 32).shape == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +153,12 @@ def test_the_published_widening_and_cells_on_known_boxes() -> None:
 def test_cells_are_those_of_the_published_reduction(seed: int, expected: str) -> None:
     # Computed once with OpenCV 5.0: GaussianBlur 31 x 31, sigma 31 / 6, above 0; resize to 16 x 16 with
     # INTER_LANCZOS4, above 0.
-    assert np.packbits(celled(widened(blobs(seed, 512), 31), 32)).tobytes().hex() == expected
+    assert np.packbits(reduce_to_cells(widen_mask(blobs(seed, 512), 31), 32)).tobytes().hex() == expected
 
 
 def test_each_mask_is_reduced_before_they_are_joined() -> None:
     provider = grounded([(0.5, A), (0.5, C)], widen=3, cell=16)
-    parts = [celled(widened(rectangle(box), 3), 16) for box in (A, C)]
+    parts = [reduce_to_cells(widen_mask(rectangle(box), 3), 16) for box in (A, C)]
     mask = provider("house", view())
     assert np.array_equal(to_grid(mask, (4, 4)).numpy(), parts[0] | parts[1])
     # The stored mask is the cells themselves, so that blocks on that grid see exactly those.
@@ -159,9 +168,9 @@ def test_each_mask_is_reduced_before_they_are_joined() -> None:
 def test_other_forms_of_regions_work_with_it() -> None:
     asked: list[str] = []
     provider = GroundedSam(GroundedSamOptions(widen=1, cell=0), detections([(0.5, A)], asked), filled_boxes())
-    assert np.array_equal(find("not: house", view(), provider), ~rectangle(A))
-    assert np.array_equal(find("background", view(), provider), ~rectangle(A))
-    assert find("whole", view(), provider).all()
+    assert np.array_equal(find_region("not: house", view(), provider), ~rectangle(A))
+    assert np.array_equal(find_region("background", view(), provider), ~rectangle(A))
+    assert find_region("whole", view(), provider).all()
     assert asked == ["house.", "foreground."]
 
 
@@ -214,7 +223,7 @@ def test_clipseg_covers_what_is_likely() -> None:
     network = Network(lambda **inputs: SimpleNamespace(logits=logits), processor, CPU)
     mask = ClipSeg(ClipSegOptions(), network)("house", view())
     assert mask[: SIDE // 2].all() and not mask[SIDE // 2 :].any()
-    assert not find("background", view(), ClipSeg(ClipSegOptions(), network))[: SIDE // 2].any()
+    assert not find_region("background", view(), ClipSeg(ClipSegOptions(), network))[: SIDE // 2].any()
     assert asked == [["house"], ["foreground"]]
 
 

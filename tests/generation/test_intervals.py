@@ -12,9 +12,9 @@ from tiny import CHANNELS, tiny_model, tiny_saes
 from unet_calls import POSITIONS, call_unet, push
 
 from riebench.errors import RiebenchError, TaskFileError
-from riebench.generation.edits import Adaptive, Edit, Placed
+from riebench.generation.edits import AdaptiveEdit, Edit, StaticEdit
 from riebench.generation.trace import intervene
-from riebench.generation.transfers import Paired
+from riebench.generation.transfers import PairedEdit
 from riebench.jobs.request import RunRequest
 from riebench.runs import engines
 from riebench.saes.sae import SparseAutoencoder
@@ -95,14 +95,14 @@ def test_the_option_reaches_settings_that_change_steps() -> None:
         RunRequest(settings=("sae",), edit_steps="half", limit=1).plan()
 
 
-def adaptive() -> Adaptive:
+def adaptive() -> AdaptiveEdit:
     """Adds, and takes away what is there."""
     torch.manual_seed(1)
     sae = SparseAutoencoder(
         torch.randn(12, CHANNELS), torch.randn(12, CHANNELS), torch.zeros(CHANNELS), torch.zeros(CHANNELS),
         torch.zeros(12), activation="relu",
     )  # fmt: skip
-    return Adaptive(push(steps=3), torch.arange(POSITIONS), torch.tensor([2, 7]), sae)
+    return AdaptiveEdit(push(steps=3), torch.arange(POSITIONS), torch.tensor([2, 7]), sae)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def adaptive() -> Adaptive:
         ("mid.0", push(steps=3)),
         ("mid.0", adaptive()),
         ("mid.res.1", push(steps=3)),
-        ("mid.0.ff.0", Paired(torch.arange(9), torch.arange(POSITIONS), torch.tensor([1, 5]), torch.tensor([3]))),
+        ("mid.0.ff.0", PairedEdit(torch.arange(9), torch.arange(POSITIONS), torch.tensor([1, 5]), torch.tensor([3]))),
     ],
 )
-def test_calls_outside_the_interval_are_the_unedited_ones_bit_for_bit(site: str, change: Placed) -> None:
+def test_calls_outside_the_interval_are_the_unedited_ones_bit_for_bit(site: str, change: StaticEdit) -> None:
     plain = call_unet()
     edit = Edit({site: change}, window=(1, 2), strength=4.0)
     with intervene(tiny_model().denoiser, [edit, None], pairs={0: (0, 1)}):

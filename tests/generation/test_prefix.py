@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.sdxl.counting import shares_before
 from riebench.blocks import module_path
-from riebench.generation.edits import Edit, LatentChange, Placed, Term, TextChange
+from riebench.generation.edits import Edit, LatentChange, StaticEdit, Term, TextChange
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.prefix import Cut, Prefix, PrefixPlan, changes, shared_cut
 from riebench.models.families.sdxl.names import BLOCKS
@@ -49,7 +49,7 @@ def push(*sites: str, window: tuple[int, int] | None = None, size: float = 6.0) 
         site: Term(torch.arange(grid[site]), size * torch.randn(STEPS, grid[site], width, generator=generator))
         for site, width in widths.items()
     }
-    return Edit({site: Placed((term,)) for site, term in terms.items()}, window=window)
+    return Edit({site: StaticEdit((term,)) for site, term in terms.items()}, window=window)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error() -> None:
     generator, source = source_run(0.0)
     unet = generator.model.denoiser
     before = generator.generate(PROMPTS, SEEDS).images
-    wrong = Edit({"up.0.1": Placed((Term(torch.arange(GRID * GRID), torch.ones(1, 1, 3)),))})
+    wrong = Edit({"up.0.1": StaticEdit((Term(torch.arange(GRID * GRID), torch.ones(1, 1, 3)),))})
     with pytest.raises(RuntimeError):
         generator.generate(PROMPTS, SEEDS, edits=[wrong] * 2, prefixes=[prefix_of(source)])
     assert not any("forward" in module.__dict__ or module._forward_hooks for module in unet.modules())

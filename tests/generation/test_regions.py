@@ -16,11 +16,11 @@ from riebench.errors import MissingWordsError, RiebenchError
 from riebench.generation.regions.masks import (
     View,
     attention_regions,
-    bright,
     enlarge,
-    find,
+    find_region,
     make_masks,
     needs_attention,
+    split_otsu,
     to_grid,
 )
 from riebench.tasks.masks import RegionMasks, from_run_lengths, run_lengths
@@ -50,31 +50,31 @@ def cells(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> list[int]:
 
 
 def test_words_are_where_the_model_looks_at_them() -> None:
-    assert cells(find("house", view(6), attention_regions)) == [6]
-    assert cells(find("red", view(6), attention_regions)) == [0, 1, 2, 3]
-    assert find("house", view(6), attention_regions).sum() == (SIDE // GRID) ** 2
+    assert cells(find_region("house", view(6), attention_regions)) == [6]
+    assert cells(find_region("red", view(6), attention_regions)) == [0, 1, 2, 3]
+    assert find_region("house", view(6), attention_regions).sum() == (SIDE // GRID) ** 2
     with pytest.raises(RiebenchError, match="no words 'boat'"):
-        find("boat", view(6), attention_regions)
+        find_region("boat", view(6), attention_regions)
 
 
 def test_complements_background_and_whole() -> None:
-    assert find("whole", view(6), attention_regions).all()
-    assert cells(find("not: house", view(6), attention_regions)) == [i for i in range(16) if i != 6]
-    assert cells(find("background", view(6), attention_regions)) == [i for i in range(4, 16) if i != 6]
-    assert not find("not: whole", view(6), attention_regions).any()
+    assert find_region("whole", view(6), attention_regions).all()
+    assert cells(find_region("not: house", view(6), attention_regions)) == [i for i in range(16) if i != 6]
+    assert cells(find_region("background", view(6), attention_regions)) == [i for i in range(4, 16) if i != 6]
+    assert not find_region("not: whole", view(6), attention_regions).any()
 
 
 def test_mask_files(tmp_path: Path) -> None:
     picture = np.zeros((SIDE * 2, SIDE * 2), np.uint8)
     picture[: SIDE // 2] = 255
     Image.fromarray(picture).save(tmp_path / "m.png")
-    mask = find(f"file:{tmp_path / 'm.png'}", view(0), attention_regions)
+    mask = find_region(f"file:{tmp_path / 'm.png'}", view(0), attention_regions)
     assert mask.shape == (SIDE, SIDE) and mask[: SIDE // 4].all() and not mask[SIDE // 4 :].any()
-    assert np.array_equal(find("not: file:m.png", view(0), attention_regions, tmp_path), ~mask)
+    assert np.array_equal(find_region("not: file:m.png", view(0), attention_regions, tmp_path), ~mask)
     masks = make_masks("delete", "file: m.png", "whole", view(0), view(0), "attention", tmp_path)
     assert np.array_equal(masks.source, mask) and np.array_equal(masks.target, mask)
     with pytest.raises(RiebenchError, match=r"absent.png cannot be read"):
-        find("file: absent.png", view(0), attention_regions)
+        find_region("file: absent.png", view(0), attention_regions)
 
 
 @pytest.mark.parametrize(("rule", "source", "target"), [("edit", 5, 9), ("add", 9, 9), ("delete", 5, 5)])
@@ -99,8 +99,8 @@ def test_what_the_prompt_does_not_name_is_for_providers_that_look() -> None:
         seen.append(words)
         return np.eye(SIDE, dtype=bool)
 
-    assert find("seen: roof", view(6), looking).sum() == SIDE
-    assert find("not: seen:  roof", view(6), looking).sum() == SIDE * (SIDE - 1)
+    assert find_region("seen: roof", view(6), looking).sum() == SIDE
+    assert find_region("not: seen:  roof", view(6), looking).sum() == SIDE * (SIDE - 1)
     assert seen == ["roof", "roof"]
 
 
@@ -122,12 +122,12 @@ def test_only_words_need_attention() -> None:
     assert all(needs_attention([region]) for region in ("house", "background", "not: house", "seen: roof"))
     blind = View("red house", view(0).image, None, (1, 1), lambda words: [1])
     with pytest.raises(RiebenchError, match="was not captured"):
-        find("house", blind, attention_regions)
+        find_region("house", blind, attention_regions)
 
 
 def test_two_classes_are_split_where_they_part() -> None:
-    assert bright(torch.tensor([0.1, 0.9, 0.12, 0.8])).tolist() == [False, True, False, True]
-    assert not bright(torch.full((5,), 0.2)).any()
+    assert split_otsu(torch.tensor([0.1, 0.9, 0.12, 0.8])).tolist() == [False, True, False, True]
+    assert not split_otsu(torch.full((5,), 0.2)).any()
 
 
 @given(st.lists(st.booleans(), min_size=12, max_size=12))

@@ -15,7 +15,7 @@ from unet_calls import POSITIONS, call_unet, push, unet_input
 
 from riebench import blocks
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Adaptive, Branch, Edit, Placed, Term
+from riebench.generation.edits import AdaptiveEdit, Branch, Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.trace import capture, intervene
 from riebench.models.families.base import Half
@@ -174,8 +174,8 @@ def test_each_row_gets_its_own_edit() -> None:
     "edit",
     [
         Edit({"mid.0": push()}, strength=0.0),
-        Edit({"mid.0": Placed(())}),
-        Edit({"mid.0": Placed((Term(torch.arange(0), torch.zeros(1, 0, CHANNELS)),))}),
+        Edit({"mid.0": StaticEdit(())}),
+        Edit({"mid.0": StaticEdit((Term(torch.arange(0), torch.zeros(1, 0, CHANNELS)),))}),
         Edit({}),
     ],
 )
@@ -215,7 +215,7 @@ def test_sites_of_an_edit_go_by_any_of_their_names(name: str) -> None:
 
 def test_positions_are_row_major() -> None:
     unet = tiny_model().denoiser
-    edit = Edit({"mid.0": Placed((Term(torch.tensor([GRID + 2]), torch.full((1, 1, CHANNELS), 3.0)),))})
+    edit = Edit({"mid.0": StaticEdit((Term(torch.tensor([GRID + 2]), torch.full((1, 1, CHANNELS), 3.0)),))})
     with capture(unet, ["mid.0"]) as plain:
         call_unet(1)
     with intervene(unet, [edit]), capture(unet, ["mid.0"]) as edited:
@@ -249,7 +249,7 @@ def test_adaptive_edit_removes_what_is_there_now() -> None:
         torch.zeros(12), activation="relu",
     )  # fmt: skip
     features = torch.tensor([2, 7])
-    edit = Edit({"mid.0": Adaptive(Placed(()), torch.arange(POSITIONS), features, sae)})
+    edit = Edit({"mid.0": AdaptiveEdit(StaticEdit(()), torch.arange(POSITIONS), features, sae)})
     unet = tiny_model().denoiser
     with capture(unet, ["mid.0"]) as plain:
         call_unet(1)

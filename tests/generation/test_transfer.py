@@ -13,7 +13,7 @@ from tiny import CHANNELS, GRID, SIZE, tiny_folder, tiny_model, tiny_saes
 from torch import Tensor
 from unet_calls import unet_input
 
-from riebench.generation.edits import Branch, Edit, Placed
+from riebench.generation.edits import Branch, Edit, StaticEdit
 from riebench.generation.trace import Trace, capture, intervene
 from riebench.methods.base import EditContext, ExampleRuns, get_method
 from riebench.models.loading import load_model
@@ -90,7 +90,7 @@ def test_every_step_gets_what_its_own_step_of_the_traces_says(
     plain = calls(steps)
     static = make_edit(name.removesuffix(" beside") if name != "adaptive" else "sae", steps, plain, "both")
     site, placed = next(iter(static.sites.items()))
-    assert isinstance(placed, Placed)
+    assert isinstance(placed, StaticEdit)
     width = CHANNELS if site == "mid.0" else 4 * CHANNELS
     expected = 2.0 * placed.dense(steps, POSITIONS, width)
     assert all(step.any() for step in expected) and (steps == 1 or not torch.equal(expected[0], expected[-1]))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from riebench.generation.edits import Edit, Placed
+from riebench.generation.edits import Edit, StaticEdit
 from riebench.generation.trace import Trace
 from riebench.methods.base import EditContext, ExampleRuns, get_method
 from riebench.saes.sae import SparseAutoencoder
@@ -59,5 +59,5 @@ def edit_of(name: str, ctx: EditContext, **params: Any) -> Edit:
 def dense(edit: Edit, site: str, width: int = CHANNELS) -> torch.Tensor:
     """Return the change that an edit makes at a site, [T, positions, width]."""
     placed = edit.sites[site]
-    assert isinstance(placed, Placed)
+    assert isinstance(placed, StaticEdit)
     return placed.dense(STEPS, POSITIONS, width)

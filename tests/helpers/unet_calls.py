@@ -8,7 +8,7 @@ import torch
 from tiny import CHANNELS, GRID, tiny_model
 from torch import Tensor
 
-from riebench.generation.edits import Placed, Term
+from riebench.generation.edits import StaticEdit, Term
 
 POSITIONS = GRID * GRID
 
@@ -35,6 +35,6 @@ def call_unet(batch: int = 2, guided: bool = False) -> Tensor:
     return output
 
 
-def push(width: int = CHANNELS, steps: int = 1, size: float = 5.0) -> Placed:
+def push(width: int = CHANNELS, steps: int = 1, size: float = 5.0) -> StaticEdit:
     """Return an edit that adds the same vector at every position."""
-    return Placed((Term(torch.arange(POSITIONS), torch.full((steps, 1, width), size)),))
+    return StaticEdit((Term(torch.arange(POSITIONS), torch.full((steps, 1, width), size)),))

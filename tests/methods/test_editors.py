@@ -22,7 +22,15 @@ from riebench.generation.hooks import Hooks
 from riebench.methods.base import get_method
 from riebench.methods.check import check_setting
 from riebench.methods.editors import Editor, EditorContext, Pictures, unchanged
-from riebench.methods.prompt_to_prompt import Alignment, Injection, Reading, _Injecting, align, inject, read
+from riebench.methods.prompt_to_prompt import (
+    Alignment,
+    Injection,
+    PromptTokens,
+    _InjectionProcessor,
+    align,
+    inject,
+    read_tokens,
+)
 from riebench.models.families.base import BatchLayout
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.spec import ModelOptions
@@ -194,7 +202,7 @@ def test_injected_attention_is_what_the_maps_say(text: bool, refined: bool, guid
     hidden, words = torch.randn(rows, 9, 8), torch.randn(rows, 5, 6) if text else None
     hooks = Hooks(layer, BatchLayout(guided))
     hooks.calls = 1
-    layer.set_processor(_Injecting(AttnProcessor(), injection, hooks, text=text))
+    layer.set_processor(_InjectionProcessor(AttnProcessor(), injection, hooks, text=text))
     found = layer(hidden, words)
 
     seen = hidden if words is None else words
@@ -234,7 +242,7 @@ def test_injection_refuses_other_layers_and_batches_and_puts_the_processors_back
     odd = Attention(8, heads=2, dim_head=4, residual_connection=True)
     hooks = Hooks(odd, BatchLayout(False))
     hooks.calls = 1
-    odd.set_processor(_Injecting(AttnProcessor(), Injection((1,), (1,)), hooks, text=True))
+    odd.set_processor(_InjectionProcessor(AttnProcessor(), Injection((1,), (1,)), hooks, text=True))
     with pytest.raises(RiebenchError, match="U-Nets like SDXL's only"):
         odd(torch.randn(2, 9, 8))
 
@@ -242,24 +250,24 @@ def test_injection_refuses_other_layers_and_batches_and_puts_the_processors_back
 def test_words_of_equally_many_tokens_are_replaced_others_refined() -> None:
     pipe = tiny_model(2).pipe
     tokenizers = (pipe.tokenizer, pipe.tokenizer_2)
-    source = read(tokenizers, "a Red house ")
+    source = read_tokens(tokenizers, "a Red house ")
     # One letter is one token here.
-    assert source == Reading(("a", "red", "house"), (1, 3, 5), 77)
+    assert source == PromptTokens(("a", "red", "house"), (1, 3, 5), 77)
     assert (source.end, source.positions(1, 2)) == (10, [2, 3, 4])
-    replaced = align(source, read(tokenizers, "a red mouse"))
+    replaced = align(source, read_tokens(tokenizers, "a red mouse"))
     assert replaced.kind == "replacement" and torch.equal(replaced.moved, torch.eye(77)) and not replaced.kept.any()
-    refined = align(source, read(tokenizers, "a tall red boat"))
+    refined = align(source, read_tokens(tokenizers, "a tall red boat"))
     words = [(0, 0), (1, 1), (2, 6), (3, 7), (4, 8)]
     # The end token and what pads the text follow the last words: at 10 and 13 here.
     assert refined.pairs == (*words, *((10 + i, 13 + i) for i in range(64)))
     assert refined.kept.nonzero().flatten().tolist() == [2, 3, 4, 5, 9, 10, 11, 12]
-    shorter = align(read(tokenizers, "a tall red boat"), source)
+    shorter = align(read_tokens(tokenizers, "a tall red boat"), source)
     assert shorter.pairs[-1] == (76, 73) and shorter.kept[74:].all()
     # A word moved elsewhere is a word taken out and one put in.
-    assert align(source, read(tokenizers, "red a house")).kind == "refinement"
+    assert align(source, read_tokens(tokenizers, "red a house")).kind == "refinement"
     with pytest.raises(RiebenchError, match="equally many tokens, not 5 and 4"):
-        align(source, read(tokenizers, "a red boat"), "replacement")
-    long = read(tokenizers, "house " * 30)
+        align(source, read_tokens(tokenizers, "a red boat"), "replacement")
+    long = read_tokens(tokenizers, "house " * 30)
     assert long.end <= 76 and sum(long.counts) == 75
 
 
@@ -271,9 +279,9 @@ def test_prompts_that_the_two_tokenizers_divide_differently_are_refused() -> Non
         CLIPTokenizer(vocab=vocabulary, merges=[("!", ",</w>")], model_max_length=77, pad_token=pad)
         for pad in ("<|endoftext|>", "!")
     )
-    assert read((first, second), "cube, wow") == read((first, first), "cube, wow")
+    assert read_tokens((first, second), "cube, wow") == read_tokens((first, first), "cube, wow")
     with pytest.raises(RiebenchError, match=r"tokenizers divide 'cube!, wow' differently.*without '!'"):
-        read((first, second), "cube!, wow")
+        read_tokens((first, second), "cube!, wow")
     model = tiny_model(2)
     pipe = copy.copy(model.pipe)
     pipe.tokenizer, pipe.tokenizer_2 = first, second

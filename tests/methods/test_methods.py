@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Adaptive, Edit, Placed
+from riebench.generation.edits import AdaptiveEdit, Edit, StaticEdit
 from riebench.generation.trace import Trace
-from riebench.generation.transfers import Paired
+from riebench.generation.transfers import PairedEdit
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, get_method
 from riebench.registry import METHODS
@@ -94,7 +94,7 @@ def test_adaptive_edit_equals_the_static_one_when_nothing_else_changed() -> None
     static, adaptive = (edit_of("sae", ctx, n_features=6, adaptive=flag) for flag in (False, True))
     for block in BLOCKS:
         live = ctx.runs.updates("source", block)
-        assert isinstance(adaptive.sites[block], Adaptive)
+        assert isinstance(adaptive.sites[block], AdaptiveEdit)
         for step in range(STEPS):
             delta = adaptive.sites[block].delta(step, live[step])
             assert delta is not None
@@ -102,8 +102,8 @@ def test_adaptive_edit_equals_the_static_one_when_nothing_else_changed() -> None
         # Where the run has nothing of the features any more, nothing is taken away.
         silent = adaptive.sites[block].delta(0, torch.zeros(POSITIONS, CHANNELS))
         placed = static.sites[block]
-        assert silent is not None and isinstance(placed, Placed)
-        torch.testing.assert_close(silent, Placed(placed.terms[:1]).dense(STEPS, POSITIONS, CHANNELS)[0])
+        assert silent is not None and isinstance(placed, StaticEdit)
+        torch.testing.assert_close(silent, StaticEdit(placed.terms[:1]).dense(STEPS, POSITIONS, CHANNELS)[0])
 
 
 def test_patching_whole_pictures_turns_one_run_into_the_other() -> None:
@@ -142,7 +142,7 @@ def test_neurons_change_chosen_units_in_their_regions_only() -> None:
     changed = sum(int((dense(edit, site, UNITS).abs().sum((0, 1)) > 0).sum()) for site in edit.sites)
     assert changed == 10
     for site, placed in edit.sites.items():
-        assert isinstance(placed, Placed) and placed.terms[0].columns is not None
+        assert isinstance(placed, StaticEdit) and placed.terms[0].columns is not None
         delta, target = dense(edit, site, UNITS), ctx.runs.trace.row(site, 1)
         for unit in placed.terms[0].columns.tolist():
             torch.testing.assert_close(delta[:, 3, unit], target[:, 3, unit])
@@ -156,7 +156,7 @@ def test_units_read_beside_are_the_units_stored(monkeypatch: pytest.MonkeyPatch)
     beside = edit_of("neurons", ctx, n_units=5)
     assert list(stored.sites) == list(beside.sites)
     for site, paired in beside.sites.items():
-        assert isinstance(paired, Paired)
+        assert isinstance(paired, PairedEdit)
         for step in range(STEPS):
             target, source = (ctx.runs.trace.row(site, row)[step] for row in (1, 0))
             found = paired.between(target, source)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riebench.errors import RiebenchError
-from riebench.methods.ranking import choose, means, scores, shares, unit_normalised
+from riebench.methods.ranking import choose, means, normalise_units, scores, shares
 
 
 def test_share_of_the_first_step_or_of_all() -> None:
@@ -52,7 +52,7 @@ def test_a_negative_sum_turns_the_order_only_as_published() -> None:
 
 def test_silent_runs_have_no_shares_and_silent_units_no_norm() -> None:
     assert shares({"a": torch.zeros(3)}).tolist() == [0.0, 0.0, 0.0]
-    values = unit_normalised(torch.tensor([[[3.0, 0.0], [4.0, 0.0]]]))
+    values = normalise_units(torch.tensor([[[3.0, 0.0], [4.0, 0.0]]]))
     torch.testing.assert_close(values, torch.tensor([[[0.6, 0.0], [0.8, 0.0]]]))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from riebench import blocks
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Edit, Placed, Term
+from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.hooks import known_sites
 from riebench.generation.prefix import Cut, PrefixPlan, changes, record, resume, shared_cut
 from riebench.generation.trace import capture, intervene
@@ -170,9 +170,9 @@ def run(network: PairTransformer, guided: bool, steps: int = 2, rows: int = 2) -
     return found
 
 
-def push(steps: int = 2) -> Placed:
+def push(steps: int = 2) -> StaticEdit:
     values = torch.randn(steps, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(2))
-    return Placed((Term(torch.arange(POSITIONS), values),))
+    return StaticEdit((Term(torch.arange(POSITIONS), values),))
 
 
 def test_names_of_another_family_are_understood_beside_sdxls(pair: PairFamily) -> None:
@@ -261,7 +261,7 @@ def test_whole_steps_are_shared_where_there_are_no_stages(pair: PairFamily, guid
     with intervene(network, [late, None], guided=guided):
         wanted = run(network, guided)
     with (
-        intervene(network, [late, None], guided=guided, missed=lambda _: 1),
+        intervene(network, [late, None], guided=guided, absent_steps=lambda _: 1),
         resume(network, [prefix], runs, cut, guided=guided),
     ):
         found = run(network, guided)

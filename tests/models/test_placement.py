@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Edit, Placed, Term
+from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.jobs.request import RunRequest
 from riebench.models.families.sdxl.family import FAMILY
@@ -42,7 +42,7 @@ def pictures(model: LoadedModel, edits: list[Edit | None] | None = None) -> Any:
 
 def push() -> Edit:
     """A strong edit of one block."""
-    return Edit({"mid.0": Placed((Term(torch.arange(16), torch.full((2, 1, 64), 6.0)),))})
+    return Edit({"mid.0": StaticEdit((Term(torch.arange(16), torch.full((2, 1, 64), 6.0)),))})
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from edit_contexts import BLOCKS as TWO_BLOCKS
 from edit_contexts import PAIR, context, dense, edit_of
 from tiny import tiny_folder, tiny_model, tiny_saes
 
-from riebench.generation.edits import Placed, Stepwise, pick, position_mean, scaled
+from riebench.generation.edits import StaticEdit, StepValues, position_mean, scale_steps, select_columns
 from riebench.generation.generator import Capture, GenerationResult, Generator
 from riebench.generation.memory import Footprint, examples_together, footprint
 from riebench.generation.trace import Trace
-from riebench.generation.transfers import Paired
+from riebench.generation.transfers import PairedEdit
 from riebench.methods.base import EditContext, ExampleRuns
-from riebench.methods.ranking import UnitMeter, means, unit_normalised
+from riebench.methods.ranking import UnitMeter, means, normalise_units
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.families.sdxl.shape import SDXL, unet_shape
 from riebench.models.loading import load_model
@@ -115,15 +115,15 @@ def test_a_trace_is_read_step_by_step_as_it_is_read_whole() -> None:
 
 def test_views_answer_as_tensors_do() -> None:
     whole = torch.randn(3, 5, 7)
-    view = Stepwise(lambda step, columns: whole[step] if columns is None else whole[step][:, columns], (3, 5, 7))
+    view = StepValues(lambda step, columns: whole[step] if columns is None else whole[step][:, columns], (3, 5, 7))
     columns, factors = torch.tensor([6, 0]), torch.tensor([1.0, 0.0, 2.0])
     torch.testing.assert_close(position_mean(view), position_mean(whole))
-    picked = scaled(pick(view, columns), factors)
+    picked = scale_steps(select_columns(view, columns), factors)
     assert picked.shape == (3, 5, 2)
-    torch.testing.assert_close(picked[2], scaled(pick(whole, columns), factors)[2])
-    torch.testing.assert_close(position_mean(scaled(picked, factors)), position_mean(whole)[..., columns]
+    torch.testing.assert_close(picked[2], scale_steps(select_columns(whole, columns), factors)[2])
+    torch.testing.assert_close(position_mean(scale_steps(picked, factors)), position_mean(whole)[..., columns]
                                * factors[:, None, None] ** 2)  # fmt: skip
-    assert position_mean(Stepwise(view.read, (3, 0, 7))).shape == (3, 0, 7)
+    assert position_mean(StepValues(view.read, (3, 0, 7))).shape == (3, 0, 7)
 
 
 def test_a_meter_takes_the_means_that_kept_units_have() -> None:
@@ -133,7 +133,7 @@ def test_a_meter_takes_the_means_that_kept_units_have() -> None:
         meter("mid.0.ff.0", units[:, step])
     for row in range(2):
         for rank in ("first", "mean"):
-            expected = means(unit_normalised(units[row][:, positions[row]]), rank)
+            expected = means(normalise_units(units[row][:, positions[row]]), rank)
             torch.testing.assert_close(meter.mean(row, "mid.0.ff.0", rank), expected)
 
 
@@ -196,8 +196,8 @@ def test_one_example_of_twenty_steps_at_1024_pixels_needs_half_a_gigabyte() -> N
     assert trace.nbytes < held <= HALF_A_GIGABYTE
     # An edit is there at each of the steps.
     placed = edits[1].sites["mid.0"]
-    assert isinstance(placed, Placed) and placed.delta(STEPS - 1, torch.zeros(GRID * GRID, CHANNELS)) is not None
-    assert all(isinstance(site, Paired) for site in edits[-5].sites.values())
+    assert isinstance(placed, StaticEdit) and placed.delta(STEPS - 1, torch.zeros(GRID * GRID, CHANNELS)) is not None
+    assert all(isinstance(site, PairedEdit) for site in edits[-5].sites.values())
 
 
 def task(count: int = 1) -> EditTask:
@@ -225,7 +225,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes every run a long one."""
 
     def shrink() -> None:
-        for name in ("SHORT_RUN", "UNITS_KEPT", "HELD_TOGETHER"):
+        for name in ("SHORT_RUN", "UNITS_KEPT", "TRACE_BYTES"):
             monkeypatch.setattr(f"riebench.generation.memory.{name}", 0)
 
     return shrink

@@ -15,8 +15,8 @@ from tiny import CHANNELS, tiny_model, tiny_saes
 from riebench.errors import RiebenchError
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.files import SaeOptions
-from riebench.saes.formats import available, folder_name, load_saes
-from riebench.saes.sources import HubPlace, SaeSource, load_sources, model_saes, parse, parse_sources
+from riebench.saes.formats import checkpoints_by_block, folder_name, load_saes
+from riebench.saes.sources import HubPlace, SaeSource, load_sources, model_saes, parse_place, parse_sources
 
 P = parts()
 
@@ -87,7 +87,7 @@ def test_layouts_of_a_root(tmp_path: Path, name: str, inner: str) -> None:
     write_unbox(tmp_path / name / inner, P)
     write_unbox(tmp_path / name / "5000", parts(seed=1))  # an earlier step beside it
     write_unbox(tmp_path / "notes", P)  # named for no block
-    assert available(tmp_path) == {"down.2.1": [tmp_path / name / inner]}
+    assert checkpoints_by_block(tmp_path) == {"down.2.1": [tmp_path / name / inner]}
     expected = load_saes(tmp_path / name / inner, ["down.2.1"])["down.2.1"]
     assert torch.equal(load_saes(tmp_path, ["down.2.1"])["down.2.1"].encoder, expected.encoder)
     assert torch.equal(load_saes(tmp_path / name, ["down.2.1"])["down.2.1"].encoder, expected.encoder)
@@ -160,13 +160,13 @@ def test_an_sae_says_what_it_was_trained_on(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_places_on_the_hub(text: str, place: HubPlace) -> None:
-    assert parse(text) == place
+    assert parse_place(text) == place
 
 
 def test_no_place_on_the_hub() -> None:
     for text in ("hf://", "hf://name", "hf://o/n@"):
         with pytest.raises(RiebenchError, match="write hf://OWNER/NAME"):
-            parse(text)
+            parse_place(text)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tiny import CHANNELS, FEATURES, SPARSITY, tiny_model, tiny_saes
 from riebench.errors import RiebenchError
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.formats import (
-    available,
+    checkpoints_by_block,
     folder_name,
     load_sae,
     load_saes,
@@ -154,7 +154,10 @@ def test_k_chooses_among_several(tmp_path: Path) -> None:
     assert load_saes(tmp_path, ["mid.0"], k=3)["mid.0"].k == 3
     # Without k, the size that all blocks have.
     assert load_saes(tmp_path, ["mid.0"])["mid.0"].k == 2
-    assert {block: len(folders) for block, folders in available(tmp_path).items()} == {"mid.0": 2, "up.0.0": 1}
+    assert {block: len(folders) for block, folders in checkpoints_by_block(tmp_path).items()} == {
+        "mid.0": 2,
+        "up.0.0": 1,
+    }
     shutil.rmtree(tmp_path / folder_name("up.0.0", 2, N))
     with pytest.raises(RiebenchError, match=r"several SAEs for mid.0 \(k = 2, 3\); add #k=NUMBER"):
         load_saes(tmp_path, ["mid.0"])

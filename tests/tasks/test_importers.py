@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.generation.regions.masks import View, find
+from riebench.generation.regions.masks import View, find_region
 from riebench.tasks.importers.examples import (
     PIE_SIDE,
     ImportCollector,
@@ -241,7 +241,7 @@ def test_ten_categories_with_masks_arrive(tmp_path: Path) -> None:
     assert example.source_region == example.target_region == "file:masks/011000000000.png"
     assert example.provenance["blended_word"] == "cat dog"
     view = View("a cat", np.zeros((64, 64, 3), np.uint8), None, (1, 1), lambda words: [])
-    mask = find(example.source_region, view, lambda words, view: np.zeros((64, 64), bool), tmp_path / "pie")
+    mask = find_region(example.source_region, view, lambda words, view: np.zeros((64, 64), bool), tmp_path / "pie")
     assert mask[:32].all() and not mask[32:].any()  # and no border
     assert tasks[2].examples[0].source_region == "whole" and not (tmp_path / "pie" / "masks" / "x").exists()
 

@@ -30,125 +30,12 @@ from riebench.tasks.masks import Mask
 from riebench.utils.hub import fetch, split_revision
 
 SMALL_FILES = ("*.json", "*.txt", "*.model")
-
-
-def locate(spec: RegionSpec, *, offline: bool = False) -> dict[str, Path]:
-    """Locate a provider's models on this machine.
-
-    What is not here is fetched from the hub.
-
-    Args:
-        spec: the provider.
-        offline: fetches nothing.
-
-    Returns:
-        Option -> folder, every one of them whole.
-
-    Raises:
-        RiebenchError: naming what is missing and how to get it.
-    """
-    return {option: locate_one(spec, option, offline=offline) for option in spec.models}
-
-
-def locate_one(spec: RegionSpec, option: str, *, offline: bool = False) -> Path:
-    """Locate the model of one option, as `locate` does."""
-    place = spec.models[option]
-    folder = as_folder(place) or _from_hub(spec.provider, option, place, offline)
-    spec.check_folder(option, folder)
-    return folder
-
-
-def _from_hub(provider: str, option: str, place: str, offline: bool) -> Path:
-    name, revision = split_revision(place)
-    try:
-        folder = fetch(name, revision, patterns=(*SMALL_FILES, "*.safetensors"), offline=offline)
-        if not any(folder.glob("*.safetensors")):
-            folder = fetch(name, revision, patterns=(*SMALL_FILES, "pytorch_model*.bin"), offline=offline)
-        return folder
-    except RiebenchError as error:
-        size = f" ({MEGABYTES[name]} MB)" if name in MEGABYTES else ""
-        raise RiebenchError(
-            f"--regions {provider} needs {name}{size}: {error}; or give a folder that holds it: "
-            f"--regions {provider}:{option}=FOLDER"
-        ) from error
-
-
-def _why(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
-def load(kind: Any, folder: Path, device: torch.device) -> Any:
-    """Load a region model in float32, in evaluation mode.
-
-    Args:
-        kind: its class, or one of transformers' Auto classes.
-        folder: with its files.
-        device: where it is to run.
-
-    Raises:
-        RiebenchError: if the files are damaged, or belong to another model.
-    """
-    try:
-        with _quiet():
-            model, report = kind.from_pretrained(
-                str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-    # Damaged files come as errors of safetensors, json, pickle or torch.
-    except Exception as error:
-        raise RiebenchError(f"{folder} cannot be loaded as {kind.__name__}: {_why(error)}") from error
-    # transformers fills what is missing with random numbers and only warns.
-    missing = sorted(report["missing_keys"])
-    if missing or report["mismatched_keys"]:
-        first = missing[0] if missing else str(next(iter(report["mismatched_keys"])))
-        raise RiebenchError(f"{folder} holds no whole {type(model).__name__}: {first} is missing or has other sizes")
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise RiebenchError(f"{folder} holds weights that are no numbers (NaN or infinity); fetch them again")
-    try:
-        return model.requires_grad_(False).eval().to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise RiebenchError(f"{type(model).__name__} does not go to {device}: {_why(error)}") from error
-
-
-def load_processor(kind: Any, folder: Path) -> Any:
-    """Load a region model's processor.
-
-    Raises:
-        RiebenchError: if a file of it is missing or damaged.
-    """
-    try:
-        with _quiet():
-            return kind.from_pretrained(str(folder), local_files_only=True)
-    # A missing tokenizer or a damaged file comes as one of many errors.
-    except Exception as error:
-        raise RiebenchError(
-            f"{folder} has no whole {kind.__name__} ({_why(error)}); fetch the model's *.json and *.txt files too"
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # SAM 2 is stored as a video model, which transformers remarks on each time its picture half is loaded.
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-
-
-def free_memory() -> None:
-    """Release memory of models that are no longer referenced to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
+"""Patterns of a model's files besides its weights."""
 
 FOREGROUND = "foreground"
-"""What is asked for where a region has no words."""
+"""Words that are searched for where a region has none."""
 TAPS = np.arange(8) - 3
-"""Offsets of the pixels that a cell looks at."""
+"""Offsets of the pixels that a cell's value depends on."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +91,7 @@ class GroundedSam:
         return cls(
             options,
             network(AutoModelForZeroShotObjectDetection, GroundingDinoProcessor, folders["detector"]),
-            # The stored class is the video model; these read its picture half.
+            # The stored class is the video model; these classes read its image part.
             network(Sam2Model, Sam2Processor, folders["segmenter"]),
         )
 
@@ -216,8 +103,8 @@ class GroundedSam:
         mask = np.zeros((height, width), dtype=bool)
         # SAM 2's processor refuses an empty list.
         for one in self.outlines(picture, boxes) if boxes else ():
-            wide = widened(one, self.options.widen)
-            mask |= wide if not self.options.cell else enlarge(celled(wide, self.options.cell), height, width)
+            wide = widen_mask(one, self.options.widen)
+            mask |= wide if not self.options.cell else enlarge(reduce_to_cells(wide, self.options.cell), height, width)
         return mask
 
     @torch.inference_mode()
@@ -231,7 +118,7 @@ class GroundedSam:
         """
         inputs = self.detector.inputs(images=picture, text=text)
         outputs = self.detector.model(**inputs)
-        _refuse_nonsense("the detector", outputs.pred_boxes)
+        _refuse_nonfinite("the detector", outputs.pred_boxes)
         (found,) = self.detector.processor.post_process_grounded_object_detection(
             outputs, inputs["input_ids"], threshold=self.options.box, text_threshold=self.options.text,
             target_sizes=[(picture.height, picture.width)],
@@ -251,7 +138,7 @@ class GroundedSam:
         inputs = self.segmenter.inputs(images=picture, input_boxes=[boxes])
         sizes = inputs["original_sizes"].cpu()
         outputs = self.segmenter.model(**inputs, multimask_output=False)
-        _refuse_nonsense("the segmenter", outputs.pred_masks)
+        _refuse_nonfinite("the segmenter", outputs.pred_masks)
         (masks,) = self.segmenter.processor.post_process_masks(outputs.pred_masks.cpu(), sizes)
         outlines: Mask = masks[:, 0].numpy()
         return outlines
@@ -296,11 +183,124 @@ class ClipSeg:
         picture = Image.fromarray(view.image)
         inputs = self.network.inputs(text=[words or FOREGROUND], images=[picture], padding=True)
         logits = self.network.model(**inputs).logits.float().cpu()
-        _refuse_nonsense("CLIPSeg", logits)
+        _refuse_nonfinite("CLIPSeg", logits)
         square = logits.reshape(1, 1, *logits.shape[-2:])
         likely = torch.nn.functional.interpolate(square.sigmoid(), view.image.shape[:2], mode="bilinear")
         mask: Mask = (likely[0, 0] > self.options.threshold).numpy()
         return mask
+
+
+def locate(spec: RegionSpec, *, offline: bool = False) -> dict[str, Path]:
+    """Locate a provider's models on this machine.
+
+    What is not here is fetched from the hub.
+
+    Args:
+        spec: the provider.
+        offline: fetches nothing.
+
+    Returns:
+        Option -> folder, every one of them whole.
+
+    Raises:
+        RiebenchError: naming what is missing and how to get it.
+    """
+    return {option: locate_model(spec, option, offline=offline) for option in spec.models}
+
+
+def locate_model(spec: RegionSpec, option: str, *, offline: bool = False) -> Path:
+    """Locate the model of one option, as `locate` does."""
+    place = spec.models[option]
+    folder = as_folder(place) or _from_hub(spec.provider, option, place, offline)
+    spec.check_folder(option, folder)
+    return folder
+
+
+def _from_hub(provider: str, option: str, place: str, offline: bool) -> Path:
+    name, revision = split_revision(place)
+    try:
+        folder = fetch(name, revision, patterns=(*SMALL_FILES, "*.safetensors"), offline=offline)
+        if not any(folder.glob("*.safetensors")):
+            folder = fetch(name, revision, patterns=(*SMALL_FILES, "pytorch_model*.bin"), offline=offline)
+        return folder
+    except RiebenchError as error:
+        size = f" ({MEGABYTES[name]} MB)" if name in MEGABYTES else ""
+        raise RiebenchError(
+            f"--regions {provider} needs {name}{size}: {error}; or give a folder that holds it: "
+            f"--regions {provider}:{option}=FOLDER"
+        ) from error
+
+
+def _summary(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def load(kind: Any, folder: Path, device: torch.device) -> Any:
+    """Load a region model in float32, in evaluation mode.
+
+    Args:
+        kind: its class, or one of transformers' Auto classes.
+        folder: with its files.
+        device: where it is to run.
+
+    Raises:
+        RiebenchError: if the files are damaged, or belong to another model.
+    """
+    try:
+        with _quiet_transformers():
+            model, report = kind.from_pretrained(
+                str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+    # Damaged files come as errors of safetensors, json, pickle or torch.
+    except Exception as error:
+        raise RiebenchError(f"{folder} cannot be loaded as {kind.__name__}: {_summary(error)}") from error
+    # transformers fills what is missing with random numbers and only warns.
+    missing = sorted(report["missing_keys"])
+    if missing or report["mismatched_keys"]:
+        first = missing[0] if missing else str(next(iter(report["mismatched_keys"])))
+        raise RiebenchError(f"{folder} holds no whole {type(model).__name__}: {first} is missing or has other sizes")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise RiebenchError(f"{folder} holds weights that are no numbers (NaN or infinity); fetch them again")
+    try:
+        return model.requires_grad_(False).eval().to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise RiebenchError(f"{type(model).__name__} does not go to {device}: {_summary(error)}") from error
+
+
+def load_processor(kind: Any, folder: Path) -> Any:
+    """Load a region model's processor.
+
+    Raises:
+        RiebenchError: if a file of it is missing or damaged.
+    """
+    try:
+        with _quiet_transformers():
+            return kind.from_pretrained(str(folder), local_files_only=True)
+    # A missing tokenizer or a damaged file comes as one of many errors.
+    except Exception as error:
+        raise RiebenchError(
+            f"{folder} has no whole {kind.__name__} ({_summary(error)}); fetch the model's *.json and *.txt files too"
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    # SAM 2 is stored as a video model, so transformers prints a remark each time its image part is loaded.
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def free_memory() -> None:
+    """Release memory of models that are no longer referenced to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def caption(words: str | None) -> str:
@@ -312,7 +312,7 @@ def caption(words: str | None) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def widened(mask: Mask, side: int) -> Mask:
+def widen_mask(mask: Mask, side: int) -> Mask:
     """Return a mask whose every pixel has grown to a square, bool [H, W].
 
     The square's side is `side` pixels, an odd number.
@@ -324,7 +324,7 @@ def widened(mask: Mask, side: int) -> Mask:
     return grown
 
 
-def celled(mask: Mask, cell: int) -> Mask:
+def reduce_to_cells(mask: Mask, cell: int) -> Mask:
     """Reduce a mask to cells, as the published scripts do.
 
     That is OpenCV's Lanczos interpolation at the middle of each cell.
@@ -357,6 +357,6 @@ def _lanczos(fraction: float) -> Any:
     return weights / weights.sum()
 
 
-def _refuse_nonsense(what: str, values: Tensor) -> None:
+def _refuse_nonfinite(what: str, values: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
         raise RiebenchError(f"{what} gave values that are no numbers; its weights may be damaged: fetch them again")

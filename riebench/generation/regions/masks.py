@@ -40,6 +40,11 @@ from riebench.utils.images import open_image
 CELL_COVER = 0.3
 """A grid cell belongs to a region if at least this share of its pixels does."""
 
+TINT = np.array([255, 64, 32], dtype=np.float64)
+"""Colour of a region."""
+TINT_SHARE = 0.45
+"""Share of the tint in a tinted pixel."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -48,7 +53,7 @@ class View:
     Attributes:
         prompt: what it was generated from.
         image: uint8 [H, W, 3].
-        attention: float32 [h*w, tokens], how much each position looked at each token (mean over blocks and steps), or
+        attention: float32 [h*w, tokens], attention of each position to each token (mean over blocks and steps), or
             None if it was not captured.
         grid: (h, w) of the attention.
         positions: words of the prompt -> their token positions; None stands for all of the prompt's words.
@@ -108,14 +113,14 @@ def _find_if_seen(region: str, view: View, provider: RegionProvider, folder: Pat
     This matters only for a provider that reads the prompt alone; otherwise as `find_region`.
     """
     try:
-        return find(region, view, provider, folder)
+        return find_region(region, view, provider, folder)
     except MissingWordsError:
         if seen_words(region) is None:
             raise
         return np.zeros(view.image.shape[:2], dtype=bool)
 
 
-def find(region: str, view: View, provider: RegionProvider, folder: Path = Path()) -> Mask:
+def find_region(region: str, view: View, provider: RegionProvider, folder: Path = Path()) -> Mask:
     """Find one region in one picture, bool [H, W].
 
     The paths of mask files begin in `folder`.
@@ -154,11 +159,11 @@ def attention_regions(words: str | None, view: View) -> Mask:
     if view.attention is None:
         raise RiebenchError("text attention was not captured, so regions by words cannot be found")
     chosen = view.attention[:, list(view.positions(words))].sum(-1)
-    grid = bright(chosen).reshape(view.grid).cpu().numpy()
+    grid = split_otsu(chosen).reshape(view.grid).cpu().numpy()
     return enlarge(grid, view.image.shape[0], view.image.shape[1])
 
 
-def bright(values: Tensor) -> Tensor:
+def split_otsu(values: Tensor) -> Tensor:
     """Split values in two classes with the largest variance between them (Otsu).
 
     Args:
@@ -216,12 +221,6 @@ def _read_mask(path: Path, height: int, width: int) -> Mask:
         raise RiebenchError(f"mask file {path} cannot be read: {error}") from error
 
 
-TINT = np.array([255, 64, 32], dtype=np.float64)
-"""Colour of a region."""
-STRENGTH = 0.45
-"""How much of it is mixed in."""
-
-
 def overlay(picture: NDArray[np.uint8], mask: Mask) -> NDArray[np.uint8]:
     """Return a picture with a region tinted.
 
@@ -232,7 +231,7 @@ def overlay(picture: NDArray[np.uint8], mask: Mask) -> NDArray[np.uint8]:
     Returns:
         uint8 [H, W, 3]; untouched outside the region.
     """
-    tinted = (1 - STRENGTH) * picture + STRENGTH * TINT
+    tinted = (1 - TINT_SHARE) * picture + TINT_SHARE * TINT
     return np.where(mask[..., None], tinted, picture).round().astype(np.uint8)
 
 

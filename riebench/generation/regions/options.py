@@ -54,7 +54,7 @@ class RegionOptions(StoredModel):
         return {}
 
     @property
-    def readers(self) -> tuple[str, ...]:
+    def text_models(self) -> tuple[str, ...]:
         """Options of the models that read text."""
         return ()
 
@@ -98,7 +98,7 @@ class GroundedSamOptions(RegionOptions):
         return {"detector": self.detector, "segmenter": self.segmenter}
 
     @property
-    def readers(self) -> tuple[str, ...]:
+    def text_models(self) -> tuple[str, ...]:
         """The detector."""
         return ("detector",)
 
@@ -125,7 +125,7 @@ class ClipSegOptions(RegionOptions):
         return {"model": self.model}
 
     @property
-    def readers(self) -> tuple[str, ...]:
+    def text_models(self) -> tuple[str, ...]:
         """The only model."""
         return ("model",)
 
@@ -190,7 +190,7 @@ class RegionSpec:
         See `check_model_folder`.
         """
         named = f"--regions {self.provider}:{option}="
-        check_model_folder(folder, named, reads_text=option in self.options.readers)
+        check_model_folder(folder, named, reads_text=option in self.options.text_models)
 
 
 def parse_regions(text: str) -> RegionSpec:

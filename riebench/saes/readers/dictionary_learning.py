@@ -2,8 +2,8 @@
 
 An SAE is `ae.pt`, with the class in `config.json` under trainer.dict_class.
 
-encoder.weight [n, d] and decoder.weight [d, n], or W_enc [d, n] and W_dec [n, d]; the biases' names tell classes apart,
-but for top-k and batch top-k, which hold the same tensors.
+encoder.weight [n, d] and decoder.weight [d, n], or W_enc [d, n] and W_dec [n, d]; the biases' names differ from class
+to class, but for top-k and batch top-k, which hold the same tensors.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def read_dictionary_learning(checkpoint: Checkpoint) -> SparseAutoencoder:
     """Read an autoencoder of the dictionary_learning library.
 
     Raises:
-        RiebenchError: for a class that is no plain SAE or cannot be told, a batch top-k threshold that was never set,
-            missing or unknown tensors, and damage.
+        RiebenchError: for a class that is no plain SAE or cannot be determined, a batch top-k threshold that was never
+            set, missing or unknown tensors, and damage.
     """
     path = checkpoint.folder / WEIGHTS
     stored = load_tensors(path)
@@ -73,12 +73,12 @@ def _class_name(stated: object, tensors: Tensors, path: Path) -> str:
     )
 
 
-def _plain(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+def _autoencoder(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
     encoder, latent_bias, decoder, bias = tensors.take("encoder.weight", "encoder.bias", "decoder.weight", "bias")
     return (encoder, decoder.T, bias, bias, latent_bias), {"activation": "relu"}
 
 
-def _new(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
+def _autoencoder_new(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
     encoder, latent_bias, decoder, bias = tensors.take(
         "encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"
     )
@@ -126,8 +126,8 @@ def _gated(tensors: Tensors, trainer: dict[str, Any], path: Path) -> _Parts:
 
 
 _CLASSES: dict[str, Callable[[Tensors, dict[str, Any], Path], _Parts]] = {
-    "AutoEncoder": _plain,
-    "AutoEncoderNew": _new,
+    "AutoEncoder": _autoencoder,
+    "AutoEncoderNew": _autoencoder_new,
     "AutoEncoderTopK": _top_k,
     "BatchTopKSAE": _batch_top_k,
     "MatryoshkaBatchTopKSAE": _matryoshka,

@@ -61,7 +61,7 @@ def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
         RiebenchError: on an architecture that is no plain SAE, missing or unknown tensors, contradictions, damage.
     """
     path = checkpoint.folder / WEIGHTS
-    config = _understood(checkpoint)
+    config = _read_config(checkpoint)
     tensors = Tensors(load_safetensors(path), path, f"a SAELens {config.architecture} SAE")
     w_enc, decoder, b_dec = tensors.take("W_enc", "W_dec", "b_dec")
     encoder = w_enc.float().T
@@ -110,7 +110,7 @@ def _activation(checkpoint: Checkpoint, config: _Config, tensors: Tensors, path:
     return {"activation": "topk" if kind == "topk" or config.activation == "topk" else "relu"}
 
 
-def _understood(checkpoint: Checkpoint) -> _Config:
+def _read_config(checkpoint: Checkpoint) -> _Config:
     config, where = checkpoint.config(CONFIG), checkpoint.folder / CONFIG
     # Before version 6 everything lay flat, and a file without an architecture was a standard one.
     architecture = str(config.get("architecture") or "standard")
