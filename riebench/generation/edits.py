@@ -32,7 +32,7 @@ Reader = Callable[[int, Tensor | None], Tensor]
 """Step, and which columns (None: all) -> float32 [P, k]."""
 
 TextParts = tuple[Tensor, ...]
-"""What a denoiser reads of a prompt, [1, ...] each; for SDXL the embeddings [1, tokens, width] and a pooled vector."""
+"""A prompt as a denoiser reads it, [1, ...] each; for SDXL the embeddings [1, tokens, width] and a pooled vector."""
 
 BRANCHES: tuple[Branch, ...] = ("both", "conditional", "all")
 """Under classifier-free guidance: add to the conditional half and subtract from the other, change the conditional
@@ -366,7 +366,7 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def select_columns(values: Values, columns: Tensor) -> Values:
-    """Select some columns of values nothing was selected from before."""
+    """Select some columns of values from which none were selected before."""
     if isinstance(values, Tensor):
         return values[..., columns]
     return replace(values, columns=columns, shape=(*values.shape[:2], len(columns)))
@@ -382,7 +382,7 @@ def scale_steps(values: Values, factors: Tensor) -> Values:
 def position_mean(values: Values) -> Tensor:
     """Compute the mean over positions, step by step: float32 [T, 1, k].
 
-    Without positions the result is empty or zero: values that stand nowhere.
+    Without positions there is no mean: the result is empty or zero and is added nowhere.
     """
     if isinstance(values, Tensor):
         return values.mean(1, keepdim=True) if values.shape[1] else values

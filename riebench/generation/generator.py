@@ -112,7 +112,7 @@ class Generator:
             prefixes: source runs of the rows; what the whole batch has in common with them is not computed again.
 
         Returns:
-            Pictures and traces, in the order of the prompts (traces may end with runs that edits needed beside).
+            Pictures and traces, in the order of the prompts; traces may end with further runs that edits read.
 
         Raises:
             RiebenchError: if a block is missing or its calls are not one per step, if numbers overflow, or if memory
@@ -145,15 +145,15 @@ class Generator:
         if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, edits: {edits and len(edits)}")
         wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
-        beside, pairs = paired_runs(prompts, seeds, edits or ())
-        every = [*prompts, *(p for p, _ in beside)]
+        extra, pairs = paired_runs(prompts, seeds, edits or ())
+        every = [*prompts, *(p for p, _ in extra)]
         callback = StepCallback(self.model, every, edits or (), self._text, keep=keep_latents)
-        options = callback.begin(self._options(every, [*seeds, *(s for _, s in beside)]))
+        options = callback.begin(self._options(every, [*seeds, *(s for _, s in extra)]))
         with ExitStack() as stack:
             runs = list(zip(prompts, seeds, strict=True))
             if edits is not None:
                 # What is captured has to be computed.
-                stack.enter_context(self._apply_edits(runs, edits, len(beside), pairs, () if wanted else prefixes))
+                stack.enter_context(self._apply_edits(runs, edits, len(extra), pairs, () if wanted else prefixes))
             traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
             kept = None
             if keep_prefix is not None:
@@ -165,12 +165,12 @@ class Generator:
 
     @contextmanager
     def _apply_edits(
-        self, runs: Sequence[Run], edits: Sequence[Edit | None], beside: int, pairs: Mapping[int, tuple[int, int]],
+        self, runs: Sequence[Run], edits: Sequence[Edit | None], extra: int, pairs: Mapping[int, tuple[int, int]],
         prefixes: Sequence[Prefix],
     ) -> Iterator[None]:  # fmt: skip
         denoiser, guided, steps = self.model.denoiser, self.model.guided, self.model.spec.steps
-        cut = None if beside else shared_cut(prefixes, runs, edits)
-        rows = [*edits, *[None] * beside]
+        cut = None if extra else shared_cut(prefixes, runs, edits)
+        rows = [*edits, *[None] * extra]
         if cut is None:
             with intervene(denoiser, rows, pairs=pairs, guided=guided, steps=steps):
                 yield

@@ -117,9 +117,9 @@ class Prefix:
 
 
 def changes(edit: Edit | None, steps: int) -> list[Cut]:
-    """Return all places at which a run with an edit may first differ.
+    """Return the places where an edited run may first differ from its source run.
 
-    It differs from its source run there. The places are not in order.
+    All of them, not in order.
 
     Args:
         edit: the edit.
@@ -179,9 +179,9 @@ def _stages(denoiser: nn.Module) -> dict[str, Stage]:
 
 @contextmanager
 def record(denoiser: nn.Module, runs: Sequence[Run], plan: PrefixPlan, *, guided: bool) -> Iterator[Prefix]:
-    """Keep what edited runs can share, from every call inside the `with` block.
+    """Keep what edited runs can share from every call of a denoiser.
 
-    The calls are those of the denoiser.
+    Calls made inside the `with` block count.
 
     Args:
         denoiser: of a known model family.
@@ -246,9 +246,9 @@ def _first(output: Any) -> Tensor:
 def resume(
     denoiser: nn.Module, prefixes: Sequence[Prefix], runs: Sequence[Run], cut: Cut, *, guided: bool
 ) -> Iterator[None]:
-    """Take everything before a cut from source runs, inside the `with` block.
+    """Take everything before a cut from source runs in every call of a denoiser.
 
-    This holds for every call of the denoiser made there.
+    Calls made inside the `with` block are changed.
 
     Args:
         denoiser: of a known model family, called with `return_dict=False`.
@@ -297,7 +297,7 @@ class _PrefixReplay:
 
     @contextmanager
     def stages(self, block: str) -> Iterator[None]:
-        """Replace all stages before the block by their kept outputs."""
+        """Let all stages before the block give constant outputs: kept ones, or zeros."""
         prefix, family = self.owners[0][0], family_of_denoiser(self.denoiser)
         stages, path, site = _stages(self.denoiser), module_path(block), find_site(self.denoiser, block)
         with ExitStack() as stack:

@@ -139,12 +139,10 @@ def paired_runs(
     Returns:
         Prompt and seed of each further row, and for each paired row the rows of its source and its target run.
     """
-    beside: dict[tuple[str, int], int] = {}
+    extra: dict[tuple[str, int], int] = {}
     pairs = {}
     for row, edit in enumerate(edits):
         if edit is not None and edit.pair is not None and not edit.empty:
-            source, target = (
-                beside.setdefault((prompt, seeds[row]), len(prompts) + len(beside)) for prompt in edit.pair
-            )
+            source, target = (extra.setdefault((prompt, seeds[row]), len(prompts) + len(extra)) for prompt in edit.pair)
             pairs[row] = (source, target)
-    return list(beside), pairs
+    return list(extra), pairs

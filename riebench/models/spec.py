@@ -129,7 +129,7 @@ class ModelSpec(StoredModel):
     name: str
     """Preset name, or the name of the folder, file or hub id."""
     source: str
-    """Where it comes from: hub id, or a packaged asset's name; never an absolute path."""
+    """Its source: hub id, or a packaged asset's name; never an absolute path."""
     revision: str | None
     """Commit of the hub, or the hash of the local files."""
     steps: int = Field(ge=1)
@@ -143,10 +143,9 @@ class ModelSpec(StoredModel):
     vae: str | None = None
     """The autoencoder put in the place of the model's own, with its revision or hash; None for the model's own."""
     vae_tiling: bool = False
-    """Whether pictures are decoded in tiles, whose seams change them slightly."""
+    """True if pictures are decoded in tiles, whose seams change them slightly."""
     fixed_noise: bool = False
-    """Whether a seed is the same noise for all examples, as in published scripts; otherwise each has noise of its own.
-    """
+    """True if a seed is the same noise for all examples, as in published scripts; otherwise each has its own noise."""
 
     @property
     def identity(self) -> dict[str, Any]:

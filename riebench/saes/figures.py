@@ -28,7 +28,7 @@ class SaeFigures(StoredModel):
     dead_share: float
     """Share of features that are zero at every measured position."""
     positions: int
-    """How many positions were measured."""
+    """Number of measured positions."""
 
 
 class Meter:

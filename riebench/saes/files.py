@@ -126,7 +126,7 @@ class Checkpoint:
 class Tensors:
     """A state dict whose tensors are taken by name.
 
-    A floating-point tensor that nobody asked for is an error.
+    A floating-point tensor that was neither taken nor skipped is an error.
 
     Args:
         state: what the file holds.

@@ -297,7 +297,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Release memory of models that are no longer referenced to the device."""
+    """Release the memory of models that are no longer used, on the device too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

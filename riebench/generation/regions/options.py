@@ -258,7 +258,7 @@ def as_folder(place: str) -> Path | None:
     try:
         path = Path(place).expanduser()
         return path if path.is_dir() else None
-    except (OSError, ValueError, RuntimeError):  # too long for a path, or somebody's home that is not here
+    except (OSError, ValueError, RuntimeError):  # too long for a path, or a home folder that does not exist
         return None
 
 

@@ -58,7 +58,7 @@ class KeyMapping(StoredModel):
     axes: MappedAxes
     activation: Activation
     signal: Signal
-    """What the SAE was trained on: what a block adds (update), or what it gives out (output)."""
+    """The training signal of the SAE: a block's update (what it adds) or its output."""
     block: str | None = None
     k: int | None = Field(default=None, ge=1)
     threshold_included: bool = False
