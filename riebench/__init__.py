@@ -1,4 +1,7 @@
-"""riebench: what sparse autoencoder features of SDXL do to pictures, measured edit by edit."""
+"""riebench: a benchmark of sparse autoencoder features in image generation.
+
+It measures edit by edit what switching the features of a text-to-image model does to its pictures.
+"""
 
 from riebench._version import __version__
 

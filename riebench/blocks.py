@@ -38,7 +38,10 @@ def default_blocks(family: str = DEFAULT_FAMILY) -> tuple[str, ...]:
 
 
 def unknown_block(name: str) -> RiebenchError:
-    """Return the error for a name that stands for no block of any family; it names the nearest."""
+    """Return the error for a name that stands for no block of any family.
+
+    Its message names the nearest block.
+    """
     return RiebenchError(f"unknown block {name!r}{near_match(name, known_blocks())}")
 
 
@@ -56,7 +59,9 @@ def _find(name: str) -> tuple[Any, str]:
 
 
 def short_name(name: str) -> str:
-    """Return the short name of a block in any of its forms; short names pass unchanged.
+    """Return the short name of a block in any of its forms.
+
+    Short names pass unchanged.
 
     Raises:
         RiebenchError: if no family has such a block; names the nearest match.
@@ -101,7 +106,7 @@ def update_path(name: str) -> str:
 
 
 def update_block(path: str) -> str | None:
-    """Return the block whose update the module at a path gives; None if it is none inside a block."""
+    """Return the block whose update the module at a path gives, or None."""
     found = (names.update_block(path) for names in _families())
     return next((block for block in found if block is not None), None)
 
@@ -129,7 +134,9 @@ def unit_site(block: str, layer: int) -> str:
 
 
 def block_of(site: str) -> str:
-    """Return the block that a site of feed-forward units lies in; any other site is its own block.
+    """Return the block that a site of feed-forward units lies in.
+
+    Any other site is its own block.
 
     Raises:
         RiebenchError: as `short_name`.
@@ -150,7 +157,10 @@ def block_prefixes() -> tuple[str, ...]:
 
 
 def block_set_name(blocks: tuple[str, ...]) -> str:
-    """Return the name of a set of blocks edited together: "all", "none", or the blocks joined by "+"."""
+    """Return the name of a set of blocks that are edited together.
+
+    It is "all", "none", or the blocks joined by "+".
+    """
     if not blocks:
         return NO_BLOCKS
     return ALL_BLOCKS if any(set(blocks) == set(names.default) for names in _families()) else "+".join(blocks)

@@ -157,7 +157,7 @@ def _column(report: SaeReport) -> dict[str, str]:
 
 @friendly
 def feature(
-    block: Annotated[str, typer.Argument(help="Which block, such as up.0.1.")],
+    block: Annotated[str, typer.Argument(help="Which block, by its short name.")],
     index: Annotated[str, typer.Argument(help="Which feature; several with commas between.")],
     model: ModelNameOption = "toy-turbo",
     sae: SaeOption = None,

@@ -188,7 +188,8 @@ def feature_block(name: str, model: LoadedModel) -> str:
     """
     block = short_name(name)
     if kind(block) != ATTENTION:
-        raise RiebenchError(f"{name} is no attention block; SAE features belong to one, such as up.0.1")
+        example = model.family.names.default[-1]
+        raise RiebenchError(f"{name} is no attention block; SAE features belong to one, such as {example}")
     find_module(model.denoiser, block)
     return block
 
@@ -344,7 +345,8 @@ class Painter:
         try:
             block, index = feature
         except (TypeError, ValueError) as error:
-            raise RiebenchError(f"{feature!r} is no feature; write (block, index), such as ('up.0.1', 17)") from error
+            example = (self.model.family.names.default[-1], 17)
+            raise RiebenchError(f"{feature!r} is no feature; write (block, index), such as {example}") from error
         return short_name(str(block)), check_index(index, str(block), self.sae(str(block)))
 
     def _unit(self, feature: Feature, unit: Unit, needed: Iterable[Feature]) -> float:

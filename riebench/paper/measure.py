@@ -1,4 +1,4 @@
-"""What measured artefacts have in common: generating, ablating blocks, comparing.
+"""Generating, ablating blocks and comparing, as measured artefacts share it.
 
 The first functions generate pictures, or hand over the blocks' updates step by step. `ablate_block` and
 `reconstruction_edit` change what a block adds to the residual stream. `Differences` compares pictures with clean ones

@@ -1,4 +1,6 @@
-"""The contract of a model family: names, files, sizes, hooks, guidance, text and latents of one architecture.
+"""The contract of a model family: all that is true of one architecture only.
+
+It covers names, files, sizes, hooks, guidance, text and latents.
 
 Everything above talks to this contract alone. Modules here import neither torch nor diffusers until a method needs
 them, so that block names can be checked and runs be planned on any machine.
@@ -43,7 +45,10 @@ class BlockNames(ABC):
 
     @abstractmethod
     def short_name(self, name: str) -> str | None:
-        """Return the short name of a block in any of its forms, or None if it is none of this family's."""
+        """Return the short name of a block in any of its forms.
+
+        Returns None for a block of another family.
+        """
 
     @abstractmethod
     def module_path(self, short: str) -> str:
@@ -59,11 +64,14 @@ class BlockNames(ABC):
 
     @abstractmethod
     def update_path(self, short: str) -> str:
-        """Return the path of the module that gives a block's update; the block's own if no module inside does."""
+        """Return the path of the module that gives a block's update.
+
+        It is the block's own path if no module inside the block gives it.
+        """
 
     @abstractmethod
     def update_block(self, path: str) -> str | None:
-        """Return the short name of the block whose `update_path` a path is, or None if it is that of none."""
+        """Return the short name of the block whose `update_path` a path is, or None."""
 
     @abstractmethod
     def kind(self, short: str) -> str:
@@ -79,7 +87,10 @@ class BlockNames(ABC):
 
     @abstractmethod
     def block_of(self, site: str) -> str:
-        """Return the block that a site of feed-forward units lies in; any other site is its own block."""
+        """Return the block that a site of feed-forward units lies in.
+
+        Any other site is its own block.
+        """
 
 
 class Site(ABC):
@@ -128,7 +139,7 @@ class Site(ABC):
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How one step of the denoiser is laid out in calls and rows under guidance.
+    """Layout of one step of the denoiser in calls and rows under guidance.
 
     Attributes:
         guided: whether there is an unconditional half.
@@ -161,7 +172,9 @@ class BatchLayout:
         return dict(zip(halves, values.chunk(len(halves)), strict=True))
 
     def offset(self, half: Half, batch: int, call: int) -> int | None:
-        """Return how many rows precede a half's rows in a call's batch; None if it is not in that call.
+        """Return how many rows precede a half's rows in a call's batch.
+
+        Returns None if the half is not in that call.
 
         Args:
             half: the half.
@@ -174,7 +187,9 @@ class BatchLayout:
 
 @dataclass(frozen=True)
 class Stage:
-    """A module that a picture passes through, for sharing the beginning of runs (`riebench.generation.prefix`).
+    """A module that a picture passes through.
+
+    Runs share their beginning stage by stage (`riebench.generation.prefix`).
 
     Attributes:
         path: inside the denoiser.
@@ -206,7 +221,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class ModelDownload:
-    """What has to be fetched for one official model.
+    """Files that have to be fetched for one official model.
 
     Attributes:
         source: hub id.
@@ -255,7 +270,7 @@ class NamedAutoencoder:
 
 
 class Shape(Protocol):
-    """Measures of a model that are known without reading its weights: channels, grids, sizes, work."""
+    """Channels, grids, sizes and work of a model, known without its weights."""
 
     @property
     def vae_factor(self) -> int:
@@ -279,7 +294,10 @@ class Shape(Protocol):
 
     @property
     def max_decoded(self) -> int:
-        """Side of the largest latents that are decoded as a batch; larger ones are decoded one by one."""
+        """Side of the largest latents that are decoded as a batch.
+
+        Larger ones are decoded one by one.
+        """
 
     def width(self, block: str) -> int:
         """Return the channels of a block's update."""
@@ -288,10 +306,15 @@ class Shape(Protocol):
         """Return the positions of a block's grid for pictures of a side in pixels."""
 
     def units(self, block: str) -> int:
-        """Return the feed-forward units of a block, over all its layers; 0 where there are none."""
+        """Return the feed-forward units of a block, over all its layers.
+
+        Returns 0 where there are none.
+        """
 
     def prefix_numbers(self, size: int, steps: int, blocks: Sequence[str], starts: int) -> int:
-        """Return how many numbers edited runs can share with one source run (`riebench.generation.prefix`).
+        """Return how many numbers edited runs can share with one source run.
+
+        See `riebench.generation.prefix`.
 
         Args:
             size: picture side in pixels.
@@ -320,7 +343,9 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """A prompt as the denoiser reads it, encoded alone so that it does not depend on the batch.
+    """A prompt as the denoiser reads it.
+
+    It is encoded alone, so that it does not depend on the batch.
 
     Attributes:
         conditional: argument of the pipeline -> [1, ...].
@@ -406,7 +431,9 @@ class Family(ABC):
 
     @abstractmethod
     def shape_of_folder(self, folder: Path) -> Shape:
-        """Return the measures of a model folder, from its configurations and its files' headers.
+        """Return the measures of a model folder.
+
+        They are read from its configurations and its files' headers.
 
         Raises:
             RiebenchError: if a configuration or weights file is missing or cannot be read.
@@ -422,7 +449,7 @@ class Family(ABC):
 
     @abstractmethod
     def usual_sampling(self, scheduler: Mapping[str, Any]) -> tuple[int, float]:
-        """Return the usual number of steps and guidance scale for a scheduler's configuration."""
+        """Return the usual steps and guidance scale for a scheduler's configuration."""
 
     # Loading
 
@@ -436,7 +463,7 @@ class Family(ABC):
 
     @abstractmethod
     def loading_options(self) -> dict[str, Any]:
-        """Return more arguments for the pipeline's `from_pretrained` and `from_single_file`."""
+        """Return further arguments for the functions that load the pipeline."""
 
     @abstractmethod
     def networks(self, pipe: Any) -> tuple[nn.Module, ...]:
@@ -471,15 +498,23 @@ class Family(ABC):
 
     @abstractmethod
     def unit_layers(self, module: nn.Module) -> int | None:
-        """Return the number of layers with feed-forward units in a block's module; None if it has none."""
+        """Return the number of layers with feed-forward units in a block's module.
+
+        Returns None if it has none.
+        """
 
     @abstractmethod
     def text_attention(self, block: nn.Module) -> tuple[nn.Module, ...]:
-        """Return the attention layers of a block in which positions read the text; empty if it has none."""
+        """Return the attention layers of a block in which positions read the text.
+
+        The tuple is empty if there are none.
+        """
 
     @abstractmethod
     def attention_map(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """Compute how much each position reads each token in one call of a layer of `text_attention`.
+        """Compute how much each position reads each token in one call of a layer.
+
+        The layer is one of `text_attention`.
 
         Returns:
             float32 [B, positions, tokens], mean over heads; sums to 1 over the tokens.
@@ -493,11 +528,14 @@ class Family(ABC):
 
     @abstractmethod
     def stages(self, denoiser: nn.Module) -> tuple[Stage, ...]:
-        """Return the modules that a picture passes one after the other; empty if only whole steps can be shared."""
+        """Return the modules that a picture passes one after the other.
+
+        The tuple is empty if only whole steps can be shared.
+        """
 
     @abstractmethod
     def finish_block(self, module: nn.Module, hidden: Tensor, update: Tensor) -> Any:
-        """Return what a block of `stages` gives for an input and an update that was computed before.
+        """Return the output of a block of `stages` for an input and a known update.
 
         Args:
             module: the block's module.
@@ -509,7 +547,9 @@ class Family(ABC):
 
     @abstractmethod
     def token_counter(self, folder: Path | None) -> tuple[Callable[[str], int], int]:
-        """Return what counts a prompt's tokens, start and end included, and how many are read; loads no model.
+        """Return a counter of a prompt's tokens, and how many tokens are read.
+
+        Start and end count too. No model is loaded.
 
         Args:
             folder: of the model; None counts as the official models do, whose files may not be here.
@@ -521,15 +561,21 @@ class Family(ABC):
 
     @abstractmethod
     def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
-        """Encode a prompt, and under guidance the negative prompt that pipelines use when none is given."""
+        """Encode a prompt and, under guidance, the usual negative prompt.
+
+        The usual one is that which pipelines use when none is given.
+        """
 
     @abstractmethod
     def call_options(self, spec: ModelSpec) -> dict[str, Any]:
-        """Return the arguments of a pipeline's call for a model's steps, guidance and size, text and noise apart."""
+        """Return the arguments of a pipeline's call for steps, guidance and size.
+
+        Text and noise are added by the caller.
+        """
 
     @abstractmethod
     def unpack_latents(self, latents: Tensor, size: int) -> Tensor:
-        """Return latents as the pipeline carries them between the steps laid out as [B, c, h, w].
+        """Return latents, as the pipeline carries them, laid out as [B, c, h, w].
 
         Args:
             latents: as the pipeline's step callback gets them.
@@ -538,7 +584,10 @@ class Family(ABC):
 
     @abstractmethod
     def pack_latents(self, latents: Tensor) -> Tensor:
-        """Return latents [B, c, h, w] as the pipeline carries them; the inverse of `unpack_latents`."""
+        """Return latents [B, c, h, w] as the pipeline carries them between the steps.
+
+        This is the inverse of `unpack_latents`.
+        """
 
     @abstractmethod
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
@@ -554,7 +603,9 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, pipe: Any, pixels: Tensor, device: torch.device) -> Tensor:
-        """Encode pictures: the mean of the autoencoder's answer, scaled as the denoiser takes it.
+        """Encode pictures as the denoiser takes them.
+
+        The latents are the mean of the autoencoder's answer, scaled.
 
         Args:
             pipe: the pipeline.
@@ -569,7 +620,9 @@ class Family(ABC):
 
     @abstractmethod
     def editing_pipeline(self, task: EditingTask, pipe: Any) -> Any:
-        """Build a pipeline of diffusers that edits pictures, from the networks of a loaded one.
+        """Build a pipeline of diffusers that edits pictures from a loaded one.
+
+        It shares the networks.
 
         Its scheduler is a copy, since schedulers hold the state of a run.
 
@@ -579,7 +632,7 @@ class Family(ABC):
 
     @abstractmethod
     def same_condition(self, denoiser: nn.Module) -> AbstractContextManager[None]:
-        """Make the last row of an editing pipeline's conditions that of every row of its second half.
+        """Give every edited row of an editing pipeline the condition of the last row.
 
         Inside, the denoiser gets n unconditional rows and n edited ones, but conditions of n + 1 rows.
         """
@@ -590,7 +643,10 @@ EditingTask = Literal["img2img", "ledits_pp"]
 
 
 def families() -> tuple[Family, ...]:
-    """Return all registered families; those of packages that fail to import are left out."""
+    """Return all registered families.
+
+    Those of packages that fail to import are left out.
+    """
     return tuple(MODEL_FAMILIES.usable().values())
 
 

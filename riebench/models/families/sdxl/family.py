@@ -29,7 +29,10 @@ FEW_STEPS, MANY_STEPS, MANY_STEPS_GUIDANCE = 4, 20, 5.0
 
 
 class SdxlFamily(Family):
-    """SDXL Turbo (few steps, no guidance), SDXL Base (many steps, guided) and models trained from them."""
+    """SDXL Turbo, SDXL Base and models trained from them.
+
+    Turbo takes few steps without guidance, Base many steps with it.
+    """
 
     name = "sdxl"
     title = "SDXL"
@@ -68,7 +71,10 @@ class SdxlFamily(Family):
         return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
 
     def usual_sampling(self, scheduler: Mapping[str, Any]) -> tuple[int, float]:
-        """Return steps and guidance: a scheduler whose time steps trail is that of a model for few steps."""
+        """Return the usual steps and guidance scale.
+
+        A scheduler whose time steps trail is that of a model for few steps.
+        """
         if scheduler.get("timestep_spacing") == "trailing":
             return FEW_STEPS, 0.0
         return MANY_STEPS, MANY_STEPS_GUIDANCE
@@ -142,7 +148,7 @@ class SdxlFamily(Family):
         return BatchLayout(guided)
 
     def stages(self, denoiser: nn.Module) -> tuple[Stage, ...]:
-        """Return the convolutions, residual, attention and scaling blocks in the order of the modules."""
+        """Return the first convolution and all blocks in the order of the modules."""
         from riebench.models.families.sdxl import network
 
         return network.stages(denoiser)

@@ -1,4 +1,7 @@
-"""SDXL's official models: presets, downloads, and which folders and single files are SDXL at all."""
+"""SDXL's official models, and the test of folders and files for being SDXL.
+
+It holds their presets and downloads too.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ class SdxlNames(BlockNames):
     prefixes = ("unet", "down", "mid", "up")
 
     def short_name(self, name: str) -> str | None:
-        """Return the short name of a module path, with or without `unet.` before it; short names pass unchanged."""
+        """Return the short name of a module path, with or without `unet.` before it.
+
+        Short names pass unchanged.
+        """
         if _SHORT.fullmatch(name) or _SHORT_MID.fullmatch(name):
             return name
         match = _PATH.fullmatch(name)
@@ -79,7 +82,10 @@ class SdxlNames(BlockNames):
         return f"unet.{self.module_path(short)}"
 
     def update_path(self, short: str) -> str:
-        """Return the path of an attention block's last projection, which gives exactly what the block adds."""
+        """Return the path of an attention block's last projection.
+
+        It gives exactly what the block adds. For other sites it is their own path.
+        """
         path = self.module_path(short)
         return f"{path}.proj_out" if self.kind(short) == ATTENTION else path
 
@@ -89,13 +95,16 @@ class SdxlNames(BlockNames):
         return None if stem == path else self.short_name(stem)
 
     def kind(self, short: str) -> str:
-        """Return what a site is: an attention block, a residual block or feed-forward units."""
+        """Return whether a site is an attention block, a residual block or units."""
         if ".ff." in short:
             return UNITS
         return RESIDUAL if ".res." in short else ATTENTION
 
     def pass_order(self, shorts: Sequence[str]) -> tuple[str, ...]:
-        """Return blocks on the way down, in the middle and on the way up, each residual before its attention block."""
+        """Return blocks on the way down, in the middle and on the way up.
+
+        Each residual block precedes its attention block.
+        """
 
         def place(short: str) -> tuple[int, ...]:
             side, *numbers = short.split(".")
@@ -105,9 +114,12 @@ class SdxlNames(BlockNames):
         return tuple(sorted(shorts, key=place))
 
     def unit_site(self, block: str, layer: int) -> str:
-        """Return the short name of the feed-forward units of one transformer layer of an attention block."""
+        """Return the short name of the feed-forward units of one transformer layer."""
         return f"{block}.ff.{layer}"
 
     def block_of(self, site: str) -> str:
-        """Return the attention block that a unit site lies in; any other site is its own block."""
+        """Return the attention block that a unit site lies in.
+
+        Any other site is its own block.
+        """
         return site.split(".ff.")[0]

@@ -1,4 +1,4 @@
-"""Hooks on SDXL's U-Net: where a block's update is read, how an edit is put in, and what reads the text.
+"""Hooks on SDXL's U-Net: updates, edits and the layers that read the text.
 
 A block's update is what it adds. For an attention block it is read at the last projection, which is exact in every
 number format; output minus input would lose digits in half precision.
@@ -27,7 +27,10 @@ STAGE = re.compile(
 
 @dataclass(frozen=True)
 class UNetSite(Site):
-    """A site whose `point` gives its update as it is: an attention block, or feed-forward units."""
+    """A site whose `point` gives its update as it is.
+
+    Attention blocks and feed-forward units are such sites.
+    """
 
     module: nn.Module
     point: nn.Module
@@ -74,7 +77,7 @@ class ResidualSite(UNetSite):
         return self.stream(output) - self._shortcut(args, kwargs)
 
     def bypass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        """Return the input through the shortcut convolution, where the block has one, in the place of the output."""
+        """Return the input, through the shortcut if there is one, as the output."""
         scale: float = getattr(self.module, "output_scale_factor", 1.0)
         return self.with_stream(output, self._shortcut(args, kwargs) / scale)
 
@@ -108,7 +111,7 @@ def sites(unet: nn.Module) -> tuple[str, ...]:
 
 
 def unit_layers(module: nn.Module) -> int | None:
-    """Return the number of transformer layers in a block's module; None if it has none."""
+    """Return the number of transformer layers in a block's module, or None."""
     layers = getattr(module, "transformer_blocks", None)
     return None if layers is None else len(layers)
 
@@ -119,7 +122,9 @@ def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Compute how much each position reads each token, from the arguments of one call of a cross-attention layer.
+    """Compute how much each position reads each token in a cross-attention layer.
+
+    It is computed from the arguments of one call.
 
     Computed beside the layer, which runs as it would without: pictures do not depend on whether somebody looks.
 
@@ -143,13 +148,16 @@ def stages(unet: nn.Module) -> tuple[Stage, ...]:
 
 
 def _is_skip(path: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Tell whether upward blocks read an output: that of downward stages, unless an attention block follows."""
+    """Return whether upward blocks read a stage's output.
+
+    They read that of downward stages, unless an attention block follows.
+    """
     followed = ".resnets." in path and path.replace("resnets", "attentions") in modules
     return path == "conv_in" or (path.startswith("down_blocks") and not followed)
 
 
 def finish_block(hidden: Tensor, update: Tensor) -> tuple[Tensor]:
-    """Return what an attention block gives for an input and what its last projection gives."""
+    """Return an attention block's output for an input and a known update."""
     if update.dim() == 3:
         update = update.transpose(1, 2).unflatten(2, hidden.shape[-2:]).contiguous()
     return (update + hidden,)

@@ -1,4 +1,4 @@
-"""SDXL's pipeline in diffusers: text, call, latents, pictures, and the pipelines that edit pictures."""
+"""SDXL's pipeline in diffusers: text, call, latents, pictures and editing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ TEXT_NAMES = ("prompt_embeds", "pooled_prompt_embeds")
 
 
 def embed(pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
-    """Encode a prompt; the negative prompt is the one the pipeline uses when none is given: all zeros."""
+    """Encode a prompt with both text encoders.
+
+    The negative prompt is the one the pipeline uses when none is given: all zeros.
+    """
     embeds, negative, pooled, negative_pooled = pipe.encode_prompt(
         prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=guided
     )
@@ -29,7 +32,10 @@ def embed(pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> Text
 
 
 def token_counter(folder: Path | None) -> tuple[Callable[[str], int], int]:
-    """Return what counts a prompt's tokens, start and end included, and how many are read."""
+    """Return a counter of a prompt's tokens, and how many tokens are read.
+
+    Start and end count too.
+    """
     if folder is None:
         from open_clip.tokenizer import SimpleTokenizer
 
@@ -53,20 +59,29 @@ def call_options(spec: ModelSpec) -> dict[str, Any]:
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Decode latents [B, 4, h, w] in the autoencoder's own number format: [B, 3, H, W] in -1 to 1."""
+    """Decode latents [B, 4, h, w] in the autoencoder's own number format.
+
+    Returns [B, 3, H, W] in -1 to 1.
+    """
     scaled = (latents.float() / vae.config.scaling_factor).to(vae.dtype)
     pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
     return pixels
 
 
 def encode(vae: Any, pixels: Tensor, device: torch.device) -> Tensor:
-    """Encode pictures [B, 3, H, W] in -1 to 1: float32 [B, 4, h, w], the mean of the answer, scaled for the U-Net."""
+    """Encode pictures [B, 3, H, W] in -1 to 1.
+
+    Returns float32 [B, 4, h, w]: the mean of the answer, scaled for the U-Net.
+    """
     latents = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mode()
     return latents.float() * float(vae.config.scaling_factor)
 
 
 def editing_pipeline(task: EditingTask, pipe: Any) -> Any:
-    """Build diffusers' pipeline for image-to-image or LEDITS++ from the networks of a loaded one."""
+    """Build diffusers' pipeline for image-to-image or LEDITS++.
+
+    It shares the networks of a loaded pipeline.
+    """
     import diffusers
 
     parts = {**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)}
@@ -83,7 +98,9 @@ def editing_pipeline(task: EditingTask, pipe: Any) -> Any:
 
 @contextmanager
 def same_condition(unet: nn.Module) -> Iterator[None]:
-    """Make the last row of LEDITS++'s conditions, its one edit, that of every picture of the batch.
+    """Give every picture of a batch the last row of LEDITS++'s conditions.
+
+    That row is its one edit.
 
     The U-Net gets n unconditional rows and n edited ones, but the pipeline brings conditions of n + 1 rows.
     """

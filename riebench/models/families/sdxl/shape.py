@@ -45,7 +45,9 @@ FLOAT, HALF = 4, 2
 
 @dataclass(frozen=True)
 class SdxlShape:
-    """Measures of an SDXL-like model; the defaults are SDXL's own, as counted on its full architecture.
+    """Measures of an SDXL-like model.
+
+    The defaults are SDXL's own, as counted on its full architecture.
 
     Attributes:
         channels: of the U-Net, level by level from the finest grid to the coarsest.
@@ -98,13 +100,19 @@ class SdxlShape:
         return int((size // self.vae_factor // 2 ** self.level(block)) ** 2)
 
     def units(self, block: str) -> int:
-        """Return the feed-forward units of an attention block, over all its layers; 0 for residual blocks."""
+        """Return the feed-forward units of a block, over all its layers.
+
+        Returns 0 for residual blocks.
+        """
         if kind(block) != ATTENTION:
             return 0
         return self.layers[self.level(block)] * FEED_FORWARD * self.width(block)
 
     def prefix_numbers(self, size: int, steps: int, blocks: Sequence[str], starts: int) -> int:
-        """Return how many numbers edited runs can share with one source run; see `Shape.prefix_numbers`."""
+        """Return how many numbers edited runs can share with one source run.
+
+        See `Shape.prefix_numbers`.
+        """
         latents = (size // self.vae_factor) ** 2
         grids = [latents // 4**level for level in range(len(self.channels))]
         # What upward blocks read: the first convolution, two blocks a level, and the way down to the next level.
@@ -161,7 +169,9 @@ def _number_bytes(dtype: str) -> int:
 
 
 def folder_shape(folder: Path) -> SdxlShape:
-    """Return the measures of a model folder in diffusers' layout, from its configurations and its files' headers.
+    """Return the measures of a model folder in diffusers' layout.
+
+    They are read from its configurations and its files' headers.
 
     Raises:
         RiebenchError: if a configuration or weights file is missing or cannot be read.
@@ -182,7 +192,7 @@ def folder_shape(folder: Path) -> SdxlShape:
 
 
 def unet_shape(config: Mapping[str, Any], vae_factor: int) -> SdxlShape:
-    """Return the measures that matter for captures, from the configuration of a U-Net in memory.
+    """Return the measures that matter for captures, of a U-Net in memory.
 
     Args:
         config: the U-Net's.
