@@ -255,9 +255,9 @@ def test_scoring_full_size(model: LoadedModel, tmp_path: Path, timer: Timer, not
     with network_calls() as calls:
         ours = seconds(timer, lambda: score(folders, progress=False, networks=networks))
     with torch.inference_mode():
-        networks = seconds(timer, lambda: [call() for call in calls])
+        bare = seconds(timer, lambda: [call() for call in calls])
     count = sum(len(folder.records()) for folder in folders)
-    note("scoring, ViT-L-14", units=count, units_a_second=count / ours, of_bare_calls=ours / networks)
+    note("scoring, ViT-L-14", units=count, units_a_second=count / ours, of_bare_calls=ours / bare)
 
 
 def test_memory(benchmark: Any, tmp_path: Path, note: Callable[..., None]) -> None:

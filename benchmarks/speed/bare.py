@@ -21,7 +21,7 @@ class BareCalls:
 
     def __init__(self, model: LoadedModel, batch: int) -> None:
         self.model, self.batch = model, batch
-        self._prompt, self._pooled, _, _ = Generator(model).embed("a red house")
+        self._prompt, self._pooled = Generator(model).embed("a red house").parts
 
     @torch.inference_mode()
     def make(self, evaluations: Sequence[int], decoded: int) -> None:

@@ -138,5 +138,5 @@ def _joined(traces: Sequence[Trace]) -> Trace:
     for site in traces[0].sites:
         values = torch.cat([trace.get(site) for trace in traces])
         for step in range(values.shape[1]):
-            joined.add(site, "update", values[:, step], guided=False, unconditional=False)
+            joined.add(site, "update", {"conditional": values[:, step]}, unconditional=False)
     return joined

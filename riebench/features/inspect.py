@@ -117,7 +117,8 @@ def inspect(
 
 def _block(path: Path, sae: SparseAutoencoder, model: LoadedModel) -> str:
     if sae.block is None:
-        example = f"{model.family.names.default[-1]}={path}"
+        usual = model.family.names.default
+        example = f"{usual[1 % len(usual)]}={path}"
         raise RiebenchError(f"{path} does not say which block it is for; write BLOCK={path}, such as {example}")
     if sae.block not in known_sites(model.denoiser):
         raise RiebenchError(f"{path} is for block {sae.block}, which {model.spec.name} does not have")
