@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class BareCalls:
         """
         unet, vae, prompt = self.model.pipe.unet, self.model.pipe.vae, self._prompt
         side = self.model.spec.size // self.model.pipe.vae_scale_factor
-        like = {"device": self.model.device, "dtype": prompt.dtype}
+        like: dict[str, Any] = {"device": self.model.device, "dtype": prompt.dtype}
         for rows in evaluations:
             latents = torch.zeros(rows, unet.config.in_channels, side, side, **like)
             added = {"text_embeds": self._pooled.expand(rows, -1), "time_ids": torch.zeros(rows, 6, **like)}
