@@ -121,10 +121,11 @@ def write_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
 
 
 def _meaning(metric: str) -> str:
-    """Return the first docstring line of a metric that no table shows."""
+    """Return what a metric that no table shows measures, from its docstring."""
     found = METRICS.get(metric)
-    first = (found.compute.__doc__ or "").partition("\n")[0].replace("`", "").rstrip(".")
-    return f"{first} ({found.direction} is better)"
+    text = " ".join((found.compute.__doc__ or "").replace("`", "").split()).rstrip(".")
+    text = text.removeprefix("Compute ").removeprefix("the ")
+    return f"{text[:1].upper()}{text[1:]} ({found.direction} is better)"
 
 
 def _script(out: OutputFolder, name: str, data: Any) -> dict[str, str]:
