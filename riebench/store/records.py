@@ -82,7 +82,7 @@ class RunSpec(StoredModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_no_packages(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What needs no other package is stored as it always was.
+        # A run that needs no other package is stored without the field, as runs were before it existed.
         stored: dict[str, Any] = write(self)
         if not self.packages:
             stored.pop("packages", None)

@@ -165,7 +165,8 @@ def load_plugin(path: Path) -> str:
         return digest
     before = METHODS.names()
     for name in METHODS.shipped():
-        # Shipped names are filled in only when used; filled in now, a plugin cannot take one of them unnoticed.
+        # Shipped methods are imported only when used; with all imported now, a plugin that takes one of their names
+        # is noticed.
         METHODS.get(name)
     _run_plugin(path)
     if METHODS.names() == before:
