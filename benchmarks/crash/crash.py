@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--by", choices=["clock", "operation"], default="clock")
     parser.add_argument("--log", type=Path, default=Path("crash.jsonl"), help="what was done; continued if it is there")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "crash.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "crash.json")
     parser.add_argument("--keep", type=Path, default=Path("crash-findings"), help="where folders of findings are kept")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="riebench-crash-") as root:

@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--inputs", type=int, default=100_000, help="in all; parted between readers by their weight")
     parser.add_argument("--reader", action="append", choices=sorted(READERS), help="only these")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fuzz.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "fuzz.json")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="where inputs of findings are kept")
     chosen = parser.parse_args(arguments)
     readers = [READERS[name] for name in chosen.reader or READERS]

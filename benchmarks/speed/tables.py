@@ -19,8 +19,8 @@ from riebench.errors import RiebenchError
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.utils.markup import markdown_table
 
-RESULTS = Path(__file__).parent / "results" / "speed.json"
-DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
+RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "performance.md"
 PART = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIZE = 512
 """Picture side in pixels at which SDXL's operations are counted."""
