@@ -34,7 +34,7 @@ class PromptSource:
         file: a text file, one prompt a line.
         dataset: a data set on the hub, in a folder or in a file.
         column: its column with the prompts; None for the only one with text.
-        captions: captions of the toy world.
+        captions: captions of random toy-world scenes.
 
     Raises:
         RiebenchError: if none or several are given.

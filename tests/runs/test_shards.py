@@ -160,7 +160,7 @@ def test_a_shard_that_cannot_move_its_records_leaves_them_to_be_read(
 
     with folder.open_for_writing(shard=(1, 2)) as run:
         digest = add_record(run)
-        monkeypatch.setattr("riebench.store.folder.merge", full)
+        monkeypatch.setattr("riebench.store.folder.merge_parts", full)
     monkeypatch.undo()
     assert RunFolder(folder.path).finished_units() == {digest} and len(part_files(folder.path)) == 1
     with folder.open_for_writing():

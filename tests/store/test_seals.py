@@ -100,7 +100,10 @@ def test_a_kill_between_the_run_file_and_its_seal_breaks_nothing(folder: RunFold
 
 
 def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first after run.json was replaced and before it was sealed, the second before it is replaced again."""
+    """Check that two kills around the replacement of run.json break no seal.
+
+    The first comes after run.json was replaced and before it was sealed, the second before it is replaced again.
+    """
     with folder.open_for_writing({"started": "first"}):
         add_record(folder)
 

@@ -243,11 +243,11 @@ sys.path.insert(0, {str(ROOT / "tests" / "helpers")!r})
 from sae_collections import CONFIGS, PLAN
 from riebench.training import many, run
 from riebench.training.collection import Collection
-kept = many._keep
+kept = many._write_checkpoint
 def keep(checkpoint, state):
     kept(checkpoint, state)
     time.sleep(600)
-many._keep = keep
+many._write_checkpoint = keep
 run.curve_files = lambda *_: {{}}
 job = run.TrainingRun(Path({str(jobs["killed"].out)!r}), CONFIGS, PLAN, checkpoint_every=3, progress=False)
 run.train_collection(Collection.open(Path({str(there.folder)!r})), (), job)
