@@ -87,7 +87,7 @@ def test_what_is_recorded_and_made_again_is_told_even_if_a_kill_came_before_it_w
     assert trials.whole.planned == made and len(made) > len({name.rsplit(" ", 1)[0] for name in made})
     again = trials.trial(0)
     assert again["wrong"] == [] and again["killed"]
-    with patch.object(RunFolder, "done", lambda *_: set()):
+    with patch.object(RunFolder, "finished_units", lambda *_: set()):
         found = [trials.trial(number)["wrong"] for number in range(2)]
     assert any("was to be made again" in wrong for one in found for wrong in one)
 
