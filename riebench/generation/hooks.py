@@ -11,7 +11,8 @@ from torch import nn
 
 from riebench.blocks import block_of, short_name
 from riebench.errors import RiebenchError, near_match
-from riebench.models.families.base import BatchLayout, Site, family_of_denoiser
+from riebench.models.families.base import family_of_denoiser
+from riebench.models.families.blocks import BatchLayout, Site
 
 
 def known_sites(denoiser: nn.Module) -> tuple[str, ...]:

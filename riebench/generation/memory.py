@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from riebench.errors import DeviceLostError, MemoryShortageError, reason
-from riebench.models.families.base import Shape
+from riebench.models.families.sizes import Shape
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.utils import machine
 

@@ -25,7 +25,8 @@ from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit
 from riebench.generation.hooks import Hooks, find_site, hooked
 from riebench.generation.transfers import PairedEdit
-from riebench.models.families.base import Half, family_of_denoiser
+from riebench.models.families.base import family_of_denoiser
+from riebench.models.families.blocks import Half
 
 Quantity = Literal["input", "output", "update", "attention"]
 

@@ -13,7 +13,7 @@ from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.jobs.forecast import CategoryCount, Forecast, PlannedWork, forecast, per_picture
 from riebench.jobs.request import RunRequest
 from riebench.methods.base import get_method
-from riebench.models.families.base import Shape
+from riebench.models.families.sizes import Shape
 from riebench.models.lookup import ModelInfo, look_up
 from riebench.models.presets import sae_bytes_of_width
 from riebench.models.spec import ModelOptions

@@ -23,7 +23,7 @@ from riebench.generation.memory import FULL, examples_together, footprint
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
-from riebench.models.families.base import Shape
+from riebench.models.families.sizes import Shape
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.runs.plan import ExampleWork, Unit, works_of
 from riebench.store.folder import SINGLE_SHARD, RunFolder, find_run_folders

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import MEGABYTES, RegionSpec
-from riebench.models.families.base import CONFIG_PATTERNS, Family
+from riebench.models.families.base import Family
+from riebench.models.families.sizes import CONFIG_PATTERNS
 from riebench.models.files import (
     NOT_FULL,
     autoencoder_source,

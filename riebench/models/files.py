@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.base import CONFIG_PATTERNS, Family, families
+from riebench.models.families.base import Family, families
+from riebench.models.families.sizes import CONFIG_PATTERNS
 from riebench.models.spec import HALF_DTYPES
 from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.utils.files import file_sha256

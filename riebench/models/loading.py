@@ -14,7 +14,9 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
-from riebench.models.families.base import CONFIG_PATTERNS, BatchLayout, Family, family_of_pipeline
+from riebench.models.families.base import Family, family_of_pipeline
+from riebench.models.families.blocks import BatchLayout
+from riebench.models.families.sizes import CONFIG_PATTERNS
 from riebench.models.files import (
     INDEX,
     autoencoder_source,

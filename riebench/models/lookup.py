@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError, near_match
-from riebench.models.families.base import Family, Shape
+from riebench.models.families.base import Family
+from riebench.models.families.sizes import Shape
 from riebench.models.files import INDEX, family_of_folder
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name

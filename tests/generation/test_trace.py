@@ -18,7 +18,7 @@ from riebench.errors import RiebenchError
 from riebench.generation.edits import AdaptiveEdit, Branch, Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.trace import capture, intervene
-from riebench.models.families.base import Half
+from riebench.models.families.blocks import Half
 from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.saes.sae import SparseAutoencoder
 

@@ -31,7 +31,7 @@ from riebench.methods.prompt_to_prompt import (
     inject,
     read_tokens,
 )
-from riebench.models.families.base import BatchLayout
+from riebench.models.families.blocks import BatchLayout
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.spec import ModelOptions
 from riebench.runs.runner import run_benchmark

@@ -20,7 +20,8 @@ from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.hooks import known_sites
 from riebench.generation.prefix import Cut, PrefixPlan, changes, record, resume, shared_cut
 from riebench.generation.trace import capture, intervene
-from riebench.models.families.base import BatchLayout, BlockNames, Family, Site, family_of_denoiser, family_of_pipeline
+from riebench.models.families.base import Family, family_of_denoiser, family_of_pipeline
+from riebench.models.families.blocks import BatchLayout, BlockNames, Site
 from riebench.models.families.sdxl.family import FAMILY, SdxlFamily
 from riebench.registry import MODEL_FAMILIES
 

@@ -7,18 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.models.families.base import (
-    BatchLayout,
-    BlockNames,
-    EditingTask,
-    Family,
-    Shape,
-    Site,
-    Stage,
-    TextEmbeddings,
-)
+from riebench.models.families.base import EditingTask, Family, TextEmbeddings
+from riebench.models.families.blocks import BatchLayout, BlockNames, Site, Stage
 from riebench.models.families.sdxl import files, shape
 from riebench.models.families.sdxl.names import SdxlNames
+from riebench.models.families.sizes import Shape
 from riebench.models.spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.models.families.base import HubFile, ModelDownload, NamedAutoencoder
+from riebench.models.families.sizes import HubFile, ModelDownload, NamedAutoencoder
 from riebench.models.spec import DEFAULT_SCORER, FP16_FIX, Preset
 
 PIPELINE = "StableDiffusionXLPipeline"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from riebench.blocks import ATTENTION, RESIDUAL, UNITS, unknown_block
-from riebench.models.families.base import BlockNames
+from riebench.models.families.blocks import BlockNames
 
 _SHORT = re.compile(r"(?P<side>down|up)\.(?P<level>\d+)\.(?P<res>res\.)?(?P<index>\d+)(?:\.ff\.(?P<layer>\d+))?")
 _SHORT_MID = re.compile(r"(?P<side>mid)\.(?P<res>res\.)?(?P<index>\d+)(?:\.ff\.(?P<layer>\d+))?")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from riebench.blocks import ATTENTION, UNITS
-from riebench.models.families.base import Site, Stage
+from riebench.models.families.blocks import Site, Stage
 from riebench.models.families.sdxl.names import SdxlNames
 
 NAMES = SdxlNames()
