@@ -1,1 +1,4 @@
-"""Longer measurements than the tests make: speed, crashes, strangers' files. Run from the checkout as modules."""
+"""Measurements too long for the tests: speed, scale, crashes, untrusted files.
+
+They are run from the checkout as modules, such as `python -m benchmarks.crash`.
+"""

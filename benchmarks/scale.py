@@ -1,11 +1,11 @@
-"""Where a large run would give way: the one writer, the stored text, and the reading of it, with made-up records.
+"""Limits of a large run: one writer, the stored text, and the reading of it.
 
     python -m benchmarks.scale --units 1000000
 
-Writing is done as the process behind `--engine ray` does it: one picture and one record at a time, both brought to the
-disk. Reading is done as `riebench leaderboard` and `riebench tables` do it, in a process of its own for each number of
-units, so that its peak of memory is its own. Seconds of computing are the processor's, which a busy machine does not
-lengthen; those of writing are the clock's, since it waits for the disk.
+Records are made up. Writing is done as the process behind `--engine ray` does it: one picture and one record at a
+time, both brought to the disk. Reading is done as `riebench leaderboard` and `riebench tables` do it, in a process of
+its own for each number of units, so that its peak of memory is its own. Seconds of computing are the processor's, which
+a busy machine does not lengthen; those of writing are the clock's, since it waits for the disk.
 """
 
 from __future__ import annotations
@@ -46,12 +46,15 @@ LINES_AT_ONCE = 10_000
 
 
 def model(size: int = 512) -> ModelSpec:
-    """A model that nobody has."""
+    """Return the description of a made-up model."""
     return ModelSpec(name="made-up", source="made/up", revision="0", steps=4, guidance=0.0, size=size, dtype="bfloat16")
 
 
 def keys(count: int) -> Iterator[UnitKey]:
-    """Units of one setting: five block sets at four strengths of each example."""
+    """Yield units of one setting.
+
+    Each example has five block sets at four strengths.
+    """
     places = [(blocks, strength) for blocks in (*((b,) for b in BLOCKS), BLOCKS) for strength in STRENGTHS]
     for index in range(count):
         example, place = divmod(index, len(places))
@@ -63,7 +66,7 @@ def keys(count: int) -> Iterator[UnitKey]:
 
 
 def record(key: UnitKey) -> EditRecord:
-    """A finished unit as an SAE leaves it."""
+    """Return the record of a finished unit of the method `sae`."""
     unit = key.digest
     digest = hashlib.sha256(unit.encode()).hexdigest()
     blocks = BLOCKS if key.block_set == "all" else (key.block_set,)
@@ -78,7 +81,13 @@ def record(key: UnitKey) -> EditRecord:
 
 
 def writing(root: Path, side: int, count: int) -> dict[str, float]:
-    """Pictures with their records that one process brings to the disk in a second."""
+    """Measure the pictures with records that one process stores in a second.
+
+    Args:
+        root: folder for the results.
+        side: of the pictures, in pixels.
+        count: of the pictures.
+    """
     folder = RunFolder(run_path(root, "made-up", f"at-{side}", "sae"), _spec(side, "sae"))
     data = os.urandom(int(side * side * 3 * PNG_SHARE))
     with folder.open_for_writing():
@@ -101,7 +110,16 @@ def _spec(side: int, name: str) -> RunSpec:
 
 
 def fill(root: Path, units: int, settings: int) -> dict[str, float]:
-    """Stores records and scores without pictures, the same number in each of some settings."""
+    """Store records and scores without pictures, and return their sizes.
+
+    Args:
+        root: folder for the results.
+        units: in all; each setting gets the same number.
+        settings: how many.
+
+    Returns:
+        Bytes of the records and of the scores for each unit.
+    """
     per_setting, sizes = units // settings, [0, 0]
     for number in range(settings):
         folder = RunFolder(run_path(root, "made-up", "made-up", f"sae_{number:02d}"), _spec(512, f"sae_{number:02d}"))
@@ -134,16 +152,16 @@ def _scores(one: EditRecord, index: int) -> list[str]:
 
 
 def reading(root: Path) -> dict[str, float]:
-    """Seconds of the processor for what reads everything, and the peak of memory."""
-    told: dict[str, float] = {}
+    """Measure processor seconds of all that reads everything, and peak memory."""
+    figures: dict[str, float] = {}
     mark = time.process_time()
 
     def lap(name: str) -> None:
         nonlocal mark
-        told[name], mark = round(time.process_time() - mark, 2), time.process_time()
+        figures[name], mark = round(time.process_time() - mark, 2), time.process_time()
 
     folders = find_run_folders(root)
-    told["done_units_of_one_setting"] = len(folders[0].records())
+    figures["done_units_of_one_setting"] = len(folders[0].records())
     lap("records_of_one_setting")
     folders[0].scores()
     lap("scores_of_one_setting")
@@ -151,12 +169,12 @@ def reading(root: Path) -> dict[str, float]:
     lap("leaderboard")
     write_tables(folders[0].path.parent, folders)
     lap("tables")
-    told["peak_memory_mb"] = peak_ram() / 2**20
-    return told
+    figures["peak_memory_mb"] = peak_ram() / 2**20
+    return figures
 
 
 def main() -> int:
-    """Measures and prints; returns the exit code."""
+    """Measure, print and store the figures, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--units", type=int, nargs="+", default=[10_000, 100_000], help="numbers of units to read")
     parser.add_argument("--settings", type=int, default=32, help="settings that these units are parted among")
@@ -169,19 +187,19 @@ def main() -> int:
         print(json.dumps(reading(chosen.read)))
         return 0
     with tempfile.TemporaryDirectory(prefix="riebench-scale-", dir=chosen.work) as place:
-        told: dict[str, Any] = {"writing": [writing(Path(place) / "w", side, chosen.pictures) for side in SIDES]}
-        told["reading"] = []
+        figures: dict[str, Any] = {"writing": [writing(Path(place) / "w", side, chosen.pictures) for side in SIDES]}
+        figures["reading"] = []
         for units in chosen.units:
             root = Path(place) / str(units)
             sizes = fill(root, units, chosen.settings)
             line = [sys.executable, "-m", "benchmarks.scale", "--read", str(root)]
             done = subprocess.run(line, capture_output=True, text=True, check=True)
-            told["reading"].append({"units": units, "settings": chosen.settings, **sizes, **json.loads(done.stdout)})
-            print(told["reading"][-1], file=sys.stderr)
-    told["versions"] = package_versions()
+            figures["reading"].append({"units": units, "settings": chosen.settings, **sizes, **json.loads(done.stdout)})
+            print(figures["reading"][-1], file=sys.stderr)
+    figures["versions"] = package_versions()
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(told, indent=1))
+    chosen.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=1))
     return 0
 
 

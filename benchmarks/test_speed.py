@@ -49,7 +49,7 @@ SAMPLED_UNITS = 61
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    """The toy model, warm."""
+    """Return the toy model after its first calls, at both batch sizes."""
     loaded = load_model("toy-turbo")
     for rows in (1, BATCH):
         Generator(loaded).generate(["a red house"] * rows, range(rows))
@@ -58,13 +58,13 @@ def model() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def timer(request: pytest.FixtureRequest) -> Timer:
-    """What all times are taken with: pytest-benchmark's timer."""
+    """Return the timer of all measurements, which is pytest-benchmark's."""
     return pkgutil.resolve_name(str(request.config.getoption("benchmark_timer")))
 
 
 @pytest.fixture
 def note() -> Callable[..., None]:
-    """Prints figures and keeps them."""
+    """Return a function that prints figures and keeps them."""
 
     def keep(name: str, **figures: float) -> None:
         print(f"\n{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
@@ -78,7 +78,7 @@ def note() -> Callable[..., None]:
 
 
 def sweep(model: LoadedModel, folder: Path, examples: int, **options: Any) -> list[RunFolder]:
-    """Our way: the sample of the sweep, in one run."""
+    """Make the sample of the sweep in one run of the benchmark."""
     tasks, settings = sample(examples)
     return run_benchmark(
         tasks, settings, model, results_root=folder, batch_size=BATCH, progress=False, offline=True, **options
@@ -86,14 +86,14 @@ def sweep(model: LoadedModel, folder: Path, examples: int, **options: Any) -> li
 
 
 def seconds(timer: Timer, function: Callable[[], Any]) -> float:
-    """What a call takes."""
+    """Measure the seconds of a call."""
     start = timer()
     function()
     return timer() - start
 
 
 class SweepRounds:
-    """The sweep with the bare model calls beside it, and one by one, in turn.
+    """Rounds of the sweep beside the bare model calls, and of one by one, in turn.
 
     Args:
         model: warm.
@@ -118,7 +118,7 @@ class SweepRounds:
             self.found.setdefault(name, []).append(figure)
 
     def round(self, number: int) -> None:
-        """Each way once."""
+        """Measure each way once."""
         count, timer = len(self.units), self.timer
         clock, ours, calls = self._beside(str(number))
         self._keep(ours=ours / count, of_bare=ours / calls, outside=1 - clock.model / ours, hooks=clock.hooks / ours,
@@ -132,7 +132,11 @@ class SweepRounds:
                    plain_evaluations=clock.rows["unet"] / len(self.chosen))  # fmt: skip
 
     def _beside(self, name: str) -> tuple[Clock, float, float]:
-        """A sweep with its bare calls made beside it: its clock, its seconds without those, and those."""
+        """Run a sweep with its bare calls made beside it.
+
+        Returns:
+            Its clock, its seconds without the bare calls, and the seconds of those.
+        """
         beside = Beside(self.calls, self.timer)
         with clocked(self.model, self.timer, beside.note) as clock:
             both = seconds(self.timer, lambda: self._sweep(name))
@@ -149,7 +153,9 @@ class SweepRounds:
             self.pictures[f"{unit.setting.name} {unit.key.digest}"] = self.plain.make(unit)
 
     def check(self) -> int:
-        """Compares the pictures made one by one with the last sweep's: only the same ones may be timed.
+        """Check the pictures made one by one against those of the last sweep.
+
+        Only ways that make the same pictures may be compared in time.
 
         Returns:
             How many were compared.
@@ -166,7 +172,10 @@ class SweepRounds:
 
 
 def test_sweep(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Timer, note: Callable[..., None]) -> None:
-    """The sweep against one by one, against the bare model calls, and what lies outside the model."""
+    """Measure the sweep against one by one and against the bare model calls.
+
+    The time outside the model is noted too.
+    """
     rounds = SweepRounds(model, tmp_path, timer)
     numbers = iter(range(ROUNDS))
     benchmark.pedantic(lambda: rounds.round(next(numbers)), rounds=ROUNDS)
@@ -185,7 +194,10 @@ def test_sweep(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Timer,
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_one_block_one_step(benchmark: Any, block: str, timer: Timer, note: Callable[..., None]) -> None:
-    """A single-block edit of one step with and without what it shares with its source run."""
+    """Measure a single-block edit with and without its shared beginning.
+
+    The edit is of one step; the beginning is shared with its source run.
+    """
     model = load_model("toy-turbo", steps=1)
     tasks, settings = sample(BATCH // 2, ["activation_patch_sweep"])
     works = works_of(plan(tasks, settings))[: BATCH // 2]
@@ -225,7 +237,7 @@ def _push(block: str, shape: torch.Size) -> Any:
 
 
 def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Timer, note: Callable[..., None]) -> None:
-    """All scores of a run against the same, one unit and one setting at a time."""
+    """Measure all scores of a run against one unit and one setting at a time."""
     names = ("sae_each_sweep", "activation_patch_sweep")
     tasks, settings = sample(EXAMPLES, names)
     both = {
@@ -247,7 +259,10 @@ def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Time
 
 
 def test_scoring_full_size(model: LoadedModel, tmp_path: Path, timer: Timer, note: Callable[..., None]) -> None:
-    """All scores with a CLIP of the size that real SDXL is scored with (random weights), against its bare calls."""
+    """Measure all scores with a full-size CLIP against its bare calls.
+
+    The CLIP has the size that real SDXL is scored with, and random weights.
+    """
     tasks, settings = sample(3, ("sae_each_sweep",))
     single = [settings[0].model_copy(update={"strengths": (1.0,)})]
     folders = run_benchmark(tasks, single, model, results_root=tmp_path, batch_size=BATCH, progress=False)
@@ -261,7 +276,10 @@ def test_scoring_full_size(model: LoadedModel, tmp_path: Path, timer: Timer, not
 
 
 def test_memory(benchmark: Any, tmp_path: Path, note: Callable[..., None]) -> None:
-    """Peak memory of processes: ten times as many examples, and the same ones one by one and by the bare calls."""
+    """Measure peak memory of processes.
+
+    They make ten times as many examples, and the same ones one by one and by the bare calls.
+    """
     loaded, few = memory.peak("ours", 9, tmp_path / "few")
     _, many = benchmark.pedantic(memory.peak, args=("ours", 90, tmp_path / "many"), rounds=1)
     _, plain = memory.peak("one by one", 9, tmp_path / "plain")

@@ -1,1 +1,1 @@
-"""Processes killed at random moments: what is left on disk, and what the next run makes of it."""
+"""Processes killed at random moments, and the results that the next runs make."""

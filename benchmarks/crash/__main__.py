@@ -1,4 +1,4 @@
-"""`python -m benchmarks.crash`."""
+"""Entry point of `python -m benchmarks.crash`."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""Kills the main job at random moments, repeats it, and compares what is there in the end with an undisturbed run.
+"""Trials that kill the main job at random moments and check its final results.
 
     python -m benchmarks.crash --kills 200
 
 Every trial starts with an empty folder and repeats `riebench run` (pictures, scores, tables, leaderboard, page) until
 it comes to its end, killing it with SIGKILL at random moments up to four times a trial. Then every file is compared
-with those of a run that nobody disturbed: byte for byte, but for what a clock says. A unit or a score that is there
+with those of an undisturbed run: byte for byte, but for what a clock says. A unit or a score that is there
 twice was made twice; one that a repeated run sets out to make although it is recorded counts likewise. Runs are forked
 from one process that has imported and loaded everything, so that a trial takes seconds. Trials are seeded by their
 number and logged; the same command goes on where it was stopped.
@@ -36,7 +36,7 @@ from riebench.utils.files import parse_json, read_lines, repair_last_line
 
 
 def snapshot(place: Path) -> dict[str, bytes]:
-    """The whole lines of all records and scores below a folder."""
+    """Return the whole lines of all records and scores below a folder, by file."""
     found = {}
     for file in sorted(place.rglob("*.jsonl")):
         data = file.read_bytes()
@@ -45,13 +45,16 @@ def snapshot(place: Path) -> dict[str, bytes]:
 
 
 def lost(before: dict[str, bytes], place: Path) -> list[str]:
-    """Files whose recorded lines are not all there any more."""
+    """Return the files whose recorded lines are not all there any more."""
     now = snapshot(place)
     return [name for name, data in before.items() if not now.get(name, b"").startswith(data)]
 
 
 def recorded(before: dict[str, bytes]) -> set[str]:
-    """What a snapshot holds, as `benchmarks.crash.killing.Ending.planned` names it."""
+    """Return the units and scores that a snapshot holds.
+
+    They are named as `benchmarks.crash.killing.Ending.planned` names them.
+    """
     found = set()
     for name, data in before.items():
         setting = Path(name).parent.name
@@ -62,7 +65,9 @@ def recorded(before: dict[str, bytes]) -> set[str]:
 
 
 def differences(place: Path, reference: Path) -> list[str]:
-    """What tells a folder from that of an undisturbed run, one line each; clocks and their hashes apart.
+    """Return the differences of a folder from that of an undisturbed run.
+
+    Each is one line. Values of clocks and hashes over them are left out of the comparison.
 
     Args:
         place: the folder of a job.
@@ -110,12 +115,12 @@ def _without_clocks(file: Path) -> bytes:
 
 
 MakeJob = Callable[[Path], RunRequest]
-"""A job that writes all it writes below a folder."""
+"""Makes a job that writes only below the given folder."""
 
 
 @dataclass
 class Trials:
-    """Trials of one job.
+    """Trials of one job, each of them killed several times.
 
     Attributes:
         make: the job.
@@ -137,20 +142,23 @@ class Trials:
 
     @property
     def reference(self) -> Path:
-        """The undisturbed run's folder."""
+        """Folder of the undisturbed run."""
         return self.root / "undisturbed" / "work"
 
     def prepare(self) -> Ending:
-        """Makes the undisturbed run."""
+        """Make the undisturbed run and return its end."""
         shutil.rmtree(self.reference.parent, ignore_errors=True)
         self.whole = run(self.make(self.reference))
         return self.whole
 
     def trial(self, number: int) -> dict[str, Any]:
-        """One trial: in which phases it was killed, and what is wrong in the end.
+        """Run one trial and compare its results with the undisturbed run's.
 
         Args:
             number: of the trial; decides the moments.
+
+        Returns:
+            The number, the phases in which the job was killed, and a line for everything that is wrong in the end.
         """
         chance = random.Random(f"{self.seed}:{number}")
         place = self.root / f"trial-{number}" / "work"
@@ -188,9 +196,10 @@ class Trials:
 
 
 def toy_job(place: Path) -> RunRequest:
-    """Two examples and three settings on the toy model in one step, one picture at a time.
+    """Return a job of two examples and three settings on the toy model.
 
-    In larger batches a resumed run shares its calls with other pictures, which moves a number by rounding.
+    It makes one step and one picture at a time. In larger batches a resumed run shares its calls with other pictures,
+    which moves a number by rounding.
     """
     suite = place.parent / "mine"
     if not suite.is_dir():
@@ -217,7 +226,7 @@ _SETTING = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns its exit code."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crash", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -231,14 +240,15 @@ def main(arguments: list[str] | None = None) -> int:
         _warm(Path(root))
         whole = trials.prepare()
         print(f"undisturbed: {whole.operations} disk operations, {sum(whole.seconds.values()):.1f} s", file=sys.stderr)
-        told = _continued(trials, chosen)
-    wrong = [one for one in told if one["wrong"]]
-    print(f"{sum(len(one['killed']) for one in told)} kills in {len(told)} trials, {len(wrong)} wrong; {chosen.out}")
+        outcomes = _continued(trials, chosen)
+    wrong = [one for one in outcomes if one["wrong"]]
+    kills = sum(len(one["killed"]) for one in outcomes)
+    print(f"{kills} kills in {len(outcomes)} trials, {len(wrong)} wrong; {chosen.out}")
     return 1 if wrong else 0
 
 
 def _warm(root: Path) -> None:
-    """Loads everything once in this process, so that its children need not."""
+    """Load everything once in this process, so that its children need not."""
     import torch
 
     from riebench.models.lookup import ModelRecipe
@@ -253,33 +263,36 @@ def _warm(root: Path) -> None:
 
 
 def _continued(trials: Trials, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trials until there are enough kills, those of the log included; the summary is written after each."""
+    """Run trials until there are enough kills, those of the log included.
+
+    The log and the summary are written after each trial.
+    """
     log: Path = chosen.log
     repair_last_line(log)
-    told = [line for _, line in read_lines(log)]
+    outcomes = [line for _, line in read_lines(log)]
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         while True:
             assert trials.whole is not None
-            summary = json.dumps(_summary(told, trials.whole, chosen), indent=1)
+            summary = json.dumps(_summary(outcomes, trials.whole, chosen), indent=1)
             chosen.out.write_text(summary + "\n", encoding="utf-8")
-            if sum(len(one["killed"]) for one in told) >= chosen.kills:
-                return told
-            told.append(trials.trial(len(told)))
-            file.write(json.dumps(told[-1]) + "\n")
+            if sum(len(one["killed"]) for one in outcomes) >= chosen.kills:
+                return outcomes
+            outcomes.append(trials.trial(len(outcomes)))
+            file.write(json.dumps(outcomes[-1]) + "\n")
             file.flush()
-            print(f"{sum(len(one['killed']) for one in told)}/{chosen.kills} {told[-1]}", file=sys.stderr)
+            print(f"{sum(len(one['killed']) for one in outcomes)}/{chosen.kills} {outcomes[-1]}", file=sys.stderr)
 
 
-def _summary(told: list[dict[str, Any]], whole: Ending, chosen: argparse.Namespace) -> dict[str, Any]:
+def _summary(outcomes: list[dict[str, Any]], whole: Ending, chosen: argparse.Namespace) -> dict[str, Any]:
     from riebench.runs.prepare import package_versions
 
-    phases = Counter(phase for one in told for phase in one["killed"])
+    phases = Counter(phase for one in outcomes for phase in one["killed"])
     return {
         "kills": phases.total(),
-        "trials": len(told),
+        "trials": len(outcomes),
         "killed_in": {phase: phases[phase] for phase in PHASES},
-        "wrong": [one for one in told if one["wrong"]],
+        "wrong": [one for one in outcomes if one["wrong"]],
         "moments_by": chosen.by,
         "seed": chosen.seed,
         "undisturbed": {

@@ -1,4 +1,4 @@
-"""Runs a job in a process of its own, kills it at a moment, and tells what it was about to make."""
+"""Job in a process of its own, killed at a moment, with a report of its plans."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPERATIONS = ("fsync", "replace", "link")
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill.
+    """Moment of a kill.
 
     Attributes:
         operation: before the so many-th call of one of `OPERATIONS`; None for a moment of the clock.
@@ -44,7 +44,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended.
+    """End of a run.
 
     Attributes:
         killed: by us; otherwise it came to its end.
@@ -60,11 +60,11 @@ class Ending:
 
 
 def run(job: RunRequest, moment: Moment | None = None) -> Ending:
-    """Runs a job in a process of its own, and kills it at a moment.
+    """Run a job in a process of its own, and kill it at a moment.
 
     Args:
         job: what to run.
-        moment: when; None lets it finish.
+        moment: the moment of the kill; None lets the job finish.
 
     Raises:
         AssertionError: if it fails by itself, is ended by anything but us, or hangs.
@@ -82,7 +82,7 @@ def run(job: RunRequest, moment: Moment | None = None) -> Ending:
 
 
 def _perform(job: RunRequest, writer: int, moment: Moment | None) -> None:
-    """The child's part: never returns."""
+    """Run the job in the child process; never returns."""
     code = 1
     try:
         import torch
@@ -99,7 +99,7 @@ def _perform(job: RunRequest, writer: int, moment: Moment | None) -> None:
             count = _count_operations(stack, None if moment is None else moment.operation)
             for phase, place in _BEGINNINGS.items():
                 stack.enter_context(_marked(phase, place, writer))
-            _tell_plans(stack, writer)
+            _report_plans(stack, writer)
             os.write(writer, b"begins run\n")
             run_job(job, lambda _: None)
             os.write(writer, f"ends {count[0]}\n".encode())
@@ -145,30 +145,33 @@ def _count_operations(stack: contextlib.ExitStack, last: int | None) -> list[int
     return count
 
 
-def _tell_plans(stack: contextlib.ExitStack, writer: int) -> None:
-    """Tells units and scores that are about to be computed; what is stored shows only those that were finished."""
+def _report_plans(stack: contextlib.ExitStack, writer: int) -> None:
+    """Send the parent all units and scores that are about to be computed.
+
+    The stored files show only those that were finished.
+    """
     from riebench.runs.runner import Runner
     from riebench.scoring.score import FolderScores
 
     run, missing = Runner.run, FolderScores.missing
 
-    def told_run(runner: Runner, works: Any) -> None:
+    def reported_run(runner: Runner, works: Any) -> None:
         units = [unit for work in works for unit in work.units]
         os.write(writer, "".join(f"plans {unit.setting.name} {unit.key.digest}\n" for unit in units).encode())
         run(runner, works)
 
-    def told_missing(scores: FolderScores, record: Any, example: Any, metrics: Any) -> Any:
+    def reported_missing(scores: FolderScores, record: Any, example: Any, metrics: Any) -> Any:
         found = missing(scores, record, example, metrics)
         unit = f"{scores.folder.spec.setting.name} {record.key.digest}"
         os.write(writer, "".join(f"plans {unit} {metric.name}\n" for metric in found).encode())
         return found
 
-    stack.enter_context(patch.object(Runner, "run", told_run))
-    stack.enter_context(patch.object(FolderScores, "missing", told_missing))
+    stack.enter_context(patch.object(Runner, "run", reported_run))
+    stack.enter_context(patch.object(FolderScores, "missing", reported_missing))
 
 
 class _Watch:
-    """The parent's part: listens to the child, and kills it when its moment has come."""
+    """Parent's side: reads from the child, and kills it when its moment has come."""
 
     def __init__(self, process: int, reader: int, moment: Moment | None) -> None:
         self.process, self.reader, self.moment = process, reader, moment
@@ -177,7 +180,7 @@ class _Watch:
         self.kill_at: float | None = None
 
     def ending(self) -> Ending:
-        """Waits for the child's end."""
+        """Wait for the child's end and return it."""
         while True:
             wait = PATIENCE if self.kill_at is None else max(0.0, self.kill_at - time.monotonic())
             ready, _, _ = select.select([self.reader], [], [], min(wait, PATIENCE))
@@ -200,7 +203,13 @@ class _Watch:
                     self.kill_at = self.began[phase] + self.moment.delay
 
     def _over(self) -> Ending:
-        """The child has closed its end: it has ended, or was killed before an operation, as it was told to be."""
+        """Return the end of a child that has closed its side of the pipe.
+
+        It has ended by itself, or it was killed before an operation because `Moment.operation` asked for that.
+
+        Raises:
+            AssertionError: if it failed, or was ended by a signal that was not ours.
+        """
         _, status = os.waitpid(self.process, 0)
         if os.WIFSIGNALED(status):
             asked = self.moment is not None and self.moment.operation is not None

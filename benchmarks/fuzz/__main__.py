@@ -1,4 +1,4 @@
-"""`python -m benchmarks.fuzz`."""
+"""Entry point of `python -m benchmarks.fuzz`."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""What becomes of one input: read, refused in one line, or a finding; what it took, and which files it touched."""
+"""Outcome of one input: read, refused in one line, or a finding.
+
+Time, peak memory and the files that the reader touches are watched as well.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,15 @@ TOUCHING = {"open": 1, "os.listdir": 1, "os.scandir": 1, "os.mkdir": 1, "os.remo
 
 
 class TooLongError(BaseException):
-    """An input took too much processor time; readers that catch every exception do not catch this one."""
+    """Error of an input that took too much processor time.
+
+    It is a `BaseException`, which readers that catch every `Exception` do not catch.
+    """
 
 
 @dataclass
 class Findings:
-    """What became of one reader's inputs.
+    """Outcomes of one reader's inputs.
 
     Attributes:
         inputs: how many there were.
@@ -57,7 +63,7 @@ class Findings:
     first: dict[str, Files] = field(default_factory=dict)
 
     def add(self, kind: str, files: Files) -> None:
-        """Notes what became of an input."""
+        """Count the outcome of an input; keep the first files of each kind of finding."""
         if kind == READ:
             self.read += 1
         elif kind == REFUSED:
@@ -68,7 +74,7 @@ class Findings:
 
 
 class _Watch:
-    """Says which files are touched beside the folder that a reader is given."""
+    """Record of the files touched outside the folder that a reader is given."""
 
     def __init__(self) -> None:
         self.place: str | None = None
@@ -95,13 +101,13 @@ _WATCH: list[_Watch] = []
 
 
 def attempt(reader: Reader, files: Files, root: Path, findings: Findings) -> None:
-    """Gives a reader one input.
+    """Give a reader one input.
 
     Args:
-        reader: who reads.
+        reader: the reader under test.
         files: path below the reader's folder -> content.
         root: an empty folder; the reader's folder is made in it, with a file to be left alone beside.
-        findings: gets what became of it.
+        findings: gets the outcome.
     """
     if not _WATCH:
         _WATCH.append(_Watch())
@@ -137,7 +143,10 @@ def _complaint(text: str) -> str:
 
 @contextlib.contextmanager
 def laid_out(place: Path, files: Files) -> Iterator[Path]:
-    """Files in a folder as long as the `with` block lasts, with one to be left alone beside the folder."""
+    """Keep files in a folder for the `with` block.
+
+    Beside the folder lies one more file, which must be left alone.
+    """
     outside = place.parent / "outside"
     if not outside.exists():
         outside.mkdir(parents=True)
@@ -177,12 +186,15 @@ def _timed() -> Iterator[None]:
 
 
 def forget_peak() -> int:
-    """Makes this process's size the largest so far, where the system can do that; in MB."""
+    """Reset the peak memory of this process to its present size, and return it in MB.
+
+    Where the system cannot reset it, the peak stays.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return largest_size()
 
 
 def largest_size() -> int:
-    """What this process took at most, in MB."""
+    """Return the peak memory of this process in MB."""
     return peak_ram() // 2**20

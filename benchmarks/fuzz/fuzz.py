@@ -1,4 +1,4 @@
-"""Gives every reader of foreign files damaged and hostile ones, and counts what becomes of them.
+"""Damaged and hostile files for every reader of files, with counted outcomes.
 
     python -m benchmarks.fuzz --inputs 100000
 
@@ -45,14 +45,14 @@ ANY_VALUE: st.SearchStrategy[Any] = st.recursive(
     _SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
-"""Values of any form, as JSON and YAML can say them."""
+"""Values of any form, as JSON and YAML can express them."""
 
 
 def fuzz(reader: Reader, count: int, root: Path, seed: int = 0) -> Findings:
-    """Gives a reader many inputs.
+    """Give a reader many inputs and return the outcomes.
 
     Args:
-        reader: who reads.
+        reader: the reader under test.
         count: how many, at least.
         root: a folder to work in, best in memory.
         seed: of the inputs.
@@ -87,7 +87,10 @@ def fuzz(reader: Reader, count: int, root: Path, seed: int = 0) -> Findings:
 
 
 def _inputs(reader: Reader, valid: list[Files], value: Any, chance: random.Random, kind: int) -> Iterator[Files]:
-    """The inputs that one draw gives: a value of any form in a file's place, or variants of valid files."""
+    """Yield the inputs of one draw.
+
+    They are a value of any form in a file's place, or variants of valid files.
+    """
     if kind == 0 and reader.place is not None:
         yield reader.place(chance.choice(valid), value)
         return
@@ -108,7 +111,7 @@ def _together(reader: Reader, inputs: Iterator[Files], place: Path, findings: Fi
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns its exit code."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=100_000, help="in all; parted between readers by their weight")
     parser.add_argument("--reader", action="append", choices=sorted(READERS), help="only these")
@@ -118,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     readers = [READERS[name] for name in chosen.reader or READERS]
     weight = sum(reader.weight for reader in readers)
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     began, processor = time.monotonic(), time.process_time()
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="riebench-fuzz-", dir=memory if memory.is_dir() else None) as root:
@@ -126,23 +129,23 @@ def main(arguments: list[str] | None = None) -> int:
             count = -(-chosen.inputs * reader.weight // weight)
             start = time.process_time()
             findings = fuzz(reader, count, Path(root), chosen.seed)
-            told[reader.name] = {
+            results[reader.name] = {
                 "inputs": findings.inputs, "read": findings.read, "refused": findings.refused,
                 "wrong": dict(findings.wrong), "slowest_seconds": round(findings.slowest, 3),
                 "processor_seconds": round(time.process_time() - start, 1), "largest_size_mb": findings.largest,
             }  # fmt: skip
-            print(f"{reader.name}: {told[reader.name]}", file=sys.stderr, flush=True)
+            print(f"{reader.name}: {results[reader.name]}", file=sys.stderr, flush=True)
             _keep(findings, chosen.keep / reader.name)
-            # After each, so that a run that is stopped has told what it found until then.
+            # After each, so that a run that is stopped has stored what it found until then.
             summary = {
-                "inputs": sum(one["inputs"] for one in told.values()),
-                "wrong": sum(sum(one["wrong"].values()) for one in told.values()),
+                "inputs": sum(one["inputs"] for one in results.values()),
+                "wrong": sum(sum(one["wrong"].values()) for one in results.values()),
                 "seconds": round(time.monotonic() - began, 1),
                 "processor_seconds": round(time.process_time() - processor, 1),
-                "largest_size_mb": max(one["largest_size_mb"] for one in told.values()),
+                "largest_size_mb": max(one["largest_size_mb"] for one in results.values()),
                 "limits": {"seconds": SECONDS, "megabytes": MEGABYTES},
                 "seed": chosen.seed,
-                "readers": told,
+                "readers": results,
                 "versions": _versions(),
             }
             chosen.out.parent.mkdir(parents=True, exist_ok=True)

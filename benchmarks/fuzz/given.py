@@ -1,4 +1,7 @@
-"""Readers of what people give: tasks, settings, masks, benchmarks and data sets of others, autoencoders, options."""
+"""Readers of users' files: tasks, settings, masks, imports, autoencoders, options.
+
+Imports are published benchmarks and data sets.
+"""
 
 from __future__ import annotations
 
@@ -106,14 +109,18 @@ PIEBENCH: dict[str, dict[str, Any]] = {
 
 
 def new_intake() -> Any:
-    """An importer's intake that counts characters for tokens."""
+    """Return an importer's collector that counts characters for tokens."""
     from riebench.tasks.importers.examples import ImportCollector
 
     return ImportCollector(len, 5000)
 
 
 def _stored(place: Path, intake: Any, origin: Any) -> object:
-    """Stores what an import gives; what is wrong with one record must not be the end of all others."""
+    """Store what an import gives.
+
+    Raises:
+        AssertionError: if the stored files cannot be read; a wrong record must not be the end of all others.
+    """
     from riebench.errors import TaskFileError
     from riebench.tasks.importers.writer import store_suite, suite_files
 
@@ -148,7 +155,10 @@ _ROWS = [
 
 
 def _read_rows(place: Path) -> object:
-    """Rows as the `datasets` library would give them, which takes too long to be asked each time."""
+    """Read rows as the `datasets` library would give them.
+
+    The library itself takes too long for each input.
+    """
     from riebench.tasks.importers.datasets import _draft, choose_columns
     from riebench.tasks.importers.examples import read_json
 

@@ -48,7 +48,7 @@ TOKENS: tuple[bytes, ...] = (
 
 
 def broken_bytes(data: bytes, chance: random.Random) -> bytes:
-    """A variant of a file's bytes, with up to eight changes."""
+    """Return a variant of a file's bytes, with up to eight changes."""
     found = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 4, 8))):
         place = chance.randrange(len(found) + 1)
@@ -72,7 +72,7 @@ def broken_bytes(data: bytes, chance: random.Random) -> bytes:
 
 
 def broken_value(value: Any, chance: random.Random) -> Any:
-    """A variant of a JSON-like value, with up to three changes anywhere in it."""
+    """Return a variant of a JSON-like value, with up to three changes in it."""
     for _ in range(chance.choice((1, 1, 2, 3))):
         value = _changed(value, chance)
     return value
@@ -118,7 +118,7 @@ def _word(chance: random.Random) -> str:
 
 
 def nested(depth: int, mapping: bool) -> Any:
-    """A list or mapping in itself, so many levels deep."""
+    """Return a list or mapping nested in itself, so many levels deep."""
     found: Any = 1
     for _ in range(depth):
         found = {"a": found} if mapping else [found]
@@ -126,7 +126,10 @@ def nested(depth: int, mapping: bool) -> Any:
 
 
 def as_json(value: Any) -> bytes:
-    """A value as JSON, also where it is too deep for the encoder or a text is none."""
+    """Return a value as JSON.
+
+    It works also where the value is too deep for the encoder, or a text is not valid Unicode.
+    """
     if isinstance(value, dict):
         return b"{" + b",".join(_text(str(key)) + b":" + as_json(inner) for key, inner in _shallow(value)) + b"}"
     if isinstance(value, list | tuple):
@@ -157,7 +160,7 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Reader:
-    """Something that reads files of others.
+    """Reader of untrusted files.
 
     Attributes:
         name: for reports.
@@ -177,13 +180,13 @@ class Reader:
 
 
 def damage(files: Files, chance: random.Random) -> Files:
-    """One of the files with damaged bytes."""
+    """Return the files, one of them with damaged bytes."""
     name = chance.choice(list(files))
     return {**files, name: broken_bytes(files[name], chance)}
 
 
 def yaml_variant(files: Files, chance: random.Random) -> Files:
-    """The first YAML file with damaged bytes, or with another value in it."""
+    """Return the files, damaged bytes or another value in the first YAML file."""
     name = next(name for name in files if name.endswith(".yaml"))
     if chance.random() < 0.5:
         return {**files, name: broken_bytes(files[name], chance)}
@@ -191,14 +194,17 @@ def yaml_variant(files: Files, chance: random.Random) -> Files:
 
 
 def yaml_place(files: Files, value: Any) -> Files:
-    """Any value in the place of the first YAML file's."""
+    """Return the files with any value in the place of the first YAML file's."""
     name = next(name for name in files if name.endswith(".yaml"))
-    # JSON is YAML, and says what the emitter would refuse to.
+    # JSON is YAML, and can hold what the emitter would refuse to write.
     return {**files, name: as_json(value)}
 
 
 def lines_variant(files: Files, chance: random.Random) -> Files:
-    """The first file of JSON lines with damaged bytes, or with another value in one line."""
+    """Return the files with the first file of JSON lines changed.
+
+    It has damaged bytes, or another value in one line.
+    """
     name = next(name for name in files if name.endswith(".jsonl"))
     if chance.random() < 0.4:
         return {**files, name: broken_bytes(files[name], chance)}
@@ -209,19 +215,19 @@ def lines_variant(files: Files, chance: random.Random) -> Files:
 
 
 def json_variant(files: Files, chance: random.Random, name: str) -> Files:
-    """A JSON file with damaged bytes, or with another value in it."""
+    """Return the files, damaged bytes or another value in a JSON file."""
     if chance.random() < 0.4:
         return {**files, name: broken_bytes(files[name], chance)}
     return {**files, name: as_json(broken_value(json.loads(files[name]), chance))}
 
 
 def put_json(files: Files, value: Any, name: str) -> Files:
-    """Any value in the place of a JSON file's."""
+    """Return the files with any value in the place of a JSON file's."""
     return {**files, name: as_json(value)}
 
 
 def picture(kind: str = "PNG", mode: str = "L", side: int = 16) -> bytes:
-    """A picture's bytes in a format and mode as Pillow calls them."""
+    """Return a picture's bytes in a format and mode as Pillow calls them."""
     buffer = io.BytesIO()
     pixels = np.arange(side * side, dtype=np.uint32).reshape(side, side) % 256
     Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(buffer, format=kind)
@@ -229,7 +235,7 @@ def picture(kind: str = "PNG", mode: str = "L", side: int = 16) -> bytes:
 
 
 def link(path: Path) -> None:
-    """A link that leads out of the folder, for paths that follow it."""
+    """Make a link that leads out of the folder, for paths that follow it."""
     if path.parent.is_dir():
         root = next(parent for parent in path.parents if parent.name == "case").parent
         path.symlink_to(root / "outside" / SECRET)

@@ -1,4 +1,7 @@
-"""Readers of what riebench stores, which others may have changed: run folders, pictures, masks, the page's own list."""
+"""Readers of files that riebench stores and others may have changed.
+
+They are run folders, pictures, masks and the page's own list.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.sdxl`."""
+"""Entry point of `python -m benchmarks.sdxl`."""
 
 from benchmarks.sdxl.measure import app
 

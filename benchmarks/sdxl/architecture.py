@@ -1,4 +1,7 @@
-"""SDXL's true architecture, without its weights: built for counting (no memory at all) or with random numbers."""
+"""SDXL's true architecture without its trained weights.
+
+It is built for counting, without any memory, or with random weights.
+"""
 
 from __future__ import annotations
 
@@ -52,12 +55,15 @@ MANY_STEPS = 10
 
 
 def build_unet(device: str = "meta", dtype: str = "float32", seed: int = 0) -> UNet2DConditionModel:
-    """SDXL's U-Net; on "meta" without memory, elsewhere with random weights of sensible size."""
+    """Build SDXL's U-Net.
+
+    On the device "meta" it takes no memory; elsewhere it has random weights of sensible size.
+    """
     return _built(lambda: UNet2DConditionModel(**UNET), device, dtype, seed)
 
 
 def build_vae(device: str = "meta", dtype: str = "float32", seed: int = 1) -> AutoencoderKL:
-    """SDXL's autoencoder, likewise."""
+    """Build SDXL's autoencoder; devices as `build_unet`."""
     return _built(lambda: AutoencoderKL(**VAE), device, dtype, seed)
 
 
@@ -84,7 +90,10 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _random_prompts(pipe: Any) -> Callable[..., tuple[Tensor, Tensor | None, Tensor, Tensor | None]]:
-    """Stands in for text encoders: a prompt's embedding is random numbers that follow from its words."""
+    """Return an `encode_prompt` that needs no text encoders.
+
+    A prompt's embedding is random numbers that follow from its words.
+    """
     plain = pipe.encode_prompt
 
     def encode_prompt(
@@ -108,7 +117,9 @@ def _random_prompts(pipe: Any) -> Callable[..., tuple[Tensor, Tensor | None, Ten
 def random_sdxl(
     device: str, dtype: str, *, steps: int, guidance: float, size: int, parts: tuple[Any, Any] | None = None
 ) -> LoadedModel:
-    """SDXL's architecture with random weights, ready for everything that a loaded model is ready for.
+    """Build a loaded model of SDXL's architecture with random weights.
+
+    It can do everything that a model with trained weights can.
 
     Args:
         device: where it computes.

@@ -1,5 +1,6 @@
-"""What one evaluation of SDXL costs, counted on the true architecture without any memory: operations and activations.
+"""Operations and activation memory of one evaluation of SDXL.
 
+They are counted on the true architecture without any memory.
 Activations are the tensors alive at the same time, attention counted as a kernel that stores no weights. What a device
 adds (workspaces of convolutions, unused parts of its memory pool) is not in it.
 """
@@ -29,7 +30,7 @@ PIXELS_PER_LATENT = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs.
+    """Cost of one call.
 
     Attributes:
         operations: floating-point operations, a multiplication and an addition counted as two.
@@ -41,7 +42,7 @@ class Cost:
 
 
 def unet_cost(size: int, rows: int = 1, dtype: torch.dtype = torch.float16) -> Cost:
-    """One evaluation of the U-Net.
+    """Count the cost of one evaluation of the U-Net.
 
     Args:
         size: picture side in pixels.
@@ -66,10 +67,10 @@ def _evaluate(unet: Any, size: int, rows: int, dtype: torch.dtype) -> Any:
 
 
 def shares_before(size: int, blocks: Sequence[str] = BLOCKS) -> dict[str, float]:
-    """What share of one evaluation's operations is done when each block adds its update.
+    """Compute the share of an evaluation done when each block adds its update.
 
-    An edit of that block in the first step leaves so much as it was in the source run; see
-    `riebench.generation.prefix`.
+    Shares are those of operations, in [0, 1]. An edit of that block in the first step leaves so much as it was in the
+    source run; see `riebench.generation.prefix`.
 
     Args:
         size: picture side in pixels.
@@ -92,7 +93,7 @@ def shares_before(size: int, blocks: Sequence[str] = BLOCKS) -> dict[str, float]
 
 
 def decode_cost(size: int, rows: int = 1, dtype: torch.dtype = torch.float32) -> Cost:
-    """Decoding pictures with the autoencoder; arguments as `unet_cost`."""
+    """Count the cost of decoding with the autoencoder; arguments as `unet_cost`."""
     vae = nn.Module.to(build_vae(), dtype)
     side = size // PIXELS_PER_LATENT
     return _cost(lambda: vae.decode(torch.empty(rows, 4, side, side, dtype=dtype, device="meta"), return_dict=False))
@@ -107,7 +108,10 @@ def _cost(run: Callable[[], Any]) -> Cost:
 
 
 class _Attention(TorchFunctionMode):
-    """Stands in for attention, which without a device would be taken apart into steps that store all weights."""
+    """Substitute for attention that counts its operations.
+
+    Without a device attention would be taken apart into steps that store all weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class _Attention(TorchFunctionMode):
 
 
 class _Alive(TorchDispatchMode):
-    """Sums the bytes of tensors made inside it, as long as they live."""
+    """Sum of the bytes of tensors made inside it, as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Everything riebench does to SDXL, on its full-size architecture with random weights: does it run, how long, how much.
+"""Time and memory of all work on SDXL's full architecture with random weights.
 
 `python -m benchmarks.sdxl` needs no download. Pictures come out as noise; times and memory are those of the real
 model, text encoders left out. `--device meta` counts operations and activations without computing anything.
@@ -34,7 +34,10 @@ EDITS: dict[str, dict[str, Any]] = {"sae": {"n_features": CHOSEN}, "neurons": {"
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to run the model; fields as `riebench run` names them, `batch` pictures at once."""
+    """Configuration of a run of the model.
+
+    Fields are named as the options of `riebench run`; `batch` pictures are made at once.
+    """
 
     dtype: str
     size: int
@@ -45,11 +48,11 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Measure:
-    """What one piece of work took.
+    """Cost of one piece of work.
 
     Attributes:
         what: "generate" (pictures with all four blocks captured), "sae" or "neurons" (source, target and edit).
-        configuration: how.
+        configuration: of the model.
         pictures: examples made.
         evaluations: U-Net evaluations, rows of a batch counted one by one.
         seconds: wall time.
@@ -75,7 +78,9 @@ CPU_CONFIGURATIONS = (Configuration("bfloat16", 512, 1, 0.0, 1), Configuration("
 
 
 def measure(configurations: Sequence[Configuration], device: str) -> Iterator[Measure]:
-    """Does all work in all configurations; U-Nets are built once per number format.
+    """Measure all work in all configurations.
+
+    The U-Net is built once per number format.
 
     Raises:
         RiebenchError: if a block has another shape than SDXL's, or a unit fails.
@@ -140,7 +145,11 @@ def _edit(model: Any, one: Configuration, device: str, name: str, saes: Path, re
 
 @contextmanager
 def _watched(model: Any, device: str) -> Iterator[dict[str, Any]]:
-    """Yields a dictionary that holds all measured fields of `Measure` once the block has been left."""
+    """Measure what happens inside the `with` block.
+
+    Yields:
+        A dictionary that holds all measured fields of `Measure` once the block has been left.
+    """
     import torch
 
     seen: dict[str, Any] = {"evaluations": 0}
@@ -183,7 +192,7 @@ def _random_saes(root: Path) -> Path:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Processor, memory, device and versions."""
+    """Return processor, memory, device and versions of this machine."""
     import torch
 
     from riebench.runs.prepare import package_versions
@@ -227,7 +236,10 @@ def main(
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Writes all figures there.")] = None,
 ) -> None:
-    """Run SDXL's full-size architecture with random weights: capture, SAE edit, neuron edit; seconds and memory."""
+    """Run SDXL's full-size architecture with random weights.
+
+    Capture, SAE edit and neuron edit are measured in seconds and memory.
+    """
     if device == "meta":
         figures: dict[str, Any] = {"counted": _counted([size] if size else [512, 1024])}
     else:

@@ -1,1 +1,1 @@
-"""How fast the sweep is, beside one picture at a time and beside bare model calls."""
+"""Speed of the sweep, beside one picture at a time and bare model calls."""

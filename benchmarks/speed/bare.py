@@ -1,4 +1,7 @@
-"""The bare model calls that a run is measured against: U-Net and decoder with as many rows, and nothing else."""
+"""Bare model calls that a run is measured against.
+
+They are calls of U-Net and decoder with as many rows, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class BareCalls:
 
     @torch.inference_mode()
     def make(self, evaluations: Sequence[int], decoded: int) -> None:
-        """Makes them, one after the other.
+        """Make the calls, one after the other.
 
         Args:
             evaluations: rows of each U-Net call.
@@ -46,7 +49,7 @@ class BareCalls:
 
 
 class Beside:
-    """The bare calls of a run, made and timed beside it.
+    """Bare calls of a run, made and timed beside it.
 
     As soon as the run has spent some seconds in its model, the bare calls for those are made, before it goes on. So a
     machine whose speed changes over minutes weighs on both alike.
@@ -70,7 +73,7 @@ class Beside:
         self._spent = 0.0
 
     def note(self, name: str, rows: int, spent: float) -> None:
-        """Takes note of one of the run's calls (see `clocked`)."""
+        """Note one of the run's calls (see `clocked`), and make bare calls if due."""
         if name == "unet":
             self._due.append(rows)
         elif name == "decoder":
@@ -80,7 +83,7 @@ class Beside:
             self._catch_up(self._undecoded - self._undecoded % self.calls.batch)
 
     def finish(self) -> None:
-        """Makes what is left; to be called when the run is over."""
+        """Make the calls that are left; to be called when the run is over."""
         self._catch_up(self._undecoded)
 
     def _catch_up(self, decoded: int) -> None:

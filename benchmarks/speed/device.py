@@ -1,4 +1,4 @@
-"""Full-size SDXL with random weights on one device: pictures a second, and how much of the device they use.
+"""Speed of full-size SDXL with random weights on one device, and its use.
 
     python -m benchmarks.speed.device --size 512 --steps 4 --json fullsize.json
     python -m benchmarks.speed.device --size 1024 --steps 20 --guidance 5
@@ -42,7 +42,7 @@ MATRIX_SIDES = (4096, 8192, 16384)
 
 @dataclass(frozen=True)
 class Speed:
-    """One way to make pictures.
+    """Speed of one way to make pictures.
 
     Attributes:
         way: "sweep" or "one by one".
@@ -67,7 +67,7 @@ class Speed:
     peak_bytes: int
 
     def line(self, matrix_rate: float) -> str:
-        """In words.
+        """Return the figures as a line of text.
 
         Args:
             matrix_rate: operations a second of bfloat16 matrix products.
@@ -81,13 +81,15 @@ class Speed:
 
 
 def synchronize(device: str) -> None:
-    """Waits until a device has done what it was told."""
+    """Wait until a device has finished all work given to it."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def matrix_rate(device: str, sides: Sequence[int] = MATRIX_SIDES, seconds: float = 1.0) -> float:
-    """Operations a second of bfloat16 matrix products, the best of some sizes.
+    """Measure operations a second of bfloat16 matrix products.
+
+    It is the best rate of some sizes.
 
     Args:
         device: where.
@@ -112,7 +114,7 @@ def matrix_rate(device: str, sides: Sequence[int] = MATRIX_SIDES, seconds: float
 
 @contextlib.contextmanager
 def watched(unet: nn.Module, device: str) -> Iterator[dict[str, float]]:
-    """Seconds and rows of all U-Net calls inside the `with` block."""
+    """Measure seconds and rows of all U-Net calls inside the `with` block."""
     seen = {"seconds": 0.0, "rows": 0.0, "start": 0.0}
 
     def before(_module: Any, args: Any) -> None:
@@ -133,13 +135,13 @@ def watched(unet: nn.Module, device: str) -> Iterator[dict[str, float]]:
 
 
 def examples(count: int) -> EditTask:
-    """Examples with made-up prompts."""
+    """Return a task of examples with made-up prompts."""
     found = tuple(EditExample(id=f"e{i}", source=f"source {i}", target=f"target {i}") for i in range(count))
     return EditTask(name="change_object", version=1, category="change_object", suite="fullsize", examples=found)
 
 
 def operations_of(model: LoadedModel) -> int:
-    """Floating-point operations of one U-Net evaluation of one row."""
+    """Count floating-point operations of one U-Net evaluation of one row."""
     device, dtype = model.device, model.pipe.unet.dtype
     side = model.spec.size // model.pipe.vae_scale_factor
     added = {
@@ -159,7 +161,7 @@ def _peak(device: str) -> int:
 
 
 def whole_rate(model: LoadedModel, batch: int, operations: int) -> float:
-    """Operations a second in the U-Net while so many pictures are generated at a time.
+    """Measure operations a second in the U-Net at a batch size.
 
     The first generation is not counted: there kernels are chosen, and blocks compiled for the shape.
     """
@@ -173,7 +175,7 @@ def whole_rate(model: LoadedModel, batch: int, operations: int) -> float:
 def sweep(
     model: LoadedModel, batch: int, count: int, *, compiled: bool, operations: int, setting: Setting = SWEEP
 ) -> Speed:
-    """All pictures of some examples, as `riebench run` makes them.
+    """Measure all pictures of some examples, made as `riebench run` makes them.
 
     Args:
         model: generates.
@@ -207,7 +209,10 @@ def sweep(
 
 
 def one_by_one(model: LoadedModel, count: int, operations: int) -> Speed:
-    """So many edited pictures of three generations each, one picture at a time, nothing kept."""
+    """Measure edited pictures made one at a time, with nothing kept.
+
+    Each takes three generations.
+    """
     device = str(model.device)
     with watched(model.denoiser, device) as seen:
         synchronize(device)
@@ -228,7 +233,9 @@ Build = Callable[[str], LoadedModel]
 
 def measure(build: Build, batches: Sequence[int], *, modes: Sequence[bool] = (False, True), rate: float,
             single: int = 3, setting: Setting = SWEEP, say: Callable[[str], None] = print) -> list[Speed]:  # fmt: skip
-    """Everything, one after the other; the largest batches are left out where memory ends.
+    """Measure all ways, one after the other.
+
+    The largest batches are left out where memory ends.
 
     Args:
         build: makes the model in a number format.
@@ -273,7 +280,7 @@ def measure(build: Build, batches: Sequence[int], *, modes: Sequence[bool] = (Fa
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", type=int, default=512)

@@ -1,8 +1,9 @@
-"""What a process takes at most that makes pictures: our way, one by one, or by the bare model calls alone.
+"""Peak memory of a process that makes pictures in one of three ways.
 
     python -m benchmarks.speed.memory ours 90 FOLDER
 
-All ways import and load the same; what is printed is the size with the model loaded and the largest size, in MB.
+The ways are ours, one by one, and the bare model calls alone. All import and load the same. The printed figures are the
+size with the model loaded and the largest size, in MB.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def work(
     way: str, model: LoadedModel, tasks: Sequence[EditTask], settings: Sequence[Setting], folder: Path,
     saes: str | None = None,
 ) -> None:  # fmt: skip
-    """Makes the pictures of some examples.
+    """Make the pictures of some examples.
 
     Args:
         way: one of `WAYS`; "bare" makes as many pictures of nothing.
@@ -57,20 +58,26 @@ def work(
 
 
 def peak(way: str, examples: int, folder: Path) -> tuple[float, float]:
-    """Megabytes with the model loaded, and at most, of a process of its own.
+    """Measure the memory of a process of its own, in MB.
 
     Args:
         way: one of `WAYS`.
         examples: how many.
         folder: gets the pictures.
+
+    Returns:
+        The size with the model loaded, and the largest size.
     """
     line = [sys.executable, "-m", "benchmarks.speed.memory", way, str(examples), str(folder)]
-    told = subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()
-    return float(told[-2]), float(told[-1])
+    output = subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()
+    return float(output[-2]), float(output[-1])
 
 
 def main(way: str, examples: str, folder: str) -> None:
-    """Makes single-block SAE edits of one step on the toy model, and prints both sizes."""
+    """Make SAE edits on the toy model and print both sizes of the process.
+
+    Edits are of one step and a single block.
+    """
     tasks, settings = sample(int(examples), ["sae_each_sweep"])
     model = load_model("toy-turbo", steps=1)
     loaded = peak_ram()

@@ -38,7 +38,7 @@ from riebench.tasks.schema import EditTask, Setting
 
 
 class OneByOne:
-    """Makes units one by one.
+    """Maker of units one by one.
 
     Args:
         model: the generating model.
@@ -76,7 +76,7 @@ class OneByOne:
         return References(tasks, self.generator, masks, captures)
 
     def make(self, unit: Unit) -> NDArray[np.uint8]:
-        """One edited picture, uint8 [H, W, 3], from three generations."""
+        """Make one edited picture, uint8 [H, W, 3], from three generations."""
         (work,) = works_of([unit], fixed_noise=self.model.spec.fixed_noise)
         # A new one, since a generator keeps the embeddings of prompts.
         self.generator = Generator(self.model)

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, made from the stored measurement.
+"""Tables of docs/performance.md, made from the stored measurement.
 
 python -m benchmarks.speed.tables [--check]
 """
@@ -29,7 +29,10 @@ Found = Mapping[str, Mapping[str, Any]]
 
 
 def gains(found: Found) -> str:
-    """What shared beginnings gain by block: operations counted, time measured."""
+    """Return the table of gains by shared beginnings for each block.
+
+    Operations are counted, times measured.
+    """
     counted = {block: 1 / (1 - share) for block, share in shares_before(SIZE).items()}
     timed = {block: float(found[f"one block {block}"]["unet_gain"]) for block in BLOCKS}
     rows = [[block, f"{counted[block]:.2f}", f"{timed[block]:.2f}"] for block in BLOCKS]
@@ -38,7 +41,7 @@ def gains(found: Found) -> str:
 
 
 def measured(found: Found) -> str:
-    """What the whole sweep, scoring and memory came to, with the goals."""
+    """Return the table of sweep, scoring and memory with their goals."""
     run, scoring, large, memory = (found[name] for name in ("sweep", "scoring", "scoring, ViT-L-14", "memory"))
     few, many, loaded = (f"{memory[f'megabytes_{name}']:,.0f}" for name in ("9_examples", "90_examples", "loaded"))
     rows = [
@@ -67,10 +70,10 @@ def measured(found: Found) -> str:
 
 
 def fill(*, check: bool = False, document: Path = DOCUMENT) -> None:
-    """Brings the document up to date.
+    """Bring the document up to date.
 
     Args:
-        check: only looks.
+        check: only compares, and writes nothing.
         document: the Markdown file.
 
     Raises:

@@ -1,4 +1,7 @@
-"""What the speed measurements run: a sample of the toy sweep and the bare model calls; a clock inside the model."""
+"""Work of the speed measurements, and a clock inside the model.
+
+The work is a sample of the toy sweep and the bare calls of the networks that score.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +49,12 @@ class Clock:
 def clocked(
     model: LoadedModel, timer: Timer = time.perf_counter, done: Callable[[str, int, float], None] | None = None
 ) -> Iterator[Clock]:
-    """Measures what the model's own code takes inside the `with` block.
+    """Measure the time of the model's own code inside the `with` block.
 
     Args:
         model: whose calls are timed.
         timer: takes the times.
-        done: told the name, the rows and the seconds of every call that is over.
+        done: gets the name, the rows and the seconds of every call that is over.
     """
     clock, depth = Clock(), 0
 
@@ -107,7 +110,10 @@ def clocked(
 
 @contextmanager
 def network_calls() -> Iterator[list[Callable[[], Any]]]:
-    """Collects what scoring asks of its networks inside the `with` block, each call ready to be made again."""
+    """Collect the calls of networks by scoring inside the `with` block.
+
+    Each call is ready to be made again.
+    """
     import lpips
     import open_clip
 
@@ -130,7 +136,10 @@ def network_calls() -> Iterator[list[Callable[[], Any]]]:
 
 
 def random_clip(name: str) -> LoadedClip:
-    """A CLIP of a built-in architecture of open_clip, with random weights: its numbers mean nothing."""
+    """Build a CLIP of a built-in architecture of open_clip.
+
+    Its weights are random, so its numbers mean nothing.
+    """
     import open_clip
 
     network, _, transform = open_clip.create_model_and_transforms(name, pretrained=None)
@@ -143,7 +152,10 @@ def _rows(*args: Any, **kwargs: Any) -> int:
 
 
 def sample(examples: int, names: Sequence[str] = ()) -> tuple[list[EditTask], tuple[Setting, ...]]:
-    """The first so many examples of the toy suite, spread over its categories, and settings of its sweep."""
+    """Return examples of the toy suite and settings of its sweep.
+
+    They are the first so many examples, spread over the categories.
+    """
     tasks = load_suite("toy")
     each, more = divmod(examples, len(tasks))
     counts = [each + (number < more) for number in range(len(tasks))]
