@@ -61,7 +61,7 @@ def test_only_the_lowest_environment_is_constrained(script: ModuleType, tmp_path
     assert "-c" not in newest and "--upgrade" in newest and "--dry-run" in newest
 
 
-def test_an_environment_that_cannot_be_made_is_said_and_the_other_still_runs(
+def test_an_environment_that_cannot_be_made_is_reported_and_the_other_still_runs(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make(folder: Path, kind: str, *, dry_run: bool) -> Path:

@@ -33,8 +33,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_exported_and_the_same_again(results: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        said = CliRunner().invoke(app, ["export", "--results", str(results), "--out", str(tmp_path / name)])
-        assert said.exit_code == 0, said.output
+        result = CliRunner().invoke(app, ["export", "--results", str(results), "--out", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
     written = sorted(file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file())
     names = {str(path) for path in written}
     assert {f"{n}.{end}" for n in ("units", "configurations", "methods") for end in ("csv", "tex", "parquet")} <= names
@@ -171,8 +171,8 @@ def test_an_upload_happens_only_when_asked_and_fails_in_one_line(
     ],
 )
 def test_what_cannot_be_exported_is_one_line_and_writes_nothing(tmp_path: Path, options: list[str], words: str) -> None:
-    said = CliRunner().invoke(app, ["export", "--results", str(tmp_path), "--out", str(tmp_path / "out"), *options])
-    assert said.exit_code == 2 and words in said.stderr and len(said.stderr.strip().splitlines()) == 1
+    result = CliRunner().invoke(app, ["export", "--results", str(tmp_path), "--out", str(tmp_path / "out"), *options])
+    assert result.exit_code == 2 and words in result.stderr and len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -325,7 +325,7 @@ def test_a_part_that_is_unknown_is_named(tmp_path: Path, part: str, message: str
         fill_validity(folders_in(tmp_path), document)
 
 
-def test_names_of_strangers_are_words_and_lead_nowhere(tmp_path: Path) -> None:
+def test_untrusted_names_are_words_and_lead_nowhere(tmp_path: Path) -> None:
     document = tmp_path / "docs" / "deep" / "validity.md"
     document.parent.mkdir(parents=True)
     document.write_text("<!-- validity: about -->\n<!-- end -->\n")

@@ -135,7 +135,7 @@ def test_every_way_whose_memory_is_measured_makes_its_pictures(tmp_path: Path) -
     assert rows["bare"] < rows["ours"] <= rows["one by one"]
 
 
-def test_where_no_sweep_fits_one_by_one_is_told_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_sweep_fits_one_by_one_is_reported_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def short(model: LoadedModel, batch: int, operations: int) -> float:
         raise torch.OutOfMemoryError
 

@@ -54,9 +54,9 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_after_every_kill_the_same_command_ends_with_the_same_bytes(trials: Any) -> None:
-    told = [trials.trial(number) for number in range(6)]
-    assert [one["wrong"] for one in told] == [[]] * len(told)
-    killed = [phase for one in told for phase in one["killed"]]
+    results = [trials.trial(number) for number in range(6)]
+    assert [one["wrong"] for one in results] == [[]] * len(results)
+    killed = [phase for one in results for phase in one["killed"]]
     assert len(killed) >= 8 and len(set(killed)) >= 2
 
 
@@ -82,7 +82,7 @@ def test_the_comparison_finds_what_it_should(trials: Any, tmp_path: Path) -> Non
     assert comparison.differences(place, trials.reference) == [f"{seal.relative_to(place)} is only in one of them"]
 
 
-def test_what_is_recorded_and_made_again_is_told_even_if_a_kill_came_before_it_was_stored(trials: Any) -> None:
+def test_what_is_recorded_and_made_again_is_found_even_if_a_kill_came_before_it_was_stored(trials: Any) -> None:
     made = comparison.recorded(comparison.snapshot(trials.reference))
     assert trials.whole.planned == made and len(made) > len({name.rsplit(" ", 1)[0] for name in made})
     again = trials.trial(0)

@@ -1,4 +1,4 @@
-"""Files of strangers: each is read or refused in one line, whatever it holds; their words are only ever shown."""
+"""Untrusted files: each is read or refused in one line, whatever it holds; their words are only ever shown."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_variants_begin_from_files_that_are_read(name: str, tmp_path: Path) -> N
     assert found.wrong == {} and found.refused == len(FOREIGN.get(name, ())) < found.inputs
 
 
-def told(read: Callable[[Path], object], tmp_path: Path) -> list[str]:
+def findings_of(read: Callable[[Path], object], tmp_path: Path) -> list[str]:
     """What is found wrong with a reader."""
     found = attempts.Findings()
     attempts.attempt(replace(READERS["task"], read=read), {"x/a.txt": b"a"}, tmp_path, found)
@@ -100,10 +100,10 @@ def test_the_fuzzer_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.Monk
         lambda _: (tmp_path / "new").mkdir(), lambda place: (place / "x" / "a.txt").rename(outside / "b"),
         lambda _: Path("/etc/passwd").read_bytes(),
     ):  # fmt: skip
-        assert [text[:6] for text in told(read, tmp_path)] == ["opened"]
-    assert told(hide, tmp_path) == ["TooLongError: more than 0.05 s"]
-    assert told(panic, tmp_path) == ["BaseException: panic"]
-    assert told(lambda place: (place / "x" / "a.txt").read_bytes(), tmp_path) == []
+        assert [text[:6] for text in findings_of(read, tmp_path)] == ["opened"]
+    assert findings_of(hide, tmp_path) == ["TooLongError: more than 0.05 s"]
+    assert findings_of(panic, tmp_path) == ["BaseException: panic"]
+    assert findings_of(lambda place: (place / "x" / "a.txt").read_bytes(), tmp_path) == []
 
 
 def refused(path: Path, text: str | bytes) -> str:
@@ -195,8 +195,8 @@ def test_json_complains_in_one_way(text: str) -> None:
 
 
 def test_messages_are_one_printable_line() -> None:
-    said = str(RiebenchError("a\nb\x1b[2J\u202e\ud800\tc" + "x" * 10_000))
-    assert said.startswith(r"a b\x1b[2J\u202e\ud800 c") and len(said) <= MAX_MESSAGE_LENGTH + 4
+    message = str(RiebenchError("a\nb\x1b[2J\u202e\ud800\tc" + "x" * 10_000))
+    assert message.startswith(r"a b\x1b[2J\u202e\ud800 c") and len(message) <= MAX_MESSAGE_LENGTH + 4
     assert near_match("x" * 10**6, ["xy"]) == ""
     assert near_match("xy", [f"x{n}" for n in range(2000)]) == ""
     assert without_negations("not: " * 100_000 + "whole") == "whole"
@@ -461,9 +461,9 @@ class Active(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        said = dict(attrs)
+        values = dict(attrs)
         if tag == "script":
-            self.scripts.append(said.get("src"))
+            self.scripts.append(values.get("src"))
         self.found += [f"{tag} {name}" for name, value in attrs
                        if name.startswith("on") or (value or "").strip().lower().startswith("javascript:")]  # fmt: skip
 

@@ -19,16 +19,16 @@ from riebench.store.records import EditRecord
 
 
 def call(results: Path, *words: str) -> Any:
-    said = CliRunner().invoke(app, [*words, "--results", str(results)])
-    assert said.exception is None or isinstance(said.exception, SystemExit)
-    return said
+    result = CliRunner().invoke(app, [*words, "--results", str(results)])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
 
 
 def refusal(results: Path, *words: str) -> str:
     """The one line of a refused command."""
-    said = call(results, *words)
-    assert said.exit_code == 2, said.output
-    (line,) = said.stderr.strip().splitlines()
+    result = call(results, *words)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.strip().splitlines()
     return str(line)
 
 
@@ -44,8 +44,8 @@ def rewrite(folder: RunFolder, change: Callable[[dict[str, Any]], bool]) -> None
         lines.append(json.dumps(record))
     (folder.path / "records.jsonl").write_text("\n".join(lines) + "\n")
     scores = folder.path / "scores.jsonl"
-    told = [json.loads(line) for line in scores.read_text().splitlines()]
-    scores.write_text("".join(json.dumps(s | {"unit": moved.get(s["unit"], s["unit"])}) + "\n" for s in told))
+    stored = [json.loads(line) for line in scores.read_text().splitlines()]
+    scores.write_text("".join(json.dumps(s | {"unit": moved.get(s["unit"], s["unit"])}) + "\n" for s in stored))
 
 
 def is_raised(key: dict[str, Any]) -> bool:
@@ -89,8 +89,8 @@ def test_an_example_that_changed_without_a_version_is_a_gap(tmp_path: Path) -> N
     )
     # Of two, nobody can say which is right.
     for first, second in (("one", "odd"), ("odd", "one")):
-        said = refusal(tmp_path, "compare", first, second)
-        assert f"{first} on all cannot be compared: 1 of 16 examples are of another version" in said
+        message = refusal(tmp_path, "compare", first, second)
+        assert f"{first} on all cannot be compared: 1 of 16 examples are of another version" in message
 
 
 def test_an_example_that_changed_between_two_seeds_is_not_averaged(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_a_knob_with_one_level_is_shown_as_such(tmp_path: Path) -> None:
     add_run(tmp_path, "single", 0.09, levels=1)
     row = rows(tmp_path)["single"]
     assert (row["group"], row["note"]) == ("–", "1 of 6 levels")
-    said = call(tmp_path, "compare", "good", "single")
-    assert said.exit_code == 0
-    assert "single has 1 level of its knob, of 6 that a rank takes" in said.stdout and "good has" not in said.stdout
+    result = call(tmp_path, "compare", "good", "single")
+    assert result.exit_code == 0
+    assert "single has 1 level of its knob, of 6 that a rank takes" in result.stdout and "good has" not in result.stdout
 
 
 def test_one_cluster_in_one_category_has_no_interval_to_stand_on(tmp_path: Path) -> None:
@@ -223,8 +223,8 @@ def test_the_version_that_counts(votes: list[str], agreed: str | None) -> None:
     found = majority_origins(stated)
     assert found == {"e": None if agreed is None else origin(agreed)}
     assert found == majority_origins(reversed(stated))
-    told = [origin_gap(one, found) is None for one in stated]
-    assert told == [vote == agreed for vote in votes]
+    comparable = [origin_gap(one, found) is None for one in stated]
+    assert comparable == [vote == agreed for vote in votes]
 
 
 def test_examples_that_a_new_version_has_dropped_are_not_asked_for() -> None:

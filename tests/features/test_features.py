@@ -280,7 +280,7 @@ def test_strongest_features_of_a_region_are_active_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         ({"on": {("up.9.9", 1): 1.0}}, "no block up.9.9"),
         ({"on": {("nowhere", 1): 1.0}}, "unknown block 'nowhere'"),
@@ -297,11 +297,11 @@ def test_strongest_features_of_a_region_are_active_there() -> None:
         ({"on": {(BLOCK, 1): 1.0}, "unit": "stored"}, "states no mean of its features"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(asked: dict[str, Any], said: str) -> None:
+def test_what_is_not_there_is_reported_in_one_line(asked: dict[str, Any], message: str) -> None:
     painter = Painter(tiny_model(1), str(tiny_saes()))
     with pytest.raises(RiebenchError) as refused:
         painter.paint("a red cat", **asked)
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_three_lines_on_the_toy_world() -> None:
@@ -381,8 +381,8 @@ def test_other_prompts_make_a_feature_anew(tmp_path: Path) -> None:
     index = str(active_features()[0])
     for number, text in enumerate(("a red cat\n", "a red cat\ntwo dogs\n")):
         (tmp_path / "p.txt").write_text(text, encoding="utf-8")
-        said = run_feature(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "p.txt").stderr
-        assert "1 of 1 features made" in said
+        errors = run_feature(BLOCK, index, out=tmp_path / "out", prompts=tmp_path / "p.txt").stderr
+        assert "1 of 1 features made" in errors
         ((_, data),) = all_features(tmp_path / "out")
         assert data.statistics.pictures == number + 1
 
@@ -444,7 +444,7 @@ def test_data_that_lead_out_of_their_folder_are_no_feature(pages: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("up.9.9", "1"), "no block up.9.9"),
         (("upp.0.1", "1"), "unknown block 'upp.0.1' (did you mean 'up.0.1'?)"),
@@ -459,7 +459,7 @@ def test_data_that_lead_out_of_their_folder_are_no_feature(pages: Path, tmp_path
         ((BLOCK, "1", "--seeds", str(2**60), "--scorer", "none"), "seeds of features go from 0 to"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     command = [
         "sae",
         "feature",
@@ -474,7 +474,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, arguments:
     result = RUNNER.invoke(app, [*command, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     lines = [line for line in result.stderr.splitlines() if not line.startswith("loading")]
-    assert len(lines) == 1 and said in lines[0]
+    assert len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -563,7 +563,7 @@ def test_the_report_links_pages_that_are_there(results: Path, pages: Path, tmp_p
     assert again == linked
 
 
-def test_a_model_that_is_not_at_hand_is_said_to_be_so_and_the_report_is_written(results: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_not_at_hand_is_reported_and_the_report_is_written(results: Path, tmp_path: Path) -> None:
     result = RUNNER.invoke(app, ["report", "--results", str(results), "--out", str(tmp_path / "r"), "--features", "1"])
     assert result.exit_code == 0, result.output
     assert "no pages of features of toy-turbo" in result.stderr
@@ -576,21 +576,21 @@ def test_the_report_makes_pages_of_the_features_chosen_most(tmp_path: Path) -> N
     model = load_model("toy-turbo", steps=1)
     block = "mid.0"
     sae = model_saes(None, model, [block])[block]
-    said: list[str] = []
-    maker = ReportFeatures("cpu", True, 2, said.append, "none")
+    messages: list[str] = []
+    maker = ReportFeatures("cpu", True, 2, messages.append, "none")
     wanted = FeatureSelection(model.spec, None, {block: sae.sha256}, {block: (0,)})
     maker(tmp_path / "features", [wanted])
     ((folder, data),) = all_features(tmp_path / "features")
     assert folder == tmp_path / "features" / feature_folder(model.spec.name, block, sae.sha256, 0)
-    assert data.statistics.pictures == 2 and said == ["1 of 1 features made, the others were there"]
+    assert data.statistics.pictures == 2 and messages == ["1 of 1 features made, the others were there"]
     maker(tmp_path / "features", [FeatureSelection(model.spec, None, {block: "other"}, {block: (0,)})])
-    assert "are not those that made these results" in said[-1]
-    # Records and names may be a stranger's.
+    assert "are not those that made these results" in messages[-1]
+    # Records and names may come from anybody.
     maker(tmp_path / "features", [FeatureSelection(model.spec, None, {block: sae.sha256}, {block: (0, 10**6)})])
-    assert "1000000 is none of them" in said[-1]
+    assert "1000000 is none of them" in messages[-1]
     elsewhere = model.spec.model_copy(update={"name": "../../elsewhere"})
     maker(tmp_path / "features" / "deeper", [FeatureSelection(elsewhere, None, {block: sae.sha256}, {block: (0,)})])
-    assert "leaves the folder of pages" in said[-1] and not (tmp_path / "elsewhere").exists()
+    assert "leaves the folder of pages" in messages[-1] and not (tmp_path / "elsewhere").exists()
     changed = model.spec.model_copy(update={"revision": "0" * 64})
     with pytest.raises(RiebenchError, match="weights are not those"):
         reload_model(changed, "cpu")

@@ -125,12 +125,12 @@ def test_warnings_say_what_is_wrong(tmp_path: Path) -> None:
     }  # fmt: skip
     found = load_all(parse_sources(",".join(f"{block}={place}" for block, place in named.items())))
     reports = {one.block: one for one in inspect(found, tiny_model(), PROMPTS[:1], progress=False).saes}
-    said = {block: " / ".join(one.warnings) for block, one in reports.items()}
-    assert "explains nothing" in said["down.2.1"]
+    warnings = {block: " / ".join(one.warnings) for block, one in reports.items()}
+    assert "explains nothing" in warnings["down.2.1"]
     assert set(reports["mid.0"].measured) == {"update", "output"}
-    assert "does not say what it was trained on; it explains more of the" in said["mid.0"]
-    assert "trained on block outputs: it can be looked at, but edits need" in said["up.0.0"]
-    assert "active at a position, k is 2: its threshold comes from too short a training" in said["up.0.1"]
+    assert "does not say what it was trained on; it explains more of the" in warnings["mid.0"]
+    assert "trained on block outputs: it can be looked at, but edits need" in warnings["up.0.0"]
+    assert "active at a position, k is 2: its threshold comes from too short a training" in warnings["up.0.1"]
     unmeasured = inspect(found).saes
     assert [len(one.warnings) for one in unmeasured] == [0, 1, 1, 0]
 

@@ -62,8 +62,8 @@ def test_a_shortage_halves_the_batch_once_and_says_so_once(
     assert max(record.batch_size for record in folder.records()) == 4
     # 16 rows, then 8, then 4 for all that follows.
     assert sizes[:2] == [16, 8] and set(sizes[2:]) == {4}
-    said = [line for line in capfd.readouterr().err.splitlines() if "memory" in line]
-    assert said == ["memory does not suffice for 16 pictures at a time; going on with 4"]
+    messages = [line for line in capfd.readouterr().err.splitlines() if "memory" in line]
+    assert messages == ["memory does not suffice for 16 pictures at a time; going on with 4"]
 
 
 def test_pictures_do_not_depend_on_shortages_batches_or_what_is_shared(
@@ -204,5 +204,5 @@ def test_an_editor_short_of_memory_makes_its_own_batches_smaller_and_no_others(
     assert levels == [5, 2, 2, 1, 2, 2, 1]
     assert [record.status for record in (*folder.records(), *other.records())] == ["ok"] * 16
     assert {record.batch_size for record in other.records()} == {6}
-    said = [line for line in capfd.readouterr().err.splitlines() if "memory" in line]
-    assert said == ["memory does not suffice for 5 pictures of l at a time; going on with 2"]
+    messages = [line for line in capfd.readouterr().err.splitlines() if "memory" in line]
+    assert messages == ["memory does not suffice for 5 pictures of l at a time; going on with 2"]

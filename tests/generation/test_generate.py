@@ -91,7 +91,7 @@ def test_unequal_lengths_are_refused() -> None:
         Generator(tiny_model()).generate(PROMPTS[:2], SEEDS[:1])
 
 
-def test_an_edit_that_overflows_is_said() -> None:
+def test_an_edit_that_overflows_is_reported() -> None:
     with pytest.raises(RiebenchError, match="overflowed"):
         Generator(tiny_model()).generate(PROMPTS[:1], SEEDS[:1], edits=[push(float("inf"))])
 
@@ -119,7 +119,7 @@ def test_presets_are_complete() -> None:
         assert preset.source.startswith("asset:") or len(preset.revision or "") == 40
 
 
-def test_shipped_models_are_told_apart_and_scored_by_their_own_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_models_are_distinguished_and_scored_by_their_own_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def folder(name: str) -> Path:

@@ -173,10 +173,10 @@ def test_what_is_advised_fits_and_costs_no_more_than_needed(limit: int, options:
     assert forecast(request).memory.total > limit * GB
     assert smaller(request, limit * GB) == options
     words = options.split()
-    told = dict(zip(words, [*words[1:], ""], strict=True))
-    placed = ModelOptions(offload=told.get("--offload", "none"), vae_tiling="--vae-tiling" in told)
+    given = dict(zip(words, [*words[1:], ""], strict=True))
+    placed = ModelOptions(offload=given.get("--offload", "none"), vae_tiling="--vae-tiling" in given)
     advised = replace(
-        job, batch_size=int(told.get("--batch-size", 32)), dtype=told.get("--dtype", "float32"), options=placed
+        job, batch_size=int(given.get("--batch-size", 32)), dtype=given.get("--dtype", "float32"), options=placed
     )
     fits = forecast(prepare_forecast(advised).planned).memory.total <= limit * GB
     assert fits == options.startswith("--")
@@ -196,9 +196,9 @@ def test_json_holds_all_checks() -> None:
     line = ["doctor", "sae", "--model", str(tiny_folder()), "--device", "cpu", "--scorer", "toy-clip", "--json"]
     done = CliRunner().invoke(app, [*line, "--sae", "nowhere"])
     assert done.exit_code == 1
-    told = json.loads(done.stdout)
-    assert told["ready"] is False
-    (lacking,) = (check for check in told["checks"] if check["state"] == "missing")
+    report = json.loads(done.stdout)
+    assert report["ready"] is False
+    (lacking,) = (check for check in report["checks"] if check["state"] == "missing")
     assert (lacking["what"], lacking["found"].startswith("no SAE folder nowhere")) == ("SAEs nowhere", True)
 
 
@@ -209,7 +209,7 @@ def test_a_single_file_needs_its_configuration(tmp_path: Path) -> None:
     assert "damaged" in next(check.found for name, check in found.items() if name.startswith("model "))
 
 
-def test_a_message_without_a_command_is_told_whole() -> None:
+def test_a_message_without_a_command_is_shown_whole() -> None:
     def look() -> str:
         raise RiebenchError("two\nlines")
 

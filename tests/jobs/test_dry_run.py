@@ -250,12 +250,12 @@ def shard(job: RunRequest, index: int, count: int) -> RunRequest:
     return replace(job, engine=EngineOptions(shard=(index, count)))
 
 
-def test_the_shard_is_said(job: RunRequest) -> None:
+def test_the_shard_is_shown(job: RunRequest) -> None:
     line = ["run", *job.settings, "--suite", job.suite, "--model", str(job.model), "--sae", str(job.sae), "--dry-run"]
     more = ["--steps", "2", "--guidance", "3", "--results", str(job.results), "--device", "cpu"]
-    told = [CliRunner().invoke(app, [*line, *more, *last]).stdout for last in ((), ("--shard", "1/3"))]
-    assert "shard" not in told[0] and "48: 0 done, 48 to make" in told[0]
-    assert "1 of 3; all that follows is this part's alone" in told[1] and "24: 0 done, 24 to make" in told[1]
+    outputs = [CliRunner().invoke(app, [*line, *more, *last]).stdout for last in ((), ("--shard", "1/3"))]
+    assert "shard" not in outputs[0] and "48: 0 done, 48 to make" in outputs[0]
+    assert "1 of 3; all that follows is this part's alone" in outputs[1] and "24: 0 done, 24 to make" in outputs[1]
 
 
 def test_settings_that_name_the_same_saes_share_them() -> None:

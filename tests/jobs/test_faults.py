@@ -1,4 +1,4 @@
-"""Full and read-only disks, flipped bits, clocks that go backwards, two runners, Ctrl-C: what is said, what is kept."""
+"""Full and read-only disks, flipped bits, clocks that go backwards, two runners, Ctrl-C: what is reported and kept."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
     job: RunRequest, mounted: Callable[[str], Path]
 ) -> None:
     job = replace(job, results=mounted("size=100k") / "out")
@@ -101,7 +101,7 @@ def test_every_flipped_byte_of_a_stored_picture_is_found(tmp_path: Path) -> None
     assert is_intact(path) and np.array_equal(read_image(path), PIXELS)
 
 
-def test_a_flipped_byte_in_a_picture_is_said_and_the_picture_made_again(job: RunRequest) -> None:
+def test_a_flipped_byte_in_a_picture_is_reported_and_the_picture_made_again(job: RunRequest) -> None:
     job = replace(job, settings=job.settings[1:], batch_size=1)
     run_job(job, lambda _: None)
     (folder,) = find_run_folders(job.results)
@@ -249,17 +249,17 @@ def test_the_first_ctrl_c_ends_in_order_and_the_second_at_once(twice: bool) -> N
     assert started.stdout.readline() == "putting things in order\n"
     if twice:
         started.send_signal(signal.SIGINT)
-    out, told = started.communicate(timeout=50)
-    assert "stopping; Ctrl-C again ends at once" in told and "Traceback" not in told
+    out, errors = started.communicate(timeout=50)
+    assert "stopping; Ctrl-C again ends at once" in errors and "Traceback" not in errors
     assert started.returncode == 130
     if twice:
-        assert out == "" and told.endswith("ended at once; the same command goes on from what was finished\n")
+        assert out == "" and errors.endswith("ended at once; the same command goes on from what was finished\n")
     else:
-        assert out == "in order\n" and "everything finished so far is kept" in told
+        assert out == "in order\n" and "everything finished so far is kept" in errors
 
 
 def test_two_runners_of_one_job(job: RunRequest) -> None:
-    """The second is told at once, in one line; the first goes on."""
+    """The second is refused at once, in one line; the first goes on."""
     run_job(job, lambda _: None)
     before = {path: path.read_bytes() for path in job.results.rglob("*.jsonl")}
     with find_run_folders(job.results)[0].open_for_writing():

@@ -147,7 +147,7 @@ def test_a_stop_while_generating_is_no_failed_unit(job: RunRequest, monkeypatch:
     assert sum(map(len, records_by_setting(job).values())) == UNITS
 
 
-def test_a_long_prompt_is_told_before_generating(job: RunRequest) -> None:
+def test_a_long_prompt_is_reported_before_generating(job: RunRequest) -> None:
     file = Path(job.suite) / "change_color.yaml"
     file.write_text(TASK.replace("a grey dog", "a dog " + "and a cat " * 20))
     refused = run_command(job)
@@ -158,7 +158,7 @@ def test_a_long_prompt_is_told_before_generating(job: RunRequest) -> None:
     assert not job.results.exists()
 
 
-def test_saes_of_another_width_are_told_before_generating(
+def test_saes_of_another_width_are_refused_before_generating(
     job: RunRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for block in BLOCKS:
@@ -222,7 +222,7 @@ def test_runs_of_an_own_suite_are_scored_again_by_its_folder(job: RunRequest) ->
     assert sorted(file.read_text().splitlines()) == before
 
 
-def test_failed_units_are_told_with_their_reason(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_units_are_reported_with_their_reason(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     file = Path(job.settings[1])
     file.write_text(file.read_text().replace("n_features: 3", "n_features: 1000"))
     lines: list[str] = []

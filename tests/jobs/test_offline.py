@@ -22,7 +22,7 @@ from riebench.utils.hub import OFFLINE_VARIABLES, fetch, is_offline, offline_mod
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts every test as on a machine where nobody said offline."""
+    """Starts every test as on a machine where nobody asked for offline."""
     for name in OFFLINE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -89,7 +89,7 @@ for line in json.loads(sys.argv[1]):
 
 
 def test_the_command_line_offline_asks_no_network(tmp_path: Path) -> None:
-    # A process of its own: libraries read what they are told when they are imported.
+    # A process of its own: libraries read their settings when they are imported.
     suite = tmp_path / "mine"
     suite.mkdir()
     example = "  - id: one\n    source: a red cat\n    target: a blue cat\n    source_region: whole\n"
@@ -109,9 +109,9 @@ def test_the_command_line_offline_asks_no_network(tmp_path: Path) -> None:
     assert "NETWORK" not in done.stderr and done.stderr.count("exit 2") == 2, done.stderr
     # Nothing was generated that could not have been scored.
     assert not list((tmp_path / "out").rglob("records.jsonl"))
-    told = [line for line in done.stderr.splitlines() if line.startswith("riebench: ")]
-    assert len(told) == 2
-    assert "stabilityai/sdxl-turbo is not on this machine: leave --offline out" in told[1]
+    messages = [line for line in done.stderr.splitlines() if line.startswith("riebench: ")]
+    assert len(messages) == 2
+    assert "stabilityai/sdxl-turbo is not on this machine: leave --offline out" in messages[1]
 
 
 def test_cached_snapshots_are_found_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_new_methods_run_on_the_toy_model(tmp_path: Path) -> None:
 
 def test_a_dry_run_counts_the_examples_that_are_looked_at_beside(tmp_path: Path) -> None:
     names = ("concept_steering", "wrong_example", "random_directions")
-    told = RunRequest(settings_set="sweep", categories=("change_color",), limit=2, results=tmp_path, seeds=(0, 1))
-    jobs = [replace(told, settings=(name,)) for name in names]
+    request = RunRequest(settings_set="sweep", categories=("change_color",), limit=2, results=tmp_path, seeds=(0, 1))
+    jobs = [replace(request, settings=(name,)) for name in names]
     # Two seeds: 17 examples serve all others of a category; or each of two has one of its own.
     assert [forecast_job(job).extra_runs for job in jobs] == [2 * 2 * 17, 2 * 2 * 2, 0]

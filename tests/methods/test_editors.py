@@ -336,7 +336,7 @@ def test_a_scheduler_that_ledits_could_use_itself_is_not_changed() -> None:
     assert isinstance(pipe.scheduler, DDIMScheduler) and pipe.scheduler.config.timestep_spacing == spacing == "trailing"
 
 
-def test_whatever_an_editor_does_is_undone_or_said() -> None:
+def test_whatever_an_editor_does_is_undone_or_reported() -> None:
     model = tiny_model(2)
     pipe = model.pipe
     processors, scheduler = dict(pipe.unet.attn_processors), pipe.scheduler

@@ -253,7 +253,7 @@ def test_what_no_method_can_be_is_refused_in_a_line() -> None:
         nothing.edit(context(), {})
 
 
-def test_missing_saes_and_units_are_said() -> None:
+def test_missing_saes_and_units_are_reported() -> None:
     ctx = context()
     with pytest.raises(RiebenchError, match=r"no SAE for block mid.0"):
         edit_of("sae", EditContext(ctx.runs, BLOCKS))

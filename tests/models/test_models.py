@@ -174,7 +174,7 @@ def test_what_the_hub_refuses_is_one_line(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_repository_of_something_else_is_told_before_it_is_fetched(
+def test_a_repository_of_something_else_is_refused_before_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -184,7 +184,7 @@ def test_a_repository_of_something_else_is_told_before_it_is_fetched(
     assert not [path for path in asked if path.endswith(".safetensors")]
 
 
-def test_a_repository_without_a_pipeline_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_without_a_pipeline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     other = hub_layout(tmp_path / "other")
     (other / "model_index.json").unlink()
@@ -326,7 +326,7 @@ def test_damaged_and_foreign_folders_are_one_line(tmp_path: Path, damage: Callab
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_without_ending_is_told_before_it_breaks_the_loader(tmp_path: Path) -> None:
+def test_a_file_without_ending_is_refused_before_it_breaks_the_loader(tmp_path: Path) -> None:
     folder = hub_layout(tmp_path / "m")
     (folder / "unet" / "LICENSE").write_text("free")
     with pytest.raises(RiebenchError, match=r"unet/LICENSE has no ending, which diffusers cannot read; move it out"):

@@ -203,7 +203,7 @@ def test_disagreement_names_both_blocks_and_what_lies_where_nothing_happens() ->
     assert "in 0 of 1 categories; they differ in change_color. 60 %" in by_area and "true area" in by_truth
 
 
-def test_what_cannot_be_told_is_left_open() -> None:
+def test_what_cannot_be_decided_is_left_open() -> None:
     assert top_block({}) is None and top_block({"a": 1.0, "b": 1.0}) is None and top_block({"a": 1.0, "b": 2.0}) == "b"
     assert (
         kendall_tau({"a": 1.0}, {"a": 1.0}) is None and kendall_tau({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 2.0}) is None

@@ -154,7 +154,7 @@ def test_heat_maps_put_effect_beside_feature_share(results: Path) -> None:
     assert dict(distance.rows)["all x0.5"][0].text == "0.050"
 
 
-def test_missing_and_altered_pictures_are_said_to_be_so(results: Path, tmp_path: Path) -> None:
+def test_missing_and_altered_pictures_are_marked(results: Path, tmp_path: Path) -> None:
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
     run = RunFolder(copy / "mine" / "toy-turbo" / "sae")

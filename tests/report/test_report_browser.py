@@ -111,7 +111,7 @@ def test_a_link_to_what_there_is_not_shows_what_there_is(page: Page) -> None:
     assert page.complaints() == []
 
 
-def test_strangers_words_stay_words(page: Page) -> None:
+def test_untrusted_words_stay_words(page: Page) -> None:
     page.open()
     assert page.text("source-prompt") == HOSTILE
     assert page.text("setting-about") == "sae <b>bold</b>"
@@ -151,7 +151,7 @@ def test_a_mask_that_is_none_hides_nothing_else(driver: Any, tmp_path: Path) -> 
     assert "clip_gain" in page.text("scores") and page.complaints() == []
 
 
-def test_a_missing_picture_is_said_to_be_missing_and_keeps_its_scores(page: Page) -> None:
+def test_a_missing_picture_is_marked_and_keeps_its_scores(page: Page) -> None:
     page.open("#show&category=change_object&example=change_object-2&setting=sae&blocks=all&strength=2&seed=1")
     assert "not in the results folder" in page.find("#note").text
     assert page.picture("edited") is None and page.picture("source") is not None

@@ -87,9 +87,9 @@ def test_a_worker_that_was_hired_while_all_was_ending_is_ended_too() -> None:
         def stop(self) -> None:
             ended.append(True)
 
-    crew = WorkerPool(Late, 1)
-    crew.start()
-    crew.stop()
+    pool = WorkerPool(Late, 1)
+    pool.start()
+    pool.stop()
     assert ended == [True]
 
 
@@ -133,9 +133,9 @@ def test_a_worker_whose_device_computes_no_more_is_replaced(
     tmp_path: Path, expected: list[RunFolder], failing: Any
 ) -> None:
     failing({4})
-    said: list[str] = []
-    assert_same(run_in_threads(tmp_path, lambda: ThreadWorker(assignment()), lines=said), expected)
-    assert [line for line in said if "a worker was lost (cuda:0 computes no more" in line]
+    lines: list[str] = []
+    assert_same(run_in_threads(tmp_path, lambda: ThreadWorker(assignment()), lines=lines), expected)
+    assert [line for line in lines if "a worker was lost (cuda:0 computes no more" in line]
 
 
 def test_a_device_is_asked_whether_it_still_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,12 +164,12 @@ def test_a_machine_that_refuses_what_it_once_did_costs_one_place(tmp_path: Path,
         return hired[-1]
 
     DyingWorker.fatal, DyingWorker.lives = ("e1",), 1
-    said: list[str] = []
+    lines: list[str] = []
     try:
-        assert_same(run_in_threads(tmp_path, hire, lines=said), expected)
+        assert_same(run_in_threads(tmp_path, hire, lines=lines), expected)
     finally:
         DyingWorker.lives = 0
-    assert any(line.startswith("a worker was lost (process 7 ended)") for line in said)
+    assert any(line.startswith("a worker was lost (process 7 ended)") for line in lines)
 
 
 def test_workers_that_are_lost_one_after_the_other_end_the_run(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_workers_that_are_lost_one_after_the_other_end_the_run(tmp_path: Path) -
             run_in_threads(tmp_path, lambda: DyingWorker(assignment()), count=1)
     finally:
         lost, DyingWorker.lives, DyingWorker.after = 10**6 - DyingWorker.lives, 0, 2
-    # One more may have begun before that was said.
+    # One more may have begun before that was reported.
     assert lost - 2 * MAX_LOSSES in (1, 2)
 
 
@@ -205,7 +205,7 @@ def test_only_a_few_parcels_are_out_at_a_time(tmp_path: Path, monkeypatch: pytes
     assert given == begun == 4 and max(waiting) == ITEMS_PER_WORKER - 1
 
 
-def test_people_are_told_when_nobody_is_at_work(
+def test_a_run_without_workers_is_reported(
     tmp_path: Path, expected: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tardy(DyingWorker):
@@ -216,11 +216,11 @@ def test_people_are_told_when_nobody_is_at_work(
 
     monkeypatch.setattr("riebench.runs.engines.coordinator.NOTICE_SECONDS", 0.1)
     DyingWorker.fatal, DyingWorker.lives = ("e1",), 1
-    said: list[str] = []
-    assert_same(run_in_threads(tmp_path, lambda: Tardy(assignment()), count=1, lines=said), expected)
-    lost = next(number for number, line in enumerate(said) if line.startswith("a worker was lost"))
-    assert any(line.startswith("no worker is left; still waiting") for line in said[lost:])
-    assert not any(line.startswith("no worker is left") for line in said[:lost])
+    lines: list[str] = []
+    assert_same(run_in_threads(tmp_path, lambda: Tardy(assignment()), count=1, lines=lines), expected)
+    lost = next(number for number, line in enumerate(lines) if line.startswith("a worker was lost"))
+    assert any(line.startswith("no worker is left; still waiting") for line in lines[lost:])
+    assert not any(line.startswith("no worker is left") for line in lines[:lost])
 
 
 def test_nothing_ends_a_parcel_unsaid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,11 +236,11 @@ def test_workers_find_their_batch_size_as_one_process_does(monkeypatch: pytest.M
     def found() -> int:
         worker = ThreadWorker(assignment(batch_size=None))
         try:
-            told = worker.setup()
+            info = worker.setup()
         finally:
             worker.stop()
-        assert isinstance(told, WorkerInfo)
-        return told.batch_size
+        assert isinstance(info, WorkerInfo)
+        return info.batch_size
 
     assert found() == 32
     monkeypatch.setattr("riebench.generation.memory.free_bytes", lambda device: 0)
@@ -259,8 +259,8 @@ def test_an_actor_says_in_plain_data_why_it_cannot_begin_and_keeps_off_the_netwo
 
     monkeypatch.chdir(tmp_path)
     for wanted in (True, False):
-        told = RayActor(str(tmp_path)).setup(assignment(recipe=Broken(**vars(RECIPE)), offline=wanted))[1]
-        assert told == RunFailure("RuntimeError: CUDA error: out of luck")
+        failure = RayActor(str(tmp_path)).setup(assignment(recipe=Broken(**vars(RECIPE)), offline=wanted))[1]
+        assert failure == RunFailure("RuntimeError: CUDA error: out of luck")
     assert offline == [True, False]
 
 
@@ -374,11 +374,11 @@ def test_every_engine_that_can_be_named_is_there() -> None:
     assert tuple(engines.ENGINES) == request.ENGINES
 
 
-def test_a_head_that_asks_for_a_token_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_asks_for_a_token_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: Any) -> None:
         raise ConnectionError("Failed to connect to Ray cluster")
 
-    def told() -> str:
+    def refusal() -> str:
         with socket.create_server(("127.0.0.1", 0)) as head:
             address = f"127.0.0.1:{head.getsockname()[1]}"
             with pytest.raises(RiebenchError, match=f"^no Ray cluster at --address {address}: ") as caught:
@@ -387,6 +387,6 @@ def test_a_head_that_asks_for_a_token_is_told_of(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setitem(sys.modules, "ray", stand_in(fail))
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    assert told().endswith("; if it asks for a token, set RAY_AUTH_MODE=token")
+    assert refusal().endswith("; if it asks for a token, set RAY_AUTH_MODE=token")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert told().endswith("Failed to connect to Ray cluster")
+    assert refusal().endswith("Failed to connect to Ray cluster")

@@ -70,10 +70,10 @@ def test_workers_make_what_one_process_makes_and_nothing_twice(
 
 def test_what_a_lost_worker_had_left_is_made_by_another(tmp_path: Path, expected: list[RunFolder]) -> None:
     DyingWorker.fatal, DyingWorker.lives = ("e1", "e2"), 3
-    said: list[str] = []
-    assert_same(run_in_threads(tmp_path, lambda: DyingWorker(assignment()), lines=said), expected)
+    lines: list[str] = []
+    assert_same(run_in_threads(tmp_path, lambda: DyingWorker(assignment()), lines=lines), expected)
     assert DyingWorker.lives == 0
-    assert sum("a worker was lost (process 7 ended); another one takes over" in line for line in said) == 3
+    assert sum("a worker was lost (process 7 ended); another one takes over" in line for line in lines) == 3
 
 
 def test_an_example_that_takes_its_workers_along_is_recorded_as_failed(
@@ -157,17 +157,17 @@ def test_workers_that_end_while_loading_end_the_run_only_if_all_do(tmp_path: Pat
     assert_same(run_in_threads(tmp_path / "some", hire(ThreadWorker, Frail)), expected)
 
 
-def test_what_no_worker_can_do_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_worker_can_do_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(ThreadWorker):
         def setup(self) -> WorkerInfo | RunFailure:
             return RunFailure("the file is not here")
 
     class Shifted(ThreadWorker):
         def setup(self) -> WorkerInfo | RunFailure:
-            told = super().setup()
-            assert isinstance(told, WorkerInfo)
-            specs = {name: spec.model_copy(update={"regions": "elsewhere"}) for name, spec in told.specs.items()}
-            return WorkerInfo(specs, told.notes, told.batch_size)
+            info = super().setup()
+            assert isinstance(info, WorkerInfo)
+            specs = {name: spec.model_copy(update={"regions": "elsewhere"}) for name, spec in info.specs.items()}
+            return WorkerInfo(specs, info.notes, info.batch_size)
 
     class Torn(ThreadWorker):
         def make(self, item: WorkItem) -> Iterator[Message]:
@@ -328,14 +328,14 @@ def test_two_ray_workers_one_of_them_killed_make_what_one_process_makes(
     original = RayWorker.make
     monkeypatch.setattr(RayWorker, "setup", hire)
     monkeypatch.setattr(RayWorker, "make", count)
-    said: list[str] = []
+    lines: list[str] = []
     with cluster(None, 2):
         found = engines.run(
             "ray", [task(EXAMPLES)], SETTINGS, RECIPE, results_root=tmp_path, saes_source=str(tiny_saes()),
-            batch_size=2, progress=False, workers=2, say=said.append,
+            batch_size=2, progress=False, workers=2, say=lines.append,
         )  # fmt: skip
     assert_same(found, expected)
     assert len(killed) == 1
-    assert said[0] == "2 workers, each with 1 cores"
-    assert any(f"process {killed[0]} ended, killed or out of memory" in line for line in said)
+    assert lines[0] == "2 workers, each with 1 cores"
+    assert any(f"process {killed[0]} ended, killed or out of memory" in line for line in lines)
     assert len({worker.pid for worker in hired}) == len(hired) >= 3

@@ -85,7 +85,7 @@ def test_shards_write_side_by_side_and_leave_what_one_process_leaves(folder: Run
     assert sorted(file.name for file in folder.path.glob(".lock*")) == [".lock", ".lock.begin", ".lock.shards"]
 
 
-def test_who_may_not_join_is_told_at_once(folder: RunFolder) -> None:
+def test_who_may_not_join_is_refused_at_once(folder: RunFolder) -> None:
     def enter(**options: Any) -> None:
         with RunFolder(folder.path, folder.spec).open_for_writing(**options):
             pass
@@ -309,14 +309,14 @@ def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monke
         second = start(place, "2/2", "time.sleep(0.4)")
         started.append(second)
         left = wait_for_records(place, "2-of-2", second)
-        # Whoever comes without --shard, to make or to score, is told at once.
+        # Whoever comes without --shard, to make or to score, is refused at once.
         refused = CliRunner().invoke(app, run_arguments(place, "shards"))
         assert refused.exit_code == 2 and "is being written by another riebench" in refused.stderr
         second.send_signal(signal.SIGKILL)
         assert second.wait(timeout=60) == -signal.SIGKILL
         go_on.touch()
-        said = first.communicate(timeout=300)[1]
-        assert first.returncode == 0 and "shard 1/2 done" in said and "without --shard" in said, said
+        errors = first.communicate(timeout=300)[1]
+        assert first.returncode == 0 and "shard 1/2 done" in errors and "without --shard" in errors, errors
     finally:
         for process in started:
             process.kill()

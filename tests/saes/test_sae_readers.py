@@ -96,9 +96,9 @@ def test_width_follows_from_the_expansion_where_latents_are_not_counted(tmp_path
 def test_classes_with_tensors_of_their_own_need_no_configuration(tmp_path: Path, name: str) -> None:
     write = {"AutoEncoder": "dl plain", "AutoEncoderNew": "dl new"}.get(name, f"dl {name}")
     WRITERS[write][1](tmp_path, parts())
-    told = load_sae(tmp_path)
+    loaded = load_sae(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert torch.equal(load_sae(tmp_path).encode(positions()), told.encode(positions()))
+    assert torch.equal(load_sae(tmp_path).encode(positions()), loaded.encode(positions()))
 
 
 def test_the_hash_covers_what_the_configuration_decides(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_new_format_is_one_function(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(sae_formats()) == len(formats) + 1
 
 
-def test_two_saes_in_one_folder_are_told_apart_by_their_files(tmp_path: Path) -> None:
+def test_two_saes_in_one_folder_are_distinguished_by_their_files(tmp_path: Path) -> None:
     write_dl_new(tmp_path, parts())
     write_unbox(tmp_path, parts())
     with pytest.raises(RiebenchError, match=r"several SAEs \(dictionary_learning and sdxl-unbox\); name one of its"):

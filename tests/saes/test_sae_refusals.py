@@ -246,12 +246,12 @@ def test_a_mapping_elsewhere_explains_safetensors(tmp_path: Path) -> None:
     overcomplete(tmp_path / "old", P, OVERCOMPLETE)
     (tmp_path / "new").mkdir()
     save_file(torch.load(tmp_path / "old" / "weights.pt", weights_only=True), tmp_path / "new" / "model.safetensors")
-    told = load_sae(tmp_path / "new", SaeOptions(mapping=tmp_path / "old" / "mapping.yaml"))
+    loaded = load_sae(tmp_path / "new", SaeOptions(mapping=tmp_path / "old" / "mapping.yaml"))
     x = torch.randn(5, 4)
-    assert torch.equal(told.encode(x), load_sae(tmp_path / "old").encode(x))
+    assert torch.equal(loaded.encode(x), load_sae(tmp_path / "old").encode(x))
     # JSON does as well, and the mapping's own path names the SAE beside it.
     (tmp_path / "new" / "mapping.json").write_text(json.dumps(OVERCOMPLETE))
-    assert load_sae(tmp_path / "new" / "mapping.json").sha256 == told.sha256
+    assert load_sae(tmp_path / "new" / "mapping.json").sha256 == loaded.sha256
     (tmp_path / "new" / "second.safetensors").write_bytes(b"")
     assert "does not hold exactly one file of them; name it" in refusal(tmp_path / "new")
 

@@ -36,7 +36,7 @@ def test_every_flipped_byte_of_the_records_is_found(folder: RunFolder) -> None:
     assert broken_seals(folder.path) == []
 
 
-def test_a_changed_record_is_said_and_made_anew_on_request(job: RunRequest) -> None:
+def test_a_changed_record_is_reported_and_made_anew_on_request(job: RunRequest) -> None:
     job = replace(job, settings=job.settings[1:], blocks="mid.0")
     run_job(job, lambda _: None)
     (folder,) = find_run_folders(job.results)

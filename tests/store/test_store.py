@@ -178,7 +178,7 @@ def test_another_identity_is_refused_with_the_fields_named(folder: RunFolder) ->
     RunFolder(folder.path, make_spec(strengths=(1.0, 4.0)))  # a further strength continues the run
 
 
-def test_a_second_writer_is_told_at_once(folder: RunFolder) -> None:
+def test_a_second_writer_is_refused_at_once(folder: RunFolder) -> None:
     code = (
         "import sys; from pathlib import Path; from riebench.store.folder import RunFolder; "
         "from riebench.errors import FolderInUseError\n"

@@ -115,7 +115,7 @@ def test_hash_and_ids_come_from_the_content(tmp_path: Path) -> None:
     assert turned == {name.split("-")[1] for name in ids[0]}
 
 
-def test_limits_and_missing_regions_are_said(tmp_path: Path) -> None:
+def test_limits_and_missing_regions_are_reported(tmp_path: Path) -> None:
     collector = new_collector()
     columns = [column for column in COLUMNS if not column.startswith(("source_region", "category"))]
     import_dataset(DatasetSource(str(as_jsonl(tmp_path))), collector, columns=columns, category="1", limit=2)

@@ -345,7 +345,7 @@ def test_any_prompt_survives_the_file(text: str) -> None:
 # --- through the command line
 
 
-def test_what_is_left_out_is_said_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_out_is_reported_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("riebench.methods.check.token_counter", lambda model: (len, 77))
     write_json(

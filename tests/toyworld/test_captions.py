@@ -37,15 +37,15 @@ def test_brackets_case_and_spaces_do_not_matter(scene: Scene, seed: int, data: s
     assert parse("  ".join(words).upper()) == scene
 
 
-def test_every_phrase_can_be_said_and_read() -> None:
+def test_every_phrase_can_be_written_and_read() -> None:
     base = Scene("cat", "red")
     for slot, values in PHRASES.items():
         attribute = slot.split()[0]
         for value, phrases in values.items():
             scene = base.with_value(attribute, value)
-            said = {caption(scene, random.Random(seed)) for seed in range(200)}
+            sentences = {caption(scene, random.Random(seed)) for seed in range(200)}
             for phrase in phrases:
-                assert any(phrase in sentence for sentence in said), phrase
+                assert any(phrase in sentence for sentence in sentences), phrase
 
 
 def test_every_meaning_word_belongs_to_one_attribute() -> None:

@@ -78,10 +78,10 @@ def test_batches_favour_tilted_and_pixelated_scenes_but_leave_none_out() -> None
     labels = np.array([random_scene(random.Random(i)).labels() for i in range(400)], dtype=np.uint8)
     pool = Pool(np.zeros((400, 1, 1, 3), np.uint8), labels)
     hard = pool.having(pose="tilted", style="pixel")
-    told = [i for i in range(400) if pool.scene(i).pose == "tilted" or pool.scene(i).style == "pixel"]
-    assert hard.tolist() == told
+    expected = [i for i in range(400) if pool.scene(i).pose == "tilted" or pool.scene(i).style == "pixel"]
+    assert hard.tolist() == expected
     drawn = torch.cat([base_indices(hard, 400, step_generator(5, step)) for step in range(400)])
     share = torch.isin(drawn, hard).float().mean().item()
     wanted = BASE_CONFIG["hard_share"]
-    assert share == pytest.approx(wanted + (1 - wanted) * len(told) / 400, abs=0.02)
+    assert share == pytest.approx(wanted + (1 - wanted) * len(expected) / 400, abs=0.02)
     assert set(drawn.tolist()) == set(range(400))

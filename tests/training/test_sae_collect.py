@@ -222,7 +222,7 @@ def test_half_a_shard_of_a_killed_process_goes(copy: Path) -> None:
     assert contents(copy) == before
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_made(
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collecting, "free_disk", lambda _: 1000)
@@ -325,7 +325,7 @@ def test_a_file_of_another_shape_is_refused(copy: Path) -> None:
     ("extra", "words"),
     [(["--prompts", "EMPTY"], "holds no prompt"), (["--toy-captions", "2", "--seed", str(2**60)], "the seed must be")],
 )
-def test_what_cannot_be_collected_is_said_before_a_model_is_loaded(
+def test_what_cannot_be_collected_is_refused_before_a_model_is_loaded(
     tmp_path: Path, extra: list[str], words: str
 ) -> None:  # fmt: skip
     (tmp_path / "empty.txt").write_text("\n \n")
@@ -347,7 +347,7 @@ def test_numbers_too_large_for_16_bits_are_refused(tmp_path: Path) -> None:
         module.weight = original
 
 
-def test_sizes_are_said_per_million_positions(whole: Path) -> None:
+def test_sizes_are_given_per_million_positions(whole: Path) -> None:
     index = Collection.open(whole).index
     first, _, total = sizes(index, 1_000_000)
     assert first.startswith("mid.0: width 64, 16 positions a picture, 128 MB a million positions; 16,000,000 positions")

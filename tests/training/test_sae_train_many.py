@@ -193,7 +193,7 @@ def no_file_above(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_tensors_are_stored_whole_or_the_disk_is_said_to_be_full(tmp_path: Path) -> None:
+def test_tensors_are_stored_whole_or_the_disk_is_reported_full(tmp_path: Path) -> None:
     value: dict[str, Any] = {"a": torch.arange(900.0), "b": [torch.ones(3)]}
     path = tmp_path / "x.pt"
     save_tensors(value, path)
@@ -311,9 +311,9 @@ def test_repeating_trains_nothing_and_another_training_is_refused(trained: Path)
     configs = tuple(replace(CONFIGS[0], k=k) for k in (2, 3))
     job = TrainingRun(trained / "saes", configs, PLAN, progress=False)
     before = files(job.out)
-    said: list[str] = []
-    assert [line.k for line in train_collection(there, ("up.0.1",), job, said.append)] == [2, 3]
-    assert said == ["up.0.1: finished before"] and files(job.out) == before
+    messages: list[str] = []
+    assert [line.k for line in train_collection(there, ("up.0.1",), job, messages.append)] == [2, 3]
+    assert messages == ["up.0.1: finished before"] and files(job.out) == before
     for other, words in (
         (replace(job, configs=configs[:1]), "saes differ"),
         (replace(job, plan=replace(PLAN, seed=9)), "plan differ"),

@@ -69,7 +69,7 @@ class Library:
         return 1
 
 
-def test_both_limits_are_set_or_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_limits_are_set_or_a_failure_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in MALLOC_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     library = Library()
