@@ -118,7 +118,7 @@ def _generation(model: Any, one: Configuration, device: str) -> Measure:
         shape = tuple(trace.get(block).shape)
         if shape != (one.batch, one.steps, WIDTH, side, side):
             raise RiebenchError(
-                f"{block} gave updates of shape {shape}, not those of SDXL; use diffusers 0.36 or newer"
+                f"{block} gave updates of shape {shape}, not those of SDXL; use diffusers 0.40 or newer"
             )
     return Measure("generate", one, one.batch, **seen)
 
