@@ -13,7 +13,6 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
 from paths import ROOT
 from safetensors.torch import save_file
 
@@ -91,12 +90,13 @@ def run(folder: Path, *arguments: str, cwd: Path | None = None) -> subprocess.Co
     )
 
 
-def ask(folder: Path, code: str) -> str:
-    """Return what a line of Python on the registries prints, or its error."""
+def ask(folder: Path, *lines: str) -> list[str]:
+    """Return what each line of Python on the registries prints, or its error."""
     start = "from pathlib import Path\nfrom riebench.registry import *\n"
-    done = run(folder, "-c", f"{start}try:\n    {code}\nexcept Exception as e: print(repr(e))")
+    code = "".join(f"try:\n    {line}\nexcept Exception as e: print(repr(e))\n" for line in lines)
+    done = run(folder, "-c", start + code)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 def install_everything(folder: Path, version: str) -> None:
@@ -188,10 +188,15 @@ def test_a_broken_package_disturbs_nobody_else(tmp_path: Path) -> None:
     site = tmp_path / "site"
     install(site, "broken", {"broken": "import nowhere_to_be_found\n"},
             {"methods": {"wrecked": "broken:method"}, "metrics": {"bad": "broken:metric"}})  # fmt: skip
-    assert ask(site, "print('wrecked' in METHODS, METHODS.get('no_edit').name)") == "True no_edit"
+    known, wrecked, used = ask(
+        site,
+        "print('wrecked' in METHODS, METHODS.get('no_edit').name)",
+        "METHODS.get('wrecked')",
+        "print('bad' in METRICS.names(), 'bad' in METRICS.usable(), METRICS.failures())",
+    )
+    assert known == "True no_edit"
     expected = "method 'wrecked' of the package broken 1.0 is unusable: ModuleNotFoundError: No module named"
-    assert expected in ask(site, "METHODS.get('wrecked')")
-    used = ask(site, "print('bad' in METRICS.names(), 'bad' in METRICS.usable(), METRICS.failures())")
+    assert expected in wrecked
     assert used.startswith("True False") and "the package broken 1.0" in used
     (tmp_path / "wrecked.yaml").write_text("method: wrecked\n")
     done = run(site, "-m", "riebench", "run", str(tmp_path / "wrecked.yaml"), "--dry-run", cwd=tmp_path)
@@ -199,35 +204,35 @@ def test_a_broken_package_disturbs_nobody_else(tmp_path: Path) -> None:
     assert "the package broken 1.0" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "message"),
-    [
+def test_objects_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    cases = [
         ("no_edit", METHOD, "the package taker 1.0 takes the name of the method 'no_edit', which is there already"),
-        ("mine", "x = 1\n", "method 'mine' of the package taker 1.0 is unusable: AttributeError"),
-        ("mine", "half_patch = len\n", "the package taker 1.0 is unusable: it is no Method"),
-        ("mine", METHOD, "the package taker 1.0 is unusable: it calls itself 'half_patch'"),
+        ("absent", "x = 1\n", "method 'absent' of the package taker 1.0 is unusable: AttributeError"),
+        ("number", "half_patch = len\n", "the package taker 1.0 is unusable: it is no Method"),
+        ("renamed", METHOD, "the package taker 1.0 is unusable: it calls itself 'half_patch'"),
         ("half_patch", METHOD + '\nMETHODS = method("sae", access="P")(lambda ctx: None)\n',
          "is unusable: the package taker 1.0 takes the name of the method 'sae'"),
-    ],
-)  # fmt: skip
-def test_packages_that_do_not_fit_are_refused_by_name(tmp_path: Path, name: str, code: str, message: str) -> None:
-    install(tmp_path / "site", "taker", {"taker": code}, {"methods": {name: "taker:half_patch"}})
-    found = ask(tmp_path / "site", f"METHODS.get({name!r})")
-    assert message in found and "\\n" not in found
+    ]  # fmt: skip
+    modules = {f"taker_{name}": code for name, code, _ in cases}
+    install(tmp_path / "site", "taker", modules, {"methods": {name: f"taker_{name}:half_patch" for name, *_ in cases}})
+    found = ask(tmp_path / "site", *(f"METHODS.get({name!r})" for name, *_ in cases),
+                "print(METHODS.get('sae').function.__module__)")  # fmt: skip
+    for (_, _, message), line in zip(cases, found, strict=False):
+        assert message in line and "\\n" not in line
     # What ships is untouched by code that failed.
-    assert ask(tmp_path / "site", "print(METHODS.get('sae').function.__module__)") == "riebench.methods.features"
+    assert found[len(cases) :] == ["riebench.methods.features"]
 
 
 def test_two_packages_cannot_have_one_name(tmp_path: Path) -> None:
     for package in ("first", "second"):
         groups = {"methods": {"half_patch": f"{package}:half_patch", package: f"{package}:half_patch"}}
         install(tmp_path / "site", package, {package: METHOD}, groups)
-    found = ask(tmp_path / "site", "METHODS.get('half_patch')")
-    assert "is in several installed packages, first 1.0 and second 1.0; uninstall all but one" in found
     plugin = tmp_path / "plugin.py"
     plugin.write_text(METHOD)
     load = f"from riebench.tasks.settings import load_plugin; load_plugin(Path({str(plugin)!r}))"
-    assert "the method 'half_patch' is also in the installed package" in ask(tmp_path / "site", load)
+    found, loaded = ask(tmp_path / "site", "METHODS.get('half_patch')", load)
+    assert "is in several installed packages, first 1.0 and second 1.0; uninstall all but one" in found
+    assert "the method 'half_patch' is also in the installed package" in loaded
 
 
 def test_a_reader_of_a_package_comes_after_those_that_ship(tmp_path: Path) -> None:
@@ -235,4 +240,4 @@ def test_a_reader_of_a_package_comes_after_those_that_ship(tmp_path: Path) -> No
     code = 'NEEDS = ("state_dict.pth", "config.json")\n' + code
     install(tmp_path / "site", "greedy", {"greedy": code}, {"sae_formats": {"mine": "greedy:read_mine"}})
     load = f"from riebench.saes.formats import load_sae; print(load_sae(Path({str(SHIPPED_SAE)!r})).format)"
-    assert ask(tmp_path / "site", load) == "sdxl-unbox"
+    assert ask(tmp_path / "site", load) == ["sdxl-unbox"]
