@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import resource
+import runpy
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -217,3 +219,21 @@ def test_no_test_module_imports_another() -> None:
     pattern = re.compile(r"^\s*(?:from|import) (test_\w+)", re.M)
     found = {file.stem: set(pattern.findall(file.read_text(encoding="utf-8"))) & names for file in files}
     assert {name: others for name, others in found.items() if others} == {}
+
+
+def test_the_document_and_its_figure_show_the_layers_that_are_checked() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    named = [{name.strip().removeprefix("riebench.") for name in layer.split("|")} for layer in contract]
+    checked = [layer for layer in named if layer.isdisjoint({"__main__", "_version"})]
+    document = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in document.splitlines() if line.startswith("| `riebench.")]
+    assert [set(re.findall(r"riebench\.(\w+)", row)) for row in rows] == checked
+    figure = runpy.run_path(str(ROOT / "docs/images/architecture.py"))
+    drawn: dict[int, set[str]] = {}
+    for box in figure["BOXES"]:
+        drawn.setdefault(box.row, set()).update(box.name.split(", "))
+    upper = [layer for layer in checked if layer not in ({"blocks"}, {"registry"}, {"errors"})]
+    assert [drawn[row] for row in sorted(drawn, reverse=True)] == [*upper, {"blocks", "registry", "errors"}]
+    svg = (ROOT / "docs/images/architecture.svg").read_text(encoding="utf-8")
+    assert f"architecture.py {figure['digest']()}" in svg, "draw it again: python docs/images/architecture.py"
