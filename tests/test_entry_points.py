@@ -137,7 +137,7 @@ def test_an_installed_package_serves_a_run_from_settings_to_tables(tmp_path: Pat
         'method: sae\naccess: "PAM"\nblocks: [mid.0]\nsae: "mid.0=sae"\nparams: {n_features: 8}\n'
     )
     command = ["-m", "riebench", "run", "no_edit", "patch.yaml", "features.yaml", "--limit", "1", "--categories",
-               "change_color", "--results", "results", "--regions", "centre:share=0.6"]  # fmt: skip
+               "change_color", "--seeds", "0", "--results", "results", "--regions", "centre:share=0.6"]  # fmt: skip
     done = run(site, *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folders = {name: tmp_path / "results" / RESULTS / name for name in ("no_edit", "patch", "features")}

@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import huggingface_hub.utils._http as hub_http
 import pytest
 import torch
-from huggingface_hub import constants, set_client_factory
+from huggingface_hub import constants, get_session, set_client_factory
 from safetensors.torch import load_file, save_file
 from tiny import _FOLDER, _vocabulary, tiny_pipeline
 
@@ -25,6 +25,8 @@ from riebench.models.families.sdxl.shape import PARTS
 REPO = "someone/tiny-sdxl"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Tensors = dict[str, torch.Tensor]
+HTTP: Any = import_module(type(get_session()).__module__.partition(".")[0])
+"""What the installed huggingface_hub asks with: httpx or httpx2."""
 
 
 @lru_cache(maxsize=1)
@@ -102,9 +104,9 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> Iterator[list[str]
     """
     asked: list[str] = []
 
-    def handle(request: httpx2.Request) -> httpx2.Response:
+    def handle(request: Any) -> Any:
         asked.append(request.url.path)
-        response: httpx2.Response = answer(request)
+        response = answer(request)
         return response
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -112,7 +114,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> Iterator[list[str]
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(handle), follow_redirects=True))
+    set_client_factory(lambda: HTTP.Client(transport=HTTP.MockTransport(handle), follow_redirects=True))
     try:
         yield asked
     finally:
@@ -123,34 +125,34 @@ def serve(folder: Path) -> Any:
     """Answers as the hub does for the repository whose files are in a folder."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
-    def answer(request: httpx2.Request) -> httpx2.Response:
+    def answer(request: Any) -> Any:
         path = request.url.path
         if re.fullmatch(rf"/api/models/{REPO}(/revision/[^/]+)?", path):
-            return httpx2.Response(200, json={"id": REPO, "sha": COMMIT, "siblings": []})
+            return HTTP.Response(200, json={"id": REPO, "sha": COMMIT, "siblings": []})
         if path.startswith(f"/api/models/{REPO}/tree/"):
             entries = [
                 {"type": "file", "path": name, "size": file.stat().st_size, "oid": _oid(file)}
                 for name, file in files.items()
             ]
-            return httpx2.Response(200, json=entries)
+            return HTTP.Response(200, json=entries)
         found = files.get(path.removeprefix(f"/{REPO}/resolve/{COMMIT}/"))
         if found is None:
             return refusal(404, "EntryNotFound")(request)
         body = found.read_bytes()
         headers = {"ETag": f'"{_oid(found)}"', "X-Repo-Commit": COMMIT, "Content-Length": str(len(body))}
-        return httpx2.Response(200, headers=headers, content=b"" if request.method == "HEAD" else body)
+        return HTTP.Response(200, headers=headers, content=b"" if request.method == "HEAD" else body)
 
     return answer
 
 
 def refusal(status: int, code: str) -> Any:
     """Answers everything with one of the hub's refusals."""
-    return lambda request: httpx2.Response(status, headers={"X-Error-Code": code}, request=request)
+    return lambda request: HTTP.Response(status, headers={"X-Error-Code": code}, request=request)
 
 
-def unreachable(request: httpx2.Request) -> httpx2.Response:
+def unreachable(request: Any) -> Any:
     """Answers nothing, as without a network."""
-    raise httpx2.ConnectError("[Errno -3] Temporary failure in name resolution", request=request)
+    raise HTTP.ConnectError("[Errno -3] Temporary failure in name resolution", request=request)
 
 
 def _oid(file: Path) -> str:
