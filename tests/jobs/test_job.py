@@ -21,6 +21,7 @@ from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job, say_failures
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.formats import save_sdxl_unbox
+from riebench.scoring.profiles import metric_format
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.machine import pick_device
 
@@ -44,7 +45,7 @@ def test_from_files_to_tables_and_nothing_twice(job: RunRequest, capsys: pytest.
     folder = next(folder for folder in find_run_folders(job.results) if folder.spec.setting.name == "features")
     whole = [record.key.digest for record in folder.records() if record.key.block_set == "all"]
     gains = [folder.scores()[digest, "clip_gain", "fake-clip"].value or 0.0 for digest in whole]
-    low, mean, high = (f"{100 * gain:+.2f}" for gain in (min(gains), sum(gains) / 2, max(gains)))
+    low, mean, high = (metric_format("clip_gain").number(gain) for gain in (min(gains), sum(gains) / 2, max(gains)))
     assert low != high
     cell = f"{mean} [{low}, {high}] 2/2"
     tables = folder.path.parent / "tables"
