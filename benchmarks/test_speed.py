@@ -1,6 +1,6 @@
 """Speed on the toy model, as ratios measured in turn in one run.
 
-    python -m pytest benchmarks/test_speed.py -s
+    python -m pytest -n 0 benchmarks/test_speed.py -s
 
 All times are wall times; with --benchmark-timer=time.process_time they are processor times, for a machine that others
 use too. RIEBENCH_BENCH_EXAMPLES (default 9) sets how many examples are made, RIEBENCH_BENCH_ROUNDS (3) how often;

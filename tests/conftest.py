@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from records import make_record, make_spec
 from tiny_jobs import job as job
@@ -16,6 +18,10 @@ from riebench.store.records import ScoreRecord, UnitKey
 # Examples are the same in every run, and a slow machine is no reason to fail.
 settings.register_profile("riebench", deadline=None, derandomize=True)
 settings.load_profile("riebench")
+
+# Two processes test at the same time, and the processes that tests start must round as they do: one thread each.
+THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

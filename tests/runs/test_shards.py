@@ -265,7 +265,7 @@ def place(tmp_path: Path) -> Path:
 def start(place: Path, shard: str, pause: str) -> subprocess.Popen[str]:
     """A process of its own that makes one shard, and does what `pause` says after each record."""
     code = SLOW.replace("PAUSE", pause)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, "-c", code, *run_arguments(place, "shards", "--shard", shard)], env=environment,
         stderr=subprocess.PIPE, text=True,
