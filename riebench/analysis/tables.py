@@ -1,7 +1,8 @@
 """Tables from stored records and scores, and documents that quote them.
 
-The first part makes the tables per block, per category, per method and of feature shares. The second part writes and
-checks their files beside the runs. The third part fills the marked parts of Markdown documents from stored tables.
+The first part makes the tables per block, per category, per method, of feature shares and of features switched. The
+second part writes and checks their files beside the runs. The third part fills the marked parts of Markdown documents
+from stored tables.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from riebench.analysis.configurations import (
     EVERYTHING,
     Configuration,
     TableRow,
+    block_order,
     comparison_gaps,
     configurations,
     present_categories,
@@ -260,6 +262,102 @@ def _share_document(shares: Sequence[FeatureShare]) -> Document:
     return Document((_title("Feature share"), note, MarkupTable.of(header, table)))
 
 
+@dataclass(frozen=True)
+class SwitchedCount:
+    """Number of features or neurons that a setting's edits switched in a category.
+
+    Attributes:
+        setting: its name.
+        block_set: blocks edited together.
+        category: edit category, or "all".
+        switched: features or neurons switched on and off, mean over edits; None if none is known.
+        none: edits that switched nothing.
+        edits: edits whose number is known.
+        expected: edits that were planned.
+    """
+
+    setting: str
+    block_set: str
+    category: str
+    switched: float | None
+    none: int
+    edits: int
+    expected: int
+
+    @property
+    def text(self) -> str:
+        """The cell as printed; empty if nothing was planned."""
+        if not self.expected:
+            return ""
+        mean = "–" if self.switched is None else f"{self.switched:.1f}"
+        return f"{mean} {f'({self.none} none) ' if self.none else ''}{self.edits}/{self.expected}"
+
+
+def switched_counts(folders: Iterable[RunFolder]) -> list[SwitchedCount]:
+    """Count the features or neurons that edits really switched.
+
+    A setting states how many it may switch. Where source and target run differ in fewer, fewer are switched, and where
+    they do not differ in a block beyond rounding, none is (`riebench.methods.ranking.noise_floor`).
+
+    Args:
+        folders: run folders; those whose edits choose no features or neurons are left out.
+    """
+    counts = []
+    for folder in folders:
+        chosen = [record for record in folder.records() if record.status == "ok" and record.switched is not None]
+        # The choice does not depend on the strength; the first strength stands for all.
+        first = min((record.key.strength for record in chosen), default=None)
+        if first is None:
+            continue
+        planned = {
+            (name, category): n for (category, name, strength), n in folder.expected.items() if strength == first
+        }
+        for block_set in sorted({name for name, _ in planned}, key=block_order):
+            mine = [r for r in chosen if (r.key.block_set, r.key.strength) == (block_set, first)]
+            for category in (*ALL_CATEGORIES, EVERYTHING):
+                numbers = [r.switched or 0 for r in mine if category in (r.key.category, EVERYTHING)]
+                expected = sum(
+                    n for (name, c), n in planned.items() if name == block_set and category in (c, EVERYTHING)
+                )
+                mean = sum(numbers) / len(numbers) if numbers else None
+                counts.append(
+                    SwitchedCount(
+                        folder.spec.setting.name, block_set, category, mean, numbers.count(0), len(numbers), expected
+                    )
+                )
+    return counts
+
+
+def per_switched_count(folders: Iterable[RunFolder]) -> TablePair:
+    """Tabulate how many features or neurons edits really switched."""
+    counts = switched_counts(folders)
+    present = {one.category for one in counts if one.expected}
+    categories = [category for category in (*ALL_CATEGORIES, EVERYTHING) if category in present]
+    table: dict[tuple[str, str], list[str]] = {}
+    for one in counts:
+        if one.category in present:
+            table.setdefault((one.setting, one.block_set), []).append(one.text)
+    note = Paragraph(
+        (
+            "Features or neurons that an edit switched on and off together, mean over edits; edits counted/expected. A "
+            "setting says how many it switches at most. A feature is switched only if its share differs between source "
+            "and target run by more than rounding can make it differ; ",
+            Code("(3 none)"),
+            " counts edits in which none did, which leave the picture as it was.",
+        )
+    )
+    document = Document(
+        (
+            _title("Features switched"),
+            note,
+            MarkupTable.of(["setting", "blocks", *categories], [[*key, *cells] for key, cells in table.items()]),
+        )
+    )
+    names = [field.name for field in fields(SwitchedCount)]
+    rows = ([getattr(one, name) for name in names] for one in counts if one.category in present)
+    return document, csv_text(names, rows)
+
+
 def model_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str | None = None) -> dict[Path, TablePair]:
     """Return the tables of one suite and model.
 
@@ -281,6 +379,7 @@ def model_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str 
         tables[folder / "per_method"] = per_method(found)
     if profile in (None, DEFAULT):
         tables[model_folder / "tables" / "feature_share"] = per_feature_share(folders)
+        tables[model_folder / "tables" / "switched"] = per_switched_count(folders)
     return tables
 
 

@@ -287,6 +287,7 @@ class Edit:
         strength: multiplies every delta; 0 changes nothing at all.
         branch: which guidance halves are changed, and how.
         features: block -> (added, removed) indices, for the record; empty for methods without features.
+        neurons: feed-forward units switched on and off, for the record; None for methods that switch none.
         pair: source and target prompt, if a site is `PairedEdit`: they are generated beside the edited picture.
         window: first changed step, and the one after the last; None for every step.
         text: another prompt, read in part; None for the source prompt alone.
@@ -297,6 +298,7 @@ class Edit:
     strength: float = 1.0
     branch: Branch = "both"
     features: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    neurons: int | None = None
     pair: tuple[str, str] | None = None
     window: tuple[int, int] | None = None
     text: TextChange | None = None

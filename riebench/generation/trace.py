@@ -38,8 +38,15 @@ Sink = Callable[[str, Tensor], None]
 QUANTITIES: tuple[Quantity, ...] = ("input", "output", "update", "attention")
 """All that can be captured of a block."""
 
+FULL_PRECISION = torch.finfo(torch.float32).eps
+"""Relative rounding of float32, in which everything is computed that is not half precision."""
 SHORT_FORMATS = (torch.float16, torch.bfloat16)
 """Number formats of 16 bits, which a long trace keeps as they are."""
+
+
+def precision_of(values: Tensor) -> float:
+    """Return the relative rounding of values' number format, float32's at least."""
+    return max(FULL_PRECISION, torch.finfo(values.dtype).eps)
 
 
 class Trace:
@@ -51,12 +58,14 @@ class Trace:
     Attributes:
         steps: denoising steps seen.
         grids: block -> (height, width) of its positions.
+        precision: relative rounding of the coarsest number format that any value had, in the model or as it is kept.
     """
 
     def __init__(self, *, long: bool = False) -> None:
         self.long = long
         self.steps = 0
         self.grids: dict[str, tuple[int, int]] = {}
+        self.precision = FULL_PRECISION
         self._values: dict[tuple[str, str, str], list[Tensor]] = {}
 
     @property
@@ -133,7 +142,9 @@ class Trace:
         """
         for half, part in halves.items():
             if half == "conditional" or unconditional:
-                self._values.setdefault((site, what, half), []).append(self._kept(part.detach()))
+                kept = self._kept(part.detach())
+                self.precision = max(self.precision, precision_of(part), precision_of(kept))
+                self._values.setdefault((site, what, half), []).append(kept)
 
     def _kept(self, values: Tensor) -> Tensor:
         if not self.long:

@@ -125,7 +125,7 @@ def neurons(
 
     Args:
         ctx: the example.
-        n_units: how many are switched on, and how many off, over all blocks and layers.
+        n_units: how many are switched on, and how many off, at most, over all blocks and layers.
         rank: ranks on the first step, or on the mean over steps.
         shares: divides by the magnitude of the units' sum, or by the signed sum as published (which turns the order
             round where the sum is negative).
@@ -144,7 +144,7 @@ def neurons(
         raise RiebenchError(f"the feed-forward units of {', '.join(missing)} were not captured")
     layers = [unit_site(block, layer) for block in ctx.blocks for layer in range(runs.unit_layers[block])]
     target, source = ({site: runs.unit_means(role, site, rank) for site in layers} for role in ROLES)
-    choice = choose(target, source, n_units, signed=shares == "published")
+    choice = choose(target, source, n_units, precision=runs.unit_precision, signed=shares == "published")
     chosen = {site: (choice.add[site], choice.remove[site]) for site in layers}
     chosen = {site: (add, remove) for site, (add, remove) in chosen.items() if len(add) + len(remove)}
     kept = runs.measure is None and _stored_size(runs, chosen, values, add_only) <= UNIT_BUDGET
@@ -153,7 +153,8 @@ def neurons(
         site: make(runs, site, add, remove, values, add_only) for site, (add, remove) in chosen.items()
     }
     pair = (runs.example.source, runs.example.target) if make is _paired_edit else None
-    return Edit(sites, branch=branch, pair=pair)
+    switched = sum(len(add) + (0 if add_only else len(remove)) for add, remove in chosen.values())
+    return Edit(sites, branch=branch, pair=pair, neurons=switched)
 
 
 def _stored_size(runs: ExampleRuns, chosen: Mapping[str, tuple[Tensor, Tensor]], values: str, add_only: bool) -> int:

@@ -204,6 +204,16 @@ class ExampleRuns:
         return self._meter.mean(ROLES.index(role), site, aggregate)
 
     @property
+    def precision(self) -> float:
+        """Relative rounding of the number format behind updates and feature values."""
+        return self.trace.precision
+
+    @property
+    def unit_precision(self) -> float:
+        """Relative rounding of the number format behind the means of units."""
+        return self.trace.precision if self._meter is None else self._meter.precision
+
+    @property
     def nbytes(self) -> int:
         """Bytes kept: the whole trace, feature values and means."""
         tensors = [*self._codes.values(), *self._means.values(), *self.latents.values()]

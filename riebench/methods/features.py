@@ -29,11 +29,12 @@ def sae(
 ) -> Edit:
     """Switch features on and off by the difference between target and source run.
 
-    Switches on the features that the target run has more of, and off those that the source run has more of.
+    Switches on the features that the target run has more of, and off those that the source run has more of. A
+    difference that may be rounding alone (`riebench.methods.ranking.noise_floor`) is none.
 
     Args:
         ctx: the example.
-        n_features: how many are switched on, and how many off.
+        n_features: how many are switched on, and how many off, at most.
         rank: ranks on the first step, or on the mean over steps.
         ranking: all blocks compete for `n_features`, or each block switches that many.
         shares: what competes: a feature's share of all blocks' activations together, or of its own block's, which
@@ -69,7 +70,7 @@ def choose_features(ctx: EditContext, count: int, rank: str, ranking: str, share
 
     Args:
         ctx: the example.
-        count: how many each way.
+        count: how many each way, at most.
         rank: "first" or "mean".
         ranking: "joint" or "separate".
         shares: "pooled" or "per_block"; the same where blocks are ranked separately.
@@ -78,9 +79,12 @@ def choose_features(ctx: EditContext, count: int, rank: str, ranking: str, share
         {block: ctx.runs.feature_means(role, block, ctx.sae(block), rank) for block in ctx.blocks}
         for role in ("target", "source")
     )
+    precision = ctx.runs.precision
     if ranking == "joint":
-        return choose(target, source, count, apart=shares == "per_block")
-    single = [choose({block: target[block]}, {block: source[block]}, count) for block in ctx.blocks]
+        return choose(target, source, count, precision=precision, apart=shares == "per_block")
+    single = [
+        choose({block: target[block]}, {block: source[block]}, count, precision=precision) for block in ctx.blocks
+    ]
     return Choice(
         {block: one.add[block] for block, one in zip(ctx.blocks, single, strict=True)},
         {block: one.remove[block] for block, one in zip(ctx.blocks, single, strict=True)},

@@ -56,18 +56,31 @@ class FeatureCount:
 
 
 @dataclass(frozen=True)
+class FeatureCell:
+    """Features that one category's edits switched in one block.
+
+    Attributes:
+        features: the most frequent ones.
+        none: number of edits that switched none there.
+    """
+
+    features: tuple[FeatureCount, ...]
+    none: int
+
+
+@dataclass(frozen=True)
 class FeatureTable:
     """Table of the features that were switched on, or off, by category and block.
 
     Attributes:
         title: title of the table.
         blocks: blocks of the columns.
-        rows: category, number of edits counted, and the features of each block.
+        rows: category, number of edits counted, and the cell of each block.
     """
 
     title: str
     blocks: tuple[str, ...]
-    rows: tuple[tuple[str, int, tuple[tuple[FeatureCount, ...], ...]], ...]
+    rows: tuple[tuple[str, int, tuple[FeatureCell, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -139,21 +152,25 @@ def _table(
     for category in (*categories, None):
         some = [record for record in records if category in (None, record.key.category)]
         cells = tuple(_cell(folder, some, block, side, out) for block in blocks)
-        if any(cells):
+        if some:
             rows.append((ALL_CATEGORIES_ROW if category is None else short_category(category), len(some), cells))
-    return FeatureTable(SIDES[side], blocks, tuple(rows)) if rows else None
+    found = any(cell.features for _, _, cells in rows for cell in cells)
+    return FeatureTable(SIDES[side], blocks, tuple(rows)) if found else None
 
 
-def _cell(
-    folder: CachedRunFolder, records: Sequence[EditRecord], block: str, side: str, out: Path
-) -> tuple[FeatureCount, ...]:
+def _cell(folder: CachedRunFolder, records: Sequence[EditRecord], block: str, side: str, out: Path) -> FeatureCell:
     counts = count_edits(records, block, (side,))
     sha = folder.spec.sae_sha256.get(block, "")
     found = []
     for index, count in most_frequent(counts, FEATURES_PER_CELL):
         page = f"{FEATURES}/{feature_folder(folder.path.parent.name, block, sha, index)}/{PAGE}"
         found.append(FeatureCount(index, count, quote(page) if sha and (out / page).is_file() else None))
-    return tuple(found)
+    return FeatureCell(tuple(found), count_none(records, block, side))
+
+
+def count_none(records: Sequence[EditRecord], block: str, side: str) -> int:
+    """Count the edits of a block that switched no feature of it, on or off."""
+    return sum(block in record.features and not getattr(record.features[block], side) for record in records)
 
 
 def count_edits(records: Sequence[EditRecord], block: str, sides: Sequence[str]) -> Counter[int]:

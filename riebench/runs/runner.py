@@ -405,6 +405,7 @@ class Runner:
         details["features"] = {
             block: BlockFeatures(add=add, remove=remove) for block, (add, remove) in made.features.items()
         }
+        details["neurons"] = made.neurons
         edit = replace(made, strength=unit.key.strength, window=self.prepared[unit.setting.name].window)
         known = edit.picture(self.model.spec.steps)
         if known is not None:

@@ -213,6 +213,8 @@ class EditRecord(StoredModel):
     """Target picture, relative to the shared folder."""
     features: dict[str, BlockFeatures] = Field(default_factory=dict)
     """Block -> features switched; empty for methods without features."""
+    neurons: int | None = Field(default=None, ge=0, lt=2**53)
+    """Number of feed-forward units switched on and off; None for methods that switch none."""
     cluster: str | None = None
     """Name of the examples resampled together; None if the example is resampled alone."""
     mask_share: MaskShare | None = None
@@ -229,6 +231,21 @@ class EditRecord(StoredModel):
         if self.status != "ok" and not self.reason:
             raise ValueError(f"a record with status {self.status!r} needs a reason")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_neurons(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Other records are stored without the field, as all were before it existed.
+        stored: dict[str, Any] = write(self)
+        if self.neurons is None:
+            stored.pop("neurons", None)
+        return stored
+
+    @property
+    def switched(self) -> int | None:
+        """Number of features or neurons switched; None if the method chooses none."""
+        if self.features:
+            return sum(len(block.add) + len(block.remove) for block in self.features.values())
+        return self.neurons
 
     @property
     def picture_id(self) -> str:

@@ -38,7 +38,10 @@ def test_everything_is_exported_and_the_same_again(results: Path, tmp_path: Path
     written = sorted(file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file())
     names = {str(path) for path in written}
     assert {f"{n}.{end}" for n in ("units", "configurations", "methods") for end in ("csv", "tex", "parquet")} <= names
-    tables = {f"toy/toy-turbo/tables/{n}.tex" for n in ("per_block", "per_category", "per_method", "feature_share")}
+    tables = {
+        f"toy/toy-turbo/tables/{n}.tex"
+        for n in ("per_block", "per_category", "per_method", "feature_share", "switched")
+    }
     assert tables | {"toy/toy-turbo/figures/trade_off.svg", "toy/toy-turbo/figures/trade_off.png"} <= names
     assert all((tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes() for path in written)
     for path in written:

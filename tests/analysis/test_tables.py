@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import make_key, make_score, make_spec
+from records import make_key, make_record, make_score, make_spec
 
 from riebench.analysis import stats
 from riebench.analysis.configurations import configurations
 from riebench.analysis.stats import detectable_difference, estimate
-from riebench.analysis.tables import per_feature_share, per_method, write_tables
+from riebench.analysis.tables import per_feature_share, per_method, per_switched_count, switched_counts, write_tables
 from riebench.scoring.profiles import metric_format
 from riebench.store.folder import RunFolder
-from riebench.store.records import EditRecord
+from riebench.store.records import BlockFeatures, EditRecord
 
 
 def test_mean_goes_over_seeds_then_examples_then_categories() -> None:
@@ -128,9 +128,10 @@ def test_numbers_are_printed_without_negative_zero() -> None:
     assert metric_format("clip_gain").number(0.0123) == "+1.23"
 
 
-def test_files_of_all_four_tables(filled: RunFolder) -> None:
+def test_files_of_all_five_tables(filled: RunFolder) -> None:
     paths = write_tables(filled.path.parent, [filled])
-    assert [path.name for path in paths] == ["per_block.md", "per_category.md", "per_method.md", "feature_share.md"]
+    names = ["per_block.md", "per_category.md", "per_method.md", "feature_share.md", "switched.md"]
+    assert [path.name for path in paths] == names
     block = paths[0].read_text()
     assert "| sae | mid.0 |" in block
     assert "+2.00 [+1.00, +3.00] 3/3" in block
@@ -147,6 +148,30 @@ def test_shares_of_a_category_sum_to_one(filled: RunFolder) -> None:
     add = {r["block"]: float(r["share"]) for r in rows if r["category"] == "change_color" and r["side"] == "add"}
     assert add == {"mid.0": 0.75, "up.0.1": 0.25}
     assert {(r["units"], r["expected"]) for r in rows} == {("6", "6")}
+
+
+def test_the_number_of_features_really_switched_is_counted(folder: RunFolder) -> None:
+    keys = [make_key(example_id=f"e{i}", block_set=name) for i in range(4) for name in ("mid.0", "all")]
+    switched = {"e0": {"mid.0": BlockFeatures(add=(1, 2), remove=(3,))}, "e1": {"mid.0": BlockFeatures()}}
+    with folder.open_for_writing(plan=keys) as run:
+        for key in keys:
+            record = make_record(key, *run.write_image(key, np.full((8, 8, 3), 7, np.uint8)))
+            if key.example_id in switched and key.block_set == "mid.0":
+                run.append(record.model_copy(update={"features": switched[key.example_id]}))
+            elif key.example_id == "e2":
+                # Neurons are counted, not listed.
+                run.append(record.model_copy(update={"features": {}, "neurons": 40}))
+            elif key.example_id == "e3":
+                run.append(record.model_copy(update={"features": {}}))
+    (mid, everything) = (one for one in switched_counts([folder]) if one.category == "all")
+    assert (mid.block_set, mid.switched, mid.none, mid.edits, mid.expected) == ("mid.0", 43 / 3, 1, 3, 4)
+    assert (everything.block_set, everything.switched, everything.none, everything.edits) == ("all", 40, 0, 1)
+    document, numbers = per_switched_count([folder])
+    assert "| sae | mid.0 | 14.3 (1 none) 3/4 | 14.3 (1 none) 3/4 |" in document.markdown()
+    assert "sae,mid.0,all,14.3333,1,3,4" in numbers
+    stored = {record.key.example_id: record for record in folder.records() if record.key.block_set == "mid.0"}
+    assert [stored[f"e{i}"].switched for i in range(4)] == [3, 0, 40, None]
+    assert '"neurons"' not in stored["e0"].model_dump_json() and '"neurons":40' in stored["e2"].model_dump_json()
 
 
 def test_single_blocks_stay_out_of_the_method_table(filled: RunFolder, tmp_path: Path) -> None:

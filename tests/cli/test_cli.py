@@ -128,6 +128,7 @@ def test_tables_and_leaderboard_from_stored_results(filled: RunFolder) -> None:
         "per_category.md",
         "per_method.md",
         "feature_share.md",
+        "switched.md",
     ]
     assert RUNNER.invoke(app, ["leaderboard", "--results", str(results)]).exit_code == 0
     assert RUNNER.invoke(app, ["leaderboard", "--check", "--results", str(results)]).exit_code == 0

@@ -39,11 +39,18 @@ from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import load_model
 from riebench.report import write_report
 from riebench.report.data import CachedRunFolder, read_groups
-from riebench.report.feature_choice import FeatureSelection, edits_at_one_strength, feature_views, select_features
+from riebench.report.feature_choice import (
+    FeatureSelection,
+    count_none,
+    edits_at_one_strength,
+    feature_views,
+    select_features,
+)
 from riebench.report.feature_pages import write_feature_pages
 from riebench.saes.formats import folder_name, load_saes
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
+from riebench.store.records import BlockFeatures
 from riebench.utils.markup import Document
 
 PROMPTS = ("a red cat", "two dogs", "a house")
@@ -531,10 +538,14 @@ def test_the_report_counts_what_edits_switched(results: Path, tmp_path: Path) ->
     by_category = {category: (edits, cells) for category, edits, cells in on.rows}
     # Three examples, two seeds, at one strength.
     edits, (mid, up) = by_category["color"]
-    assert edits == 6 and [(one.index, one.count) for one in mid] == [(1, 6), (2, 6), (3, 6)]
-    assert [(one.index, one.count, one.page) for one in up] == [(9, 6, None)]
-    assert by_category["all"][0] == 12 and by_category["all"][1][0][0].count == 12
+    assert edits == 6 and [(one.index, one.count) for one in mid.features] == [(1, 6), (2, 6), (3, 6)]
+    assert [(one.index, one.count, one.page) for one in up.features] == [(9, 6, None)]
+    assert by_category["all"][0] == 12 and by_category["all"][1][0].features[0].count == 12
     drawn = CachedRunFolder(group.folders[-1].path)
+    # An edit in which nothing differs switches nothing, and is counted as such.
+    records = edits_at_one_strength(drawn)
+    bare = {"mid.0": BlockFeatures(), "up.0.1": records[0].features["up.0.1"]}
+    assert count_none([records[0].model_copy(update={"features": bare}), records[1]], "mid.0", "add") == 1
     assert len(edits_at_one_strength(drawn)) == 12
     setting = drawn.spec.setting.model_copy(update={"method": "random_features"})
     drawn.spec = drawn.spec.model_copy(update={"setting": setting})

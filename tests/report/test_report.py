@@ -21,6 +21,7 @@ from riebench.report.data import read_groups
 from riebench.report.page import board_html
 from riebench.report.plots import block_views, plot_points
 from riebench.store.folder import RunFolder
+from riebench.store.records import BlockFeatures
 from riebench.utils.markup import BulletList, Code, Document, Heading, MarkupTable, Name, Paragraph
 
 BOARD = Document(
@@ -152,6 +153,19 @@ def test_heat_maps_put_effect_beside_feature_share(results: Path) -> None:
     }
     assert dict(removed.rows)["up.0.1"][0].text == "0.50"
     assert dict(distance.rows)["all x0.5"][0].text == "0.050"
+
+
+def test_edits_that_switched_nothing_say_none(results: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    run = RunFolder(copy / "mine" / "toy-turbo" / "sae")
+    first = next(record for record in run.records() if record.features and record.key.strength == min(STRENGTHS))
+    with run.open_for_writing():
+        run.append(first.model_copy(update={"features": {block: BlockFeatures() for block in first.features}}))
+    page = write_report(copy, tmp_path / "report", tasks(), board=Document(())).page.read_text(encoding="utf-8")
+    assert 'none<span class="aside"> x1</span>' in page
+    before = write_report(results, tmp_path / "before", tasks(), board=Document(())).page.read_text(encoding="utf-8")
+    assert "none<span" not in before
 
 
 def test_missing_and_altered_pictures_are_marked(results: Path, tmp_path: Path) -> None:

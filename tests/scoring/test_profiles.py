@@ -117,7 +117,10 @@ def test_a_run_that_only_a_published_profile_has_scored_gets_no_default_tables(t
     score([folder], TASKS, scorer="toy-clip", profile="paper", progress=False)
     run = RunFolder(folder.path)
     assert scored_profiles([run]) == ["paper"]
-    assert {path.name for path in write_all([run]) if path.parent.name == "tables"} == {"feature_share.md"}
+    assert {path.name for path in write_all([run]) if path.parent.name == "tables"} == {
+        "feature_share.md",
+        "switched.md",
+    }
     (row,) = configurations(run, "paper")
     assert len(row.example_means("lpips_target")) == 2
 

@@ -1,0 +1,92 @@
+"""The choice of features on the toy suite: the same whatever is computed together, and none where nothing differs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from riebench.models.loading import LoadedModel, load_model
+from riebench.runs import engines
+from riebench.store.folder import RunFolder
+from riebench.tasks.schema import EditTask, Setting
+from riebench.tasks.suites import load_suite
+
+BLOCKS = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
+SETTINGS = [
+    Setting(name="sae", method="sae", params={"n_features": 10}, blocks=BLOCKS, block_mode="both"),
+    Setting(name="random", method="random_features", params={"n_features": 10}, blocks=BLOCKS),
+    Setting(name="neurons", method="neurons", params={"n_units": 1000}, blocks=BLOCKS),
+]
+WAYS = [(1, 1), (4, 1), (32, 1), (4, 2)]
+"""Pictures at a time, and threads."""
+UNTOUCHED = {"down.2.1", "mid.0", "up.0.0"}
+"""Blocks in which nothing of a material is decided (`riebench.toyworld`): source and target run are equal there."""
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Lets torch use that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choices(runs: Sequence[RunFolder]) -> dict[tuple[str, str, str], Any]:
+    """The features, or the number of neurons, of each unit."""
+    return {
+        (run.spec.setting.name, record.key.example_id, record.key.block_set): (
+            {block: (set(one.add), set(one.remove)) for block, one in record.features.items()}, record.neurons,
+        )
+        for run in runs for record in run.records() if record.status == "ok"
+    }  # fmt: skip
+
+
+def run(tasks: Sequence[EditTask], model: LoadedModel, place: Path, batch: int, count: int) -> list[RunFolder]:
+    """Runs the settings on some tasks."""
+    with threads(count):
+        return engines.run(
+            "local", tasks, SETTINGS, model, results_root=place, saes_source=None, batch_size=batch, progress=False
+        )
+
+
+def check_choices(tasks: Sequence[EditTask], place: Path) -> None:
+    model = load_model("toy-turbo")
+    found = {way: run(tasks, model, place / "-".join(map(str, way)), *way) for way in WAYS}
+    wanted = choices(found[WAYS[0]])
+    assert len(wanted) == sum(len(task.examples) for task in tasks) * (len(BLOCKS) + 1 + 2)
+    for way in WAYS[1:]:
+        other = choices(found[way])
+        assert {key for key in wanted if other[key] != wanted[key]} == set(), way
+    for runs in found.values():
+        sae = next(one for one in runs if one.spec.setting.name == "sae")
+        for record in sae.records():
+            if record.key.category == "change_material" and record.key.block_set in UNTOUCHED:
+                assert record.switched == 0
+                assert record.image_sha256 == _source_hash(sae, record.source_image)
+
+
+def _source_hash(folder: RunFolder, name: str | None) -> str:
+    return hashlib.sha256((folder.shared.path / str(name)).read_bytes()).hexdigest()
+
+
+def test_choices_do_not_depend_on_what_is_computed_together(tmp_path: Path) -> None:
+    """Two examples that differ in one block alone, and two others."""
+    tasks = []
+    for category, places in (("change_material", (1, 6)), ("change_object", (0,)), ("change_style", (1,))):
+        (task,) = load_suite("toy", categories=[category])
+        tasks.append(task.model_copy(update={"examples": tuple(task.examples[place] for place in places)}))
+    check_choices(tasks, tmp_path)
+
+
+@pytest.mark.slow
+def test_choices_of_the_whole_suite_do_not_depend_on_what_is_computed_together(tmp_path: Path) -> None:
+    check_choices(load_suite("toy"), tmp_path)
