@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from score_tolerance import differing_scores
 
 from riebench.models.loading import LoadedModel, load_model
+from riebench.registry import METRICS
 from riebench.runs import engines
+from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
@@ -66,6 +69,12 @@ def check_choices(tasks: Sequence[EditTask], place: Path) -> None:
     for way in WAYS[1:]:
         other = choices(found[way])
         assert {key for key in wanted if other[key] != wanted[key]} == set(), way
+    metrics = [name for name in METRICS.usable() if METRICS.get(name).backbone in ("", "clip", "lpips", "judge")]
+    for runs in found.values():
+        score(runs, tasks, scorer="toy-clip", metrics=metrics, progress=False)
+    assert {metric for run in found[WAYS[0]] for _, metric, _ in run.scores()} == set(metrics)
+    for way in WAYS[1:]:
+        assert differing_scores(found[WAYS[0]], found[way]) == []
     for runs in found.values():
         sae = next(one for one in runs if one.spec.setting.name == "sae")
         for record in sae.records():
