@@ -26,6 +26,7 @@ from riebench.models.loading import load_model
 from riebench.runs import engines
 from riebench.saes.sae import SparseAutoencoder
 from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
 
@@ -240,6 +241,11 @@ def run(folder: Path, settings: Sequence[Setting], **options: Any) -> list[RunFo
     )
 
 
+def switched(record: EditRecord) -> dict[str, tuple[set[int], set[int]]]:
+    """The features that an edit switched, in no order."""
+    return {block: (set(one.add), set(one.remove)) for block, one in record.features.items()}
+
+
 def pictures(folder: RunFolder) -> list[np.ndarray[Any, Any]]:
     """All pictures of a run."""
     assert {record.status for record in folder.records()} == {"ok"}
@@ -249,8 +255,10 @@ def pictures(folder: RunFolder) -> list[np.ndarray[Any, Any]]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_long_runs_give_the_pictures_of_short_ones(
-    tmp_path: Path, small_limits: Callable[[], None], dtype: str
+    tmp_path: Path, small_limits: Callable[[], None], monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
+    # What 16 bits do not tell apart is a tie in both: otherwise it is one in the long run alone.
+    monkeypatch.setattr("riebench.generation.trace.FULL_PRECISION", torch.finfo(torch.float16).eps)
     model = tiny_model(steps=4, guidance=3.0)
     if dtype != "float32":
         model = load_model(str(tiny_folder()), steps=4, guidance=3.0, dtype=dtype)
@@ -264,7 +272,9 @@ def test_long_runs_give_the_pictures_of_short_ones(
             assert difference.mean() <= (0.05 if dtype == "float32" else 1.0), one.spec.setting.name
             assert difference.max() <= (2 if dtype == "float32" else 24), one.spec.setting.name
         for first, second in zip(one.records(), other.records(), strict=True):
-            assert dtype != "float32" or first.features == second.features
+            if dtype == "float32":
+                # Nearly equal scores stand in one order or the other.
+                assert [switched(record) for record in (first, second)] == [switched(first)] * 2
 
 
 def test_memory_bounds_how_many_examples_are_looked_at_together(

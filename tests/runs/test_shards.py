@@ -262,12 +262,16 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+ONE_BY_ONE = ("--batch-size", "1")
+"""What goes on in the middle of a batch shares its calls with others, and rounds otherwise; alone, bytes stay."""
+
+
 def start(place: Path, shard: str, pause: str) -> subprocess.Popen[str]:
     """A process of its own that makes one shard, and does what `pause` says after each record."""
     code = SLOW.replace("PAUSE", pause)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *run_arguments(place, "shards", "--shard", shard)], env=environment,
+        [sys.executable, "-c", code, *run_arguments(place, "shards", "--shard", shard, *ONE_BY_ONE)], env=environment,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -285,7 +289,7 @@ def wait_for_records(place: Path, part: str, process: subprocess.Popen[str]) -> 
 
 def run_here(place: Path, results: str, *more: str) -> Any:
     """The command in this process, with scoring networks stood in for."""
-    done = CliRunner().invoke(app, run_arguments(place, results, *more))
+    done = CliRunner().invoke(app, run_arguments(place, results, *ONE_BY_ONE, *more))
     assert done.exit_code == 0, done.output
     return done
 
