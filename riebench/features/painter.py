@@ -33,9 +33,9 @@ from riebench.runs.capture import attention_blocks
 from riebench.runs.masks import captured_view, provider_without_models, region_provider
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
+from riebench.tasks.mask_files import mask_from_picture, read_mask
 from riebench.tasks.masks import Mask
 from riebench.tasks.prompts import plain_prompt
-from riebench.utils.images import open_image
 
 Feature = tuple[str, int]
 """Block and index."""
@@ -144,9 +144,9 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
         found = region(mask)
     elif isinstance(mask, str | Path):
         what = f"the mask {mask}"
-        found = _mask_from_file(Path(mask))
+        found = read_mask(Path(mask))
     elif isinstance(mask, Image.Image):
-        found = _mask_from_picture(mask)
+        found = mask_from_picture(mask)
     else:
         found = _mask_from_array(mask)
     if found.shape != (size, size):
@@ -155,19 +155,6 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
     if not found.any():
         raise RiebenchError(f"{what} is empty: no pixel of the picture belongs to it; leave it out for everywhere")
     return found
-
-
-def _mask_from_file(path: Path) -> Mask:
-    try:
-        with open_image(path) as picture:
-            return _mask_from_picture(picture)
-    except (RiebenchError, OSError) as error:
-        raise RiebenchError(f"the mask {path} cannot be read ({error})") from error
-
-
-def _mask_from_picture(picture: Image.Image) -> Mask:
-    bright: Mask = np.asarray(picture.convert("L")) > 127
-    return bright
 
 
 def _mask_from_array(mask: Any) -> Mask:

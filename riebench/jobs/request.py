@@ -17,6 +17,7 @@ from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, get_profile
 from riebench.store.folder import REDO_MODES, Redo
+from riebench.tasks.mask_files import check_masks
 from riebench.tasks.schema import EditTask, Setting, parse_interval
 from riebench.tasks.settings import MAIN_SET, load_settings
 from riebench.tasks.suites import default_model, load_suite
@@ -170,6 +171,7 @@ class RunRequest:
         settings = tuple(self._with_options(setting) for setting in official)
         for setting in settings:
             check_setting(setting, setting.name)
+        check_masks(tasks)
         return tasks, settings
 
     def _with_options(self, setting: Setting) -> Setting:

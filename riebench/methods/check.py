@@ -10,6 +10,7 @@ from riebench.errors import RiebenchError, TaskFileError
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET
 from riebench.registry import MODEL_FAMILIES
+from riebench.tasks.mask_files import check_masks
 from riebench.tasks.prompts import seen_words
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import load_settings, settings_folder, settings_sets
@@ -31,6 +32,7 @@ def check_suite(suite: str) -> str:
     tasks = load_suite(suite)
     count, limit = token_counter(default_model(suite))
     check_prompt_lengths(tasks, count, limit)
+    remarks = check_masks(tasks)
     settings = []
     for name in settings_sets(suite):
         for setting in load_settings(suite, settings_set=name):
@@ -39,8 +41,10 @@ def check_suite(suite: str) -> str:
     examples = [example for task in tasks for example in task.examples]
     seen = sum(seen_words(e.source_region) is not None or seen_words(e.target_region) is not None for e in examples)
     found = f"{suite}: {len(tasks)} tasks, {len(examples)} examples, {len(settings)} settings: all good"
-    # Text attention reads the prompt alone; who runs these with it should know beforehand what will be skipped.
-    return f"{found}; {seen} examples have 'seen:' regions, which text attention skips" if seen else found
+    if seen:
+        # Text attention reads the prompt alone; who runs these with it should know beforehand what will be skipped.
+        remarks.append(f"{seen} examples have 'seen:' regions, which text attention skips")
+    return "; ".join([found, *remarks])
 
 
 def check_setting(setting: Setting, where: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError, TaskFileError, near_match
+from riebench.tasks.mask_files import mask_reading
 from riebench.tasks.prompts import mask_file, phrase_spans, plain_prompt, region_words, seen_words
 from riebench.tasks.schema import ALL_CATEGORIES, EditExample, EditTask
 from riebench.utils.files import content_digest, file_inside, file_sha256, package_folder
@@ -159,7 +160,8 @@ def _with_mask_hash(where: str, example: EditExample, folder: Path) -> EditExamp
         if file is not None:
             try:
                 path = file_inside(folder, file, "mask file", "the suite's folder")
-                digests.append(file_sha256(path))
+                reading = mask_reading(path)
+                digests.append(f"{file_sha256(path)} {reading}" if reading else file_sha256(path))
             except RiebenchError as error:
                 raise TaskFileError(f"{where}: {key}: {error}; put it beside the task files") from error
             except OSError as error:

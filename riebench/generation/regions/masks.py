@@ -3,7 +3,7 @@
 `make_masks` turns an example's regions into masks with a `RegionProvider`, `attention_regions` is the provider that
 needs no further model, `to_grid` and `enlarge` change resolution, `overlay` and `mask_overlay` show masks.
 
-A region is "whole", "file:PATH" (a picture, bright where the region is), "background" (everything but the
+A region is "whole", "file:PATH" (a picture, read by `riebench.tasks.mask_files`), "background" (everything but the
 foreground), "not: REGION", or words, which a provider finds: words of the prompt, or "seen: WORDS" that it lacks. Masks
 are made at the picture's resolution, once per model, example and seed, and stored as run lengths; blocks see them on
 their own grid.
@@ -19,11 +19,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from riebench.errors import MissingWordsError, RiebenchError
 from riebench.registry import REGIONS
+from riebench.tasks.mask_files import read_mask_of_size
 from riebench.tasks.masks import Mask, RegionMasks
 from riebench.tasks.prompts import (
     BACKGROUND,
@@ -35,7 +35,6 @@ from riebench.tasks.prompts import (
     split_negations,
     without_negations,
 )
-from riebench.utils.images import open_image
 
 CELL_COVER = 0.3
 """A grid cell belongs to a region if at least this share of its pixels does."""
@@ -141,7 +140,7 @@ def _find_plain(region: str, view: View, provider: RegionProvider, folder: Path)
     if region == BACKGROUND:
         return ~provider(None, view)
     if region.startswith(FILE):
-        return _read_mask(folder / region.removeprefix(FILE).strip(), height, width)
+        return read_mask_of_size(folder / region.removeprefix(FILE).strip(), height, width)
     if region.startswith(SEEN):
         return provider(region.removeprefix(SEEN).strip(), view)
     return provider(region, view)
@@ -209,16 +208,6 @@ def to_grid(mask: Mask, grid: tuple[int, int]) -> Tensor:
     cover = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None, None], grid)[0, 0]
     cells = cover >= CELL_COVER
     return cells if bool(cells.any()) else (cover == cover.max()) & (cover > 0)
-
-
-def _read_mask(path: Path, height: int, width: int) -> Mask:
-    try:
-        with open_image(path) as picture:
-            resized = picture.convert("L").resize((width, height), Image.Resampling.NEAREST)
-            mask: Mask = np.asarray(resized) > 127
-            return mask
-    except (RiebenchError, OSError) as error:
-        raise RiebenchError(f"mask file {path} cannot be read: {error}") from error
 
 
 def overlay(picture: NDArray[np.uint8], mask: Mask) -> NDArray[np.uint8]:
