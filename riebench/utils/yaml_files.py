@@ -7,6 +7,7 @@ numbers of thousands of digits.
 
 from __future__ import annotations
 
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ MAX_TEXT_LENGTH, MAX_NUMBER_LENGTH = 100_000, 40
 """Most characters of a text and of a number."""
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 """Tags that YAML gives to numbers."""
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_]+(:[0-9_.]+)+$)")
+"""Numbers that YAML 1.1 reads to the base 8 (010 is 8) or 60 (1:30 is 90)."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -143,8 +146,12 @@ def _expanded_size(node: yaml.Node, path: Path, sizes: dict[int, tuple[int, int]
 
 def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
     fault = text_fault(node.value)
-    if node.tag in _NUMBER_TAGS and len(node.value) > MAX_NUMBER_LENGTH:
-        fault = f"a number of {len(node.value)} characters"
+    if node.tag in _NUMBER_TAGS:
+        if len(node.value) > MAX_NUMBER_LENGTH:
+            fault = f"a number of {len(node.value)} characters"
+        elif _OTHER_BASE.match(node.value):
+            number = SafeConstructor().construct_document(node)
+            fault = f"YAML reads {node.value} as {number:g}; put it in quotes if it is text, or write {number:g}"
     if fault is not None:
         raise TaskFileError(f"{path}, line {node.start_mark.line + 1}: {fault}")
 
@@ -189,10 +196,10 @@ def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise TaskFileError(f"{path}: {_describe_error(model, error)}") from error
+        raise TaskFileError(f"{path}: {_describe_error(model, error, path)}") from error
 
 
-def _describe_error(model: type[BaseModel], error: ValidationError) -> str:
+def _describe_error(model: type[BaseModel], error: ValidationError, path: Path) -> str:
     """Return the first fault of a validation error in one line."""
     # A misspelt key is both unknown and missing under its right name; the unknown key says more.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
@@ -206,7 +213,33 @@ def _describe_error(model: type[BaseModel], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}{more}"
+    unquoted = _unquoted_text(path, location) if first["type"] == "string_type" else None
+    if unquoted is not None:
+        return f"{where}: {unquoted} is no text to YAML; put it in quotes: '{unquoted}'{more}"
     return f"{where}: {message}, not {_short_repr(first['input'])}{more}"
+
+
+def _unquoted_text(path: Path, location: tuple[int | str, ...]) -> str | None:
+    """Return the text at a location of a file, as written; None if none is there.
+
+    It is that of a number, a date or a word such as `no`.
+    """
+    try:
+        node = yaml.compose(_read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (TaskFileError, yaml.YAMLError):
+        return None
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for key, value in node.value if key.value == str(part)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+        else:
+            return None
+    return _short_text(node.value) if isinstance(node, yaml.ScalarNode) and node.value else None
+
+
+def _short_text(text: str) -> str:
+    return text if len(text) <= MAX_NUMBER_LENGTH else f"{text[:MAX_NUMBER_LENGTH]}..."
 
 
 def _short_repr(value: Any) -> str:

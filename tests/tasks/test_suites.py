@@ -72,7 +72,7 @@ def test_a_good_file_loads(tmp_path: Path) -> None:
             "line 6: key 'source' is given twice",
         ),
         ("source: a red cat", "source: [a red cat", "line"),
-        ("source: a red cat", "source: 7", r"examples\[0\]\.source: Input should be a valid string, not 7"),
+        ("source: a red cat", "source: 7", r"examples\[0\]\.source: 7 is no text to YAML; put it in quotes: '7'"),
         ("id: one", "id: ../one", r"examples\[0\]\.id"),
     ],
 )
