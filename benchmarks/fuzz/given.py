@@ -159,7 +159,7 @@ def _read_rows(place: Path) -> object:
 
     The library itself takes too long for each input.
     """
-    from riebench.tasks.importers.datasets import _draft, choose_columns
+    from riebench.tasks.importers.datasets import RowReading, _draft, choose_columns
     from riebench.tasks.importers.examples import read_json
 
     rows, intake = read_json(place / "in.json")[0], new_intake()
@@ -167,8 +167,8 @@ def _read_rows(place: Path) -> object:
         if isinstance(row, dict):
             chosen = choose_columns("in", list(row), {})
             record = {name: row.get(column) for name, column in chosen.items()}
-            category = None if "category" in chosen else "change_object"
-            intake.add_record(f"row {number}", partial(_draft, "in", record, category))
+            reading = RowReading("in", None if "category" in chosen else "change_object", {})
+            intake.add_record(f"row {number}", partial(_draft, record, reading))
     return _stored(place, intake, {"format": "dataset"})
 
 

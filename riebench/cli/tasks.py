@@ -72,6 +72,10 @@ def dataset(
                                             "source_region, target_region, mask, instruction.")
     ] = None,
     category: Annotated[str | None, typer.Option(help="Category of all rows, by name or number.")] = None,
+    mapped: Annotated[
+        list[str] | None, typer.Option("--map", help="WORD=CATEGORY, repeated: what a word of the category's column "
+                                                     "means, such as local=change_content.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
     out: OutOption = None,
     force: ForceOption = False,
@@ -84,7 +88,7 @@ def dataset(
     place = DatasetSource(name, config, split, revision, offline)
     intake = _intake()
     with offline_mode(offline):
-        origin = import_dataset(place, intake, columns=column or (), category=category, limit=limit)
+        origin = import_dataset(place, intake, columns=column or (), category=category, words=mapped or (), limit=limit)
     _finish(intake, origin, out or SUITES / place.short, force)
 
 

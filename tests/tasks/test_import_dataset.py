@@ -123,6 +123,7 @@ def test_limits_and_missing_regions_are_reported(tmp_path: Path) -> None:
     assert collector.notes == [
         "--limit 2 leaves out the rows after the first 2",
         "no column names regions: each region is the whole picture",
+        "2 ids with characters that ids lack, which became dashes; as stated they are under `provenance`: a/1 first",
     ]
     collector = new_collector()
     import_dataset(

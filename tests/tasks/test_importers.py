@@ -257,7 +257,7 @@ def test_equal_prompts_with_other_masks_are_two_edits_of_one_cluster(tmp_path: P
     assert (first.id, second.id, first.cluster, second.cluster) == ("a", "b", "a", "a")
     assert first.content_hash != second.content_hash
     assert collector.skipped == [("c", "the same edit as a")]
-    assert collector.notes == ["1 masks cover the whole picture, that of d first"]
+    assert collector.notes == ["1 masks that cover the whole picture: d first"]
 
 
 def test_pictures_are_noted_or_named_as_missing(tmp_path: Path) -> None:

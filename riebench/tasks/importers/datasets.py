@@ -7,9 +7,11 @@ never by the library, and only files of the data set itself are read.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, islice
@@ -20,8 +22,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from riebench.errors import RiebenchError, near_match
-from riebench.tasks.importers.examples import Draft, ImportCollector, category_of, column_region, decode_mask
+from riebench.tasks.importers.examples import (
+    Draft,
+    ImportCollector,
+    category_of,
+    category_word,
+    column_region,
+    decode_mask,
+    parse_words,
+)
 from riebench.tasks.importers.published import Origin
+from riebench.tasks.mask_files import mask_from_picture
 from riebench.tasks.masks import Mask
 from riebench.tasks.prompts import WHOLE
 from riebench.utils.files import canonical_json, content_digest
@@ -41,14 +52,26 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 USUAL_COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id", "image_id", "key"),
     "category": ("category", "editing_type_id", "edit_type", "task"),
-    "source": ("source", "source_prompt", "original_prompt", "source_caption", "input_caption"),
-    "target": ("target", "target_prompt", "editing_prompt", "target_caption", "output_caption"),
+    "source": ("source", "source_prompt", "original_prompt", "source_caption", "input_caption", "input"),
+    "target": (
+        "target", "target_prompt", "edited_prompt", "editing_prompt", "target_caption", "output_caption", "output",
+    ),
     "source_region": ("source_region", "original_gsam_prompt"),
     "target_region": ("target_region", "editing_gsam_prompt"),
     "mask": ("mask",),
-    "instruction": ("instruction", "editing_instruction", "edit_instruction", "edit"),
-}
-"""Field of an example -> usual names of its column."""
+    "instruction": ("instruction", "editing_instruction", "edit_instruction", "edit_prompt", "edit"),
+}  # fmt: skip
+"""Field of an example -> usual names of its column.
+
+InstructPix2Pix has original_prompt, edit_prompt (the instruction) and edited_prompt; HQ-Edit input, edit and output;
+the test set of Emu Edit input_caption, output_caption, instruction and task.
+"""
+
+INSTRUCTIONS = (*USUAL_COLUMNS["instruction"], "inverse_edit", "inverse_instruction", "edit_action")
+"""Columns that say what to do to a picture, and so are no prompt of one."""
+
+PAIRED_COLUMNS = ("input", "output")
+"""Columns that are prompts only where both are there; one alone may be anything."""
 
 REQUIRED_FIELDS = ("source", "target")
 """Fields that every data set must have a column for."""
@@ -89,6 +112,57 @@ class DatasetSource:
 
 
 @dataclass(frozen=True)
+class PictureCell:
+    """A picture in a cell.
+
+    Attributes:
+        upright: the picture, turned as its EXIF data say.
+        mask: the region it shows, read as a mask; bool [H, W], or the reason why it cannot be read as one.
+    """
+
+    upright: Image.Image
+    mask: Mask | RiebenchError
+
+
+@dataclass(frozen=True)
+class RowReading:
+    """Facts that all rows of a data set share.
+
+    Attributes:
+        name: the data set's short name, with which ids begin that rows do not state.
+        category: of all rows; None if a column states it.
+        words: word of that column -> category, as `--map` says.
+        seen: words that the column has had so far.
+    """
+
+    name: str
+    category: str | None
+    words: Mapping[str, str]
+    seen: set[str] = field(default_factory=set)
+
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        """Return the category of a row.
+
+        Raises:
+            RiebenchError: if it states none, or one that is not known.
+        """
+        if self.category is not None:
+            return self.category
+        stated = _required_text(record, "category")
+        self.seen.add(category_word(stated))
+        try:
+            return category_of(stated, self.words)
+        except RiebenchError as error:
+            known = "did you mean" in str(error)
+            raise error if known else RiebenchError(f"{error}; say which it is: --map {stated}=CATEGORY") from None
+
+    def unused_words(self) -> list[str]:
+        """Return a line on each word of `--map` that no row has had."""
+        missing = [word for word in self.words if word not in self.seen]
+        return [f"--map {word}=...: no row says {word!r}{near_match(word, self.seen)}" for word in missing]
+
+
+@dataclass(frozen=True)
 class DatasetRows:
     """Rows of an opened data set.
 
@@ -108,12 +182,20 @@ class DatasetRows:
         Raises:
             RiebenchError: if the data are damaged or the connection is lost.
         """
+        from pandas.errors import ParserWarning
+
         rows = iter(self.data)
         while True:
             try:
-                row = next(rows)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", ParserWarning)
+                    row = next(rows)
             except StopIteration:
                 return
+            except ParserWarning as error:
+                raise RiebenchError(
+                    f"{where}: cannot be read: rows have more cells than the header has names"
+                ) from error
             except Exception as error:
                 # Each parser, codec and network layer below has errors of its own.
                 raise RiebenchError(f"{where}: cannot be read: {_first_line(error)}") from error
@@ -126,6 +208,7 @@ def import_dataset(
     *,
     columns: Sequence[str] = (),
     category: str | None = None,
+    words: Sequence[str] = (),
     limit: int | None = None,
 ) -> Origin:
     """Read rows of a data set into a collector; each holds one prompt pair.
@@ -135,20 +218,21 @@ def import_dataset(
         collector: the collector that its rows are added to.
         columns: "FIELD=COLUMN" for each column without a usual name.
         category: the category of all rows; None if a column states it.
+        words: "WORD=CATEGORY" for each word that the category's column has for a category (see `parse_words`).
         limit: the number of rows to read, from the first on; None for all.
 
     Raises:
         RiebenchError: if it cannot be opened or read, or a column is missing.
     """
     mapping = parse_columns(columns)
-    fixed_category = None if category is None else category_of(category)
+    reading = RowReading(source.short, None if category is None else category_of(category), parse_words(words))
     opened = open_rows(source)
     rows = opened.read(source.name)
     first = next(rows, None)
     if first is None:
         raise RiebenchError(f"{source.name} has no rows in its split {opened.split!r}")
-    chosen = choose_columns(source.name, list(first), mapping)
-    if fixed_category is None and "category" not in chosen:
+    chosen = choose_columns(source.name, list(first), mapping, [name for name in first if _is_picture(first[name])])
+    if reading.category is None and "category" not in chosen:
         raise RiebenchError(
             f"no column of {source.name} says the edits' category: write --column category=COLUMN or --category NAME"
         )
@@ -156,17 +240,20 @@ def import_dataset(
     for row in islice(chain([first], rows), limit):
         record = {field: read_cell(row.get(column), source) for field, column in chosen.items()}
         digest.update(canonical_json({key: _hash_form(value) for key, value in record.items()}).encode())
-        row_name = _cell_text(record, "id") or f"row {n_rows}"
-        collector.add_record(row_name, partial(_draft, source.short, record, fixed_category))
+        stated = record.get("id")
+        name = str(stated) if isinstance(stated, str | int) and str(stated).strip() else f"row {n_rows}"
+        collector.add_record(name, partial(_draft, record, reading))
         n_rows += 1
     if limit is not None and next(rows, None) is not None:
-        collector.notes.append(f"--limit {limit} leaves out the rows after the first {limit}")
+        collector.add_note(f"--limit {limit} leaves out the rows after the first {limit}")
     if not {"mask", "source_region", "target_region"} & set(chosen):
-        collector.notes.append("no column names regions: each region is the whole picture")
+        collector.add_note("no column names regions: each region is the whole picture")
+    for note in (*_column_notes(chosen, mapping), *reading.unused_words()):
+        collector.add_note(note)
     options = {"config": source.config, "split": opened.split, "revision": opened.revision or source.revision}
     known = {key: value for key, value in options.items() if value is not None}
-    name = source.name if source.local is None else source.local.name
-    return {"format": "dataset", "dataset": name, **known, "sha256": digest.hexdigest(), "records": n_rows}
+    place = source.name if source.local is None else source.local.name
+    return {"format": "dataset", "dataset": place, **known, "sha256": digest.hexdigest(), "records": n_rows}
 
 
 def parse_columns(stated: Sequence[str]) -> dict[str, str]:
@@ -188,13 +275,16 @@ def parse_columns(stated: Sequence[str]) -> dict[str, str]:
     return mapping
 
 
-def choose_columns(where: str, columns: Sequence[str], mapping: dict[str, str]) -> dict[str, str]:
+def choose_columns(
+    where: str, columns: Sequence[str], mapping: Mapping[str, str], pictures: Collection[str] = ()
+) -> dict[str, str]:
     """Return the column of each field, stated or found by its usual name.
 
     Args:
         where: the data set, for messages.
         columns: the columns that it has.
         mapping: field -> column, as the user stated it.
+        pictures: those that hold pictures, so that only a mask is looked for there.
 
     Raises:
         RiebenchError: if a stated column does not exist (with the nearest match) or a prompt has none.
@@ -202,16 +292,33 @@ def choose_columns(where: str, columns: Sequence[str], mapping: dict[str, str]) 
     for name, column in mapping.items():
         if column not in columns:
             raise RiebenchError(f"{where} has no column {column!r} for {name}{near_match(column, columns)}")
+    free = [column for column in columns if column not in mapping.values()]
+    texts = [column for column in free if column not in pictures]
+    if not set(PAIRED_COLUMNS) <= set(texts):
+        texts = [column for column in texts if column not in PAIRED_COLUMNS]
     found = {}
     for name, usual in USUAL_COLUMNS.items():
-        known = [column for column in usual if column in columns]
+        known = [column for column in usual if column in (free if name == "mask" else texts)]
         if name in mapping or known:
             found[name] = mapping.get(name) or known[0]
     for name in REQUIRED_FIELDS:
         if name not in found:
-            near = near_match(f"{name}_prompt", columns)
-            raise RiebenchError(f"which column of {where} holds the {name} prompt{near}? write --column {name}=COLUMN")
+            near = near_match(f"{name}_prompt", [one for one in texts if one not in (*INSTRUCTIONS, *found.values())])
+            said = next((f"; {one!r} is the instruction" for one in columns if one in INSTRUCTIONS), "")
+            raise RiebenchError(
+                f"which column of {where} holds the {name} prompt{near}? write --column {name}=COLUMN{said}"
+            )
     return found
+
+
+def _column_notes(chosen: Mapping[str, str], mapping: Mapping[str, str]) -> list[str]:
+    """Return what a user should know of the columns that were chosen."""
+    guessed = [f"{name}={column}" for name, column in chosen.items() if name not in mapping and name != column]
+    odd = [column for name in REQUIRED_FIELDS if (column := chosen[name]) in INSTRUCTIONS]
+    return [
+        *([f"columns found by their names: {', '.join(guessed)}"] if guessed else []),
+        *(f"the column {column!r} usually holds an instruction, not a prompt" for column in odd),
+    ]
 
 
 def open_rows(source: DatasetSource) -> DatasetRows:
@@ -271,11 +378,47 @@ def _load_splits(source: DatasetSource, local: Path | None) -> tuple[Mapping[str
     else:
         name = source.name if local is None else str(local)
         builder = load_dataset_builder(name, source.config, revision=source.revision)
+    from_table = builder.info.builder_name == "csv"
     if local is None and source.offline:
+        if from_table:
+            # The stored rows were read before, with numbers and missing values guessed from the text.
+            raise RiebenchError(
+                f"{source.name} holds CSV files, whose text is not kept for --offline: fetch it with "
+                f"`hf download --repo-type dataset {source.name} --local-dir FOLDER` and name that folder"
+            )
         # Files of an earlier download can be read, but not as a stream.
         builder.download_and_prepare()
         return builder.as_dataset(), builder.hash
+    if from_table:
+        _read_as_text(builder, source.name)
     return builder.as_streaming_dataset(), None if local is not None else builder.hash
+
+
+def _read_as_text(builder: Any, where: str) -> None:
+    """Let a builder of CSV files read every cell as the text that it is.
+
+    Otherwise pandas takes 007 for the number 7, and words such as NA, None and null for missing values.
+
+    Raises:
+        RiebenchError: if two columns have one name.
+    """
+    from datasets import Features, Value
+
+    config = builder.config
+    config.na_filter = config.keep_default_na = False
+    # Rows with a cell more than the header would otherwise have their first one taken away as a name of the row.
+    config.index_col = False
+    names = config.names
+    if names is None and config.header in ("infer", 0):
+        stated, config.header, config.nrows = config.header, None, 1
+        first: Mapping[str, Any] = next((row for part in builder.as_streaming_dataset().values() for row in part), {})
+        config.header, config.nrows = stated, None
+        names = [str(name) for name in first.values()]
+    repeated = [name for name in names or () if names.count(name) > 1]
+    if repeated:
+        raise RiebenchError(f"{where} has two columns {repeated[0]!r}; give each a name of its own")
+    if names:
+        config.features = builder.info.features = Features({name: Value("string") for name in names})
 
 
 def _choose_split(source: DatasetSource, splits: list[str]) -> str:
@@ -319,8 +462,12 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(inner).strip().splitlines()), type(inner).__name__)
 
 
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"bytes", "path"}
+
+
 def read_cell(value: Any, source: DatasetSource) -> Any:
-    """Return a cell; one that holds a picture becomes that picture, upright.
+    """Return a cell; one that holds a picture becomes a `PictureCell`.
 
     Args:
         value: the cell as the library returns it.
@@ -329,7 +476,7 @@ def read_cell(value: Any, source: DatasetSource) -> Any:
     Raises:
         RiebenchError: if a picture lies elsewhere, is no whole picture of a plain format, or is too large.
     """
-    if not isinstance(value, dict) or set(value) != {"bytes", "path"}:
+    if not _is_picture(value):
         return value
     if value["bytes"] is None and value["path"] is None:
         return None
@@ -338,10 +485,16 @@ def read_cell(value: Any, source: DatasetSource) -> Any:
         return value
     try:
         with decode_image(data) as picture:
-            upright: Image.Image = ImageOps.exif_transpose(picture)
-            return upright
+            return PictureCell(ImageOps.exif_transpose(picture), _mask_or_reason(picture))
     except RiebenchError as error:
         raise RiebenchError(f"{source.name}: a picture cannot be read: {error}") from error
+
+
+def _mask_or_reason(picture: Image.Image) -> Mask | RiebenchError:
+    try:
+        return mask_from_picture(picture)
+    except RiebenchError as error:
+        return error
 
 
 def _image_bytes(path: str, source: DatasetSource) -> bytes:
@@ -371,29 +524,45 @@ def _image_bytes(path: str, source: DatasetSource) -> bytes:
         raise RiebenchError(f"{source.name}: the picture {path!r} cannot be read ({error})") from error
 
 
-def _draft(name: str, record: Mapping[str, Any], fixed_category: str | None) -> Draft:
+def _draft(record: Mapping[str, Any], reading: RowReading) -> Draft:
     """Return the draft of one row."""
     source, target = _required_text(record, "source"), _required_text(record, "target")
-    category = fixed_category or category_of(_required_text(record, "category"))
+    category = reading.category_of(record)
+    stated, remarks = _cell_text(record, "id"), []
+    if "id" in record and stated is None:
+        remarks.append("rows without an id, called by a hash of their content")
     # An id made from the content stays the same wherever the row stands.
-    identity = _cell_text(record, "id") or f"{name}-{content_digest([category, source, target])[:12]}"
+    identity = stated or f"{reading.name}-{content_digest([category, source, target])[:12]}"
     mask = None if record.get("mask") in (None, "") else _mask(record["mask"])
     instruction = _cell_text(record, "instruction")
     regions = {}
     for side, prompt in (("source_region", source), ("target_region", target)):
         text = _cell_text(record, side)
         regions[side] = WHOLE if text is None else column_region(text, prompt)
+        if side in record and text is None and mask is None:
+            remarks.append(f"rows without a {side}, taken as the whole picture")
     provenance = {} if instruction is None else {"instruction": instruction}
-    return Draft(category, _as_id(identity), source, target, regions, mask, provenance)
+    if stated is not None and _as_id(identity) != stated:
+        remarks.append("ids with characters that ids lack, which became dashes; as stated they are under `provenance`")
+        provenance["stated_id"] = stated
+    return Draft(category, _as_id(identity), source, target, regions, mask, provenance, tuple(remarks))
 
 
 def _cell_text(record: Mapping[str, Any], field: str) -> str | None:
     """Return a cell's text; None for an empty one.
 
-    Table readers also write an empty cell as "not a number".
+    Some formats write an empty cell as "not a number".
+
+    Raises:
+        RiebenchError: if it holds something else, such as a date or a fraction, whose text as written is lost.
     """
     value = record.get(field)
-    return str(value) if isinstance(value, str | int) and str(value).strip() else None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        kind = "a picture" if isinstance(value, PictureCell) else f"{str(value)[:40]!r} ({type(value).__name__})"
+        raise RiebenchError(f"{field} is no text but {kind}; store the column as text, in quotes")
+    return str(value) if str(value).strip() else None
 
 
 def _required_text(record: Mapping[str, Any], field: str) -> str:
@@ -410,15 +579,17 @@ def _as_id(text: str) -> str:
 
 
 def _mask(value: Any) -> Mask:
-    """Return the mask of a cell: bright pixels of a picture, or runs."""
-    if not isinstance(value, Image.Image):
+    """Return the mask of a cell: a picture's, or that of runs."""
+    if not isinstance(value, PictureCell):
         return decode_mask(list(value) if isinstance(value, tuple | np.ndarray) else value)
-    bright: Mask = np.asarray(value.convert("L")) > 127
-    return bright
+    if isinstance(value.mask, RiebenchError):
+        raise RiebenchError(f"mask: {value.mask}") from value.mask
+    return value.mask
 
 
 def _hash_form(value: Any) -> Any:
     """Return a cell's value in a form that can be hashed as JSON."""
-    if isinstance(value, Image.Image):
-        return [value.mode, list(value.size), hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, PictureCell):
+        picture = value.upright
+        return [picture.mode, list(picture.size), hashlib.sha256(picture.tobytes()).hexdigest()]
     return value if isinstance(value, str | int | None) else str(value)

@@ -11,9 +11,10 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,36 @@ MASK_FOLDER = "masks"
 """Name of the folder of mask files, beside the task files."""
 
 
+TASK_WORDS: dict[str, str] = {
+    "add": "add_object",
+    "addition": "add_object",
+    "object_addition": "add_object",
+    "remove": "delete_object",
+    "removal": "delete_object",
+    "object_removal": "delete_object",
+    "delete": "delete_object",
+    "replace": "change_object",
+    "replacement": "change_object",
+    "object_replacement": "change_object",
+    "background": "change_background",
+    "background_change": "change_background",
+    "color": "change_color",
+    "color_change": "change_color",
+    "texture": "change_material",
+    "texture_change": "change_material",
+    "material": "change_material",
+    "action": "change_pose",
+    "action_change": "change_pose",
+    "pose": "change_pose",
+    "style": "change_style",
+    "style_change": "change_style",
+}
+"""Word for a kind of edit in Emu Edit, MagicBrush and others -> its category.
+
+Words of several kinds (local, global, text, counting) are not here: who imports them says what they are.
+"""
+
+
 @dataclass(frozen=True)
 class Draft:
     """One record as read, not checked yet.
@@ -60,6 +91,7 @@ class Draft:
         regions: "source_region" and "target_region"; those that the category's rule does not use are left out.
         mask: the pixels that the edit may change, instead of regions by words; bool [H, W].
         provenance: further fields of the record.
+        remarks: what a user should know of how it was read, in words that fit many records.
     """
 
     category: str
@@ -69,6 +101,7 @@ class Draft:
     regions: Mapping[str, str] = field(default_factory=dict)
     mask: Mask | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -81,7 +114,6 @@ class ImportCollector:
         examples: category -> the examples, as its task file will state them.
         masks: mask file, relative to the suite's folder -> its bytes.
         skipped: (record's name, reason) of each record that was left out.
-        notes: further remarks for the user.
     """
 
     count: TokenCounter
@@ -89,7 +121,8 @@ class ImportCollector:
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     masks: dict[str, bytes] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    _notes: list[str] = field(default_factory=list)
+    _remarks: dict[str, list[str]] = field(default_factory=dict)
     _ids: set[str] = field(default_factory=set)
     _pairs: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
 
@@ -103,11 +136,23 @@ class ImportCollector:
         # The name comes from an untrusted file too, and is printed.
         name = one_line(name[:MAX_NAME_LENGTH])
         try:
-            self._add(read())
+            draft = read()
+            self._add(draft)
+            for remark in (*draft.remarks, *_mask_remarks(draft.mask)):
+                self._remarks.setdefault(remark, []).append(name)
         except RiebenchError as error:
             self.skipped.append((name, str(error)))
         except RecursionError:
             self.skipped.append((name, "nested too deeply"))
+
+    def add_note(self, note: str) -> None:
+        """Add a remark for the user on the whole import."""
+        self._notes.append(note)
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the user, those on single records with their number and the first of them."""
+        return [*self._notes, *(f"{len(names)} {what}: {names[0]} first" for what, names in self._remarks.items())]
 
     @property
     def n_examples(self) -> int:
@@ -130,7 +175,9 @@ class ImportCollector:
         if pair in self._pairs:
             raise RiebenchError(f"the same edit as {self._pairs[pair]}")
         if draft.id in self._ids:
-            raise RiebenchError(f"the id {draft.id!r} is used already")
+            stated = draft.provenance.get("stated_id")
+            made = f", which {stated!r} becomes," if stated is not None else ""
+            raise RiebenchError(f"the id {draft.id!r}{made} is used already; give each record an id of its own")
         self._pairs[pair] = draft.id
         self._ids.add(draft.id)
         if png is not None:
@@ -191,20 +238,61 @@ def _encode_mask(mask: Mask) -> bytes:
     return mask_png(mask)
 
 
-def category_of(value: object) -> str:
+def _mask_remarks(mask: Mask | None) -> list[str]:
+    if mask is None:
+        return []
+    return ["masks that cover the whole picture"] * bool(mask.all()) + [
+        "masks that are not square, and are stretched"
+    ] * (mask.shape[0] != mask.shape[1])
+
+
+def category_word(value: object) -> str:
+    """Return a category's name as it is compared: small letters, words joined by "_"."""
+    return "_".join(re.split(r"[\s_-]+", str(value).strip().lower())).replace("colour", "color")
+
+
+def parse_words(stated: Sequence[str]) -> dict[str, str]:
+    """Parse the pairs of `--map WORD=CATEGORY`: word as compared -> category.
+
+    Raises:
+        RiebenchError: for a pair that is none, an unknown category (with the nearest match) or a word given twice.
+    """
+    words: dict[str, str] = {}
+    for pair in stated:
+        word, equals, category = pair.rpartition("=")
+        if not (word.strip() and equals and category.strip()):
+            raise RiebenchError(f"--map {pair!r}: write WORD=CATEGORY, such as local=change_content")
+        if category_word(word) in words:
+            raise RiebenchError(f"--map: {word.strip()!r} is given twice")
+        try:
+            words[category_word(word)] = category_of(category)
+        except RiebenchError as error:
+            raise RiebenchError(f"--map {pair!r}: {error}") from error
+    return words
+
+
+def category_of(value: object, words: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return the category of a name or number.
 
-    Both are also accepted as PIE-Bench writes them ("6", "6_change_attribute_color_40").
+    Both are also accepted as PIE-Bench writes them ("6", "6_change_attribute_color_40"), and so are the `TASK_WORDS` of
+    other data sets.
+
+    Args:
+        value: the name or number.
+        words: further words -> category, which come first (see `parse_words`).
 
     Raises:
         RiebenchError: if it is none; names the nearest match.
     """
-    text = "_".join(re.split(r"[\s_-]+", str(value).strip().lower()))
+    text = category_word(value)
+    known_words = {**TASK_WORDS, **words}
+    if text in known_words:
+        return known_words[text]
     number = re.match(r"(\d)(_|$)", text)
     if number:
         names = [name for name, known in ALL_CATEGORIES.items() if known == int(number[1])]
     else:
-        wanted = text.replace("attribute_", "").replace("colour", "color")
+        wanted = text.replace("attribute_", "")
         names = [name for name in ALL_CATEGORIES if name == wanted]
     if not names:
         raise RiebenchError(f"unknown category {str(value)!r}{near_match(text, ALL_CATEGORIES)}")
@@ -276,8 +364,8 @@ def decode_mask(runs: Any, height: int = PIE_SIDE, width: int = PIE_SIDE) -> Mas
     and is not done here.
 
     Args:
-        runs: [start, length, start, length, ...], or the same numbers as text with spaces between. A run that leaves
-            the picture is cut at its end.
+        runs: [start, length, start, length, ...], or the same numbers as text with spaces or commas between. A run
+            that leaves the picture is cut at its end; one that begins behind it is refused.
         height: of the picture.
         width: of the picture.
 
@@ -294,6 +382,11 @@ def decode_mask(runs: Any, height: int = PIE_SIDE, width: int = PIE_SIDE) -> Mas
     for start, length in zip(numbers[::2], numbers[1::2], strict=True):
         if start < 0 or length < 0:
             raise RiebenchError(f"a mask's run {start}+{length} is negative")
+        if length and start >= flat.size:
+            raise RiebenchError(
+                f"a mask's run {start}+{length} begins behind a picture of {height} x {width} pixels; masks of other "
+                "sizes are read as pictures only"
+            )
         flat[start : start + length] = True
     return flat.reshape(height, width)
 
@@ -302,9 +395,9 @@ def _run_numbers(runs: Any) -> list[int]:
     """Return the numbers of a mask given as a list or as text."""
     if isinstance(runs, str):
         try:
-            return [int(part) for part in runs.split()]
+            return [int(part) for part in re.split(r"\s*,\s*|\s+", runs.strip().strip("[]").strip()) if runs.strip()]
         except ValueError as error:
-            raise RiebenchError(f"a mask's text is numbers with spaces between, not {runs[:40]!r}") from error
+            raise RiebenchError(f"a mask's text is numbers with spaces or commas between, not {runs[:40]!r}") from error
     if not isinstance(runs, list):
         raise RiebenchError(f"a mask is a list of numbers, not {type(runs).__name__}")
     odd = [number for number in runs if not isinstance(number, int) or isinstance(number, bool)]

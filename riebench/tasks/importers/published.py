@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from riebench.errors import RiebenchError, one_line
+from riebench.errors import RiebenchError
 from riebench.tasks.importers.examples import (
     Draft,
     ImportCollector,
@@ -81,15 +81,12 @@ def import_piebench(path: Path, images: Path | None, folder: Path, collector: Im
         raise RiebenchError(f"{path}: expected records by their ids, as PIE-Bench's mapping_file.json is")
     if images is not None and not images.is_dir():
         raise RiebenchError(f"{images}: no such folder of pictures")
-    whole: list[str] = []
     for name, record in records.items():
-        collector.add_record(name, partial(_piebench_draft, name, record, images, folder, whole))
-    if whole:
-        collector.notes.append(f"{len(whole)} masks cover the whole picture, that of {one_line(whole[0])} first")
+        collector.add_record(name, partial(_piebench_draft, name, record, images, folder))
     return {"format": "piebench", "file": path.name, "sha256": digest, "records": len(records)}
 
 
-def _piebench_draft(name: str, record: Any, images: Path | None, folder: Path, whole: list[str]) -> Draft:
+def _piebench_draft(name: str, record: Any, images: Path | None, folder: Path) -> Draft:
     category = category_of(text_field(record, "editing_type_id"))
     source, target = text_field(record, "original_prompt"), text_field(record, "editing_prompt")
     if "mask" not in record:
@@ -98,8 +95,6 @@ def _piebench_draft(name: str, record: Any, images: Path | None, folder: Path, w
     provenance = _extra_fields(record, {"instruction": "editing_instruction", "blended_word": "blended_word"})
     if images is not None:
         provenance |= _image_reference(images, text_field(record, "image_path"), folder)
-    if mask.all():
-        whole.append(name)
     return Draft(category, name, source, target, mask=mask, provenance=provenance)
 
 
