@@ -1,4 +1,4 @@
-"""Masks read from pictures: one reader for task files, data sets and feature masks.
+"""Masks read from pictures, for task files, data sets and feature masks alike.
 
 A region is where a mask is visible and bright, that is above half of what the file's depth can hold. A picture that
 leaves open which pixels are meant (labels, colours, several frames, a depth without a largest value) is refused, with
@@ -112,7 +112,7 @@ def _deep_region(values: Pixels, mode: str, largest: int | None) -> Mask:
 
 
 def _shown_region(picture: Image.Image) -> Mask:
-    """Return the region of a mask of 8 bits a channel, or of 1 bit, with its transparency."""
+    """Return the region of a mask of 1 or 8 bits a channel, with transparency."""
     try:
         full = picture.convert("RGBA") if picture.has_transparency_data else picture.convert("RGB")
     except ValueError as error:

@@ -6,7 +6,9 @@ They are read through the `datasets` library, without the network.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.tasks.importers.datasets import DatasetSource, choose_columns, import_dataset, open_rows, parse_columns
-from riebench.tasks.importers.examples import PIE_SIDE, ImportCollector
+from riebench.tasks.importers.examples import PIE_SIDE, ImportCollector, category_of, parse_words
 from riebench.tasks.importers.writer import store_suite, suite_files
 from riebench.tasks.suites import load_suite
 
@@ -123,7 +125,7 @@ def test_limits_and_missing_regions_are_reported(tmp_path: Path) -> None:
     assert collector.notes == [
         "--limit 2 leaves out the rows after the first 2",
         "no column names regions: each region is the whole picture",
-        "2 ids with characters that ids lack, which became dashes; as stated they are under `provenance`: a/1 first",
+        "ids with characters that ids lack, which became dashes; as stated they are under `provenance`: 2, a/1 first",
     ]
     collector = new_collector()
     import_dataset(
@@ -199,6 +201,168 @@ def test_column_options(pair: str, message: str) -> None:
     assert choose_columns("x", ["source", "target", "mask", "other"], {"id": "other"}) == {
         "id": "other", "source": "source", "target": "target", "mask": "mask",
     }  # fmt: skip
+
+
+TABLE = """id,source,target,category,source_region
+000000000001,a cat,a dog,1,NA
+1,a house,a boat,1,None
+,a NA,null,1,null
+1e3,"a, b",007,1,nan
+True,a bus,a van,01,inf
+"""
+
+
+@pytest.mark.parametrize("place", ["pairs.csv", "pairs.tsv", "folder"])
+def test_every_cell_of_a_table_is_text(place: str, tmp_path: Path) -> None:
+    path = tmp_path / ("folder/train.csv" if place == "folder" else place)
+    path.parent.mkdir(exist_ok=True)
+    table = TABLE.replace('"a, b"', "a b")
+    path.write_text(table.replace(",", "\t") if path.suffix == ".tsv" else table)
+    collector = new_collector()
+    import_dataset(DatasetSource(str(tmp_path / place)), collector, columns=["source_region=source_region"])
+    found = {example["id"]: example for example in collector.examples["change_object"]}
+    (unnamed,) = set(found) - {"000000000001", "1", "1e3"}
+    assert {name: example["source_region"] for name, example in found.items()} == {
+        "000000000001": "seen: NA", "1": "seen: None", unnamed: "seen: null", "1e3": "seen: nan",
+    }  # fmt: skip
+    assert (found[unnamed]["source"], found[unnamed]["target"], found["1e3"]["target"]) == ("a NA", "null", "007")
+    assert "rows without an id, called by a hash of their content: 1, row 2 first" in collector.notes
+    # "01" is no category, and nothing made it a 1.
+    assert [name for name, _ in collector.skipped] == ["True"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("id,source,target\n1,a,b,\n2,c,d,\n", "rows have more cells than the header has names"),
+        ("id,source,target\n1,a,b\n2,c,d,e\n", "Expected 3 fields"),
+        ("id,source,source,target\n1,a,b,c\n", "two columns 'source'"),
+    ],
+)
+def test_tables_of_another_shape_are_refused(table: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text(table)
+    with pytest.raises(RiebenchError, match=message):
+        import_dataset(DatasetSource(str(tmp_path / "pairs.csv")), new_collector(), category="1")
+
+
+def test_tables_that_were_guessed_before_are_not_read_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Builder:
+        info = datasets.DatasetInfo(builder_name="csv")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *arguments, **options: Builder())
+    with pytest.raises(RiebenchError, match="hf download --repo-type dataset some/pairs"):
+        open_rows(DatasetSource("some/pairs", offline=True))
+
+
+def rows_of(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Write rows as a Parquet file, which keeps the types of cells."""
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ([1.0, 2.5], "id is no text but '1.0' (float); store the column as text, in quotes"),
+        ([True, False], "id is no text but 'True' (bool)"),
+        ([datetime(2026, 1, 1), datetime(2026, 1, 2)], "id is no text but '2026-01-01 00:00:00' (datetime)"),
+    ],
+)
+def test_a_stated_id_is_not_replaced(cells: list[Any], reason: str, tmp_path: Path) -> None:
+    rows = [{"id": cell, "source": f"a cat {i}", "target": f"a dog {i}"} for i, cell in enumerate(cells)]
+    collector = new_collector()
+    import_dataset(DatasetSource(rows_of(tmp_path / "p.parquet", rows)), collector, category="1")
+    assert collector.examples == {} and reason in collector.skipped[0][1]
+
+
+def test_ids_that_become_one_are_refused_and_changed_ones_told(tmp_path: Path) -> None:
+    rows = [{"id": name, "source": f"a cat {name}", "target": f"a dog {name}"} for name in ("a/1", "a-1", "a-1", "b")]
+    collector = new_collector()
+    import_dataset(DatasetSource(rows_of(tmp_path / "p.parquet", rows)), collector, category="1")
+    first, second = collector.examples["change_object"]
+    assert (first["id"], first["provenance"], second["id"]) == ("a-1", {"stated_id": "a/1"}, "b")
+    assert "provenance" not in second
+    assert [reason for _, reason in collector.skipped] == [
+        "the id 'a-1' is used already; give each record an id of its own"
+    ] * 2
+
+
+INSTRUCT = {"original_prompt": "a cat", "edit_prompt": "make it a dog", "edited_prompt": "a dog"}
+HQ_EDIT = {"input": "a cat", "edit": "make it a dog", "inverse_edit": "make it a cat", "output": "a dog"}
+EMU = {"instruction": "make it a dog", "input_caption": "a cat", "output_caption": "a dog", "task": "local"}
+
+
+@pytest.mark.parametrize("row", [INSTRUCT, HQ_EDIT, EMU])
+def test_columns_of_data_sets_that_people_have(row: dict[str, str], tmp_path: Path) -> None:
+    collector = new_collector()
+    place = DatasetSource(rows_of(tmp_path / "p.parquet", [row]))
+    import_dataset(place, collector, category=None if "task" in row else "random", words=["local=change_object"])
+    ((example,),) = collector.examples.values()
+    assert (example["source"], example["target"]) == ("a cat", "a dog")
+    assert example["provenance"] == {"instruction": "make it a dog"}
+    assert any(note.startswith("columns found by their names: ") for note in collector.notes)
+
+
+@pytest.mark.parametrize(
+    "row", [INSTRUCT, HQ_EDIT, EMU, {"source": "a cat", "edit_instruction": "x", "target_text": "y"}]
+)
+def test_no_instruction_is_suggested_as_a_prompt(row: dict[str, str]) -> None:
+    instructions = ["edit_prompt", "edit", "inverse_edit", "instruction", "edit_instruction"]
+    columns = [name for name in row if name not in ("edited_prompt", "output", "output_caption")]
+    with pytest.raises(RiebenchError, match=r"--column (source|target)=COLUMN; '.*' is the instruction") as caught:
+        choose_columns("x", columns, {})
+    question = str(caught.value).partition("? write")[0]
+    assert not set(re.findall(r"\w+", question)) & set(instructions)
+
+
+def test_pictures_and_single_columns_are_no_prompts(tmp_path: Path) -> None:
+    with pytest.raises(RiebenchError, match="holds the source prompt"):
+        choose_columns("x", ["input", "output", "instruction"], {}, ["input", "output"])
+    with pytest.raises(RiebenchError, match="holds the target prompt"):
+        choose_columns("x", ["source", "output", "instruction"], {})
+    picture = Image.new("RGB", (4, 4))
+    path = rows_of(tmp_path / "p.parquet", [{"source": picture, "target": "a dog", "caption": "a cat"}])
+    collector = new_collector()
+    import_dataset(DatasetSource(path), collector, columns=["source=caption"], category="1")
+    assert collector.n_examples == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "category"),
+    [
+        ("add", "add_object"), ("Remove", "delete_object"), ("background", "change_background"),
+        ("Colour", "change_color"), ("style", "change_style"), ("object replacement", "change_object"),
+        ("texture", "change_material"), ("action", "change_pose"), ("local", "change_content"),
+    ],
+)  # fmt: skip
+def test_words_for_tasks(word: str, category: str) -> None:
+    assert category_of(word, parse_words(["LOCAL=change content"])) == category
+
+
+def test_words_that_may_mean_several_kinds_ask_for_a_map(tmp_path: Path) -> None:
+    path = rows_of(tmp_path / "p.parquet", [{**EMU, "task": task} for task in ("local", "global", "text", "1")])
+    collector = new_collector()
+    words = ["gloabl=change_style", "1=change_pose"]
+    import_dataset(DatasetSource(path), collector, words=words)
+    assert list(collector.examples) == ["change_pose"]
+    assert [reason.partition("; ")[2] for _, reason in collector.skipped] == [
+        f"say which it is: --map {word}=CATEGORY" for word in ("local", "global", "text")
+    ]
+    assert collector.notes[-1] == "--map gloabl=...: no row says 'gloabl' (did you mean 'global'?)"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["local"], "write WORD=CATEGORY"),
+        (["=change_pose"], "write WORD=CATEGORY"),
+        (["local=change_psoe"], r"did you mean 'change_pose'\?"),
+        (["local=1", "Local=2"], "'Local' is given twice"),
+    ],
+)
+def test_maps_that_cannot_be_read(words: list[str], message: str) -> None:
+    with pytest.raises(RiebenchError, match=message):
+        parse_words(words)
 
 
 @pytest.mark.parametrize(

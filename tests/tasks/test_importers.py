@@ -74,7 +74,9 @@ def test_run_lengths_round_trip(height: int, width: int, data: st.DataObject) ->
     mask = np.array(cells).reshape(height, width)
     runs = run_lengths(mask)
     assert np.array_equal(decode_mask(runs, height, width), mask)
-    assert np.array_equal(decode_mask(" ".join(map(str, runs)), height, width), mask)
+    for separator in (" ", ",", ", ", " ,\n"):
+        assert np.array_equal(decode_mask(separator.join(map(str, runs)), height, width), mask)
+    assert np.array_equal(decode_mask(str(runs), height, width), mask)
 
 
 def test_run_lengths_are_row_major_clipped_and_have_no_border() -> None:
@@ -91,7 +93,10 @@ def test_run_lengths_are_row_major_clipped_and_have_no_border() -> None:
         ([-1, 2], "is negative"),
         ([0, 1.5], "1.5 is none"),
         ([0, True], "True is none"),
-        ("0 x", "numbers with spaces"),
+        ("0 x", "numbers with spaces or commas"),
+        ("0,,9", "numbers with spaces or commas"),
+        ("0;9", "numbers with spaces or commas"),
+        ("0, 9, 16, 1", r"run 16\+1 begins behind a picture of 4 x 4 pixels"),
         ({"a": 1}, "not dict"),
     ],
 )
@@ -257,7 +262,7 @@ def test_equal_prompts_with_other_masks_are_two_edits_of_one_cluster(tmp_path: P
     assert (first.id, second.id, first.cluster, second.cluster) == ("a", "b", "a", "a")
     assert first.content_hash != second.content_hash
     assert collector.skipped == [("c", "the same edit as a")]
-    assert collector.notes == ["1 masks that cover the whole picture: d first"]
+    assert collector.notes == ["masks that cover the whole picture: 1, d first"]
 
 
 def test_pictures_are_noted_or_named_as_missing(tmp_path: Path) -> None:

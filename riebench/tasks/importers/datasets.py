@@ -390,11 +390,11 @@ def _load_splits(source: DatasetSource, local: Path | None) -> tuple[Mapping[str
         builder.download_and_prepare()
         return builder.as_dataset(), builder.hash
     if from_table:
-        _read_as_text(builder, source.name)
+        _read_as_text(builder, source.name, source.split)
     return builder.as_streaming_dataset(), None if local is not None else builder.hash
 
 
-def _read_as_text(builder: Any, where: str) -> None:
+def _read_as_text(builder: Any, where: str, split: str | None) -> None:
     """Let a builder of CSV files read every cell as the text that it is.
 
     Otherwise pandas takes 007 for the number 7, and words such as NA, None and null for missing values.
@@ -411,9 +411,12 @@ def _read_as_text(builder: Any, where: str) -> None:
     names = config.names
     if names is None and config.header in ("infer", 0):
         stated, config.header, config.nrows = config.header, None, 1
-        first: Mapping[str, Any] = next((row for part in builder.as_streaming_dataset().values() for row in part), {})
+        parts = builder.as_streaming_dataset()
+        chosen = [parts[split]] if split in parts else list(parts.values())
+        first: Mapping[str, Any] = next((row for part in chosen for row in part), {})
         config.header, config.nrows = stated, None
-        names = [str(name) for name in first.values()]
+        # pandas has the same names for columns without one.
+        names = [(str(name).strip() and str(name)) or f"Unnamed: {i}" for i, name in enumerate(first.values())]
     repeated = [name for name in names or () if names.count(name) > 1]
     if repeated:
         raise RiebenchError(f"{where} has two columns {repeated[0]!r}; give each a name of its own")

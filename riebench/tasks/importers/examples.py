@@ -151,8 +151,11 @@ class ImportCollector:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks for the user, those on single records with their number and the first of them."""
-        return [*self._notes, *(f"{len(names)} {what}: {names[0]} first" for what, names in self._remarks.items())]
+        """Remarks for the user.
+
+        Those on single records come last, with their number and the first of them.
+        """
+        return [*self._notes, *(f"{what}: {len(names)}, {names[0]} first" for what, names in self._remarks.items())]
 
     @property
     def n_examples(self) -> int:
@@ -394,8 +397,9 @@ def decode_mask(runs: Any, height: int = PIE_SIDE, width: int = PIE_SIDE) -> Mas
 def _run_numbers(runs: Any) -> list[int]:
     """Return the numbers of a mask given as a list or as text."""
     if isinstance(runs, str):
+        numbers = runs.strip().removeprefix("[").removesuffix("]").strip()
         try:
-            return [int(part) for part in re.split(r"\s*,\s*|\s+", runs.strip().strip("[]").strip()) if runs.strip()]
+            return [int(part) for part in re.split(r"\s*,\s*|\s+", numbers)] if numbers else []
         except ValueError as error:
             raise RiebenchError(f"a mask's text is numbers with spaces or commas between, not {runs[:40]!r}") from error
     if not isinstance(runs, list):
