@@ -253,7 +253,7 @@ class Setting(StoredModel):
     plugin: str | None = None
     """A Python file that registers the method; its path is relative to the setting file. Records hold its name only."""
     plugin_sha256: str | None = None
-    """Hash of that file, filled in when it is read."""
+    """Hash of that file and of the user's modules that it imports, filled in when they are read."""
     description: str = ""
     """One sentence for tables and pages."""
 

@@ -6,17 +6,15 @@ name a Python file, its plugin, that registers the method; it is run once per pr
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError, TaskFileError, near_match
 from riebench.registry import METHODS
+from riebench.tasks.plugins import PluginSources, find_sources, run_sources
 from riebench.tasks.schema import Setting
 from riebench.tasks.suites import data_root, suite_name
-from riebench.utils.files import file_sha256
 from riebench.utils.yaml_files import load_yaml, validate
 
 FALLBACK_SETTINGS = "sdxl"
@@ -26,7 +24,7 @@ MAIN_SET = "main"
 """Name of the set for the quick main job; further sets lie in folders beside it."""
 
 _loaded_plugins: dict[Path, str] = {}
-"""Plugin file -> SHA-256 of the content that was run."""
+"""Plugin file -> SHA-256 of what was run: its own file and the user's modules that it imports."""
 
 
 def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAIN_SET) -> tuple[Setting, ...]:
@@ -135,7 +133,7 @@ def load_setting_plugin(setting: Setting) -> None:
     """Run a setting's plugin, if it has one, in this process.
 
     Raises:
-        RiebenchError: see `load_plugin`; also if the file is not the one the setting was read with.
+        RiebenchError: see `load_plugin`; also if a file is not the one the setting was read with.
     """
     if setting.plugin is not None and load_plugin(Path(setting.plugin)) != setting.plugin_sha256:
         raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
@@ -145,34 +143,41 @@ def load_plugin(path: Path) -> str:
     """Run a Python file once, so that the methods it registers can be used.
 
     Args:
-        path: the file.
+        path: the file. It may import modules beside it.
 
     Returns:
-        SHA-256 of the file, for the run's identity: changed code makes other pictures.
+        SHA-256 of the file, with the user's modules that it imports if there are any (`PluginSources.digest`), for the
+        run's identity: changed code makes other pictures.
 
     Raises:
         RiebenchError: if it is missing, fails, registers nothing, takes a shipped method's name, or has changed since
             it was run.
     """
     path = path.expanduser().resolve()
-    try:
-        digest = file_sha256(path)
-    except OSError as error:
-        raise RiebenchError(f"plugin {path}: {error.strerror}") from error
+    sources = _plugin_sources(path)
     if path in _loaded_plugins:
-        if _loaded_plugins[path] != digest:
-            raise RiebenchError(f"plugin {path} has changed since it was read; start again")
-        return digest
+        if _loaded_plugins[path] != sources.digest:
+            raise RiebenchError(f"plugin {path} or a module that it imports has changed since it was read; start again")
+        return sources.digest
     before = METHODS.names()
     for name in METHODS.shipped():
         # Shipped methods are imported only when used; with all imported now, a plugin that takes one of their names
         # is noticed.
         METHODS.get(name)
-    _run_plugin(path)
-    if METHODS.names() == before:
+    # Another plugin may have imported this one, and its methods with it.
+    is_new = _run_plugin(sources)
+    if is_new and METHODS.names() == before:
         raise RiebenchError(f"plugin {path} registers no method; put @method(NAME, access=...) above a function")
-    _loaded_plugins[path] = digest
-    return digest
+    # A plugin may name folders of modules itself, which are known once it has run.
+    _loaded_plugins[path] = _plugin_sources(path).digest
+    return _loaded_plugins[path]
+
+
+def _plugin_sources(path: Path) -> PluginSources:
+    try:
+        return find_sources(path)
+    except OSError as error:
+        raise RiebenchError(f"plugin {error.filename or path}: {error.strerror}") from error
 
 
 def _with_plugin(setting: Setting, path: Path) -> Setting:
@@ -185,17 +190,15 @@ def _with_plugin(setting: Setting, path: Path) -> Setting:
     return setting.model_copy(update={"plugin": str(plugin), "plugin_sha256": digest})
 
 
-def _run_plugin(path: Path) -> None:
-    """Run a plugin's file as a module."""
-    name = f"riebench_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+def _run_plugin(sources: PluginSources) -> bool:
+    """Run a plugin's file as a module; False if that was done already."""
+    path = sources.path
+    if path.suffix != ".py":
         raise RiebenchError(f"plugin {path} is no Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    # Type hints of the methods are resolved in the module found under this name.
-    sys.modules[name] = module
+    fresh = not any(other.parent == path.parent for other in _loaded_plugins)
     try:
-        spec.loader.exec_module(module)
+        return run_sources(sources, fresh=fresh)
+    except RiebenchError as error:
+        raise RiebenchError(f"plugin {path} fails: {error}") from error
     except Exception as error:
-        sys.modules.pop(name, None)
         raise RiebenchError(f"plugin {path} fails: {type(error).__name__}: {error}") from error
