@@ -7,6 +7,7 @@ reads the mask of the positions that it changes.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,8 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
     if mask is None:
         return None
     what = "the mask"
-    if isinstance(mask, str) and not Path(mask).is_file():
+    in_words = isinstance(mask, str) and not Path(mask).is_file()
+    if in_words:
         what = f"the region {mask!r}"
         found = region(mask)
     elif isinstance(mask, str | Path):
@@ -149,6 +151,8 @@ def as_mask(mask: Any, size: int, region: Callable[[str], Mask]) -> Mask | None:
         found = mask_from_picture(mask)
     else:
         found = _mask_from_array(mask)
+    if found.all() and not in_words:
+        warnings.warn(f"{what} covers the whole picture", stacklevel=3)
     if found.shape != (size, size):
         shape = " x ".join(map(str, found.shape))
         raise RiebenchError(f"{what} is {shape}, the picture {size} x {size}; draw it at the picture's size")

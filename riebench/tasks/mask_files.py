@@ -113,6 +113,8 @@ def _deep_region(values: Pixels, mode: str, largest: int | None) -> Mask:
 
 def _shown_region(picture: Image.Image) -> Mask:
     """Return the region of a mask of 1 or 8 bits a channel, with transparency."""
+    if picture.mode in ("1", "L") and not picture.has_transparency_data:
+        return _bright(np.asarray(picture.convert("L")), LARGEST_BYTE)
     try:
         full = picture.convert("RGBA") if picture.has_transparency_data else picture.convert("RGB")
     except ValueError as error:
@@ -120,11 +122,10 @@ def _shown_region(picture: Image.Image) -> Mask:
     transparent = full.mode == "RGBA" and full.getchannel("A").getextrema() != (LARGEST_BYTE, LARGEST_BYTE)
     if full.mode == "RGBA":
         full = Image.alpha_composite(Image.new("RGBA", full.size, "black"), full).convert("RGB")
-    shades = np.asarray(full)
     # Two colours are a mask, such as yellow on black; more are a photograph, a drawing or labels.
     if full.getcolors(2) is None:
-        chroma = shades.max(axis=2).astype(np.int16) - shades.min(axis=2)
-        coloured = float((chroma > MAX_CHROMA).mean())
+        channels = np.asarray(full)
+        coloured = float((channels.max(axis=2) - channels.min(axis=2) > MAX_CHROMA).mean())
         if coloured > MAX_COLOURED:
             raise RiebenchError(f"it is no mask but a picture in colours ({coloured:.0%} of its pixels); {REMEDY}")
     grey = np.asarray(full.convert("L"))

@@ -266,6 +266,9 @@ def test_masks_of_every_form_say_the_same(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match=r"mask\.eps cannot be read"):
         as_mask(tmp_path / "mask.eps", SIZE, lambda words: pytest.fail(words))
     assert as_mask("the cat", SIZE, lambda words: drawn if words == "the cat" else ~drawn) is drawn
+    for everything in (drawn | True, Image.fromarray(drawn | True)):
+        with pytest.warns(UserWarning, match="the mask covers the whole picture"):
+            as_mask(everything, SIZE, lambda words: pytest.fail(words))
 
 
 def test_a_region_in_words_is_found_in_the_unchanged_picture() -> None:

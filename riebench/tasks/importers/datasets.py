@@ -369,6 +369,7 @@ def _open(source: DatasetSource, load: Any) -> Any:
 def _load_splits(source: DatasetSource, local: Path | None) -> tuple[Mapping[str, Any], str | None]:
     """Return the splits of a data set and its commit; None for local data."""
     from datasets import load_dataset_builder
+    from datasets.packaged_modules.csv.csv import Csv
 
     if local is not None and local.is_file():
         if local.suffix not in READERS:
@@ -378,7 +379,7 @@ def _load_splits(source: DatasetSource, local: Path | None) -> tuple[Mapping[str
     else:
         name = source.name if local is None else str(local)
         builder = load_dataset_builder(name, source.config, revision=source.revision)
-    from_table = builder.info.builder_name == "csv"
+    from_table = isinstance(builder, Csv) or builder.info.builder_name == "csv"
     if local is None and source.offline:
         if from_table:
             # The stored rows were read before, with numbers and missing values guessed from the text.
@@ -536,7 +537,7 @@ def _draft(record: Mapping[str, Any], reading: RowReading) -> Draft:
         remarks.append("rows without an id, called by a hash of their content")
     # An id made from the content stays the same wherever the row stands.
     identity = stated or f"{reading.name}-{content_digest([category, source, target])[:12]}"
-    mask = None if record.get("mask") in (None, "") else _mask(record["mask"])
+    mask = None if _is_empty(record.get("mask")) else _mask(record["mask"])
     instruction = _cell_text(record, "instruction")
     regions = {}
     for side, prompt in (("source_region", source), ("target_region", target)):
@@ -545,6 +546,8 @@ def _draft(record: Mapping[str, Any], reading: RowReading) -> Draft:
         if side in record and text is None and mask is None:
             remarks.append(f"rows without a {side}, taken as the whole picture")
     provenance = {} if instruction is None else {"instruction": instruction}
+    if "mask" in record and mask is None and not any(f"{side}_region" in record for side in REQUIRED_FIELDS):
+        remarks.append("rows without a mask, taken as the whole picture")
     if stated is not None and _as_id(identity) != stated:
         remarks.append("ids with characters that ids lack, which became dashes; as stated they are under `provenance`")
         provenance["stated_id"] = stated
@@ -554,18 +557,26 @@ def _draft(record: Mapping[str, Any], reading: RowReading) -> Draft:
 def _cell_text(record: Mapping[str, Any], field: str) -> str | None:
     """Return a cell's text; None for an empty one.
 
-    Some formats write an empty cell as "not a number".
-
     Raises:
         RiebenchError: if it holds something else, such as a date or a fraction, whose text as written is lost.
     """
     value = record.get(field)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if _is_empty(value):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = "a picture" if isinstance(value, PictureCell) else f"{str(value)[:40]!r} ({type(value).__name__})"
         raise RiebenchError(f"{field} is no text but {kind}; store the column as text, in quotes")
-    return str(value) if str(value).strip() else None
+    return str(value)
+
+
+def _is_empty(value: Any) -> bool:
+    """Return whether a cell is empty.
+
+    It is missing, white space, or "not a number", as some formats write it.
+    """
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _required_text(record: Mapping[str, Any], field: str) -> str:
