@@ -173,7 +173,8 @@ def _read_rows(place: Path) -> object:
 
 
 def _read_dataset(place: Path) -> object:
-    from riebench.tasks.importers.datasets import DatasetSource, import_dataset
+    from riebench.tasks.importers.datasets import import_dataset
+    from riebench.tasks.importers.rows import DatasetSource
 
     intake = new_intake()
     return _stored(place, intake, import_dataset(DatasetSource(str(place / "in.jsonl"), offline=True), intake))

@@ -110,7 +110,7 @@ def collect_updates(
     Repeating a command does only what is missing.
     """
     from riebench.blocks import default_blocks
-    from riebench.tasks.importers.datasets import DatasetSource
+    from riebench.tasks.importers.rows import DatasetSource
     from riebench.toyworld.captions import training_captions
     from riebench.training.collect import CollectOptions, collect
     from riebench.training.prompts import PromptSource, ToyCaptions

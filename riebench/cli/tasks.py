@@ -82,7 +82,8 @@ def dataset(
     offline: OfflineOption = False,
 ) -> None:  # fmt: skip
     """Import prompt pairs from a data set, through the `datasets` library."""
-    from riebench.tasks.importers.datasets import DatasetSource, import_dataset
+    from riebench.tasks.importers.datasets import import_dataset
+    from riebench.tasks.importers.rows import DatasetSource
     from riebench.utils.hub import offline_mode
 
     place = DatasetSource(name, config, split, revision, offline)

@@ -207,15 +207,24 @@ def _files_of(name: str, spec: ModuleSpec) -> Iterator[tuple[str, Path]]:
     """Yield the modules of a file or package, with their files."""
     if spec.submodule_search_locations is None:
         if spec.origin is not None:
-            yield name, Path(spec.origin).resolve()
+            yield from _archive_or_file(name, Path(spec.origin))
         return
     for folder in map(Path, spec.submodule_search_locations):
+        if not folder.is_dir():
+            yield from _archive_or_file(name, folder)
         for file in sorted(folder.rglob("*")):
             inside = file.relative_to(folder)
             hidden = any(part.startswith(".") or part == "__pycache__" for part in inside.parts)
             if file.name.endswith(_SUFFIXES) and file.is_file() and not hidden:
                 parts = [*inside.parts[:-1], inside.name.partition(".")[0]]
                 yield ".".join([name, *parts]), file.resolve()
+
+
+def _archive_or_file(name: str, place: Path) -> Iterator[tuple[str, Path]]:
+    """Yield a module with its file, or with the archive that it lies in."""
+    found = next((one for one in (place, *place.parents) if one.exists()), place)
+    if found.is_file():
+        yield name, found.resolve()
 
 
 def _syntax_tree(file: Path) -> ast.Module | None:

@@ -5,12 +5,16 @@ They are the lines of a text file, a column of a data set, or toy-world captions
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.errors import RiebenchError, near_match
-from riebench.tasks.importers.datasets import DatasetSource, open_rows
+from riebench.tasks.importers.rows import DatasetSource, open_rows
+
+_NUMBER = re.compile(r"\s*[-+]?[\d.,]+\s*")
+"""A number as tables write it."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,10 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _column(place: DatasetSource, column: str | None) -> Iterator[str]:
-    for row in open_rows(place).read(place.name):
+    for number, row in enumerate(open_rows(place).read(place.name)):
         if column is None:
-            texts = [name for name, value in row.items() if isinstance(value, str)]
+            # In tables of text numbers are text too, and no prompts.
+            texts = [name for name, value in row.items() if isinstance(value, str) and not _NUMBER.fullmatch(value)]
             if len(texts) != 1:
                 raise RiebenchError(
                     f"{place.name} has {len(texts)} columns of text; choose one with --column: {', '.join(row)}"
@@ -107,5 +112,7 @@ def _column(place: DatasetSource, column: str | None) -> Iterator[str]:
         value = row[column]
         if value is not None and not isinstance(value, str):
             raise RiebenchError(f"{place.name}: column {column!r} holds no text but {type(value).__name__}")
+        if not number and value is not None and _NUMBER.fullmatch(value):
+            raise RiebenchError(f"{place.name}: column {column!r} holds no text but numbers")
         if value is not None and value.strip():
             yield value.strip()

@@ -35,9 +35,10 @@ from riebench.saes.files import load_tensors
 from riebench.saes.formats import load_sae
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord, UnitKey
-from riebench.tasks.importers.datasets import DatasetSource, import_dataset
+from riebench.tasks.importers.datasets import import_dataset
 from riebench.tasks.importers.examples import column_region
 from riebench.tasks.importers.published import import_piebench
+from riebench.tasks.importers.rows import DatasetSource
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.prompts import without_negations
 from riebench.tasks.suites import load_task

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.tasks.importers.datasets import DatasetSource, choose_columns, import_dataset, open_rows, parse_columns
+from riebench.tasks.importers.datasets import choose_columns, import_dataset, parse_columns
 from riebench.tasks.importers.examples import PIE_SIDE, ImportCollector, category_of, parse_words
+from riebench.tasks.importers.rows import DatasetSource, open_rows
 from riebench.tasks.importers.writer import store_suite, suite_files
 from riebench.tasks.suites import load_suite
 
@@ -252,6 +253,39 @@ def test_tables_that_were_guessed_before_are_not_read_offline(monkeypatch: pytes
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *arguments, **options: Builder())
     with pytest.raises(RiebenchError, match="hf download --repo-type dataset some/pairs"):
         open_rows(DatasetSource("some/pairs", offline=True))
+
+
+JSON_CELLS = ["000000000001", 1, "2026-01-01", "2026-01-01 00:00:00", "NA", "None", "1e3", "a-7", "true"]
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.json", "lines.json"])
+def test_text_in_json_is_text(name: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": cell, "source": f"a {cell}", "target": cell} for cell in JSON_CELLS]
+    rows[3]["later"] = "a column that the first row lacks"
+    text = json.dumps(rows, indent=1) if name == "pairs.json" else "".join(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    collector = new_collector()
+    import_dataset(DatasetSource(str(tmp_path / name)), collector, columns=["instruction=later"], category="1")
+    found = collector.examples["change_object"]
+    assert [example["target"] for example in found] == [str(cell) for cell in JSON_CELLS]
+    ids = ["2026-01-01-00-00-00" if cell == JSON_CELLS[3] else str(cell) for cell in JSON_CELLS]
+    assert [example["id"] for example in found] == ids
+    assert found[3]["provenance"]["instruction"] == rows[3]["later"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"source": "a"}\n["b"]\n', "line 2 is no record but list"),
+        ('[{"source": "a"}, 7]', "entry 1 of the list is no record but int"),
+        ('{\n"data": []}', "line 1: damaged JSON .*; write one record a line"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_json_that_holds_no_records_is_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.json").write_text(text)
+    with pytest.raises(RiebenchError, match=rf"pairs\.json: cannot be read: {message}"):
+        import_dataset(DatasetSource(str(tmp_path / "pairs.json")), new_collector())
 
 
 def rows_of(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -15,8 +15,9 @@ from riebench.features.painter import as_mask
 from riebench.generation.regions.masks import View, find_region
 from riebench.jobs.request import RunRequest
 from riebench.methods.check import check_suite
-from riebench.tasks.importers.datasets import DatasetSource, import_dataset
+from riebench.tasks.importers.datasets import import_dataset
 from riebench.tasks.importers.examples import ImportCollector
+from riebench.tasks.importers.rows import DatasetSource
 from riebench.tasks.mask_files import mask_reading, read_mask
 from riebench.tasks.suites import load_task
 from riebench.utils.files import content_digest, file_sha256

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
-from riebench.tasks.importers.datasets import DatasetSource
+from riebench.tasks.importers.rows import DatasetSource
 from riebench.toyworld.captions import training_captions
 from riebench.training import collect as collecting
 from riebench.training import collection
