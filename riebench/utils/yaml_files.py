@@ -229,6 +229,8 @@ def _unquoted_text(path: Path, location: tuple[int | str, ...]) -> str | None:
     except (TaskFileError, yaml.YAMLError):
         return None
     for part in location:
+        if part == "[key]":  # pydantic's name for the key itself, not its value
+            return _short_text(str(location[location.index(part) - 1]))
         if isinstance(node, yaml.MappingNode):
             node = next((value for key, value in node.value if key.value == str(part)), None)
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):

@@ -232,6 +232,13 @@ def test_every_cell_of_a_table_is_text(place: str, tmp_path: Path) -> None:
     assert [name for name, _ in collector.skipped] == ["True"]
 
 
+def test_an_open_quotation_mark_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text('id,source,target\n1,"a cat,b\n2,c",d\n')
+    collector = new_collector()
+    import_dataset(DatasetSource(str(tmp_path / "pairs.csv")), collector, category="1")
+    assert "prompts with a line break, as an open quotation mark in a table makes them: 1, 1 first" in collector.notes
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

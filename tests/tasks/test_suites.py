@@ -74,6 +74,18 @@ def test_a_good_file_loads(tmp_path: Path) -> None:
         ("source: a red cat", "source: [a red cat", "line"),
         ("source: a red cat", "source: 7", r"examples\[0\]\.source: 7 is no text to YAML; put it in quotes: '7'"),
         ("id: one", "id: ../one", r"examples\[0\]\.id"),
+        ("id: one", "id: 010", "line 4: YAML reads 010 as 8; put it in quotes if it is text, or write 8"),
+        ("id: one", "id: 12:30", "line 4: YAML reads 12:30 as 750; put it in quotes"),
+        ("version: 1", "version: 010", "line 2: YAML reads 010 as 8"),
+        ("id: one", "id: no", "id: no is no text to YAML; put it in quotes: 'no'"),
+        ("id: one", "id: 2026-01-01", "id: 2026-01-01 is no text to YAML; put it in quotes: '2026-01-01'"),
+        ("id: one", "id: 0x1F", "id: 0x1F is no text to YAML; put it in quotes: '0x1F'"),
+        ("id: one", "id: ~", "id: ~ is no text to YAML; put it in quotes: '~'"),
+        (
+            "id: one",
+            "id: one\n    provenance: {5: a}",
+            r"provenance\[5\]\.\[key\]: 5 is no text to YAML; put it in quotes: '5'",
+        ),
     ],
 )
 def test_slips_are_errors_that_name_file_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:

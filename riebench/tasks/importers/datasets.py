@@ -223,6 +223,8 @@ def _draft(record: Mapping[str, Any], reading: RowReading) -> Draft:
     source, target = _required_text(record, "source"), _required_text(record, "target")
     category = reading.category_of(record)
     stated, remarks = _cell_text(record, "id"), []
+    if "\n" in source + target:
+        remarks.append("prompts with a line break, as an open quotation mark in a table makes them")
     if "id" in record and stated is None:
         remarks.append("rows without an id, called by a hash of their content")
     # An id made from the content stays the same wherever the row stands.
