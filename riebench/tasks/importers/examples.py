@@ -147,7 +147,7 @@ class ImportCollector:
 
     def add_note(self, note: str) -> None:
         """Add a remark for the user on the whole import."""
-        self._notes.append(note)
+        self._notes.append(one_line(note))
 
     @property
     def notes(self) -> list[str]:
