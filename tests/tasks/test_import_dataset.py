@@ -352,6 +352,9 @@ def test_no_instruction_is_suggested_as_a_prompt(row: dict[str, str]) -> None:
     columns = [name for name in row if name not in ("edited_prompt", "output", "output_caption")]
     with pytest.raises(RiebenchError, match=r"--column (source|target)=COLUMN; '.*' is the instruction") as caught:
         choose_columns("x", columns, {})
+    with pytest.raises(RiebenchError, match="has no column 'edit_promt'") as misspelt:
+        choose_columns("x", list(row), {"target": "edit_promt"})
+    assert not set(re.findall(r"\w+", str(misspelt.value))) & set(instructions)
     question = str(caught.value).partition("? write")[0]
     assert not set(re.findall(r"\w+", question)) & set(instructions)
 

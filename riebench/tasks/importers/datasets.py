@@ -188,7 +188,8 @@ def choose_columns(
     """
     for name, column in mapping.items():
         if column not in columns:
-            raise RiebenchError(f"{where} has no column {column!r} for {name}{near_match(column, columns)}")
+            likely = [one for one in columns if name not in REQUIRED_FIELDS or one not in INSTRUCTIONS]
+            raise RiebenchError(f"{where} has no column {column!r} for {name}{near_match(column, likely)}")
     free = [column for column in columns if column not in mapping.values()]
     texts = [column for column in free if column not in pictures]
     if not set(PAIRED_COLUMNS) <= set(texts):
