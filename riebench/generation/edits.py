@@ -254,22 +254,29 @@ class AdaptiveEdit:
         positions: int64 [P], where features are removed.
         features: int64 [k], which.
         sae: encodes the live update.
+        scale: multiplies what is removed.
+        mean: removes the mean over the positions at each of them, instead of each one's own.
     """
 
     added: StaticEdit
     positions: Tensor
     features: Tensor
     sae: SparseAutoencoder
+    scale: float = 1.0
+    mean: bool = False
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
         """Return the change at one step; see `SiteEdit.delta`."""
         out = self.added.delta(step, live)
-        if self.positions.numel() == 0 or self.features.numel() == 0:
+        if self.positions.numel() == 0 or self.features.numel() == 0 or self.scale == 0:
             return out
         positions, features = self.positions.to(live.device), self.features.to(live.device)
         codes = self.sae.contributions(live[positions])[:, features]
+        if self.mean:
+            codes = codes.mean(dim=0, keepdim=True)
+        removed = codes @ self.sae.directions[features].to(live.dtype)
         out = torch.zeros_like(live) if out is None else out
-        out[positions] -= codes @ self.sae.directions[features].to(live.dtype)
+        out[positions] -= removed if self.scale == 1 else self.scale * removed
         return out
 
     @property

@@ -12,7 +12,7 @@ from riebench.blocks import unit_site
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Branch, Edit, SiteEdit, StaticEdit, Term, position_mean
 from riebench.generation.transfers import Basis, PairedEdit, transfer
-from riebench.methods.base import EditContext, ExampleRuns, OtherExamples, Role, method
+from riebench.methods.base import AddOnly, EditContext, ExampleRuns, OtherExamples, Role, method
 from riebench.methods.ranking import choose
 
 UNIT_BUDGET = 20 * 2**20
@@ -28,7 +28,7 @@ def activation_patch(
     *,
     values: Literal["position", "mean"] = "position",
     add_at: Literal["target", "source"] = "target",
-    add_only: bool = False,
+    add_only: AddOnly = False,
     delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
@@ -40,7 +40,7 @@ def activation_patch(
         ctx: the example.
         values: each position keeps its own update, or gets the mean over the region.
         add_at: adds at the target region, or (the mean) at the source region.
-        add_only: takes nothing away.
+        add_only: true takes nothing away; "published" does so except where an object is deleted.
         delete_uses_target: false reads the source run in place of the target run where an object is deleted, as the
             published scripts did before October 2025.
         branch: what happens to the guidance halves.
@@ -50,7 +50,7 @@ def activation_patch(
         block: transfer(
             runs.values("target", block), runs.values("source", block),
             runs.positions("target", block), runs.positions("source", block),
-            values=values, add_at=add_at, add_only=add_only,
+            values=values, add_at=add_at, add_only=ctx.only_adds(add_only),
         )
         for block in ctx.blocks
     }  # fmt: skip
@@ -115,7 +115,7 @@ def neurons(
     rank: Literal["first", "mean"] = "first",
     shares: Literal["magnitude", "published"] = "magnitude",
     values: Literal["position", "mean"] = "position",
-    add_only: bool = False,
+    add_only: AddOnly = False,
     delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
@@ -130,7 +130,7 @@ def neurons(
         shares: divides by the magnitude of the units' sum, or by the signed sum as published (which turns the order
             round where the sum is negative).
         values: each position keeps its own value, or gets the mean over the region.
-        add_only: switches nothing off.
+        add_only: true switches nothing off; "published" does so except where an object is deleted.
         delete_uses_target: false reads the source run in place of the target run where an object is deleted, as the
             published scripts did before October 2025.
         branch: what happens to the guidance halves.
@@ -147,10 +147,11 @@ def neurons(
     choice = choose(target, source, n_units, precision=runs.unit_precision, signed=shares == "published")
     chosen = {site: (choice.add[site], choice.remove[site]) for site in layers}
     chosen = {site: (add, remove) for site, (add, remove) in chosen.items() if len(add) + len(remove)}
-    kept = runs.measure is None and _stored_size(runs, chosen, values, add_only) <= UNIT_BUDGET
+    adds_alone = ctx.only_adds(add_only)
+    kept = runs.measure is None and _stored_size(runs, chosen, values, adds_alone) <= UNIT_BUDGET
     make = _stored_edit if kept else _paired_edit
     sites: dict[str, SiteEdit] = {
-        site: make(runs, site, add, remove, values, add_only) for site, (add, remove) in chosen.items()
+        site: make(runs, site, add, remove, values, adds_alone) for site, (add, remove) in chosen.items()
     }
     pair = (runs.example.source, runs.example.target) if make is _paired_edit else None
     switched = sum(len(add) + (0 if add_only else len(remove)) for add, remove in chosen.values())

@@ -32,6 +32,9 @@ Role = Literal["source", "target"]
 
 Need = Literal["updates", "saes", "units", "latents", "others"]
 
+AddOnly = bool | Literal["published"]
+"""Type of the parameter `add_only`; see `EditContext.only_adds`."""
+
 T = TypeVar("T")
 
 ROLES: tuple[Role, Role] = ("source", "target")
@@ -245,6 +248,15 @@ class EditContext:
             raise RiebenchError(f"no SAE for block {block}; give a folder that has one")
         return self.saes[block]
 
+    def only_adds(self, add_only: AddOnly) -> bool:
+        """Return True if nothing is taken away from this example.
+
+        Args:
+            add_only: a method's parameter. "published" is True except where an object is deleted: the published
+                notebook does not pass its `only_add` on for deletions, so that they are subtracted all the same.
+        """
+        return self.runs.rule != "delete" if add_only == "published" else add_only
+
     def with_deletion_rule(self, delete_uses_target: bool) -> EditContext:
         """Return the context in which a method sees a deletion.
 
@@ -396,18 +408,20 @@ def get_method(name: str) -> Method:
 
 
 def _check_type(where: str, value: Any, hint: Any) -> None:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            words = [str(word) for word in get_args(hint)]
+    stated = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
+    words = [str(word) for kind in stated if get_origin(kind) is Literal for word in get_args(kind)]
+    kinds = tuple(kind for kind in stated if get_origin(kind) is not Literal)
+    if words and (not kinds or isinstance(value, str)):
+        if value not in words:
             raise RiebenchError(f"{where}: unknown value {value!r}{near_match(str(value), words)}")
         return
-    kinds = get_args(hint) or (hint,)
     if not all(kind in PARAMETER_TYPES for kind in kinds):
         raise RiebenchError(f"{where}: the method must give it one of the types int, float, str, bool or Literal[...]")
     # YAML writes 1 for 1.0, and Python takes True for 1; only the former is meant.
     allowed = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
         names = ["None" if kind is NoneType else kind.__name__ for kind in kinds]
+        names += [f"the word {word!r}" for word in words]
         raise RiebenchError(f"{where}: {value!r} is not of type {' or '.join(names)}")
     if int in kinds and float not in kinds and isinstance(value, int) and value < 0:
         raise RiebenchError(f"{where}: {value} is negative")

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from riebench.generation.edits import AdaptiveEdit, Branch, Edit, SiteEdit, StaticEdit, select_columns
 from riebench.generation.transfers import Basis, transfer
-from riebench.methods.base import EditContext, method
+from riebench.methods.base import AddOnly, EditContext, method
 from riebench.methods.ranking import Choice, choose
+from riebench.saes.sae import SparseAutoencoder
 
 
 @method("sae", access="PAM", needs=("updates", "saes"))
@@ -22,8 +23,8 @@ def sae(
     shares: Literal["pooled", "per_block"] = "pooled",
     values: Literal["position", "mean"] = "position",
     add_at: Literal["target", "source"] = "target",
-    add_only: bool = False,
-    adaptive: bool = False,
+    add_only: AddOnly = False,
+    adaptive: bool | Literal["published"] = False,
     delete_uses_target: bool = True,
     branch: Branch = "both",
 ) -> Edit:
@@ -41,28 +42,53 @@ def sae(
             leaves out that some blocks add larger updates than others.
         values: each position keeps its own value, or gets the mean over the region.
         add_at: adds at the target region, or (the mean) at the source region.
-        add_only: switches nothing off, as the published scripts did before October 2025.
-        adaptive: takes away what the features to remove contribute in the edited run itself, instead of in the
-            source run.
+        add_only: true switches nothing off, as the published scripts did before October 2025; "published" does so
+            except where an object is deleted, as their `only_add` does since.
+        adaptive: true takes away what the features to remove contribute in the edited run itself, instead of in the
+            source run; "published" takes that times the number of features added in the block over the number removed
+            there, as the mode `sae_adaptive` of the published scripts does. Nothing where `add_only` holds.
         delete_uses_target: false reads the source run in place of the target run where an object is deleted, as the
             published scripts did before October 2025.
         branch: what happens to the guidance halves.
     """
     ctx = ctx.with_deletion_rule(delete_uses_target)
+    adds_alone = ctx.only_adds(add_only)
     choice = choose_features(ctx, n_features, rank, ranking, shares)
     sites: dict[str, SiteEdit] = {}
     for block in ctx.blocks:
-        static = feature_transfer(ctx, block, choice.add[block], choice.remove[block], values, add_at, add_only)
-        if adaptive and not add_only:
+        add, remove = choice.add[block], choice.remove[block]
+        static = feature_transfer(ctx, block, add, remove, values, add_at, adds_alone)
+        sites[block] = static
+        if adaptive and not adds_alone:
+            published = adaptive == "published"
             sites[block] = AdaptiveEdit(
-                StaticEdit(static.terms[:1]), ctx.runs.positions("source", block), choice.remove[block], ctx.sae(block)
-            )
-        else:
-            sites[block] = static
+                StaticEdit(static.terms[:1]), ctx.runs.positions("source", block), remove, ctx.sae(block),
+                scale=published_removal_scale(ctx.sae(block), add, remove) if published else 1.0,
+                mean=published and values == "mean",
+            )  # fmt: skip
     lists = choice.lists()
-    if add_only:
+    if adds_alone:
         lists = {block: (add, ()) for block, (add, _) in lists.items()}
     return Edit(sites, branch=branch, features=lists)
+
+
+def published_removal_scale(sae: SparseAutoencoder, add: Tensor, remove: Tensor) -> float:
+    """Return the factor of the removed part in the published mode `sae_adaptive`.
+
+    It is the sum of the stored decoder columns' lengths over the features added, divided by that over the features
+    removed: their numbers' ratio, since the columns of those SAEs have length 1.
+
+    Args:
+        sae: the block's SAE.
+        add: int64 [a], features added in the block.
+        remove: int64 [r], features removed there.
+
+    Returns:
+        The factor; 0 if nothing is removed.
+    """
+    lengths = sae.row_scale
+    added, removed = (float(lengths[some.to(lengths.device)].double().sum()) for some in (add, remove))
+    return added / removed if removed else 0.0
 
 
 def choose_features(ctx: EditContext, count: int, rank: str, ranking: str, shares: str = "pooled") -> Choice:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from edit_contexts import BLOCKS, CHANNELS, FEATURES, GRID, PAIR, POSITIONS, STEPS, UNITS, context, dense, edit_of
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from riebench.errors import RiebenchError
@@ -18,6 +18,7 @@ from riebench.generation.trace import Trace
 from riebench.generation.transfers import PairedEdit
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, get_method
+from riebench.methods.features import published_removal_scale
 from riebench.registry import METHODS
 from riebench.tasks.masks import RegionMasks
 
@@ -104,6 +105,120 @@ def test_adaptive_edit_equals_the_static_one_when_nothing_else_changed() -> None
         placed = static.sites[block]
         assert silent is not None and isinstance(placed, StaticEdit)
         torch.testing.assert_close(silent, StaticEdit(placed.terms[:1]).dense(STEPS, POSITIONS, CHANNELS)[0])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), count=st.integers(1, 30), values=st.sampled_from(["position", "mean"]),
+    add_at=st.sampled_from(["target", "source"]),
+)  # fmt: skip
+def test_published_adaptive_edit_is_the_formula_of_the_published_mode(
+    seed: int, count: int, values: str, add_at: str
+) -> None:
+    ctx = context(seed)
+    edit = edit_of("sae", ctx, n_features=count, adaptive="published", values=values, add_at=add_at)
+    torch.manual_seed(seed)
+    ratios = set()
+    for block in BLOCKS:
+        live = torch.randn(STEPS, POSITIONS, CHANNELS)
+        changes = [edit.sites[block].delta(step, live[step]) for step in range(STEPS)]
+        found = torch.stack([torch.zeros(POSITIONS, CHANNELS) if one is None else one for one in changes])
+        expected, ratio = published_adaptive(ctx, block, edit.features[block], live, values, add_at)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-4, rtol=1e-4)
+        ratios.add(ratio)
+    event(f"all ratios are 1: {ratios <= {0.0, 1.0}}")
+
+
+def published_adaptive(
+    ctx: EditContext, block: str, features: tuple[tuple[int, ...], tuple[int, ...]], live: torch.Tensor, values: str,
+    add_at: str,
+) -> tuple[np.ndarray[Any, Any], float]:  # fmt: skip
+    """Return the change that the published mode `sae_adaptive` makes, and its factor of the removed part.
+
+    Written out in numpy: feature maps at every position, one matrix product with the decoder.
+    """
+    sae, (on, off) = ctx.sae(block), features
+    decoder = (sae.directions * sae.row_scale[:, None]).numpy().astype(np.float64)
+    length = np.linalg.norm(decoder, axis=1)
+    inside, outside = (
+        np.isin(np.arange(POSITIONS), ctx.runs.positions(role, block)) for role in ("target", "source")
+    )  # fmt: skip
+    # Values of the stored decoder's columns: ours are those of columns of length 1.
+    wanted, now = ((sae.encode(x) / sae.row_scale).numpy() for x in (ctx.runs.updates("target", block), live))
+    maps = np.zeros((STEPS, POSITIONS, FEATURES))
+    for feature in off:
+        ratio = sum(length[one] for one in on) / sum(length[one] for one in off)
+        update = ratio * now[:, :, feature]
+        update[:, ~outside] = 0
+        if values == "mean":
+            update[:, outside] = update[:, outside].mean(axis=1, keepdims=True)
+        maps[:, :, feature] -= update
+    for feature in on:
+        own = wanted[:, inside, feature]
+        if values == "mean" or add_at == "source":
+            own = own.mean(axis=1, keepdims=True)
+        maps[:, inside if add_at == "target" else outside, feature] += own
+    return maps @ decoder, ratio if off else 0.0
+
+
+def test_published_adaptive_edit_weighs_by_features_on_and_off() -> None:
+    ctx = context(3)
+    for block, sae in ctx.saes.items():
+        # Published decoders have columns of length 1.
+        sae.row_scale = torch.ones(FEATURES)
+        add, remove = torch.arange(6), torch.arange(10, 14)
+        assert published_removal_scale(sae, add, remove) == 1.5, block
+        assert published_removal_scale(sae, add, remove[:0]) == 0 == published_removal_scale(sae, add[:0], remove)
+    plain = edit_of("sae", ctx, n_features=7, adaptive=True)
+    theirs = edit_of("sae", ctx, n_features=7, adaptive="published")
+    assert plain.features == theirs.features
+    for block, (on, off) in plain.features.items():
+        live = ctx.runs.updates("source", block)[0]
+        mine, other = (removed_part(edit, block, live) for edit in (plain, theirs))
+        torch.testing.assert_close(other, mine * len(on) / len(off), atol=1e-5, rtol=1e-5)
+        assert len(on) != len(off), "the case tells nothing apart"
+
+
+def removed_part(edit: Edit, block: str, live: torch.Tensor) -> torch.Tensor:
+    """Return what an adaptive edit takes away at the first step."""
+    placed = edit.sites[block]
+    assert isinstance(placed, AdaptiveEdit)
+    whole, added = placed.delta(0, live), placed.added.delta(0, live)
+    assert whole is not None and added is not None
+    return added - whole
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "site", "width"),
+    [
+        ("sae", {"n_features": 6}, "mid.0", CHANNELS),
+        ("activation_patch", {}, "mid.0", CHANNELS),
+        ("neurons", {"n_units": 12}, "mid.0.ff.0", UNITS),
+    ],
+)
+def test_published_add_only_still_subtracts_in_deletions(
+    name: str, params: dict[str, Any], site: str, width: int
+) -> None:
+    ctx = context()
+    deleting, adding = (
+        EditContext(replace(ctx.runs, rule=rule, _codes={}, _means={}), ctx.blocks, ctx.saes)
+        for rule in ("delete", "add")
+    )
+    changes = {
+        (place, flag): dense(edit_of(name, one, **params, add_only=flag), site, width)
+        for place, one in (("delete", deleting), ("add", adding), ("edit", ctx))
+        for flag in (False, True, "published")
+    }
+    for place in ("add", "edit"):
+        assert torch.equal(changes[place, "published"], changes[place, True])
+        assert not torch.equal(changes[place, "published"], changes[place, False])
+    assert torch.equal(changes["delete", "published"], changes["delete", False])
+    assert not torch.equal(changes["delete", "published"], changes["delete", True])
+    if name == "sae":
+        kept = edit_of(name, deleting, **params, add_only="published").features
+        assert kept == edit_of(name, deleting, **params).features
+        adaptive = edit_of(name, deleting, **params, add_only="published", adaptive="published")
+        assert all(isinstance(change, AdaptiveEdit) for change in adaptive.sites.values())
 
 
 def test_patching_whole_pictures_turns_one_run_into_the_other() -> None:
@@ -226,7 +341,10 @@ def test_random_features_are_drawn_again_the_same_way() -> None:
         ("sae", {"n_features": True}, "is not of type int"),
         ("sae", {"n_features": -1}, "is negative"),
         ("sae", {"rank": "frist"}, "unknown value 'frist' .did you mean 'first'"),
-        ("sae", {"adaptive": 1}, "is not of type bool"),
+        ("sae", {"adaptive": 1}, "1 is not of type bool or the word 'published'"),
+        ("sae", {"adaptive": "publishd"}, "adaptive: unknown value 'publishd' .did you mean 'published'"),
+        ("neurons", {"add_only": "true"}, "add_only: unknown value 'true'"),
+        ("activation_patch", {"add_only": None}, "add_only: None is not of type bool or the word 'published'"),
         ("no_edit", {"strength": 1}, "no parameter 'strength'"),
     ],
 )
