@@ -226,15 +226,23 @@ def test_official_settings_load(suite: str) -> None:
 
 
 def test_the_sdxl_settings_are_the_published_sweep() -> None:
-    sweep: dict[tuple[str, Any], tuple[float, ...]] = {
-        **{("sae", n): (1.0, 2.0) for n in (80, 160, 320, 640)},
-        **{("neurons", n): (1.0, 2.0) for n in (5_000, 10_000, 20_000, 40_000, 80_000)},
-        ("activation_patch", None): tuple(quarter / 4 for quarter in range(1, 9)),
-    }
+    sweep: dict[tuple[str, Any, str], tuple[float, ...]] = {
+        **{("sae", n, "first"): (1.0, 2.0) for n in (80, 160, 320, 640)},
+        # Units are ranked in both ways: on the first step, and on the mean over steps.
+        **{
+            ("neurons", n, rank): (1.0, 2.0)
+            for n in (5_000, 10_000, 20_000, 40_000, 80_000) for rank in ("first", "mean")
+        },
+        ("activation_patch", None, "first"): tuple(quarter / 4 for quarter in range(1, 9)),
+    }  # fmt: skip
     settings = [s for s in load_settings("sdxl") if s.method in ("sae", "neurons", "activation_patch")]
     static = [s for s in settings if not s.params.get("adaptive")]
     counts = {"sae": "n_features", "neurons": "n_units"}
-    assert {(s.method, s.params.get(counts.get(s.method, ""))): s.strengths for s in static} == sweep
+    found = {
+        (s.method, s.params.get(counts.get(s.method, "")), str(s.params.get("rank", "first"))): s.strengths
+        for s in static
+    }
+    assert found == sweep
     assert len(static) == len(sweep)
     assert all(set(s.blocks) == set(BLOCKS) for s in static)
     # The publication divides by the units' signed sum.
