@@ -19,9 +19,13 @@ from riebench.utils.hub import offline_mode
 from riebench.utils.plots import KINDS, FigureKind, figure_bytes, new_figure, plot_style
 
 DPI = 160
+PROFILE = "profile.md"
+"""The document of the published scripts' switches."""
+SHOWS_SWITCHES = "trade-off"
+"""The artefact that shows what the switches change."""
 BESIDE = {
     "reading.md": "what the numbers say",
-    "profile.md": "switches of the published scripts, and the profile `paper`",
+    PROFILE: "switches of the published scripts, and the profile `paper`",
     "sdxl.md": "the same on SDXL: commands, hours, disk",
 }
 """Documents that are linked where they lie beside the index."""
@@ -57,7 +61,7 @@ def write_artefact(out: Path, recipe: Recipe, artefact: Artefact) -> list[Path]:
 def write_index(out: Path) -> Path:
     """Write the one document of all stored artefacts.
 
-    Beside it goes the document of what the numbers say together.
+    Beside it go the document of what the numbers say together and the one of the published scripts' switches.
     """
     from riebench.paper.reading import READING, reading
 
@@ -66,6 +70,9 @@ def write_index(out: Path) -> Path:
         (out / READING).unlink()
     elif text is not None:
         _write_if_changed(out / READING, text.encode())
+    switches = _switches(out)
+    if switches is not None:
+        _write_if_changed(out / PROFILE, switches.encode())
     return _write_if_changed(out / INDEX, index(out).encode())
 
 
@@ -118,8 +125,19 @@ def check(out: Path, names: Sequence[str]) -> list[Path]:
         checked.append(out / READING)
     elif _is_orphan(out):
         raise _stale_error(out / READING, out)
+    switches = _switches(out)
+    if switches is not None:
+        _check_file(out / PROFILE, switches, out)
+        checked.append(out / PROFILE)
     _check_file(out / INDEX, index(out), out)
     return [*checked, out / INDEX]
+
+
+def _switches(out: Path) -> str | None:
+    """Return the document of the published scripts' switches; None if nothing stored shows what they change."""
+    from riebench.paper.published import profile_text
+
+    return None if load_artefact(out, SHOWS_SWITCHES) is None else profile_text()
 
 
 def _is_orphan(out: Path) -> bool:

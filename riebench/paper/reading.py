@@ -89,6 +89,7 @@ def template_environment() -> Environment:
         "signed": _signed,
         "plain": escape_markdown,
         "code": code_span,
+        "code_list": _code_list,
     }
     return made
 
@@ -118,6 +119,12 @@ def _three(value: object) -> str:
 
 def _join_words(values: Sequence[object]) -> str:
     return ", ".join(str(value).replace("_", " ") for value in values) or "none"
+
+
+def _code_list(values: Sequence[str]) -> str:
+    """Return names in code marks, the last one after "and"."""
+    marked = [code_span(value) for value in values]
+    return " and ".join([", ".join(marked[:-1]), marked[-1]] if len(marked) > 1 else marked)
 
 
 def _float(value: object) -> float:
