@@ -22,12 +22,17 @@ class RiebenchError(Exception):
     """Base of every error whose cause is the input and not the program.
 
     The message is one line: what is wrong, and how to correct it. The command line prints it without a traceback and
-    exits with code 2.
+    exits with the error's status.
 
     Args:
         message: the text; it may quote a file's content, so line ends, control characters and excess length are
             removed from it.
+
+    Attributes:
+        exit_status: status with which the command line ends, 2 unless a kind of error has its own.
     """
+
+    exit_status = 2
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(str(message)))
@@ -68,6 +73,15 @@ class MemoryShortageError(RiebenchError):
 
     Its cause is the machine, not the work item being made.
     """
+
+
+class NothingMadeError(RiebenchError):
+    """A run, or a configuration of it, in which no unit succeeded.
+
+    Everything that was recorded is kept.
+    """
+
+    exit_status = 3
 
 
 class DeviceLostError(RiebenchError):

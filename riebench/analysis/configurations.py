@@ -27,6 +27,9 @@ from riebench.utils.files import read_lines
 
 EVERYTHING = "all"
 """The category that is the mean over all categories."""
+LARGEST_SCORE = 1e90
+"""Scores beyond it, either way, are no measurements and are left out: sums, squares and cubes of smaller ones stay
+finite."""
 SHORT_HASH = 8
 """Characters of a hash that are printed."""
 
@@ -223,8 +226,10 @@ class Configuration:
     """(Metric, category) -> failed units that have the profile's `unchanged` value in means.
 
     It is the value of the source picture left alone, so that failing on hard edits never pays. Such a unit is not
-    counted as scored.
+    counted as scored, and where no unit was scored there is no mean.
     """
+    outsized: dict[str, int] = field(default_factory=dict)
+    """Metric -> scores that were left out for being beyond `LARGEST_SCORE`."""
 
     @property
     def label(self) -> str:
@@ -259,7 +264,14 @@ class Configuration:
     def _values(self, metric: str, category: str) -> dict[str, dict[str, list[float]]]:
         """Return the values of a metric in one category or in all.
 
-        They are category -> example id -> values of its seeds.
+        They are category -> example id -> values of its seeds; none where no unit was scored.
+        """
+        return self._stored(metric, category) if self.counts(metric, category)[0] else {}
+
+    def _stored(self, metric: str, category: str) -> dict[str, dict[str, list[float]]]:
+        """Return all values of a metric in one category or in all.
+
+        Those that stand in for failed units are among them.
         """
         values = self.values.get(metric, {})
         return values if category == EVERYTHING else {category: values.get(category, {})}
@@ -269,7 +281,7 @@ class Configuration:
 
         The value that stands in for a failed unit is not counted.
         """
-        values = self._values(metric, category)
+        values = self._stored(metric, category)
         scored = sum(len(seeds) for examples in values.values() for seeds in examples.values())
         scored -= sum(self.imputed.get((metric, name), 0) for name in values)
         return scored, sum(self.expected.values()) if category == EVERYTHING else self.expected.get(category, 0)
@@ -278,6 +290,13 @@ class Configuration:
         """Return the largest number of seeds that an example has a value for."""
         values = self._values(metric, category)
         return max((len(seeds) for examples in values.values() for seeds in examples.values()), default=0)
+
+    def drop_stand_ins(self, metric: str) -> None:
+        """Forget the values that stand in for failed units if no unit at all was scored."""
+        if metric in self.values and not self.counts(metric)[0]:
+            self.values[metric] = {}
+            self.units.pop(metric, None)
+            self.imputed = {slot: n for slot, n in self.imputed.items() if slot[0] != metric}
 
     def example_means(self, metric: str) -> dict[str, float]:
         """Return the mean over seeds of each example."""
@@ -355,12 +374,18 @@ def _fill(
             # A score counts only for the picture that is stored now and for the current version of its metric.
             wanted = (record.picture_id, version)
             value = score.value if score is not None and (score.picture, score.version) == wanted else None
+            if value is not None and abs(value) > LARGEST_SCORE:
+                configuration.outsized[metric] = configuration.outsized.get(metric, 0) + 1
+                value = None
             if record.status == "error" and metric in profile.unchanged and metric in backbones:
                 value = profile.unchanged[metric]
                 slot = (metric, key.category)
                 configuration.imputed[slot] = configuration.imputed.get(slot, 0) + 1
             if value is not None:
                 configuration.add(metric, key.category, key.example_id, key.seed, value)
+    for configuration in found.values():
+        for metric in versions:
+            configuration.drop_stand_ins(metric)
 
 
 def _backbones(folder: RunFolder, scores: Mapping[ScoreKey, ScoreRecord]) -> dict[str, str]:
@@ -393,7 +418,10 @@ def block_order(block_set: str) -> tuple[int, str]:
 
 
 def present_metrics(found: Iterable[Configuration]) -> list[str]:
-    """Return the metrics of the profile that any configuration has values for."""
+    """Return the metrics of the profile that any configuration has values for.
+
+    Metrics without one are among them if all units that should have a value failed.
+    """
     configs = list(found)
     table = PROFILES[configs[0].profile].table if configs else {}
     return [metric for metric in table if any(metric in c.values for c in configs)]

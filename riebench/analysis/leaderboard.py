@@ -16,7 +16,7 @@ from riebench.analysis.configurations import (
 )
 from riebench.analysis.standings import MIN_LEVELS, REFERENCE, MethodComparison, ReadFolder, Standing, group_entries
 from riebench.analysis.stats import Estimate
-from riebench.analysis.tables import cell_text
+from riebench.analysis.tables import cell_text, outsized_notes
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder, find_run_folders
@@ -143,7 +143,8 @@ def _point_blocks(read: Sequence[ReadFolder]) -> list[Block]:
         for c in found
     ]
     note = Paragraph(("Every configuration; cells: mean [95 % interval] scored/expected.",))
-    return [note, MarkupTable.of(["setting", "blocks", *metrics, "run"], table), _legend(metrics)]
+    outsized = [Paragraph(tuple(pieces)) for pieces in outsized_notes(found)]
+    return [note, *outsized, MarkupTable.of(["setting", "blocks", *metrics, "run"], table), _legend(metrics)]
 
 
 def _legend(metrics: Sequence[str]) -> Paragraph:

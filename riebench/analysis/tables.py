@@ -15,6 +15,7 @@ from pathlib import Path
 
 from riebench.analysis.configurations import (
     EVERYTHING,
+    LARGEST_SCORE,
     Configuration,
     TableRow,
     block_order,
@@ -91,10 +92,27 @@ def _note(found: list[Configuration]) -> list[Block]:
         paragraphs[-1] += ["\n", Code("clip_gain_2"), " is by ", Name(", ".join(second)), "."]
     if profile.name != DEFAULT:
         paragraphs.append(_profile_note(found, profile.name))
+    paragraphs += outsized_notes(found)
     odd = {c.setting: why for c, why in zip(found, comparison_gaps(found), strict=True) if why is not None}
     for setting, why in odd.items():
         paragraphs.append(["Not to be compared with the other rows: ", Name(setting), ", ", Name(why), "."])
     return [Paragraph(tuple(pieces)) for pieces in paragraphs]
+
+
+def outsized_notes(found: Iterable[Configuration]) -> list[list[Piece]]:
+    """Return a paragraph on scores that are too large to be measurements, if there are any.
+
+    Args:
+        found: all configurations of a table.
+    """
+    left_out: dict[str, int] = {}
+    for one in found:
+        for metric, count in one.outsized.items():
+            left_out[metric] = left_out.get(metric, 0) + count
+    if not left_out:
+        return []
+    counts = ", ".join(f"{count} of {metric}" for metric, count in sorted(left_out.items()))
+    return [[f"Left out: scores beyond {LARGEST_SCORE:g}, which are no measurements ({counts})."]]
 
 
 def _profile_note(found: list[Configuration], profile: str) -> list[Piece]:

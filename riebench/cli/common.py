@@ -67,7 +67,7 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             if _debugging():
                 traceback.print_exc()
             say(f"riebench: {_one_line(error)}")
-            raise typer.Exit(EXIT_USER_ERROR) from None
+            raise typer.Exit(getattr(error, "exit_status", EXIT_USER_ERROR)) from None
 
     return wrapped
 

@@ -103,6 +103,9 @@ def request_from_options(
     redo: Annotated[
         str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
     ] = "missing",
+    stop_after: Annotated[
+        int, typer.Option(min=0, help="Stop when the first N units all fail with the same error; 0: never.")
+    ] = 20,
     offline: OfflineOption = False,
     engine: Annotated[str, typer.Option(help="local: this process; ray: workers on a Ray cluster.")] = "local",
     address: Annotated[
@@ -145,6 +148,7 @@ def request_from_options(
         profile=profile,
         scorers=tuple(scorer or ()),
         weights=tuple(weights or ()),
+        stop_after=stop_after,
         engine=EngineOptions(engine, address, workers, (1, 1) if shard is None else parse_shard(shard)),
         options=ModelOptions(
             size=size,

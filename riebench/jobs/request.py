@@ -13,6 +13,7 @@ from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.methods.check import check_setting
 from riebench.models.lookup import ModelRecipe
 from riebench.models.spec import ModelOptions
+from riebench.runs.failures import STOP_AFTER
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, get_profile
@@ -111,6 +112,7 @@ class RunRequest:
     scorers: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     engine: EngineOptions = field(default_factory=EngineOptions)
+    stop_after: int = STOP_AFTER
 
     def __post_init__(self) -> None:
         profile = get_profile(self.profile)

@@ -27,6 +27,8 @@ from riebench.models.lookup import ModelRecipe
 from riebench.models.presets import scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.report.gallery import write_galleries
+from riebench.runs.failures import check_success
+from riebench.runs.plan import plan, shard_units
 from riebench.runs.prepare import check_prompts, provenance
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
@@ -61,12 +63,18 @@ def run_job(request: RunRequest, say: Say) -> None:
         say: function that prints a line for people.
 
     Raises:
+        NothingMadeError: after everything else is done, if a configuration has not one edited picture; at once if
+            the first units all fail with the same error.
         RiebenchError: for any error that the user can correct. What is finished is kept.
     """
     started = time.monotonic()
     with offline_mode(request.offline):
+        tasks, settings = request.plan()
+        units = shard_units(plan(tasks, settings, request.seeds), request.engine.shard)
         if request.engine.sharded:
-            say_failures(generate(request, *request.plan(), say), say)
+            folders = generate(request, tasks, settings, say)
+            check_success(folders, units, part=True)
+            say_failures(folders, say)
             shard = "/".join(map(str, request.engine.shard))
             say(f"shard {shard} done in {time.monotonic() - started:.0f} s; when all shards have ended, the same "
                 "command without --shard scores and tabulates")  # fmt: skip
@@ -75,6 +83,7 @@ def run_job(request: RunRequest, say: Say) -> None:
         board = tabulate(request, folders, say)
         if request.report is not None:
             say_page(request.results, request.report, load_suite(request.suite), board, say)
+        check_success(folders, units)
         say_failures(folders, say)
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
 
@@ -150,6 +159,7 @@ def generate(
         regions=request.regions or DEFAULT_REGIONS,
         redo=redo,
         offline=request.offline,
+        stop_after=request.stop_after,
         # Whole tasks: the references that methods look at must not depend on --limit.
         pool=load_suite(request.suite, categories=request.categories),
         **more,

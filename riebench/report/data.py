@@ -104,8 +104,10 @@ def mean(configuration: Configuration, metric: str, categories: Sequence[str] | 
         categories: the categories to average; None for all.
 
     Returns:
-        The mean, or None if there is no value.
+        The mean, or None if no unit was scored.
     """
+    if not any(configuration.counts(metric, name)[0] for name in categories or [EVERYTHING]):
+        return None
     values = configuration.values.get(metric, {})
     if categories is not None:
         values = {name: values[name] for name in categories if name in values}

@@ -30,6 +30,7 @@ from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, Role
 from riebench.methods.editors import Editor, EditorContext
 from riebench.models.loading import LoadedModel
 from riebench.runs.capture import CapturePlan
+from riebench.runs.failures import STOP_AFTER, FailureWatch
 from riebench.runs.masks import MaskMaker
 from riebench.runs.plan import ExampleWork, Unit, check_request, plan
 from riebench.runs.prepare import PreparedSetting, environment_notes, open_folders, prepare_all
@@ -171,11 +172,15 @@ class Recorder:
     Args:
         prepared: setting name -> setting; their folders are being written.
         bar: progress bar that counts units.
+
+    Attributes:
+        failures: is told every outcome.
     """
 
     def __init__(self, prepared: Mapping[str, PreparedSetting], bar: Any) -> None:
         self.prepared = prepared
         self.bar = bar
+        self.failures = FailureWatch(0)
         self.shared = next(iter(prepared.values())).folder.shared
 
     def shared_image(self, work: ExampleWork, role: Role, fresh: Pixels) -> Pixels:
@@ -200,19 +205,22 @@ class Recorder:
         """Store a unit's picture and then its record."""
         folder = self.prepared[unit.setting.name].folder
         name, sha256 = folder.write_image(unit.key, picture)
-        folder.append(
+        self._append(
+            unit,
             EditRecord(
                 key=unit.key, status="ok", image=name, image_sha256=sha256, cluster=unit.example.cluster, **details
-            )
+            ),
         )
-        self.bar.update()
 
     def finish(self, units: Sequence[Unit], status: Literal["skipped", "error"], reason: str) -> None:
         """Record units that have no picture."""
         for unit in units:
-            record = EditRecord(key=unit.key, status=status, reason=reason, cluster=unit.example.cluster)
-            self.prepared[unit.setting.name].folder.append(record)
-            self.bar.update()
+            self._append(unit, EditRecord(key=unit.key, status=status, reason=reason, cluster=unit.example.cluster))
+
+    def _append(self, unit: Unit, record: EditRecord) -> None:
+        self.prepared[unit.setting.name].folder.append(record)
+        self.failures.note(record)
+        self.bar.update()
 
 
 def run_benchmark(
@@ -232,6 +240,7 @@ def run_benchmark(
     progress: bool = True,
     provenance: Mapping[str, Any] | None = None,
     pool: Sequence[EditTask] | None = None,
+    stop_after: int = STOP_AFTER,
 ) -> list[RunFolder]:
     """Make all edited pictures of some tasks with some settings on one model.
 
@@ -253,11 +262,13 @@ def run_benchmark(
         progress: True to show a bar with rate and time left.
         provenance: more entries for run.json (the command, for instance).
         pool: whole tasks, whose examples methods may look at as references; None if `tasks` are whole.
+        stop_after: ends the run if that many units, the first ones, all fail with the same error; 0 for never.
 
     Returns:
         One folder per setting, in their order.
 
     Raises:
+        NothingMadeError: as `stop_after` says; what is recorded is kept.
         RiebenchError: before anything is generated, if a setting, block, SAE or folder cannot be used.
     """
     check_request(tasks, settings, redo, shard)
@@ -272,7 +283,8 @@ def run_benchmark(
     with open_folders(folders, units, model.spec, identity, notes, redo=redo, shard=shard) as works:
         total = sum(len(work.units) for work in works)
         with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
-            Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks).run(works)
+            runner = Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks)
+            runner.run(works, stop_after)
     return list(folders.values())
 
 
@@ -307,8 +319,17 @@ class Runner:
         self.references = References(pool, self.generator, self.masks, self.captures)
         self.pending = PendingRows()
 
-    def run(self, works: Sequence[ExampleWork]) -> None:
-        """Make everything, a few examples at a time."""
+    def run(self, works: Sequence[ExampleWork], stop_after: int = 0) -> None:
+        """Make everything, a few examples at a time.
+
+        Args:
+            works: what to make.
+            stop_after: see `run_benchmark`.
+
+        Raises:
+            NothingMadeError: likewise.
+        """
+        self.recorder.failures = FailureWatch(stop_after, works)
         self.masks.prepare([*works, *self.references.works(works)])
         nbytes = self.captures.bytes_held(works)
         start = 0
@@ -332,10 +353,18 @@ class Runner:
 
     def _fail_work(self, work: ExampleWork, why: str) -> None:
         self.recorder.finish(work.units, "error", why)
+        self._stop_if_all_fail()
+
+    def _stop_if_all_fail(self) -> None:
+        if self.recorder.failures.due:
+            # What waits for its batch may yet succeed.
+            self._flush()
+            self.recorder.failures.check()
 
     def _run_examples(self, works: Sequence[ExampleWork], pair: GenerationResult) -> None:
         for index, work in enumerate(works):
             self._run_example(work, pair, index, len(works))
+            self._stop_if_all_fail()
         # Edits of long runs read this trace: it can be freed only when they are done.
         if pair.traces[0].long or self.pending.over_limit:
             self._flush()

@@ -36,6 +36,7 @@ from riebench.runs.engines.worker import (
     WorkItem,
     work_items,
 )
+from riebench.runs.failures import STOP_AFTER, FailureWatch
 from riebench.runs.plan import ExampleWork, check_request, plan, reference_work
 from riebench.runs.prepare import open_folders
 from riebench.store.folder import Redo, RunFolder, run_path
@@ -269,7 +270,7 @@ class WorkerPool:
 def run_with_workers(
     assignment: Assignment, start_worker: Callable[[], Worker], count: int, *, results_root: Path,
     seeds: Sequence[int], limit: int | None, redo: Redo, shard: tuple[int, int], progress: bool,
-    provenance: Mapping[str, Any], say: Say,
+    provenance: Mapping[str, Any], say: Say, stop_after: int = STOP_AFTER,
 ) -> list[RunFolder]:  # fmt: skip
     """Make all edited pictures of a run with several workers.
 
@@ -285,11 +286,13 @@ def run_with_workers(
         progress: likewise.
         provenance: likewise.
         say: function that prints a line for people.
+        stop_after: as in `riebench.runs.runner.run_benchmark`.
 
     Returns:
         One folder per setting, in their order.
 
     Raises:
+        NothingMadeError: as `stop_after` says.
         RiebenchError: for an error that every worker would meet. What has arrived is kept.
     """
     tasks, settings = assignment.tasks, assignment.settings
@@ -310,7 +313,7 @@ def run_with_workers(
             total = sum(len(work.units) for work in works)
             with tqdm(total=total, unit="image", desc=model.name, disable=not progress) as bar:
                 writer = Writer(workers, folders, info, bar, say, tasks=assignment.pool)
-                writer.run(works, EXAMPLES_PER_ITEM if regions.models else 1)
+                writer.run(works, EXAMPLES_PER_ITEM if regions.models else 1, stop_after)
     finally:
         workers.stop()
     return list(folders.values())
@@ -356,14 +359,20 @@ class Writer:
         self.recorded: set[tuple[str, str]] = set()
         self.pending: deque[tuple[ExampleWork, ...]] = deque()
         self.in_progress = 0
+        self.failures = FailureWatch(0)
 
-    def run(self, works: Sequence[ExampleWork], together: int) -> None:
+    def run(self, works: Sequence[ExampleWork], together: int, stop_after: int = 0) -> None:
         """Hand out all work and write everything that is made.
 
         Args:
             works: the examples to make.
             together: number of examples in an item.
+            stop_after: see `run_with_workers`.
+
+        Raises:
+            NothingMadeError: likewise.
         """
+        self.failures = FailureWatch(stop_after, works)
         self.pending.extend(work_items(works, together))
         self._submit_pending()
         while self.in_progress:
@@ -388,6 +397,9 @@ class Writer:
             self.in_progress -= 1
             if isinstance(event, ItemLost):
                 self._requeue(event)
+            else:
+                # Inside an item, units that fail at once come before those that are generated.
+                self.failures.check()
             self._submit_pending()
         elif isinstance(event, SlotClosed):
             self.say(f"one worker less: {event.why}")
@@ -419,6 +431,7 @@ class Writer:
 
     def _record(self, setting: str, record: EditRecord) -> None:
         self.folders[setting].append(record)
+        self.failures.note(record)
         self.recorded.add((setting, record.key.digest))
         self.bar.update()
 

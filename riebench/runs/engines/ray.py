@@ -19,6 +19,7 @@ from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.models.lookup import ModelRecipe
 from riebench.runs.engines.coordinator import Say, WorkerLostError, run_with_workers
 from riebench.runs.engines.worker import Assignment, Message, RunFailure, WorkerInfo, WorkerRunner, WorkItem
+from riebench.runs.failures import STOP_AFTER
 from riebench.store.folder import Redo, RunFolder
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.hub import offline_mode
@@ -51,6 +52,7 @@ def run_on_ray(
     provenance: Mapping[str, Any] | None = None,
     pool: Sequence[EditTask] | None = None,
     say: Say = lambda _: None,
+    stop_after: int = STOP_AFTER,
 ) -> list[RunFolder]:
     """Run a benchmark on a Ray cluster, as `riebench.runs.runner.run_benchmark` does.
 
@@ -74,6 +76,7 @@ def run_on_ray(
         provenance: likewise.
         pool: likewise.
         say: function that prints a line for people.
+        stop_after: as in `run_benchmark`.
 
     Raises:
         RiebenchError: if Ray is missing or cannot be reached, and as `run_benchmark`.
@@ -89,6 +92,7 @@ def run_on_ray(
         return run_with_workers(
             assignment, worker_factory(ray, assignment, resources), resources.count, results_root=results_root,
             seeds=seeds, limit=limit, redo=redo, shard=shard, progress=progress, provenance=provenance or {}, say=say,
+            stop_after=stop_after,
         )  # fmt: skip
 
 

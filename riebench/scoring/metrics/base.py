@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,9 @@ Bool = npt.NDArray[np.bool_]
 
 MIN_BACKGROUND = 0.01
 """Smallest share of the picture that counts as a background to measure."""
+
+LONGEST = 1e9
+"""Printed numbers from here on are written by their size alone."""
 
 
 class Reason(StrEnum):
@@ -134,7 +138,13 @@ class MetricFormat:
     signed: bool = False
 
     def number(self, value: float) -> str:
-        """Return the value as printed; a zero never carries a minus."""
+        """Return the value as printed; a zero never carries a minus.
+
+        Numbers of more than nine digits are printed by their size alone: 1.20e+15.
+        """
+        if abs(value * self.scale) >= LONGEST:
+            size = Decimal(value) * Decimal(self.scale)
+            return f"{size:+.2e}" if self.signed else f"{size:.2e}"
         rounded = round(value * self.scale, self.decimals) + 0.0
         return f"{rounded:+.{self.decimals}f}" if self.signed and rounded else f"{rounded:.{self.decimals}f}"
 
