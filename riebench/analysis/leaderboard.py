@@ -148,6 +148,9 @@ def _point_blocks(read: Sequence[ReadFolder]) -> list[Block]:
 
 
 def _legend(metrics: Sequence[str]) -> Paragraph:
+    """Return what the metrics of a table are."""
+    if not metrics:
+        return Paragraph(("No metric has a number.",))
     pieces: list[Piece] = []
     for metric in metrics:
         pieces += ["; " if pieces else "", Code(metric), f": {metric_format(metric).title}"]

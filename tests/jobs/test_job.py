@@ -16,6 +16,7 @@ from tiny_jobs import TASK, UNITS, last_line, records_by_setting, run_command
 from typer.testing import CliRunner
 
 from riebench.cli.main import app
+from riebench.errors import NothingMadeError
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job, say_failures
@@ -226,14 +227,35 @@ def test_runs_of_an_own_suite_are_scored_again_by_its_folder(job: RunRequest) ->
 def test_failed_units_are_reported_with_their_reason(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     file = Path(job.settings[1])
     file.write_text(file.read_text().replace("n_features: 3", "n_features: 1000"))
-    lines: list[str] = []
-    run_job(job, lines.append)
+    with pytest.raises(NothingMadeError, match=r"^5 of 6 configurations have no edited picture, e.g. features x40 on"):
+        run_job(job, lambda _: None)
+    lines, quiet = list[str](), list[str]()
+    say_failures(find_run_folders(job.results), lines.append)
     assert "10 units failed" in " ".join(lines) and "`--redo errors` tries them again" in " ".join(lines)
-    quiet: list[str] = []
     say_failures(
         [folder for folder in find_run_folders(job.results) if folder.spec.setting.name == "no_edit"], quiet.append
     )
     assert quiet == []
+
+
+def test_a_failure_looks_like_one_at_the_command_line(job: RunRequest) -> None:
+    file = Path(job.settings[1])
+    file.write_text(file.read_text().replace("n_features: 3", "n_features: 1000"))
+    done = run_command(job)
+    assert done.exit_code == 3
+    line = last_line(done)
+    assert line.startswith("riebench: 5 of 6 configurations have no edited picture") and "--redo errors" in line
+    # Pictures, tables and page are there all the same, and no cell of the failed setting has a number.
+    shown = [row for row in done.stdout.splitlines() if "features" in row]
+    assert len(shown) == 5
+    for row in shown:
+        cells = [cell.strip() for cell in row.strip("│ ").split("│")]
+        assert [cell for cell in cells[2:] if cell != "–"] == ["0/2"], row
+    assert run_command(job, "--no-report").exit_code == 3, "the same command finds the same failures"
+    stopped = run_command(replace(job, settings=(job.settings[1],)), "--redo", "errors", "--stop-after", "3")
+    assert stopped.exit_code == 3 and "stopped: the first " in last_line(stopped) and "scoring" not in stopped.stderr
+    file.write_text(file.read_text().replace("n_features: 1000", "n_features: 3"))
+    assert run_command(replace(job, results=job.results.with_name("mended"))).exit_code == 0
 
 
 def test_memory_does_not_grow_with_the_number_of_examples(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:

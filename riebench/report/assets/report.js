@@ -229,7 +229,10 @@
     if (typeof value === "string") return value.replaceAll("_", " ");
     const form = index.formats[metric];
     if (!form?.scale) return String(Number(value.toPrecision(4)));
-    const text = (value * form.scale).toFixed(form.decimals);
+    const scaled = value * form.scale;
+    if (!Number.isFinite(scaled)) return value > 0 ? "> 1e+300" : "< -1e+300";
+    if (Math.abs(scaled) >= 1e9) return (form.signed && scaled > 0 ? "+" : "") + scaled.toExponential(2);
+    const text = scaled.toFixed(form.decimals);
     const number = Number(text) === 0 ? (0).toFixed(form.decimals) : text;
     return form.signed && Number(text) > 0 ? `+${number}` : number;
   }
