@@ -131,7 +131,7 @@ def test_workers_stop_and_keep_what_has_arrived(tmp_path: Path) -> None:
         given = assignment(settings, tasks=(task(EXAMPLES),), pool=(task(EXAMPLES),))
         return run_with_workers(
             given, lambda: ThreadWorker(given), 2, results_root=tmp_path, seeds=(0,), limit=None, redo="missing",
-            shard=(1, 1), progress=False, provenance={}, say=[].append, stop_after=limit,
+            shard=(1, 1), progress=False, provenance={}, say=lambda _: None, stop_after=limit,
         )  # fmt: skip
 
     with pytest.raises(NothingMadeError, match="no way with e"):
