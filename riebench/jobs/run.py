@@ -28,7 +28,7 @@ from riebench.models.presets import scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.report.gallery import write_galleries
 from riebench.runs.failures import check_success
-from riebench.runs.plan import plan, shard_units
+from riebench.runs.plan import Unit, plan, shard_units
 from riebench.runs.prepare import check_prompts, provenance
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
@@ -70,7 +70,10 @@ def run_job(request: RunRequest, say: Say) -> None:
     started = time.monotonic()
     with offline_mode(request.offline):
         tasks, settings = request.plan()
-        units = shard_units(plan(tasks, settings, request.seeds), request.engine.shard)
+
+        def units() -> list[Unit]:
+            return shard_units(plan(tasks, settings, request.seeds), request.engine.shard)
+
         if request.engine.sharded:
             folders = generate(request, tasks, settings, say)
             check_success(folders, units, part=True)
@@ -79,7 +82,7 @@ def run_job(request: RunRequest, say: Say) -> None:
             say(f"shard {shard} done in {time.monotonic() - started:.0f} s; when all shards have ended, the same "
                 "command without --shard scores and tabulates")  # fmt: skip
             return
-        folders = produce(request, say)
+        folders = _produce(request, tasks, settings, say)
         board = tabulate(request, folders, say)
         if request.report is not None:
             say_page(request.results, request.report, load_suite(request.suite), board, say)
@@ -102,11 +105,16 @@ def produce(request: RunRequest, say: Say) -> list[RunFolder]:
         RiebenchError: as `run_job`.
     """
     with offline_mode(request.offline):
-        tasks, settings = request.plan()
-        remove_stale_files(request.results)
-        folders = generate(request, tasks, settings, say)
-        say(score_folders(request, folders))
-        return folders
+        return _produce(request, *request.plan(), say)
+
+
+def _produce(
+    request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
+) -> list[RunFolder]:
+    remove_stale_files(request.results)
+    folders = generate(request, tasks, settings, say)
+    say(score_folders(request, folders))
+    return folders
 
 
 def generate(

@@ -55,20 +55,21 @@ def sae(
     adds_alone = ctx.only_adds(add_only)
     choice = choose_features(ctx, n_features, rank, ranking, shares)
     sites: dict[str, SiteEdit] = {}
+    lists = choice.lists()
     for block in ctx.blocks:
         add, remove = choice.add[block], choice.remove[block]
         static = feature_transfer(ctx, block, add, remove, values, add_at, adds_alone)
-        sites[block] = static
+        sites[block], takes_away = static, not adds_alone
         if adaptive and not adds_alone:
             published = adaptive == "published"
+            scale = published_removal_scale(ctx.sae(block), add, remove) if published else 1.0
             sites[block] = AdaptiveEdit(
                 StaticEdit(static.terms[:1]), ctx.runs.positions("source", block), remove, ctx.sae(block),
-                scale=published_removal_scale(ctx.sae(block), add, remove) if published else 1.0,
-                mean=published and values == "mean",
+                scale=scale, mean=published and values == "mean",
             )  # fmt: skip
-    lists = choice.lists()
-    if adds_alone:
-        lists = {block: (add, ()) for block, (add, _) in lists.items()}
+            takes_away = scale != 0
+        if not takes_away:
+            lists[block] = (lists[block][0], ())
     return Edit(sites, branch=branch, features=lists)
 
 

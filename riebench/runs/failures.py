@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from riebench.errors import NothingMadeError
@@ -64,8 +64,12 @@ class FailureWatch:
     @property
     def due(self) -> bool:
         """True if the run should stop, unless units that are being made succeed."""
-        enough = min(STOP_EXAMPLES, self.limit, len({(work.task.name, work.example.id) for work in self.works}))
-        return bool(self.limit) and not self._over and self._failed >= self.limit and len(self._examples) >= enough
+        if not self.limit or self._over or self._failed < self.limit:
+            return False
+        enough = min(STOP_EXAMPLES, self.limit)
+        if len(self._examples) >= enough:
+            return True
+        return len(self._examples) >= len({(work.task.name, work.example.id) for work in self.works})
 
     def check(self) -> None:
         """Stop the run if going on is pointless.
@@ -105,7 +109,7 @@ class Barren:
         return f"{self.setting} x{self.strength:g} on {self.block_set}: {', '.join(counts)} ({self.reason})"
 
 
-def barren_configurations(folders: Iterable[RunFolder], units: Sequence[Unit], *, part: bool = False) -> list[Barren]:
+def barren_configurations(folders: Iterable[RunFolder], units: Iterable[Unit], *, part: bool = False) -> list[Barren]:
     """Return the configurations of a run of which no unit has a picture.
 
     Args:
@@ -137,18 +141,30 @@ def _place(record: EditRecord) -> tuple[str, float]:
     return record.key.block_set, record.key.strength
 
 
-def check_success(folders: Iterable[RunFolder], units: Sequence[Unit], *, part: bool = False) -> None:
+def check_success(folders: Sequence[RunFolder], units: Callable[[], Sequence[Unit]], *, part: bool = False) -> None:
     """Refuse to end as a success with a configuration that has no picture.
 
-    Arguments are those of `barren_configurations`.
+    Args:
+        folders: the run folders, one for each setting.
+        units: gives the units that were asked for; called only if something is amiss.
+        part: see `barren_configurations`.
 
     Raises:
         NothingMadeError: naming how many there are, the first of them, and what to do.
     """
-    barren = barren_configurations(folders, units, part=part)
+    if not any(places - made for places, made in map(_places, folders)):
+        return
+    asked = units()
+    barren = barren_configurations(folders, asked, part=part)
     if not barren:
         return
-    total = len({(unit.setting.name, unit.key.block_set, unit.key.strength) for unit in units})
+    total = len({(unit.setting.name, unit.key.block_set, unit.key.strength) for unit in asked})
     advice = "; `--redo errors` tries failed units again" if any(one.failed for one in barren) else ""
     subject = "configuration has" if total == 1 else "configurations have"
     raise NothingMadeError(f"{len(barren)} of {total} {subject} no edited picture, e.g. {barren[0]}{advice}")
+
+
+def _places(folder: RunFolder) -> tuple[set[tuple[str, float]], set[tuple[str, float]]]:
+    """Return the configurations that a folder has records of, and those with a picture."""
+    records = folder.records()
+    return {_place(record) for record in records}, {_place(record) for record in records if record.status == "ok"}

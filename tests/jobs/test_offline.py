@@ -58,17 +58,17 @@ def test_the_state_is_put_back_after_an_error() -> None:
     assert not is_offline() and not constants.is_offline_mode()
 
 
-def test_a_job_says_offline_to_every_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_says_offline_to_every_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
-    def produce(request: RunRequest, say: object) -> None:
+    def generate(*_: object) -> None:
         seen.append(is_offline())
         raise RiebenchError("that is all")
 
-    monkeypatch.setattr("riebench.jobs.run.produce", produce)
+    monkeypatch.setattr("riebench.jobs.run.generate", generate)
     for offline in (True, False):
         with pytest.raises(RiebenchError, match="that is all"):
-            run_job(RunRequest(offline=offline), lambda _: None)
+            run_job(RunRequest(offline=offline, results=tmp_path), lambda _: None)
     assert seen == [True, False]
 
 

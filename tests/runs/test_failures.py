@@ -178,14 +178,14 @@ def test_a_configuration_without_a_picture_is_no_success(tmp_path: Path) -> None
     folders = run(tmp_path, NO_EDIT, FAILS, count=2, stop_after=0)
     units = plan([task(2)], [NO_EDIT, FAILS])
     with pytest.raises(NothingMadeError) as refused:
-        check_success(folders, units)
+        check_success(folders, lambda: units)
     line = str(refused.value)
     assert line.startswith("2 of 3 configurations have no edited picture, e.g. fails x1 on mid.0: 2 failed (ValueError")
     assert line.endswith("`--redo errors` tries failed units again") and refused.value.exit_status == 3
     # Other runs' failures in the folder are no concern of a run that succeeds.
-    check_success(folders, [unit for unit in units if unit.setting.name == "no_edit"])
+    check_success(folders, lambda: [unit for unit in units if unit.setting.name == "no_edit"])
     partly = FAILS.model_copy(update={"name": "partly", "params": {"only": "e0"}})
-    check_success(run(tmp_path, partly, count=2), plan([task(2)], [partly]))
+    check_success(run(tmp_path, partly, count=2), lambda: plan([task(2)], [partly]))
 
 
 def test_skipped_units_are_no_success_but_a_shard_may_have_nothing_else(tmp_path: Path) -> None:
@@ -194,5 +194,5 @@ def test_skipped_units_are_no_success_but_a_shard_may_have_nothing_else(tmp_path
     units = plan(tasks, [PATCH])
     folders[0].append_many([EditRecord(key=unit.key, status="skipped", reason="no_region") for unit in units])
     with pytest.raises(NothingMadeError, match=r"2 of 2 .* 2 skipped \(no_region\)$"):
-        check_success(folders, units)
-    check_success(folders, units, part=True)
+        check_success(folders, lambda: units)
+    check_success(folders, lambda: units, part=True)
