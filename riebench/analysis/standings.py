@@ -109,11 +109,16 @@ class Entry:
 
     @property
     def categories(self) -> dict[str, str]:
-        """Category of every example with a value."""
+        """Category of every example with a value.
+
+        Categories in which every unit failed are left out: values that stand in for failures are no reason to expect
+        these examples of other methods.
+        """
         return {
             example: category
             for configuration in self.configurations
             for category, examples in configuration.values.get(GAIN, {}).items()
+            if configuration.counts(GAIN, category)[0]
             for example in examples
         }
 

@@ -19,6 +19,7 @@ from records import make_key, make_record, make_score, make_spec
 from riebench.analysis.configurations import EVERYTHING, LARGEST_SCORE, configurations
 from riebench.analysis.export import export
 from riebench.analysis.leaderboard import leaderboard_text
+from riebench.analysis.standings import MethodComparison, entries
 from riebench.analysis.tables import table_texts
 from riebench.jobs.run import print_per_block
 from riebench.report import write_report
@@ -37,14 +38,16 @@ Scores = Mapping[str, float]
 
 
 def add_run(
-    results: Path, name: str, fails: tuple[str, ...] = (), odd: Mapping[str, Scores] | None = None
-) -> RunFolder:
+    results: Path, name: str, fails: tuple[str, ...] = (), odd: Mapping[str, Scores] | None = None,
+    planned: tuple[str, ...] = CATEGORIES,
+) -> RunFolder:  # fmt: skip
     """Store a scored run of four examples a category.
 
     Args:
         results: results folder.
         name: of the setting.
         fails: categories in which every unit fails.
+        planned: all its categories.
         odd: example -> metric -> its score at every strength.
     """
     folder = RunFolder(
@@ -52,7 +55,7 @@ def add_run(
     )
     keys = [
         make_key(example_id=f"{category}-{i}", category=category, task=category, strength=strength)
-        for category in CATEGORIES for i in range(4) for strength in STRENGTHS
+        for category in planned for i in range(4) for strength in STRENGTHS
     ]  # fmt: skip
     with folder.open_for_writing(plan=keys) as run:
         for key in keys:
@@ -181,6 +184,15 @@ def test_failures_enter_no_area(texts: dict[str, str]) -> None:
     assert rows["works"]["area"]
     for name in ("half", "broken"):
         assert rows[name]["area"] == rows[name]["group"] == "" and "units failed" in rows[name]["note"]
+
+
+def test_what_failed_for_one_method_is_not_expected_of_another(tmp_path: Path) -> None:
+    add_run(tmp_path, "half", fails=("change_color",))
+    add_run(tmp_path, "works", planned=("change_object",))
+    comparison = MethodComparison(tuple(entries(find_run_folders(tmp_path))), replicates=20)
+    standings = {standing.entry.name: standing for standing in comparison.standings()}
+    assert standings["works"].area is not None and standings["half"].area is None
+    assert set(comparison.examples.categories) == {"change_object"}
 
 
 def test_scores_of_absurd_size_break_nothing(results: Path, texts: dict[str, str]) -> None:
