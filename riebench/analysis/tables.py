@@ -100,7 +100,7 @@ def _note(found: list[Configuration]) -> list[Block]:
 
 
 def outsized_notes(found: Iterable[Configuration]) -> list[list[Piece]]:
-    """Return a paragraph on scores that are too large to be measurements, if there are any.
+    """Return a paragraph on scores too large to be measurements, if any.
 
     Args:
         found: all configurations of a table.

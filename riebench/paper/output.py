@@ -134,7 +134,10 @@ def check(out: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _switches(out: Path) -> str | None:
-    """Return the document of the published scripts' switches; None if nothing stored shows what they change."""
+    """Return the document of the published scripts' switches.
+
+    None if nothing stored shows what they change.
+    """
     from riebench.paper.published import profile_text
 
     return None if load_artefact(out, SHOWS_SWITCHES) is None else profile_text()

@@ -1,4 +1,4 @@
-"""Switches of the published scripts, and the document that says where defaults follow them.
+"""Switches of the published scripts, and the document that describes them.
 
 What the scripts do is stated once, in `SWITCHES`. Defaults are read from the methods, and what official settings set
 otherwise from their files, so that the document cannot say anything else than the code does.
@@ -125,7 +125,10 @@ def yaml_word(value: bool | str) -> str:
 
 
 def official_values(switch: Switch) -> dict[str, dict[str, Any]]:
-    """Return the parameter's value in every official setting that has it: folder -> setting -> value."""
+    """Return the parameter's value in every official setting that has it.
+
+    It is folder -> setting -> value.
+    """
     found: dict[str, dict[str, Any]] = {}
     for suite in SUITES:
         for name in settings_sets(suite):

@@ -1,4 +1,7 @@
-"""Runs in which every unit fails: when to stop, and which configurations have no picture."""
+"""Runs in which every unit fails.
+
+`FailureWatch` tells when to stop, and `check_success` which configurations have no picture.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ class FailureWatch:
 
 
 @dataclass(frozen=True)
-class Barren:
+class FailedConfiguration:
     """A configuration of a run without one edited picture.
 
     Attributes:
@@ -109,7 +112,9 @@ class Barren:
         return f"{self.setting} x{self.strength:g} on {self.block_set}: {', '.join(counts)} ({self.reason})"
 
 
-def barren_configurations(folders: Iterable[RunFolder], units: Iterable[Unit], *, part: bool = False) -> list[Barren]:
+def failed_configurations(
+    folders: Iterable[RunFolder], units: Iterable[Unit], *, part: bool = False
+) -> list[FailedConfiguration]:
     """Return the configurations of a run of which no unit has a picture.
 
     Args:
@@ -133,7 +138,9 @@ def barren_configurations(folders: Iterable[RunFolder], units: Iterable[Unit], *
             counts = Counter(record.status for record in its)
             reason = Counter(record.reason or "" for record in its).most_common(1)[0][0]
             if counts["error"] or not part:
-                found.append(Barren(setting, block_set, strength, counts["error"], counts["skipped"], reason))
+                found.append(
+                    FailedConfiguration(setting, block_set, strength, counts["error"], counts["skipped"], reason)
+                )
     return found
 
 
@@ -147,7 +154,7 @@ def check_success(folders: Sequence[RunFolder], units: Callable[[], Sequence[Uni
     Args:
         folders: the run folders, one for each setting.
         units: gives the units that were asked for; called only if something is amiss.
-        part: see `barren_configurations`.
+        part: see `failed_configurations`.
 
     Raises:
         NothingMadeError: naming how many there are, the first of them, and what to do.
@@ -155,16 +162,16 @@ def check_success(folders: Sequence[RunFolder], units: Callable[[], Sequence[Uni
     if not any(places - made for places, made in map(_places, folders)):
         return
     asked = units()
-    barren = barren_configurations(folders, asked, part=part)
-    if not barren:
+    failed = failed_configurations(folders, asked, part=part)
+    if not failed:
         return
     total = len({(unit.setting.name, unit.key.block_set, unit.key.strength) for unit in asked})
-    advice = "; `--redo errors` tries failed units again" if any(one.failed for one in barren) else ""
+    advice = "; `--redo errors` tries failed units again" if any(one.failed for one in failed) else ""
     subject = "configuration has" if total == 1 else "configurations have"
-    raise NothingMadeError(f"{len(barren)} of {total} {subject} no edited picture, e.g. {barren[0]}{advice}")
+    raise NothingMadeError(f"{len(failed)} of {total} {subject} no edited picture, e.g. {failed[0]}{advice}")
 
 
 def _places(folder: RunFolder) -> tuple[set[tuple[str, float]], set[tuple[str, float]]]:
-    """Return the configurations that a folder has records of, and those with a picture."""
+    """Return the recorded configurations of a folder, and those with a picture."""
     records = folder.records()
     return {_place(record) for record in records}, {_place(record) for record in records if record.status == "ok"}

@@ -272,19 +272,16 @@ def run_benchmark(
         RiebenchError: before anything is generated, if a setting, block, SAE or folder cannot be used.
     """
     check_request(tasks, settings, redo, shard)
-    suite = tasks[0].suite
     spec = parse_regions(regions)
-    identity = spec.identity
-    prepared = prepare_all(settings, suite, model, results_root, saes_source, identity, offline)
+    prepared = prepare_all(settings, tasks[0].suite, model, results_root, saes_source, spec.identity, offline)
     folders = {name: one.folder for name, one in prepared.items()}
     units = plan(tasks, settings, seeds, limit)
     size = batch_size or automatic_batch_size(model)
     notes = {**environment_notes(model), "batch_size": size, **(provenance or {})}
-    with open_folders(folders, units, model.spec, identity, notes, redo=redo, shard=shard) as works:
+    with open_folders(folders, units, model.spec, spec.identity, notes, redo=redo, shard=shard) as works:
         total = sum(len(work.units) for work in works)
         with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
-            runner = Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks)
-            runner.run(works, stop_after)
+            Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks).run(works, stop_after)
     return list(folders.values())
 
 

@@ -61,8 +61,7 @@ def run_on_ray(
         settings: settings with different names.
         model: recipe of the model that each worker loads.
         results_root: results folder, written by this process alone.
-        address: address of a running cluster ("HOST:PORT", or "auto" for one that this machine is part of); None to
-            start one on this machine for the time of the run.
+        address: address of a running cluster ("HOST:PORT" or "auto"); None to start one on this machine for the run.
         workers: number of workers; None for one per GPU, or one per machine without GPUs.
         saes_source: as in `run_benchmark`, as is all that follows.
         seeds: likewise.
@@ -81,18 +80,17 @@ def run_on_ray(
     Raises:
         RiebenchError: if Ray is missing or cannot be reached, and as `run_benchmark`.
     """
-    assignment = Assignment(
-        tuple(tasks), tuple(settings), model, saes_source, batch_size, regions, offline, tuple(pool or tasks)
-    )
     with cluster(address, workers) as ray:
         resources = split_cluster(ray.nodes(), model.device, workers)
         # Workers use the GPUs that were counted: Ray may be restricted to fewer GPUs than PyTorch would see.
-        assignment = replace(assignment, recipe=replace(model, device="cuda" if resources.gpus else "cpu"))
+        recipe = replace(model, device="cuda" if resources.gpus else "cpu")
+        assignment = Assignment(tuple(tasks), tuple(settings), recipe, saes_source, batch_size, regions, offline,
+                                tuple(pool or tasks))  # fmt: skip
         say(f"{resources.count} workers, each with {resources.words}")
+        start = worker_factory(ray, assignment, resources)
         return run_with_workers(
-            assignment, worker_factory(ray, assignment, resources), resources.count, results_root=results_root,
-            seeds=seeds, limit=limit, redo=redo, shard=shard, progress=progress, provenance=provenance or {}, say=say,
-            stop_after=stop_after,
+            assignment, start, resources.count, results_root=results_root, seeds=seeds, limit=limit, redo=redo,
+            shard=shard, progress=progress, provenance=provenance or {}, say=say, stop_after=stop_after,
         )  # fmt: skip
 
 
