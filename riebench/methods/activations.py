@@ -179,7 +179,7 @@ def _paired_edit(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, valu
     return PairedEdit(runs.positions("target", site), runs.positions("source", site), add, remove, values, add_only)
 
 
-@method("concept_steering", access="PAT", needs=("updates", "others"))
+@method("concept_steering", access="T", needs=("updates", "others"))
 def concept_steering(ctx: EditContext, *, examples: int = 16, branch: Branch = "both") -> Edit:
     """Add one vector per block and step everywhere: the category's common change.
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit, StepValues, Values, positions_of
 from riebench.generation.regions.masks import to_grid
 from riebench.generation.trace import Trace
+from riebench.methods.access import Access, Guarded, GuardedMapping, GuardedTrace
 from riebench.methods.ranking import UnitMeter, means, normalise_units
 from riebench.registry import METHODS
 from riebench.saes.sae import SparseAutoencoder
@@ -110,7 +111,7 @@ class ExampleRuns:
     others: OtherExamples | None = None
     _codes: dict[tuple[Role, str, int], Tensor] = field(default_factory=dict, repr=False)
     _means: dict[tuple[Role, str, int, str], Tensor] = field(default_factory=dict, repr=False)
-    _meter: UnitMeter | None = field(default=None, repr=False)
+    _meters: list[UnitMeter] = field(default_factory=list, repr=False)
 
     def positions(self, role: Role, site: str) -> Tensor:
         """Return masked positions on the grid of a site's block, int64 [P]."""
@@ -131,6 +132,7 @@ class ExampleRuns:
 
         In units of the update.
         """
+        self._look(role)
         key = (role, block, id(sae))
         if key not in self._codes:
             self._codes[key] = sae.contributions(self.masked(role, block))
@@ -174,6 +176,7 @@ class ExampleRuns:
         """
         if not self.trace.long:
             return means(self.codes(role, block, sae), aggregate)
+        self._look(role)
         key = (role, block, id(sae), aggregate)
         if key not in self._means:
             self._means[key] = _stream_means(self.features(role, block, sae), aggregate)
@@ -186,6 +189,7 @@ class ExampleRuns:
         """
         if not self.trace.long:
             return (self.codes(role, block, sae) > 0).float().mean((0, 1))
+        self._look(role)
         key = (role, block, id(sae), "rate")
         if key not in self._means:
             features = self.features(role, block, sae)
@@ -200,11 +204,19 @@ class ExampleRuns:
 
         Each value is divided by the unit's norm there.
         """
+        self._look(role)
         if self.measure is None:
             return means(normalise_units(self.masked(role, site)), aggregate)
-        if self._meter is None:
-            self._meter = self.measure(self)
-        return self._meter.mean(ROLES.index(role), site, aggregate)
+        if not self._meters:
+            self._meters.append(self.measure(self))
+        return self._meters[0].mean(ROLES.index(role), site, aggregate)
+
+    def _look(self, role: Role) -> None:
+        """Look up the run and its regions.
+
+        So a view refuses a kept value as it refuses a new one.
+        """
+        _ = self.rows[role], self.masks.source
 
     @property
     def precision(self) -> float:
@@ -220,8 +232,8 @@ class ExampleRuns:
     def nbytes(self) -> int:
         """Bytes kept: the whole trace, feature values and means."""
         tensors = [*self._codes.values(), *self._means.values(), *self.latents.values()]
-        meter = 0 if self._meter is None else self._meter.nbytes
-        return self.trace.nbytes + meter + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        meters = sum(meter.nbytes for meter in self._meters)
+        return self.trace.nbytes + meters + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -257,6 +269,24 @@ class EditContext:
         """
         return self.runs.rule != "delete" if add_only == "published" else add_only
 
+    def limited_to(self, access: Access) -> EditContext:
+        """Return the context as a method sees it, refusing what it does not declare.
+
+        Values that were computed for other methods are shared.
+        """
+        runs, changes = self.runs, dict[str, Any]()
+        if not access.has("PA") and runs.rows["target"] != runs.rows["source"]:
+            changes["rows"] = GuardedMapping(runs.rows, access, {"target": "PA"})
+            changes["trace"] = GuardedTrace(runs.trace, access, runs.rows["target"], "PA")
+        if not access.has("P"):
+            changes["example"] = Guarded(runs.example, access, "P", frozenset({"target"}))
+            changes["latents"] = GuardedMapping(runs.latents, access, {"target": "P"})
+        if not access.has("M"):
+            changes["masks"] = Guarded(runs.masks, access, "M")
+        if not access.has("T") and runs.others is not None:
+            changes["others"] = cast(OtherExamples, Guarded(runs.others, access, "T"))
+        return replace(self, runs=replace(runs, **changes))
+
     def with_deletion_rule(self, delete_uses_target: bool) -> EditContext:
         """Return the context in which a method sees a deletion.
 
@@ -269,7 +299,7 @@ class EditContext:
         runs, row = self.runs, self.runs.rows["source"]
         example = runs.example.model_copy(update={"target": runs.example.source})
         rows: dict[Role, int] = {"source": row, "target": row}
-        twice = replace(runs, example=example, rows=rows, _codes={}, _means={}, _meter=None)
+        twice = replace(runs, example=example, rows=rows, _codes={}, _means={}, _meters=[])
         return replace(self, runs=twice)
 
 
@@ -289,7 +319,7 @@ class Method:
         function: `edit(ctx, **params)`.
         needs: what has to be captured or loaded before.
         access: what it may look at: letters of P (target prompt), A (target run's activations), M (masks),
-            T (training), V (inversion).
+            T (training, other examples), V (inversion). Looking at anything else is refused.
         strengths: the least and the largest strength that mean anything.
     """
 
@@ -361,10 +391,14 @@ class Method:
         """Make the edit of one example.
 
         Raises:
-            RiebenchError: if parameters do not fit, or the method gives something else.
+            RiebenchError: if parameters do not fit, the method looks at what it does not declare, or gives something
+                else.
         """
         self.check(params)
-        made: Any = self.function(ctx, **params)
+        access = Access(self.name, self.access)
+        made: Any = self.function(ctx.limited_to(access), **params)
+        if made == Reuse("target"):
+            access.require("P")
         if not isinstance(made, Edit | Reuse):
             raise RiebenchError(f"method {self.name!r} gave {type(made).__name__}; it must give an Edit or a Reuse")
         return made

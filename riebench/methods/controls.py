@@ -31,7 +31,7 @@ def target_prompt(ctx: EditContext) -> Reuse:
     return Reuse("target")
 
 
-@method("random_features", access="M", needs=("updates", "saes"))
+@method("random_features", access="PAM", needs=("updates", "saes"))
 def random_features(
     ctx: EditContext,
     *,
@@ -73,7 +73,7 @@ def random_features(
     return Edit(sites, branch=branch, features=features)
 
 
-@method("random_directions", access="M", needs=("updates", "saes"))
+@method("random_directions", access="PAM", needs=("updates", "saes"))
 def random_directions(
     ctx: EditContext,
     *,
@@ -113,7 +113,7 @@ def random_directions(
     return Edit(sites, branch=branch)
 
 
-@method("wrong_example", access="PAM", needs=("updates", "saes", "others"))
+@method("wrong_example", access="PAMT", needs=("updates", "saes", "others"))
 def wrong_example(
     ctx: EditContext,
     *,

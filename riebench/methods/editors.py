@@ -11,8 +11,8 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riebench.errors import MemoryShortageError, RiebenchError
+from riebench.methods.access import Access, Guarded, GuardedMapping
 from riebench.methods.base import Method, Role
 from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
 from riebench.registry import METHODS
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from riebench.models.families.base import EditingTask
     from riebench.models.loading import LoadedModel
 
+INVERTING: frozenset[EditingTask] = frozenset({"ledits_pp"})
+"""Pipelines that invert a picture."""
 Picture = NDArray[np.uint8]
 """One picture, uint8 [H, W, 3]."""
 Pictures = NDArray[np.uint8]
@@ -46,6 +49,7 @@ class EditorContext:
         noise: seed of the noise that source and target picture were made from.
         pictures: the source and the target picture as stored, uint8 [H, W, 3].
         strengths: the levels of the knob to make pictures of.
+        access: what the editor declares to look at; None refuses nothing.
     """
 
     generator: Generator
@@ -53,6 +57,16 @@ class EditorContext:
     noise: int
     pictures: Mapping[Role, NDArray[np.uint8]]
     strengths: tuple[float, ...]
+    access: Access | None = None
+
+    def limited_to(self, access: Access) -> EditorContext:
+        """Return the context as an editor sees it: it refuses what is not declared."""
+        if access.has("P"):
+            return replace(self, access=access)
+        return replace(
+            self, access=access, example=cast(EditExample, Guarded(self.example, access, "P", frozenset({"target"}))),
+            pictures=GuardedMapping(self.pictures, access, {"target": "P"}),
+        )  # fmt: skip
 
     @property
     def model(self) -> LoadedModel:
@@ -65,8 +79,11 @@ class EditorContext:
         It has the model's own networks and a copy of its scheduler.
 
         Raises:
-            RiebenchError: if diffusers has none for the model's family.
+            RiebenchError: if diffusers has none for the model's family, or it inverts and the editor does not declare
+                that.
         """
+        if self.access is not None and task in INVERTING:
+            self.access.require("V")
         pipe = self.model.family.editing_pipeline(task, self.model.pipe)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -155,7 +172,7 @@ class Editor(Method):
         model = ctx.model
         try:
             with unchanged(model):
-                return np.asarray(self.function(ctx, **params))
+                return np.asarray(self.function(ctx.limited_to(Access(self.name, self.access)), **params))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 refuse_lost(model.device, error)

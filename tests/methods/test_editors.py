@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,15 @@ def test_what_editors_see_and_which_settings_are_refused(name: str, access: str)
         check_setting(good.model_copy(update={"edit_steps": (0.0, 0.5)}), "s.yaml")
     with pytest.raises(TaskFileError, match="strengths: -1 is not in 0 to"):
         check_setting(good.model_copy(update={"strengths": (-1.0,)}), "s.yaml")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_editors_look_at_what_they_declare_and_need_all_of_it(name: str) -> None:
+    ctx = context(tiny_model(2), 0.5)
+    for letter in editor(name).access:
+        fewer = replace(editor(name), access=editor(name).access.replace(letter, ""))
+        with pytest.raises(RiebenchError, match=rf"method '{name}' looks at .* does not declare; add {letter}"):
+            fewer.edit_pictures(ctx, QUICK[name])
 
 
 def test_ledits_makes_all_strengths_at_once_as_it_makes_each_alone() -> None:
