@@ -1,7 +1,7 @@
 """Statistics and tables made from stored records and scores.
 
 Imports `scoring`, `store` and what is below them, and none of the packages that make pictures. `tables` and
-`leaderboard` write what is published, `stats` has the estimates with intervals, `tradeoff` the area under gain
-against LPIPS, `compare` sets two methods side by side, `export` writes for other programs, `validity` asks how far
-scores can be trusted.
+`leaderboard` write what is published, `stats` has the estimates with intervals, `multiple` the tests, `tradeoff` the
+area under gain against LPIPS, `compare` sets two methods side by side, `export` writes for
+other programs, `validity` asks how far scores can be trusted.
 """

@@ -22,7 +22,7 @@ from riebench.scoring.metrics.clip_models import is_measured_by
 from riebench.scoring.profiles import DEFAULT, PROFILES, Profile
 from riebench.store.folder import RunFolder, ScoreKey
 from riebench.store.records import RECORDS_FILE, SCORES_FILE, RunSpec, ScoreRecord, UnitKey
-from riebench.tasks.schema import ALL_CATEGORIES, StoredModel
+from riebench.tasks.schema import ALL_CATEGORIES, Setting, StoredModel
 from riebench.utils.files import read_lines
 
 EVERYTHING = "all"
@@ -161,6 +161,20 @@ def _shorten(value: object) -> str:
     return text[:SHORT_HASH] if len(text) > 2 * SHORT_HASH and " " not in text and "/" not in text else text
 
 
+EARLIER_ACCESS: Mapping[tuple[str, str], str] = {
+    ("random_features", "M"): "PAM",
+    ("random_directions", "M"): "PAM",
+    ("wrong_example", "PAM"): "PAMT",
+    ("concept_steering", "PAT"): "T",
+}
+"""Method and the access that runs of it stated before declarations were checked -> what it looks at."""
+
+
+def true_access(setting: Setting) -> str:
+    """Return what a stored setting's method looks at, whatever it stated at the time."""
+    return EARLIER_ACCESS.get((setting.method, setting.access), setting.access)
+
+
 class TableRow(StoredModel):
     """One cell of a table, with all that is needed to print and to check it."""
 
@@ -243,7 +257,9 @@ class Configuration:
 
     def row(self, metric: str, category: str) -> TableRow:
         """Return the cell of a metric and a category, with its interval."""
-        result = estimate(self._values(metric, category), self.clusters)
+        about = METRICS.get(metric)
+        values = self._values(metric, category)
+        result = estimate(values, self.clusters, share=about.is_share, bounds=(about.low, about.high))
         scored, expected = self.counts(metric, category)
         return TableRow(
             model=self.model,
@@ -331,7 +347,7 @@ def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[st
                 model=spec.model.name,
                 setting=spec.setting.name,
                 method=spec.setting.method,
-                access=spec.setting.access,
+                access=true_access(spec.setting),
                 block_set=block_set,
                 strength=strength,
                 run_id=spec.run_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from riebench.analysis.configurations import (
     scored_profiles,
     whole_configurations,
 )
-from riebench.analysis.standings import MIN_LEVELS, REFERENCE, MethodComparison, ReadFolder, Standing, group_entries
+from riebench.analysis.standings import (
+    MIN_EXAMPLES,
+    MIN_LEVELS,
+    REFERENCE,
+    MethodComparison,
+    ReadFolder,
+    Standing,
+    group_entries,
+)
 from riebench.analysis.stats import Estimate
 from riebench.analysis.tables import cell_text, outsized_notes
 from riebench.errors import RiebenchError
@@ -39,12 +48,17 @@ def leaderboard_document(results: Path) -> Document:
     introduction: tuple[Piece, ...] = (
         "Alignment and preservation belong together: changing more is easy. So a method is summed up by its ",
         Code("area"),
-        ": the CLIP alignment gain it reaches at LPIPS budgets of 0.05 to 0.5, its level chosen on one half of the "
-        "examples and read on the other. Rank groups are given among methods that look at the same things (",
+        ": the CLIP alignment gain it reaches at LPIPS budgets of 0.05 to 0.5. A budget binds every example: each is "
+        "read where its LPIPS reaches the budget, between two levels if need be, or at the largest level, which is "
+        "chosen on one half of the examples and read on the other. Rank groups are given among methods that look at "
+        "the same things (",
         Code("sees"),
         ": target prompt P, activations of the paired target run A, masks M, training T, inversion V): 1 + the number "
-        "of methods that are better beyond doubt. Whoever lacks a number, or has fewer than "
-        f"{MIN_LEVELS} levels of its knob, has no rank.",
+        "of methods that are better beyond doubt; controls are ranked beside the method that they control. Whoever "
+        f"lacks a number, or has fewer than {MIN_LEVELS} levels of its knob (strengths that give the same pictures are "
+        f"one), has no rank, and nobody has one below {MIN_EXAMPLES} independent examples a category. Seeds of one "
+        "example give "
+        "much the same numbers: it is examples that narrow an interval.",
     )
     blocks: list[Block] = [Heading(1, ("Leaderboard",)), Paragraph(introduction)]
     if not groups:
@@ -73,21 +87,45 @@ def _method_blocks(read: Sequence[ReadFolder]) -> list[Block]:
     standings = comparison.standings()
     adjusted = sum(standing.versus is not None for standing in standings)
     examples, seeds = comparison.examples, comparison.seeds
+    entry = comparison.reference
+    against = REFERENCE if entry is None else entry.name
+    reference: tuple[Piece, ...] = (Code(against),) if entry is None or against == REFERENCE else (
+        Code(against), " (the entry of ", Code(REFERENCE), f" that has a rank, or most levels: {entry.levels})",
+    )  # fmt: skip
     note: tuple[Piece, ...] = (
         f"{len(examples.ids)} examples in {len(examples.strata)} categories, {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'} each. Intervals: 95 %, percentile bootstrap over "
+        f"{'seed' if seeds == 1 else 'seeds'} each. Intervals: 95 %, studentised bootstrap over "
         f"{'clusters of examples' if examples.ids != examples.clusters else 'examples'} inside categories, "
-        f"{comparison.replicates} replicates, seed {comparison.seed}. p: Holm over the {adjusted} comparisons with ",
-        Code(REFERENCE),
-        "; detectable: difference found with 80 % power. area and gains x100, completion in % of ",
+        f"{comparison.replicates} replicates, seed {comparison.seed}. p: of the {adjusted} comparisons with ",
+        *reference,
+        ", adjusted together, as ranks are inside one sort of access, by the max-T step-down of Westfall and Young on "
+        "the same replicates; detectable: difference found with 80 % power. area and gains x100, completion in % of ",
         Code("target_prompt"),
         ".",
     )
     header = [
         "group", "method", "SAE", "sees", "levels", "area", "all alike", "completion", "LPIPS", "second scorer",
-        "scorer", f"minus {REFERENCE}", "detectable", "scored", "note",
+        "scorer", f"minus {against}", "detectable", "scored", "note",
     ]  # fmt: skip
-    return [Paragraph(note), MarkupTable.of(header, map(_method_row, standings))]
+    about = [Paragraph(note), *_seed_note(comparison)]
+    return [*about, MarkupTable.of(header, map(_method_row, standings))]
+
+
+def _seed_note(comparison: MethodComparison) -> list[Block]:
+    """Return a paragraph on what more seeds and more examples would do to intervals."""
+    correlation, seeds = comparison.seed_correlation, comparison.seeds
+    if correlation is None:
+        return []
+    kept = math.sqrt(max(0.0, (1 + (seeds - 1) * correlation) / seeds))
+    return [
+        Paragraph(
+            (
+                f"Examples, not seeds, buy precision: gains of two seeds of one example correlate {correlation:.2f} "
+                f"(median of the methods, each at its best level), so {seeds} seeds make an interval {kept:.2f} times "
+                f"as wide as one seed does, and twice as many examples {math.sqrt(0.5):.2f} times.",
+            )
+        )
+    ]
 
 
 def _method_row(standing: Standing) -> list[str]:

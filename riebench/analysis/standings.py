@@ -25,17 +25,9 @@ from riebench.analysis.configurations import (
     origin_gap,
     whole_configurations,
 )
-from riebench.analysis.stats import (
-    BOOTSTRAP_SEED,
-    POWER_FACTOR,
-    REPLICATES,
-    Estimate,
-    holm,
-    interval,
-    p_value,
-    rank_groups,
-)
-from riebench.analysis.tradeoff import Examples, TradeOff, cross_fit, macro_means, micro_means
+from riebench.analysis.multiple import rank_groups, step_down
+from riebench.analysis.stats import BOOTSTRAP_SEED, POWER_FACTOR, REPLICATES, Estimate, Replicates, seed_correlation
+from riebench.analysis.tradeoff import Examples, SampleMean, TradeOff, along_curves, cross_fit, paired_differences
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 
@@ -50,8 +42,20 @@ SECOND = "clip_gain_2"
 """The gain by a scorer that chose nothing."""
 MIN_LEVELS = 6
 """Strength levels that a method needs for a rank: with fewer it cannot use the budgets that others use."""
+SAME_LEVEL = 1e-5
+"""Largest difference of scores between strengths that give one and the same picture."""
+MIN_EXAMPLES = 12
+"""Independent examples in each category that a rank takes: with fewer, equal methods are told apart too often."""
 REFERENCE = "mean_steering"
-"""The method that all others are compared with."""
+"""The method that all others are compared with: its sweep, if there are several entries of it."""
+KNOB_ENDS: Mapping[str, float] = {"embed_lerp": 1, "prompt_switch": 1, "masked_target": 1, "img2img": 1, "p2p": 0}
+"""Method whose knob has an end -> the strength of most change, which a rank takes: without it the curve is cut off."""
+CONTROLLED: Mapping[str, str] = {
+    "random_features": "sae",
+    "random_directions": "sae",
+    "wrong_example": "sae",
+}
+"""Control -> the method that it controls, beside which it is ranked whatever it looks at itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +83,22 @@ class Entry:
         """Text that tells the entry apart from others of its suite and model."""
         return "\n".join((self.name, self.sae, self.block_set))
 
-    @property
+    @cached_property
     def levels(self) -> int:
-        """Number of strength levels that were planned.
+        """Number of strength levels.
 
-        Strength 0 is every method's and is not counted.
+        Strengths that give one and the same picture of every example are one level, and none if it is the source
+        picture. Strength 0 is every method's and is not counted.
         """
-        return sum(1 for configuration in self.configurations if configuration.strength != 0)
+        seen: list[Mapping[str, Mapping[tuple[str, int], float]]] = []
+        for configuration in self.configurations:
+            units = {metric: configuration.units.get(metric, {}) for metric in (DISTANCE, GAIN)}
+            scored = all(units.values())
+            idle = scored and all(abs(value) <= SAME_LEVEL for found in units.values() for value in found.values())
+            known = scored and any(_same_numbers(units, other) for other in seen)
+            if configuration.strength != 0 and not idle and not known:
+                seen.append(units)
+        return len(seen)
 
     @property
     def scorer(self) -> str:
@@ -170,6 +183,17 @@ class Entry:
         return np.array(columns).T if columns else None
 
 
+def _same_numbers(
+    one: Mapping[str, Mapping[tuple[str, int], float]], other: Mapping[str, Mapping[tuple[str, int], float]]
+) -> bool:
+    """Check that two configurations have equal numbers of the same units."""
+    return all(
+        one[metric].keys() == other[metric].keys()
+        and all(abs(value - other[metric][unit]) <= SAME_LEVEL for unit, value in one[metric].items())
+        for metric in one
+    )
+
+
 def entries(
     folders: Iterable[RunFolder], profile: str = DEFAULT, *, single_blocks: bool = False, extra: Sequence[str] = ()
 ) -> list[Entry]:
@@ -202,11 +226,15 @@ def group_entries(read: Iterable[ReadFolder], *, single_blocks: bool = False) ->
     return [_entry(name, sae, block_set, members) for (name, sae, block_set), members in sorted(found.items())]
 
 
+def sorted_access(letters: Iterable[str]) -> str:
+    """Return letters of access in their one order."""
+    return "".join(sorted(letters, key="PAMTV".index))
+
+
 def _entry(name: str, sae: str, block_set: str, members: Sequence[tuple[RunFolder, Configuration]]) -> Entry:
-    settings = [folder.spec.setting for folder, _ in members]
-    letters = {letter for setting in settings for letter in setting.access}
+    letters = {letter for _, configuration in members for letter in configuration.access}
     return Entry(
-        name, settings[0].method, "".join(sorted(letters, key="PAMTV".index)), sae, block_set,
+        name, members[0][1].method, sorted_access(letters), sae, block_set,
         tuple(configuration for _, configuration in members),
     )  # fmt: skip
 
@@ -227,15 +255,19 @@ class Standing:
 
     Attributes:
         entry: the method.
-        group: rank group among entries with equal access; None for ends, gaps and methods with few levels.
+        group: rank group among entries with equal access; None for ends, gaps, methods with few levels, and too few
+            examples.
         area: mean cross-fitted gain over the LPIPS budgets, with its interval.
         micro: the same with every example weighing alike.
         completion: area as a share of the gain of the target prompt's own pictures, with its interval.
         realised: mean LPIPS at which the gains were read.
         second: the area read by the independent scorer at the configurations that the first one chose.
-        versus: area minus that of `REFERENCE`, and its p-value, adjusted over all methods.
-        detectable: difference to `REFERENCE` that 80 % of such experiments would find.
+        versus: area minus that of the reference (`MethodComparison.reference`), and its p-value, adjusted over all
+            methods.
+        detectable: difference to the reference that 80 % of such experiments would find.
         note: why there is no rank.
+        ranked_among: letters of the methods that the rank group is among: the entry's own, or those of the method that
+            a control belongs to.
     """
 
     entry: Entry
@@ -248,6 +280,7 @@ class Standing:
     versus: tuple[float, float] | None = None
     detectable: float | None = None
     note: str = ""
+    ranked_among: str = ""
 
 
 @dataclass(frozen=True)
@@ -291,6 +324,21 @@ class MethodComparison:
         return max((entry.seeds for entry in self.entries), default=0)
 
     @cached_property
+    def seed_correlation(self) -> float | None:
+        """Correlation of the gains of two seeds of one example, or None below two seeds.
+
+        It is the median of the methods, each at the level that gains most.
+        """
+        found = []
+        for entry in self.entries:
+            levels = [c for c in entry.configurations if entry.method not in ENDS and c.example_means(GAIN)]
+            if levels:
+                best = max(levels, key=lambda c: float(np.mean(list(c.example_means(GAIN).values()))))
+                found.append(seed_correlation(best.units.get(GAIN, {})))
+        known = [one for one in found if one is not None]
+        return float(np.median(known)) if known else None
+
+    @cached_property
     def weights(self) -> Floats:
         """Weights [1 + R, E]: every example once, then the bootstrap's draws."""
         return np.vstack([np.ones((1, len(self.examples.ids))), self.examples.draws(self.replicates, self.seed)])
@@ -301,11 +349,15 @@ class MethodComparison:
         other = other or origin_gap(entry.origins, self.origins)
         if other is not None:
             return other
-        clusters = {(c, k) for c, k in zip(self.examples.categories, self.examples.clusters, strict=True)}
-        counted = Counter(category for category, _ in clusters)
-        if min(counted.values(), default=0) < 2:
+        if self.least_examples < 2:
             return "fewer than 2 independent examples in a category"
         return entry.gap(self.examples, self.seeds)
+
+    @cached_property
+    def least_examples(self) -> int:
+        """Number of independent examples in the category that has fewest."""
+        pairs = {(c, k) for c, k in zip(self.examples.categories, self.examples.clusters, strict=True)}
+        return min(Counter(category for category, _ in pairs).values(), default=0)
 
     def trade_off(self, entry: Entry, read: str = GAIN, category: str | None = None) -> TradeOff | None:
         """Compute an entry's trade-off in every replicate; None if it lacks a number.
@@ -315,17 +367,31 @@ class MethodComparison:
             read: the metric that is read where `GAIN` has chosen.
             category: reads this one alone, at what was chosen on all.
         """
-        distances, gains = entry.values(DISTANCE, self.examples), entry.values(GAIN, self.examples)
+        gains = entry.values(GAIN, self.examples)
         other = gains if read == GAIN else entry.values(read, self.examples)
-        if distances is None or gains is None or other is None:
-            return None
-        return cross_fit(distances, gains, self.examples, self.weights, read=other, category=category)
+        return None if gains is None or other is None else self.cross_fit(entry, gains, other, category)
 
-    def estimate(self, draws: Floats) -> Estimate:
-        """Return the observed value, the first draw, with the interval of the others."""
-        found = interval(draws[1:])
-        low, high = found if found is not None else (None, None)
-        return Estimate(float(draws[0]), low, high, len(self.examples.ids))
+    def cross_fit(
+        self, entry: Entry, gains: Floats, read: Floats | None = None, category: str | None = None
+    ) -> TradeOff | None:
+        """Compute an entry's trade-off by numbers of another kind; None without LPIPS.
+
+        Args:
+            entry: the method.
+            gains: [E, configurations], by which the level is chosen.
+            read: what is read there, if not `gains`.
+            category: reads this one alone.
+        """
+        distances = entry.values(DISTANCE, self.examples)
+        if distances is None:
+            return None
+        curves = along_curves(distances, [configuration.setting for configuration in entry.configurations])
+        return cross_fit(distances, gains, self.examples, self.weights, curves, read=read, category=category)
+
+    def estimate(self, found: Replicates) -> Estimate:
+        """Return a number with its interval."""
+        low, high = found.interval() or (None, None)
+        return Estimate(found.mean, low, high, len(self.examples.ids))
 
     def standings(self) -> list[Standing]:
         """Compute everything that the leaderboard prints.
@@ -348,34 +414,27 @@ class MethodComparison:
         return sorted(made, key=_order)
 
     def _standing(
-        self, entry: Entry, area: TradeOff | None, gap: str | None, group: int | None,
-        versus: tuple[float, float, float] | None, far_end: Floats | None,
+        self, entry: Entry, found: TradeOff | None, gap: str | None, group: int | None,
+        versus: tuple[float, float, float] | None, far_end: SampleMean | None,
     ) -> Standing:  # fmt: skip
-        if area is None:
-            return Standing(entry, note=gap or "not scored")
+        if found is None:
+            return Standing(entry, note=gap or "not scored", ranked_among=self._rank_class(entry))
         second = self.trade_off(entry, SECOND)
         return Standing(
             entry,
             group=group,
-            area=self.estimate(area.area),
-            micro=self._micro(entry),
-            completion=self._completion(area.area, far_end),
-            realised=float(area.realised[0]),
-            second=None if second is None else float(second.area[0]),
+            area=self.estimate(found.area.replicates),
+            micro=float(found.area.part(slice(0, 1)).mean()),
+            completion=None if far_end is None else self.estimate(found.area.over(far_end)),
+            realised=found.realised,
+            second=None if second is None else second.area.replicates.mean,
             versus=None if versus is None else (versus[0], versus[1]),
             detectable=None if versus is None else versus[2],
-            note=_note(entry),
+            note=self._note(entry),
+            ranked_among=self._rank_class(entry),
         )
 
-    def _micro(self, entry: Entry) -> float | None:
-        """Compute an entry's area with every example weighing alike."""
-        distances, gains = entry.values(DISTANCE, self.examples), entry.values(GAIN, self.examples)
-        if distances is None or gains is None:
-            return None
-        found = cross_fit(distances, gains, self.examples, self.weights[:1], means=micro_means)
-        return float(found.area[0])
-
-    def _far_end(self, areas: Mapping[Entry, TradeOff]) -> Floats | None:
+    def _far_end(self, areas: Mapping[Entry, TradeOff]) -> SampleMean | None:
         """Compute the gain of the target prompt in every replicate.
 
         Returns None if there is none or if its interval holds 0.
@@ -383,58 +442,76 @@ class MethodComparison:
         for entry in areas:
             gains = entry.values(GAIN, self.examples) if entry.method == "target_prompt" else None
             if gains is not None:
-                draws = macro_means(gains[:, :1], self.weights, self.examples)[:, 0]
-                found = interval(draws[1:])
-                return draws if found is not None and not found[0] <= 0 <= found[1] else None
+                found = SampleMean.of(gains[:, 0], self.examples, self.weights)
+                ends = found.replicates.interval()
+                return found if ends is not None and not ends[0] <= 0 <= ends[1] else None
         return None
-
-    def _completion(self, area: Floats, far_end: Floats | None) -> Estimate | None:
-        return None if far_end is None else self.estimate(area / far_end)
 
     def _groups(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, int]:
         """Return the rank group of each entry that has one."""
-        ranked: dict[tuple[frozenset[str], str], dict[str, Entry]] = {}
+        ranked: dict[tuple[str, str], dict[str, Entry]] = {}
         for entry in areas:
-            if not _note(entry):
-                ranked.setdefault((frozenset(entry.access), entry.scorer), {})[entry.place] = entry
+            if not self._note(entry):
+                ranked.setdefault((self._rank_class(entry), entry.scorer), {})[entry.place] = entry
         found: dict[Entry, int] = {}
         for members in ranked.values():
-            groups = rank_groups({name: areas[entry].area for name, entry in members.items()})
+            means = {name: areas[entry].area for name, entry in members.items()}
+            differences = paired_differences(means)
+            adjusted = step_down({"\t".join(pair): one for pair, one in differences.items()})
+            p_values = dict(zip(differences, adjusted.values(), strict=True))
+            groups = rank_groups({name: mean.replicates.mean for name, mean in means.items()}, p_values)
             found |= {members[name]: group for name, group in groups.items()}
         return found
+
+    def _rank_class(self, entry: Entry) -> str:
+        """Return the letters of the methods that an entry is ranked among."""
+        method = CONTROLLED.get(entry.method)
+        beside = [other for other in self.entries if other.method == method]
+        return sorted_access((beside[0] if beside else entry).access)
+
+    @cached_property
+    def reference(self) -> Entry | None:
+        """The entry that all others are compared with, or None.
+
+        Of several entries of the method `REFERENCE` it is one that can be ranked, with most levels.
+        """
+        found = [e for e in self.entries if e.method == REFERENCE and self.gap(e) is None]
+        return min(found, key=lambda entry: (bool(self._note(entry)), -entry.levels, entry.place), default=None)
 
     def _versus(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, tuple[float, float, float]]:
         """Compare each entry with the reference.
 
         The values are the difference to the reference, its adjusted p, and the detectable difference.
         """
-        reference = next((entry for entry in areas if entry.method == REFERENCE), None)
-        if reference is None:
+        reference = self.reference
+        if reference is None or reference not in areas:
             return {}
         others = {
             entry.place: entry
             for entry in areas
-            if entry.method not in (REFERENCE, *ENDS) and entry.scorer == reference.scorer
+            if entry is not reference and entry.method not in ENDS and entry.scorer == reference.scorer
         }
-        differences = {name: areas[entry].area - areas[reference].area for name, entry in others.items()}
-        adjusted = holm({name: p_value(draws[1:]) for name, draws in differences.items()})
+        found = {name: (areas[entry].area - areas[reference].area).replicates for name, entry in others.items()}
+        adjusted = step_down(found)
         return {
-            others[name]: (float(draws[0]), adjusted[name], POWER_FACTOR * float(np.nanstd(draws[1:], ddof=1)))
-            for name, draws in differences.items()
+            others[name]: (one.mean, adjusted[name], POWER_FACTOR * float(one.errors[0])) for name, one in found.items()
         }
 
-
-def _note(entry: Entry) -> str:
-    """Return the reason why a complete entry has no rank; "" if it has one."""
-    if entry.method in ENDS:
-        return "end of the scale"
-    if entry.levels < MIN_LEVELS:
-        return f"{entry.levels} of {MIN_LEVELS} levels"
-    return ""
+    def _note(self, entry: Entry) -> str:
+        """Return the reason why a complete entry has no rank; "" if it has one."""
+        if entry.method in ENDS:
+            return "end of the scale"
+        if entry.levels < MIN_LEVELS:
+            return f"{entry.levels} of {MIN_LEVELS} levels"
+        end = KNOB_ENDS.get(entry.method)
+        if end is not None and all(configuration.strength != end for configuration in entry.configurations):
+            return f"no level at the end of its knob, {end:g}"
+        if self.least_examples < MIN_EXAMPLES:
+            return f"{self.least_examples} of {MIN_EXAMPLES} examples in a category"
+        return ""
 
 
 def _order(standing: Standing) -> tuple[bool, str, int, float, str]:
     """Return the sort key of a standing: ranked first, by access, group and area."""
-    letters = "".join(sorted(standing.entry.access, key="PAMTV".index))
     area = standing.area.mean if standing.area is not None and standing.area.mean is not None else 0.0
-    return standing.group is None, letters, standing.group or 0, -area, standing.entry.name
+    return standing.group is None, standing.ranked_among, standing.group or 0, -area, standing.entry.name

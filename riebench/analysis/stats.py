@@ -1,8 +1,9 @@
-"""Bootstrap estimates, intervals and tests.
+"""Bootstrap estimates and intervals.
 
-Examples are the unit of resampling, categories weigh the same, and every resampling is reproducible. The first part
-estimates means with intervals from scores. The second part works on replicates that are computed elsewhere: intervals,
-paired p-values, Holm's adjustment and rank groups.
+Examples are the unit of resampling, categories weigh the same, and every resampling is reproducible. Intervals are
+studentised (bootstrap-t; Efron and Tibshirani 1993, chapter 12): each replicate is divided by its own standard error,
+which is what keeps their coverage near 95 % with few and skewed examples, where percentiles of the replicates cover
+less. Shares between 0 and 1 have Wilson's interval. Tests are in `riebench.analysis.multiple`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from riebench.errors import RiebenchError
 
 Floats = NDArray[np.float64]
 
-ALPHA = 0.05
-"""Adjusted p-values below this count as a difference."""
 REPLICATES = 10_000
 BOOTSTRAP_SEED = 20_240_601
 LEVEL = 0.95
 POWER_FACTOR = 2.8
 """Normal quantiles of a two-sided 5 % test and of 80 % power, added: 1.96 + 0.84."""
+ROUNDING = 1e-12
+"""Errors below this share of a number are rounding of equal values."""
+LEAST_ERROR = 0.2
+"""Least standard error of a replicate, as a share of the observed one.
+
+A replicate that happens to draw equal examples only has no error of its own; divided by it, it would be endless.
+"""
 CACHE_BYTES = 2**30
 """Bytes of draws that are kept for the next method; another choice of examples needs draws of its own."""
 
@@ -65,55 +71,183 @@ def cluster_counts(name: str, groups: tuple[str, ...], replicates: int, seed: in
     return counts
 
 
+@dataclass(frozen=True, eq=False)
+class Replicates:
+    """A number with its standard error, as observed and in every replicate.
+
+    Attributes:
+        values: [1 + R], the observed number first.
+        errors: [1 + R], standard errors over independent examples; nan where a category has a single one.
+        centre: the best on all examples, where a level was chosen on some of them; else None.
+        settled: where a level was chosen, the same with the observed choice kept in every replicate; else None.
+    """
+
+    values: Floats
+    errors: Floats
+    centre: float | None = None
+    settled: Replicates | None = None
+
+    @property
+    def mean(self) -> float:
+        """The observed number."""
+        return float(self.values[0])
+
+    def interval(self) -> tuple[float, float] | None:
+        """Return the studentised 95 % interval, or None if there is none.
+
+        Where a best level was chosen, the replicates are taken as estimates of a number midway between their mean,
+        which lacks what a choice on fewer examples loses, and the best on all examples, which is too good by as much.
+        """
+        value, error = float(self.values[0]), float(self.errors[0])
+        if not (math.isfinite(value) and math.isfinite(error)):
+            return None
+        found = np.isfinite(self.values[1:]) & np.isfinite(self.errors[1:])
+        draws, errors = self.values[1:][found], np.maximum(self.errors[1:][found], LEAST_ERROR * error)
+        if not len(draws):
+            return None
+        if not error:
+            return value, value
+        truth = value if self.centre is None else (float(draws.mean()) + self.centre) / 2
+        tail = (1 - LEVEL) / 2
+        low, high = np.quantile((draws - truth) / errors, [tail, 1 - tail])
+        return value - float(high) * error, value - float(low) * error
+
+
+@dataclass(frozen=True, eq=False)
+class _Category:
+    """A category's part of a stratified mean.
+
+    Means and variances are [1 + R], the observed ones first.
+    """
+
+    means: Floats
+    variances: Floats
+    freedom: int
+    n_examples: int
+
+
 def estimate(
     values: Values,
     clusters: Mapping[str, str] | None = None,
     *,
+    share: bool = False,
+    bounds: tuple[float | None, float | None] = (None, None),
     replicates: int = REPLICATES,
     seed: int = BOOTSTRAP_SEED,
 ) -> Estimate:
-    """Estimate a mean with a percentile bootstrap interval of 95 %.
+    """Estimate a mean with an interval of 95 %.
 
     The mean is over seeds, then examples, then categories.
 
     Args:
         values: what was scored; examples without a value are absent.
         clusters: example id -> name of the group it is resampled with; absent ids are groups of their own.
+        share: whether the values are shares between 0 and 1, whose interval is Wilson's (`wilson`).
+        bounds: least and largest value that there can be; the interval ends there.
         replicates: bootstrap replicates.
         seed: of the generator.
 
     Returns:
-        The estimate. One example in each category gives an interval of width 0: it says nothing then.
+        The estimate, without an interval where a category has a single independent example: nothing is known of how
+        much others would differ.
     """
     parts = [
-        _category_replicates(name, examples, clusters or {}, replicates, seed)
+        _category_replicates(name, examples, clusters or {}, 0 if share else replicates, seed)
         for name, examples in sorted(values.items())
         if any(len(seeds) for seeds in examples.values())
     ]
     if not parts:
         return Estimate(None, None, None, 0)
-    mean = float(np.mean([part[0] for part in parts]))
-    draws = np.mean([part[1] for part in parts], axis=0)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Estimate(mean, float(low), float(high), sum(part[2] for part in parts))
+    n_examples = sum(part.n_examples for part in parts)
+    variances = np.array([part.variances for part in parts]) / len(parts) ** 2
+    found = Replicates(np.mean([part.means for part in parts], axis=0), np.sqrt(variances.sum(axis=0)))
+    if share and math.isfinite(found.errors[0]):
+        ends: tuple[float, float] | None = wilson(
+            found.mean, float(found.errors[0]), _freedom(variances[:, 0], [part.freedom for part in parts]),
+            sum(part.freedom + 1 for part in parts),
+        )  # fmt: skip
+    else:
+        ends = found.interval()
+    if ends is None:
+        return Estimate(found.mean, None, None, n_examples)
+    least, most = (limit if limit is not None else sign * math.inf for limit, sign in zip(bounds, (-1, 1), strict=True))
+    return Estimate(found.mean, max(least, ends[0]), min(most, ends[1]), n_examples)
 
 
 def _category_replicates(
     name: str, examples: Mapping[str, Sequence[float]], clusters: Mapping[str, str], replicates: int, seed: int
-) -> tuple[float, Floats, int]:
-    """Return a category's mean, its bootstrap replicates and its number of examples."""
+) -> _Category:
+    """Return a category's mean and its variance, as observed and in every replicate."""
     means = {example: _mean(seeds) for example, seeds in sorted(examples.items()) if len(seeds)}
     sums: dict[str, list[float]] = {}
     for example, mean in means.items():
         sums.setdefault(clusters.get(example, example), []).append(mean)
     groups = tuple(sorted(sums))
-    totals = np.array([sum(sums[group]) for group in groups])
+    # Differences from a middle value keep the squares below from losing digits.
+    middle = float(np.mean(list(means.values())))
+    totals = np.array([sum(sums[group]) - len(sums[group]) * middle for group in groups])
     sizes = np.array([len(sums[group]) for group in groups], dtype=np.float64)
-    counts = cluster_counts(name, groups, replicates, seed)
-    # Groups of one are the rule: then every replicate has as many examples as there are.
-    drawn = counts @ sizes if (sizes != 1).any() else float(len(groups))
-    return float(np.mean(list(means.values()))), (counts @ totals) / drawn, len(means)
+    drawn = cluster_counts(name, groups, replicates, seed) if replicates else np.empty((0, len(groups)))
+    counts = np.vstack([np.ones((1, len(groups))), drawn])
+    return _Category(*_ratio_replicates(totals, sizes, counts, middle), len(groups) - 1, len(means))
+
+
+def _ratio_replicates(totals: Floats, sizes: Floats, counts: Floats, middle: float) -> tuple[Floats, Floats]:
+    """Return the mean of some groups' members and its variance, as counts drew them.
+
+    Args:
+        totals: [G], sums of the members' differences from `middle`.
+        sizes: [G], numbers of members.
+        counts: [1 + R, G], every group once first.
+        middle: the mean of all members.
+
+    Returns:
+        Means and variances, [1 + R] each; variances are nan for a single group.
+    """
+    n = len(totals)
+    if n < 2:
+        return np.full(len(counts), middle), np.full(len(counts), np.nan)
+    weight = counts @ sizes
+    # Finite but absurd values have a mean, and no finite variance.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = (counts @ totals) / weight
+        squares = counts @ totals**2 - 2 * mean * (counts @ (totals * sizes)) + mean**2 * (counts @ sizes**2)
+        variances = n / (n - 1) * np.maximum(squares, 0) / weight**2
+        # What is left of equal values is rounding.
+        variances[np.sqrt(variances) < ROUNDING * (abs(middle) + np.abs(mean))] = 0
+    mean[0] = 0.0
+    return mean + middle, variances
+
+
+def _freedom(variances: Floats, freedom: Sequence[int]) -> float:
+    """Return the degrees of freedom of a sum of variances (Satterthwaite 1946)."""
+    total = float(variances.sum())
+    if not total:
+        return math.inf
+    return total**2 / float((variances**2 / np.array(freedom)).sum())
+
+
+def wilson(share: float, error: float, freedom: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson 1927), with its observed error.
+
+    The number of trials is that at which independent trials would have this error: seeds of one example count for
+    less than examples do, and categories that differ for more.
+
+    Args:
+        share: 0 to 1.
+        error: its standard error.
+        freedom: degrees of freedom of the error.
+        n: independent examples, which is the number of trials where no two differ inside a category.
+    """
+    from scipy.stats import norm, t
+
+    varies = error > 0 and 0 < share < 1
+    trials = share * (1 - share) / error**2 if varies else float(n)
+    tail = 1 - (1 - LEVEL) / 2
+    z = float(t.ppf(tail, freedom)) if varies and math.isfinite(freedom) else float(norm.ppf(tail))
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    reach = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def _mean(seeds: Sequence[float]) -> float:
@@ -137,7 +271,28 @@ def detectable_difference(differences: Sequence[float]) -> float | None:
     return POWER_FACTOR * float(np.std(differences, ddof=1)) / math.sqrt(n)
 
 
-def interval(draws: Floats) -> tuple[float, float] | None:
+def seed_correlation(units: Mapping[tuple[str, int], float]) -> float | None:
+    """Compute the correlation of two seeds of one example (intraclass, one way).
+
+    Args:
+        units: (example id, seed) -> value; examples with fewer seeds than the most are left out.
+
+    Returns:
+        At most 1, or None below two seeds or examples, or where nothing varies.
+    """
+    seeds: dict[str, list[float]] = {}
+    for (example, _), value in sorted(units.items()):
+        seeds.setdefault(example, []).append(value)
+    most = max(map(len, seeds.values()), default=0)
+    table = np.array([values for values in seeds.values() if len(values) == most])
+    if most < 2 or len(table) < 2:
+        return None
+    between, within = most * table.mean(axis=1).var(ddof=1), table.var(axis=1, ddof=1).mean()
+    whole = between + (most - 1) * within
+    return float((between - within) / whole) if whole > 0 else None
+
+
+def percentile_interval(draws: Floats) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of replicates, or None if none is finite.
 
     Args:
@@ -149,59 +304,6 @@ def interval(draws: Floats) -> tuple[float, float] | None:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def p_value(differences: Floats) -> float:
-    """Compute the two-sided bootstrap p-value of a paired difference.
-
-    Args:
-        differences: [R], one per replicate, of the same draws on both sides; replicates without a value are nan and
-            count for nothing.
-
-    Returns:
-        2 min(share <= 0, share >= 0), shares with +1 in numerator and denominator, at most 1. A method against
-        itself gives 1.
-    """
-    found = differences[np.isfinite(differences)]
-    below, above = int((found <= 0).sum()), int((found >= 0).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (len(found) + 1))
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjust p-values by Holm's step-down method inside one family of tests.
-
-    Args:
-        p_values: comparison -> raw p.
-    """
-    if not p_values:
-        return {}
-    from statsmodels.stats.multitest import multipletests
-
-    adjusted = multipletests([*p_values.values()], method="holm")[1]
-    return {name: float(p) for name, p in zip(p_values, adjusted, strict=True)}
-
-
-def rank_groups(areas: Mapping[str, Floats]) -> dict[str, int]:
-    """Rank methods by areas, in groups that cannot be told apart.
-
-    A method's group is 1 + the number of methods that are better with an adjusted p below 0.05; all pairs are one
-    family of tests.
-
-    Args:
-        areas: method -> [1 + R]: the observed area, then its bootstrap replicates, of the same draws for all.
-
-    Returns:
-        Method -> rank group; methods that cannot be told apart from the best are all in group 1.
-    """
-    names = sorted(areas)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    raw = {f"{a}\n{b}": p_value((areas[a] - areas[b])[1:]) for a, b in pairs}
-    adjusted = holm(raw)
-    groups = dict.fromkeys(names, 1)
-    for a, b in pairs:
-        if adjusted[f"{a}\n{b}"] < ALPHA:
-            groups[b if areas[a][0] > areas[b][0] else a] += 1
-    return groups
 
 
 def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashable | None]) -> float | None:

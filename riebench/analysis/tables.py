@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from riebench.analysis.compare import check_claims, contrast_part
 from riebench.analysis.configurations import (
     EVERYTHING,
     LARGEST_SCORE,
@@ -49,6 +50,9 @@ from riebench.utils.markup import (
 
 PART = re.compile(r"(<!-- table: (\S+) metric=(\S+) settings=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 """A part of a document: an opening mark with its options, the content, and the end mark."""
+CONTRAST = re.compile(r"(<!-- contrast: (\S+) metric=(\S+) first=(\S+) second=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""Likewise, a part with sentences on how two settings differ."""
+TABLE_MARK, CONTRAST_MARK = "<!-- table:", "<!-- contrast:"
 TablePair = tuple[Document, str]
 """A table for people, and the text of its CSV file with all its numbers."""
 
@@ -56,9 +60,11 @@ TablePair = tuple[Document, str]
 def cell_text(row: TableRow) -> str:
     """Return a cell as printed: mean, interval, scored/expected."""
     counts = f"{row.n_scored}/{row.n_expected}"
-    if row.mean is None or row.ci_low is None or row.ci_high is None:
+    if row.mean is None:
         return f"– {counts}" if row.n_expected else ""
     form = metric_format(row.metric)
+    if row.ci_low is None or row.ci_high is None:
+        return f"{form.number(row.mean)} [–] {counts}"
     return f"{form.number(row.mean)} [{form.number(row.ci_low)}, {form.number(row.ci_high)}] {counts}"
 
 
@@ -80,8 +86,8 @@ def _note(found: list[Configuration]) -> list[Block]:
     paragraphs: list[list[Piece]] = [
         [
             f"{len(examples)} examples, up to {max(seeds, default=0)} seed(s) each. Cells: mean [95 % interval] "
-            f"scored/expected; percentile bootstrap over examples inside each category, {REPLICATES} replicates, "
-            f"seed {BOOTSTRAP_SEED}. ",
+            f"scored/expected; studentised bootstrap over examples inside each category, {REPLICATES} replicates, "
+            f"seed {BOOTSTRAP_SEED}, and Wilson's interval for shares in %. Examples, not seeds, narrow an interval. ",
             Code(EVERYTHING),
             " is the mean over categories.",
         ]
@@ -492,23 +498,33 @@ def table_part(file: Path, metric: str, settings: list[str]) -> str:
 
 
 def fill_document(document: Path, *, check: bool = False) -> None:
-    """Update the marked parts of a document from the stored tables.
+    """Update the marked parts of a document from the stored tables and results.
+
+    Parts are tables of means (`table_part`) and sentences on how two settings differ
+    (`riebench.analysis.compare`). A document with such sentences has claims of their kind nowhere else.
 
     Args:
         document: the Markdown file.
         check: only looks.
 
     Raises:
-        RiebenchError: with `check`, if the document is out of date; if it cannot be read, has no part or
-            names what is not there.
+        RiebenchError: with `check`, if the document is out of date; if it cannot be read, has no part, names what is
+            not there, or claims a difference outside its parts.
     """
 
-    def part_text(match: re.Match[str]) -> str:
+    def table_text(match: re.Match[str]) -> str:
         return table_part(document.parent / match[2], match[3], match[4].split(","))
 
-    fill_parts(
-        document, PART, part_text, mark="<!-- table:", command=f"riebench tables --document {document}", check=check
-    )
+    def contrast_text(match: re.Match[str]) -> str:
+        return contrast_part(document.parent / match[2], match[3], match[4], match[5])
+
+    text = document.read_text(encoding="utf-8", errors="replace") if document.exists() else ""
+    command = f"riebench tables --document {document}"
+    if CONTRAST_MARK in text:
+        check_claims(str(document), text, (PART, CONTRAST))
+        fill_parts(document, CONTRAST, contrast_text, mark=CONTRAST_MARK, command=command, check=check)
+    if TABLE_MARK in text or CONTRAST_MARK not in text:
+        fill_parts(document, PART, table_text, mark=TABLE_MARK, command=command, check=check)
 
 
 def fill_parts(

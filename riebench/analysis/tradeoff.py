@@ -1,9 +1,14 @@
 """The trade-off of alignment and preservation as one number a method, the area.
 
-The number is declared before any result is seen. A method is a set of configurations (its settings, blocks and
-strengths). At each budget of LPIPS the configuration that gains most on one half of the examples is read on the other
-half, the halves change places, and the two readings are averaged: a strength is never chosen by the pictures it is
-judged by. The mean over the budgets is the `area`.
+The number is declared before any result is seen. Each strength level of a method gives every example a point, its
+LPIPS and its gain; with no edit as the first point they make a curve for each example, straight between levels. At a
+budget of LPIPS an example is read where its own curve first exceeds the budget, or at a largest level, whichever comes
+first. So a budget binds each example: leaving hard examples alone frees nothing for easy ones. And two methods are read
+at the same LPIPS, wherever their levels happen to lie. The mean over the budgets is what the example gives at that
+largest level, and its mean over examples and categories the `area`.
+
+The largest level is chosen by the area on one half of the examples and read on the other half, and the halves change
+places: a level is never chosen by the pictures it is judged by.
 
 All of it is vectorised over bootstrap replicates: weights [R, E] say how often each example was drawn, and a replicate
 redoes means, selection and area. The observed value is the replicate in which every example was drawn once.
@@ -14,19 +19,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.analysis.stats import cluster_counts
+from riebench.analysis.stats import Replicates, cluster_counts
 
 Floats = NDArray[np.float64]
 
 BUDGETS: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(1, 11))
-"""Mean LPIPS that an edit may cost: 0.05 to 0.5."""
+"""LPIPS that the edit of an example may cost: 0.05 to 0.5."""
 TOLERANCE = 1e-9
-"""A mean this little above a budget is within it."""
+"""An LPIPS this little above a budget is within it."""
+CHUNK_BYTES = 2**27
+"""Bytes of replicates that are worked on together."""
 FOLD_LABEL = "riebench-fold-v1:"
 
 
@@ -92,6 +99,19 @@ class Examples:
         """Positions of each category's examples."""
         return {c: np.flatnonzero([own == c for own in self.categories]) for c in sorted(set(self.categories))}
 
+    @cached_property
+    def independent(self) -> dict[str, tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """Clusters of each category.
+
+        The values are the place of the first member of each cluster, and each member's cluster.
+        """
+        found = {}
+        for category, members in self.strata.items():
+            names = [self.clusters[i] for i in members]
+            first, place = np.unique(names, return_index=True, return_inverse=True)[1:]
+            found[category] = (first, place)
+        return found
+
     def draws(self, replicates: int, seed: int) -> Floats:
         """Draw examples: how often each is in each replicate, float64 [R, E].
 
@@ -131,71 +151,218 @@ def macro_means(values: Floats, weights: Floats, examples: Examples, half: int |
         return total / present
 
 
-def micro_means(values: Floats, weights: Floats, examples: Examples, half: int | None = None) -> Floats:
-    """Compute weighted means over all examples alike.
-
-    Arguments and result are those of `macro_means`.
-    """
-    inside = np.arange(len(values)) if half is None else np.flatnonzero(examples.halves == half)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means: Floats = (weights[:, inside] @ values[inside]) / weights[:, inside].sum(axis=1, keepdims=True)
-    return means
-
-
-Means = Callable[[Floats, Floats, Examples, int | None], Floats]
-
-
-def category_means(values: Floats, weights: Floats, examples: Examples, half: int | None, category: str) -> Floats:
+def category_means(values: Floats, weights: Floats, examples: Examples, category: str) -> Floats:
     """Compute weighted means over one category alone.
 
     Arguments and result are those of `macro_means`.
     """
     members = examples.strata[category]
-    inside = members if half is None else members[examples.halves[members] == half]
     with np.errstate(invalid="ignore", divide="ignore"):
-        means: Floats = (weights[:, inside] @ values[inside]) / weights[:, inside].sum(axis=1, keepdims=True)
+        means: Floats = (weights[:, members] @ values[members]) / weights[:, members].sum(axis=1, keepdims=True)
     return means
 
 
-def best_within(distances: Floats, gains: Floats, budget: float) -> NDArray[np.intp]:
-    """Find the configuration that gains most within a budget; of equals the nearer.
-
-    Args:
-        distances: [R, C], mean LPIPS; column 0 is no edit at all.
-        gains: [R, C].
-        budget: largest distance allowed.
-
-    Returns:
-        int [R], positions of configurations.
-    """
-    allowed = np.where(distances <= budget + TOLERANCE, gains, -np.inf)
-    best = allowed.max(axis=1, keepdims=True)
-    return np.asarray(np.where(allowed == best, distances, np.inf).argmin(axis=1))
-
-
-@dataclass(frozen=True)
-class TradeOff:
-    """Gains and distances of a method at each budget, in every replicate.
+@dataclass(frozen=True, eq=False)
+class SampleMean:
+    """A mean over examples, then categories, in every replicate.
 
     Attributes:
-        gains: [R, budgets], cross-fitted gain.
-        distances: [R, budgets], the LPIPS at which it was read.
+        examples: that it is over.
+        weights: [1 + R, E], see `Examples.draws`; every example once first.
+        part: replicates -> what each example gives, [replicates, E].
+        category: the only one that counts; None for all.
+        centre: see `Replicates.centre`.
     """
 
-    gains: Floats
-    distances: Floats
+    examples: Examples
+    weights: Floats
+    part: Callable[[slice], Floats]
+    category: str | None = None
+    centre: float | None = None
+
+    @classmethod
+    def of(cls, values: Floats, examples: Examples, weights: Floats, category: str | None = None) -> SampleMean:
+        """Return the mean of values [E] that are the same in every replicate."""
+        return cls(examples, weights, lambda rows: np.broadcast_to(values, weights[rows].shape), category)
+
+    @cached_property
+    def replicates(self) -> Replicates:
+        """The mean with its standard error, as observed and in every replicate."""
+        values, errors = [], []
+        for rows in chunks(len(self.weights), len(self.examples.ids)):
+            means, deviations = self.deviations(rows)
+            values.append(means)
+            errors.append(np.sqrt((deviations**2).sum(axis=1)))
+        settled = None if self.centre is None else self.settled.replicates
+        return Replicates(np.concatenate(values), np.concatenate(errors), self.centre, settled)
 
     @property
-    def area(self) -> Floats:
-        """Mean gain over the budgets, [R]."""
-        area: Floats = self.gains.mean(axis=1)
-        return area
+    def settled(self) -> SampleMean:
+        """The mean with the observed choice, whatever replicates would choose."""
+        return SampleMean.of(self.part(slice(0, 1))[0], self.examples, self.weights, self.category)
 
     @property
-    def realised(self) -> Floats:
-        """Mean LPIPS over the budgets, [R]."""
-        realised: Floats = self.distances.mean(axis=1)
-        return realised
+    def values(self) -> Floats:
+        """The mean as observed, then in every replicate, [1 + R]."""
+        return self.replicates.values
+
+    def deviations(self, rows: slice) -> tuple[Floats, Floats]:
+        """Return means [r] and what independent examples add to errors [r, clusters].
+
+        The sum of squares of the latter is the squared standard error; that of the difference of two means is the
+        squared standard error of the difference.
+
+        Args:
+            rows: replicates.
+        """
+        part, weights = self.part(rows), self.weights[rows]
+        strata = self.examples.strata
+        chosen = strata if self.category is None else {self.category: strata[self.category]}
+        means, found = np.zeros(len(part)), []
+        for category, members in chosen.items():
+            drawn, given = weights[:, members], part[:, members]
+            size = drawn.sum(axis=1)
+            mean = (drawn * given).sum(axis=1) / size
+            apart = given - mean[:, None]
+            # Differences between equal values are rounding.
+            apart[np.abs(apart) < 1e-12 * (np.abs(mean)[:, None] + np.abs(given))] = 0
+            first, place = self.examples.independent[category]
+            n = len(first)
+            if n < len(members):
+                apart = apart @ np.eye(n)[place]
+            factor = np.sqrt(n / (n - 1)) if n > 1 else np.nan
+            found.append(factor * np.sqrt(drawn[:, first]) * apart / size[:, None] / len(chosen))
+            means += mean / len(chosen)
+        return means, np.hstack(found)
+
+    def __sub__(self, other: SampleMean) -> SampleMean:
+        """Return the paired difference of two means of the same draws."""
+        centres = [one.values[0] if one.centre is None else one.centre for one in (self, other)]
+        moved = self.centre is not None or other.centre is not None
+        return SampleMean(
+            self.examples, self.weights, lambda rows: self.part(rows) - other.part(rows), self.category,
+            float(centres[0] - centres[1]) if moved else None,
+        )  # fmt: skip
+
+    def over(self, other: SampleMean) -> Replicates:
+        """Return the ratio of two means of the same draws; its errors are linearised."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = self.values / other.values
+            change = SampleMean(
+                self.examples, self.weights,
+                lambda rows: (self.part(rows) - ratio[rows, None] * other.part(rows)) / other.values[rows, None],
+                self.category,
+            )  # fmt: skip
+            return Replicates(
+                ratio, change.replicates.errors, None if self.centre is None else float(self.centre / other.values[0])
+            )
+
+
+def chunks(replicates: int, width: int) -> list[slice]:
+    """Divide replicates into parts that are worked on together.
+
+    Args:
+        replicates: how many.
+        width: numbers of each.
+    """
+    size = max(1, CHUNK_BYTES // (8 * max(1, width)))
+    return [slice(first, min(first + size, replicates)) for first in range(0, replicates, size)]
+
+
+def paired_differences(means: Mapping[str, SampleMean]) -> dict[tuple[str, str], Replicates]:
+    """Return the differences of all pairs of means of the same examples and draws.
+
+    Args:
+        means: name -> mean.
+
+    Returns:
+        Pair of names -> first minus second.
+    """
+    names = list(means)
+    if len(names) < 2:
+        return {}
+    one, other = np.triu_indices(len(names), 1)
+    any_mean = means[names[0]]
+    values, errors = [], []
+    for rows in chunks(len(any_mean.weights), len(names) * (len(any_mean.examples.ids) + 4 * len(names))):
+        found = [means[name].deviations(rows) for name in names]
+        level = np.stack([mean for mean, _ in found], axis=1)
+        deviations = np.stack([deviation for _, deviation in found], axis=2)
+        products = deviations.transpose(0, 2, 1) @ deviations
+        squares = np.diagonal(products, axis1=1, axis2=2)
+        variances = squares[:, one] + squares[:, other] - 2 * products[:, one, other]
+        # What is left of equal deviations is rounding.
+        variances[variances < 1e-12 * (squares[:, one] + squares[:, other])] = 0
+        values.append(level[:, one] - level[:, other])
+        errors.append(np.sqrt(variances))
+    stacked = (np.concatenate(values), np.concatenate(errors))
+    moved = any(mean.centre is not None for mean in means.values())
+    settled = paired_differences({name: mean.settled for name, mean in means.items()}) if moved else {}
+    pairs = [(names[i], names[j]) for i, j in zip(one, other, strict=True)]
+    return {
+        pair: Replicates(stacked[0][:, column], stacked[1][:, column], settled=settled.get(pair))
+        for column, pair in enumerate(pairs)
+    }
+
+
+def budget_means(distances: Floats, values: Floats, curve: Sequence[int], budgets: Sequence[float] = BUDGETS) -> Floats:
+    """Compute what each example gives at each largest level, meaned over budgets.
+
+    Args:
+        distances: [E, C], LPIPS of each example under each configuration.
+        values: [E, C], what is read, relative to no edit.
+        curve: configurations in their order along the curve; no edit is before the first.
+        budgets: largest LPIPS of an example, one after the other.
+
+    Returns:
+        float64 [E, levels], one column for each level of the curve as the largest one.
+    """
+    far, read = (with_no_edit(table[:, list(curve)]) for table in (distances, values))
+    rows, last = np.arange(len(far)), far.shape[1] - 1
+    levels = np.arange(1, last + 1)
+    found = np.zeros((len(far), last))
+    for budget in budgets:
+        above = np.maximum.accumulate(far, axis=1) > budget + TOLERANCE
+        after = np.where(above[:, -1], above.argmax(axis=1), last + 1)
+        inside, beyond = after - 1, np.minimum(after, last)
+        length = far[rows, beyond] - far[rows, inside]
+        along = np.where(length > 0, (budget - far[rows, inside]) / np.where(length > 0, length, 1), 0.0)
+        crossing = read[rows, inside] + np.clip(along, 0, 1) * (read[rows, beyond] - read[rows, inside])
+        found += np.where(levels < after[:, None], read[:, 1:], crossing[:, None])
+    return found / len(budgets)
+
+
+def along_curves(distances: Floats, settings: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Order configurations along the curves of a method.
+
+    The levels of a setting are a curve, and so are, together, settings of a single level each. The order is that of
+    the mean LPIPS, since some knobs run backwards.
+
+    Args:
+        distances: [E, C].
+        settings: name of each configuration's setting.
+    """
+    mean = distances.mean(axis=0)
+    several = {name for name in settings if settings.count(name) > 1}
+    groups: dict[str, list[int]] = {}
+    for column, name in enumerate(settings):
+        groups.setdefault(name if name in several else "", []).append(column)
+    return tuple(tuple(sorted(group, key=lambda column: mean[column])) for group in groups.values())
+
+
+@dataclass(frozen=True, eq=False)
+class TradeOff:
+    """A method's area in every replicate.
+
+    Attributes:
+        area: mean gain over the budgets.
+        realised: mean LPIPS over the budgets at which it was read.
+        choice: int [1 + R, 2], the largest level that each half chose; 0 is no edit.
+    """
+
+    area: SampleMean
+    realised: float
+    choice: NDArray[np.intp]
 
 
 def with_no_edit(values: Floats) -> Floats:
@@ -208,39 +375,45 @@ def cross_fit(
     gains: Floats,
     examples: Examples,
     weights: Floats,
-    budgets: Sequence[float] = BUDGETS,
+    curves: Sequence[Sequence[int]] | None = None,
     *,
     read: Floats | None = None,
-    means: Means = macro_means,
     category: str | None = None,
 ) -> TradeOff:
-    """Choose configurations on one half and read them on the other, both ways.
+    """Choose the largest level on one half and read it on the other, both ways.
 
     Args:
         distances: [E, C], LPIPS of each example under each configuration, mean over seeds.
         gains: [E, C], likewise of `clip_gain`.
         examples: the rows.
-        weights: [R, E], see `Examples.draws`.
-        budgets: largest mean LPIPS, one after the other.
-        read: [E, C], what is read at the chosen configurations, if not `gains` themselves: another scorer's numbers.
-        means: `macro_means` or `micro_means`.
+        weights: [1 + R, E], every example once and then the draws, see `Examples.draws`.
+        curves: see `along_curves`; None for one curve.
+        read: [E, C], what is read at the chosen level, if not `gains` themselves: another scorer's numbers.
         category: reads this one alone; the choice is still made on all of them.
     """
-    reading = means if category is None else partial(category_means, category=category)
+    curves = along_curves(distances, [""] * distances.shape[1]) if curves is None else curves
+    gained, given, cost = (
+        with_no_edit(np.hstack([budget_means(distances, table, curve) for curve in curves]))
+        for table in (gains, gains if read is None else read, distances)
+    )
+    # Of equal levels the first, which is the nearer.
+    choice = np.stack([_best(macro_means(gained, weights, examples, half)) for half in (0, 1)], axis=1)
+    halves = examples.halves
 
-    def table(values: Floats, half: int) -> Floats:
-        return means(with_no_edit(values), weights, examples, half)
+    def chosen(table: Floats, rows: slice) -> Floats:
+        return np.where(halves == 0, table.T[choice[rows, 1]], table.T[choice[rows, 0]])
 
-    tables = [(table(distances, half), table(gains, half)) for half in (0, 1)]
-    read_values = with_no_edit(gains if read is None else read)
-    readings = [reading(read_values, weights, examples, half) for half in (0, 1)]
-    far = [reading(with_no_edit(distances), weights, examples, half) for half in (0, 1)]
-    rows = np.arange(len(weights))
-    read_gain = np.zeros((len(weights), len(budgets)))
-    read_distance = np.zeros_like(read_gain)
-    for column, budget in enumerate(budgets):
-        for half in (0, 1):
-            chosen = best_within(*tables[half], budget)
-            read_gain[:, column] += readings[1 - half][rows, chosen] / 2
-            read_distance[:, column] += far[1 - half][rows, chosen] / 2
-    return TradeOff(read_gain, read_distance)
+    best = _best(macro_means(gained, weights[:1], examples))[0]
+    at_best = SampleMean.of(given[:, best], examples, weights[:1], category).values[0]
+    area = SampleMean(examples, weights, lambda rows: chosen(given, rows), category, float(at_best))
+    realised = SampleMean(examples, weights[:1], lambda rows: chosen(cost, slice(0, 1)), category).values[0]
+    return TradeOff(area, float(realised), choice)
+
+
+def _best(means: Floats) -> NDArray[np.intp]:
+    """Return the position of the largest mean of each row.
+
+    It is the first of those that are equal up to rounding.
+    """
+    most = np.nanmax(np.nan_to_num(means, nan=-np.inf), axis=1, keepdims=True)
+    return np.asarray((np.nan_to_num(means, nan=-np.inf) >= most - TOLERANCE).argmax(axis=1))

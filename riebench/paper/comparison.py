@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.analysis.configurations import EVERYTHING, present_categories
-from riebench.analysis.standings import DISTANCE, ENDS, GAIN, Entry, MethodComparison, entries
-from riebench.analysis.stats import REPLICATES, Estimate, interval
-from riebench.analysis.tradeoff import category_means, cross_fit, macro_means
+from riebench.analysis.standings import ENDS, GAIN, Entry, MethodComparison, entries
+from riebench.analysis.stats import REPLICATES, Estimate, Replicates
+from riebench.analysis.tradeoff import SampleMean
 from riebench.analysis.validity.units import SUCCESS, add_success
 from riebench.store.folder import RunFolder
 
@@ -66,13 +66,13 @@ class Comparison:
         """Return the reason for which an entry has no area; None if it has one."""
         return self._gaps[entry]
 
-    def area(self, entry: Entry, category: str = EVERYTHING) -> Floats | None:
+    def area(self, entry: Entry, category: str = EVERYTHING) -> SampleMean | None:
         """Compute the mean gain over the budgets in every replicate.
 
         Levels are chosen on all categories.
 
         Returns:
-            Observed value first, then one value for each replicate; None if the entry has a gap.
+            None if the entry has a gap.
         """
         if self.gap(entry) is not None:
             return None
@@ -83,9 +83,9 @@ class Comparison:
         """Compute the mean LPIPS at which the area is read; None if there is no area."""
         field = MethodComparison(self.field.entries, replicates=0)
         found = field.trade_off(entry, category=None if category == EVERYTHING else category)
-        return None if found is None or self.gap(entry) is not None else float(found.realised[0])
+        return None if found is None or self.gap(entry) is not None else found.realised
 
-    def true_area(self, entry: Entry, category: str = EVERYTHING) -> Floats | None:
+    def true_area(self, entry: Entry, category: str = EVERYTHING) -> SampleMean | None:
         """Compute the area of true success instead of the score.
 
         Levels are chosen by true success.
@@ -96,7 +96,7 @@ class Comparison:
         success = self._success(entry)
         return None if success is None else self._cross_fit(entry, success, None, category)
 
-    def truth_at_choice(self, entry: Entry, category: str = EVERYTHING) -> Floats | None:
+    def truth_at_choice(self, entry: Entry, category: str = EVERYTHING) -> SampleMean | None:
         """Compute true success at the levels that the score chooses.
 
         Returns:
@@ -105,7 +105,7 @@ class Comparison:
         gains, success = entry.values(GAIN, self.field.examples), self._success(entry)
         return None if gains is None or success is None else self._cross_fit(entry, gains, success, category)
 
-    def target_prompt_gain(self, category: str = EVERYTHING) -> Floats | None:
+    def target_prompt_gain(self, category: str = EVERYTHING) -> SampleMean | None:
         """Compute the gain of the target prompt's own pictures in every replicate.
 
         Returns:
@@ -115,27 +115,26 @@ class Comparison:
             gains = entry.values(GAIN, self.field.examples)
             if gains is None or self.gap(entry) is not None:
                 continue
-            place = (gains[:, :1], self.field.weights, self.field.examples)
-            draws = macro_means(*place) if category == EVERYTHING else category_means(*place, None, category)
-            found = interval(draws[1:, 0])
-            return draws[:, 0] if found is not None and not found[0] <= 0 <= found[1] else None
+            some = None if category == EVERYTHING else category
+            found = SampleMean.of(gains[:, 0], self.field.examples, self.field.weights, some)
+            ends = found.replicates.interval()
+            return found if ends is not None and not ends[0] <= 0 <= ends[1] else None
         return None
 
-    def estimate(self, draws: Floats | None, category: str = EVERYTHING) -> Estimate:
+    def estimate(self, found: SampleMean | Replicates | None, category: str = EVERYTHING) -> Estimate:
         """Return the observed value with its interval; an empty estimate for None."""
-        if draws is None or not np.isfinite(draws[0]):
+        replicates = found.replicates if isinstance(found, SampleMean) else found
+        if replicates is None or not np.isfinite(replicates.mean):
             return Estimate(None, None, None, 0)
-        low, high = interval(draws[1:]) or (None, None)
-        return Estimate(float(draws[0]), low, high, self.n_examples(category))
+        low, high = replicates.interval() or (None, None)
+        return Estimate(replicates.mean, low, high, self.n_examples(category))
 
-    def _cross_fit(self, entry: Entry, gains: Floats, read: Floats | None, category: str) -> Floats | None:
+    def _cross_fit(self, entry: Entry, gains: Floats, read: Floats | None, category: str) -> SampleMean | None:
         """Compute an area by cross-fitting, with levels chosen by the given gains."""
-        distances = entry.values(DISTANCE, self.field.examples)
-        if distances is None or self.gap(entry) is not None:
+        if self.gap(entry) is not None:
             return None
-        some = None if category == EVERYTHING else category
-        examples, weights = self.field.examples, self.field.weights
-        return cross_fit(distances, gains, examples, weights, read=read, category=some).area
+        found = self.field.cross_fit(entry, gains, read, None if category == EVERYTHING else category)
+        return None if found is None else found.area
 
     def _success(self, entry: Entry) -> Floats | None:
         """Return true success less that of unedited pictures, [E, configurations]."""

@@ -39,7 +39,10 @@ TOY_SEED = 241_022_366
 """Seed of the toy world's captions, of scenes that nothing was trained on."""
 MANY_STEP_PARTNERS: dict[str, str] = {"toy-turbo": "toy-base", "sdxl-turbo": "sdxl-base"}
 """Few-step preset -> the many-step model that goes with it."""
-INTERVAL_TEXT = f"95 %, percentile bootstrap over prompts, {REPLICATES} replicates, seed {BOOTSTRAP_SEED}"
+INTERVAL_TEXT = (
+    "95 %, bootstrap over prompts, studentised for means and percentiles for explained variance, "
+    f"{REPLICATES} replicates, seed {BOOTSTRAP_SEED}"
+)
 HASH_DIGITS = 12
 """Number of printed digits of a hash."""
 

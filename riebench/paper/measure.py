@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts, estimate, interval
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts, estimate, percentile_interval
 from riebench.blocks import RESIDUAL, kind
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit
@@ -283,7 +283,7 @@ class Differences:
         by_prompt: dict[str, list[float]] = {}
         for sample, value in zip(self._samples, values, strict=True):
             by_prompt.setdefault(sample.name, []).append(float(value))
-        return estimate_cells(name, estimate({"prompts": by_prompt}))
+        return estimate_cells(name, estimate({"prompts": by_prompt}, bounds=(0, None)))
 
 
 def is_judged(spec: ModelSpec) -> bool:
@@ -365,7 +365,7 @@ class VarianceMeter:
         )
         row: Row = {"tokens": int(self.tokens.sum())}
         for column, name in enumerate(EV_NAMES):
-            ends = interval(draws[:, column]) or (None, None)
+            ends = percentile_interval(draws[:, column]) or (None, None)
             row |= {name: _finite_or_none(observed[0, column]), name + LOW: ends[0], name + HIGH: ends[1]}
         return row
 

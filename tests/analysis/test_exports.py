@@ -48,7 +48,7 @@ def test_everything_is_exported_and_the_same_again(results: Path, tmp_path: Path
         if path.suffix == ".tex":
             check_latex((tmp_path / "one" / path).read_text())
     units = pd.read_csv(tmp_path / "one" / "units.csv")
-    assert len(units) == 64 and not units.duplicated(["setting", "unit"]).any()
+    assert len(units) == 96 and not units.duplicated(["setting", "unit"]).any()
     gaps = units[units["setting"] == "gap_y"]
     assert (gaps["status"] == "error").sum() == 2 and gaps["clip_gain:b-clip"].isna().sum() == 4
     assert gaps["clip_gain:a-clip"].isna().all()

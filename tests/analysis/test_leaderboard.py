@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leaderboard_runs import add_run, rows, table
+from leaderboard_runs import EXAMPLES, add_run, rows, table
 
 from riebench.analysis.compare import compare, comparison_text
 from riebench.analysis.leaderboard import check_leaderboard, leaderboard_text, write_leaderboard
@@ -41,7 +41,7 @@ def test_groups_within_equal_access_and_none_for_gaps(tmp_path: Path) -> None:
     assert notes["failing"] == "6 units failed"
     assert "have no clip_gain" in notes["unscored"] and "have no clip_gain" in notes["short"]
     assert notes["few"] == "5 of 6 levels" and notes["good"] == ""
-    assert rows(tmp_path)["short"]["scored"] == "90/96"
+    assert rows(tmp_path)["short"]["scored"] == "138/144"
 
 
 def test_ends_of_the_scale_normalise_and_are_not_ranked(tmp_path: Path) -> None:
@@ -69,6 +69,54 @@ def test_settings_of_one_group_are_levels_of_one_method(tmp_path: Path) -> None:
     add_run(tmp_path, "k2", 0.03, levels=3, group="sae")
     found = rows(tmp_path)
     assert [*found] == ["sae"] and found["sae"]["levels"] == "6" and found["sae"]["group"] == "1"
+
+
+def test_the_reference_is_the_sweep_that_has_a_rank(tmp_path: Path) -> None:
+    add_run(tmp_path, "mean_steering", 0.02, method="mean_steering", levels=1)
+    add_run(tmp_path, "mean_steering_sweep", 0.01, method="mean_steering")
+    add_run(tmp_path, "good", 0.03)
+    found = rows(tmp_path)
+    assert found["mean_steering_sweep"]["minus mean_steering_sweep"] == "–"
+    assert (
+        "(p " in found["good"]["minus mean_steering_sweep"]
+        and "(p " in found["mean_steering"]["minus mean_steering_sweep"]
+    )
+    assert "(the entry of `mean_steering` that has a rank, or most levels: 6)" in leaderboard_text(tmp_path)
+
+
+def test_controls_are_ranked_beside_what_they_control(tmp_path: Path) -> None:
+    add_run(tmp_path, "sae", 0.03)
+    # As runs stated it before declarations were checked, and as they state it now.
+    add_run(tmp_path, "earlier", 0.01, method="random_features", access="M")
+    add_run(tmp_path, "later", 0.02, method="wrong_example", access="PAMT")
+    found = rows(tmp_path)
+    assert [found[name]["group"] for name in ("sae", "later", "earlier")] == ["1", "2", "3"]
+    assert found["earlier"]["sees"] == "PAM" and found["later"]["sees"] == "PAMT"
+    assert [*found] == ["sae", "later", "earlier"]
+
+
+def test_strengths_that_give_one_picture_are_one_level(tmp_path: Path) -> None:
+    add_run(tmp_path, "stuck", 0.03, knob=lambda strength: min(strength, 1.5))
+    add_run(tmp_path, "idle", 0.03, knob=lambda strength: max(0.0, strength - 0.5))
+    found = rows(tmp_path)
+    assert found["stuck"]["levels"] == "3" and found["stuck"]["note"] == "3 of 6 levels"
+    assert found["idle"]["levels"] == "5" and {row["group"] for row in found.values()} == {"–"}
+
+
+def test_a_knob_with_an_end_is_ranked_with_its_end_alone(tmp_path: Path) -> None:
+    add_run(tmp_path, "img2img", 0.03, method="img2img", access="P")
+    add_run(tmp_path, "cut", 0.03, method="p2p", access="P")
+    found = rows(tmp_path)
+    assert found["img2img"]["group"] == "1"
+    assert found["cut"]["note"] == "no level at the end of its knob, 0"
+
+
+def test_no_ranks_below_twelve_examples_a_category(tmp_path: Path) -> None:
+    few = {name: category for name, category in EXAMPLES.items() if not name.endswith("-11")}
+    add_run(tmp_path, "good", 0.03, examples=few)
+    row = rows(tmp_path)["good"]
+    assert row["group"] == "–" and row["note"] == "11 of 12 examples in a category" and "[" in row["area"]
+    assert "nobody has one below 12 independent examples a category" in leaderboard_text(tmp_path)
 
 
 def test_one_name_with_two_saes_is_two_methods(tmp_path: Path) -> None:

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from records import make_key, make_record, make_score, make_spec
+from scipy.stats import sem, t
+from statsmodels.stats.proportion import proportion_confint
 
 from riebench.analysis import stats
 from riebench.analysis.configurations import configurations
-from riebench.analysis.stats import detectable_difference, estimate
+from riebench.analysis.stats import Estimate, detectable_difference, estimate
 from riebench.analysis.tables import per_feature_share, per_method, per_switched_count, switched_counts, write_tables
 from riebench.scoring.profiles import metric_format
 from riebench.store.folder import RunFolder
@@ -25,18 +27,41 @@ def test_mean_goes_over_seeds_then_examples_then_categories() -> None:
     assert estimate(values, replicates=50).mean == pytest.approx((2.5 + 10) / 2)
 
 
-def test_interval_of_two_examples_spans_both() -> None:
+def test_interval_of_two_examples_reaches_beyond_both() -> None:
     result = estimate({"a": {"e1": [1.0], "e2": [3.0]}})
-    assert (result.mean, result.low, result.high, result.n_examples) == (2.0, 1.0, 3.0, 2)
+    assert result.mean == 2.0 and result.n_examples == 2
+    assert result.low is not None and result.high is not None and result.low < 1 < 3 < result.high
 
 
-def test_interval_agrees_with_the_exact_bootstrap() -> None:
-    values = [0.0, 1.0, 5.0, 2.0]
-    means = sorted(sum(draw) / 4 for draw in itertools.product(values, repeat=4))
-    exact = means[int(0.025 * len(means))], means[int(0.975 * len(means))]
-    result = estimate({"a": {f"e{i}": [v] for i, v in enumerate(values)}})
-    assert result.low == pytest.approx(exact[0], abs=0.26)
-    assert result.high == pytest.approx(exact[1], abs=0.26)
+def test_a_single_example_has_a_mean_and_no_interval() -> None:
+    assert estimate({"a": {"e1": [1.0, 2.0]}, "b": {"e2": [1.0], "e3": [2.0]}}) == Estimate(1.5, None, None, 3)
+
+
+def test_intervals_of_normal_values_are_those_of_t() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=40)
+    result = estimate({"a": {f"e{i:02}": [float(v)] for i, v in enumerate(values)}})
+    low, high = t.interval(0.95, 39, loc=values.mean(), scale=sem(values))
+    assert result.low == pytest.approx(low, abs=0.03) and result.high == pytest.approx(high, abs=0.03)
+
+
+@pytest.mark.parametrize("hits", [0, 1, 13, 39, 40])
+def test_intervals_of_shares_are_wilsons(hits: int) -> None:
+    result = estimate({"a": {f"e{i:02}": [float(i < hits)] for i in range(40)}}, share=True)
+    low, high = proportion_confint(hits, 40, method="wilson")
+    # The error is one of few examples: the quantile is that of t, which is a little larger.
+    assert low - 0.012 <= (result.low or 0) <= low + 1e-9 and high - 1e-9 <= (result.high or 0) <= high + 0.012
+
+
+def test_seeds_that_agree_narrow_no_share() -> None:
+    once = {"a": {f"e{i}": [float(i < 8)] for i in range(12)}}
+    thrice = {"a": {example: seeds * 3 for example, seeds in once["a"].items()}}
+    assert estimate(once, share=True) == estimate(thrice, share=True)
+
+
+def test_absurd_values_have_a_mean_and_no_interval() -> None:
+    result = estimate({"a": {"e1": [1e308], "e2": [-1e308], "e3": [1e300]}})
+    assert result.mean is not None and (result.low, result.high) == (None, None)
 
 
 def test_order_of_rows_changes_nothing() -> None:
@@ -53,9 +78,11 @@ def test_clusters_are_drawn_as_one() -> None:
     apart = estimate(values)
     together = estimate(values, {"e1": "x", "e2": "x", "e3": "y", "e4": "y"})
     assert apart.mean == together.mean == 0.5
-    assert (together.low, together.high) == (0.0, 1.0)
+    shares = estimate(values, share=True), estimate(values, {"e1": "x", "e2": "x", "e3": "y", "e4": "y"}, share=True)
+    assert shares[1].low is not None and shares[0].low is not None and shares[1].low < shares[0].low
+    assert together.low is not None and together.high is not None and together.high - together.low >= 1
     single = estimate(values, dict.fromkeys(("e1", "e2", "e3", "e4"), "x"))
-    assert (single.low, single.high) == (0.5, 0.5)
+    assert (single.mean, single.low, single.high) == (0.5, None, None)
 
 
 def test_nothing_scored_gives_nothing() -> None:
@@ -134,7 +161,7 @@ def test_files_of_all_five_tables(filled: RunFolder) -> None:
     assert [path.name for path in paths] == names
     block = paths[0].read_text()
     assert "| sae | mid.0 |" in block
-    assert "+2.00 [+1.00, +3.00] 3/3" in block
+    assert re.search(r"\+2\.00 \[-?\d\.\d\d, \+\d\.\d\d\] 3/3", block)
     rows = list(csv.DictReader(io.StringIO(paths[0].with_suffix(".csv").read_text())))
     assert {row["block_set"] for row in rows} == {"mid.0", "all"}
     gain = next(r for r in rows if r["metric"] == "clip_gain" and r["category"] == "all" and r["block_set"] == "all")

@@ -119,7 +119,7 @@ def test_rows_are_those_that_were_asked_for(made: PaperJob) -> None:
     assert {(row["block"], row["steps"]) for row in lost} == {(b, s) for b in (*CHOSEN, "all") for s in (1, 2)}
     for row in lost:
         low, value, high = (float(str(row[f"lpips{end}"])) for end in ("_low", "", "_high"))
-        assert 0 < low <= value <= high
+        assert 0 <= low <= value <= high and value > 0
 
 
 def test_check_names_what_is_out_of_date(made: PaperJob, tmp_path: Path) -> None:

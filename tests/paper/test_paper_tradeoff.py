@@ -88,13 +88,13 @@ def test_area_completion_and_truth_have_their_known_values(tmp_path: Path) -> No
     (comparison,) = comparisons_by_seeds(read_entries(folders), replicates=200)
     rows = tradeoff.area_rows(comparison)
     whole = select_rows(rows, category=EVERYTHING)[0]
-    # 0 at the budget of 0.05, 0.02 at 0.1 and 0.15, 0.04 at the seven others.
-    assert whole["area"] == pytest.approx((2 * 0.02 + 7 * 0.04) / 10)
-    assert whole["completion"] == pytest.approx(0.032 / 0.10)
-    assert select_rows(rows, category="change_object")[0]["completion"] == pytest.approx(0.032 / 0.08)
-    # The target is there in one of two categories, at every level: true at nine of ten budgets.
-    assert whole["true_area"] == pytest.approx(0.45) and whole["truth_at_choice"] == pytest.approx(0.45)
-    assert select_rows(rows, category="change_object")[0]["true_area"] == pytest.approx(0.9)
+    # Half of the first level at the budget of 0.05, both levels at theirs, between them at 0.15, the last from then on.
+    assert whole["area"] == pytest.approx((0.01 + 0.02 + 0.03 + 7 * 0.04) / 10)
+    assert whole["completion"] == pytest.approx(0.034 / 0.10)
+    assert select_rows(rows, category="change_object")[0]["completion"] == pytest.approx(0.034 / 0.08)
+    # The target is there in one of two categories, at every level: true at nine of ten budgets, half so at one.
+    assert whole["true_area"] == pytest.approx(0.475) and whole["truth_at_choice"] == pytest.approx(0.475)
+    assert select_rows(rows, category="change_object")[0]["true_area"] == pytest.approx(0.95)
     assert select_rows(rows, category="change_color")[0]["true_area"] == 0
     assert (whole["scored"], whole["expected"], whole["levels"], whole["note"]) == (16, 16, 2, "")
 
@@ -129,8 +129,8 @@ def test_settings_of_a_group_are_one_method_with_all_their_levels(tmp_path: Path
     (comparison,) = comparisons_by_seeds(join_groups(everything, groups), replicates=50)
     (entry,) = comparison.methods
     assert (entry.name, entry.levels) == ("sae_shares", 4)
-    # The better of the two settings is taken at every budget.
-    assert tradeoff.area_rows(comparison)[0]["area"] == pytest.approx((2 * 0.05 + 7 * 0.10) / 10)
+    # The better of the two settings is taken.
+    assert tradeoff.area_rows(comparison)[0]["area"] == pytest.approx((0.025 + 0.05 + 0.075 + 7 * 0.10) / 10)
 
 
 def test_shares_are_exact_and_only_equal_ones_meet(tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_shares_are_exact_and_only_equal_ones_meet(tmp_path: Path) -> None:
     assert pair.share == Fraction(1, 128)
     rows = equal_share_rows(everything, settings, TOY, replicates=200)
     whole = select_rows(rows, category=EVERYTHING)[0]
-    assert whole["sae_area"] == pytest.approx(0.032) and whole["neurons_area"] == pytest.approx(0.016)
-    assert whole["difference"] == pytest.approx(0.016) == whole["difference_low"]
-    assert whole["true_difference"] == pytest.approx(0.45) and whole["p"] is not None
+    assert whole["sae_area"] == pytest.approx(0.034) and whole["neurons_area"] == pytest.approx(0.017)
+    assert whole["difference"] == pytest.approx(0.017) == whole["difference_low"]
+    assert whole["true_difference"] == pytest.approx(0.475) and whole["p"] is not None
     assert (whole["features"], whole["units"], whole["scored"], whole["expected"]) == (12, 32, 32, 32)
     other = {
         **settings,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from riebench.analysis.standings import DISTANCE, ENDS, GAIN, Entry, MethodComparison
-from riebench.analysis.tradeoff import Examples, cross_fit, macro_means
+from riebench.analysis.standings import ENDS, GAIN, Entry, MethodComparison
+from riebench.analysis.tradeoff import Examples, macro_means
 from riebench.analysis.validity.units import (
     KEPT,
     SCORES,
@@ -151,17 +151,24 @@ def _areas(comparison: MethodComparison, entry: Entry, unedited: Mapping[str, Fl
 
     They are the area by the score, the areas by the truth, and the true success where the score has chosen.
     """
-    distances, gains = _entry_values(entry, DISTANCE, comparison), _entry_values(entry, GAIN, comparison)
+    gains = _entry_values(entry, GAIN, comparison)
     target, success = (
         _entry_values(entry, truth, comparison) - unedited[truth][:, None] for truth in (TARGET, SUCCESS)
     )
-    rows = (comparison.examples, comparison.weights)
     return {
-        AREA: cross_fit(distances, gains, *rows).area,
-        AREA_TARGET: cross_fit(distances, target, *rows).area,
-        AREA_SUCCESS: cross_fit(distances, success, *rows).area,
-        AT_CHOICE: cross_fit(distances, gains, *rows, read=success).area,
+        AREA: _area(comparison, entry, gains),
+        AREA_TARGET: _area(comparison, entry, target),
+        AREA_SUCCESS: _area(comparison, entry, success),
+        AT_CHOICE: _area(comparison, entry, gains, success),
     }
+
+
+def _area(comparison: MethodComparison, entry: Entry, gains: Floats, read: Floats | None = None) -> Floats:
+    """Compute an entry's area in every replicate, [1 + R]."""
+    found = comparison.cross_fit(entry, gains, read)
+    if found is None:
+        raise ValueError(f"{entry.name} lacks LPIPS: only complete methods are ranked")
+    return found.area.values
 
 
 def _entry_values(entry: Entry, metric: str, comparison: MethodComparison) -> Floats:

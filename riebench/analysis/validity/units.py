@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from riebench.analysis.configurations import Configuration, model_gap, origin_gap, whole_configurations
 from riebench.analysis.standings import ENDS, Entry, MethodComparison, entries
-from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, interval
+from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, percentile_interval
 from riebench.analysis.tradeoff import Examples
 from riebench.store.folder import RunFolder
 
@@ -288,7 +288,7 @@ def bootstrap_cell(draws: Floats, n: int, examples: Examples, positions: Sequenc
         groups.setdefault(examples.categories[index], set()).add(examples.clusters[index])
     if min((len(found) for found in groups.values()), default=0) < 2:
         return Cell(value, None, None, n, FEW)
-    ends = interval(others)
+    ends = percentile_interval(others)
     if ends is None or np.isfinite(others).mean() < MIN_DEFINED:
         return Cell(value, None, None, n, RARE)
     return Cell(value, *ends, n)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import Entry
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES
+from riebench.analysis.tradeoff import SampleMean
 from riebench.blocks import default_blocks
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import (
@@ -26,7 +27,7 @@ from riebench.paper.artefact import (
     metric_column,
     percent_column,
 )
-from riebench.paper.comparison import Comparison, Floats, count_units, read_entries, setting_name
+from riebench.paper.comparison import Comparison, count_units, read_entries, setting_name
 from riebench.paper.drawing import draw_blocks
 from riebench.paper.job import PaperJob
 from riebench.paper.recipes.tradeoff import point_rows, shown_metrics
@@ -97,7 +98,7 @@ def make(job: PaperJob) -> Artefact:
             "profile": job.profile,
             "levels": [float(level) for level in _levels(found)],
             **found.settings,
-            "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, percentile"},
+            "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, studentised"},
         },
         notes=tuple(_notes(rows, judged)),
         alt="Heat maps, blocks by categories: what each block reaches alone, by the score and, where it is known, by "
@@ -216,7 +217,7 @@ def _row(comparison: Comparison, family: Family, name: str, entry: Entry, catego
     }
 
 
-def _difference(first: Floats | None, second: Floats | None) -> Floats | None:
+def _difference(first: SampleMean | None, second: SampleMean | None) -> SampleMean | None:
     return None if first is None or second is None else first - second
 
 

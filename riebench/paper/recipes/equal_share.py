@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from riebench.analysis.configurations import EVERYTHING
+from riebench.analysis.multiple import step_down
 from riebench.analysis.standings import Entry
-from riebench.analysis.stats import REPLICATES, holm, p_value
+from riebench.analysis.stats import REPLICATES, Replicates
+from riebench.analysis.tradeoff import SampleMean
 from riebench.paper.artefact import Column, Row, Table, View, estimate_cells, gain_column, percent_column
-from riebench.paper.comparison import Comparison, Floats, count_units, setting_name
+from riebench.paper.comparison import Comparison, count_units, setting_name
 from riebench.paper.runs import SelectionPools, share_text, switched_count
 from riebench.tasks.schema import Setting
 
@@ -67,7 +69,7 @@ def equal_share_rows(
 ) -> list[Row]:
     """Compute areas and true areas of both sides and their paired differences.
 
-    P values are adjusted by Holm's method over all rows.
+    P values are adjusted over all rows (`riebench.analysis.multiple`).
 
     Args:
         everything: one entry for each setting.
@@ -80,21 +82,21 @@ def equal_share_rows(
     """
     found = find_pairs(everything, settings, pools)
     rows: list[Row] = []
-    raw: dict[str, float] = {}
+    differences: dict[str, Replicates] = {}
     for pair in found:
         comparison = Comparison((pair.features, pair.units), replicates=replicates)
         for category in comparison.categories:
-            row, draws = _row(comparison, pair, settings, category)
-            if draws is not None:
-                raw[str(len(rows))] = p_value(draws[1:])
+            row, difference = _row(comparison, pair, settings, category)
+            if difference is not None:
+                differences[str(len(rows))] = difference.replicates
             rows.append(row)
-    adjusted = holm(raw)
+    adjusted = step_down(differences)
     return [{**row, "p": adjusted.get(str(index))} for index, row in enumerate(rows)]
 
 
 def _row(
     comparison: Comparison, pair: Pair, settings: Mapping[str, Setting], category: str
-) -> tuple[Row, Floats | None]:
+) -> tuple[Row, SampleMean | None]:
     areas = [comparison.area(entry, category) for entry in (pair.features, pair.units)]
     truths = [comparison.true_area(entry, category) for entry in (pair.features, pair.units)]
     difference, true_difference = _difference(areas), _difference(truths)
@@ -117,7 +119,7 @@ def _row(
     return {**row, "note": gap or ""}, difference
 
 
-def _difference(sides: Sequence[Floats | None]) -> Floats | None:
+def _difference(sides: Sequence[SampleMean | None]) -> SampleMean | None:
     first, second = sides
     return None if first is None or second is None else first - second
 

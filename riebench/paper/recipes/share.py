@@ -77,7 +77,7 @@ def make(job: PaperJob) -> Artefact:
         settings={
             "profile": job.profile,
             **found.settings,
-            "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, percentile"},
+            "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, studentised"},
         },
         notes=tuple(notes),
         alt="Heat maps, blocks by categories: the share of the features switched on and off in either variant, and the "
@@ -156,7 +156,7 @@ def share_rows(folder: RunFolder) -> list[Row]:
                         "side": called,
                         "block": block,
                         "category": category,
-                        **estimate_cells("share", estimate(some, clusters)),
+                        **estimate_cells("share", estimate(some, clusters, bounds=(0, 1))),
                         "examples": sum(len(examples) for examples in some.values()),
                         "seeds": max(counted, default=0),
                         "counted": sum(counted),

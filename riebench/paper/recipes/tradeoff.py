@@ -138,8 +138,9 @@ def _description(profile: str) -> str:
     if profile != DEFAULT:
         return text + f"Profile `{profile}`: as the published scripts compute it; areas belong to the default profile."
     return text + (
-        f"`area` is the mean gain at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, levels chosen on one half of the "
-        "examples over all categories and read on the other; by category the same choice is read there. `completion` "
+        f"`area` is the mean gain at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, each example read where its LPIPS "
+        "reaches the budget or at a largest level, chosen on one half of the examples over all categories and read on "
+        "the other; by category the same choice is read there. `completion` "
         "is the area as a share of the target prompt's gain. Methods with equally many seeds are resampled together. "
         "True success: the judge finds the target and every other attribute as before, less what unedited pictures "
         "have of it."
@@ -153,7 +154,7 @@ def _settings(found: RunSet, pools: SelectionPools, profile: str) -> ArtefactSet
         **found.settings,
         "features": {**pools.features, "all": sum(pools.features.values())} if pools.features else {},
         "feed-forward units": {**pools.units, "all": sum(pools.units.values())},
-        "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, percentile"},
+        "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "interval": "95 %, studentised"},
     }
 
 
@@ -241,7 +242,7 @@ def area_rows(comparison: Comparison) -> list[Row]:
             far = comparison.target_prompt_gain(category)
             scored, expected = count_units(entry, category)
             at_choice = comparison.truth_at_choice(entry, category)
-            completion = None if area is None or far is None else area / far
+            completion = None if area is None or far is None else area.over(far)
             rows.append(
                 {
                     "method": METHOD_TITLES.get(entry.method, entry.method),

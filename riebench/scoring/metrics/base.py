@@ -181,6 +181,11 @@ class Metric:
     needs_target: bool = False
     format: MetricFormat | None = None
 
+    @property
+    def is_share(self) -> bool:
+        """True for a share of all there is, 0 to 1, that tables print in %."""
+        return (self.low, self.high) == (0, 1) and self.format is not None and self.format.scale == 100
+
     def __call__(self, samples: Sequence[Sample], networks: Networks) -> list[Value]:
         """Compute one value per sample.
 
