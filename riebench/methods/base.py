@@ -226,7 +226,7 @@ class ExampleRuns:
     @property
     def unit_precision(self) -> float:
         """Relative rounding of the number format behind the means of units."""
-        return self.trace.precision if self._meter is None else self._meter.precision
+        return self._meters[0].precision if self._meters else self.trace.precision
 
     @property
     def nbytes(self) -> int:
