@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riebench.analysis.multiple import adjust, rank_groups, step_down
+from riebench.analysis.standings import MethodComparison, entries
 from riebench.analysis.stats import Replicates, clustered_standard_error, percentile_interval
 from riebench.analysis.tradeoff import (
     BUDGETS,
@@ -24,7 +27,10 @@ from riebench.analysis.tradeoff import (
     paired_differences,
 )
 from riebench.errors import RiebenchError
+from riebench.store.folder import find_run_folders
 
+ROOT = Path(__file__).parents[2]
+METRICS_DOC = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 SEED = 5
 
 
@@ -84,6 +90,25 @@ def test_any_levels_that_reach_the_end_give_nearly_the_same_area() -> None:
         kept = [level for level in range(8) if level not in left_out]
         area = cross_fit(far[:, kept], gain[:, kept], some, observed(60)).area.values[0]
         assert area == pytest.approx(whole, rel=0.03)
+
+
+def test_sub_grids_of_stored_results_have_the_areas_that_the_documents_state() -> None:
+    """Any six of the eight strengths of masked_target on the toy world, with and without an end of their knob."""
+    folders = [folder for folder in find_run_folders(ROOT / "results") if folder.spec.setting.group == "masked_target"]
+    (entry,) = entries(folder for folder in folders if folder.spec.model.name == "toy-turbo")
+    comparison = MethodComparison((entry,), replicates=0)
+    far, gain = (entry.values(metric, comparison.examples) for metric in ("lpips", "clip_gain"))
+    assert far is not None and gain is not None
+    levels = [(c.setting, c.strength) for c in entry.configurations]
+    areas: dict[bool, list[float]] = {True: [], False: []}
+    for chosen in itertools.combinations([i for i, (_, strength) in enumerate(levels) if strength], 6):
+        curves = along_curves(far[:, chosen], [levels[i][0] for i in chosen])
+        found = cross_fit(far[:, chosen], gain[:, chosen], comparison.examples, comparison.weights, curves)
+        areas[any(levels[i][1] == 1 for i in chosen)].append(100 * found.area.values[0])
+    stated = re.search(r"either setting give ([\d.]+) to\s+([\d.]+); without both they give ([\d.]+)", METRICS_DOC)
+    assert stated is not None
+    numbers = (min(areas[True]), max(areas[True]), *areas[False])
+    assert [f"{number:.1f}" for number in numbers] == [*stated.groups()]
 
 
 def test_curves_follow_lpips_and_join_settings_of_one_level() -> None:
