@@ -273,7 +273,7 @@ def _ends(found: Replicates, share: bool, n: int, categories: int) -> tuple[floa
     """
     if share and not found.errors[0]:
         # No two examples differ here: how often others would is bounded as a share of none is.
-        reach = wilson(0.0, 0.0, np.inf, n)[1]
+        reach = wilson(0.0, 0.0, n - 1, n)[1]
         return max(-1.0, found.mean - reach), min(1.0, found.mean + reach)
     if share and np.isfinite(found.errors[0]):
         low, high = wilson((found.mean + 1) / 2, float(found.errors[0]) / 2, max(1, n - categories), n)

@@ -162,10 +162,8 @@ def estimate(
     variances = np.array([part.variances for part in parts]) / len(parts) ** 2
     found = Replicates(np.mean([part.means for part in parts], axis=0), np.sqrt(variances.sum(axis=0)))
     if share and math.isfinite(found.errors[0]):
-        ends: tuple[float, float] | None = wilson(
-            found.mean, float(found.errors[0]), _freedom(variances[:, 0], [part.freedom for part in parts]),
-            sum(part.freedom + 1 for part in parts),
-        )  # fmt: skip
+        n = sum(part.freedom + 1 for part in parts)
+        ends: tuple[float, float] | None = wilson(found.mean, float(found.errors[0]), n - len(parts), n)
     else:
         ends = found.interval()
     if ends is None:
@@ -219,15 +217,7 @@ def _ratio_replicates(totals: Floats, sizes: Floats, counts: Floats, middle: flo
     return mean + middle, variances
 
 
-def _freedom(variances: Floats, freedom: Sequence[int]) -> float:
-    """Return the degrees of freedom of a sum of variances (Satterthwaite 1946)."""
-    total = float(variances.sum())
-    if not total:
-        return math.inf
-    return total**2 / float((variances**2 / np.array(freedom)).sum())
-
-
-def wilson(share: float, error: float, freedom: float, n: int) -> tuple[float, float]:
+def wilson(share: float, error: float, freedom: int, n: int) -> tuple[float, float]:
     """Return the 95 % interval of a share (Wilson 1927), with its observed error.
 
     The number of trials is that at which independent trials would have this error: seeds of one example count for
@@ -244,7 +234,7 @@ def wilson(share: float, error: float, freedom: float, n: int) -> tuple[float, f
     varies = error > 0 and 0 < share < 1
     trials = share * (1 - share) / error**2 if varies else float(n)
     tail = 1 - (1 - LEVEL) / 2
-    z = float(t.ppf(tail, freedom)) if varies and math.isfinite(freedom) else float(norm.ppf(tail))
+    z = float(t.ppf(tail, freedom)) if varies else float(norm.ppf(tail))
     middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     reach = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
     return max(0.0, middle - reach), min(1.0, middle + reach)
