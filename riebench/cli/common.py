@@ -207,6 +207,13 @@ ConfigOption = Annotated[
 VaeOption = Annotated[
     str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id. [default: the model's]")
 ]
+UnetOption = Annotated[
+    str | None, typer.Option(help="Another U-Net for the model: a .safetensors file. [default: the model's]")
+]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora", help="LoRA added to the weights before the run: FILE or FILE:SCALE; may be given again."),
+]
 OffloadOption = Annotated[str, typer.Option(help="Weights kept off the GPU: none, model, sequential.")]
 AttentionOption = Annotated[
     str, typer.Option(help="default, sliced, or one of PyTorch's kernels: math, efficient, flash.")

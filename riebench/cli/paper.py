@@ -11,12 +11,14 @@ from riebench.cli.common import (
     ConfigOption,
     DeviceOption,
     DtypeOption,
+    LoraOption,
     OfflineOption,
     ProfileOption,
     ResultsOption,
     SaeOption,
     SizeOption,
     SuiteOption,
+    UnetOption,
     friendly,
     output_paths,
     parse_seeds,
@@ -65,6 +67,8 @@ def job_from_options(
     size: SizeOption = None,
     config: ConfigOption = None,
     vae: Annotated[str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id.")] = None,
+    unet: UnetOption = None,
+    lora: LoraOption = None,
     offload: Annotated[str, typer.Option(help="Weights kept off the GPU: none, model or sequential.")] = "none",
     profile: ProfileOption = "default",
     results: ResultsOption = None,
@@ -93,7 +97,9 @@ def job_from_options(
             seeds=parse_seeds(seeds), steps=_step_counts(steps), guidance=guidance,
             blocks=tuple(short_name(block) for block in split_names(blocks)), device=pick_device(device),
             dtype=dtype, batch_size=batch_size, redo=redo, offline=offline,
-            options=ModelOptions(size=size, config=config, vae=vae, offload=offload), say=say,
+            options=ModelOptions(
+                size=size, config=config, vae=vae, offload=offload, unet=unet, loras=tuple(lora or ())
+            ), say=say,
         )  # fmt: skip
 
     return make_job, out

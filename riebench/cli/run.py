@@ -14,6 +14,7 @@ from riebench.cli.common import (
     DeviceOption,
     DtypeOption,
     GuidanceOption,
+    LoraOption,
     OfflineOption,
     ProfileOption,
     ResultsOption,
@@ -22,6 +23,7 @@ from riebench.cli.common import (
     SizeOption,
     StepsOption,
     SuiteOption,
+    UnetOption,
     VaeOption,
     WeightsOption,
     friendly,
@@ -74,6 +76,8 @@ def request_from_options(
     size: SizeOption = None,
     config: ConfigOption = None,
     vae: VaeOption = None,
+    unet: UnetOption = None,
+    lora: LoraOption = None,
     offload: Annotated[
         str,
         typer.Option(help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer)."),
@@ -159,6 +163,8 @@ def request_from_options(
             vae_tiling=vae_tiling,
             attention=attention,
             channels_last=channels_last,
+            unet=unet,
+            loras=tuple(lora or ()),
         ),
     )
 

@@ -13,6 +13,7 @@ from riebench.cli.common import (
     DeviceOption,
     DtypeOption,
     GuidanceOption,
+    LoraOption,
     ModelNameOption,
     OfflineOption,
     OffloadOption,
@@ -22,6 +23,7 @@ from riebench.cli.common import (
     SaeOption,
     SizeOption,
     StepsOption,
+    UnetOption,
     VaeOption,
     friendly,
     parse_seeds,
@@ -180,6 +182,8 @@ def feature(
     size: SizeOption = None,
     config: ConfigOption = None,
     vae: VaeOption = None,
+    unet: UnetOption = None,
+    lora: LoraOption = None,
     offload: OffloadOption = "none",
     out: Annotated[Path, typer.Option(help="Folder of all feature pages.")] = Path("features"),
     offline: OfflineOption = False,
@@ -197,7 +201,9 @@ def feature(
         block=block, indices=parse_indices(index), model=model, sae=sae, suite=suite, prompts=prompts, limit=limit,
         seeds=parse_seeds(seeds), strengths=parse_strengths(strengths), top=top, steps=steps, guidance=guidance,
         scorer=scorer, batch_size=batch_size, device=device, dtype=dtype, out=out, offline=offline,
-        options=ModelOptions(size=size, config=config, vae=vae, offload=offload),
+        options=ModelOptions(
+            size=size, config=config, vae=vae, offload=offload, unet=unet, loras=tuple(lora or ())
+        ),
     )  # fmt: skip
     with offline_mode(offline):
         pages = job.run(say)

@@ -18,10 +18,12 @@ from riebench.cli.common import (
     DeviceOption,
     DtypeOption,
     GuidanceOption,
+    LoraOption,
     ModelNameOption,
     OfflineOption,
     OffloadOption,
     SizeOption,
+    UnetOption,
     friendly,
     say,
     split_names,
@@ -66,6 +68,8 @@ def loading_from_options(
     dtype: DtypeOption = None,
     size: SizeOption = None,
     config: ConfigOption = None,
+    unet: UnetOption = None,
+    lora: LoraOption = None,
     offload: OffloadOption = "none",
     attention: AttentionOption = "default",
     channels_last: ChannelsLastOption = False,
@@ -75,7 +79,8 @@ def loading_from_options(
     from riebench.models.spec import ModelOptions
 
     options = ModelOptions(
-        size=size, config=config, offload=offload, attention=attention, channels_last=channels_last
+        size=size, config=config, offload=offload, attention=attention, channels_last=channels_last, unet=unet,
+        loras=tuple(lora or ()),
     )  # fmt: skip
     return ModelLoading(model, steps, guidance, dtype, device, offline, options)
 

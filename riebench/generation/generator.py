@@ -261,10 +261,12 @@ class Generator:
             raise MissingWordsError(f"the prompt {prompt!r} does not contain the region's words {words!r}")
         found: set[int] = set()
         for tokenizer in self.model.family.tokenizers(self.model.pipe):
-            encoding = tokenizer(prompt)
-            limit = tokenizer.model_max_length - 1
+            # As the pipeline does: on which side texts are cut and padded, the model's own files say.
+            limit = tokenizer.model_max_length
+            encoding = tokenizer(prompt, padding="max_length", max_length=limit, truncation=True)
             tokens = {encoding.char_to_token(i) for start, end in spans for i in range(start, end)}
-            found |= {token for token in tokens if token is not None and token < limit}
+            special = encoding.encodings[0].special_tokens_mask
+            found |= {token for token in tokens if token is not None and not special[token]}
         if not found:
             raise RiebenchError(f"the words {words!r} were cut off the prompt {prompt!r}; shorten it")
         return sorted(found)

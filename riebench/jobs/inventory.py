@@ -20,10 +20,12 @@ from riebench.models.families.sizes import CONFIG_PATTERNS
 from riebench.models.files import (
     NOT_FULL,
     autoencoder_source,
+    check_autoencoder,
     check_folder,
     check_single_file,
     family_of_folder,
     hub_folder,
+    safetensors_file,
     variant,
     weight_files,
     weight_patterns,
@@ -37,7 +39,7 @@ from riebench.models.presets import (
     scorer_for,
     second_scorer_for,
 )
-from riebench.models.spec import ASSET, HALF_DTYPES, ModelOptions
+from riebench.models.spec import ASSET, HALF_DTYPES, ModelOptions, parse_lora
 from riebench.scoring.profiles import OPTIONAL_METRICS, profile_metrics
 from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
@@ -100,12 +102,16 @@ def presence_check(
 def model_checks(known: ModelInfo, options: ModelOptions) -> list[Check]:
     """Check the generating model and the replacements of its parts."""
     checks = [_vae(options.vae, known.family)] if options.vae else []
+    for flag, wanted in [("--unet", options.unet), *(("--lora", parse_lora(text)[0]) for text in options.loras)]:
+        if wanted:
+            checks.append(presence_check(f"{flag} {wanted}", partial(_added_file, flag, wanted)))
     dtype, name = known.spec.dtype, known.spec.name
     if known.preset is not None and known.preset.source.startswith(ASSET):
         return [*shipped_checks(), *checks]
     if known.file is not None:
         checks.append(presence_check(f"configuration for {known.file.name}", lambda: _config(options.config or "")))
-        return [presence_check(f"model {name}", lambda: _single_file(known.file or Path())), *checks]
+        own = options.vae is None
+        return [presence_check(f"model {name}", lambda: _single_file(known.file or Path(), own)), *checks]
     if known.repo is None:
         folder = known.folder or Path()
         return [presence_check(f"model {name}", lambda: _model_folder(folder, dtype, str(folder))), *checks]
@@ -140,8 +146,8 @@ def _model_folder(folder: Path, dtype: str, shown: str) -> str:
     return f"{folder} ({size_text(_bytes(files))}, {which or 'unmarked'} files)"
 
 
-def _single_file(file: Path) -> str:
-    check_single_file(file)
+def _single_file(file: Path, own_autoencoder: bool) -> str:
+    check_single_file(file, own_autoencoder=own_autoencoder)
     return f"{file} ({size_text(_bytes([file]))})"
 
 
@@ -154,15 +160,18 @@ def _config(config: str) -> str:
     return str(fetch(source, revision, patterns=CONFIG_PATTERNS, offline=True))
 
 
+def _added_file(flag: str, wanted: str) -> str:
+    file = safetensors_file(flag, wanted)
+    return f"{file} ({size_text(_bytes([file]))})"
+
+
 def _vae(wanted: str, family: Family) -> Check:
     def look() -> str:
         folder = Path(wanted).expanduser()
         if not folder.is_dir():
             source, revision, file = autoencoder_source(family, wanted)
             folder = fetch(source, revision, patterns=("config.json", file), offline=True)
-        files = weight_files(folder, None)
-        if not files:
-            raise RiebenchError(f"{folder} holds no *.safetensors of an autoencoder; fetch it again")
+        files = weight_files(folder, check_autoencoder(family, folder, wanted))
         for one in files:
             tensor_names(one)
         return f"{folder} ({size_text(_bytes(files))})"

@@ -14,13 +14,15 @@ from typing import Any
 from riebench.errors import RiebenchError
 from riebench.models.families.base import Family, families
 from riebench.models.families.sizes import CONFIG_PATTERNS
-from riebench.models.spec import HALF_DTYPES
+from riebench.models.spec import HALF_DTYPES, ModelOptions, parse_lora
 from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.weights import tensor_names
 
 INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+"""Path of the scheduler's configuration inside a model folder."""
 AUTOENCODER_FILE = "diffusion_pytorch_model.safetensors"
 FP16 = "fp16"
 """Mark of the half-precision copy of a file on hubs."""
@@ -117,8 +119,10 @@ def check_folder(folder: Path, which: str | None, shown: str) -> Family:
     """
     family = check_architecture(folder, shown)
     for part in family.parts:
-        for file in weight_files(folder / part, which):
+        files = weight_files(folder / part, which)
+        for file in files:
             tensor_names(file)
+        family.check_weights(folder, part, files, shown)
     if which is not None:
         for part in family.parts:
             odd = [path.name for path in (folder / part).iterdir() if path.is_file() and "." not in path.name]
@@ -126,6 +130,39 @@ def check_folder(folder: Path, which: str | None, shown: str) -> Family:
                 # diffusers splits the names of all files there at the dot when it looks for a precision.
                 raise RiebenchError(f"{shown}: {part}/{odd[0]} has no ending, which diffusers cannot read; move it out")
     return family
+
+
+def check_schedule(folder: Path, shown: str, steps: int | None) -> None:
+    """Refuse a model folder whose schedule cannot be followed.
+
+    Args:
+        folder: in diffusers' layout; its weights need not be there.
+        shown: what the user called it.
+        steps: denoising steps; None for the usual ones of its schedule.
+
+    Raises:
+        RiebenchError: in one line, naming the scheduler.
+    """
+    family = check_architecture(folder, shown)
+    usual = steps or family.usual_sampling(_json(folder / SCHEDULER))[0]
+    family.check_schedule(folder, usual, shown)
+
+
+def check_single_config(family: Family, file: Path, folder: Path, config: str, steps: int | None) -> None:
+    """Refuse a configuration for a single file that cannot be followed, or that the file contradicts.
+
+    Args:
+        family: of the file.
+        file: the single file.
+        folder: with the configuration.
+        config: what the user called it.
+        steps: denoising steps; None for the usual ones of its schedule.
+
+    Raises:
+        RiebenchError: in one line, naming the key.
+    """
+    check_schedule(folder, f"--config {config}", steps)
+    family.check_training(file, _json(folder / SCHEDULER), _json(folder / "vae" / "config.json"), file.name)
 
 
 def family_of_folder(folder: Path, shown: str) -> Family:
@@ -160,28 +197,49 @@ def check_architecture(folder: Path, shown: str) -> Family:
     return family
 
 
-def check_single_file(file: Path) -> Family:
+def check_single_file(file: Path, *, own_autoencoder: bool = True) -> Family:
     """Return the family of a single file; refuse files of no known family.
 
     The file must hold a whole model.
 
+    Args:
+        file: a `.safetensors` file.
+        own_autoencoder: whether its autoencoder is needed; otherwise another one is put in its place.
+
     Raises:
-        RiebenchError: saying what it is instead.
+        RiebenchError: saying what it is instead, or what it lacks.
     """
-    if file.suffix != ".safetensors":
-        raise RiebenchError(
-            f"{file.name}: only .safetensors files are read, since others can run code when they are opened; convert it"
-        )
+    _check_ending(file)
     names = tensor_names(file)
     refused: list[RiebenchError] = []
     for family in families():
         try:
-            family.check_single_file(file.name, names)
+            family.check_single_file(file.name, names, own_autoencoder=own_autoencoder)
         except RiebenchError as error:
             refused.append(error)
         else:
             return family
     raise refused[0]
+
+
+def safetensors_file(flag: str, wanted: str) -> Path:
+    """Return the file that an option names.
+
+    Raises:
+        RiebenchError: if there is none, or it is of a kind that can run code when it is opened.
+    """
+    path = Path(wanted).expanduser()
+    if not path.is_file():
+        raise RiebenchError(f"{flag} {wanted}: there is no such file")
+    _check_ending(path)
+    return path
+
+
+def _check_ending(file: Path) -> None:
+    if file.suffix != ".safetensors":
+        raise RiebenchError(
+            f"{file.name}: only .safetensors files are read, since others can run code when they are opened; convert it"
+        )
 
 
 def autoencoder_source(family: Family, wanted: str) -> tuple[str, str | None, str]:
@@ -202,6 +260,45 @@ def autoencoder_source(family: Family, wanted: str) -> tuple[str, str | None, st
         known = "".join(f"{name}, " for name in family.autoencoders)
         raise RiebenchError(f"--vae {wanted!r}: there is no such folder; give {known}a folder or a hub id")
     return source, revision, AUTOENCODER_FILE
+
+
+def check_autoencoder(family: Family, folder: Path, wanted: str) -> str | None:
+    """Refuse a folder that is no autoencoder for a family; nothing is loaded.
+
+    Args:
+        family: of the model that it is put into.
+        folder: with its configuration and weights.
+        wanted: what the user called it.
+
+    Returns:
+        The precision of its weights, as `riebench.models.files.variant`.
+
+    Raises:
+        RiebenchError: in one line.
+    """
+    shown = f"--vae {wanted}"
+    if (folder / INDEX).is_file():
+        raise RiebenchError(f"{shown} is a whole model; give its folder vae/")
+    which = None if weight_files(folder, None) else FP16
+    files = weight_files(folder, which)
+    if not files:
+        raise RiebenchError(
+            f"{shown}: {folder} holds no *.safetensors of an autoencoder; fetch it again, or convert it"
+        )
+    family.check_autoencoder(folder, files, shown)
+    return which
+
+
+def check_additions(family: Family, options: ModelOptions) -> None:
+    """Refuse files of `--unet` and `--lora` that are something else; only their headers are read.
+
+    Raises:
+        RiebenchError: in one line.
+    """
+    if options.unet is not None:
+        family.check_denoiser_file(safetensors_file("--unet", options.unet))
+    for file, _ in map(parse_lora, options.loras):
+        family.check_lora_file(safetensors_file("--lora", file))
 
 
 def folder_sha256(folder: Path, which: str | None = None, *, parts: Sequence[str] = (), weights: bool = True) -> str:

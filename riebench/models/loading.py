@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError, near_match
 from riebench.models.families.base import Family, family_of_pipeline
@@ -19,8 +17,10 @@ from riebench.models.families.blocks import BatchLayout
 from riebench.models.families.sizes import CONFIG_PATTERNS
 from riebench.models.files import (
     INDEX,
-    autoencoder_source,
+    check_additions,
     check_folder,
+    check_schedule,
+    check_single_config,
     check_single_file,
     family_of_folder,
     folder_sha256,
@@ -28,7 +28,9 @@ from riebench.models.files import (
     variant,
     weight_files,
 )
-from riebench.models.placement import out_of_memory, place
+from riebench.models.loader import call_loader
+from riebench.models.parts import add_loras, exchange_denoiser, load_autoencoder, put_autoencoder
+from riebench.models.placement import place
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.utils.files import file_sha256
@@ -81,9 +83,9 @@ class LoadedModel:
     def guided(self) -> bool:
         """True if the denoiser sees an unconditional half.
 
-        Guidance scales up to 1 run without it.
+        Guidance scales up to 1 run without it, as do denoisers that are told the scale.
         """
-        return self.spec.guidance > 1
+        return self.family.is_guided(self.pipe, self.spec.guidance)
 
     @property
     def layout(self) -> BatchLayout:
@@ -126,13 +128,23 @@ def load_model(
     if chosen.offload != "none" and torch.device(device).type == "cpu":
         raise RiebenchError(f"--offload {chosen.offload} keeps weights off a GPU, but the device is cpu; leave it out")
     with offline_mode(offline):
-        pipe, source, revision = _load(name_or_path, preset, number_format, offline, chosen)
+        usual_steps = steps or (preset.steps if preset else None)
+        loaded = _load(_Request(name_or_path, preset, number_format, usual_steps, offline, chosen))
+        pipe, vae = loaded.pipe, loaded.vae
         family = family_of_pipeline(pipe)
-        vae = _exchange_vae(pipe, family, chosen.vae, number_format, offline)
+        check_additions(family, chosen)
+        if chosen.vae is not None and vae is None:
+            found, vae = load_autoencoder(family, chosen.vae, number_format, offline=offline)
+            put_autoencoder(pipe, found)
+        exchanged = exchange_denoiser(pipe, family, chosen.unet)
+        added = add_loras(pipe, family, chosen.loras)
     pipe.set_progress_bar_config(disable=True)
     for part in family.networks(pipe):
         part.requires_grad_(False).eval()
-    spec = _spec(name_or_path, preset, pipe, family, source, revision, vae, chosen, steps, guidance, dtype)
+    spec = _spec(
+        name_or_path, preset, pipe, family, loaded.source, loaded.revision, vae, chosen, steps, guidance, dtype
+    )
+    spec = spec.model_copy(update={"unet": exchanged, "loras": added})
     place(pipe, family, device, chosen, spec.name)
     if torch.device(device).type == "cpu":
         keep_freed_memory()
@@ -159,6 +171,8 @@ def _spec(
             dtype=dtype,
             vae=options.vae,
             vae_tiling=options.vae_tiling,
+            unet=options.unet,
+            loras=options.loras,
         ),
         source=source,
         revision=revision,
@@ -171,27 +185,62 @@ def _spec(
     )
 
 
-def _load(name: str, preset: Preset | None, dtype: str, offline: bool, options: ModelOptions) -> tuple[Any, str, str]:
+@dataclass(frozen=True)
+class _Request:
+    """What is to be loaded, as the user named it.
+
+    Attributes:
+        name: of the model.
+        preset: the preset of that name, if any.
+        dtype: number format of denoiser and text encoders.
+        steps: denoising steps; None for the model's own.
+        offline: uses only what is on this machine.
+        options: picture side, configuration, exchanged parts.
+    """
+
+    name: str
+    preset: Preset | None
+    dtype: str
+    steps: int | None
+    offline: bool
+    options: ModelOptions
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A pipeline with its source and revision in a run's identity.
+
+    The name of the autoencoder is that of an exchanged one.
+    """
+
+    pipe: Any
+    source: str
+    revision: str
+    vae: str | None = None
+
+
+def _load(wanted: _Request) -> _Loaded:
+    name, preset = wanted.name, wanted.preset
     path = Path(name).expanduser()
     if preset is None and path.is_file():
-        return _from_single_file(path, dtype, options.config, offline)
-    if options.config is not None:
+        return _from_single_file(path, wanted)
+    if wanted.options.config is not None:
         raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
     if preset is not None and preset.source.startswith(ASSET):
         from riebench.models.assets import asset_folder
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
-        return _from_folder(folder, dtype, name), preset.spec_source, _folder_identity(folder, None)
+        return _Loaded(_from_folder(folder, wanted, name), preset.spec_source, _folder_identity(folder, None))
     if preset is None and path.is_dir():
-        pipe = _from_folder(path, dtype, name)
-        return pipe, path.resolve().name, _folder_identity(path, _variant(path, dtype, name))
+        pipe = _from_folder(path, wanted, name)
+        return _Loaded(pipe, path.resolve().name, _folder_identity(path, _variant(path, wanted.dtype, name)))
     if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         known = near_match(name, PRESETS)
         raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
     source, revision = (preset.source, preset.revision) if preset else split_revision(name)
-    folder = hub_folder(source, revision, dtype, offline=offline)
+    folder = hub_folder(source, revision, wanted.dtype, offline=wanted.offline)
     # The snapshot's name is the commit, also where a branch or nothing was given.
-    return _from_folder(folder, dtype, source), source, folder.name
+    return _Loaded(_from_folder(folder, wanted, source), source, folder.name)
 
 
 def _folder_identity(folder: Path, which: str | None) -> str:
@@ -202,63 +251,51 @@ def _variant(folder: Path, dtype: str, shown: str) -> str | None:
     return variant(folder, dtype, family_of_folder(folder, shown).parts)
 
 
-def _from_folder(folder: Path, dtype: str, shown: str) -> Any:
+def _from_folder(folder: Path, wanted: _Request, shown: str) -> Any:
     if not (folder / INDEX).is_file():
         raise RiebenchError(f"{folder} is no model folder: {INDEX} is missing")
-    which = _variant(folder, dtype, shown)
+    check_schedule(folder, shown, wanted.steps)
+    which = _variant(folder, wanted.dtype, shown)
     family = check_folder(folder, which, shown)
     # Without dtype, transformers follows the stored half precision for the text encoders alone.
-    formats = {"default": DTYPES[dtype], "vae": torch.float32}
-    pipe = _call_loader(
+    formats = {"default": DTYPES[wanted.dtype], "vae": torch.float32}
+    pipe = call_loader(
         shown, family.pipeline_type().from_pretrained, str(folder), dtype=formats, variant=which,
         local_files_only=True, **family.loading_options(),
     )  # fmt: skip
-    part = family.denoiser_part
-    stored = set().union(*(tensor_names(file) for file in weight_files(folder / part, which)))
-    missing = sorted(set(family.denoiser(pipe).state_dict()) - stored)
-    if missing:
-        # diffusers fills what is missing with random numbers.
-        raise RiebenchError(f"{shown}: {part}/ lacks {len(missing)} tensors, such as {missing[0]}; download it again")
+    for part in family.parts:
+        # Libraries fill what is missing with random numbers.
+        stored = set().union(*(tensor_names(file) for file in weight_files(folder / part, which)))
+        family.check_names(part, stored, getattr(pipe, part).state_dict(), shown)
     return pipe
 
 
-def _call_loader(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        return load(*arguments, **options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            reason = "this machine's memory does not suffice; use --dtype float16, and end other programs"
-        else:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RiebenchError(f"cannot load the model {shown}: {reason}") from error
-
-
-def _from_single_file(path: Path, dtype: str, config: str | None, offline: bool) -> tuple[Any, str, str]:
-    family = check_single_file(path)
-    if config is None:
+def _from_single_file(path: Path, wanted: _Request) -> _Loaded:
+    own_autoencoder = wanted.options.vae is None
+    family = check_single_file(path, own_autoencoder=own_autoencoder)
+    if wanted.options.config is None:
         raise RiebenchError(
             f"{path.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
             "--config sdxl-base, or the folder of its model"
         )
-    folder = _config_folder(config, offline)
+    folder = _config_folder(wanted.options.config, wanted.offline)
+    check_single_config(family, path, folder, wanted.options.config, wanted.steps)
     options = {"config": str(folder), "local_files_only": True}
-    # A pipeline from a single file knows one number format only, so the autoencoder is read apart.
-    vae = _call_loader(
-        path.name,
-        family.autoencoder_type().from_single_file,
-        str(path),
-        subfolder="vae",
-        dtype=torch.float32,
-        **options,
-    )
-    pipe = _call_loader(
-        path.name, family.pipeline_type().from_single_file, str(path), dtype=DTYPES[dtype], vae=vae,
+    called = None
+    if wanted.options.vae is not None:
+        vae, called = load_autoencoder(family, wanted.options.vae, wanted.dtype, offline=wanted.offline)
+    else:
+        # A pipeline from a single file knows one number format only, so the autoencoder is read apart.
+        vae = call_loader(
+            path.name, family.autoencoder_type().from_single_file, str(path), subfolder="vae", dtype=torch.float32,
+            **options,
+        )  # fmt: skip
+    pipe = call_loader(
+        path.name, family.pipeline_type().from_single_file, str(path), dtype=DTYPES[wanted.dtype], vae=vae,
         **family.loading_options(), **options,
     )  # fmt: skip
     described = f"{file_sha256(path)} {folder_sha256(folder, weights=False)}"
-    return pipe, path.name, hashlib.sha256(described.encode()).hexdigest()
+    return _Loaded(pipe, path.name, hashlib.sha256(described.encode()).hexdigest(), called)
 
 
 def _config_folder(config: str, offline: bool) -> Path:
@@ -273,31 +310,3 @@ def _config_folder(config: str, offline: bool) -> Path:
     if not (folder / INDEX).is_file():
         raise RiebenchError(f"--config {config}: {folder} is no model folder: {INDEX} is missing")
     return folder
-
-
-def _exchange_vae(pipe: Any, family: Family, wanted: str | None, dtype: str, offline: bool) -> str | None:
-    """Replace the autoencoder; return its name in a run's identity."""
-    if wanted is None:
-        return None
-    path = Path(wanted).expanduser()
-    if path.is_dir():
-        folder, called = path, f"{path.resolve().name}@{folder_sha256(path)}"
-    else:
-        source, revision, weights = autoencoder_source(family, wanted)
-        folder = fetch(source, revision, patterns=("config.json", weights), offline=offline)
-        called = f"{source}@{folder.name}"
-    for file in weight_files(folder, None):
-        tensor_names(file)
-    vae = _call_loader(
-        wanted, family.autoencoder_type().from_pretrained, str(folder), torch_dtype=torch.float32, local_files_only=True
-    )
-    denoiser: Any = family.denoiser(pipe)
-    channels = denoiser.config.in_channels
-    if vae.config.latent_channels != channels:
-        raise RiebenchError(f"--vae {wanted} has {vae.config.latent_channels} latent channels, the U-Net {channels}")
-    if not vae.config.force_upcast and dtype != "float32":
-        # Made to stay finite in float16; in bfloat16 an autoencoder's steps would be coarser than a picture's.
-        nn.Module.to(vae, torch.float16)
-    pipe.register_modules(vae=vae)
-    pipe.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    return called

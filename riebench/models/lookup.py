@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING, Any
 from riebench.errors import RiebenchError, near_match
 from riebench.models.families.base import Family
 from riebench.models.families.sizes import Shape
-from riebench.models.files import INDEX, family_of_folder
+from riebench.models.files import (
+    INDEX,
+    SCHEDULER,
+    check_additions,
+    check_schedule,
+    check_single_config,
+    check_single_file,
+    family_of_folder,
+)
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
+from riebench.utils.hub import split_revision
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
-
-SCHEDULER = "scheduler/scheduler_config.json"
-"""Path of the scheduler's configuration inside a model folder."""
 
 _UNNAMED = ModelSpec(name="", source="", revision=None, steps=1, guidance=0.0, size=8, dtype="float32")
 """Placeholder until `look_up` knows all that enters a model's spec."""
@@ -136,10 +142,11 @@ def look_up(
     if chosen.config is not None and place.file is None:
         raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
     usual = _usual_sampling(place, chosen.config)
+    _check_files(place, name, preset, chosen, steps or (preset.steps if preset else usual[0]))
     spec = ModelSpec(
         name=model_label(
             preset.name if preset else source_name(name), steps=steps, guidance=guidance, size=chosen.size, dtype=dtype,
-            vae=chosen.vae, vae_tiling=chosen.vae_tiling,
+            vae=chosen.vae, vae_tiling=chosen.vae_tiling, unet=chosen.unet, loras=chosen.loras,
         ),
         source=place.repo or (preset.spec_source if preset else source_name(name)),
         revision=place.revision,
@@ -177,12 +184,44 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
     found = ModelInfo(_UNNAMED, family, family.full_shape, folder=folder_here, repo=repo, revision=revision or None)
     if folder_here is None:
         return found
+    family = family_of_folder(folder_here, repo)
     try:
-        here = _info_of_folder(folder_here, repo)
+        shape = family.shape_of_folder(folder_here)
     except RiebenchError:
         # Nothing can be read from half a download; the checks of files name what is missing.
-        return found
-    return replace(found, family=here.family, shape=here.shape)
+        return replace(found, family=family, shape=family.full_shape)
+    return replace(found, family=family, shape=shape)
+
+
+def _check_files(place: ModelInfo, name: str, preset: Preset | None, options: ModelOptions, steps: int) -> None:
+    """Refuse what loading would refuse, as far as it shows without weights.
+
+    Models that ship with the package are as they were tested.
+    """
+    if place.file is not None:
+        family = check_single_file(place.file, own_autoencoder=options.vae is None)
+        folder = _config_here(options.config or "")
+        if folder is not None:
+            check_single_config(family, place.file, folder, options.config or "", steps)
+    elif place.folder is not None and not (preset is not None and preset.source.startswith(ASSET)):
+        # A hub's snapshot may hold only what was asked for so far.
+        described = all((place.folder / config).is_file() for config in place.family.config_files)
+        if described or place.repo is None:
+            check_schedule(place.folder, name, steps)
+    check_additions(place.family, options)
+
+
+def _config_here(config: str) -> Path | None:
+    """Return the folder that `--config` names, if it is on this machine."""
+    folder = Path(config).expanduser()
+    if folder.is_dir():
+        return folder if (folder / INDEX).is_file() else None
+    preset = PRESETS.get(config)
+    repo, revision = (preset.source, preset.revision) if preset else split_revision(config)
+    if preset is None and config.count("/") != 1:
+        return None
+    found = cached_snapshot(repo, INDEX, revision)
+    return found if found is not None and (found / SCHEDULER).is_file() else None
 
 
 def _info_of_folder(folder: Path, shown: str) -> ModelInfo:

@@ -6,6 +6,7 @@ and `source_name` name results folders. The command line, the loader and code th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class ModelOptions:
         size: picture side in pixels, instead of the preset's.
         config: for a single file, whose folder describes it: "sdxl-turbo", "sdxl-base", a folder or a hub id.
         vae: another autoencoder: "fp16-fix", a folder or a hub id. Part of a run's identity.
+        unet: file of another denoiser. Part of a run's identity.
+        loras: LoRA files to add to the weights, each with or without ":SCALE". Part of a run's identity.
         offload: a word of `OFFLOADS`.
         vae_slicing: decodes one picture at a time; above 512 px that is done anyway.
         vae_tiling: decodes in tiles of 512 px, which changes pictures slightly. Part of a run's identity.
@@ -61,6 +64,8 @@ class ModelOptions:
     vae_tiling: bool = False
     attention: str = "default"
     channels_last: bool = False
+    unet: str | None = None
+    loras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for flag, word, known in (
@@ -69,6 +74,9 @@ class ModelOptions:
         ):
             if word not in known:
                 raise RiebenchError(f"{flag} {word!r}{near_match(word, known)}")
+
+        for text in self.loras:
+            parse_lora(text)
 
     @property
     def placement(self) -> dict[str, str | bool]:
@@ -146,6 +154,10 @@ class ModelSpec(StoredModel):
     """True if pictures are decoded in tiles, whose seams change them slightly."""
     fixed_noise: bool = False
     """True if a seed is the same noise for all examples, as in published scripts; otherwise each has its own noise."""
+    unet: str | None = None
+    """The denoiser put in the place of the model's own, as its file's name and hash; None for the model's own."""
+    loras: tuple[str, ...] = ()
+    """LoRAs added to the weights, in order, each as its file's name, hash and scale."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -153,7 +165,7 @@ class ModelSpec(StoredModel):
 
         What was added after runs had been stored is left out where it is as it was then.
         """
-        usual = {name for name in ("vae", "vae_tiling", "fixed_noise") if not getattr(self, name)}
+        usual = {name for name in ("vae", "vae_tiling", "fixed_noise", "unet", "loras") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude={"name", *usual})
 
     def with_fixed_noise(self, label: str) -> ModelSpec:
@@ -167,9 +179,28 @@ class ModelSpec(StoredModel):
         return self.model_copy(update={"name": f"{self.name}-{label}", "fixed_noise": True})
 
 
+def parse_lora(text: str) -> tuple[str, float]:
+    """Split "FILE[:SCALE]" into the file's path and the scale, which is 1 where none is given.
+
+    Raises:
+        RiebenchError: if the scale is no number, not finite or 0.
+    """
+    file, _, end = text.rpartition(":")
+    if not file or Path(text).expanduser().is_file():
+        return text, 1.0
+    try:
+        scale = float(end)
+    except ValueError as error:
+        raise RiebenchError(f"--lora {text!r}: write FILE or FILE:SCALE, such as style.safetensors:0.8") from error
+    if not math.isfinite(scale) or not scale:
+        raise RiebenchError(f"--lora {text!r}: the scale is a number other than 0; leave the LoRA out to be without it")
+    return file, scale
+
+
 def model_label(
     name: str, *, steps: int | None = None, guidance: float | None = None, size: int | None = None,
-    dtype: str | None = None, vae: str | None = None, vae_tiling: bool = False,
+    dtype: str | None = None, vae: str | None = None, vae_tiling: bool = False, unet: str | None = None,
+    loras: tuple[str, ...] = (),
 ) -> str:  # fmt: skip
     """Return the name of a model's results folder.
 
@@ -183,10 +214,16 @@ def model_label(
         dtype: likewise.
         vae: the autoencoder put in the place of the model's own, as the user named it.
         vae_tiling: whether pictures are decoded in tiles.
+        unet: the denoiser put in the place of the model's own, as the user named it.
+        loras: the LoRAs added to it, as the user named them.
     """
     changes = {"steps": steps, "guidance": guidance, "px": size}
     parts = [f"{word}{value:g}" for word, value in changes.items() if value is not None]
-    exchanged = [f"vae-{source_name(vae)}"] if vae else []
+    exchanged = [f"unet-{source_name(unet)}"] if unet else []
+    exchanged += [
+        f"lora-{source_name(file)}{'' if scale == 1 else f'x{scale:g}'}" for file, scale in map(parse_lora, loras)
+    ]
+    exchanged += [f"vae-{source_name(vae)}"] if vae else []
     return "-".join([name, *parts, *([dtype] if dtype else []), *exchanged, *(["tiled"] if vae_tiling else [])])
 
 

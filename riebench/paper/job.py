@@ -329,7 +329,9 @@ def _sae_roots(source: SaeSource, *, offline: bool) -> list[SaeSource]:
 
 def model_text(spec: ModelSpec) -> str:
     """Describe a model in a line: name, source, revision, size, number format."""
-    beside = "".join([f", autoencoder {spec.vae}" if spec.vae else "", ", tiled" if spec.vae_tiling else ""])
+    parts = [f", U-Net {spec.unet}" if spec.unet else "", *(f", LoRA {lora}" for lora in spec.loras)]
+    parts += [f", autoencoder {spec.vae}" if spec.vae else "", ", tiled" if spec.vae_tiling else ""]
+    beside = "".join(parts)
     revision = (spec.revision or "unknown")[:HASH_DIGITS]
     return f"{spec.name} ({spec.source} @ {revision}, {spec.size} px, {spec.dtype}{beside})"
 

@@ -292,6 +292,11 @@ def reload_model(spec: ModelSpec, device: str, *, offline: bool = False) -> Load
             f"{spec.source} is no preset, so it is not known where it lies; `riebench sae feature BLOCK INDEX --model "
             "PLACE --out REPORT/features` makes them one by one"
         )
+    if spec.unet or spec.loras:
+        raise RiebenchError(
+            "the model was changed with --unet or --lora, and where those files lie is not known; `riebench sae "
+            "feature BLOCK INDEX --unet FILE --lora FILE --out REPORT/features` makes them one by one"
+        )
     options = ModelOptions(
         size=spec.size if spec.size != preset.size else None, vae=spec.vae, vae_tiling=spec.vae_tiling
     )

@@ -22,6 +22,31 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         RiebenchError: if it is no such file, for instance a Git-LFS pointer.
     """
+    return {name: shape for name, (shape, _) in _read_header(path)[0].items()}
+
+
+def tensor_formats(path: Path) -> dict[str, str]:
+    """Return tensor name -> number format of a safetensors file, such as "F16" or "I64".
+
+    Only its header is read.
+
+    Raises:
+        RiebenchError: as `tensor_shapes`.
+    """
+    return {name: kind for name, (_, kind) in _read_header(path)[0].items()}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Return the notes in a safetensors file's header.
+
+    Raises:
+        RiebenchError: as `tensor_shapes`.
+    """
+    return _read_header(path)[1]
+
+
+def _read_header(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, str]]:
+    """Return tensor name -> shape and number format, and the notes."""
     with path.open("rb") as file:
         start = file.read(40)
         if start.startswith(LFS_POINTER):
@@ -32,8 +57,9 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 raise ValueError("it is cut off")
             file.seek(8)
             header = json.loads(file.read(length))
-            return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError) as error:
+            notes = {str(name): str(text) for name, text in (header.pop("__metadata__", None) or {}).items()}
+            return {name: (tuple(entry["shape"]), str(entry["dtype"])) for name, entry in header.items()}, notes
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RiebenchError(f"{path} is damaged ({error}); fetch it again") from error
 
 

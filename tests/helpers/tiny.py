@@ -51,7 +51,7 @@ def tiny_pipeline(folder: Path, *, layers: int = 1, widths: tuple[int, int] = (1
             eos_token_id=_vocabulary()["<|endoftext|>"], pad_token_id=_vocabulary()["<|endoftext|>"],
         )  # fmt: skip
         texts.append(kind(config).eval())
-    _amplify(unet)
+    amplify(unet)
     pipe = StableDiffusionXLPipeline(
         vae=vae.eval(), text_encoder=texts[0], text_encoder_2=texts[1], tokenizer=_tokenizer(),
         tokenizer_2=_tokenizer(), unet=unet.eval(), scheduler=EulerAncestralDiscreteScheduler(
@@ -90,7 +90,7 @@ def tiny_saes() -> Path:
     return root
 
 
-def _amplify(unet: UNet2DConditionModel) -> None:
+def amplify(unet: UNet2DConditionModel) -> None:
     # Random attention adds next to nothing; made larger, an edit of it reaches the picture.
     with torch.no_grad():
         for name, parameter in unet.named_parameters():

@@ -9,7 +9,7 @@ them, so that block names can be checked and runs be planned on any machine.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,7 @@ class Family(ABC):
         denoiser_class: name of the class of its denoiser.
         denoiser_part: the denoiser's folder and attribute of the pipeline.
         names: names of its blocks.
+        config_files: paths of what describes a model's parts, in its folder.
         parts: folders with weights; also names of `Shape.parameters`.
         full_shape: measures of the full-size model, for what is not at hand.
         presets: official models.
@@ -79,6 +80,7 @@ class Family(ABC):
     denoiser_class: str
     denoiser_part: str
     names: BlockNames
+    config_files: tuple[str, ...]
     parts: tuple[str, ...]
     full_shape: Shape
     presets: tuple[Preset, ...]
@@ -93,23 +95,114 @@ class Family(ABC):
 
     @abstractmethod
     def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder of this pipeline class whose networks are of another kind.
+        """Refuse a folder of this pipeline class that asks for something that would not be done.
+
+        Its weights are not read and need not be there.
 
         Args:
             folder: in diffusers' layout.
             shown: what the user called it.
 
         Raises:
-            RiebenchError: if it is of another kind.
+            RiebenchError: in one line, naming file and key.
         """
 
     @abstractmethod
-    def check_single_file(self, name: str, tensors: set[str]) -> None:
+    def check_schedule(self, folder: Path, steps: int, shown: str) -> None:
+        """Refuse a folder whose schedule cannot be followed with one call of the denoiser a step.
+
+        Args:
+            folder: in diffusers' layout.
+            steps: denoising steps of a run.
+            shown: what the user called it.
+
+        Raises:
+            RiebenchError: in one line, naming the scheduler.
+        """
+
+    @abstractmethod
+    def check_weights(self, folder: Path, part: str, files: Sequence[Path], shown: str) -> None:
+        """Refuse weights that belong to another configuration than the one beside them.
+
+        Their headers are read, and nothing else.
+
+        Args:
+            folder: in diffusers' layout.
+            part: one of `parts`.
+            files: its weights.
+            shown: what the user called the model.
+
+        Raises:
+            RiebenchError: in one line, naming the key.
+        """
+
+    @abstractmethod
+    def check_names(self, part: str, stored: set[str], needed: Iterable[str], shown: str) -> None:
+        """Refuse weights that lack tensors, or hold tensors that nothing reads.
+
+        Args:
+            part: one of `parts`.
+            stored: names of the tensors in its files.
+            needed: names of the tensors of the network that was built.
+            shown: what the user called the model.
+
+        Raises:
+            RiebenchError: in one line, naming the first tensor.
+        """
+
+    @abstractmethod
+    def check_single_file(self, name: str, tensors: set[str], *, own_autoencoder: bool = True) -> None:
         """Refuse a single file that is no whole model of this family.
 
         Args:
             name: of the file.
             tensors: names of its tensors.
+            own_autoencoder: whether its autoencoder is needed; otherwise another one is put in its place.
+
+        Raises:
+            RiebenchError: saying what it is instead, or what it lacks.
+        """
+
+    @abstractmethod
+    def check_training(
+        self, file: Path, scheduler: Mapping[str, Any], autoencoder: Mapping[str, Any], shown: str
+    ) -> None:
+        """Refuse a file that says it was trained otherwise than the configuration it is used with states.
+
+        Args:
+            file: a safetensors file.
+            scheduler: the scheduler's configuration.
+            autoencoder: the autoencoder's.
+            shown: what the user called the file.
+
+        Raises:
+            RiebenchError: in one line, naming what the file says and the key that says otherwise.
+        """
+
+    @abstractmethod
+    def check_autoencoder(self, folder: Path, files: Sequence[Path], shown: str) -> None:
+        """Refuse a folder that is no autoencoder for this family.
+
+        Args:
+            folder: with its configuration.
+            files: its weights.
+            shown: what the user called it.
+
+        Raises:
+            RiebenchError: in one line, naming the key.
+        """
+
+    @abstractmethod
+    def check_denoiser_file(self, file: Path) -> None:
+        """Refuse a file that is no denoiser alone.
+
+        Raises:
+            RiebenchError: saying what it is instead.
+        """
+
+    @abstractmethod
+    def check_lora_file(self, file: Path) -> None:
+        """Refuse a file that is no LoRA.
 
         Raises:
             RiebenchError: saying what it is instead.
@@ -159,6 +252,26 @@ class Family(ABC):
         """Return the network whose blocks are edited."""
         denoiser: nn.Module = getattr(pipe, self.denoiser_part)
         return denoiser
+
+    @abstractmethod
+    def exchange_denoiser(self, pipe: Any, file: Path) -> None:
+        """Put the weights of a file into a pipeline's denoiser.
+
+        Raises:
+            RiebenchError: if they do not fit.
+        """
+
+    @abstractmethod
+    def add_lora(self, pipe: Any, file: Path, scale: float) -> None:
+        """Add a LoRA to a pipeline's weights.
+
+        Raises:
+            RiebenchError: if it does not fit.
+        """
+
+    @abstractmethod
+    def is_guided(self, pipe: Any, guidance: float) -> bool:
+        """Return whether the denoiser sees an unconditional half at a guidance scale."""
 
     @abstractmethod
     def set_tiling(self, pipe: Any, tile: int) -> None:

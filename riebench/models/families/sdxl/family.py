@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from riebench.errors import RiebenchError
 from riebench.models.families.base import EditingTask, Family, TextEmbeddings
 from riebench.models.families.blocks import BatchLayout, BlockNames, Site, Stage
-from riebench.models.families.sdxl import files, shape
+from riebench.models.families.sdxl import configuration, files, shape, weights
 from riebench.models.families.sdxl.names import SdxlNames
 from riebench.models.families.sizes import Shape
 from riebench.models.spec import ModelSpec
@@ -33,6 +34,7 @@ class SdxlFamily(Family):
     denoiser_class = "UNet2DConditionModel"
     denoiser_part = "unet"
     names: BlockNames = SdxlNames()
+    config_files = tuple(configuration.CONFIGS.values())
     parts = shape.PARTS
     full_shape = shape.SDXL
     presets = files.PRESETS
@@ -44,12 +46,53 @@ class SdxlFamily(Family):
     head_width = 64
 
     def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder whose U-Net is of another kind."""
-        files.check_unet(folder, shown)
+        """Refuse a folder that asks for something that would not be done."""
+        configuration.check_configs(folder, shown)
 
-    def check_single_file(self, name: str, tensors: set[str]) -> None:
+    def check_schedule(self, folder: Path, steps: int, shown: str) -> None:
+        """Refuse a folder whose schedule has more calls than steps, or fails."""
+        from riebench.models.families.sdxl import schedule
+
+        schedule.check_schedule(folder, steps, shown)
+
+    def check_weights(self, folder: Path, part: str, files: Sequence[Path], shown: str) -> None:
+        """Refuse weights of another configuration than the one beside them."""
+        config = configuration.read_json(folder / configuration.CONFIGS[part])
+        weights.check_weights(part, weights.joined_shapes(files), config, shown)
+
+    def check_names(self, part: str, stored: set[str], needed: Iterable[str], shown: str) -> None:
+        """Refuse weights that lack tensors, or hold tensors that nothing reads."""
+        weights.check_names(part, stored, needed, shown)
+
+    def check_single_file(self, name: str, tensors: set[str], *, own_autoencoder: bool = True) -> None:
         """Refuse a single file that is no whole SDXL."""
-        files.check_tensors(name, tensors)
+        files.check_tensors(name, tensors, own_autoencoder=own_autoencoder)
+
+    def check_training(
+        self, file: Path, scheduler: Mapping[str, Any], autoencoder: Mapping[str, Any], shown: str
+    ) -> None:
+        """Refuse a file that was trained for another schedule."""
+        from riebench.models.families.sdxl import schedule
+
+        schedule.check_training(file, scheduler, autoencoder, shown)
+
+    def check_autoencoder(self, folder: Path, files: Sequence[Path], shown: str) -> None:
+        """Refuse a folder that is no autoencoder of four channels."""
+        config = configuration.read_json(folder / "config.json")
+        configuration.check_autoencoder(config, shown, "config.json")
+        weights.check_weights("vae", weights.joined_shapes(files), config, shown, "config.json")
+
+    def check_denoiser_file(self, file: Path) -> None:
+        """Refuse a file that is no U-Net alone."""
+        from riebench.models.families.sdxl import additions
+
+        additions.check_unet_file(file)
+
+    def check_lora_file(self, file: Path) -> None:
+        """Refuse a file that is no LoRA."""
+        from riebench.models.families.sdxl import additions
+
+        additions.check_lora_file(file)
 
     def shape_of_folder(self, folder: Path) -> Shape:
         """Return the measures of a model folder."""
@@ -61,7 +104,10 @@ class SdxlFamily(Family):
 
     def native_size(self, pipe: Any) -> int:
         """Return the side of the U-Net's latents in pixels."""
-        return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+        side = pipe.unet.config.sample_size
+        if not isinstance(side, int):
+            raise RiebenchError(f"unet/config.json says sample_size {side}; give one picture side with --size")
+        return int(side * pipe.vae_scale_factor)
 
     def usual_sampling(self, scheduler: Mapping[str, Any]) -> tuple[int, float]:
         """Return the usual steps and guidance scale.
@@ -91,6 +137,22 @@ class SdxlFamily(Family):
     def networks(self, pipe: Any) -> tuple[nn.Module, ...]:
         """Return the U-Net, the autoencoder and both text encoders."""
         return (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+
+    def exchange_denoiser(self, pipe: Any, file: Path) -> None:
+        """Put the weights of a file into the U-Net."""
+        from riebench.models.families.sdxl import additions
+
+        additions.exchange_unet(pipe, file)
+
+    def add_lora(self, pipe: Any, file: Path, scale: float) -> None:
+        """Add a LoRA to U-Net and text encoders."""
+        from riebench.models.families.sdxl import additions
+
+        additions.add_lora(pipe, file, scale)
+
+    def is_guided(self, pipe: Any, guidance: float) -> bool:
+        """Return whether there is an unconditional half; a U-Net that is told the guidance scale has none."""
+        return guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
 
     def set_tiling(self, pipe: Any, tile: int) -> None:
         """Make the autoencoder decode in tiles.

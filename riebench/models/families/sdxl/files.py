@@ -5,9 +5,6 @@ It holds their presets and downloads too.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from riebench.errors import RiebenchError
 from riebench.models.families.sizes import HubFile, ModelDownload, NamedAutoencoder
 from riebench.models.spec import DEFAULT_SCORER, FP16_FIX, Preset
@@ -82,49 +79,43 @@ OTHER_PIPELINES = {
     "FluxPipeline": "Flux",
 }
 """Pipeline class -> what people call such models."""
-_SINGLE_FILE_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "conditioner.embedders.1.model.")
+_AUTOENCODER = "first_stage_model."
+_SINGLE_FILE_PREFIXES = ("model.diffusion_model.", _AUTOENCODER, "conditioner.embedders.1.model.")
 _SINGLE_FILE_OTHERS = {
     "joint_blocks.": "Stable Diffusion 3",
     "double_blocks.": "Flux",
     "cond_stage_model.": "Stable Diffusion 1 or 2",
-    "lora_": "a LoRA, no whole model",
+    "lora_": "a LoRA, no whole model; use it with --lora",
+    ".lora": "a LoRA, no whole model; use it with --lora",
     "conditioner.embedders.0.model.": "the SDXL refiner",
 }
 
 
-def check_unet(folder: Path, shown: str) -> None:
-    """Refuse a folder with SDXL's pipeline class whose U-Net is of another kind.
-
-    Raises:
-        RiebenchError: saying how it differs.
-    """
-    path = folder / "unet" / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RiebenchError(f"{path} is missing; download the folder again") from error
-    except ValueError as error:
-        raise RiebenchError(f"{path} is no JSON ({error}); download it again") from error
-    config = config if isinstance(config, dict) else {}
-    channels = config.get("in_channels")
-    if config.get("addition_embed_type") != "text_time" or channels != 4:
-        raise RiebenchError(
-            f"{shown} has a U-Net of another kind (addition_embed_type {config.get('addition_embed_type')!r}, "
-            f"in_channels {channels}); SDXL has 'text_time' and 4"
-        )
-
-
-def check_tensors(name: str, tensors: set[str]) -> None:
+def check_tensors(name: str, tensors: set[str], *, own_autoencoder: bool = True) -> None:
     """Refuse a single file that is no whole SDXL.
 
     Args:
         name: of the file.
         tensors: names of its tensors.
+        own_autoencoder: whether its autoencoder is needed.
 
     Raises:
-        RiebenchError: saying what it is instead.
+        RiebenchError: saying what it is instead, or what it lacks.
     """
     missing = [prefix for prefix in _SINGLE_FILE_PREFIXES if not any(one.startswith(prefix) for one in tensors)]
+    if missing == [_AUTOENCODER]:
+        if not own_autoencoder:
+            return
+        raise RiebenchError(
+            f"{name} is an SDXL checkpoint without its autoencoder (no tensors {_AUTOENCODER}*); give one with "
+            "--vae fp16-fix, a folder or a hub id"
+        )
+    if "conv_in.weight" in tensors or (
+        missing and not any(one.startswith(("conditioner.", _AUTOENCODER)) for one in tensors)
+        and f"{_SINGLE_FILE_PREFIXES[0]}input_blocks.0.0.weight" in tensors
+        and not any(mark in one for one in tensors for mark in _SINGLE_FILE_OTHERS)
+    ):  # fmt: skip
+        raise RiebenchError(f"{name} is a U-Net alone; give its model as --model, and this file with --unet {name}")
     if missing:
         guess = next((words for mark, words in _SINGLE_FILE_OTHERS.items() if any(mark in one for one in tensors)), "")
         looks = f"; it looks like {guess}" if guess else ""

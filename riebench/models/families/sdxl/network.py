@@ -70,7 +70,7 @@ class UNetSite(Site):
 
 @dataclass(frozen=True)
 class ResidualSite(UNetSite):
-    """A residual block, whose update is its output less its shortcut."""
+    """A residual block, whose update is its output less what its shortcut puts there."""
 
     def update(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
         """Return output minus shortcut."""
@@ -78,13 +78,15 @@ class ResidualSite(UNetSite):
 
     def bypass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """Return the input, through the shortcut if there is one, as the output."""
-        scale: float = getattr(self.module, "output_scale_factor", 1.0)
-        return self.with_stream(output, self._shortcut(args, kwargs) / scale)
+        return self.with_stream(output, self._shortcut(args, kwargs))
 
     def _shortcut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Return the share of the input in the output, which the block divides with all of its output."""
         hidden = self.hidden(args, kwargs)
         shortcut: Any = getattr(self.module, "conv_shortcut", None)
-        return hidden if shortcut is None else shortcut(hidden)
+        straight: Tensor = hidden if shortcut is None else shortcut(hidden)
+        scale: float = getattr(self.module, "output_scale_factor", 1.0)
+        return straight if scale == 1.0 else straight / scale
 
 
 def site(unet: nn.Module, name: str) -> Site:
@@ -133,6 +135,8 @@ def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """
     text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
     hidden = args[0] if args else kwargs["hidden_states"]
+    if layer.norm_cross:
+        text = layer.norm_encoder_hidden_states(text)
     query = layer.head_to_batch_dim(layer.to_q(hidden))
     key = layer.head_to_batch_dim(layer.to_k(text))
     weights = torch.softmax((query.float() @ key.float().transpose(1, 2)) * layer.scale, dim=-1)

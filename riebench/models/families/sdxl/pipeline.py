@@ -63,8 +63,11 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
     Returns [B, 3, H, W] in -1 to 1.
     """
-    scaled = (latents.float() / vae.config.scaling_factor).to(vae.dtype)
-    pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
+    config, spread = vae.config, _channel_spread(vae, latents.device)
+    scaled = latents.float() / config.scaling_factor
+    if spread is not None:
+        scaled = latents.float() * spread[1] / config.scaling_factor + spread[0]
+    pixels: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
     return pixels
 
 
@@ -73,8 +76,21 @@ def encode(vae: Any, pixels: Tensor, device: torch.device) -> Tensor:
 
     Returns float32 [B, 4, h, w]: the mean of the answer, scaled for the U-Net.
     """
-    latents = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mode()
-    return latents.float() * float(vae.config.scaling_factor)
+    latents = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mode().float()
+    factor, spread = float(vae.config.scaling_factor), _channel_spread(vae, latents.device)
+    return latents * factor if spread is None else (latents - spread[0]) * factor / spread[1]
+
+
+def _channel_spread(vae: Any, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Return mean and standard deviation of the autoencoder's channels, [1, 4, 1, 1] each.
+
+    As in diffusers' pipeline, there are some only where the configuration states both.
+    """
+    stated = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+    if stated[0] is None or stated[1] is None:
+        return None
+    mean, deviation = (torch.tensor(values, device=device).float().view(1, -1, 1, 1) for values in stated)
+    return mean, deviation
 
 
 def editing_pipeline(task: EditingTask, pipe: Any) -> Any:

@@ -51,7 +51,8 @@ class SdxlShape:
 
     Attributes:
         channels: of the U-Net, level by level from the finest grid to the coarsest.
-        layers: transformer layers of an attention block, level by level.
+        layers: transformer layers of an attention block, level by level; several where the blocks of a level differ.
+        up_layers: the same on the way up, from the coarsest level on; None if it mirrors the way down.
         vae_factor: pixels per latent position along a side.
         vae_width: channels of the widest tensor that the decoder keeps at full resolution.
         sample: side of the latents that the model was made for.
@@ -60,7 +61,8 @@ class SdxlShape:
     """
 
     channels: tuple[int, ...] = (320, 640, 1280)
-    layers: tuple[int, ...] = (1, 2, 10)
+    layers: tuple[int | tuple[int, ...], ...] = (1, 2, 10)
+    up_layers: tuple[int | tuple[int, ...], ...] | None = None
     vae_factor: int = 8
     vae_width: int = 256
     sample: int = 128
@@ -106,7 +108,13 @@ class SdxlShape:
         """
         if kind(block) != ATTENTION:
             return 0
-        return self.layers[self.level(block)] * FEED_FORWARD * self.width(block)
+        return self._depth(block) * FEED_FORWARD * self.width(block)
+
+    def _depth(self, block: str) -> int:
+        parts = short_name(block).split(".")
+        up = self.up_layers if parts[0] == "up" else None
+        depth = self.layers[self.level(block)] if up is None else up[min(int(parts[1]), len(up) - 1)]
+        return depth if isinstance(depth, int) else depth[min(int(parts[-1]), len(depth) - 1)]
 
     def prefix_numbers(self, size: int, steps: int, blocks: Sequence[str], starts: int) -> int:
         """Return how many numbers edited runs can share with one source run.
@@ -178,14 +186,13 @@ def folder_shape(folder: Path) -> SdxlShape:
     """
     unet, vae = (_config(folder / part / "config.json") for part in ("unet", "vae"))
     channels = tuple(int(width) for width in unet["block_out_channels"])
-    depth = unet.get("transformer_layers_per_block", 1)
     widths = [int(width) for width in vae["block_out_channels"]]
     return SdxlShape(
         channels=channels,
-        layers=tuple(depth) if isinstance(depth, list) else (int(depth),) * len(channels),
+        **_depths(unet, len(channels)),
         vae_factor=2 ** (len(widths) - 1),
         vae_width=widths[min(1, len(widths) - 1)],
-        sample=int(unet.get("sample_size") or SDXL.sample),
+        sample=_sample(unet),
         blocks=_blocks(unet),
         parameters={part: _parameters(folder / part) for part in PARTS},
     )
@@ -199,23 +206,43 @@ def unet_shape(config: Mapping[str, Any], vae_factor: int) -> SdxlShape:
         vae_factor: pixels per latent position along a side.
     """
     channels = tuple(int(width) for width in config["block_out_channels"])
-    depth = config.get("transformer_layers_per_block", 1)
-    layers = tuple(depth) if isinstance(depth, list | tuple) else (int(depth),) * len(channels)
-    return SdxlShape(channels=channels, layers=layers, vae_factor=vae_factor)
+    return SdxlShape(channels=channels, vae_factor=vae_factor, **_depths(config, len(channels)))
+
+
+def _depths(config: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    """Return the transformer layers of a U-Net, as the fields of a shape."""
+
+    def listed(values: Any) -> tuple[int | tuple[int, ...], ...]:
+        each = values if isinstance(values, list | tuple) else [values] * levels
+        return tuple(tuple(map(int, one)) if isinstance(one, list | tuple) else int(one) for one in each)
+
+    up = config.get("reverse_transformer_layers_per_block")
+    down = listed(config.get("transformer_layers_per_block", 1))
+    return {"layers": down, "up_layers": None if up is None else listed(up)}
+
+
+def _sample(unet: Mapping[str, Any]) -> int:
+    side = unet.get("sample_size") or SDXL.sample
+    # Pictures are square; where the model's are not, the side has to be given.
+    return int(min(side) if isinstance(side, list) else side)
 
 
 def _blocks(unet: Mapping[str, Any]) -> tuple[str, ...]:
     layers = unet.get("layers_per_block", 2)
+    down, up = unet["down_block_types"], unet["up_block_types"]
+    counts = list(layers) if isinstance(layers, list) else [int(layers)] * len(down)
+    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn")
     names: list[str] = []
-    for side, types, count in (
-        ("down", unet["down_block_types"], layers), ("mid", [unet.get("mid_block_type") or ""], 1),
-        ("up", unet["up_block_types"], layers + 1),
+    for side, types, numbers in (
+        ("down", down, counts), ("mid", [middle] if middle else [], [1]), ("up", up, [n + 1 for n in counts[::-1]]),
     ):  # fmt: skip
-        for level, block_type in enumerate(types):
+        for level, (block_type, count) in enumerate(zip(types, numbers, strict=False)):
             stem = side if side == "mid" else f"{side}.{level}"
+            attended = "CrossAttn" in block_type
+            # Without attention, the middle is one residual block and its twin, as with it.
             residual = count + 1 if side == "mid" else count
             names += [f"{stem}.res.{index}" for index in range(residual)]
-            names += [f"{stem}.{index}" for index in range(count) if "CrossAttn" in block_type]
+            names += [f"{stem}.{index}" for index in range(count) if attended]
     return tuple(names)
 
 
