@@ -51,6 +51,7 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
         RiebenchError: if they cannot be had.
     """
     usual = MODEL_FAMILIES.get(DEFAULT_FAMILY).parts
+    refuse_known(repo)
     named = (*CONFIG_PATTERNS, *weight_patterns(usual, half=dtype in HALF_DTYPES))
     folder = fetch(repo, revision, patterns=CONFIG_PATTERNS, hint_patterns=named, offline=offline)
     if not (folder / INDEX).is_file():
@@ -62,6 +63,20 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
             return folder
     fetch(repo, folder.name, patterns=weight_patterns(parts, half=False), ignore=NOT_FULL, offline=offline)
     return folder
+
+
+def refuse_known(repo: str) -> None:
+    """Refuse a well-known repository of another kind, though nothing of it may be here to be read.
+
+    Raises:
+        RiebenchError: saying what it is.
+    """
+    known = families()
+    for family in known:
+        for start, words in family.other_repositories.items():
+            if repo.lower().startswith(start.lower()):
+                edited = " or ".join(f"{one.title} ({one.pipeline_class})" for one in known)
+                raise RiebenchError(f"{repo} is {words}; riebench edits {edited} and models trained from it")
 
 
 def variant(folder: Path, dtype: str, parts: Sequence[str]) -> str | None:

@@ -261,7 +261,7 @@ def _from_folder(folder: Path, wanted: _Request, shown: str) -> Any:
     formats = {"default": DTYPES[wanted.dtype], "vae": torch.float32}
     pipe = call_loader(
         shown, family.pipeline_type().from_pretrained, str(folder), dtype=formats, variant=which,
-        local_files_only=True, **family.loading_options(),
+        local_files_only=True, **family.loading_options(), **dict.fromkeys(family.unused_parts),
     )  # fmt: skip
     for part in family.parts:
         # Libraries fill what is missing with random numbers.

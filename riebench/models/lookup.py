@@ -23,6 +23,7 @@ from riebench.models.files import (
     check_single_config,
     check_single_file,
     family_of_folder,
+    refuse_known,
 )
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
@@ -179,6 +180,7 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
         known = near_match(name, PRESETS)
         raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
     repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
+    refuse_known(repo)
     folder_here = cached_snapshot(repo, INDEX, revision or None)
     family = MODEL_FAMILIES.get(preset.family) if preset else _default_family()
     found = ModelInfo(_UNNAMED, family, family.full_shape, folder=folder_here, repo=repo, revision=revision or None)

@@ -52,7 +52,7 @@ UNET: dict[str, Sequence[Any]] = {
     "block_out_channels": [[16, 32, 64]],
     "center_input_sample": [True],
     "class_embed_type": ["timestep", "identity", "projection"],
-    "class_embeddings_concat": [True, {"class_embeddings_concat": True, "class_embed_type": "timestep"}],
+    "class_embeddings_concat": [True, {"class_embed_type": "timestep", "class_embeddings_concat": True}],
     "conv_in_kernel": [5],
     "conv_out_kernel": [5],
     "cross_attention_dim": [40, [32, 32, 32]],
@@ -260,6 +260,11 @@ class Variant:
     def key(self) -> str:
         return next(iter(self.changes), "_class_name")
 
+    @property
+    def class_name(self) -> bool:
+        """True if a class is named, which a message calls by its name."""
+        return self.key == "_class_name"
+
     def __str__(self) -> str:
         values = "-".join(f"{key}={json.dumps(value)}" for key, value in self.changes.items())
         return "-".join(part for part in (self.component, self.base, values) if part).replace(" ", "")[:90]
@@ -333,14 +338,21 @@ def _write_network(folder: Path, component: str, config: Mapping[str, Any]) -> N
         network = TEXT_ENCODERS[component](CLIPTextConfig(**stated)).eval().float()
     else:
         return
+    network.save_pretrained(folder / "new")
     shutil.rmtree(folder / component)
-    network.save_pretrained(folder / component)
+    (folder / "new").rename(folder / component)
 
 
 def own_pipeline(folder: Path, **parts: Any) -> Any:
     """Diffusers' own pipeline of a folder."""
     pipe = StableDiffusionXLPipeline.from_pretrained(
-        str(folder), dtype=torch.float32, add_watermarker=False, local_files_only=True, **parts
+        str(folder),
+        dtype=torch.float32,
+        add_watermarker=False,
+        local_files_only=True,
+        feature_extractor=None,
+        image_encoder=None,
+        **parts,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -164,7 +164,7 @@ def single_file(path: Path, dtype: torch.dtype = torch.float32) -> Path:
     folder = plain_folder()
     parts = {part: load_file(next((folder / part).glob("*.safetensors"))) for part in PARTS}
     tensors = {
-        **{f"model.diffusion_model.{_unet_name(name)}": value for name, value in parts["unet"].items()},
+        **{f"model.diffusion_model.{unet_name(name)}": value for name, value in parts["unet"].items()},
         **{f"first_stage_model.{_vae_name(name)}": _vae_value(name, value) for name, value in parts["vae"].items()},
         **{
             f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}": value
@@ -189,7 +189,7 @@ _LAYERS = 2
 """Residual blocks per level on the way down."""
 
 
-def _unet_name(name: str) -> str:
+def unet_name(name: str) -> str:
     top, _, kind = name.rpartition(".")
     if top in _UNET_TOP:
         return f"{_UNET_TOP[top]}.{kind}"

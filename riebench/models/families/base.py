@@ -64,11 +64,13 @@ class Family(ABC):
         names: names of its blocks.
         config_files: paths of what describes a model's parts, in its folder.
         parts: folders with weights; also names of `Shape.parameters`.
+        unused_parts: parts of the pipeline that no picture from text needs, and that are not loaded.
         full_shape: measures of the full-size model, for what is not at hand.
         presets: official models.
         downloads: preset -> what has to be fetched for it.
         autoencoders: short name -> autoencoder that `--vae` may name so.
         other_pipelines: pipeline classes that people take for this family's -> what such models are called.
+        other_repositories: beginning of a hub id -> what well-known models of other kinds are.
         text_names: names of the text embeddings before the first step, in the order of `TextEmbeddings.parts`.
         step_text_names: the pipeline's names of them between the steps.
         head_width: channels of an attention head of the full-size denoiser, to try attention kernels with.
@@ -82,11 +84,13 @@ class Family(ABC):
     names: BlockNames
     config_files: tuple[str, ...]
     parts: tuple[str, ...]
+    unused_parts: tuple[str, ...]
     full_shape: Shape
     presets: tuple[Preset, ...]
     downloads: Mapping[str, ModelDownload]
     autoencoders: Mapping[str, NamedAutoencoder]
     other_pipelines: Mapping[str, str]
+    other_repositories: Mapping[str, str]
     text_names: tuple[str, ...]
     step_text_names: tuple[str, ...]
     head_width: int

@@ -36,11 +36,13 @@ class SdxlFamily(Family):
     names: BlockNames = SdxlNames()
     config_files = tuple(configuration.CONFIGS.values())
     parts = shape.PARTS
+    unused_parts = ("image_encoder", "feature_extractor")
     full_shape = shape.SDXL
     presets = files.PRESETS
     downloads = files.DOWNLOADS
     autoencoders = files.AUTOENCODERS
     other_pipelines = files.OTHER_PIPELINES
+    other_repositories = files.OTHER_REPOSITORIES
     text_names = ("prompt_embeds", "pooled_prompt_embeds")
     step_text_names = ("prompt_embeds", "add_text_embeds")
     head_width = 64

@@ -79,6 +79,23 @@ OTHER_PIPELINES = {
     "FluxPipeline": "Flux",
 }
 """Pipeline class -> what people call such models."""
+OTHER_REPOSITORIES = {
+    "black-forest-labs/FLUX": "Flux",
+    "stabilityai/stable-diffusion-3": "Stable Diffusion 3",
+    "stabilityai/stable-diffusion-2": "Stable Diffusion 2",
+    "stabilityai/sd-turbo": "Stable Diffusion 2",
+    "stabilityai/stable-diffusion-xl-refiner": "the SDXL refiner",
+    "stabilityai/sdxl-vae": "an autoencoder alone, for --vae",
+    "stable-diffusion-v1-5/": "Stable Diffusion 1",
+    "runwayml/stable-diffusion-": "Stable Diffusion 1",
+    "CompVis/stable-diffusion-": "Stable Diffusion 1",
+    "PixArt-alpha/": "PixArt",
+    "Efficient-Large-Model/Sana": "SANA",
+    "Qwen/Qwen-Image": "Qwen-Image",
+    "Tongyi-MAI/Z-Image": "Z-Image",
+    "ByteDance/SDXL-Lightning": "U-Nets alone, for --unet",
+}
+"""Beginning of a hub id -> what lies there instead of a model of this family."""
 _AUTOENCODER = "first_stage_model."
 _SINGLE_FILE_PREFIXES = ("model.diffusion_model.", _AUTOENCODER, "conditioner.embedders.1.model.")
 _SINGLE_FILE_OTHERS = {

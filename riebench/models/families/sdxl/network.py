@@ -135,8 +135,6 @@ def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """
     text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
     hidden = args[0] if args else kwargs["hidden_states"]
-    if layer.norm_cross:
-        text = layer.norm_encoder_hidden_states(text)
     query = layer.head_to_batch_dim(layer.to_q(hidden))
     key = layer.head_to_batch_dim(layer.to_k(text))
     weights = torch.softmax((query.float() @ key.float().transpose(1, 2)) * layer.scale, dim=-1)

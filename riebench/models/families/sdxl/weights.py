@@ -198,20 +198,12 @@ def _unet_text(shapes: Shapes, config: Mapping[str, Any]) -> Iterator[Disagreeme
     gated = any(".fuser." in name for name in shapes)
     says = str(config.get("attention_type", "default")).startswith("gated")
     yield from _differ("attention_type", config.get("attention_type"), "gates" if gated else "none", gated != says)
-    normed = any(".norm_cross." in name for name in shapes)
-    kind = config.get("cross_attention_norm")
-    yield from _differ("cross_attention_norm", kind, "one" if normed else "none", normed != bool(kind))
-    own = [name for name in shapes if name.endswith(".attn1.to_k.weight")]
-    for key, inside in (("mid_block_only_cross_attention", True), ("only_cross_attention", False)):
-        ours = [shapes[name] for name in own if name.startswith("mid_block") == inside]
-        cross = any(shape[0] != shape[1] for shape in ours)
-        said = config.get(key)
-        if said is None and inside and isinstance(config.get("only_cross_attention"), bool):
-            said = config.get("only_cross_attention")
-        if isinstance(said, bool) or said is None:
-            # Only where both widths differ do the shapes tell.
-            tells = any(shape[0] != width for shape in ours)
-            yield from _differ(key, config.get(key), "other widths", tells and cross != bool(said))
+    own = [shapes[name] for name in shapes if name.endswith(".attn1.to_k.weight") and not name.startswith("mid_block")]
+    said = config.get("only_cross_attention", False)
+    if isinstance(said, bool) and any(shape[0] != width for shape in own):
+        # Only where the two widths differ do the shapes tell.
+        crossed = any(shape[0] != shape[1] for shape in own)
+        yield from _differ("only_cross_attention", said, crossed)
     linear = len(shapes.get(first.partition(".transformer_blocks.")[0] + ".proj_in.weight", (0, 0))) == 2
     flag = bool(config.get("use_linear_projection", False))
     yield from _differ(
