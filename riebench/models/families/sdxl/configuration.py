@@ -140,11 +140,11 @@ def _check_index(index: Config, shown: str) -> None:
         )
     for part, known in CLASSES.items():
         entry = index.get(part)
-        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        library, found = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         if found not in known:
             raise RiebenchError(f"{shown}: {INDEX} says {part} {found or 'null'}; SDXL's is a {known[0]}")
-        if entry[0] not in ("diffusers", "transformers"):
-            raise RiebenchError(f"{shown}: {INDEX} says {part} of {entry[0]}; code of a model's own is not run")
+        if library not in ("diffusers", "transformers"):
+            raise RiebenchError(f"{shown}: {INDEX} says {part} of {library}; code of a model's own is not run")
 
 
 def _problems(configs: Mapping[str, Config]) -> Iterator[str]:

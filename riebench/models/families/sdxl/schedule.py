@@ -42,7 +42,7 @@ def check_schedule(folder: Path, steps: int, shown: str) -> None:
 
     entry = read_json(folder / INDEX).get("scheduler")
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 and entry[0] == "diffusers" else None
-    kind = getattr(diffusers, str(name), None)
+    kind: Any = getattr(diffusers, str(name), None)
     if not inspect.isclass(kind) or not str(name).endswith("Scheduler"):
         raise RiebenchError(f"{shown}: {INDEX} says scheduler {name or 'null'}, which diffusers does not have")
     config = read_json(folder / CONFIGS["scheduler"])
