@@ -97,7 +97,8 @@ def peft(part: str, path: str) -> str:
 
 
 def write_lora(
-    file: Path, style: Callable[[str, str], str], alpha: float | None, seed: int = 0, notes: dict[str, str] | None = None
+    file: Path, style: Callable[[str, str], str], alpha: float | None, seed: int = 0,
+    notes: dict[str, str] | None = None,
 ) -> Path:  # fmt: skip
     names = ("lora_A.weight", "lora_B.weight") if style is peft else ("lora_down.weight", "lora_up.weight")
     tensors: Tensors = {}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riebench.errors import RiebenchError
 from riebench.models.families.base import EditingTask, TextEmbeddings
 from riebench.models.spec import ModelSpec
 
@@ -105,11 +106,27 @@ def editing_pipeline(task: EditingTask, pipe: Any) -> Any:
     more: dict[str, Any] = {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
     if task == "img2img":
         return diffusers.StableDiffusionXLImg2ImgPipeline(**parts, **more)
+    _check_inversion(pipe)
     # The pipeline would make this scheduler itself, with a warning; its state is its own, and so is its spacing.
     parts["scheduler"] = diffusers.DPMSolverMultistepScheduler.from_config(
         parts["scheduler"].config, algorithm_type="sde-dpmsolver++", solver_order=2
     )
     return diffusers.LEditsPPPipelineStableDiffusionXL(**parts, **more)
+
+
+def _check_inversion(pipe: Any) -> None:
+    """Refuse models whose noise LEDITS++ would not describe: its scheduler is made from the model's betas.
+
+    Raises:
+        RiebenchError: naming the scheduler or the key.
+    """
+    config, name = pipe.scheduler.config, type(pipe.scheduler).__name__
+    if config.get("beta_start") is None:
+        raise RiebenchError(f"ledits_pp inverts models whose noise follows from betas; {name} has none")
+    if config.get("use_flow_sigmas") or "flow" in str(config.get("prediction_type", "")):
+        raise RiebenchError(f"ledits_pp inverts models whose noise follows from betas; {name} has flow sigmas")
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        raise RiebenchError("ledits_pp guides by two texts, but this U-Net is told the scale (time_cond_proj_dim)")
 
 
 @contextmanager
