@@ -66,7 +66,7 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
 
 
 def refuse_known(repo: str) -> None:
-    """Refuse a well-known repository of another kind, though nothing of it may be here to be read.
+    """Refuse a well-known repository of another kind by its name alone.
 
     Raises:
         RiebenchError: saying what it is.
@@ -164,7 +164,7 @@ def check_schedule(folder: Path, shown: str, steps: int | None) -> None:
 
 
 def check_single_config(family: Family, file: Path, folder: Path, config: str, steps: int | None) -> None:
-    """Refuse a configuration for a single file that cannot be followed, or that the file contradicts.
+    """Refuse a single file's configuration that is unusable or contradicted.
 
     Args:
         family: of the file.
@@ -305,7 +305,9 @@ def check_autoencoder(family: Family, folder: Path, wanted: str) -> str | None:
 
 
 def check_additions(family: Family, options: ModelOptions) -> None:
-    """Refuse files of `--unet` and `--lora` that are something else; only their headers are read.
+    """Refuse files of `--unet` and `--lora` that are something else.
+
+    Only their headers are read.
 
     Raises:
         RiebenchError: in one line.

@@ -187,7 +187,7 @@ def _spec(
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be loaded, as the user named it.
+    """A model to be loaded, as the user named it.
 
     Attributes:
         name: of the model.

@@ -29,6 +29,7 @@ from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.utils.hub import split_revision
+from riebench.utils.weights import tensor_shapes
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
@@ -201,6 +202,11 @@ def _check_files(place: ModelInfo, name: str, preset: Preset | None, options: Mo
     Models that ship with the package are as they were tested.
     """
     if place.file is not None:
+        try:
+            tensor_shapes(place.file)
+        except RiebenchError:
+            # Damage is for the checks of files to name, beside all else that is missing.
+            return
         family = check_single_file(place.file, own_autoencoder=options.vae is None)
         folder = _config_here(options.config or "")
         if folder is not None:

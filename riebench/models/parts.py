@@ -1,4 +1,4 @@
-"""Parts of a model that the command line exchanges: autoencoder, denoiser, and LoRAs added to the weights."""
+"""Parts of a model that options exchange: autoencoder, denoiser, LoRAs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def exchange_denoiser(pipe: Any, family: Family, wanted: str | None) -> str | No
 
 
 def add_loras(pipe: Any, family: Family, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Add LoRAs to a pipeline's weights, one after the other; return their names in a run's identity.
+    """Add LoRAs to a pipeline's weights; return their names in a run's identity.
 
     Raises:
         RiebenchError: if a file is missing, is no LoRA, or was trained for another model or schedule.

@@ -180,7 +180,7 @@ class ModelSpec(StoredModel):
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """Split "FILE[:SCALE]" into the file's path and the scale, which is 1 where none is given.
+    """Split "FILE[:SCALE]" into the file's path and the scale, 1 if none is given.
 
     Raises:
         RiebenchError: if the scale is no number, not finite or 0.

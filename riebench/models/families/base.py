@@ -99,7 +99,7 @@ class Family(ABC):
 
     @abstractmethod
     def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder of this pipeline class that asks for something that would not be done.
+        """Refuse a folder that asks for something that would not be done.
 
         Its weights are not read and need not be there.
 
@@ -113,7 +113,7 @@ class Family(ABC):
 
     @abstractmethod
     def check_schedule(self, folder: Path, steps: int, shown: str) -> None:
-        """Refuse a folder whose schedule cannot be followed with one call of the denoiser a step.
+        """Refuse a folder whose schedule is not one call of the denoiser a step.
 
         Args:
             folder: in diffusers' layout.
@@ -171,7 +171,7 @@ class Family(ABC):
     def check_training(
         self, file: Path, scheduler: Mapping[str, Any], autoencoder: Mapping[str, Any], shown: str
     ) -> None:
-        """Refuse a file that says it was trained otherwise than the configuration it is used with states.
+        """Refuse a file that was trained otherwise than its configuration states.
 
         Args:
             file: a safetensors file.

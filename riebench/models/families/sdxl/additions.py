@@ -1,4 +1,4 @@
-"""Files that change SDXL's weights: another U-Net, and LoRAs that are added to the weights before a run.
+"""Files that change SDXL's weights: another U-Net, and LoRAs that are added.
 
 A LoRA's product is computed in float32 and rounded once, where it is added. Every tensor of a file is used, or the file
 is refused: a part left out in silence would give other pictures.
@@ -71,7 +71,7 @@ _MARKS = ("v_pred", "ztsnr")
 
 
 def _converted(unet: Any, file: Path, shown: str) -> dict[str, Tensor]:
-    """Return the tensors of a file in the first publication's layout under the names of diffusers."""
+    """Return a file's tensors, in the first layout, under diffusers' names."""
     with tempfile.TemporaryDirectory(prefix="riebench-unet-") as folder:
         unet.save_config(f"{folder}/unet")
         try:
@@ -176,7 +176,7 @@ def _layer_name(name: str) -> str:
 
 
 def _layers(pipe: Any) -> Iterator[tuple[str, tuple[str, str, nn.Module]]]:
-    """Yield every name that a layer may have in a LoRA file, with its part, path and module."""
+    """Yield each name of a layer in LoRA files, with its part, path and module."""
     depth = pipe.unet.config.layers_per_block
     attended = ["CrossAttn" in kind for kind in pipe.unet.config.up_block_types]
     for part, short in (("unet", "unet"), ("text_encoder", "te1"), ("text_encoder_2", "te2")):
@@ -211,7 +211,7 @@ _PLACE = re.compile(
 
 
 def first_name(path: str, layers: int, attended: Sequence[bool]) -> str | None:
-    """Return the name of a U-Net's layer in the layout that SDXL was first published in.
+    """Return a U-Net layer's name in the layout that SDXL was first published in.
 
     Args:
         path: of the layer in diffusers' U-Net.

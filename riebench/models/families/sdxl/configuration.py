@@ -1,4 +1,4 @@
-"""Refusal of configurations that SDXL's pipeline cannot follow, or that hooks on its blocks would misread.
+"""Refusal of configurations that SDXL's pipeline or its hooks cannot follow.
 
 The files are read as text: nothing is loaded, so that planning finds the same faults as a run. What is not refused here
 is obeyed: networks, schedule and tokenizers are built by diffusers and transformers from these very files.
@@ -92,7 +92,7 @@ def check_autoencoder(config: Config, shown: str, file: str = CONFIGS["vae"]) ->
 
 
 def check_unet(config: Config, shown: str, file: str = CONFIGS["unet"]) -> None:
-    """Refuse a U-Net that is not SDXL's, or that the pipeline cannot give what it asks for.
+    """Refuse a U-Net that is not SDXL's, or that wants inputs it does not get.
 
     Args:
         config: its configuration.

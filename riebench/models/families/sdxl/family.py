@@ -153,7 +153,10 @@ class SdxlFamily(Family):
         additions.add_lora(pipe, file, scale)
 
     def is_guided(self, pipe: Any, guidance: float) -> bool:
-        """Return whether there is an unconditional half; a U-Net that is told the guidance scale has none."""
+        """Return whether there is an unconditional half.
+
+        A U-Net that is told the guidance scale has none.
+        """
         return guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
 
     def set_tiling(self, pipe: Any, tile: int) -> None:

@@ -81,7 +81,10 @@ class ResidualSite(UNetSite):
         return self.with_stream(output, self._shortcut(args, kwargs))
 
     def _shortcut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """Return the share of the input in the output, which the block divides with all of its output."""
+        """Return the share of the input in the output.
+
+        The block divides all of its output by one number.
+        """
         hidden = self.hidden(args, kwargs)
         shortcut: Any = getattr(self.module, "conv_shortcut", None)
         straight: Tensor = hidden if shortcut is None else shortcut(hidden)

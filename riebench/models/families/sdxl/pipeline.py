@@ -83,9 +83,9 @@ def encode(vae: Any, pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def _channel_spread(vae: Any, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Return mean and standard deviation of the autoencoder's channels, [1, 4, 1, 1] each.
+    """Return mean and standard deviation of the autoencoder's channels.
 
-    As in diffusers' pipeline, there are some only where the configuration states both.
+    They are [1, 4, 1, 1] each. As in diffusers' pipeline, there are some only where the configuration states both.
     """
     stated = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
     if stated[0] is None or stated[1] is None:
@@ -115,7 +115,9 @@ def editing_pipeline(task: EditingTask, pipe: Any) -> Any:
 
 
 def _check_inversion(pipe: Any) -> None:
-    """Refuse models whose noise LEDITS++ would not describe: its scheduler is made from the model's betas.
+    """Refuse models whose noise LEDITS++ would not describe.
+
+    Its scheduler is made from the model's betas.
 
     Raises:
         RiebenchError: naming the scheduler or the key.

@@ -1,4 +1,4 @@
-"""SDXL's schedules: which can be followed step by step, and what a file says of the schedule it was trained with.
+"""SDXL's schedules: those that can be followed, and those that files ask for.
 
 A scheduler is tried alone, with noise in the place of the U-Net's answers: its number of calls, its noise and its
 numbers show before a model is loaded.
@@ -56,7 +56,7 @@ def check_schedule(folder: Path, steps: int, shown: str) -> None:
 
 
 def check_scheduler(scheduler: Any, steps: int, shown: str, config: Mapping[str, Any] | None = None) -> None:
-    """Refuse a scheduler whose steps are no calls of the U-Net, or that is not the same for every row.
+    """Refuse a scheduler whose steps are no calls, or that mixes rows.
 
     It is tried as a copy on a small batch.
 
@@ -106,7 +106,7 @@ def check_scheduler(scheduler: Any, steps: int, shown: str, config: Mapping[str,
 
 
 def _try(scheduler: Any, steps: int, rows: tuple[int, ...]) -> torch.Tensor:
-    """Run a scheduler with answers that follow from the latents; return the last latents."""
+    """Return the last latents of a run whose answers follow from the latents."""
     import torch
 
     scheduler.set_timesteps(steps)
@@ -159,7 +159,7 @@ _EDM_TENSORS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_m
 
 
 def check_training(file: Path, config: Mapping[str, Any], autoencoder: Mapping[str, Any], shown: str) -> None:
-    """Refuse a file that says it was trained otherwise than the configuration it is used with states.
+    """Refuse a file that was trained otherwise than its configuration states.
 
     Such files say so with a tensor (`v_pred`, `ztsnr`, `edm_...`) or in their metadata.
 

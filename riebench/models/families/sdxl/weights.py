@@ -1,4 +1,4 @@
-"""What names and shapes of tensors say of a configuration.
+"""Comparison of weights with the configuration beside them, by names and shapes.
 
 Libraries fill what a file lacks with random numbers and leave out what a configuration has no place for. So the
 weights of each part are compared with its configuration before they are read, and keys that disagree are named.
@@ -59,7 +59,7 @@ def check_weights(
 
 
 def check_names(part: str, stored: Iterable[str], needed: Iterable[str], shown: str) -> None:
-    """Refuse weights that lack tensors, or hold tensors that the network has no place for.
+    """Refuse weights that lack tensors, or hold tensors that nothing reads.
 
     Text encoders may hold more: a configuration may leave out their last layers on purpose.
 
