@@ -122,8 +122,9 @@ def close(found: Tensors, wanted: Tensors) -> bool:
     return all(torch.allclose(found[name], wanted[name], atol=1e-5) for name in wanted)
 
 
-@pytest.mark.parametrize("style", [kohya, kohya_diffusers, peft], ids=lambda style: str(style.__name__))
-@pytest.mark.parametrize("alpha", [1.0, None])
+@pytest.mark.parametrize(
+    ("style", "alpha"), [(kohya, 1.0), (kohya_diffusers, 3.0), (peft, None)], ids=["kohya", "kohya-diffusers", "peft"]
+)
 def test_a_lora_is_added_by_its_definition(tmp_path: Path, style: Any, alpha: float | None) -> None:
     file = write_lora(tmp_path / "style.safetensors", style, alpha)
     model = loaded(loras=(f"{file}:0.5",))
@@ -298,6 +299,8 @@ def test_how_a_file_was_trained_is_not_contradicted(tmp_path: Path, mark: str) -
         with pytest.raises(RiebenchError, match=f"one.safetensors says how it was trained .{message}") as caught:
             look(str(file), options=options)
         assert "\n" not in str(caught.value)
+    if mark not in ("v_pred", "kohya"):
+        return
     # The same marks on a U-Net alone and, as notes, on a LoRA.
     bare = tmp_path / "bare.safetensors"
     save_file({**load_file(plain_folder() / UNET_FILE), **tensors}, bare, {"format": "pt", **notes})

@@ -61,7 +61,7 @@ def check_configs(folder: Path, shown: str) -> None:
     configs = {part: read_json(folder / place) for part, place in CONFIGS.items() if "tokenizer" not in part}
     configs |= {part: _optional(folder / place) for part, place in CONFIGS.items() if "tokenizer" in part}
     check_unet(configs["unet"], shown)
-    for problem in _problems(configs):
+    for problem in problems(configs):
         raise RiebenchError(f"{shown}: {problem}")
     for part in ("tokenizer", "tokenizer_2"):
         words = _optional(folder / part / "vocab.json")
@@ -147,10 +147,16 @@ def _check_index(index: Config, shown: str) -> None:
             raise RiebenchError(f"{shown}: {INDEX} says {part} of {library}; code of a model's own is not run")
 
 
-def _problems(configs: Mapping[str, Config]) -> Iterator[str]:
+def problems(configs: Mapping[str, Config]) -> Iterator[str]:
+    """Yield what speaks against configurations, beside the kind of the U-Net: file, key and reason.
+
+    Args:
+        configs: component -> its configuration.
+    """
     for part, config in configs.items():
         if config.get("quantization_config"):
             yield f"{CONFIGS[part]} says quantization_config; use weights that are not quantised"
+    yield from (f"{CONFIGS['unet']} {problem}" for problem in _unet(configs["unet"]))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in _autoencoder(configs["vae"]))
     for part in ("text_encoder", "text_encoder_2"):
         yield from (f"{CONFIGS[part]} {problem}" for problem in _text_encoder(configs[part]))

@@ -49,7 +49,8 @@ def check_schedule(folder: Path, steps: int, shown: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scheduler = kind.from_config(config)
+            make: Any = kind.from_config  # type: ignore[attr-defined]
+            scheduler = make(config)
     except Exception as error:
         raise RiebenchError(_message(shown, str(name), config, error)) from error
     check_scheduler(scheduler, steps, shown, config)
