@@ -148,7 +148,7 @@ def _check_index(index: Config, shown: str) -> None:
 
 
 def problems(configs: Mapping[str, Config]) -> Iterator[str]:
-    """Yield what speaks against configurations, beside the kind of the U-Net: file, key and reason.
+    """Yield what speaks against configurations: file, key and reason.
 
     Args:
         configs: component -> its configuration.
