@@ -25,7 +25,7 @@ def _pictures(_: Path) -> list[Files]:
 def _read_picture(place: Path) -> object:
     from riebench.utils.images import read_image
 
-    return read_image(place / "mask.png")
+    return read_image(place, "mask.png")
 
 
 def _stored_masks(_: Path) -> list[Files]:

@@ -9,9 +9,13 @@ pandas, pyarrow and matplotlib; Parquet and Arrow files name the version that wr
 
 from __future__ import annotations
 
+import errno
+import itertools
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +35,7 @@ from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
-from riebench.utils.files import file_inside, write_atomic
+from riebench.utils.files import file_inside, is_stale, temporary_path, write_atomic
 from riebench.utils.markup import csv_text, latex_table
 
 if TYPE_CHECKING:
@@ -249,6 +253,9 @@ def to_dataset(folders: Sequence[RunFolder], tasks: Iterable[EditTask] = ()) -> 
     Args:
         folders: run folders.
         tasks: suites of one's own, for the prompts; shipped ones are known.
+
+    Raises:
+        StoreError: if a record names a file outside its folder, one that is no picture, or another picture.
     """
     from datasets import Dataset, Image
     from datasets.utils.logging import disable_progress_bar
@@ -269,17 +276,14 @@ def _pictures(folders: Sequence[RunFolder]) -> Iterable[tuple[str | None, str | 
     The order is that of `unit_rows`.
     """
     for folder in folders:
+        shared = cache(folder.shared.picture)
         for record in folder.records():
-            shared = folder.shared.path
-            yield (
-                _existing_path(shared, record.source_image), _existing_path(shared, record.target_image),
-                _existing_path(folder.path, record.image),
-            )  # fmt: skip
+            source, target = shared(record.source_image), shared(record.target_image)
+            yield _text(source), _text(target), _text(folder.picture(record))
 
 
-def _existing_path(place: Path, name: str | None) -> str | None:
-    """Return the path of a stored file, or None if it is not on this machine."""
-    return str(place / name) if name is not None and (place / name).is_file() else None
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _with_prompts(
@@ -303,7 +307,7 @@ def _with_prompts(
 def save_dataset(dataset: Dataset, place: Path) -> Path:
     """Write a dataset folder with the pictures inside.
 
-    A dataset that is there is replaced when the new one is complete.
+    A dataset that is there is replaced when the new one is complete. Of two exports at once the later one stays.
 
     Args:
         dataset: what to write.
@@ -314,16 +318,36 @@ def save_dataset(dataset: Dataset, place: Path) -> Path:
     """
     if place.exists() and not (place / DATASET_INFO).is_file():
         raise RiebenchError(f"{place} is there and no dataset; use another --out folder")
-    beside = place.with_name(f".{place.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
+    if place.parent.is_dir():
+        for one in place.parent.iterdir():
+            if is_stale(one.name):
+                shutil.rmtree(one, ignore_errors=True)
+    new, old = temporary_path(place), temporary_path(place)
     try:
-        dataset.save_to_disk(str(beside))
-        if place.exists():
-            shutil.rmtree(place)
-        beside.rename(place)
+        dataset.save_to_disk(str(new))
+        _put_in_place(new, place, old)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return place
+
+
+def _put_in_place(new: Path, place: Path, old: Path) -> None:
+    """Give a folder its final name; what has that name is moved into the folder `old`.
+
+    Another process may do the same at any moment, so each step is one that the file system takes whole.
+    """
+    old.mkdir()
+    for turn in itertools.count():
+        try:
+            new.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            with suppress(FileNotFoundError):
+                place.rename(old / str(turn))
+        else:
+            return
 
 
 def push(dataset: Dataset, name: str) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from riebench.errors import StoreError
 from riebench.tasks.schema import StoredModel
-from riebench.utils.files import content_digest
+from riebench.utils.files import content_digest, read_regular
+from riebench.utils.images import is_plain_drawing, picture_path, stored_picture
 
 DATA, PAGE = "feature.json", "index.html"
 HISTOGRAM, CURVES, STRIP = "histogram.svg", "strengths.svg", "strip.png"
@@ -162,9 +164,20 @@ def read_feature(folder: Path) -> FeatureData | None:
         data = FeatureData.model_validate_json((folder / DATA).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    # The folder may come from anyone, and its page must not show files from outside it.
-    whole = all(Path(name).name == name and (folder / name).is_file() for name in data.files)
-    return data if whole else None
+    # The folder may come from anyone: its page shows only what lies in it, and only what is a picture.
+    return data if all(_is_whole(folder, name) for name in data.files) else None
+
+
+def _is_whole(folder: Path, name: str) -> bool:
+    """Return whether a file of a feature's folder is a picture, or a drawing that a page may hold."""
+    if Path(name).name != name:
+        return False
+    try:
+        if name not in (HISTOGRAM, CURVES):
+            return stored_picture(folder, name) is not None
+        return is_plain_drawing(read_regular(picture_path(folder, name)))
+    except (OSError, StoreError):
+        return False
 
 
 def is_current(folder: Path, made_of: dict[str, Any]) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from riebench.errors import StoreError
 from riebench.registry import METRICS
 from riebench.report.data import CachedRunFolder, Group
 from riebench.report.output import OutputFolder
@@ -20,6 +19,7 @@ from riebench.scoring.profiles import metric_format, table_metrics
 from riebench.store.records import EditRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.utils.files import file_sha256
+from riebench.utils.images import is_intact, picture_path
 
 ExampleKey = tuple[str, str]
 """Example id and content hash."""
@@ -44,14 +44,22 @@ class PictureCopier:
     missing: int = 0
     _names: dict[Path, tuple[str, str]] = field(default_factory=dict)
 
-    def copy(self, path: Path) -> tuple[str, str] | None:
-        """Copy a picture to the output folder.
+    def copy(self, folder: Path, name: str) -> tuple[str, str] | None:
+        """Copy a stored picture to the output folder.
+
+        Args:
+            folder: the folder in which it must lie.
+            name: its path relative to the folder, as a record states it.
 
         Returns:
-            Its path below the output folder and its SHA-256, or None if there is no such file.
+            Its path below the output folder and its SHA-256, or None if there is no intact picture.
+
+        Raises:
+            StoreError: if it lies outside the folder.
         """
+        path = picture_path(folder, name)
         if path not in self._names:
-            if not path.is_file():
+            if not is_intact(path):
                 return None
             digest = file_sha256(path)
             self._names[path] = self.out.add_picture(path, digest, link=self.link), digest
@@ -184,22 +192,11 @@ def _values(folder: CachedRunFolder, backbones: Mapping[str, str]) -> dict[tuple
 def _picture(folder: CachedRunFolder, record: EditRecord, pictures: PictureCopier) -> tuple[str | None, str]:
     if record.image is None:
         return None, f"{record.status}: {record.reason}"
-    copied = pictures.copy(_inside(folder.path, record.image))
+    copied = pictures.copy(folder.pictures, record.image)
     if copied is not None and copied[1] == record.image_sha256:
         return copied[0], ""
     pictures.missing += 1
-    return None, MISSING if copied is None else ALTERED
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a recorded picture, checked to lie inside its folder.
-
-    Records may come from an untrusted file.
-    """
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise StoreError(f"{folder} names a picture outside itself ({name}); delete that record to go on")
-    return path
+    return None, ALTERED if (folder.pictures / record.image).exists() else MISSING
 
 
 def _shared_data(
@@ -222,7 +219,7 @@ def _pair(group: Group, record: EditRecord, key: UnitKey, pictures: PictureCopie
     shared = group.shared
     found: dict[str, Any] = {"source": None, "target": None, "masks": None}
     for role, image in (("source", record.source_image), ("target", record.target_image)):
-        copied = None if image is None else pictures.copy(_inside(shared.path, image))
+        copied = None if image is None else pictures.copy(shared.path, image)
         found[role] = None if copied is None else copied[0]
     masks = shared.read_json(shared.mask_name(key))
     if isinstance(masks, dict):

@@ -13,7 +13,7 @@ from riebench.store.folder import SHARED_NAME, RunFolder, SharedFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.files import write_atomic
-from riebench.utils.images import Picture, encode_png, grid
+from riebench.utils.images import Picture, encode_png, grid, picture_path
 
 
 def write_galleries(model_folder: Path, folders: Sequence[RunFolder]) -> list[Path]:
@@ -52,7 +52,10 @@ def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
     Returns:
         uint8 [H, W, 3], or None if there is no finished picture.
     """
-    finished = [record for record in folder.records() if record.image and (folder.path / record.image).is_file()]
+    finished = [
+        record for record in folder.records()
+        if record.image and picture_path(folder.pictures, record.image).is_file()
+    ]  # fmt: skip
     if not finished:
         return None
     # The choice does not depend on the order of the records, which differs between workers.
@@ -86,7 +89,8 @@ def _row(
     some = next(iter(records.values()))
     edited = [records[name].image if name in records else None for name in block_sets]
     ends = [
-        name if name and (shared.path / name).is_file() else None for name in (some.source_image, some.target_image)
+        name if name and picture_path(shared.path, name).is_file() else None
+        for name in (some.source_image, some.target_image)
     ]
     source, target = (None if name is None else shared.read_image(name) for name in ends)
     return [source, *(None if name is None else folder.read_image(name) for name in edited), target]

@@ -19,6 +19,7 @@ from riebench.analysis.tradeoff import BUDGETS
 from riebench.blocks import NO_BLOCKS, default_blocks
 from riebench.report.data import DISTANCE, EFFECT, Group, counts, mean
 from riebench.scoring.profiles import metric_format
+from riebench.utils.images import SVG
 from riebench.utils.plots import (
     DASHES,
     PAGE_COLORS,

@@ -28,7 +28,6 @@ from riebench.registry import REGIONS
 from riebench.runs.plan import ExampleWork
 from riebench.store.folder import SharedFolder
 from riebench.tasks.masks import RegionMasks
-from riebench.utils.images import read_image
 
 
 class MaskMaker:
@@ -126,12 +125,12 @@ class MaskMaker:
         self.shared.write_json(self._mask_name(work), masks.to_json(self.spec.identity))
         return RegionMasks.from_json(self.shared.read_json(self._mask_name(work)) or {})
 
-    def _picture_paths(self, work: ExampleWork) -> list[Path]:
-        """Return the paths of the source and the target picture."""
-        return [self.shared.path / self.shared.image_name(work.units[0].key, role) for role in ROLES]
+    def _picture_names(self, work: ExampleWork) -> list[str]:
+        """Return the names of the source and the target picture in the shared folder."""
+        return [self.shared.image_name(work.units[0].key, role) for role in ROLES]
 
     def _has_pictures(self, work: ExampleWork) -> bool:
-        return all(path.exists() for path in self._picture_paths(work))
+        return all((self.shared.path / name).exists() for name in self._picture_names(work))
 
     def _generate_pictures(self, works: Sequence[ExampleWork]) -> None:
         """Generate and store the source and target pictures of some examples.
@@ -151,7 +150,7 @@ class MaskMaker:
                 self.shared.write_image(self.shared.image_name(work.units[0].key, role), image)
 
     def _find_masks(self, work: ExampleWork, provider: RegionProvider) -> None:
-        source, target = (read_image(path) for path in self._picture_paths(work))
+        source, target = (self.shared.read_image(name) for name in self._picture_names(work))
         views = (
             View(work.plain.source, source, None, (1, 1), _no_positions),
             View(work.plain.target, target, None, (1, 1), _no_positions),

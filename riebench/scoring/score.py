@@ -30,7 +30,7 @@ from riebench.store.records import EditRecord, ScoreRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import file_sha256, parse_json, write_atomic
-from riebench.utils.images import read_image
+from riebench.utils.images import picture_path, read_image
 from riebench.utils.machine import keep_freed_memory
 
 SCORING_FILE = "scoring.json"
@@ -158,12 +158,12 @@ class SampleReader:
     def _shared_picture(self, folder: RunFolder, record: EditRecord, name: str | None, role: str) -> UInt8:
         if name is None:
             raise StoreError(f"{folder.path}: unit {record.key.digest} names no {role} picture; run it again")
-        return self._read_shared(folder.shared.path / name)
+        return self._read_shared(folder.shared.path, name)
 
 
 def _read_edited(folder: RunFolder, record: EditRecord) -> UInt8:
-    path = folder.path / str(record.image)
-    picture = read_image(path)
+    picture = folder.read_image(str(record.image))
+    path = picture_path(folder.pictures, str(record.image))
     if file_sha256(path) != record.image_sha256:
         raise StoreError(f"{path} is not the picture that was recorded; repeat `riebench run` to make it again")
     return picture

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 
 from riebench.blocks import block_set_blocks
@@ -20,7 +21,7 @@ from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditReco
 from riebench.store.run_file import SEAL_FILE, CellKey, broken_seals, count_unsealed_lines, part_files
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
-from riebench.utils.files import file_sha256, read_lines
+from riebench.utils.files import read_lines
 
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 5e-5
 """Largest difference of scores between machines, where networks sum in another order."""
@@ -201,18 +202,19 @@ def _consistency(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
 
 def _pictures(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
     made = [record for record in records if record.status == "ok"]
-    if made and not any((folder.path / str(record.image)).is_file() for record in made):
+    if made and not any((folder.pictures / str(record.image)).is_file() for record in made):
         return [f"none of its {len(made)} pictures is there; put its images folder back, and shared/ beside it"]
+    look_up = cache(folder.shared.picture)
     findings = []
     for record in made:
-        picture = folder.path / str(record.image)
-        if not picture.is_file():
-            findings.append(f"picture {record.image} is missing; `riebench run` makes it again")
-        elif file_sha256(picture) != record.image_sha256:
-            findings.append(f"picture {record.image} is not the one that was recorded")
-        for name in (record.source_image, record.target_image):
-            if name is not None and not (folder.shared.path / name).is_file():
-                findings.append(f"picture shared/{name} is missing; `riebench run` makes it again")
+        looks = [(str(record.image), partial(folder.picture, record))]
+        looks += [(f"shared/{name}", partial(look_up, name)) for name in (record.source_image, record.target_image)]
+        for name, look in looks:
+            try:
+                if look() is None:
+                    findings.append(f"picture {name} is missing; `riebench run` makes it again")
+            except StoreError as error:
+                findings.append(str(error))
     return _truncate(list(dict.fromkeys(findings)))
 
 
@@ -256,7 +258,7 @@ def _score_findings(
 def _recompute(
     folder: RunFolder, metrics: Sequence[str], tasks: Sequence[EditTask], options: ScoringOptions
 ) -> dict[ScoreKey, ScoreRecord]:
-    """Compute scores afresh in a copy of the run folder, whose pictures are linked."""
+    """Compute scores afresh in a copy of the run folder's text, from the folder's own pictures."""
     from riebench.scoring.score import score
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -265,9 +267,8 @@ def _recompute(
         for file in (folder.path / RUN_FILE, folder.path / RECORDS_FILE, *part_files(folder.path)):
             if file.exists():
                 shutil.copy(file, copy / file.name)
-        for name, place in (("images", folder.path / "images"), ("../shared", folder.shared.path)):
-            (copy / name).symlink_to(place.resolve(), target_is_directory=True)
         again = RunFolder(copy)
+        again.pictures, again.shared = folder.pictures, folder.shared
         score(
             [again], tasks or None, metrics=metrics, scorer=options.scorer, second=options.second,
             weights=options.weights, device=options.device, offline=options.offline, progress=False,

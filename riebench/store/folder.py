@@ -40,11 +40,12 @@ from riebench.utils.files import (
     file_sha256,
     parse_json,
     read_lines,
+    read_regular,
     repair_last_line,
     write_atomic,
     write_once,
 )
-from riebench.utils.images import encode_png, is_intact, read_image
+from riebench.utils.images import encode_png, is_intact, picture_path, read_image, stored_picture
 from riebench.utils.locks import Shard, brief_lock, shard_lock, whole_lock
 
 Redo = Literal["missing", "errors", "all"]
@@ -95,7 +96,7 @@ class SharedFolder:
         It is looked for under a relative path.
         """
         if not name.endswith(".json"):
-            return is_intact(self.path / name)
+            return is_intact(picture_path(self.path, name))
         try:
             return self.read_json(name) is not None
         except StoreError:
@@ -103,7 +104,7 @@ class SharedFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Store a file under a relative path; an existing one stays."""
-        write_once(self.path / name, data)
+        write_once(picture_path(self.path, name), data)
 
     def write_image(self, name: str, pixels: NDArray[np.uint8]) -> None:
         """Store a picture (uint8 [H, W, 3]); an existing one stays."""
@@ -111,7 +112,15 @@ class SharedFolder:
 
     def read_image(self, name: str) -> NDArray[np.uint8]:
         """Read a stored picture as uint8 [H, W, 3]."""
-        return read_image(self.path / name)
+        return read_image(self.path, name)
+
+    def picture(self, name: str | None) -> Path | None:
+        """Return the file of a picture that a record names; None if it names none, or there is no such file.
+
+        Raises:
+            StoreError: see `stored_picture`.
+        """
+        return None if name is None else stored_picture(self.path, name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Store a JSON value (masks as run lengths); an existing one stays."""
@@ -123,11 +132,11 @@ class SharedFolder:
         Raises:
             StoreError: if the file is damaged.
         """
-        path = self.path / name
+        path = picture_path(self.path, name)
         if not path.exists():
             return None
         try:
-            return parse_json(path.read_bytes())
+            return parse_json(read_regular(path))
         except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}); delete it and repeat `riebench run`") from error
 
@@ -149,6 +158,8 @@ class RunFolder:
     def __init__(self, path: Path, spec: RunSpec | None = None) -> None:
         self.path = path
         self.shared = SharedFolder(path.parent / SHARED_NAME)
+        self.pictures = path
+        """Folder to which the names of edited pictures in records are relative."""
         self.altered_files: list[str] = []
         """Files found damaged or different from their record since the last call of `finished_units`."""
         self._records_file = path / RECORDS_FILE
@@ -304,7 +315,7 @@ class RunFolder:
             return redo != "errors"
         if record.image is None:
             return True
-        path = self.path / record.image
+        path = picture_path(self.pictures, record.image)
         if not path.exists():
             return False
         if file_sha256(path) != record.image_sha256:
@@ -342,12 +353,20 @@ class RunFolder:
             Relative path and SHA-256, for the record.
         """
         name, data = self.image_name(key), encode_png(pixels)
-        write_atomic(self.path / name, data)
+        write_atomic(picture_path(self.pictures, name), data)
         return name, hashlib.sha256(data).hexdigest()
 
     def read_image(self, name: str) -> NDArray[np.uint8]:
         """Read a stored picture as uint8 [H, W, 3]."""
-        return read_image(self.path / name)
+        return read_image(self.pictures, name)
+
+    def picture(self, record: EditRecord) -> Path | None:
+        """Return the file of a unit's edited picture; None if it has none, or the file is not on this machine.
+
+        Raises:
+            StoreError: see `stored_picture`; also if the file is not the one that was recorded.
+        """
+        return None if record.image is None else stored_picture(self.pictures, record.image, record.image_sha256)
 
     def append(self, record: EditRecord) -> None:
         """Append one record; its picture must be stored already."""

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from riebench.errors import IdentityError, StoreError
 from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, RunMeta, RunSpec, UnitKey
-from riebench.utils.files import append_bytes, parse_json, repair_last_line, write_atomic
+from riebench.utils.files import append_bytes, parse_json, read_regular, repair_last_line, write_atomic
 from riebench.utils.locks import Shard
 
 _PART_NAME = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
@@ -62,7 +62,7 @@ class RunFile:
         if not file.exists():
             return {}
         try:
-            stored = parse_json(file.read_bytes())
+            stored = parse_json(read_regular(file))
         except ValueError as error:
             raise StoreError(f"{file} is damaged ({error}); delete it and repeat `riebench run`") from error
         if not isinstance(stored, dict) or "spec" not in stored:
@@ -298,7 +298,7 @@ def _fingerprint(file: Path, size: int | None = None) -> dict[str, Any]:
 def _read_seal(folder: Path) -> dict[str, dict[str, Any]] | None:
     """Return the seal, or None if there is none or it is damaged."""
     try:
-        stated = parse_json((folder / SEAL_FILE).read_bytes())
+        stated = parse_json(read_regular(folder / SEAL_FILE))
     except (OSError, ValueError):
         return None
     is_known = isinstance(stated, dict) and set(stated) <= {*REPLACED_FILES, *APPENDED_FILES}

@@ -142,12 +142,17 @@ def remove_stale_files(folder: Path) -> int:
     count = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            found = _TEMPORARY_NAME.fullmatch(name) if name.endswith(".tmp") else None
-            # A process of another machine may still be writing; that cannot be seen from here.
-            if found and found["machine"] == _machine_id() and not psutil.pid_exists(int(found["process"])):
+            if is_stale(name):
                 (Path(parent) / name).unlink(missing_ok=True)
                 count += 1
     return count
+
+
+def is_stale(name: str) -> bool:
+    """Return whether a name is one of `temporary_path`'s whose process on this machine has ended."""
+    found = _TEMPORARY_NAME.fullmatch(name) if name.endswith(".tmp") else None
+    # A process of another machine may still be writing; that cannot be seen from here.
+    return bool(found and found["machine"] == _machine_id() and not psutil.pid_exists(int(found["process"])))
 
 
 @lru_cache(maxsize=1)
@@ -174,7 +179,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = read_regular(path).decode(errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -283,6 +288,17 @@ def file_sha256(path: Path) -> str:
         raise OSError(errno.EINVAL, "no regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: if it cannot be read, or is a pipe or a device, which has no end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return path.read_bytes()
 
 
 def canonical_json(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Pictures: opened from untrusted files, encoded as PNG, laid out in grids.
 
-Only plain formats are opened, only intact files, and only sizes that memory can hold.
+Only plain formats are opened, only intact files, and only sizes that memory can hold. Stored pictures are named by
+records, which may come from anyone: `picture_path` and `stored_picture` alone turn such a name into a file.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from riebench.errors import RiebenchError, StoreError
+from riebench.utils.files import file_inside, file_sha256, read_regular
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Picture formats that are read, as Pillow calls them.
@@ -25,6 +28,14 @@ Other formats need external programs (PostScript would be run by Ghostscript) or
 
 STORED_FORMATS = ("PNG",)
 """Picture formats that riebench itself writes."""
+
+SVG = "http://www.w3.org/2000/svg"
+"""Namespace of SVG."""
+
+DRAWING_ELEMENTS = frozenset(
+    f"{{{SVG}}}{name}" for name in ("svg", "g", "defs", "style", "path", "rect", "text", "use", "clipPath")
+)
+"""Elements of an SVG that draw, as far as riebench's own figures have them."""
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 """Last bytes of every PNG file; Pillow does not check all of them."""
@@ -99,7 +110,7 @@ def _file_bytes(path: Path) -> bytes:
         if path.exists():
             raise RiebenchError(f"{path} is no file")
         raise FileNotFoundError(f"{path}: no such file")
-    return path.read_bytes()
+    return read_regular(path)
 
 
 def _check_size(picture: Image.Image) -> None:
@@ -124,12 +135,91 @@ def is_intact(path: Path, formats: tuple[str, ...] = STORED_FORMATS) -> bool:
         return False
 
 
-def read_image(path: Path) -> Picture:
-    """Read a stored picture as uint8 [H, W, 3].
+def picture_path(folder: Path, name: str) -> Path:
+    """Return the path of a picture that a record names; it need not exist.
+
+    Args:
+        folder: the folder that the name is relative to, in which the picture must lie, also when links are followed.
+        name: the path as the record states it.
 
     Raises:
-        StoreError: if the file is missing or no picture.
+        StoreError: if it leads out of the folder or can be no path.
     """
+    try:
+        return file_inside(folder, name, "the picture", "it")
+    except RiebenchError as error:
+        raise StoreError(
+            f"{folder} names a picture outside itself ({name}); delete that record, or the link that leads there"
+        ) from error
+
+
+def stored_picture(folder: Path, name: str, sha256: str | None = None) -> Path | None:
+    """Return the file of a picture that a record names, checked to be one.
+
+    Args:
+        folder: the folder that the name is relative to.
+        name: the path as the record states it.
+        sha256: hash of the file, where the record states it.
+
+    Returns:
+        Its path, or None if there is no such file.
+
+    Raises:
+        StoreError: if it lies outside the folder, is no intact picture, or is not the one that was recorded.
+    """
+    path = picture_path(folder, name)
+    if not path.exists():
+        return None
+    if not path.is_file() or not is_intact(path):
+        raise StoreError(f"{path} is no whole picture; delete it and repeat `riebench run`")
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise StoreError(f"{path} is not the picture that was recorded; repeat `riebench run` to make it again")
+    return path
+
+
+def is_plain_drawing(data: bytes) -> bool:
+    """Return whether an SVG file draws and does nothing else, so that a page may hold it.
+
+    It has no scripts, no links and no handlers, and refers to nothing but its own parts.
+
+    Args:
+        data: content of the file.
+    """
+    try:
+        root = ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError):
+        return False
+    return b"<!" not in data and all(_only_draws(element) for element in root.iter())
+
+
+def _only_draws(element: ElementTree.Element) -> bool:
+    """Return whether an element of an SVG is of a known kind, with nothing that acts or leads elsewhere."""
+    if element.tag not in DRAWING_ELEMENTS:
+        return False
+    # The words of a text and of a label are only read; in all else a reference out of the file would be followed.
+    followed = {name: value.lower() for name, value in element.attrib.items() if name != "aria-label"}
+    if element.tag != f"{{{SVG}}}text":
+        followed["content"] = (element.text or "").lower()
+    return all(
+        not name.lower().startswith("on")
+        and (name.rpartition("}")[2] != "href" or value.startswith("#"))
+        and value.count("url(") == value.count("url(#")
+        and not {"@", "\\"} & {*value}
+        for name, value in followed.items()
+    )
+
+
+def read_image(folder: Path, name: str) -> Picture:
+    """Read a stored picture as uint8 [H, W, 3].
+
+    Args:
+        folder: the folder in which it must lie (see `picture_path`).
+        name: its path relative to the folder.
+
+    Raises:
+        StoreError: if the file is missing, no picture, or outside the folder.
+    """
+    path = picture_path(folder, name)
     try:
         return _read_rgb(path)
     except FileNotFoundError as error:

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
+from riebench.errors import RiebenchError
+from riebench.utils.images import STORED_FORMATS, SVG, decode_image
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -43,7 +46,6 @@ PAGE_COLORS = (
 """Colours of series in a page; each has a contrast of at least 3:1 against the page in light and in dark."""
 DIGEST_KEY = "riebench-numbers"
 """Text chunk of a PNG that holds the hash of its numbers; an SVG holds it in its description."""
-SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
 
@@ -112,12 +114,10 @@ def png_digest(data: bytes) -> str | None:
 
     It is None if the file holds none or is no picture.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with decode_image(data, STORED_FORMATS) as image:
             found = image.info.get(DIGEST_KEY)
-    except (UnidentifiedImageError, OSError):
+    except RiebenchError:
         return None
     return found if isinstance(found, str) else None
 

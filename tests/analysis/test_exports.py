@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from riebench.analysis.figures import figure_files
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, find_run_folders
+from riebench.utils.files import temporary_path
 from riebench.utils.markup import Document, Heading, MarkupTable, Paragraph, latex_table
 
 
@@ -138,6 +140,32 @@ def test_what_is_no_dataset_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="is there and no dataset"):
         save_dataset(made, tmp_path / "dataset")
     assert (tmp_path / "dataset" / "thesis.txt").exists()
+
+
+def test_two_exports_at_once_do_not_collide(tmp_path: Path) -> None:
+    """Both end, one complete data set stays, and nothing beside it."""
+    from datasets import load_from_disk
+
+    made = to_dataset([stored_run(tmp_path / "results")], TASKS)
+    place = tmp_path / "out" / "dataset"
+    for _ in range(4):
+        with ThreadPoolExecutor(4) as pool:
+            assert [*pool.map(lambda _: save_dataset(made, place), range(4))] == [place] * 4
+    assert len(load_from_disk(str(place))) == 2 and [one.name for one in place.parent.iterdir()] == ["dataset"]
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = to_dataset([stored_run(tmp_path / "results")], TASKS)
+    place = tmp_path / "out" / "dataset"
+    with monkeypatch.context() as killed:
+        killed.setattr("riebench.utils.files.os.getpid", lambda: 999_999_999)
+        left = temporary_path(place)
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    running = temporary_path(place)
+    running.mkdir()
+    save_dataset(made, place)
+    assert {*place.parent.iterdir()} == {place, running}
 
 
 def test_an_upload_happens_only_when_asked_and_fails_in_one_line(

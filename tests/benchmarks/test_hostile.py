@@ -229,7 +229,7 @@ def test_pictures_that_claim_too_much_or_are_something_else(tmp_path: Path) -> N
         with pytest.raises(RiebenchError, match=words):
             find_region(f"file: {name}", view(), lambda words, view: np.ones((8, 8), bool), tmp_path)
         with pytest.raises(RiebenchError, match=words):
-            read_image(tmp_path / name)
+            read_image(tmp_path, name)
 
 
 @pytest.mark.parametrize(

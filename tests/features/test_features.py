@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -451,6 +453,39 @@ def test_data_that_lead_out_of_their_folder_are_no_feature(pages: Path, tmp_path
     stolen = data.top[0].model_copy(update={"image": "../secret.png"})
     (place / "feature.json").write_text(data.model_copy(update={"top": (stolen,)}).model_dump_json())
     assert read_feature(place) is None
+
+
+def test_what_is_no_picture_or_acts_is_no_feature(pages: Path, tmp_path: Path) -> None:
+    (folder, data), *_ = all_features(pages)
+    (tmp_path / "secret.png").write_bytes((folder / data.top[0].image).read_bytes())
+    place = tmp_path / "inner"
+    drawing = (folder / "histogram.svg").read_text()
+    faults: dict[str, Callable[[], Any]] = {
+        "link": lambda: (place / data.top[0].image).symlink_to(tmp_path / "secret.png"),
+        "text": lambda: (place / data.top[0].image).write_text("no picture"),
+        "pipe": lambda: os.mkfifo(place / data.top[0].image),
+    }
+    for fault in faults.values():
+        shutil.copytree(folder, place)
+        (place / data.top[0].image).unlink()
+        fault()
+        assert read_feature(place) is None
+        shutil.rmtree(place)
+    shutil.copytree(folder, place)
+    assert read_feature(place) is not None
+    for bad in (
+        "<script>window.hit = 1</script>",
+        '<g onload="window.hit = 1"/>',
+        '<a href="javascript:window.hit = 1"><text>x</text></a>',
+        '<use xlink:href="http://host/x.svg#a"/>',
+        '<rect style="fill: url(http://host/x)"/>',
+        "<style>@import 'http://host/x.css';</style>",
+        '<image href="file:///etc/passwd"/>',
+        "<foreignObject/>",
+        "</svg><svg>",
+    ):
+        (place / "histogram.svg").write_text(drawing.replace("</svg>", f"{bad}</svg>"))
+        assert read_feature(place) is None, bad
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_written_once_per_setting_and_nothing_for_an_empty_run(tmp_path: Path) -
     empty = RunFolder(run_path(tmp_path, "toy", "toy-turbo", "other"), make_spec(name="other"))
     written = write_galleries(folder.path.parent, [folder, empty])
     assert [path.name for path in written] == ["sae.png"]
-    assert read_image(written[0]).shape[2] == 3
+    assert read_image(written[0].parent, written[0].name).shape[2] == 3
 
 
 def test_pictures_that_are_not_there_leave_their_place_empty(tmp_path: Path) -> None:

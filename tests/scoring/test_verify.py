@@ -190,7 +190,7 @@ def test_pictures_swapped_and_missing(place: Path, run: Path) -> None:
     kept = first.read_bytes()
     first.write_bytes(second.read_bytes())
     found = findings(place)
-    assert f"picture images/{first.name} is not the one that was recorded" in found
+    assert f"images/{first.name} is not the picture that was recorded; repeat `riebench run`" in found
     assert "scores were not computed afresh" in found
     first.unlink()
     assert f"picture images/{first.name} is missing; `riebench run` makes it again" in findings(place)

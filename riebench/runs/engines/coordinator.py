@@ -43,6 +43,7 @@ from riebench.store.folder import Redo, RunFolder, run_path
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import EditTask
 from riebench.utils.files import write_atomic
+from riebench.utils.images import picture_path
 
 MAX_EVENTS = 16
 """Events of a pool that may wait for the caller; then the workers' threads wait."""
@@ -425,7 +426,7 @@ class Writer:
         if record.image is not None:
             if message.picture is None or hashlib.sha256(message.picture).hexdigest() != record.image_sha256:
                 raise StoreError(f"picture {record.image} did not arrive whole; repeat the same command")
-            write_atomic(folder.path / record.image, message.picture)
+            write_atomic(picture_path(folder.pictures, record.image), message.picture)
         self._record(message.setting, record)
         self.losses_in_row = 0
 
@@ -479,5 +480,5 @@ class Writer:
                 beside = self.tasks.get(work.task.name, work.task).examples
                 keys = [reference_work(work, example).units[0].key for example in beside]
                 names |= dict.fromkeys(self.shared.mask_name(one) for one in keys)
-        paths = {name: self.shared.path / name for name in names}
+        paths = {name: picture_path(self.shared.path, name) for name in names}
         return tuple(SharedFile(name, path.read_bytes()) for name, path in paths.items() if path.is_file())
