@@ -7,7 +7,6 @@ from stored tables.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -44,6 +43,7 @@ from riebench.utils.markup import (
     Name,
     Paragraph,
     Piece,
+    csv_rows,
     csv_text,
     markdown_table,
 )
@@ -477,7 +477,7 @@ def table_part(file: Path, metric: str, settings: list[str]) -> str:
     """
     try:
         with file.open(encoding="utf-8", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if row.get("metric") == metric]
+            rows = [row for row in csv_rows(stream) if row.get("metric") == metric]
     except OSError as error:
         raise RiebenchError(f"{file} cannot be read ({error.strerror}); run `riebench tables` first") from error
     categories = list(dict.fromkeys(row["category"] for row in rows))

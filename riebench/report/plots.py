@@ -25,7 +25,6 @@ from riebench.utils.plots import (
     PAGE_COLORS,
     PAGE_INK,
     PAGE_STYLE,
-    SVG,
     new_figure,
     page_color,
     page_svg_root,

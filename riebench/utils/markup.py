@@ -7,7 +7,6 @@ LaTeX goes through pandas and needs the packages booktabs and longtable.
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -27,6 +26,15 @@ LATEX_ESCAPES = str.maketrans(
 )  # fmt: skip
 SPECIAL_CHARACTERS = re.compile(r"[\\`|]|<(?=[A-Za-z/!?])|(?<=\])[(\[]")
 """Marks that a cell may hold only escaped: ends of cells, code, HTML, and the second part of a link."""
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""Beginning of a cell that spreadsheets take for a formula, in ASCII or full width, however many apostrophes precede.
+
+With these counted too, the one that is put in front can be taken off again without doubt.
+"""
+CSV_QUOTED = frozenset(',"\r\n')
+"""Characters with which a cell of a CSV file stands in quotes."""
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+"""A number written as text, which is no formula."""
 LOWEST_HEADING = 6
 """Level of the smallest heading that HTML has."""
 
@@ -109,19 +117,35 @@ def _escape_latex(text: str) -> str:
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a CSV file's text.
 
-    None becomes an empty field, floats keep six significant digits.
+    None becomes an empty field, floats keep six significant digits. A word that a spreadsheet would take for a formula
+    gets an apostrophe in front; `csv_rows` takes it off again.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_csv_field(value) for value in row] for row in rows)
-    return buffer.getvalue()
+    return "".join(f"{','.join(_csv_field(value) for value in row)}\n" for row in (header, *rows))
 
 
-def _csv_field(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
+def csv_rows(lines: Iterable[str]) -> list[dict[str, str]]:
+    """Read a file of `csv_text` by its header.
+
+    Args:
+        lines: the file's lines.
+
+    Returns:
+        Column -> text, for each row.
+    """
+    header, *rows = [[_plain_field(text) for text in row] for row in csv.reader(lines)] or [[]]
+    return [dict(zip(header, row, strict=False)) for row in rows]
+
+
+def _csv_field(value: object) -> str:
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if FORMULA.match(text) and not NUMBER.fullmatch(text) and not isinstance(value, float):
+        text = f"'{text}"
+    # The csv module leaves a carriage return alone, which its own and other readers take for the end of a row.
+    return '"{}"'.format(text.replace('"', '""')) if CSV_QUOTED & {*text} else text
+
+
+def _plain_field(text: str) -> str:
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import example as tried
+from hypothesis import given
+from hypothesis import strategies as st
 from latex import check_latex
 from leaderboard_runs import add_run
 from scored_runs import EXAMPLES, TASKS, stored_run
@@ -21,7 +27,7 @@ from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.files import temporary_path
-from riebench.utils.markup import Document, Heading, MarkupTable, Paragraph, latex_table
+from riebench.utils.markup import NUMBER, Document, Heading, MarkupTable, Paragraph, csv_rows, csv_text, latex_table
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,37 @@ def test_latex_escapes_everything() -> None:
     assert "{}[0, 1]" in text and "{}* & --" in text and "x & --" in text
     check_latex(latex_table(["n"], [[i] for i in range(60)]))
     assert r"\begin{longtable}" in latex_table(["n"], [[i] for i in range(60)])
+
+
+MARKS = st.sampled_from(["", "'", "''"]), st.sampled_from([*"=+-@\t\r\n\uff1d"]), st.text(max_size=5)
+
+
+@given(st.lists(st.one_of(st.text(max_size=8), st.tuples(*MARKS).map("".join)), min_size=3, max_size=3))
+@tried(["a\r=1", "\r", "b\n=1"])
+@tried(["=cmd|' /C calc'!A0", "+1+1", "-2+3"])
+@tried(["@SUM(1)", "\t=1", "'=1"])
+def test_no_cell_of_a_csv_file_is_a_formula_and_all_are_read_back(cells: list[str]) -> None:
+    """Neither a value nor a column's name, which holds the name of a network."""
+    text = csv_text(["a", f"clip:{cells[0]}", cells[1] + "x"], [cells])
+    fields = [field for row in csv.reader(io.StringIO(text, newline="")) for field in row]
+    assert not any(re.match(r"[=+@\-\t\r\n\uff1d]", field) and not NUMBER.fullmatch(field) for field in fields)
+    (row,) = csv_rows(io.StringIO(text, newline=""))
+    assert row["a"] == cells[0] and row[cells[1] + "x"] == cells[2]
+
+
+def test_numbers_in_csv_files_stay_numbers() -> None:
+    text = csv_text(["a", "b", "c", "d", "e"], [[-1.5, -2, "-0.25", "+1e-3", None]])
+    assert text == "a,b,c,d,e\n-1.5,-2,-0.25,+1e-3,\n"
+
+
+def test_reasons_of_failed_units_are_no_formulas_in_exports_and_tables(tmp_path: Path) -> None:
+    folder = add_run(tmp_path / "results", "good", 0.03, levels=1)
+    record = folder.records()[0].model_copy(update={"status": "error", "reason": "=HYPERLINK(1)", "image": None})
+    folder.append(record)
+    for file in export([folder], tmp_path / "out", ["csv"]):
+        for row in csv.reader(file.read_text().splitlines()):
+            assert not any(field.startswith(("=", "+", "@")) for field in row)
+    assert "'=HYPERLINK(1)" in (tmp_path / "out" / "units.csv").read_text()
 
 
 def test_the_tables_of_a_document_are_latex_with_the_heading_above_as_caption() -> None:
