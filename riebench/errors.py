@@ -91,15 +91,18 @@ class DeviceLostError(RiebenchError):
     """
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, longest: int | None = MAX_MESSAGE_LENGTH) -> str:
     """Return a text as one printable line.
 
-    What the text quotes can then neither break lines nor steer a terminal. It is cut after `MAX_MESSAGE_LENGTH`
-    characters.
+    What the text quotes can then neither break lines nor steer a terminal.
+
+    Args:
+        text: any text.
+        longest: number of characters after which it is cut; None leaves it whole.
     """
     if not text.isprintable():
         text = "".join(character if character.isprintable() else _escape_character(character) for character in text)
-    return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[:MAX_MESSAGE_LENGTH]} ..."
+    return text if longest is None or len(text) <= longest else f"{text[:longest]} ..."
 
 
 def _escape_character(character: str) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from riebench.errors import RiebenchError
+from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
     from riebench.store.folder import RunFolder
@@ -39,7 +40,7 @@ def say(text: str) -> None:
 
     Standard output so holds results alone.
     """
-    print(text, file=sys.stderr)
+    print_line(text, err=True)
 
 
 def friendly(verb: Callable[P, None]) -> Callable[P, None]:
@@ -57,7 +58,8 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             with _two_interruptions():
                 verb(*args, **kwargs)
         except KeyboardInterrupt:
-            say("\nriebench: stopped; everything finished so far is kept, and the same command goes on from there")
+            say("")
+            say("riebench: stopped; everything finished so far is kept, and the same command goes on from there")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # The reader (`| head`) is gone; point stdout elsewhere so that Python's own flush at exit stays quiet.

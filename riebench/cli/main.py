@@ -14,6 +14,7 @@ import typer
 from riebench._version import __version__
 from riebench.cli import paper, results, run, sae, tasks
 from riebench.cli.common import DEBUG_FLAG
+from riebench.utils.terminal import print_line
 
 # Help text without boxes needs no import of rich, which alone would take a third of the time that help may take.
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -29,7 +30,7 @@ app.add_typer(sae.app, name="sae")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"riebench {__version__}")
+        print_line(f"riebench {__version__}")
         raise typer.Exit
 
 

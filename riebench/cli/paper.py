@@ -27,6 +27,7 @@ from riebench.cli.common import (
     with_options_of,
 )
 from riebench.errors import RiebenchError
+from riebench.utils.terminal import print_line
 
 LIST = "list"
 
@@ -131,7 +132,7 @@ def paper(
 
     select_recipes(names)
     for path in make_artefacts(job(), names):
-        print(path)
+        print_line(path)
 
 
 def _print_list(names: list[str]) -> None:
@@ -140,7 +141,8 @@ def _print_list(names: list[str]) -> None:
     if len(names) > 1:
         raise RiebenchError("`riebench paper list` stands alone; name artefacts, or all, to make them")
     for recipe in RECIPES.values():
-        print(f"{recipe.name}\n    {recipe.paper}\n    needs: {recipe.needs}")
+        for line in (recipe.name, f"    {recipe.paper}", f"    needs: {recipe.needs}"):
+            print_line(line)
 
 
 def _step_counts(text: str) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from riebench.cli.common import (
     split_names,
 )
 from riebench.errors import RiebenchError
+from riebench.utils.terminal import print_document, print_line
 
 
 @friendly
@@ -93,7 +94,7 @@ def tables(
         say(f"{len(paths) + len(document or ())} files are up to date")
     else:
         for path in (*paths, *(document or ())):
-            print(path)
+            print_line(path)
 
 
 @friendly
@@ -122,7 +123,7 @@ def leaderboard(
         say(f"{board} is up to date")
     else:
         write_leaderboard(folder, board)
-        print(board)
+        print_line(board)
 
 
 def _verify(
@@ -142,7 +143,7 @@ def _verify(
         verdict = verify(run, tasks, options)
     say(f"{run}: {'; '.join(verdict.checked)}")
     for finding in verdict.findings:
-        print(f"does not hold: {finding}")
+        print_line(f"does not hold: {finding}")
     if not verdict.holds:
         raise typer.Exit(1)
     say("everything holds")
@@ -170,7 +171,7 @@ def compare(
         known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups) or "none"
         raise RiebenchError(f"one suite and model can be compared at a time; there are: {known}")
     found = compared(folders, first, second)
-    print(comparison_text(found, first, second, few_levels_note(folders, (first, second))), end="")
+    print_document(comparison_text(found, first, second, few_levels_note(folders, (first, second))))
 
 
 @friendly
@@ -213,7 +214,7 @@ def report(
             folder, out or board.parent / "report", tasks, link=link, features=features, make_features=maker
         )
     say(written.summary)
-    print(written.page)
+    print_line(written.page)
     if open_page:
         typer.launch(str(written.page.resolve()))
 
@@ -246,16 +247,16 @@ def export(
         check_hub_name(push_to)
     folders = folders_in(output_paths(results)[0])
     for path in write(folders, out, chosen):
-        print(path)
+        print_line(path)
     if DATASET in chosen:
         from riebench.analysis.export import push, save_dataset, to_dataset
         from riebench.tasks.suites import load_suite
 
         made = to_dataset(folders, [task for name in suite or () for task in load_suite(name)])
-        print(save_dataset(made, out / DATASET))
+        print_line(save_dataset(made, out / DATASET))
         if push_to is not None:
             push(made, push_to)
-            print(f"https://huggingface.co/datasets/{push_to}")
+            print_line(f"https://huggingface.co/datasets/{push_to}")
 
 
 @friendly
@@ -274,4 +275,4 @@ def validity(
         say(f"{len(paths)} files are up to date")
     else:
         for path in paths:
-            print(path)
+            print_line(path)

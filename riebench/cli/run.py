@@ -33,6 +33,7 @@ from riebench.cli.common import (
     split_names,
     with_options_of,
 )
+from riebench.utils.terminal import print_document
 
 
 def request_from_options(
@@ -204,7 +205,7 @@ def doctor(
 
     checks = examination.examine(job)
     if as_json:
-        print(json.dumps(examination.as_json(checks), indent=1, ensure_ascii=False))
+        print_document(json.dumps(examination.as_json(checks), indent=1))
     else:
         examination.print_checks(checks)
     if not examination.is_ready(checks):

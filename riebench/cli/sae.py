@@ -29,6 +29,7 @@ from riebench.cli.common import (
     parse_seeds,
     say,
 )
+from riebench.utils.terminal import add_row, print_line, print_table
 
 if TYPE_CHECKING:
     from riebench.features.inspect import Inspection, SaeReport
@@ -108,7 +109,6 @@ def inspect_saes(
 def show(inspection: Inspection) -> None:
     """Print a table with one column per SAE, and the warnings below it."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 1, 0, 0))
@@ -118,22 +118,17 @@ def show(inspection: Inspection) -> None:
         table.add_column(justify="right", overflow="fold")
     for name in dict.fromkeys(name for column in columns for name in column):
         cells = [column.get(name, "") for column in columns]
-        table.add_row(name, *cells, end_section=name in ("block", "row norm max"))
-    console = Console()
-    if not console.is_terminal:
-        # A file or a pipe has no edge at which to fold.
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
-    console.print(table)
+        add_row(table, name, *cells, end_section=name in ("block", "row norm max"))
+    print_table(table)
     if inspection.model is not None:
         positions = max((f.positions for one in inspection.saes for f in one.measured.values()), default=0)
-        console.print(
+        print_line(
             f"measured on {inspection.model}, {inspection.prompts} prompts, {inspection.steps} steps: "
-            f"{positions} positions of each block", highlight=False,
-        )  # fmt: skip
+            f"{positions} positions of each block"
+        )
     for report in inspection.saes:
         for warning in report.warnings:
-            line = f"WARNING {report.block or report.path}: {warning}"
-            console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            print_line(f"WARNING {report.block or report.path}: {warning}")
 
 
 def _column(report: SaeReport) -> dict[str, str]:
@@ -208,6 +203,6 @@ def feature(
     with offline_mode(offline):
         pages = job.run(say)
     for page in pages:
-        print(page)
+        print_line(page)
     if open_page:
         typer.launch(str(pages[0 if len(pages) == 2 else -1].resolve()))

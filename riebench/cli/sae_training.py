@@ -29,6 +29,7 @@ from riebench.cli.common import (
     split_names,
     with_options_of,
 )
+from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
     from riebench.models.spec import ModelOptions
@@ -182,9 +183,9 @@ def train_saes(
     where = torch.device(pick_device(device))
     run = TrainingRun(out, configs, plan, where, log_every, checkpoint_every, trust)
     lines = train_collection(collection, split_names(blocks), run, say)
-    print(f"{'block':<10} {'kind':<10} {'k':>5} {'n':>7} {'EV':>8} {'L0':>8} {'dead':>8}")
+    print_line(f"{'block':<10} {'kind':<10} {'k':>5} {'n':>7} {'EV':>8} {'L0':>8} {'dead':>8}")
     for line in lines:
-        print(
+        print_line(
             f"{line.block:<10} {line.kind:<10} {line.k:>5} {line.features:>7} {line.explained_variance:>8.4f} "
             f"{line.l0:>8.4g} {line.dead_share:>8.2%}"
         )
@@ -219,12 +220,14 @@ def speed(
         if where.type == "cuda"
         else f"{where}, processor time of {torch.get_num_threads()} threads"
     )
-    print(
+    print_line(
         f"d = {d}, n = {width}, k = {k}, {kind}, {batch_size} positions, float32, PyTorch {torch.__version__}, {name}"
     )
-    print(f"whole step            {found.step * 1000:9.1f} ms   {found.flops / found.step / 1e9:9.1f} GFLOP/s")
-    print(f"its matrix products   {found.products * 1000:9.1f} ms   {found.flops / found.products / 1e9:9.1f} GFLOP/s")
-    print(f"share of the products {found.share:9.1%}      {batch_size / found.step:,.0f} positions a second")
+    print_line(f"whole step            {found.step * 1000:9.1f} ms   {found.flops / found.step / 1e9:9.1f} GFLOP/s")
+    print_line(
+        f"its matrix products   {found.products * 1000:9.1f} ms   {found.flops / found.products / 1e9:9.1f} GFLOP/s"
+    )
+    print_line(f"share of the products {found.share:9.1%}      {batch_size / found.step:,.0f} positions a second")
 
 
 def _kind(name: str) -> Kind:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from riebench.cli.common import OfflineOption, friendly, say
+from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
     from riebench.tasks.importers.examples import ImportCollector
@@ -112,7 +113,7 @@ def _finish(intake: ImportCollector, origin: dict[str, str | int], out: Path, fo
     stored = store_suite(suite_files(intake, origin), out, force=force)
     for category in ALL_CATEGORIES:
         if category in intake.examples:
-            print(f"{category:<18}{len(intake.examples[category]):>5} examples  {out / category}.yaml")
+            print_line(f"{category:<18}{len(intake.examples[category]):>5} examples  {out / category}.yaml")
     for note in intake.notes:
         say(note)
     there = f", {len(stored.unchanged)} files as they were" if stored.unchanged else ""
@@ -134,11 +135,11 @@ def list_tasks(
     from riebench.tasks.suites import load_suite, shipped_suites
 
     for suite in suites or shipped_suites():
-        print(suite)
+        print_line(suite)
         for task in load_suite(suite):
-            print(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")
+            print_line(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")
         for one in settings_sets(suite):
-            print(f"  settings ({one}): {', '.join(setting_names(suite, one))}")
+            print_line(f"  settings ({one}): {', '.join(setting_names(suite, one))}")
 
 
 @app.command("check")

@@ -169,7 +169,7 @@ def read_feature(folder: Path) -> FeatureData | None:
 
 
 def _is_whole(folder: Path, name: str) -> bool:
-    """Return whether a file of a feature's folder is a picture, or a drawing that a page may hold."""
+    """Return whether a file is a picture, or a drawing that a page may hold."""
     if Path(name).name != name:
         return False
     try:

@@ -6,18 +6,17 @@ not, `Footprint` and `prefix_bytes` say how much of a run is kept.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from riebench.errors import DeviceLostError, MemoryShortageError, reason
 from riebench.models.families.sizes import Shape
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.utils import machine
+from riebench.utils.terminal import print_above_bars
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
@@ -140,7 +139,7 @@ class BatchSize:
         self.proven = True
         if self._failed is not None and not self._quiet:
             line = f"memory does not suffice for {self._failed} {self._what} at a time; going on with {self.size}"
-            tqdm.write(line, file=sys.stderr)
+            print_above_bars(line)
             self._quiet = True
 
 

@@ -20,6 +20,7 @@ from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.utils import machine
 from riebench.utils.machine import size_text
+from riebench.utils.terminal import add_row, print_line, print_table, window_width
 
 SHARE_OF_RAM = 0.9
 """Share of the free memory that counts as available to a job."""
@@ -163,23 +164,22 @@ def print_checks(checks: Sequence[Check]) -> None:
 
     Commands stand unbroken below the table, to be copied.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if console.is_terminal:
+    if window_width() is not None:
         table = Table(show_edge=False)
         for heading in ("needed", "", "here"):
             table.add_column(heading, overflow="fold")
         for check in checks:
-            table.add_row(check.what, WORDS[check.state], check.found)
-        console.print(table)
+            add_row(table, check.what, WORDS[check.state], check.found)
+        print_table(table)
     else:
         for check in checks:
-            print(f"{WORDS[check.state]:<9} {check.what}: {check.found}")
+            print_line(f"{WORDS[check.state]:<9} {check.what}: {check.found}")
     for state, title in (("missing", "To get what is missing:"), ("optional", "To measure what is left out:")):
         lines = dict.fromkeys(check.mend for check in checks if check.state == state and check.mend)
         if lines:
-            print("\n".join(["", title, *(f"  {line}" for line in lines)]))
-    print()
-    print("ready" if is_ready(checks) else "not ready")
+            for line in ("", title, *(f"  {line}" for line in lines)):
+                print_line(line)
+    print_line()
+    print_line("ready" if is_ready(checks) else "not ready")

@@ -25,6 +25,7 @@ from riebench.tasks.schema import ALL_CATEGORIES, Setting
 from riebench.tasks.suites import default_model
 from riebench.utils import machine
 from riebench.utils.machine import size_text
+from riebench.utils.terminal import add_row, print_line, print_table
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,6 @@ def _stored_masks(results: Path, units: Sequence[Unit], known: ModelInfo) -> fro
 
 def print_forecast(found: Forecast) -> None:
     """Print a forecast to standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     categories = [name for name in ALL_CATEGORIES if any(line.category == name for line in found.lines)]
@@ -166,15 +166,12 @@ def print_forecast(found: Forecast) -> None:
     for setting in dict.fromkeys(line.setting for line in found.lines):
         own = [line for line in found.lines if line.setting == setting]
         cells = [_cell([line for line in own if line.category == category]) for category in categories]
-        table.add_row(setting, *cells, _cell(own))
-    table.add_row(EVERYTHING, *(_cell([x for x in found.lines if x.category == c]) for c in categories),
-                  _cell(found.lines))  # fmt: skip
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
+        add_row(table, setting, *cells, _cell(own))
+    add_row(table, EVERYTHING, *(_cell([x for x in found.lines if x.category == c]) for c in categories),
+            _cell(found.lines))  # fmt: skip
+    print_table(table)
     for label, text in describe(found):
-        print(f"{label:<20} {text}")
+        print_line(f"{label:<20} {text}")
 
 
 def _cell(lines: Sequence[CategoryCount]) -> str:

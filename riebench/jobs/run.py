@@ -40,6 +40,7 @@ from riebench.utils.files import remove_stale_files
 from riebench.utils.hub import offline_mode
 from riebench.utils.machine import pick_device
 from riebench.utils.markup import Document
+from riebench.utils.terminal import add_row, print_table, table_width, window_width
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 """Function that prints a line for people."""
-WIDEST = 1000
-"""Characters of the widest table that is printed if no window limits it."""
 
 
 def run_job(request: RunRequest, say: Say) -> None:
@@ -271,19 +270,13 @@ def print_per_block(folders: Sequence[RunFolder], profile: str = DEFAULT) -> Non
         folders: run folders of one suite and model.
         profile: name of the profile whose metrics are shown.
     """
-    from rich.console import Console
-    from rich.measure import Measurement
-
     found = [configuration for folder in folders for configuration in configurations(folder, profile)]
     categories = present_categories(found)
     table = _per_block(found, categories, profile)
-    console = Console()
-    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
-    if not console.is_terminal:
-        console = Console(width=needed)
-    elif needed > console.width:
+    width = window_width()
+    if width is not None and table_width(table) > width:
         table = _per_block(found, [], profile)
-    console.print(table)
+    print_table(table)
 
 
 def _per_block(found: Sequence[Configuration], categories: Sequence[str], profile: str) -> Table:
@@ -308,7 +301,6 @@ def _per_block(found: Sequence[Configuration], categories: Sequence[str], profil
         for metric in others:
             mean = configuration.row(metric, EVERYTHING).mean
             cells.append("–" if mean is None else metric_format(metric).number(mean))
-        table.add_row(
-            configuration.label, configuration.block_set, *cells, f"{rows[-1].n_scored}/{rows[-1].n_expected}"
-        )
+        scored = f"{rows[-1].n_scored}/{rows[-1].n_expected}"
+        add_row(table, configuration.label, configuration.block_set, *cells, scored)
     return table

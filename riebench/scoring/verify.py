@@ -258,7 +258,7 @@ def _score_findings(
 def _recompute(
     folder: RunFolder, metrics: Sequence[str], tasks: Sequence[EditTask], options: ScoringOptions
 ) -> dict[ScoreKey, ScoreRecord]:
-    """Compute scores afresh in a copy of the run folder's text, from the folder's own pictures."""
+    """Compute scores afresh in a copy of the text, from the folder's pictures."""
     from riebench.scoring.score import score
 
     with tempfile.TemporaryDirectory() as scratch:

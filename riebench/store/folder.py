@@ -115,7 +115,10 @@ class SharedFolder:
         return read_image(self.path, name)
 
     def picture(self, name: str | None) -> Path | None:
-        """Return the file of a picture that a record names; None if it names none, or there is no such file.
+        """Return the file of a picture that a record names.
+
+        Returns:
+            Its path; None if the record names none, or there is no such file.
 
         Raises:
             StoreError: see `stored_picture`.
@@ -361,7 +364,10 @@ class RunFolder:
         return read_image(self.pictures, name)
 
     def picture(self, record: EditRecord) -> Path | None:
-        """Return the file of a unit's edited picture; None if it has none, or the file is not on this machine.
+        """Return the file of a unit's edited picture.
+
+        Returns:
+            Its path; None if the unit has none, or the file is not on this machine.
 
         Raises:
             StoreError: see `stored_picture`; also if the file is not the one that was recorded.

@@ -149,7 +149,7 @@ def remove_stale_files(folder: Path) -> int:
 
 
 def is_stale(name: str) -> bool:
-    """Return whether a name is one of `temporary_path`'s whose process on this machine has ended."""
+    """Return whether a name is of `temporary_path`, by a process that has ended."""
     found = _TEMPORARY_NAME.fullmatch(name) if name.endswith(".tmp") else None
     # A process of another machine may still be writing; that cannot be seen from here.
     return bool(found and found["machine"] == _machine_id() and not psutil.pid_exists(int(found["process"])))

@@ -178,7 +178,7 @@ def stored_picture(folder: Path, name: str, sha256: str | None = None) -> Path |
 
 
 def is_plain_drawing(data: bytes) -> bool:
-    """Return whether an SVG file draws and does nothing else, so that a page may hold it.
+    """Return whether an SVG file only draws, so that a page may hold it.
 
     It has no scripts, no links and no handlers, and refers to nothing but its own parts.
 
@@ -193,7 +193,7 @@ def is_plain_drawing(data: bytes) -> bool:
 
 
 def _only_draws(element: ElementTree.Element) -> bool:
-    """Return whether an element of an SVG is of a known kind, with nothing that acts or leads elsewhere."""
+    """Return whether an element of an SVG only draws, and leads nowhere else."""
     if element.tag not in DRAWING_ELEMENTS:
         return False
     # The words of a text and of a label are only read; in all else a reference out of the file would be followed.

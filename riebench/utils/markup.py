@@ -15,6 +15,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from riebench.errors import one_line
+
 MISSING = "--"
 LONG_TABLE_ROWS = 40
 """Largest number of rows of a LaTeX table that stays on one page; longer ones may break over pages."""
@@ -44,7 +46,7 @@ def escape_markdown(text: str) -> str:
 
     It then ends no cell and is neither HTML, link nor code.
     """
-    return SPECIAL_CHARACTERS.sub(r"\\\g<0>", " ".join(text.split()))
+    return SPECIAL_CHARACTERS.sub(r"\\\g<0>", _words(text))
 
 
 def code_span(text: str) -> str:
@@ -56,7 +58,12 @@ def code_span(text: str) -> str:
 
 
 def _code_text(text: str) -> str:
-    return " ".join(text.replace("`", "'").split())
+    return _words(text.replace("`", "'"))
+
+
+def _words(text: str) -> str:
+    """Return a text on one line, without what would steer a terminal."""
+    return one_line(" ".join(text.split()), longest=None)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
