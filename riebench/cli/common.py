@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from riebench.errors import RiebenchError
+from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
@@ -70,6 +70,14 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
                 traceback.print_exc()
             say(f"riebench: {_one_line(error)}")
             raise typer.Exit(getattr(error, "exit_status", EXIT_USER_ERROR)) from None
+        except Exception as error:
+            words = _shortage(error)
+            if words is None:
+                raise
+            if _debugging():
+                traceback.print_exc()
+            say(f"riebench: {words}")
+            raise typer.Exit(EXIT_USER_ERROR) from None
 
     return wrapped
 
@@ -102,11 +110,21 @@ def _two_interruptions() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _shortage(error: Exception) -> str | None:
+    """Return what to do about a shortage (see `riebench.utils.machine`), or None."""
+    from riebench.utils.machine import shortage
+
+    return shortage(error)
+
+
 def _one_line(error: RiebenchError | OSError) -> str:
+    short = _shortage(error)
     if isinstance(error, RiebenchError):
-        return " ".join(str(error).split())
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; everything finished so far is kept: free some space and repeat the same command"
+        # An error that knows its cause says what helps.
+        knows = short is None or short in str(error) or isinstance(error, MemoryShortageError)
+        return " ".join(str(error).split()) if knows else f"{short} ({error})"
+    if short is not None:
+        return short
     if error.errno == errno.EROFS:
         return f"{error.filename or 'a file'} cannot be written ({error.strerror}); use another folder with --results"
     if isinstance(error, PermissionError):

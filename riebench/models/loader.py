@@ -9,6 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from riebench.errors import RiebenchError
 from riebench.models.placement import out_of_memory
+from riebench.utils.machine import shortage
 
 
 def call_loader(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
@@ -38,7 +39,7 @@ def call_loader(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
         MemoryError,
     ) as error:
         if out_of_memory(error):
-            reason = "this machine's memory does not suffice; use --dtype float16, and end other programs"
+            reason = f"{shortage(error)}, or --dtype float16"
         else:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RiebenchError(f"cannot load the model {shown}: {reason}") from error

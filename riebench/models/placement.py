@@ -16,15 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from riebench.errors import DeviceLostError, RiebenchError, reason
 from riebench.models.families.base import Family
 from riebench.models.spec import TILE, ModelOptions
+from riebench.utils.machine import is_memory_shortage
 
 KERNELS = {
     "math": SDPBackend.MATH,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
 }
-_OUT_OF_MEMORY = (
-    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "_status_alloc_failed",
-)  # fmt: skip
 
 
 def place(pipe: Any, family: Family, device: str, options: ModelOptions, shown: str) -> None:
@@ -129,9 +127,7 @@ def attention_kernel(options: ModelOptions) -> Iterator[None]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error is a shortage of memory, on the device or here."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or is_memory_shortage(error)
 
 
 def refuse_lost(device: torch.device, error: Exception) -> None:

@@ -7,12 +7,14 @@ memory. PyTorch is imported only where it is needed; no model is loaded and noth
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,14 @@ The C library does not accept a higher limit on every machine.
 
 MAX_FREE_HEAP = 2**30
 """Free bytes at the end of the heap that are kept instead of being returned to the system."""
+
+_MEMORY_WORDS = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "_status_alloc_failed",
+    "failed to map segment", "unable to allocate", "bad_alloc", "os error 12",
+)  # fmt: skip
+_DISK_WORDS = ("no space left on device", "disk quota exceeded", "os error 28", "os error 122")
+_FILE_WORDS = ("file too large", "os error 27")
+"""Words of libraries for a shortage of memory, of disk space, and of the size that a file may have, in lower case."""
 
 MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Environment variables with which a user tunes or replaces the memory allocator."""
@@ -108,9 +118,9 @@ def _driver_version() -> str:
 def free_ram() -> int:
     """Return the bytes of memory that a process here may still take.
 
-    The limit is that of the machine or of its container, whichever is lower.
+    The limit is that of the machine, of its container or of the shell (`ulimit -v`), whichever is lowest.
     """
-    return min(int(psutil.virtual_memory().available), _container_headroom())
+    return min(int(psutil.virtual_memory().available), _container_headroom(), _address_headroom())
 
 
 def _container_headroom() -> int:
@@ -123,6 +133,94 @@ def _container_headroom() -> int:
     except (OSError, ValueError, KeyError):
         # No container, or one without a limit ("max").
         return 2**62
+
+
+def _address_headroom() -> int:
+    """Return the bytes left under the shell's limit (`ulimit -v`), 2**62 without one."""
+    limit = process_limit("AS")
+    return 2**62 if limit is None else max(0, limit - int(psutil.Process().memory_info().vms))
+
+
+def process_limit(name: str) -> int | None:
+    """Return a limit that the shell sets on this process; None without one.
+
+    Args:
+        name: as `resource` calls it after RLIMIT_, such as "AS" for memory or "FSIZE" for the size of a file.
+    """
+    try:
+        import resource
+    except ImportError:
+        # A system without such limits.
+        return None
+    limit: int = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def shortage(error: BaseException) -> str | None:
+    """Return what to do about an error whose cause is a shortage here.
+
+    Shortages are those of memory, of disk space, and of the size that a file may have. Libraries report them in types
+    and words of their own, so an error's causes count too.
+
+    Args:
+        error: any error.
+
+    Returns:
+        One line that says what is short and what helps; None for any other error.
+    """
+    for one in _causes(error):
+        if is_memory_shortage(one):
+            return _memory_words()
+        if _is_shortage(one, (errno.ENOSPC, errno.EDQUOT), _DISK_WORDS):
+            return "the disk is full; everything finished so far is kept: free some space and repeat the same command"
+        if _is_shortage(one, (errno.EFBIG,), _FILE_WORDS):
+            return _file_words()
+    return None
+
+
+def is_memory_shortage(error: BaseException) -> bool:
+    """Return whether an error, or one that caused it, is a shortage of memory."""
+    return any(isinstance(one, MemoryError) or _is_shortage(one, (errno.ENOMEM,), _MEMORY_WORDS)
+               for one in _causes(error))  # fmt: skip
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what it came from, the outermost first."""
+    found: list[BaseException] = []
+    left: BaseException | None = error
+    while left is not None and left not in found:
+        found.append(left)
+        left = left.__cause__ or left.__context__
+    return found
+
+
+def _is_shortage(error: BaseException, numbers: Sequence[int], words: Sequence[str]) -> bool:
+    # The messages of riebench itself may quote a file.
+    if isinstance(error, RiebenchError) or not isinstance(error, Exception):
+        return False
+    if isinstance(error, OSError) and error.errno in numbers:
+        return True
+    text = str(error)[:10_000].lower()
+    return any(one in text for one in words)
+
+
+def _memory_words() -> str:
+    limit = process_limit("AS")
+    if limit is None:
+        return "memory does not suffice; end other programs, or use a smaller --batch-size, then --dtype float16"
+    return (
+        f"memory does not suffice under the limit of {size_text(limit)} that `ulimit -v` sets; raise it "
+        "(`ulimit -v unlimited`), or use a smaller --batch-size"
+    )
+
+
+def _file_words() -> str:
+    limit = process_limit("FSIZE")
+    if limit is None:
+        what = "the file system takes; use a folder on another one"
+    else:
+        what = f"the limit of {size_text(limit)} that `ulimit -f` sets; raise it (`ulimit -f unlimited`)"
+    return f"a file would be larger than {what} and repeat the same command; everything finished so far is kept"
 
 
 def peak_ram() -> int:
