@@ -6,7 +6,8 @@ A message is one line: what is wrong and what to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MAX_MESSAGE_LENGTH = 4000
 """Number of characters of an error message that are kept."""
@@ -91,6 +92,10 @@ class DeviceLostError(RiebenchError):
     """
 
 
+class ForeignExitError(RiebenchError):
+    """Code of the user's or of a package that would have ended the process."""
+
+
 def one_line(text: str, longest: int | None = MAX_MESSAGE_LENGTH) -> str:
     """Return a text as one printable line.
 
@@ -107,6 +112,30 @@ def one_line(text: str, longest: int | None = MAX_MESSAGE_LENGTH) -> str:
 
 def _escape_character(character: str) -> str:
     return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")
+
+
+@contextmanager
+def foreign_code(what: str) -> Iterator[None]:
+    """Run code of the user's or of a package, which may not end the process.
+
+    Args:
+        what: the code, as a message begins: "plugin /place/mine.py".
+
+    Raises:
+        ForeignExitError: for `SystemExit` and all else that is no `Exception`, which would end the process without a
+            word, and with success as well; Ctrl-C stays what it is.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ForeignExitError(ended_by(what, error)) from error
+
+
+def ended_by(what: str, error: BaseException) -> str:
+    """Return the message about code that would have ended the process."""
+    return f"{what} would end the process ({type(error).__name__}: {error}); it has to raise an exception instead"
 
 
 def near_match(word: str, known: Iterable[str]) -> str:

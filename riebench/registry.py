@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, cast
 
-from riebench.errors import RiebenchError, near_match
+from riebench.errors import RiebenchError, foreign_code, near_match
 
 T = TypeVar("T")
 
@@ -249,7 +249,8 @@ class Registry(Generic[T]):
         before = {registry.group: set(registry._objects) for registry in _registries}
         _importing.append(entry.package)
         try:
-            thing = _attribute(entry.target)
+            with foreign_code("its code"):
+                thing = _attribute(entry.target)
             # Formats are registered by their decorator, which leaves the function as it is.
             thing = self._objects.get(name, thing)
             self._check(name, thing)

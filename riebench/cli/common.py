@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from riebench.errors import MemoryShortageError, RiebenchError
+from riebench.errors import MemoryShortageError, RiebenchError, ended_by
 from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             if _debugging():
                 traceback.print_exc()
             say(f"riebench: {words}")
+            raise typer.Exit(EXIT_USER_ERROR) from None
+        except BaseException as error:
+            # Commands end with exceptions of typer; this one comes from code of a plug-in, a package or a library.
+            if _debugging():
+                traceback.print_exc()
+            say(f"riebench: {ended_by('code that riebench called', error)}")
             raise typer.Exit(EXIT_USER_ERROR) from None
 
     return wrapped

@@ -119,6 +119,13 @@ def request_from_options(
     workers: Annotated[
         int | None, typer.Option(min=1, help="For --engine ray: how many. [default: one per GPU]")
     ] = None,
+    trust_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--trust-plugins",
+            help="Also run plug-ins (Python files) that lie outside the folder of the setting that names them.",
+        ),
+    ] = False,
     shard: Annotated[
         str | None, typer.Option(help="I/N: make only the I-th of N parts; N processes do so at the same time.")
     ] = None,
@@ -154,6 +161,7 @@ def request_from_options(
         scorers=tuple(scorer or ()),
         weights=tuple(weights or ()),
         stop_after=stop_after,
+        trust_plugins=trust_plugins,
         engine=EngineOptions(engine, address, workers, (1, 1) if shard is None else parse_shard(shard)),
         options=ModelOptions(
             size=size,
@@ -175,10 +183,17 @@ def request_from_options(
 def run(
     job: Any,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done: units, generations, time, memory, disk.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what would be done: units, generations, time, memory, disk. Runs settings' plug-ins.",
+        ),
     ] = False,
 ) -> None:
-    """Generate, score and tabulate. Repeating a command does only what is missing."""
+    """Generate, score and tabulate. Repeating a command does only what is missing.
+
+    A setting may name a plug-in, a Python file with its method, which is run; a line says so first.
+    """
     if dry_run:
         from riebench.jobs.dry_run import forecast_job, print_forecast
 
@@ -199,7 +214,8 @@ def doctor(
 ) -> None:
     """Say what a run with these options needs, what is here, and how to get the rest.
 
-    Loads and fetches nothing.
+    Loads no weights and fetches nothing. Plug-ins that settings name are run, since only their code says what
+    their methods need; a line says so first.
     """
     from riebench.jobs import doctor as examination
 

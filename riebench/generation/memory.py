@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from riebench.errors import DeviceLostError, MemoryShortageError, reason
+from riebench.errors import DeviceLostError, MemoryShortageError, foreign_code, reason
 from riebench.models.families.sizes import Shape
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.utils import machine
@@ -95,7 +95,9 @@ class BatchSize:
             batch, *others = self._split(left[0], pictures)
             left[:1] = others
             try:
-                made = make(batch)
+                # Edits hold functions of methods, which run while pictures are made.
+                with foreign_code("the code of a method"):
+                    made = make(batch)
             except DeviceLostError:
                 raise
             except Exception as error:

@@ -113,6 +113,7 @@ class RunRequest:
     weights: tuple[str, ...] = ()
     engine: EngineOptions = field(default_factory=EngineOptions)
     stop_after: int = STOP_AFTER
+    trust_plugins: bool = False
 
     def __post_init__(self) -> None:
         profile = get_profile(self.profile)
@@ -169,7 +170,7 @@ class RunRequest:
         scorer_pair(self.scorers)
         parse_weights(self.weights)
         tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
-        official = load_settings(self.suite, self.settings, self.settings_set)
+        official = load_settings(self.suite, self.settings, self.settings_set, trust_plugins=self.trust_plugins)
         settings = tuple(self._with_options(setting) for setting in official)
         for setting in settings:
             check_setting(setting, setting.name)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from riebench.blocks import block_of
-from riebench.errors import RiebenchError, near_match
+from riebench.errors import RiebenchError, foreign_code, near_match
 from riebench.generation.edits import Edit, StepValues, Values, positions_of
 from riebench.generation.regions.masks import to_grid
 from riebench.generation.trace import Trace
@@ -396,7 +396,8 @@ class Method:
         """
         self.check(params)
         access = Access(self.name, self.access)
-        made: Any = self.function(ctx.limited_to(access), **params)
+        with foreign_code(f"method {self.name!r}"):
+            made: Any = self.function(ctx.limited_to(access), **params)
         if made == Reuse("target"):
             access.require("P")
         if not isinstance(made, Edit | Reuse):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from riebench.errors import RiebenchError, reason
+from riebench.errors import RiebenchError, foreign_code, reason
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.memory import BatchSize
 from riebench.generation.regions.grounding import free_memory, locate
@@ -118,10 +118,11 @@ class MaskMaker:
 
     def _make_masks(self, work: ExampleWork, source: View, target: View, provider: str | RegionProvider) -> RegionMasks:
         example = work.plain
-        masks = make_masks(
-            work.task.region_rule, example.source_region, example.target_region, source, target, provider,
-            work.task.folder or Path(),
-        )  # fmt: skip
+        with foreign_code(f"region provider {self.spec.provider!r}"):
+            masks = make_masks(
+                work.task.region_rule, example.source_region, example.target_region, source, target, provider,
+                work.task.folder or Path(),
+            )  # fmt: skip
         self.shared.write_json(self._mask_name(work), masks.to_json(self.spec.identity))
         return RegionMasks.from_json(self.shared.read_json(self._mask_name(work)) or {})
 

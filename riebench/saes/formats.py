@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from riebench.blocks import short_name
-from riebench.errors import RiebenchError
+from riebench.errors import RiebenchError, foreign_code
 from riebench.saes.files import Checkpoint, SaeOptions, block_named_by
 from riebench.saes.readers import SaeFormat, is_from_package, sae_formats, unusable_formats
 from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
@@ -53,7 +53,8 @@ def _read(path: Path, options: SaeOptions) -> SparseAutoencoder:
         if found is None:
             raise _unreadable(path, options)
         checkpoint, sae_format = found
-        sae = sae_format.read(checkpoint)
+        with foreign_code(f"SAE format {sae_format.name!r}"):
+            sae = sae_format.read(checkpoint)
         sae.format = sae_format.name
     except (RiebenchError, OSError):
         raise

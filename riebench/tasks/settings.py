@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from riebench.blocks import short_name
-from riebench.errors import RiebenchError, TaskFileError, near_match
+from riebench.errors import ForeignExitError, RiebenchError, TaskFileError, foreign_code, near_match
 from riebench.registry import METHODS
 from riebench.tasks.plugins import PluginSources, find_sources, run_sources
 from riebench.tasks.schema import Setting
 from riebench.tasks.suites import data_root, suite_name
+from riebench.utils.terminal import print_line
 from riebench.utils.yaml_files import load_yaml, validate
 
 FALLBACK_SETTINGS = "sdxl"
@@ -27,13 +28,16 @@ _loaded_plugins: dict[Path, str] = {}
 """Plugin file -> SHA-256 of what was run: its own file and the user's modules that it imports."""
 
 
-def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAIN_SET) -> tuple[Setting, ...]:
+def load_settings(
+    suite: str, names: Iterable[str] = (), settings_set: str = MAIN_SET, *, trust_plugins: bool = False
+) -> tuple[Setting, ...]:
     """Read settings given by name or by path.
 
     Args:
         suite: the suite to whose official settings the names refer.
         names: names or paths of YAML files; empty for all official settings of the set.
         settings_set: the name of one of the suite's sets of settings (see `settings_folder`).
+        trust_plugins: run plug-ins that lie outside their setting's folder too.
 
     Raises:
         RiebenchError: for an unknown name (with the nearest match) or a name given twice.
@@ -49,15 +53,21 @@ def load_settings(suite: str, names: Iterable[str] = (), settings_set: str = MAI
             raise RiebenchError(f"unknown setting {name!r}{_unknown_setting_hint(name, suite, known)}")
         elif not path.is_file():
             raise RiebenchError(f"there is no setting file {name}; official settings are called by name, without .yaml")
-        settings.append(load_setting_file(path))
+        settings.append(load_setting_file(path, trust_plugins=trust_plugins))
     repeated = {s.name for s in settings if sum(s.name == other.name for other in settings) > 1}
     if repeated:
         raise RiebenchError(f"setting {sorted(repeated)[0]!r} is given twice")
     return tuple(settings)
 
 
-def load_setting_file(path: Path) -> Setting:
+def load_setting_file(path: Path, *, trust_plugins: bool = False) -> Setting:
     """Read one setting file; its name is the file's name.
+
+    If it names a plug-in, that file is run; a line on standard error says so first.
+
+    Args:
+        path: the file.
+        trust_plugins: run a plug-in that lies outside the setting's folder too.
 
     Raises:
         TaskFileError: naming file, key and nearest match.
@@ -69,7 +79,7 @@ def load_setting_file(path: Path) -> Setting:
         raise TaskFileError(f"{path}: plugin_sha256: follows from the plugin's file; leave the key out")
     setting = validate(Setting, {**data, "name": path.stem}, path)
     if setting.plugin is not None:
-        setting = _with_plugin(setting, path)
+        setting = _with_plugin(setting, path, trust_plugins)
     try:
         # One block has one name in units and folders, however the file spells it.
         blocks = [short_name(block) for block in setting.blocks]
@@ -180,9 +190,18 @@ def _plugin_sources(path: Path) -> PluginSources:
         raise RiebenchError(f"plugin {error.filename or path}: {error.strerror}") from error
 
 
-def _with_plugin(setting: Setting, path: Path) -> Setting:
+def _with_plugin(setting: Setting, path: Path, trusted: bool) -> Setting:
     """Return a setting with its plugin run and the plugin's hash filled in."""
-    plugin = path.resolve().parent / Path(str(setting.plugin)).expanduser()
+    folder = path.resolve().parent
+    plugin = folder / Path(str(setting.plugin)).expanduser()
+    # A setting from elsewhere may bring its own code, but may not choose among the files of this machine.
+    if not trusted and not plugin.resolve().is_relative_to(folder):
+        raise TaskFileError(
+            f"{path}: plugin {plugin.resolve()} lies outside the setting's folder, and was not run; put it beside the "
+            "setting, or give --trust-plugins if you know what it does"
+        )
+    if plugin.resolve() not in _loaded_plugins:
+        print_line(f"running the plug-in {plugin.resolve()}, which {path} names", err=True)
     try:
         digest = load_plugin(plugin)
     except RiebenchError as error:
@@ -197,7 +216,10 @@ def _run_plugin(sources: PluginSources) -> bool:
         raise RiebenchError(f"plugin {path} is no Python file; its name must end in .py")
     fresh = not any(other.parent == path.parent for other in _loaded_plugins)
     try:
-        return run_sources(sources, fresh=fresh)
+        with foreign_code(f"plugin {path}"):
+            return run_sources(sources, fresh=fresh)
+    except ForeignExitError:
+        raise
     except RiebenchError as error:
         raise RiebenchError(f"plugin {path} fails: {error}") from error
     except Exception as error:

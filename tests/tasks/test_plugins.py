@@ -8,17 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from paths import ROOT
 from records import make_spec
 from tiny import tiny_model
+from typer.testing import CliRunner
 
+from riebench.cli.common import friendly
+from riebench.cli.main import app
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.methods.check import check_setting
 from riebench.registry import METHODS
 from riebench.runs import engines
+from riebench.scoring.metrics.base import Metric
+from riebench.scoring.metrics.networks import Networks
 from riebench.tasks import settings
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting_file, load_settings
@@ -52,6 +59,11 @@ def write(folder: Path, method: str = "mine", more: str = "", code: str = METHOD
     path = folder / "my_setting.yaml"
     path.write_text(f'method: {method}\nplugin: my_methods.py\naccess: "PA"\n{more}')
     return path
+
+
+def sample() -> Any:
+    """Return something that a metric is called with."""
+    return object()
 
 
 def task() -> EditTask:
@@ -119,6 +131,87 @@ def test_files_that_cannot_serve_are_refused_in_a_line(tmp_path: Path, code: str
     path = write(tmp_path, code=code)
     with pytest.raises(TaskFileError, match=f"my_setting.yaml: plugin .*{message}"):
         load_setting_file(path)
+
+
+@pytest.mark.parametrize("named", ["../elsewhere.py", "{root}/elsewhere.py", "link.py", "folder/elsewhere.py"])
+def test_a_file_outside_the_settings_folder_is_run_on_request_only(
+    tmp_path: Path, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "received"
+    folder.mkdir()
+    ran = tmp_path / "ran"
+    (tmp_path / "elsewhere.py").write_text(METHOD.replace("NAME", "mine") + f"open({str(ran)!r}, 'w')\n")
+    (folder / "link.py").symlink_to(tmp_path / "elsewhere.py")
+    (folder / "folder").symlink_to(tmp_path)
+    path = folder / "my_setting.yaml"
+    path.write_text(f"method: mine\nplugin: {named.format(root=tmp_path)}\naccess: PA\n")
+    with pytest.raises(TaskFileError, match=r"lies outside the setting's folder, and was not run.*--trust-plugins"):
+        load_settings("toy", [str(path)])
+    for verb in (["run", "--dry-run"], ["run"], ["doctor"]):
+        result = CliRunner().invoke(app, [*verb, str(path), "--results", str(tmp_path / "results")])
+        assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
+        assert "--trust-plugins" in result.stderr
+    assert not ran.exists() and "running" not in capsys.readouterr().err
+    assert load_settings("toy", [str(path)], trust_plugins=True)[0].method == "mine"
+    assert ran.exists()
+    assert f"running the plug-in {tmp_path / 'elsewhere.py'}, which {path} names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["run", "--dry-run"], ["doctor"]])
+def test_a_command_says_that_it_runs_a_file_before_it_does(tmp_path: Path, verb: list[str]) -> None:
+    path = write(tmp_path, code=METHOD + "import sys\nprint('in the plug-in', file=sys.stderr)\n")
+    options = ["--results", str(tmp_path / "results"), "--device", "cpu", "--limit", "1"]
+    result = CliRunner().invoke(app, [*verb, str(path), *options])
+    assert result.exit_code == 0, result.output
+    said, ran, *_ = result.stderr.splitlines()
+    assert said == f"running the plug-in {tmp_path / 'my_methods.py'}, which {path} names" and ran == "in the plug-in"
+    assert "plug-in" in CliRunner().invoke(app, [verb[0], "--help"]).output.lower()
+
+
+ENDS = {
+    "SystemExit(0)": "raise SystemExit(0)",
+    "sys.exit": "import sys; sys.exit()",
+    "GeneratorExit": "raise GeneratorExit('x')",
+    "own": "raise type('Own', (BaseException,), {})('x')",
+}
+
+
+@pytest.mark.parametrize("code", ENDS.values(), ids=ENDS)
+def test_a_file_that_would_end_the_process_is_an_error(tmp_path: Path, code: str) -> None:
+    path = write(tmp_path, code=code + "\n" + METHOD)
+    for verb in (["run", "--dry-run"], ["doctor"], ["run"]):
+        result = CliRunner().invoke(app, [*verb, str(path), "--results", str(tmp_path / "results")])
+        assert result.exit_code == 2, verb
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith(f"riebench: {path}: plugin ") and "would end the process" in line
+
+
+def test_a_method_that_would_end_the_process_fails_its_unit(tmp_path: Path) -> None:
+    code = METHOD.replace("return Edit({})", "raise SystemExit(0)")
+    setting = load_setting_file(write(tmp_path, code=code))
+    (folder,) = engines.run("local", [task()], [setting], tiny_model(), results_root=tmp_path, progress=False)
+    (record,) = folder.records()
+    assert record.status == "error" and "method 'mine' would end the process" in str(record.reason)
+
+
+def test_metrics_and_other_code_may_not_end_the_process(capsys: pytest.CaptureFixture[str]) -> None:
+    def leave(*_: object) -> list[Any]:
+        raise SystemExit(0)
+
+    one = Metric("mine", "higher", 0, 1, 1, "", leave)
+    with pytest.raises(RiebenchError, match="metric 'mine' would end the process"):
+        one([sample()], Networks("none"))
+
+    @friendly
+    def verb() -> None:
+        leave()
+
+    with pytest.raises(typer.Exit) as ended:
+        verb()
+    assert ended.value.exit_code == 2
+    assert capsys.readouterr().err.startswith(
+        "riebench: code that riebench called would end the process (SystemExit: 0)"
+    )
 
 
 def test_missing_and_changed_files_are_refused(tmp_path: Path) -> None:

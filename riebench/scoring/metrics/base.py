@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from riebench.scoring.metrics.networks import Networks
-from riebench.errors import MetricError
+from riebench.errors import MetricError, foreign_code
 
 UInt8 = npt.NDArray[np.uint8]
 Float = npt.NDArray[np.float64]
@@ -194,7 +194,8 @@ class Metric:
         """
         if not samples:
             return []
-        values = self.compute(samples, networks)
+        with foreign_code(f"metric {self.name!r}"):
+            values = self.compute(samples, networks)
         if len(values) != len(samples):
             raise MetricError(f"{self.name}: {len(values)} values for {len(samples)} samples")
         for value in values:

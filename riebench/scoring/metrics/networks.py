@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from riebench.errors import MetricError, RiebenchError, near_match
+from riebench.errors import MetricError, RiebenchError, foreign_code, near_match
 from riebench.registry import NETWORKS, PackageError
 from riebench.utils.hub import fetch, is_offline
 
@@ -194,7 +194,8 @@ class Networks:
             MetricError: if it cannot be loaded.
         """
         if name not in self._loaded:
-            self._loaded[name] = NETWORKS.get(name).load(self)
+            with foreign_code(f"network {name!r}"):
+                self._loaded[name] = NETWORKS.get(name).load(self)
         return self._loaded[name]
 
     def part(self, key: Any, load: Callable[[], T]) -> T:
