@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from riebench.errors import MemoryShortageError, RiebenchError, ended_by
+from riebench.errors import MAX_NAME_LENGTH, MemoryShortageError, RiebenchError, ended_by
 from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ P = ParamSpec("P")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 DEBUG_FLAG = "--debug"
+MOST_NUMBERS = 1000
+"""Most numbers in one option."""
 
 
 def say(text: str) -> None:
@@ -56,6 +58,7 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
         try:
             with _two_interruptions():
+                _check_numbers(kwargs)
                 verb(*args, **kwargs)
         except KeyboardInterrupt:
             say("")
@@ -114,6 +117,45 @@ def _two_interruptions() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    """Refuse options with numbers that no computation is meant for.
+
+    Raises:
+        RiebenchError: naming the first of them.
+    """
+    if not any(isinstance(value, int | float) for value in options.values()):
+        return
+    from riebench.tasks.schema import MAX_PARAMETER, MAX_WHOLE, number_fault
+
+    for name, value in options.items():
+        fault = number_fault(value, MAX_WHOLE - 1 if name == "seed" else MAX_PARAMETER)
+        if fault is not None:
+            raise RiebenchError(f"--{name.replace('_', '-')}: {fault}")
+
+
+def parse_numbers(text: str, flag: str, example: str, largest: int) -> tuple[int, ...]:
+    """Parse whole numbers with commas between.
+
+    Args:
+        text: what the user wrote.
+        flag: the option, for messages.
+        example: what it should look like.
+        largest: the largest number that is taken.
+
+    Raises:
+        RiebenchError: if they are no numbers from 0, or more than `MOST_NUMBERS`.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise RiebenchError(f"{flag} {text[:MAX_NAME_LENGTH]!r}: write {example}") from error
+    if not 0 <= min(numbers) <= max(numbers) <= largest:
+        raise RiebenchError(f"{flag}: the numbers go from 0 to {largest}")
+    if len(numbers) > MOST_NUMBERS:
+        raise RiebenchError(f"{flag}: {len(numbers)} numbers; at most {MOST_NUMBERS} are taken")
+    return numbers
 
 
 def _shortage(error: Exception) -> str | None:
@@ -175,12 +217,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         RiebenchError: if they are no numbers, repeat or are negative.
     """
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise RiebenchError(f"--seeds {text!r}: write seed numbers with commas between, such as 0,1,2") from error
-    if len(set(numbers)) != len(numbers) or min(numbers) < 0:
-        raise RiebenchError(f"--seeds {text!r}: use each number once, from 0 on")
+    from riebench.tasks.schema import MAX_WHOLE
+
+    numbers = parse_numbers(text, "--seeds", "seed numbers with commas between, such as 0,1,2", MAX_WHOLE - 1)
+    if len(set(numbers)) != len(numbers):
+        raise RiebenchError(f"--seeds {text[:MAX_NAME_LENGTH]!r}: use each number once, from 0 on")
     return numbers
 
 

@@ -21,6 +21,7 @@ from riebench.cli.common import (
     UnetOption,
     friendly,
     output_paths,
+    parse_numbers,
     parse_seeds,
     say,
     split_names,
@@ -146,10 +147,9 @@ def _print_list(names: list[str]) -> None:
 
 
 def _step_counts(text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise RiebenchError(f"--steps {text!r}: write step counts with commas between, such as 1,4") from error
+    from riebench.tasks.schema import MAX_STEPS
+
+    counts = parse_numbers(text, "--steps", "step counts with commas between, such as 1,4", MAX_STEPS)
     if len(set(counts)) != len(counts) or min(counts) < 1:
         raise RiebenchError(f"--steps {text!r}: use each step count once, from 1 on")
     return counts

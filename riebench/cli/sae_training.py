@@ -25,6 +25,7 @@ from riebench.cli.common import (
     SizeOption,
     UnetOption,
     friendly,
+    parse_numbers,
     say,
     split_names,
     with_options_of,
@@ -242,11 +243,9 @@ def _kind(name: str) -> Kind:
 
 def _counts(flag: str, text: str) -> tuple[int, ...]:
     from riebench.errors import RiebenchError
+    from riebench.tasks.schema import MAX_PARAMETER
 
-    try:
-        found = tuple(dict.fromkeys(int(part) for part in split_names(text)))
-    except ValueError as error:
-        raise RiebenchError(f"{flag} {text!r}: write whole numbers with commas between, such as 8,16") from error
-    if not found or min(found) < 1:
+    found = parse_numbers(text, flag, "whole numbers with commas between, such as 8,16", int(MAX_PARAMETER))
+    if min(found) < 1:
         raise RiebenchError(f"{flag} {text!r}: write at least one number from 1 on")
-    return found
+    return tuple(dict.fromkeys(found))

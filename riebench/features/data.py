@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import StoreError
-from riebench.tasks.schema import StoredModel
+from riebench.tasks.schema import Count, StoredModel
 from riebench.utils.files import content_digest, read_regular
 from riebench.utils.images import is_plain_drawing, picture_path, stored_picture
 
@@ -28,9 +28,9 @@ class Statistics(StoredModel):
     A value is the distance by which the feature moves the block's update.
     """
 
-    pictures: int
+    pictures: Count
     """Number of generated pictures."""
-    positions: int
+    positions: Count
     """Number of values: pictures x steps x positions of the grid."""
     rate: float
     """Share of the positions at which the feature is not zero."""
@@ -44,7 +44,7 @@ class Statistics(StoredModel):
     """Standard deviation there."""
     largest: float
     """The largest size."""
-    histogram: tuple[int, ...]
+    histogram: tuple[Count, ...]
     """Values where it is not zero, by size, in bins from 0 on."""
     bin_width: float
     """Width of a bin."""
@@ -58,7 +58,7 @@ class TopPicture(StoredModel):
     """A picture in which the feature is strong."""
 
     prompt: str
-    seed: int
+    seed: Count
     value: float
     """The feature's largest value in it, over steps and positions."""
     share: float
@@ -84,7 +84,7 @@ class Row(StoredModel):
     """One picture at every strength."""
 
     prompt: str
-    seed: int
+    seed: Count
     active: bool
     """Whether it is one of those in which the feature is strongest, or one of those in which it is weakest."""
     cells: tuple[Cell, ...]
@@ -102,7 +102,7 @@ class Means(StoredModel):
 class NearFeature(StoredModel):
     """Another feature of the block, and its similarity: a cosine, or a share."""
 
-    index: int
+    index: Count
     value: float
 
 
@@ -123,12 +123,12 @@ class FeatureData(StoredModel):
     made_of: dict[str, Any]
     """All that could change a number or a picture."""
     model: str
-    steps: int
+    steps: Count
     guidance: float
-    size: int
+    size: Count
     block: str
-    index: int
-    features: int
+    index: Count
+    features: Count
     """Number of features of the SAE."""
     sae_format: str
     sae_sha256: str

@@ -25,7 +25,7 @@ from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkp
 from riebench.saes.sae import COUNTING, Signal, SparseAutoencoder
 from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
-from riebench.tasks.schema import StoredModel
+from riebench.tasks.schema import Count, StoredModel
 from riebench.tasks.suites import load_suite
 
 FILES = ("mean.pt", "std.pt")
@@ -46,9 +46,9 @@ class SaeReport(StoredModel):
     path: str
     format: str
     block: str | None
-    features: int
-    width: int
-    k: int | None
+    features: Count
+    width: Count
+    k: Count | None
     activation: str
     input_norm: str
     signal: str | None
@@ -63,8 +63,8 @@ class Inspection(StoredModel):
     """The reports on all SAEs of one place."""
 
     model: str | None = None
-    prompts: int = 0
-    steps: int = 0
+    prompts: Count = 0
+    steps: Count = 0
     saes: tuple[SaeReport, ...]
 
 

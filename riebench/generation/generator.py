@@ -229,7 +229,10 @@ class Generator:
         """
         vae, family, size = self.model.pipe.vae, self.model.family, self.model.spec.size
         if not bool(torch.isfinite(latents).all()):
-            raise RiebenchError("the generation overflowed; use a smaller strength, or --dtype bfloat16 or float32")
+            raise RiebenchError(
+                "the generation overflowed; use a smaller strength, or --dtype bfloat16 or float32; if a usual "
+                "strength overflows, look at the SAE's row norms with `riebench sae inspect`"
+            )
         single = family.unpack_latents(latents, size).shape[-1] > family.full_shape.max_decoded
         parts = latents.split(1 if single else latents.shape[0])
         pixels = torch.cat([family.decode(self.model.pipe, part) for part in parts])

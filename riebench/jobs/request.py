@@ -69,10 +69,10 @@ def parse_shard(text: str) -> tuple[int, int]:
         RiebenchError: if it is anything else.
     """
     first, _, second = text.partition("/")
-    numbers = (int(first), int(second)) if first.isdecimal() and second.isdecimal() else (0, 0)
+    numbers = tuple(int(one) if one.isdecimal() and len(one) < 10 else 0 for one in (first, second))
     if not 1 <= numbers[0] <= numbers[1]:
         raise RiebenchError(f"--shard {text!r}: write I/N for the I-th of N parts, such as 1/4 ... 4/4")
-    return numbers
+    return numbers[0], numbers[1]
 
 
 SEEDS = {"sweep": (0, 1, 2)}
@@ -221,6 +221,6 @@ def parse_batch_size(text: str) -> int | None:
     """
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) >= 10 or int(text) < 1:
         raise RiebenchError(f"--batch-size {text!r}: give a number from 1, or auto")
     return int(text)

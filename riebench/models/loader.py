@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 from riebench.errors import RiebenchError
 from riebench.models.placement import out_of_memory
 from riebench.utils.machine import shortage
+from riebench.utils.terminal import warnings_held
 
 
 def call_loader(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
@@ -27,7 +28,8 @@ def call_loader(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        return load(*arguments, **options)
+        with warnings_held("diffusers", "transformers"):
+            return load(*arguments, **options)
     except (
         ImportError,
         LookupError,

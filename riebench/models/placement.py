@@ -25,6 +25,10 @@ KERNELS = {
 }
 
 
+MAX_WEIGHT = 1e12
+"""Largest weight of a model, by its size; those of trained models stay below some thousands."""
+
+
 def place(pipe: Any, family: Family, device: str, options: ModelOptions, shown: str) -> None:
     """Move a pipeline to a device in the way the options say.
 
@@ -92,12 +96,20 @@ def _check_finite(networks: Sequence[nn.Module], shown: str) -> None:
                 "it is not whole, or its configuration (--config) is another model's"
             )
         # The smallest and largest number of a tensor are NaN or infinite if any of its numbers is, and need no copy.
-        finite = torch.stack([torch.isfinite(torch.stack(value.aminmax()).float()).all() for _, value in named])
+        ends = torch.stack([torch.stack(value.aminmax()).float().cpu() for _, value in named])
+        finite = torch.isfinite(ends).all(1)
         if not bool(finite.all()):
             bad = named[int((~finite).nonzero()[0])][0]
             raise RiebenchError(
                 f"{shown} holds numbers that are not finite ({type(part).__name__}, {bad}); download it again, or use "
                 "--dtype float32 or bfloat16 if it was stored in a wider format"
+            )
+        largest = ends.abs().amax(1)
+        if bool((largest > MAX_WEIGHT).any()):
+            bad, value = named[int(largest.argmax())][0], float(largest.max())
+            raise RiebenchError(
+                f"{shown} holds {value:g} in {bad} of its {type(part).__name__}, with which no picture stays finite; "
+                "download it again"
             )
 
 

@@ -6,16 +6,15 @@ and `source_name` name results folders. The command line, the loader and code th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from riebench.errors import RiebenchError, near_match
 from riebench.registry import DEFAULT_FAMILY
-from riebench.tasks.schema import StoredModel
+from riebench.tasks.schema import MAX_GUIDANCE, MAX_SIZE, MAX_STEPS, StoredModel
 
 OFFLOADS = ("none", "model", "sequential")
 """Everything on the device; one part at a time there; one layer at a time there."""
@@ -28,6 +27,8 @@ TILE = 512
 FORMATS = ("float32", "float16", "bfloat16")
 """Number formats of a model."""
 HALF_DTYPES = ("float16", "bfloat16")
+MAX_LORA_SCALE = 100.0
+"""Largest size of a LoRA's scale; at more, what it adds is far larger than any trained change."""
 ASSET = "asset:"
 """Prefix of the source of a model that ships with the package."""
 DEFAULT_SCORER = "clip-l14"
@@ -140,11 +141,11 @@ class ModelSpec(StoredModel):
     """Its source: hub id, or a packaged asset's name; never an absolute path."""
     revision: str | None
     """Commit of the hub, or the hash of the local files."""
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=MAX_STEPS)
     """Denoising steps."""
-    guidance: float = Field(ge=0)
+    guidance: float = Field(ge=0, le=MAX_GUIDANCE)
     """Classifier-free guidance scale; 0 and 1 mean none."""
-    size: int = Field(ge=8)
+    size: int = Field(ge=8, le=MAX_SIZE)
     """Picture side in pixels."""
     dtype: str
     """Number format of the denoiser."""
@@ -192,9 +193,28 @@ def parse_lora(text: str) -> tuple[str, float]:
         scale = float(end)
     except ValueError as error:
         raise RiebenchError(f"--lora {text!r}: write FILE or FILE:SCALE, such as style.safetensors:0.8") from error
-    if not math.isfinite(scale) or not scale:
-        raise RiebenchError(f"--lora {text!r}: the scale is a number other than 0; leave the LoRA out to be without it")
+    if not 0 < abs(scale) <= MAX_LORA_SCALE:
+        raise RiebenchError(
+            f"--lora {text!r}: the scale is a number other than 0, at most {MAX_LORA_SCALE:g} in size; leave the LoRA out "
+            "to be without it"
+        )
     return file, scale
+
+
+def checked_spec(**fields: Any) -> ModelSpec:
+    """Return a spec of what a user or a model's files state.
+
+    Args:
+        fields: those of `ModelSpec`.
+
+    Raises:
+        RiebenchError: if a number is out of its range, naming the option that sets it.
+    """
+    try:
+        return ModelSpec(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RiebenchError(f"--{first['loc'][0]} {first['input']!s:.40}: {first['msg'].lower()}") from error
 
 
 def model_label(

@@ -39,7 +39,7 @@ class Column(StoredModel):
     """Key in the rows, heading in CSV."""
     title: str = ""
     """Heading in Markdown and LaTeX; the name if empty."""
-    decimals: int | None = None
+    decimals: int | None = Field(default=None, ge=0, le=20)
     """Decimals of printed floats; None prints six significant digits."""
     scale: float = 1
     """Factor applied when printing; CSV holds the number itself."""

@@ -24,6 +24,7 @@ from riebench.features.data import CURVES, HISTOGRAM, PAGE, SAMPLE, FeatureData,
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ModelOptions
 from riebench.report.page import environment
+from riebench.tasks.schema import MAX_STRENGTH, MAX_WHOLE
 from riebench.utils.files import content_digest, write_atomic
 
 if TYPE_CHECKING:
@@ -282,6 +283,8 @@ def parse_indices(text: str) -> tuple[int, ...]:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise RiebenchError(f"INDEX {text!r}: write feature numbers with commas between, as in 17,30") from error
+    if max(map(abs, numbers)) >= MAX_WHOLE:
+        raise RiebenchError("INDEX: no SAE has so many features")
     if len(set(numbers)) != len(numbers):
         raise RiebenchError(f"INDEX {text!r}: name each feature once")
     return numbers
@@ -298,6 +301,8 @@ def parse_strengths(text: str) -> tuple[float, ...]:
     except ValueError as error:
         raise RiebenchError(f"--strengths {text!r}: write numbers with commas between, such as -1,1,4") from error
     # Files and tables name strengths by six significant digits.
-    if len({f"{one:g}" for one in strengths}) != len(strengths) or not all(0 < abs(one) < 1e6 for one in strengths):
+    if len({f"{one:g}" for one in strengths}) != len(strengths) or not all(
+        0 < abs(one) <= MAX_STRENGTH for one in strengths
+    ):
         raise RiebenchError(f"--strengths {text!r}: name each strength once, above 0 for on, below 0 for off")
     return strengths

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from riebench.saes.sae import SparseAutoencoder
-from riebench.tasks.schema import StoredModel
+from riebench.tasks.schema import Count, StoredModel
 
 _CHUNK = 8192
 
@@ -27,7 +27,7 @@ class SaeFigures(StoredModel):
     """1 - summed squared error / summed squared distance to the mean, over all positions and channels together."""
     dead_share: float
     """Share of features that are zero at every measured position."""
-    positions: int
+    positions: Count
     """Number of measured positions."""
 
 

@@ -27,6 +27,7 @@ from riebench.blocks import known_blocks, long_name, module_path, short_name, up
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.utils.files import content_digest, file_sha256, parse_json
+from riebench.utils.terminal import warnings_held
 
 _LFS = b"version https://git-lfs"
 
@@ -151,19 +152,31 @@ class Tensors:
         """Return tensors by name.
 
         Raises:
-            RiebenchError: naming all that are missing.
+            RiebenchError: naming all that are missing, or one that holds no floating-point numbers.
         """
         missing = [name for name in names if name not in self]
         if missing:
             have = [name for name in self.state if name in self and name not in names]
             near = near_match(missing[0], have) if len(missing) == 1 else ""
             raise RiebenchError(f"{self.where} lacks {', '.join(missing)}{near}; it is not {self.what}")
+        odd = [name for name in names if not self.state[name].is_floating_point()]
+        if odd:
+            kind = str(self.state[odd[0]].dtype).removeprefix("torch.")
+            raise RiebenchError(
+                f"{self.where}: {odd[0]} holds numbers of the type {kind}, which no weight has; it is damaged, or "
+                "packed in a way that riebench does not read"
+            )
         self._taken |= set(names)
         return tuple(self.state[name] for name in names)
 
     def optional(self, name: str) -> Tensor | None:
         """Return a tensor that may be absent, else None."""
         return self.take(name)[0] if name in self else None
+
+    def number(self, name: str) -> Tensor | None:
+        """Return a tensor that is no weight but counts something, else None."""
+        self._taken.add(name)
+        return self.state[name] if name in self else None
 
     def skip(self, *names: str) -> None:
         """Skip training buffers that say nothing about what the SAE computes."""
@@ -211,12 +224,19 @@ def load_tensors_after(path: Path, offset: int) -> Any:
 
 
 def _unpickle(source: Path | io.BytesIO, path: Path) -> Any:
+    held: list[str] = []
     try:
         _refuse_compressed(source, path)
-        found = torch.load(source, map_location="cpu", weights_only=True)
+        with warnings_held() as held:
+            found = torch.load(source, map_location="cpu", weights_only=True)
     except RiebenchError:
         raise
     except Exception as error:
+        if any("pickle protocol" in text for text in held):
+            raise RiebenchError(
+                f"{path} was saved with another pickle protocol than torch.save's own, which is not read without "
+                "running its code; have it saved again without pickle_protocol, or as safetensors"
+            ) from error
         # The unpickler has no error of its own for a file that is no pickle, so any error may come.
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
@@ -236,6 +256,10 @@ def _refuse_compressed(source: Path | io.BytesIO, path: Path) -> None:
     """
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
+            if any(entry.filename.endswith("/constants.pkl") for entry in archive.infolist()):
+                raise RiebenchError(
+                    f"{path} is a TorchScript archive, which is a program; have its state_dict() saved instead"
+                )
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise RiebenchError(f"{path} is a compressed archive, which torch never writes; fetch it again")
     if not isinstance(source, Path):

@@ -22,6 +22,11 @@ Activation = Literal["topk", "relu", "jump", "gated", "groupmax", "topk-signed",
 Normalise = Literal["none", "layer", "norm"]
 Signal = Literal["update", "output"]
 
+MAX_WEIGHT = 1e12
+"""Largest weight, by its size, with which values and reconstructions stay finite in float32.
+
+Activations reach some thousands and have some thousand channels, so products of two such weights stay below 1e38.
+"""
 COUNTING: tuple[Activation, ...] = ("topk", "groupmax", "topk-signed", "abstopk")
 """Activations that keep k values of a position."""
 _NEEDED: dict[Activation, tuple[str, ...]] = {"jump": ("threshold",), "gated": ("gate_bias", "gate_scale")}
@@ -53,7 +58,8 @@ class SparseAutoencoder(nn.Module):
         format: name of the format it was read from, set by the loader.
 
     Raises:
-        RiebenchError: if shapes do not fit, a number is not finite, k is not in 1..n, or a direction is zero.
+        RiebenchError: if shapes do not fit, a number is not finite or above `MAX_WEIGHT`, k is not in 1..n, or a
+            direction is zero.
     """
 
     def __init__(
@@ -218,3 +224,9 @@ def _check(
     for name, tensor in {"encoder": encoder, **{name: tensor for name, (tensor, _) in expected.items()}}.items():
         if not bool(torch.isfinite(tensor).all()):
             raise RiebenchError(f"SAE tensor {name} holds a number that is not finite; the file is damaged")
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if largest > MAX_WEIGHT:
+            raise RiebenchError(
+                f"SAE tensor {name} holds {largest:g}; with more than {MAX_WEIGHT:g} nothing stays finite, so the "
+                "file is damaged"
+            )

@@ -20,7 +20,7 @@ from pydantic import (
 
 from riebench.models.spec import ModelSpec
 from riebench.tasks.masks import MaskShare
-from riebench.tasks.schema import ALL_CATEGORIES, Identifier, Setting, StoredModel
+from riebench.tasks.schema import ALL_CATEGORIES, MAX_WHOLE, Count, Identifier, Setting, StoredModel, Strength
 from riebench.utils.files import MAX_PATH_LENGTH, MAX_PATH_PART, content_digest
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"
@@ -65,7 +65,7 @@ FileName = Annotated[str, Field(max_length=MAX_PATH_LENGTH), AfterValidator(_che
 class RunSpec(StoredModel):
     """Identity of one run: one setting on one model over one suite."""
 
-    spec_version: int = SPEC_VERSION
+    spec_version: Count = SPEC_VERSION
     """`SPEC_VERSION` of the program that made the run."""
     suite: Identifier
     """Name of the suite that the examples come from; their content is in the unit keys."""
@@ -119,8 +119,8 @@ class PlannedCell(BaseModel):
 
     category: Category
     block_set: BlockSet
-    strength: float = Field(allow_inf_nan=False)
-    n: int = Field(ge=0, lt=2**53)
+    strength: Strength = Field(allow_inf_nan=False)
+    n: Count
 
 
 class RunMeta(BaseModel):
@@ -135,7 +135,7 @@ class UnitKey(StoredModel):
 
     task: NameWord
     """Task name."""
-    task_version: int = Field(ge=0, lt=2**53)
+    task_version: Count
     """Task version."""
     category: Category
     """Edit category."""
@@ -145,9 +145,9 @@ class UnitKey(StoredModel):
     """Content hash of the example."""
     block_set: BlockSet
     """Name of the blocks edited together."""
-    strength: float
+    strength: Strength
     """Multiplier of the edit."""
-    seed: int = Field(ge=0, lt=2**53)
+    seed: Count
     """Index of the seed; the noise follows from it and from the example id (`noise_seed`)."""
 
     @property
@@ -188,9 +188,9 @@ def noise_seed(example_id: str, index: int) -> int:
 class BlockFeatures(StoredModel):
     """Features switched in one block."""
 
-    add: tuple[int, ...] = ()
+    add: tuple[Count, ...] = ()
     """Switched on, best first."""
-    remove: tuple[int, ...] = ()
+    remove: tuple[Count, ...] = ()
     """Switched off, best first."""
 
 
@@ -219,9 +219,9 @@ class EditRecord(StoredModel):
     """Name of the examples resampled together; None if the example is resampled alone."""
     mask_share: MaskShare | None = None
     """Share of the picture that the regions cover."""
-    seconds: float = Field(default=0.0, ge=0)
+    seconds: float = Field(default=0.0, ge=0, lt=MAX_WHOLE)
     """Wall time of the unit's share of its batch."""
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, lt=MAX_WHOLE)
     """Units generated in the same call."""
 
     @model_validator(mode="after")
@@ -266,7 +266,7 @@ class ScoreRecord(StoredModel):
     """`UnitKey.digest`."""
     metric: str
     """A registered metric."""
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, lt=MAX_WHOLE)
     """The metric's version."""
     backbone: str = ""
     """The network that measured, if any; numbers of different backbones never share a table cell."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from riebench.blocks import default_blocks
-from riebench.errors import RiebenchError
+from riebench.errors import MAX_NAME_LENGTH, RiebenchError
 from riebench.tasks.prompts import plain_prompt
 from riebench.utils.files import content_digest
 
@@ -47,6 +47,30 @@ ALL_CATEGORIES: dict[str, int] = {MIXED_CATEGORY: 0, **CATEGORIES}
 
 MAX_PROMPT_LENGTH = 4000
 """Longest prompt, in characters; text encoders read the first 77 tokens only."""
+
+MAX_WHOLE = 2**53
+"""Numbers below this are whole in every format that stores them; larger ones count nothing."""
+
+MAX_STRENGTH = 1e6
+"""Largest strength; edits of thousands of times a feature's own value are noise already."""
+
+MAX_STRENGTHS, MAX_BLOCKS = 1000, 1000
+"""Most strengths and blocks of a setting."""
+
+MAX_STEPS, MAX_GUIDANCE, MAX_SIZE = 1000, 1000.0, 16384
+"""Most denoising steps, largest guidance scale, and longest side of a picture in pixels.
+
+Models are trained with 1000 steps of noise, and no larger picture is read.
+"""
+
+MAX_PARAMETER = 1e9
+"""Largest number of a method's parameter or of an option."""
+
+Count = Annotated[int, Field(ge=0, lt=MAX_WHOLE)]
+"""A number of things, or a number that names one."""
+
+Strength = Annotated[float, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH)]
+"""Multiplier of an edit."""
 
 JsonScalar = str | bool | int | float | None
 
@@ -187,12 +211,26 @@ class EditExample(StoredModel):
         return content_digest(self.model_dump(mode="json", exclude=excluded))[:16]
 
 
+def number_fault(value: object, largest: float = MAX_PARAMETER) -> str | None:
+    """Return the reason why a number is refused, or None.
+
+    Args:
+        value: anything; what is no number has no fault.
+        largest: the largest number that is taken, by its size.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) <= largest:
+        return None
+    # Python refuses to write a whole number of thousands of digits.
+    shown = f"{value:g}" if isinstance(value, float) else str(value) if abs(value) < 10**40 else "a number"
+    return f"{shown} is not between {-largest:g} and {largest:g}"
+
+
 class EditTask(StoredModel):
     """All examples of one category in one suite."""
 
     name: Identifier
     """The file's name without its ending."""
-    version: int = Field(ge=1, lt=2**53)
+    version: int = Field(ge=1, lt=MAX_WHOLE)
     """Version of the task; every change that changes numbers raises it."""
     category: str
     """A key of `ALL_CATEGORIES`."""
@@ -204,7 +242,7 @@ class EditTask(StoredModel):
     """The edits, in file order."""
     folder: Path | None = None
     """Folder of the file on this machine, to which paths of mask files are relative. No hash and no record holds it."""
-    provenance: dict[str, str | int] = {}
+    provenance: dict[str, str | Count] = {}
     """Origin of imported examples: the file's name and SHA-256, and the number left out; it changes no number."""
 
     @model_validator(mode="before")
@@ -236,11 +274,11 @@ class Setting(StoredModel):
     """A registered method."""
     params: dict[str, JsonValue] = {}
     """The method's parameters; checked against its signature."""
-    blocks: tuple[str, ...] = Field(default_factory=default_blocks)
+    blocks: tuple[str, ...] = Field(default_factory=default_blocks, max_length=MAX_BLOCKS)
     """Blocks the method may change; empty for methods that touch none."""
     block_mode: Literal["together", "each", "both"] = "together"
     """All blocks in one edit, every block alone, or both."""
-    strengths: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    strengths: tuple[Strength, ...] = Field(default=(1.0,), min_length=1, max_length=MAX_STRENGTHS)
     """Multipliers of the edit; each makes its own units."""
     edit_steps: Interval | None = None
     """Shares of the run [first, last) whose steps are edited (see `Interval`); None for all of it."""
@@ -256,6 +294,16 @@ class Setting(StoredModel):
     """Hash of that file and of the user's modules that it imports, filled in when they are read."""
     description: str = ""
     """One sentence for tables and pages."""
+
+    @field_validator("params")
+    @classmethod
+    def _sensible_numbers(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name, stated in value.items():
+            for one in stated if isinstance(stated, list) else [stated]:
+                fault = number_fault(one)
+                if fault is not None:
+                    raise ValueError(f"{name[:MAX_NAME_LENGTH]}: {fault}")
+        return value
 
     @field_validator("access")
     @classmethod

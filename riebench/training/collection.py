@@ -28,7 +28,7 @@ from tqdm import tqdm
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError, near_match
 from riebench.models.spec import ModelSpec
-from riebench.tasks.schema import StoredModel
+from riebench.tasks.schema import MAX_WHOLE, Count, StoredModel
 from riebench.utils.files import (
     append_lines,
     content_digest,
@@ -50,9 +50,9 @@ LARGEST_SEED = 2**43
 class BlockLayout(StoredModel):
     """The size of one picture's updates of one block."""
 
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, lt=MAX_WHOLE)
     """Channels d."""
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=1, lt=MAX_WHOLE)
     """Rows of a picture: steps x grid positions, step after step."""
 
     @property
@@ -69,14 +69,14 @@ class BlockLayout(StoredModel):
 class CollectionIndex(StoredModel):
     """The settings of one folder, which are the same for all of its shards."""
 
-    version: int = 1
+    version: Count = 1
     model: ModelSpec
     signal: str = "update"
     blocks: dict[str, BlockLayout]
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=MAX_WHOLE)
     seed_rule: str = SEED_RULE
-    pictures_per_shard: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    pictures_per_shard: int = Field(ge=1, lt=MAX_WHOLE)
+    batch_size: int = Field(ge=1, lt=MAX_WHOLE)
     """Pictures generated at a time: numbers depend on it by floating-point noise."""
     dtype: str = "float16"
 
@@ -125,15 +125,15 @@ class CollectionIndex(StoredModel):
 class ShardFile(StoredModel):
     """One file of a shard."""
 
-    bytes: int
+    bytes: Count
     sha256: str
 
 
 class Shard(StoredModel):
     """One finished shard."""
 
-    number: int = Field(ge=0)
-    pictures: int = Field(ge=1)
+    number: Count
+    pictures: int = Field(ge=1, lt=MAX_WHOLE)
     prompts_sha256: str
     files: dict[str, ShardFile]
     """Block -> its file."""

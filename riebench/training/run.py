@@ -26,7 +26,7 @@ from riebench.blocks import short_name
 from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
 from riebench.models.placement import out_of_memory
 from riebench.saes.formats import folder_name
-from riebench.tasks.schema import StoredModel
+from riebench.tasks.schema import Count, StoredModel
 from riebench.training.batches import DataPass
 from riebench.training.collection import Collection, ShardedPositions, damaged_error
 from riebench.training.many import CurvePoint, TrainedSae, train_many
@@ -52,17 +52,17 @@ class SaeLine(StoredModel):
 
     block: str
     kind: str
-    k: int
-    features: int
+    k: Count
+    features: Count
     folder: str
     """From the output folder."""
     explained_variance: float
     l0: float
     dead_share: float
-    held_out: int
+    held_out: Count
     """Positions that the figures are measured on."""
-    steps: int
-    positions: int
+    steps: Count
+    positions: Count
     """Positions trained on, counted with their repetitions."""
 
 

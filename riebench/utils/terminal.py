@@ -7,6 +7,10 @@ escaped, and what is printed as a line is one, cut after some thousand character
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import Handler, LogRecord, getLogger
 from typing import TYPE_CHECKING
 
 from riebench.errors import one_line
@@ -43,6 +47,54 @@ def print_above_bars(text: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(one_line(text), file=sys.stderr)
+
+
+class _Held(Handler):
+    """Handler that keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[LogRecord] = []
+
+    def emit(self, record: LogRecord) -> None:
+        """Keep a record."""
+        self.records.append(record)
+
+
+@contextmanager
+def warnings_held(*libraries: str) -> Iterator[list[str]]:
+    """Hold back what libraries warn of, until it is known whether they succeed.
+
+    After a success the warnings are printed as ever. An error of riebench says in its one line what is wrong, and what
+    the library has to say about it would only stand before that.
+
+    Args:
+        libraries: loggers whose messages are held, beside Python's own warnings.
+
+    Yields:
+        The texts of Python's warnings; filled at the end, also after an error.
+    """
+    texts: list[str] = []
+    held = {name: _Held() for name in libraries}
+    usual = {name: (list(getLogger(name).handlers), getLogger(name).propagate) for name in libraries}
+    for name, handler in held.items():
+        getLogger(name).handlers[:], getLogger(name).propagate = [handler], False
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            # Which of them are shown, or are errors, is decided when they are printed.
+            warnings.simplefilter("always")
+            try:
+                yield texts
+            finally:
+                texts += [str(one.message) for one in caught]
+    finally:
+        for name, state in usual.items():
+            getLogger(name).handlers[:], getLogger(name).propagate = state
+    for one in caught:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    for name, handler in held.items():
+        for record in handler.records:
+            getLogger(name).callHandlers(record)
 
 
 def add_row(table: Table, *cells: str, end_section: bool = False) -> None:

@@ -14,6 +14,10 @@ LFS_POINTER = b"version https://git-lfs"
 """First bytes of a file that Git LFS has not fetched yet."""
 
 
+_INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
+"""Names of types without fractions in a file's header."""
+
+
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return tensor name -> shape of a safetensors file.
 
@@ -59,24 +63,31 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], str]], di
             header = json.loads(file.read(length))
             notes = {str(name): str(text) for name, text in (header.pop("__metadata__", None) or {}).items()}
             return {name: (tuple(entry["shape"]), str(entry["dtype"])) for name, entry in header.items()}, notes
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
             raise RiebenchError(f"{path} is damaged ({error}); fetch it again") from error
 
 
 def tensor_names(file: Path) -> set[str]:
-    """Return the names of the tensors in a safetensors file.
+    """Return the names of the tensors in a safetensors file of a model.
 
     Only its header is read.
 
     Raises:
-        RiebenchError: if it is a Git LFS pointer, cut off or no such file.
+        RiebenchError: if it is a Git LFS pointer, cut off or no such file, or if a weight has a type without fractions,
+            which would be loaded without a word.
     """
     from safetensors import SafetensorError, safe_open
 
-    names = set(tensor_shapes(file))
+    header = _read_header(file)[0]
+    for name, (_, kind) in header.items():
+        if kind in _INTEGERS and name.endswith((".weight", ".bias")):
+            raise RiebenchError(
+                f"{file}: {name} holds numbers of the type {kind}, which no weight has; fetch the model as its authors "
+                "trained it, not damaged or packed to fewer bits"
+            )
     try:
         # Opening compares the file's length with the length that its header states.
         with safe_open(file, "pt"):
-            return names
+            return set(header)
     except (SafetensorError, OSError) as error:
         raise RiebenchError(f"{file} is damaged or cut off ({error}); download it again") from error

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import shutil
 import socket
+import warnings
 from collections.abc import Callable
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sdxl_files import (
     COMMIT,
     REPO,
@@ -35,6 +38,7 @@ from riebench.models.families.sdxl.shape import SDXL
 from riebench.models.loading import load_model
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ModelOptions
+from riebench.utils.terminal import warnings_held
 
 UNET = "diffusion_pytorch_model"
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 5135149760\n"
@@ -269,6 +273,14 @@ def spoil(folder: Path) -> None:
     change_tensors(folder / "unet" / f"{UNET}.safetensors", conv_out__bias=torch.full((4,), float("nan")))
 
 
+def enlarge(folder: Path) -> None:
+    change_tensors(folder / "unet" / f"{UNET}.safetensors", conv_out__bias=torch.full((4,), 3e38))
+
+
+def as_integers(folder: Path) -> None:
+    change_tensors(folder / "vae" / f"{UNET}.safetensors", decoder__conv_out__bias=torch.ones(3, dtype=torch.int64))
+
+
 def cut_off(folder: Path) -> None:
     file = folder / "vae" / f"{UNET}.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -308,6 +320,8 @@ def other_width(folder: Path) -> None:
     [
         (lose_tensor, "unet/ lacks 1 tensors, such as conv_out.bias; download it again"),
         (spoil, r"holds numbers that are not finite \(UNet2DConditionModel, conv_out.bias\); download it again"),
+        (enlarge, r"holds 3e\+38 in conv_out.bias of its UNet2DConditionModel, with which no picture stays finite"),
+        (as_integers, r"vae/.*decoder.conv_out.bias holds numbers of the type I64, which no weight has"),
         (cut_off, r"vae/diffusion_pytorch_model.safetensors is damaged or cut off .*; download it again"),
         (pointer, r"unet/diffusion_pytorch_model.safetensors is a Git.LFS pointer.*git lfs pull"),
         (without_vae, "lacks weights: no .safetensors file in vae/"),
@@ -324,6 +338,36 @@ def test_damaged_and_foreign_folders_are_one_line(tmp_path: Path, damage: Callab
     with pytest.raises(RiebenchError, match=message) as caught:
         load_model(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_an_autoencoder_without_safetensors_is_refused_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = hub_layout(tmp_path / "m", half=False)
+    shutil.copytree(folder / "vae", tmp_path / "other")
+    weights = tmp_path / "other" / f"{UNET}.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(RiebenchError, match=r"--vae .*other has no weights that are read: a .safetensors file"):
+        load_model(str(folder), options=ModelOptions(vae=str(tmp_path / "other")))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_library_warns_after_a_success_only(caplog: pytest.LogCaptureFixture) -> None:
+    def work(fails: bool) -> None:
+        with warnings_held("some.library"):
+            warnings.warn("pickle protocol 4", stacklevel=1)
+            getLogger("some.library").warning("defaulting to something")
+            if fails:
+                raise ValueError
+
+    with warnings.catch_warnings(), pytest.raises(ValueError):
+        warnings.simplefilter("always")
+        work(True)
+    assert not caplog.records
+    with pytest.warns(UserWarning, match="pickle protocol 4"):
+        work(False)
+    assert [record.message for record in caplog.records] == ["defaulting to something"]
 
 
 def test_a_file_without_ending_is_refused_before_it_breaks_the_loader(tmp_path: Path) -> None:

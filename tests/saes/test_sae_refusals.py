@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,58 @@ def test_a_pickle_that_wants_to_run_code_is_not_run(tmp_path: Path, name: str) -
     weights.write_bytes(header + weights.read_bytes())
     assert "would run its code, which riebench never does" in refusal(folder)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        ({"pickle_protocol": 4}, "was saved with another pickle protocol than torch.save's own"),
+        ({"pickle_protocol": 5}, "was saved with another pickle protocol than torch.save's own"),
+        ({"pickle_protocol": 4, "_use_new_zipfile_serialization": False}, "was saved with another pickle protocol"),
+    ],
+)
+def test_a_library_that_warns_first_adds_no_line(
+    tmp_path: Path, save: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    WRITERS["unbox"][1](tmp_path, P)
+    (weights,) = tmp_path.glob("*.pt*")
+    torch.save(torch.load(weights, weights_only=True), weights, **save)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert message in refusal(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_program_is_no_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Linear(4, 8)).save(str(tmp_path / "program.pt"))
+    assert "is a TorchScript archive, which is a program; have its state_dict() saved" in refusal(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+HUGE = [3.4e38, 1e20, 1.1e12]
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize("name", ["encoder.weight", "encoder.bias", "W_dec", "b_dec"])
+def test_finite_but_huge_numbers_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    write_sparsify(tmp_path, P)
+    (file,) = tmp_path.glob("*.safetensors")
+    state = load_file(file)
+    state[name].view(-1)[-1] = -value
+    save_file(state, file)
+    assert re.search(r"SAE tensor \w+ holds \S+; with more than 1e\+12 nothing stays finite", refusal(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64])
+def test_weights_without_fractions_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
+    write_sparsify(tmp_path, P)
+    (file,) = tmp_path.glob("*.safetensors")
+    state = load_file(file)
+    for name in state:
+        save_file({**state, name: torch.ones_like(state[name]).to(kind)}, file)
+        assert f"{name} holds numbers of the type {str(kind).partition('.')[2]}" in refusal(tmp_path)
 
 
 def test_numpy_numbers_in_a_checkpoint_are_named(tmp_path: Path) -> None:

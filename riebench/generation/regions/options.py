@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from riebench.errors import RiebenchError, near_match
 from riebench.registry import REGIONS
-from riebench.tasks.schema import StoredModel
+from riebench.tasks.schema import MAX_SIZE, StoredModel
 from riebench.utils.files import file_sha256
 
 DEFAULT_REGIONS = "attention"
@@ -80,9 +80,9 @@ class GroundedSamOptions(RegionOptions):
     """A box counts if its score is above this."""
     text: float = Field(default=0.0, ge=0, lt=1)
     """A box counts if a word of the phrase scores above this."""
-    widen: int = Field(default=31, ge=1)
+    widen: int = Field(default=31, ge=1, le=MAX_SIZE)
     """Side in pixels of the square that each pixel of a mask grows to; 1 leaves masks as they are."""
-    cell: int = Field(default=32, ge=0)
+    cell: int = Field(default=32, ge=0, le=MAX_SIZE)
     """Side in pixels of the cells that each mask is reduced to; 0 keeps masks sharp."""
 
     @field_validator("widen")

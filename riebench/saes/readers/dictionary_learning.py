@@ -137,7 +137,7 @@ _CLASSES: dict[str, Callable[[Tensors, dict[str, Any], Path], _Parts]] = {
 
 
 def _k(tensors: Tensors, trainer: dict[str, Any]) -> int | None:
-    stored = tensors.optional("k")
+    stored = tensors.number("k")
     stated = trainer.get("k", None if stored is None else float(stored))
     return int(stated) if isinstance(stated, int | float) else None
 

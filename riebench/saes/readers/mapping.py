@@ -18,7 +18,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.saes.files import MAPPINGS, Checkpoint, Tensors, build, load_safetensors, load_tensors
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import COUNTING, Activation, Normalise, Signal, SparseAutoencoder
-from riebench.tasks.schema import StoredModel
+from riebench.tasks.schema import MAX_WHOLE, StoredModel
 from riebench.utils.files import content_digest, file_inside, file_sha256
 from riebench.utils.yaml_files import load_yaml, validate
 
@@ -60,7 +60,7 @@ class KeyMapping(StoredModel):
     signal: Signal
     """The training signal of the SAE: a block's update (what it adds) or its output."""
     block: str | None = None
-    k: int | None = Field(default=None, ge=1)
+    k: int | None = Field(default=None, ge=1, lt=MAX_WHOLE)
     threshold_included: bool = False
     """Keeps values equal to the threshold too."""
     normalise: Normalise = "none"

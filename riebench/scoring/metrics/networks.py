@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from riebench.errors import MetricError, RiebenchError, foreign_code, near_match
 from riebench.registry import NETWORKS, PackageError
 from riebench.utils.hub import fetch, is_offline
+from riebench.utils.terminal import warnings_held
 
 T = TypeVar("T")
 N = TypeVar("N", bound="type[Network]")
@@ -194,7 +195,7 @@ class Networks:
             MetricError: if it cannot be loaded.
         """
         if name not in self._loaded:
-            with foreign_code(f"network {name!r}"):
+            with foreign_code(f"network {name!r}"), warnings_held("transformers", ""):
                 self._loaded[name] = NETWORKS.get(name).load(self)
         return self._loaded[name]
 
