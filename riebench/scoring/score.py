@@ -162,7 +162,7 @@ class SampleReader:
 
 
 def _read_edited(folder: RunFolder, record: EditRecord) -> UInt8:
-    picture = folder.read_image(str(record.image))
+    picture = read_image(folder.pictures, str(record.image))
     path = picture_path(folder.pictures, str(record.image))
     if file_sha256(path) != record.image_sha256:
         raise StoreError(f"{path} is not the picture that was recorded; repeat `riebench run` to make it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 from score_tolerance import differing_scores
 from scored_runs import TASKS, stored_run
+from tiny_jobs import UNITS
 
 from riebench.jobs.request import EngineOptions, RunRequest
 from riebench.jobs.run import run_job
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder, find_run_folders
-from riebench.store.records import ScoreRecord
+from riebench.store.records import EditRecord, ScoreRecord
 
 comparison: Any = pytest.importorskip("benchmarks.crash.crash", reason="the benchmarks are in the checkout only")
 
@@ -89,6 +91,37 @@ def test_batches_shards_and_resume_points_change_nothing_beyond_rounding(
     job: RunRequest, wanted: list[RunFolder], otherwise: Callable[[RunRequest], list[RunRequest]]
 ) -> None:
     assert_close(ends(*otherwise(job)), wanted)
+
+
+class Killed(BaseException):
+    """The end of the process, at the moment at which it is raised."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "moment"), [(OSError(errno.ENOSPC, "No space left on device"), 3), (Killed(), 7)], ids=["disk", "kill"]
+)
+def test_a_run_that_goes_on_at_automatic_batch_size_is_the_same_within_rounding(
+    job: RunRequest, wanted: list[RunFolder], fault: BaseException, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left makes smaller batches than an undisturbed run has, which moves pictures by rounding alone."""
+    automatic = replace(job, batch_size=None, report=None)
+    left, whole = [moment], RunFolder.append
+
+    def fail_once(folder: RunFolder, record: EditRecord) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            raise fault
+        whole(folder, record)
+
+    monkeypatch.setattr(RunFolder, "append", fail_once)
+    with pytest.raises(type(fault)):
+        ends(automatic)
+    kept = {digest for folder in find_run_folders(job.results) for digest in folder.finished_units()}
+    assert len(kept) == moment
+    found = ends(automatic)
+    assert_close(found, wanted)
+    sizes = {record.batch_size for folder in found for record in folder.records()}
+    assert max(sizes) > 1 and left[0] == moment - 1 - UNITS
 
 
 def test_scores_do_not_depend_on_their_batches(tmp_path: Path) -> None:
