@@ -22,7 +22,7 @@ from riebench.models.loading import LoadedModel
 from riebench.saes.figures import Meter, SaeFigures
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkpoints, load_sae
-from riebench.saes.sae import COUNTING, Signal, SparseAutoencoder
+from riebench.saes.sae import COUNTING, MAX_WEIGHT, Signal, SparseAutoencoder
 from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Count, StoredModel
@@ -240,6 +240,8 @@ def _read_statistic(path: Path, sae: SparseAutoencoder) -> Tensor | None:
     values = load_tensors(path)
     if not isinstance(values, Tensor) or values.shape != (sae.n,):
         return None
+    if not values.is_floating_point() or not bool((values.abs() <= MAX_WEIGHT).all()):
+        raise RiebenchError(f"{path} holds numbers that no feature's value has; delete it or fetch it again")
     # The stored statistics are of values that are not yet multiplied by the lengths of the decoder's rows.
     return values.float() * sae.row_scale.cpu()
 

@@ -28,6 +28,7 @@ from riebench.saes.formats import load_saes
 from riebench.saes.readers import sae_formats
 from riebench.saes.readers.mapping import read_mapping
 from riebench.saes.sae import Signal, SparseAutoencoder
+from riebench.tasks.schema import MAX_PARAMETER
 from riebench.utils import hub
 from riebench.utils.hub import is_offline
 from riebench.utils.yaml_files import load_yaml
@@ -168,8 +169,8 @@ def _option(text: str, key: str, value: str) -> Any:
         number = int(value) if key == "k" else float(value)
     except ValueError as error:
         raise RiebenchError(f"SAE source {text!r}: {key} is a number, not {value!r}") from error
-    if not 0 < number < float("inf"):
-        raise RiebenchError(f"SAE source {text!r}: {key} must be above 0, not {value}")
+    if not 1 / MAX_PARAMETER <= number <= MAX_PARAMETER:
+        raise RiebenchError(f"SAE source {text!r}: {key} must be above 0, and at most {MAX_PARAMETER:g}, not {value}")
     return number
 
 

@@ -312,6 +312,7 @@ def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
     (tmp_path.parent / "secret.png").write_bytes(content("PNG"))
+    os.mkfifo(tmp_path / "pipe.png")
     program, whole = {"bytes": content("EPS"), "path": None}, {"bytes": content("PNG"), "path": None}
     # What nobody asks for is not even looked at.
     assert taken("beside", preview=program, mask=whole).n_examples == 1
@@ -319,6 +320,7 @@ def test_pictures_of_a_data_set_are_opened_with_care(tmp_path: Path, monkeypatch
         ("program", program, "no whole picture of a known format"),
         ("bomb", {"bytes": content("PNG", 12_000), "path": None}, "claims 12000 x 12000"),
         ("away", {"bytes": None, "path": str(tmp_path.parent / "secret.png")}, "lies outside the data set"),
+        ("pipe", {"bytes": None, "path": str(tmp_path / "pipe.png")}, "is no file"),
         ("link", {"bytes": None, "path": f"{tmp_path}/../secret.png"}, "lies outside the data set"),
     ):
         with pytest.raises(RiebenchError, match=words):

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,10 @@ from sae_files import (
 from safetensors.torch import load_file, save_file
 
 from riebench.errors import RiebenchError
+from riebench.features.inspect import _read_statistic
 from riebench.saes.files import SaeOptions, load_tensors
 from riebench.saes.formats import load_sae, load_saes
+from riebench.saes.sources import parse_sources
 
 P = parts()
 NOTHING = SaeOptions()
@@ -115,6 +118,20 @@ def test_finite_but_huge_numbers_are_refused(tmp_path: Path, name: str, value: f
     state[name].view(-1)[-1] = -value
     save_file(state, file)
     assert re.search(r"SAE tensor \w+ holds \S+; with more than 1e\+12 nothing stays finite", refusal(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["input_scale=1e300", "input_scale=1e-300", "input_scale=nan", "k=" + "9" * 30])
+def test_options_without_measure_are_refused(option: str) -> None:
+    with pytest.raises(RiebenchError, match="must be above 0, and at most 1e\\+09"):
+        parse_sources(f"x#{option}")
+
+
+@pytest.mark.parametrize("values", [[1.0, float("nan")], [1.0, 3e38], [1.0, float("inf")], [1, 2]])
+def test_statistics_that_no_feature_has_are_refused(tmp_path: Path, values: list[Any]) -> None:
+    torch.save(torch.tensor(values), tmp_path / "means.pt")
+    sae: Any = SimpleNamespace(n=2, row_scale=torch.ones(2))
+    with pytest.raises(RiebenchError, match="holds numbers that no feature's value has"):
+        _read_statistic(tmp_path / "means.pt", sae)
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64])

@@ -18,11 +18,12 @@ from records import make_spec
 from tiny import tiny_model
 from typer.testing import CliRunner
 
+from riebench import registry
 from riebench.cli.common import friendly
 from riebench.cli.main import app
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.methods.check import check_setting
-from riebench.registry import METHODS
+from riebench.registry import METHODS, METRICS
 from riebench.runs import engines
 from riebench.scoring.metrics.base import Metric
 from riebench.scoring.metrics.networks import Networks
@@ -192,6 +193,17 @@ def test_a_method_that_would_end_the_process_fails_its_unit(tmp_path: Path) -> N
     (folder,) = engines.run("local", [task()], [setting], tiny_model(), results_root=tmp_path, progress=False)
     (record,) = folder.records()
     assert record.status == "error" and "method 'mine' would end the process" in str(record.reason)
+
+
+def test_a_package_that_would_end_the_process_is_unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaving_module.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = {"leaving": registry.PackageEntry(registry.Package("leaver", "1.0"), "leaving_module:x")}
+    found = {**registry._installed(), "riebench.metrics": entries}
+    monkeypatch.setattr(registry, "_installed", lambda: found)
+    monkeypatch.setattr(METRICS, "_failed", {})
+    with pytest.raises(registry.PackageError, match=r"leaver 1\.0 is unusable: its code would end the process"):
+        METRICS.get("leaving")
 
 
 def test_metrics_and_other_code_may_not_end_the_process(capsys: pytest.CaptureFixture[str]) -> None:

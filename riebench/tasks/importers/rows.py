@@ -391,6 +391,9 @@ def _image_bytes(path: str, source: DatasetSource) -> bytes:
     file_path = Path(outer_path).resolve()
     if not is_remote and not any(file_path.is_relative_to(folder.resolve()) for folder in folders):
         raise RiebenchError(f"{source.name}: the picture {path!r} lies outside the data set")
+    if not is_remote and file_path.exists() and not file_path.is_file():
+        # A pipe or a device has no end.
+        raise RiebenchError(f"{source.name}: the picture {path!r} is no file")
     try:
         with xopen(path, "rb") as file:
             data: bytes = file.read()
