@@ -32,7 +32,7 @@ from riebench.models.loader import call_loader
 from riebench.models.parts import add_loras, exchange_denoiser, load_autoencoder, put_autoencoder
 from riebench.models.placement import place
 from riebench.models.presets import PRESETS
-from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, checked_spec, model_label, source_name
+from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, offline_mode, split_revision
 from riebench.utils.machine import keep_freed_memory
@@ -162,7 +162,7 @@ def _spec(
         raise RiebenchError(f"picture side {size} is no multiple of {pipe.vae_scale_factor}")
     if options.vae_tiling and size <= TILE:
         raise RiebenchError(f"--vae-tiling changes nothing at {size} px, which is one tile; leave it out")
-    return checked_spec(
+    return ModelSpec.checked(
         name=model_label(
             preset.name if preset else source_name(name),
             steps=steps,

@@ -26,17 +26,7 @@ from riebench.models.files import (
     refuse_known,
 )
 from riebench.models.presets import PRESETS
-from riebench.models.spec import (
-    ASSET,
-    FORMATS,
-    TILE,
-    ModelOptions,
-    ModelSpec,
-    Preset,
-    checked_spec,
-    model_label,
-    source_name,
-)
+from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.utils.hub import split_revision
 from riebench.utils.weights import tensor_shapes
@@ -155,7 +145,7 @@ def look_up(
         raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
     usual = _usual_sampling(place, chosen.config)
     _check_files(place, name, preset, chosen, steps or (preset.steps if preset else usual[0]))
-    spec = checked_spec(
+    spec = ModelSpec.checked(
         name=model_label(
             preset.name if preset else source_name(name), steps=steps, guidance=guidance, size=chosen.size, dtype=dtype,
             vae=chosen.vae, vae_tiling=chosen.vae_tiling, unet=chosen.unet, loras=chosen.loras,

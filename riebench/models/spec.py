@@ -160,6 +160,19 @@ class ModelSpec(StoredModel):
     loras: tuple[str, ...] = ()
     """LoRAs added to the weights, in order, each as its file's name, hash and scale."""
 
+    @classmethod
+    def checked(cls, **fields: Any) -> ModelSpec:
+        """Return the spec of what a user or a model's files state.
+
+        Raises:
+            RiebenchError: if a number is out of its range, naming the option that sets it.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RiebenchError(f"--{first['loc'][0]} {first['input']!s:.40}: {first['msg'].lower()}") from error
+
     @property
     def identity(self) -> dict[str, Any]:
         """All fields that move pictures: two names for the same weights are one model.
@@ -195,26 +208,10 @@ def parse_lora(text: str) -> tuple[str, float]:
         raise RiebenchError(f"--lora {text!r}: write FILE or FILE:SCALE, such as style.safetensors:0.8") from error
     if not 0 < abs(scale) <= MAX_LORA_SCALE:
         raise RiebenchError(
-            f"--lora {text!r}: the scale is a number other than 0, at most {MAX_LORA_SCALE:g} in size; leave the LoRA out "
-            "to be without it"
+            f"--lora {text!r}: the scale is a number other than 0, at most {MAX_LORA_SCALE:g} in size; leave the LoRA "
+            "out to be without it"
         )
     return file, scale
-
-
-def checked_spec(**fields: Any) -> ModelSpec:
-    """Return a spec of what a user or a model's files state.
-
-    Args:
-        fields: those of `ModelSpec`.
-
-    Raises:
-        RiebenchError: if a number is out of its range, naming the option that sets it.
-    """
-    try:
-        return ModelSpec(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RiebenchError(f"--{first['loc'][0]} {first['input']!s:.40}: {first['msg'].lower()}") from error
 
 
 def model_label(

@@ -13,9 +13,8 @@ from riebench.errors import RiebenchError
 LFS_POINTER = b"version https://git-lfs"
 """First bytes of a file that Git LFS has not fetched yet."""
 
-
-_INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
-"""Names of types without fractions in a file's header."""
+INTEGER_FORMATS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
+"""Number formats without fractions, as the headers of files name them."""
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -30,7 +29,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_formats(path: Path) -> dict[str, str]:
-    """Return tensor name -> number format ("F16", "I64") of a safetensors file.
+    """Return tensor name -> number format of a safetensors file, such as "F16" or "I64".
 
     Only its header is read.
 
@@ -78,9 +77,9 @@ def tensor_names(file: Path) -> set[str]:
     """
     from safetensors import SafetensorError, safe_open
 
-    header = _read_header(file)[0]
-    for name, (_, kind) in header.items():
-        if kind in _INTEGERS and name.endswith((".weight", ".bias")):
+    formats = tensor_formats(file)
+    for name, kind in formats.items():
+        if kind in INTEGER_FORMATS and name.endswith((".weight", ".bias")):
             raise RiebenchError(
                 f"{file}: {name} holds numbers of the type {kind}, which no weight has; fetch the model as its authors "
                 "trained it, not damaged or packed to fewer bits"
@@ -88,6 +87,6 @@ def tensor_names(file: Path) -> set[str]:
     try:
         # Opening compares the file's length with the length that its header states.
         with safe_open(file, "pt"):
-            return set(header)
+            return set(formats)
     except (SafetensorError, OSError) as error:
         raise RiebenchError(f"{file} is damaged or cut off ({error}); download it again") from error

@@ -18,7 +18,7 @@ import riebench
 from riebench.cli.main import app
 from riebench.errors import RiebenchError, TaskFileError
 from riebench.generation.regions.options import parse_regions
-from riebench.models.spec import checked_spec
+from riebench.models.spec import ModelSpec
 from riebench.store.records import UnitKey
 from riebench.tasks.schema import MAX_STRENGTH, MAX_STRENGTHS, Setting
 from riebench.tasks.settings import load_setting_file
@@ -155,8 +155,8 @@ def test_numbers_in_stored_files_and_in_a_models_own() -> None:
     spec = {"name": "m", "source": "m", "revision": None, "steps": 1, "guidance": 0.0, "size": 64, "dtype": "float32"}
     for name, value in (("steps", 10**30), ("steps", 1001), ("guidance", 1e300), ("size", 10**12)):
         with pytest.raises(RiebenchError, match=f"--{name} "):
-            checked_spec(**{**spec, name: value})
-    assert checked_spec(**spec).steps == 1
+            ModelSpec.checked(**{**spec, name: value})
+    assert ModelSpec.checked(**spec).steps == 1
     with pytest.raises(RiebenchError, match="cell"):
         parse_regions("grounded-sam:cell=99999999999999999999")
     with pytest.raises(ValidationError):
