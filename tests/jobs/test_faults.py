@@ -239,8 +239,9 @@ except typer.Exit as ended:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.parametrize("twice", [False, True])
 def test_the_first_ctrl_c_ends_in_order_and_the_second_at_once(twice: bool) -> None:
+    # Half a second, or both lines would come at once, and the second one be lost in the reader of the first.
     started = subprocess.Popen(
-        [sys.executable, "-c", SLOW_TO_STOP, "60" if twice else "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", SLOW_TO_STOP, "60" if twice else "0.5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert started.stdout is not None
