@@ -29,7 +29,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_formats(path: Path) -> dict[str, str]:
-    """Return tensor name -> number format of a safetensors file, such as "F16" or "I64".
+    """Return tensor name -> number format ("F16", "I64") of a safetensors file.
 
     Only its header is read.
 
