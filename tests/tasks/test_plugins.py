@@ -6,6 +6,7 @@ A setting names the file; the method is checked like any other and is part of th
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from riebench.runs import engines
 from riebench.scoring.metrics.base import Metric
 from riebench.scoring.metrics.networks import Networks
 from riebench.tasks import settings
+from riebench.tasks.plugins import PACKAGE_PREFIX
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting_file, load_settings
 
@@ -46,10 +48,12 @@ def nothing(ctx: EditContext, *, often: int = 1) -> Edit:
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Remove plugins and their methods after each test."""
+    """Remove plugins, their methods and their modules after each test."""
     before = set(METHODS.names())
     yield
     settings._loaded_plugins.clear()
+    for name in [name for name in sys.modules if name.startswith(PACKAGE_PREFIX)]:
+        del sys.modules[name]
     for name in set(METHODS.names()) - before:
         METHODS._objects.pop(name)
 
