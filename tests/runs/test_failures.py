@@ -30,7 +30,7 @@ EXAMPLES = 6
 UNITS = 2 * EXAMPLES
 
 
-@method("fails_here", access="P", needs=("updates",))
+@method("fails_here", access="PAM", needs=("updates",))
 def fails_here(ctx: EditContext, *, only: str = "") -> Edit:
     """Fail on every example, or on those that are named, saying which one."""
     if not only or ctx.runs.example.id in only:
