@@ -155,10 +155,10 @@ def _report_plans(stack: contextlib.ExitStack, writer: int) -> None:
 
     run, missing = Runner.run, FolderScores.missing
 
-    def reported_run(runner: Runner, works: Any) -> None:
+    def reported_run(runner: Runner, works: Any, *rest: Any) -> None:
         units = [unit for work in works for unit in work.units]
         os.write(writer, "".join(f"plans {unit.setting.name} {unit.key.digest}\n" for unit in units).encode())
-        run(runner, works)
+        run(runner, works, *rest)
 
     def reported_missing(scores: FolderScores, record: Any, example: Any, metrics: Any) -> Any:
         found = missing(scores, record, example, metrics)

@@ -62,15 +62,15 @@ def test_two_versions_of_a_task_are_never_compared(tmp_path: Path) -> None:
     for name in ("old", "older"):
         assert (found[name]["group"], found[name]["area"]) == ("–", "–")
         assert found[name]["note"] == (
-            "16 of 16 examples are of another version: change_color@1, change_object@1, not change_color@2, "
+            "24 of 24 examples are of another version: change_color@1, change_object@1, not change_color@2, "
             "change_object@2"
         )
-    assert "old on all cannot be compared: 16 of 16 examples are of another version" in refusal(
+    assert "old on all cannot be compared: 24 of 24 examples are of another version" in refusal(
         tmp_path, "compare", "old", "new"
     )
     assert call(tmp_path, "tables").exit_code == 0
     table = (tmp_path / "toy" / "toy-turbo" / "tables" / "per_method.md").read_text()
-    assert "Not to be compared with the other rows: old, 16 of 16 examples are of another version" in table
+    assert "Not to be compared with the other rows: old, 24 of 24 examples are of another version" in table
     assert "rows: new" not in table
 
 
@@ -85,12 +85,12 @@ def test_an_example_that_changed_without_a_version_is_a_gap(tmp_path: Path) -> N
         add_run(tmp_path, name, 0.03)
     rewrite(add_run(tmp_path, "odd", 0.09), edited)
     assert rows(tmp_path)["odd"]["note"] == (
-        "1 of 16 examples are of another version: their content in change_color@1 is not what others have"
+        "1 of 24 examples are of another version: their content in change_color@1 is not what others have"
     )
     # Of two, nobody can say which is right.
     for first, second in (("one", "odd"), ("odd", "one")):
         message = refusal(tmp_path, "compare", first, second)
-        assert f"{first} on all cannot be compared: 1 of 16 examples are of another version" in message
+        assert f"{first} on all cannot be compared: 1 of 24 examples are of another version" in message
 
 
 def test_an_example_that_changed_between_two_seeds_is_not_averaged(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_an_example_that_changed_between_two_seeds_is_not_averaged(tmp_path: Pat
     add_run(tmp_path, "one", 0.03, seeds=2)
     add_run(tmp_path, "two", 0.03, seeds=2)
     rewrite(add_run(tmp_path, "odd", 0.03, seeds=2), second_seed)
-    assert rows(tmp_path)["odd"]["note"].startswith("16 of 16 examples are of another version")
+    assert rows(tmp_path)["odd"]["note"].startswith("24 of 24 examples are of another version")
 
 
 def test_models_of_one_name_are_not_ranked_together(tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_gaps_are_named_and_not_compared(tmp_path: Path) -> None:
     add_run(tmp_path, "good", 0.03)
     add_run(tmp_path, "short", 0.09, leave_out="change_color-3")
     row = rows(tmp_path)["short"]
-    assert row["group"] == "–" and row["note"] == "1 of 16 units of short x0.5 have no clip_gain"
-    assert "short on all cannot be compared: 1 of 16 units" in refusal(tmp_path, "compare", "good", "short")
+    assert row["group"] == "–" and row["note"] == "1 of 24 units of short x0.5 have no clip_gain"
+    assert "short on all cannot be compared: 1 of 24 units" in refusal(tmp_path, "compare", "good", "short")
     assert call(tmp_path, "tables").exit_code == 0
     table = (tmp_path / "toy" / "toy-turbo" / "tables" / "per_method.md").read_text()
-    assert "15/16" in next(line for line in table.splitlines() if line.startswith("| short x0.5 |"))
+    assert "23/24" in next(line for line in table.splitlines() if line.startswith("| short x0.5 |"))
 
 
 def test_a_knob_with_one_level_is_shown_as_such(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from tiny_jobs import TASK, UNITS, last_line, records_by_setting, run_command
 from typer.testing import CliRunner
 
+from riebench.analysis.stats import estimate
 from riebench.cli.main import app
 from riebench.errors import NothingMadeError
 from riebench.generation.generator import GenerationResult, Generator
@@ -44,9 +45,11 @@ def test_from_files_to_tables_and_nothing_twice(job: RunRequest, capsys: pytest.
     printed = capsys.readouterr().out
     assert all(block in printed for block in (*BLOCKS, "all"))
     folder = next(folder for folder in find_run_folders(job.results) if folder.spec.setting.name == "features")
-    whole = [record.key.digest for record in folder.records() if record.key.block_set == "all"]
-    gains = [folder.scores()[digest, "clip_gain", "fake-clip"].value or 0.0 for digest in whole]
-    low, mean, high = (metric_format("clip_gain").number(gain) for gain in (min(gains), sum(gains) / 2, max(gains)))
+    whole = {record.key.example_id: record.key.digest for record in folder.records() if record.key.block_set == "all"}
+    gains = {name: [folder.scores()[digest, "clip_gain", "fake-clip"].value or 0.0] for name, digest in whole.items()}
+    found = estimate({"change_color": gains})
+    assert found.mean == pytest.approx(sum(gain for (gain,) in gains.values()) / 2)
+    low, mean, high = (metric_format("clip_gain").number(end or 0.0) for end in (found.low, found.mean, found.high))
     assert low != high
     cell = f"{mean} [{low}, {high}] 2/2"
     tables = folder.path.parent / "tables"
