@@ -54,8 +54,10 @@ def expected_matrix(keys: DinoKeys, picture: np.ndarray, scale: float) -> Any:
     deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     with torch.inference_mode():
         states = keys.model(pixel_values=(small - mean) / deviation, output_hidden_states=True).hidden_states
-        block = keys.model.layers[-1]
-        norm, project = block.layernorm_before, block.attention.k_proj
+        # transformers has moved the blocks and renamed the projection of keys between versions.
+        block: Any = [module for module in keys.model.modules() if hasattr(module, "layernorm_before")][-1]
+        keyed = (part for name, part in block.named_modules() if name.endswith(("k_proj", "attention.key")))
+        norm, project = block.layernorm_before, next(keyed)
         inputs = layer_norm(states[-2][0], (32,), norm.weight, norm.bias, norm.eps)
         tokens = linear(inputs, project.weight, project.bias).double().numpy()
     return np.array([[a @ b / np.sqrt((a @ a) * (b @ b)) for b in tokens] for a in tokens])

@@ -242,7 +242,7 @@ def test_an_open_quotation_mark_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("id,source,target\n1,a,b,\n2,c,d,\n", "rows have more cells than the header has names"),
+        ("id,source,target\n1,a,b,x\n2,c,d,y\n", "rows have more cells than the header has names"),
         ("id,source,target\n1,a,b\n2,c,d,e\n", "Expected 3 fields"),
         ("id,source,source,target\n1,a,b,c\n", "two columns 'source'"),
     ],
