@@ -74,7 +74,7 @@ def check_scheduler(scheduler: Any, steps: int, shown: str, config: Mapping[str,
 
     name = type(scheduler).__name__
     stated = dict(scheduler.config) if config is None else config
-    lacking = [what for what in ("scale_model_input", "init_noise_sigma") if not hasattr(scheduler, what)]
+    lacking = [what for what in ("scale_model_input", "init_noise_sigma", "order") if not hasattr(scheduler, what)]
     if lacking:
         raise RiebenchError(
             f"{shown}: SDXL's pipeline cannot use {name} ({CONFIGS['scheduler']}); it has no {lacking[0]}"
