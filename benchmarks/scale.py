@@ -27,8 +27,8 @@ from riebench.analysis.tables import write_tables
 from riebench.blocks import block_set_name
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.spec import ModelSpec
-from riebench.runs.prepare import package_versions
 from riebench.store.folder import RunFolder, find_run_folders, run_path
+from riebench.store.invocations import package_versions
 from riebench.store.records import BlockFeatures, EditRecord, RunSpec, ScoreRecord, UnitKey
 from riebench.store.run_file import write_seal
 from riebench.tasks.masks import MaskShare

@@ -285,7 +285,7 @@ def _continued(trials: Trials, chosen: argparse.Namespace) -> list[dict[str, Any
 
 
 def _summary(outcomes: list[dict[str, Any]], whole: Ending, chosen: argparse.Namespace) -> dict[str, Any]:
-    from riebench.runs.prepare import package_versions
+    from riebench.store.invocations import package_versions
 
     phases = Counter(phase for one in outcomes for phase in one["killed"])
     return {

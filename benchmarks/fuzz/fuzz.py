@@ -167,7 +167,7 @@ def _versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    from riebench.runs.prepare import package_versions
+    from riebench.store.invocations import package_versions
 
     more = {name: version(name) for name in ("hypothesis", "pydantic", "PyYAML", "pillow", "safetensors")}
     return {"python": platform.python_version(), **package_versions(), **more}

@@ -195,7 +195,7 @@ def machine(device: str) -> dict[str, Any]:
     """Return processor, memory, device and versions of this machine."""
     import torch
 
-    from riebench.runs.prepare import package_versions
+    from riebench.store.invocations import package_versions
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

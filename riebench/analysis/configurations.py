@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from riebench.analysis.stats import estimate
+from riebench.analysis.stats import estimate, mean_over_seeds
 from riebench.blocks import ALL_BLOCKS, NO_BLOCKS, default_blocks
 from riebench.errors import StoreError
 from riebench.models.presets import scorer_for, second_scorer_for
@@ -20,10 +20,11 @@ from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Reason
 from riebench.scoring.metrics.clip_models import is_measured_by
 from riebench.scoring.profiles import DEFAULT, PROFILES, Profile
-from riebench.store.folder import RunFolder, ScoreKey
-from riebench.store.records import RECORDS_FILE, SCORES_FILE, RunSpec, ScoreRecord, UnitKey
+from riebench.store.folder import RunFolder
+from riebench.store.invocations import Invocation, mixed_versions
+from riebench.store.records import RunSpec, UnitKey
+from riebench.store.scores import ScoreTable, Series
 from riebench.tasks.schema import ALL_CATEGORIES, Setting, StoredModel
-from riebench.utils.files import read_lines
 
 EVERYTHING = "all"
 """The category that is the mean over all categories."""
@@ -242,8 +243,16 @@ class Configuration:
     It is the value of the source picture left alone, so that failing on hard edits never pays. Such a unit is not
     counted as scored, and where no unit was scored there is no mean.
     """
+    makers: set[int | None] = field(default_factory=set)
+    """Commands that made pictures, by their place in `RunFolder.invocations`; None for those of unknown ones."""
+    measurers: set[int | None] = field(default_factory=set)
+    """Likewise, commands that measured scores."""
+    mixed: str = ""
+    """Packages that its pictures or its scores were made with in several versions, in words; "" if in one."""
     outsized: dict[str, int] = field(default_factory=dict)
     """Metric -> scores that were left out for being beyond `LARGEST_SCORE`."""
+    _rows: dict[tuple[str, str], TableRow] = field(default_factory=dict, repr=False, compare=False)
+    """(Metric, category) -> cell, for those asked for: several tables show the same ones."""
 
     @property
     def label(self) -> str:
@@ -252,16 +261,20 @@ class Configuration:
 
     def add(self, metric: str, category: str, example: str, seed: int, value: float) -> None:
         """Add one unit's number."""
+        self._rows.clear()
         self.values.setdefault(metric, {}).setdefault(category, {}).setdefault(example, []).append(value)
         self.units.setdefault(metric, {})[example, seed] = value
 
     def row(self, metric: str, category: str) -> TableRow:
         """Return the cell of a metric and a category, with its interval."""
+        known = self._rows.get((metric, category))
+        if known is not None:
+            return known
         about = METRICS.get(metric)
         values = self._values(metric, category)
         result = estimate(values, self.clusters, share=about.is_share, bounds=(about.low, about.high))
         scored, expected = self.counts(metric, category)
-        return TableRow(
+        row = self._rows[metric, category] = TableRow(
             model=self.model,
             setting=self.setting,
             block_set=self.block_set,
@@ -276,6 +289,7 @@ class Configuration:
             n_scored=scored,
             n_expected=expected,
         )
+        return row
 
     def _values(self, metric: str, category: str) -> dict[str, dict[str, list[float]]]:
         """Return the values of a metric in one category or in all.
@@ -311,13 +325,14 @@ class Configuration:
         """Forget the values that stand in for failed units if no unit at all was scored."""
         if metric in self.values and not self.counts(metric)[0]:
             self.values[metric] = {}
+            self._rows.clear()
             self.units.pop(metric, None)
             self.imputed = {slot: n for slot, n in self.imputed.items() if slot[0] != metric}
 
     def example_means(self, metric: str) -> dict[str, float]:
         """Return the mean over seeds of each example."""
         return {
-            example: sum(seeds) / len(seeds)
+            example: mean_over_seeds(seeds)
             for examples in self.values.get(metric, {}).values()
             for example, seeds in examples.items()
         }
@@ -365,9 +380,10 @@ def _fill(
     folder: RunFolder, found: dict[tuple[str, float], Configuration], profile: Profile, extra: Sequence[str]
 ) -> None:
     """Add the records and scores of a run folder to its configurations."""
-    scores = folder.scores()
+    scores = folder.score_table()
     versions = {metric: METRICS.get(metric).version for metric in (*profile.table, *extra)}
     backbones = _backbones(folder, scores)
+    series = {metric: scores.series(metric, backbones.get(metric, "")) for metric in versions}
     for one in found.values():
         one.backbones = backbones
     # Shards and workers record in the order in which they happen to finish; sums are taken in one that stays.
@@ -376,20 +392,19 @@ def _fill(
         digest = key.digest
         if (key.block_set, key.strength) not in found:
             raise StoreError(
-                f"{folder.path / RECORDS_FILE}: unit {digest} ({key.example_id}, blocks {key.block_set}, "
+                f"{folder.path}: unit {digest} ({key.example_id}, blocks {key.block_set}, "
                 f"strength {key.strength:g}) was never planned; `riebench leaderboard --verify {folder.path}` says more"
             )
         configuration = found[key.block_set, key.strength]
         configuration.origins.setdefault(key.example_id, set()).add(Origin.of(key))
         configuration.failed += record.status == "error"
         configuration.skipped += record.status == "skipped"
+        configuration.makers.add(record.invocation)
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
+        picture = record.picture_id
         for metric, version in versions.items():
-            score = scores.get((digest, metric, backbones.get(metric, "")))
-            # A score counts only for the picture that is stored now and for the current version of its metric.
-            wanted = (record.picture_id, version)
-            value = score.value if score is not None and (score.picture, score.version) == wanted else None
+            value = _value(series[metric], digest, picture, version, configuration)
             if value is not None and abs(value) > LARGEST_SCORE:
                 configuration.outsized[metric] = configuration.outsized.get(metric, 0) + 1
                 value = None
@@ -400,22 +415,51 @@ def _fill(
             if value is not None:
                 configuration.add(metric, key.category, key.example_id, key.seed, value)
     for configuration in found.values():
+        configuration.mixed = _mixed(folder.invocations, configuration)
         for metric in versions:
             configuration.drop_stand_ins(metric)
 
 
-def _backbones(folder: RunFolder, scores: Mapping[ScoreKey, ScoreRecord]) -> dict[str, str]:
+def _value(series: Series, unit: str, picture: str, version: int, configuration: Configuration) -> float | None:
+    """Return a unit's number, and note who measured it.
+
+    A score counts only for the picture that is stored now and for the current version of its metric.
+    """
+    row = series.rows.get(unit)
+    if row is None or series.pictures[row] != picture or series.versions[row] != version:
+        return None
+    configuration.measurers.add(series.invocations[row])
+    return series.values[row]
+
+
+def _mixed(invocations: Sequence[Invocation], configuration: Configuration) -> str:
+    """Return the packages that a configuration's pictures, or its scores, were made with in several versions."""
+    notes = []
+    for what, places in (("pictures", configuration.makers), ("scores", configuration.measurers)):
+        named = [invocations[place] for place in sorted(one for one in places if one is not None)
+                 if place < len(invocations)]  # fmt: skip
+        if packages := mixed_versions(named):
+            notes.append(f"{what} made with {packages}")
+    return "; ".join(notes)
+
+
+def _backbones(folder: RunFolder, scores: ScoreTable) -> dict[str, str]:
     """Return the network whose numbers are shown for each metric.
 
     It is the model's own scorer, or else the last one that measured.
 
-    A cell never mixes networks: other scorers' numbers stay in scores.jsonl.
+    A cell never mixes networks: other scorers' numbers stay in the run folder.
     """
     usual, second = scorer_for(folder.spec.model), second_scorer_for(folder.spec.model)
+    last: dict[tuple[str, str], int] = {}
+    for metric, backbone in scores.measured:
+        series = scores.series(metric, backbone)
+        last[metric, backbone] = max(
+            (place for place, reason in zip(series.places, series.reasons, strict=True) if reason != Reason.NO_WEIGHTS),
+            default=-1,
+        )
     shown: dict[str, str] = {}
-    for (_, metric, backbone), score in scores.items():
-        if score.reason == Reason.NO_WEIGHTS:
-            continue
+    for metric, backbone in sorted((pair for pair, place in last.items() if place >= 0), key=last.__getitem__):
         scorer = second if metric == "clip_gain_2" and second is not None else usual
         if is_measured_by(backbone, scorer) or not is_measured_by(shown.get(metric, ""), scorer):
             shown[metric] = backbone
@@ -448,10 +492,13 @@ def scored_profiles(folders: Iterable[RunFolder]) -> list[str]:
 
     It is `default` alone if no profile has.
     """
-    lines = (line for folder in folders for _, line in read_lines(folder.path / SCORES_FILE))
-    # Lines are not validated here, for there are many; the reader of scores refuses what is no score.
-    scored = (line for line in lines if isinstance(line, dict) and line.get("value") is not None)
-    measured = {metric for line in scored if isinstance(metric := line.get("metric"), str)}
+    measured = {
+        metric
+        for folder in folders
+        for table in [folder.score_table()]
+        for metric, backbone in table.measured
+        if table.has_values(metric, backbone)
+    }
     found = [name for name, profile in PROFILES.items() if measured & {*profile.own}]
     return found or [DEFAULT]
 

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from riebench.errors import RiebenchError
 
 Floats = NDArray[np.float64]
 
+FEW = 8
+"""Numbers below this many are added one after the other."""
 REPLICATES = 10_000
 BOOTSTRAP_SEED = 20_240_601
 LEVEL = 0.95
@@ -176,7 +179,7 @@ def _category_replicates(
     name: str, examples: Mapping[str, Sequence[float]], clusters: Mapping[str, str], replicates: int, seed: int
 ) -> _Category:
     """Return a category's mean and its variance, as observed and in every replicate."""
-    means = {example: _mean(seeds) for example, seeds in sorted(examples.items()) if len(seeds)}
+    means = {example: mean_over_seeds(seeds) for example, seeds in sorted(examples.items()) if len(seeds)}
     sums: dict[str, list[float]] = {}
     for example, mean in means.items():
         sums.setdefault(clusters.get(example, example), []).append(mean)
@@ -185,9 +188,15 @@ def _category_replicates(
     middle = float(np.mean(list(means.values())))
     totals = np.array([sum(sums[group]) - len(sums[group]) * middle for group in groups])
     sizes = np.array([len(sums[group]) for group in groups], dtype=np.float64)
-    drawn = cluster_counts(name, groups, replicates, seed) if replicates else np.empty((0, len(groups)))
-    counts = np.vstack([np.ones((1, len(groups))), drawn])
+    counts = _observed_first(name, groups, replicates, seed)
     return _Category(*_ratio_replicates(totals, sizes, counts, middle), len(groups) - 1, len(means))
+
+
+@lru_cache(maxsize=32)
+def _observed_first(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> Floats:
+    """Return every group once, then the draws of `cluster_counts`, [1 + replicates, groups]."""
+    drawn = cluster_counts(name, groups, replicates, seed) if replicates else np.empty((0, len(groups)))
+    return np.vstack([np.ones((1, len(groups))), drawn])
 
 
 def _ratio_replicates(totals: Floats, sizes: Floats, counts: Floats, middle: float) -> tuple[Floats, Floats]:
@@ -229,19 +238,28 @@ def wilson(share: float, error: float, freedom: int, n: int) -> tuple[float, flo
         freedom: degrees of freedom of the error.
         n: independent examples, which is the number of trials where no two differ inside a category.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit
 
     varies = error > 0 and 0 < share < 1
     trials = share * (1 - share) / error**2 if varies else float(n)
     tail = 1 - (1 - LEVEL) / 2
-    z = float(t.ppf(tail, freedom)) if varies else float(norm.ppf(tail))
+    # Quantiles of Student's t and of the normal distribution; scipy.stats, which has them too, takes long to import.
+    z = float(stdtrit(freedom, tail)) if varies else float(ndtri(tail))
     middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     reach = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def _mean(seeds: Sequence[float]) -> float:
-    return float(seeds[0]) if len(seeds) == 1 else float(np.mean(seeds))
+def mean_over_seeds(seeds: Sequence[float]) -> float:
+    """Return the mean of an example's values, one of each seed."""
+    # Most examples have few seeds, and there are very many of them. One after the other, as NumPy adds few numbers;
+    # `sum` adds differently from Python 3.12 on.
+    if len(seeds) < FEW:
+        total = 0.0
+        for one in seeds:
+            total += one
+        return total / len(seeds)
+    return float(np.mean(seeds))
 
 
 def detectable_difference(differences: Sequence[float]) -> float | None:

@@ -20,7 +20,7 @@ from riebench.utils.terminal import print_line
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
     run.run, run.doctor, results.score, results.tables, results.leaderboard, results.compare,
-    results.export, results.report, results.validity, paper.paper,
+    results.publish, results.export, results.report, results.validity, paper.paper,
 ):  # fmt: skip
     app.command()(_verb)
 app.add_typer(tasks.app, name="tasks")

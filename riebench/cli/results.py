@@ -150,6 +150,47 @@ def _verify(
 
 
 @friendly
+def publish(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them, such as runs/SUITE/MODEL.")],
+    results: Annotated[Path, typer.Option(help="Folder of published results.")] = Path("results"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="First recompute every score, hash and count; publish only what holds.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also replace a published run by another one, or by one with less.")
+    ] = False,
+    push_to: Annotated[
+        str | None,
+        typer.Option("--push-to", help="Also upload to data set OWNER/NAME on the hub (private if new)."),
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="With --verify: folder of task files of your own; repeatable.")
+    ] = None,
+    scorer: ScorerOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    offline: OfflineOption = False,
+) -> None:
+    """Write runs into results/ in compact form, with tables and leaderboard."""
+    from riebench.analysis.export import check_hub_name
+    from riebench.jobs.publish import find_runs, publish_all
+    from riebench.store.remote import push_results
+
+    if push_to is not None:
+        check_hub_name(push_to)
+
+    def check(run: Path) -> None:
+        _verify(run, suite or [], scorer or [], weights or [], device, offline)
+
+    folder, board = output_paths(None if results == Path("results") else results)
+    made = publish_all(find_runs(runs), folder, board, say, replace=replace, check=check if verify else None)
+    for one in made:
+        print_line(one.path)
+    if push_to is not None:
+        print_line(push_results(folder, [one.path for one in made], push_to))
+
+
+@friendly
 def compare(
     first: Annotated[str, typer.Argument(help="A setting, or a group of settings.")],
     second: Annotated[str, typer.Argument(help="What it is compared with.")],

@@ -15,9 +15,9 @@ from riebench.jobs.inventory import Check, State, model_checks, region_checks, s
 from riebench.jobs.request import RunRequest
 from riebench.models.spec import TILE
 from riebench.runs.plan import works_of
-from riebench.runs.prepare import package_versions
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
+from riebench.store.invocations import package_versions
 from riebench.utils import machine
 from riebench.utils.machine import size_text
 from riebench.utils.terminal import add_row, print_line, print_table, window_width

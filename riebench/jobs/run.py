@@ -29,11 +29,12 @@ from riebench.models.spec import ModelSpec
 from riebench.report.gallery import write_galleries
 from riebench.runs.failures import check_success
 from riebench.runs.plan import Unit, plan, shard_units
-from riebench.runs.prepare import check_prompts, provenance
+from riebench.runs.prepare import check_prompts
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, run_path, set_aside
+from riebench.store.invocations import invocation_notes
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
 from riebench.utils.files import remove_stale_files
@@ -142,11 +143,11 @@ def generate(
         model = recipe.load()
         check_prompts(model, tasks)
         made: LoadedModel | ModelRecipe = model
-        more: dict[str, Any] = {"provenance": provenance(device=device, **request.options.placement)}
+        more: dict[str, Any] = {"provenance": invocation_notes(device=device, **request.options.placement)}
     else:
         # Workers load the model, check prompts and report their device.
         made = recipe
-        notes = provenance(engine=engine.engine, **request.options.placement)
+        notes = invocation_notes(engine=engine.engine, **request.options.placement)
         more = {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
     _find_scorer(request, made.spec)
     if redo == "all" and not engine.sharded:

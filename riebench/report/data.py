@@ -9,8 +9,9 @@ from pathlib import Path
 
 from riebench.analysis.configurations import EVERYTHING, Configuration, configurations, present_categories
 from riebench.analysis.stats import estimate
-from riebench.store.folder import RunFolder, ScoreKey, SharedFolder, find_run_folders
+from riebench.store.folder import RunFolder, SharedFolder, find_run_folders
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord
+from riebench.store.scores import ScoreKey
 
 EFFECT, DISTANCE = "clip_gain", "lpips"
 """Metrics of alignment and of preservation, the two axes of the page."""

@@ -1,20 +1,15 @@
 """Preparation of a run, before anything is generated.
 
 Settings are checked against a model and made ready (`prepare_setting`), run folders are opened (`open_folders`),
-prompts are checked (`check_prompts`), and what ran is described for run.json (`environment_notes`, `provenance`).
+prompts are checked (`check_prompts`), and software and device are described for run.json (`environment_notes`).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import platform
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +23,10 @@ from riebench.registry import METHODS, MODEL_FAMILIES, SAE_FORMATS
 from riebench.runs.plan import ExampleWork, Unit, shard_units, works_of
 from riebench.saes.sources import model_saes
 from riebench.store.folder import Redo, RunFolder, run_path
+from riebench.store.invocations import package_versions
 from riebench.store.records import RunSpec
 from riebench.tasks.schema import EditTask, Setting, step_window
 from riebench.tasks.settings import load_setting_plugin
-from riebench.utils.files import package_folder
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
@@ -42,10 +37,6 @@ MODEL_FILE = "model.json"
 """Name of the shared file that says which model and regions the shared pictures and masks belong to."""
 RUN_FILE_PACKAGES = ("riebench", "torch", "diffusers", "transformers")
 """Packages whose versions every run.json names."""
-PACKAGES = (
-    "riebench", "torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "lpips", "numpy",
-)  # fmt: skip
-"""Packages that can move a number."""
 
 
 @dataclass
@@ -279,21 +270,6 @@ def open_folders(
         yield works
 
 
-def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of packages; those not installed are left out.
-
-    Args:
-        packages: names of distributions.
-    """
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def environment_notes(model: LoadedModel) -> dict[str, Any]:
     """Describe the software and the device of this process, for run.json.
 
@@ -302,40 +278,3 @@ def environment_notes(model: LoadedModel) -> dict[str, Any]:
     """
     versions = dict.fromkeys(RUN_FILE_PACKAGES, "unknown") | package_versions(RUN_FILE_PACKAGES)
     return {"versions": versions, "python": platform.python_version(), "device": str(model.device)}
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit of a checkout and whether it has uncommitted changes.
-
-    None if the folder is not the root of a checkout.
-    """
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != folder:
-            return None
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def provenance(**more: Any) -> dict[str, Any]:
-    """Describe the origin of a run folder, for run.json.
-
-    Args:
-        **more: further entries, such as device and batch size.
-    """
-    return {
-        "command": " ".join(["riebench", *sys.argv[1:]]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "versions": package_versions(),
-        "git": git_state(package_folder().parent),
-        **more,
-    }

@@ -26,6 +26,7 @@ from riebench.scoring.metrics.judge import SIDE
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, profile_metrics
 from riebench.store.folder import RunFolder, SharedFolder
+from riebench.store.invocations import invocation_notes
 from riebench.store.records import EditRecord, ScoreRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
@@ -385,7 +386,7 @@ def _score_group(
         items: list[_WorkItem] = []
         units = stale = 0
         for folder in folders:
-            stack.enter_context(folder.lock())
+            stack.enter_context(folder.lock(invocation_notes(device=networks.options.device)))
             opened[folder.path] = scores = stack.enter_context(open_scores(folder, networks))
             for record in folder.records():
                 units += 1

@@ -16,12 +16,20 @@ from pathlib import Path
 
 from riebench.blocks import block_set_blocks
 from riebench.errors import RiebenchError, StoreError
-from riebench.store.folder import RunFolder, ScoreKey
-from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, ScoreRecord, UnitKey
+from riebench.store.folder import RunFolder
+from riebench.store.records import (
+    RECORDS_FILE,
+    RECORDS_TABLE,
+    RUN_FILE,
+    SCORES_FILE,
+    EditRecord,
+    ScoreRecord,
+    UnitKey,
+)
 from riebench.store.run_file import SEAL_FILE, CellKey, broken_seals, count_unsealed_lines, part_files
+from riebench.store.scores import ScoreKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
-from riebench.utils.files import read_lines
 
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 5e-5
 """Largest difference of scores between machines, where networks sum in another order."""
@@ -233,7 +241,7 @@ def _score_findings(
         return ["nothing has been scored; `riebench score` does it"], 0
     names = sorted({metric for _, metric, _ in stored})
     unknown = [name for name in names if name not in METRICS.names()]
-    findings = [f"{SCORES_FILE} has a metric {name!r} that riebench does not know" for name in unknown]
+    findings = [f"it has scores of a metric {name!r} that riebench does not know" for name in unknown]
     try:
         fresh = _recompute(folder, [name for name in names if name not in unknown], tasks, options)
     except RiebenchError as error:
@@ -264,7 +272,8 @@ def _recompute(
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.path.name
         copy.mkdir()
-        for file in (folder.path / RUN_FILE, folder.path / RECORDS_FILE, *part_files(folder.path)):
+        names = (RUN_FILE, RECORDS_TABLE, RECORDS_FILE)
+        for file in (*(folder.path / name for name in names), *part_files(folder.path)):
             if file.exists():
                 shutil.copy(file, copy / file.name)
         again = RunFolder(copy)
@@ -277,11 +286,9 @@ def _recompute(
 
 
 def _orphan_scores(folder: RunFolder, stored: Mapping[ScoreKey, ScoreRecord]) -> list[str]:
-    files = (folder.path / RECORDS_FILE, *part_files(folder.path))
-    lines = (line for file in files for _, line in read_lines(file))
-    known = {UnitKey.model_validate(line["key"]).digest for line in lines}
+    known = {record.key.digest for record in folder.every_record()}
     units = sorted({unit for unit, _, _ in stored} - known)
-    return [f"{SCORES_FILE} has scores of {len(units)} units without a record, e.g. {units[0]}"] if units else []
+    return [f"it has scores of {len(units)} units without a record, e.g. {units[0]}"] if units else []
 
 
 def _agree(stored: float | None, fresh: float | None) -> bool:

@@ -3,8 +3,9 @@
 Records and scores are appended to, pictures are written atomically, and one process writes at a time, or the shards of
 one run side by side.
 
-Layout: `results/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/;
-`results/<suite>/<model>/shared/` holds what all settings share: source and target pictures and masks. Folders whose
+Layout: `<results>/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/;
+published runs hold records.parquet and scores.parquet instead, and lines that come later count on top of them.
+`<results>/<suite>/<model>/shared/` holds what all settings share: source and target pictures and masks. Folders whose
 text is damaged or was changed by hand are reported (`folder_warnings`) or emptied (`set_aside`).
 """
 
@@ -12,19 +13,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from riebench.errors import FolderInUseError, StoreError
-from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, EditRecord, RunSpec, ScoreRecord, UnitKey
+from riebench.store.invocations import Invocation
+from riebench.store.parquet import read_records, read_score_table
+from riebench.store.records import (
+    RECORDS_FILE,
+    RECORDS_TABLE,
+    RUN_FILE,
+    SCORES_FILE,
+    SCORES_TABLE,
+    EditRecord,
+    RunSpec,
+    ScoreRecord,
+    UnitKey,
+)
 from riebench.store.run_file import (
     SEAL_FILE,
     CellKey,
@@ -35,6 +50,7 @@ from riebench.store.run_file import (
     part_path,
     renew_seal,
 )
+from riebench.store.scores import ScoreColumns, ScoreKey, ScoreList, ScoreTable
 from riebench.utils.files import (
     append_lines,
     file_sha256,
@@ -53,9 +69,6 @@ Redo = Literal["missing", "errors", "all"]
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
 """Units to make again: those without a valid record, failed ones too, or all."""
 
-ScoreKey = tuple[str, str, str]
-"""Unit digest, metric, backbone: scores of one picture by several networks are kept side by side."""
-
 SHARED_NAME = "shared"
 """Name of the shared folder beside the run folders."""
 
@@ -64,6 +77,8 @@ SINGLE_SHARD: Shard = (1, 1)
 
 MAX_IMAGE_NAME = 200
 """Most characters of a picture's file name: fewer than file systems take, so that a temporary name fits too."""
+
+_LOG = logging.getLogger(__name__)
 
 SET_ASIDE_PREFIX = "set-aside"
 """Beginning of the names of folders that hold replaced files which could not be trusted any more."""
@@ -167,12 +182,19 @@ class RunFolder:
         """Files found damaged or different from their record since the last call of `finished_units`."""
         self._records_file = path / RECORDS_FILE
         self._run = RunFile(path)
+        self._writer: _Writer | None = None
+        self._published: tuple[tuple[int, ...], list[EditRecord]] | None = None
         self.spec = self._run.resolve_spec(spec)
 
     @property
+    def invocations(self) -> tuple[Invocation, ...]:
+        """Commands that wrote records or scores; records and scores name them by their place here."""
+        return self._run.invocations
+
+    @property
     def provenance(self) -> dict[str, Any]:
-        """Versions, device and command of the last run that wrote here."""
-        return self._run.provenance
+        """Notes of the last command that wrote here: its versions, device and options."""
+        return self.invocations[-1].notes if self.invocations else {}
 
     @property
     def expected(self) -> dict[CellKey, int]:
@@ -181,14 +203,15 @@ class RunFolder:
 
     @contextmanager
     def open_for_writing(
-        self, provenance: dict[str, Any] | None = None, plan: Iterable[UnitKey] = (), shard: Shard = SINGLE_SHARD
+        self, notes: Mapping[str, Any] | None = None, plan: Iterable[UnitKey] = (), shard: Shard = SINGLE_SHARD
     ) -> Iterator[RunFolder]:
-        """Lock the folder, repair its files, and store spec, provenance and plan.
+        """Lock the folder, repair its files, and store spec and plan.
 
         An incomplete last line that a crash left is removed.
 
         Args:
-            provenance: versions, device and command of this run; no part of the identity.
+            notes: versions, device and command of this process (`riebench.store.invocations.invocation_notes`), which
+                records and scores then name; no part of the identity.
             plan: the units that this run and all its shards are to make; together with those already recorded they
                 are the expected ones.
             shard: number of this process, and of all processes that write here at the same time.
@@ -197,17 +220,17 @@ class RunFolder:
             FolderInUseError: at once, if a process writes here that is not one of the other shards.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.lock() if shard == SINGLE_SHARD else self._write_as_shard(shard):
+        with self.lock(notes) if shard == SINGLE_SHARD else self._write_as_shard(shard, notes):
             with nullcontext() if shard == SINGLE_SHARD else brief_lock(self.path):
                 self._run = RunFile(self.path)
                 self.spec = self._run.resolve_spec(self.spec)
-                self._run.write(self.spec, provenance, [*(record.key for record in self.records()), *plan])
+                self._run.write_plan(self.spec, [*(record.key for record in self.records()), *plan])
                 # Sealed at once: a run that is killed later must not look like an edit of run.json by hand.
                 renew_seal(self.path)
             yield self
 
     @contextmanager
-    def _write_as_shard(self, shard: Shard) -> Iterator[None]:
+    def _write_as_shard(self, shard: Shard, notes: Mapping[str, Any] | None) -> Iterator[None]:
         """Lock the folder as one of several shards.
 
         The records of this shard go to a file of its own meanwhile.
@@ -220,12 +243,14 @@ class RunFolder:
                 self._repair_and_merge(part_files(self.path) if first else [own])
                 renew_seal(self.path)
             self._records_file = own
+            self._writer = _Writer(notes, shared=True)
             try:
                 yield
             finally:
                 self._records_file = self.path / RECORDS_FILE
                 # What cannot be moved now, for instance on a full disk, is read where it is and moved by the next run.
                 with suppress(OSError, FolderInUseError), brief_lock(self.path):
+                    self._end_invocation()
                     self._repair_and_merge([own])
                     renew_seal(self.path)
                     stack.close()
@@ -240,23 +265,46 @@ class RunFolder:
         merge_parts(self.path / RECORDS_FILE, files)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, notes: Mapping[str, Any] | None = None) -> Iterator[None]:
         """Hold the folder's writer lock, with incomplete last lines removed.
 
         Scoring needs the lock as much as generating pictures does. What was written is sealed at the end, unless a seal
         is broken.
+
+        Args:
+            notes: see `open_for_writing`.
 
         Raises:
             FolderInUseError: at once, if another process writes here.
         """
         with whole_lock(self.path):
             self._repair_and_merge(part_files(self.path))
+            self._writer = _Writer(notes)
             try:
                 yield
             finally:
                 # A full disk has its own message, and the stored lines are valid without a seal.
                 with suppress(OSError):
+                    self._end_invocation()
                     renew_seal(self.path)
+
+    def _invocation_place(self) -> int | None:
+        """Return the place of this process in run.json's list, which it enters with its first line."""
+        writer = self._writer
+        if writer is None or writer.notes is None:
+            return None
+        if writer.place is None:
+            with brief_lock(self.path) if writer.shared else nullcontext():
+                self._run = RunFile(self.path)
+                writer.place = self._run.add_invocation(Invocation.from_notes(writer.notes))
+        return writer.place
+
+    def _end_invocation(self) -> None:
+        """Store when this process closed the folder, if it wrote anything; the caller holds the lock."""
+        writer, self._writer = self._writer, None
+        if writer is not None and writer.place is not None:
+            self._run = RunFile(self.path)
+            self._run.end_invocation(writer.place)
 
     def records(self) -> list[EditRecord]:
         """Return the latest record of every unit, in the order first made.
@@ -266,10 +314,26 @@ class RunFolder:
         """
         # Shards' files first: a line that is moved to the records meanwhile is then seen twice, never missed.
         parts = [_read_records(file) for file in part_files(self.path)]
-        latest = {record.key.slot: record for record in _read_records(self.path / RECORDS_FILE)}
-        for found in parts:
+        latest = {record.key.slot: record for record in self._published_records()}
+        for found in (_read_records(self.path / RECORDS_FILE), *parts):
             latest |= {record.key.slot: record for record in found}
         return list(latest.values())
+
+    def _published_records(self) -> list[EditRecord]:
+        file = self.path / RECORDS_TABLE
+        if not file.exists():
+            return []
+        stat = file.stat()
+        version = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        if self._published is None or self._published[0] != version:
+            self._published = version, read_records(file)
+        return self._published[1]
+
+    def every_record(self) -> Iterator[EditRecord]:
+        """Yield all records, also those that a later one replaces."""
+        yield from self._published_records()
+        for file in (self.path / RECORDS_FILE, *part_files(self.path)):
+            yield from _read_records(file)
 
     def scores(self) -> dict[ScoreKey, ScoreRecord]:
         """Return the latest score of every unit, metric and backbone.
@@ -277,15 +341,32 @@ class RunFolder:
         The keys are (unit digest, metric, backbone); the latest score comes last.
         """
         latest: dict[ScoreKey, ScoreRecord] = {}
-        for number, line in read_lines(self.path / SCORES_FILE):
-            try:
-                score = ScoreRecord.model_validate(line)
-            except ValidationError as error:
-                raise _damaged_line(self.path / SCORES_FILE, number, error) from error
+        for score in self._every_score():
             key = (score.unit, score.metric, score.backbone)
             latest.pop(key, None)
             latest[key] = score
         return latest
+
+    def _every_score(self) -> Iterator[ScoreRecord]:
+        if (file := self.path / SCORES_TABLE).exists():
+            yield from ScoreColumns(read_score_table(file)).scores()
+        for number, line in read_lines(self.path / SCORES_FILE):
+            try:
+                yield ScoreRecord.model_validate(line)
+            except ValidationError as error:
+                raise _damaged_line(self.path / SCORES_FILE, number, error) from error
+
+    def score_table(self) -> ScoreTable:
+        """Return the same scores as `scores` by column, which is many times faster for published runs."""
+        compact, lines = self.path / SCORES_TABLE, self.path / SCORES_FILE
+        if compact.exists() and not (lines.exists() and lines.stat().st_size):
+            return ScoreColumns(read_score_table(compact))
+        return ScoreList(self.scores().values())
+
+    @property
+    def is_published(self) -> bool:
+        """True if the folder holds the compact form of records."""
+        return (self.path / RECORDS_TABLE).exists()
 
     def finished_units(
         self,
@@ -379,17 +460,63 @@ class RunFolder:
         self.append_many([record])
 
     def append_many(self, records: Iterable[EditRecord]) -> None:
-        """Append records in one write."""
-        append_lines(self._records_file, [_json_line(record) for record in records])
+        """Append records in one write; they name the command that is writing."""
+        lines = list(records)
+        place = self._invocation_place() if lines else None
+        append_lines(self._records_file, [_json_line(_with_maker(record, place)) for record in lines])
 
     def append_scores(self, scores: Iterable[ScoreRecord]) -> None:
-        """Append scores in one write."""
-        append_lines(self.path / SCORES_FILE, [_json_line(score) for score in scores])
+        """Append scores in one write; they name the command that is writing."""
+        lines = list(scores)
+        place = self._invocation_place() if lines else None
+        append_lines(self.path / SCORES_FILE, [_json_line(_with_maker(score, place)) for score in lines])
+
+
+@dataclass
+class _Writer:
+    """The process that holds a folder's lock.
+
+    Attributes:
+        notes: what it says of itself; None for one whose lines name no command.
+        shared: True if other shards write at the same time.
+        place: its place in run.json's list, once it has written a line.
+    """
+
+    notes: Mapping[str, Any] | None
+    shared: bool = False
+    place: int | None = None
+
+
+Line = TypeVar("Line", EditRecord, ScoreRecord)
+
+
+def _with_maker(line: Line, place: int | None) -> Line:
+    return line if place is None else line.model_copy(update={"invocation": place})
+
+
+_reported: set[Path] = set()
+"""Folders of which a warning has been given: commands look for run folders several times."""
 
 
 def find_run_folders(results: Path) -> list[RunFolder]:
-    """Return all run folders below a results folder, sorted by path."""
-    return [RunFolder(file.parent) for file in sorted(results.glob(f"*/*/*/{RUN_FILE}"))]
+    """Return all run folders below a results folder, sorted by path.
+
+    A folder whose place does not agree with its run.json, such as a copy under another name, is left out with a
+    warning: it would count as one more method.
+    """
+    found = []
+    for file in sorted(results.glob(f"*/*/*/{RUN_FILE}")):
+        folder = RunFolder(file.parent)
+        named = run_path(results, folder.spec.suite, folder.spec.model.name, folder.spec.setting.name)
+        if named == folder.path:
+            found.append(folder)
+        elif folder.path not in _reported:
+            _reported.add(folder.path)
+            _LOG.warning(
+                "%s is left out: its %s is of %s, so it is a copy; move it there or delete it",
+                folder.path, RUN_FILE, named.relative_to(results),
+            )  # fmt: skip
+    return found
 
 
 def run_path(results: Path, suite: str, model: str, setting: str) -> Path:
@@ -467,7 +594,8 @@ def set_aside(path: Path) -> Path | None:
             path / f"{SET_ASIDE_PREFIX}-{1 + max((int(number) for number in earlier if number.isdecimal()), default=0)}"
         )
         aside.mkdir()
-        for file in (path / RECORDS_FILE, *part_files(path), path / SCORES_FILE, path / SEAL_FILE, path / RUN_FILE):
+        text = (RECORDS_FILE, SCORES_FILE, RECORDS_TABLE, SCORES_TABLE, SEAL_FILE, RUN_FILE)
+        for file in (*part_files(path), *(path / name for name in text)):
             # A run.json that was not changed still says whose folder this is.
             if file.exists() and (file.name != RUN_FILE or _is_run_file_suspect(path, broken)):
                 file.rename(aside / file.name)

@@ -6,12 +6,14 @@ Their fields are the keys of the JSON files in a run folder. This module needs n
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -19,12 +21,16 @@ from pydantic import (
 )
 
 from riebench.models.spec import ModelSpec
+from riebench.store.invocations import Invocation
 from riebench.tasks.masks import MaskShare
 from riebench.tasks.schema import ALL_CATEGORIES, MAX_WHOLE, Count, Identifier, Setting, StoredModel, Strength
 from riebench.utils.files import MAX_PATH_LENGTH, MAX_PATH_PART, content_digest
 
 RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"
 """Files of a run folder: the run's identity, the outcome of its units, and their scores."""
+
+RECORDS_TABLE, SCORES_TABLE = "records.parquet", "scores.parquet"
+"""The same outcomes and scores in compact form, as they are published (`riebench.store.parquet`)."""
 
 SPEC_VERSION = 1
 """Version of the run identity.
@@ -39,8 +45,14 @@ BlockSet = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_le
 """Name of blocks edited together (`block_set_name`); for a whole U-Net it is longer than a file's name may be."""
 
 
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._+-]{0,99}/[A-Za-z0-9_-][A-Za-z0-9._+-]{0,199}")
+"""Paths as riebench names pictures, which need no further look: tens of thousands of them are read."""
+
+
 def _check_inside(name: str) -> str:
     """Return a path if it stays below the folder that it is relative to."""
+    if _PLAIN_PATH.fullmatch(name):
+        return name
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
         raise ValueError(f"{name[:80]!r} names a file outside itself")
@@ -123,11 +135,23 @@ class PlannedCell(BaseModel):
     n: Count
 
 
+def _read_notes(stated: Any) -> Any:
+    """Sort the notes that older files hold in the place of invocations."""
+    return Invocation.from_notes(stated) if isinstance(stated, dict) else stated
+
+
 class RunMeta(BaseModel):
     """The parts of run.json beside the spec, as far as they are read."""
 
-    provenance: dict[str, Any] = {}
+    invocations: tuple[Invocation, ...] = ()
+    """Commands that wrote records or scores, in the order of their first line."""
+    provenance: Annotated[Invocation, BeforeValidator(_read_notes)] | None = None
+    """The last command, in files from before all were kept."""
     expected: tuple[PlannedCell, ...] = ()
+
+
+DIGEST_LENGTH = 20
+"""Hexadecimal digits of a unit's digest."""
 
 
 class UnitKey(StoredModel):
@@ -153,7 +177,15 @@ class UnitKey(StoredModel):
     @property
     def digest(self) -> str:
         """Short stable hash, used in file names and score lines."""
-        return content_digest(self.model_dump(mode="json"))[:20]
+        # This is `content_digest` of the fields, written out: none of these words needs escaping in JSON, and tables take
+        # the digests of tens of thousands of units.
+        strength = int(self.strength) if self.strength.is_integer() else self.strength
+        text = (
+            f'{{"block_set":"{self.block_set}","category":"{self.category}","example_hash":"{self.example_hash}",'
+            f'"example_id":"{self.example_id}","seed":{self.seed},"strength":{strength!r},"task":"{self.task}",'
+            f'"task_version":{self.task_version}}}'
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
 
     @property
     def noise_seed(self) -> int:
@@ -223,6 +255,8 @@ class EditRecord(StoredModel):
     """Wall time of the unit's share of its batch."""
     batch_size: int = Field(default=1, ge=1, lt=MAX_WHOLE)
     """Units generated in the same call."""
+    invocation: int | None = Field(default=None, ge=0, lt=MAX_WHOLE)
+    """Place in run.json's list of the command that made it; None if it was made before the list was kept."""
 
     @model_validator(mode="after")
     def _consistent(self) -> EditRecord:
@@ -236,8 +270,9 @@ class EditRecord(StoredModel):
     def _leave_out_no_neurons(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Other records are stored without the field, as all were before it existed.
         stored: dict[str, Any] = write(self)
-        if self.neurons is None:
-            stored.pop("neurons", None)
+        for name in ("neurons", "invocation"):
+            if getattr(self, name) is None:
+                stored.pop(name, None)
         return stored
 
     @property
@@ -276,6 +311,8 @@ class ScoreRecord(StoredModel):
     """The number, or None."""
     reason: str | None = None
     """Reason why there is no number."""
+    invocation: int | None = Field(default=None, ge=0, lt=MAX_WHOLE)
+    """Place in run.json's list of the command that measured it; None if it was measured before the list was kept."""
 
     @model_validator(mode="after")
     def _value_or_reason(self) -> ScoreRecord:

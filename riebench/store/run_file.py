@@ -1,8 +1,8 @@
 """Text files of a run folder: run.json, records of shards, and the seal.
 
-run.json holds the run's identity, the number of planned units and the provenance of the last run. Each shard appends
-records to a file of its own, which is merged into records.jsonl. seal.json holds a size and a hash of every text file,
-with which changes by hand are found.
+run.json holds the run's identity, the number of planned units and the commands that wrote to the folder. Each shard
+appends records to a file of its own, which is merged into records.jsonl. seal.json holds a hash of every file with
+records or scores and of run.json, with which changes by hand are found.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from riebench.errors import IdentityError, StoreError
-from riebench.store.records import RECORDS_FILE, RUN_FILE, SCORES_FILE, RunMeta, RunSpec, UnitKey
+from riebench.store.invocations import Invocation, now
+from riebench.store.records import (
+    RECORDS_FILE,
+    RECORDS_TABLE,
+    RUN_FILE,
+    SCORES_FILE,
+    SCORES_TABLE,
+    RunMeta,
+    RunSpec,
+    UnitKey,
+)
 from riebench.utils.files import append_bytes, parse_json, read_regular, repair_last_line, write_atomic
 from riebench.utils.locks import Shard
 
@@ -29,7 +39,7 @@ _PART_NAME = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
 SEAL_FILE = "seal.json"
 """File that holds sizes and hashes of the other text files."""
 
-REPLACED_FILES = (RUN_FILE,)
+REPLACED_FILES = (RUN_FILE, RECORDS_TABLE, SCORES_TABLE)
 """Files that are replaced as a whole."""
 
 APPENDED_FILES = (RECORDS_FILE, SCORES_FILE)
@@ -112,34 +122,65 @@ class RunFile:
             raise self._invalid_file("spec.", error) from error
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """Versions, device and command of the last run that wrote here."""
-        return dict(self._meta.provenance)
+    def invocations(self) -> tuple[Invocation, ...]:
+        """Commands that wrote records or scores, in the order of their first line.
+
+        A file from before they were kept states one command, the last of those that wrote; it is the first of the list.
+        """
+        if not self._meta.invocations and self._meta.provenance:
+            return (self._meta.provenance,)
+        return self._meta.invocations
 
     @property
     def expected(self) -> dict[CellKey, int]:
         """Category, block set and strength -> number of planned units."""
         return {(cell.category, cell.block_set, cell.strength): cell.n for cell in self._meta.expected}
 
-    def write(self, spec: RunSpec, provenance: dict[str, Any] | None, planned: Iterable[UnitKey]) -> None:
-        """Replace the file if its content changes.
+    def write_plan(self, spec: RunSpec, planned: Iterable[UnitKey]) -> None:
+        """Store the run and its planned units if they are not stored yet.
 
         The caller holds the folder's lock.
 
         Args:
             spec: the run.
-            provenance: versions, device and command of the present run; None keeps the stored one.
             planned: the expected units; of several in one slot the last counts.
         """
         keys = {key.slot: key for key in planned}.values()
         counts = Counter((key.category, key.block_set, key.strength) for key in keys)
+        cells = [{"category": c, "block_set": b, "strength": s, "n": n} for (c, b, s), n in sorted(counts.items())]
+        self._write(spec.model_dump(mode="json"), spec.run_id, cells, self.invocations)
+
+    def add_invocation(self, invocation: Invocation) -> int:
+        """Store a command that writes to the folder, which keeps all earlier ones.
+
+        The caller holds the folder's lock.
+
+        Returns:
+            Its place in the list; that of an earlier entry of the same process if there is one.
+        """
+        for place, known in enumerate(self.invocations):
+            if known.is_same(invocation):
+                return place
+        self.replace_invocations((*self.invocations, invocation))
+        return len(self.invocations) - 1
+
+    def end_invocation(self, place: int) -> None:
+        """Store the time as the end of a command; the caller holds the folder's lock."""
+        ended = self.invocations[place].model_copy(update={"ended": now()})
+        self.replace_invocations((*self.invocations[:place], ended, *self.invocations[place + 1 :]))
+
+    def replace_invocations(self, invocations: tuple[Invocation, ...]) -> None:
+        """Store other entries in the list; the caller holds the folder's lock."""
+        stored = self._stored
+        self._write(stored["spec"], stored["run_id"], stored.get("expected", []), invocations)
+
+    def _write(self, spec: Any, run_id: str, expected: Any, invocations: Iterable[Invocation]) -> None:
+        """Replace the file if its content changes."""
         content = {
-            "spec": spec.model_dump(mode="json"),
-            "run_id": spec.run_id,
-            "provenance": self.provenance if provenance is None else provenance,
-            "expected": [
-                {"category": c, "block_set": b, "strength": s, "n": n} for (c, b, s), n in sorted(counts.items())
-            ],
+            "spec": spec,
+            "run_id": run_id,
+            "invocations": [one.model_dump(mode="json", exclude_defaults=True) for one in invocations],
+            "expected": expected,
         }
         if content != self._stored:
             data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

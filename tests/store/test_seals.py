@@ -117,12 +117,13 @@ def test_two_kills_around_the_run_file_break_nothing(folder: RunFolder, monkeypa
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr("riebench.store.folder.renew_seal", killed)
             patched.setattr(place, killed)
-            with RunFolder(folder.path).open_for_writing({"started": word}):
+            # Another plan, so that run.json is replaced.
+            with RunFolder(folder.path).open_for_writing({"started": word}, [make_key(seed=len(word))]):
                 pass
         assert broken_seals(folder.path) == []
     with RunFolder(folder.path).open_for_writing({"started": "fourth"}):
-        pass
-    assert broken_seals(folder.path) == [] and RunFolder(folder.path).provenance == {"started": "fourth"}
+        add_record(folder, seed=1)
+    assert broken_seals(folder.path) == [] and len(RunFolder(folder.path).invocations) == 1
 
 
 def test_records_changed_by_hand_during_a_run_are_found(folder: RunFolder) -> None:
@@ -144,8 +145,8 @@ def test_who_looks_while_another_process_begins_sees_no_broken_seal(
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()
-        with RunFolder(folder.path).open_for_writing({"started": "now"}):
-            pass
+        with RunFolder(folder.path).open_for_writing({"started": "now"}) as other:
+            add_record(other, seed=1)
         return original(*arguments)
 
     monkeypatch.setattr(run_file, "_fingerprint", meanwhile)

@@ -1,0 +1,119 @@
+"""Published results on the Hugging Face Hub: data set repositories laid out as a results folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from riebench.errors import RiebenchError
+from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
+from riebench.store.run_file import SEAL_FILE
+from riebench.utils.hub import fetch
+
+ADDRESS = re.compile(r"hf:/{1,2}(?:datasets/)?(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
+"""Address of a data set repository; path types of the standard library write two slashes as one."""
+RUN_FILES = (RUN_FILE, RECORDS_TABLE, SCORES_TABLE, RECORDS_FILE, SCORES_FILE, "scoring.json", SEAL_FILE)
+"""Files of a run folder that are read from a repository."""
+CARD_FILE = "README.md"
+
+
+def is_address(text: object) -> bool:
+    """Return whether a results folder is named by an address on the hub."""
+    return str(text).startswith("hf:/")
+
+
+def fetch_results(address: str | Path, *, offline: bool = False) -> Path:
+    """Download published results, without pictures, into the hub's cache.
+
+    Args:
+        address: "hf://datasets/OWNER/NAME", with "@REVISION" for other than the newest.
+        offline: uses the cache only.
+
+    Returns:
+        Folder laid out as `results/`, for reading only.
+
+    Raises:
+        RiebenchError: if it is no address, the hub cannot be reached, or the repository holds no runs.
+    """
+    found = ADDRESS.fullmatch(str(address))
+    if found is None:
+        raise RiebenchError(f"{str(address)!r} is no address of results; write hf://datasets/OWNER/NAME[@REVISION]")
+    repo = f"{found['owner']}/{found['name']}"
+    patterns = [f"*/*/*/{name}" for name in RUN_FILES]
+    place = fetch(repo, found["revision"], patterns=patterns, offline=offline, kind="dataset")
+    if not any(place.glob(f"*/*/*/{RUN_FILE}")):
+        raise RiebenchError(f"{repo} holds no runs: it has no SUITE/MODEL/CONFIGURATION/{RUN_FILE}")
+    return place
+
+
+def push_results(results: Path, runs: Sequence[Path], name: str) -> str:
+    """Upload published runs to a data set repository, which is made as a private one if it is new.
+
+    Args:
+        results: the results folder.
+        runs: published run folders below it.
+        name: "OWNER/NAME".
+
+    Returns:
+        The repository's page.
+
+    Raises:
+        RiebenchError: with the hub's own first line, if it cannot.
+    """
+    from huggingface_hub import HfApi
+
+    places = [run.relative_to(results).as_posix() for run in runs]
+    files = [f"{place}/{file}" for place in places for file in RUN_FILES]
+    shared = sorted({f"{place.rsplit('/', 1)[0]}/shared/model.json" for place in places})
+    api = HfApi()
+    try:
+        api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+        if not api.file_exists(name, CARD_FILE, repo_type="dataset"):
+            api.upload_file(
+                path_or_fileobj=dataset_card(places).encode(), path_in_repo=CARD_FILE, repo_id=name,
+                repo_type="dataset", commit_message="Add a data set card",
+            )  # fmt: skip
+        api.upload_folder(
+            repo_id=name, repo_type="dataset", folder_path=results, allow_patterns=[*files, *shared],
+            commit_message=f"Publish {', '.join(places)[:60]}",
+        )  # fmt: skip
+    # The hub's client raises errors of many libraries, none of which can be handled here.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RiebenchError(
+            f"{name} could not be uploaded: {reason}; `hf auth login` gives the right to write there"
+        ) from error
+    return f"https://huggingface.co/datasets/{name}"
+
+
+def dataset_card(places: Iterable[str]) -> str:
+    """Return the card of a repository of results, with which the hub shows records and scores as tables.
+
+    Args:
+        places: published runs, "SUITE/MODEL/CONFIGURATION" each.
+    """
+    runs = "\n".join(f"- `{place}`" for place in places)
+    return f"""---
+configs:
+- config_name: scores
+  data_files: "*/*/*/{SCORES_TABLE}"
+- config_name: records
+  data_files: "*/*/*/{RECORDS_TABLE}"
+tags:
+- riebench
+- sparse-autoencoder
+- image-editing
+---
+
+# Results of riebench
+
+Edits of pictures by features of sparse autoencoders in a text-to-image model, and their scores. Each folder
+`SUITE/MODEL/CONFIGURATION` is one run: `{RUN_FILE}` says what was run and by which commands, `{RECORDS_TABLE}` holds
+one row per edited picture, and `{SCORES_TABLE}` one row per score. With riebench installed,
+`riebench compare A B --results hf://datasets/OWNER/NAME` compares two of them.
+
+Runs uploaded first:
+
+{runs}
+"""
