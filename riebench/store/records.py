@@ -177,8 +177,8 @@ class UnitKey(StoredModel):
     @property
     def digest(self) -> str:
         """Short stable hash, used in file names and score lines."""
-        # This is `content_digest` of the fields, written out: none of these words needs escaping in JSON, and tables take
-        # the digests of tens of thousands of units.
+        # This is `content_digest` of the fields, written out: none of these words needs escaping in JSON, and tables
+        # take the digests of tens of thousands of units.
         strength = int(self.strength) if self.strength.is_integer() else self.strength
         text = (
             f'{{"block_set":"{self.block_set}","category":"{self.category}","example_hash":"{self.example_hash}",'
