@@ -231,14 +231,36 @@ def split_names(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
-def output_paths(results: Path | None) -> tuple[Path, Path]:
-    """Return the results folder and the leaderboard's path.
+PUBLISHED_RESULTS, OWN_RESULTS = Path("results"), Path("runs")
+"""Folders of published results and of runs made here."""
 
-    Both are inside --results, or in the working directory.
+
+def results_to_write(results: Path | None) -> Path:
+    """Return the folder that `riebench run` and `riebench score` write to.
+
+    Args:
+        results: the value of --results; None for `OWN_RESULTS`.
     """
-    if results is None:
-        return Path("results"), Path("leaderboard.md")
-    return results, results / "leaderboard.md"
+    return OWN_RESULTS if results is None else results
+
+
+def results_to_read(results: Path | None) -> Path:
+    """Return the folder that commands on stored results read.
+
+    Args:
+        results: the value of --results; None for `PUBLISHED_RESULTS` if that folder holds runs, or else `OWN_RESULTS`.
+    """
+    if results is not None:
+        return results
+    return PUBLISHED_RESULTS if any(PUBLISHED_RESULTS.glob("*/*/*/run.json")) else OWN_RESULTS
+
+
+def documents_folder(results: Path) -> Path:
+    """Return the folder of the leaderboard and the page of some results.
+
+    That of published results is the working directory; of all others it is the results folder itself.
+    """
+    return Path() if results == PUBLISHED_RESULTS else results
 
 
 def folders_in(results: Path) -> list[RunFolder]:
@@ -269,8 +291,11 @@ PicturesOption = Annotated[int, typer.Option(min=1, help="Pictures generated at 
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")]
 SizeOption = Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")]
-ConfigOption = Annotated[
-    str | None, typer.Option(help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.")
+SingleFileConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--single-file-config", help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id."
+    ),
 ]
 VaeOption = Annotated[
     str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id. [default: the model's]")
@@ -294,8 +319,11 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is
 ResultsOption = Annotated[
     Path | None,
     typer.Option(
-        "--results", help="Folder for everything that is written. [default: results/ and leaderboard.md here]"
+        "--results", help="Folder of the results. [default: results if it holds runs (published ones), else runs]"
     ),
+]
+OwnResultsOption = Annotated[
+    Path | None, typer.Option("--results", help="Folder for everything that is written. [default: runs]")
 ]
 ProfileOption = Annotated[
     str, typer.Option(help="default; or paper, piebench: as published scripts do, in tables of their own.")

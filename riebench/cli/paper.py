@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from riebench.cli.common import (
-    ConfigOption,
     DeviceOption,
     DtypeOption,
     LoraOption,
@@ -16,13 +15,14 @@ from riebench.cli.common import (
     ProfileOption,
     ResultsOption,
     SaeOption,
+    SingleFileConfigOption,
     SizeOption,
     SuiteOption,
     UnetOption,
     friendly,
-    output_paths,
     parse_numbers,
     parse_seeds,
+    results_to_read,
     say,
     split_names,
     with_options_of,
@@ -67,7 +67,7 @@ def job_from_options(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     size: SizeOption = None,
-    config: ConfigOption = None,
+    config: SingleFileConfigOption = None,
     vae: Annotated[str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id.")] = None,
     unet: UnetOption = None,
     lora: LoraOption = None,
@@ -95,7 +95,7 @@ def job_from_options(
 
         return PaperJob(
             out=out, work=work, suite=suite, model=model, base=base, sae=sae, sweep=sweep,
-            results=output_paths(results)[0], profile=get_profile(profile).name, prompts=prompts, limit=limit,
+            results=results_to_read(results), profile=get_profile(profile).name, prompts=prompts, limit=limit,
             seeds=parse_seeds(seeds), steps=_step_counts(steps), guidance=guidance,
             blocks=tuple(short_name(block) for block in split_names(blocks)), device=pick_device(device),
             dtype=dtype, batch_size=batch_size, redo=redo, offline=offline,

@@ -14,14 +14,17 @@ from riebench.cli.common import (
     DeviceOption,
     OfflineOption,
     OpenOption,
+    OwnResultsOption,
     ProfileOption,
     ResultsOption,
     ScorerOption,
     UpToDateOption,
     WeightsOption,
+    documents_folder,
     folders_in,
     friendly,
-    output_paths,
+    results_to_read,
+    results_to_write,
     say,
     split_names,
 )
@@ -31,7 +34,7 @@ from riebench.utils.terminal import print_document, print_line
 
 @friendly
 def score(
-    results: ResultsOption = None,
+    results: OwnResultsOption = None,
     suite: Annotated[
         list[str] | None, typer.Option(help="Folder of task files of your own that runs were made from; repeatable.")
     ] = None,
@@ -52,7 +55,7 @@ def score(
     from riebench.utils.machine import pick_device
 
     first, second = scorer_pair(scorer or ())
-    folders = folders_in(output_paths(results)[0])
+    folders = folders_in(results_to_write(results))
     with offline_mode(offline):
         report = compute(
             folders,
@@ -86,7 +89,7 @@ def tables(
 
     if profile is not None:
         get_profile(profile)
-    folders = folders_in(output_paths(results)[0])
+    folders = folders_in(results_to_read(results))
     paths = check_all(folders, profile) if check else write_all(folders, profile)
     for file in document or ():
         fill_document(file, check=check)
@@ -112,10 +115,14 @@ def leaderboard(
     device: DeviceOption = "auto",
     offline: OfflineOption = False,
 ) -> None:
-    """Write leaderboard.md from the results folder alone."""
+    """Write leaderboard.md from a results folder alone.
+
+    It lies in the results folder; that of results/, which is published, in the working directory.
+    """
     from riebench.analysis.leaderboard import check_leaderboard, write_leaderboard
 
-    folder, board = output_paths(results)
+    folder = results_to_read(results)
+    board = documents_folder(folder) / "leaderboard.md"
     if verify is not None:
         _verify(verify, suite or [], scorer or [], weights or [], device, offline)
     elif check:
@@ -204,7 +211,7 @@ def compare(
 
     folders = [
         folder
-        for folder in folders_in(output_paths(results)[0])
+        for folder in folders_in(results_to_read(results))
         if suite in (None, folder.spec.suite) and model in (None, folder.spec.model.name)
     ]
     groups = sorted({(folder.spec.suite, folder.spec.model.name) for folder in folders})
@@ -219,7 +226,7 @@ def compare(
 def report(
     results: ResultsOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write. [default: report/ here, or inside --results]")
+        Path | None, typer.Option(help="Folder to write. [default: report inside the results folder; of results, here]")
     ] = None,
     suite: Annotated[
         list[str] | None, typer.Option(help="Folder of task files of your own, for their prompts; repeatable.")
@@ -247,12 +254,12 @@ def report(
     from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
 
-    folder, board = output_paths(results)
+    folder = results_to_read(results)
     tasks = [task for name in suite or () for task in load_suite(name)]
     maker = ReportFeatures(device, offline, feature_limit, say, scorer)
     with offline_mode(offline):
         written = write_report(
-            folder, out or board.parent / "report", tasks, link=link, features=features, make_features=maker
+            folder, out or documents_folder(folder) / "report", tasks, link=link, features=features, make_features=maker
         )
     say(written.summary)
     print_line(written.page)
@@ -286,7 +293,7 @@ def export(
         from riebench.analysis.export import check_hub_name
 
         check_hub_name(push_to)
-    folders = folders_in(output_paths(results)[0])
+    folders = folders_in(results_to_read(results))
     for path in write(folders, out, chosen):
         print_line(path)
     if DATASET in chosen:
@@ -311,7 +318,7 @@ def validity(
     """Hold scores against the truth, where it is known: the toy world's judge."""
     from riebench.analysis.validity.document import fill_validity
 
-    paths = fill_validity(folders_in(output_paths(results)[0]), out, check=check)
+    paths = fill_validity(folders_in(results_to_read(results)), out, check=check)
     if check:
         say(f"{len(paths)} files are up to date")
     else:

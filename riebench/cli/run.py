@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,16 +11,16 @@ import typer
 from riebench.cli.common import (
     AttentionOption,
     ChannelsLastOption,
-    ConfigOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
     LoraOption,
     OfflineOption,
+    OwnResultsOption,
     ProfileOption,
-    ResultsOption,
     SaeOption,
     ScorerOption,
+    SingleFileConfigOption,
     SizeOption,
     StepsOption,
     SuiteOption,
@@ -27,8 +28,8 @@ from riebench.cli.common import (
     VaeOption,
     WeightsOption,
     friendly,
-    output_paths,
     parse_seeds,
+    results_to_write,
     say,
     split_names,
     with_options_of,
@@ -37,6 +38,7 @@ from riebench.utils.terminal import print_document
 
 
 def request_from_options(
+    context: typer.Context,
     settings: Annotated[
         list[str] | None, typer.Argument(help="Settings by name or YAML file; all official ones if none.")
     ] = None,
@@ -75,7 +77,7 @@ def request_from_options(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     size: SizeOption = None,
-    config: ConfigOption = None,
+    single_file_config: SingleFileConfigOption = None,
     vae: VaeOption = None,
     unet: UnetOption = None,
     lora: LoraOption = None,
@@ -101,7 +103,7 @@ def request_from_options(
     profile: ProfileOption = "default",
     scorer: ScorerOption = None,
     weights: WeightsOption = None,
-    results: ResultsOption = None,
+    results: OwnResultsOption = None,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Also write the page with every picture, to report/.")
     ] = True,
@@ -129,13 +131,19 @@ def request_from_options(
     shard: Annotated[
         str | None, typer.Option(help="I/N: make only the I-th of N parts; N processes do so at the same time.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with options of this command, which the others override; or a run.json, to repeat that run."
+        ),
+    ] = None,
 ) -> Any:
     """Build the `riebench.jobs.request.RunRequest` of `riebench run`'s options."""
     from riebench.jobs.request import EngineOptions, RunRequest, parse_batch_size, parse_shard
     from riebench.models.spec import ModelOptions
 
-    folder, board = output_paths(results)
-    return RunRequest(
+    folder = results_to_write(results)
+    request = RunRequest(
         suite=suite,
         settings=tuple(settings or ()),
         settings_set=settings_set,
@@ -152,8 +160,7 @@ def request_from_options(
         device=device,
         dtype=dtype,
         results=folder,
-        leaderboard=board,
-        report=board.parent / "report" if report else None,
+        report=folder / "report" if report else None,
         redo=redo,
         offline=offline,
         regions=regions,
@@ -165,7 +172,7 @@ def request_from_options(
         engine=EngineOptions(engine, address, workers, (1, 1) if shard is None else parse_shard(shard)),
         options=ModelOptions(
             size=size,
-            config=config,
+            config=single_file_config,
             vae=vae,
             offload=offload,
             vae_slicing=vae_slicing,
@@ -176,6 +183,18 @@ def request_from_options(
             loras=tuple(lora or ()),
         ),
     )
+    if config is None:
+        return request
+    from riebench.jobs.config import read_config
+
+    given = {name: value for name, value in request.to_config(defaults=True).items() if _is_given(context, name)}
+    return RunRequest.from_config(read_config(config, given), config)
+
+
+def _is_given(context: typer.Context, option: str) -> bool:
+    """Return whether an option stands on the command line."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @friendly

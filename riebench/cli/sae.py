@@ -9,7 +9,6 @@ import typer
 
 from riebench.cli import sae_training
 from riebench.cli.common import (
-    ConfigOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
@@ -21,6 +20,7 @@ from riebench.cli.common import (
     PicturesOption,
     PromptsOption,
     SaeOption,
+    SingleFileConfigOption,
     SizeOption,
     StepsOption,
     UnetOption,
@@ -175,7 +175,7 @@ def feature(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     size: SizeOption = None,
-    config: ConfigOption = None,
+    config: SingleFileConfigOption = None,
     vae: VaeOption = None,
     unet: UnetOption = None,
     lora: LoraOption = None,

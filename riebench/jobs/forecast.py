@@ -61,7 +61,7 @@ class PlannedWork:
     batch_size: int
     units: Sequence[Unit]
     done: Mapping[str, set[str]] = field(default_factory=dict)
-    results: Path = Path("results")
+    results: Path = Path("runs")
     sae_bytes: int = 0
     options: ModelOptions = field(default_factory=ModelOptions)
     regions: RegionSpec = field(default_factory=lambda: parse_regions(DEFAULT_REGIONS))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from riebench.blocks import module_path, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
+from riebench.jobs.config import RunConfig, parse_config
+from riebench.jobs.repeat import stored_setting
 from riebench.methods.check import check_setting
 from riebench.models.lookup import ModelRecipe
 from riebench.models.spec import ModelOptions
@@ -75,6 +79,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
+_MODEL_OPTIONS = ModelOptions.__dataclass_fields__
+"""Options of the model that have the same name in a file."""
+
 SEEDS = {"sweep": (0, 1, 2)}
 """Set of settings -> seeds of each example, for sets that compare methods; other sets have one seed."""
 
@@ -83,7 +90,9 @@ SEEDS = {"sweep": (0, 1, 2)}
 class RunRequest:
     """Options of one `riebench run`; the fields are its options.
 
-    Fields that are left empty take what the profile says of generation (seed, regions).
+    Fields that are left empty take what the profile says of generation (seed, regions); an empty path of the
+    leaderboard is `leaderboard.md` in the results folder. With `repeat`, a run.json, the setting is the stored one
+    unless `settings` names its file; `repeat_exactly` refuses a run of another identity.
     """
 
     suite: str = "toy"
@@ -101,8 +110,8 @@ class RunRequest:
     batch_size: int | None = None
     device: str = "auto"
     dtype: str | None = None
-    results: Path = Path("results")
-    leaderboard: Path = Path("leaderboard.md")
+    results: Path = Path("runs")
+    leaderboard: Path = Path()
     report: Path | None = None
     redo: str = "missing"
     offline: bool = False
@@ -114,12 +123,69 @@ class RunRequest:
     engine: EngineOptions = field(default_factory=EngineOptions)
     stop_after: int = STOP_AFTER
     trust_plugins: bool = False
+    repeat: Path | None = None
+    repeat_exactly: bool = True
 
     def __post_init__(self) -> None:
         profile = get_profile(self.profile)
         seeds = (profile.fixed_seed,) if profile.fixed_seed is not None else SEEDS.get(self.settings_set, (0,))
         object.__setattr__(self, "seeds", self.seeds or seeds)
         object.__setattr__(self, "regions", self.regions or profile.regions)
+        if self.leaderboard == Path():
+            object.__setattr__(self, "leaderboard", self.results / "leaderboard.md")
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any], file: Path = Path("the options")) -> RunRequest:
+        """Return the request of some options (see `riebench.jobs.config.RunConfig`).
+
+        Args:
+            values: option -> value; options that are not there have their defaults.
+            file: the file that they come from, for messages.
+
+        Raises:
+            RiebenchError: for an unknown option, or a value that does not fit.
+        """
+        stated = parse_config(values, file)
+        results = Path(stated.results)
+        names = set(RunConfig.model_fields) & set(cls.__dataclass_fields__) - {"engine", "results", "report"}
+        options = {name: getattr(stated, name) for name in set(RunConfig.model_fields) & set(_MODEL_OPTIONS)}
+        return cls(
+            **{name: getattr(stated, name) for name in names - {"batch_size", "repeat"}},
+            batch_size=None if stated.batch_size == "auto" else stated.batch_size,
+            repeat=None if stated.repeat is None else Path(stated.repeat),
+            results=results,
+            report=results / "report" if stated.report else None,
+            scorers=stated.scorer,
+            engine=EngineOptions(stated.engine, stated.address, stated.workers, parse_shard(stated.shard)),
+            options=ModelOptions(**options, config=stated.single_file_config, loras=stated.lora),
+        )
+
+    def to_config(self, *, defaults: bool = False) -> dict[str, Any]:
+        """Return the options as a plain mapping that JSON and YAML can hold.
+
+        `from_config` makes the same request of it.
+
+        Args:
+            defaults: whether to state options that have their defaults, too.
+        """
+        same = set(RunConfig.model_fields) & set(self.__dataclass_fields__) - {"engine", "report", "batch_size"}
+        values = {
+            **{name: getattr(self, name) for name in same},
+            **{name: getattr(self.options, name) for name in set(RunConfig.model_fields) & set(_MODEL_OPTIONS)},
+            "batch_size": self.batch_size or "auto",
+            "results": str(self.results),
+            "report": self.report is not None,
+            "repeat": None if self.repeat is None else str(self.repeat),
+            "scorer": self.scorers,
+            "engine": self.engine.engine,
+            "address": self.engine.address,
+            "workers": self.engine.workers,
+            "shard": "/".join(map(str, self.engine.shard)),
+            "single_file_config": self.options.config,
+            "lora": self.options.loras,
+        }
+        stated: dict[str, Any] = RunConfig(**values).model_dump(mode="json", exclude_defaults=not defaults)
+        return stated
 
     @property
     def recipe(self) -> ModelRecipe:
@@ -170,7 +236,10 @@ class RunRequest:
         scorer_pair(self.scorers)
         parse_weights(self.weights)
         tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
-        official = load_settings(self.suite, self.settings, self.settings_set, trust_plugins=self.trust_plugins)
+        if self.repeat is not None and not self.settings:
+            official: tuple[Setting, ...] = (stored_setting(self.repeat),)
+        else:
+            official = load_settings(self.suite, self.settings, self.settings_set, trust_plugins=self.trust_plugins)
         settings = tuple(self._with_options(setting) for setting in official)
         for setting in settings:
             check_setting(setting, setting.name)

@@ -11,28 +11,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.analysis.configurations import (
-    EVERYTHING,
-    Configuration,
-    configurations,
-    present_categories,
-    present_metrics,
-)
 from riebench.analysis.leaderboard import write_leaderboard
 from riebench.analysis.tables import write_tables
 from riebench.errors import RiebenchError
-from riebench.generation.regions.options import DEFAULT_REGIONS
+from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
+from riebench.jobs.repeat import check_repeated
 from riebench.jobs.request import RunRequest
+from riebench.jobs.summary import PlannedPart, may_rebuild, print_per_block
 from riebench.models.lookup import ModelRecipe
 from riebench.models.presets import scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.report.gallery import write_galleries
 from riebench.runs.failures import check_success
 from riebench.runs.plan import Unit, plan, shard_units
-from riebench.runs.prepare import check_prompts
+from riebench.runs.prepare import check_prompts, prepare_setting
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
-from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, run_path, set_aside
 from riebench.store.invocations import invocation_notes
 from riebench.tasks.schema import EditTask, Setting
@@ -41,11 +35,8 @@ from riebench.utils.files import remove_stale_files
 from riebench.utils.hub import offline_mode
 from riebench.utils.machine import pick_device
 from riebench.utils.markup import Document
-from riebench.utils.terminal import add_row, print_table, table_width, window_width
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from riebench.models.loading import LoadedModel
 
 
@@ -82,10 +73,12 @@ def run_job(request: RunRequest, say: Say) -> None:
             say(f"shard {shard} done in {time.monotonic() - started:.0f} s; when all shards have ended, the same "
                 "command without --shard scores and tabulates")  # fmt: skip
             return
-        folders = _produce(request, tasks, settings, say)
-        board = tabulate(request, folders, say)
-        if request.report is not None:
-            say_page(request.results, request.report, load_suite(request.suite), board, say)
+        suite = load_suite(request.suite)
+        folders = _produce(request, tasks, settings, suite, say)
+        planned = units()
+        board = tabulate(request, folders, planned, say)
+        if request.report is not None and board is not None:
+            say_page(request.results, request.report, suite, board, say)
         check_success(folders, units)
         say_failures(folders, say)
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
@@ -105,15 +98,16 @@ def produce(request: RunRequest, say: Say) -> list[RunFolder]:
         RiebenchError: as `run_job`.
     """
     with offline_mode(request.offline):
-        return _produce(request, *request.plan(), say)
+        return _produce(request, *request.plan(), load_suite(request.suite), say)
 
 
 def _produce(
-    request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
-) -> list[RunFolder]:
+    request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], suite: tuple[EditTask, ...],
+    say: Say,
+) -> list[RunFolder]:  # fmt: skip
     remove_stale_files(request.results)
     folders = generate(request, tasks, settings, say)
-    say(score_folders(request, folders))
+    say(score_folders(request, folders, suite))
     return folders
 
 
@@ -150,6 +144,7 @@ def generate(
         notes = invocation_notes(engine=engine.engine, **request.options.placement)
         more = {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
     _find_scorer(request, made.spec)
+    _refuse_another_run(request, tasks, settings, made)
     if redo == "all" and not engine.sharded:
         for setting in settings:
             place = run_path(request.results, tasks[0].suite, made.spec.name, setting.name)
@@ -174,7 +169,25 @@ def generate(
     )
     for line in folder_warnings(folders):
         say(line)
+    if request.repeat is not None and request.repeat_exactly:
+        for folder in folders:
+            check_repeated(request.repeat, folder.spec)
     return folders
+
+
+def _refuse_another_run(
+    request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], made: LoadedModel | ModelRecipe
+) -> None:
+    """Refuse to repeat a stored run with another identity, before anything is generated.
+
+    With workers, which load the model themselves, this is found out at the end.
+    """
+    if request.repeat is None or not request.repeat_exactly or isinstance(made, ModelRecipe):
+        return
+    regions = parse_regions(request.regions or DEFAULT_REGIONS).identity
+    for one in settings:
+        ready = prepare_setting(one, tasks[0].suite, made, request.results, None, regions, request.offline)
+        check_repeated(request.repeat, ready.folder.spec)
 
 
 def _find_scorer(request: RunRequest, model: ModelSpec) -> None:
@@ -187,44 +200,76 @@ def _find_scorer(request: RunRequest, model: ModelSpec) -> None:
     locate(ClipSpec.parse(scorer_pair(request.scorers)[0] or scorer_for(model)), offline=request.offline)
 
 
-def score_folders(request: RunRequest, folders: Sequence[RunFolder]) -> str:
+def score_folders(request: RunRequest, folders: Sequence[RunFolder], suite: tuple[EditTask, ...]) -> str:
     """Compute the scores that are missing; return a summary in words.
+
+    Args:
+        request: the options of the run.
+        folders: its run folders.
+        suite: whole tasks: units of earlier runs with another --limit are scored and not mistaken for changed ones.
 
     Raises:
         RiebenchError: as `run_job`.
     """
     from riebench.scoring.score import score
 
-    # Whole tasks: units of earlier runs with another --limit are scored and not mistaken for changed ones.
     scorer, second = scorer_pair(request.scorers)
     report = score(
-        folders, load_suite(request.suite), scorer=scorer, second=second, profile=request.profile,
+        folders, suite, scorer=scorer, second=second, profile=request.profile,
         weights=parse_weights(request.weights), offline=request.offline, device=request.scoring_device,
     )  # fmt: skip
     return report.summary
 
 
-def tabulate(request: RunRequest, folders: Sequence[RunFolder], say: Say) -> Document:
-    """Write tables, leaderboard and galleries, and print the per-block table.
+def tabulate(request: RunRequest, folders: Sequence[RunFolder], units: Sequence[Unit], say: Say) -> Document | None:
+    """Print the per-block table, and write galleries, tables and leaderboard.
 
-    Also print the places of all files. The files show all that is stored of the model; what is printed is what was
-    asked for.
+    What is printed, and the galleries, are about the command alone. Tables show all runs of its suite and model, the
+    leaderboard all of the results folder; each is left as it is if it shows far more of other runs
+    (`riebench.jobs.summary.may_rebuild`).
+
+    Args:
+        request: the options of the run.
+        folders: its run folders.
+        units: its units.
+        say: function that prints a line for people.
 
     Returns:
-        The leaderboard.
+        The leaderboard; None if it was left as it is.
     """
-    model_folder = folders[0].path.parent
-    group = [folder for folder in find_run_folders(request.results) if folder.path.parent == model_folder]
-    written = write_tables(model_folder, group)
-    board = write_leaderboard(request.results, request.leaderboard)
-    galleries = write_galleries(model_folder, group)
-    print_per_block(folders, request.profile)
+    model_folder, touched = folders[0].path.parent, {folder.path for folder in folders}
+    everything = find_run_folders(request.results)
+    group = [folder for folder in everything if folder.path.parent == model_folder]
+    tables = may_rebuild(group, touched, len(units))
+    written = write_tables(model_folder, group) if tables else []
+    board = (
+        write_leaderboard(request.results, request.leaderboard)
+        if may_rebuild(everything, touched, len(units))
+        else None
+    )
+    galleries = write_galleries(model_folder, folders)
+    keys = [unit.key for unit in units]
+    print_per_block([PlannedPart(folder, keys) for folder in folders], request.profile)
     say(f"pictures and records  {model_folder}/")
     if galleries:
         say(f"look at               {galleries[0].parent}/ (one picture per setting)")
-    say(f"tables                {', '.join(str(path) for path in written)}")
-    say(f"leaderboard           {request.leaderboard}")
+    if tables:
+        say(f"tables                {', '.join(str(path) for path in written)}")
+    if board is not None:
+        say(f"leaderboard           {request.leaderboard}")
+    else:
+        say(_stale_files_line(request, tables))
     return board
+
+
+def _stale_files_line(request: RunRequest, tables: bool) -> str:
+    """Return the line on the files that were left as they are, with the commands that make them anew."""
+    left = {"tables": not tables, "leaderboard": True, "report": request.report is not None}
+    commands = [f"`riebench {verb} --results {request.results}`" for verb, is_left in left.items() if is_left]
+    return (
+        f"not brought up to date: files that show far more of other runs in {request.results}/; "
+        f"{', '.join(commands)} {'makes them' if len(commands) == 1 else 'make them'}"
+    )
 
 
 def say_page(results: Path, out: Path, tasks: tuple[EditTask, ...], board: Document, say: Say) -> None:
@@ -258,50 +303,3 @@ def say_failures(folders: Sequence[RunFolder], say: Say) -> None:
     if reasons:
         reason, most = reasons.most_common(1)[0]
         say(f"{reasons.total()} units failed, {most} of them with: {reason}; `--redo errors` tries them again")
-
-
-def print_per_block(folders: Sequence[RunFolder], profile: str = DEFAULT) -> None:
-    """Print the per-block table to standard output.
-
-    It shows the ranking metric by category, and all other metrics over all categories.
-
-    Where the terminal is too narrow for all categories, none is shown: a number is never cut.
-
-    Args:
-        folders: run folders of one suite and model.
-        profile: name of the profile whose metrics are shown.
-    """
-    found = [configuration for folder in folders for configuration in configurations(folder, profile)]
-    categories = present_categories(found)
-    table = _per_block(found, categories, profile)
-    width = window_width()
-    if width is not None and table_width(table) > width:
-        table = _per_block(found, [], profile)
-    print_table(table)
-
-
-def _per_block(found: Sequence[Configuration], categories: Sequence[str], profile: str) -> Table:
-    from rich.table import Table
-
-    rank = PROFILES[profile].rank
-    others = [metric for metric in present_metrics(found) if metric != rank]
-    ranked = metric_format(rank).title.partition(" (")[0]
-    table = Table(
-        title=f"{ranked} by category; over all categories: the other metrics" if categories
-        else f"Over all categories; {ranked} by category: see the tables, or widen the window"
-    )  # fmt: skip
-    for heading in ("setting", "blocks"):
-        table.add_column(heading, no_wrap=True)
-    short = [category.removeprefix("change_").removesuffix("_object") for category in categories]
-    whole = EVERYTHING if categories else ranked
-    for heading in [*short, whole, *(metric.replace("_", " ") for metric in others), "scored"]:
-        table.add_column(heading, justify="right")
-    for configuration in found:
-        rows = [configuration.row(rank, category) for category in (*categories, EVERYTHING)]
-        cells = [("–" if row.mean is None else metric_format(rank).number(row.mean)) for row in rows]
-        for metric in others:
-            mean = configuration.row(metric, EVERYTHING).mean
-            cells.append("–" if mean is None else metric_format(metric).number(mean))
-        scored = f"{rows[-1].n_scored}/{rows[-1].n_expected}"
-        add_row(table, configuration.label, configuration.block_set, *cells, scored)
-    return table

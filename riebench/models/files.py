@@ -176,7 +176,7 @@ def check_single_config(family: Family, file: Path, folder: Path, config: str, s
     Raises:
         RiebenchError: in one line, naming the key.
     """
-    check_schedule(folder, f"--config {config}", steps)
+    check_schedule(folder, f"--single-file-config {config}", steps)
     family.check_training(file, _json(folder / SCHEDULER), _json(folder / "vae" / "config.json"), file.name)
 
 

@@ -225,7 +225,7 @@ def _load(wanted: _Request) -> _Loaded:
     if preset is None and path.is_file():
         return _from_single_file(path, wanted)
     if wanted.options.config is not None:
-        raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
+        raise RiebenchError(f"--single-file-config is for single files; {name} brings its own configuration")
     if preset is not None and preset.source.startswith(ASSET):
         from riebench.models.assets import asset_folder
 
@@ -275,8 +275,8 @@ def _from_single_file(path: Path, wanted: _Request) -> _Loaded:
     family = check_single_file(path, own_autoencoder=own_autoencoder)
     if wanted.options.config is None:
         raise RiebenchError(
-            f"{path.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
-            "--config sdxl-base, or the folder of its model"
+            f"{path.name} is a single file, which does not say how it was trained; say with "
+            "--single-file-config sdxl-turbo, --single-file-config sdxl-base, or the folder of its model"
         )
     folder = _config_folder(wanted.options.config, wanted.offline)
     check_single_config(family, path, folder, wanted.options.config, wanted.steps)
@@ -304,9 +304,11 @@ def _config_folder(config: str, offline: bool) -> Path:
     else:
         preset = PRESETS.get(config)
         if preset.source.startswith(ASSET) if preset else config.count("/") != 1:
-            raise RiebenchError(f"--config {config!r}: give sdxl-turbo, sdxl-base, a folder or a hub id OWNER/NAME")
+            raise RiebenchError(
+                f"--single-file-config {config!r}: give sdxl-turbo, sdxl-base, a folder or a hub id OWNER/NAME"
+            )
         source, revision = (preset.source, preset.revision) if preset else split_revision(config)
         folder = fetch(source, revision, patterns=CONFIG_PATTERNS, offline=offline)
     if not (folder / INDEX).is_file():
-        raise RiebenchError(f"--config {config}: {folder} is no model folder: {INDEX} is missing")
+        raise RiebenchError(f"--single-file-config {config}: {folder} is no model folder: {INDEX} is missing")
     return folder

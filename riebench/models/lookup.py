@@ -142,7 +142,7 @@ def look_up(
         raise RiebenchError(f"unknown dtype {dtype!r}{near_match(dtype, FORMATS)}")
     place = _find_files(name, preset)
     if chosen.config is not None and place.file is None:
-        raise RiebenchError(f"--config is for single files; {name} brings its own configuration")
+        raise RiebenchError(f"--single-file-config is for single files; {name} brings its own configuration")
     usual = _usual_sampling(place, chosen.config)
     _check_files(place, name, preset, chosen, steps or (preset.steps if preset else usual[0]))
     spec = ModelSpec.checked(
@@ -220,7 +220,7 @@ def _check_files(place: ModelInfo, name: str, preset: Preset | None, options: Mo
 
 
 def _config_here(config: str) -> Path | None:
-    """Return the folder that `--config` names, if it is on this machine."""
+    """Return the folder that `--single-file-config` names, if it is on this machine."""
     folder = Path(config).expanduser()
     if folder.is_dir():
         return folder if (folder / INDEX).is_file() else None
@@ -269,14 +269,14 @@ def cached_snapshot(repo: str, name: str, revision: str | None = None) -> Path |
 def _usual_sampling(place: ModelInfo, config: str | None) -> tuple[int, float]:
     """Return the usual steps and guidance of a model.
 
-    Those of a single file are the ones of the model that `--config` names.
+    Those of a single file are the ones of the model that `--single-file-config` names.
     """
     if place.file is None:
         return place.family.usual_sampling(_scheduler(place.folder))
     if config is None:
         raise RiebenchError(
-            f"{place.file.name} is a single file, which does not say how it was trained; say with --config sdxl-turbo, "
-            "--config sdxl-base, or the folder of its model"
+            f"{place.file.name} is a single file, which does not say how it was trained; say with "
+            "--single-file-config sdxl-turbo, --single-file-config sdxl-base, or the folder of its model"
         )
     preset = PRESETS.get(config)
     if preset is not None:

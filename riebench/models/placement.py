@@ -93,7 +93,7 @@ def _check_finite(networks: Sequence[nn.Module], shown: str) -> None:
             lacking = [name for name, value in named if value.is_meta]
             raise RiebenchError(
                 f"{shown} lacks {len(lacking)} tensors of its {type(part).__name__}, such as {lacking[0]}; "
-                "it is not whole, or its configuration (--config) is another model's"
+                "it is not whole, or its configuration (--single-file-config) is another model's"
             )
         # The smallest and largest number of a tensor are NaN or infinite if any of its numbers is, and need no copy.
         ends = torch.stack([torch.stack(value.aminmax()).float().cpu() for _, value in named])

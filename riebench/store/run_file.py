@@ -107,7 +107,7 @@ class RunFile:
                 raise StoreError(f"{self.folder} holds no run ({RUN_FILE} is missing)")
             return stored
         if stored is not None and stored.run_id != spec.run_id:
-            differences = "; ".join(_differences(stored.identity, spec.identity))
+            differences = "; ".join(identity_differences(stored.identity, spec.identity))
             raise IdentityError(
                 f"{self.folder} holds another run: {differences}; use another --results folder or delete it"
             )
@@ -189,12 +189,18 @@ class RunFile:
             self._stored, self._meta = content, self._parse_meta(content)
 
 
-def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the fields in which two identities differ, with both values."""
+def identity_differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the fields in which two identities differ, with both values.
+
+    Args:
+        there: the identity of a stored run (`RunSpec.identity`), or a part of it.
+        here: that of another run.
+        prefix: name of the part.
+    """
     if isinstance(there, dict) and isinstance(here, dict):
         for name in sorted({*there, *here}):
             label = f"{prefix}.{name}" if prefix else str(name)
-            yield from _differences(there.get(name), here.get(name), label)
+            yield from identity_differences(there.get(name), here.get(name), label)
     elif there != here:
         yield f"{prefix} is {json.dumps(there)} there and {json.dumps(here)} here"
 

@@ -182,13 +182,14 @@ def _duplicate_keys(node: yaml.Node) -> Iterator[tuple[int, str]]:
             yield from _duplicate_keys(item)
 
 
-def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
+def validate(model: type[M], data: dict[str, Any], path: Path, *, lines: bool = False) -> M:
     """Convert a mapping to a pydantic type.
 
     Args:
         model: the pydantic type.
         data: the mapping.
         path: the file that the mapping comes from, for messages.
+        lines: whether messages name the line of the key, too.
 
     Raises:
         TaskFileError: naming file, key and, for an unknown key or value, the nearest match.
@@ -196,13 +197,29 @@ def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise TaskFileError(f"{path}: {_describe_error(model, error, path)}") from error
+        line = _key_line(path, _first_error(error)["loc"]) if lines else None
+        where = f"{path}, line {line}" if line else path
+        raise TaskFileError(f"{where}: {_describe_error(model, error, path)}") from error
+
+
+def _first_error(error: ValidationError) -> Any:
+    # A misspelt key is both unknown and missing under its right name; the unknown key says more.
+    return min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+
+
+def _key_line(path: Path, location: tuple[int | str, ...]) -> int | None:
+    """Return the line of the top-level key of a location; None if the file has no such key."""
+    try:
+        node = yaml.compose(_read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (TaskFileError, yaml.YAMLError):
+        return None
+    keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) and location else []
+    return next((int(key.start_mark.line) + 1 for key in keys if key.value == str(location[0])), None)
 
 
 def _describe_error(model: type[BaseModel], error: ValidationError, path: Path) -> str:
     """Return the first fault of a validation error in one line."""
-    # A misspelt key is both unknown and missing under its right name; the unknown key says more.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = _first_error(error)
     location = first["loc"]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

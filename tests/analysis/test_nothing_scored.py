@@ -21,7 +21,7 @@ from riebench.analysis.export import export
 from riebench.analysis.leaderboard import leaderboard_text
 from riebench.analysis.standings import MethodComparison, entries
 from riebench.analysis.tables import table_texts
-from riebench.jobs.run import print_per_block
+from riebench.jobs.summary import print_per_block
 from riebench.report import write_report
 from riebench.report.data import mean, read_groups
 from riebench.report.plots import block_views, plot_points

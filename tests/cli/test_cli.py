@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest, blocks_option
-from riebench.jobs.run import print_per_block
+from riebench.jobs.summary import print_per_block
 from riebench.store.folder import RunFolder
 
 RUNNER = CliRunner()

@@ -127,7 +127,7 @@ def test_another_runs_folder_is_refused_as_by_the_run(job: RunRequest) -> None:
     [
         ({"blocks": "down.1.0"}, "has no block down.1.0"),
         ({"blocks": "mid.res.0"}, "works on attention blocks, not on mid.res.0"),
-        ({"options": ModelOptions(config="sdxl-turbo")}, "--config is for single files"),
+        ({"options": ModelOptions(config="sdxl-turbo")}, "--single-file-config is for single files"),
         ({"options": ModelOptions(size=33)}, "33 is no multiple of 2"),
         ({"model": "no/such/model"}, "no model 'no/such/model'"),
         ({"dtype": "float61"}, "did you mean 'float16'"),

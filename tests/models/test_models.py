@@ -232,9 +232,9 @@ def test_the_configuration_of_a_single_file_is_part_of_what_it_is(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "is a single file, which does not say how it was trained; say with --config sdxl-turbo"),
-        ({"config": "toy-turbo"}, "--config 'toy-turbo': give sdxl-turbo, sdxl-base"),
-        ({"config": "nowhere"}, "--config 'nowhere': give sdxl-turbo, sdxl-base"),
+        ({}, "is a single file, which does not say how it was trained; say with --single-file-config sdxl-turbo"),
+        ({"config": "toy-turbo"}, "--single-file-config 'toy-turbo': give sdxl-turbo, sdxl-base"),
+        ({"config": "nowhere"}, "--single-file-config 'nowhere': give sdxl-turbo, sdxl-base"),
         ({"config": str(Path(__file__).parent)}, "is no model folder: model_index.json is missing"),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_single_file_is_never_guessed_at(tmp_path: Path, options: dict[str, An
 
 
 def test_a_folder_takes_no_configuration() -> None:
-    with pytest.raises(RiebenchError, match="--config is for single files"):
+    with pytest.raises(RiebenchError, match="--single-file-config is for single files"):
         load_model(str(plain_folder()), options=ModelOptions(config="sdxl-turbo"))
 
 
