@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -55,6 +57,8 @@ TEXT_COLUMNS = frozenset({"cluster", "reason", "picture", "sae", "note", "scorer
 PICTURES = ("source_picture", "target_picture", "edited_picture")
 DATASET_INFO = "dataset_info.json"
 """File by which a dataset folder is known."""
+LOOKS = 5
+"""How often a folder is looked at before it counts as something else."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -316,7 +320,7 @@ def save_dataset(dataset: Dataset, place: Path) -> Path:
     Raises:
         RiebenchError: if something else is there.
     """
-    if place.exists() and not (place / DATASET_INFO).is_file():
+    if _holds_something_else(place):
         raise RiebenchError(f"{place} is there and no dataset; use another --out folder")
     if place.parent.is_dir():
         for one in place.parent.iterdir():
@@ -330,6 +334,23 @@ def save_dataset(dataset: Dataset, place: Path) -> Path:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return place
+
+
+def _holds_something_else(place: Path) -> bool:
+    """Return whether a path is taken by what is no dataset.
+
+    Another export may move its dataset away between two looks, so that the first of them proves nothing.
+    """
+    for _ in range(LOOKS):
+        try:
+            if DATASET_INFO in os.listdir(place):
+                return False
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
+        time.sleep(0.01)
+    return True
 
 
 def _put_in_place(new: Path, place: Path, old: Path) -> None:

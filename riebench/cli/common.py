@@ -240,16 +240,42 @@ def results_to_write(results: Path | None) -> Path:
 
     Args:
         results: the value of --results; None for `OWN_RESULTS`.
+
+    Raises:
+        RiebenchError: for an address on the hub.
     """
+    refuse_remote(results)
     return OWN_RESULTS if results is None else results
 
 
-def results_to_read(results: Path | None) -> Path:
+def refuse_remote(results: Path | None) -> None:
+    """Refuse an address on the hub as a folder to write to.
+
+    Raises:
+        RiebenchError: if it is one.
+    """
+    from riebench.store.remote import check_address, is_address
+
+    if results is not None and is_address(results):
+        check_address(results)
+        raise RiebenchError(
+            "--results hf://... can only be read, by compare, export, report, paper and validity; `riebench publish "
+            "--push-to OWNER/NAME` writes there"
+        )
+
+
+def results_to_read(results: Path | None, *, offline: bool = False) -> Path:
     """Return the folder that commands on stored results read.
 
     Args:
-        results: the value of --results; None for `PUBLISHED_RESULTS` if that folder holds runs, or else `OWN_RESULTS`.
+        results: the value of --results, a folder or an address on the hub; None for `PUBLISHED_RESULTS` if that folder
+            holds runs, or else `OWN_RESULTS`.
+        offline: whether results on the hub are taken from this machine's cache.
     """
+    from riebench.store.remote import fetch_results, is_address
+
+    if results is not None and is_address(results):
+        return fetch_results(results, offline=offline)
     if results is not None:
         return results
     return PUBLISHED_RESULTS if any(PUBLISHED_RESULTS.glob("*/*/*/run.json")) else OWN_RESULTS
@@ -319,7 +345,9 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is
 ResultsOption = Annotated[
     Path | None,
     typer.Option(
-        "--results", help="Folder of the results. [default: results if it holds runs (published ones), else runs]"
+        "--results",
+        help="Folder of the results, or hf://datasets/OWNER/NAME. [default: results if it holds runs (published ones), "
+        "else runs]",
     ),
 ]
 OwnResultsOption = Annotated[

@@ -23,6 +23,7 @@ from riebench.cli.common import (
     documents_folder,
     folders_in,
     friendly,
+    refuse_remote,
     results_to_read,
     results_to_write,
     say,
@@ -89,6 +90,7 @@ def tables(
 
     if profile is not None:
         get_profile(profile)
+    refuse_remote(results)
     folders = folders_in(results_to_read(results))
     paths = check_all(folders, profile) if check else write_all(folders, profile)
     for file in document or ():
@@ -121,6 +123,7 @@ def leaderboard(
     """
     from riebench.analysis.leaderboard import check_leaderboard, write_leaderboard
 
+    refuse_remote(results)
     folder = results_to_read(results)
     board = documents_folder(folder) / "leaderboard.md"
     if verify is not None:
@@ -189,7 +192,9 @@ def publish(
     def check(run: Path) -> None:
         _verify(run, suite or [], scorer or [], weights or [], device, offline)
 
-    folder, board = output_paths(None if results == Path("results") else results)
+    refuse_remote(results)
+    folder = results
+    board = documents_folder(folder) / "leaderboard.md"
     made = publish_all(find_runs(runs), folder, board, say, replace=replace, check=check if verify else None)
     for one in made:
         print_line(one.path)
@@ -251,15 +256,18 @@ def report(
     """
     from riebench.report import write_report
     from riebench.report.feature_choice import ReportFeatures
+    from riebench.store.remote import is_address
     from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
 
-    folder = results_to_read(results)
+    folder = results_to_read(results, offline=offline)
+    # Nothing is written into the hub's cache.
+    place = Path() if results is not None and is_address(results) else documents_folder(folder)
     tasks = [task for name in suite or () for task in load_suite(name)]
     maker = ReportFeatures(device, offline, feature_limit, say, scorer)
     with offline_mode(offline):
         written = write_report(
-            folder, out or documents_folder(folder) / "report", tasks, link=link, features=features, make_features=maker
+            folder, out or place / "report", tasks, link=link, features=features, make_features=maker
         )
     say(written.summary)
     print_line(written.page)

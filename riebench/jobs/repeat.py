@@ -20,7 +20,6 @@ from riebench.store.records import RUN_FILE, EditRecord, RunSpec
 from riebench.store.run_file import identity_differences
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite, shipped_suites
-from riebench.utils.files import parse_json, read_regular
 
 PLACES = (
     "suite", "model", "single_file_config", "vae", "unet", "lora", "regions", "scorer", "weights", "trust_plugins",
@@ -94,12 +93,9 @@ def _unknown(file: Path, what: str, remedy: str) -> RiebenchError:
 
 
 def _earlier_options(file: Path) -> dict[str, Any]:
-    """Return the options of the last command that wrote to a run folder, as far as they are stored."""
-    stored = parse_json(read_regular(file))
-    invocations = stored.get("invocations") if isinstance(stored, dict) else None
-    last = invocations[-1] if isinstance(invocations, list) and invocations else None
-    options = last.get("options") if isinstance(last, dict) else None
-    return options if isinstance(options, dict) else {}
+    """Return the options of the last run that wrote to a run folder, as far as they are stored."""
+    requests = [one.request for one in RunFolder(file.parent).invocations if one.request is not None]
+    return dict(requests[-1]) if requests else {}
 
 
 def _setting_file(setting: Setting, earlier: Mapping[str, Any], file: Path) -> list[str]:

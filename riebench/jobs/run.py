@@ -131,17 +131,20 @@ def generate(
     from riebench.runs import engines
 
     engine, recipe, redo = request.engine, request.recipe, request.redo_mode
+    asked = request.to_config()
     if engine.engine == "local":
         device = pick_device(request.device)
         say(f"loading {recipe.name} on {device}")
         model = recipe.load()
         check_prompts(model, tasks)
         made: LoadedModel | ModelRecipe = model
-        more: dict[str, Any] = {"provenance": invocation_notes(device=device, **request.options.placement)}
+        more: dict[str, Any] = {
+            "provenance": invocation_notes(request=asked, device=device, **request.options.placement)
+        }
     else:
         # Workers load the model, check prompts and report their device.
         made = recipe
-        notes = invocation_notes(engine=engine.engine, **request.options.placement)
+        notes = invocation_notes(request=asked, engine=engine.engine, **request.options.placement)
         more = {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
     _find_scorer(request, made.spec)
     _refuse_another_run(request, tasks, settings, made)

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from riebench.errors import FolderInUseError, StoreError
 from riebench.store.invocations import Invocation
-from riebench.store.parquet import read_records, read_score_table
+from riebench.store.parquet import read_records, read_score_table, score_columns
 from riebench.store.records import (
     RECORDS_FILE,
     RECORDS_TABLE,
@@ -50,7 +50,7 @@ from riebench.store.run_file import (
     part_path,
     renew_seal,
 )
-from riebench.store.scores import ScoreColumns, ScoreKey, ScoreList, ScoreTable
+from riebench.store.scores import ScoreKey, ScoreTable
 from riebench.utils.files import (
     append_lines,
     file_sha256,
@@ -183,7 +183,9 @@ class RunFolder:
         self._records_file = path / RECORDS_FILE
         self._run = RunFile(path)
         self._writer: _Writer | None = None
+        # What was read stays in memory in the form that is compact or asked for often, until a file changes.
         self._published: tuple[tuple[int, ...], list[EditRecord]] | None = None
+        self._score_table: tuple[list[tuple[int, ...]], ScoreTable] | None = None
         self.spec = self._run.resolve_spec(spec)
 
     @property
@@ -323,8 +325,7 @@ class RunFolder:
         file = self.path / RECORDS_TABLE
         if not file.exists():
             return []
-        stat = file.stat()
-        version = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        version = _file_version(file)
         if self._published is None or self._published[0] != version:
             self._published = version, read_records(file)
         return self._published[1]
@@ -349,7 +350,7 @@ class RunFolder:
 
     def _every_score(self) -> Iterator[ScoreRecord]:
         if (file := self.path / SCORES_TABLE).exists():
-            yield from ScoreColumns(read_score_table(file)).scores()
+            yield from ScoreTable(read_score_table(file)).scores()
         for number, line in read_lines(self.path / SCORES_FILE):
             try:
                 yield ScoreRecord.model_validate(line)
@@ -359,9 +360,12 @@ class RunFolder:
     def score_table(self) -> ScoreTable:
         """Return the same scores as `scores` by column, which is many times faster for published runs."""
         compact, lines = self.path / SCORES_TABLE, self.path / SCORES_FILE
-        if compact.exists() and not (lines.exists() and lines.stat().st_size):
-            return ScoreColumns(read_score_table(compact))
-        return ScoreList(self.scores().values())
+        version = [_file_version(file) for file in (compact, lines)]
+        if self._score_table is None or self._score_table[0] != version:
+            alone = compact.exists() and not (lines.exists() and lines.stat().st_size)
+            table = read_score_table(compact) if alone else score_columns(self.scores().values())
+            self._score_table = version, ScoreTable(table)
+        return self._score_table[1]
 
     @property
     def is_published(self) -> bool:
@@ -470,6 +474,15 @@ class RunFolder:
         lines = list(scores)
         place = self._invocation_place() if lines else None
         append_lines(self.path / SCORES_FILE, [_json_line(_with_maker(score, place)) for score in lines])
+
+
+def _file_version(file: Path) -> tuple[int, ...]:
+    """Return what tells whether a file has been written since; nothing for one that is not there."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return ()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 @dataclass

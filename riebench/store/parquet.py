@@ -80,16 +80,33 @@ def write_scores(path: Path, scores: Iterable[ScoreRecord]) -> None:
         path: the file, which is replaced as a whole.
         scores: in the order in which they were measured; those of one metric are put together, in this order.
     """
-    ordered = sorted(scores, key=lambda score: score.metric)
-    _write(path, SCORE_COLUMNS, {name: [getattr(one, name) for one in ordered] for name in SCORE_COLUMNS})
+    _write(path, SCORE_COLUMNS, _score_lists(sorted(scores, key=lambda score: score.metric)))
+
+
+def score_columns(scores: Iterable[ScoreRecord]) -> pa.Table:
+    """Return scores as columns, in the form in which `read_score_table` reads them."""
+    import pyarrow as pa
+
+    table = _table(SCORE_COLUMNS, _score_lists(list(scores)))
+    words = [one.dictionary_encode() if pa.types.is_string(one.type) else one for one in table.columns]
+    return pa.table(words, names=table.column_names)
+
+
+def _score_lists(scores: Sequence[ScoreRecord]) -> dict[str, list[Any]]:
+    return {name: [getattr(one, name) for one in scores] for name in SCORE_COLUMNS}
+
+
+def _table(types: Mapping[str, str], columns: Mapping[str, list[Any]]) -> pa.Table:
+    import pyarrow as pa
+
+    schema = _schema(types)
+    return pa.table([pa.array(columns[one.name], one.type) for one in schema], schema=schema)
 
 
 def _write(path: Path, types: Mapping[str, str], columns: Mapping[str, list[Any]]) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(types)
-    table = pa.table([pa.array(columns[one.name], one.type) for one in schema], schema=schema)
+    table = _table(types, columns)
     # Measured numbers hardly ever repeat: their bytes compress best when those of equal weight stand together.
     measured = [name for name in ("value", "seconds") if name in types]
     sink = io.BytesIO()

@@ -11,7 +11,7 @@ from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES
 from riebench.store.run_file import SEAL_FILE
 from riebench.utils.hub import fetch
 
-ADDRESS = re.compile(r"hf:/{1,2}(?:datasets/)?(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
+ADDRESS = re.compile(r"hf:/{1,2}datasets/(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
 """Address of a data set repository; path types of the standard library write two slashes as one."""
 RUN_FILES = (RUN_FILE, RECORDS_TABLE, SCORES_TABLE, RECORDS_FILE, SCORES_FILE, "scoring.json", SEAL_FILE)
 """Files of a run folder that are read from a repository."""
@@ -20,7 +20,19 @@ CARD_FILE = "README.md"
 
 def is_address(text: object) -> bool:
     """Return whether a results folder is named by an address on the hub."""
-    return str(text).startswith("hf:/")
+    return str(text) == "hf:" or str(text).startswith("hf:/")
+
+
+def check_address(address: str | Path) -> tuple[str, str | None]:
+    """Return the repository and the revision of an address; the latter is None for the newest.
+
+    Raises:
+        RiebenchError: if it is no address.
+    """
+    found = ADDRESS.fullmatch(str(address))
+    if found is None:
+        raise RiebenchError(f"{str(address)!r} is no address of results; write hf://datasets/OWNER/NAME[@REVISION]")
+    return f"{found['owner']}/{found['name']}", found["revision"]
 
 
 def fetch_results(address: str | Path, *, offline: bool = False) -> Path:
@@ -36,12 +48,9 @@ def fetch_results(address: str | Path, *, offline: bool = False) -> Path:
     Raises:
         RiebenchError: if it is no address, the hub cannot be reached, or the repository holds no runs.
     """
-    found = ADDRESS.fullmatch(str(address))
-    if found is None:
-        raise RiebenchError(f"{str(address)!r} is no address of results; write hf://datasets/OWNER/NAME[@REVISION]")
-    repo = f"{found['owner']}/{found['name']}"
+    repo, revision = check_address(address)
     patterns = [f"*/*/*/{name}" for name in RUN_FILES]
-    place = fetch(repo, found["revision"], patterns=patterns, offline=offline, kind="dataset")
+    place = fetch(repo, revision, patterns=patterns, offline=offline, kind="dataset")
     if not any(place.glob(f"*/*/*/{RUN_FILE}")):
         raise RiebenchError(f"{repo} holds no runs: it has no SUITE/MODEL/CONFIGURATION/{RUN_FILE}")
     return place

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from riebench.store.parquet import plain_list
 from riebench.store.records import ScoreRecord
@@ -58,70 +58,12 @@ class _Rows:
         return self._rows
 
 
-class ScoreTable(Protocol):
-    """Latest scores of a run, by column."""
-
-    @property
-    def measured(self) -> tuple[Measured, ...]:
-        """Metrics with their networks, in the order of their last score."""
-
-    def has_values(self, metric: str, backbone: str) -> bool:
-        """Return whether a metric by one network has any number."""
-
-    def series(self, metric: str, backbone: str) -> Series:
-        """Return the scores of one metric by one network."""
-
-    def scores(self) -> Iterator[ScoreRecord]:
-        """Yield all scores, the latest last for each metric."""
-
-
-class ScoreList:
-    """Score table made of single scores.
+class ScoreTable:
+    """Latest scores of a run, by column.
 
     Args:
-        scores: the latest score of every unit, metric and network, the latest last.
-    """
-
-    def __init__(self, scores: Iterable[ScoreRecord]) -> None:
-        self._scores = list(scores)
-        self._rows = _Rows()
-
-    @cached_property
-    def _groups(self) -> dict[Measured, list[int]]:
-        groups: dict[Measured, list[int]] = {}
-        for place, score in enumerate(self._scores):
-            groups.setdefault((score.metric, score.backbone), []).append(place)
-        return dict(sorted(groups.items(), key=lambda group: group[1][-1]))
-
-    @property
-    def measured(self) -> tuple[Measured, ...]:
-        """Metrics with their networks, in the order of their last score."""
-        return tuple(self._groups)
-
-    def has_values(self, metric: str, backbone: str) -> bool:
-        """Return whether a metric by one network has any number."""
-        return any(self._scores[place].value is not None for place in self._groups.get((metric, backbone), []))
-
-    def series(self, metric: str, backbone: str) -> Series:
-        """Return the scores of one metric by one network; empty columns if there are none."""
-        places = self._groups.get((metric, backbone), [])
-        some = [self._scores[place] for place in places]
-        units = [one.unit for one in some]
-        return Series(
-            units, [one.picture for one in some], [one.version for one in some], [one.value for one in some],
-            [one.reason for one in some], [one.invocation for one in some], places, self._rows.of(units),
-        )  # fmt: skip
-
-    def scores(self) -> Iterator[ScoreRecord]:
-        """Yield all scores in their order."""
-        yield from self._scores
-
-
-class ScoreColumns:
-    """Score table that was read from a file of columns (`riebench.store.parquet.read_score_table`).
-
-    Args:
-        table: the checked columns.
+        table: the checked columns, of a file (`riebench.store.parquet.read_score_table`) or of single scores
+            (`score_columns` there); no unit has two scores of one metric by one network.
     """
 
     def __init__(self, table: pa.Table) -> None:

@@ -251,10 +251,13 @@ def test_formats_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_a_models_name_leads_nowhere(tmp_path: Path) -> None:
-    file = add_run(tmp_path / "results", "good", 0.03, levels=1).path / "run.json"
+    run = add_run(tmp_path / "results", "good", 0.03, levels=1)
+    file = run.path / "run.json"
     meta = json.loads(file.read_text())
     meta["spec"]["model"]["name"] = "../../../evil"
     file.write_text(json.dumps(meta))
+    # A folder of another name than its run is left out, so that the name is not even looked at.
+    assert find_run_folders(tmp_path / "results") == []
     with pytest.raises(RiebenchError, match="leaves the folder of exports"):
-        export(find_run_folders(tmp_path / "results"), tmp_path / "a" / "out", ["latex", "figures"])
+        export([RunFolder(run.path)], tmp_path / "a" / "out", ["latex", "figures"])
     assert not list(tmp_path.rglob("*evil*"))

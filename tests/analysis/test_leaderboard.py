@@ -133,7 +133,7 @@ def test_every_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     add_run(tmp_path, "good", 0.03)
     add_run(tmp_path, "fair", 0.01)
     read: Counter[tuple[str, str]] = Counter()
-    for name in ("records", "scores"):
+    for name in ("records", "_every_score"):
         original = getattr(RunFolder, name)
 
         def counting(folder: RunFolder, name: str = name, original: Callable[..., Any] = original) -> Any:

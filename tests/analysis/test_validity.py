@@ -330,23 +330,24 @@ def test_untrusted_names_are_words_and_lead_nowhere(tmp_path: Path) -> None:
     document.parent.mkdir(parents=True)
     document.write_text("<!-- validity: about -->\n<!-- end -->\n")
     add_run(tmp_path / "results", "sae")
-    for name, odd in (("other", "x\n# <img src=y> [l](javascript:z)"), ("unjudged", "<b>bold</b>")):
-        file = add_run(tmp_path / "results", name, judged=name == "other").path / "run.json"
-        meta = json.loads(file.read_text())
-        meta["spec"]["model"]["source" if name == "other" else "name"] = odd
-        file.write_text(json.dumps(meta))
+    file = add_run(tmp_path / "results", "other").path / "run.json"
+    meta = json.loads(file.read_text())
+    meta["spec"]["model"]["source"] = "x\n# <img src=y> [l](javascript:z)"
+    file.write_text(json.dumps(meta))
+    add_run(tmp_path / "results", "unjudged", judged=False, model="<b>bold")
     add_run(tmp_path / "results", "third")
     fill_validity(folders_in(tmp_path / "results"), document)
     text = document.read_text()
     assert "`other` is left out: made by another model of this name: source is x # \\<img src=y>" in text
-    assert "](javascript" not in text and "\ntoy on \\<b>bold\\</b>: no verdicts" in text
+    assert "](javascript" not in text and "\ntoy on \\<b>bold: no verdicts" in text
     for file in (tmp_path / "results").glob("*/*/*/run.json"):
         meta = json.loads(file.read_text())
         meta["spec"]["model"]["name"] = "../../../evil"
         file.write_text(json.dumps(meta))
     document.write_text("<!-- validity: figure name=trust -->\n<!-- end -->\n")
+    runs = [RunFolder(file.parent) for file in sorted((tmp_path / "results").glob("*/*/*/run.json"))]
     with pytest.raises(RiebenchError, match=r"the name of a figure .* leaves the folder images"):
-        fill_validity(folders_in(tmp_path / "results"), document)
+        fill_validity(runs, document)
     assert not list(tmp_path.rglob("*.png"))
 
 

@@ -56,7 +56,7 @@ def test_what_is_published_is_replaced_on_request_only(tmp_path: Path) -> None:
     results = tmp_path / "results"
     publish(make_run(tmp_path / "long", seeds=3).path, results)
     short, other = make_run(tmp_path / "short", seeds=1), make_run(tmp_path / "other", params={"n_features": 7})
-    with pytest.raises(RiebenchError, match="has 2 units that .* lacks, e.g. e1; finish the run, or --replace"):
+    with pytest.raises(RiebenchError, match=r"has 2 units that .* lacks, e.g. e1; finish the run, or --replace"):
         publish(short.path, results)
     with pytest.raises(IdentityError, match=r"holds another run: params.n_features is 20 there and 7 here; --replace"):
         publish(other.path, results)
@@ -147,7 +147,7 @@ def test_uploaded_results_are_read_from_their_address(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     run = make_run(tmp_path / "runs", seeds=3)
-    (run.shared.path / "model.json").write_text("{}")
+    run.shared.write_json("model.json", {})
     done = CliRunner().invoke(app, ["publish", str(run.path), "--push-to", "me/results"])
     assert done.exit_code == 0 and "https://huggingface.co/datasets/me/results" in done.output
     files = {file.relative_to(Hub.place).as_posix() for file in Hub.place.rglob("*") if file.is_file()}
@@ -161,7 +161,7 @@ def test_uploaded_results_are_read_from_their_address(tmp_path: Path, monkeypatc
     assert len((tmp_path / "out/units.csv").read_text().splitlines()) == 1 + 3
 
 
-@pytest.mark.parametrize("address", ["hf://", "hf://me", "hf://datasets/me", "hf://datasets/me/results/x/y?"])
+@pytest.mark.parametrize("address", ["hf://", "hf://me", "hf://datasets/me/", "hf://datasets/me/results/x/y?"])
 def test_addresses_that_are_none_are_refused(address: str) -> None:
     done = CliRunner().invoke(app, ["tables", "--results", address])
     assert done.exit_code == 2 and "write hf://datasets/OWNER/NAME" in done.output

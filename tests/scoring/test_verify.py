@@ -146,7 +146,7 @@ def test_scores_left_out_stale_foreign_or_by_another_network(place: Path, run: P
     assert "by own-clip were not computed afresh; name what measured: --scorer" in findings(place)
     file.write_text(text)
     edit(file, lambda lines: lines.append(lines[0] | {"metric": "clip_grain"}), sealed=True)
-    assert "has a metric 'clip_grain' that riebench does not know" in findings(place)
+    assert "has scores of a metric 'clip_grain' that riebench does not know" in findings(place)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from records import add_record, make_key, make_record, make_score, make_spec
 
 from riebench.errors import StoreError
 from riebench.store.folder import RunFolder, run_path
-from riebench.store.parquet import read_records, read_score_table, write_records, write_scores
+from riebench.store.parquet import read_records, read_score_table, score_columns, write_records, write_scores
 from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, SCORES_TABLE, BlockFeatures, EditRecord, ScoreRecord
 from riebench.store.records import UnitKey as Key
-from riebench.store.scores import ScoreColumns, ScoreList
+from riebench.store.scores import ScoreTable
 from riebench.tasks.masks import MaskShare
 from riebench.utils.files import content_digest
 
@@ -39,8 +39,9 @@ RECORDS = st.builds(
     seconds=st.floats(0, 1e9), batch_size=st.integers(1, 1000), invocation=st.none() | st.integers(0, 9),
 )  # fmt: skip
 SCORES = st.builds(
-    ScoreRecord, unit=WORDS, metric=WORDS, version=st.integers(1, 9), backbone=st.just("") | WORDS, picture=WORDS,
-    value=NUMBERS, reason=st.none() | WORDS, invocation=st.none() | st.integers(0, 9),
+    ScoreRecord, unit=WORDS, metric=st.sampled_from("abc"), version=st.integers(1, 9),
+    backbone=st.sampled_from(["", "x"]), picture=WORDS, value=st.none() | NUMBERS, reason=WORDS,
+    invocation=st.none() | st.integers(0, 9),
 )  # fmt: skip
 
 
@@ -60,12 +61,20 @@ def test_score_columns_say_what_the_scores_say(
 ) -> None:
     path = tmp_path_factory.mktemp("scores") / SCORES_TABLE
     write_scores(path, scores)
-    columns, lines = ScoreColumns(read_score_table(path)), ScoreList(sorted(scores, key=lambda one: one.metric))
-    assert list(columns.scores()) == list(lines.scores())
-    assert columns.measured == lines.measured
-    for metric, backbone in lines.measured:
-        assert columns.series(metric, backbone) == lines.series(metric, backbone)
-        assert columns.has_values(metric, backbone) == lines.has_values(metric, backbone)
+    stored, lines = ScoreTable(read_score_table(path)), ScoreTable(score_columns(scores))
+    assert list(stored.scores()) == sorted(scores, key=lambda one: one.metric)
+    assert list(lines.scores()) == scores
+    # In the order of the last score of each, which is what tells whose numbers are shown.
+    pairs = [(one.metric, one.backbone) for one in scores]
+    assert lines.measured == tuple(sorted(set(pairs), key=lambda pair: len(pairs) - 1 - pairs[::-1].index(pair)))
+    for table in (stored, lines):
+        assert set(table.measured) == set(pairs)
+        for metric, backbone in pairs:
+            some = [one for one in scores if (one.metric, one.backbone) == (metric, backbone)]
+            series = table.series(metric, backbone)
+            assert series.units == [one.unit for one in some] and series.values == [one.value for one in some]
+            assert series.rows == {one.unit: row for row, one in enumerate(some)}
+            assert table.has_values(metric, backbone) == any(one.value is not None for one in some)
 
 
 @given(key=KEYS)
