@@ -346,6 +346,7 @@ REGIONS: Registry[Any] = Registry("region provider", "riebench.regions")
 MODEL_FAMILIES: Registry[Any] = Registry(
     "model family", "riebench.model_families", "riebench.models.families.base:Family"
 )
+MODEL_PRESETS: Registry[Any] = Registry("model preset", "riebench.model_presets", "riebench.models.spec:Preset")
 
 DEFAULT_FAMILY = "sdxl"
 """Model family whose blocks are meant where no model is named."""

@@ -85,7 +85,7 @@ def token_counter(model: str) -> tuple[TokenCounter, int]:
         The counter (start and end tokens included), and how many tokens are read.
     """
     preset = PRESETS[model]
-    folder = None
+    folder = preset.folder
     if preset.source.startswith(ASSET):
         from riebench.models.assets import asset_folder
 

@@ -170,6 +170,8 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
         return _info_of_folder(folder, str(folder))
+    if preset is not None and preset.folder is not None:
+        return _info_of_folder(model_folder(preset), name)
     path = Path(name).expanduser()
     if preset is None and path.is_dir():
         if not (path / INDEX).is_file():
@@ -225,11 +227,23 @@ def _config_here(config: str) -> Path | None:
     if folder.is_dir():
         return folder if (folder / INDEX).is_file() else None
     preset = PRESETS.get(config)
-    repo, revision = (preset.source, preset.revision) if preset else split_revision(config)
-    if preset is None and config.count("/") != 1:
+    if not preset.on_hub if preset else config.count("/") != 1:
         return None
+    repo, revision = (preset.source, preset.revision) if preset else split_revision(config)
     found = cached_snapshot(repo, INDEX, revision)
     return found if found is not None and (found / SCHEDULER).is_file() else None
+
+
+def model_folder(preset: Preset) -> Path:
+    """Return the folder of a preset whose source is one.
+
+    Raises:
+        RiebenchError: if there is no model in it.
+    """
+    folder = preset.folder
+    if folder is None or not (folder / INDEX).is_file():
+        raise RiebenchError(f"preset {preset.name}: {folder} is no model folder: {INDEX} is missing")
+    return folder
 
 
 def _info_of_folder(folder: Path, shown: str) -> ModelInfo:
