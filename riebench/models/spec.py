@@ -140,7 +140,9 @@ class Preset:
         if self.dtype not in FORMATS:
             raise RiebenchError(f"preset {self.name}: unknown dtype {self.dtype!r}{near_match(self.dtype, FORMATS)}")
         if self.folder is not None and not self.folder.is_absolute():
-            raise RiebenchError(f"preset {self.name}: {self.source!r} is relative; write {FOLDER}/PATH or {FOLDER}~/PATH")
+            raise RiebenchError(
+                f"preset {self.name}: {self.source!r} is relative; write {FOLDER}/PATH or {FOLDER}~/PATH"
+            )
         if self.folder is not None and self.revision is not None:
             raise RiebenchError(f"preset {self.name}: a folder has no revision; its files are hashed instead")
 
