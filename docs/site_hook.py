@@ -1,8 +1,8 @@
 """Hook of MkDocs: files outside `docs/` that the documents link to become pages of the site.
 
-A link such as `../leaderboard.md` is right in the repository and would lead out of the site. Each such file gets a page
-below `repository/`: Markdown as it is, other text as a code block, a folder as a list of names. Links to the README lead
-to the start page, which includes its text.
+A link such as `../leaderboard.md` is right in the repository and would lead out of the site. Each such file gets a
+page below `repository/`: Markdown as it is, other text as a code block, a folder as a list of names. Links to the README
+lead to the start page, which includes its text.
 """
 
 from __future__ import annotations
