@@ -4,8 +4,8 @@
     python -m benchmarks.overview --results DIR      draws what a run in DIR has made already
 
 Columns are edit categories, each with the first example and seed 0. Rows are the source picture, the edit in each
-block, and the target picture. A frame says that the toy world's judge sees the target's attribute in the edited picture.
-The file notes what it shows, and a test compares that with the stored results.
+block, and the target picture. A frame says that the toy world's judge sees the target's attribute in the edited
+picture. The file notes what it shows, and a test compares that with the stored results.
 """
 
 from __future__ import annotations

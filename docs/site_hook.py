@@ -1,8 +1,8 @@
 """Hook of MkDocs: files outside `docs/` that the documents link to become pages of the site.
 
 A link such as `../leaderboard.md` is right in the repository and would lead out of the site. Each such file gets a
-page below `repository/`: Markdown as it is, other text as a code block, a folder as a list of names. Links to the README
-lead to the start page, which includes its text.
+page below `repository/`: Markdown as it is, other text as a code block, a folder as a list of names. Links to the
+README lead to the start page, which includes its text.
 """
 
 from __future__ import annotations
@@ -114,12 +114,10 @@ def _page_text(target: str) -> str:
     """Return the Markdown of the page of a file or folder of the repository."""
     path = ROOT / target
     if path.is_dir():
-        names = sorted(
-            f"{one.name}/" if one.is_dir() else one.name for one in path.iterdir() if one.name[0] not in "._"
-        )
-        return "\n".join(
-            [f"# {target}\n", "A folder of the repository. It holds:\n", *(f"- `{name}`" for name in names)]
-        )
+        listed = [one for one in path.iterdir() if one.name[0] not in "._"]
+        names = sorted(f"{one.name}/" if one.is_dir() else one.name for one in listed)
+        lines = [f"# {target}\n", "A folder of the repository. It holds:\n", *(f"- `{name}`" for name in names)]
+        return "\n".join(lines)
     text = path.read_text(encoding="utf-8")
     if target.endswith(".md"):
         return text

@@ -1,4 +1,4 @@
-"""docs/configurations.md says what the code does: every method with its letters and parameters, every key of a setting."""
+"""docs/configurations.md says what the code does: every method with its inputs and parameters, every key."""
 
 from __future__ import annotations
 

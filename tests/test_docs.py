@@ -13,10 +13,10 @@ import typer.main
 from paths import ROOT
 
 from riebench.cli.main import app
-from riebench.registry import METHODS, METRICS, MODEL_FAMILIES, NETWORKS, REGIONS, SAE_FORMATS
+from riebench.registry import METHODS, METRICS, MODEL_FAMILIES, MODEL_PRESETS, NETWORKS, REGIONS, SAE_FORMATS
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-GROUPS = {one.group for one in (METHODS, METRICS, NETWORKS, SAE_FORMATS, REGIONS, MODEL_FAMILIES)}
+GROUPS = {one.group for one in (METHODS, METRICS, NETWORKS, SAE_FORMATS, REGIONS, MODEL_FAMILIES, MODEL_PRESETS)}
 """Groups of entry points, which look like modules and are none."""
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 

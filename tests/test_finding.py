@@ -42,12 +42,12 @@ def test_the_readme_opens_with_what_the_stored_results_say() -> None:
     assert float(background["ci_low"]) > max(float(row["ci_high"]) for row in others)
     largest = max(float(row["mean"]) for category, row in changed.items() if category != CATEGORY)
     expected = (
-        f"they make the wanted background appear in {share(background)} pictures ({percent(background, 'mean')} %, 95 % "
-        f"interval {percent(background, 'ci_low')} to {percent(background, 'ci_high')} %). In each of the other "
+        f"they make the wanted background appear in {share(background)} pictures ({percent(background, 'mean')} %, "
+        f"95 % interval {percent(background, 'ci_low')} to {percent(background, 'ci_high')} %). In each of the other "
         f"{NUMBERS[len(others)]} edit categories the target appears in {share(others[0])} "
         f"({percent(others[0], 'mean')} %, {percent(others[0], 'ci_low')} to "
-        f"{max(percent(row, 'ci_high') for row in others)} %), and the picture hardly changes: LPIPS to the source is at "
-        f"most {largest:.3f} there, against {float(changed[CATEGORY]['mean']):.3f} for backgrounds."
+        f"{max(percent(row, 'ci_high') for row in others)} %), and the picture hardly changes: the mean LPIPS to the "
+        f"source is at most {largest:.3f} there, against {float(changed[CATEGORY]['mean']):.3f} for backgrounds."
     )
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     opening = " ".join(text.partition("![")[0].split())
