@@ -122,6 +122,9 @@ class Registry(Generic[T]):
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             if name not in self._lazy:
                 entry = self._entries().get(name)
+                if package is None and entry is not None and _is_defined_by(entry, thing):
+                    # The package's own module, imported by its tests before anybody asked for the name.
+                    package = entry.package
                 if package is None and entry is not None:
                     raise RiebenchError(
                         f"the {self.kind} {name!r} is also in the installed package {entry.package}; uninstall it, or "
@@ -330,6 +333,12 @@ def _attribute(target: str) -> Any:
     for attribute in filter(None, attributes.strip().split(".")):
         found = getattr(found, attribute)
     return found
+
+
+def _is_defined_by(entry: PackageEntry, thing: Any) -> bool:
+    """Check whether an object is defined in the module that an entry point names."""
+    module, _, _ = entry.target.partition(":")
+    return getattr(getattr(thing, "function", thing), "__module__", None) == module.strip()
 
 
 def _is_own(target: str, thing: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from installed_packages import document_code, install, run
+from installed_packages import document_code, document_files, entry_points, install, install_document, run
 from paths import ROOT
 from safetensors.torch import save_file
 
@@ -44,14 +44,13 @@ def install_everything(folder: Path, version: str) -> None:
     """Install a package with one object of each kind but a model family."""
     modules = {
         "demo_methods": METHOD,
-        "demo_metrics": document_code("new-metric.md", "brightness_change"),
+        "my_metrics": document_files("new-metric.md")["my_metrics.py"],
         "demo_formats": document_code("new-sae.md", "read_mine"),
         "demo_regions": document_code("regions.md", "class Centre"),
     }
     groups = {
         "methods": {"half_patch": "demo_methods:half_patch"},
-        "metrics": {"brightness_change": "demo_metrics:brightness_change"},
-        "networks": {"brightness": "demo_metrics:BrightnessNetwork"},
+        **entry_points(document_files("new-metric.md")["pyproject.toml"]),
         "sae_formats": {"mine": "demo_formats:read_mine"},
         "regions": {"centre": "demo_regions:Centre"},
     }
@@ -103,6 +102,14 @@ def test_an_installed_package_serves_a_run_from_settings_to_tables(tmp_path: Pat
     install_everything(tmp_path / "newer", "1.1")
     refused = run(tmp_path / "newer", *command, cwd=tmp_path)
     assert refused.returncode == 2 and "riebench_demo" in refused.stderr and "1.1" in refused.stderr
+
+
+def test_the_guide_to_metrics_is_one_that_works(tmp_path: Path) -> None:
+    files = install_document(tmp_path / "site", "new-metric.md")
+    assert set(files) == {"my_metrics.py", "pyproject.toml", "test_my_metrics.py"}
+    (tmp_path / "test_my_metrics.py").write_text(files["test_my_metrics.py"])
+    done = run(tmp_path / "site", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_metrics.py", cwd=tmp_path)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_help_and_import_look_through_no_packages(tmp_path: Path) -> None:

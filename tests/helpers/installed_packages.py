@@ -29,6 +29,12 @@ def document_files(name: str) -> dict[str, str]:
     return dict(re.findall(r"`([\w.]+)`:\n\n```\w+\n(.*?)```", text, flags=re.DOTALL))
 
 
+def entry_points(pyproject: str) -> dict[str, dict[str, str]]:
+    """Return kind of entry points -> name -> target, as a document's pyproject.toml states them."""
+    stated = tomllib.loads(pyproject)["project"]["entry-points"]
+    return {group.removeprefix("riebench."): entries for group, entries in stated.items()}
+
+
 def install_document(folder: Path, name: str) -> dict[str, str]:
     """Install the package that a document describes, and return the document's files.
 
@@ -37,9 +43,10 @@ def install_document(folder: Path, name: str) -> dict[str, str]:
     files = document_files(name)
     project = tomllib.loads(files["pyproject.toml"])["project"]
     only = tomllib.loads(files["pyproject.toml"])["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
-    groups = {group.removeprefix("riebench."): entries for group, entries in project["entry-points"].items()}
     modules = {one.removesuffix(".py"): files[one] for one in only}
-    install(folder, project["name"].replace("-", "_"), modules, groups, project["version"])
+    install(
+        folder, project["name"].replace("-", "_"), modules, entry_points(files["pyproject.toml"]), project["version"]
+    )
     return files
 
 
