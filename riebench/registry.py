@@ -1,4 +1,4 @@
-"""Objects that settings, options and tables call by a name.
+"""Objects that configurations, options and tables call by a name.
 
 They ship with riebench, or come from installed packages or plug-in files. What ships is listed at the bottom, lazily,
 so that listing names imports neither torch nor a model. Other people's packages add to it by entry points

@@ -1,6 +1,6 @@
 """Checks of one suite for `riebench tasks check`.
 
-Tasks, prompts' lengths, settings, methods and blocks are checked.
+Tasks, prompts' lengths, configurations, methods and blocks are checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from riebench.tasks.suites import TokenCounter, check_prompt_lengths, default_mo
 
 
 def check_suite(suite: str) -> str:
-    """Load and check a suite and the official settings that go with it.
+    """Load and check a suite and the official configurations that go with it.
 
     Args:
         suite: a shipped suite's name, or a folder.

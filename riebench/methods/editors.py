@@ -192,7 +192,7 @@ def editor(
     The function is `edit(ctx, *, param=default, ...)`, from `EditorContext` to `Pictures`.
 
     Args:
-        name: as settings call it.
+        name: as configurations call it.
         access: see `riebench.methods.base.Method`.
         strengths: see `riebench.methods.base.Method`.
         multiple: see `Editor.multiple`.

@@ -25,11 +25,11 @@ from riebench.models.files import (
     family_of_folder,
     folder_sha256,
     hub_folder,
+    model_folder,
     variant,
     weight_files,
 )
 from riebench.models.loader import call_loader
-from riebench.models.lookup import model_folder
 from riebench.models.parts import add_loras, exchange_denoiser, load_autoencoder, put_autoencoder
 from riebench.models.placement import place
 from riebench.models.presets import PRESETS

@@ -23,6 +23,7 @@ from riebench.models.files import (
     check_single_config,
     check_single_file,
     family_of_folder,
+    model_folder,
     refuse_known,
 )
 from riebench.models.presets import PRESETS
@@ -232,18 +233,6 @@ def _config_here(config: str) -> Path | None:
     repo, revision = (preset.source, preset.revision) if preset else split_revision(config)
     found = cached_snapshot(repo, INDEX, revision)
     return found if found is not None and (found / SCHEDULER).is_file() else None
-
-
-def model_folder(preset: Preset) -> Path:
-    """Return the folder of a preset whose source is one.
-
-    Raises:
-        RiebenchError: if there is no model in it.
-    """
-    folder = preset.folder
-    if folder is None or not (folder / INDEX).is_file():
-        raise RiebenchError(f"preset {preset.name}: {folder} is no model folder: {INDEX} is missing")
-    return folder
 
 
 def _info_of_folder(folder: Path, shown: str) -> ModelInfo:

@@ -1,4 +1,4 @@
-"""Presets: official models of all families, those of installed packages, and the CLIP for their pictures.
+"""Presets of families and of installed packages, and the CLIP for their pictures.
 
 Needs neither torch nor diffusers.
 """

@@ -148,7 +148,10 @@ class Preset:
 
     @property
     def folder(self) -> Path | None:
-        """The folder on this machine that the source names, which need not exist; None for other sources."""
+        """The folder that the source names; None for other sources.
+
+        It need not exist.
+        """
         return Path(self.source.removeprefix(FOLDER)).expanduser() if self.source.startswith(FOLDER) else None
 
     @property
