@@ -124,7 +124,7 @@ def prepare_all(
     settings: Sequence[Setting], suite: str, model: LoadedModel, root: Path, source: str | None, regions: str,
     offline: bool,
 ) -> dict[str, PreparedSetting]:  # fmt: skip
-    """Prepare all configurations of a run, which share their SAEs (see `prepare_setting`).
+    """Prepare all configurations of a run, which share their SAEs.
 
     Args:
         settings: configurations with different names.
