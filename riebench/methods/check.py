@@ -70,7 +70,7 @@ def check_setting(setting: Setting, where: str) -> None:
     if setting.edit_steps is not None and not method.edits:
         raise TaskFileError(f"{where}: edit_steps: method {method.name!r} changes no step; leave the key out")
     if set(setting.access) != set(method.access):
-        raise TaskFileError(f"{where}: access: {setting.access!r}, but method {method.name!r} sees {method.access!r}")
+        raise TaskFileError(f"{where}: access: {setting.access!r}, but method {method.name!r} uses {method.access!r}")
 
 
 def token_counter(model: str) -> tuple[TokenCounter, int]:

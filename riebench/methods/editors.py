@@ -48,8 +48,8 @@ class EditorContext:
         example: the edit; prompts without brackets.
         noise: seed of the noise that source and target picture were made from.
         pictures: the source and the target picture as stored, uint8 [H, W, 3].
-        strengths: the levels of the knob to make pictures of.
-        access: what the editor declares to look at; None refuses nothing.
+        strengths: the edit strengths to make pictures at.
+        access: the inputs that the editor declares; None refuses nothing.
     """
 
     generator: Generator
@@ -247,7 +247,7 @@ def img2img(ctx: EditorContext, *, steps: int | None = None) -> Pictures:
 
     Args:
         ctx: the example.
-        steps: T; None for the model's own number, more for a knob of finer levels.
+        steps: T; None for the model's own number, more for finer edit strengths.
 
     Raises:
         RiebenchError: if `steps` is not positive.

@@ -119,7 +119,7 @@ def test_parameters_and_letters_are_checked_as_those_of_shipped_methods(tmp_path
     wrong = load_setting_file(write(tmp_path, more="params: {oftn: 2}\n"))
     with pytest.raises(TaskFileError, match=r"no parameter 'oftn' \(did you mean 'often'\?\)"):
         check_setting(wrong, "here")
-    with pytest.raises(TaskFileError, match="access: 'P', but method 'mine' sees 'PA'"):
+    with pytest.raises(TaskFileError, match="access: 'P', but method 'mine' uses 'PA'"):
         check_setting(load_setting_file(write(tmp_path)).model_copy(update={"access": "P"}), "here")
 
 
