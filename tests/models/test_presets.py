@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from installed_packages import install, install_document, run
@@ -89,7 +90,7 @@ def test_a_folder_that_is_gone_is_named(mine: Preset) -> None:
         ({"dtype": "float61"}, r"unknown dtype 'float61' \(did you mean 'float16'\?\)"),
     ],
 )
-def test_presets_that_cannot_be_used_are_refused(changes: dict[str, str], message: str) -> None:
+def test_presets_that_cannot_be_used_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RiebenchError, match=message):
         replace(MINE, **changes)
 
