@@ -84,9 +84,9 @@ def curves(rng: Random, n: int, kind: str) -> tuple[Floats, Floats]:
         kind: "even", "skewed", "bounded", "on a budget" (a level whose mean LPIPS is one, and one at which every
             example's is) or "noise" (nothing gains).
     """
-    knob = np.linspace(1, LEVELS, LEVELS) / (LEVELS - 1)
+    strength = np.linspace(1, LEVELS, LEVELS) / (LEVELS - 1)
     size = rng.beta(2, 4, size=(n, 1)) * 0.9
-    far = np.clip(size * knob + rng.normal(size=(n, LEVELS)) * 0.01, 0, None)
+    far = np.clip(size * strength + rng.normal(size=(n, LEVELS)) * 0.01, 0, None)
     if kind == "on a budget":
         far[:, 1] = 0.1
         far[:, 2] = rng.beta(2, 4, size=n) * 0.6  # of mean 0.2
@@ -97,7 +97,7 @@ def curves(rng: Random, n: int, kind: str) -> tuple[Floats, Floats]:
         "on a budget": lambda: 0.05 * rng.exponential(size=(n, 1)),
         "noise": lambda: np.zeros((n, 1)),
     }[kind]()
-    gain = scale * knob * (2 - knob) + rng.normal(size=(n, LEVELS)) * 0.01
+    gain = scale * strength * (2 - strength) + rng.normal(size=(n, LEVELS)) * 0.01
     return far, gain
 
 

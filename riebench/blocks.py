@@ -1,7 +1,7 @@
 """Names of blocks and of sets of blocks, whichever model family they belong to.
 
 A block is a part of the denoiser by its short name. What names there are, and which module each stands for, says the
-model's family (`riebench.models.families`); here the families are asked in turn, so that task files, settings and
+model's family (`riebench.models.families`); here the families are asked in turn, so that task files, configurations and
 tables can be read without a model.
 """
 

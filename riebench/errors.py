@@ -40,7 +40,7 @@ class RiebenchError(Exception):
 
 
 class TaskFileError(RiebenchError):
-    """A task or setting file that cannot be used.
+    """A task or configuration file that cannot be used.
 
     The message names file, key and nearest match.
     """

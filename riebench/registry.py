@@ -1,4 +1,4 @@
-"""Objects that settings, options and tables call by a name.
+"""Objects that configurations, options and tables call by a name.
 
 They ship with riebench, or come from installed packages or plug-in files. What ships is listed at the bottom, lazily,
 so that listing names imports neither torch nor a model. Other people's packages add to it by entry points
@@ -122,6 +122,9 @@ class Registry(Generic[T]):
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             if name not in self._lazy:
                 entry = self._entries().get(name)
+                if package is None and entry is not None and _is_defined_by(entry, thing):
+                    # The package's own module, imported by its tests before anybody asked for the name.
+                    package = entry.package
                 if package is None and entry is not None:
                     raise RiebenchError(
                         f"the {self.kind} {name!r} is also in the installed package {entry.package}; uninstall it, or "
@@ -332,6 +335,12 @@ def _attribute(target: str) -> Any:
     return found
 
 
+def _is_defined_by(entry: PackageEntry, thing: Any) -> bool:
+    """Check whether an object is defined in the module that an entry point names."""
+    module, _, _ = entry.target.partition(":")
+    return getattr(getattr(thing, "function", thing), "__module__", None) == module.strip()
+
+
 def _is_own(target: str, thing: Any) -> bool:
     """Check whether an object is the one that a lazy target names, importing nothing."""
     module, _, attribute = target.partition(":")
@@ -346,6 +355,7 @@ REGIONS: Registry[Any] = Registry("region provider", "riebench.regions")
 MODEL_FAMILIES: Registry[Any] = Registry(
     "model family", "riebench.model_families", "riebench.models.families.base:Family"
 )
+MODEL_PRESETS: Registry[Any] = Registry("model preset", "riebench.model_presets", "riebench.models.spec:Preset")
 
 DEFAULT_FAMILY = "sdxl"
 """Model family whose blocks are meant where no model is named."""

@@ -14,7 +14,7 @@ from paths import ROOT
 SCRIPT = ROOT / ".ci" / "run"
 PYTHON = """#!/bin/sh
 mkdir -p .ci-venv/bin
-for name in pip python ruff mypy lint-imports riebench; do
+for name in pip python ruff mypy lint-imports mkdocs riebench; do
     printf '#!/bin/sh\\necho %s >> ran\\n[ "$FAILS" != %s ]\\n' $name $name > .ci-venv/bin/$name
     chmod +x .ci-venv/bin/$name
 done

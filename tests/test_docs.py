@@ -13,11 +13,26 @@ import typer.main
 from paths import ROOT
 
 from riebench.cli.main import app
-from riebench.registry import METHODS, METRICS, MODEL_FAMILIES, NETWORKS, REGIONS, SAE_FORMATS
+from riebench.registry import METHODS, METRICS, MODEL_FAMILIES, MODEL_PRESETS, NETWORKS, REGIONS, SAE_FORMATS
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-GROUPS = {one.group for one in (METHODS, METRICS, NETWORKS, SAE_FORMATS, REGIONS, MODEL_FAMILIES)}
+GROUPS = {one.group for one in (METHODS, METRICS, NETWORKS, SAE_FORMATS, REGIONS, MODEL_FAMILIES, MODEL_PRESETS)}
 """Groups of entry points, which look like modules and are none."""
+TERMS = {
+    "knobs?": "edit strength",
+    "files of strangers": "untrusted files",
+    "all alike": "micro-average",
+    "gives way": "known scaling limits",
+    "sees PAM": "inputs used",
+    "the last pieces?|a piece|pieces of a run": "work item",
+}
+"""Words of the project's own -> the term of the field."""
+SETTING = r"\b(a|each|every|other|official|the) settings?\b|\bsetting files?\b"
+"""Phrases that speak of a method configuration."""
+NOT_PROSE = r"```.*?```|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)"
+"""Code, comments and addresses."""
+GENERATED = {"docs/results-toy.md", "docs/toyworld.md", "docs/validity.md"}
+"""Documents with generated parts, whose words are those of stored tables."""
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
 
@@ -39,6 +54,16 @@ def test_modules_and_files_that_the_text_names_are_there(name: str) -> None:
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert "://" in link or (ROOT / name).parent.joinpath(link).exists(), link
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_text_speaks_in_the_terms_of_the_field(name: str) -> None:
+    text = re.sub(NOT_PROSE, "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = {word: better for word, better in TERMS.items() if re.search(rf"\b({word})\b", text, re.IGNORECASE)}
+    assert not found
+    if name not in GENERATED:
+        prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+        assert not re.search(SETTING, prose, re.IGNORECASE), "say method configuration"
 
 
 def exists(dotted: str) -> bool:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-import subprocess
-import sys
-import zipfile
-from base64 import urlsafe_b64encode
-from collections.abc import Mapping
 from pathlib import Path
 
+from installed_packages import document_code, document_files, entry_points, install, install_document, run
 from paths import ROOT
 from safetensors.torch import save_file
 
 from riebench.saes.formats import load_sae
 
 SHIPPED_SAE = next((ROOT / "riebench/toyworld/assets/saes").glob("unet.mid_block.*")) / "final"
-GROUPS = ("methods", "metrics", "networks", "sae_formats", "regions", "model_families")
+GROUPS = ("methods", "metrics", "networks", "sae_formats", "regions", "model_families", "model_presets")
 RESULTS = Path("toy") / "toy-turbo"
 METHOD = '''
 from riebench.generation.edits import Branch, Edit, StaticEdit, Term
@@ -38,58 +31,6 @@ def half_patch(ctx: EditContext, *, branch: Branch = "both") -> Edit:
 '''
 
 
-def document_code(name: str, word: str) -> str:
-    """Return the Python block of a document that holds a word."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.DOTALL)
-    (code,) = [block for block in blocks if word in block]
-    return str(code)
-
-
-def install(
-    folder: Path, name: str, modules: Mapping[str, str], groups: Mapping[str, Mapping[str, str]], version: str = "1.0"
-) -> None:
-    """Build a wheel and install it with pip, without a network.
-
-    Args:
-        folder: gets the package, as `site-packages` would.
-        name: the distribution's.
-        modules: name -> Python code.
-        groups: kind of entry points -> name -> target.
-        version: the distribution's.
-    """
-    info = f"{name}-{version}.dist-info"
-    points = "".join(
-        f"[riebench.{group}]\n" + "".join(f"{key} = {target}\n" for key, target in entries.items())
-        for group, entries in groups.items()
-    )
-    files = {
-        **{f"{module}.py": code for module, code in modules.items()},
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": points,
-    }
-    lines = []
-    for path, text in files.items():
-        digest = urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
-        lines.append(f"{path},sha256={digest},{len(text.encode())}\n")
-    files[f"{info}/RECORD"] = "".join(lines) + f"{info}/RECORD,,\n"
-    wheel = folder.parent / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for path, text in files.items():
-            archive.writestr(path, text)
-    options = ["--quiet", "--no-deps", "--no-index", "--upgrade", "--target", str(folder)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
-
-
-def run(folder: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Python with the packages of a folder installed."""
-    path = os.pathsep.join(part for part in (str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")) if part)
-    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=cwd or folder, capture_output=True, text=True
-    )
-
-
 def ask(folder: Path, *lines: str) -> list[str]:
     """Return what each line of Python on the registries prints, or its error."""
     start = "from pathlib import Path\nfrom riebench.registry import *\n"
@@ -103,14 +44,13 @@ def install_everything(folder: Path, version: str) -> None:
     """Install a package with one object of each kind but a model family."""
     modules = {
         "demo_methods": METHOD,
-        "demo_metrics": document_code("new-metric.md", "brightness_change"),
+        "my_metrics": document_files("new-metric.md")["my_metrics.py"],
         "demo_formats": document_code("new-sae.md", "read_mine"),
         "demo_regions": document_code("regions.md", "class Centre"),
     }
     groups = {
         "methods": {"half_patch": "demo_methods:half_patch"},
-        "metrics": {"brightness_change": "demo_metrics:brightness_change"},
-        "networks": {"brightness": "demo_metrics:BrightnessNetwork"},
+        **entry_points(document_files("new-metric.md")["pyproject.toml"]),
         "sae_formats": {"mine": "demo_formats:read_mine"},
         "regions": {"centre": "demo_regions:Centre"},
     }
@@ -162,6 +102,14 @@ def test_an_installed_package_serves_a_run_from_settings_to_tables(tmp_path: Pat
     install_everything(tmp_path / "newer", "1.1")
     refused = run(tmp_path / "newer", *command, cwd=tmp_path)
     assert refused.returncode == 2 and "riebench_demo" in refused.stderr and "1.1" in refused.stderr
+
+
+def test_the_guide_to_metrics_is_one_that_works(tmp_path: Path) -> None:
+    files = install_document(tmp_path / "site", "new-metric.md")
+    assert set(files) == {"my_metrics.py", "pyproject.toml", "test_my_metrics.py"}
+    (tmp_path / "test_my_metrics.py").write_text(files["test_my_metrics.py"])
+    done = run(tmp_path / "site", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_metrics.py", cwd=tmp_path)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_help_and_import_look_through_no_packages(tmp_path: Path) -> None:

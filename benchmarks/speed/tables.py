@@ -29,7 +29,7 @@ Found = Mapping[str, Mapping[str, Any]]
 
 
 def gains(found: Found) -> str:
-    """Return the table of gains by shared beginnings for each block.
+    """Return the table of gains by shared prefixes for each block.
 
     Operations are counted, times measured.
     """
@@ -53,7 +53,7 @@ def measured(found: Found) -> str:
          f"{run['evaluations_an_image']:.1f} / {run['evaluations_one_by_one']:.1f}", ""),
         ("of the time of the bare model calls (the worst round)",
          f"{run['of_bare_calls']:.2f} ({run['of_bare_calls_most']:.2f})", "at most 1.15"),
-        ("the same with shared beginnings switched off", f"{run['of_bare_calls_nothing_shared']:.2f}", ""),
+        ("the same with shared prefixes switched off", f"{run['of_bare_calls_nothing_shared']:.2f}", ""),
         ("share of time outside the model",
          f"{100 * run['outside_model']:.1f} % (hooks {100 * run['hooks']:.1f} %)", "at most 10 %"),
         (f"scoring, {scoring['units']} units, all toy metrics: units a second / times one by one",

@@ -3,5 +3,5 @@
 Editors are methods that give edited pictures instead.
 
 Imports `generation` and what is below it. `base` has the `method` decorator and `EditContext`, `ranking` scores
-features and units, the other modules hold the methods, `check` holds a suite and its settings against them.
+features and units, the other modules hold the methods, `check` holds a suite and its configurations against them.
 """

@@ -315,7 +315,7 @@ class Method:
     """A registered method.
 
     Attributes:
-        name: as settings call it.
+        name: as configurations call it.
         function: `edit(ctx, **params)`.
         needs: what has to be captured or loaded before.
         access: what it may look at: letters of P (target prompt), A (target run's activations), M (masks),
@@ -333,7 +333,7 @@ class Method:
     def reads_blocks(self) -> bool:
         """True if the method reads activations of blocks.
 
-        Otherwise it changes none, whatever blocks its setting names.
+        Otherwise it changes none, whatever blocks its configuration names.
         """
         return bool(self.needs & BLOCK_NEEDS)
 
@@ -411,7 +411,7 @@ def method(
     """Register `edit(ctx, *, param=default, ...)` as a method, as a decorator.
 
     Args:
-        name: as settings call it.
+        name: as configurations call it.
         access: see `Method.access`.
         needs: see `Method.needs`.
         strengths: see `Method.strengths`.

@@ -1,6 +1,6 @@
 """Checks of one suite for `riebench tasks check`.
 
-Tasks, prompts' lengths, settings, methods and blocks are checked.
+Tasks, prompts' lengths, configurations, methods and blocks are checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from riebench.tasks.suites import TokenCounter, check_prompt_lengths, default_mo
 
 
 def check_suite(suite: str) -> str:
-    """Load and check a suite and the official settings that go with it.
+    """Load and check a suite and the official configurations that go with it.
 
     Args:
         suite: a shipped suite's name, or a folder.
@@ -70,7 +70,7 @@ def check_setting(setting: Setting, where: str) -> None:
     if setting.edit_steps is not None and not method.edits:
         raise TaskFileError(f"{where}: edit_steps: method {method.name!r} changes no step; leave the key out")
     if set(setting.access) != set(method.access):
-        raise TaskFileError(f"{where}: access: {setting.access!r}, but method {method.name!r} sees {method.access!r}")
+        raise TaskFileError(f"{where}: access: {setting.access!r}, but method {method.name!r} uses {method.access!r}")
 
 
 def token_counter(model: str) -> tuple[TokenCounter, int]:
@@ -85,7 +85,7 @@ def token_counter(model: str) -> tuple[TokenCounter, int]:
         The counter (start and end tokens included), and how many tokens are read.
     """
     preset = PRESETS[model]
-    folder = None
+    folder = preset.folder
     if preset.source.startswith(ASSET):
         from riebench.models.assets import asset_folder
 

@@ -48,8 +48,8 @@ class EditorContext:
         example: the edit; prompts without brackets.
         noise: seed of the noise that source and target picture were made from.
         pictures: the source and the target picture as stored, uint8 [H, W, 3].
-        strengths: the levels of the knob to make pictures of.
-        access: what the editor declares to look at; None refuses nothing.
+        strengths: the edit strengths to make pictures at.
+        access: the inputs that the editor declares; None refuses nothing.
     """
 
     generator: Generator
@@ -192,7 +192,7 @@ def editor(
     The function is `edit(ctx, *, param=default, ...)`, from `EditorContext` to `Pictures`.
 
     Args:
-        name: as settings call it.
+        name: as configurations call it.
         access: see `riebench.methods.base.Method`.
         strengths: see `riebench.methods.base.Method`.
         multiple: see `Editor.multiple`.
@@ -247,7 +247,7 @@ def img2img(ctx: EditorContext, *, steps: int | None = None) -> Pictures:
 
     Args:
         ctx: the example.
-        steps: T; None for the model's own number, more for a knob of finer levels.
+        steps: T; None for the model's own number, more for finer edit strengths.
 
     Raises:
         RiebenchError: if `steps` is not positive.

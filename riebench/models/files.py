@@ -14,7 +14,7 @@ from typing import Any
 from riebench.errors import RiebenchError
 from riebench.models.families.base import Family, families
 from riebench.models.families.sizes import CONFIG_PATTERNS
-from riebench.models.spec import HALF_DTYPES, ModelOptions, parse_lora
+from riebench.models.spec import HALF_DTYPES, ModelOptions, Preset, parse_lora
 from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, split_revision
@@ -28,6 +28,18 @@ FP16 = "fp16"
 """Mark of the half-precision copy of a file on hubs."""
 NOT_FULL = ("*.fp16.*", "*.fp16-*", "*.non_ema*", "*.bf16.*")
 """Patterns of weight files that are not the full-precision ones."""
+
+
+def model_folder(preset: Preset) -> Path:
+    """Return the folder of a preset whose source is one.
+
+    Raises:
+        RiebenchError: if there is no model in it.
+    """
+    folder = preset.folder
+    if folder is None or not (folder / INDEX).is_file():
+        raise RiebenchError(f"preset {preset.name}: {folder} is no model folder: {INDEX} is missing")
+    return folder
 
 
 def weight_patterns(parts: Iterable[str], *, half: bool) -> tuple[str, ...]:

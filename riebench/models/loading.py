@@ -25,6 +25,7 @@ from riebench.models.files import (
     family_of_folder,
     folder_sha256,
     hub_folder,
+    model_folder,
     variant,
     weight_files,
 )
@@ -231,9 +232,12 @@ def _load(wanted: _Request) -> _Loaded:
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
         return _Loaded(_from_folder(folder, wanted, name), preset.spec_source, _folder_identity(folder, None))
-    if preset is None and path.is_dir():
+    if preset is not None and preset.folder is not None:
+        path = model_folder(preset)
+    if path.is_dir() and (preset is None or preset.folder is not None):
         pipe = _from_folder(path, wanted, name)
-        return _Loaded(pipe, path.resolve().name, _folder_identity(path, _variant(path, wanted.dtype, name)))
+        called = preset.spec_source if preset else path.resolve().name
+        return _Loaded(pipe, called, _folder_identity(path, _variant(path, wanted.dtype, name)))
     if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         known = near_match(name, PRESETS)
         raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
@@ -303,7 +307,7 @@ def _config_folder(config: str, offline: bool) -> Path:
         folder = Path(config).expanduser()
     else:
         preset = PRESETS.get(config)
-        if preset.source.startswith(ASSET) if preset else config.count("/") != 1:
+        if not preset.on_hub if preset else config.count("/") != 1:
             raise RiebenchError(
                 f"--single-file-config {config!r}: give sdxl-turbo, sdxl-base, a folder or a hub id OWNER/NAME"
             )

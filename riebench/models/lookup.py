@@ -23,6 +23,7 @@ from riebench.models.files import (
     check_single_config,
     check_single_file,
     family_of_folder,
+    model_folder,
     refuse_known,
 )
 from riebench.models.presets import PRESETS
@@ -170,6 +171,8 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
 
         folder = asset_folder(preset.source.removeprefix(ASSET))
         return _info_of_folder(folder, str(folder))
+    if preset is not None and preset.folder is not None:
+        return _info_of_folder(model_folder(preset), name)
     path = Path(name).expanduser()
     if preset is None and path.is_dir():
         if not (path / INDEX).is_file():
@@ -225,9 +228,9 @@ def _config_here(config: str) -> Path | None:
     if folder.is_dir():
         return folder if (folder / INDEX).is_file() else None
     preset = PRESETS.get(config)
-    repo, revision = (preset.source, preset.revision) if preset else split_revision(config)
-    if preset is None and config.count("/") != 1:
+    if not preset.on_hub if preset else config.count("/") != 1:
         return None
+    repo, revision = (preset.source, preset.revision) if preset else split_revision(config)
     found = cached_snapshot(repo, INDEX, revision)
     return found if found is not None and (found / SCHEDULER).is_file() else None
 

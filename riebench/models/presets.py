@@ -1,4 +1,4 @@
-"""Presets: official models of all families, and the CLIP for their pictures.
+"""Presets of families and of installed packages, and the CLIP for their pictures.
 
 Needs neither torch nor diffusers.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
+from riebench.errors import RiebenchError
 from riebench.models.families.base import families
 from riebench.models.spec import ASSET, DEFAULT_SCORER, ModelSpec, Preset
+from riebench.registry import MODEL_PRESETS
 
 SECOND_SCORER = "siglip2-b16"
 """The independent CLIP beside `DEFAULT_SCORER`, which SDXL's own text encoder contains."""
@@ -21,14 +23,21 @@ SAE_BYTES_PER_BLOCK = 4 * (2 * 1280 * 5120 + 1280 + 5120)
 
 
 class _Presets(Mapping[str, Preset]):
-    """Mapping from preset name to preset, of all families.
+    """Mapping from preset name to preset, of all families and installed packages.
 
-    The families are read when the mapping is first used.
+    Both are read when the mapping is first used. Presets of packages that fail to import are left out.
     """
 
     @cached_property
     def _found(self) -> dict[str, Preset]:
-        return {preset.name: preset for family in families() for preset in family.presets}
+        found = {preset.name: preset for family in families() for preset in family.presets}
+        added: dict[str, Preset] = MODEL_PRESETS.usable()
+        for name in sorted(found.keys() & added.keys()):
+            raise RiebenchError(
+                f"the package {MODEL_PRESETS.package(name)} takes the name of the model preset {name!r}, which is "
+                "there already; uninstall it, or use a version with another name"
+            )
+        return found | added
 
     def __getitem__(self, name: str) -> Preset:
         return self._found[name]

@@ -1,4 +1,4 @@
-"""Settings and identity of a model, without the model itself.
+"""Options and identity of a model, without the model itself.
 
 `ModelOptions` and `Preset` say how a model is loaded and placed, `ModelSpec` is its identity in a run, `model_label`
 and `source_name` name results folders. The command line, the loader and code that only plans ahead share them.
@@ -6,6 +6,7 @@ and `source_name` name results folders. The command line, the loader and code th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,13 @@ MAX_LORA_SCALE = 100.0
 """Largest size of a LoRA's scale; at more, what it adds is far larger than any trained change."""
 ASSET = "asset:"
 """Prefix of the source of a model that ships with the package."""
+FOLDER = "folder:"
+"""Prefix of the source of a model whose folder lies on this machine."""
 DEFAULT_SCORER = "clip-l14"
 """The CLIP that scores pictures of weights that no preset names."""
+
+
+_PRESET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,13 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model with the settings it is meant to be used with.
+    """A model with the options it is meant to be used with.
 
     Attributes:
-        name: what the user types.
-        source: hub id, or "asset:NAME" for one that ships with the package.
-        revision: commit of the hub; None for assets (their files are hashed).
+        name: what the user types; letters, digits, ".", "_" and "-".
+        source: hub id; "folder:PATH" for a folder in diffusers' layout on this machine, absolute or from "~"; or
+            "asset:NAME" for one that ships with the package.
+        revision: commit of the hub; None for folders and assets (their files are hashed).
         steps: denoising steps.
         guidance: classifier-free guidance scale; 0 means none.
         size: picture side in pixels.
@@ -109,6 +116,10 @@ class Preset:
         saes: where its SAEs are, as `riebench.saes.sources` reads it, or "asset:NAME".
         notes: what one should know before comparing its numbers.
         family: name of its model family.
+
+    Raises:
+        RiebenchError: for a name that cannot name a folder, a relative folder, a folder with a revision, or an unknown
+            number format.
     """
 
     name: str
@@ -123,12 +134,39 @@ class Preset:
     notes: str
     family: str = DEFAULT_FAMILY
 
+    def __post_init__(self) -> None:
+        if not _PRESET_NAME.fullmatch(self.name):
+            raise RiebenchError(f"preset name {self.name!r}: use letters, digits, '.', '_' and '-', a letter first")
+        if self.dtype not in FORMATS:
+            raise RiebenchError(f"preset {self.name}: unknown dtype {self.dtype!r}{near_match(self.dtype, FORMATS)}")
+        if self.folder is not None and not self.folder.is_absolute():
+            raise RiebenchError(
+                f"preset {self.name}: {self.source!r} is relative; write {FOLDER}/PATH or {FOLDER}~/PATH"
+            )
+        if self.folder is not None and self.revision is not None:
+            raise RiebenchError(f"preset {self.name}: a folder has no revision; its files are hashed instead")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the source names; None for other sources.
+
+        It need not exist.
+        """
+        return Path(self.source.removeprefix(FOLDER)).expanduser() if self.source.startswith(FOLDER) else None
+
+    @property
+    def on_hub(self) -> bool:
+        """True if the source is a hub id."""
+        return not self.source.startswith((ASSET, FOLDER))
+
     @property
     def spec_source(self) -> str:
         """The source in a run's identity.
 
-        Shipped models differ by the hash of their files.
+        Shipped models and folders differ by the hash of their files; a folder's path is no part of it.
         """
+        if self.folder is not None:
+            return self.folder.name
         return f"riebench/{self.name}" if self.source.startswith(ASSET) else self.source
 
 
@@ -221,7 +259,7 @@ def model_label(
 ) -> str:  # fmt: skip
     """Return the name of a model's results folder.
 
-    Other settings give other pictures and get a folder of their own.
+    Other options give other pictures and get a folder of their own.
 
     Args:
         name: the preset's name or `source_name`.

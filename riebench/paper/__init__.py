@@ -2,7 +2,7 @@
 
 A recipe is a module with two functions, entered by name in `riebench.paper.registry.RECIPES`:
 
-    make(job: PaperJob) -> Artefact                     measures or reads; tables, settings, a short reading
+    make(job: PaperJob) -> Artefact                     measures or reads; tables, configurations, a short reading
     draw(figure: Figure, artefact: Artefact) -> None    draws the artefact's rows on an empty figure and sets its size
 
 `make` may take long. Its measurements go through `job.cached_rows(name, key, compute)`, which stores finished rows in

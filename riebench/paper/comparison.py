@@ -1,7 +1,7 @@
 """Comparison of methods on the same examples and seeds, by score and by truth.
 
 A `Comparison` computes areas, true areas and their bootstrap replicates for entries with equally many seeds. The
-functions below it read entries from run folders, join the settings of a group and sort entries by their seeds.
+functions below it read entries from run folders, join the configurations of a group and sort entries by their seeds.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def read_entries(folders: Iterable[RunFolder], *, single_blocks: bool = False) -
 
     Args:
         folders: of one suite and model; where two hold the same method at as many seeds, the first one counts.
-        single_blocks: also return block sets that are part of a setting's whole.
+        single_blocks: also return block sets that are part of a configuration's whole.
     """
     found: dict[tuple[str, str, str, int], Entry] = {}
     for folder in folders:
@@ -190,11 +190,11 @@ def read_entries(folders: Iterable[RunFolder], *, single_blocks: bool = False) -
 
 
 def join_groups(everything: Iterable[Entry], groups: dict[str, str]) -> list[Entry]:
-    """Join the settings of each group into one method that has all their levels.
+    """Join the configurations of each group into one method that has all their levels.
 
     Args:
         everything: one entry for each setting.
-        groups: setting -> its group, for those that have one.
+        groups: configuration -> its group, for those that have one.
     """
     members: dict[tuple[str, str, str, int], list[Entry]] = {}
     for entry in everything:
@@ -214,7 +214,7 @@ def join_groups(everything: Iterable[Entry], groups: dict[str, str]) -> list[Ent
 
 
 def setting_name(entry: Entry) -> str:
-    """Return the name of the setting of an entry that holds a single one."""
+    """Return the name of the configuration of an entry that holds a single one."""
     return entry.configurations[0].setting
 
 

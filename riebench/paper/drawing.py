@@ -101,7 +101,7 @@ SHARE_WIDTH, SHARE_HEIGHT = 4.6, 1.9
 def draw_shares(figure: Figure, artefact: Artefact) -> None:
     """Draw where switched features lie: a row of two maps for each variant.
 
-    The maps are of features switched on and off, of the setting of the variant with fewest features.
+    The maps are of features switched on and off, of the configuration of the variant with fewest features.
     """
     rows = artefact.table().rows
     variants = values_of(rows, "variant")
@@ -117,7 +117,7 @@ def draw_shares(figure: Figure, artefact: Artefact) -> None:
 
 
 def _switched(rows: Sequence[Row], setting: object) -> float:
-    """Return how many features a setting switches; 0 if that is not stored."""
+    """Return how many features a configuration switches; 0 if that is not stored."""
     found = next((row["switched"] for row in rows if row["setting"] == setting), None)
     return float(found) if isinstance(found, int | float) else 0.0
 

@@ -1,7 +1,7 @@
 """Switches of the published scripts, and the document that describes them.
 
-What the scripts do is stated once, in `SWITCHES`. Defaults are read from the methods, and what official settings set
-otherwise from their files, so that the document cannot say anything else than the code does.
+What the scripts do is stated once, in `SWITCHES`. Defaults are read from the methods, and what official configurations
+set otherwise from their files, so that the document cannot say anything else than the code does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from riebench.scoring.profiles import DEFAULT, PROFILES
 from riebench.tasks.settings import load_settings, settings_folder, settings_sets
 
 SUITES = ("sdxl", "toy")
-"""Suites with official settings of their own."""
+"""Suites with official configurations of their own."""
 SAME = ("sae", "neurons", "activation_patch")
 """Methods that share `add_only` and `delete_uses_target`."""
 
@@ -99,7 +99,7 @@ def profile_text() -> str:
 
 
 def profile_facts() -> dict[str, Any]:
-    """Return everything that the document states, read from code and setting files."""
+    """Return all that the document states, read from code and configurations."""
     paper, default = PROFILES["paper"], PROFILES[DEFAULT]
     assert paper.regions != default.regions and paper.fixed_seed != default.fixed_seed
     return {
@@ -120,14 +120,14 @@ def profile_facts() -> dict[str, Any]:
 
 
 def yaml_word(value: bool | str) -> str:
-    """Return a parameter's value as setting files write it."""
+    """Return a parameter's value as configuration files write it."""
     return str(value).lower() if isinstance(value, bool) else value
 
 
 def official_values(switch: Switch) -> dict[str, dict[str, Any]]:
-    """Return the parameter's value in every official setting that has it.
+    """Return the parameter's value in every official configuration that has it.
 
-    It is folder -> setting -> value.
+    It is folder -> configuration -> value.
     """
     found: dict[str, dict[str, Any]] = {}
     for suite in SUITES:
@@ -143,11 +143,11 @@ def official_values(switch: Switch) -> dict[str, dict[str, Any]]:
 
 
 def set_otherwise(switch: Switch) -> list[dict[str, Any]]:
-    """Return where official settings give a parameter another value than its default.
+    """Return where official configurations differ from a parameter's default.
 
     Returns:
-        For each value: the value, the settings' names, and the folders that have them; no names if all settings of
-        these methods in the folder have the value.
+        For each value: the value, the configurations' names, and the folders that have them; no names if all
+        configurations of these methods in the folder have the value.
     """
     places: dict[tuple[Any, tuple[str, ...]], list[str]] = {}
     for folder, values in official_values(switch).items():
@@ -162,5 +162,5 @@ def set_otherwise(switch: Switch) -> list[dict[str, Any]]:
 
 
 def _folders_with(switch: Switch, wanted: object) -> list[str]:
-    """Return the folders in which some setting has a value."""
+    """Return the folders in which some configuration has a value."""
     return [folder for folder, values in official_values(switch).items() if wanted in values.values()]

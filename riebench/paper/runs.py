@@ -1,7 +1,7 @@
 """Runs that artefacts are read from: stored results, and short runs for the rest.
 
-`collect_runs` finds the runs of some settings and makes those that are missing. `SelectionPools` counts the features
-and units that methods select from, so that settings can be compared at equal shares.
+`collect_runs` finds the runs of some configurations and makes those that are missing. `SelectionPools` counts the
+features and units that methods select from, so that configurations can be compared at equal shares.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class RunSet:
 
 
 def collect_runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str] = ()) -> RunSet:
-    """Collect the stored runs of some settings, and make short runs of the others.
+    """Collect stored runs of configurations, and make short runs of the others.
 
     Args:
         job: sets the results folder, and the options of short runs.
-        wanted: setting -> its set; run if it is not stored.
-        others: settings that are read if they are stored.
+        wanted: configuration -> its set; run if it is not stored.
+        others: configurations that are read if they are stored.
 
     Raises:
         RiebenchError: whatever a run raises.
@@ -97,7 +97,7 @@ def collect_runs(job: PaperJob, wanted: Mapping[str, str], others: Iterable[str]
 
 
 def short_request(job: PaperJob, settings_set: str, names: tuple[str, ...]) -> RunRequest:
-    """Return the request of short runs of some settings, below the work folder.
+    """Return the request of short runs of some configurations, below the work folder.
 
     A profile may ask for regions found by networks trained on photographs. Shipped models generate no photographs, so
     that under every profile their regions come from their own text attention.
@@ -148,7 +148,7 @@ def is_complete(folder: RunFolder, job: RunRequest) -> bool:
 
 
 def paper_settings(suite: str) -> dict[str, str]:
-    """Return the paper's own settings of a suite, mapped to their set."""
+    """Return the paper's own configurations of a suite, mapped to their set."""
     return dict.fromkeys(setting_names(suite, PAPER_SET), PAPER_SET)
 
 
@@ -165,7 +165,7 @@ class SelectionPools:
     units: Mapping[str, int]
 
     def size(self, setting: Setting) -> int | None:
-        """Count the features or units of all of a setting's blocks together.
+        """Count the features or units of all of a configuration's blocks together.
 
         Returns:
             Their number; None if the method has no pool, or a block's is unknown.
@@ -174,7 +174,7 @@ class SelectionPools:
         return sum(pool[block] for block in setting.blocks) if set(setting.blocks) <= set(pool) else None
 
     def share(self, setting: Setting) -> Fraction | None:
-        """Compute the share of its pool that a setting switches on, and off.
+        """Compute the share of its pool that a configuration switches on, and off.
 
         Returns:
             The share; None as for `size`, or if blocks select separately.

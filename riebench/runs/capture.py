@@ -23,7 +23,7 @@ class CapturePlan:
 
     Args:
         generator: generator of pictures.
-        prepared: setting name -> setting, ready to run.
+        prepared: configuration name -> configuration, ready to run.
         uses_attention: tells whether an example's masks need text attention.
     """
 
@@ -40,7 +40,7 @@ class CapturePlan:
         self._sites = known_sites(model.denoiser)
         self._shape = model.family.shape_of_pipeline(model.pipe)
         blocks = self._attention_blocks()
-        # The usual blocks count even if a setting uses only one of them: so it is treated alike beside any others.
+        # The usual blocks count even if a configuration uses only one of them, so that others change nothing.
         self._usual = self._footprint(blocks, blocks, blocks)
 
     def footprint(self, works: Sequence[ExampleWork]) -> Footprint:

@@ -58,7 +58,7 @@ class ExampleWork:
 def plan(
     tasks: Sequence[EditTask], settings: Sequence[Setting], seeds: Sequence[int] = (0,), limit: int | None = None
 ) -> list[Unit]:
-    """List all units of a benchmark, examples outside, settings inside.
+    """List all units of a benchmark, examples outside, configurations inside.
 
     Args:
         tasks: tasks with the examples to edit.
@@ -78,7 +78,7 @@ def plan(
 
 
 def _block_sets(setting: Setting) -> tuple[tuple[str, ...], ...]:
-    # A method that reads no blocks changes none, whatever blocks its setting names.
+    # A method that reads no blocks changes none, whatever blocks its configuration names.
     load_setting_plugin(setting)
     return setting.block_sets if get_method(setting.method).reads_blocks else ((),)
 

@@ -1,6 +1,6 @@
 """Preparation of a run, before anything is generated.
 
-Settings are checked against a model and made ready (`prepare_setting`), run folders are opened (`open_folders`),
+Configurations are checked against a model and made ready (`prepare_setting`), run folders are opened (`open_folders`),
 prompts are checked (`check_prompts`), and software and device are described for run.json (`environment_notes`).
 """
 
@@ -41,7 +41,7 @@ RUN_FILE_PACKAGES = ("riebench", "torch", "diffusers", "transformers")
 
 @dataclass
 class PreparedSetting:
-    """One setting, ready to run.
+    """One configuration, ready to run.
 
     Attributes:
         setting: the method with its parameters.
@@ -59,7 +59,7 @@ class PreparedSetting:
 
 
 SaeCache = dict[tuple[str | None, str], "SparseAutoencoder"]
-"""SAEs in memory, by source and block: settings that name the same ones share them and their code statistics."""
+"""SAEs in memory, by source and block: configurations that name the same ones share them and their code statistics."""
 
 
 def prepare_setting(
@@ -72,17 +72,17 @@ def prepare_setting(
     offline: bool,
     sae_cache: SaeCache | None = None,
 ) -> PreparedSetting:
-    """Check a setting against the model, load its SAEs and open its folder.
+    """Check a configuration against the model, load its SAEs and open its folder.
 
     Args:
         setting: the method with its parameters.
         suite: name of the suite.
         model: the generating model.
         root: results folder.
-        source: SAEs for every setting; None for the setting's own, or else the model's.
+        source: SAEs for every configuration; None for the configuration's own, or else the model's.
         regions: identity of the region provider.
         offline: True to fetch nothing.
-        sae_cache: SAEs that other settings loaded; those loaded here are added.
+        sae_cache: SAEs that other configurations loaded; those loaded here are added.
 
     Raises:
         RiebenchError: if parameters, blocks, SAEs or folder do not fit.
@@ -115,10 +115,10 @@ def prepare_all(
     settings: Sequence[Setting], suite: str, model: LoadedModel, root: Path, source: str | None, regions: str,
     offline: bool,
 ) -> dict[str, PreparedSetting]:  # fmt: skip
-    """Prepare all settings of a run, which share their SAEs (see `prepare_setting`).
+    """Prepare all configurations of a run, which share their SAEs.
 
     Args:
-        settings: settings with different names.
+        settings: configurations with different names.
         suite: as in `prepare_setting`, as is what follows.
         model: likewise.
         root: likewise.
@@ -127,7 +127,7 @@ def prepare_all(
         offline: likewise.
 
     Returns:
-        Setting name -> setting, ready to run.
+        Configuration name -> configuration, ready to run.
 
     Raises:
         RiebenchError: if parameters, blocks, SAEs or a folder do not fit.
@@ -143,7 +143,7 @@ def packages_of(method: str, family: str, saes: Iterable[SparseAutoencoder]) -> 
     """Return the installed packages whose code a run depends on: name -> version.
 
     Args:
-        method: the setting's method.
+        method: the configuration's method.
         family: the model's family.
         saes: read for it; a reader of a package decides what an SAE computes.
     """
@@ -155,7 +155,7 @@ def packages_of(method: str, family: str, saes: Iterable[SparseAutoencoder]) -> 
 def check_places(
     setting: Setting, sites: Sequence[str], model: ModelSpec
 ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
-    """Compare a setting's blocks and steps with a model's.
+    """Compare a configuration's blocks and steps with a model's.
 
     Args:
         setting: the method with its parameters.
@@ -166,7 +166,7 @@ def check_places(
         The blocks to look at, and the steps to change (see `PreparedSetting.window`).
 
     Raises:
-        RiebenchError: naming setting, model and what does not fit.
+        RiebenchError: naming configuration, model and what does not fit.
     """
     method = get_method(setting.method)
     blocks = tuple(short_name(block) for block in setting.blocks) if method.reads_blocks else ()
@@ -234,7 +234,7 @@ def open_folders(
     """Open the folders of a run for writing, and close them in any case.
 
     Args:
-        folders: setting name -> its folder.
+        folders: configuration name -> its folder.
         units: all units of the run, those of all shards.
         model: the generating model.
         regions: identity of the region provider.
@@ -259,13 +259,13 @@ def open_folders(
         digests: dict[str, dict[str, Unit]] = {name: {} for name in folders}
         for unit in mine:
             digests[unit.setting.name][unit.key.digest] = unit
-        # The files that settings share are checked once for all of them.
+        # The files that configurations share are checked once for all of them.
         whole = cache(first.shared.is_intact)
         done = {name: folder.finished_units(redo, digests[name], whole) for name, folder in folders.items()}
         left = [unit for unit in mine if unit.key.digest not in done[unit.setting.name]]
         works = works_of(left, fixed_noise=model.fixed_noise)
         for work in works:
-            # Also files that no record of these folders names yet: other settings may have made them.
+            # Also files that no record of these folders names yet: other configurations may have made them.
             first.drop_damaged(work.units[0].key)
         yield works
 

@@ -1,7 +1,7 @@
 """The main loop of a run: skip finished units, make and record the rest.
 
 Source and target runs, their traces and masks are made once per example and seed and serve all settings. Rows of one
-batch may belong to different examples, settings, block sets and strengths. At most a few examples' traces are in
+batch may belong to different examples, configurations, block sets and strengths. At most a few examples' traces are in
 memory at a time, however many there are.
 
 `run_benchmark` prepares a run and starts the `Runner`. That one leaves units of editors to an `EditorRunner`, collects
@@ -118,8 +118,8 @@ class PendingRows:
 class EditorRunner:
     """Runner of the units of editors.
 
-    Each setting has a batch size of its own, since editors differ in the memory they need: one that runs short of it
-    makes no other setting's batches smaller.
+    Each configuration has a batch size of its own, since editors differ in the memory they need: one that runs short
+    of it makes no other configuration's batches smaller.
 
     Args:
         generator: the loaded model.
@@ -138,7 +138,7 @@ class EditorRunner:
         """Make some units of one example and one setting.
 
         Args:
-            editor: the setting's method.
+            editor: the configuration's method.
             units: units that differ in strength alone.
             work: their example.
             pictures: the source and the target picture as stored.
@@ -170,7 +170,7 @@ class Recorder:
     """Writer of the runner's pictures and records.
 
     Args:
-        prepared: setting name -> setting; their folders are being written.
+        prepared: configuration name -> configuration; their folders are being written.
         bar: progress bar that counts units.
 
     Attributes:
@@ -186,7 +186,7 @@ class Recorder:
     def shared_image(self, work: ExampleWork, role: Role, fresh: Pixels) -> Pixels:
         """Store a source or target picture, unless it is stored; return the stored one.
 
-        The stored one stays because earlier settings were compared with it.
+        The stored one stays because earlier configurations were compared with it.
         """
         name = self.shared.image_name(work.units[0].key, role)
         if not (self.shared.path / name).exists():
@@ -242,16 +242,16 @@ def run_benchmark(
     pool: Sequence[EditTask] | None = None,
     stop_after: int = STOP_AFTER,
 ) -> list[RunFolder]:
-    """Make all edited pictures of some tasks with some settings on one model.
+    """Make all edited pictures of some tasks with some configurations on one model.
 
     An error in one unit is recorded with its reason, and the others go on.
 
     Args:
         tasks: tasks of one suite.
-        settings: settings with different names.
+        settings: configurations with different names.
         model: the loaded model, which runs on the device that it was loaded on.
         results_root: results folder; gets `<suite>/<model>/<setting>/` and `<suite>/<model>/shared/`.
-        saes_source: SAEs for all settings; None for each setting's own, or else the model's.
+        saes_source: SAEs for all configurations; None for each configuration's own, or else the model's.
         seeds: indices of the seeds of each example.
         limit: largest number of examples of each task.
         batch_size: pictures generated at once; None for as many as device and free memory allow.
@@ -265,11 +265,11 @@ def run_benchmark(
         stop_after: ends the run if that many units, the first ones, all fail with the same error; 0 for never.
 
     Returns:
-        One folder per setting, in their order.
+        One folder per configuration, in their order.
 
     Raises:
         NothingMadeError: as `stop_after` says; what is recorded is kept.
-        RiebenchError: before anything is generated, if a setting, block, SAE or folder cannot be used.
+        RiebenchError: before anything is generated, if a configuration, block, SAE or folder cannot be used.
     """
     check_request(tasks, settings, redo, shard)
     spec = parse_regions(regions)
@@ -290,7 +290,7 @@ class Runner:
 
     Args:
         model: the generating model.
-        prepared: setting name -> setting, ready to run; their folders are being written.
+        prepared: configuration name -> configuration, ready to run; their folders are being written.
         regions: the region provider.
         batch_size: pictures generated at once.
         bar: progress bar that counts units.

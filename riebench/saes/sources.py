@@ -7,8 +7,8 @@ source may hold the SAEs of all blocks, or each block may have its own:
     BLOCK=PLACE[#OPTION,...],BLOCK=PLACE,...    one place for each block
     FILE.yaml                                   the same as "BLOCK: PLACE" lines
 
-PLACE is a folder, a file, or hf://OWNER/NAME[@REVISION][/SUBFOLDER]. Options: k=N, signal=update|output, mapping=FILE,
-input_scale=NUMBER, signed=yes.
+PLACE is a folder, a file, or `hf://OWNER/NAME[@REVISION][/SUBFOLDER]`. Options: k=N, signal=update|output,
+mapping=FILE, input_scale=NUMBER, signed=yes.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def check_width(sae: SparseAutoencoder, block: str, model: LoadedModel) -> None:
 
 
 def parse_place(place: str) -> HubPlace:
-    """Parse "hf://OWNER/NAME[@REVISION][/SUBFOLDER]".
+    """Parse `hf://OWNER/NAME[@REVISION][/SUBFOLDER]`.
 
     Raises:
         RiebenchError: if it is not of that form.

@@ -5,8 +5,8 @@ one run side by side.
 
 Layout: `<results>/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/;
 published runs hold records.parquet and scores.parquet instead, and lines that come later count on top of them.
-`<results>/<suite>/<model>/shared/` holds what all settings share: source and target pictures and masks. Folders whose
-text is damaged or was changed by hand are reported (`folder_warnings`) or emptied (`set_aside`).
+`<results>/<suite>/<model>/shared/` holds what all configurations share: source and target pictures and masks. Folders
+whose text is damaged or was changed by hand are reported (`folder_warnings`) or emptied (`set_aside`).
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ SET_ASIDE_PREFIX = "set-aside"
 
 
 class SharedFolder:
-    """Pictures and masks that all settings of one suite and model share.
+    """Pictures and masks that all configurations of one suite and model share.
 
-    Several settings may be run at the same time; the file that the first of them stores is the one that all are
+    Several configurations may be run at the same time; the file that the first of them stores is the one that all are
     compared with.
     """
 
@@ -160,7 +160,7 @@ class SharedFolder:
 
 
 class RunFolder:
-    """Results of one setting on one model over one suite.
+    """Results of one configuration on one model over one suite.
 
     Reading needs nothing but the folder; writing is done inside `open_for_writing`.
 
@@ -416,7 +416,7 @@ class RunFolder:
     def drop_damaged(self, key: UnitKey) -> None:
         """Delete the damaged ones of the files that a unit shares.
 
-        They are shared with other settings, and are then made again.
+        They are shared with other configurations, and are then made again.
 
         Args:
             key: the unit, which is about to be made.

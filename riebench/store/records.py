@@ -75,7 +75,7 @@ FileName = Annotated[str, Field(max_length=MAX_PATH_LENGTH), AfterValidator(_che
 
 
 class RunSpec(StoredModel):
-    """Identity of one run: one setting on one model over one suite."""
+    """Identity of one run: one configuration on one model over one suite."""
 
     spec_version: Count = SPEC_VERSION
     """`SPEC_VERSION` of the program that made the run."""
@@ -84,7 +84,7 @@ class RunSpec(StoredModel):
     model: ModelSpec
     """The generating model."""
     setting: Setting
-    """The complete setting; only the parts of it that can change a number enter the identity."""
+    """The complete configuration; only the parts of it that can change a number enter the identity."""
     sae_sha256: dict[str, str] = Field(default_factory=dict)
     """Block -> SHA-256 of its SAE's weights; empty for methods without SAEs."""
     regions: str = "attention"
@@ -204,7 +204,7 @@ class UnitKey(StoredModel):
 def noise_seed(example_id: str, index: int) -> int:
     """Return the seed of an example's noise.
 
-    Examples share no noise; settings and blocks share all of it.
+    Examples share no noise; configurations and blocks share all of it.
 
     Args:
         example_id: the example.

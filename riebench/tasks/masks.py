@@ -54,7 +54,7 @@ class RegionMasks:
     def empty(self) -> bool:
         """True if a region was not found at all.
 
-        Every setting skips such an example.
+        Every configuration skips such an example.
         """
         return not (self.source.any() and self.target.any())
 

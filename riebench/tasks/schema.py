@@ -1,7 +1,7 @@
-"""Types of task and setting files, and the intervals and categories in them.
+"""Types of task and configuration files, and the intervals and categories in them.
 
 The fields of the types are the keys of the YAML files; the hashes of their content identify runs. Intervals are shares
-of a run's steps, as settings and `--edit-steps` state them. This module needs no torch.
+of a run's steps, as configurations and `--edit-steps` state them. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -287,9 +287,9 @@ class Setting(StoredModel):
     access: str = ""
     """Data that the method may use: letters of P, A, M, T, V."""
     group: Identifier | None = None
-    """Name under which settings are one method on the leaderboard, each a level of its parameter."""
+    """Name under which configurations are one method on the leaderboard, each a level of its parameter."""
     plugin: str | None = None
-    """A Python file that registers the method; its path is relative to the setting file. Records hold its name only."""
+    """A Python file that registers the method, as a path from the configuration's file. Records hold its name only."""
     plugin_sha256: str | None = None
     """Hash of that file and of the user's modules that it imports, filled in when they are read."""
     description: str = ""

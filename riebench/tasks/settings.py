@@ -1,7 +1,7 @@
 """Settings: YAML files of methods and parameters, and plugins with methods.
 
-Files alone decide which settings exist: the official ones in `baselines/` and those that a user names. A setting may
-name a Python file, its plugin, that registers the method; it is run once per process.
+Files alone decide which configurations exist: the official ones in `baselines/` and those that a user names. A
+configuration may name a Python file, its plugin, that registers the method; it is run once per process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from riebench.utils.terminal import print_line
 from riebench.utils.yaml_files import load_yaml, validate
 
 FALLBACK_SETTINGS = "sdxl"
-"""Name of the suite whose settings serve a suite without settings of its own."""
+"""Name of the suite whose configurations serve a suite without configurations of its own."""
 
 MAIN_SET = "main"
 """Name of the set for the quick main job; further sets lie in folders beside it."""
@@ -31,13 +31,13 @@ _loaded_plugins: dict[Path, str] = {}
 def load_settings(
     suite: str, names: Iterable[str] = (), settings_set: str = MAIN_SET, *, trust_plugins: bool = False
 ) -> tuple[Setting, ...]:
-    """Read settings given by name or by path.
+    """Read configurations given by name or by path.
 
     Args:
-        suite: the suite to whose official settings the names refer.
-        names: names or paths of YAML files; empty for all official settings of the set.
-        settings_set: the name of one of the suite's sets of settings (see `settings_folder`).
-        trust_plugins: run plug-ins that lie outside their setting's folder too.
+        suite: the suite to whose official configurations the names refer.
+        names: names or paths of YAML files; empty for all official configurations of the set.
+        settings_set: the name of one of the suite's sets of configurations (see `settings_folder`).
+        trust_plugins: run plug-ins that lie outside their configuration's folder too.
 
     Raises:
         RiebenchError: for an unknown name (with the nearest match) or a name given twice.
@@ -61,13 +61,13 @@ def load_settings(
 
 
 def load_setting_file(path: Path, *, trust_plugins: bool = False) -> Setting:
-    """Read one setting file; its name is the file's name.
+    """Read one configuration file; its name is the file's name.
 
     If it names a plug-in, that file is run; a line on standard error says so first.
 
     Args:
         path: the file.
-        trust_plugins: run a plug-in that lies outside the setting's folder too.
+        trust_plugins: run a plug-in that lies outside the configuration's folder too.
 
     Raises:
         TaskFileError: naming file, key and nearest match.
@@ -94,7 +94,7 @@ def load_setting_file(path: Path, *, trust_plugins: bool = False) -> Setting:
 
 
 def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
-    """Return the folder with the official settings for a suite.
+    """Return the folder with the official configurations for a suite.
 
     It is the suite's own, or SDXL's for suites without one.
 
@@ -113,13 +113,13 @@ def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
 
 
 def settings_sets(suite: str) -> tuple[str, ...]:
-    """Return the names of a suite's sets of official settings, main first."""
+    """Return the names of a suite's sets of official configurations, main first."""
     main = _main_settings(suite)
     return (MAIN_SET, *sorted(path.name.removeprefix(f"{main.name}-") for path in main.parent.glob(f"{main.name}-*")))
 
 
 def setting_names(suite: str, settings_set: str = MAIN_SET) -> tuple[str, ...]:
-    """Return the names of the official settings of one set for a suite."""
+    """Return the names of the official configurations of one set for a suite."""
     return tuple(sorted(path.stem for path in settings_folder(suite, settings_set).glob("*.yaml")))
 
 
@@ -131,7 +131,7 @@ def _main_settings(suite: str) -> Path:
 def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
     """Return what to do about an unknown name of a setting.
 
-    The hint names the set of settings that has it, or the nearest name.
+    The hint names the set of configurations that has it, or the nearest name.
     """
     for other in settings_sets(suite):
         if name in setting_names(suite, other):
@@ -140,10 +140,10 @@ def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
 
 
 def load_setting_plugin(setting: Setting) -> None:
-    """Run a setting's plugin, if it has one, in this process.
+    """Run a configuration's plugin, if it has one, in this process.
 
     Raises:
-        RiebenchError: see `load_plugin`; also if a file is not the one the setting was read with.
+        RiebenchError: see `load_plugin`; also if a file is not the one the configuration was read with.
     """
     if setting.plugin is not None and load_plugin(Path(setting.plugin)) != setting.plugin_sha256:
         raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
@@ -191,10 +191,10 @@ def _plugin_sources(path: Path) -> PluginSources:
 
 
 def _with_plugin(setting: Setting, path: Path, trusted: bool) -> Setting:
-    """Return a setting with its plugin run and the plugin's hash filled in."""
+    """Return a configuration with its plugin run and the plugin's hash filled in."""
     folder = path.resolve().parent
     plugin = folder / Path(str(setting.plugin)).expanduser()
-    # A setting from elsewhere may bring its own code, but may not choose among the files of this machine.
+    # A configuration from elsewhere may bring its own code, but may not choose among the files of this machine.
     if not trusted and not plugin.resolve().is_relative_to(folder):
         raise TaskFileError(
             f"{path}: plugin {plugin.resolve()} lies outside the setting's folder, and was not run; put it beside the "

@@ -185,7 +185,7 @@ def test_saes_of_another_width_are_refused_before_generating(
         ("block_mode: both", "blocks: [up.7.0]", "has no block up.7.0"),
         ("block_mode: both", "blocks: [mid_block.attentions.0, mid.0]", "repeats in"),
         ("n_features", "n_feature", "(did you mean 'n_features'?)"),
-        ("access: PAM", "access: P", "but method 'sae' sees 'PAM'"),
+        ("access: PAM", "access: P", "but method 'sae' uses 'PAM'"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(

@@ -119,7 +119,7 @@ def test_parameters_and_letters_are_checked_as_those_of_shipped_methods(tmp_path
     wrong = load_setting_file(write(tmp_path, more="params: {oftn: 2}\n"))
     with pytest.raises(TaskFileError, match=r"no parameter 'oftn' \(did you mean 'often'\?\)"):
         check_setting(wrong, "here")
-    with pytest.raises(TaskFileError, match="access: 'P', but method 'mine' sees 'PA'"):
+    with pytest.raises(TaskFileError, match="access: 'P', but method 'mine' uses 'PA'"):
         check_setting(load_setting_file(write(tmp_path)).model_copy(update={"access": "P"}), "here")
 
 
@@ -246,10 +246,10 @@ def test_missing_and_changed_files_are_refused(tmp_path: Path) -> None:
 def test_the_guide_is_a_method_that_works(tmp_path: Path) -> None:
     text = GUIDE.read_text(encoding="utf-8")
     files = dict(re.findall(r"`(my_\w+\.\w+|test_my_\w+\.py)`:\n\n```\w+\n(.*?)```", text, flags=re.DOTALL))
-    assert set(files) == {"my_methods.py", "my_setting.yaml", "test_my_methods.py"}
+    assert set(files) == {"my_methods.py", "my_configuration.yaml", "test_my_methods.py"}
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    setting = load_setting_file(tmp_path / "my_setting.yaml")
+    setting = load_setting_file(tmp_path / "my_configuration.yaml")
     check_setting(setting, "guide")
     (folder,) = engines.run("local", [task()], [setting], tiny_model(steps=4), results_root=tmp_path, progress=False)
     records = folder.records()

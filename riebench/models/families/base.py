@@ -327,7 +327,7 @@ class Family(ABC):
     def layout(self, guided: bool) -> BatchLayout:
         """Return how a step is laid out in calls and rows."""
 
-    # Shared beginnings of runs
+    # Shared prefixes of runs
 
     @abstractmethod
     def stages(self, denoiser: nn.Module) -> tuple[Stage, ...]:

@@ -59,7 +59,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Family:
-    """Settings that differ only in the blocks they edit together.
+    """Configurations that differ only in the blocks they edit together.
 
     Attributes:
         setting: one of them.
@@ -76,7 +76,7 @@ def make(job: PaperJob) -> Artefact:
     """Compute the effect of each block edited alone.
 
     Raises:
-        RiebenchError: if no stored setting edits single blocks.
+        RiebenchError: if no stored configuration edits single blocks.
     """
     found = block_runs(job)
     rows = block_effects(found.folders, REPLICATES) if job.profile == DEFAULT else []
@@ -114,7 +114,7 @@ def draw(figure: Figure, artefact: Artefact) -> None:
 def block_runs(job: PaperJob) -> RunSet:
     """Return the runs of the block table.
 
-    These are the runs of the sweep if they are stored, or else of the main setting that edits blocks both ways.
+    These are the runs of the sweep if they are stored, or else of the main configuration that edits blocks both ways.
     """
     both = [name for name in ("sae", "sae_k160") if name in setting_names(job.suite, MAIN_SET)]
     stored = collect_runs(job, {}, (*SWEEP_SETTINGS, *END_SETTINGS))
@@ -124,9 +124,9 @@ def block_runs(job: PaperJob) -> RunSet:
 
 
 def single_block_families(entries: Iterable[Entry], folders: Iterable[RunFolder]) -> list[Family]:
-    """Find SAE settings that edit blocks alone and together at the same levels.
+    """Find SAE configurations that edit blocks alone and together at the same levels.
 
-    Of settings that hold the same block set, the one with more levels is used.
+    Of configurations that hold the same block set, the one with more levels is used.
 
     Returns:
         Families, the one with most levels first.

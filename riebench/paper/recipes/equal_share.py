@@ -1,6 +1,6 @@
 """Comparison of SAE features and neurons at equal shares of their pools.
 
-A share is the part of all features, or of all feed-forward units, that a setting switches each way.
+A share is the part of all features, or of all feed-forward units, that a configuration switches each way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from riebench.tasks.schema import Setting
 
 @dataclass(frozen=True)
 class Pair:
-    """Two settings with the same share of their pools, strengths and seeds.
+    """Two configurations with the same share of their pools, strengths and seeds.
 
     Attributes:
         share: of each pool.
@@ -36,7 +36,7 @@ class Pair:
 
 
 def find_pairs(everything: Sequence[Entry], settings: Mapping[str, Setting], pools: SelectionPools) -> list[Pair]:
-    """Find settings of SAE features and neurons at the same share.
+    """Find configurations of SAE features and neurons at the same share.
 
     Their strengths, blocks, edited steps and seeds are the same too, and they have no other parameters.
 

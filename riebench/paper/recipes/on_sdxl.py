@@ -86,7 +86,7 @@ def planned_steps(forecasts: dict[str, Row]) -> list[Step]:
     """Return all commands in the order in which they are run.
 
     Args:
-        forecasts: set of settings -> evaluations, pictures and disk of its run.
+        forecasts: set of configurations -> evaluations, pictures and disk of its run.
     """
     few = sum(STEP_COUNTS)
     sizes = len(SPARSITIES) * len(WIDTHS)

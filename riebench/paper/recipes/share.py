@@ -1,7 +1,7 @@
 """Feature share: the blocks of the switched features, by category, beside effects.
 
-`share_rows` counts where the features lie that a setting switches on and off. `disagreement_rows` compares these shares
-with the effect of each block edited alone, see `riebench.paper.recipes.blocks`.
+`share_rows` counts where the features lie that a configuration switches on and off. `disagreement_rows` compares these
+shares with the effect of each block edited alone, see `riebench.paper.recipes.blocks`.
 """
 
 from __future__ import annotations
@@ -91,15 +91,16 @@ def draw(figure: Figure, artefact: Artefact) -> None:
 
 
 def variant_of(setting: Setting) -> str:
-    """Return how a setting of `sae` divides activations before it ranks features."""
+    """Return how a configuration of `sae` divides activations before ranking."""
     return str(setting.params.get("shares", POOLED))
 
 
 def distinct_choices(folders: Iterable[RunFolder]) -> list[RunFolder]:
     """Return one folder for each choice of features, smaller choices first.
 
-    Of folders with the same choice, the one with most seeds, then most work items, is returned. Settings that edit
-    blocks singly have no choice between blocks, and those that choose at random have none at all; both are left out.
+    Of folders with the same choice, the one with most seeds, then most work items, is returned. Configurations that
+    edit blocks singly have no choice between blocks, and those that choose at random have none at all; both are left
+    out.
     """
     best: dict[str, tuple[int, int, RunFolder]] = {}
     for folder in folders:
@@ -211,7 +212,7 @@ def disagreement_rows(shares: Sequence[Row], effects: Sequence[Row]) -> list[Row
     """Compare the blocks' order by share with their order by effect.
 
     There is a row for each category and variant. Rows name the block with most features and the block with most effect.
-    Of each variant, the setting is used whose number of features is nearest to that of the single-block edits. A
+    Of each variant, the configuration is used whose number of features is nearest to that of the single-block edits. A
     block's share is the mean of its shares on and off.
 
     Args:

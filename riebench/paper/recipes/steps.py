@@ -131,7 +131,7 @@ def draw(figure: Figure, artefact: Artefact) -> None:
 
 @dataclass(frozen=True)
 class StepMeasurements:
-    """Rows and settings of all measured runs.
+    """Rows and configurations of all measured runs.
 
     Attributes:
         rows: of both kinds, distinguished by the key `kind`.

@@ -1,8 +1,8 @@
 """Trade-off between alignment and preservation, over the nine categories.
 
-SAE features, neurons and steering are read at every level of every setting (`point_rows`), summed up as areas over
-LPIPS budgets (`area_rows`) and compared at equal shares (`riebench.paper.recipes.equal_share`). The tables, notes and
-curves of the artefact follow.
+SAE features, neurons and steering are read at every level of every configuration (`point_rows`), summed up as areas
+over LPIPS budgets (`area_rows`) and compared at equal shares (`riebench.paper.recipes.equal_share`). The tables, notes
+and curves of the artefact follow.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ METHOD_TITLES = {
 END_METHODS = ("no edit", "target prompt")
 STEERING_SETTINGS = ("activation_patch_sweep", "mean_steering_sweep")
 OPTIONAL_SETTINGS = ("sae_sweep", "neurons_sweep")
-"""Settings of the sweep that are read only if they are stored, beside those at equal shares."""
+"""Configurations of the sweep that are read only if they are stored, beside those at equal shares."""
 TABLE_METRICS = {DEFAULT: (DISTANCE, "clip_gain", "judge_target", "judge_kept")}
 """Profile -> metrics of the table, if not all of its own; only the toy world has a judge."""
 SWITCHES = {
@@ -85,15 +85,15 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def required_settings(suite: str) -> dict[str, str]:
-    """Return the settings that are run where they are not stored, with their sets."""
+    """Return the configurations to run where they are not stored, with sets."""
     steering = {name: SWEEP_SET for name in STEERING_SETTINGS if name in setting_names(suite, SWEEP_SET)}
     return {**END_SETTINGS, **paper_settings(suite), **steering}
 
 
 def make(job: PaperJob) -> Artefact:
-    """Read the settings' scores and sum up each method.
+    """Read the configurations' scores and sum up each method.
 
-    Settings that are not stored are run first.
+    Configurations that are not stored are run first.
     """
     found = collect_runs(job, required_settings(job.suite), OPTIONAL_SETTINGS)
     pools = count_pools(job)
@@ -148,7 +148,7 @@ def _description(profile: str) -> str:
 
 
 def _settings(found: RunSet, pools: SelectionPools, profile: str) -> ArtefactSettings:
-    """Return the settings of the artefact."""
+    """Return the configurations of the artefact."""
     return {
         "profile": profile,
         **found.settings,
@@ -177,7 +177,7 @@ def point_rows(
     *,
     single_blocks: bool = False,
 ) -> list[Row]:
-    """Return every level of a setting, over all categories and in each.
+    """Return every level of a configuration, over all categories and in each.
 
     Args:
         folder: its run.
@@ -392,7 +392,7 @@ def draw_trade_off(figure: Figure, artefact: Artefact, colors: Mapping[str, str]
 
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], metric: str, colors: Mapping[str, str], size: float = 4) -> None:
-    """Draw the points of each setting of each method on one panel."""
+    """Draw the points of each configuration of each method on one panel."""
     axes.axhline(0, color="0.8", linewidth=0.6, zorder=0)
     for method in values_of(rows, "method"):
         method_rows = [row for row in rows if row["method"] == method]

@@ -3,7 +3,7 @@
 `run_with_workers` plans the run and starts a `WorkerPool`; a `Writer` hands out the work items and is the only one that
 writes to the results folder.
 
-A work item holds all settings, blocks and strengths of an example and seed, whose source and target runs are
+A work item holds all configurations, blocks and strengths of an example and seed, whose source and target runs are
 expensive to make twice. What a lost worker had not sent is made by another one; an example whose workers are lost
 again and again is recorded as failed, and the others go on.
 """
@@ -290,7 +290,7 @@ def run_with_workers(
         stop_after: as in `riebench.runs.runner.run_benchmark`.
 
     Returns:
-        One folder per setting, in their order.
+        One folder per configuration, in their order.
 
     Raises:
         NothingMadeError: as `stop_after` says.
@@ -340,7 +340,7 @@ class Writer:
 
     Args:
         workers: the pool.
-        folders: setting name -> its folder, open for writing.
+        folders: configuration name -> its folder, open for writing.
         info: report of the first worker; those of the others must agree with it.
         bar: progress bar that counts units.
         say: function that prints a line for people.

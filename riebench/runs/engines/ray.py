@@ -58,7 +58,7 @@ def run_on_ray(
 
     Args:
         tasks: tasks of one suite.
-        settings: settings with different names.
+        settings: configurations with different names.
         model: recipe of the model that each worker loads.
         results_root: results folder, written by this process alone.
         address: address of a running cluster ("HOST:PORT" or "auto"); None to start one on this machine for the run.

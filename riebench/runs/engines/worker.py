@@ -65,7 +65,7 @@ class WorkerInfo:
     """Report of a worker on itself once its model is loaded.
 
     Attributes:
-        specs: setting name -> its run, with the hashes of what was loaded here.
+        specs: configuration name -> its run, with the hashes of what was loaded here.
         notes: versions and device, for run.json.
         batch_size: pictures generated at once.
     """

@@ -1,4 +1,4 @@
-"""docs/settings.md says what the code does: every method with its letters and parameters, every key of a setting."""
+"""docs/configurations.md says what the code does: every method with its inputs and parameters, every key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from riebench.methods.base import get_method
 from riebench.registry import METHODS
 from riebench.tasks.schema import Setting
 
-TEXT = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "configurations.md").read_text(encoding="utf-8")
 
 
 def rows(heading: str) -> dict[str, list[str]]:
