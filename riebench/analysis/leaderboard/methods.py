@@ -13,6 +13,7 @@ from riebench.analysis.leaderboard.rows import (
     Section,
     inputs_order,
     interval_text,
+    number_text,
     tables_by_inputs,
 )
 from riebench.analysis.standings import (
@@ -164,13 +165,11 @@ def _definitions() -> Block:
     """Return the list that defines each column of the tables above it."""
     columns: dict[str, tuple[Piece, ...]] = {
         "rank": (
-            "1 + the number of methods of the table that are significantly better (p < 0.05, corrected over all pairs "
-            "of the table).",
+            "1 + the number of methods in the table that are significantly better (p < 0.05, corrected).",
         ),
         "method": ("a setting, or a group of settings that are edit strengths of one method.",),
         "mean gain": (
-            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g}, in CLIP alignment x100; tables are "
-            "sorted by it.",
+            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100); sorted by it.",
         ),
         "95 % interval": ("of the mean gain.",),
         "completion": ("mean gain in % of the gain of ", Code("target_prompt"), "'s own pictures."),
@@ -200,7 +199,7 @@ def _reading(comparison: MethodComparison, standings: Sequence[Standing], place:
         f"{len(examples.ids)} examples in {len(examples.strata)} categories, {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'} each. Intervals: 95 %, studentised bootstrap over {drawn} inside "
         f"categories, {comparison.replicates} replicates, seed {comparison.seed}. p-values are corrected on the same "
-        "replicates by the max-T step-down of Westfall and Young."
+        "replicates by the max-T step-down of Westfall and Young: for ranks over all pairs of a table."
     )
     entry = comparison.reference
     against: tuple[Piece, ...] = (Code(REFERENCE if entry is None else entry.name),)
