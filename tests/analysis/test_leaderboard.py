@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leaderboard_runs import EXAMPLES, add_run, numbers, rows, tables
+from leaderboard_runs import EXAMPLES, add_run, numbers, printed_rows, rows, tables
 
 from riebench.analysis.compare import compare, comparison_text
 from riebench.analysis.leaderboard import (
@@ -40,15 +40,16 @@ def test_ranks_among_equal_inputs_and_none_for_gaps(tmp_path: Path) -> None:
     add_run(tmp_path, "short", 0.9, leave_out="change_color-3")
     add_run(tmp_path, "failing", 0.9, fail="change_color-3")
     add_run(tmp_path, "few", 0.9, levels=5)
-    assert ranks(tmp_path) == {
+    board = make_leaderboard(tmp_path)
+    assert {name: row["rank"] for name, row in printed_rows(board).items()} == {
         "good": "1", "also": "1", "fair": "3", "prompt": "1",
         "unscored": "–", "short": "–", "failing": "–", "few": "–",
     }  # fmt: skip
-    notes = {name: row["notes"] for name, row in rows(tmp_path).items()}
+    notes = {name: row["notes"] for name, row in printed_rows(board).items()}
     assert notes["failing"] == "6 units failed"
     assert "have no clip_gain" in notes["unscored"] and "have no clip_gain" in notes["short"]
     assert notes["few"] == "5 of 6 edit strengths tested" and notes["good"] == ""
-    row = numbers(tmp_path)["short"]
+    row = numbers(board)["short"]
     assert (row["n_scored"], row["n_expected"], row["rank"], row["score"]) == ("138", "144", "", "")
 
 
@@ -56,7 +57,8 @@ def test_ends_of_the_scale_normalise_and_are_not_ranked(tmp_path: Path) -> None:
     add_run(tmp_path, "target_prompt", 0.1, method="target_prompt", access="P", levels=1)
     add_run(tmp_path, "mean_steering", 0.01, method="mean_steering")
     add_run(tmp_path, "good", 0.03)
-    found, stored = rows(tmp_path), numbers(tmp_path)
+    board = make_leaderboard(tmp_path)
+    found, stored = printed_rows(board), numbers(board)
     assert found["target_prompt"]["rank"] == "–" and found["target_prompt"]["notes"] == "end of the scale"
     # Gains grow with strength and LPIPS with a tenth of it: budgets 0.05 to 0.3 open a level each, and 0.3 is the last.
     area = 0.03 * (0.5 + 1 + 1.5 + 2 + 2.5 + 3 * 5) / 10
@@ -69,28 +71,30 @@ def test_ends_of_the_scale_normalise_and_are_not_ranked(tmp_path: Path) -> None:
 
 def test_the_independent_scorer_is_read_where_the_first_one_chose(tmp_path: Path) -> None:
     add_run(tmp_path, "good", 0.03, second=True)
-    row = numbers(tmp_path)["good"]
+    row = numbers(make_leaderboard(tmp_path))["good"]
     assert float(row["second_scorer"]) == pytest.approx(float(row["score"]) / 2, abs=0.0002)
 
 
 def test_settings_of_one_group_are_levels_of_one_method(tmp_path: Path) -> None:
     add_run(tmp_path, "k1", 0.01, levels=3, group="sae")
     add_run(tmp_path, "k2", 0.03, levels=3, group="sae")
-    found = rows(tmp_path)
+    board = make_leaderboard(tmp_path)
+    found = printed_rows(board)
     assert [*found] == ["sae"] and found["sae"]["rank"] == "1"
-    assert numbers(tmp_path)["sae"]["edit_strengths"] == "6"
+    assert numbers(board)["sae"]["edit_strengths"] == "6"
 
 
 def test_the_reference_is_the_sweep_that_has_a_rank(tmp_path: Path) -> None:
     add_run(tmp_path, "mean_steering", 0.02, method="mean_steering", levels=1)
     add_run(tmp_path, "mean_steering_sweep", 0.01, method="mean_steering")
     add_run(tmp_path, "good", 0.03)
-    found = numbers(tmp_path)
+    board = make_leaderboard(tmp_path)
+    found = numbers(board)
     assert {name: row["reference"] for name, row in found.items()} == {
         "good": "mean_steering_sweep", "mean_steering": "mean_steering_sweep", "mean_steering_sweep": "",
     }  # fmt: skip
     assert found["good"]["p"] and found["mean_steering"]["p"] and not found["mean_steering_sweep"]["p"]
-    assert "(of `mean_steering` the entry with a rank, or most edit strengths: 6)" in leaderboard_text(tmp_path)
+    assert "(of `mean_steering` the entry with a rank, or most edit strengths: 6)" in board.document.markdown()
 
 
 def test_controls_are_ranked_beside_what_they_control(tmp_path: Path) -> None:
@@ -98,11 +102,11 @@ def test_controls_are_ranked_beside_what_they_control(tmp_path: Path) -> None:
     # As runs stated it before declarations were checked, and as they state it now.
     add_run(tmp_path, "earlier", 0.01, method="random_features", access="M")
     add_run(tmp_path, "later", 0.02, method="wrong_example", access="PAMT")
-    found = rows(tmp_path)
+    board = make_leaderboard(tmp_path)
+    found, stored = printed_rows(board), numbers(board)
     assert [found[name]["rank"] for name in ("sae", "later", "earlier")] == ["1", "2", "3"]
-    stored = numbers(tmp_path)
     assert stored["earlier"]["inputs"] == "PAM" and stored["later"]["inputs"] == "PAMT"
-    assert [*found] == ["sae", "later", "earlier"] and [*tables(tmp_path)] == ["prompt + target activations + masks"]
+    assert [*found] == ["sae", "later", "earlier"] and [*tables(board)] == ["prompt + target activations + masks"]
     assert {row["table"] for row in stored.values()} == {"PAM"}
     assert {name: row["notes"] for name, row in found.items()} == {
         "sae": "", "later": "control of sae", "earlier": "control of sae",
@@ -112,7 +116,8 @@ def test_controls_are_ranked_beside_what_they_control(tmp_path: Path) -> None:
 def test_strengths_that_give_one_picture_are_one_level(tmp_path: Path) -> None:
     add_run(tmp_path, "stuck", 0.03, knob=lambda strength: min(strength, 1.5))
     add_run(tmp_path, "idle", 0.03, knob=lambda strength: max(0.0, strength - 0.5))
-    found, stored = rows(tmp_path), numbers(tmp_path)
+    board = make_leaderboard(tmp_path)
+    found, stored = printed_rows(board), numbers(board)
     assert stored["stuck"]["edit_strengths"] == "3" and found["stuck"]["notes"] == "3 of 6 edit strengths tested"
     assert stored["idle"]["edit_strengths"] == "5" and {row["rank"] for row in found.values()} == {"–"}
 
@@ -136,9 +141,10 @@ def test_no_ranks_below_twelve_examples_a_category(tmp_path: Path) -> None:
 def test_one_name_with_two_saes_is_two_methods(tmp_path: Path) -> None:
     folders = [add_run(tmp_path, name, gain, group="both", sae=name) for name, gain in (("aa", 0.03), ("bb", 0.01))]
     folders.append(add_run(tmp_path, "mean_steering", 0.01, method="mean_steering"))
-    found = {name: row["rank"] for name, row in rows(tmp_path).items() if name.startswith("both")}
+    board = make_leaderboard(tmp_path)
+    found = {name: row["rank"] for name, row in printed_rows(board).items() if name.startswith("both")}
     assert found == {"both [model aa, all]": "1", "both [model bb, all]": "2"}
-    stored = [row for row in csv_rows(make_leaderboard(tmp_path).numbers.splitlines()) if row["method"] == "both"]
+    stored = [row for row in csv_rows(board.numbers.splitlines()) if row["method"] == "both"]
     assert [(row["rank"], row["sae"]) for row in stored] == [("1", "model aa"), ("2", "model bb")]
     assert all(row["p"] for row in stored)
     with pytest.raises(RiebenchError, match=r"both on all is there with several SAEs \(model aa and model bb\)"):
@@ -180,7 +186,7 @@ def test_words_of_a_run_file_are_words_in_every_section(tmp_path: Path) -> None:
     file.write_text(json.dumps(meta))
     text = leaderboard_text(tmp_path)
     assert "profile `paper`" in text
-    assert re.search(r"\| – \| odd x0.5 \| all \| [^|]+ \| made by another model of this name: source is", text)
+    assert re.search(r"\| – \| odd x0.5 \|( [^|]+ \|){3} made by another model of this name: source is", text)
     assert "\n## own" not in text and "](javascript" not in text
     assert text.count("<img") == text.count("\\<img") > 1
 
@@ -193,12 +199,13 @@ def test_a_single_cluster_has_no_rank(tmp_path: Path) -> None:
 def test_numbers_of_different_networks_are_not_ranked_together(tmp_path: Path) -> None:
     add_run(tmp_path, "one", 0.02, backbone="a-clip")
     add_run(tmp_path, "two", 0.09, backbone="b-clip")
-    found = rows(tmp_path)
+    board = make_leaderboard(tmp_path)
+    found = printed_rows(board)
     assert {row["rank"] for row in found.values()} == {"1"}
     assert {name: row["notes"] for name, row in found.items()} == {
         "one": "measured by a-clip", "two": "measured by b-clip",
     }  # fmt: skip
-    assert sorted(row["scorer"] for row in numbers(tmp_path).values()) == ["a-clip", "b-clip"]
+    assert sorted(row["scorer"] for row in numbers(board).values()) == ["a-clip", "b-clip"]
 
 
 def test_comparison_is_paired_and_says_what_is_clear(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from chromium import chromium
 from github_page import COLUMN, PADDING, write_page
-from leaderboard_runs import add_run
+from leaderboard_runs import add_profile_scores, add_run
 from paths import ROOT
 
 from riebench.analysis.leaderboard import leaderboard_text
@@ -46,13 +46,7 @@ def test_no_table_of_the_published_leaderboard_overflows(driver: Any, tmp_path: 
 def test_long_reasons_and_profiles_do_not_overflow(driver: Any, tmp_path: Path) -> None:
     for name in ("activation_patch_sweep", "random_features_sweep", "another"):
         folder = add_run(tmp_path, name, 0.03, second=True, backbone="siglip2-b16@0123456789ab")
-        scores = [score for score in folder.scores().values() if score.metric == "clip_gain"]
-        with folder.open_for_writing():
-            folder.append_scores(
-                score.model_copy(update={"metric": metric})
-                for score in scores for metric in ("paper_text_target", "paper_text_source", "paper_image_source",
-                                                   "paper_image_target", "lpips_target")
-            )  # fmt: skip
+        add_profile_scores(folder)
     run = folder.path / "run.json"
     run.write_text(run.read_text().replace('"steps": 4', '"steps": 1'))
     text = leaderboard_text(tmp_path)

@@ -15,15 +15,14 @@ from riebench.analysis.configurations import (
     present_metrics,
     whole_configurations,
 )
-from riebench.analysis.leaderboard.rows import MAX_COLUMNS, NO_RANK, CsvRow, Section, inputs_order, tables_by_inputs
+from riebench.analysis.leaderboard.rows import NO_RANK, CsvRow, Section, inputs_order, tables_by_inputs
+from riebench.analysis.standings import DISTANCE
 from riebench.analysis.tables import outsized_notes
+from riebench.blocks import ALL_BLOCKS, NO_BLOCKS
 from riebench.scoring.profiles import PROFILES, metric_format
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import sorted_access
 from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
-
-BESIDE = ("rank", "configuration", "blocks", "notes")
-"""Columns beside those of metrics."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +53,26 @@ def profile_section(suite: str, model: str, folders: Sequence[RunFolder], profil
     """
     found = whole_configurations(c for folder in folders for c in configurations(folder, profile))
     ranked = sorted(_ranked(found), key=_order)
-    metrics = _shown_metrics(found, profile)
-    header = [*BESIDE[:3], *metrics, BESIDE[3]]
-    tables = tables_by_inputs(header, ((one.configuration.access, _cells(one, metrics)) for one in ranked))
+    metric, beside = PROFILES[profile].rank, _distances(found, profile)
+    header = ["rank", "configuration", metric, "95 % interval", *beside, "notes"]
+    tables = tables_by_inputs(header, ((one.configuration.access, _cells(one, beside)) for one in ranked))
     outsized = [Paragraph(tuple(pieces)) for pieces in outsized_notes(found)]
     rows = tuple(
         {"suite": suite, "model": model, "profile": profile, **_columns(one)}
         for one in sorted(ranked, key=lambda one: inputs_order(one.configuration.access))
     )
     place = f"{suite}/{model}/tables/{profile}/per_method.md"
-    blocks = (*tables, Heading(3, ("Columns",)), _definitions(metrics, profile, place), *outsized)
+    blocks = (*tables, Heading(3, ("Columns",)), _definitions(beside, profile, place), *outsized)
     title = (Name(suite), " on ", Name(model), ", profile ", Code(profile))
     return Section(title, _conclusion(ranked, profile), blocks, rows)
 
 
-def _shown_metrics(found: Sequence[Configuration], profile: str) -> list[str]:
-    """Return the metrics that have a column: that of the ranks, then as many as there is room for."""
-    present, first = present_metrics(found), PROFILES[profile].rank
-    ordered = [name for name in (first, *present) if name in present]
-    return list(dict.fromkeys(ordered))[: MAX_COLUMNS - len(BESIDE)]
+def _distances(found: Sequence[Configuration], profile: str) -> list[str]:
+    """Return the LPIPS that a profile measures first, if any: what an edit costs beside what it gains.
+
+    There is no room for more: names of metrics are long.
+    """
+    return [name for name in present_metrics(found) if name.endswith(DISTANCE) and name != PROFILES[profile].rank][:1]
 
 
 def _conclusion(ranked: Sequence[RankedConfiguration], profile: str) -> tuple[Piece, ...]:
@@ -81,31 +81,37 @@ def _conclusion(ranked: Sequence[RankedConfiguration], profile: str) -> tuple[Pi
     if not first:
         return ("No configuration is ranked yet, so nothing can be concluded.",)
     metric = PROFILES[profile].rank
+    number = f"{_mean(first[0].row)} {_interval(first[0].row)}".rstrip()
     return (
-        Name(first[0].configuration.label), " has the largest ", Code(metric), f": {_with_interval(first[0].row)}. "
-        "This profile ranks by the number alone and tests no differences.",
+        Name(first[0].configuration.label), " has the largest ", Code(metric), f": {number}. This profile ranks by the "
+        "number alone and tests no differences.",
     )  # fmt: skip
 
 
-def _cells(one: RankedConfiguration, metrics: Sequence[str]) -> list[str]:
-    """Return the cells of one configuration; the number that is ranked by has its interval."""
-    numbers = [
-        _with_interval(one.row) if metric == one.row.metric else _mean(one.configuration.row(metric, EVERYTHING))
-        for metric in metrics
+def _cells(one: RankedConfiguration, beside: Sequence[str]) -> list[str]:
+    """Return the cells of one configuration."""
+    configuration = one.configuration
+    blocks = "" if configuration.block_set in (ALL_BLOCKS, NO_BLOCKS) else f" [{configuration.block_set}]"
+    return [
+        NO_RANK if one.rank is None else str(one.rank),
+        f"{configuration.label}{blocks}",
+        _mean(one.row),
+        _interval(one.row) or NO_RANK,
+        *(_mean(configuration.row(metric, EVERYTHING)) for metric in beside),
+        one.gap,
     ]
-    rank = NO_RANK if one.rank is None else str(one.rank)
-    return [rank, one.configuration.label, one.configuration.block_set, *numbers, one.gap]
 
 
 def _mean(row: TableRow) -> str:
     return NO_RANK if row.mean is None else metric_format(row.metric).number(row.mean)
 
 
-def _with_interval(row: TableRow) -> str:
+def _interval(row: TableRow) -> str:
+    """Return the interval as printed; "" for none."""
     if row.ci_low is None or row.ci_high is None:
-        return _mean(row)
+        return ""
     form = metric_format(row.metric)
-    return f"{_mean(row)} [{form.number(row.ci_low)}, {form.number(row.ci_high)}]"
+    return f"[{form.number(row.ci_low)}, {form.number(row.ci_high)}]"
 
 
 def _columns(one: RankedConfiguration) -> CsvRow:
@@ -120,18 +126,18 @@ def _columns(one: RankedConfiguration) -> CsvRow:
     }  # fmt: skip
 
 
-def _definitions(metrics: Sequence[str], profile: str, place: str) -> Block:
+def _definitions(beside: Sequence[str], profile: str, place: str) -> Block:
     """Return the list that defines each column of the tables above it."""
+    metric = PROFILES[profile].rank
     items: list[tuple[Piece, ...]] = [
-        (Code("rank"), ": 1 + the number of configurations of the table that have a better ",
-         Code(PROFILES[profile].rank), ", by which tables are sorted; no difference is tested. Incomplete "
-         "configurations are unranked."),
+        (Code("rank"), ": 1 + the number of configurations in the table with a larger ", Code(metric),
+         "; no difference is tested. Incomplete configurations are unranked."),
         (Code("configuration"), ": a setting, with its edit strength where it has several."),
-        (Code("blocks"), ": the blocks that are edited together."),
-        *((Code(metric), f": {metric_format(metric).title}"
-           f"{', mean [95 % interval]' if metric == PROFILES[profile].rank else ''}.") for metric in metrics),
-        (Code("notes"), ": why a configuration is unranked. All metrics with their intervals are in ", Code(place),
-         " of the results, counts and runs in ", Code("leaderboard.csv"), "."),
+        (Code(metric), f": {metric_format(metric).title}; sorted by it."),
+        (Code("95 % interval"), ": of ", Code(metric), "."),
+        *((Code(name), f": {metric_format(name).title}.") for name in beside),
+        (Code("notes"), ": why a configuration is unranked. All metrics are in ", Code(place),
+         " of the results; scorer, counts and runs in ", Code("leaderboard.csv"), "."),
     ]  # fmt: skip
     return BulletList(tuple(items))
 
@@ -183,7 +189,7 @@ def _incomplete(configuration: Configuration, examples: set[str]) -> str:
     if configuration.failed:
         return f"{configuration.failed} units failed"
     if missing:
-        return f"{missing} of {n_expected} units have no {metric}"
+        return f"{missing} of {n_expected} units have no score"
     return f"{len(configuration.example_means(metric))} of {len(examples)} examples"
 
 

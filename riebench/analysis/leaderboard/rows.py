@@ -11,8 +11,6 @@ from riebench.tasks.schema import INPUTS, inputs_in_words, sorted_access
 from riebench.utils.markup import Block, Heading, MarkupTable, Piece, csv_text
 
 NO_RANK = "–"
-MAX_COLUMNS = 8
-"""Most columns of a table: more are cut off where Markdown is shown."""
 
 COLUMNS: Mapping[str, str] = {
     "suite": "the suite",
@@ -71,12 +69,17 @@ class Section:
 def leaderboard_csv(rows: Iterable[CsvRow]) -> str:
     """Return the text of leaderboard.csv.
 
-    Numbers have six significant digits: further ones differ between machines, and the file is compared byte by byte.
+    Numbers have nine significant digits: with fewer, what is rounded again for a table may differ from it; the last of
+    more may differ between machines, and the file is compared byte by byte.
 
     Args:
         rows: values by column; a column that one lacks stays empty.
     """
-    return csv_text([*COLUMNS], ([row.get(name) for name in COLUMNS] for row in rows))
+    return csv_text([*COLUMNS], ([_csv_value(row.get(name)) for name in COLUMNS] for row in rows))
+
+
+def _csv_value(value: object) -> object:
+    return f"{value:.9g}" if isinstance(value, float) else value
 
 
 def tables_by_inputs(header: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> list[Block]:
