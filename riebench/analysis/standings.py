@@ -451,7 +451,7 @@ class MethodComparison:
 
     @cached_property
     def _rank_classes(self) -> list[list[Entry]]:
-        """Entries that are ranked together: equal inputs, and one network has measured them."""
+        """Entries that are ranked together: equal inputs, one scorer."""
         ranked: dict[tuple[str, str], dict[str, Entry]] = {}
         for entry in self.trade_offs:
             if not self._note(entry):
@@ -460,7 +460,7 @@ class MethodComparison:
 
     @cached_property
     def pair_tests(self) -> dict[tuple[Entry, Entry], float]:
-        """p-value of each pair that is ranked together, adjusted over the pairs of its class.
+        """p-value of each pair ranked together, adjusted over all such pairs.
 
         Every pair is there once, in either order.
         """

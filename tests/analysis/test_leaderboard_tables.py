@@ -57,7 +57,6 @@ def test_one_table_for_each_choice_of_inputs_fewest_first_and_best_first(board: 
             "sae_sweep",
             "random_features",
             "random_two",
-            "sae",
             "failing",
         ],
     }

@@ -1,4 +1,4 @@
-"""Leaderboard: what was found, tables by the inputs that methods use, and all numbers as CSV.
+"""Leaderboard: a conclusion, tables by inputs used, and all numbers as CSV.
 
 It is made from the results folder alone. `document` puts sections together and writes the files, `methods` has the
 section that compares methods, `profiles` those that rank single configurations, `conclusion` the sentences at the top,

@@ -61,7 +61,7 @@ def _nothing_ranked(standings: Sequence[Standing], controls: bool) -> Pieces:
 
 
 def _largest(comparison: MethodComparison, ranked: Sequence[Standing]) -> Pieces:
-    """Return the sentences on the largest mean gain of the ranked methods of one scorer."""
+    """Return the sentences on the largest mean gain by one scorer."""
     methods = sorted((one for one in ranked if not one.entry.control_of), key=_gain, reverse=True)
     first = methods[0]
     if len(ranked) == 1:
@@ -80,7 +80,7 @@ def _largest(comparison: MethodComparison, ranked: Sequence[Standing]) -> Pieces
 
 
 def _lead(comparison: MethodComparison, first: Entry, others: Sequence[Entry]) -> Pieces:
-    """Return the sentence on which others the first of the ranked methods is better than.
+    """Return the sentence on what the first method is better than.
 
     The first was chosen by the data; it is tested against all others together, which is the comparison with the best
     (Hsu 1984). Where two are ranked together their own test has to agree, so that ranks and sentence never differ.
@@ -101,7 +101,7 @@ def _lead(comparison: MethodComparison, first: Entry, others: Sequence[Entry]) -
 
 
 def _subject(comparison: MethodComparison, standings: Sequence[Standing]) -> Pieces:
-    """Return the sentence on the SAE, its controls and activation patching; none without an SAE."""
+    """Return the sentence on the SAE, its controls and activation patching."""
     of_subject = [one for one in standings if one.entry.method == SUBJECT]
     if not of_subject:
         return ()
@@ -126,7 +126,7 @@ def _subject(comparison: MethodComparison, standings: Sequence[Standing]) -> Pie
 
 
 def _sentence(parts: Sequence[Pieces]) -> Pieces:
-    """Return verdicts one after the other; the first that is of a test says which test."""
+    """Join verdicts; the first that is of a test says which test."""
     found: list[Piece] = []
     tested = [index for index, part in enumerate(parts) if "significant" in str(part[0])]
     for index, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""The leaderboard as a document and as CSV, and the check that both files are up to date."""
+"""The leaderboard as a document and as CSV, and the check of both files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section of the leaderboard that compares methods by their mean gain over LPIPS budgets."""
+"""Section that compares methods by their mean gain over LPIPS budgets."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def estimate_columns(name: str, value: Estimate | None) -> CsvRow:
 
 
 def _order(standing: Standing) -> tuple[bool, bool, float, str]:
-    """Return the sort key of a standing in its table: ranked, then ends, then the rest; best first."""
+    """Return the sort key in a table: ranked, then ends, then the rest."""
     area = standing.area.mean if standing.area is not None else None
     unranked = standing.group is None
     incomplete = unranked and standing.entry.method not in ENDS
@@ -180,7 +180,7 @@ def _definitions() -> Block:
 
 
 def _reading(comparison: MethodComparison, standings: Sequence[Standing], place: str) -> list[Block]:
-    """Return the paragraphs below the definitions: rules, statistics and where the other numbers are."""
+    """Return the paragraphs on rules, statistics and the other numbers."""
     examples, seeds = comparison.examples, comparison.seeds
     drawn = "clusters of examples" if examples.ids != examples.clusters else "examples"
     rules = (

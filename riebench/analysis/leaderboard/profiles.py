@@ -1,4 +1,4 @@
-"""Sections of the leaderboard that rank single configurations, as published scripts do."""
+"""Sections that rank single configurations, as published scripts do."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def profile_section(suite: str, model: str, folders: Sequence[RunFolder], profil
 
 
 def _distances(found: Sequence[Configuration], profile: str) -> list[str]:
-    """Return the LPIPS that a profile measures first, if any: what an edit costs beside what it gains.
+    """Return the LPIPS that a profile measures first, if any.
 
-    There is no room for more: names of metrics are long.
+    It is what an edit costs beside what it gains. There is no room for more: names of metrics are long.
     """
     return [name for name in present_metrics(found) if name.endswith(DISTANCE) and name != PROFILES[profile].rank][:1]
 
@@ -204,5 +204,5 @@ def _are_comparable(one: Configuration, other: Configuration) -> bool:
 
 
 def _order(one: RankedConfiguration) -> tuple[bool, float, str]:
-    """Return the sort key of a row in its table: ranked first, then by its number and label."""
+    """Return the sort key in a table: ranked first, then by number and label."""
     return one.rank is None, math.inf if one.row.mean is None else -one.row.mean, one.configuration.label

@@ -1,4 +1,4 @@
-"""Rows of the leaderboard: how numbers are printed, tables by inputs, and the columns of its CSV file."""
+"""Rows of the leaderboard: printed numbers, tables by inputs, CSV columns."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ COMPARED: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Methods with a number for everything, in the order of the mean gain over LPIPS budgets.
+    """Methods with a number for everything, in the order of their mean gain.
 
     Attributes:
         methods: their names.
