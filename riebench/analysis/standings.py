@@ -460,9 +460,9 @@ class MethodComparison:
 
     @cached_property
     def pair_tests(self) -> dict[tuple[Entry, Entry], float]:
-        """p-value of each pair ranked together, adjusted over all such pairs.
+        """p-value of each pair of entries that are ranked together.
 
-        Every pair is there once, in either order.
+        It is adjusted over all pairs of the same inputs and scorer. Every pair is there once, in either order.
         """
         found: dict[tuple[Entry, Entry], float] = {}
         for members in self._rank_classes:

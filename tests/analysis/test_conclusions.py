@@ -25,12 +25,12 @@ def test_the_largest_gain_is_named_and_better_only_where_its_test_says_so(tmp_pa
     mean, low, high = (f"{100 * float(row[name]):.2f}" for name in ("score", "score_low", "score_high"))
     assert conclusion(tmp_path) == (
         "`good` (prompt + target activations + masks) has the largest mean gain over LPIPS budgets of the 3 ranked "
-        f"methods: {mean} [{low}, {high}] (x100). It is significantly better (p < 0.05, corrected) than all other "
-        "ranked methods but `also`."
+        f"methods: {mean} [{low}, {high}] (x100). It is significantly better (p < 0.05, corrected) than all others "
+        "that are ranked but `also`."
     )
     add_run(tmp_path, "prime", 0.09, method="neurons", access="P")
     assert "`prime` (prompt only) has the largest" in conclusion(tmp_path)
-    assert conclusion(tmp_path).endswith("better (p < 0.05, corrected) than all other ranked methods.")
+    assert conclusion(tmp_path).endswith("better (p < 0.05, corrected) than all others that are ranked.")
 
 
 def test_a_lead_that_no_test_supports_is_said_to_be_none(tmp_path: Path) -> None:
@@ -79,6 +79,17 @@ def test_the_sae_is_held_against_its_controls_and_activation_patching(tmp_path: 
         ") is not significantly different (p < 0.05, corrected) from its control `wrong`, significantly better than "
         "its control `random`, and significantly worse than activation patching, `patch` ("
     ) in conclusion(tmp_path)
+
+
+def test_a_control_above_all_methods_is_said(tmp_path: Path) -> None:
+    add_run(tmp_path, "sae_sweep", 0.01)
+    add_run(tmp_path, "random", 0.03, method="random_features")
+    text = conclusion(tmp_path)
+    assert text.startswith(
+        "`sae_sweep` is the only ranked method beside controls: its mean gain over LPIPS budgets is "
+    )
+    assert " A control has a larger one: `random`. The SAE " in text
+    assert " is significantly worse (p < 0.05, corrected) than its control `random`, and ranked without" in text
 
 
 def test_what_is_lacking_is_said_of_the_sae(tmp_path: Path) -> None:

@@ -64,19 +64,20 @@ def _largest(comparison: MethodComparison, ranked: Sequence[Standing]) -> Pieces
     """Return the sentences on the largest mean gain by one scorer."""
     methods = sorted((one for one in ranked if not one.entry.control_of), key=_gain, reverse=True)
     first = methods[0]
-    if len(ranked) == 1:
-        return (Code(first.entry.name), " is the only ranked method: its mean gain over LPIPS budgets is ",
-                f"{interval_text(first.area, 2)} (x100).")  # fmt: skip
+    others = [one.entry for one in ranked if one is not first]
+    number = f"{interval_text(first.area, 2)} (x100)."
+    if len(methods) == 1:
+        opening: Pieces = (
+            Code(first.entry.name), f" is the only ranked method{' beside controls' if others else ''}: its mean gain "
+            f"over LPIPS budgets is {number}",
+        )  # fmt: skip
+        return (*opening, " ", *_lead(comparison, first.entry, others)) if others else opening
     level = [one for one in methods if _printed(one) == _printed(first)]
-    among = f" of the {len(methods)} ranked methods" if len(methods) > 1 else " beside its controls"
+    among = f"over LPIPS budgets of the {len(methods)} ranked methods: {number}"
     if len(level) > 1:
-        return (*joined([Code(one.entry.name) for one in level]), " tie for the largest mean gain over LPIPS budgets",
-                f"{among}: {interval_text(first.area, 2)} (x100).")  # fmt: skip
-    opening: Pieces = (
-        Code(first.entry.name), f" ({inputs_in_words(first.entry.access)}) has the largest mean gain over LPIPS "
-        f"budgets{among}: {interval_text(first.area, 2)} (x100).",
-    )  # fmt: skip
-    return (*opening, " ", *_lead(comparison, first.entry, [one.entry for one in ranked if one is not first]))
+        return (*joined([Code(one.entry.name) for one in level]), f" tie for the largest mean gain {among}")
+    opening = (Code(first.entry.name), f" ({inputs_in_words(first.entry.access)}) has the largest mean gain {among}")
+    return (*opening, " ", *_lead(comparison, first.entry, others))
 
 
 def _lead(comparison: MethodComparison, first: Entry, others: Sequence[Entry]) -> Pieces:
@@ -85,12 +86,18 @@ def _lead(comparison: MethodComparison, first: Entry, others: Sequence[Entry]) -
     The first was chosen by the data; it is tested against all others together, which is the comparison with the best
     (Hsu 1984). Where two are ranked together their own test has to agree, so that ranks and sentence never differ.
     """
-    tests = {entry: p for entry, (_, p, _) in comparison.differences(first, others).items()}
+    found = comparison.differences(first, others)
+    # Only a control can have a larger gain than the first of the methods.
+    above = [entry for entry, (mean, _, _) in found.items() if mean > 0]
+    tests = {entry: p for entry, (_, p, _) in found.items() if entry not in above}
     for (one, other), p in comparison.pair_tests.items():
         for entry in {one, other} - {first} if first in (one, other) else ():
-            tests[entry] = max(p, tests.get(entry, p))
+            tests[entry] = max(p, tests.get(entry, 1.0))
     open_ = [entry for entry in others if not tests.get(entry, 1.0) < ALPHA]
-    rest = "all other ranked methods" if len(others) > 1 else "the other ranked method"
+    if above:
+        names = joined([Code(entry.name) for entry in above])
+        return (f"{'A control has' if len(above) == 1 else 'Controls have'} a larger one: ", *names, ".")
+    rest = "all others that are ranked" if len(others) > 1 else "the other"
     if not open_:
         return (f"It is significantly better ({TEST}) than {rest}.",)
     if len(open_) == len(others):
