@@ -1,9 +1,9 @@
 """Comparison of two methods or settings, example by example.
 
-The first part gives the paired differences of two methods' areas, by category and by block set, each with its interval
-and an adjusted p-value. The second part makes sentences of the differences of two settings in any metric: higher, lower
-or not told apart, as each interval allows. Documents hold such sentences in marked parts, and claims of this kind are
-nowhere else in them (`check_claims`).
+The first part gives the paired differences of two methods' mean gains over LPIPS budgets, by category and by block
+set, each with its interval and a corrected p-value. The second part makes sentences of the differences of two settings
+in any metric: higher, lower or not told apart, as each interval allows. Documents hold such sentences in marked parts,
+and claims of this kind are nowhere else in them (`check_claims`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from riebench.store.folder import RunFolder, find_run_folders
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.markup import code_span, markdown_table
 
-AREA = "area"
-"""Not a metric: the areas of two methods, read at equal LPIPS."""
+MEAN_GAIN = "mean_gain"
+"""Not a metric: the mean gains of two methods over LPIPS budgets, read at equal LPIPS."""
 CLAIM = re.compile(
     r"\b(clearly|beats?|outperforms?|always|never|in all (?:\w+ )?categories|in all nine|in every example|"
     r"does not buy|significant(?:ly)?|by far|far (?:above|below|better|worse))\b",
@@ -40,15 +40,15 @@ CLAIM = re.compile(
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of areas: first method minus second, on the same examples.
+    """A difference of mean gains: first method minus second, on the same examples.
 
     Attributes:
         block_set: blocks edited together.
         category: or "all".
-        mean: difference of the areas.
+        mean: difference of the mean gains over LPIPS budgets.
         low: lower end of its 95 % interval.
         high: upper end.
-        p: adjusted over all differences of the comparison.
+        p: corrected over all differences of the comparison.
         n_examples: behind it.
     """
 
@@ -62,14 +62,14 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """True if the adjusted p-value is below 0.05."""
+        """True if it is significant: the corrected p-value is below 0.05."""
         return self.p < ALPHA
 
 
 def compare(folders: Sequence[RunFolder], first: str, second: str) -> list[Difference]:
     """Compare two methods of one suite and model.
 
-    Level by level they are chosen on all categories, as on the leaderboard; then each category is read alone.
+    Edit strengths are chosen on all categories, as on the leaderboard; then each category is read alone.
 
     Args:
         folders: run folders of one suite and model.
@@ -142,17 +142,17 @@ def _differences(comparison: MethodComparison, pair: tuple[Entry, Entry]) -> dic
 
 
 def few_levels_note(folders: Sequence[RunFolder], names: Sequence[str]) -> str:
-    """Return a note on methods with too few levels to use all budgets.
+    """Return a note on methods with too few edit strengths to use all budgets.
 
-    One paragraph for each of the named methods; "" if none has too few levels.
+    One paragraph for each of the named methods; "" if none has too few.
     """
     few: dict[str, int] = {}
     for entry in entries(folders, single_blocks=True):
         if entry.name in names and entry.method not in ENDS and entry.levels < MIN_LEVELS:
             few[entry.name] = min(entry.levels, few.get(entry.name, MIN_LEVELS))
     return "".join(
-        f"{name} has {n} {'level' if n == 1 else 'levels'} of its knob, of {MIN_LEVELS} that a rank takes: its area "
-        "says what this reaches, not what the method could.\n\n"
+        f"{name}: {n} of {MIN_LEVELS} edit strengths tested; its mean gain says what "
+        f"{'this reaches' if n == 1 else 'these reach'}, not what the method could.\n\n"
         for name, n in few.items()
     )
 
@@ -160,7 +160,7 @@ def few_levels_note(folders: Sequence[RunFolder], names: Sequence[str]) -> str:
 def comparison_text(differences: Sequence[Difference], first: str, second: str, notes: str = "") -> str:
     """Return the comparison as a Markdown table.
 
-    Rows are block sets, columns are categories; * marks differences with an adjusted p-value below 0.05.
+    Rows are block sets, columns are categories; * marks significant differences.
 
     Args:
         differences: of `compare`.
@@ -178,9 +178,9 @@ def comparison_text(differences: Sequence[Difference], first: str, second: str, 
     cells = {(one.block_set, one.category): one for one in differences}
     rows = [[block_set, *(_cell(cells.get((block_set, category))) for category in categories)] for block_set in blocks]
     heading = (
-        f"{first} minus {second}: area x100 [95 % interval], paired over "
-        f"{max(one.n_examples for one in differences)} examples; * adjusted p below {ALPHA} (max-T step-down "
-        f"over {len(differences)} differences).\n\n"
+        f"{first} minus {second}: mean gain over LPIPS budgets x100 [95 % interval], paired over "
+        f"{max(one.n_examples for one in differences)} examples; * significant (p < {ALPHA}, corrected over "
+        f"{len(differences)} differences by max-T step-down).\n\n"
     )
     return heading + notes + markdown_table(["blocks", *categories], rows)
 
@@ -201,7 +201,7 @@ class Contrast:
         mean: difference, as stored.
         low: lower end of its 95 % interval.
         high: upper end.
-        p: adjusted over the categories of the sentence.
+        p: corrected over the categories of the sentence.
     """
 
     category: str
@@ -214,7 +214,7 @@ class Contrast:
     def verdict(self) -> int:
         """1 or -1 where the first setting is higher or lower; 0 if not told apart.
 
-        It takes an interval that leaves out 0 and an adjusted p below 0.05.
+        It takes an interval that leaves out 0 and a corrected p below 0.05.
         """
         if self.p >= ALPHA or self.low <= 0 <= self.high:
             return 0
@@ -226,14 +226,14 @@ def contrasts(folders: Sequence[RunFolder], metric: str, first: str, second: str
 
     Args:
         folders: run folders of one suite and model.
-        metric: a metric, or "area".
+        metric: a metric, or "mean_gain".
         first: a setting, with `@STRENGTH` behind it for a strength other than its first; all its blocks together.
         second: likewise.
 
     Raises:
         RiebenchError: if one is unknown, or they have no examples in common.
     """
-    if metric == AREA:
+    if metric == MEAN_GAIN:
         found = compare(folders, first, second)
         return [Contrast(one.category, one.mean, one.low, one.high, one.p) for one in found]
     sides = [_configuration(folders, name) for name in (first, second)]
@@ -303,7 +303,7 @@ def contrast_text(found: Sequence[Contrast], metric: str, first: str, second: st
 
     Args:
         found: of `contrasts`.
-        metric: a metric, or "area".
+        metric: a metric, or "mean_gain".
         first: the first setting, as given.
         second: the second.
     """
@@ -324,15 +324,17 @@ def contrast_text(found: Sequence[Contrast], metric: str, first: str, second: st
 
 def _unit(metric: str) -> str:
     """Return what the numbers of a contrast are."""
-    if metric == AREA:
-        return "area x100, at equal LPIPS"
+    if metric == MEAN_GAIN:
+        return "mean gain over LPIPS budgets x100"
     title = re.sub(r" \((?:higher|lower) is better\)", "", metric_format(metric).title)
     return f"points of {title}" if METRICS.get(metric).is_share else title
 
 
 def _number(one: Contrast, metric: str, *, named: bool = True) -> str:
     """Return a difference with its interval, and its category before it."""
-    scale, decimals = (100.0, 2) if metric == AREA else (metric_format(metric).scale, metric_format(metric).decimals)
+    scale, decimals = (
+        (100.0, 2) if metric == MEAN_GAIN else (metric_format(metric).scale, metric_format(metric).decimals)
+    )
     mean, low, high = (
         f"{round(scale * value, decimals) + 0.0:+.{decimals}f}" for value in (one.mean, one.low, one.high)
     )
@@ -345,14 +347,14 @@ def contrast_part(place: Path, metric: str, first: str, second: str) -> str:
 
     Args:
         place: folder of the runs of one suite and model.
-        metric: a metric, or "area".
+        metric: a metric, or "mean_gain".
         first: the first setting.
         second: the second.
 
     Raises:
         RiebenchError: as `contrasts`.
     """
-    if metric != AREA:
+    if metric != MEAN_GAIN:
         metric_format(metric)
     return contrast_text(contrasts(_folders(place), metric, first, second), metric, first, second)
 

@@ -135,7 +135,7 @@ def model_gap(identities: Iterable[str], agreed: str | None) -> str | None:
     if agreed is None:
         return "made by another model of this name than as many others"
     if len(found) > 1:
-        return "its levels were made by different models of this name"
+        return "its edit strengths were made by different models of this name"
     here, there = json.loads(found[0]), json.loads(agreed)
     names = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
     changes = "; ".join(f"{name} is {_shorten(here.get(name))}, not {_shorten(there.get(name))}" for name in names)

@@ -29,8 +29,8 @@ from riebench.analysis.configurations import (
     present_metrics,
     scored_profiles,
 )
-from riebench.analysis.standings import MethodComparison, Standing, entries
-from riebench.analysis.stats import Estimate
+from riebench.analysis.leaderboard.methods import method_columns
+from riebench.analysis.standings import MethodComparison, entries
 from riebench.analysis.tables import model_tables
 from riebench.errors import RiebenchError, near_match
 from riebench.scoring.profiles import DEFAULT
@@ -52,7 +52,12 @@ CSV, LATEX, PARQUET, FIGURES, DATASET = "csv", "latex", "parquet", "figures", "d
 FORMATS = (CSV, LATEX, PARQUET, FIGURES, DATASET)
 DEFAULT_FORMATS = (CSV, LATEX, PARQUET, FIGURES)
 """Formats that are written by default; pictures are copied only on request."""
-TEXT_COLUMNS = frozenset({"cluster", "reason", "picture", "sae", "note", "scorer", "source_prompt", "target_prompt"})
+TEXT_COLUMNS = frozenset(
+    {
+        "cluster", "reason", "picture", "sae", "notes", "scorer", "control_of", "reference", "source_prompt",
+        "target_prompt",
+    }
+)  # fmt: skip
 """Columns of text that may be missing in every row."""
 PICTURES = ("source_picture", "target_picture", "edited_picture")
 DATASET_INFO = "dataset_info.json"
@@ -133,32 +138,17 @@ def configuration_rows(groups: Groups) -> list[Row]:
 
 
 def method_rows(groups: Groups) -> list[Row]:
-    """Return the methods as the leaderboard compares them, in its order."""
-    return [
-        {"suite": suite, "model": model, **_standing_row(standing)}
-        for (suite, model), folders in groups.items() if DEFAULT in scored_profiles(folders)
-        for standing in MethodComparison(tuple(entries(folders))).standings()
-    ]  # fmt: skip
-
-
-def _standing_row(standing: Standing) -> Row:
-    entry = standing.entry
-    return {
-        "group": standing.group, "method": entry.name, "sae": entry.sae, "access": entry.access,
-        "block_set": entry.block_set, "levels": entry.levels, **_ends("area", standing.area),
-        "area_micro": standing.micro, **_ends("completion", standing.completion), "lpips": standing.realised,
-        "area_second": standing.second, "scorer": entry.scorer,
-        "minus_reference": None if standing.versus is None else standing.versus[0],
-        "p": None if standing.versus is None else standing.versus[1],
-        "detectable": standing.detectable, "n_scored": entry.n_scored, "n_expected": entry.n_expected,
-        "note": standing.note,
-    }  # fmt: skip
-
-
-def _ends(name: str, value: Estimate | None) -> Row:
-    """Return the columns of an estimate: its mean and both ends of its interval."""
-    values = (None, None, None) if value is None else (value.mean, value.low, value.high)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    """Return the methods as the leaderboard compares them, in the columns of its CSV."""
+    rows: list[Row] = []
+    for (suite, model), folders in groups.items():
+        if DEFAULT in scored_profiles(folders):
+            comparison = MethodComparison(tuple(entries(folders)))
+            reference = "" if comparison.reference is None else comparison.reference.name
+            rows += [
+                {"suite": suite, "model": model, **method_columns(standing, reference)}
+                for standing in comparison.standings()
+            ]
+    return rows
 
 
 def data_frame(rows: Sequence[Row]) -> DataFrame:

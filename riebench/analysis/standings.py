@@ -1,6 +1,6 @@
-"""Standings of methods: areas, ranks and differences on shared examples.
+"""Standings of methods: mean gains, ranks and differences on shared examples.
 
-`Entry` is one method with all its strength levels, and `entries` finds them in run folders. `MethodComparison` takes
+`Entry` is one method with all its edit strengths, and `entries` finds them in run folders. `MethodComparison` takes
 all methods of one suite, model and profile and computes a `Standing` for each: what the leaderboard prints of it.
 """
 
@@ -30,6 +30,7 @@ from riebench.analysis.stats import BOOTSTRAP_SEED, POWER_FACTOR, REPLICATES, Es
 from riebench.analysis.tradeoff import Examples, SampleMean, TradeOff, along_curves, cross_fit, paired_differences
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
+from riebench.tasks.schema import sorted_access
 
 Floats = NDArray[np.float64]
 ReadFolder = tuple[RunFolder, Sequence[Configuration]]
@@ -41,7 +42,7 @@ ENDS = ("no_edit", "target_prompt")
 SECOND = "clip_gain_2"
 """The gain by a scorer that chose nothing."""
 MIN_LEVELS = 6
-"""Strength levels that a method needs for a rank: with fewer it cannot use the budgets that others use."""
+"""Edit strengths that a rank takes: a method with fewer cannot use the budgets that others use."""
 SAME_LEVEL = 1e-5
 """Largest difference of scores between strengths that give one and the same picture."""
 MIN_EXAMPLES = 12
@@ -49,7 +50,7 @@ MIN_EXAMPLES = 12
 REFERENCE = "mean_steering"
 """The method that all others are compared with: its sweep, if there are several entries of it."""
 KNOB_ENDS: Mapping[str, float] = {"embed_lerp": 1, "prompt_switch": 1, "masked_target": 1, "img2img": 1, "p2p": 0}
-"""Method whose knob has an end -> the strength of most change, which a rank takes: without it the curve is cut off."""
+"""Method whose strength has an end -> the strength of most change, which a rank takes: without, curves are cut off."""
 CONTROLLED: Mapping[str, str] = {
     "random_features": "sae",
     "random_directions": "sae",
@@ -65,10 +66,10 @@ class Entry:
     Attributes:
         name: the group, or the setting.
         method: the registered method.
-        access: what it may look at.
+        access: letters of its inputs, in the order of `riebench.tasks.schema.INPUTS`.
         sae: which SAEs: their place and the beginning of the least of their hashes; "" without.
         block_set: blocks edited together.
-        configurations: one for each of its strength levels.
+        configurations: one for each of its edit strengths.
     """
 
     name: str
@@ -83,12 +84,17 @@ class Entry:
         """Text that tells the entry apart from others of its suite and model."""
         return "\n".join((self.name, self.sae, self.block_set))
 
+    @property
+    def control_of(self) -> str:
+        """The method that the entry is a control of; "" if it is none."""
+        return CONTROLLED.get(self.method, "")
+
     @cached_property
     def levels(self) -> int:
-        """Number of strength levels.
+        """Number of edit strengths tested.
 
-        Strengths that give one and the same picture of every example are one level, and none if it is the source
-        picture. Strength 0 is every method's and is not counted.
+        Strengths that give one and the same picture of every example are one, and none if it is the source picture.
+        Strength 0 is every method's and is not counted.
         """
         seen: list[Mapping[str, Mapping[tuple[str, int], float]]] = []
         for configuration in self.configurations:
@@ -226,11 +232,6 @@ def group_entries(read: Iterable[ReadFolder], *, single_blocks: bool = False) ->
     return [_entry(name, sae, block_set, members) for (name, sae, block_set), members in sorted(found.items())]
 
 
-def sorted_access(letters: Iterable[str]) -> str:
-    """Return letters of access in their one order."""
-    return "".join(sorted(letters, key="PAMTV".index))
-
-
 def _entry(name: str, sae: str, block_set: str, members: Sequence[tuple[RunFolder, Configuration]]) -> Entry:
     letters = {letter for _, configuration in members for letter in configuration.access}
     return Entry(
@@ -255,19 +256,19 @@ class Standing:
 
     Attributes:
         entry: the method.
-        group: rank group among entries with equal access; None for ends, gaps, methods with few levels, and too few
-            examples.
+        group: rank among entries that use the same inputs; None for ends, gaps, methods with few edit strengths, and
+            too few examples.
         area: mean cross-fitted gain over the LPIPS budgets, with its interval.
-        micro: the same with every example weighing alike.
-        completion: area as a share of the gain of the target prompt's own pictures, with its interval.
+        micro: its micro-average: every example weighs the same.
+        completion: mean gain as a share of the gain of the target prompt's own pictures, with its interval.
         realised: mean LPIPS at which the gains were read.
-        second: the area read by the independent scorer at the configurations that the first one chose.
-        versus: area minus that of the reference (`MethodComparison.reference`), and its p-value, adjusted over all
-            methods.
+        second: mean gain by the independent scorer at the configurations that the first one chose.
+        versus: mean gain minus that of the reference (`MethodComparison.reference`), and its p-value, adjusted over
+            all methods.
         detectable: difference to the reference that 80 % of such experiments would find.
         note: why there is no rank.
-        ranked_among: letters of the methods that the rank group is among: the entry's own, or those of the method that
-            a control belongs to.
+        ranked_among: letters of the methods that the rank is among: the entry's own, or those of the method that it is
+            a control of.
     """
 
     entry: Entry
@@ -393,22 +394,23 @@ class MethodComparison:
         low, high = found.interval() or (None, None)
         return Estimate(found.mean, low, high, len(self.examples.ids))
 
+    @cached_property
+    def trade_offs(self) -> dict[Entry, TradeOff]:
+        """Trade-offs of all entries that can be compared."""
+        found = {entry: self.trade_off(entry) for entry in self.entries if self.gap(entry) is None}
+        return {entry: one for entry, one in found.items() if one is not None}
+
     def standings(self) -> list[Standing]:
         """Compute everything that the leaderboard prints.
 
-        The best come first inside equal access; ends of the scale and entries with gaps come last.
+        The best come first among those that use the same inputs; ends of the scale and entries with gaps come last.
         """
-        gaps = {entry: self.gap(entry) for entry in self.entries}
-        areas: dict[Entry, TradeOff] = {}
-        for entry in self.entries:
-            found = self.trade_off(entry) if gaps[entry] is None else None
-            if found is not None:
-                areas[entry] = found
+        areas = self.trade_offs
         far_end = self._far_end(areas)
-        groups = self._groups(areas)
-        versus = self._versus(areas)
+        groups = self._groups()
+        versus = self._versus()
         made = [
-            self._standing(entry, areas.get(entry), gaps[entry], groups.get(entry), versus.get(entry), far_end)
+            self._standing(entry, areas.get(entry), self.gap(entry), groups.get(entry), versus.get(entry), far_end)
             for entry in self.entries
         ]
         return sorted(made, key=_order)
@@ -447,20 +449,38 @@ class MethodComparison:
                 return found if ends is not None and not ends[0] <= 0 <= ends[1] else None
         return None
 
-    def _groups(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, int]:
-        """Return the rank group of each entry that has one."""
+    @cached_property
+    def _rank_classes(self) -> list[list[Entry]]:
+        """Entries that are ranked together: equal inputs, one scorer."""
         ranked: dict[tuple[str, str], dict[str, Entry]] = {}
-        for entry in areas:
+        for entry in self.trade_offs:
             if not self._note(entry):
                 ranked.setdefault((self._rank_class(entry), entry.scorer), {})[entry.place] = entry
-        found: dict[Entry, int] = {}
-        for members in ranked.values():
-            means = {name: areas[entry].area for name, entry in members.items()}
-            differences = paired_differences(means)
+        return [[*members.values()] for members in ranked.values()]
+
+    @cached_property
+    def pair_tests(self) -> dict[tuple[Entry, Entry], float]:
+        """p-value of each pair of entries that are ranked together.
+
+        It is adjusted over all pairs of the same inputs and scorer. Every pair is there once, in either order.
+        """
+        found: dict[tuple[Entry, Entry], float] = {}
+        for members in self._rank_classes:
+            by_place = {entry.place: entry for entry in members}
+            differences = paired_differences({place: self.trade_offs[e].area for place, e in by_place.items()})
             adjusted = step_down({"\t".join(pair): one for pair, one in differences.items()})
-            p_values = dict(zip(differences, adjusted.values(), strict=True))
-            groups = rank_groups({name: mean.replicates.mean for name, mean in means.items()}, p_values)
-            found |= {members[name]: group for name, group in groups.items()}
+            for (one, other), p in zip(differences, adjusted.values(), strict=True):
+                found[by_place[one], by_place[other]] = p
+        return found
+
+    def _groups(self) -> dict[Entry, int]:
+        """Return the rank of each entry that has one."""
+        found: dict[Entry, int] = {}
+        for members in self._rank_classes:
+            by_place = {entry.place: entry for entry in members}
+            means = {place: self.trade_offs[entry].area.replicates.mean for place, entry in by_place.items()}
+            p_values = {(a.place, b.place): p for (a, b), p in self.pair_tests.items() if by_place.get(a.place) is a}
+            found |= {by_place[place]: group for place, group in rank_groups(means, p_values).items()}
         return found
 
     def _rank_class(self, entry: Entry) -> str:
@@ -478,23 +498,30 @@ class MethodComparison:
         found = [e for e in self.entries if e.method == REFERENCE and self.gap(e) is None]
         return min(found, key=lambda entry: (bool(self._note(entry)), -entry.levels, entry.place), default=None)
 
-    def _versus(self, areas: Mapping[Entry, TradeOff]) -> dict[Entry, tuple[float, float, float]]:
-        """Compare each entry with the reference.
-
-        The values are the difference to the reference, its adjusted p, and the detectable difference.
-        """
+    def _versus(self) -> dict[Entry, tuple[float, float, float]]:
+        """Compare each entry with the reference; see `differences`."""
         reference = self.reference
-        if reference is None or reference not in areas:
+        if reference is None or reference not in self.trade_offs:
             return {}
-        others = {
-            entry.place: entry
-            for entry in areas
-            if entry is not reference and entry.method not in ENDS and entry.scorer == reference.scorer
-        }
-        found = {name: (areas[entry].area - areas[reference].area).replicates for name, entry in others.items()}
+        return self.differences(reference, (e for e in self.trade_offs if e.method not in ENDS))
+
+    def differences(self, reference: Entry, others: Iterable[Entry]) -> dict[Entry, tuple[float, float, float]]:
+        """Compare entries with one of them, all tested together.
+
+        Args:
+            reference: an entry of `trade_offs`.
+            others: entries of `trade_offs`; the reference itself and those that another network measured are left out.
+
+        Returns:
+            Entry -> its mean gain minus the reference's, its adjusted p, and the detectable difference.
+        """
+        areas = self.trade_offs
+        known = {e.place: e for e in others if e is not reference and e.scorer == reference.scorer}
+        found = {place: (areas[entry].area - areas[reference].area).replicates for place, entry in known.items()}
         adjusted = step_down(found)
         return {
-            others[name]: (one.mean, adjusted[name], POWER_FACTOR * float(one.errors[0])) for name, one in found.items()
+            known[place]: (one.mean, adjusted[place], POWER_FACTOR * float(one.errors[0]))
+            for place, one in found.items()
         }
 
     def _note(self, entry: Entry) -> str:
@@ -502,16 +529,16 @@ class MethodComparison:
         if entry.method in ENDS:
             return "end of the scale"
         if entry.levels < MIN_LEVELS:
-            return f"{entry.levels} of {MIN_LEVELS} levels"
+            return f"{entry.levels} of {MIN_LEVELS} edit strengths tested"
         end = KNOB_ENDS.get(entry.method)
         if end is not None and all(configuration.strength != end for configuration in entry.configurations):
-            return f"no level at the end of its knob, {end:g}"
+            return f"its last edit strength, {end:g}, was not tested"
         if self.least_examples < MIN_EXAMPLES:
             return f"{self.least_examples} of {MIN_EXAMPLES} examples in a category"
         return ""
 
 
 def _order(standing: Standing) -> tuple[bool, str, int, float, str]:
-    """Return the sort key of a standing: ranked first, by access, group and area."""
+    """Return the sort key of a standing: ranked first, by inputs, rank and mean gain."""
     area = standing.area.mean if standing.area is not None and standing.area.mean is not None else 0.0
     return standing.group is None, standing.ranked_among, standing.group or 0, -area, standing.entry.name

@@ -31,7 +31,7 @@ from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
-from riebench.tasks.schema import ALL_CATEGORIES
+from riebench.tasks.schema import ALL_CATEGORIES, inputs_in_words
 from riebench.utils.files import write_atomic
 from riebench.utils.markup import (
     Block,
@@ -180,14 +180,17 @@ def per_method(found: list[Configuration]) -> TablePair:
         cells = [configuration.row(metric, EVERYTHING) for metric in metrics]
         rows += cells
         counts = f"{configuration.failed} failed, {configuration.skipped} skipped"
-        label = [configuration.label, configuration.access or "–"]
+        label = [configuration.label, inputs_in_words(configuration.access)]
         table.append([*label, *(cell_text(c) for c in cells), *_detectable(configuration), counts])
     # Only a gain is a difference from no edit.
     gains = not whole or whole[0].profile == DEFAULT
-    header = ["setting", "sees", *metrics, *(["detectable clip_gain"] if gains else []), "not made"]
-    access = ": target prompt (P), activations of the paired target run (A), masks (M), training (T), inversion (V). "
+    header = ["setting", "inputs used", *metrics, *(["detectable clip_gain"] if gains else []), "not made"]
+    inputs = (
+        ": what the method may look at. Prompt: the target prompt; target activations: those of the paired target run; "
+        "masks: the regions that are to change; training examples: others of the category; inversion: of the picture. "
+    )
     detectable = ": smallest difference from no edit that 80 % of such experiments would find."
-    columns: tuple[Piece, ...] = (Code("sees"), access)
+    columns: tuple[Piece, ...] = (Code("inputs used"), inputs)
     if gains:
         columns = (*columns, Code("detectable clip_gain"), detectable)
     legend = BulletList(tuple((Code(metric), f": {metric_format(metric).title}") for metric in metrics))

@@ -105,7 +105,7 @@ def tables(
 @friendly
 def leaderboard(
     results: ResultsOption = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the file is up to date.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether both files are up to date.")] = False,
     verify: Annotated[
         Path | None, typer.Option(help="Only check one run folder: recompute every score, hash and count.")
     ] = None,
@@ -117,9 +117,9 @@ def leaderboard(
     device: DeviceOption = "auto",
     offline: OfflineOption = False,
 ) -> None:
-    """Write leaderboard.md from a results folder alone.
+    """Write leaderboard.md and leaderboard.csv from a results folder alone.
 
-    It lies in the results folder; that of results/, which is published, in the working directory.
+    They lie in the results folder; those of results/, which is published, in the working directory.
     """
     from riebench.analysis.leaderboard import check_leaderboard, write_leaderboard
 
@@ -129,11 +129,12 @@ def leaderboard(
     if verify is not None:
         _verify(verify, suite or [], scorer or [], weights or [], device, offline)
     elif check:
-        check_leaderboard(folder, board)
-        say(f"{board} is up to date")
+        files = check_leaderboard(folder, board)
+        say(f"{' and '.join(map(str, files))} are up to date")
     else:
         write_leaderboard(folder, board)
-        print_line(board)
+        for file in (board, board.with_suffix(".csv")):
+            print_line(file)
 
 
 def _verify(
@@ -210,7 +211,7 @@ def compare(
     suite: Annotated[str | None, typer.Option(help="The suite, if there are results of several.")] = None,
     model: Annotated[str | None, typer.Option(help="The model, if there are results of several.")] = None,
 ) -> None:
-    """Compare two methods: paired difference of areas, by category and block set."""
+    """Compare two methods: paired difference of mean gains, by category and block set."""
     from riebench.analysis.compare import compare as compared
     from riebench.analysis.compare import comparison_text, few_levels_note
 

@@ -7,6 +7,7 @@ of a run's steps, as configurations and `--edit-steps` state them. This module n
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,6 +45,15 @@ MIXED_CATEGORY = "random"
 
 ALL_CATEGORIES: dict[str, int] = {MIXED_CATEGORY: 0, **CATEGORIES}
 """Every category that a task may have -> its number. Means over categories run over those that a suite has."""
+
+INPUTS: dict[str, str] = {
+    "P": "prompt",
+    "A": "target activations",
+    "M": "masks",
+    "T": "training examples",
+    "V": "inversion",
+}
+"""Letter of `Setting.access` -> the input in words, in the order in which inputs are named."""
 
 MAX_PROMPT_LENGTH = 4000
 """Longest prompt, in characters; text encoders read the first 77 tokens only."""
@@ -265,6 +275,24 @@ class EditTask(StoredModel):
         return content_digest([self.version, self.region_rule, [[e.id, e.content_hash] for e in self.examples]])[:16]
 
 
+def sorted_access(letters: Iterable[str]) -> str:
+    """Return letters of access in the order of `INPUTS`."""
+    return "".join(sorted(letters, key=[*INPUTS].index))
+
+
+def inputs_in_words(letters: Iterable[str]) -> str:
+    """Return the inputs that letters of access stand for, in words.
+
+    Args:
+        letters: keys of `INPUTS` in any order.
+
+    Returns:
+        Such as "prompt + target activations + masks"; a single input has "only" behind it.
+    """
+    words = [INPUTS[letter] for letter in sorted_access(letters)]
+    return f"{words[0]} only" if len(words) == 1 else " + ".join(words) or "no inputs"
+
+
 class Setting(StoredModel):
     """One method with all its parameters: a file in `baselines/`."""
 
@@ -308,8 +336,8 @@ class Setting(StoredModel):
     @field_validator("access")
     @classmethod
     def _known_letters(cls, value: str) -> str:
-        if set(value) - set("PAMTV") or len(set(value)) != len(value):
-            raise ValueError(f"access {value!r}: use each of the letters P, A, M, T, V at most once")
+        if set(value) - set(INPUTS) or len(set(value)) != len(value):
+            raise ValueError(f"access {value!r}: use each of the letters {', '.join(INPUTS)} at most once")
         return value
 
     @field_validator("edit_steps")

@@ -27,7 +27,7 @@ def test_a_contrast_is_higher_only_where_interval_and_test_allow_it(tmp_path: Pa
     assert all(one.verdict == -1 for one in contrasts(folders, "clip_gain", "fair@2", "good@2"))
     noise = contrasts(folders, "clip_gain", "good@2", "same@2")
     assert all(one.verdict == 0 and one.low < 0 < one.high for one in noise)
-    area = contrasts(folders, "area", "good", "fair")
+    area = contrasts(folders, "mean_gain", "good", "fair")
     assert area[-1].verdict == 1 and area[-1].category == "all"
     itself = contrasts(folders, "clip_gain", "good", "good")
     assert all((one.mean, one.p, one.verdict) == (0, 1, 0) for one in itself)

@@ -1,22 +1,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from leaderboard_runs import EXAMPLES, add_run, rows, table
+from leaderboard_runs import EXAMPLES, add_run, numbers, printed_rows, rows, tables
 
 from riebench.analysis.compare import compare, comparison_text
-from riebench.analysis.leaderboard import check_leaderboard, leaderboard_text, write_leaderboard
+from riebench.analysis.leaderboard import (
+    check_leaderboard,
+    leaderboard_text,
+    make_leaderboard,
+    write_leaderboard,
+)
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder
+from riebench.utils.markup import csv_rows
 
 
-def groups(results: Path) -> dict[str, str]:
-    return {name: row["group"] for name, row in rows(results).items()}
+def ranks(results: Path) -> dict[str, str]:
+    return {name: row["rank"] for name, row in rows(results).items()}
 
 
 def test_first_line_says_how_it_was_made(tmp_path: Path) -> None:
@@ -24,7 +31,7 @@ def test_first_line_says_how_it_was_made(tmp_path: Path) -> None:
     assert "No results yet" in leaderboard_text(tmp_path)
 
 
-def test_groups_within_equal_access_and_none_for_gaps(tmp_path: Path) -> None:
+def test_ranks_among_equal_inputs_and_none_for_gaps(tmp_path: Path) -> None:
     add_run(tmp_path, "good", 0.03)
     add_run(tmp_path, "also", 0.03)
     add_run(tmp_path, "fair", 0.01)
@@ -33,55 +40,61 @@ def test_groups_within_equal_access_and_none_for_gaps(tmp_path: Path) -> None:
     add_run(tmp_path, "short", 0.9, leave_out="change_color-3")
     add_run(tmp_path, "failing", 0.9, fail="change_color-3")
     add_run(tmp_path, "few", 0.9, levels=5)
-    assert groups(tmp_path) == {
+    board = make_leaderboard(tmp_path)
+    assert {name: row["rank"] for name, row in printed_rows(board).items()} == {
         "good": "1", "also": "1", "fair": "3", "prompt": "1",
         "unscored": "–", "short": "–", "failing": "–", "few": "–",
     }  # fmt: skip
-    notes = {name: row["note"] for name, row in rows(tmp_path).items()}
+    notes = {name: row["notes"] for name, row in printed_rows(board).items()}
     assert notes["failing"] == "6 units failed"
     assert "have no clip_gain" in notes["unscored"] and "have no clip_gain" in notes["short"]
-    assert notes["few"] == "5 of 6 levels" and notes["good"] == ""
-    assert rows(tmp_path)["short"]["scored"] == "138/144"
+    assert notes["few"] == "5 of 6 edit strengths tested" and notes["good"] == ""
+    row = numbers(board)["short"]
+    assert (row["n_scored"], row["n_expected"], row["rank"], row["score"]) == ("138", "144", "", "")
 
 
 def test_ends_of_the_scale_normalise_and_are_not_ranked(tmp_path: Path) -> None:
     add_run(tmp_path, "target_prompt", 0.1, method="target_prompt", access="P", levels=1)
     add_run(tmp_path, "mean_steering", 0.01, method="mean_steering")
     add_run(tmp_path, "good", 0.03)
-    found = rows(tmp_path)
-    assert found["target_prompt"]["group"] == "–" and found["target_prompt"]["note"] == "end of the scale"
+    board = make_leaderboard(tmp_path)
+    found, stored = printed_rows(board), numbers(board)
+    assert found["target_prompt"]["rank"] == "–" and found["target_prompt"]["notes"] == "end of the scale"
     # Gains grow with strength and LPIPS with a tenth of it: budgets 0.05 to 0.3 open a level each, and 0.3 is the last.
     area = 0.03 * (0.5 + 1 + 1.5 + 2 + 2.5 + 3 * 5) / 10
-    assert float(found["good"]["area"].split()[0]) == pytest.approx(100 * area, abs=0.1)
-    assert float(found["good"]["completion"].split()[0]) == pytest.approx(100 * area / 0.05, abs=2)
-    assert "p < 0.001" in found["good"]["minus mean_steering"]
-    assert found["mean_steering"]["minus mean_steering"] == "–"
+    assert float(found["good"]["mean gain"]) == pytest.approx(100 * area, abs=0.1)
+    assert float(found["good"]["completion"]) == pytest.approx(100 * area / 0.05, abs=2)
+    assert float(stored["good"]["p"]) < 0.001 and stored["good"]["reference"] == "mean_steering"
+    assert float(stored["good"]["difference"]) == pytest.approx(0.02 * area / 0.03, abs=0.001)
+    assert stored["mean_steering"]["p"] == stored["mean_steering"]["difference"] == ""
 
 
 def test_the_independent_scorer_is_read_where_the_first_one_chose(tmp_path: Path) -> None:
     add_run(tmp_path, "good", 0.03, second=True)
-    row = rows(tmp_path)["good"]
-    assert float(row["second scorer"]) == pytest.approx(float(row["area"].split()[0]) / 2, abs=0.02)
+    row = numbers(make_leaderboard(tmp_path))["good"]
+    assert float(row["second_scorer"]) == pytest.approx(float(row["score"]) / 2, abs=0.0002)
 
 
 def test_settings_of_one_group_are_levels_of_one_method(tmp_path: Path) -> None:
     add_run(tmp_path, "k1", 0.01, levels=3, group="sae")
     add_run(tmp_path, "k2", 0.03, levels=3, group="sae")
-    found = rows(tmp_path)
-    assert [*found] == ["sae"] and found["sae"]["levels"] == "6" and found["sae"]["group"] == "1"
+    board = make_leaderboard(tmp_path)
+    found = printed_rows(board)
+    assert [*found] == ["sae"] and found["sae"]["rank"] == "1"
+    assert numbers(board)["sae"]["edit_strengths"] == "6"
 
 
 def test_the_reference_is_the_sweep_that_has_a_rank(tmp_path: Path) -> None:
     add_run(tmp_path, "mean_steering", 0.02, method="mean_steering", levels=1)
     add_run(tmp_path, "mean_steering_sweep", 0.01, method="mean_steering")
     add_run(tmp_path, "good", 0.03)
-    found = rows(tmp_path)
-    assert found["mean_steering_sweep"]["minus mean_steering_sweep"] == "–"
-    assert (
-        "(p " in found["good"]["minus mean_steering_sweep"]
-        and "(p " in found["mean_steering"]["minus mean_steering_sweep"]
-    )
-    assert "(the entry of `mean_steering` that has a rank, or most levels: 6)" in leaderboard_text(tmp_path)
+    board = make_leaderboard(tmp_path)
+    found = numbers(board)
+    assert {name: row["reference"] for name, row in found.items()} == {
+        "good": "mean_steering_sweep", "mean_steering": "mean_steering_sweep", "mean_steering_sweep": "",
+    }  # fmt: skip
+    assert found["good"]["p"] and found["mean_steering"]["p"] and not found["mean_steering_sweep"]["p"]
+    assert "(of `mean_steering` the entry with a rank, or most edit strengths: 6)" in board.document.markdown()
 
 
 def test_controls_are_ranked_beside_what_they_control(tmp_path: Path) -> None:
@@ -89,42 +102,51 @@ def test_controls_are_ranked_beside_what_they_control(tmp_path: Path) -> None:
     # As runs stated it before declarations were checked, and as they state it now.
     add_run(tmp_path, "earlier", 0.01, method="random_features", access="M")
     add_run(tmp_path, "later", 0.02, method="wrong_example", access="PAMT")
-    found = rows(tmp_path)
-    assert [found[name]["group"] for name in ("sae", "later", "earlier")] == ["1", "2", "3"]
-    assert found["earlier"]["sees"] == "PAM" and found["later"]["sees"] == "PAMT"
-    assert [*found] == ["sae", "later", "earlier"]
+    board = make_leaderboard(tmp_path)
+    found, stored = printed_rows(board), numbers(board)
+    assert [found[name]["rank"] for name in ("sae", "later", "earlier")] == ["1", "2", "3"]
+    assert stored["earlier"]["inputs"] == "PAM" and stored["later"]["inputs"] == "PAMT"
+    assert [*found] == ["sae", "later", "earlier"] and [*tables(board)] == ["prompt + target activations + masks"]
+    assert {row["table"] for row in stored.values()} == {"PAM"}
+    assert {name: row["notes"] for name, row in found.items()} == {
+        "sae": "", "later": "control of sae", "earlier": "control of sae",
+    }  # fmt: skip
 
 
 def test_strengths_that_give_one_picture_are_one_level(tmp_path: Path) -> None:
     add_run(tmp_path, "stuck", 0.03, knob=lambda strength: min(strength, 1.5))
     add_run(tmp_path, "idle", 0.03, knob=lambda strength: max(0.0, strength - 0.5))
-    found = rows(tmp_path)
-    assert found["stuck"]["levels"] == "3" and found["stuck"]["note"] == "3 of 6 levels"
-    assert found["idle"]["levels"] == "5" and {row["group"] for row in found.values()} == {"–"}
+    board = make_leaderboard(tmp_path)
+    found, stored = printed_rows(board), numbers(board)
+    assert stored["stuck"]["edit_strengths"] == "3" and found["stuck"]["notes"] == "3 of 6 edit strengths tested"
+    assert stored["idle"]["edit_strengths"] == "5" and {row["rank"] for row in found.values()} == {"–"}
 
 
 def test_a_knob_with_an_end_is_ranked_with_its_end_alone(tmp_path: Path) -> None:
     add_run(tmp_path, "img2img", 0.03, method="img2img", access="P")
     add_run(tmp_path, "cut", 0.03, method="p2p", access="P")
     found = rows(tmp_path)
-    assert found["img2img"]["group"] == "1"
-    assert found["cut"]["note"] == "no level at the end of its knob, 0"
+    assert found["img2img"]["rank"] == "1"
+    assert found["cut"]["notes"] == "its last edit strength, 0, was not tested"
 
 
 def test_no_ranks_below_twelve_examples_a_category(tmp_path: Path) -> None:
     few = {name: category for name, category in EXAMPLES.items() if not name.endswith("-11")}
     add_run(tmp_path, "good", 0.03, examples=few)
     row = rows(tmp_path)["good"]
-    assert row["group"] == "–" and row["note"] == "11 of 12 examples in a category" and "[" in row["area"]
-    assert "nobody has one below 12 independent examples a category" in leaderboard_text(tmp_path)
+    assert row["rank"] == "–" and row["notes"] == "11 of 12 examples in a category" and "[" in row["95 % interval"]
+    assert "or fewer than 12 independent examples in a category" in leaderboard_text(tmp_path)
 
 
 def test_one_name_with_two_saes_is_two_methods(tmp_path: Path) -> None:
     folders = [add_run(tmp_path, name, gain, group="both", sae=name) for name, gain in (("aa", 0.03), ("bb", 0.01))]
     folders.append(add_run(tmp_path, "mean_steering", 0.01, method="mean_steering"))
-    found = [row for row in table(tmp_path) if row["method"] == "both"]
-    assert [(row["group"], row["SAE"]) for row in found] == [("1", "model aa"), ("2", "model bb")]
-    assert all("(p " in row["minus mean_steering"] for row in found)
+    board = make_leaderboard(tmp_path)
+    found = {name: row["rank"] for name, row in printed_rows(board).items() if name.startswith("both")}
+    assert found == {"both [model aa, all]": "1", "both [model bb, all]": "2"}
+    stored = [row for row in csv_rows(board.numbers.splitlines()) if row["method"] == "both"]
+    assert [(row["rank"], row["sae"]) for row in stored] == [("1", "model aa"), ("2", "model bb")]
+    assert all(row["p"] for row in stored)
     with pytest.raises(RiebenchError, match=r"both on all is there with several SAEs \(model aa and model bb\)"):
         compare(folders, "both", "mean_steering")
 
@@ -148,8 +170,8 @@ def test_every_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_numbers_that_lack_a_seed_of_others_are_not_compared(tmp_path: Path) -> None:
     add_run(tmp_path, "three", 0.03, seeds=3)
     add_run(tmp_path, "one", 0.09)
-    assert groups(tmp_path) == {"three": "1", "one": "–"}
-    assert rows(tmp_path)["one"]["note"] == "1 of 3 seeds"
+    assert ranks(tmp_path) == {"three": "1", "one": "–"}
+    assert rows(tmp_path)["one"]["notes"] == "1 of 3 seeds"
 
 
 def test_words_of_a_run_file_are_words_in_every_section(tmp_path: Path) -> None:
@@ -163,22 +185,27 @@ def test_words_of_a_run_file_are_words_in_every_section(tmp_path: Path) -> None:
     meta["spec"]["model"]["source"] = "x\n## own <img src=y> [l](javascript:z)"
     file.write_text(json.dumps(meta))
     text = leaderboard_text(tmp_path)
-    assert "profile `paper`" in text and "odd x0.5 has no rank: made by another model" in text
+    assert "profile `paper`" in text
+    assert re.search(r"\| – \| odd x0.5 \|( [^|]+ \|){3} made by another model of this name: source is", text)
     assert "\n## own" not in text and "](javascript" not in text
     assert text.count("<img") == text.count("\\<img") > 1
 
 
 def test_a_single_cluster_has_no_rank(tmp_path: Path) -> None:
     add_run(tmp_path, "good", 0.03, cluster="template")
-    assert rows(tmp_path)["good"]["note"] == "fewer than 2 independent examples in a category"
+    assert rows(tmp_path)["good"]["notes"] == "fewer than 2 independent examples in a category"
 
 
 def test_numbers_of_different_networks_are_not_ranked_together(tmp_path: Path) -> None:
     add_run(tmp_path, "one", 0.02, backbone="a-clip")
     add_run(tmp_path, "two", 0.09, backbone="b-clip")
-    found = rows(tmp_path)
-    assert {row["group"] for row in found.values()} == {"1"}
-    assert sorted(row["scorer"] for row in found.values()) == ["a-clip", "b-clip"]
+    board = make_leaderboard(tmp_path)
+    found = printed_rows(board)
+    assert {row["rank"] for row in found.values()} == {"1"}
+    assert {name: row["notes"] for name, row in found.items()} == {
+        "one": "measured by a-clip", "two": "measured by b-clip",
+    }  # fmt: skip
+    assert sorted(row["scorer"] for row in numbers(board).values()) == ["a-clip", "b-clip"]
 
 
 def test_comparison_is_paired_and_says_what_is_clear(tmp_path: Path) -> None:
@@ -201,12 +228,12 @@ def test_comparison_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
 
 
 def test_check_finds_a_stale_file(tmp_path: Path) -> None:
-    results, path = tmp_path / "results", tmp_path / "leaderboard.md"
+    results, path, table = tmp_path / "results", tmp_path / "leaderboard.md", tmp_path / "leaderboard.csv"
     with pytest.raises(RiebenchError, match="missing"):
         check_leaderboard(results, path)
     add_run(results, "good", 0.02)
     write_leaderboard(results, path)
-    check_leaderboard(results, path)
+    assert check_leaderboard(results, path) == [path, table]
     add_run(results, "fair", 0.01)
     with pytest.raises(RiebenchError, match="stale from line"):
         check_leaderboard(results, path)
@@ -220,3 +247,13 @@ def test_check_finds_a_stale_file(tmp_path: Path) -> None:
         path.write_bytes(changed)
         with pytest.raises(RiebenchError, match="stale"):
             check_leaderboard(results, path)
+    path.write_bytes(written)
+    stored = table.read_text()
+    table.write_text(stored.replace("good", "best"))
+    with pytest.raises(RiebenchError, match=r"leaderboard\.csv is stale from line 2 on"):
+        check_leaderboard(results, path)
+    table.unlink()
+    with pytest.raises(RiebenchError, match=r"leaderboard\.csv is missing"):
+        check_leaderboard(results, path)
+    table.write_text(stored)
+    assert check_leaderboard(results, path) == [path, table]

@@ -152,7 +152,7 @@ def test_a_setting_that_failed_has_no_number_anywhere(results: Path, texts: dict
             assert row["mean"] == row["ci_low"] == row["ci_high"] == "" and row["n_scored"] == "0" and row["n_expected"]
             assert row["n_examples"] == row["n_seeds"] == "0"
     (row,) = (row for row in csv.DictReader(texts["exports/methods.csv"].splitlines()) if row["method"] == "broken")
-    assert row["area"] == row["lpips"] == row["detectable"] == row["group"] == "" and "24 units failed" in row["note"]
+    assert row["score"] == row["lpips"] == row["detectable"] == row["rank"] == "" and "24 units failed" in row["notes"]
     (group,) = read_groups(results)
     points, unscored = plot_points(group.configurations)
     without = {"broken", "absurd"}
@@ -181,9 +181,9 @@ def test_a_category_that_failed_has_no_number(results: Path, texts: dict[str, st
 
 def test_failures_enter_no_area(texts: dict[str, str]) -> None:
     rows = {row["method"]: row for row in csv.DictReader(texts["exports/methods.csv"].splitlines())}
-    assert rows["works"]["area"]
+    assert rows["works"]["score"]
     for name in ("half", "broken"):
-        assert rows[name]["area"] == rows[name]["group"] == "" and "units failed" in rows[name]["note"]
+        assert rows[name]["score"] == rows[name]["rank"] == "" and "units failed" in rows[name]["notes"]
 
 
 def test_what_failed_for_one_method_is_not_expected_of_another(tmp_path: Path) -> None:

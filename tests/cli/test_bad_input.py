@@ -58,10 +58,10 @@ def test_two_versions_of_a_task_are_never_compared(tmp_path: Path) -> None:
         add_run(tmp_path, name, 0.09)
     rewrite(add_run(tmp_path, "new", 0.03), is_raised)
     found = rows(tmp_path)
-    assert found["new"]["group"] == "1" and found["new"]["note"] == ""
+    assert found["new"]["rank"] == "1" and found["new"]["notes"] == ""
     for name in ("old", "older"):
-        assert (found[name]["group"], found[name]["area"]) == ("–", "–")
-        assert found[name]["note"] == (
+        assert (found[name]["rank"], found[name]["mean gain"]) == ("–", "–")
+        assert found[name]["notes"] == (
             "24 of 24 examples are of another version: change_color@1, change_object@1, not change_color@2, "
             "change_object@2"
         )
@@ -84,7 +84,7 @@ def test_an_example_that_changed_without_a_version_is_a_gap(tmp_path: Path) -> N
     for name in ("one", "two"):
         add_run(tmp_path, name, 0.03)
     rewrite(add_run(tmp_path, "odd", 0.09), edited)
-    assert rows(tmp_path)["odd"]["note"] == (
+    assert rows(tmp_path)["odd"]["notes"] == (
         "1 of 24 examples are of another version: their content in change_color@1 is not what others have"
     )
     # Of two, nobody can say which is right.
@@ -103,7 +103,7 @@ def test_an_example_that_changed_between_two_seeds_is_not_averaged(tmp_path: Pat
     add_run(tmp_path, "one", 0.03, seeds=2)
     add_run(tmp_path, "two", 0.03, seeds=2)
     rewrite(add_run(tmp_path, "odd", 0.03, seeds=2), second_seed)
-    assert rows(tmp_path)["odd"]["note"].startswith("24 of 24 examples are of another version")
+    assert rows(tmp_path)["odd"]["notes"].startswith("24 of 24 examples are of another version")
 
 
 def test_models_of_one_name_are_not_ranked_together(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_models_of_one_name_are_not_ranked_together(tmp_path: Path) -> None:
     meta["spec"]["model"]["steps"] = 1
     (folder.path / "run.json").write_text(json.dumps(meta))
     found = rows(tmp_path)
-    assert found["other"]["note"] == "made by another model of this name: steps is 1, not 4"
-    assert found["one"]["group"] == "1" and found["other"]["area"] == "–"
+    assert found["other"]["notes"] == "made by another model of this name: steps is 1, not 4"
+    assert found["one"]["rank"] == "1" and found["other"]["mean gain"] == "–"
     assert "made by another model of this name" in refusal(tmp_path, "compare", "one", "other")
 
 

@@ -133,7 +133,8 @@ def test_tables_and_leaderboard_from_stored_results(filled: RunFolder) -> None:
     assert RUNNER.invoke(app, ["leaderboard", "--results", str(results)]).exit_code == 0
     assert RUNNER.invoke(app, ["leaderboard", "--check", "--results", str(results)]).exit_code == 0
     board = (results / "leaderboard.md").read_text()
-    assert "| – | sae | model ab | PAM | 1 |" in board and "| sae | all | +" in board
+    assert "### Inputs used: prompt + target activations + masks" in board and "| – | sae | " in board
+    assert "toy,toy-turbo,default,PAM,PAM,,sae,,model ab,all,1," in (results / "leaderboard.csv").read_text()
 
 
 def test_options_reach_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

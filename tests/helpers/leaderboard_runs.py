@@ -1,4 +1,4 @@
-"""Scored runs for the leaderboard, and the rows of its first table."""
+"""Scored runs for the leaderboard, and the rows of its tables and of its CSV file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 from records import make_key, make_record, make_score, make_spec
 
-from riebench.analysis.leaderboard import leaderboard_text
+from riebench.analysis.leaderboard import Leaderboard, make_leaderboard
+from riebench.scoring.profiles import DEFAULT, PROFILES
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
+from riebench.utils.markup import csv_rows
 
 LEVELS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 CATEGORIES = ("change_object", "change_color")
@@ -58,14 +60,36 @@ def add_run(
     return folder
 
 
-def table(results: Path) -> list[dict[str, str]]:
-    """Return the rows of the first table, each with its cells by heading."""
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in leaderboard_text(results).splitlines()
-             if line.startswith("| ")]  # fmt: skip
-    head = lines[0]
-    return [dict(zip(head, line, strict=True)) for line in lines[2:] if len(line) == len(head)]
+def add_profile_scores(folder: RunFolder) -> None:
+    """Store the gains of a run again as metrics of the profile `paper`."""
+    scores = [score for score in folder.scores().values() if score.metric == "clip_gain"]
+    with folder.open_for_writing():
+        folder.append_scores(
+            score.model_copy(update={"metric": metric}) for metric in PROFILES["paper"].own for score in scores
+        )
+
+
+def tables(board: Leaderboard) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of the first section's tables by heading, each with its cells by column."""
+    found: dict[str, list[dict[str, str]]] = {}
+    section = board.document.markdown().split("\n## ")[1]
+    for part in section.split("\n### Inputs used: ")[1:]:
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line[:1] == "|"]
+        found[part.splitlines()[0]] = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+    return found
 
 
 def rows(results: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of the first table by method."""
-    return {row["method"]: row for row in table(results)}
+    """Return the rows of the first section's tables by method, in their order."""
+    return printed_rows(make_leaderboard(results))
+
+
+def printed_rows(board: Leaderboard) -> dict[str, dict[str, str]]:
+    """Return the rows of the first section's tables by method, in their order."""
+    return {row["method"]: row for found in tables(board).values() for row in found}
+
+
+def numbers(board: Leaderboard) -> dict[str, dict[str, str]]:
+    """Return the rows of leaderboard.csv that compare methods, by method."""
+    stored = csv_rows(board.numbers.splitlines())
+    return {row["method"]: row for row in stored if row["profile"] == DEFAULT}

@@ -55,7 +55,8 @@ def test_from_files_to_tables_and_nothing_twice(job: RunRequest, capsys: pytest.
     tables = folder.path.parent / "tables"
     row = next(line for line in (tables / "per_block.md").read_text().splitlines() if "| features | all |" in line)
     assert row == f"| features | all | {cell} | {cell} |"
-    assert f"| features | all | {cell} |" in job.leaderboard.read_text()
+    assert f"| features | prompt + target activations + masks | {cell} | " in (tables / "per_method.md").read_text()
+    assert "| features | " in job.leaderboard.read_text() and job.leaderboard.with_suffix(".csv").is_file()
     shares = (tables / "feature_share.csv").read_text().splitlines()[1:]
     assert sum(float(line.split(",")[4]) for line in shares if ",add," in line) == pytest.approx(1)
     # Every number of a cell has its line: unedited pictures score 0 and the background is measured where there is one.

@@ -102,12 +102,13 @@ def test_a_profiles_numbers_stay_out_of_the_default_tables(tmp_path: Path) -> No
     assert {path.parent.name for path in written} == {"tables", "paper"}
     assert {path: path.read_bytes() for path in paths} == before
     text = (folder.path.parent / "tables" / "paper" / "per_method.md").read_text()
-    assert "| setting | sees | paper_text_target | paper_text_source | paper_image_source |" in text
+    assert "| setting | inputs used | paper_text_target | paper_text_source | paper_image_source |" in text
     assert "clip_gain" not in text and "Profile `paper`" in text
     assert "(paper prompts, float16 autocast)" in text
     after = leaderboard_text(tmp_path)
-    assert after.startswith(board)
-    assert "## mine on m, profile `paper`\n\nRanks are by `paper_text_target`." in after
+    # The sections before it stay as they were.
+    assert board.split("\n## ")[1].rstrip() == after.split("\n## ")[1].rstrip()
+    assert "## mine on m, profile `paper`\n\n### Inputs used: " in after and "paper_text_target" not in board
     check_all([run])
     assert [path.parent.name for path in write_all([run], "paper")] == ["paper"] * 3
 

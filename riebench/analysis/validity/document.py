@@ -39,8 +39,9 @@ FIGURE = "figure"
 IMAGES = "images"
 
 HEADINGS = {
-    AREA: "area x100", AREA_SUCCESS: "true area (success) x100", AREA_TARGET: "true area (target) x100",
-    AT_CHOICE: "success x100 where the area chose", TARGET: "target %", KEPT: "kept %", SUCCESS: "success %",
+    AREA: "mean gain over LPIPS budgets x100", AREA_SUCCESS: "success over LPIPS budgets x100",
+    AREA_TARGET: "target over LPIPS budgets x100", AT_CHOICE: "success x100 where the gain chose",
+    TARGET: "target %", KEPT: "kept %", SUCCESS: "success %",
 }  # fmt: skip
 """Column of the ranking -> its heading; scores keep their names."""
 SCALES = {"clip_direction": (1.0, 2), "lpips": (1.0, 3), "lpips_bg": (1.0, 3)}
@@ -174,7 +175,9 @@ def ranking_table(findings: Findings, options: Options) -> str:
         [name, str(found.levels[index]), *(_number_with_rank(found, column, index) for column in columns)]
         for index, name in enumerate(found.methods)
     ]
-    text = markdown_table(["method", "levels", *(HEADINGS.get(column, column) for column in columns)], rows)
+    text = markdown_table(
+        ["method", "edit strengths tested", *(HEADINGS.get(column, column) for column in columns)], rows
+    )
     for name, reason in sorted(found.left_out.items()):
         text += f"\n{code_span(name)} is not ranked: {escape_markdown(reason)}.\n"
     return text

@@ -124,12 +124,12 @@ def _name_cell(axes: Axes, cell: list[Any] | None, value: float, row: int, colum
 def rank_scatter(findings: Findings) -> FigurePlan:
     """Plan the scatter of the methods' ranks by score and by truth.
 
-    One panel compares areas, the other means over all levels.
+    One panel compares means over LPIPS budgets, the other means over all edit strengths.
     """
     found = findings.ranking
     panels = []
     for score, truth, name, true_name in (
-        (AREA, AREA_SUCCESS, "area", "area of true success"),
+        (AREA, AREA_SUCCESS, "mean gain over LPIPS budgets", "success over LPIPS budgets"),
         (GAIN, SUCCESS, "mean clip_gain", "mean true success"),
     ):
         first, second = found.ranks(score), found.ranks(truth)

@@ -44,18 +44,18 @@ COMPARED: tuple[tuple[str, str], ...] = (
     ("lpips", SUCCESS),
     ("lpips_bg", SUCCESS),
 )
-"""Score and truth that methods are ranked by, means over all levels but for the areas."""
+"""Score and truth that methods are ranked by, means over all edit strengths if not over LPIPS budgets."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Methods with a number for everything, in the order of the area.
+    """Methods with a number for everything, in the order of their mean gain.
 
     Attributes:
         methods: their names.
-        levels: number of strength levels of each method.
+        levels: edit strengths tested of each method.
         columns: what is ranked by -> [1 + R, M], more is better; None where a method lacks it everywhere.
-        examples: behind the areas.
+        examples: behind the means over LPIPS budgets.
         left_out: name -> why it is not ranked.
     """
 
@@ -147,9 +147,9 @@ def _truth_without_edit(judged: JudgedResults, comparison: MethodComparison) -> 
 
 
 def _areas(comparison: MethodComparison, entry: Entry, unedited: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Compute an entry's areas in every replicate, [1 + R] each.
+    """Compute an entry's means over LPIPS budgets in every replicate, [1 + R] each.
 
-    They are the area by the score, the areas by the truth, and the true success where the score has chosen.
+    They are by the score, by the truth, and the true success where the score has chosen.
     """
     gains = _entry_values(entry, GAIN, comparison)
     target, success = (
@@ -164,7 +164,7 @@ def _areas(comparison: MethodComparison, entry: Entry, unedited: Mapping[str, Fl
 
 
 def _area(comparison: MethodComparison, entry: Entry, gains: Floats, read: Floats | None = None) -> Floats:
-    """Compute an entry's area in every replicate, [1 + R]."""
+    """Compute an entry's mean over LPIPS budgets in every replicate, [1 + R]."""
     found = comparison.cross_fit(entry, gains, read)
     if found is None:
         raise ValueError(f"{entry.name} lacks LPIPS: only complete methods are ranked")
@@ -180,7 +180,7 @@ def _entry_values(entry: Entry, metric: str, comparison: MethodComparison) -> Fl
 
 
 def _level_means(comparison: MethodComparison, ranked: Sequence[Entry], metric: str) -> Floats | None:
-    """Return the mean over levels, then examples, then categories, [1 + R, M].
+    """Return the mean over edit strengths, then examples, then categories, [1 + R, M].
 
     Only examples for which all methods have a value are used; None if there are none.
     """

@@ -1,0 +1,130 @@
+"""The leaderboard as a document and as CSV, and the check of both files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from riebench.analysis.configurations import configurations, scored_profiles, whole_configurations
+from riebench.analysis.leaderboard.methods import method_section
+from riebench.analysis.leaderboard.profiles import profile_section
+from riebench.analysis.leaderboard.rows import Section, leaderboard_csv
+from riebench.errors import RiebenchError
+from riebench.scoring.profiles import DEFAULT
+from riebench.store.folder import RunFolder, find_run_folders
+from riebench.utils.files import write_atomic
+from riebench.utils.markup import Block, BulletList, Code, Document, Heading, Paragraph
+
+COMMAND = "riebench leaderboard"
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Both forms of the leaderboard.
+
+    Attributes:
+        document: for people.
+        numbers: text of leaderboard.csv, one row a method.
+    """
+
+    document: Document
+    numbers: str
+
+    def texts(self, path: Path) -> dict[Path, str]:
+        """Return the files of the leaderboard with their texts.
+
+        Args:
+            path: the Markdown file; the CSV file lies beside it.
+        """
+        return {path: self.document.markdown(), path.with_suffix(".csv"): self.numbers}
+
+
+def make_leaderboard(results: Path) -> Leaderboard:
+    """Make the leaderboard of everything below a results folder.
+
+    One section for each suite, model and profile. In the default profile methods are compared by their mean gain over
+    LPIPS budgets; the other profiles rank single configurations, as the scripts they follow do.
+    """
+    groups: dict[tuple[str, str], list[RunFolder]] = {}
+    for folder in find_run_folders(results):
+        groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
+    sections: list[Section] = []
+    for (suite, model), folders in sorted(groups.items()):
+        for profile in scored_profiles(folders):
+            if profile == DEFAULT:
+                # At once without what is left to the tables: blocks edited singly are most of what large runs hold.
+                read = [(folder, whole_configurations(configurations(folder))) for folder in folders]
+                sections.append(method_section(suite, model, read))
+            else:
+                sections.append(profile_section(suite, model, folders, profile))
+    comment = f"made by `{COMMAND}` from the results folder; do not edit, run it again"
+    return Leaderboard(
+        Document(tuple(_blocks(sections)), comment),
+        leaderboard_csv(row for section in sections for row in section.rows),
+    )
+
+
+def _blocks(sections: list[Section]) -> list[Block]:
+    """Return title, conclusions and all sections."""
+    blocks: list[Block] = [Heading(1, ("Leaderboard",))]
+    if not sections:
+        return [*blocks, Paragraph(("No results yet: ", Code("riebench run"), " makes them."))]
+    if len(sections) == 1:
+        blocks.append(Paragraph(sections[0].conclusion))
+    else:
+        blocks.append(BulletList(tuple((*section.title, ": ", *section.conclusion) for section in sections)))
+    for section in sections:
+        blocks += [Heading(2, section.title), *section.blocks]
+    return blocks
+
+
+def leaderboard_document(results: Path) -> Document:
+    """Return the leaderboard of everything below a results folder, for people."""
+    return make_leaderboard(results).document
+
+
+def leaderboard_text(results: Path) -> str:
+    """Return the leaderboard as Markdown; see `make_leaderboard`."""
+    return leaderboard_document(results).markdown()
+
+
+def write_leaderboard(results: Path, path: Path) -> Document:
+    """Write the leaderboard of a results folder and return its document.
+
+    Args:
+        results: the results folder.
+        path: the Markdown file; leaderboard.csv goes beside it.
+    """
+    board = make_leaderboard(results)
+    for file, text in board.texts(path).items():
+        write_atomic(file, text.encode())
+    return board.document
+
+
+def check_leaderboard(results: Path, path: Path) -> list[Path]:
+    """Check that the files of a leaderboard are what the results folder gives.
+
+    Args:
+        results: the results folder.
+        path: the Markdown file; leaderboard.csv lies beside it.
+
+    Returns:
+        The files, both of them up to date.
+
+    Raises:
+        RiebenchError: naming the first file that is missing, or its first line that differs.
+    """
+    texts = make_leaderboard(results).texts(path)
+    for file, text in texts.items():
+        if not file.exists():
+            raise RiebenchError(f"{file} is missing; make it with `{COMMAND}`")
+        data = file.read_bytes()
+        if data == text.encode():
+            continue
+        expected, found = text.splitlines(), data.decode(errors="replace").splitlines()
+        line = next(
+            (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
+            len(min(found, expected, key=len)),
+        )
+        raise RiebenchError(f"{file} is stale from line {line + 1} on; make it anew with `{COMMAND}`")
+    return [*texts]

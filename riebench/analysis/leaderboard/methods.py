@@ -1,0 +1,232 @@
+"""Section that compares methods by their mean gain over LPIPS budgets."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from riebench.analysis.leaderboard.conclusion import method_conclusion
+from riebench.analysis.leaderboard.rows import (
+    NO_RANK,
+    CsvRow,
+    Section,
+    inputs_order,
+    interval_text,
+    number_text,
+    tables_by_inputs,
+)
+from riebench.analysis.standings import (
+    ENDS,
+    MIN_EXAMPLES,
+    MIN_LEVELS,
+    REFERENCE,
+    Entry,
+    MethodComparison,
+    ReadFolder,
+    Standing,
+    group_entries,
+)
+from riebench.analysis.stats import Estimate
+from riebench.analysis.tables import outsized_notes
+from riebench.analysis.tradeoff import BUDGETS
+from riebench.scoring.profiles import DEFAULT
+from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
+
+HEADER = ("rank", "method", "mean gain", "95 % interval", "completion", "LPIPS", "notes")
+MEAN_GAIN = "mean_gain"
+"""What `score` is in leaderboard.csv where methods are compared."""
+
+
+def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Section:
+    """Return the section of one suite and model in the default profile.
+
+    Args:
+        suite: its name.
+        model: its name.
+        read: its run folders with their whole configurations.
+    """
+    comparison = MethodComparison(tuple(group_entries(read)))
+    standings = sorted(comparison.standings(), key=_order)
+    places = {standing.entry: _listed_under(standing, standings) for standing in standings}
+    labels = _labels(standings)
+    notes = {standing.entry: "; ".join(row_notes(standing, comparison)) for standing in standings}
+    tables = tables_by_inputs(
+        HEADER, ((places[s.entry], _cells(s, labels[s.entry], notes[s.entry])) for s in standings)
+    )
+    found = [configuration for _, everything in read for configuration in everything]
+    outsized = [Paragraph(tuple(pieces)) for pieces in outsized_notes(found)]
+    place = f"{suite}/{model}/tables/per_method.md"
+    columns = [Heading(3, ("Columns",)), _definitions()]
+    blocks = [*tables, *columns, *_reading(comparison, standings, place)]
+    reference = "" if comparison.reference is None else comparison.reference.name
+    rows = (
+        {
+            "suite": suite, "model": model, "profile": DEFAULT, "table": places[standing.entry],
+            **method_columns(standing, reference), "notes": notes[standing.entry],
+        }
+        for standing in sorted(standings, key=lambda standing: inputs_order(places[standing.entry]))
+    )  # fmt: skip
+    title = (Name(suite), " on ", Name(model))
+    return Section(title, method_conclusion(comparison, standings), (*blocks, *outsized), tuple(rows))
+
+
+def row_notes(standing: Standing, comparison: MethodComparison) -> list[str]:
+    """Return what is to be said of one row, such as why it is unranked.
+
+    Every note on a row belongs here: they stand together in the last column of its table and of leaderboard.csv.
+
+    Args:
+        standing: of the method.
+        comparison: of all methods of the section.
+    """
+    control = standing.entry.control_of
+    notes = [f"control of {control}"] if control else []
+    notes += [standing.note] if standing.note else []
+    if len({entry.scorer for entry in comparison.entries}) > 1:
+        notes.append(f"measured by {standing.entry.scorer or 'an unnamed scorer'}")
+    return notes
+
+
+def method_columns(standing: Standing, reference: str) -> CsvRow:
+    """Return the numbers of a method by columns of leaderboard.csv.
+
+    Args:
+        standing: of the method.
+        reference: the method that all are compared with; "" for none.
+    """
+    entry = standing.entry
+    difference, p = (None, None) if standing.versus is None else standing.versus
+    return {
+        "inputs": entry.access, "rank": standing.group, "method": entry.name, "control_of": entry.control_of,
+        "sae": entry.sae, "block_set": entry.block_set, "edit_strengths": entry.levels, "metric": MEAN_GAIN,
+        **estimate_columns("score", standing.area), "micro_average": standing.micro,
+        **estimate_columns("completion", standing.completion), "lpips": standing.realised,
+        "second_scorer": standing.second, "scorer": entry.scorer,
+        "reference": None if difference is None else reference, "difference": difference, "p": p,
+        "detectable": standing.detectable, "n_scored": entry.n_scored, "n_expected": entry.n_expected,
+        "runs": " ".join(dict.fromkeys(one.run_id[:8] for one in entry.configurations)), "notes": standing.note,
+    }  # fmt: skip
+
+
+def estimate_columns(name: str, value: Estimate | None) -> CsvRow:
+    """Return the columns of an estimate: its mean and both ends of its interval."""
+    values = (None, None, None) if value is None else (value.mean, value.low, value.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def _order(standing: Standing) -> tuple[bool, bool, float, str]:
+    """Return the sort key in a table: ranked, then ends, then the rest."""
+    area = standing.area.mean if standing.area is not None else None
+    unranked = standing.group is None
+    incomplete = unranked and standing.entry.method not in ENDS
+    return unranked, incomplete, math.inf if area is None else -area, standing.entry.name
+
+
+def _listed_under(standing: Standing, standings: Sequence[Standing]) -> str:
+    """Return the inputs of the table that a method stands in.
+
+    The ends of the scale, controls of every method, stand in the first table.
+    """
+    if standing.entry.method not in ENDS:
+        return standing.ranked_among
+    others = [one.ranked_among for one in standings if one.entry.method not in ENDS or one.ranked_among]
+    return min(others, key=inputs_order, default=standing.ranked_among)
+
+
+def _labels(standings: Sequence[Standing]) -> dict[Entry, str]:
+    """Return the name of each method as its table shows it.
+
+    Where two have one name, their SAEs and blocks tell them apart.
+    """
+    names = Counter(standing.entry.name for standing in standings)
+    return {standing.entry: _label(standing.entry, names[standing.entry.name] > 1) for standing in standings}
+
+
+def _label(entry: Entry, shared: bool) -> str:
+    about = ", ".join(part for part in (entry.sae, entry.block_set) if part)
+    return f"{entry.name} [{about}]" if shared else entry.name
+
+
+def _cells(standing: Standing, label: str, notes: str) -> tuple[str, ...]:
+    """Return the cells of one method, in the order of `HEADER`."""
+    return (
+        NO_RANK if standing.group is None else str(standing.group),
+        label,
+        number_text(None if standing.area is None else standing.area.mean, 2),
+        interval_text(standing.area, 2).partition(" ")[2] or NO_RANK,
+        number_text(None if standing.completion is None else standing.completion.mean, 0),
+        NO_RANK if standing.realised is None else f"{standing.realised:.3f}",
+        notes,
+    )
+
+
+def _definitions() -> Block:
+    """Return the list that defines each column of the tables above it."""
+    columns: dict[str, tuple[Piece, ...]] = {
+        "rank": (
+            "1 + the number of methods in the table that are significantly better (p < 0.05, corrected).",
+        ),
+        "method": ("a setting, or a group of settings that are edit strengths of one method.",),
+        "mean gain": (
+            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100); sorted by it.",
+        ),
+        "95 % interval": ("of the mean gain.",),
+        "completion": ("mean gain in % of the gain of ", Code("target_prompt"), "'s own pictures."),
+        "LPIPS": ("mean LPIPS to the source picture where the gains were read.",),
+        "notes": ("what a method is a control of, why it is unranked, and what else is to be known of its row.",),
+    }  # fmt: skip
+    return BulletList(tuple((Code(name), ": ", *columns[name]) for name in HEADER))
+
+
+def _reading(comparison: MethodComparison, standings: Sequence[Standing], place: str) -> list[Block]:
+    """Return the paragraphs on rules, statistics and the other numbers."""
+    examples, seeds = comparison.examples, comparison.seeds
+    drawn = "clusters of examples" if examples.ids != examples.clusters else "examples"
+    rules = (
+        "Incomplete methods are unranked: those that lack a number, have fewer than "
+        f"{MIN_LEVELS} edit strengths tested, or fewer than {MIN_EXAMPLES} independent examples in a category. A "
+        "control shows what a method must be better than; it is ranked with that method, whatever its own inputs are. "
+        "The ends of the scale, no edit and the target prompt's own pictures, are unranked. A rank in a table of one "
+        "method says nothing, and ranks of two tables are not comparable."
+    )
+    budgets = (
+        "A budget binds every example: each is read where its LPIPS reaches the budget, between two edit strengths if "
+        "need be, or at a largest strength, which is chosen on one half of the examples and read on the other. So "
+        "methods are read at the same LPIPS: changing more is easy."
+    )
+    statistics = (
+        f"{len(examples.ids)} examples in {len(examples.strata)} categories, {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'} each. Intervals: 95 %, studentised bootstrap over {drawn} inside "
+        f"categories, {comparison.replicates} replicates, seed {comparison.seed}. p-values are corrected on the same "
+        "replicates by the max-T step-down of Westfall and Young: for ranks over all pairs of a table."
+    )
+    entry = comparison.reference
+    against: tuple[Piece, ...] = (Code(REFERENCE if entry is None else entry.name),)
+    if entry is not None and entry.name != REFERENCE:
+        against += (" (of ", Code(REFERENCE), f" the entry with a rank, or most edit strengths: {entry.levels})")
+    adjusted = sum(standing.versus is not None for standing in standings)
+    others: tuple[Piece, ...] = (
+        Code("leaderboard.csv"), " also has every method's edit strengths tested, difference to ", *against,
+        f" with p (corrected over all {adjusted} such differences), detectable difference, micro-average, second "
+        "scorer, SAE, counts and runs. Means of each edit strength are in ", Code(place), " of the results.",
+    )  # fmt: skip
+    paragraphs = [Paragraph((text,)) for text in (rules, budgets, statistics)]
+    return [*paragraphs, *_seed_note(comparison), Paragraph(others)]
+
+
+def _seed_note(comparison: MethodComparison) -> list[Block]:
+    """Return a paragraph on what more seeds and more examples would do to intervals."""
+    correlation, seeds = comparison.seed_correlation, comparison.seeds
+    if correlation is None:
+        return []
+    kept = math.sqrt(max(0.0, (1 + (seeds - 1) * correlation) / seeds))
+    return [
+        Paragraph(
+            (
+                f"Examples, not seeds, buy precision: gains of two seeds of one example correlate {correlation:.2f} "
+                f"(median of the methods, each at its best edit strength), so {seeds} seeds make an interval "
+                f"{kept:.2f} times as wide as one seed does, and twice as many examples {math.sqrt(0.5):.2f} times.",
+            )
+        )
+    ]
