@@ -1,7 +1,7 @@
 """Data of the page's gallery, in small files that the page loads on demand.
 
-There is one file per category with prompts, one with masks, and one per category and method configuration. A page opened
-from disk may not fetch files, but it may load scripts, so each file is a script that passes its data to the page.
+There is one file per category with prompts, one with masks, and one per category and method configuration. A page that
+is opened from disk may not fetch files, but it may load scripts, so each file is a script that passes on its data.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def write_group(group: Group, examples: Mapping[ExampleKey, EditExample], pictur
         "size": group.folders[0].spec.model.size,
         "leading": group.leading.spec.setting.name,
         "pictures": has_pictures,
+        "seeds": sorted({record.key.seed for some in records.values() for record in some}),
         "settings": [_setting_choice(folder) for folder in group.folders],
         "categories": categories,
     }

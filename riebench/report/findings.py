@@ -28,6 +28,8 @@ from riebench.scoring.profiles import metric_format
 REACHED, KEPT = "judge_target", "judge_kept"
 """Metrics of the judge: whether a picture has the target attribute, and what share of the others it kept."""
 
+HARD_SPACE = "\u00a0"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -187,7 +189,7 @@ class BlockEffects:
 
     def _numbers(self, block: str, metric: str, categories: Sequence[str]) -> str:
         """Return categories with a block's number and interval in each."""
-        unit = " %" if metric == REACHED else ""
+        unit = f"{HARD_SPACE}%" if metric == REACHED else ""
         rows = {c: _row(self.rows, block, metric, c) for c in categories}
         return listed([f"{category_words(c)} ({interval_text(row)}{unit})" for c, row in rows.items()])
 
@@ -252,8 +254,8 @@ def _whole_findings(group: Group, rows: Sequence[Configuration], *, claims: bool
     reached, kept = whole.row(REACHED, EVERYTHING), whole.row(KEPT, EVERYTHING)
     if reached.mean is not None and kept.mean is not None:
         text += (
-            f". The judge finds the target in {interval_text(reached)} % of these pictures and "
-            f"{interval_text(kept)} % of their other attributes kept"
+            f". The judge finds the target in {interval_text(reached)}{HARD_SPACE}% of these pictures and "
+            f"{interval_text(kept)}{HARD_SPACE}% of their other attributes kept"
         )
     return [Finding("All blocks together", f"{text}.")]
 
@@ -277,7 +279,7 @@ def _difference(group: Group, whole: Configuration, control: Configuration) -> s
         # Without shared examples there is no difference to state.
         return ""
     one = next(contrast for contrast in found if contrast.category == EVERYTHING)
-    numbers = f"{_number(EFFECT, one.mean)} [{_number(EFFECT, one.low)}, {_number(EFFECT, one.high)}]"
+    numbers = _with_ends(EFFECT, one.mean, one.low, one.high)
     return f": a difference of {numbers}" if one.verdict else f": not told apart (difference {numbers})"
 
 
@@ -295,11 +297,12 @@ def interval_text(row: TableRow) -> str:
     """Return a mean with its interval as tables print it."""
     if row.mean is None:
         return "–"
-    text = _number(row.metric, row.mean)
-    if row.ci_low is None or row.ci_high is None:
-        return text
-    return f"{text} [{_number(row.metric, row.ci_low)}, {_number(row.metric, row.ci_high)}]"
+    return _with_ends(row.metric, row.mean, row.ci_low, row.ci_high)
 
 
-def _number(metric: str, value: float) -> str:
-    return metric_format(metric).number(value)
+def _with_ends(metric: str, value: float, low: float | None, high: float | None) -> str:
+    """Return a number with the ends of its interval, which no line break parts."""
+    number = metric_format(metric).number
+    if low is None or high is None:
+        return number(value)
+    return f"{number(value)}{HARD_SPACE}[{number(low)},{HARD_SPACE}{number(high)}]"
