@@ -300,3 +300,10 @@ def test_the_verb_writes_beside_the_results_it_was_given(results: Path, tmp_path
     page = tmp_path / "results" / "report" / "index.html"
     assert str(page) in done.output and "no_edit" in page.read_text(encoding="utf-8")
     assert len(read_groups(tmp_path / "results")) == 1
+
+
+def test_the_page_uses_the_fields_words(results: Path, tmp_path: Path) -> None:
+    page = write_report(results, tmp_path / "out", tasks(), board=Document(())).page.read_text(encoding="utf-8")
+    words = re.sub(r"<style.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL).lower()
+    assert re.findall(r"\b(?:settings?|knobs?|sees|areas?)\b", words) == []
+    assert "method configuration" in words
