@@ -75,6 +75,7 @@ class Line:
         access: letters of the information it uses.
         settings: its method configurations.
         strengths: number of different strengths.
+        joined: whether one curve joins these; members of a group have curves of their own.
         color: its colour and mark, 0 to 7; None for a line without a name.
     """
 
@@ -83,6 +84,7 @@ class Line:
     access: str
     settings: tuple[str, ...]
     strengths: int
+    joined: bool = True
     color: int | None = None
 
     @property
@@ -145,7 +147,7 @@ def group_lines(group: Group) -> list[Line]:
         access = sorted_access({letter for setting in settings for letter in true_access(setting)})
         names = tuple(setting.name for setting in settings)
         number = len(set().union(*strengths.values()))
-        lines.append(Line(most.group or most.name, most.method, access, names, number))
+        lines.append(Line(most.group or most.name, most.method, access, names, number, most.group is None))
     return lines
 
 
@@ -162,7 +164,7 @@ def choose_named(lines: Sequence[Line], areas: Mapping[str, float]) -> list[Line
     """Give at most eight lines a name and a colour.
 
     First the SAE method with most strengths; then of each kind of information used the best other method that is no
-    control; then the controls; then what is left of SAE methods.
+    control; then the controls; then what is left of SAE methods; then what is left of the others, the best first.
 
     Args:
         lines: all lines.
@@ -181,8 +183,8 @@ def choose_named(lines: Sequence[Line], areas: Mapping[str, float]) -> list[Line
         (line for line in by_area if line.method in CONTROLLED),
         key=lambda line: (list(CONTROLLED).index(line.method), -line.strengths),
     )
-    order = [*saes[:1], *sorted(best.values(), key=by_area.index), *controls, *saes[1:]]
-    colors = {line.name: color for color, line in enumerate(order[:MOST_NAMED])}
+    order = [*saes[:1], *sorted(best.values(), key=by_area.index), *controls, *saes[1:], *by_area]
+    colors = {name: color for color, name in enumerate(list(dict.fromkeys(line.name for line in order))[:MOST_NAMED])}
     return [replace(line, color=colors.get(line.name)) for line in lines]
 
 
@@ -241,18 +243,20 @@ def _page_colors(text: str) -> str:
 
 
 def _curves(points: Sequence[Point], line: Line) -> list[list[Point]]:
-    """Return the points of each of a line's method configurations, sorted by strength.
+    """Return the points of each of a line's curves, sorted by strength.
 
-    A configuration whose strengths another one has too adds no point of its own.
+    On a curve that joins several method configurations, each strength has one point: that of the configuration with
+    most strengths.
     """
     of = {name: [p for p in points if p.whole and p.setting == name] for name in line.settings}
-    curves: list[list[Point]] = []
-    for curve in sorted(of.values(), key=len, reverse=True):
-        drawn = {(p.strength, round(p.distance, 9), round(p.gain, 9)) for other in curves for p in other}
-        left = [p for p in curve if (p.strength, round(p.distance, 9), round(p.gain, 9)) not in drawn]
-        if left:
-            curves.append(sorted(left, key=lambda p: p.strength))
-    return curves
+    curves = [curve for curve in of.values() if curve]
+    if line.joined:
+        by_strength: dict[float, Point] = {}
+        for curve in sorted(curves, key=len, reverse=True):
+            for point in curve:
+                by_strength.setdefault(point.strength, point)
+        curves = [list(by_strength.values())] if by_strength else []
+    return [sorted(curve, key=lambda p: p.strength) for curve in curves]
 
 
 def _curve_id(prefix: str, line: int, curve: int) -> str:
@@ -289,7 +293,7 @@ def _draw(points: Sequence[Point], lines: Sequence[Line], prefix: str) -> Elemen
 
 
 def _draw_curve(axes: Axes, line: Line, curve: Sequence[Point], gid: str) -> None:
-    """Draw the points of one method configuration, joined in the order of their strengths."""
+    """Draw the points of one curve, joined in the order of their strengths."""
     x, y = [p.distance for p in curve], [p.gain * metric_format(EFFECT).scale for p in curve]
     joined = len(curve) > 1
     if line.color is None:
@@ -336,6 +340,7 @@ def _name_drawing(
                 _widen(group)
                 label = groups[f"{_curve_id(prefix, index, number)}-name"]
                 parents[label].remove(label)
+                label.set("class", "name")
                 group.append(label)
 
 

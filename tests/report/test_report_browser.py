@@ -78,6 +78,8 @@ def test_grey_lines_are_named_when_pointed_at_and_by_keyboard(driver: Any, tmp_p
         "return [...document.querySelectorAll('.plot .rest')]"
         ".map(e => [e.getAttribute('aria-label').split(',')[0], getComputedStyle(e.querySelector('text')).visibility])"
     )
+    marks = "return [...document.querySelectorAll('.plot .rest use')].map(e => getComputedStyle(e).visibility)"
+    assert page.js(marks) == ["visible"] * 4
     names = [name for name, _ in page.js(shown)]
     assert len(names) == 2 and {look for _, look in page.js(shown)} == {"hidden"}
     page.js("document.querySelector('.plot .rest').focus()")

@@ -48,7 +48,7 @@ def test_named_lines_are_the_sae_method_the_best_of_each_kind_and_controls() -> 
     # The control of chosen features comes before that of the choice of the example.
     assert (named["random"], named["wrong"]) == (6, 7)
     fewer = {found.name: found.color for found in choose_named(lines[:4], areas)}
-    assert fewer == {"sae_sweep": 0, "steering": 1, "sae": 2, "patch": None}
+    assert fewer == {"sae_sweep": 0, "steering": 1, "sae": 2, "patch": 3}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,14 @@ def test_configurations_that_differ_in_strengths_alone_are_one_line(many: Group)
     lines = {found.name: found for found in group_lines(many)}
     assert lines["sae_strong"].settings == ("sae", "sae_strong") and lines["sae_strong"].strengths == 3
     assert "no_edit" not in lines and len(lines) == 15
+    plot = trade_off(many, "p", "Title")
+    assert plot is not None
+    (index,) = [index for index, found in plot.named if found.name == "sae_strong"]
+    # One curve joins the three strengths.
+    assert plot.svg.count(f'id="p-s{index}-0"') == 1 and f'id="p-s{index}-1"' not in plot.svg
+    assert [p.strength for p in plot.points if f"<title>{p.words}</title>" in plot.svg and "sae" in p.setting] == [
+        1.0, 0.5, 2.0
+    ]  # fmt: skip
 
 
 def test_the_drawing_has_at_most_eight_colors_and_names_the_rest(many: Group) -> None:
