@@ -289,8 +289,8 @@ def _mask_data(group: Group, records: Sequence[EditRecord]) -> dict[str, Any]:
         name = _pair_name(record.key)
         if name not in masks:
             stored = group.shared.read_json(group.shared.mask_name(record.key))
-            known = isinstance(stored, dict)
-            masks[name] = {side: stored.get(side) for side in ("size", "source", "target")} if known else None
+            sides = ("size", "source", "target")
+            masks[name] = {side: stored.get(side) for side in sides} if isinstance(stored, dict) else None
     return masks
 
 
