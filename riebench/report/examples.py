@@ -190,7 +190,10 @@ class _RunWriter:
 
     @cached_property
     def control(self) -> dict[tuple[object, ...], float]:
-        """Gains of the run's control, by what an edit has in common with its control's; none without one."""
+        """Gains of the run's control, none without one.
+
+        The keys are what an edit has in common with that of its control: example, blocks, strength and seed.
+        """
         controls = [name for name, method in CONTROLLED.items() if method == self.folder.spec.setting.method]
         found = [folder for folder in self.group.folders if folder.spec.setting.method in controls]
         gains: dict[tuple[object, ...], float] = {}
@@ -252,9 +255,9 @@ def _values(folder: CachedRunFolder, backbones: Mapping[str, str]) -> UnitValues
 
 
 def _picture(folder: CachedRunFolder, record: EditRecord, pictures: PictureCopier) -> tuple[str | None, str]:
-    """Return the path of a unit's picture, and a note where it has none for a reason of its own.
+    """Return the path of a unit's picture, and a note if it has none.
 
-    That pictures are not in the results folder is no such reason: the page says it once.
+    That pictures are not in the results folder is no reason of its own and has no note: the page says it once.
     """
     if record.image is None:
         return None, f"{record.status}: {record.reason}"
@@ -283,7 +286,10 @@ def _shared_data(
 
 
 def _mask_data(group: Group, records: Sequence[EditRecord]) -> dict[str, Any]:
-    """Collect the masks of each example and seed, which only an edit shown in full needs."""
+    """Collect the masks of each example and seed.
+
+    Only an edit that is shown in full needs them.
+    """
     masks: dict[str, Any] = {}
     for record in records:
         name = _pair_name(record.key)

@@ -1,4 +1,4 @@
-"""Findings on the first screen: what each block does in which category, in sentences with intervals.
+"""Findings on the first screen: sentences on what each block does.
 
 Blocks are told apart by how often the judge finds the target, or by their CLIP gain where no judge measured. A sentence
 claims a difference only if its p-value, adjusted over all differences of its kind, is below 0.05, and only in
@@ -81,7 +81,10 @@ def find(group: Group) -> Findings | None:
 
 
 def _rows_at_one_strength(group: Group, folder: CachedRunFolder) -> list[Configuration]:
-    """Return a run's scored configurations at the strength nearest to 1, one for each set of blocks."""
+    """Return a run's scored configurations at the strength nearest to 1.
+
+    There is one for each set of blocks.
+    """
     name = folder.spec.setting.name
     found = [
         c for c in group.configurations
@@ -111,7 +114,7 @@ def _findings(group: Group, folder: CachedRunFolder, rows: Sequence[Configuratio
 
 @dataclass(frozen=True)
 class BlockEffects:
-    """What single blocks do in each category, with what can be claimed of it.
+    """Effects of single blocks in each category, with the claims they support.
 
     Attributes:
         rows: one configuration for each block.
@@ -133,7 +136,10 @@ class BlockEffects:
 
     @classmethod
     def of(cls, rows: Sequence[Configuration], categories: Sequence[str], metric: str) -> BlockEffects:
-        """Test blocks against each other, and their gains against 0, on the examples that all of them have."""
+        """Test blocks against each other, and their gains against 0.
+
+        All tests are on the examples that all blocks have.
+        """
         means = [found for c in rows for found in (c.example_means(EFFECT), c.example_means(metric))]
         shared = {
             example: category
@@ -155,7 +161,7 @@ class BlockEffects:
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        """Return one sentence for each block that something can be said about, and one on what cannot be said."""
+        """Return a sentence for each block, and one on what cannot be told apart."""
         if not self.tested:
             return [
                 Finding(
@@ -211,7 +217,10 @@ def _values(rows: Iterable[Configuration], metric: str, examples: Examples) -> B
 def _best_blocks(
     values: BlockValues, examples: Examples, weights: NDArray[np.float64], categories: Sequence[str]
 ) -> dict[str, str]:
-    """Return the block of each category that is better than each other one; categories without one are left out."""
+    """Return the block of each category that is better than each other one.
+
+    Categories without such a block are left out.
+    """
     pairs = {
         (category, first, second): SampleMean.of(values[first] - values[second], examples, weights, category).replicates
         for category in categories
@@ -242,7 +251,10 @@ def _below_zero(
 
 
 def _whole_findings(group: Group, rows: Sequence[Configuration], *, claims: bool) -> list[Finding]:
-    """Return sentences on all blocks edited together: gain, control, and what the judge found."""
+    """Return sentences on all blocks edited together.
+
+    They state the gain, that of the control, and what the judge found.
+    """
     whole = next((c for c in rows if c.block_set == ALL_BLOCKS), None)
     if whole is None:
         return []
@@ -261,7 +273,7 @@ def _whole_findings(group: Group, rows: Sequence[Configuration], *, claims: bool
 
 
 def _control(group: Group, whole: Configuration) -> Configuration | None:
-    """Return the first control of a method that edits the same blocks at the same strength, or None."""
+    """Return the first control with the same blocks and strength, or None."""
     controls = [name for name, method in CONTROLLED.items() if method == whole.method]
     found = [
         c

@@ -107,7 +107,10 @@ def finding_maps(found: Findings, categories: Sequence[str]) -> tuple[HeatMap, .
 def _detailed(
     c: Configuration, metric: str, categories: Sequence[str], row: tuple[str, tuple[Cell, ...]], found: Findings
 ) -> tuple[str, tuple[Cell, ...]]:
-    """Return a row with the interval of each cell in its small print, and the best blocks marked."""
+    """Return a row with the best blocks marked.
+
+    The small print of each cell holds its interval.
+    """
     cells = (
         replace(cell, title=f"{interval_text(c.row(metric, category))}, {cell.title}",
                 best=metric == found.metric and (c.block_set, category) in found.best)

@@ -1,4 +1,4 @@
-"""The report's trade-off plot: alignment against distance, one point per configuration.
+"""The report's trade-off plot of alignment against distance.
 
 Method configurations that differ in nothing but strengths are one line. At most eight lines have a name and a colour
 (`choose_named`); the others are grey and named where a reader points at them or reaches them by keyboard.
@@ -67,7 +67,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One method on the plot: configurations that differ in strengths alone, or belong to one group.
+    """One method on the plot.
+
+    Its configurations differ in strengths alone, or belong to one group.
 
     Attributes:
         name: the group, or the method configuration with most strengths.
@@ -133,7 +135,10 @@ def plot_points(found: Sequence[Configuration]) -> tuple[list[Point], int]:
 
 
 def group_lines(group: Group) -> list[Line]:
-    """Group the method configurations of a suite and model into lines, ends of the scale left out."""
+    """Group the method configurations of a suite and model into lines.
+
+    Ends of the scale are left out.
+    """
     whole = whole_configurations(group.configurations)
     members: dict[str, list[RunSpec]] = {}
     for folder in group.folders:
@@ -189,7 +194,9 @@ def choose_named(lines: Sequence[Line], areas: Mapping[str, float]) -> list[Line
 
 
 def budget_gains(group: Group, lines: Sequence[Line]) -> dict[str, float]:
-    """Return each line's mean gain over the LPIPS budgets, as the leaderboard computes it.
+    """Return each line's mean gain over the LPIPS budgets.
+
+    It is computed as for the leaderboard.
 
     Lines that lack a number of any example have none.
     """
@@ -236,7 +243,7 @@ def trade_off(group: Group, prefix: str, title: str) -> Plot | None:
 
 
 def _page_colors(text: str) -> str:
-    """Let a drawing take its lines' colours from the page, which has others in the dark."""
+    """Let a drawing take its lines' colours from the page."""
     for color, ink in enumerate(LINE_INKS):
         text = text.replace(ink, f"var(--line-{color})")
     return text.replace(REST_INK, "var(--rest)")
@@ -317,7 +324,9 @@ def _label(axes: Axes, point: Point, text: str, gid: str, right: float, *, dim: 
 def _name_drawing(
     root: ElementTree.Element, points: Sequence[Point], lines: Sequence[Line], prefix: str, title: str
 ) -> None:
-    """Give the drawing, its lines and each of its marks a name that browsers show and read out.
+    """Name the drawing, its lines and each of its marks.
+
+    Browsers show these names and read them out.
 
     Lines without a name in the legend can be reached by keyboard, and hold the label that shows then.
     """

@@ -241,7 +241,11 @@ def test_no_word_of_a_result_becomes_part_of_the_page(driver: Any, tmp_path: Pat
 
 def test_a_model_may_be_called_what_means_something_in_an_address(driver: Any, tmp_path: Path) -> None:
     results = make_results(tmp_path / "results")
-    (results / "mine" / "toy-turbo").rename(results / "mine" / "a#b %41?")
+    place = (results / "mine" / "toy-turbo").rename(results / "mine" / "a#b %41?")
+    for file in place.glob("*/run.json"):
+        meta = json.loads(file.read_text())
+        meta["spec"]["model"]["name"] = "a#b %41?"
+        file.write_text(json.dumps(meta))
     page = Page(driver, write_report(results, tmp_path / "report", tasks(), board=BOARD).page).open(FIRST)
     assert page.state["run"] == "mine/a#b %41?" and page.picture("edited") is not None
 
