@@ -16,9 +16,11 @@ from riebench.errors import RiebenchError
 from riebench.report.data import Group, read_groups
 from riebench.report.examples import PictureCopier, index_examples, write_group, write_index
 from riebench.report.feature_choice import FEATURES, FeatureSelection, feature_views, select_features
+from riebench.report.findings import find
+from riebench.report.heat_maps import block_views, finding_maps
 from riebench.report.output import OutputFolder
 from riebench.report.page import board_html, render_page
-from riebench.report.plots import block_views, trade_off
+from riebench.report.plots import trade_off
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite
 from riebench.utils.markup import Document
@@ -94,7 +96,7 @@ def write_report(
         views=[_view(group, number, out) for number, group in enumerate(groups)],
         board=board_html(leaderboard_document(results) if board is None else board),
         files={**assets, "index": index},
-        missing=pictures.missing,
+        pictures=(pictures.recorded, pictures.missing),
         all_features=f"{FEATURES}/index.html" if (out / FEATURES / "index.html").is_file() else None,
     )
     path = folder.finish(page)
@@ -117,12 +119,15 @@ def _asset(name: str) -> str:
 def _view(group: Group, number: int, out: Path) -> dict[str, Any]:
     """Collect the parts of the page that show one suite and model."""
     title = f"Trade-off of {group.suite} on {group.model}: alignment gain against LPIPS, one point per configuration"
+    found = find(group)
     return {
         "name": group.name,
         "suite": group.suite,
         "model": group.model,
         "number": number,
-        "plot": trade_off(group.configurations, f"plot{number}", title),
+        "findings": found,
+        "maps": () if found is None else finding_maps(found, group.categories),
+        "plot": trade_off(group, f"plot{number}", title),
         "blocks": block_views(group),
         "chosen": feature_views(group, out),
     }

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from riebench.analysis.configurations import EVERYTHING, Configuration, configurations, present_categories
+from riebench.analysis.standings import ENDS
 from riebench.analysis.stats import estimate
 from riebench.store.folder import RunFolder, SharedFolder, find_run_folders
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord
@@ -15,6 +16,8 @@ from riebench.store.scores import ScoreKey
 
 EFFECT, DISTANCE = "clip_gain", "lpips"
 """Metrics of alignment and of preservation, the two axes of the page."""
+SAE_METHOD = "sae"
+"""The method that the page shows first, and the usual name of its configuration."""
 
 
 class CachedRunFolder(RunFolder):
@@ -80,10 +83,25 @@ class Group:
         """Configurations of all its runs, with the numbers of the default profile."""
         return [c for folder in self.folders for c in configurations(folder)]
 
+    @cached_property
+    def leading(self) -> CachedRunFolder:
+        """Run that the page shows first.
+
+        It is the method configuration `sae`, or else the first of the method `sae`, or else the first that is no end
+        of the scale; one without records comes last.
+        """
+        return min(self.folders, key=_leading_order)
+
     @property
     def categories(self) -> list[str]:
         """Planned categories, in the order of their numbers."""
         return present_categories(self.configurations)
+
+
+def _leading_order(folder: CachedRunFolder) -> tuple[bool, bool, bool, bool]:
+    """Return the sort key of a run: the one that is shown first has the least."""
+    setting = folder.spec.setting
+    return not folder.records(), setting.name != SAE_METHOD, setting.method != SAE_METHOD, setting.method in ENDS
 
 
 def read_groups(results: Path) -> list[Group]:

@@ -1,19 +1,22 @@
 """Data of the page's gallery, in small files that the page loads on demand.
 
-There is one file per category with prompts and masks, and one per category and setting. A page opened from disk may not
-fetch files, but it may load scripts, so each file is a script that passes its data to the page.
+There is one file per category with prompts, one with masks, and one per category and method configuration. A page that
+is opened from disk may not fetch files, but it may load scripts, so each file is a script that passes on its data.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from riebench.analysis.standings import CONTROLLED
 from riebench.registry import METRICS
-from riebench.report.data import CachedRunFolder, Group
+from riebench.report.data import EFFECT, CachedRunFolder, Group
+from riebench.report.findings import KEPT, REACHED
 from riebench.report.output import OutputFolder
 from riebench.scoring.profiles import metric_format, table_metrics
 from riebench.store.records import EditRecord, UnitKey
@@ -23,8 +26,16 @@ from riebench.utils.images import is_intact, picture_path
 
 ExampleKey = tuple[str, str]
 """Example id and content hash."""
-MISSING = "the picture is not in the results folder (pictures are not kept with the text results)"
+UnitValues = dict[tuple[str, str], dict[str, float | str]]
+"""(Unit digest, picture id) -> metric -> number, or the reason why there is none."""
 ALTERED = "the picture in the results folder is not the one that was recorded"
+NO_VERDICT = "no verdict"
+VERDICTS = (
+    NO_VERDICT, "target reached", "target reached, the rest kept", "target reached, other attributes changed",
+    "target not reached", "target not reached, the rest kept", "target not reached, other attributes changed",
+    "gain above its control", "gain not above its control", "gain above 0", "gain not above 0",
+)  # fmt: skip
+"""What the page says of a picture: the judge's verdict where one measured, or else its gain beside its control's."""
 
 
 @dataclass
@@ -35,12 +46,14 @@ class PictureCopier:
         out: the output folder.
         link: whether to share files instead of copying them.
         copied: number of files copied or linked so far.
-        missing: number of units whose edited picture is absent or altered.
+        recorded: number of units whose record names a picture.
+        missing: number of these whose edited picture is absent or altered.
     """
 
     out: OutputFolder
     link: bool = False
     copied: int = 0
+    recorded: int = 0
     missing: int = 0
     _names: dict[Path, tuple[str, str]] = field(default_factory=dict)
 
@@ -87,36 +100,44 @@ def write_group(group: Group, examples: Mapping[ExampleKey, EditExample], pictur
         The group's part of the index: its choices, and the names of its files.
     """
     backbones = {configuration.setting: configuration.backbones for configuration in group.configurations}
-    categories = []
-    for category in group.categories:
-        records = {f: [r for r in f.records() if r.key.category == category] for f in group.folders}
-        keys = [record.key for some in records.values() for record in some]
-        place = f"{group.suite}.{group.model}.{category}"
-        files = {
-            folder.spec.setting.name: _script(
-                pictures.out,
-                f"{place}.{folder.spec.setting.name}",
-                _setting_data(folder, some, backbones.get(folder.spec.setting.name, {}), pictures),
-            )
-            for folder, some in records.items()
-            if some
+    files: dict[str, dict[str, dict[str, str]]] = {category: {} for category in group.categories}
+    records: dict[str, list[EditRecord]] = {category: [] for category in group.categories}
+    place, out, copied = f"{group.suite}.{group.model}", pictures.out, pictures.copied
+    for folder in group.folders:
+        name = folder.spec.setting.name
+        writer = _RunWriter(group, folder, backbones.get(name, {}), pictures)
+        for category, some in _by_category(folder).items():
+            files[category][name] = _script(out, f"{place}.{category}.{name}", writer.data(some))
+            records[category] += some
+    has_pictures = pictures.copied > copied
+    categories = [
+        {
+            "name": category,
+            "title": category.replace("_", " "),
+            "examples": sorted({record.key.example_id for record in some}),
+            "shared": _script(out, f"{place}.{category}.examples", _shared_data(group, some, examples, pictures)),
+            "masks": _script(out, f"{place}.{category}.masks", _mask_data(group, some)),
+            "files": files[category],
         }
-        shared = _shared_data(group, [r for some in records.values() for r in some], examples, pictures)
-        categories.append(
-            {
-                "name": category,
-                "title": category.replace("_", " "),
-                "examples": sorted({key.example_id for key in keys}),
-                "shared": _script(pictures.out, f"{place}.examples", shared),
-                "files": files,
-            }
-        )
+        for category, some in records.items() if some
+    ]  # fmt: skip
     return {
         "name": group.name,
         "size": group.folders[0].spec.model.size,
+        "leading": group.leading.spec.setting.name,
+        "pictures": has_pictures,
+        "seeds": sorted({record.key.seed for some in records.values() for record in some}),
         "settings": [_setting_choice(folder) for folder in group.folders],
-        "categories": [category for category in categories if category["files"]],
+        "categories": categories,
     }
+
+
+def _by_category(folder: CachedRunFolder) -> dict[str, list[EditRecord]]:
+    """Return a run's records by category."""
+    found: dict[str, list[EditRecord]] = {}
+    for record in folder.records():
+        found.setdefault(record.key.category, []).append(record)
+    return found
 
 
 def write_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
@@ -125,7 +146,7 @@ def write_index(out: OutputFolder, groups: list[dict[str, Any]]) -> str:
     for name in table_metrics():
         form = metric_format(name)
         formats[name] = {"title": form.title, "scale": form.scale, "decimals": form.decimals, "signed": form.signed}
-    return _script(out, "index", {"groups": groups, "formats": formats})["file"]
+    return _script(out, "index", {"groups": groups, "formats": formats, "verdicts": VERDICTS})["file"]
 
 
 def _meaning(metric: str) -> str:
@@ -153,35 +174,79 @@ def _setting_choice(folder: CachedRunFolder) -> dict[str, Any]:
     }
 
 
-def _setting_data(
-    folder: CachedRunFolder, records: list[EditRecord], backbones: Mapping[str, str], pictures: PictureCopier
-) -> dict[str, Any]:
-    """Collect the units of a setting and category as short rows.
+@dataclass(frozen=True)
+class _RunWriter:
+    """Maker of the data of one run, whose scores are looked through only once."""
 
-    A row is [example, hash, block set, strength, seed, picture, note, values].
-    """
-    usual = list(table_metrics())
-    metrics = sorted(backbones, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
-    values = _values(folder, backbones)
-    rows = []
-    for record in records:
-        key = record.key
-        picture, note = _picture(folder, record, pictures)
-        scored = values.get((key.digest, record.picture_id), {})
-        rows.append(
-            [key.example_id, key.example_hash, key.block_set, key.strength, key.seed, picture, note,
-             [scored.get(metric) for metric in metrics]]
-        )  # fmt: skip
-    return {"metrics": metrics, "units": rows}
+    group: Group
+    folder: CachedRunFolder
+    backbones: Mapping[str, str]
+    pictures: PictureCopier
+
+    @cached_property
+    def values(self) -> UnitValues:
+        """Values that tables show, by unit and picture."""
+        return _values(self.folder, self.backbones)
+
+    @cached_property
+    def control(self) -> dict[tuple[object, ...], float]:
+        """Gains of the run's control, none without one.
+
+        The keys are what an edit has in common with that of its control: example, blocks, strength and seed.
+        """
+        controls = [name for name, method in CONTROLLED.items() if method == self.folder.spec.setting.method]
+        found = [folder for folder in self.group.folders if folder.spec.setting.method in controls]
+        gains: dict[tuple[object, ...], float] = {}
+        for folder in sorted(found, key=lambda one: controls.index(one.spec.setting.method)):
+            networks = next((c.backbones for c in self.group.configurations if c.run_id == folder.spec.run_id), {})
+            values = _values(folder, networks)
+            for record in folder.records():
+                gain = values.get((record.key.digest, record.picture_id), {}).get(EFFECT)
+                if isinstance(gain, float):
+                    gains.setdefault(record.key.slot[1:], gain)
+        return gains
+
+    def data(self, records: Sequence[EditRecord]) -> dict[str, Any]:
+        """Collect the units of one category as short rows.
+
+        A row is [example, hash, block set, strength, seed, picture, note, values, number of the verdict].
+        """
+        usual = list(table_metrics())
+        metrics = sorted(self.backbones, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
+        rows = []
+        for record in records:
+            key = record.key
+            picture, note = _picture(self.folder, record, self.pictures)
+            scored = self.values.get((key.digest, record.picture_id), {})
+            rows.append(
+                [key.example_id, key.example_hash, key.block_set, key.strength, key.seed, picture, note,
+                 [scored.get(metric) for metric in metrics], VERDICTS.index(self.verdict(record, scored))]
+            )  # fmt: skip
+        return {"metrics": metrics, "units": rows}
+
+    def verdict(self, record: EditRecord, scored: Mapping[str, float | str]) -> str:
+        """Return what is said of one picture in words, one of `VERDICTS`."""
+        reached, kept, gain = (scored.get(metric) for metric in (REACHED, KEPT, EFFECT))
+        if isinstance(reached, float):
+            first = "target reached" if reached >= 1 else "target not reached"
+            if not isinstance(kept, float):
+                return first
+            return f"{first}, {'the rest kept' if kept >= 1 else 'other attributes changed'}"
+        if not isinstance(gain, float):
+            return NO_VERDICT
+        control = self.control.get(record.key.slot[1:]) if self.control else None
+        if control is not None:
+            return "gain above its control" if gain > control else "gain not above its control"
+        return "gain above 0" if gain > 0 else "gain not above 0"
 
 
-def _values(folder: CachedRunFolder, backbones: Mapping[str, str]) -> dict[tuple[str, str], dict[str, float | str]]:
+def _values(folder: CachedRunFolder, backbones: Mapping[str, str]) -> UnitValues:
     """Collect the values measured by the networks that tables show.
 
     Returns:
         (Unit digest, picture id) -> metric -> number, or the reason why there is none.
     """
-    found: dict[tuple[str, str], dict[str, float | str]] = {}
+    found: UnitValues = {}
     for (unit, metric, backbone), score in folder.scores().items():
         if backbones.get(metric) == backbone:
             value = str(score.reason) if score.value is None else float(f"{score.value:.6g}")
@@ -190,13 +255,18 @@ def _values(folder: CachedRunFolder, backbones: Mapping[str, str]) -> dict[tuple
 
 
 def _picture(folder: CachedRunFolder, record: EditRecord, pictures: PictureCopier) -> tuple[str | None, str]:
+    """Return the path of a unit's picture, and a note if it has none.
+
+    That pictures are not in the results folder is no reason of its own and has no note: the page says it once.
+    """
     if record.image is None:
         return None, f"{record.status}: {record.reason}"
+    pictures.recorded += 1
     copied = pictures.copy(folder.pictures, record.image)
     if copied is not None and copied[1] == record.image_sha256:
         return copied[0], ""
     pictures.missing += 1
-    return None, ALTERED if (folder.pictures / record.image).exists() else MISSING
+    return None, ALTERED if (folder.pictures / record.image).exists() else ""
 
 
 def _shared_data(
@@ -209,19 +279,36 @@ def _shared_data(
         example = examples.get((key.example_id, key.example_hash))
         if example is not None:
             prompts[f"{key.example_id}|{key.example_hash}"] = [example.source, example.target]
-        name = f"{key.example_id}|{key.example_hash}|{key.seed}"
+        name = _pair_name(key)
         if name not in pairs or pairs[name]["source"] is None:
-            pairs[name] = _pair(group, record, key, pictures)
+            pairs[name] = _pair(group, record, pictures)
     return {"prompts": prompts, "pairs": pairs}
 
 
-def _pair(group: Group, record: EditRecord, key: UnitKey, pictures: PictureCopier) -> dict[str, Any]:
-    shared = group.shared
-    found: dict[str, Any] = {"source": None, "target": None, "masks": None}
+def _mask_data(group: Group, records: Sequence[EditRecord]) -> dict[str, Any]:
+    """Collect the masks of each example and seed.
+
+    Only an edit that is shown in full needs them.
+    """
+    masks: dict[str, Any] = {}
+    for record in records:
+        name = _pair_name(record.key)
+        if name not in masks:
+            stored = group.shared.read_json(group.shared.mask_name(record.key))
+            sides = ("size", "source", "target")
+            masks[name] = {side: stored.get(side) for side in sides} if isinstance(stored, dict) else None
+    return masks
+
+
+def _pair_name(key: UnitKey) -> str:
+    """Return the name of an example and seed in the page's data."""
+    return f"{key.example_id}|{key.example_hash}|{key.seed}"
+
+
+def _pair(group: Group, record: EditRecord, pictures: PictureCopier) -> dict[str, str | None]:
+    """Return the paths of a unit's source and target pictures."""
+    found: dict[str, str | None] = {"source": None, "target": None}
     for role, image in (("source", record.source_image), ("target", record.target_image)):
-        copied = None if image is None else pictures.copy(shared.path, image)
+        copied = None if image is None else pictures.copy(group.shared.path, image)
         found[role] = None if copied is None else copied[0]
-    masks = shared.read_json(shared.mask_name(key))
-    if isinstance(masks, dict):
-        found["masks"] = {name: masks.get(name) for name in ("size", "source", "target")}
     return found

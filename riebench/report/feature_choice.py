@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from riebench.models.presets import PRESETS
 from riebench.models.spec import ModelOptions, ModelSpec
 from riebench.report.data import CachedRunFolder, Group
 from riebench.report.feature_pages import FeatureJob, PageMaker, Say
-from riebench.report.plots import short_category
+from riebench.report.heat_maps import short_category
 from riebench.store.records import EditRecord
 from riebench.utils.files import file_inside
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 FEATURES = "features"
 """Name of the folder of features' pages in the report's folder."""
 FEATURES_PER_CELL = 5
-"""Number of features shown for each block and category."""
+"""Number of features shown for each block and category; of features that as many edits switched, so many at most."""
 SIDES = {"add": "Switched on most often", "remove": "Switched off most often"}
 """Direction of switching -> title of its table."""
 ALL_CATEGORIES_ROW = "all"
@@ -56,16 +57,47 @@ class FeatureCount:
 
 
 @dataclass(frozen=True)
+class FeatureTie:
+    """Features that equally many edits switched.
+
+    Attributes:
+        count: number of edits of each.
+        features: those that are listed.
+        more: number of further features with as many edits, which are not listed.
+    """
+
+    count: int
+    features: tuple[FeatureCount, ...]
+    more: int
+
+    @property
+    def words(self) -> str:
+        """Number of edits, as it is printed behind the features."""
+        each = " each" if len(self.features) + self.more > 1 else ""
+        return f"{self.count} edit{'s' if self.count != 1 else ''}{each}"
+
+
+@dataclass(frozen=True)
 class FeatureCell:
     """Features that one category's edits switched in one block.
 
     Attributes:
         features: the most frequent ones.
         none: number of edits that switched none there.
+        more: number of features that as many edits switched as the last one listed.
     """
 
     features: tuple[FeatureCount, ...]
     none: int
+    more: int = 0
+
+    @property
+    def ties(self) -> tuple[FeatureTie, ...]:
+        """The features by how many edits switched them, the most frequent first."""
+        groups = [(count, tuple(some)) for count, some in groupby(self.features, key=lambda one: one.count)]
+        return tuple(
+            FeatureTie(count, some, self.more if some[-1] == self.features[-1] else 0) for count, some in groups
+        )
 
 
 @dataclass(frozen=True)
@@ -85,11 +117,11 @@ class FeatureTable:
 
 @dataclass(frozen=True)
 class FeatureView:
-    """Tables of the features that one setting's edits switched.
+    """Tables of the features that the edits of one method configuration switched.
 
     Attributes:
-        label: name of the setting.
-        description: description of the setting.
+        label: name of the method configuration.
+        description: its description.
         tables: features switched on and features switched off; a table without entries is left out.
     """
 
@@ -104,7 +136,7 @@ class FeatureSelection:
 
     Attributes:
         model: the model.
-        sae: source of the SAEs, as the setting names it.
+        sae: source of the SAEs, as the method configuration names it.
         sae_sha256: block -> hash of its SAE.
         features: block -> indices of the features switched most often, the most frequent first.
     """
@@ -128,7 +160,7 @@ def edits_at_one_strength(folder: CachedRunFolder) -> list[EditRecord]:
 
 
 def feature_views(group: Group, out: Path) -> list[FeatureView]:
-    """Collect the tables of each setting that switches features of SAEs.
+    """Collect the tables of each method configuration that switches features of SAEs.
 
     Args:
         group: the runs of one suite and model.
@@ -165,7 +197,9 @@ def _cell(folder: CachedRunFolder, records: Sequence[EditRecord], block: str, si
     for index, count in most_frequent(counts, FEATURES_PER_CELL):
         page = f"{FEATURES}/{feature_folder(folder.path.parent.name, block, sha, index)}/{PAGE}"
         found.append(FeatureCount(index, count, quote(page) if sha and (out / page).is_file() else None))
-    return FeatureCell(tuple(found), count_none(records, block, side))
+    listed = [one.index for one in found]
+    more = sum(bool(found) and n == found[-1].count and index not in listed for index, n in counts.items())
+    return FeatureCell(tuple(found), count_none(records, block, side), more)
 
 
 def count_none(records: Sequence[EditRecord], block: str, side: str) -> int:
@@ -198,7 +232,7 @@ def select_features(groups: Sequence[Group], number: int) -> list[FeatureSelecti
         number: number of features of each block.
 
     Returns:
-        One entry per model and SAEs, over all settings that use them.
+        One entry per model and SAEs, over all method configurations that use them.
     """
     found = []
     for group in groups:

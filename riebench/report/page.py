@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from riebench._version import __version__
 from riebench.report.data import DISTANCE, EFFECT
-from riebench.report.plots import MARKS
+from riebench.report.plots import MOST_NAMED
 from riebench.scoring.profiles import metric_format
 from riebench.utils.markup import Document
 
@@ -28,7 +28,7 @@ def environment() -> Environment:
 
 
 def render_page(
-    views: Sequence[Mapping[str, Any]], board: Markup, files: Mapping[str, str], missing: int,
+    views: Sequence[Mapping[str, Any]], board: Markup, files: Mapping[str, str], pictures: tuple[int, int],
     all_features: str | None = None,
 ) -> str:  # fmt: skip
     """Return the page's HTML.
@@ -37,7 +37,7 @@ def render_page(
         views: one per suite and model.
         board: the leaderboard.
         files: "report.css", "report.js" and "index": where they lie below the page.
-        missing: pictures that are not there.
+        pictures: number of edited pictures that records name, and of those that are not there.
         all_features: the overview of all features' pages, if there is one.
     """
     return (
@@ -47,10 +47,11 @@ def render_page(
             views=views,
             board=board,
             files=files,
-            missing=missing,
+            recorded=pictures[0],
+            missing=pictures[1],
             all_features=all_features,
             version=__version__,
-            marks=MARKS,
+            most_named=MOST_NAMED,
             gain=metric_format(EFFECT),
             distance=metric_format(DISTANCE),
         )

@@ -24,7 +24,8 @@ from riebench.analysis.tables import table_texts
 from riebench.jobs.summary import print_per_block
 from riebench.report import write_report
 from riebench.report.data import mean, read_groups
-from riebench.report.plots import block_views, plot_points
+from riebench.report.heat_maps import block_views
+from riebench.report.plots import plot_points
 from riebench.scoring.profiles import metric_format
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.records import EditRecord, ScoreRecord

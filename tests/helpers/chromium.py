@@ -37,7 +37,7 @@ def chromium() -> Iterator[Any]:
     browser.quit()
 
 
-NARROW, WIDE = (360, 740), (1280, 900)
+NARROW, WIDE = (400, 740), (1400, 900)
 
 
 class Page:
@@ -56,7 +56,8 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
         self.driver.get("about:blank")
         self.driver.get(self.file.as_uri() + fragment)
-        return self.wait(lambda: self.text("live") != "")
+        self.wait(lambda: self.text("count") != "")
+        return self.wait(lambda: self.full) if fragment.startswith("#show") else self
 
     def wait(self, done: Callable[[], bool], seconds: float = 20) -> Page:
         """Waits until something holds."""
@@ -78,10 +79,34 @@ class Page:
         """The first element of a selector."""
         return self.driver.find_element("css selector", css)
 
+    @property
+    def full(self) -> bool:
+        """Whether one edit is shown in full."""
+        return bool(self.js("return document.getElementById('one').open"))
+
+    def filter(self, name: str, value: str) -> None:
+        """Chooses the cards by an option as a person does, and waits until they are there."""
+        self._change(lambda: self.find(f"#choose-{name} option[value='{value}']").click())
+
+    def search(self, text: str) -> None:
+        """Types a search, and waits until its cards are there."""
+        self.js("document.getElementById('search').value = ''")
+        self._change(lambda: self.find("#search").send_keys(text))
+
+    def _change(self, act: Callable[[], None]) -> None:
+        self.js("document.getElementById('count').textContent = ''")
+        act()
+        self.wait(lambda: self.text("count") != "")
+
+    def cards(self, css: str = "") -> list[str]:
+        """Texts of all cards, or of a part of each."""
+        script = "return [...document.querySelectorAll(`#cards li ${arguments[0]}`)].map(e => e.innerText)"
+        return [str(text) for text in self.js(script, css)]
+
     def choose(self, name: str, value: str) -> None:
-        """Picks an option as a person does, and waits until the page has followed."""
+        """Picks an option beside the edit that is shown in full, and waits until the page has followed."""
         before = self.state
-        self.find(f"#choose-{name} option[value='{value}']").click()
+        self.find(f"#one-{name} option[value='{value}']").click()
         self.wait(lambda: self.state != before or before.get(name) == value)
 
     @property

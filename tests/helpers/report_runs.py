@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,29 +56,88 @@ def keys_of(block_sets: tuple[str, ...], strengths: tuple[float, ...], examples:
     ]  # fmt: skip
 
 
+ScoreRule = Callable[[UnitKey], Mapping[str, float]]
+"""Unit -> metric -> value."""
+
+
 def make_run(
-    results: Path, name: str, method: str, block_sets: tuple[str, ...], strengths: tuple[float, ...], examples: int = 3
-) -> RunFolder:
-    """One setting's finished run. A picture's grey and its scores follow from strength and block set."""
-    spec = make_spec(name=name, method=method, description=f"{name} <b>bold</b>", strengths=strengths)
+    results: Path, name: str, method: str, block_sets: tuple[str, ...], strengths: tuple[float, ...], examples: int = 3,
+    scores: ScoreRule | None = None, pictures: bool = True, **changes: Any,
+) -> RunFolder:  # fmt: skip
+    """One setting's finished run. A picture's grey and its scores follow from strength and block set.
+
+    `scores` gives other scores; without `pictures` there are none, as in published results; further arguments change
+    the setting.
+    """
+    changes = {"description": f"{name} <b>bold</b>", "strengths": strengths, **changes}
+    spec = make_spec(name=name, method=method, **changes)
     spec = spec.model_copy(update={"suite": "mine"})
     run = RunFolder(run_path(results, "mine", "toy-turbo", name), spec)
     keys = keys_of(block_sets, strengths, examples)
     mask = np.zeros((16, 16), bool)
     mask[4:8, 4:12] = True
     with run.open_for_writing({}, keys):
-        records = [_record(run, key, mask) for key in keys]
+        records = [_record(run, key, mask) if pictures else _bare_record(run, key) for key in keys]
         run.append_many(records)
         run.append_scores(
             ScoreRecord(unit=record.key.digest, metric=metric, version=1, picture=record.picture_id, value=value)
             for record in records
-            for metric, value in {
-                "clip_gain": 0.02 * record.key.strength if method != "no_edit" else 0.0,
-                "lpips": 0.1 * record.key.strength if method != "no_edit" else 0.0,
-                "psnr_bg": 31.25,
-            }.items()
+            for metric, value in (_usual_scores(record.key, method) if scores is None else scores(record.key)).items()
         )
     return RunFolder(run.path)
+
+
+def _bare_record(run: RunFolder, key: UnitKey) -> EditRecord:
+    """A record of pictures that are not there."""
+    names = [run.shared.image_name(key, "source"), run.shared.image_name(key, "target")]
+    return EditRecord(
+        key=key, status="ok", image=run.image_name(key), image_sha256="0" * 64, source_image=names[0],
+        target_image=names[1], features=_features() if key.block_set == "all" else {},
+    )  # fmt: skip
+
+
+def _features() -> dict[str, BlockFeatures]:
+    return {"mid.0": BlockFeatures(add=(1, 2, 3), remove=(4,)), "up.0.1": BlockFeatures(add=(9,), remove=(5,))}
+
+
+def _usual_scores(key: UnitKey, method: str) -> dict[str, float]:
+    size = 0.0 if method == "no_edit" else key.strength
+    return {"clip_gain": 0.02 * size, "lpips": 0.1 * size, "psnr_bg": 31.25}
+
+
+def noisy(key: UnitKey, mean: float, spread: float = 0.01) -> float:
+    """A number of a unit: the same for both seeds, others for another example."""
+    return mean + random.Random(f"{key.example_id} {key.block_set}").gauss(0, spread)
+
+
+def make_block_results(
+    results: Path, examples: int = 12, *, judged: bool = False, means: Mapping[tuple[str, str], float] | None = None
+) -> Path:
+    """Runs of `sae` and its control, without pictures, whose mean gains depend on block and category.
+
+    Args:
+        results: the results folder.
+        examples: of each category.
+        judged: whether the judge measured too; it finds the target where the mean gain is at least 0.05.
+        means: (block, category) -> mean gain; 0 where it names none. None: mid.0 does objects, up.0.1 does colours and
+            harms objects, and all blocks together do both.
+    """
+    usual = {("mid.0", "change_object"): 0.1, ("up.0.1", "change_object"): -0.05, ("up.0.1", "change_color"): 0.1,
+             ("all", "change_object"): 0.1, ("all", "change_color"): 0.1}  # fmt: skip
+    stated = usual if means is None else means
+
+    def scores(key: UnitKey) -> dict[str, float]:
+        mean = stated.get((key.block_set, key.category), 0.0)
+        judge = {"judge_target": float(mean >= 0.05), "judge_kept": 1.0 if mean >= 0 else 0.5} if judged else {}
+        return {"clip_gain": noisy(key, mean), "lpips": 0.1, **judge}
+
+    nothing, control = {"clip_gain": 0.0, "lpips": 0.0}, {"clip_gain": 0.01, "lpips": 0.1}
+    blocks = ("mid.0", "up.0.1", "all")
+    make_run(results, "no_edit", "no_edit", ("none",), (1.0,), examples, lambda _: nothing, False)
+    make_run(results, "activation_patch", "activation_patch", blocks, (1.0,), examples, scores, False)
+    make_run(results, "sae", "sae", blocks, (1.0,), examples, scores, False)
+    make_run(results, "random_features", "random_features", ("all",), (1.0,), examples, lambda _: control, False)
+    return results
 
 
 def _record(run: RunFolder, key: UnitKey, mask: np.ndarray) -> EditRecord:
@@ -85,10 +146,9 @@ def _record(run: RunFolder, key: UnitKey, mask: np.ndarray) -> EditRecord:
         run.shared.write_image(image, flat(value))
     run.shared.write_json(run.shared.mask_name(key), RegionMasks(mask, mask).to_json("test"))
     image, digest = run.write_image(key, flat(int(40 * key.strength) + 20 * (key.block_set == "all") + key.seed))
-    both = {"mid.0": BlockFeatures(add=(1, 2, 3), remove=(4,)), "up.0.1": BlockFeatures(add=(9,), remove=(5,))}
     return EditRecord(
         key=key, status="ok", image=image, image_sha256=digest, source_image=names[0], target_image=names[1],
-        features=both if key.block_set == "all" else {},
+        features=_features() if key.block_set == "all" else {},
     )  # fmt: skip
 
 

@@ -18,8 +18,10 @@ from riebench.errors import RiebenchError
 from riebench.jobs.run import say_page
 from riebench.report import write_report
 from riebench.report.data import read_groups
+from riebench.report.examples import NO_VERDICT, VERDICTS
+from riebench.report.heat_maps import block_views
 from riebench.report.page import board_html
-from riebench.report.plots import block_views, plot_points
+from riebench.report.plots import plot_points
 from riebench.store.folder import RunFolder
 from riebench.store.records import BlockFeatures
 from riebench.utils.markup import BulletList, Code, Document, Heading, MarkupTable, Name, Paragraph
@@ -67,10 +69,10 @@ def test_data_names_pictures_that_are_there_with_the_stored_scores(results: Path
     assert len(data["units"]) == 3 * 3 * 3 * 2
     run = RunFolder(results / "mine" / "toy-turbo" / "sae")
     by_key = {(r.key.example_id, r.key.block_set, r.key.strength, r.key.seed): r for r in run.records()}
-    for example, _, blocks, strength, seed, picture, note, values in data["units"]:
+    for example, _, blocks, strength, seed, picture, note, values, verdict in data["units"]:
         record = by_key[example, blocks, strength, seed]
         assert (report / picture).read_bytes() == (run.path / str(record.image)).read_bytes()
-        assert note == ""
+        assert note == "" and VERDICTS[verdict] == "gain above 0"
         assert values[:2] == pytest.approx([0.02 * strength, 0.1 * strength])
 
 
@@ -78,7 +80,7 @@ def test_prompts_and_masks_go_with_the_example_they_were_made_from(report: Path)
     shared = read_data(report, "mine.toy-turbo.change_object.examples")
     assert len(shared["pairs"]) == 6
     assert all(source == HOSTILE for source, _ in shared["prompts"].values())
-    masks = next(iter(shared["pairs"].values()))["masks"]
+    masks = next(iter(read_data(report, "mine.toy-turbo.change_object.masks").values()))
     assert masks["size"] == [16, 16] and masks["source"][:2] == [4 * 16 + 4, 8]
 
 
@@ -132,9 +134,11 @@ def test_every_configuration_is_a_point_with_words_and_a_row(results: Path, repo
     assert [p.end for p in points if p.setting == "no_edit"] == [True]
     page = (report / "index.html").read_text(encoding="utf-8")
     for point in points:
-        assert f"<title>{point.words}</title>" in page
+        assert not point.whole or f"<title>{point.words}</title>" in page
     assert page.count('<th scope="row">sae</th>') == 9
     assert page.count("stroke-dasharray: 0.8,2.4") >= len(BUDGETS)
+    # Single blocks are in the table and in the heat maps, not in the drawing.
+    assert page.count("<title>sae, blocks all") == len(STRENGTHS) and "<title>sae, blocks mid.0" not in page
     assert "These results lack target_prompt" in page
 
 
@@ -163,7 +167,7 @@ def test_edits_that_switched_nothing_say_none(results: Path, tmp_path: Path) -> 
     with run.open_for_writing():
         run.append(first.model_copy(update={"features": {block: BlockFeatures() for block in first.features}}))
     page = write_report(copy, tmp_path / "report", tasks(), board=Document(())).page.read_text(encoding="utf-8")
-    assert 'none<span class="aside"> x1</span>' in page
+    assert 'none<span class="aside">: 1 edit</span>' in page
     before = write_report(results, tmp_path / "before", tasks(), board=Document(())).page.read_text(encoding="utf-8")
     assert "none<span" not in before
 
@@ -179,10 +183,10 @@ def test_missing_and_altered_pictures_are_marked(results: Path, tmp_path: Path) 
     written = write_report(copy, tmp_path / "out", tasks(), board=BOARD)
     assert written.missing == 2 + 12
     rows = read_data(tmp_path / "out", "mine.toy-turbo.change_object.sae")["units"]
-    assert rows[0][5] is None and "not in the results folder" in rows[0][6] and rows[0][7][0] is not None
+    assert rows[0][5] is None and rows[0][6] == "" and rows[0][7][0] is not None
     assert rows[1][5] is None and "not the one that was recorded" in rows[1][6]
     assert rows[2][5] is not None
-    assert "14 edited pictures are not in the results folder" in (tmp_path / "out" / "index.html").read_text()
+    assert (tmp_path / "out" / "index.html").read_text().count("14 of 120 edited pictures are not in") == 1
 
 
 def test_failed_units_say_why(results: Path, tmp_path: Path) -> None:
@@ -193,7 +197,7 @@ def test_failed_units_say_why(results: Path, tmp_path: Path) -> None:
     run.append(failed)
     write_report(copy, tmp_path / "out", board=BOARD)
     row = read_data(tmp_path / "out", "mine.toy-turbo.change_object.no_edit")["units"][0]
-    assert row[5:] == [None, "error: out of <memory>", [None, None, None]]
+    assert row[5:] == [None, "error: out of <memory>", [None, None, None], VERDICTS.index(NO_VERDICT)]
 
 
 def test_a_folder_with_something_else_is_left_alone(results: Path, tmp_path: Path) -> None:
@@ -296,3 +300,10 @@ def test_the_verb_writes_beside_the_results_it_was_given(results: Path, tmp_path
     page = tmp_path / "results" / "report" / "index.html"
     assert str(page) in done.output and "no_edit" in page.read_text(encoding="utf-8")
     assert len(read_groups(tmp_path / "results")) == 1
+
+
+def test_the_page_uses_the_fields_words(results: Path, tmp_path: Path) -> None:
+    page = write_report(results, tmp_path / "out", tasks(), board=Document(())).page.read_text(encoding="utf-8")
+    words = re.sub(r"<style.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL).lower()
+    assert re.findall(r"\b(?:settings?|knobs?|sees|areas?)\b", words) == []
+    assert "method configuration" in words

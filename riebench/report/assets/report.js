@@ -3,15 +3,22 @@
 "use strict";
 (() => {
   const BATCH = 60;
+  const SEARCH_DELAY = 150;
+  const GAIN = "clip_gain";
+  const DISTANCE = "lpips";
   // What a stored mask may claim, as a picture may.
   const MOST_PIXELS = 2 ** 26;
   const arrived = new Map();
   const asked = new Map();
   const $ = (id) => document.getElementById(id);
   let index = null;
-  let state = null;
+  // What the cards are chosen by, the cards that are there, and the edit that is shown in full.
+  let filters = {};
+  let items = [];
   let shown = BATCH;
   let turn = 0;
+  let one = null;
+  let oneTurn = 0;
 
   window.riebench = {
     add(key, data) {
@@ -46,35 +53,51 @@
 
   // --- what is chosen -------------------------------------------------------------------------------------------
 
-  const group = () => index.groups.find((one) => one.name === state.run) ?? index.groups[0];
-  const category = () => group().categories.find((one) => one.name === state.category);
-  const setting = () => group().settings.find((one) => one.name === state.setting);
+  const groupOf = (run) => index.groups.find((some) => some.name === run) ?? index.groups[0];
+  const categoryOf = (run, name) => groupOf(run).categories.find((some) => some.name === name);
+  const settingOf = (run, name) => groupOf(run).settings.find((some) => some.name === name);
+  const runs = () => index.groups.filter((some) => some.categories.length).map((some) => some.name);
   const among = (list, wanted, otherwise) => (list.includes(wanted) ? wanted : otherwise ?? list[0]);
   const nearest = (list, wanted) =>
-    list.reduce((best, one) => (Math.abs(one - wanted) < Math.abs(best - wanted) ? one : best), list[0]);
+    list.reduce((best, some) => (Math.abs(some - wanted) < Math.abs(best - wanted) ? some : best), list[0]);
+  const numeric = (value) => (Number.isFinite(Number(value)) ? Number(value) : 1);
 
   // Whatever was asked for, by a link or by an earlier choice, becomes something that there is.
-  function settle(wanted) {
-    const names = index.groups.filter((one) => one.categories.length).map((one) => one.name);
-    state = { ...wanted, run: among(names, wanted.run) };
-    state.category = among(group().categories.map((one) => one.name), wanted.category);
-    state.example = among(category().examples, wanted.example);
-    const settings = group().settings.map((one) => one.name).filter((name) => category().files[name]);
-    const first = settings.find((name) => group().settings.find((one) => one.name === name).blocks.length > 1);
-    state.setting = among(settings, wanted.setting, first ?? settings[0]);
-    const blocks = setting().blocks;
-    state.blocks = among(blocks, wanted.blocks, among(blocks, "all"));
-    state.strength = nearest(setting().strengths, Number.isFinite(wanted.strength) ? wanted.strength : 1);
-    return settings;
+  function settle(wanted, categories) {
+    const run = among(runs(), wanted.run);
+    const there = groupOf(run).categories.filter((some) => categories === null || some.name === categories);
+    const settings = groupOf(run).settings.map((some) => some.name)
+      .filter((name) => there.some((some) => some.files[name]));
+    const setting = among(settings, wanted.setting, among(settings, groupOf(run).leading));
+    const { blocks, strengths } = settingOf(run, setting);
+    return {
+      run, setting, settings, blocks: among(blocks, wanted.blocks, among(blocks, "all")),
+      strength: nearest(strengths, wanted.strength === undefined ? 1 : numeric(wanted.strength)),
+    };
+  }
+
+  function settleFilters(wanted) {
+    const found = settle(wanted, null);
+    const names = groupOf(found.run).categories.filter((some) => some.files[found.setting]).map((some) => some.name);
+    filters = {
+      ...found, names, category: among(["", ...names], wanted.category ?? ""),
+      seed: among(["", ...groupOf(found.run).seeds.map(String)], String(wanted.seed ?? "")), search: wanted.search ?? "",
+    };
+  }
+
+  function settleOne(wanted) {
+    const run = among(runs(), wanted.run);
+    const category = among(groupOf(run).categories.map((some) => some.name), wanted.category);
+    const examples = categoryOf(run, category).examples;
+    one = { ...settle({ ...wanted, run }, category), category, example: among(examples, wanted.example), seed: wanted.seed };
   }
 
   function fromHash() {
     const text = decodeHash(location.hash.slice(1));
     if (!text.startsWith("show&")) return null;
     const given = new URLSearchParams(text.slice(5));
-    const strength = given.has("strength") ? Number(given.get("strength")) : undefined;
-    const names = ["run", "category", "example", "setting", "blocks", "seed"];
-    return { ...Object.fromEntries(names.map((name) => [name, given.get(name) ?? undefined])), strength };
+    const names = ["run", "category", "example", "setting", "blocks", "seed", "strength"];
+    return Object.fromEntries(names.map((name) => [name, given.get(name) ?? undefined]));
   }
 
   // Some programs escape the ampersands of a link that is sent around.
@@ -82,12 +105,12 @@
     return text.startsWith("show%26") ? text.replaceAll("%26", "&").replaceAll("%3D", "=") : text;
   }
 
-  function toHash(some = state) {
+  function toHash(some) {
     const names = ["run", "category", "example", "setting", "blocks", "strength", "seed"];
     return `#show&${new URLSearchParams(names.map((name) => [name, String(some[name])]))}`;
   }
 
-  // --- showing --------------------------------------------------------------------------------------------------
+  // --- cards ----------------------------------------------------------------------------------------------------
 
   function fill(select, values, chosen, words = (value) => value) {
     const same = select.options.length === values.length
@@ -97,60 +120,192 @@
     select.disabled = values.length < 2;
   }
 
-  function unitsOf(data, example) {
-    return data.units
-      .filter((row) => row[0] === example)
-      .map(([id, hash, blocks, strength, seed, picture, note, values]) => (
-        { id, hash, blocks, strength, seed, picture, note, values }));
+  function unitsOf(data) {
+    const gain = data.metrics.indexOf(GAIN);
+    const distance = data.metrics.indexOf(DISTANCE);
+    return data.units.map(([id, hash, blocks, strength, seed, picture, note, values, verdict]) => (
+      { id, hash, blocks, strength, seed, picture, note, values, verdict, gain: values[gain], distance: values[distance] }));
   }
 
-  async function show(wanted, { link = true } = {}) {
+  // The best first; edits without a gain last. Equal gains stand in the order of names and seeds.
+  function byGain(a, b) {
+    const [x, y] = [a.gain, b.gain].map((gain) => (typeof gain === "number" ? gain : -Infinity));
+    if (x !== y) return x > y ? -1 : 1;
+    return a.id < b.id ? -1 : a.id > b.id ? 1 : a.seed - b.seed;
+  }
+
+  function places(count) {
+    const found = new Map();
+    if (count) found.set(0, "best");
+    if (count > 2) found.set((count - 1) >> 1, "median");
+    if (count > 1) found.set(count - 1, "worst");
+    return found;
+  }
+
+  function chosenOf(category, shared, data) {
+    const wanted = filters.search.toLowerCase().split(/\s+/).filter(Boolean);
+    const text = (unit) => [unit.id, ...(shared.prompts[`${unit.id}|${unit.hash}`] ?? [])].join(" ").toLowerCase();
+    const ranked = unitsOf(data)
+      .filter((unit) => unit.blocks === filters.blocks && unit.strength === filters.strength)
+      .filter((unit) => !filters.seed || String(unit.seed) === filters.seed)
+      .filter((unit) => !wanted.length || wanted.every((word) => text(unit).includes(word)))
+      .sort(byGain);
+    const scored = ranked.filter((unit) => typeof unit.gain === "number").length;
+    const named = places(scored);
+    const found = ranked.map((unit, place) => ({ category, unit, shared, place: named.get(place), of: scored }));
+    return isWhole() ? found : found.filter((item) => item.place);
+  }
+
+  // Whether every edit is wanted, and not only the best, median and worst of each category.
+  const isWhole = () => Boolean(filters.category || filters.search.trim());
+
+  async function showCards(wanted) {
     const mine = ++turn;
-    const settings = settle(wanted);
-    let shared;
-    let data;
+    settleFilters(wanted);
+    fillFilters();
+    items = [];
+    shown = BATCH;
+    $("cards").replaceChildren();
+    $("more").hidden = true;
+    const { run, setting } = filters;
+    const parts = (filters.category ? [filters.category] : filters.names).map((name) => categoryOf(run, name));
     try {
-      [shared, data] = await Promise.all([load(category().shared), load(category().files[state.setting])]);
+      for (const part of parts) {
+        const [shared, data] = await Promise.all([load(part.shared), load(part.files[setting])]);
+        // A later choice has overtaken this one.
+        if (mine !== turn) return;
+        const start = items.length;
+        items.push(...chosenOf(part, shared, data));
+        append(start);
+      }
+      count(parts.length);
     } catch (problem) {
-      if (mine === turn) tell(problem.message);
-      return;
+      if (mine === turn) $("count").textContent = problem.message;
     }
-    // A later choice has overtaken this one.
-    if (mine !== turn) return;
-    const units = unitsOf(data, state.example);
+  }
+
+  function count(categories) {
+    const edits = (n) => `${n} ${n === 1 ? "edit" : "edits"}`;
+    if (!items.length) $("count").textContent = "No edit fits these choices.";
+    else if (isWhole()) $("count").textContent = `${edits(items.length)}, the best first.`;
+    else $("count").textContent = `${edits(items.length)}: best, median and worst of ${categories} ${categories === 1 ? "category" : "categories"}.`;
+  }
+
+  function append(start) {
+    const last = Math.min(shown, items.length);
+    for (const item of items.slice(start, last)) listOf(item.category).append(card(item));
+    $("more").hidden = shown >= items.length;
+    $("more").textContent = `Show more (${last} of ${items.length} are shown)`;
+  }
+
+  function listOf(category) {
+    const end = $("cards").lastElementChild;
+    if (end?.dataset.category === category.name) return end.lastElementChild;
+    const section = make("section", null, { "data-category": category.name });
+    section.append(make("h3", category.title), make("ul", null, { class: "cards" }));
+    $("cards").append(section);
+    return section.lastElementChild;
+  }
+
+  function card({ category, unit, shared, place, of }) {
+    const { run, setting } = filters;
+    const name = `${unit.id}|${unit.hash}`;
+    const [source, target] = shared.prompts[name] ?? ["not at hand", "not at hand"];
+    const pair = shared.pairs[`${name}|${unit.seed}`] ?? { source: null, target: null };
+    const item = make("li", null, { class: `card${place ? ` ${place}` : ""}` });
+    const button = make("button", null, { type: "button" });
+    if (groupOf(run).pictures) {
+      for (const [role, path] of [["source", pair.source], ["edited", unit.picture], ["target", pair.target]]) {
+        const frame = make("span", null, { class: "thumb" });
+        frame.append(path ? make("img", null, { src: path, alt: "", loading: "lazy", decoding: "async" })
+          : make("span", "no picture", { class: "none" }), make("span", role));
+        button.append(frame);
+      }
+      button.setAttribute("aria-label", `Open ${unit.id}, seed ${unit.seed}, in full`);
+    } else button.append(make("span", `Scores of ${unit.id}, seed ${unit.seed}`));
+    button.addEventListener("click", () => showOne({
+      run, setting, category: category.name, example: unit.id, blocks: unit.blocks, strength: unit.strength, seed: unit.seed,
+    }));
+    if (place) item.append(make("p", `${place} of ${of}`, { class: "place" }));
+    const words = make("dl");
+    words.append(make("dt", "Source"), make("dd", source), make("dt", "Target"), make("dd", target));
+    item.append(button, words, make("p", facts(unit), { class: "facts" }), make("p", verdict(unit), { class: "verdict" }));
+    return item;
+  }
+
+  function facts(unit) {
+    return [`blocks ${unit.blocks}`, `gain ${words(GAIN, unit.gain)}`, `LPIPS ${words(DISTANCE, unit.distance)}`,
+      `seed ${unit.seed}`].join(" · ");
+  }
+
+  const verdict = (unit) => unit.note || index.verdicts[unit.verdict];
+
+  function fillFilters() {
+    const { run } = filters;
+    const strengths = settingOf(run, filters.setting).strengths;
+    const title = (name) => (name ? categoryOf(run, name).title : "all categories");
+    fill($("choose-run"), runs(), run);
+    fill($("choose-setting"), filters.settings, filters.setting);
+    fill($("choose-category"), ["", ...filters.names], filters.category, title);
+    fill($("choose-blocks"), settingOf(run, filters.setting).blocks, filters.blocks);
+    fill($("choose-strength"), strengths.map(String), filters.strength);
+    fill($("choose-seed"), ["", ...groupOf(run).seeds.map(String)], filters.seed, (seed) => seed || "all seeds");
+    $("setting-about").textContent = settingOf(run, filters.setting).description;
+    $("gallery").classList.toggle("small", groupOf(run).size <= 256);
+  }
+
+  // --- one edit in full -----------------------------------------------------------------------------------------
+
+  async function showOne(wanted) {
+    const mine = ++oneTurn;
+    settleOne(wanted);
+    const part = categoryOf(one.run, one.category);
+    let loaded;
+    try {
+      loaded = await Promise.all([load(part.shared), load(part.files[one.setting]), load(part.masks)]);
+    } catch (problem) {
+      if (mine !== oneTurn) return;
+      tell(problem.message);
+      return open();
+    }
+    if (mine !== oneTurn) return;
+    const [shared, data, masks] = loaded;
+    const units = unitsOf(data).filter((unit) => unit.id === one.example);
     const seeds = [...new Set(units.map((unit) => unit.seed))].sort((a, b) => a - b);
-    state.seed = among(seeds.map(String), String(state.seed ?? ""), String(seeds[0] ?? 0));
-    fillChoices(settings, seeds);
-    const mineUnits = units.filter((unit) => unit.blocks === state.blocks && String(unit.seed) === state.seed);
-    const unit = mineUnits.find((one) => one.strength === state.strength);
-    showUnit(unit, shared, data);
+    one.seed = among(seeds.map(String), String(one.seed ?? ""), String(seeds[0] ?? 0));
+    fillChoices(seeds);
+    const mineUnits = units.filter((unit) => unit.blocks === one.blocks && String(unit.seed) === one.seed);
+    showUnit(mineUnits.find((unit) => unit.strength === one.strength), shared, data, masks);
     showStrengths(mineUnits, data);
-    showAll(data);
-    const hash = toHash();
+    const hash = toHash(one);
     $("this-link").href = hash;
     $("copied").textContent = "";
-    if (link) history.replaceState(null, "", hash);
+    history.replaceState(null, "", hash);
+    open();
   }
 
-  function fillChoices(settings, seeds) {
-    const strengths = setting().strengths;
-    fill($("choose-run"), index.groups.filter((one) => one.categories.length).map((one) => one.name), state.run);
-    const title = (name) => group().categories.find((one) => one.name === name).title;
-    fill($("choose-category"), group().categories.map((one) => one.name), state.category, title);
-    fill($("choose-example"), category().examples, state.example);
-    fill($("choose-setting"), settings, state.setting);
-    fill($("choose-blocks"), setting().blocks, state.blocks);
-    fill($("choose-seed"), seeds.map(String), state.seed);
-    const slider = $("choose-strength");
+  function open() {
+    $("one").classList.toggle("small", groupOf(one.run).size <= 256);
+    $("one").classList.toggle("without-pictures", !groupOf(one.run).pictures);
+    if (!$("one").open) $("one").showModal();
+  }
+
+  function fillChoices(seeds) {
+    const { blocks, strengths } = settingOf(one.run, one.setting);
+    const { title, examples } = categoryOf(one.run, one.category);
+    $("one-title").textContent = `${one.example} (${title})`;
+    fill($("one-setting"), one.settings, one.setting);
+    fill($("one-blocks"), blocks, one.blocks);
+    fill($("one-seed"), seeds.map(String), one.seed);
+    const slider = $("one-strength");
     slider.max = String(strengths.length - 1);
-    slider.value = String(strengths.indexOf(state.strength));
+    slider.value = String(strengths.indexOf(one.strength));
     slider.disabled = strengths.length < 2;
-    slider.setAttribute("aria-valuetext", `strength ${state.strength}`);
-    $("strength-value").textContent = `${state.strength}${strengths.length < 2 ? " (the only one)" : ""}`;
-    const place = category().examples.indexOf(state.example);
+    slider.setAttribute("aria-valuetext", `strength ${one.strength}`);
+    $("strength-value").textContent = `${one.strength}${strengths.length < 2 ? " (the only one)" : ""}`;
+    const place = examples.indexOf(one.example);
     $("previous").disabled = place <= 0;
-    $("next").disabled = place >= category().examples.length - 1;
-    $("gallery").classList.toggle("small", group().size <= 256);
+    $("next").disabled = place >= examples.length - 1;
   }
 
   function tell(text) {
@@ -199,19 +354,20 @@
     return frame.replaceChildren(...under, canvas);
   }
 
-  function showUnit(unit, shared, data) {
+  function showUnit(unit, shared, data, masks) {
     const name = unit ? `${unit.id}|${unit.hash}` : "";
-    const pair = (unit && shared.pairs[`${name}|${unit.seed}`]) || { source: null, target: null, masks: null };
+    const pair = (unit && shared.pairs[`${name}|${unit.seed}`]) || { source: null, target: null };
+    const regions = unit ? masks[`${name}|${unit.seed}`] : null;
     const [source, target] = (unit && shared.prompts[name]) || ["not at hand", "not at hand"];
-    $("setting-about").textContent = setting().description;
     $("source-prompt").textContent = source;
     $("target-prompt").textContent = target;
     picture($("show-source"), pair.source, `source picture: ${source}`);
     picture($("show-target"), pair.target, `target picture: ${target}`);
-    picture($("show-edited"), unit?.picture, `edited by ${state.setting}, blocks ${state.blocks}, strength ${state.strength}`);
+    picture($("show-edited"), unit?.picture, `edited by ${one.setting}, blocks ${one.blocks}, strength ${one.strength}`);
+    $("edited-caption").textContent = unit ? `edited: ${facts(unit)} · ${verdict(unit)}` : "edited";
     difference($("show-difference"), pair.source, unit?.picture);
-    region($("show-source-mask"), pair.source, pair.masks, "source");
-    region($("show-target-mask"), pair.target, pair.masks, "target");
+    region($("show-source-mask"), pair.source, regions, "source");
+    region($("show-target-mask"), pair.target, regions, "target");
     tell(unit ? unit.note : "This edit was not made.");
     const body = $("scores").tBodies[0];
     const rows = data.metrics.map((metric, i) => [metric, unit?.values[i]]).filter(([, value]) => value !== null && value !== undefined);
@@ -221,7 +377,7 @@
       return row;
     }));
     const main = rows.slice(0, 3).map(([metric, value]) => `${metric.replaceAll("_", " ")} ${words(metric, value)}`);
-    $("live").textContent = `Strength ${state.strength}: ${main.join(", ") || "no scores"}`;
+    $("live").textContent = `Strength ${one.strength}: ${main.join(", ") || "no scores"}${unit ? `; ${verdict(unit)}` : ""}`;
   }
 
   function words(metric, value) {
@@ -245,62 +401,48 @@
     head.append(...["strength", ...known.map(([metric]) => metric)].map((name) => make("th", name, { scope: "col" })));
     $("strengths").tHead.replaceChildren(head);
     $("strengths").tBodies[0].replaceChildren(...list.map((unit) => {
-      const row = make("tr", null, unit.strength === state.strength ? { "aria-current": "true" } : {});
+      const row = make("tr", null, unit.strength === one.strength ? { "aria-current": "true" } : {});
       row.append(make("th", String(unit.strength), { scope: "row" }));
       row.append(...known.map(([metric, i]) => make("td", words(metric, unit.values[i]))));
       return row;
     }));
   }
 
-  // Thumbnails come in batches, and the browser loads only those that are near the window.
-  function showAll(data) {
-    const chosen = new Map();
-    for (const [id, , blocks, strength, seed, path] of data.units) {
-      if (blocks === state.blocks && strength === state.strength && String(seed) === state.seed) chosen.set(id, path);
-    }
-    const examples = category().examples;
-    shown = Math.max(shown, BATCH);
-    $("all").replaceChildren(...examples.slice(0, shown).map((id) => {
-      const item = make("li");
-      const button = make("button", null, { type: "button", ...(id === state.example ? { "aria-current": "true" } : {}) });
-      const path = chosen.get(id);
-      button.append(path ? make("img", null, { src: path, alt: "", loading: "lazy", decoding: "async" })
-        : make("span", "no picture", { class: "none" }));
-      button.append(make("span", id));
-      button.addEventListener("click", () => show({ ...state, example: id }).then(() => $("gallery").scrollIntoView()));
-      item.append(button);
-      return item;
-    }));
-    $("more").hidden = shown >= examples.length;
-    $("more").textContent = `Show more (${Math.min(shown, examples.length)} of ${examples.length} are shown)`;
-    $("more").onclick = () => {
-      shown += BATCH;
-      showAll(data);
-    };
-  }
-
   // --- events ---------------------------------------------------------------------------------------------------
 
   function listen() {
-    const choices = { run: "choose-run", category: "choose-category", example: "choose-example", setting: "choose-setting",
-      blocks: "choose-blocks", seed: "choose-seed" };
-    for (const [name, id] of Object.entries(choices)) {
-      $(id).addEventListener("change", (event) => {
-        if (name === "run" || name === "category") shown = BATCH;
-        show({ ...state, [name]: event.target.value });
-      });
+    for (const name of ["run", "setting", "category", "blocks", "strength", "seed"]) {
+      $(`choose-${name}`).addEventListener("change", (event) => showCards({ ...filters, [name]: event.target.value }));
     }
-    $("choose-strength").addEventListener("input", (event) =>
-      show({ ...state, strength: setting().strengths[Number(event.target.value)] }));
-    const step = (by) => show({ ...state, example: category().examples[category().examples.indexOf(state.example) + by] });
+    let waiting = 0;
+    $("search").addEventListener("input", (event) => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => showCards({ ...filters, search: event.target.value }), SEARCH_DELAY);
+    });
+    $("more").addEventListener("click", () => {
+      const start = shown;
+      shown += BATCH;
+      append(start);
+    });
+    for (const name of ["setting", "blocks", "seed"]) {
+      $(`one-${name}`).addEventListener("change", (event) => showOne({ ...one, [name]: event.target.value }));
+    }
+    $("one-strength").addEventListener("input", (event) =>
+      showOne({ ...one, strength: settingOf(one.run, one.setting).strengths[Number(event.target.value)] }));
+    const step = (by) => {
+      const { examples } = categoryOf(one.run, one.category);
+      showOne({ ...one, example: examples[examples.indexOf(one.example) + by] });
+    };
     $("previous").addEventListener("click", () => step(-1));
     $("next").addEventListener("click", () => step(1));
     $("brightness").addEventListener("change", brighten);
     $("copy-link").addEventListener("click", copyLink);
-    $("choices").addEventListener("submit", (event) => event.preventDefault());
+    $("close").addEventListener("click", () => $("one").close());
+    $("one").addEventListener("close", () => history.replaceState(null, "", "#gallery"));
+    for (const form of ["filters", "choices"]) $(form).addEventListener("submit", (event) => event.preventDefault());
     window.addEventListener("hashchange", () => {
       const wanted = fromHash();
-      if (wanted) show(wanted);
+      if (wanted) showOne(wanted);
     });
   }
 
@@ -317,9 +459,10 @@
   function listenToLegends() {
     for (const legend of document.querySelectorAll("fieldset[data-plot]")) {
       legend.addEventListener("change", (event) => {
-        const start = `${legend.dataset.plot}-s${event.target.dataset.series}-`;
-        for (const mark of document.querySelectorAll(`[id^="${start}"]`)) {
-          mark.style.display = event.target.checked ? "" : "none";
+        for (const series of event.target.dataset.series.split(" ")) {
+          for (const mark of document.querySelectorAll(`[id^="${legend.dataset.plot}-s${series}-"]`)) {
+            mark.style.display = event.target.checked ? "" : "none";
+          }
         }
       });
     }
@@ -328,11 +471,14 @@
   function start(data) {
     index = data;
     listenToLegends();
-    if (!index.groups.some((one) => one.categories.length)) return;
+    if (!runs().length) return;
     listen();
-    $("choices").hidden = false;
-    $("one").hidden = false;
+    $("filters").hidden = false;
     const wanted = fromHash();
-    show(wanted ?? {}, { link: false }).then(() => wanted && $("gallery").scrollIntoView());
+    showCards(wanted ? { run: wanted.run, setting: wanted.setting } : {});
+    if (wanted) {
+      $("gallery").scrollIntoView();
+      showOne(wanted);
+    }
   }
 })();
