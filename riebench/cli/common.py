@@ -14,15 +14,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
+from riebench.cli.names import check_names
 from riebench.errors import MAX_NAME_LENGTH, MemoryShortageError, RiebenchError, ended_by
-from riebench.utils.terminal import print_line
+from riebench.utils.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from riebench.store.folder import RunFolder
@@ -31,18 +32,16 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-DEBUG_FLAG = "--debug"
 MOST_NUMBERS = 1000
 """Most numbers in one option."""
 
 
 def say(text: str) -> None:
-    """Print a line for people on standard error.
+    """Print a line about what is being done on standard error, unless `--log-level` hides such lines.
 
     Standard output so holds results alone.
     """
-    print_line(text, err=True)
+    print_note(text)
 
 
 def friendly(verb: Callable[P, None]) -> Callable[P, None]:
@@ -57,13 +56,16 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             # Each attempt to reach the hub would print two more lines; the outcome is in the error's own line.
             logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
         try:
-            with _two_interruptions():
+            with _ended_in_order():
                 _check_numbers(kwargs)
+                check_names(verb.__name__, kwargs)
                 verb(*args, **kwargs)
-        except KeyboardInterrupt:
-            say("")
-            say("riebench: stopped; everything finished so far is kept, and the same command goes on from there")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            end = error if isinstance(error, SignalReceived) else SignalReceived(signal.SIGINT)
+            _print_last(
+                f"riebench: {end.words}; everything finished so far is kept, and the same command goes on from there"
+            )
+            raise typer.Exit(end.exit_status) from None
         except BrokenPipeError:
             # The reader (`| head`) is gone; point stdout elsewhere so that Python's own flush at exit stays quiet.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,52 +73,103 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
         except (RiebenchError, OSError) as error:
             if _debugging():
                 traceback.print_exc()
-            say(f"riebench: {_one_line(error)}")
+            print_line(f"riebench: {_one_line(error)}", err=True)
             raise typer.Exit(getattr(error, "exit_status", EXIT_USER_ERROR)) from None
         except Exception as error:
-            words = _shortage(error)
+            words = _shortage(error) or _unwritable(error)
             if words is None:
                 raise
             if _debugging():
                 traceback.print_exc()
-            say(f"riebench: {words}")
+            print_line(f"riebench: {words}", err=True)
             raise typer.Exit(EXIT_USER_ERROR) from None
         except BaseException as error:
             # Commands end with exceptions of typer; this one comes from code of a plug-in, a package or a library.
             if _debugging():
                 traceback.print_exc()
-            say(f"riebench: {ended_by('code that riebench called', error)}")
+            print_line(f"riebench: {ended_by('code that riebench called', error)}", err=True)
             raise typer.Exit(EXIT_USER_ERROR) from None
 
     return wrapped
 
 
+class SignalReceived(KeyboardInterrupt):
+    """A signal that asks the process to end: Ctrl-C, or one from a scheduler or from a terminal that is closed.
+
+    Libraries let it pass, as they do with Ctrl-C.
+
+    Args:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    @property
+    def exit_status(self) -> int:
+        """The status with which shells report this signal."""
+        return 128 + self.number
+
+    @property
+    def words(self) -> str:
+        """The reason of the end, for people."""
+        return "stopped" if self.number == signal.SIGINT else f"stopped by {signal.Signals(self.number).name}"
+
+
+ENDING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Signals after which a command ends in order, where the system has them."""
+
+
 @contextmanager
-def _two_interruptions() -> Iterator[None]:
-    """End in order at the first Ctrl-C, and at once at the second one.
+def _ended_in_order() -> Iterator[None]:
+    """End in order at the first signal of `ENDING_SIGNALS`, and at once at the second one.
 
     Nothing recorded is lost by either: lines and pictures are whole or absent at every moment.
     """
     # Signals can be set in the main thread alone; a caller that ignores or handles them goes on doing so.
-    other_thread = threading.current_thread() is not threading.main_thread()
-    if other_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    ours: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [int(getattr(signal, name)) for name in ENDING_SIGNALS if hasattr(signal, name)]
+        ours = {number: handler for number in numbers if (handler := signal.getsignal(number)) in usual}
 
-    def second(*_: object) -> None:
-        os.write(2, b"\nriebench: ended at once; the same command goes on from what was finished\n")
-        os._exit(EXIT_INTERRUPTED)
+    def second(number: int, _: object) -> None:
+        _write_error(b"\nriebench: ended at once; the same command goes on from what was finished\n")
+        os._exit(128 + number)
 
-    def first(*_: object) -> None:
-        signal.signal(signal.SIGINT, second)
-        os.write(2, b"\nriebench: stopping; Ctrl-C again ends at once\n")
-        raise KeyboardInterrupt
+    def first(number: int, _: object) -> None:
+        for one in ours:
+            signal.signal(one, second)
+        if number == signal.SIGINT:
+            _write_error(b"\nriebench: stopping; Ctrl-C again ends at once\n")
+        raise SignalReceived(number)
 
-    signal.signal(signal.SIGINT, first)
+    for number in ours:
+        signal.signal(number, first)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def _write_error(text: bytes) -> None:
+    """Write to standard error, as far as there still is one: the terminal may have been closed."""
+    with suppress(OSError):
+        os.write(2, text)
+
+
+def _print_last(text: str) -> None:
+    """Print a command's last line, as far as its output still leads anywhere."""
+    try:
+        print_line(text, err=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        # The terminal is closed, or the reader of a pipe has ended: Python's own flush at exit must not fail again.
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
@@ -164,6 +217,13 @@ def _shortage(error: Exception) -> str | None:
     from riebench.utils.machine import shortage
 
     return shortage(error)
+
+
+def _unwritable(error: Exception) -> str | None:
+    """Return what to do about bytes of a path that no document can hold, or None."""
+    if isinstance(error, UnicodeEncodeError) and any("\ud800" <= mark <= "\udfff" for mark in error.object):
+        return f"a path holds bytes that are no text in UTF-8 ({error.object!r:.200}); rename it"
+    return None
 
 
 def _one_line(error: RiebenchError | OSError) -> str:

@@ -45,9 +45,7 @@ def load_suite(suite: str, *, categories: Iterable[str] = (), limit: int | None 
     """
     folder = suite_folder(suite)
     wanted = tuple(categories)
-    for category in wanted:
-        if category not in ALL_CATEGORIES:
-            raise RiebenchError(f"unknown category {category!r}{near_match(category, ALL_CATEGORIES)}")
+    check_categories(wanted)
     if limit is not None and limit < 1:
         raise RiebenchError(f"--limit {limit}: keep at least 1 example a category")
     tasks = [load_task(path) for path in sorted(folder.glob("*.yaml"))]
@@ -59,6 +57,17 @@ def load_suite(suite: str, *, categories: Iterable[str] = (), limit: int | None 
     if not tasks:
         raise RiebenchError(f"suite {suite!r} has no task of category {', '.join(wanted)}")
     return tuple(task.model_copy(update={"examples": task.examples[:limit]}) for task in tasks)
+
+
+def check_categories(names: Iterable[str]) -> None:
+    """Refuse a category that there is not.
+
+    Raises:
+        RiebenchError: naming the nearest one.
+    """
+    for name in names:
+        if name not in ALL_CATEGORIES:
+            raise RiebenchError(f"unknown category {name!r}{near_match(name, ALL_CATEGORIES)}")
 
 
 def load_task(path: Path) -> EditTask:
