@@ -1,4 +1,4 @@
-"""Commands as riebench shows and reads them: grouped help, one line for a wrong option, options that stand anywhere.
+"""Commands with grouped help, one-line errors, and options that stand anywhere.
 
 `command_group` makes a group of commands of this kind. Help is plain text, since rich alone would take a third of the
 time that help may take.
@@ -95,7 +95,10 @@ class CommandGroup(typer.Typer):
 
 
 class RootGroup(TyperGroup):
-    """The root of all commands: its own options may stand anywhere, and a wrong option gives one line."""
+    """The root of all commands.
+
+    Its own options may stand anywhere, and a wrong option gives one line.
+    """
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Read the line's beginning."""
@@ -113,9 +116,9 @@ class RootGroup(TyperGroup):
 
 
 def own_options_first(args: list[str]) -> list[str]:
-    """Return a command line with `--debug` and `--log-level WORD` moved to its beginning.
+    """Return a command line with the root's own options moved to its beginning.
 
-    Words after `--` are arguments and stay.
+    They are `--debug` and `--log-level WORD`. Words after `--` are arguments and stay.
     """
     own: list[str] = []
     rest: list[str] = []

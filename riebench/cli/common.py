@@ -21,7 +21,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from riebench.cli.names import check_names
+from riebench.cli.names import (
+    DEVICE_WORDS,
+    check_names,
+    completing,
+    known_attentions,
+    known_formats,
+    known_models,
+    known_offloads,
+    known_profiles,
+    known_scorers,
+    known_suites,
+    words_beginning_with,
+)
 from riebench.errors import MAX_NAME_LENGTH, MemoryShortageError, RiebenchError, ended_by
 from riebench.utils.terminal import print_line, print_note
 
@@ -37,9 +49,9 @@ MOST_NUMBERS = 1000
 
 
 def say(text: str) -> None:
-    """Print a line about what is being done on standard error, unless `--log-level` hides such lines.
+    """Print a line about what is being done on standard error.
 
-    Standard output so holds results alone.
+    Standard output so holds results alone. `--log-level` can hide such lines.
     """
     print_note(text)
 
@@ -94,9 +106,9 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
 
 
 class SignalReceived(KeyboardInterrupt):
-    """A signal that asks the process to end: Ctrl-C, or one from a scheduler or from a terminal that is closed.
+    """A signal that asks the process to end.
 
-    Libraries let it pass, as they do with Ctrl-C.
+    It is Ctrl-C, or comes from a scheduler or from a terminal that is closed. Libraries let it pass as Ctrl-C.
 
     Args:
         number: the signal.
@@ -123,9 +135,10 @@ ENDING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """End in order at the first signal of `ENDING_SIGNALS`, and at once at the second one.
+    """End in order at the first signal, and at once at the second one.
 
-    Nothing recorded is lost by either: lines and pictures are whole or absent at every moment.
+    The signals are `ENDING_SIGNALS`. Nothing recorded is lost by either: lines and pictures are whole or absent at
+    every moment.
     """
     # Signals can be set in the main thread alone; a caller that ignores or handles them goes on doing so.
     usual = (signal.SIG_DFL, signal.default_int_handler)
@@ -155,7 +168,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _write_error(text: bytes) -> None:
-    """Write to standard error, as far as there still is one: the terminal may have been closed."""
+    """Write to standard error, unless its terminal has been closed."""
     with suppress(OSError):
         os.write(2, text)
 
@@ -315,19 +328,30 @@ def folders_in(results: Path) -> list[RunFolder]:
     return folders
 
 
-SuiteOption = Annotated[str, typer.Option(help="A shipped suite, or a folder of task files.")]
+SuiteOption = Annotated[
+    str,
+    typer.Option(help="A shipped suite, or a folder of task files.", autocompletion=completing(known_suites)),
+]
 PromptsOption = Annotated[Path | None, typer.Option(help="Text file with a prompt a line, instead of a suite.")]
 SaeOption = Annotated[
     str | None,
     typer.Option(help="SAEs: a folder, file, hf://ID[@REVISION] or BLOCK=PLACE,... [default: the model's]"),
 ]
 
-ModelNameOption = Annotated[str, typer.Option(help="Preset, folder, single file or hub id.")]
+ModelNameOption = Annotated[
+    str, typer.Option(help="Preset, folder, single file or hub id.", autocompletion=completing(known_models))
+]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")]
 GuidanceOption = Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")]
 PicturesOption = Annotated[int, typer.Option(min=1, help="Pictures generated at a time.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(help="cpu, cuda, cuda:1, mps, or auto.", autocompletion=words_beginning_with(DEVICE_WORDS)),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(help="float32, float16 or bfloat16. [default: the model's]", autocompletion=completing(known_formats)),
+]
 SizeOption = Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")]
 ConfigOption = Annotated[
     str | None, typer.Option(help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.")
@@ -342,9 +366,16 @@ LoraOption = Annotated[
     list[str] | None,
     typer.Option("--lora", help="LoRA added to the weights before the run: FILE or FILE:SCALE; may be given again."),
 ]
-OffloadOption = Annotated[str, typer.Option(help="Weights kept off the GPU: none, model, sequential.")]
+OffloadOption = Annotated[
+    str,
+    typer.Option(help="Weights kept off the GPU: none, model, sequential.", autocompletion=completing(known_offloads)),
+]
 AttentionOption = Annotated[
-    str, typer.Option(help="default, sliced, or one of PyTorch's kernels: math, efficient, flash.")
+    str,
+    typer.Option(
+        help="default, sliced, or one of PyTorch's kernels: math, efficient, flash.",
+        autocompletion=completing(known_attentions),
+    ),
 ]
 ChannelsLastOption = Annotated[
     bool, typer.Option("--channels-last", help="Lay convolutions out channels last; faster on some GPUs.")
@@ -358,7 +389,11 @@ ResultsOption = Annotated[
     ),
 ]
 ProfileOption = Annotated[
-    str, typer.Option(help="default; or paper, piebench: as published scripts do, in tables of their own.")
+    str,
+    typer.Option(
+        help="default; or paper, piebench: as published scripts do, in tables of their own.",
+        autocompletion=completing(known_profiles),
+    ),
 ]
 ScorerOption = Annotated[
     list[str] | None,
@@ -366,6 +401,7 @@ ScorerOption = Annotated[
         "--scorer",
         help="The CLIP that scores, then an independent second one: a name, local-dir:FOLDER, MODEL/TAG or MODEL@FILE. "
         "[default: the model's]",
+        autocompletion=completing(known_scorers),
     ),
 ]
 WeightsOption = Annotated[

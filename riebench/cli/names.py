@@ -1,4 +1,4 @@
-"""Names on the command line: refused before anything is loaded if they stand for nothing, and completed by shells.
+"""Names on the command line: their check, and their completion by shells.
 
 `check_names` looks at all options that name something: a word of a list, a file that is read, a model, a block. It
 imports none of the libraries that take seconds.
@@ -269,18 +269,6 @@ def _check_format(value: str, _: Options) -> None:
     check_format(value)
 
 
-def _offloads() -> Iterable[str]:
-    from riebench.models.spec import OFFLOADS
-
-    return OFFLOADS
-
-
-def _attentions() -> Iterable[str]:
-    from riebench.models.spec import ATTENTIONS
-
-    return ATTENTIONS
-
-
 def is_hub_id(text: str) -> bool:
     """Check that a text has the form OWNER/NAME[@REVISION]."""
     return re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+(@\S+)?", text) is not None
@@ -296,8 +284,8 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "base": _check_model,
     "dtype": _check_format,
     "device": _check_device,
-    "offload": _word_check("--offload", _offloads),
-    "attention": _word_check("--attention", _attentions),
+    "offload": _word_check("--offload", lambda: known_offloads()),
+    "attention": _word_check("--attention", lambda: known_attentions()),
     "redo": _word_check("--redo", lambda: REDO_WORDS),
     "engine": _word_check("--engine", lambda: ENGINE_WORDS),
     "kind": _check_kinds,
@@ -327,10 +315,10 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
 """Parameter -> function that refuses a value which stands for nothing."""
 
 OTHER_MEANING = {
-    ("compare", "suite"), ("compare", "model"), ("dataset", "config"), ("dataset", "category"), ("paper", "redo"),
-    ("paper", "steps"),
+    ("compare", "suite"), ("compare", "model"), ("dataset", "config"), ("paper", "redo"), ("doctor", "sae"),
+    ("doctor", "unet"), ("doctor", "lora"), ("doctor", "vae"),
 }  # fmt: skip
-"""Verb and parameter -> the parameter names a part of what is read, or is no name there."""
+"""Verb and parameter that is no such name there, or whose absence the verb itself reports."""
 
 
 def words_beginning_with(words: Iterable[str]) -> Callable[[str], list[str]]:
@@ -343,7 +331,9 @@ def words_beginning_with(words: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def completing(known: Callable[[], Iterable[str]], *, several: bool = False) -> Callable[[str], list[str]]:
-    """Return a function that completes names for a shell; it says nothing where they cannot be read.
+    """Return a function that completes names for a shell.
+
+    It says nothing where they cannot be read.
 
     Args:
         known: returns all names.
@@ -358,6 +348,27 @@ def completing(known: Callable[[], Iterable[str]], *, several: bool = False) -> 
             return []
 
     return complete
+
+
+def known_formats() -> Iterable[str]:
+    """Return the names of the number formats."""
+    from riebench.models.spec import FORMATS
+
+    return FORMATS
+
+
+def known_offloads() -> Iterable[str]:
+    """Return the ways to keep weights off the GPU."""
+    from riebench.models.spec import OFFLOADS
+
+    return OFFLOADS
+
+
+def known_attentions() -> Iterable[str]:
+    """Return the attention kernels."""
+    from riebench.models.spec import ATTENTIONS
+
+    return ATTENTIONS
 
 
 def known_suites() -> Iterable[str]:
@@ -417,7 +428,7 @@ def known_regions() -> Iterable[str]:
 
 
 def complete_settings(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Complete the name of an official method configuration of the suite and set on the line."""
+    """Complete the name of an official method configuration of suite and set."""
     from riebench.tasks.settings import setting_names
 
     suite, chosen = ctx.params.get("suite") or "toy", ctx.params.get("settings_set") or "main"

@@ -94,6 +94,7 @@ class RunRequest:
     blocks: str | None = None
     edit_steps: str | None = None
     categories: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
     steps: int | None = None
     guidance: float | None = None
     seeds: tuple[int, ...] = ()
@@ -169,7 +170,7 @@ class RunRequest:
         parse_regions(self.regions or DEFAULT_REGIONS).folders()
         scorer_pair(self.scorers)
         parse_weights(self.weights)
-        tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
+        tasks = load_suite(self.suite, categories=self.categories, limit=self.limit, examples=self.examples)
         official = load_settings(self.suite, self.settings, self.settings_set, trust_plugins=self.trust_plugins)
         settings = tuple(self._with_options(setting) for setting in official)
         for setting in settings:

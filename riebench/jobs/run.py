@@ -22,6 +22,7 @@ from riebench.analysis.leaderboard import write_leaderboard
 from riebench.analysis.tables import write_tables
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import DEFAULT_REGIONS
+from riebench.jobs.downloads import check_files
 from riebench.jobs.request import RunRequest
 from riebench.models.lookup import ModelRecipe
 from riebench.models.presets import scorer_for
@@ -137,6 +138,7 @@ def generate(
 
     engine, recipe, redo = request.engine, request.recipe, request.redo_mode
     if engine.engine == "local":
+        check_files(request, tasks, settings, say)
         device = pick_device(request.device)
         say(f"loading {recipe.name} on {device}")
         model = recipe.load()

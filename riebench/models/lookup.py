@@ -195,7 +195,9 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
 
 
 def blocks_of(name: str) -> tuple[str, ...]:
-    """Return the short names of a model's blocks; those of the full-size model where its files are not at hand.
+    """Return the short names of a model's blocks.
+
+    They are those of the full-size model where its files are not at hand.
 
     Args:
         name: as for `look_up`.
@@ -207,7 +209,9 @@ def blocks_of(name: str) -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that stands for no model; no file is read, and the hub is not asked.
+    """Refuse a name that stands for no model.
+
+    No file is read, and the hub is not asked.
 
     Raises:
         RiebenchError: if it is no preset, no folder or file here, and no hub id; names the nearest preset.

@@ -1,7 +1,8 @@
-"""Everything that is printed: lines, tables, progress and log messages that no quoted text can steer.
+"""Everything that is printed, which no quoted text can steer.
 
-Names, reasons and paths come from files of others. Here alone text goes to the terminal: control characters are
-escaped, and what is printed as a line is one, cut after some thousand characters.
+These are lines, tables, progress and log messages. Names, reasons and paths come from files of others. Here alone text
+goes to the terminal: control characters are escaped, and what is printed as a line is one, cut after some thousand
+characters.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from logging import DEBUG, ERROR, INFO, WARNING, Handler, LogRecord, getLogger
 from types import TracebackType
@@ -72,7 +73,7 @@ def print_above_bars(text: str) -> None:
 
 
 def print_note(text: str) -> None:
-    """Print a line about what is being done to standard error, unless notes are not wanted."""
+    """Print a line about what is being done, if such notes are wanted."""
     if notes_wanted():
         print_line(text, err=True)
 
@@ -97,7 +98,9 @@ _log_printer = _LogPrinter()
 
 
 def set_log_level(word: str) -> None:
-    """Choose which messages are printed beside results and errors, which are always printed.
+    """Choose which messages are printed beside results and errors.
+
+    Results and errors are always printed.
 
     "debug": also what riebench and libraries log about their work; "info": lines about what is being done, progress,
     and warnings; "warning": warnings alone; "error": none of these. Python's warnings count as warnings.
@@ -121,10 +124,11 @@ def set_log_level(word: str) -> None:
 
 
 class ProgressBar(Generic[T]):
-    """Progress of a job: a bar in a terminal or a notebook, and single lines elsewhere.
+    """Progress of a job.
 
-    A line comes with every tenth of the job and at least once a minute while something is done, with rate and time
-    left; work that ends within a second gets none. Items can be iterated over, or counted with `update`.
+    It is a bar in a terminal or a notebook, and single lines elsewhere. A line comes with every tenth of the job and at
+    least once a minute while something is done, with rate and time left; work that ends within a second gets none.
+    Items can be iterated over, or counted with `update`.
 
     Args:
         items: what to iterate over.
@@ -146,7 +150,7 @@ class ProgressBar(Generic[T]):
     ) -> None:  # fmt: skip
         self.items = items
         self.title, self.unit, self.first, self.done = one_line(title), unit, first, first
-        self.total = len(items) if total is None and hasattr(items, "__len__") else total
+        self.total = len(items) if total is None and isinstance(items, Sized) and len(items) else total
         self.shown = shown and notes_wanted()
         self._note = ""
         self._bar: Any = None
@@ -219,12 +223,15 @@ class ProgressBar(Generic[T]):
 
 
 def in_notebook() -> bool:
-    """Check that the process is the kernel of a Jupyter notebook, which shows bars though it has no terminal."""
+    """Check that the process is the kernel of a notebook.
+
+    A notebook shows bars, though it has no terminal.
+    """
     return "ipykernel.zmqshell" in sys.modules
 
 
 def _tqdm() -> Any:
-    """Return the kind of bar that fits: the notebook's if it can show one, else that of terminals."""
+    """Return the notebook's kind of bar if it can show one, else the terminal's."""
     with warnings.catch_warnings():
         # The notebook's own kind lacks a package there, or is called experimental: the other one serves as well.
         warnings.simplefilter("ignore")

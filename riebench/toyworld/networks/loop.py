@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from riebench.utils.terminal import ProgressBar
 
 CHECKPOINT = "checkpoint.pt"
