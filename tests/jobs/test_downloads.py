@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.jobs.doctor import examine
 from riebench.jobs.downloads import check_files, download_lines
-from riebench.jobs.dry_run import forecast_job, prepare_forecast
+from riebench.jobs.dry_run import prepare_forecast
+from riebench.jobs.forecast import forecast, per_picture
 from riebench.jobs.request import RunRequest
+from riebench.models.lookup import look_up
 from riebench.utils.hub import offline_mode
 
 DOCUMENT = (ROOT / "docs" / "sdxl.md").read_text(encoding="utf-8")
-TERAFLOPS = ((50, 12), (150, 40))
-"""Speeds that the document's hours assume, in half precision and in float32."""
 
 
 @pytest.fixture(autouse=True)
@@ -111,28 +112,23 @@ def test_what_does_not_fit_is_refused_before_the_model_is_loaded(
 
 
 def test_the_document_counts_evaluations_as_the_dry_run_does() -> None:
-    """Of every batch size that it names, with the work and the hours that follow from them."""
+    """Of every batch size that it names: neuron edits repeat runs beside each batch."""
     runs: dict[str, dict[str, Any]] = {
         "SDXL Turbo, 4 steps": {},
         "SDXL Turbo, 1 step": {"steps": 1},
         "SDXL Base, 20 steps, guidance 5": {"model": "sdxl-base"},
     }
+    planned = prepare_forecast(request()).planned
+    assert planned.batch_size == 4
+    counted = [forecast(replace(planned, batch_size=size)) for size in (1, 4, 16)]
+    assert len({one.evaluations for one in counted}) == 3
     for name, changes in runs.items():
-        counted = {size: forecast_job(request(batch_size=size, **changes)) for size in (1, 4, 16)}
-        planned = prepare_forecast(request(batch_size=4, **changes)).planned
-        assert planned.batch_size == prepare_forecast(request(**changes)).planned.batch_size
-        side, at_4 = planned.model.size, counted[4]
-        work = at_4.evaluations * planned.shape.evaluation_teraflop(side)
-        decoding = at_4.generations * planned.shape.decoding_teraflop(side)
-        hours = [(work / half + decoding / full) / 3600 for half, full in TERAFLOPS]
-        row = [
-            name,
-            f"{at_4.generations:,}",
-            " / ".join(f"{found.evaluations:,}" for found in counted.values()),
-            f"{work / 1000:,.0f} PFLOP + {decoding / 1000:,.0f} to decode",
-            " / ".join(f"{one:.0f}" if one > 10 else f"{one:.1f}" for one in hours),
-        ]
-        assert f"| {' | '.join(row)} |" in DOCUMENT
+        recipe = request(**changes).recipe
+        # The runs differ in nothing but the model, so that their pictures and repeated runs are the same ones.
+        each = per_picture(look_up(recipe.name, steps=recipe.steps).spec)
+        evaluations = " / ".join(f"{(one.generations + one.extra_runs) * each:,}" for one in counted)
+        (line,) = (line for line in DOCUMENT.splitlines() if line.startswith(f"| {name} |") and "PFLOP" in line)
+        assert f"| {name} | {counted[1].generations:,} | {evaluations} |" in line
 
 
 def test_single_examples_are_chosen_and_counted(tmp_path: Path) -> None:
@@ -141,7 +137,7 @@ def test_single_examples_are_chosen_and_counted(tmp_path: Path) -> None:
     line = ["run", "sae", "no_edit", "--examples", ",".join(ids), "--results", str(tmp_path / "none")]
     done = CliRunner().invoke(app, [*line, "--dry-run", "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert re.search(r"units +10: 0 done, 10 to make", done.stdout), done.stdout
+    assert re.search(r"units +12: 0 done, 12 to make, of which 2 are copies", done.stdout), done.stdout
     chosen, _ = RunRequest(settings=("no_edit",), examples=tuple(ids)).plan()
     assert [example.id for task in chosen for example in task.examples] == ids
     refused = CliRunner().invoke(app, ["run", "sae", "--examples", f"{ids[0]},{ids[1]}x", "--dry-run"])

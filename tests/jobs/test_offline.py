@@ -50,7 +50,7 @@ def test_the_users_own_variable_counts(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         RiebenchError,
-        match=r"a/b is not on this machine: HF_HUB_OFFLINE=yes keeps .*; unset HF_HUB_OFFLINE, or fetch it first with `hf",
+        match=r"HF_HUB_OFFLINE=yes keeps .*; unset HF_HUB_OFFLINE, or fetch it first with `hf",
     ):
         fetch("a/b", patterns=["*"])
     with offline_mode(), pytest.raises(RiebenchError, match="unset HF_HUB_OFFLINE and leave --offline out, or fetch"):
