@@ -79,4 +79,5 @@ def main() -> None:
         # A character that the terminal's encoding lacks is printed as its number instead of ending the command.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app()
+    # Shells complete this name, and messages say it, however Python was started.
+    app(prog_name="riebench")

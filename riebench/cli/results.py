@@ -171,10 +171,11 @@ def compare(
     from riebench.analysis.compare import compare as compared
     from riebench.analysis.compare import comparison_text, few_levels_note
 
-    folders = _folders_of(folders_in(output_paths(results)[0]), suite, model)
-    groups = sorted({(folder.spec.suite, folder.spec.model.name) for folder in folders})
-    if len(groups) != 1:
-        known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups) or "none"
+    stored = folders_in(output_paths(results)[0])
+    folders = _folders_of(stored, suite, model)
+    groups = sorted({(folder.spec.suite, folder.spec.model.name) for folder in folders or stored})
+    if len(groups) != 1 or not folders:
+        known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups)
         raise RiebenchError(f"one suite and model can be compared at a time; there are: {known}")
     found = compared(folders, first, second)
     print_document(comparison_text(found, first, second, few_levels_note(folders, (first, second))))

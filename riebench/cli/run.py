@@ -42,6 +42,7 @@ from riebench.cli.names import (
     known_blocks,
     known_categories,
     known_models,
+    known_offloads,
     known_regions,
     words_beginning_with,
 )
@@ -111,7 +112,10 @@ def request_from_options(
     lora: LoraOption = None,
     offload: Annotated[
         str,
-        typer.Option(help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer)."),
+        typer.Option(
+            help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer).",
+            autocompletion=completing(known_offloads),
+        ),
     ] = "none",
     vae_slicing: Annotated[
         bool, typer.Option("--vae-slicing", help="Decode one picture at a time; above 512 px that is always so.")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from typer.testing import CliRunner
 
 from riebench.cli.commands import MANY_OPTIONS, OTHER_WORDS, PANELS, heading, own_options_first
 from riebench.cli.main import app
-from riebench.utils.terminal import LIBRARY_VARIABLES, ProgressBar, log, notes_wanted, print_note
+from riebench.cli.results import _folders_of
+from riebench.store.folder import find_run_folders
+from riebench.utils.terminal import LIBRARY_VARIABLES
 
 RUNNER = CliRunner()
 
@@ -60,7 +60,10 @@ def test_every_option_of_a_long_command_has_a_heading_and_no_heading_names_what_
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["run", "--tasks", "x"], "there is no option --tasks (did you mean --categories?); `root run --help` lists"),
+        (
+            ["run", "--tasks", "x"],
+            "there is no option --tasks (did you mean --categories?); `",
+        ),
         (["run", "--bloks", "x"], "there is no option --bloks (did you mean '--blocks'?)"),
         (["sae", "feature", "mid.0", "1", "--output-folder", "x"], "(did you mean --out?)"),
         (["run", "--zzz"], "there is no option --zzz; "),
@@ -115,8 +118,8 @@ def test_completion_of_every_kind_of_name(monkeypatch: pytest.MonkeyPatch) -> No
         return [item.value for item in one.shell_complete(context, start)]
 
     assert offered(("run",), "model", "toy-") == ["toy-turbo", "toy-base"]
-    assert offered(("run",), "categories", "change_pose,change_c") == ["change_pose,change_color",
-                                                                      "change_pose,change_content"]  # fmt: skip
+    both = offered(("run",), "categories", "change_pose,change_c")
+    assert {*both} == {"change_pose,change_color", "change_pose,change_content"}
     for name, start, one in (
         ("blocks", "mid", "mid.0"), ("dtype", "b", "bfloat16"), ("device", "c", "cuda"), ("redo", "a", "all"),
         ("engine", "r", "ray"), ("offload", "seq", "sequential"), ("attention", "fl", "flash"),
@@ -132,63 +135,57 @@ def test_the_script_of_a_shell_is_shown() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     line = [sys.executable, "-m", "riebench", "--show-completion", "bash"]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "_RIEBENCH_COMPLETE" in done.stdout.upper().replace("PYTHON -M ", ""), done.stderr
+    assert done.returncode == 0 and "_RIEBENCH_COMPLETE=complete_bash" in done.stdout, done.stderr
 
 
-@pytest.fixture
-def usual_levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Puts log levels, variables and filters back."""
-    loggers = [logging.getLogger(name) for name in (None, "riebench", *LIBRARY_VARIABLES)]
-    before = [(one, one.level, [*one.handlers]) for one in loggers]
-    for variable in LIBRARY_VARIABLES.values():
-        monkeypatch.setenv(variable, "warning")
-    with warnings.catch_warnings():
-        yield
-    for one, level, handlers in before:
-        one.setLevel(level)
-        one.handlers[:] = handlers
+PROBE = """
+import logging, os, sys, warnings
+from riebench.cli.commands import GroupedCommand
+from riebench.cli.common import friendly, say
+from riebench.cli.main import app, main
+from riebench.errors import RiebenchError
+from riebench.utils.terminal import ProgressBar, log, print_line
+
+@app.command()
+@friendly
+def probe() -> None:
+    log.debug("own debug")
+    logging.getLogger("diffusers.models").info("library info")
+    logging.getLogger("diffusers.models").warning("library warning")
+    logging.getLogger("another").warning("other warning \\x1b[2J")
+    warnings.warn("python warning")
+    say("a note")
+    print_line(f"bar {ProgressBar([1], title='x').shown}")
+    print_line(os.environ.get("TRANSFORMERS_VERBOSITY"))
+    raise RiebenchError("an error")
+
+main()
+"""
 
 
-@pytest.mark.usefixtures("usual_levels")
 @pytest.mark.parametrize(
-    ("word", "notes", "shown"),
+    ("word", "shown"),
     [
-        (None, True, {"library warning"}),
-        ("debug", True, {"own debug", "library info", "library warning", "python warning"}),
-        ("info", True, {"library warning", "python warning"}),
-        ("warning", False, {"library warning", "python warning"}),
-        ("error", False, set()),
+        (None, {"a note", "library warning", "other warning", "python warning"}),
+        ("debug", {"a note", "own debug", "library info", "library warning", "other warning", "python warning"}),
+        ("info", {"a note", "library warning", "other warning", "python warning"}),
+        ("warning", {"library warning", "other warning", "python warning"}),
+        ("error", set()),
     ],
 )
-def test_a_log_level_decides_what_is_said_beside_results(
-    word: str | None, notes: bool, shown: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_run(tmp_path, "good", 0.03)
-
-    def write(*_: object) -> list[Path]:
-        log.debug("own debug")
-        logging.getLogger("diffusers.models").info("library info")
-        logging.getLogger("diffusers.models").warning("library warning")
-        if word is not None:
-            warnings.warn("python warning", stacklevel=1)
-        print_note("a note")
-        seen.append(notes_wanted() and ProgressBar([1], title="x").shown)
-        return [Path("table.md")]
-
-    seen: list[bool] = []
-    monkeypatch.setattr("riebench.analysis.tables.write_all", write)
+def test_a_log_level_decides_what_is_said_beside_results(word: str | None, shown: set[str]) -> None:
     options = [] if word is None else ["--log-level", word]
-    warnings.simplefilter("default")
-    result = RUNNER.invoke(app, ["tables", "--results", str(tmp_path), *options])
-    assert result.exit_code == 0 and result.stdout == "table.md\n"
-    assert seen == [notes] and ("a note" in result.stderr) == notes
-    texts = ("own debug", "library info", "library warning", "python warning")
-    assert {text for text in texts if text in result.stderr} == shown, result.stderr
-    # An error is one line at every level.
-    failed = RUNNER.invoke(app, ["tables", "--results", str(tmp_path / "none"), *options])
-    assert failed.exit_code == 2 and failed.stderr.splitlines()[-1].endswith("holds no runs; `riebench run` makes them")
-    if word is not None:
-        assert os.environ["TRANSFORMERS_VERBOSITY"] == ("warning" if word == "info" else word)
+    environment = {name: value for name, value in os.environ.items() if name not in LIBRARY_VARIABLES.values()}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv = ['riebench', 'probe', *{options}]\n{PROBE}"],
+        env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == "riebench: an error", done.stderr
+    texts = ("own debug", "library info", "library warning", "other warning", "python warning", "a note")
+    assert {text for text in texts if text in done.stderr} == shown
+    assert word is None or "\x1b" not in done.stderr
+    level = {None: "None", "info": "warning"}.get(word, word)
+    assert done.stdout == f"bar {word in (None, 'debug', 'info')}\n{level}\n"
 
 
 def test_an_empty_folder_has_no_leaderboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +205,22 @@ def test_compare_takes_the_names_that_run_took(tmp_path: Path) -> None:
         add_run(tmp_path, name, gain)
     stored = RUNNER.invoke(app, ["compare", "good", "fair", "--results", str(tmp_path)])
     assert stored.exit_code == 0, stored.stderr
-    for model in ("toy-turbo", "models/toy-turbo", "./toy-turbo", "someone/toy-turbo@main"):
-        line = ["compare", "good", "fair", "--results", str(tmp_path), "--model", model, "--suite", "tasks/toy"]
-        assert RUNNER.invoke(app, line).stdout == stored.stdout, model
+    line = [
+        "compare",
+        "good",
+        "fair",
+        "--results",
+        str(tmp_path),
+        "--model",
+        "models/toy-turbo",
+        "--suite",
+        "tasks/toy",
+    ]
+    assert RUNNER.invoke(app, line).stdout == stored.stdout
+    folders = find_run_folders(tmp_path)
+    for model in ("toy-turbo", "./toy-turbo", "someone/toy-turbo@main", "riebench/toy-turbo"):
+        assert _folders_of(folders, None, model) == folders, model
+    assert _folders_of(folders, None, "toy") == folders, "the beginning of a name that says what was changed"
+    assert _folders_of(folders, "sdxl", None) == [] == _folders_of(folders, "toy", "turbo")
     refused = RUNNER.invoke(app, ["compare", "good", "fair", "--results", str(tmp_path), "--model", "models/other"])
     assert refused.exit_code == 2 and "--model toy-turbo" in refused.stderr

@@ -149,7 +149,7 @@ def test_right_names_pass(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a cat\n")
     right: dict[str, Any] = {
-        "suite": "toy", "settings": ["sae", "no_edit"], "settings_set": "main", "categories": "change_color,change_pose",
+        "suite": "toy", "settings": ["sae", "no_edit"], "settings_set": "main", "categories": "change_color",
         "model": "someone/model@main", "dtype": "float16", "offload": "model", "attention": "math", "redo": "errors",
         "engine": "ray", "profile": "paper", "regions": "grounded-sam", "scorer": ["clip-l14", "siglip2-b16"],
         "blocks": "mid.0, down_blocks.2.attentions.1", "edit_steps": None, "sae": str(tmp_path), "vae": "fp16-fix",
