@@ -40,9 +40,14 @@ def default_blocks(family: str = DEFAULT_FAMILY) -> tuple[str, ...]:
 def unknown_block(name: str) -> RiebenchError:
     """Return the error for a name that stands for no block of any family.
 
-    Its message names the nearest block.
+    Its message names the blocks inside it, if it is a larger part of the denoiser, or else the nearest block.
     """
-    return RiebenchError(f"unknown block {name!r}{near_match(name, known_blocks())}")
+    known = known_blocks()
+    inside = [one for one in known if name and one.startswith(f"{name.removesuffix('.')}.")]
+    inside = [one for one in inside if kind(one) == ATTENTION] or inside
+    if inside:
+        return RiebenchError(f"unknown block {name!r} (did you mean {' or '.join(map(repr, inside))}?)")
+    return RiebenchError(f"unknown block {name!r}{near_match(name, known)}")
 
 
 def _families() -> Iterator[Any]:

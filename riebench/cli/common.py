@@ -14,15 +14,28 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
+from riebench.cli.names import (
+    DEVICE_WORDS,
+    check_names,
+    completing,
+    known_attentions,
+    known_formats,
+    known_models,
+    known_offloads,
+    known_profiles,
+    known_scorers,
+    known_suites,
+    words_beginning_with,
+)
 from riebench.errors import MAX_NAME_LENGTH, MemoryShortageError, RiebenchError, ended_by
-from riebench.utils.terminal import print_line
+from riebench.utils.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from riebench.store.folder import RunFolder
@@ -31,18 +44,16 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-DEBUG_FLAG = "--debug"
 MOST_NUMBERS = 1000
 """Most numbers in one option."""
 
 
 def say(text: str) -> None:
-    """Print a line for people on standard error.
+    """Print a line about what is being done on standard error.
 
-    Standard output so holds results alone.
+    Standard output so holds results alone. `--log-level` can hide such lines.
     """
-    print_line(text, err=True)
+    print_note(text)
 
 
 def friendly(verb: Callable[P, None]) -> Callable[P, None]:
@@ -57,13 +68,16 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
             # Each attempt to reach the hub would print two more lines; the outcome is in the error's own line.
             logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
         try:
-            with _two_interruptions():
+            with _ended_in_order():
                 _check_numbers(kwargs)
+                check_names(verb.__name__, kwargs)
                 verb(*args, **kwargs)
-        except KeyboardInterrupt:
-            say("")
-            say("riebench: stopped; everything finished so far is kept, and the same command goes on from there")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            end = error if isinstance(error, SignalReceived) else SignalReceived(signal.SIGINT)
+            _print_last(
+                f"riebench: {end.words}; everything finished so far is kept, and the same command goes on from there"
+            )
+            raise typer.Exit(end.exit_status) from None
         except BrokenPipeError:
             # The reader (`| head`) is gone; point stdout elsewhere so that Python's own flush at exit stays quiet.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,52 +85,104 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
         except (RiebenchError, OSError) as error:
             if _debugging():
                 traceback.print_exc()
-            say(f"riebench: {_one_line(error)}")
+            print_line(f"riebench: {_one_line(error)}", err=True)
             raise typer.Exit(getattr(error, "exit_status", EXIT_USER_ERROR)) from None
         except Exception as error:
-            words = _shortage(error)
+            words = _shortage(error) or _unwritable(error)
             if words is None:
                 raise
             if _debugging():
                 traceback.print_exc()
-            say(f"riebench: {words}")
+            print_line(f"riebench: {words}", err=True)
             raise typer.Exit(EXIT_USER_ERROR) from None
         except BaseException as error:
             # Commands end with exceptions of typer; this one comes from code of a plug-in, a package or a library.
             if _debugging():
                 traceback.print_exc()
-            say(f"riebench: {ended_by('code that riebench called', error)}")
+            print_line(f"riebench: {ended_by('code that riebench called', error)}", err=True)
             raise typer.Exit(EXIT_USER_ERROR) from None
 
     return wrapped
 
 
-@contextmanager
-def _two_interruptions() -> Iterator[None]:
-    """End in order at the first Ctrl-C, and at once at the second one.
+class SignalReceived(KeyboardInterrupt):
+    """A signal that asks the process to end.
 
-    Nothing recorded is lost by either: lines and pictures are whole or absent at every moment.
+    It is Ctrl-C, or comes from a scheduler or from a terminal that is closed. Libraries let it pass as Ctrl-C.
+
+    Args:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    @property
+    def exit_status(self) -> int:
+        """The status with which shells report this signal."""
+        return 128 + self.number
+
+    @property
+    def words(self) -> str:
+        """The reason of the end, for people."""
+        return "stopped" if self.number == signal.SIGINT else f"stopped by {signal.Signals(self.number).name}"
+
+
+ENDING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Signals after which a command ends in order, where the system has them."""
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """End in order at the first signal, and at once at the second one.
+
+    The signals are `ENDING_SIGNALS`. Nothing recorded is lost by either: lines and pictures are whole or absent at
+    every moment.
     """
     # Signals can be set in the main thread alone; a caller that ignores or handles them goes on doing so.
-    other_thread = threading.current_thread() is not threading.main_thread()
-    if other_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    ours: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [int(getattr(signal, name)) for name in ENDING_SIGNALS if hasattr(signal, name)]
+        ours = {number: handler for number in numbers if (handler := signal.getsignal(number)) in usual}
 
-    def second(*_: object) -> None:
-        os.write(2, b"\nriebench: ended at once; the same command goes on from what was finished\n")
-        os._exit(EXIT_INTERRUPTED)
+    def second(number: int, _: object) -> None:
+        _write_error(b"\nriebench: ended at once; the same command goes on from what was finished\n")
+        os._exit(128 + number)
 
-    def first(*_: object) -> None:
-        signal.signal(signal.SIGINT, second)
-        os.write(2, b"\nriebench: stopping; Ctrl-C again ends at once\n")
-        raise KeyboardInterrupt
+    def first(number: int, _: object) -> None:
+        for one in ours:
+            signal.signal(one, second)
+        if number == signal.SIGINT:
+            _write_error(b"\nriebench: stopping; Ctrl-C again ends at once\n")
+        raise SignalReceived(number)
 
-    signal.signal(signal.SIGINT, first)
+    for number in ours:
+        signal.signal(number, first)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def _write_error(text: bytes) -> None:
+    """Write to standard error, unless its terminal has been closed."""
+    with suppress(OSError):
+        os.write(2, text)
+
+
+def _print_last(text: str) -> None:
+    """Print a command's last line, as far as its output still leads anywhere."""
+    try:
+        print_line(text, err=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        # The terminal is closed, or the reader of a pipe has ended: Python's own flush at exit must not fail again.
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
@@ -164,6 +230,13 @@ def _shortage(error: Exception) -> str | None:
     from riebench.utils.machine import shortage
 
     return shortage(error)
+
+
+def _unwritable(error: Exception) -> str | None:
+    """Return what to do about bytes of a path that no document can hold, or None."""
+    if isinstance(error, UnicodeEncodeError) and any("\ud800" <= mark <= "\udfff" for mark in error.object):
+        return f"a path holds bytes that are no text in UTF-8 ({error.object!r:.200}); rename it"
+    return None
 
 
 def _one_line(error: RiebenchError | OSError) -> str:
@@ -303,19 +376,30 @@ def folders_in(results: Path) -> list[RunFolder]:
     return folders
 
 
-SuiteOption = Annotated[str, typer.Option(help="A shipped suite, or a folder of task files.")]
+SuiteOption = Annotated[
+    str,
+    typer.Option(help="A shipped suite, or a folder of task files.", autocompletion=completing(known_suites)),
+]
 PromptsOption = Annotated[Path | None, typer.Option(help="Text file with a prompt a line, instead of a suite.")]
 SaeOption = Annotated[
     str | None,
     typer.Option(help="SAEs: a folder, file, hf://ID[@REVISION] or BLOCK=PLACE,... [default: the model's]"),
 ]
 
-ModelNameOption = Annotated[str, typer.Option(help="Preset, folder, single file or hub id.")]
+ModelNameOption = Annotated[
+    str, typer.Option(help="Preset, folder, single file or hub id.", autocompletion=completing(known_models))
+]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")]
 GuidanceOption = Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")]
 PicturesOption = Annotated[int, typer.Option(min=1, help="Pictures generated at a time.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's]")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(help="cpu, cuda, cuda:1, mps, or auto.", autocompletion=words_beginning_with(DEVICE_WORDS)),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(help="float32, float16 or bfloat16. [default: the model's]", autocompletion=completing(known_formats)),
+]
 SizeOption = Annotated[int | None, typer.Option(min=8, help="Picture side in pixels. [default: the model's]")]
 SingleFileConfigOption = Annotated[
     str | None,
@@ -333,9 +417,16 @@ LoraOption = Annotated[
     list[str] | None,
     typer.Option("--lora", help="LoRA added to the weights before the run: FILE or FILE:SCALE; may be given again."),
 ]
-OffloadOption = Annotated[str, typer.Option(help="Weights kept off the GPU: none, model, sequential.")]
+OffloadOption = Annotated[
+    str,
+    typer.Option(help="Weights kept off the GPU: none, model, sequential.", autocompletion=completing(known_offloads)),
+]
 AttentionOption = Annotated[
-    str, typer.Option(help="default, sliced, or one of PyTorch's kernels: math, efficient, flash.")
+    str,
+    typer.Option(
+        help="default, sliced, or one of PyTorch's kernels: math, efficient, flash.",
+        autocompletion=completing(known_attentions),
+    ),
 ]
 ChannelsLastOption = Annotated[
     bool, typer.Option("--channels-last", help="Lay convolutions out channels last; faster on some GPUs.")
@@ -354,7 +445,11 @@ OwnResultsOption = Annotated[
     Path | None, typer.Option("--results", help="Folder for everything that is written. [default: runs]")
 ]
 ProfileOption = Annotated[
-    str, typer.Option(help="default; or paper, piebench: as published scripts do, in tables of their own.")
+    str,
+    typer.Option(
+        help="default; or paper, piebench: as published scripts do, in tables of their own.",
+        autocompletion=completing(known_profiles),
+    ),
 ]
 ScorerOption = Annotated[
     list[str] | None,
@@ -362,6 +457,7 @@ ScorerOption = Annotated[
         "--scorer",
         help="The CLIP that scores, then an independent second one: a name, local-dir:FOLDER, MODEL/TAG or MODEL@FILE. "
         "[default: the model's]",
+        autocompletion=completing(known_scorers),
     ),
 ]
 WeightsOption = Annotated[

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
+from logging import NOTSET
 from typing import Annotated
 
 import typer
 
 from riebench._version import __version__
 from riebench.cli import paper, results, run, sae, tasks
-from riebench.cli.common import DEBUG_FLAG
-from riebench.utils.terminal import print_line
+from riebench.cli.commands import DEBUG_FLAG, LOG_FLAG, CommandGroup, RootGroup
+from riebench.cli.common import friendly
+from riebench.cli.names import check_word, words_beginning_with
+from riebench.utils.terminal import LOG_LEVELS, log, print_line, set_log_level
 
-# Help text without boxes needs no import of rich, which alone would take a third of the time that help may take.
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = CommandGroup(cls=RootGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
     run.run, run.doctor, results.score, results.tables, results.leaderboard, results.compare,
     results.publish, results.export, results.report, results.validity, paper.paper,
@@ -40,6 +43,15 @@ def common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option(DEBUG_FLAG, help="Show tracebacks; works anywhere on the line.")] = False,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            LOG_FLAG,
+            autocompletion=words_beginning_with(LOG_LEVELS),
+            help="debug: also what riebench and libraries log; info: notes, progress, warnings; warning: no notes and "
+            "no progress; error: no warnings either. Works anywhere on the line. [default: info]",
+        ),
+    ] = None,
 ) -> None:
     """Measure what sparse autoencoder features of SDXL do to pictures.
 
@@ -47,12 +59,25 @@ def common(
 
     `riebench run` alone is the main job: the toy suite with every official setting, scores, tables and leaderboard.
     """
+    if debug:
+        os.environ["RIEBENCH_DEBUG"] = "1"
+    log.setLevel(NOTSET)
+    if log_level is not None:
+        _set_log_level(log_level)
+
+
+@friendly
+def _set_log_level(word: str) -> None:
+    check_word(LOG_FLAG, word, LOG_LEVELS)
+    set_log_level(word)
+    log.debug("riebench %s, Python %s, %s", __version__, sys.version.split()[0], sys.platform)
 
 
 def main() -> None:
     """Run the `riebench` command."""
-    if DEBUG_FLAG in sys.argv:
-        # The flag may stand before or after the verb.
-        sys.argv = [argument for argument in sys.argv if argument != DEBUG_FLAG]
-        os.environ["RIEBENCH_DEBUG"] = "1"
-    app()
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks is printed as its number instead of ending the command.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Shells complete this name, and messages say it, however Python was started.
+    app(prog_name="riebench")

@@ -6,7 +6,7 @@ The others write the report, exports for other programs and the validity documen
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,8 +29,12 @@ from riebench.cli.common import (
     say,
     split_names,
 )
+from riebench.cli.names import completing, known_metrics
 from riebench.errors import RiebenchError
 from riebench.utils.terminal import print_document, print_line
+
+if TYPE_CHECKING:
+    from riebench.store.folder import RunFolder
 
 
 @friendly
@@ -40,7 +44,12 @@ def score(
         list[str] | None, typer.Option(help="Folder of task files of your own that runs were made from; repeatable.")
     ] = None,
     scorer: ScorerOption = None,
-    metrics: Annotated[str | None, typer.Option(help="Only these metrics, with commas between.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these metrics, with commas between.", autocompletion=completing(known_metrics, several=True)
+        ),
+    ] = None,
     profile: ProfileOption = "default",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -48,6 +57,7 @@ def score(
     offline: OfflineOption = False,
 ) -> None:
     """Compute the scores that stored pictures still lack."""
+    folders = folders_in(results_to_write(results))
     from riebench.scoring.metrics.clip_models import scorer_pair
     from riebench.scoring.metrics.networks import parse_weights
     from riebench.scoring.score import score as compute
@@ -56,7 +66,6 @@ def score(
     from riebench.utils.machine import pick_device
 
     first, second = scorer_pair(scorer or ())
-    folders = folders_in(results_to_write(results))
     with offline_mode(offline):
         report = compute(
             folders,
@@ -132,6 +141,7 @@ def leaderboard(
         files = check_leaderboard(folder, board)
         say(f"{' and '.join(map(str, files))} are up to date")
     else:
+        folders_in(folder)
         write_leaderboard(folder, board)
         for file in (board, board.with_suffix(".csv")):
             print_line(file)
@@ -215,17 +225,38 @@ def compare(
     from riebench.analysis.compare import compare as compared
     from riebench.analysis.compare import comparison_text, few_levels_note
 
-    folders = [
-        folder
-        for folder in folders_in(results_to_read(results))
-        if suite in (None, folder.spec.suite) and model in (None, folder.spec.model.name)
-    ]
-    groups = sorted({(folder.spec.suite, folder.spec.model.name) for folder in folders})
-    if len(groups) != 1:
-        known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups) or "none"
+    stored = folders_in(results_to_read(results))
+    folders = _folders_of(stored, suite, model)
+    groups = sorted({(folder.spec.suite, folder.spec.model.name) for folder in folders or stored})
+    if len(groups) != 1 or not folders:
+        known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups)
         raise RiebenchError(f"one suite and model can be compared at a time; there are: {known}")
     found = compared(folders, first, second)
     print_document(comparison_text(found, first, second, few_levels_note(folders, (first, second))))
+
+
+def _folders_of(folders: list[RunFolder], suite: str | None, model: str | None) -> list[RunFolder]:
+    """Choose the runs of a suite and a model.
+
+    Each is named as it was for `riebench run`, or as it is stored. A model's own name comes before that of its folder,
+    file or hub id, and these before names that say what was changed about it, such as its steps.
+    """
+    from riebench.models.spec import source_name
+    from riebench.tasks.suites import suite_name
+
+    if suite is not None:
+        folders = [folder for folder in folders if folder.spec.suite in (suite, suite_name(suite))]
+    if model is None:
+        return folders
+    short = source_name(model)
+    for fits in (
+        lambda spec: spec.name == model,
+        lambda spec: spec.name == short or spec.source == model.partition("@")[0],
+        lambda spec: spec.name.startswith(f"{short}-"),
+    ):
+        if found := [folder for folder in folders if fits(folder.spec.model)]:
+            return found
+    return []
 
 
 @friendly

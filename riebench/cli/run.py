@@ -34,34 +34,65 @@ from riebench.cli.common import (
     split_names,
     with_options_of,
 )
+from riebench.cli.names import (
+    ENGINE_WORDS,
+    REDO_WORDS,
+    complete_settings,
+    complete_settings_set,
+    completing,
+    known_blocks,
+    known_categories,
+    known_models,
+    known_offloads,
+    known_regions,
+    words_beginning_with,
+)
 from riebench.utils.terminal import print_document
 
 
 def request_from_options(
     context: typer.Context,
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Settings by name or YAML file; all official ones if none.")
+        list[str] | None,
+        typer.Argument(
+            help="Settings by name or YAML file; all official ones if none.", autocompletion=complete_settings
+        ),
     ] = None,
     settings_set: Annotated[
         str,
         typer.Option(
-            help="main: the quick ones; sweep: every method at six strengths or more; paper: equal shares, switches."
+            help="main: the quick ones; sweep: every method at six strengths or more; paper: equal shares, switches.",
+            autocompletion=complete_settings_set,
         ),
     ] = "main",
     suite: SuiteOption = "toy",
     model: Annotated[
-        str | None, typer.Option(help="Preset, folder, single file or hub id. [default: the suite's]")
+        str | None,
+        typer.Option(
+            help="Preset, folder, single file or hub id. [default: the suite's]",
+            autocompletion=completing(known_models),
+        ),
     ] = None,
     sae: SaeOption = None,
     blocks: Annotated[
         str | None,
-        typer.Option(help="each, together, both, or block names with commas between. [default: the setting's]"),
+        typer.Option(
+            help="each, together, both, or block names with commas between. [default: the setting's]",
+            autocompletion=completing(known_blocks, several=True),
+        ),
     ] = None,
     edit_steps: Annotated[
         str | None,
         typer.Option(help="Change only the steps of this part of the run, such as 0:0.5 for its first half."),
     ] = None,
-    categories: Annotated[str | None, typer.Option(help="Only these categories, with commas between.")] = None,
+    categories: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these categories, with commas between.",
+            autocompletion=completing(known_categories, several=True),
+        ),
+    ] = None,
+    examples: Annotated[str | None, typer.Option(help="Only these examples, by their ids with commas between.")] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     seeds: Annotated[
@@ -83,7 +114,10 @@ def request_from_options(
     lora: LoraOption = None,
     offload: Annotated[
         str,
-        typer.Option(help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer)."),
+        typer.Option(
+            help="Weights kept off the GPU: none, model (all but one part), sequential (all but a layer).",
+            autocompletion=completing(known_offloads),
+        ),
     ] = "none",
     vae_slicing: Annotated[
         bool, typer.Option("--vae-slicing", help="Decode one picture at a time; above 512 px that is always so.")
@@ -97,7 +131,8 @@ def request_from_options(
         str | None,
         typer.Option(
             help="Finds words in pictures: attention, clipseg or grounded-sam, plain or with :key=value,... "
-            "[default: attention; the profile's]"
+            "[default: attention; the profile's]",
+            autocompletion=completing(known_regions),
         ),
     ] = None,
     profile: ProfileOption = "default",
@@ -108,13 +143,23 @@ def request_from_options(
         bool, typer.Option("--report/--no-report", help="Also write the page with every picture, to report/.")
     ] = True,
     redo: Annotated[
-        str, typer.Option(help="missing: only what is not done; errors: failed ones too; all.")
+        str,
+        typer.Option(
+            help="missing: only what is not done; errors: failed ones too; all.",
+            autocompletion=words_beginning_with(REDO_WORDS),
+        ),
     ] = "missing",
     stop_after: Annotated[
         int, typer.Option(min=0, help="Stop when the first N units all fail with the same error; 0: never.")
     ] = 20,
     offline: OfflineOption = False,
-    engine: Annotated[str, typer.Option(help="local: this process; ray: workers on a Ray cluster.")] = "local",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local: this process; ray: workers on a Ray cluster.",
+            autocompletion=words_beginning_with(ENGINE_WORDS),
+        ),
+    ] = "local",
     address: Annotated[
         str | None, typer.Option(help="For --engine ray: HOST:PORT of its head, or auto. [default: start one here]")
     ] = None,
@@ -152,6 +197,7 @@ def request_from_options(
         blocks=blocks,
         edit_steps=edit_steps,
         categories=split_names(categories),
+        examples=split_names(examples),
         steps=steps,
         guidance=guidance,
         seeds=() if seeds is None else parse_seeds(seeds),

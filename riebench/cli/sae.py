@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from riebench.cli import sae_training
+from riebench.cli.commands import CommandGroup
 from riebench.cli.common import (
     DeviceOption,
     DtypeOption,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from riebench.features.inspect import Inspection, SaeReport
 
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders, and train them.")
+app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders, and train them.")
 app.command("collect")(sae_training.collect_updates)
 app.command("train")(sae_training.train_saes)
 app.command("speed")(sae_training.speed)

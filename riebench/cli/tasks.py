@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from riebench.cli.commands import CommandGroup
 from riebench.cli.common import OfflineOption, friendly, say
 from riebench.utils.terminal import print_line
 
@@ -19,7 +20,7 @@ SUITES = Path("suites")
 SHOWN = 20
 """Number of records left out that are named one by one."""
 
-importers = typer.Typer(
+importers = CommandGroup(
     no_args_is_help=True, rich_markup_mode=None, help="Make task files from published benchmarks and data sets."
 )
 
@@ -121,7 +122,7 @@ def _finish(intake: ImportCollector, origin: dict[str, str | int], out: Path, fo
     say(f"next: riebench tasks check {out}; riebench run --suite {out}")
 
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, check and import task files.")
+app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="List, check and import task files.")
 app.add_typer(importers, name="import")
 
 
@@ -135,8 +136,10 @@ def list_tasks(
     from riebench.tasks.suites import load_suite, shipped_suites
 
     for suite in suites or shipped_suites():
+        # A suite that cannot be read gives an error alone, without its name as a heading.
+        tasks = load_suite(suite)
         print_line(suite)
-        for task in load_suite(suite):
+        for task in tasks:
             print_line(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")
         for one in settings_sets(suite):
             print_line(f"  settings ({one}): {', '.join(setting_names(suite, one))}")

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from riebench.errors import RiebenchError
 from riebench.features.data import NearFeature, Neighbours
 from riebench.generation.generator import Capture, Generator
 from riebench.saes.sae import SparseAutoencoder
+from riebench.utils.terminal import ProgressBar
 
 Float = NDArray[np.float32]
 BINS = 64
@@ -265,7 +265,7 @@ def observe(
     if not activities:
         return
     capture = Capture(tuple(activities), sink=lambda site, values: activities[site].add_step(values))
-    with tqdm(total=len(pictures), desc="pictures", unit="picture", disable=not progress, mininterval=1) as bar:
+    with ProgressBar[None](title="pictures", unit="picture", total=len(pictures), shown=progress) as bar:
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]
             images = generator.generate([p.prompt for p in some], [p.seed for p in some], capture=capture).images

@@ -13,7 +13,6 @@ from typing import get_args
 import torch
 from pydantic import Field
 from torch import Tensor
-from tqdm import tqdm
 
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
@@ -27,6 +26,7 @@ from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Count, StoredModel
 from riebench.tasks.suites import load_suite
+from riebench.utils.terminal import ProgressBar
 
 FILES = ("mean.pt", "std.pt")
 """Mean and standard deviation of each feature over the positions where it is active, as sdxl-unbox writes them."""
@@ -284,7 +284,7 @@ def measure(
 
     captures = [capture for capture in map(sink_for, _measured_signals(meters)) if capture.sites]
     generator = Generator(model, cached_prompts=2 * batch_size)
-    for first in tqdm(range(0, len(prompts), batch_size), desc="measure", disable=not progress, mininterval=2):
+    for first in ProgressBar(range(0, len(prompts), batch_size), title="measure", shown=progress):
         some = prompts[first : first + batch_size]
         generator.generate(some, [first + i for i in range(len(some))], capture=captures)
     return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]

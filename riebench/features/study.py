@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from riebench.features.activity import Activity, FeatureActivity, Picture, nearest, observe, pictures_of
 from riebench.features.data import (
@@ -41,6 +40,7 @@ from riebench.scoring.metrics.base import Sample
 from riebench.scoring.metrics.networks import Networks
 from riebench.utils.files import content_digest, write_atomic
 from riebench.utils.images import encode_png, grid
+from riebench.utils.terminal import ProgressBar
 
 ROWS = 4
 """Number of pictures that are edited: half of them show the feature, half do not."""
@@ -249,7 +249,7 @@ class Study:
         observe(
             self.generator, activities, pictures, batch_size=self.options.batch_size, progress=self.options.progress
         )
-        for block, index in tqdm(missing, desc="features", unit="feature", disable=not self.options.progress):
+        for block, index in ProgressBar(missing, title="features", unit="feature", shown=self.options.progress):
             self._make(places[block, index], block, index, activities[block], stored(block, index))
         return list(places.values()), [places[key] for key in missing]
 

@@ -63,6 +63,8 @@ class RunConfig(StoredModel):
     """Seeds of each example."""
     limit: Whole | None = None
     """Examples of each category."""
+    examples: Texts = ()
+    """Ids of single examples; empty for all."""
     batch_size: Whole | Literal["auto"] = "auto"
     """Pictures generated at a time."""
     device: str = "auto"

@@ -9,14 +9,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from riebench._version import __version__
+from riebench.jobs.downloads import needed_files
 from riebench.jobs.dry_run import duration, prepare_forecast
-from riebench.jobs.forecast import Forecast, PlannedWork, forecast, is_searched, memory
-from riebench.jobs.inventory import Check, State, model_checks, region_checks, sae_checks, scorer_checks
+from riebench.jobs.forecast import Forecast, PlannedWork, forecast, memory
+from riebench.jobs.inventory import Check, State
 from riebench.jobs.request import RunRequest
 from riebench.models.spec import TILE
 from riebench.runs.plan import works_of
-from riebench.scoring.metrics.clip_models import scorer_pair
-from riebench.scoring.metrics.networks import parse_weights
 from riebench.store.invocations import package_versions
 from riebench.utils import machine
 from riebench.utils.machine import size_text
@@ -37,18 +36,9 @@ def examine(job: RunRequest) -> list[Check]:
     """
     plan = prepare_forecast(job)
     planned, found = plan.planned, forecast(plan.planned)
-    weights = [
-        *model_checks(plan.known, job.options),
-        *sae_checks(plan.settings, plan.known, job.sae),
-        *scorer_checks(plan.known, scorer_pair(job.scorers), job.profile, parse_weights(job.weights)),
-        *(region_checks(planned.regions) if _needs_regions(planned) else []),
-    ]
+    weights = needed_files(job, plan.known, plan.tasks, plan.settings)
     download = sum(check.nbytes for check in weights if check.state == "missing")
     return [_packages(), *weights, *_device(planned, found), *_disk(job, found, download), _work(found)]
-
-
-def _needs_regions(planned: PlannedWork) -> bool:
-    return any(is_searched(work) for work in works_of(planned.units))
 
 
 def _packages() -> Check:

@@ -21,7 +21,7 @@ from riebench.runs.plan import Unit, check_request, plan, shard_units
 from riebench.runs.prepare import check_places
 from riebench.store.folder import SHARED_NAME, SINGLE_SHARD, RunFolder, SharedFolder, run_path
 from riebench.store.records import RUN_FILE, RunSpec
-from riebench.tasks.schema import ALL_CATEGORIES, Setting
+from riebench.tasks.schema import ALL_CATEGORIES, EditTask, Setting
 from riebench.tasks.suites import default_model
 from riebench.utils import machine
 from riebench.utils.machine import size_text
@@ -36,11 +36,13 @@ class JobPlan:
         planned: the work to forecast.
         known: the generating model.
         settings: the settings, with the job's options.
+        tasks: the tasks, with the examples that were asked for.
     """
 
     planned: PlannedWork
     known: ModelInfo
     settings: tuple[Setting, ...]
+    tasks: tuple[EditTask, ...]
 
 
 def forecast_job(job: RunRequest) -> Forecast:
@@ -92,7 +94,7 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
         stored_masks=_stored_masks(job.results, units, known),
         shard=job.engine.shard,
     )
-    return JobPlan(planned, known, settings)
+    return JobPlan(planned, known, settings, tasks)
 
 
 def _known(job: RunRequest) -> ModelInfo:

@@ -224,7 +224,7 @@ def _source_checks(source: str | None, blocks: tuple[str, ...], known: ModelInfo
                 presence_check(
                     f"SAEs {one.place}" + (f" for {block}" if block else ""),
                     partial(_sae_files, one, wanted),
-                    command=download_command(one.place, one.options) if hub else "",
+                    command=download_command(one.place, one.options, wanted) if hub else "",
                     nbytes=SAE_BYTES_PER_BLOCK * len(wanted) if hub else 0,
                 )
             )
@@ -240,7 +240,7 @@ def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
     from riebench.saes.files import refuse_pointer
     from riebench.saes.formats import checkpoint_at, choose_checkpoints
 
-    root = source.locate(offline=True)
+    root = source.locate(offline=True, blocks=blocks)
     files: list[Path] = []
     for path in choose_checkpoints(root, blocks, source.options).values():
         found = checkpoint_at(path, source.options)

@@ -103,6 +103,7 @@ class RunRequest:
     blocks: str | None = None
     edit_steps: str | None = None
     categories: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
     steps: int | None = None
     guidance: float | None = None
     seeds: tuple[int, ...] = ()
@@ -235,7 +236,7 @@ class RunRequest:
         parse_regions(self.regions or DEFAULT_REGIONS).folders()
         scorer_pair(self.scorers)
         parse_weights(self.weights)
-        tasks = load_suite(self.suite, categories=self.categories, limit=self.limit)
+        tasks = load_suite(self.suite, categories=self.categories, limit=self.limit, examples=self.examples)
         if self.repeat is not None and not self.settings:
             official: tuple[Setting, ...] = (stored_setting(self.repeat),)
         else:

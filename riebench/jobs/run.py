@@ -15,6 +15,7 @@ from riebench.analysis.leaderboard import write_leaderboard
 from riebench.analysis.tables import write_tables
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
+from riebench.jobs.downloads import check_files
 from riebench.jobs.repeat import check_repeated
 from riebench.jobs.request import RunRequest
 from riebench.jobs.summary import PlannedPart, may_rebuild, print_per_block
@@ -133,6 +134,7 @@ def generate(
     engine, recipe, redo = request.engine, request.recipe, request.redo_mode
     asked = request.to_config()
     if engine.engine == "local":
+        check_files(request, tasks, settings, say)
         device = pick_device(request.device)
         say(f"loading {recipe.name} on {device}")
         model = recipe.load()

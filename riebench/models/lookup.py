@@ -27,7 +27,7 @@ from riebench.models.files import (
     refuse_known,
 )
 from riebench.models.presets import PRESETS
-from riebench.models.spec import ASSET, FORMATS, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
+from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, check_format, model_label, source_name
 from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.utils.hub import split_revision
 from riebench.utils.weights import tensor_shapes
@@ -139,8 +139,8 @@ def look_up(
     """
     preset = PRESETS.get(name)
     chosen = options or ModelOptions()
-    if dtype is not None and dtype not in FORMATS:
-        raise RiebenchError(f"unknown dtype {dtype!r}{near_match(dtype, FORMATS)}")
+    if dtype is not None:
+        check_format(dtype)
     place = _find_files(name, preset)
     if chosen.config is not None and place.file is None:
         raise RiebenchError(f"--single-file-config is for single files; {name} brings its own configuration")
@@ -180,9 +180,7 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
         return _info_of_folder(path, str(path))
     if preset is None and path.is_file():
         return ModelInfo(_UNNAMED, _default_family(), _default_family().full_shape, file=path)
-    if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        known = near_match(name, PRESETS)
-        raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
+    check_name(name)
     repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
     refuse_known(repo)
     folder_here = cached_snapshot(repo, INDEX, revision or None)
@@ -197,6 +195,34 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
         # Nothing can be read from half a download; the checks of files name what is missing.
         return replace(found, family=family, shape=family.full_shape)
     return replace(found, family=family, shape=shape)
+
+
+def blocks_of(name: str) -> tuple[str, ...]:
+    """Return the short names of a model's blocks.
+
+    They are those of the full-size model where its files are not at hand.
+
+    Args:
+        name: as for `look_up`.
+
+    Raises:
+        RiebenchError: if the name stands for nothing.
+    """
+    return _find_files(name, PRESETS.get(name)).shape.blocks
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that stands for no model.
+
+    No file is read, and the hub is not asked.
+
+    Raises:
+        RiebenchError: if it is no preset, no folder or file here, and no hub id; names the nearest preset.
+    """
+    path = Path(name).expanduser()
+    if name not in PRESETS and not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        known = near_match(name, PRESETS)
+        raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
 
 
 def _check_files(place: ModelInfo, name: str, preset: Preset | None, options: ModelOptions, steps: int) -> None:

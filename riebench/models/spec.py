@@ -28,6 +28,11 @@ TILE = 512
 FORMATS = ("float32", "float16", "bfloat16")
 """Number formats of a model."""
 HALF_DTYPES = ("float16", "bfloat16")
+OTHER_FORMAT_NAMES = {
+    "fp16": "float16", "f16": "float16", "half": "float16", "16": "float16", "fp32": "float32", "f32": "float32",
+    "full": "float32", "float": "float32", "single": "float32", "32": "float32", "bf16": "bfloat16",
+}  # fmt: skip
+"""Another name of a number format, as other programs call it -> its name here."""
 MAX_LORA_SCALE = 100.0
 """Largest size of a LoRA's scale; at more, what it adds is far larger than any trained change."""
 ASSET = "asset:"
@@ -229,6 +234,18 @@ class ModelSpec(StoredModel):
         if not label:
             return self
         return self.model_copy(update={"name": f"{self.name}-{label}", "fixed_noise": True})
+
+
+def check_format(name: str) -> None:
+    """Refuse a word that is no number format.
+
+    Raises:
+        RiebenchError: naming the one that was probably meant.
+    """
+    if name not in FORMATS:
+        meant = OTHER_FORMAT_NAMES.get(name.lower().removeprefix("torch."))
+        hint = f" (did you mean {meant!r}?)" if meant else near_match(name, FORMATS)
+        raise RiebenchError(f"--dtype {name!r}{hint}")
 
 
 def parse_lora(text: str) -> tuple[str, float]:

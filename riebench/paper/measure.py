@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts, estimate, percentile_interval
 from riebench.blocks import RESIDUAL, kind
@@ -34,6 +33,7 @@ from riebench.paper.job import PaperJob, PromptSample
 from riebench.saes.sae import SparseAutoencoder
 from riebench.scoring.metrics.lpips import BACKBONE
 from riebench.scoring.metrics.networks import Networks
+from riebench.utils.terminal import ProgressBar
 
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
 NO_UPDATE, SKIP_ONLY = "no update", "skip path only"
@@ -88,7 +88,7 @@ def batches(
     """
     size = job.batch_size or automatic_batch_size(model)
     firsts = range(0, len(samples), size)
-    for first in tqdm(firsts, desc=label, mininterval=2, leave=False, disable=None):
+    for first in ProgressBar(firsts, title=label, leave=False):
         yield first, list(samples[first : first + size])
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from riebench.errors import RiebenchError, foreign_code, reason
 from riebench.generation.generator import GenerationResult, Generator
@@ -28,6 +27,7 @@ from riebench.registry import REGIONS
 from riebench.runs.plan import ExampleWork
 from riebench.store.folder import SharedFolder
 from riebench.tasks.masks import RegionMasks
+from riebench.utils.terminal import ProgressBar
 
 
 class MaskMaker:
@@ -77,7 +77,7 @@ class MaskMaker:
         self._generate_pictures([work for work in wanted if not self._has_pictures(work)])
         ready = [work for work in wanted if self._has_pictures(work)]
         with region_provider(self.spec, folders, self.generator) as provider:
-            for work in tqdm(ready, unit="example", desc="masks", disable=not self.progress):
+            for work in ProgressBar(ready, title="masks", unit="example", shown=self.progress):
                 self._find_masks(work, provider)
 
     def masks(self, work: ExampleWork, pair: GenerationResult, index: int, count: int) -> RegionMasks:

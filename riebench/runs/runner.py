@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from riebench.errors import DeviceLostError, RiebenchError, reason
 from riebench.generation.edits import Edit
@@ -39,6 +38,7 @@ from riebench.store.folder import Redo, RunFolder
 from riebench.store.records import BlockFeatures, EditRecord
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditTask, Setting
+from riebench.utils.terminal import ProgressBar
 
 NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""
@@ -280,7 +280,7 @@ def run_benchmark(
     notes = {**environment_notes(model), "batch_size": size, **(provenance or {})}
     with open_folders(folders, units, model.spec, spec.identity, notes, redo=redo, shard=shard) as works:
         total = sum(len(work.units) for work in works)
-        with tqdm(total=total, unit="image", desc=model.spec.name, disable=not progress) as bar:
+        with ProgressBar[None](title=model.spec.name, unit="image", total=total, shown=progress) as bar:
             Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks).run(works, stop_after)
     return list(folders.values())
 
@@ -310,7 +310,7 @@ class Runner:
         self.editors = EditorRunner(self.generator, self.batches)
         self.masks = MaskMaker(
             regions, self.recorder.shared, self.generator, batches=self.batches, offline=offline,
-            progress=not bar.disable,
+            progress=bar.shown,
         )  # fmt: skip
         self.captures = CapturePlan(self.generator, prepared, self.masks.uses_attention)
         self.references = References(pool, self.generator, self.masks, self.captures)

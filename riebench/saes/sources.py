@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from riebench.blocks import block_prefixes, short_name
+from riebench.blocks import block_prefixes, long_name, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.models.spec import ASSET
 from riebench.saes.files import MAPPINGS, SaeOptions
@@ -46,6 +46,8 @@ _IGNORE = ("act_rate.pt", "topk_vals.pt", "topk_indices.pt", "topk_heatmaps.pt",
 
 _LISTS = (".yaml", ".yml", ".json")
 _OPTIONS = ("k", "signal", "mapping", "input_scale", "signed")
+NAMED_BY_BLOCK = frozenset({"wendlerc/sdxl-turbo-saes"})
+"""Repositories with a folder `BLOCK_kN_...` for each SAE; those of some blocks and one k are fetched alone."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,18 @@ class SaeSource:
     block: str | None = None
     options: SaeOptions = field(default_factory=SaeOptions)
 
-    def locate(self, *, offline: bool = False) -> Path:
+    def locate(self, *, offline: bool = False, blocks: Iterable[str] = ()) -> Path:
         """Return the place on this machine, fetched if need be.
+
+        Args:
+            offline: fetches nothing.
+            blocks: those whose SAEs are needed, if not all; see `fetch_place`.
 
         Raises:
             RiebenchError: if there is no such place, or the hub does not give it.
         """
         if self.place.startswith(SCHEME):
-            return fetch_place(self.place, self.options, offline=offline)
+            return fetch_place(self.place, self.options, offline=offline, blocks=blocks)
         if self.place.startswith(ASSET):
             from riebench.models.assets import asset_folder
 
@@ -197,7 +203,7 @@ def load_sources(
     for source in by_block.values():
         wanted = [name for name in names if by_block.get(name, by_block.get(None)) is source]
         if wanted:
-            saes |= load_saes(source.locate(offline=offline), wanted, options=source.options)
+            saes |= load_saes(source.locate(offline=offline, blocks=wanted), wanted, options=source.options)
     return {name: saes[name] for name in names}
 
 
@@ -266,13 +272,14 @@ def parse_place(place: str) -> HubPlace:
     return HubPlace(match["id"], match["revision"], match["subfolder"] or "")
 
 
-def fetch_place(text: str, options: SaeOptions, *, offline: bool = False) -> Path:
+def fetch_place(text: str, options: SaeOptions, *, offline: bool = False, blocks: Iterable[str] = ()) -> Path:
     """Fetch the files of an SAE, or find them in the cache.
 
     Args:
         text: see `parse_place`.
         options: a mapping that is given names the weights.
         offline: never touches the network.
+        blocks: only the SAEs of these blocks, where the repository's names tell them apart; empty for all.
 
     Returns:
         The folder (or file) in the hub's cache.
@@ -281,7 +288,10 @@ def fetch_place(text: str, options: SaeOptions, *, offline: bool = False) -> Pat
         RiebenchError: if there is no such repository, revision or subfolder, no access, or no network.
     """
     place = parse_place(text)
-    folder = _snapshot(place, _patterns(options), offline)
+    few = _patterns_of_blocks(place, options, blocks)
+    folder = _snapshot(place, few or _patterns(options), offline)
+    if few and not offline and not any(file for pattern in few for file in folder.glob(pattern)):
+        folder = _snapshot(place, _patterns(options), offline)
     weights = _mapped_weights(folder / place.subfolder)
     if weights and not offline:
         folder = _snapshot(place, [*_patterns(options), *weights], offline)
@@ -291,18 +301,34 @@ def fetch_place(text: str, options: SaeOptions, *, offline: bool = False) -> Pat
     return path
 
 
-def download_command(text: str, options: SaeOptions) -> str:
+def download_command(text: str, options: SaeOptions, blocks: Iterable[str] = ()) -> str:
     """Return the command line that brings an SAE's files into the hub's cache.
 
     It brings the files that `fetch_place` would, those of all formats that are read.
+
+    Args:
+        text: as for `fetch_place`.
+        options: likewise.
+        blocks: likewise.
 
     Raises:
         RiebenchError: as `parse_place`.
     """
     place = parse_place(text)
-    allow, ignore = _download_filters(place, _patterns(options))
+    few = _patterns_of_blocks(place, options, blocks)
+    allow, ignore = _download_filters(place, few or _patterns(options))
     parts = [f"--include '{pattern}'" for pattern in allow] + [f"--exclude '{pattern}'" for pattern in ignore]
     return " ".join([f"hf download {place.id}", *([f"--revision {place.revision}"] if place.revision else []), *parts])
+
+
+def _patterns_of_blocks(place: HubPlace, options: SaeOptions, blocks: Iterable[str]) -> list[str]:
+    """Return patterns of the SAEs of some blocks and one k.
+
+    There are none where names do not tell the SAEs apart.
+    """
+    if place.id not in NAMED_BY_BLOCK or place.subfolder or options.k is None or options.mapping is not None:
+        return []
+    return [f"*{long_name(block)}_k{options.k}_*" for block in blocks]
 
 
 def _patterns(options: SaeOptions) -> list[str]:

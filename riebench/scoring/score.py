@@ -16,8 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from riebench.errors import RiebenchError, StoreError
 from riebench.models.presets import is_shipped, scorer_for, second_scorer_for
 from riebench.registry import METRICS
@@ -33,6 +31,7 @@ from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import file_sha256, parse_json, write_atomic
 from riebench.utils.images import picture_path, read_image
 from riebench.utils.machine import keep_freed_memory
+from riebench.utils.terminal import ProgressBar
 
 SCORING_FILE = "scoring.json"
 """The networks that measured, and the prompts that were too long for them."""
@@ -398,7 +397,7 @@ def _score_group(
             scores.release()
         items.sort(key=lambda item: item.order)
         reader = SampleReader()
-        with tqdm(total=len(items), desc="scoring", unit="unit", disable=not progress or not items) as bar:
+        with ProgressBar[None](title="scoring", unit="unit", total=len(items), shown=progress and bool(items)) as bar:
             for start in range(0, len(items), batch_size):
                 batch = items[start : start + batch_size]
                 for item, new in zip(batch, _score_batch(batch, networks, reader), strict=True):

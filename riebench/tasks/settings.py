@@ -43,21 +43,34 @@ def load_settings(
         RiebenchError: for an unknown name (with the nearest match) or a name given twice.
         TaskFileError: for a file that cannot be used.
     """
-    folder, known = settings_folder(suite, settings_set), setting_names(suite, settings_set)
-    settings = []
-    for name in tuple(names) or known:
-        path = Path(name).expanduser()
-        if name in known:
-            path = folder / f"{name}.yaml"
-        elif path.suffix not in (".yaml", ".yml"):
-            raise RiebenchError(f"unknown setting {name!r}{_unknown_setting_hint(name, suite, known)}")
-        elif not path.is_file():
-            raise RiebenchError(f"there is no setting file {name}; official settings are called by name, without .yaml")
-        settings.append(load_setting_file(path, trust_plugins=trust_plugins))
+    paths = [setting_path(name, suite, settings_set) for name in tuple(names) or setting_names(suite, settings_set)]
+    settings = [load_setting_file(path, trust_plugins=trust_plugins) for path in paths]
     repeated = {s.name for s in settings if sum(s.name == other.name for other in settings) > 1}
     if repeated:
         raise RiebenchError(f"setting {sorted(repeated)[0]!r} is given twice")
     return tuple(settings)
+
+
+def setting_path(name: str, suite: str, settings_set: str = MAIN_SET) -> Path:
+    """Return the file of a setting given by name or by path; nothing in it is read.
+
+    Args:
+        name: an official setting's name, or the path of a YAML file.
+        suite: see `load_settings`.
+        settings_set: likewise.
+
+    Raises:
+        RiebenchError: for an unknown name (with the nearest match) or a file that is not there.
+    """
+    known = setting_names(suite, settings_set)
+    path = Path(name).expanduser()
+    if name in known:
+        return settings_folder(suite, settings_set) / f"{name}.yaml"
+    if path.suffix not in (".yaml", ".yml"):
+        raise RiebenchError(f"unknown setting {name!r}{_unknown_setting_hint(name, suite, known)}")
+    if not path.is_file():
+        raise RiebenchError(f"there is no setting file {name}; official settings are called by name, without .yaml")
+    return path
 
 
 def load_setting_file(path: Path, *, trust_plugins: bool = False) -> Setting:

@@ -5,12 +5,13 @@ Files alone decide which suites and tasks exist.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from riebench.errors import RiebenchError, TaskFileError, near_match
+from riebench.errors import MAX_NAME_LENGTH, RiebenchError, TaskFileError, near_match
 from riebench.tasks.mask_files import mask_reading
 from riebench.tasks.prompts import mask_file, phrase_spans, plain_prompt, region_words, seen_words
 from riebench.tasks.schema import ALL_CATEGORIES, EditExample, EditTask
@@ -31,23 +32,24 @@ DEFAULT_MODELS: dict[str, str] = {"toy": "toy-turbo"}
 """Suite -> model preset that it is meant for; all others are for SDXL Turbo."""
 
 
-def load_suite(suite: str, *, categories: Iterable[str] = (), limit: int | None = None) -> tuple[EditTask, ...]:
+def load_suite(
+    suite: str, *, categories: Iterable[str] = (), limit: int | None = None, examples: Iterable[str] = ()
+) -> tuple[EditTask, ...]:
     """Read every task file of a suite, in the order of category numbers.
 
     Args:
         suite: a shipped suite's name, or a folder of task files.
         categories: the categories to keep; empty keeps all.
         limit: the number of examples of each task to keep, from the first on; None keeps all.
+        examples: ids of the examples to keep; empty keeps all. Tasks without one of them are left out.
 
     Raises:
-        RiebenchError: for an unknown suite or category, or an empty suite.
+        RiebenchError: for an unknown suite, category or example, or an empty suite.
         TaskFileError: for a file that cannot be used.
     """
     folder = suite_folder(suite)
     wanted = tuple(categories)
-    for category in wanted:
-        if category not in ALL_CATEGORIES:
-            raise RiebenchError(f"unknown category {category!r}{near_match(category, ALL_CATEGORIES)}")
+    check_categories(wanted)
     if limit is not None and limit < 1:
         raise RiebenchError(f"--limit {limit}: keep at least 1 example a category")
     tasks = [load_task(path) for path in sorted(folder.glob("*.yaml"))]
@@ -58,7 +60,38 @@ def load_suite(suite: str, *, categories: Iterable[str] = (), limit: int | None 
     tasks = [task for task in tasks if not wanted or task.category in wanted]
     if not tasks:
         raise RiebenchError(f"suite {suite!r} has no task of category {', '.join(wanted)}")
+    tasks = _only(tasks, tuple(examples), suite)
     return tuple(task.model_copy(update={"examples": task.examples[:limit]}) for task in tasks)
+
+
+def _only(tasks: list[EditTask], ids: tuple[str, ...], suite: str) -> list[EditTask]:
+    """Return tasks with the named examples alone; with all of them if none is named.
+
+    Raises:
+        RiebenchError: for an id that is not there; names the nearest match.
+    """
+    known = [example.id for task in tasks for example in task.examples]
+    for one in ids:
+        if one not in known:
+            near = difflib.get_close_matches(one[:MAX_NAME_LENGTH], known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else "; `riebench tasks list` names the suite's tasks"
+            raise RiebenchError(f"suite {suite!r} has no example {one!r} among those asked for{hint}")
+    kept = [
+        task.model_copy(update={"examples": tuple(e for e in task.examples if not ids or e.id in ids)})
+        for task in tasks
+    ]
+    return [task for task in kept if task.examples]
+
+
+def check_categories(names: Iterable[str]) -> None:
+    """Refuse a category that there is not.
+
+    Raises:
+        RiebenchError: naming the nearest one.
+    """
+    for name in names:
+        if name not in ALL_CATEGORIES:
+            raise RiebenchError(f"unknown category {name!r}{near_match(name, ALL_CATEGORIES)}")
 
 
 def load_task(path: Path) -> EditTask:

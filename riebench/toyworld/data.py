@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.render import SIZE, render
 from riebench.toyworld.scenes import Scene, random_scene
+from riebench.utils.terminal import ProgressBar
 
 CHUNK = 250
 """Pictures that one worker renders at a time."""
@@ -89,7 +89,9 @@ def training_pool(folder: Path, size: int = POOL_SIZE, seed: int = POOL_SEED, wo
         with ProcessPoolExecutor(workers) as executor:
             firsts = list(range(0, size, CHUNK))
             chunks = executor.map(_render_chunk, firsts, [seed] * len(firsts))
-            for first, (some, their_labels) in zip(firsts, tqdm(chunks, total=len(firsts), desc="render"), strict=True):
+            for first, (some, their_labels) in zip(
+                firsts, ProgressBar(chunks, title="render", total=len(firsts)), strict=True
+            ):
                 images[first : first + CHUNK] = some
                 labels[first : first + CHUNK] = their_labels
         folder.mkdir(parents=True, exist_ok=True)

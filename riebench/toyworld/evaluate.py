@@ -16,7 +16,6 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
@@ -31,6 +30,7 @@ from riebench.toyworld.captions import caption
 from riebench.toyworld.data import held_out_scenes
 from riebench.toyworld.render import render
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
+from riebench.utils.terminal import ProgressBar
 
 SAE_K = 16
 """k of the SAEs that exist for all four blocks."""
@@ -118,7 +118,9 @@ def _per_attribute(found: NDArray[np.int64], true: NDArray[np.int64]) -> dict[st
 def judge_figures(sizes: Sizes) -> Figures:
     """Measure the accuracy of the judge on held-out renders."""
     scenes = held_out_scenes(sizes.renders, seed=901)
-    images = np.stack([render(scene, 9_000_000 + i).image for i, scene in enumerate(tqdm(scenes, desc="judge"))])
+    images = np.stack(
+        [render(scene, 9_000_000 + i).image for i, scene in enumerate(ProgressBar(scenes, title="judge"))]
+    )
     accuracy = _per_attribute(Judge.load().labels(images), _labels(scenes))
     return {"judge_renders": round(float(np.mean(list(accuracy.values()))), 4), "judge_by_attribute": accuracy}
 
@@ -139,7 +141,7 @@ def clip_figures(sizes: Sizes) -> Figures:
     rng = random.Random(902)
     hits = near_hits = 0
     scenes = held_out_scenes(sizes.clip_pictures, seed=903)
-    for i, scene in enumerate(tqdm(scenes, desc="clip")):
+    for i, scene in enumerate(ProgressBar(scenes, title="clip")):
         near: set[Scene] = set()
         while len(near) < 10:
             attribute = rng.choice(list(ATTRIBUTES))
@@ -168,7 +170,7 @@ def generate(model: LoadedModel, captions: Sequence[str], sizes: Sizes, label: s
     """
     generator = Generator(model, cached_prompts=2 * sizes.batch)
     parts = []
-    for first in tqdm(range(0, len(captions), sizes.batch), desc=label):
+    for first in ProgressBar(range(0, len(captions), sizes.batch), title=label):
         some = captions[first : first + sizes.batch]
         parts.append(generator.generate(some, [seed + first + i for i in range(len(some))]).images)
     return np.concatenate(parts)
@@ -218,7 +220,7 @@ def block_effects(turbo: LoadedModel, sizes: Sizes) -> Figures:
     captions = [caption(s) for s in held_out_scenes(sizes.effect_captions, seed=906)]
     generator, lpips = Generator(turbo, cached_prompts=2 * len(captions)), LpipsModel()
     effects: dict[str, list[float]] = {block: [] for block in INNER_BLOCKS}
-    for first in tqdm(range(0, len(captions), sizes.batch), desc="block effect"):
+    for first in ProgressBar(range(0, len(captions), sizes.batch), title="block effect"):
         some = captions[first : first + sizes.batch]
         seeds = [first + i for i in range(len(some))]
         clean = generator.generate(some, seeds).images
@@ -252,7 +254,7 @@ def patch_figures(turbo: LoadedModel, sizes: Sizes) -> Figures:
     reached: dict[str, dict[str, list[bool]]] = {
         name: {c: [] for c in CATEGORY_ATTRIBUTE} for name in ("target", *block_sets)
     }
-    for category in tqdm(CATEGORY_ATTRIBUTE, desc="patch"):
+    for category in ProgressBar(CATEGORY_ATTRIBUTE, title="patch"):
         pairs = [random_edit(category, rng) for _ in range(sizes.pairs)]
         seeds = [rng.randrange(2**31) for _ in pairs]
         wanted = Capture(BLOCKS)
@@ -312,7 +314,7 @@ def block_updates(model: LoadedModel, captions: Sequence[str], batch: int, label
     """
     generator = Generator(model, cached_prompts=2 * batch)
     parts: dict[str, list[torch.Tensor]] = {block: [] for block in BLOCKS}
-    for first in tqdm(range(0, len(captions), batch), desc=label):
+    for first in ProgressBar(range(0, len(captions), batch), title=label):
         some = captions[first : first + batch]
         trace = generator.generate(some, [first + i for i in range(len(some))], capture=Capture(BLOCKS)).trace
         for block in BLOCKS:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from riebench.generation.generator import Capture, Generator
 from riebench.models.families.sdxl.names import BLOCKS
@@ -21,6 +20,7 @@ from riebench.toyworld.captions import caption
 from riebench.toyworld.networks.loop import check_folder, write_atomically
 from riebench.toyworld.scenes import random_scene
 from riebench.training.topk import SaeTraining, save, train_topk
+from riebench.utils.terminal import ProgressBar
 
 FEATURES = 384
 K = 16
@@ -80,7 +80,7 @@ def _updates(assets: Path, stage: Path) -> dict[str, Tensor]:
         model = load_model(str(assets / "toy-turbo"), steps=1)
         generator, rng = Generator(model, cached_prompts=BATCH), random.Random(SEED)
         parts: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
-        for first in tqdm(range(0, CAPTIONS, BATCH), desc="collect updates"):
+        for first in ProgressBar(range(0, CAPTIONS, BATCH), title="collect updates"):
             captions = [caption(random_scene(rng, held_out=False), rng) for _ in range(BATCH)]
             seeds = [SEED * 1_000_003 + first + i for i in range(BATCH)]
             trace = generator.generate(captions, seeds, capture=Capture(BLOCKS)).trace

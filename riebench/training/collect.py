@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from riebench.blocks import UNITS, default_blocks, kind, short_name
 from riebench.errors import RiebenchError
@@ -33,6 +31,7 @@ from riebench.training.collection import (
 )
 from riebench.utils.locks import whole_lock
 from riebench.utils.machine import free_disk
+from riebench.utils.terminal import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _collect(
     generator = _ShardGenerator(model, collection.index)
     size = collection.index.pictures_per_shard
     stream = islice(prompts, pictures)
-    with tqdm(total=pictures, desc="collect", unit="picture", disable=not progress, mininterval=2) as bar:
+    with ProgressBar[None](title="collect", unit="picture", total=pictures, shown=progress) as bar:
         for number, some in enumerate(_shards(stream, size)):
             if not _is_done(collection, number, some):
                 if number in collection.shards:
@@ -224,7 +223,7 @@ class _ShardGenerator:
     def __post_init__(self) -> None:
         self._generator = Generator(self.model, cached_prompts=2 * self.index.batch_size)
 
-    def updates(self, first: int, prompts: Sequence[str], bar: tqdm[Any]) -> dict[str, Tensor]:
+    def updates(self, first: int, prompts: Sequence[str], bar: ProgressBar[None]) -> dict[str, Tensor]:
         """Generate a shard and return its updates.
 
         Args:

@@ -23,7 +23,6 @@ from pydantic import Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from riebench.blocks import short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError, near_match
@@ -38,6 +37,7 @@ from riebench.utils.files import (
     repair_last_line,
     write_atomic,
 )
+from riebench.utils.terminal import ProgressBar
 
 NUMBER_BYTES = 2
 """Bytes of a stored number, float16."""
@@ -253,7 +253,7 @@ class Collection:
         found: dict[int, str] = {}
         files = [(shard, block, file) for shard in self.shards.values() for block, file in shard.files.items()]
         files = [entry for entry in files if entry[1] in wanted]
-        bar = tqdm(files, desc="check shards", unit="file", disable=not progress, mininterval=2, delay=2)
+        bar = ProgressBar(files, title="check shards", unit="file", shown=progress, delay=2)
         for shard, block, file in bar:
             damage = _file_damage(self.path(block, shard.number), file)
             if damage:

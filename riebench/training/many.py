@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from riebench.errors import RiebenchError
 from riebench.saes.figures import FeatureStatistics, Meter, SaeFigures, StatisticsSum
@@ -21,6 +20,7 @@ from riebench.saes.sae import SparseAutoencoder
 from riebench.training.batches import Batches, DataPass, InMemoryPositions, Positions
 from riebench.training.topk import MEDIAN_OF, SaeTraining, StepTerms, TopKTrainer, geometric_median, save
 from riebench.utils.files import content_digest, temporary_path
+from riebench.utils.terminal import ProgressBar
 
 SAMPLE = 100_000
 """Positions that variance, initial biases and threshold are computed from, at most."""
@@ -129,12 +129,12 @@ def train_many(
         {"data": rows.digest, "plan": asdict(plan), "configs": [asdict(run.config) for run in runs]}
     )  # fmt: skip
     first = 0 if checkpoint is None or not checkpoint.exists() else _resume(checkpoint, identity, runs, log)
-    with tqdm(total=batches.steps, initial=first, desc=f"train {name}", disable=not progress, mininterval=2) as bar:
+    with ProgressBar[None](title=f"train {name}", total=batches.steps, first=first, shown=progress) as bar:
         for step, batch in enumerate(batches.batches(first), start=first + 1):
             logged = step % log_every == 0 or step == batches.steps
             _advance(runs, step, batch.to(device).float(), logged, log)
             if logged:
-                bar.set_postfix(ev=f"{runs[0].curve[-1].ev:.4f}", refresh=False)
+                bar.note(ev=f"{runs[0].curve[-1].ev:.4f}")
             if checkpoint is not None and step % checkpoint_every == 0:
                 _write_checkpoint(
                     checkpoint, {"identity": identity, "step": step, "runs": [run.state() for run in runs]}

@@ -18,13 +18,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.figures import FeatureStatistics
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.saes.readers.dictionary_learning import save_batch_topk
 from riebench.saes.sae import SparseAutoencoder
+from riebench.utils.terminal import ProgressBar
 
 Kind = Literal["topk", "batchtopk"]
 """k features of every position, or k on average over a batch."""
@@ -278,7 +278,7 @@ def train_topk(
     sample = data[torch.randint(len(data), (min(100_000, len(data)),), generator=generator)].float()
     variance = sample.var(dim=0, correction=0).mean().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=6.25e-10, fused=True)
-    bar = tqdm(range(config.steps), desc=f"train {name}", disable=not progress, mininterval=2)
+    bar = ProgressBar(range(config.steps), title=f"train {name}", shown=progress)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
@@ -289,7 +289,7 @@ def train_topk(
         model.constrain()
         optimizer.step()
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
+            bar.note(loss=f"{loss.item():.4f}")
     model.constrain()
     return model.eval().requires_grad_(False)
 

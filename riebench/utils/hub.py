@@ -28,6 +28,9 @@ _CACHED_FLAGS = (
 )
 """(module, attribute) in which these libraries keep what they have read."""
 
+_outer: list[dict[str, str | None]] = []
+"""Values of these variables before each `offline_mode` that is open; the first are the user's own."""
+
 _TRUE_VALUES = {"1", "ON", "YES", "TRUE"}
 
 
@@ -37,6 +40,26 @@ def is_offline() -> bool:
     This is set by `offline_mode` or by the user's own environment.
     """
     return any(os.environ.get(name, "").upper() in _TRUE_VALUES for name in OFFLINE_VARIABLES[:2])
+
+
+def offline_variable() -> str | None:
+    """Return the user's own variable that keeps the network away.
+
+    It is returned as NAME=VALUE; None if there is none.
+    """
+    own = _outer[0] if _outer else {name: os.environ.get(name) for name in OFFLINE_VARIABLES}
+    return next(
+        (f"{name}={own[name]}" for name in OFFLINE_VARIABLES if (own[name] or "").upper() in _TRUE_VALUES), None
+    )
+
+
+def offline_remedy() -> str:
+    """Return what to do so that files may be fetched in spite of offline mode."""
+    variable = offline_variable()
+    if variable is None:
+        return "leave --offline out"
+    name = variable.partition("=")[0]
+    return f"{variable} keeps riebench off the network; unset {name}" + (" and leave --offline out" if _outer else "")
 
 
 @contextmanager
@@ -54,12 +77,14 @@ def offline_mode(enabled: bool = True) -> Iterator[None]:
     variables = {name: os.environ.get(name) for name in OFFLINE_VARIABLES}
     flags = {flag: getattr(sys.modules[flag[0]], flag[1]) for flag in _CACHED_FLAGS if flag[0] in sys.modules}
     previous = is_offline()
+    _outer.append(variables)
     os.environ.update(dict.fromkeys(OFFLINE_VARIABLES, "1"))
     for module, name in flags:
         setattr(sys.modules[module], name, True)
     try:
         yield
     finally:
+        _outer.pop()
         for variable, value in variables.items():
             if value is None:
                 os.environ.pop(variable, None)
@@ -143,7 +168,7 @@ def _explain_failure(error: Exception, repo: str, revision: str | None, patterns
         line = f"`hf download {repo}{at} {wanted}`"
         there = "only in part" if isinstance(error, errors.IncompleteSnapshotError) else "not"
         if offline:
-            return f"{repo} is {there} on this machine: leave --offline out, or fetch it first with {line}"
+            return f"{repo} is {there} on this machine: {offline_remedy()}, or fetch it first with {line}"
         return (
             f"the hub cannot be reached, and {repo} is {there} on this machine: check the network or HTTPS_PROXY, or "
             f"copy the hub's cache folder from a machine that has run {line}"

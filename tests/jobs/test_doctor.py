@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.memory import free_bytes
-from riebench.jobs import doctor, inventory
+from riebench.jobs import inventory
 from riebench.jobs.doctor import examine, is_ready, smaller
 from riebench.jobs.dry_run import prepare_forecast
 from riebench.jobs.forecast import forecast
@@ -68,7 +68,7 @@ def test_a_damaged_shipped_file_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         return "0" if path.parent.name == "judge" else file_sha256(path)
 
     monkeypatch.setattr("riebench.models.assets.file_sha256", hashed)
-    monkeypatch.setattr(doctor, "sae_checks", lambda *_: [])
+    monkeypatch.setattr("riebench.jobs.downloads.sae_checks", lambda *_: [])
     (check,) = bad(RunRequest(device="cpu", settings=("no_edit",))).values()
     assert check.what == "shipped judge" and "is damaged" in check.found
     assert check.mend.startswith("git checkout -- ")

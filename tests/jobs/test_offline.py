@@ -48,7 +48,18 @@ def test_variables_and_imported_libraries_follow_and_are_put_back(monkeypatch: p
 def test_the_users_own_variable_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(RiebenchError, match=r"a/b is not on this machine: leave --offline out"):
+    with pytest.raises(
+        RiebenchError,
+        match=r"HF_HUB_OFFLINE=yes keeps .*; unset HF_HUB_OFFLINE, or fetch it first with `hf",
+    ):
+        fetch("a/b", patterns=["*"])
+    with offline_mode(), pytest.raises(RiebenchError, match="unset HF_HUB_OFFLINE and leave --offline out, or fetch"):
+        fetch("a/b", patterns=["*"])
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with (
+        offline_mode(),
+        pytest.raises(RiebenchError, match="a/b is not on this machine: leave --offline out, or fetch"),
+    ):
         fetch("a/b", patterns=["*"])
 
 
@@ -111,7 +122,9 @@ def test_the_command_line_offline_asks_no_network(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob("records.jsonl"))
     messages = [line for line in done.stderr.splitlines() if line.startswith("riebench: ")]
     assert len(messages) == 2
-    assert "stabilityai/sdxl-turbo is not on this machine: leave --offline out" in messages[1]
+    assert (
+        "not on this machine: model sdxl-turbo (6.9 GB), scorer clip-l14 (1.7 GB); leave --offline out" in messages[1]
+    )
 
 
 def test_cached_snapshots_are_found_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

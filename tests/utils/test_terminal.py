@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import MAX_MESSAGE_LENGTH
+from riebench.utils import terminal
 from riebench.utils.markup import code_span, escape_markdown
-from riebench.utils.terminal import add_row, print_above_bars, print_document, print_line, print_table
+from riebench.utils.terminal import ProgressBar, add_row, print_above_bars, print_document, print_line, print_table
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\reverything holds\n[red]x[/red] [link=file:///x]y[/link]\x00"
 
@@ -74,7 +76,107 @@ def test_nothing_is_printed_past_these_functions() -> None:
                 called = ast.unparse(node.func)
                 if called == "print" or PRINTERS.search(called):
                     found.append(f"{name}:{node.lineno} {called}")
+        for imported in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(imported, ast.Import | ast.ImportFrom) and "tqdm" in ast.unparse(imported):
+                found.append(f"{name}:{imported.lineno} {ast.unparse(imported)}")
     assert not found
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of progress, standing still."""
+    made = Clock()
+    monkeypatch.setattr(terminal, "clock", made)
+    return made
+
+
+def test_progress_is_a_line_for_every_tenth_where_there_is_no_terminal(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in ProgressBar(range(200), title="toy-turbo", unit="image"):
+        clock.now += 0.5
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "toy-turbo:  10% (20 of 200 images), 2 images/s, 00:10 passed, 01:30 left"
+    assert lines[-1] == "toy-turbo: 100% (200 of 200 images), 2 images/s, 01:40 passed"
+
+
+def test_slow_progress_has_a_line_a_minute_and_quick_work_none(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar: ProgressBar[None] = ProgressBar(title="collect", unit="picture", total=1000, first=100)
+    for _ in range(7):
+        clock.now += 25
+        bar.update()
+        bar.note(loss="0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "collect:  10% (103 of 1000 pictures), 25 s/picture, 01:15 passed, 6:13:45 left, loss=0.5",
+        "collect:  11% (106 of 1000 pictures), 25 s/picture, 02:30 passed, 6:12:30 left, loss=0.5",
+    ]
+    bar.close()
+    bar.close()
+    assert capsys.readouterr().err.startswith("collect:  11% (107 of 1000 pictures)")
+    with ProgressBar[None](title="stream", unit="prompt") as unknown:
+        clock.now += 61
+        unknown.update(122)
+    assert capsys.readouterr().err == "stream: 122 prompts, 2 prompts/s, 01:01 passed\n"
+    for _ in ProgressBar(range(1000), title="quick"):
+        clock.now += 0.0005
+    for hidden in (ProgressBar(range(20), title="x", shown=False), ProgressBar([], title="x")):
+        for _ in hidden:
+            clock.now += 100
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_is_a_bar_in_a_terminal_and_in_a_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for _ in ProgressBar(range(3), title=EVIL, unit="image"):
+        pass
+    shown = capsys.readouterr().err
+    assert "100%|" in shown and "3/3" in shown and "\r" in shown and "\x1b[2J" not in shown
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    made: list[dict[str, Any]] = []
+
+    class Bar:
+        """The notebook's own kind."""
+
+        def __init__(self, **options: Any) -> None:
+            made.append(options)
+
+        def update(self, count: int) -> None:
+            made[-1]["done"] = made[-1].get("done", 0) + count
+
+        def close(self) -> None:
+            made[-1]["closed"] = True
+
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", sys)
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    for _ in ProgressBar(range(3), title="play", unit="image"):
+        pass
+    assert (made[0]["desc"], made[0]["total"], made[0]["done"], made[0]["closed"]) == ("play", 3, 3, True)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_leaves_the_last_state_behind(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        for number in ProgressBar(range(100), title="run", unit="image"):
+            clock.now += 1
+            if number == 4:
+                raise KeyboardInterrupt
+    assert capsys.readouterr().err == "run:   4% (4 of 100 images), 1.25 s/image, 00:05 passed, 02:00 left\n"
 
 
 def hostile_run(place: Path) -> Path:

@@ -20,8 +20,6 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from riebench.errors import RiebenchError, StoreError
 from riebench.generation.regions.options import parse_regions
 from riebench.methods.base import get_method
@@ -44,6 +42,7 @@ from riebench.store.records import EditRecord
 from riebench.tasks.schema import EditTask
 from riebench.utils.files import write_atomic
 from riebench.utils.images import picture_path
+from riebench.utils.terminal import ProgressBar
 
 MAX_EVENTS = 16
 """Events of a pool that may wait for the caller; then the workers' threads wait."""
@@ -312,7 +311,7 @@ def run_with_workers(
         regions = parse_regions(assignment.regions)
         with open_folders(folders, units, model, regions.identity, notes, redo=redo, shard=shard) as works:
             total = sum(len(work.units) for work in works)
-            with tqdm(total=total, unit="image", desc=model.name, disable=not progress) as bar:
+            with ProgressBar[None](title=model.name, unit="image", total=total, shown=progress) as bar:
                 writer = Writer(workers, folders, info, bar, say, tasks=assignment.pool)
                 writer.run(works, EXAMPLES_PER_ITEM if regions.models else 1, stop_after)
     finally:

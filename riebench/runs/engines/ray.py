@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -118,7 +120,8 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[Any]:
         return
     own = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers or 1)} if address is None else {}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+        with _own_end_signal():
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
     except Exception as error:
         # Any exception: Ray raises a bare Exception when its processes do not start in time.
         where = f"no Ray cluster at --address {address}" if address else "Ray cannot be started here"
@@ -129,6 +132,28 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_end_signal() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM while Ray starts.
+
+    Ray puts its own in that place, which would end the process as if it had failed, without a word on what is kept.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.getsignal(signal.SIGTERM)
+    received = False
+    try:
+        yield
+    except SystemExit:
+        # Ray had set its answer already, and the signal came.
+        received = True
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    if received:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _check_address(address: str | None) -> None:

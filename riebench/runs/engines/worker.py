@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from riebench.errors import DeviceLostError, reason
 from riebench.generation.memory import automatic_batch_size
@@ -33,6 +32,7 @@ from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.images import encode_png
+from riebench.utils.terminal import ProgressBar
 
 if TYPE_CHECKING:
     from riebench.runs.runner import Runner
@@ -156,7 +156,13 @@ class WorkerRunner:
         self.info = WorkerInfo(specs, environment_notes(model), size)
         self._shared = next(iter(prepared.values())).folder.shared
         self._runner: Runner = Runner(
-            model, prepared, regions, size, tqdm(disable=True), offline=assignment.offline, pool=assignment.pool
+            model,
+            prepared,
+            regions,
+            size,
+            ProgressBar(title="", shown=False),
+            offline=assignment.offline,
+            pool=assignment.pool,
         )
 
     def send(self, message: Message) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from riebench.errors import MetricError, RiebenchError, foreign_code, near_match
 from riebench.registry import NETWORKS, PackageError
-from riebench.utils.hub import fetch, is_offline
+from riebench.utils.hub import fetch, is_offline, offline_remedy
 from riebench.utils.terminal import warnings_held
 
 T = TypeVar("T")
@@ -163,6 +163,8 @@ def from_hub(
                 return folder
     pin = f" --revision {revision}" if revision else ""
     line = f"hf download {repository}{pin} {' '.join(choices[0])}"
+    if not why and (offline or is_offline()):
+        why = f": {offline_remedy()}"
     raise MetricError(f"{repository} is not on this machine (`{line}` brings it){why}")
 
 

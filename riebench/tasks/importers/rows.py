@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from riebench.errors import RiebenchError, near_match
 from riebench.tasks.mask_files import mask_from_picture
 from riebench.tasks.masks import Mask
+from riebench.utils.hub import offline_remedy, offline_variable
 from riebench.utils.images import decode_image
 
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
@@ -224,7 +225,8 @@ def _open(source: DatasetSource, load: Any) -> Any:
             f"terms at https://huggingface.co/datasets/{source.name} and log in with `hf auth login`"
         ) from error
     except ConnectionError as error:
-        remedy = "leave --offline out" if source.offline else "check the network or HTTPS_PROXY"
+        away = source.offline or offline_variable() is not None
+        remedy = offline_remedy() if away else "check the network or HTTPS_PROXY"
         raise RiebenchError(
             f"{source.name} is not on this machine and the hub cannot be reached: {remedy}, or name a local "
             "file or folder"

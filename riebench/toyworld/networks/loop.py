@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from riebench.utils.terminal import ProgressBar
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -157,9 +158,7 @@ def _loop(
     saved, average = time.monotonic(), None
     with (folder / "loss.csv").open("a", newline="") as log:
         writer = csv.writer(log)
-        bar = tqdm(
-            range(first, stage.steps), initial=first, total=stage.steps, desc=f"train {stage.name}", mininterval=5
-        )
+        bar = ProgressBar(range(first, stage.steps), title=f"train {stage.name}", total=stage.steps, first=first)
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(stage, step)
@@ -177,7 +176,7 @@ def _loop(
                 raise RuntimeError(f"{stage.name}: the loss is {value} at step {step}")
             average = value if average is None else 0.98 * average + 0.02 * value
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{average:.4f}")
+                bar.note(loss=f"{average:.4f}")
                 writer.writerow([step, f"{average:.6f}"])
                 log.flush()
             if time.monotonic() - saved > stage.checkpoint_seconds:
