@@ -39,7 +39,7 @@ from riebench.tasks.prompts import (
 CELL_COVER = 0.3
 """A grid cell belongs to a region if at least this share of its pixels does."""
 
-EQUAL_VALUES = 1e-5
+EQUAL_VALUES = 2e-6
 """Attention that differs by at most this share of the largest is on one side of the cut between two classes."""
 EQUAL_CUTS = 1e-3
 """Cuts between two classes are equally good if their variances differ by what values that move by `EQUAL_VALUES` can
