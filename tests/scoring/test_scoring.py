@@ -260,9 +260,9 @@ def test_settings_share_pictures_and_batches(tmp_path: Path) -> None:
 def test_source_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
 
-    def counting(folder: Path, name: str) -> np.ndarray:
+    def counting(folder: Path, name: str, sha256: str | None = None) -> np.ndarray:
         reads.append(folder / name)
-        return read_image(folder, name)
+        return read_image(folder, name, sha256)
 
     monkeypatch.setattr("riebench.scoring.score.read_image", counting)
     folders = []
