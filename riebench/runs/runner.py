@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.memory import BatchSize, automatic_batch_size, examples_together
 from riebench.generation.prefix import Prefix
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
+from riebench.generation.units import UnitRecorder
 from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, Role
 from riebench.methods.editors import Editor, EditorContext
 from riebench.models.loading import LoadedModel
@@ -78,6 +80,19 @@ class Row:
         if self.prefix is None:
             return 0, -1
         return self.prefix.rank(self.prefix.cut(self.edit))
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """The source and target runs of some examples.
+
+    Attributes:
+        result: pictures, traces and what edited runs can share.
+        units: feed-forward units that are too many for the traces, if they are kept.
+    """
+
+    result: GenerationResult
+    units: UnitRecorder | None
 
 
 def distinct_prefixes(rows: Sequence[Row]) -> list[Prefix]:
@@ -332,21 +347,25 @@ class Runner:
         start = 0
         while start < len(works):
             chunk = works[start : start + examples_together(nbytes, self.batches.size)]
+            chunk = chunk[: self.captures.examples_at_once(chunk)]
             self.batches.each(chunk, len(ROLES), self._generate_pairs, self._run_examples, self._fail_work)
             start += len(chunk)
         self._flush()
 
-    def _generate_pairs(self, works: Sequence[ExampleWork]) -> GenerationResult:
+    def _generate_pairs(self, works: Sequence[ExampleWork]) -> PairBatch:
         """Generate the source pictures of all examples, then their target pictures.
 
         All are of one batch, and both pictures of an example have the same noise.
         """
         prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
-        captures = self.captures.captures(works)
-        return self.generator.generate(
+        units = self.captures.units_to_keep(works)
+        captures = self.captures.captures(works, units)
+        result = self.generator.generate(
             prompts, [work.noise for work in works] * 2, capture=captures, keep_latents=self.captures.needs_latents,
             keep_prefix=self.captures.prefix(works),
         )  # fmt: skip
+        # What takes the units leaves no trace.
+        return PairBatch(replace(result, traces=result.traces[:2]), units)
 
     def _fail_work(self, work: ExampleWork, why: str) -> None:
         self.recorder.finish(work.units, "error", why)
@@ -358,15 +377,17 @@ class Runner:
             self._flush()
             self.recorder.failures.check()
 
-    def _run_examples(self, works: Sequence[ExampleWork], pair: GenerationResult) -> None:
+    def _run_examples(self, works: Sequence[ExampleWork], made: PairBatch) -> None:
+        pair = made.result
         for index, work in enumerate(works):
-            self._run_example(work, pair, index, len(works))
+            self._run_example(work, made, index, len(works))
             self._stop_if_all_fail()
         # Edits of long runs read this trace: it can be freed only when they are done.
         if pair.traces[0].long or self.pending.over_limit:
             self._flush()
 
-    def _run_example(self, work: ExampleWork, pair: GenerationResult, index: int, count: int) -> None:
+    def _run_example(self, work: ExampleWork, batch: PairBatch, index: int, count: int) -> None:
+        pair = batch.result
         rows: dict[Role, int] = {"source": index, "target": index + count}
         pictures = {role: self.recorder.shared_image(work, role, pair.images[row]) for role, row in rows.items()}
         try:
@@ -380,8 +401,10 @@ class Runner:
         latents = {} if pair.latents is None else {role: pair.latents[row] for role, row in rows.items()}
         runs = ExampleRuns(
             work.plain, work.seed, pair.traces[0], rows, masks, self.captures.unit_layers, self.captures.measure(work),
-            work.task.region_rule, latents, self.references.others(work),
+            rule=work.task.region_rule, latents=latents, others=self.references.others(work),
         )  # fmt: skip
+        if batch.units is not None and batch.units.holds(index):
+            runs.units = {role: batch.units.take(row, partial(runs.positions, role)) for role, row in rows.items()}
         made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
         for unit in self._run_editors(work, masks, pictures):
             place = (unit.setting.name, unit.blocks)
