@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +36,10 @@ from riebench.runs.failures import STOP_AFTER, FailureWatch
 from riebench.runs.masks import MaskMaker
 from riebench.runs.plan import ExampleWork, Unit, check_request, plan
 from riebench.runs.prepare import PreparedSetting, environment_notes, open_folders, prepare_all
+from riebench.runs.recorder import Pixels, Recorder
 from riebench.runs.references import References
 from riebench.store.folder import Redo, RunFolder
-from riebench.store.records import BlockFeatures, EditRecord
+from riebench.store.records import BlockFeatures
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditTask, Setting
 
@@ -46,9 +47,6 @@ NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""
 MAX_PENDING_CHUNKS = 2
 """Chunks of examples whose rows may wait, and with them the activations they share; one more is being made."""
-
-Pixels = NDArray[np.uint8]
-"""One picture: uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -179,63 +177,6 @@ class EditorRunner:
                 save(unit, picture, made[1], len(some))
 
         sizes.each(units, 1, make, keep, fail)
-
-
-class Recorder:
-    """Writer of the runner's pictures and records.
-
-    Args:
-        prepared: setting name -> setting; their folders are being written.
-        bar: progress bar that counts units.
-
-    Attributes:
-        failures: is told every outcome.
-    """
-
-    def __init__(self, prepared: Mapping[str, PreparedSetting], bar: Any) -> None:
-        self.prepared = prepared
-        self.bar = bar
-        self.failures = FailureWatch(0)
-        self.shared = next(iter(prepared.values())).folder.shared
-
-    def shared_image(self, work: ExampleWork, role: Role, fresh: Pixels) -> Pixels:
-        """Store a source or target picture, unless it is stored; return the stored one.
-
-        The stored one stays because earlier settings were compared with it.
-        """
-        name = self.shared.image_name(work.units[0].key, role)
-        if not (self.shared.path / name).exists():
-            self.shared.write_image(name, fresh)
-        return self.shared.read_image(name)
-
-    def details(self, unit: Unit, masks: RegionMasks) -> dict[str, Any]:
-        """Return the fields that every record with a picture has in common."""
-        return {
-            "source_image": self.shared.image_name(unit.key, "source"),
-            "target_image": self.shared.image_name(unit.key, "target"),
-            "mask_share": masks.share,
-        }
-
-    def save(self, unit: Unit, picture: Pixels, details: Mapping[str, Any]) -> None:
-        """Store a unit's picture and then its record."""
-        folder = self.prepared[unit.setting.name].folder
-        name, sha256 = folder.write_image(unit.key, picture)
-        self._append(
-            unit,
-            EditRecord(
-                key=unit.key, status="ok", image=name, image_sha256=sha256, cluster=unit.example.cluster, **details
-            ),
-        )
-
-    def finish(self, units: Sequence[Unit], status: Literal["skipped", "error"], reason: str) -> None:
-        """Record units that have no picture."""
-        for unit in units:
-            self._append(unit, EditRecord(key=unit.key, status=status, reason=reason, cluster=unit.example.cluster))
-
-    def _append(self, unit: Unit, record: EditRecord) -> None:
-        self.prepared[unit.setting.name].folder.append(record)
-        self.failures.note(record)
-        self.bar.update()
 
 
 def run_benchmark(
@@ -490,5 +431,7 @@ class Runner:
 
     def _save_rows(self, rows: Sequence[Row], made: tuple[NDArray[np.uint8], float]) -> None:
         images, seconds = made
-        for row, picture in zip(rows, images, strict=True):
-            self.recorder.save(row.unit, picture, {**row.details, "seconds": seconds, "batch_size": len(rows)})
+        took = {"seconds": seconds, "batch_size": len(rows)}
+        self.recorder.save_all(
+            [(row.unit, picture, {**row.details, **took}) for row, picture in zip(rows, images, strict=True)]
+        )

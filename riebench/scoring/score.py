@@ -431,10 +431,9 @@ def _read_ahead(
 
     with ThreadPoolExecutor(1, "riebench-read") as thread:
         coming = [thread.submit(read, batch) for batch in batches[:1]]
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        for number, batch in enumerate(batches, start=1):
             samples = coming.pop().result()
-            if following is not None:
-                coming.append(thread.submit(read, following))
+            coming += [thread.submit(read, following) for following in batches[number : number + 1]]
             yield batch, samples
 
 
