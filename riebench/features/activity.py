@@ -10,6 +10,7 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,12 @@ Float = NDArray[np.float32]
 BINS = 64
 LARGEST_SEED = 2**43
 """Of the seeds that users give; noise has seeds below 2**63."""
+RANKED_BITS = 12
+"""Binary digits of the values that features and pictures are ranked by, a relative precision of 1/4096 at most.
+
+The last digits of a value depend on the machine and the batch; where two values agree in the first ones, the smaller
+number or the earlier picture comes first.
+"""
 _CHUNK = 4096
 """Positions that are encoded at a time."""
 
@@ -53,6 +60,16 @@ class PictureActivity:
     value: float
     heat: Float
     image: NDArray[np.uint8]
+
+
+def round_for_ranking(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Round values to `RANKED_BITS` binary digits, so that nearly equal ones are equal.
+
+    Args:
+        values: finite numbers, of any shape.
+    """
+    mantissa, exponent = np.frexp(np.asarray(values, dtype=np.float64))
+    return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, RANKED_BITS)), exponent - RANKED_BITS))
 
 
 class Histogram:
@@ -85,7 +102,9 @@ class Histogram:
 
 
 class PictureRanking:
-    """The pictures with the largest keys; of equal ones those that came first.
+    """The pictures with the largest keys; of nearly equal ones those that came first.
+
+    Keys are compared as `round_for_ranking` rounds them.
 
     Args:
         most: number of pictures that are kept, at most.
@@ -102,19 +121,23 @@ class PictureRanking:
 
         Args:
             key: of the picture.
-            order: its number; of equal keys the smallest is first.
+            order: its number; of nearly equal keys the smallest is first.
         """
-        return len(self._items) < self.most or (-key, order) < self._items[-1][0]
+        return len(self._items) < self.most or self._place(key, order) < self._items[-1][0]
 
     def add(self, key: float, order: int, found: PictureActivity) -> None:
         """Add a picture; drop the one with the smallest key if there are too many."""
-        bisect.insort(self._items, ((-key, order), found), key=lambda item: item[0])
+        bisect.insort(self._items, (self._place(key, order), found), key=lambda item: item[0])
         del self._items[self.most :]
 
     @property
     def items(self) -> list[PictureActivity]:
         """The kept pictures, largest key first."""
         return [found for _, found in self._items]
+
+    @staticmethod
+    def _place(key: float, order: int) -> tuple[float, int]:
+        return -float(round_for_ranking(np.array(key))), order
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import RiebenchError, near_match
-from riebench.features.activity import Activity, observe, pictures_of
+from riebench.features.activity import Activity, observe, pictures_of, round_for_ranking
 from riebench.features.data import SAMPLE
 from riebench.features.inspect import prompts_from, stored_statistics, usual_suite
 from riebench.generation.edits import Branch, Edit, positions_of
@@ -299,7 +299,8 @@ class Painter:
     ) -> list[StrongFeature]:  # fmt: skip
         """Find the features that are strongest in a part of a picture.
 
-        Strength is relative to a feature's own mean size.
+        Strength is relative to a feature's own mean size. Features are ranked by it as `round_for_ranking` rounds it;
+        of nearly equal ones the first block in the alphabet, then the smaller number comes first.
 
         Args:
             prompt: of the picture.
@@ -326,9 +327,10 @@ class Painter:
             typical = self._activities[name].means.float()
             # A feature that was never active while measuring has no mean size to compare with.
             relative = torch.where(typical > 0, mean.abs() / typical.clamp(min=1e-9), 0.0)
-            for index in relative.topk(min(count, len(relative))).indices.tolist():
+            ranks = round_for_ranking(relative.numpy())
+            for index in (-ranks).argsort(kind="stable")[:count].tolist():
                 strong = StrongFeature(name, index, float(mean[index]), float(share[index]))
-                found.append((float(relative[index]), strong))
+                found.append((float(ranks[index]), strong))
         ranked = sorted(found, key=lambda one: (-one[0], one[1].block, one[1].index))
         return [strong for relative, strong in ranked[:count] if relative > 0]
 

@@ -40,6 +40,9 @@ SHORT_RUN = 64 * 2**20
 steps need 44 MB; SDXL Base's at 20 steps and 1024 pixels would need 840 MB."""
 UNITS_KEPT = 128 * 2**20
 """Bytes of one example's feed-forward units in float32 up to which they are kept."""
+UNITS_SHARE = 0.25
+"""Of the host's free memory: what units above `UNITS_KEPT` may take while runs are generated, so that they need not be
+generated again. They are kept there in the model's own number format."""
 PREFIX_KEPT = 256 * 2**20
 """Bytes of one source run up to which what edited runs share with it is kept (see `riebench.generation.prefix`): SDXL
 Turbo needs 24 MB in 16 bits, SDXL Base at 20 steps and 1024 pixels about 150 MB."""
@@ -164,8 +167,12 @@ class Footprint:
 
     @property
     def metered(self) -> bool:
-        """True if only means of the units are kept."""
+        """True if the units are too many for the trace."""
         return self.units * FULL > UNITS_KEPT
+
+    def unit_bytes(self, width: int) -> int:
+        """Return the bytes of the units on the host, at all positions; `width` is the bytes of a number."""
+        return self.units * width
 
     def nbytes(self, *, long: bool, metered: bool) -> int:
         """Return the bytes of the trace.

@@ -188,6 +188,8 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
     looked = f" + {2 * found.region_pairs} for region models to look at" if found.region_pairs else ""
     reasons = "runs to rank and read feed-forward units and to look at other examples"
     beside = f" + at most {found.extra_runs} {reasons}" if found.extra_runs else ""
+    apart = " + units kept" if memory.on_host else "; and in the host's memory units kept"
+    kept = f"{apart} {size_text(memory.units)}" if memory.units else ""
     lines = [
         ("model", f"{model.name}: {model.steps} steps, {guided}, {model.size} px, {model.dtype}, on {found.device}"),
         ("units", f"{found.units}: {found.units - found.missing} done, {found.missing} to make, of which "
@@ -197,7 +199,8 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
         ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
         ("time (estimate)", f"{duration(found.seconds)} for generating, scoring not counted; from {found.basis}"),
         ("memory (estimate)", f"{size_text(memory.total)} = weights and SAEs {size_text(memory.weights)} + one batch "
-                              f"of {found.batch_size} {size_text(memory.work)} + traces {size_text(memory.traces)}"),
+                              f"of {found.batch_size} {size_text(memory.work)} + traces {size_text(memory.traces)}"
+                              f"{kept}"),
         ("disk (estimate)", f"{size_text(found.disk)} of pictures"),
     ]  # fmt: skip
     if found.shard != SINGLE_SHARD:

@@ -19,8 +19,9 @@ from statistics import median
 
 from riebench.blocks import default_blocks
 from riebench.errors import RiebenchError
-from riebench.generation.memory import FULL, examples_together, footprint
+from riebench.generation.memory import FULL, HALF, examples_together, footprint
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
+from riebench.generation.units import examples_with_units
 from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
 from riebench.models.families.sizes import Shape
@@ -92,12 +93,20 @@ class CaptureCost:
     Attributes:
         nbytes: bytes of one example's source and target run.
         together: examples in memory at a time.
-        metered: True if feed-forward units are too many to be kept: the pair is generated once more to rank them.
+        metered: True if feed-forward units are too many for the traces.
+        units: bytes of one example's units that are kept in the host's memory instead; 0 if there are none or its free
+            memory does not suffice, so that the pair is generated once more to rank and read them.
     """
 
     nbytes: int
     together: int
     metered: bool
+    units: int
+
+    @property
+    def repeated(self) -> bool:
+        """True if runs are generated again for their units."""
+        return self.metered and not self.units
 
 
 def capture_cost(planned: PlannedWork, works: Sequence[ExampleWork]) -> CaptureCost:
@@ -116,7 +125,10 @@ def capture_cost(planned: PlannedWork, works: Sequence[ExampleWork]) -> CaptureC
     own = footprint(shape, model.size, model.steps, updates, units, attention)
     metered = bool(units) and (common.metered or own.metered)
     nbytes = own.nbytes(long=common.long or own.long, metered=metered)
-    return CaptureCost(nbytes, min(len(works), examples_together(nbytes, planned.batch_size)), metered)
+    together = min(len(works), examples_together(nbytes, planned.batch_size))
+    on_host = own.unit_bytes(FULL if model.dtype == "float32" else HALF) if metered else 0
+    fitting = examples_with_units(on_host, together) if metered else 0
+    return CaptureCost(nbytes, fitting or together, metered, on_host if fitting else 0)
 
 
 @dataclass(frozen=True)
@@ -127,23 +139,29 @@ class Memory:
         weights: model, autoencoder and SAEs.
         work: activations of one batch.
         traces: activations captured of the examples in work.
+        units: feed-forward units of these that are kept in the host's memory, which is not in the sum unless the host
+            generates.
+        on_host: True if the host generates.
     """
 
     weights: int
     work: int
     traces: int
+    units: int = 0
+    on_host: bool = False
 
     @property
     def total(self) -> int:
-        """The sum of all parts, in bytes."""
-        return self.weights + self.work + self.traces
+        """The sum of the parts on the device that generates, in bytes."""
+        return self.weights + self.work + self.traces + (self.units if self.on_host else 0)
 
 
 def memory(planned: PlannedWork, works: Sequence[ExampleWork]) -> Memory:
     """Estimate the memory of making some examples."""
     captured = capture_cost(planned, works)
     weights = planned.shape.weight_bytes(planned.model.dtype, planned.options)
-    return Memory(weights + planned.sae_bytes, work_bytes(planned), captured.nbytes * captured.together)
+    traces, units = captured.nbytes * captured.together, captured.units * captured.together
+    return Memory(weights + planned.sae_bytes, work_bytes(planned), traces, units, on_host=planned.device == "cpu")
 
 
 def is_searched(work: ExampleWork) -> bool:
@@ -307,7 +325,7 @@ def forecast(planned: PlannedWork) -> Forecast:
     edited = [unit for unit in missing if not get_method(unit.setting.method).copies]
     region_pairs = sum(_needs_region_pair(work, planned) for work in works)
     captured = capture_cost(planned, works)
-    extra_runs = sum(_extra_runs(work, planned, captured.metered) for work in works) + _reference_runs(works)
+    extra_runs = sum(_extra_runs(work, planned, captured) for work in works) + _reference_runs(works)
     generations = 2 * (len(works) + region_pairs) + len(edited)
     evaluations = (generations + extra_runs) * per_picture(planned.model)
     seconds, basis = run_seconds(planned, evaluations, generations)
@@ -344,13 +362,15 @@ def _needs_region_pair(work: ExampleWork, planned: PlannedWork) -> bool:
     return bool(planned.regions.models) and unseen and is_searched(work)
 
 
-def _extra_runs(work: ExampleWork, planned: PlannedWork, metered: bool) -> int:
+def _extra_runs(work: ExampleWork, planned: PlannedWork, captured: CaptureCost) -> int:
     """Count the further runs, at most, of one example.
 
-    They rank its units, and read them in each batch of large edits.
+    They rank its units, and read them in each batch of large edits, where the units are not kept.
     """
-    ranked = metered and any("units" in get_method(unit.setting.method).needs for unit in work.units)
-    paired = sum(_reads_pairs(unit, planned, metered) for unit in work.units)
+    if captured.units:
+        return 0
+    ranked = captured.repeated and any("units" in get_method(unit.setting.method).needs for unit in work.units)
+    paired = sum(_reads_pairs(unit, planned, captured.repeated) for unit in work.units)
     return 2 * ranked + 2 * min(paired, math.ceil(paired / planned.batch_size) + 1)
 
 

@@ -16,8 +16,8 @@ from riebench.methods.base import AddOnly, EditContext, ExampleRuns, OtherExampl
 from riebench.methods.ranking import choose
 
 UNIT_BUDGET = 20 * 2**20
-"""Bytes of one example's neuron edit above which its values are not stored: they are read from the source and target
-run, generated beside the edited picture."""
+"""Bytes of one example's neuron edit above which its values are not stored with it: they are read from the source and
+target run, whose units are kept on the host or which are generated beside the edited picture."""
 
 ROLES: tuple[Role, Role] = ("target", "source")
 
@@ -121,7 +121,8 @@ def neurons(
 ) -> Edit:
     """Switch feed-forward units of the blocks, chosen like features, on and off.
 
-    Values of up to `UNIT_BUDGET` bytes are stored with the edit; for larger choices only the units' numbers are kept.
+    Values of up to `UNIT_BUDGET` bytes are stored with the edit; for larger choices only the units' numbers are. Their
+    values are then read from what the host keeps of the two runs, or from the runs generated once more.
 
     Args:
         ctx: the example.
@@ -149,7 +150,7 @@ def neurons(
     chosen = {site: (add, remove) for site, (add, remove) in chosen.items() if len(add) + len(remove)}
     adds_alone = ctx.only_adds(add_only)
     kept = runs.measure is None and _stored_size(runs, chosen, values, adds_alone) <= UNIT_BUDGET
-    make = _stored_edit if kept else _paired_edit
+    make = _stored_edit if kept else _viewed_edit if runs.units else _paired_edit
     sites: dict[str, SiteEdit] = {
         site: make(runs, site, add, remove, values, adds_alone) for site, (add, remove) in chosen.items()
     }
@@ -170,6 +171,14 @@ def _stored_size(runs: ExampleRuns, chosen: Mapping[str, tuple[Tensor, Tensor]],
 def _stored_edit(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
     return transfer(
         runs.masked("target", site)[..., add], runs.masked("source", site)[..., remove],
+        runs.positions("target", site), runs.positions("source", site),
+        target_basis=Basis(columns=add), source_basis=Basis(columns=remove), values=values, add_only=add_only,
+    )  # fmt: skip
+
+
+def _viewed_edit(runs: ExampleRuns, site: str, add: Tensor, remove: Tensor, values: str, add_only: bool) -> SiteEdit:
+    return transfer(
+        runs.units["target"].view(site, add), runs.units["source"].view(site, remove),
         runs.positions("target", site), runs.positions("source", site),
         target_basis=Basis(columns=add), source_basis=Basis(columns=remove), values=values, add_only=add_only,
     )  # fmt: skip

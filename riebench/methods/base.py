@@ -21,6 +21,7 @@ from riebench.errors import RiebenchError, foreign_code, near_match
 from riebench.generation.edits import Edit, StepValues, Values, positions_of
 from riebench.generation.regions.masks import to_grid
 from riebench.generation.trace import Trace
+from riebench.generation.units import UnitValues
 from riebench.methods.access import Access, Guarded, GuardedMapping, GuardedTrace
 from riebench.methods.ranking import UnitMeter, means, normalise_units
 from riebench.registry import METHODS
@@ -94,6 +95,7 @@ class ExampleRuns:
         masks: its regions.
         unit_layers: block -> number of its feed-forward layers; empty if units were not captured.
         measure: takes the means of units that are too many for the trace; None if the trace has them.
+        units: the units themselves, if they are too many for the trace and the host has the memory; empty otherwise.
         rule: the region rule of the example's category.
         latents: latents of both runs after each step, [T, c, h, w], if a method needs them.
         others: the other examples of the category, if a method needs them.
@@ -106,6 +108,7 @@ class ExampleRuns:
     masks: RegionMasks
     unit_layers: Mapping[str, int] = field(default_factory=dict)
     measure: Callable[[ExampleRuns], UnitMeter] | None = None
+    units: Mapping[Role, UnitValues] = field(default_factory=dict)
     rule: RegionRule = "edit"
     latents: Mapping[Role, Tensor] = field(default_factory=dict)
     others: OtherExamples | None = None
@@ -278,6 +281,7 @@ class EditContext:
         if not access.has("PA") and runs.rows["target"] != runs.rows["source"]:
             changes["rows"] = GuardedMapping(runs.rows, access, {"target": "PA"})
             changes["trace"] = GuardedTrace(runs.trace, access, runs.rows["target"], "PA")
+            changes["units"] = GuardedMapping(runs.units, access, {"target": "PA"})
         if not access.has("P"):
             changes["example"] = Guarded(runs.example, access, "P", frozenset({"target"}))
             changes["latents"] = GuardedMapping(runs.latents, access, {"target": "P"})
@@ -299,7 +303,8 @@ class EditContext:
         runs, row = self.runs, self.runs.rows["source"]
         example = runs.example.model_copy(update={"target": runs.example.source})
         rows: dict[Role, int] = {"source": row, "target": row}
-        twice = replace(runs, example=example, rows=rows, _codes={}, _means={}, _meters=[])
+        units = dict.fromkeys(ROLES, runs.units["source"]) if runs.units else {}
+        twice = replace(runs, example=example, rows=rows, units=units, _codes={}, _means={}, _meters=[])
         return replace(self, runs=twice)
 
 

@@ -6,7 +6,7 @@ many to keep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from riebench.errors import RiebenchError
 from riebench.generation.trace import FULL_PRECISION, precision_of
+from riebench.generation.units import UnitValues
 
 AGGREGATES = ("first", "mean")
 NOISE = 8
@@ -62,12 +63,22 @@ class UnitMeter:
         """Add one step of one site, [B, H*W, units]."""
         self.precision = max(self.precision, precision_of(values))
         for row in range(values.shape[0]):
-            at = values[row][self._positions(row, site).to(values.device)].to(torch.float32)
-            mean = means(normalise_units(at[None]))
-            key = (row, site)
-            self._first.setdefault(key, mean)
-            self._sum[key] = self._sum[key] + mean if key in self._sum else mean
-            self._steps[key] = self._steps.get(key, 0) + 1
+            self.add(row, site, values[row][self._positions(row, site).to(values.device)].to(torch.float32))
+
+    def add(self, row: int, site: str, values: Tensor) -> None:
+        """Add one step of one run's site at the positions to look at, float32 [P, units]."""
+        mean = means(normalise_units(values[None]))
+        key = (row, site)
+        self._first.setdefault(key, mean)
+        self._sum[key] = self._sum[key] + mean if key in self._sum else mean
+        self._steps[key] = self._steps.get(key, 0) + 1
+
+    def read(self, row: int, units: UnitValues, sites: Sequence[str]) -> None:
+        """Add all steps of one run's sites, as they were kept."""
+        self.precision = max(self.precision, units.precision)
+        for site in sites:
+            for step in range(units.steps_of(site)):
+                self.add(row, site, units.step(site, step))
 
     def mean(self, row: int, site: str, aggregate: str) -> Tensor:
         """Return the mean of each unit, divided by its norm over the positions.

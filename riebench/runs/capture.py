@@ -12,6 +12,7 @@ from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import known_sites, unit_layers
 from riebench.generation.memory import PREFIX_KEPT, PREFIX_STEPS, Footprint, footprint, prefix_bytes
 from riebench.generation.prefix import PrefixPlan
+from riebench.generation.units import UnitRecorder, examples_with_units
 from riebench.methods.base import ROLES, ExampleRuns
 from riebench.methods.ranking import UnitMeter
 from riebench.runs.plan import ExampleWork
@@ -82,13 +83,41 @@ class CapturePlan:
             self._shape, model.spec.size, model.spec.steps, plan.blocks, len(plan.steps), width, guided=model.guided
         )
 
-    def captures(self, works: Sequence[ExampleWork]) -> list[Capture]:
-        """List the captures of a pair: updates and units first, then text attention."""
+    def units_to_keep(self, works: Sequence[ExampleWork]) -> UnitRecorder | None:
+        """Return what takes the units that are too many for the trace.
+
+        Those of the first examples, as many as the host's free memory allows; their rows are those of a batch of all
+        source and then all target runs. None if there are no such units, or no memory for them.
+        """
+        count = self._count_with_units(works)
+        return UnitRecorder([*range(count), *range(len(works), len(works) + count)]) if count else None
+
+    def examples_at_once(self, works: Sequence[ExampleWork]) -> int:
+        """Return how many of some examples are looked at together.
+
+        As many as units can be kept of, rather than generating the runs of the others again; all where there are no
+        such units, or no memory for those of one example.
+        """
+        return self._count_with_units(works) or len(works)
+
+    def _count_with_units(self, works: Sequence[ExampleWork]) -> int:
+        _, units = self._blocks(works)
+        if not units or not self._is_metered(works):
+            return 0
+        width = next(self.generator.model.denoiser.parameters()).element_size()
+        return examples_with_units(self.footprint(works).unit_bytes(width), len(works))
+
+    def captures(self, works: Sequence[ExampleWork], recorder: UnitRecorder | None = None) -> list[Capture]:
+        """List the captures of a pair: updates and units first, then text attention.
+
+        Last come the units that are too many for the trace, if a recorder takes them.
+        """
         updates, units = self._blocks(works)
         sites = () if self._is_metered(works) else self._unit_sites(units)
         looked = self._attention_blocks() if self._any_uses_attention(works) else ()
         long = self.is_long(works)
-        return [Capture((*updates, *sites), long=long), Capture(looked, ("attention",), long=long)]
+        found = [Capture((*updates, *sites), long=long), Capture(looked, ("attention",), long=long)]
+        return found if recorder is None else [*found, Capture(self._unit_sites(units), sink=recorder)]
 
     def reference_captures(self, work: ExampleWork) -> list[Capture]:
         """List the captures of an example that serves as a reference of others.
@@ -109,8 +138,8 @@ class CapturePlan:
     def measure(self, work: ExampleWork) -> Callable[[ExampleRuns], UnitMeter] | None:
         """Return a function that measures the means of an example's units.
 
-        The function generates the pair once more. It serves units that are too many to be captured; None if there are
-        none.
+        The function reads the units that are kept on the host, or generates the pair once more. It serves units that
+        are too many for the trace; None if there are none.
         """
         _, units = self._blocks([work])
         if not units or not self._is_metered([work]):
@@ -119,6 +148,10 @@ class CapturePlan:
 
         def meter(runs: ExampleRuns) -> UnitMeter:
             found = UnitMeter(lambda row, site: runs.positions(ROLES[row], site))
+            if runs.units:
+                for row, role in enumerate(ROLES):
+                    found.read(row, runs.units[role], sites)
+                return found
             prompts = [runs.example.source, runs.example.target]
             self.generator.generate(prompts, [work.noise] * 2, capture=Capture(sites, sink=found))
             return found

@@ -13,8 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.memory import BatchSize, automatic_batch_size, examples_together
 from riebench.generation.prefix import Prefix
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
+from riebench.generation.units import UnitRecorder
 from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, Role
 from riebench.methods.editors import Editor, EditorContext
 from riebench.models.loading import LoadedModel
@@ -33,9 +35,10 @@ from riebench.runs.failures import STOP_AFTER, FailureWatch
 from riebench.runs.masks import MaskMaker
 from riebench.runs.plan import ExampleWork, Unit, check_request, plan
 from riebench.runs.prepare import PreparedSetting, environment_notes, open_folders, prepare_all
+from riebench.runs.recorder import Pixels, Recorder
 from riebench.runs.references import References
 from riebench.store.folder import Redo, RunFolder
-from riebench.store.records import BlockFeatures, EditRecord
+from riebench.store.records import BlockFeatures
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.terminal import ProgressBar
@@ -44,9 +47,6 @@ NO_REGION = "no_region"
 """Reason of a unit whose example's region was not found."""
 MAX_PENDING_CHUNKS = 2
 """Chunks of examples whose rows may wait, and with them the activations they share; one more is being made."""
-
-Pixels = NDArray[np.uint8]
-"""One picture: uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,19 @@ class Row:
         if self.prefix is None:
             return 0, -1
         return self.prefix.rank(self.prefix.cut(self.edit))
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """The source and target runs of some examples.
+
+    Attributes:
+        result: pictures, traces and what edited runs can share.
+        units: feed-forward units that are too many for the traces, if they are kept.
+    """
+
+    result: GenerationResult
+    units: UnitRecorder | None
 
 
 def distinct_prefixes(rows: Sequence[Row]) -> list[Prefix]:
@@ -164,63 +177,6 @@ class EditorRunner:
                 save(unit, picture, made[1], len(some))
 
         sizes.each(units, 1, make, keep, fail)
-
-
-class Recorder:
-    """Writer of the runner's pictures and records.
-
-    Args:
-        prepared: configuration name -> configuration; their folders are being written.
-        bar: progress bar that counts units.
-
-    Attributes:
-        failures: is told every outcome.
-    """
-
-    def __init__(self, prepared: Mapping[str, PreparedSetting], bar: Any) -> None:
-        self.prepared = prepared
-        self.bar = bar
-        self.failures = FailureWatch(0)
-        self.shared = next(iter(prepared.values())).folder.shared
-
-    def shared_image(self, work: ExampleWork, role: Role, fresh: Pixels) -> Pixels:
-        """Store a source or target picture, unless it is stored; return the stored one.
-
-        The stored one stays because earlier configurations were compared with it.
-        """
-        name = self.shared.image_name(work.units[0].key, role)
-        if not (self.shared.path / name).exists():
-            self.shared.write_image(name, fresh)
-        return self.shared.read_image(name)
-
-    def details(self, unit: Unit, masks: RegionMasks) -> dict[str, Any]:
-        """Return the fields that every record with a picture has in common."""
-        return {
-            "source_image": self.shared.image_name(unit.key, "source"),
-            "target_image": self.shared.image_name(unit.key, "target"),
-            "mask_share": masks.share,
-        }
-
-    def save(self, unit: Unit, picture: Pixels, details: Mapping[str, Any]) -> None:
-        """Store a unit's picture and then its record."""
-        folder = self.prepared[unit.setting.name].folder
-        name, sha256 = folder.write_image(unit.key, picture)
-        self._append(
-            unit,
-            EditRecord(
-                key=unit.key, status="ok", image=name, image_sha256=sha256, cluster=unit.example.cluster, **details
-            ),
-        )
-
-    def finish(self, units: Sequence[Unit], status: Literal["skipped", "error"], reason: str) -> None:
-        """Record units that have no picture."""
-        for unit in units:
-            self._append(unit, EditRecord(key=unit.key, status=status, reason=reason, cluster=unit.example.cluster))
-
-    def _append(self, unit: Unit, record: EditRecord) -> None:
-        self.prepared[unit.setting.name].folder.append(record)
-        self.failures.note(record)
-        self.bar.update()
 
 
 def run_benchmark(
@@ -332,21 +288,25 @@ class Runner:
         start = 0
         while start < len(works):
             chunk = works[start : start + examples_together(nbytes, self.batches.size)]
+            chunk = chunk[: self.captures.examples_at_once(chunk)]
             self.batches.each(chunk, len(ROLES), self._generate_pairs, self._run_examples, self._fail_work)
             start += len(chunk)
         self._flush()
 
-    def _generate_pairs(self, works: Sequence[ExampleWork]) -> GenerationResult:
+    def _generate_pairs(self, works: Sequence[ExampleWork]) -> PairBatch:
         """Generate the source pictures of all examples, then their target pictures.
 
         All are of one batch, and both pictures of an example have the same noise.
         """
         prompts = [work.plain.source for work in works] + [work.plain.target for work in works]
-        captures = self.captures.captures(works)
-        return self.generator.generate(
+        units = self.captures.units_to_keep(works)
+        captures = self.captures.captures(works, units)
+        result = self.generator.generate(
             prompts, [work.noise for work in works] * 2, capture=captures, keep_latents=self.captures.needs_latents,
             keep_prefix=self.captures.prefix(works),
         )  # fmt: skip
+        # What takes the units leaves no trace.
+        return PairBatch(replace(result, traces=result.traces[:2]), units)
 
     def _fail_work(self, work: ExampleWork, why: str) -> None:
         self.recorder.finish(work.units, "error", why)
@@ -358,15 +318,17 @@ class Runner:
             self._flush()
             self.recorder.failures.check()
 
-    def _run_examples(self, works: Sequence[ExampleWork], pair: GenerationResult) -> None:
+    def _run_examples(self, works: Sequence[ExampleWork], made: PairBatch) -> None:
+        pair = made.result
         for index, work in enumerate(works):
-            self._run_example(work, pair, index, len(works))
+            self._run_example(work, made, index, len(works))
             self._stop_if_all_fail()
         # Edits of long runs read this trace: it can be freed only when they are done.
         if pair.traces[0].long or self.pending.over_limit:
             self._flush()
 
-    def _run_example(self, work: ExampleWork, pair: GenerationResult, index: int, count: int) -> None:
+    def _run_example(self, work: ExampleWork, batch: PairBatch, index: int, count: int) -> None:
+        pair = batch.result
         rows: dict[Role, int] = {"source": index, "target": index + count}
         pictures = {role: self.recorder.shared_image(work, role, pair.images[row]) for role, row in rows.items()}
         try:
@@ -380,8 +342,10 @@ class Runner:
         latents = {} if pair.latents is None else {role: pair.latents[row] for role, row in rows.items()}
         runs = ExampleRuns(
             work.plain, work.seed, pair.traces[0], rows, masks, self.captures.unit_layers, self.captures.measure(work),
-            work.task.region_rule, latents, self.references.others(work),
+            rule=work.task.region_rule, latents=latents, others=self.references.others(work),
         )  # fmt: skip
+        if batch.units is not None and batch.units.holds(index):
+            runs.units = {role: batch.units.take(row, partial(runs.positions, role)) for role, row in rows.items()}
         made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
         for unit in self._run_editors(work, masks, pictures):
             place = (unit.setting.name, unit.blocks)
@@ -467,5 +431,7 @@ class Runner:
 
     def _save_rows(self, rows: Sequence[Row], made: tuple[NDArray[np.uint8], float]) -> None:
         images, seconds = made
-        for row, picture in zip(rows, images, strict=True):
-            self.recorder.save(row.unit, picture, {**row.details, "seconds": seconds, "batch_size": len(rows)})
+        took = {"seconds": seconds, "batch_size": len(rows)}
+        self.recorder.save_all(
+            [(row.unit, picture, {**row.details, **took}) for row, picture in zip(rows, images, strict=True)]
+        )

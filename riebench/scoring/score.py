@@ -8,9 +8,11 @@ in float32.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,13 +30,17 @@ from riebench.store.invocations import invocation_notes
 from riebench.store.records import EditRecord, ScoreRecord, UnitKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
-from riebench.utils.files import file_sha256, parse_json, write_atomic
-from riebench.utils.images import picture_path, read_image
+from riebench.utils.files import parse_json, write_atomic
+from riebench.utils.images import read_image
 from riebench.utils.machine import keep_freed_memory
 from riebench.utils.terminal import ProgressBar
 
 SCORING_FILE = "scoring.json"
 """The networks that measured, and the prompts that were too long for them."""
+
+STORE_EVERY = 1.0
+"""Seconds of scoring after which new scores are stored; waiting for the disk after every batch would take longer than
+some networks do."""
 
 CACHED_PICTURES = 64
 """Source pictures and masks kept in memory; units are scored in the order of their source pictures."""
@@ -116,11 +122,12 @@ class FolderScores:
 
 @contextmanager
 def open_scores(folder: RunFolder, networks: Networks) -> Iterator[FolderScores]:
-    """Open a folder's scores, and write `scoring.json` at the end or on an error."""
+    """Open a folder's scores, and store new ones and `scoring.json` at the end or on an error."""
     scores = FolderScores(folder, networks)
     try:
         yield scores
     finally:
+        scores.flush()
         scores.close()
 
 
@@ -145,7 +152,7 @@ class SampleReader:
         """
         attributes = example.attributes
         return Sample(
-            edited=_read_edited(folder, record),
+            edited=read_image(folder.pictures, str(record.image), record.image_sha256),
             source=self._shared_picture(folder, record, record.source_image, "source"),
             mask=self._read_mask(folder.shared.path, folder.shared.mask_name(record.key)),
             source_prompt=example.source,
@@ -159,14 +166,6 @@ class SampleReader:
         if name is None:
             raise StoreError(f"{folder.path}: unit {record.key.digest} names no {role} picture; run it again")
         return self._read_shared(folder.shared.path, name)
-
-
-def _read_edited(folder: RunFolder, record: EditRecord) -> UInt8:
-    picture = read_image(folder.pictures, str(record.image))
-    path = picture_path(folder.pictures, str(record.image))
-    if file_sha256(path) != record.image_sha256:
-        raise StoreError(f"{path} is not the picture that was recorded; repeat `riebench run` to make it again")
-    return picture
 
 
 def _read_mask(shared: Path, name: str) -> Bool:
@@ -396,16 +395,18 @@ def _score_group(
                     items.append(_WorkItem(folder, record, example, missing))
             scores.release()
         items.sort(key=lambda item: item.order)
-        reader = SampleReader()
         with ProgressBar[None](title="scoring", unit="unit", total=len(items), shown=progress and bool(items)) as bar:
-            for start in range(0, len(items), batch_size):
-                batch = items[start : start + batch_size]
-                for item, new in zip(batch, _score_batch(batch, networks, reader), strict=True):
+            stored = time.monotonic()
+            batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+            for batch, samples in stack.enter_context(closing(_read_ahead(batches))):
+                for item, new in zip(batch, _score_batch(batch, samples, networks), strict=True):
                     opened[item.folder.path].add(new)
                     report.computed.update(one.metric for one in new)
                     report.missing.update(one.reason for one in new if one.reason is not None)
-                for scores in opened.values():
-                    scores.flush()
+                if time.monotonic() - stored >= STORE_EVERY:
+                    for scores in opened.values():
+                        scores.flush()
+                    stored = time.monotonic()
                 bar.update(len(batch))
     notes = tuple(
         f"{metric.name} not measured: {problem}"
@@ -415,9 +416,31 @@ def _score_group(
     return _merge_reports(report, ScoreReport(units, stale=stale, cut_prompts=networks.cut_prompts, notes=notes))
 
 
-def _score_batch(batch: Sequence[_WorkItem], networks: Networks, reader: SampleReader) -> list[list[ScoreRecord]]:
+def _read_ahead(
+    batches: Sequence[Sequence[_WorkItem]],
+) -> Generator[tuple[Sequence[_WorkItem], list[Sample | None]], None, None]:
+    """Yield each batch with its samples, None for units without a picture.
+
+    The next batch is read while the caller works on one. An error comes with the batch whose files are at fault, when
+    those before it are done.
+    """
+    reader = SampleReader()
+
+    def read(batch: Sequence[_WorkItem]) -> list[Sample | None]:
+        return [item.sample(reader) if item.record.status == "ok" else None for item in batch]
+
+    with ThreadPoolExecutor(1, "riebench-read") as thread:
+        coming = [thread.submit(read, batch) for batch in batches[:1]]
+        for number, batch in enumerate(batches, start=1):
+            samples = coming.pop().result()
+            coming += [thread.submit(read, following) for following in batches[number : number + 1]]
+            yield batch, samples
+
+
+def _score_batch(
+    batch: Sequence[_WorkItem], samples: Sequence[Sample | None], networks: Networks
+) -> list[list[ScoreRecord]]:
     # Metric by metric over the whole batch; units without a picture get their reason without being opened.
-    samples = [item.sample(reader) if item.record.status == "ok" else None for item in batch]
     values: dict[tuple[int, str], Value] = {}
     for metric in dict.fromkeys(metric for item in batch for metric in item.metrics):
         inputs = {i: sample for i, sample in enumerate(samples) if sample is not None and metric in batch[i].metrics}

@@ -6,6 +6,7 @@ records, which may come from anyone: `picture_path` and `stored_picture` alone t
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -209,34 +210,31 @@ def _only_draws(element: ElementTree.Element) -> bool:
     )
 
 
-def read_image(folder: Path, name: str) -> Picture:
+def read_image(folder: Path, name: str, sha256: str | None = None) -> Picture:
     """Read a stored picture as uint8 [H, W, 3].
+
+    The file is read once: what is hashed is what is decoded.
 
     Args:
         folder: the folder in which it must lie (see `picture_path`).
         name: its path relative to the folder.
+        sha256: hash of the file, where the record states it.
 
     Raises:
-        StoreError: if the file is missing, no picture, or outside the folder.
+        StoreError: if the file is missing, no picture, outside the folder, or not the one that was recorded.
     """
     path = picture_path(folder, name)
     try:
-        return _read_rgb(path)
+        data = _file_bytes(path)
+        with decode_image(data, STORED_FORMATS) as picture:
+            pixels: Picture = np.asarray(picture.convert("RGB"))
     except FileNotFoundError as error:
         raise StoreError(f"{path} is missing; make it again with the same `riebench run`") from error
     except (RiebenchError, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete it and repeat `riebench run`") from error
-
-
-def _read_rgb(path: Path) -> Picture:
-    """Read a PNG file as uint8 [H, W, 3].
-
-    Raises:
-        RiebenchError: see `open_image`.
-        FileNotFoundError: if there is no such file.
-    """
-    with open_image(path, STORED_FORMATS) as picture:
-        return np.asarray(picture.convert("RGB"))
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise StoreError(f"{path} is not the picture that was recorded; repeat `riebench run` to make it again")
+    return pixels
 
 
 def encode_png(pixels: Picture) -> bytes:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from feature_commands import BLOCK, RUNNER, active_features, run_feature, strongest_features
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from report_runs import HOSTILE, make_results, tasks
 from tiny import FEATURES, GRID, SIZE, tiny_folder, tiny_model, tiny_saes
@@ -32,6 +34,7 @@ from riebench.features.activity import (
     PictureRanking,
     nearest,
     pictures_of,
+    round_for_ranking,
 )
 from riebench.features.data import all_features, feature_folder, read_feature
 from riebench.features.drawings import heat_overlay
@@ -159,6 +162,39 @@ def test_rows_are_the_strongest_of_different_prompts_then_the_weakest() -> None:
         ("a", True), ("b", True), ("d", False), ("e", False)
     ]  # fmt: skip
     assert rows[0][0].seed == 0
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_the_strongest_pictures_do_not_hang_on_rounding(levels: list[int], most: int, seed: int) -> None:
+    values = np.array(levels, dtype=np.float32) / 8
+    ulps = np.random.default_rng(seed).integers(-4, 5, len(values)).astype(np.float32)
+    shaken = values * (1 + ulps * np.finfo(np.float32).eps)
+    found = []
+    for keys in (values, shaken):
+        ranking = PictureRanking(most)
+        for order, key in enumerate(keys.tolist()):
+            if ranking.accepts(key, order):
+                ranking.add(key, order, PictureActivity(Picture("p", order), key, keys[:1, None], flat_picture(0)[0]))
+        found.append([item.picture.seed for item in ranking.items])
+    assert found[0] == found[1] == sorted(range(len(levels)), key=lambda i: (-levels[i], i))[:most]
+    assert np.array_equal(round_for_ranking(values), values)
+    assert np.abs(round_for_ranking(shaken * 1.1) / np.maximum(shaken * 1.1, 1e-9) - (values > 0)).max() <= 2**-12
+
+
+def test_the_strongest_features_do_not_hang_on_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    painter = Painter(tiny_model(1), str(tiny_saes()), prompts=PROMPTS)
+    original = painter.sae(BLOCK).contributions
+    rounding = torch.Generator().manual_seed(0)
+
+    def alike(updates: torch.Tensor) -> torch.Tensor:
+        """All features alike but for the last digits, the later ones a little larger."""
+        values = torch.ones_like(original(updates))
+        ulps = torch.arange(values.shape[-1]) + torch.randint(0, 3, values.shape, generator=rounding)
+        return values * (1 + ulps / ulps.max() * 4 * torch.finfo(values.dtype).eps)
+
+    monkeypatch.setattr(painter.sae(BLOCK), "contributions", alike)
+    found = painter.strongest("a red cat", blocks=[BLOCK], count=5)
+    assert [one.index for one in found] == [0, 1, 2, 3, 4]
 
 
 def test_nearest_features_are_those_of_their_definition() -> None:

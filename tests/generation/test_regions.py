@@ -130,6 +130,43 @@ def test_two_classes_are_split_where_they_part() -> None:
     assert not split_otsu(torch.full((5,), 0.2)).any()
 
 
+LEVELS = st.lists(st.integers(0, 256), min_size=2, max_size=64)
+SHIFTS = st.integers(0, 2**32 - 1)
+
+
+def shaken(values: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return the same numbers, each moved by up to four units in the last place."""
+    generator = torch.Generator().manual_seed(seed)
+    ulps = torch.randint(-4, 5, values.shape, generator=generator)
+    return values * (1 + ulps * torch.finfo(values.dtype).eps)
+
+
+@given(LEVELS, st.floats(0.01, 10), SHIFTS)
+def test_the_cut_between_two_classes_does_not_hang_on_rounding(levels: list[int], scale: float, seed: int) -> None:
+    values = torch.tensor(levels, dtype=torch.float32) / 256 * scale
+    whole = split_otsu(values)
+    assert torch.equal(split_otsu(shaken(values, seed)), whole)
+    # Equal values are never parted, and the upper class is above the lower one.
+    if whole.any():
+        assert values[whole].min() > values[~whole].max()
+    else:
+        assert len(set(levels)) == 1
+
+
+def test_of_equally_good_cuts_rounding_chooses_none() -> None:
+    # By symmetry the cuts above 0 and above 1 are equally good: of equally wide gaps the lowest is taken.
+    values = torch.tensor([0.0, 0.0, 1.0, 2.0, 2.0]) + 1
+    for seed in range(20):
+        assert split_otsu(shaken(values, seed)).tolist() == [False, False, True, True, True]
+    crowd = torch.full((50,), 0.25)
+    for seed in range(20):
+        assert not split_otsu(shaken(crowd, seed)).any()
+        found = split_otsu(shaken(torch.cat([crowd, crowd + 0.5]), seed))
+        assert found.tolist() == [False] * 50 + [True] * 50
+    # Where neighbours lie closer than rounding would explain, the classes are parted all the same.
+    assert 230 < split_otsu(torch.linspace(1, 1.0005, 500, dtype=torch.float64)).sum() < 270
+
+
 @given(st.lists(st.booleans(), min_size=12, max_size=12))
 def test_run_lengths_and_back(bits: list[bool]) -> None:
     mask = np.array(bits).reshape(3, 4)

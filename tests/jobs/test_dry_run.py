@@ -18,8 +18,8 @@ from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import GenerationResult, Generator
 from riebench.generation.hooks import known_sites
-from riebench.generation.memory import automatic_batch_size
-from riebench.jobs.dry_run import forecast_job, prepare_forecast, sae_bytes
+from riebench.generation.memory import UNITS_SHARE, automatic_batch_size
+from riebench.jobs.dry_run import describe, forecast_job, prepare_forecast, sae_bytes
 from riebench.jobs.forecast import Forecast
 from riebench.jobs.request import EngineOptions, RunRequest
 from riebench.models.families.sdxl.shape import SDXL, folder_shape
@@ -29,6 +29,7 @@ from riebench.models.spec import ModelOptions
 from riebench.runs.runner import run_benchmark
 from riebench.tasks.schema import Setting
 from riebench.utils import machine
+from riebench.utils.machine import size_text
 
 TASK = """\
 category: {category}
@@ -194,9 +195,27 @@ def test_sdxl_needs_no_model_to_be_counted() -> None:
     assert large(model="sdxl-base", settings=("sae_k160",), batch_size=1).memory.traces < 0.5e9
     half = large(model="sdxl-base", settings=("sae_k160",), blocks="mid.0", options=ModelOptions(offload="model"))
     assert half.memory.weights < 5.3e9
-    units = large(settings=("neurons_k5000",))
-    # Ranked by one more pair an example, and read from pairs beside both strengths of it.
-    assert units.extra_runs == 360 * (2 + 2 * 2)
+
+
+@pytest.mark.parametrize("fitting", [0, 1, 20])
+def test_large_neuron_edits_are_counted_as_memory_or_as_further_runs(
+    monkeypatch: pytest.MonkeyPatch, fitting: int
+) -> None:
+    # Four blocks of ten layers of 5120 units at 256 positions: two runs of four steps in 16 bits.
+    needed = 2 * 4 * (4 * 10 * 5120 * 256) * 2
+    monkeypatch.setattr("riebench.utils.machine.free_ram", lambda: int((fitting + 0.5) * needed / UNITS_SHARE))
+    found = large(settings=("neurons_k5000",), batch_size=32)
+    lines = dict(describe(found))
+    if fitting:
+        held = min(fitting, 16) * needed
+        assert (found.extra_runs, found.memory.units) == (0, held)
+        assert lines["memory (estimate)"].endswith(f"; and in the host's memory units kept {size_text(held)}")
+        on_host = large(settings=("neurons_k5000",), batch_size=32, device="cpu", dtype="float16")
+        assert on_host.memory.total == found.memory.total + held
+    else:
+        # Ranked by one more pair an example, and read from pairs beside both strengths of it.
+        assert (found.extra_runs, found.memory.units) == (360 * (2 + 2 * 2), 0)
+        assert "units" not in lines["memory (estimate)"]
 
 
 def test_the_command_prints_it_and_loads_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tiny_runs import task
 from torch import nn
 
 from riebench.generation.generator import Generator
+from riebench.generation.units import examples_with_units
 from riebench.runs.capture import CapturePlan
 from riebench.runs.runner import run_benchmark
 from riebench.saes.sae import SparseAutoencoder
@@ -91,6 +92,79 @@ def test_the_published_sweep_takes_34_evaluations_an_example_and_step(tmp_path: 
     # Four blocks of two runs.
     assert counted["codes"] == 4 * 2 * EXAMPLES
     assert counted["masks"] == EXAMPLES
+
+
+UNIT_SWEEP = [
+    Setting(name="sae", method="sae", params={"n_features": 8}, strengths=(2.0, 3.0)),
+    Setting(name="steering", method="mean_steering", strengths=(2.0, 3.0)),
+    Setting(name="patch", method="activation_patch", strengths=(2.0, 3.0)),
+    Setting(name="neurons", method="neurons", params={"n_units": 100}, strengths=(2.0, 3.0)),
+]
+"""Eight edited pictures an example, two of them by units that are too many for the trace."""
+
+
+def run_unit_sweep(folder: Path, batch_size: int) -> tuple[dict[str, np.ndarray[Any, Any]], Counter[str]]:
+    """Return the pictures of two examples at four steps, and rows evaluated an example: all, and whole ones."""
+    model, counter = tiny_model(4), Counter[str]()
+    handle = rows_of(model.denoiser, counter)
+    first = model.denoiser.conv_in
+    plain = nn.Conv2d.forward
+
+    def counting(module: nn.Conv2d, values: Any) -> Any:
+        # What is taken from a source run does not come here.
+        counter["whole"] += len(values) if module is first else 0
+        return plain(module, values)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nn.Conv2d, "forward", counting)
+            folders = run_benchmark(
+                [task(2, region="house")], UNIT_SWEEP, model, results_root=folder, batch_size=batch_size,
+                saes_source=str(tiny_saes()), progress=False,
+            )  # fmt: skip
+    finally:
+        handle.remove()
+    records = [(one, record) for one in folders for record in one.records()]
+    assert Counter(record.status for _, record in records) == {"ok": 16}
+    found = {f"{one.path.name} {record.key.digest}": one.read_image(str(record.image)) for one, record in records}
+    return found, Counter({name: rows // 2 for name, rows in counter.items()})
+
+
+def test_large_neuron_edits_repeat_no_run_while_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("riebench.generation.memory.UNITS_KEPT", 0)
+    monkeypatch.setattr("riebench.methods.activations.UNIT_BUDGET", 0)
+    pictures, rows = {}, {}
+    for name, share, batch in (("kept", 0.25, 16), ("alone", 0.25, 1), ("repeated", 0.0, 16)):
+        monkeypatch.setattr("riebench.generation.memory.UNITS_SHARE", share)
+        pictures[name], rows[name] = run_unit_sweep(tmp_path / name, batch)
+    # Two runs and eight edited pictures of four steps; edits share the beginning of their first one with the source.
+    assert rows["kept"] == rows["alone"] == {"evaluations": 40, "whole": 32}
+    # Beside: two runs to rank, two more in the batch of both strengths, which then begin anew.
+    assert rows["repeated"]["evaluations"] == 40 + 16 and rows["repeated"]["whole"] > 36
+    for name in ("alone", "repeated"):
+        for unit, picture in pictures["kept"].items():
+            difference = np.abs(picture.astype(int) - pictures[name][unit])
+            assert difference.max() <= 1, unit
+
+
+def test_units_are_kept_of_as_many_examples_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("riebench.generation.memory.UNITS_KEPT", 0)
+    whole, _ = run_unit_sweep(tmp_path / "whole", 16)
+    # Memory for both when they are put together, and for one when their runs begin.
+    counts = iter((2, 1))
+    monkeypatch.setattr("riebench.runs.capture.examples_with_units", lambda nbytes, count: next(counts))
+    part, rows = run_unit_sweep(tmp_path / "part", 16)
+    assert rows["evaluations"] == 40 + 16 // 2
+    assert all(np.abs(picture.astype(int) - part[unit]).max() <= 1 for unit, picture in whole.items())
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 2), (0.125, 1), (0.1, 0), (1.0, 3)])
+def test_what_units_may_take_is_a_share_of_the_free_memory(
+    monkeypatch: pytest.MonkeyPatch, share: float, expected: int
+) -> None:
+    monkeypatch.setattr("riebench.generation.memory.UNITS_SHARE", share)
+    monkeypatch.setattr("riebench.utils.machine.free_ram", lambda: 800)
+    assert examples_with_units(100, 3) == expected
 
 
 def test_scoring_embeds_each_picture_and_prompt_once_over_all_settings(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from riebench.generation.generator import Capture, GenerationResult, Generator
 from riebench.generation.memory import Footprint, examples_together, footprint
 from riebench.generation.trace import Trace
 from riebench.generation.transfers import PairedEdit
-from riebench.methods.base import EditContext, ExampleRuns
+from riebench.generation.units import UnitRecorder
+from riebench.methods.base import ROLES, EditContext, ExampleRuns
 from riebench.methods.ranking import UnitMeter, means, normalise_units
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.families.sdxl.shape import SDXL, unet_shape
@@ -277,9 +281,12 @@ def test_long_runs_give_the_pictures_of_short_ones(
                 assert [switched(record) for record in (first, second)] == [switched(first)] * 2
 
 
+@pytest.mark.parametrize("kept", [False, True])
 def test_memory_bounds_how_many_examples_are_looked_at_together(
-    tmp_path: Path, small_limits: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_limits: Callable[[], None], monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
+    if not kept:
+        monkeypatch.setattr("riebench.generation.memory.UNITS_SHARE", 0)
     calls: list[tuple[int, bool]] = []
     original = Generator.generate
 
@@ -294,18 +301,60 @@ def test_memory_bounds_how_many_examples_are_looked_at_together(
     calls.clear()
     small_limits()
     run(tmp_path / "b", chosen, tasks=[task(2)], batch_size=8)
-    # Each example: its two runs, the two runs again for its units, its two edits.
-    assert calls == [(2, False), (2, False), (2, True)] * 2
+    # Each example: its two runs, the two runs again for its units if these are not kept, its two edits.
+    assert calls == [(2, False), *([] if kept else [(2, False)]), (2, True)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_kept_units_are_those_of_repeated_runs_to_the_bit(dtype: torch.dtype) -> None:
+    ctx = context()
+    sites = [site for site in ctx.runs.trace.sites if ".ff." in site]
+    steps = {site: [values.to(dtype) for values in ctx.runs.trace._values[site, "update", "conditional"]]
+             for site in sites}  # fmt: skip
+    recorder = UnitRecorder((0, 1))
+    meter = UnitMeter(lambda row, site: ctx.runs.positions(ROLES[row], site))
+    for step in range(2):
+        for site in sites:
+            recorder(site, steps[site][step])
+            meter(site, steps[site][step])
+    runs = replace(ctx.runs, measure=lambda runs: meter, _meters=[])
+    repeated = edit_of("neurons", EditContext(runs, ctx.blocks), n_units=9)
+    assert recorder.holds(1) and not recorder.holds(2)
+    units = {role: recorder.take(row, partial(runs.positions, role)) for row, role in enumerate(ROLES)}
+    assert not recorder.holds(1)
+    kept_meter = UnitMeter(lambda row, site: torch.arange(0))
+    for row, role in enumerate(ROLES):
+        kept_meter.read(row, units[role], sites)
+    assert kept_meter.precision == meter.precision
+    for row, site, rank in product((0, 1), sites, ("first", "mean")):
+        assert torch.equal(kept_meter.mean(row, site, rank), meter.mean(row, site, rank))
+    kept = edit_of("neurons", EditContext(replace(runs, units=units, measure=lambda runs: kept_meter, _meters=[]),
+                                          ctx.blocks), n_units=9)  # fmt: skip
+    assert kept.pair is None and repeated.pair is not None and kept.sites.keys() == repeated.sites.keys()
+    for site, paired in repeated.sites.items():
+        assert isinstance(paired, PairedEdit)
+        for step in range(2):
+            source, target = (steps[site][step][row].float() for row in (0, 1))
+            found = kept.sites[site].delta(step, torch.zeros_like(target))
+            wanted = paired.between(target, source)
+            assert found is not None and wanted is not None and torch.equal(found, wanted) and found.any()
+    # Only masked positions are kept, in the model's own number format, and an edit has no copy of them.
+    held = sum(len(runs.positions(role, site)) * 16 * 2 * dtype.itemsize for role in ROLES for site in sites)
+    assert sum(one.nbytes for one in units.values()) == held
+    assert kept.nbytes < 1000
+    # A deletion that reads the source run twice reads its units twice.
+    twice = EditContext(replace(runs, units=units, rule="delete"), ctx.blocks).with_deletion_rule(False).runs
+    assert twice.units["target"] is units["source"]
 
 
 def test_a_measurement_that_fails_is_the_trouble_of_its_own_setting(
     tmp_path: Path, small_limits: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: UnitMeter, site: str, values: torch.Tensor) -> None:
+    def fail(self: UnitMeter, row: int, site: str, values: torch.Tensor) -> None:
         raise RuntimeError("out of luck")
 
     small_limits()
-    monkeypatch.setattr(UnitMeter, "__call__", fail)
+    monkeypatch.setattr(UnitMeter, "add", fail)
     patch, neurons = run(tmp_path, [ALL[2], ALL[5]])
     assert [record.status for record in patch.records()] == ["ok"]
     assert [record.reason for record in neurons.records()] == ["RuntimeError: out of luck"]

@@ -19,6 +19,7 @@ from riebench.runs import engines
 from riebench.runs.plan import plan
 from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
+from riebench.store.records import UnitKey
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask, Setting
 
@@ -237,6 +238,28 @@ def test_no_features_give_the_source_picture(run: Callable[..., list[RunFolder]]
     assert len(calls) == 1
     for record in folder.records():
         assert np.array_equal(picture(folder, record), shared(folder, record.source_image))
+
+
+def test_a_picture_that_cannot_be_stored_ends_the_run_when_the_others_are_recorded(
+    run: Callable[..., list[RunFolder]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = RunFolder.write_image
+
+    def write_image(self: RunFolder, key: UnitKey, pixels: Any) -> tuple[str, str]:
+        if key.example_id == "e1":
+            raise OSError(28, "No space left on device")
+        return original(self, key, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_image", write_image)
+        with pytest.raises((OSError, RiebenchError), match="No space left"):
+            run(PATCH, batch_size=8)
+    (file,) = tmp_path.rglob("records.jsonl")
+    records = RunFolder(file.parent).records()
+    assert [(record.key.example_id, record.status) for record in records] == [("e0", "ok")] * 2
+    (folder,) = run(PATCH, batch_size=8)
+    assert sorted(record.status for record in folder.records()) == ["ok"] * 4
+    assert folder.records()[:2] == records
 
 
 def test_an_interrupted_run_goes_on(run: Callable[..., list[RunFolder]], monkeypatch: pytest.MonkeyPatch) -> None:

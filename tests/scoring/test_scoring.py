@@ -260,9 +260,9 @@ def test_settings_share_pictures_and_batches(tmp_path: Path) -> None:
 def test_source_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
 
-    def counting(folder: Path, name: str) -> np.ndarray:
+    def counting(folder: Path, name: str, sha256: str | None = None) -> np.ndarray:
         reads.append(folder / name)
-        return read_image(folder, name)
+        return read_image(folder, name, sha256)
 
     monkeypatch.setattr("riebench.scoring.score.read_image", counting)
     folders = []
@@ -274,6 +274,34 @@ def test_source_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     score(folders, [task(*EXAMPLES)], metrics=["mse_bg"], networks=make_networks(), progress=False, batch_size=1)
     assert sum("source" in path.name for path in reads) == 1
     assert len(reads) == 4
+
+
+def test_what_is_hashed_is_what_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", run_spec("sae"))
+    with run.open_for_writing():
+        store_unit(run, EXAMPLES[0], picture(90))
+    opened: list[Path] = []
+    plain = Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        opened.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    score([run], [task(*EXAMPLES)], metrics=["mse_bg", "ssim_bg"], networks=make_networks(), progress=False)
+    pngs = [path for path in opened if path.suffix == ".png"]
+    assert len(pngs) == len(set(pngs)) == 2
+
+
+def test_scores_computed_before_an_error_are_stored_whenever_it_comes(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riebench.scoring.score.STORE_EVERY", 1e9)
+    path = folder.path / str(folder.records()[1].image)
+    path.write_bytes(b"no picture")
+    with pytest.raises(RiebenchError, match="cannot be read"):
+        score([folder], [task(*EXAMPLES)], metrics=["mse_bg"], networks=make_networks(), progress=False, batch_size=1)
+    assert 1 <= len(folder.scores()) < 3
 
 
 def test_a_changed_picture_is_refused_and_earlier_scores_are_kept(folder: RunFolder) -> None:

@@ -39,6 +39,14 @@ from riebench.tasks.prompts import (
 CELL_COVER = 0.3
 """A grid cell belongs to a region if at least this share of its pixels does."""
 
+EQUAL_VALUES = 2e-6
+"""Attention that differs by at most this share of the largest is on one side of the cut between two classes."""
+EQUAL_CUTS = 1e-3
+"""Cuts between two classes are equally good if their variances differ by what values that move by `EQUAL_VALUES` can
+explain, and by this share of the larger one at most."""
+EQUAL_GAPS = 1e-3
+"""Gaps between neighbouring values are equally wide if they differ by less than this share of the wider one."""
+
 TINT = np.array([255, 64, 32], dtype=np.float64)
 """Colour of a region."""
 TINT_SHARE = 0.45
@@ -165,21 +173,33 @@ def attention_regions(words: str | None, view: View) -> Mask:
 def split_otsu(values: Tensor) -> Tensor:
     """Split values in two classes with the largest variance between them (Otsu).
 
+    The cut does not hang on rounding. It lies in a gap of more than `EQUAL_VALUES` of the largest magnitude, so that
+    nearly equal values stay together (unless no gap is as wide); and of cuts that are equally good (see `EQUAL_CUTS`)
+    the one in the widest gap is taken, of equally wide ones the lowest.
+
     Args:
         values: [N].
 
     Returns:
-        bool [N], true for the upper class; all false if the values are equal.
+        bool [N], true for the upper class; all false if all values are nearly equal.
     """
     ordered = values.double().sort().values
+    # Differences of the order of rounding are no structure.
+    if len(ordered) < 2 or (spread := ordered[-1] - ordered[0]) <= EQUAL_VALUES * (largest := ordered.abs().max()):
+        return torch.zeros_like(values, dtype=torch.bool)
     count = torch.arange(1, len(ordered), dtype=torch.float64, device=values.device)
     below = ordered.cumsum(0)[:-1]
     low, high = below / count, (ordered.sum() - below) / (len(ordered) - count)
     between = count * (len(ordered) - count) * (high - low) ** 2
-    # Differences of the order of rounding are no structure.
-    if len(ordered) < 2 or ordered[-1] - ordered[0] <= 1e-6 * ordered.abs().max():
-        return torch.zeros_like(values, dtype=torch.bool)
-    return values.double() >= ordered[int(between.argmax()) + 1]
+    gaps = ordered.diff()
+    wide = gaps > EQUAL_VALUES * largest
+    between = torch.where(wide if bool(wide.any()) else gaps > 0, between, 0.0)
+    alike = (4 * EQUAL_VALUES * largest / spread).clamp(max=EQUAL_CUTS)
+    near = between >= (1 - alike) * between.max()
+    widest = torch.where(near, gaps, 0.0)
+    cut = int((widest >= (1 - EQUAL_GAPS) * widest.max()).nonzero()[0])
+    # Halfway, where a value on either side may move by half the gap.
+    return values.double() > (ordered[cut] + ordered[cut + 1]) / 2
 
 
 def enlarge(grid: Mask, height: int, width: int) -> Mask:

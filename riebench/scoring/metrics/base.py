@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -270,10 +271,27 @@ def check_pair(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[Float
     return unit_range(first), unit_range(second)
 
 
+_KEYS: dict[int, tuple[weakref.ref[npt.NDArray[Any]], bytes]] = {}
+"""Keys of read-only pictures that are in memory, by their addresses."""
+
+
 def picture_key(picture: npt.NDArray[Any]) -> bytes:
-    """Compute a hash of shape and pixels, equal for equal pictures."""
+    """Compute a hash of shape and pixels, equal for equal pictures.
+
+    A picture as it was read, which nothing can change, is hashed once.
+    """
+    if picture.flags.writeable or isinstance(picture.base, np.ndarray):
+        return _hash_pixels(picture)
+    address = id(picture)
+    if address not in _KEYS:
+        # The entry goes with its picture, before the address can belong to another one.
+        _KEYS[address] = weakref.ref(picture, lambda _: _KEYS.pop(address, None)), _hash_pixels(picture)
+    return _KEYS[address][1]
+
+
+def _hash_pixels(picture: npt.NDArray[Any]) -> bytes:
     digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(picture).tobytes())
+    digest.update(np.ascontiguousarray(picture).data)
     return digest.digest()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -140,7 +141,9 @@ class ClipScorer:
         def pictures(batch: list[UInt8]) -> Float:
             from PIL import Image
 
-            inputs = torch.stack([loaded.transform(Image.fromarray(picture, "RGB")) for picture in batch])
+            # Resizing a picture keeps one processor busy; the network waits for all of them.
+            with ThreadPoolExecutor(min(len(batch), torch.get_num_threads()), "riebench-resize") as threads:
+                inputs = torch.stack([*threads.map(lambda one: loaded.transform(Image.fromarray(one, "RGB")), batch)])
             with cls.precision(device):
                 return _to_numpy(loaded.model.encode_image(inputs.to(device)))
 

@@ -6,6 +6,7 @@ The networks come first, then the metrics: the distance to the source or target 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,8 @@ class LpipsModel:
         Example:
             The metric authors' `ex_ref` against `ex_p0` and `ex_p1` gives 0.721881 and 0.137566.
         """
-        first, second = check_pair(first, second)
+        if not _are_pictures(first, second):
+            first, second = check_pair(first, second)
         values = np.zeros(len(first))
         # Equal pictures are exactly 0, on every device and whatever else is in the batch.
         differ = (first != second).any(axis=(1, 2, 3))
@@ -122,15 +124,27 @@ class LpipsModel:
     def _inputs(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        a, b = check_pair(first, second)
-        if min(a.shape[1:3]) < MIN_SIDE:
-            raise MetricError(f"LPIPS needs pictures of at least {MIN_SIDE} pixels a side, got {a.shape[1:3]}")
+        if not _are_pictures(first, second):
+            first, second = check_pair(first, second)
+        if min(first.shape[1:3]) < MIN_SIDE:
+            raise MetricError(f"LPIPS needs pictures of at least {MIN_SIDE} pixels a side, got {first.shape[1:3]}")
 
         # The network wants [-1, 1]; this is the only place where the range changes.
-        def convert(pictures: Float) -> torch.Tensor:
-            return torch.from_numpy(pictures * 2 - 1).permute(0, 3, 1, 2).float().to(self.device)
+        def convert(pictures: npt.NDArray[Any]) -> torch.Tensor:
+            if pictures.dtype == np.uint8:
+                # The same numbers, without a copy of the pictures in float64.
+                scaled = (np.arange(256) / 255 * 2 - 1).astype(np.float32)[pictures]
+            else:
+                scaled = (pictures * 2 - 1).astype(np.float32)
+            return torch.from_numpy(scaled).permute(0, 3, 1, 2).to(self.device)
 
-        return convert(a), convert(b)
+        return convert(first), convert(second)
+
+
+def _are_pictures(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
+    """Return whether both are uint8 [N, H, W, 3] of one shape, which need no check of their range."""
+    alike = first.dtype == second.dtype == np.uint8 and first.shape == second.shape
+    return alike and first.ndim == 4 and first.shape[3] == 3
 
 
 def squeezenet_file(file: Path | None = None) -> Path:
@@ -183,6 +197,22 @@ class SqueezeLpips(LpipsModel):
         self.model = _build_network("squeeze", weights, names, path).to(device)
 
 
+def _without_random_numbers() -> AbstractContextManager[None]:
+    """Return a context in which tensors filled with uniform random numbers keep what is in their memory.
+
+    For layers whose weights are loaded afterwards.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__name__", "") in ("kaiming_uniform_", "uniform_"):
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    return Unfilled()
+
+
 def _build_network(kind: str, weights: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path) -> Any:
     # `names` maps each tensor of the trunk to the stored tensor that fills it.
     import warnings
@@ -190,9 +220,10 @@ def _build_network(kind: str, weights: Mapping[str, torch.Tensor], names: Mappin
     import torch
     from lpips import LPIPS
 
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        # The package calls torchvision in a deprecated way and fills the trunk with random numbers first. Callers must
-        # see neither the warnings nor a changed state of the global random generator.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _without_random_numbers():
+        # The package calls torchvision in a deprecated way and fills the trunk with random numbers first, which takes
+        # longer than reading the weights. Callers must see neither the warnings nor a changed state of the global
+        # random generator.
         warnings.simplefilter("ignore")
         model = LPIPS(net=kind, version="0.1", pretrained=True, pnet_rand=True, eval_mode=True, verbose=False)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ from riebench.scoring.metrics.base import (
     Float,
     Reason,
     Sample,
+    UInt8,
     Value,
     check_pair,
     group_by_size,
     metric,
-    unit_range,
 )
 
 if TYPE_CHECKING:
@@ -79,12 +80,39 @@ def _gaussian() -> Float:
     return np.asarray(weights / weights.sum())
 
 
-def _blur(pictures: Float) -> Float:
-    # Two passes of shifted sums; only windows that lie inside the picture are kept.
+def _blur(picture: Float) -> Float:
+    """Blur one picture [H, W, 3] by two passes of shifted sums.
+
+    Only windows that lie inside it are kept.
+    """
+    rows, columns = picture.shape[0] - WINDOW + 1, picture.shape[1] - WINDOW + 1
+    down = _weighted_sum([picture[i : i + rows] for i in range(WINDOW)])
+    return _weighted_sum([down[:, i : i + columns] for i in range(WINDOW)])
+
+
+def _weighted_sum(parts: Sequence[Float]) -> Float:
+    # In place: a picture's sums stay in the processor's cache.
     weights = _gaussian()
-    rows, columns = pictures.shape[1] - WINDOW + 1, pictures.shape[2] - WINDOW + 1
-    down = sum((w * pictures[:, i : i + rows] for i, w in enumerate(weights)), start=np.zeros(1))
-    return np.asarray(sum((w * down[:, :, i : i + columns] for i, w in enumerate(weights)), start=np.zeros(1)))
+    total = parts[0] * weights[0]
+    weighted = np.empty_like(total)
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        np.multiply(part, weight, out=weighted)
+        total += weighted
+    return total
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """One picture's pixels, local means and local variances."""
+
+    pixels: Float
+    mean: Float
+    variance: Float
+
+    @classmethod
+    def of(cls, pixels: Float) -> _Moments:
+        mean = _blur(pixels)
+        return cls(pixels, mean, _blur(pixels * pixels) - mean**2)
 
 
 def ssim_map(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
@@ -103,13 +131,20 @@ def ssim_map(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Float:
     a, b = check_pair(first, second)
     if min(a.shape[1:3]) < WINDOW:
         raise MetricError(f"SSIM needs pictures of at least {WINDOW} pixels a side, got {a.shape[1:3]}")
-    mean_a, mean_b = _blur(a), _blur(b)
-    variance_a = _blur(a * a) - mean_a**2
-    variance_b = _blur(b * b) - mean_b**2
-    covariance = _blur(a * b) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
-    structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
-    return np.asarray((luminance * structure).mean(axis=3))
+    found, moments = [], None
+    for one, other in zip(a, b, strict=True):
+        # Edits of one source picture follow one another.
+        if moments is None or not np.array_equal(other, moments.pixels):
+            moments = _Moments.of(other)
+        found.append(_similarity(_Moments.of(one), moments))
+    return np.stack(found) if found else np.zeros((0, a.shape[1] - WINDOW + 1, a.shape[2] - WINDOW + 1))
+
+
+def _similarity(a: _Moments, b: _Moments) -> Float:
+    covariance = _blur(a.pixels * b.pixels) - a.mean * b.mean
+    luminance = (2 * a.mean * b.mean + C1) / (a.mean**2 + b.mean**2 + C1)
+    structure = (2 * covariance + C2) / (a.variance + b.variance + C2)
+    return np.asarray((luminance * structure).mean(axis=2))
 
 
 def whole_windows(background: Bool) -> Bool:
@@ -128,13 +163,12 @@ def whole_windows(background: Bool) -> Bool:
     return np.asarray(reduce(np.logical_and, (down[:, :, i : i + columns] for i in range(WINDOW))))
 
 
-def _stack(samples: Sequence[Sample], positions: list[int]) -> tuple[Float, Float, Bool]:
+def _stack(samples: Sequence[Sample], positions: list[int]) -> tuple[UInt8, UInt8, Bool]:
     chosen = [samples[position] for position in positions]
     return (
-        unit_range(np.stack([s.edited for s in chosen])),
-        unit_range(np.stack([s.source for s in chosen])),
+        np.stack([s.edited for s in chosen]), np.stack([s.source for s in chosen]),
         np.stack([s.background for s in chosen]),
-    )
+    )  # fmt: skip
 
 
 def _errors(samples: Sequence[Sample]) -> list[Value]:
