@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from riebench.errors import RiebenchError
 from riebench.features.data import NearFeature, Neighbours

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from riebench.errors import RiebenchError, foreign_code, reason
 from riebench.generation.generator import GenerationResult, Generator

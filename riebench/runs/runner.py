@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from riebench.errors import DeviceLostError, RiebenchError, reason
 from riebench.generation.edits import Edit

@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any, Protocol
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from riebench.errors import RiebenchError, StoreError
 from riebench.generation.regions.options import parse_regions
