@@ -99,7 +99,7 @@ class _Contents:
             inner = getattr(part, "__func__", getattr(part, "fget", part))
             if isinstance(inner, FunctionType):
                 # What decorators such as `dataclass` write has no source; it follows from the annotations.
-                if not inner.__code__.co_filename.startswith("<string>"):
+                if inspect.unwrap(inner).__code__.co_filename != "<string>":
                     parts[name] = self.add(inner)
             elif name == "__annotations__":
                 parts[name] = {one: repr(hint) for one, hint in part.items()}
@@ -143,7 +143,7 @@ class _Contents:
         if type(thing).__module__ in _NAMED_MODULES:
             return repr(thing)
         raise RiebenchError(
-            f"{self.name} reads {name!r}, a {type(thing).__name__}, whose content cannot be part of the run's identity; "
+            f"{self.name} reads {name!r}, a {type(thing).__name__}, whose content cannot enter the run's identity; "
             "make it inside the function, or hand over its numbers as an array or a parameter"
         )
 
