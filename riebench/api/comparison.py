@@ -48,7 +48,10 @@ class Comparison:
         return made
 
     def frame(self) -> DataFrame:
-        """Return the differences as rows; `clear` is True where the adjusted p-value is below 0.05."""
+        """Return the differences as rows.
+
+        The column `clear` is True where the adjusted p-value is below 0.05.
+        """
         frame = data_frame([asdict(one) for one in self.differences])
         frame["clear"] = [one.clear for one in self.differences]
         return frame

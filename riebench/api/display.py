@@ -1,4 +1,4 @@
-"""Forms in which a notebook shows objects: HTML with everything escaped, and pictures inside it."""
+"""Forms in which a notebook shows objects: escaped HTML, and pictures inside it."""
 
 from __future__ import annotations
 

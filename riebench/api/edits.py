@@ -32,7 +32,7 @@ from riebench.models.loading import LoadedModel
 from riebench.store.records import BlockFeatures
 from riebench.tasks.masks import Mask, RegionMasks
 from riebench.tasks.prompts import plain_prompt
-from riebench.tasks.schema import EditExample, parse_interval, step_window
+from riebench.tasks.schema import MAX_STRENGTH, EditExample, parse_interval, step_window
 from riebench.utils.images import grid
 
 FeatureChoice = Sequence[int] | Mapping[int, float] | Mapping[str, Any]
@@ -145,21 +145,20 @@ def edit(
     Raises:
         RiebenchError: for a model, block, feature, mask, method or number that cannot be used.
     """
+    _check_numbers(strength, seed)
     loaded = with_steps(model if isinstance(model, LoadedModel) else load_model(model), steps)
+    window = None if edit_steps is None else step_window(_interval(edit_steps), loaded.spec.steps)
     found = saes.for_model(loaded) if isinstance(saes, Saes) else None
-    prompts = [None if prompt is None else plain_prompt(prompt) for prompt in (source, target)]
-    work = _Work(loaded, found, saes, prompts[0] or "", prompts[1], seed, regions)
+    work = _Work(loaded, found, saes, _plain(source), None if target is None else _plain(target), seed, regions)
     if features is not None:
-        pair = work.pair(())
-        made: Edit | Reuse | None = work.switch(features, mask, unit)
+        pair, made = work.pair(()), work.switch(features, mask, unit)
     else:
         chosen = get_method(method) if isinstance(method, str) else method
         pair, made = work.choose(chosen, params or {}, blocks, strength, mask)
-    window = None if edit_steps is None else step_window(_interval(edit_steps), loaded.spec.steps)
-    edited, chosen_features = work.edited(pair, made, strength, window)
-    images = [Image.fromarray(one) for one in pair.images]
+    edited, switched = work.edited(pair, made, strength, window)
+    original, *wished = (Image.fromarray(one) for one in pair.images)
     return EditedPictures(
-        images[0], None if target is None else images[1], edited, (source, target), chosen_features, strength, seed
+        original, wished[0] if wished else None, edited, (source, target), switched, float(strength), seed
     )
 
 
@@ -204,7 +203,7 @@ class _Work:
                     f"the {what} prompt has {count} tokens, of which the model reads {limit}; shorten it"
                 )
 
-    def switch(self, features: Mapping[str, FeatureChoice], mask: Any, unit: Unit | None) -> Edit | None:
+    def switch(self, features: Mapping[str, FeatureChoice], mask: Any, unit: Unit | None) -> Edit | Reuse:
         """Return the edit that switches given features."""
         on: dict[Feature, float] = {}
         off: dict[Feature, float] = {}
@@ -213,7 +212,7 @@ class _Work:
             on |= {(block, index): strength for index, strength in added.items()}
             off |= {(block, index): share for index, share in removed.items()}
         if not on and not off:
-            return None
+            return Reuse("source")
         saes = self.saes(list(features))
         area = saes.painter.find_mask(mask, self.source, seed=self.seed, regions=self.regions)
         states_means = all(saes[block].states_means for block, _ in on)
@@ -222,7 +221,7 @@ class _Work:
             block: (tuple(i for one, i in on if one == block), tuple(i for one, i in off if one == block))
             for block in features
         }
-        return None if made is None else replace(made, features=lists)
+        return Reuse("source") if made is None else replace(made, features=lists)
 
     def choose(
         self, method: Method, params: Mapping[str, Any], blocks: Sequence[str] | None, strength: float, mask: Any
@@ -258,7 +257,7 @@ class _Work:
         return names
 
     def _masks(self, mask: Any) -> RegionMasks:
-        """Return the regions of both pictures; one mask is found in the source picture and serves both."""
+        """Return the regions of both pictures; a single mask serves both."""
         size = self.model.spec.size
         whole = np.ones((size, size), dtype=bool)
         if mask is None:
@@ -273,12 +272,11 @@ class _Work:
         return RegionMasks(found[0], found[-1])
 
     def edited(
-        self, pair: GenerationResult, made: Edit | Reuse | None, strength: float, window: tuple[int, int] | None
+        self, pair: GenerationResult, made: Edit | Reuse, strength: float, window: tuple[int, int] | None
     ) -> tuple[Image.Image, dict[str, BlockFeatures]]:
         """Return the edited picture and the features switched for it."""
-        if made is None or isinstance(made, Reuse):
-            row = 0 if made is None or made.picture == "source" else 1
-            return Image.fromarray(pair.images[row]), {}
+        if isinstance(made, Reuse):
+            return Image.fromarray(pair.images[0 if made.picture == "source" else 1]), {}
         chosen = {block: BlockFeatures(add=add, remove=remove) for block, (add, remove) in made.features.items()}
         final = replace(made, strength=strength, window=window)
         known = final.picture(self.model.spec.steps)
@@ -288,12 +286,36 @@ class _Work:
         return Image.fromarray(images[0]), chosen
 
 
+def _check_numbers(strength: float, seed: int) -> None:
+    """Refuse a strength or a seed that means nothing.
+
+    Raises:
+        RiebenchError: naming the number.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise RiebenchError(f"seed {seed!r}: give a whole number from 0 to 2**63 - 1")
+    if not isinstance(strength, int | float) or not abs(strength) <= MAX_STRENGTH:
+        raise RiebenchError(f"strength {strength!r}: give a number from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}")
+
+
+def _plain(prompt: str) -> str:
+    """Return a prompt as pictures are generated from it.
+
+    Raises:
+        RiebenchError: if there is no word in it.
+    """
+    text = plain_prompt(prompt)
+    if not text.strip():
+        raise RiebenchError("the prompt is empty; say what the picture shows")
+    return text
+
+
 def _interval(part: str | tuple[float, float]) -> tuple[float, float]:
     return parse_interval(part if isinstance(part, str) else ":".join(f"{share:g}" for share in part))
 
 
 def _sides(block: str, stated: FeatureChoice) -> tuple[dict[int, float], dict[int, float]]:
-    """Return the features of a block that are switched on and off, with their strengths and shares.
+    """Return the features of a block to switch on and off, and how much of each.
 
     Raises:
         RiebenchError: if they are stated in no known form.

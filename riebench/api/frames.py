@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class ReadRun:
-    """One run whose records and scores are read when they are first asked for, and then kept.
+    """One run whose records and scores are read at first use, and then kept.
 
     Args:
         folder: its folder.

@@ -72,7 +72,9 @@ def load_model(
 
 
 def with_steps(model: LoadedModel, steps: int | None) -> LoadedModel:
-    """Return a model that takes another number of denoising steps; its networks are shared.
+    """Return the same model with another number of denoising steps.
+
+    Its networks are shared.
 
     Raises:
         RiebenchError: if the number is out of range.
@@ -258,7 +260,11 @@ class Saes(Mapping[str, BlockSae]):
         return len(self._blocks)
 
     def for_model(self, model: LoadedModel) -> Saes:
-        """Return the same SAEs for the same networks with other options; these themselves if nothing differs."""
+        """Return the same SAEs for the same networks with another number of steps.
+
+        Raises:
+            RiebenchError: if the model has other networks.
+        """
         if model is self.model:
             return self
         if model.pipe is not self.model.pipe:
@@ -271,7 +277,7 @@ class Saes(Mapping[str, BlockSae]):
     def strongest(
         self, prompt: str, *, blocks: Sequence[str] | None = None, seed: int = 0, mask: Any = None, count: int = 10
     ) -> DataFrame:
-        """Return the features that are strongest in a picture, relative to their usual size.
+        """Find the strongest features of a picture, relative to their usual size.
 
         Args:
             prompt: of the picture.

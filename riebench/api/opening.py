@@ -1,4 +1,4 @@
-"""Results as they are named in Python: a folder on this machine, or a data set on the Hugging Face hub."""
+"""Results by their place: a folder here, or a data set on the Hugging Face hub."""
 
 from __future__ import annotations
 

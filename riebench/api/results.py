@@ -114,7 +114,10 @@ class Results:
 
     @property
     def records(self) -> DataFrame:
-        """One row for each picture that was tried: its key, status, reason and how it was made."""
+        """One row for each picture that was tried.
+
+        Columns are its key, its status and reason, and how it was made.
+        """
         return record_frame(self._runs)
 
     @property
@@ -126,11 +129,14 @@ class Results:
         return score_frame(self._runs)
 
     def frame(self) -> DataFrame:
-        """Return one row for each picture, with its key, status, reason and a column for each metric."""
+        """Return one row for each picture, one column for each metric.
+
+        Beside them stand the picture's key, its status and its reason.
+        """
         return wide_frame(self._runs)
 
     def table(self, name: str, *, profile: str = DEFAULT) -> DataFrame:
-        """Return a table as its CSV file holds it: one row for each cell, with interval and counts.
+        """Return a table with one row for each cell, as its CSV file has it.
 
         Args:
             name: "per_block", "per_category", "per_method", "feature_share" or "switched".
@@ -150,7 +156,9 @@ class Results:
         return data_frame([{key: _number(key, cell) for key, cell in row.items()} for row in rows])
 
     def compare(self, first: Named, second: Named, *, suite: str | None = None, model: str | None = None) -> Comparison:
-        """Compare two methods example by example: differences of their mean gains over LPIPS budgets.
+        """Compare two methods example by example.
+
+        The numbers are differences of mean gains over LPIPS budgets, first minus second.
 
         Args:
             first: a method configuration or a group of them, by name, as an object, or a method made of a function.
@@ -256,7 +264,7 @@ class Results:
         return [run for run in self._runs if run.place == place], unit
 
     def _lines(self) -> list[tuple[str, str, str, str, int]]:
-        """Return suite, model, method configuration, method and number of planned pictures of each run."""
+        """Return what is listed of each run."""
         return [
             (*run.place, run.folder.spec.setting.method, sum(run.folder.expected.values()))
             for run in self._runs[:SHOWN_RUNS]

@@ -96,7 +96,9 @@ def run(
     progress: bool = True,
     **options: Unpack[RunOptions],
 ) -> Results:
-    """Generate and score edits, as `riebench run` does. What is stored already is not made again.
+    """Generate and score edits, as `riebench run` does.
+
+    What is stored already is not made again.
 
     Args:
         settings: one or several method configurations; none for all official ones of the suite. Functions decorated
@@ -193,7 +195,7 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_settings(settings: Any) -> tuple[tuple[str, ...], tuple[Setting, ...]]:
-    """Return the method configurations that are given by name or path, and those that are objects."""
+    """Return the configurations given by name or path, and those given as objects."""
     listed = list(settings) if isinstance(settings, list | tuple | set | frozenset) else [settings]
     names, objects = [], []
     for one in listed:
@@ -217,7 +219,7 @@ def _split_settings(settings: Any) -> tuple[tuple[str, ...], tuple[Setting, ...]
 
 
 def _checked_setting(setting: Setting) -> Setting:
-    """Return a configuration with the short names of its blocks and the hash of its plug-in."""
+    """Return a configuration with short block names and its plug-in's hash."""
     if setting.plugin is not None and setting.plugin_sha256 is None:
         # Who names the file in Python trusts it as much as the code that names it.
         plugin = Path(setting.plugin).expanduser().resolve()

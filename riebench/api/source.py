@@ -1,4 +1,4 @@
-"""Identity of a function: a hash of everything of the user's that decides what it computes.
+"""Identity of a function: a hash of all that decides what it computes.
 
 That is its source, the user's functions, classes and modules that it uses, and the values of the global names that it
 reads. Objects of Python, of riebench and of installed packages count by their names.
@@ -43,7 +43,7 @@ def source_digest(function: Callable[..., Any]) -> str:
 
 
 def source_text(function: Callable[..., Any]) -> str:
-    """Return the source of a function, also of one that was defined in a notebook's cell.
+    """Return the source of a function, also of one in a notebook's cell.
 
     Raises:
         RiebenchError: if it cannot be found.
@@ -161,7 +161,7 @@ def _read_names(function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _global_names(code: CodeType) -> Iterator[str]:
-    """Yield the names that code reads from its module, also inside functions and comprehensions in it."""
+    """Yield the names that code reads from its module, nested code included."""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield instruction.argval
@@ -171,7 +171,7 @@ def _global_names(code: CodeType) -> Iterator[str]:
 
 
 def _module(module: ModuleType) -> str:
-    """Return what stands for a module: a hash of its files if it is the user's, or else its name."""
+    """Return a hash of the files of a user's module, or the name of another."""
     file = getattr(module, "__file__", None)
     if file is None or not is_users_module(module.__name__):
         return module.__name__

@@ -190,7 +190,7 @@ def _is_users(spec: ModuleSpec) -> bool:
 
 
 def is_users_module(name: str) -> bool:
-    """Check that a module is no part of Python, of riebench or of an installed package.
+    """Check that a module is the user's: not Python's, riebench's or a package's.
 
     Args:
         name: its dotted name; one that cannot be found is the user's, such as that of a notebook.

@@ -170,7 +170,7 @@ def load_setting_plugin(setting: Setting) -> None:
 
 
 def _check_defined(setting: Setting) -> None:
-    """Check that a setting's function is defined here, as it was when the setting was made."""
+    """Check that a setting's function is the one that is defined here."""
     if setting.method not in METHODS.defined():
         raise RiebenchError(
             f"the method {setting.method!r} of {setting.name} is a function of a Python session, and not defined in "

@@ -30,7 +30,7 @@ def scored(results: Path) -> RunFolder:
     run.append_scores([
         one, one.model_copy(update={"backbone": "b", "value": 0.7}),
         one.model_copy(update={"backbone": "", "metric": "lpips", "value": 0.1}),
-        make_score(second, None, "b").model_copy(update={"reason": "same_prompts"}),
+        make_score(second, 0.0, "b").model_copy(update={"value": None, "reason": "same_prompts"}),
         make_score(second, 9.0).model_copy(update={"metric": "lpips", "picture": "other"}),
     ])  # fmt: skip
     return run
