@@ -17,7 +17,7 @@ from PIL import Image
 
 from riebench.api.display import picture_row, png_bytes
 from riebench.api.functions import FunctionMethod
-from riebench.api.models import Saes, load_model, load_saes, with_steps
+from riebench.api.models import Saes, interval_text, load_model, load_saes, with_steps
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import RiebenchError, one_line
 from riebench.features.painter import Feature, Unit
@@ -311,7 +311,7 @@ def _plain(prompt: str) -> str:
 
 
 def _interval(part: str | tuple[float, float]) -> tuple[float, float]:
-    return parse_interval(part if isinstance(part, str) else ":".join(f"{share:g}" for share in part))
+    return parse_interval(interval_text(part))
 
 
 def _sides(block: str, stated: FeatureChoice) -> tuple[dict[int, float], dict[int, float]]:

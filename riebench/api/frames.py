@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from riebench.analysis.configurations import backbones_shown
-from riebench.analysis.export import data_frame
-from riebench.store.folder import RunFolder, ScoreKey
-from riebench.store.records import EditRecord, ScoreRecord
+from riebench.analysis.export import column_frame, data_frame
+from riebench.store.folder import RunFolder
+from riebench.store.records import EditRecord
+from riebench.store.scores import ScoreTable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,9 +40,9 @@ class ReadRun:
         return self.folder.records()
 
     @cached_property
-    def scores(self) -> dict[ScoreKey, ScoreRecord]:
+    def scores(self) -> ScoreTable:
         """The latest score of every unit, metric and network."""
-        return self.folder.scores()
+        return self.folder.score_table()
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -77,27 +78,32 @@ def record_frame(runs: Iterable[ReadRun]) -> DataFrame:
     return data_frame([_record_row(run, record) for run in runs for record in run.records])
 
 
-def _present_scores(run: ReadRun) -> Iterator[tuple[EditRecord, ScoreRecord]]:
-    """Yield the scores of the pictures that are there now, with their records."""
-    records = {record.key.digest: record for record in run.records}
-    for score in run.scores.values():
-        record = records.get(score.unit)
-        # A score of a picture that was made anew since says nothing of the present one.
-        if record is not None and score.picture == record.picture_id:
-            yield record, score
+def _present_scores(run: ReadRun) -> Iterator[tuple[EditRecord, str, str, float | None, str | None]]:
+    """Yield the scores of the pictures that are there now.
+
+    Each is record, metric, network, value, and the reason where there is no value.
+    """
+    pictures = {record.key.digest: (record, record.picture_id) for record in run.records}
+    for metric, network in run.scores.measured:
+        series = run.scores.series(metric, network)
+        rows = zip(series.units, series.pictures, series.values, series.reasons, strict=True)
+        for unit, measured, value, reason in rows:
+            record, picture = pictures.get(unit, (None, ""))
+            # A score of a picture that was made anew since says nothing of the present one.
+            if record is not None and measured == picture:
+                yield record, metric, network, value, reason
 
 
 def score_frame(runs: Iterable[ReadRun]) -> DataFrame:
     """Return every score of the pictures that are there now as a row."""
-    rows = [
-        {
-            **_key_columns(run, record), "metric": score.metric, "network": score.backbone,
-            "value": score.value, "reason": score.reason,
-        }
-        for run in runs for record, score in _present_scores(run)
-    ]  # fmt: skip
     names = (*KEY_COLUMNS, "metric", "network", "value", "reason")
-    return _with_columns(data_frame(rows), names)
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for run in runs:
+        keys = {id(record): tuple(_key_columns(run, record).values()) for record in run.records}
+        for record, *score in _present_scores(run):
+            for column, cell in zip(columns.values(), (*keys[id(record)], *score), strict=True):
+                column.append(cell)
+    return column_frame(columns)
 
 
 def wide_frame(runs: Iterable[ReadRun]) -> DataFrame:
@@ -109,17 +115,11 @@ def wide_frame(runs: Iterable[ReadRun]) -> DataFrame:
     rows = []
     for run in runs:
         shown = backbones_shown(run.folder, run.scores)
-        values: dict[str, Row] = {}
-        for _, score in _present_scores(run):
-            is_shown = shown.get(score.metric, score.backbone) == score.backbone
-            column = score.metric if is_shown else f"{score.metric}:{score.backbone}"
-            values.setdefault(score.unit, {})[column] = score.value
+        values: dict[int, Row] = {}
+        for record, metric, network, value, _ in _present_scores(run):
+            is_shown = shown.get(metric, network) == network
+            values.setdefault(id(record), {})[metric if is_shown else f"{metric}:{network}"] = value
         for record in run.records:
             row = {**_key_columns(run, record), "status": record.status, "reason": record.reason}
-            rows.append(row | dict(sorted(values.get(record.key.digest, {}).items())))
+            rows.append(row | dict(sorted(values.get(id(record), {}).items())))
     return data_frame(rows)
-
-
-def _with_columns(frame: DataFrame, names: Sequence[str]) -> DataFrame:
-    """Return a frame that has all columns, also if it has no row."""
-    return frame if len(frame) else frame.reindex(columns=list(names))

@@ -36,7 +36,7 @@ def load_model(
     dtype: str | None = None,
     device: str = "auto",
     size: int | None = None,
-    config: str | None = None,
+    single_file_config: str | None = None,
     vae: str | None = None,
     unet: str | None = None,
     lora: str | Sequence[str] = (),
@@ -53,7 +53,7 @@ def load_model(
         dtype: float32, float16 or bfloat16.
         device: cpu, cuda, cuda:1, mps, or auto.
         size: picture side in pixels.
-        config: for a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.
+        single_file_config: for a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.
         vae: another autoencoder.
         unet: another U-Net, a .safetensors file.
         lora: LoRAs added to the weights, FILE or FILE:SCALE.
@@ -64,10 +64,10 @@ def load_model(
     Raises:
         RiebenchError: if there is no such model, it cannot be loaded or does not fit.
     """
+    loras = (lora,) if isinstance(lora, str) else tuple(lora)
     options = ModelOptions(
-        size=size, config=config, vae=vae, unet=unet, loras=(lora,) if isinstance(lora, str) else tuple(lora),
-        offload=offload, attention=attention,
-    )  # fmt: skip
+        size=size, config=single_file_config, vae=vae, unet=unet, loras=loras, offload=offload, attention=attention
+    )
     return ModelRecipe(str(name), steps, guidance, dtype, device, offline, options).load()
 
 
@@ -103,6 +103,21 @@ def sae_text(saes: Any) -> str | None:
     raise RiebenchError(
         f"a {type(saes).__name__} names no SAEs; give a folder, hf://ID, or a mapping from blocks to them"
     )
+
+
+def interval_text(part: str | tuple[float, float]) -> str:
+    """Return a part of a run as the command line reads it.
+
+    Raises:
+        RiebenchError: if it is neither a text nor two numbers.
+    """
+    if isinstance(part, str):
+        return part
+    try:
+        first, last = (float(share) for share in part)
+    except (TypeError, ValueError) as error:
+        raise RiebenchError(f"edit_steps {part!r}: give two shares, such as (0, 0.5) for the first half") from error
+    return f"{first:g}:{last:g}"
 
 
 class BlockSae:

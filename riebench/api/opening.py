@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from riebench.errors import RiebenchError
+from riebench.store import remote
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.records import RUN_FILE
-
-HUB_PREFIX = "hf://"
 
 
 def open_results(place: str | Path, *, offline: bool = False) -> Path:
@@ -22,9 +20,8 @@ def open_results(place: str | Path, *, offline: bool = False) -> Path:
     Raises:
         RiebenchError: if there is no such folder, or the hub does not give it.
     """
-    if str(place).startswith(HUB_PREFIX):
-        fetched: Path = importlib.import_module("riebench.store.remote").fetch_results(str(place), offline=offline)
-        return fetched
+    if remote.is_address(place):
+        return remote.fetch_results(place, offline=offline)
     folder = Path(place).expanduser()
     if not folder.is_dir():
         raise RiebenchError(f"there is no results folder {folder}; riebench.run makes one, or give hf://datasets/ID")

@@ -6,19 +6,17 @@ Both take what the command line takes, under the same names, and give `Results`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
-
 from riebench.api.functions import FunctionMethod, metric_names
-from riebench.api.models import Saes, sae_text
+from riebench.api.models import Saes, interval_text, sae_text
 from riebench.api.results import Results, load_results
 from riebench.errors import RiebenchError, near_match, one_line
-from riebench.jobs.request import EngineOptions, RunRequest, parse_batch_size
+from riebench.jobs.request import RunRequest
 from riebench.jobs.run import produce, say_failures
-from riebench.models.spec import ModelOptions
 from riebench.registry import METHODS
 from riebench.runs.failures import check_success
 from riebench.runs.plan import Unit, plan
@@ -27,6 +25,7 @@ from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT
 from riebench.scoring.score import score as compute_scores
+from riebench.store.invocations import begin_invocation
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import load_plugin, make_setting
 from riebench.tasks.suites import load_suite
@@ -63,7 +62,7 @@ class RunOptions(TypedDict, total=False):
     device: str
     dtype: str
     size: int
-    config: str | Path
+    single_file_config: str | Path
     vae: str | Path
     unet: str | Path
     lora: Words
@@ -118,8 +117,9 @@ def run(
         NothingMadeError: after everything else is done, if a configuration has not one edited picture.
         RiebenchError: for anything that the command line reports. What is finished is kept.
     """
-    request = run_request(settings, {"suite": suite, "model": model, "saes": saes, "limit": limit, "results": results,
-                                     "progress": progress, **options})  # fmt: skip
+    stated = {"suite": suite, "model": model, "saes": saes, "limit": limit, "results": results, **options}
+    request = replace(run_request(settings, stated), progress=progress)
+    begin_invocation(_call("run", settings, stated), request.to_config())
     tasks, chosen = request.plan()
 
     def units() -> list[Unit]:
@@ -141,57 +141,40 @@ def run_request(settings: Any, options: Mapping[str, Any]) -> RunRequest:
     Raises:
         RiebenchError: if one is unknown or of a wrong type.
     """
-    given = {name: value for name, value in _checked(options).items() if value is not None}
+    forms: dict[str, Callable[[Any], Any]] = {
+        "categories": _words, "scorer": _words, "lora": _words, "weights": _weights, "saes": sae_text,
+        "blocks": lambda blocks: ",".join(_words(blocks)), "edit_steps": interval_text,
+        "results": lambda place: str(Path(place).expanduser()),
+    }  # fmt: skip
     names, objects = _split_settings(settings)
-    engine = EngineOptions(given.pop("engine", "local"), given.pop("address", None), given.pop("workers", None))
-    if engine.engine != "local" and any(one.method in METHODS.defined() for one in objects):
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in known_options():
+            raise RiebenchError(f"riebench.run has no option {name!r}{near_match(name, known_options())}")
+        if value is not None:
+            plain = forms.get(name, lambda one: str(one) if isinstance(one, Path) else one)(value)
+            values["sae" if name == "saes" else name] = plain
+    request = RunRequest.from_config({**values, "settings": names, "report": False}, Path("riebench.run"))
+    if request.engine.engine != "local" and any(one.method in METHODS.defined() for one in objects):
         raise RiebenchError("functions of this session are not known to workers; use engine='local', or a plug-in file")
-    model_fields = ("size", "config", "vae", "unet", "offload", "vae_slicing", "vae_tiling", "attention",
-                    "channels_last")  # fmt: skip
-    model_options: dict[str, Any] = {name: given.pop(name) for name in model_fields if name in given}
-    for name in ("config", "vae", "unet"):
-        if name in model_options:
-            model_options[name] = str(model_options[name])
-    forms: dict[str, Any] = {
-        "suite": str, "model": str, "results": lambda place: Path(place).expanduser(), "categories": _words,
-        "scorer": _words, "weights": _weights, "blocks": lambda blocks: ",".join(_words(blocks)),
-        "edit_steps": lambda part: part if isinstance(part, str) else ":".join(f"{share:g}" for share in part),
-        "seeds": lambda seeds: (seeds,) if isinstance(seeds, int) else tuple(seeds), "saes": sae_text,
-        "batch_size": lambda size: parse_batch_size(str(size)),
-    }  # fmt: skip
-    other_names = {"scorer": "scorers", "saes": "sae"}
-    loras = _words(given.pop("lora", ()))
-    fields = {other_names.get(name, name): forms.get(name, lambda value: value)(given[name]) for name in given}
-    board = fields["results"] / "leaderboard.md"
-    return RunRequest(
-        settings=names, given=objects, leaderboard=board, engine=engine,
-        options=ModelOptions(**model_options, loras=loras), **fields,
-    )  # fmt: skip
+    return replace(request, given=objects)
 
 
-def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options whose names and types are those of `run`.
+def known_options() -> tuple[str, ...]:
+    """Return the names of the options of `run`."""
+    return ("suite", "model", "saes", "limit", "results", *get_type_hints(RunOptions))
 
-    Raises:
-        RiebenchError: naming the first that is not.
-    """
-    own = {
-        "suite": str | Path, "model": str | Path, "limit": int, "results": str | Path, "progress": bool, "saes": Any,
-    }  # fmt: skip
-    hints = {**own, **get_type_hints(RunOptions)}
-    for name in options:
-        if name not in hints:
-            raise RiebenchError(f"riebench.run has no option {name!r}{near_match(name, hints)}")
-    fields: dict[str, Any] = {name: (hint | None, None) for name, hint in hints.items()}
-    model = create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
-    try:
-        checked = model.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RiebenchError(
-            f"riebench.run: {first['loc'][0]}: {one_line(repr(first['input']), 80)}: {first['msg'].lower()}"
-        ) from error
-    return {name: getattr(checked, name) for name in options}
+
+def _call(verb: str, first: Any, options: Mapping[str, Any]) -> str:
+    """Return a call as a person would write it, for run.json."""
+    listed = first if isinstance(first, list | tuple) else [first]
+    named = [one if isinstance(one, str) else getattr(one, "name", one) for one in listed]
+    stated = [f"{name}={_shown(value)}" for name, value in options.items() if value is not None and value != ()]
+    return one_line(f"riebench.{verb}({', '.join([_shown(named), *stated])})")
+
+
+def _shown(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, Path) else repr(getattr(value, "source", value))
 
 
 def _split_settings(settings: Any) -> tuple[tuple[str, ...], tuple[Setting, ...]]:
@@ -285,6 +268,7 @@ def score(
     own = [suite] if isinstance(suite, str | Path) else list(suite)
     suites = list(dict.fromkeys([*stored.suites, *map(str, own)]))
     first, second = scorer_pair(_words(scorer))
+    begin_invocation(_call("score", str(stored.folder), {"metrics": names, "profile": profile}))
     with offline_mode(offline):
         report = compute_scores(
             stored.run_folders, [task for name in suites for task in load_suite(name)], scorer=first, second=second,

@@ -6,9 +6,7 @@ import linecache
 import logging
 import re
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -32,10 +30,13 @@ def test_the_examples_of_the_document_run(
     monkeypatch.chdir(tmp_path)
     # The first example then has nothing left to make.
     shutil.copytree(toy_results.folder, "runs")
-    remote: Any = ModuleType("riebench.store.remote")
     asked: list[str] = []
-    remote.fetch_results = lambda address, offline=False: [asked.append(address), tmp_path / "runs"][1]
-    monkeypatch.setitem(sys.modules, "riebench.store.remote", remote)
+
+    def fetch_results(address: str, *, offline: bool) -> Path:
+        asked.append(address)
+        return tmp_path / "runs"
+
+    monkeypatch.setattr("riebench.store.remote.fetch_results", fetch_results)
     # Usual sizes of features are measured on fewer prompts, in a fraction of the time.
     monkeypatch.setattr("riebench.features.painter.SAMPLE", 4)
     names: dict[str, Any] = {"__name__": "__main__"}

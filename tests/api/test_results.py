@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -165,13 +163,11 @@ def test_a_part_of_a_results_folder_is_opened_too(tmp_path: Path) -> None:
 def test_results_on_the_hub_are_fetched_by_their_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored(tmp_path)
     asked: list[Any] = []
-    remote: Any = ModuleType("riebench.store.remote")
 
     def fetch_results(address: str, *, offline: bool) -> Path:
         asked.append((address, offline))
         return tmp_path
 
-    remote.fetch_results = fetch_results
-    monkeypatch.setitem(sys.modules, "riebench.store.remote", remote)
+    monkeypatch.setattr("riebench.store.remote.fetch_results", fetch_results)
     results = riebench.load_results("hf://datasets/someone/results@main", offline=True)
     assert asked == [("hf://datasets/someone/results@main", True)] and results.settings == ("sae",)
