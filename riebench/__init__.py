@@ -45,17 +45,20 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used.
+if not TYPE_CHECKING:
+    # Type checkers, which would take every name for one that this gives, see the imports above instead.
 
-    Raises:
-        AttributeError: for any other name.
-    """
-    if name not in _PLACES:
-        raise AttributeError(f"module 'riebench' has no attribute {name!r}")
-    found = getattr(importlib.import_module(_PLACES[name]), name)
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used.
+
+        Raises:
+            AttributeError: for any other name.
+        """
+        if name not in _PLACES:
+            raise AttributeError(f"module 'riebench' has no attribute {name!r}")
+        found = getattr(importlib.import_module(_PLACES[name]), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

@@ -71,8 +71,9 @@ def test_the_usual_size_is_the_stored_one(toy_model: LoadedModel, toy_saes: Saes
 
 
 def test_nothing_switched_is_the_source_picture(toy_model: LoadedModel, toy_saes: Saes) -> None:
-    for options in ({"features": {}}, {"features": {"mid.0": []}}, {"features": {"mid.0": [3]}, "strength": 0.0}):
-        found: Any = riebench.edit(toy_model, SOURCE, saes=toy_saes, **options)  # type: ignore[arg-type]
+    choices: list[Any] = [{"features": {}}, {"features": {"mid.0": []}}, {"features": {"mid.0": [3]}, "strength": 0.0}]
+    for options in choices:
+        found = riebench.edit(toy_model, SOURCE, saes=toy_saes, **options)
         assert not differs(found.source, found.edited)
 
 
@@ -172,7 +173,12 @@ def test_saes_of_another_model_are_refused(toy_saes: Saes) -> None:
 
 def test_a_model_may_be_named(toy_model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("riebench.api.edits.load_model", lambda name: [asked.append(name), toy_model][1])
+
+    def load(name: str) -> LoadedModel:
+        asked.append(name)
+        return toy_model
+
+    monkeypatch.setattr("riebench.api.edits.load_model", load)
     found = riebench.edit("toy-turbo", SOURCE, features={})
     alone = Generator(toy_model).generate([SOURCE], [0]).images[0]
     assert asked == ["toy-turbo"] and np.array_equal(np.asarray(found.source), alone)

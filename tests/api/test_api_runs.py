@@ -71,7 +71,8 @@ def test_bars_are_those_that_suit_a_notebook(job: RunRequest, capfd: pytest.Capt
     riebench.run("no_edit", **{**options_of(job), "progress": True})
     printed = capfd.readouterr()
     assert printed.out == "" and "scoring: 100%" in printed.err
-    assert riebench.runs.runner.tqdm is tqdm.auto.tqdm is riebench.scoring.score.tqdm
+    bars = [vars(module)["tqdm"] for module in (riebench.runs.runner, riebench.scoring.score)]
+    assert bars == [tqdm.auto.tqdm] * 2
 
 
 def test_a_configuration_as_an_object_is_the_one_of_its_file(job: RunRequest) -> None:
