@@ -48,7 +48,7 @@ class Box:
 
 BOXES = (
     Box(14, WHOLE, "cli", "commands, their options, one-line errors"),
-    Box(13, WHOLE, "api", "the names of `import riebench`: runs, results, single edits"),
+    Box(13, WHOLE, "api", "the Python interface: runs, results, single edits"),
     Box(12, WHOLE, "paper", "the paper's tables and figures"),
     Box(11, WHOLE, "jobs", "a command's work from request to tables; forecasts; doctor"),
     Box(10, WHOLE, "report", "the page with every picture", MEASURING),

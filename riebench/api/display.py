@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
@@ -13,6 +14,15 @@ from riebench.errors import one_line
 
 SMALLEST_SIDE = 160
 """Pixels of the side at which a picture is shown at least; smaller ones are enlarged pixel by pixel."""
+
+
+LABEL_WIDTH = 16
+"""Characters of a line beside a row of pictures."""
+
+
+def wrapped(*words: str) -> str:
+    """Return words as the label of a row of pictures, broken into short lines."""
+    return "\n".join(line for one in words for line in textwrap.wrap(one_line(one), LABEL_WIDTH))
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from riebench.api.display import picture_row, png_bytes
+from riebench.api.display import picture_row, png_bytes, wrapped
 from riebench.api.functions import FunctionMethod
 from riebench.api.models import Saes, interval_text, load_model, load_saes, with_steps
 from riebench.blocks import ATTENTION, kind, short_name
@@ -70,7 +70,8 @@ class EditedPictures:
     def grid(self) -> Image.Image:
         """Return the pictures as one, side by side."""
         shown = self._pictures()
-        return Image.fromarray(grid([name for name, _ in shown], [("", [np.asarray(one) for _, one in shown])]))
+        label = wrapped(*self._summary().split(", "))
+        return Image.fromarray(grid([name for name, _ in shown], [(label, [np.asarray(one) for _, one in shown])]))
 
     def _pictures(self) -> list[tuple[str, Image.Image]]:
         target = [] if self.target is None else [("target", self.target)]
@@ -82,7 +83,7 @@ class EditedPictures:
 
     def _summary(self) -> str:
         added, removed = (sum(len(getattr(one, side)) for one in self.features.values()) for side in ("add", "remove"))
-        return f"{added} features on, {removed} off, strength {self.strength:g}, seed {self.seed}"
+        return f"{added} features on, {removed} features off, strength {self.strength:g}, seed {self.seed}"
 
     def __repr__(self) -> str:
         source, target = self.prompts

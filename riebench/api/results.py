@@ -17,7 +17,7 @@ from riebench.analysis.tables import (
     per_switched_count,
 )
 from riebench.api.comparison import Comparison
-from riebench.api.display import html_table, text_table
+from riebench.api.display import html_table, text_table, wrapped
 from riebench.api.frames import ReadRun, record_frame, score_frame, wide_frame
 from riebench.api.opening import open_results, run_folders
 from riebench.errors import RiebenchError, near_match
@@ -227,7 +227,8 @@ class Results:
         lines: list[tuple[str, list[Picture | None]]] = []
         for row in listed:
             run, record = self._find(row)
-            label = f"{record.key.example_id}\n{run.place[2]}\n{record.key.block_set} x{record.key.strength:g}"
+            key = record.key
+            label = wrapped(key.example_id, run.place[2], f"{key.block_set} x{key.strength:g}")
             lines.append((label, [np.asarray(self.picture(row, one)) for one in which]))
         return Image.fromarray(grid(list(which), lines))
 
