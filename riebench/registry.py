@@ -102,6 +102,7 @@ class Registry(Generic[T]):
         self._objects: dict[str, T] = {}
         self._lazy: dict[str, str] = {}
         self._registered_by: dict[str, Package] = {}
+        self._defined: set[str] = set()
         self._failed: dict[str, PackageError] = {}
         if group:
             _registries.append(self)
@@ -138,6 +139,24 @@ class Registry(Generic[T]):
             return thing
 
         return enter
+
+    def define(self, name: str, thing: T) -> None:
+        """Enter an object made in the running session, such as a notebook.
+
+        It takes the place of one that was entered so before: a notebook's cell is executed again and again.
+
+        Raises:
+            RiebenchError: if the name belongs to riebench, an installed package or a plug-in file.
+        """
+        is_foreign = name in self._objects and name not in self._defined
+        if is_foreign or name in self._lazy or name in self._entries():
+            raise RiebenchError(f"there is a {self.kind} {name!r} already, which stays as it is; choose another name")
+        self._objects[name] = thing
+        self._defined.add(name)
+
+    def defined(self) -> frozenset[str]:
+        """Return the names that `define` entered."""
+        return frozenset(self._defined)
 
     def register_lazy(self, name: str, target: str) -> None:
         """Enter "module:attribute", imported at the first `get`.

@@ -47,7 +47,8 @@ class Box:
 
 
 BOXES = (
-    Box(13, WHOLE, "cli", "commands, their options, one-line errors"),
+    Box(14, WHOLE, "cli", "commands, their options, one-line errors"),
+    Box(13, WHOLE, "api", "the Python interface: runs, results, single edits"),
     Box(12, WHOLE, "paper", "the paper's tables and figures"),
     Box(11, WHOLE, "jobs", "a command's work from request to tables; forecasts; doctor"),
     Box(10, WHOLE, "report", "the page with every picture", MEASURING),
@@ -98,10 +99,10 @@ def draw_way(axes: Axes) -> None:
 
 def draw() -> Figure:
     """Return the figure."""
-    figure = Figure(figsize=(10.6, 9.4), facecolor="white")
+    figure = Figure(figsize=(10.6, 10.0), facecolor="white")
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     axes.set_xlim(0, 13.2)
-    axes.set_ylim(-0.25, 12.35)
+    axes.set_ylim(-0.25, 13.15)
     axes.axis("off")
     for box in BOXES:
         x, y = box.span[0], box.row * STEP
@@ -114,7 +115,7 @@ def draw() -> Figure:
         axes.text(x + 0.18, box.middle[1], box.name, fontsize=11.5, weight="bold", color=TEXT, va="center")
         axes.text(x + box.span[1] - 0.18, box.middle[1], box.what, fontsize=9.5, color=TEXT, va="center", ha="right")
     draw_way(axes)
-    top = 14 * STEP + 0.1
+    top = 15 * STEP + 0.1
     axes.text(LEFT[0], top + 0.5, "Each layer imports from the layers below it only.", fontsize=11, color=TEXT)
     for x, color, name in ((1.1, MAKING, "making"), (3.3, MEASURING, "measuring"), (5.9, SHARED, "used by both")):
         axes.add_patch(FancyBboxPatch((x, top + 0.02), 0.4, 0.26, boxstyle="round,pad=0,rounding_size=0.05",

@@ -382,7 +382,7 @@ def _fill(
     """Add the records and scores of a run folder to its configurations."""
     scores = folder.score_table()
     versions = {metric: METRICS.get(metric).version for metric in (*profile.table, *extra)}
-    backbones = _backbones(folder, scores)
+    backbones = backbones_shown(folder, scores)
     series = {metric: scores.series(metric, backbones.get(metric, "")) for metric in versions}
     for one in found.values():
         one.backbones = backbones
@@ -443,7 +443,7 @@ def _mixed(invocations: Sequence[Invocation], configuration: Configuration) -> s
     return "; ".join(notes)
 
 
-def _backbones(folder: RunFolder, scores: ScoreTable) -> dict[str, str]:
+def backbones_shown(folder: RunFolder, scores: ScoreTable) -> dict[str, str]:
     """Return the network whose numbers are shown for each metric.
 
     It is the model's own scorer, or else the last one that measured.

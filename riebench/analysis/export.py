@@ -159,10 +159,18 @@ def data_frame(rows: Sequence[Row]) -> DataFrame:
     Args:
         rows: dictionaries; a key that one lacks is missing there.
     """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return column_frame({name: [row.get(name) for row in rows] for name in names})
+
+
+def column_frame(columns: Mapping[str, Sequence[Any]]) -> DataFrame:
+    """Return columns of equal length as a data frame; see `data_frame`.
+
+    Args:
+        columns: name -> values, None for a missing one.
+    """
     import pandas as pd
 
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: [row.get(name) for row in rows] for name in names}
     return pd.DataFrame({name: pd.array(values, dtype=_dtype(name, values)) for name, values in columns.items()})
 
 

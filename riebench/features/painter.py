@@ -223,11 +223,13 @@ class Painter:
         offline: downloads nothing.
         batch_size: pictures at a time while measuring.
         progress: shows a bar while measuring.
+        loaded: block -> SAE of `sae` that is in memory already.
     """
 
     def __init__(
         self, model: LoadedModel, sae: str | None = None, *, prompts: Sequence[str] | None = None,
         offline: bool = False, batch_size: int = 4, progress: bool = False,
+        loaded: Mapping[str, SparseAutoencoder] | None = None,
     ) -> None:  # fmt: skip
         if prompts is not None and not prompts:
             raise RiebenchError("no prompts to measure features on; give one or more, or leave prompts out")
@@ -235,7 +237,7 @@ class Painter:
         self.generator = Generator(model)
         self._sae, self._prompts, self._offline = sae, prompts, offline
         self._batch_size, self._progress = batch_size, progress
-        self._saes: dict[str, SparseAutoencoder] = {}
+        self._saes: dict[str, SparseAutoencoder] = dict(loaded or {})
         self._activities: dict[str, Activity] = {}
 
     def sae(self, block: str) -> SparseAutoencoder:
@@ -284,13 +286,49 @@ class Painter:
             RiebenchError: for a block, feature, mask or region that is not there.
         """
         text = plain_prompt(prompt)
-        added = {self._feature(one): float(strength) for one, strength in (on or {}).items()}
+        area = self.find_mask(mask, text, seed=seed, regions=regions)
+        edit = self.switch(on or {}, off, area, unit=unit, branch=branch)
+        return Image.fromarray(self.generator.generate([text], [seed], edits=[edit]).images[0])
+
+    def switch(
+        self, on: Mapping[Feature, float], off: Iterable[Feature] | Mapping[Feature, float], mask: Mask | None = None,
+        *, unit: Unit = "mean", branch: Branch = "both",
+    ) -> Edit | None:  # fmt: skip
+        """Build the edit that switches features; see `paint`.
+
+        Args:
+            on: as for `paint`.
+            off: likewise.
+            mask: positions that are changed, bool [H, W]; None for everywhere.
+            unit: as for `paint`.
+            branch: likewise.
+
+        Returns:
+            The edit; None if nothing is switched.
+
+        Raises:
+            RiebenchError: as `paint`.
+        """
+        added = {self._feature(one): float(strength) for one, strength in on.items()}
         shares = off if isinstance(off, Mapping) else dict.fromkeys(off, 1.0)
         removed = {self._feature(one): float(share) for one, share in shares.items()}
-        area = as_mask(mask, self.model.spec.size, lambda region: self._region(region, text, seed, regions))
         values = {one: strength * self._unit(one, unit, added) for one, strength in added.items()}
-        edit = switch(self._saes, values, removed, area, branch) if values or removed else None
-        return Image.fromarray(self.generator.generate([text], [seed], edits=[edit]).images[0])
+        return switch(self._saes, values, removed, mask, branch) if values or removed else None
+
+    def find_mask(self, mask: Any, prompt: str, *, seed: int = 0, regions: str = DEFAULT_REGIONS) -> Mask | None:
+        """Read a mask in any form, its words located in the picture of a prompt.
+
+        Args:
+            mask: see `riebench.features.painter.as_mask`.
+            prompt: of the picture.
+            seed: of its noise.
+            regions: as for `paint`.
+
+        Raises:
+            RiebenchError: as `as_mask`.
+        """
+        text = plain_prompt(prompt)
+        return as_mask(mask, self.model.spec.size, lambda region: self._region(region, text, seed, regions))
 
     @torch.inference_mode()
     def strongest(
@@ -315,7 +353,7 @@ class Painter:
         """
         text = plain_prompt(prompt)
         names = [feature_block(block, self.model) for block in blocks]
-        area = as_mask(mask, self.model.spec.size, lambda region: self._region(region, text, seed, regions))
+        area = self.find_mask(mask, text, seed=seed, regions=regions)
         self._measure(names)
         trace = self.generator.generate([text], [seed], capture=Capture(tuple(names))).trace
         found = []

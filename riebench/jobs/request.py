@@ -92,7 +92,8 @@ class RunRequest:
 
     Fields that are left empty take what the profile says of generation (seed, regions); an empty path of the
     leaderboard is `leaderboard.md` in the results folder. With `repeat`, a run.json, the setting is the stored one
-    unless `settings` names its file; `repeat_exactly` refuses a run of another identity.
+    unless `settings` names its file; `repeat_exactly` refuses a run of another identity. Two fields are for callers in
+    Python alone: `given`, settings as objects, run after those that are named; and `progress`, whether bars are shown.
     """
 
     suite: str = "toy"
@@ -126,6 +127,8 @@ class RunRequest:
     trust_plugins: bool = False
     repeat: Path | None = None
     repeat_exactly: bool = True
+    given: tuple[Setting, ...] = ()
+    progress: bool = True
 
     def __post_init__(self) -> None:
         profile = get_profile(self.profile)
@@ -237,11 +240,12 @@ class RunRequest:
         scorer_pair(self.scorers)
         parse_weights(self.weights)
         tasks = load_suite(self.suite, categories=self.categories, limit=self.limit, examples=self.examples)
+        official: tuple[Setting, ...] = ()
         if self.repeat is not None and not self.settings:
-            official: tuple[Setting, ...] = (stored_setting(self.repeat),)
-        else:
+            official = (stored_setting(self.repeat),)
+        elif self.settings or not self.given:
             official = load_settings(self.suite, self.settings, self.settings_set, trust_plugins=self.trust_plugins)
-        settings = tuple(self._with_options(setting) for setting in official)
+        settings = tuple(self._with_options(setting) for setting in (*official, *self.given))
         for setting in settings:
             check_setting(setting, setting.name)
         check_masks(tasks)

@@ -168,6 +168,7 @@ def generate(
         redo=redo,
         offline=request.offline,
         stop_after=request.stop_after,
+        progress=request.progress,
         # Whole tasks: the references that methods look at must not depend on --limit.
         pool=load_suite(request.suite, categories=request.categories),
         **more,
@@ -222,6 +223,7 @@ def score_folders(request: RunRequest, folders: Sequence[RunFolder], suite: tupl
     report = score(
         folders, suite, scorer=scorer, second=second, profile=request.profile,
         weights=parse_weights(request.weights), offline=request.offline, device=request.scoring_device,
+        progress=request.progress,
     )  # fmt: skip
     return report.summary
 

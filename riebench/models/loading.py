@@ -59,7 +59,7 @@ class LoadedModel:
         offloaded_to: where it computes, if its weights are kept elsewhere.
     """
 
-    pipe: Any
+    pipe: Any = field(repr=False)
     spec: ModelSpec
     preset: Preset | None = None
     options: ModelOptions = field(default_factory=ModelOptions)

@@ -250,7 +250,9 @@ def score(
     """
     if device == "cpu":
         keep_freed_memory()
-    names = profile_metrics(profile, METRICS.usable()) if metrics is None else tuple(metrics)
+    # Functions of the running session are measured on request only: every run would else differ by them.
+    registered = (name for name in METRICS.usable() if name not in METRICS.defined())
+    names = profile_metrics(profile, registered) if metrics is None else tuple(metrics)
     broken = METRICS.failures() if metrics is None and profile == DEFAULT else {}
     # Metrics of installed packages come unrequested; they must not stop what would be scored without them.
     optional = {*OPTIONAL_METRICS, *METRICS.from_packages()}

@@ -189,6 +189,19 @@ def _is_users(spec: ModuleSpec) -> bool:
     return bool(places) and not any(_is_installed(place) for place in places)
 
 
+def is_users_module(name: str) -> bool:
+    """Check that a module is the user's: not Python's, riebench's or a package's.
+
+    Args:
+        name: its dotted name; one that cannot be found is the user's, such as that of a notebook.
+    """
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "riebench":
+        return False
+    spec = None if top == "__main__" else _usual_spec(top)
+    return spec is None or _is_users(spec)
+
+
 def _is_installed(place: Path) -> bool:
     if {"site-packages", "dist-packages"} & set(place.parts):
         return True

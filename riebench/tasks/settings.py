@@ -6,8 +6,9 @@ configuration may name a Python file, its plugin, that registers the method; it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from riebench.blocks import short_name
 from riebench.errors import ForeignExitError, RiebenchError, TaskFileError, foreign_code, near_match
@@ -93,17 +94,31 @@ def load_setting_file(path: Path, *, trust_plugins: bool = False) -> Setting:
     setting = validate(Setting, {**data, "name": path.stem}, path)
     if setting.plugin is not None:
         setting = _with_plugin(setting, path, trust_plugins)
-    try:
-        # One block has one name in units and folders, however the file spells it.
-        blocks = [short_name(block) for block in setting.blocks]
-    except RiebenchError as error:
-        raise TaskFileError(f"{path}: blocks: {error}") from error
-    setting = validate(Setting, {**setting.model_dump(), "blocks": blocks}, path)
+    setting = make_setting(setting.model_dump(), path)
     if setting.method not in METHODS:
         raise TaskFileError(
             f"{path}: method: unknown method {setting.method!r}{near_match(setting.method, METHODS.names())}"
         )
     return setting
+
+
+def make_setting(stated: Mapping[str, Any], where: Path) -> Setting:
+    """Return the setting that some fields state, with the short names of its blocks.
+
+    Args:
+        stated: field -> value.
+        where: its file, or what stands for it in messages.
+
+    Raises:
+        TaskFileError: naming `where`, key and nearest match.
+    """
+    setting = validate(Setting, dict(stated), where)
+    try:
+        # One block has one name in units and folders, however it is spelt.
+        blocks = [short_name(block) for block in setting.blocks]
+    except RiebenchError as error:
+        raise TaskFileError(f"{where}: blocks: {error}") from error
+    return validate(Setting, {**setting.model_dump(), "blocks": blocks}, where)
 
 
 def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
@@ -155,11 +170,30 @@ def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
 def load_setting_plugin(setting: Setting) -> None:
     """Run a configuration's plugin, if it has one, in this process.
 
+    The method of a setting with a hash and no file is a function of the running session.
+
     Raises:
-        RiebenchError: see `load_plugin`; also if a file is not the one the configuration was read with.
+        RiebenchError: see `load_plugin`; also if file or function is not the one the configuration was made with.
     """
-    if setting.plugin is not None and load_plugin(Path(setting.plugin)) != setting.plugin_sha256:
-        raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
+    if setting.plugin is not None:
+        if load_plugin(Path(setting.plugin)) != setting.plugin_sha256:
+            raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
+    elif setting.plugin_sha256 is not None:
+        _check_defined(setting)
+
+
+def _check_defined(setting: Setting) -> None:
+    """Check that a setting's function is the one that is defined here."""
+    if setting.method not in METHODS.defined():
+        raise RiebenchError(
+            f"the method {setting.method!r} of {setting.name} is a function of a Python session, and not defined in "
+            "this one; define it, or put it into a plug-in file"
+        )
+    if METHODS.get(setting.method).source_sha256 != setting.plugin_sha256:
+        raise RiebenchError(
+            f"the method {setting.method!r} was defined anew since the setting {setting.name} was made; make the "
+            "setting again"
+        )
 
 
 def load_plugin(path: Path) -> str:
