@@ -2,14 +2,16 @@
 
 `python -m benchmarks.coverage` draws many experiments from populations of examples, takes intervals, p-values and ranks
 by the functions that tables and the leaderboard use, and writes how often they are right to
-`benchmarks/results/coverage.json`. Nine categories hold 4, 12 or 33 examples each. Scores are normal, skewed or
-bounded, and levels lie on a budget or anywhere. An interval of 95 % should hold the truth in 93 to 97 % of the
-experiments; two equal methods should differ, and any of several equal ones be ranked apart, in about 5 %.
+`benchmarks/results/coverage.json`, each share with its own interval. Nine categories hold 4, 12 or 33 examples each.
+Scores are normal, skewed or bounded, and levels lie on a budget or anywhere. An interval of 95 % should hold the truth
+in 93 to 97 % of the experiments; two equal methods should differ, and any of several equal ones be ranked apart, in
+about 5 %.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,22 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.analysis.multiple import ALPHA, step_down
-from riebench.analysis.stats import estimate
-from riebench.analysis.tradeoff import Examples, TradeOff, cross_fit, paired_differences
+from riebench.analysis.stats import Replicates, estimate, wilson
+from riebench.analysis.tradeoff import Examples, SampleMean, cross_fit, paired_differences
 
 Floats = NDArray[np.float64]
 Random = np.random.Generator
+Share = dict[str, float]
+"""The "share" of experiments, and "low" and "high", the ends of its Wilson interval of 95 %."""
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 CATEGORIES = 9
 SIZES = (4, 12, 33)
 """Examples a category: 36, 108 and 297 in all."""
 REPLICATES = 399
-EXPERIMENTS = {"means": 1000, "areas": 300, "differences": 150}
+DRAWS = 20
+"""Sets of bootstrap draws that experiments take in turn: with a single one, all would share its error."""
+EXPERIMENTS = {"means": 4000, "areas": 1000}
 METHODS = 4
 """Equal methods whose ranks are looked at together."""
 LEVELS = 6
-LARGE = 60_000
+LARGE = 300_000
 """Examples a category from which the true area is computed."""
 
 
@@ -109,19 +115,26 @@ def examples_of(size: int) -> Examples:
     return Examples.of({f"c{c}-{i:05}": f"category{c}" for c in range(CATEGORIES) for i in range(size)})
 
 
-def mean_coverage(kind: str, size: int, experiments: int, replicates: int = REPLICATES) -> float:
-    """Compute the share of experiments whose interval of a mean holds the truth."""
+def share_of(count: int, experiments: int) -> Share:
+    """Return the share of experiments, with its Wilson interval."""
+    share = count / experiments
+    low, high = wilson(share, math.sqrt(share * (1 - share) / experiments), experiments - 1, experiments)
+    return {"share": share, "low": low, "high": high}
+
+
+def mean_coverage(kind: str, size: int, experiments: int, replicates: int = REPLICATES) -> int:
+    """Count the experiments whose interval of a mean holds the truth."""
     draw, truth, share = MEANS[kind]
     rng = np.random.default_rng([1, list(MEANS).index(kind), size])
     held = 0
-    for _ in range(experiments):
+    for number in range(experiments):
         values = {
             f"category{c}": {f"e{i:02}": [float(value)] for i, value in enumerate(draw(rng, size))}
             for c in range(CATEGORIES)
         }
-        found = estimate(values, share=share, replicates=replicates)
+        found = estimate(values, share=share, replicates=replicates, seed=number % DRAWS)
         held += found.low is not None and found.high is not None and found.low <= truth <= found.high
-    return held / experiments
+    return held
 
 
 def true_area(kind: str) -> float:
@@ -144,77 +157,84 @@ class AreaExperiments:
 
     def __init__(self, kind: str, size: int, replicates: int = REPLICATES) -> None:
         self.kind, self.examples = kind, examples_of(size)
-        n = len(self.examples.ids)
-        self.weights = np.vstack([np.ones((1, n)), self.examples.draws(replicates, 1)])
+        ones = np.ones((1, len(self.examples.ids)))
+        self.weights = [np.vstack([ones, self.examples.draws(replicates, seed)]) for seed in range(DRAWS)]
         self.rng = np.random.default_rng([3, AREAS.index(kind), size])
 
-    def areas(self, methods: int) -> list[TradeOff]:
-        """Return the trade-offs of some equal methods in a new experiment.
+    def areas(self, methods: int, draws: int = 0) -> list[SampleMean]:
+        """Return the areas of some equal methods in a new experiment.
 
         They share each example's curve and differ in noise.
+
+        Args:
+            methods: how many.
+            draws: number of the set of bootstrap draws.
         """
-        n = len(self.examples.ids)
-        far, gain = curves(self.rng, n, self.kind)
+        far, gain = curves(self.rng, len(self.examples.ids), self.kind)
+        weights = self.weights[draws % DRAWS]
         return [
-            cross_fit(far, gain + self.rng.normal(size=gain.shape) * 0.02, self.examples, self.weights)
+            cross_fit(far, gain + self.rng.normal(size=gain.shape) * 0.02, self.examples, weights).area
             for _ in range(methods)
         ]
 
-    def coverage(self, truth: float, experiments: int) -> float:
-        """Compute the share of experiments whose interval of an area holds the truth."""
-        held = 0
-        for _ in range(experiments):
-            ends = self.areas(1)[0].area.replicates.interval()
-            held += ends is not None and ends[0] <= truth <= ends[1]
-        return held / experiments
+    def count(self, truth: float, experiments: int) -> dict[str, int]:
+        """Count the experiments in which intervals hold the truth, and in which equal methods are told apart.
 
-    def false_differences(self, experiments: int) -> tuple[float, float]:
-        """Compute how often equal methods are told apart.
+        Args:
+            truth: area of the population.
+            experiments: how many.
 
         Returns:
-            The share of experiments in which two have p below 0.05, and in which any of `METHODS` are ranked apart.
+            "areas": the interval of an area holds its truth; "differences": that of the difference of two equal methods
+            holds 0; "told apart": the p of two is below 0.05; "ranked apart": any of `METHODS` are.
         """
-        pairs = split = 0
-        for _ in range(experiments):
-            areas = {str(i): found.area for i, found in enumerate(self.areas(METHODS))}
-            pairs += step_down({"": (areas["0"] - areas["1"]).replicates})[""] < ALPHA
+        counts = dict.fromkeys(("areas", "differences", "told apart", "ranked apart"), 0)
+        for number in range(experiments):
+            areas = {str(i): area for i, area in enumerate(self.areas(METHODS, number))}
+            difference = (areas["0"] - areas["1"]).replicates
+            counts["areas"] += holds(areas["0"].replicates, truth)
+            counts["differences"] += holds(difference, 0.0)
+            counts["told apart"] += step_down({"": difference})[""] < ALPHA
             adjusted = step_down({"\t".join(pair): one for pair, one in paired_differences(areas).items()})
-            split += min(adjusted.values()) < ALPHA
-        return pairs / experiments, split / experiments
+            counts["ranked apart"] += min(adjusted.values()) < ALPHA
+        return counts
+
+
+def holds(found: Replicates, truth: float) -> bool:
+    """Check that the interval of a number holds the truth."""
+    ends = found.interval()
+    return ends is not None and ends[0] <= truth <= ends[1]
 
 
 def measure(experiments: Mapping[str, int] = EXPERIMENTS, sizes: Sequence[int] = SIZES) -> dict[str, object]:
     """Measure everything; see the module.
 
     Args:
-        experiments: "means", "areas" and "differences" -> experiments of each kind and size.
+        experiments: "means" and "areas" -> experiments of each kind and size.
         sizes: examples a category.
     """
-    means = {
-        kind: {str(CATEGORIES * size): mean_coverage(kind, size, experiments["means"]) for size in sizes}
-        for kind in MEANS
-    }
-    areas: dict[str, dict[str, float]] = {}
-    pairs: dict[str, dict[str, float]] = {}
-    splits: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, dict[str, Share]]] = {}
+
+    def store(name: str, kind: str, size: int, count: int, of: int) -> None:
+        one = found.setdefault(name, {}).setdefault(kind, {})[str(CATEGORIES * size)] = share_of(count, of)
+        text = f"{one['share']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+        print(f"{name}, {kind}, {CATEGORIES * size} examples: {text}", file=sys.stderr, flush=True)
+
+    for kind in MEANS:
+        for size in sizes:
+            store("means", kind, size, mean_coverage(kind, size, experiments["means"]), experiments["means"])
     for kind in AREAS:
         truth = true_area(kind)
         for size in sizes:
-            n = str(CATEGORIES * size)
-            areas.setdefault(kind, {})[n] = AreaExperiments(kind, size).coverage(truth, experiments["areas"])
-            pair, split = AreaExperiments(kind, size).false_differences(experiments["differences"])
-            pairs.setdefault(kind, {})[n] = pair
-            splits.setdefault(kind, {})[n] = split
-            print(f"{kind}, {n} examples: {areas[kind][n]:.3f} {pair:.3f} {split:.3f}", file=sys.stderr, flush=True)
+            for name, count in AreaExperiments(kind, size).count(truth, experiments["areas"]).items():
+                store(name, kind, size, count, experiments["areas"])
     return {
         "experiments": dict(experiments),
         "replicates": REPLICATES,
+        "draws": DRAWS,
         "categories": CATEGORIES,
         "methods": METHODS,
-        "means": means,
-        "areas": areas,
-        "equal methods told apart": pairs,
-        "equal methods ranked apart": splits,
+        **found,
     }
 
 

@@ -27,10 +27,6 @@ widen all others."""
 def statistics(difference: Replicates) -> tuple[float, Floats]:
     """Return a difference's studentised size, and those that chance would give it.
 
-    Where levels were chosen, chance is the mean of what replicates give that choose anew and that keep the observed
-    choice: near-ties are settled otherwise too often in the former, which draw from noise once more, and not at all in
-    the latter.
-
     Args:
         difference: a paired one.
 
@@ -43,19 +39,18 @@ def statistics(difference: Replicates) -> tuple[float, Floats]:
         return 0.0, np.zeros(len(difference.values) - 1)
     if not error:
         return (np.inf if value else 0.0), np.zeros(len(difference.values) - 1)
-    roots = _roots(difference)
-    if difference.settled is not None:
-        roots = (roots + _roots(difference.settled)) / 2
-    return abs(value) / error, np.abs(roots)
+    return abs(value) / error, np.abs(_roots(difference))
 
 
 def _roots(difference: Replicates) -> Floats:
     """Return the studentised differences of replicates from their mean, [R].
 
-    Replicates without a number have 0.
+    Where levels were chosen, half of what choices differ by is left out, see `Replicates`. Replicates without a number
+    have 0.
     """
     found = np.isfinite(difference.values[1:]) & np.isfinite(difference.errors[1:])
-    values = np.where(found, difference.values[1:], 0.0)
+    chosen = 0.0 if difference.at_choice is None else difference.at_choice[1:] / 2
+    values = np.where(found, difference.values[1:] - chosen, 0.0)
     errors = np.maximum(np.where(found, difference.errors[1:], 0.0), LEAST_ERROR * difference.errors[0])
     apart = values - values[found].mean() if found.any() else values * 0
     roots: Floats = np.where(found, apart / np.where(errors > 0, errors, 1.0), 0.0)

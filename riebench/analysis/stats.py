@@ -78,17 +78,23 @@ def cluster_counts(name: str, groups: tuple[str, ...], replicates: int, seed: in
 class Replicates:
     """A number with its standard error, as observed and in every replicate.
 
+    Where a level was chosen, the levels differ on the observed examples by the noise of these examples, too. A
+    replicate that chooses anew takes such differences for true ones and adds noise once more, so that replicates vary
+    more than new experiments would; replicates that kept the observed choice would vary less. Intervals and tests
+    therefore leave out half of what the choices of replicates differ by on the observed examples.
+
     Attributes:
         values: [1 + R], the observed number first.
         errors: [1 + R], standard errors over independent examples; nan where a category has a single one.
         centre: the best on all examples, where a level was chosen on some of them; else None.
-        settled: where a level was chosen, the same with the observed choice kept in every replicate; else None.
+        at_choice: where a level was chosen, what each replicate's choice gives on the observed examples, [1 + R]; else
+            None.
     """
 
     values: Floats
     errors: Floats
     centre: float | None = None
-    settled: Replicates | None = None
+    at_choice: Floats | None = None
 
     @property
     def mean(self) -> float:
@@ -99,7 +105,8 @@ class Replicates:
         """Return the studentised 95 % interval, or None if there is none.
 
         Where a best level was chosen, the replicates are taken as estimates of a number midway between their mean,
-        which lacks what a choice on fewer examples loses, and the best on all examples, which is too good by as much.
+        which lacks what a choice on fewer examples loses, and the best on all examples, which is too good by as much;
+        and each of them of a number midway between this and what its own choice gives on the observed examples.
         """
         value, error = float(self.values[0]), float(self.errors[0])
         if not (math.isfinite(value) and math.isfinite(error)):
@@ -111,8 +118,10 @@ class Replicates:
         if not error:
             return value, value
         truth = value if self.centre is None else (float(draws.mean()) + self.centre) / 2
+        estimated = truth if self.at_choice is None else (truth + self.at_choice[1:][found]) / 2
         tail = (1 - LEVEL) / 2
-        low, high = np.quantile((draws - truth) / errors, [tail, 1 - tail])
+        # This definition of a quantile keeps the tails right with few replicates, too (Davison and Hinkley 1997).
+        low, high = np.quantile((draws - estimated) / errors, [tail, 1 - tail], method="weibull")
         return value - float(high) * error, value - float(low) * error
 
 

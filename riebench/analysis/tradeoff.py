@@ -188,18 +188,29 @@ class SampleMean:
     @cached_property
     def replicates(self) -> Replicates:
         """The mean with its standard error, as observed and in every replicate."""
-        values, errors = [], []
+        values, errors, at_choice = [], [], []
         for rows in chunks(len(self.weights), len(self.examples.ids)):
             means, deviations = self.deviations(rows)
             values.append(means)
             errors.append(np.sqrt((deviations**2).sum(axis=1)))
-        settled = None if self.centre is None else self.settled.replicates
-        return Replicates(np.concatenate(values), np.concatenate(errors), self.centre, settled)
+            if self.centre is not None:
+                at_choice.append(self.part(rows) @ self._shares)
+        chosen = np.concatenate(at_choice) if at_choice else None
+        return Replicates(np.concatenate(values), np.concatenate(errors), self.centre, chosen)
 
     @property
-    def settled(self) -> SampleMean:
-        """The mean with the observed choice, whatever replicates would choose."""
-        return SampleMean.of(self.part(slice(0, 1))[0], self.examples, self.weights, self.category)
+    def _shares(self) -> Floats:
+        """Share of each observed example in the mean, [E]."""
+        shares = np.zeros(len(self.examples.ids))
+        for members in self._strata.values():
+            shares[members] = 1 / (len(members) * len(self._strata))
+        return shares
+
+    @property
+    def _strata(self) -> Mapping[str, NDArray[np.intp]]:
+        """Positions of the examples of each category that the mean is over."""
+        strata = self.examples.strata
+        return strata if self.category is None else {self.category: strata[self.category]}
 
     @property
     def values(self) -> Floats:
@@ -216,8 +227,7 @@ class SampleMean:
             rows: replicates.
         """
         part, weights = self.part(rows), self.weights[rows]
-        strata = self.examples.strata
-        chosen = strata if self.category is None else {self.category: strata[self.category]}
+        chosen = self._strata
         means, found = np.zeros(len(part)), []
         for category, members in chosen.items():
             drawn, given = weights[:, members], part[:, members]
@@ -253,8 +263,12 @@ class SampleMean:
                 lambda rows: (self.part(rows) - ratio[rows, None] * other.part(rows)) / other.values[rows, None],
                 self.category,
             )  # fmt: skip
+            chosen = self.replicates.at_choice
             return Replicates(
-                ratio, change.replicates.errors, None if self.centre is None else float(self.centre / other.values[0])
+                ratio,
+                change.replicates.errors,
+                None if self.centre is None else float(self.centre / other.values[0]),
+                None if chosen is None else chosen / other.values[0],
             )
 
 
@@ -296,11 +310,19 @@ def paired_differences(means: Mapping[str, SampleMean]) -> dict[tuple[str, str],
         values.append(level[:, one] - level[:, other])
         errors.append(np.sqrt(variances))
     stacked = (np.concatenate(values), np.concatenate(errors))
+    # What had no choice gives the same on the observed examples in every replicate.
+    chosen = {
+        name: mean.values[:1] if mean.replicates.at_choice is None else mean.replicates.at_choice
+        for name, mean in means.items()
+    }
     moved = any(mean.centre is not None for mean in means.values())
-    settled = paired_differences({name: mean.settled for name, mean in means.items()}) if moved else {}
     pairs = [(names[i], names[j]) for i, j in zip(one, other, strict=True)]
     return {
-        pair: Replicates(stacked[0][:, column], stacked[1][:, column], settled=settled.get(pair))
+        pair: Replicates(
+            stacked[0][:, column],
+            stacked[1][:, column],
+            at_choice=chosen[pair[0]] - chosen[pair[1]] if moved else None,
+        )
         for column, pair in enumerate(pairs)
     }
 
