@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from api_runs import toy_model as toy_model
+from api_runs import toy_results as toy_results
+from api_runs import toy_saes as toy_saes
 from hypothesis import settings
 from records import make_record, make_spec
 from tiny_jobs import job as job
