@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from riebench.errors import MAX_NAME_LENGTH, MemoryShortageError, RiebenchError, ended_by
+from riebench.utils.collector import resume_collector
 from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
                 traceback.print_exc()
             say(f"riebench: {ended_by('code that riebench called', error)}")
             raise typer.Exit(EXIT_USER_ERROR) from None
+        finally:
+            resume_collector()
 
     return wrapped
 

@@ -30,6 +30,7 @@ from riebench.scoring.metrics.networks import parse_weights
 from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, run_path, set_aside
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
+from riebench.utils.collector import resume_collector
 from riebench.utils.files import remove_stale_files
 from riebench.utils.hub import offline_mode
 from riebench.utils.machine import pick_device
@@ -149,6 +150,8 @@ def generate(
             place = run_path(request.results, tasks[0].suite, made.spec.name, setting.name)
             if (aside := set_aside(place)) is not None:
                 say(f"{place} was changed or damaged; its records and scores are in {aside.name}/ there")
+    # All that is loaded stays until the end.
+    resume_collector(keep=True)
     folders = engines.run(
         engine.engine,
         tasks,

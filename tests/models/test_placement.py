@@ -279,8 +279,8 @@ def test_flags_reach_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     seen: list[RunRequest] = []
     monkeypatch.setattr("riebench.jobs.run.run_job", lambda request, say: seen.append(request))
     line = (
-        "run no_edit --size 768 --single-file-config sdxl-base --vae fp16-fix --offload model --vae-slicing --vae-tiling "
-        "--attention math --channels-last --results"
+        "run no_edit --size 768 --single-file-config sdxl-base --vae fp16-fix --offload model --vae-slicing "
+        "--vae-tiling --attention math --channels-last --results"
     )
     assert CliRunner().invoke(app, [*line.split(), str(tmp_path)]).exit_code == 0
     assert seen[0].options == ModelOptions(768, "sdxl-base", "fp16-fix", "model", True, True, "math", True)
