@@ -94,7 +94,7 @@ def _unknown(file: Path, what: str, remedy: str) -> RiebenchError:
 
 
 def _earlier_options(file: Path) -> dict[str, Any]:
-    """Return the options of the last command that wrote to a run folder, as far as they are stored."""
+    """Return the stored options of the last command that wrote to a run folder."""
     stored = parse_json(read_regular(file))
     invocations = stored.get("invocations") if isinstance(stored, dict) else None
     last = invocations[-1] if isinstance(invocations, list) and invocations else None
@@ -103,7 +103,7 @@ def _earlier_options(file: Path) -> dict[str, Any]:
 
 
 def _setting_file(setting: Setting, earlier: Mapping[str, Any], file: Path) -> list[str]:
-    """Return the YAML file of a setting with a plug-in, as the earlier command named it."""
+    """Return the YAML file of a setting with a plug-in, as it was named earlier."""
     named = earlier.get("settings")
     for one in named if isinstance(named, list) else []:
         if isinstance(one, str) and Path(one).stem == setting.name and Path(one).expanduser().is_file():

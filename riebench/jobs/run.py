@@ -130,19 +130,8 @@ def generate(
     """
     from riebench.runs import engines
 
-    engine, recipe, redo = request.engine, request.recipe, request.redo_mode
-    if engine.engine == "local":
-        device = pick_device(request.device)
-        say(f"loading {recipe.name} on {device}")
-        model = recipe.load()
-        check_prompts(model, tasks)
-        made: LoadedModel | ModelRecipe = model
-        more: dict[str, Any] = {"provenance": provenance(device=device, **request.options.placement)}
-    else:
-        # Workers load the model, check prompts and report their device.
-        made = recipe
-        notes = provenance(engine=engine.engine, **request.options.placement)
-        more = {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
+    engine, redo = request.engine, request.redo_mode
+    made, more = _load(request, tasks, say)
     _find_scorer(request, made.spec)
     _refuse_another_run(request, tasks, settings, made)
     if redo == "all" and not engine.sharded:
@@ -177,12 +166,32 @@ def generate(
     return folders
 
 
+def _load(
+    request: RunRequest, tasks: tuple[EditTask, ...], say: Say
+) -> tuple[LoadedModel | ModelRecipe, dict[str, Any]]:
+    """Load the model if this process generates.
+
+    Returns:
+        The model, or the recipe by which workers load it; and further options of the engine.
+    """
+    engine, recipe = request.engine, request.recipe
+    if engine.engine == "local":
+        device = pick_device(request.device)
+        say(f"loading {recipe.name} on {device}")
+        model = recipe.load()
+        check_prompts(model, tasks)
+        return model, {"provenance": provenance(device=device, **request.options.placement)}
+    # Workers load the model, check prompts and report their device.
+    notes = provenance(engine=engine.engine, **request.options.placement)
+    return recipe, {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
+
+
 def _refuse_another_run(
     request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], made: LoadedModel | ModelRecipe
 ) -> None:
-    """Refuse to repeat a stored run with another identity, before anything is generated.
+    """Refuse to repeat a stored run with another identity.
 
-    With workers, which load the model themselves, this is found out at the end.
+    It happens before anything is generated, except with workers, which load the model themselves.
     """
     if request.repeat is None or not request.repeat_exactly or isinstance(made, ModelRecipe):
         return
@@ -250,8 +259,7 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], units: Sequence[
         else None
     )
     galleries = write_galleries(model_folder, folders)
-    keys = [unit.key for unit in units]
-    print_per_block([PlannedPart(folder, keys) for folder in folders], request.profile)
+    print_per_block([PlannedPart(folder, units) for folder in folders], request.profile)
     say(f"pictures and records  {model_folder}/")
     if galleries:
         say(f"look at               {galleries[0].parent}/ (one picture per setting)")
@@ -265,7 +273,7 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], units: Sequence[
 
 
 def _stale_files_line(request: RunRequest, tables: bool) -> str:
-    """Return the line on the files that were left as they are, with the commands that make them anew."""
+    """Return the line on files left as they are, and how to make them anew."""
     left = {"tables": not tables, "leaderboard": True, "report": request.report is not None}
     commands = [f"`riebench {verb} --results {request.results}`" for verb, is_left in left.items() if is_left]
     return (

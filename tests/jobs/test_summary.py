@@ -16,8 +16,10 @@ import riebench.jobs.summary
 from riebench.cli.common import documents_folder, results_to_read, results_to_write
 from riebench.jobs.request import RunRequest
 from riebench.jobs.summary import PlannedPart, may_rebuild, print_per_block
+from riebench.runs.plan import Unit
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
+from riebench.tasks.suites import load_suite
 
 UNUSED = {"pandas", "pyarrow", "datasets", "ray", "statsmodels", "sklearn", "tensorflow", "IPython"}
 """Packages that the quickest look has no use for."""
@@ -74,7 +76,10 @@ def test_commands_find_published_results_first(tmp_path: Path, monkeypatch: pyte
 def test_only_the_units_of_the_command_are_printed(filled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     keys = [record.key for record in filled.records() if record.key.category == "change_color"]
     keys = [key for key in keys if key.block_set == "all" and not key.example_id.endswith("2")]
-    part = PlannedPart(filled, keys)
+    other, (task, *_) = filled.spec.setting.model_copy(update={"name": "other"}), load_suite("toy", limit=1)
+    units = [Unit(filled.spec.setting, task, task.examples[0], (), key) for key in keys]
+    units += [Unit(other, task, task.examples[0], (), record.key) for record in filled.records()]
+    part = PlannedPart(filled, units)
     assert part.expected == {("change_color", "all", 1.0): 2} and len(part.records()) == 2
     print_per_block([part])
     text = capsys.readouterr().out
