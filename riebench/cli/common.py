@@ -35,6 +35,7 @@ from riebench.cli.names import (
     words_beginning_with,
 )
 from riebench.errors import MAX_NAME_LENGTH, MemoryShortageError, RiebenchError, ended_by
+from riebench.utils.collector import resume_collector
 from riebench.utils.terminal import print_line, print_note
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def friendly(verb: Callable[P, None]) -> Callable[P, None]:
                 traceback.print_exc()
             print_line(f"riebench: {ended_by('code that riebench called', error)}", err=True)
             raise typer.Exit(EXIT_USER_ERROR) from None
+        finally:
+            resume_collector()
 
     return wrapped
 

@@ -5,6 +5,7 @@ The verbs' modules import everything heavy inside functions, so that help is ins
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from io import TextIOWrapper
@@ -80,4 +81,8 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     # Shells complete this name, and messages say it, however Python was started.
-    app(prog_name="riebench")
+    try:
+        app(prog_name="riebench")
+    finally:
+        # At its exit Python would look for garbage among all that was loaded, which takes seconds; the system frees it.
+        gc.freeze()

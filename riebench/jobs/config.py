@@ -1,4 +1,4 @@
-"""Options of a run as a plain mapping: files of `riebench run --config`, and what a run stores of its command.
+"""Options of a run as a plain mapping, for `riebench run --config` and run.json.
 
 The keys are the names of the options, with an underscore for a hyphen. They are read strictly: an unknown key, or a
 value of another kind, is an error that names file, line and key.
@@ -37,7 +37,7 @@ Indices = Annotated[tuple[Index, ...], BeforeValidator(_as_list)]
 
 
 class RunConfig(StoredModel):
-    """Options of one run, as a file states them; the defaults are those of the command line."""
+    """Options of one run; the defaults are those of the command line."""
 
     settings: Texts = ()
     """Settings by name or YAML file."""

@@ -99,7 +99,7 @@ def _earlier_options(file: Path) -> dict[str, Any]:
 
 
 def _setting_file(setting: Setting, earlier: Mapping[str, Any], file: Path) -> list[str]:
-    """Return the YAML file of a setting with a plug-in, as the earlier command named it."""
+    """Return the YAML file of a setting with a plug-in, as it was named earlier."""
     named = earlier.get("settings")
     for one in named if isinstance(named, list) else []:
         if isinstance(one, str) and Path(one).stem == setting.name and Path(one).expanduser().is_file():

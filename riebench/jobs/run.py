@@ -32,6 +32,7 @@ from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, 
 from riebench.store.invocations import invocation_notes
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
+from riebench.utils.collector import resume_collector
 from riebench.utils.files import remove_stale_files
 from riebench.utils.hub import offline_mode
 from riebench.utils.machine import pick_device
@@ -131,23 +132,8 @@ def generate(
     """
     from riebench.runs import engines
 
-    engine, recipe, redo = request.engine, request.recipe, request.redo_mode
-    asked = request.to_config()
-    if engine.engine == "local":
-        check_files(request, tasks, settings, say)
-        device = pick_device(request.device)
-        say(f"loading {recipe.name} on {device}")
-        model = recipe.load()
-        check_prompts(model, tasks)
-        made: LoadedModel | ModelRecipe = model
-        more: dict[str, Any] = {
-            "provenance": invocation_notes(request=asked, device=device, **request.options.placement)
-        }
-    else:
-        # Workers load the model, check prompts and report their device.
-        made = recipe
-        notes = invocation_notes(request=asked, engine=engine.engine, **request.options.placement)
-        more = {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
+    engine, redo = request.engine, request.redo_mode
+    made, more = _load(request, tasks, settings, say)
     _find_scorer(request, made.spec)
     _refuse_another_run(request, tasks, settings, made)
     if redo == "all" and not engine.sharded:
@@ -155,6 +141,8 @@ def generate(
             place = run_path(request.results, tasks[0].suite, made.spec.name, setting.name)
             if (aside := set_aside(place)) is not None:
                 say(f"{place} was changed or damaged; its records and scores are in {aside.name}/ there")
+    # All that is loaded stays until the end.
+    resume_collector(keep=True)
     folders = engines.run(
         engine.engine,
         tasks,
@@ -181,12 +169,33 @@ def generate(
     return folders
 
 
+def _load(
+    request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
+) -> tuple[LoadedModel | ModelRecipe, dict[str, Any]]:
+    """Load the model if this process generates.
+
+    Returns:
+        The model, or the recipe by which workers load it; and further options of the engine.
+    """
+    engine, recipe, asked = request.engine, request.recipe, request.to_config()
+    if engine.engine == "local":
+        check_files(request, tasks, settings, say)
+        device = pick_device(request.device)
+        say(f"loading {recipe.name} on {device}")
+        model = recipe.load()
+        check_prompts(model, tasks)
+        return model, {"provenance": invocation_notes(request=asked, device=device, **request.options.placement)}
+    # Workers load the model, check prompts and report their device.
+    notes = invocation_notes(request=asked, engine=engine.engine, **request.options.placement)
+    return recipe, {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
+
+
 def _refuse_another_run(
     request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], made: LoadedModel | ModelRecipe
 ) -> None:
-    """Refuse to repeat a stored run with another identity, before anything is generated.
+    """Refuse to repeat a stored run with another identity.
 
-    With workers, which load the model themselves, this is found out at the end.
+    It happens before anything is generated, except with workers, which load the model themselves.
     """
     if request.repeat is None or not request.repeat_exactly or isinstance(made, ModelRecipe):
         return
@@ -255,8 +264,7 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], units: Sequence[
         else None
     )
     galleries = write_galleries(model_folder, folders)
-    keys = [unit.key for unit in units]
-    print_per_block([PlannedPart(folder, keys) for folder in folders], request.profile)
+    print_per_block([PlannedPart(folder, units) for folder in folders], request.profile)
     say(f"pictures and records  {model_folder}/")
     if galleries:
         say(f"look at               {galleries[0].parent}/ (one picture per setting)")
@@ -270,7 +278,7 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], units: Sequence[
 
 
 def _stale_files_line(request: RunRequest, tables: bool) -> str:
-    """Return the line on the files that were left as they are, with the commands that make them anew."""
+    """Return the line on files left as they are, and how to make them anew."""
     left = {"tables": not tables, "leaderboard": True, "report": request.report is not None}
     commands = [f"`riebench {verb} --results {request.results}`" for verb, is_left in left.items() if is_left]
     return (

@@ -18,9 +18,10 @@ from riebench.analysis.configurations import (
     present_categories,
     present_metrics,
 )
+from riebench.runs.plan import Unit
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder
-from riebench.store.records import EditRecord, UnitKey
+from riebench.store.records import EditRecord
 from riebench.store.run_file import CellKey
 from riebench.utils.terminal import add_row, print_table, table_width, window_width
 
@@ -39,12 +40,13 @@ class PlannedPart(RunFolder):
 
     Args:
         folder: the run folder.
-        keys: the units of the command; those of other settings are left out by their run folder.
+        units: the units of the command; those of other settings are left out.
     """
 
-    def __init__(self, folder: RunFolder, keys: Iterable[UnitKey]) -> None:
+    def __init__(self, folder: RunFolder, units: Iterable[Unit]) -> None:
         super().__init__(folder.path)
-        self._keys = {key.digest: key for key in keys}
+        name = self.spec.setting.name
+        self._keys = {unit.key.digest: unit.key for unit in units if unit.setting.name == name}
 
     @property
     def expected(self) -> dict[CellKey, int]:

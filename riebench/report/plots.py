@@ -16,11 +16,12 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from riebench.analysis.configurations import Configuration, true_access, whole_configurations
-from riebench.analysis.standings import CONTROLLED, ENDS, Entry, MethodComparison, sorted_access
+from riebench.analysis.standings import CONTROLLED, ENDS, Entry, MethodComparison
 from riebench.analysis.tradeoff import BUDGETS
 from riebench.report.data import DISTANCE, EFFECT, SAE_METHOD, Group, counts, mean
 from riebench.scoring.profiles import metric_format
 from riebench.store.records import RunSpec
+from riebench.tasks.schema import sorted_access
 from riebench.utils.images import SVG
 from riebench.utils.plots import DASHES, PAGE_INK, PAGE_STYLE, new_figure, page_svg_root, page_svg_text, plot_style
 

@@ -208,7 +208,7 @@ def _first_error(error: ValidationError) -> Any:
 
 
 def _key_line(path: Path, location: tuple[int | str, ...]) -> int | None:
-    """Return the line of the top-level key of a location; None if the file has no such key."""
+    """Return the line of the top-level key of a location, or None."""
     try:
         node = yaml.compose(_read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (TaskFileError, yaml.YAMLError):
