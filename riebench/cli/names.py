@@ -6,6 +6,7 @@ imports none of the libraries that take seconds.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -69,10 +70,18 @@ def check_text(name: str, value: Any) -> None:
     """
     for one in value if isinstance(value, list | tuple) else (value,):
         if isinstance(one, str | Path) and (re.search("[\ud800-\udfff]", str(one)) or "\0" in str(one)):
-            where = name.replace("_", "-")
-            raise RiebenchError(
-                f"{where} {str(one)!r} holds bytes that are no text in UTF-8; rename it, or name another"
-            )
+            where = f"{name.replace('_', '-')} {str(one)!r}"
+            if _is_utf8(str(one)):
+                raise RiebenchError(f"{where} cannot be read in this locale; set PYTHONUTF8=1 or LC_ALL=C.UTF-8")
+            raise RiebenchError(f"{where} holds bytes that are no text in UTF-8; rename it, or name another")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _word_check(flag: str, known: Callable[[], Iterable[str]]) -> Callable[[Any, Options], None]:

@@ -107,7 +107,12 @@ def test_the_status_is_that_of_shells_and_threads_set_no_signals() -> None:
     from riebench.cli.common import friendly
 
     done: list[bool] = []
-    thread = threading.Thread(target=friendly(lambda: done.append(True)))
+
+    @friendly
+    def verb() -> None:
+        done.append(True)
+
+    thread = threading.Thread(target=verb)
     thread.start()
     thread.join()
     assert done == [True]
