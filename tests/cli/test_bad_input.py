@@ -126,7 +126,7 @@ def test_the_same_run_twice_is_not_counted_twice(tmp_path: Path) -> None:
     for file in folder.path.glob("*.json*"):
         (copy / file.name).write_bytes(file.read_bytes())
     row = rows(tmp_path)["good"]
-    assert (row["group"], row["note"]) == ("–", "good x0.5 is there twice")
+    assert (row["rank"], row["notes"]) == ("–", "good x0.5 is there twice")
 
 
 def test_suites_and_profiles_have_sections_of_their_own(tmp_path: Path) -> None:
@@ -174,21 +174,21 @@ def test_gaps_are_named_and_not_compared(tmp_path: Path) -> None:
     add_run(tmp_path, "good", 0.03)
     add_run(tmp_path, "short", 0.09, leave_out="change_color-3")
     row = rows(tmp_path)["short"]
-    assert row["group"] == "–" and row["note"] == "1 of 24 units of short x0.5 have no clip_gain"
+    assert row["rank"] == "–" and row["notes"] == "1 of 24 units of short x0.5 have no clip_gain"
     assert "short on all cannot be compared: 1 of 24 units" in refusal(tmp_path, "compare", "good", "short")
     assert call(tmp_path, "tables").exit_code == 0
     table = (tmp_path / "toy" / "toy-turbo" / "tables" / "per_method.md").read_text()
     assert "23/24" in next(line for line in table.splitlines() if line.startswith("| short x0.5 |"))
 
 
-def test_a_knob_with_one_level_is_shown_as_such(tmp_path: Path) -> None:
+def test_a_method_with_one_edit_strength_is_shown_as_such(tmp_path: Path) -> None:
     add_run(tmp_path, "good", 0.03)
     add_run(tmp_path, "single", 0.09, levels=1)
     row = rows(tmp_path)["single"]
-    assert (row["group"], row["note"]) == ("–", "1 of 6 levels")
+    assert (row["rank"], row["notes"]) == ("–", "1 of 6 edit strengths tested")
     result = call(tmp_path, "compare", "good", "single")
     assert result.exit_code == 0
-    assert "single has 1 level of its knob, of 6 that a rank takes" in result.stdout and "good has" not in result.stdout
+    assert "single: 1 of 6 edit strengths tested; its mean gain" in result.stdout and "good: " not in result.stdout
 
 
 def test_one_cluster_in_one_category_has_no_interval_to_stand_on(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_one_cluster_in_one_category_has_no_interval_to_stand_on(tmp_path: Path)
                 record["cluster"] = "template"
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
     row = rows(tmp_path)["good"]
-    assert row["group"] == "–" and row["note"] == "fewer than 2 independent examples in a category"
+    assert row["rank"] == "–" and row["notes"] == "fewer than 2 independent examples in a category"
     assert "fewer than 2 independent examples in a category" in refusal(tmp_path, "compare", "good", "fair")
 
 
@@ -240,4 +240,4 @@ def test_the_model_that_counts() -> None:
     assert majority_model([[one], [one], [other]]) == one and majority_model([[one], [other]]) is None
     assert majority_model([]) is None
     assert model_gap([one], one) is None and model_gap([other], one) is not None
-    assert model_gap([one, other], one) == "its levels were made by different models of this name"
+    assert model_gap([one, other], one) == "its edit strengths were made by different models of this name"
