@@ -40,7 +40,7 @@ METHODS = 4
 """Equal methods whose ranks are looked at together."""
 LEVELS = 6
 LARGE = 300_000
-"""Examples a category from which the true area is computed."""
+"""Examples from which the true area is computed."""
 
 
 def normal(rng: Random, n: int) -> Floats:
@@ -137,13 +137,13 @@ def mean_coverage(kind: str, size: int, experiments: int, replicates: int = REPL
     return held
 
 
-def true_area(kind: str) -> float:
+def true_area(kind: str, examples: int = LARGE) -> float:
     """Compute the area of a population from very many examples."""
     if kind == "noise":
         return 0.0
-    some = Examples.of({f"e{i:05}": "all" for i in range(LARGE)})
-    far, gain = curves(np.random.default_rng([2, AREAS.index(kind)]), LARGE, kind)
-    return float(cross_fit(far, gain, some, np.ones((1, LARGE))).area.values[0])
+    some = Examples.of({f"e{i:05}": "all" for i in range(examples)})
+    far, gain = curves(np.random.default_rng([2, AREAS.index(kind)]), examples, kind)
+    return float(cross_fit(far, gain, some, np.ones((1, examples))).area.values[0])
 
 
 class AreaExperiments:
