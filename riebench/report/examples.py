@@ -7,6 +7,7 @@ is opened from disk may not fetch files, but it may load scripts, so each file i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,7 +56,8 @@ class PictureCopier:
     copied: int = 0
     recorded: int = 0
     missing: int = 0
-    _names: dict[Path, tuple[str, str]] = field(default_factory=dict)
+    _found: dict[tuple[Path, str], tuple[str, str] | None] = field(default_factory=dict)
+    _folders: dict[str, bool] = field(default_factory=dict)
 
     def copy(self, folder: Path, name: str) -> tuple[str, str] | None:
         """Copy a stored picture to the output folder.
@@ -70,14 +72,27 @@ class PictureCopier:
         Raises:
             StoreError: if it lies outside the folder.
         """
+        if (folder, name) not in self._found:
+            self._found[folder, name] = self._copy(folder, name) if self.may_hold(folder, name) else None
+        return self._found[folder, name]
+
+    def may_hold(self, folder: Path, name: str) -> bool:
+        """Return whether the folder of a picture is there at all.
+
+        It is looked for only once, for published results name many pictures and hold none.
+        """
+        place = os.path.dirname(os.path.join(folder, name))
+        if place not in self._folders:
+            self._folders[place] = os.path.isdir(place)
+        return self._folders[place]
+
+    def _copy(self, folder: Path, name: str) -> tuple[str, str] | None:
         path = picture_path(folder, name)
-        if path not in self._names:
-            if not is_intact(path):
-                return None
-            digest = file_sha256(path)
-            self._names[path] = self.out.add_picture(path, digest, link=self.link), digest
-            self.copied += 1
-        return self._names[path]
+        if not is_intact(path):
+            return None
+        digest = file_sha256(path)
+        self.copied += 1
+        return self.out.add_picture(path, digest, link=self.link), digest
 
 
 def index_examples(tasks: Iterable[EditTask]) -> dict[ExampleKey, EditExample]:
@@ -266,7 +281,8 @@ def _picture(folder: CachedRunFolder, record: EditRecord, pictures: PictureCopie
     if copied is not None and copied[1] == record.image_sha256:
         return copied[0], ""
     pictures.missing += 1
-    return None, ALTERED if (folder.pictures / record.image).exists() else ""
+    is_there = pictures.may_hold(folder.pictures, record.image) and (folder.pictures / record.image).exists()
+    return None, ALTERED if is_there else ""
 
 
 def _shared_data(

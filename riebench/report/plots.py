@@ -317,7 +317,7 @@ def _label(axes: Axes, point: Point, text: str, gid: str, right: float, *, dim: 
     turned = point.distance > LABEL_TURN * right
     place = point.distance, point.gain * metric_format(EFFECT).scale
     axes.annotate(
-        text, place, xytext=(-7 if turned else 7, 6 if dim else -13), textcoords="offset points",
+        text, place, xytext=(-7 if turned else 7, 6 if dim or point.gain > 0 else -16), textcoords="offset points",
         ha="right" if turned else "left", fontsize=9.5, zorder=6, gid=gid, annotation_clip=False,
     )  # fmt: skip
 
@@ -340,6 +340,7 @@ def _name_drawing(
     parents = {child: parent for parent in root.iter() for child in parent}
     for number, end in enumerate(p for p in points if p.whole and p.end):
         _name_marks(groups[f"{prefix}-end-{number}"], [end])
+        groups[f"{prefix}-end-{number}-name"].set("class", "name")
     for index, line in enumerate(lines):
         for number, curve in enumerate(_curves(points, line)):
             group = groups[_curve_id(prefix, index, number)]
