@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_list import COMMANDS
 from leaderboard_runs import add_run
 from paths import ROOT
-from test_commands import COMMANDS
 from typer.testing import CliRunner
 
 from riebench.cli.main import app

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
+import typer
+from command_list import COMMANDS
 from leaderboard_runs import add_run
 from paths import ROOT
 from typer.testing import CliRunner
@@ -22,18 +21,6 @@ from riebench.store.folder import find_run_folders
 from riebench.utils.terminal import LIBRARY_VARIABLES
 
 RUNNER = CliRunner()
-
-
-def commands(group: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands below a group, with the words that call them."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, *words, name)
-        else:
-            yield (*words, name), command
-
-
-COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
 def test_long_help_has_headings_and_short_help_has_none() -> None:

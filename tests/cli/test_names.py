@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_list import COMMANDS
 from paths import ROOT
-from test_commands import COMMANDS
 
 from riebench.cli import names
 from riebench.cli.names import CHECKS, DEVICE_WORDS, ENGINE_WORDS, KIND_WORDS, REDO_WORDS
