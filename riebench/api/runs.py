@@ -55,6 +55,7 @@ class RunOptions(TypedDict, total=False):
     blocks: Words
     edit_steps: str | tuple[float, float]
     categories: Words
+    examples: Words
     steps: int
     guidance: float
     seeds: int | Sequence[int]
@@ -142,8 +143,8 @@ def run_request(settings: Any, options: Mapping[str, Any]) -> RunRequest:
         RiebenchError: if one is unknown or of a wrong type.
     """
     forms: dict[str, Callable[[Any], Any]] = {
-        "categories": _words, "scorer": _words, "lora": _words, "weights": _weights, "saes": sae_text,
-        "blocks": lambda blocks: ",".join(_words(blocks)), "edit_steps": interval_text,
+        "categories": _words, "examples": _words, "scorer": _words, "lora": _words, "weights": _weights,
+        "saes": sae_text, "blocks": lambda blocks: ",".join(_words(blocks)), "edit_steps": interval_text,
         "results": lambda place: str(Path(place).expanduser()),
     }  # fmt: skip
     names, objects = _split_settings(settings)

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import tqdm.auto
 import typer.main
 from tiny_jobs import UNITS, records_by_setting
 
-import riebench.runs.runner
-import riebench.scoring.score
+import riebench
 from riebench.api.runs import RunOptions, run_request
 from riebench.cli.main import app
 from riebench.jobs.request import RunRequest
@@ -67,12 +65,15 @@ def test_the_call_is_noted_with_the_run(job: RunRequest) -> None:
     assert made.request is not None and RunRequest.from_config(made.request).steps == 2
 
 
-def test_bars_are_those_that_suit_a_notebook(job: RunRequest, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_notebook_shows_bars(
+    job: RunRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riebench.utils.terminal.in_notebook", lambda: True)
     riebench.run("no_edit", **{**options_of(job), "progress": True})
-    printed = capfd.readouterr()
+    printed = capsys.readouterr()
     assert printed.out == "" and "scoring: 100%" in printed.err
-    bars = [vars(module)["tqdm"] for module in (riebench.runs.runner, riebench.scoring.score)]
-    assert bars == [tqdm.auto.tqdm] * 2
+    riebench.run("no_edit", **{**options_of(job), "redo": "all"})
+    assert capsys.readouterr().err == ""
 
 
 def test_a_configuration_as_an_object_is_the_one_of_its_file(job: RunRequest) -> None:
@@ -149,16 +150,17 @@ def test_something_else_is_no_configuration() -> None:
 def test_options_take_one_word_or_several(tmp_path: Path) -> None:
     request = run_request(
         (), {
-            "results": tmp_path, "categories": ["change_color", "add_object"], "seeds": 3, "scorer": ("a", "b"),
-            "blocks": ["mid.0", "up.0.1"], "edit_steps": (0, 0.5), "lora": "style.safetensors:0.5", "size": 64,
+            "results": tmp_path, "categories": ["change_color", "add_object"], "examples": "a, b", "seeds": 3,
+            "scorer": ("a", "b"), "blocks": ["mid.0", "up.0.1"], "edit_steps": (0, 0.5), "size": 64,
+            "lora": "style.safetensors:0.5",
             "weights": {"dino": "folder"}, "saes": {"mid.0": tmp_path}, "batch_size": "auto", "model": Path("m"),
         },
     )  # fmt: skip
     wanted = RunRequest(
         results=tmp_path, leaderboard=tmp_path / "leaderboard.md", categories=("change_color", "add_object"),
-        seeds=(3,), scorers=("a", "b"), blocks="mid.0,up.0.1", edit_steps="0:0.5", weights=("dino=folder",),
-        sae=f"mid.0={tmp_path}",
-        model="m", options=ModelOptions(size=64, loras=("style.safetensors:0.5",)),
+        examples=("a", "b"), seeds=(3,), scorers=("a", "b"), blocks="mid.0,up.0.1", edit_steps="0:0.5",
+        weights=("dino=folder",), sae=f"mid.0={tmp_path}", model="m",
+        options=ModelOptions(size=64, loras=("style.safetensors:0.5",)),
     )  # fmt: skip
     assert request == wanted
     assert run_request("sae", {"results": tmp_path}) == replace(
