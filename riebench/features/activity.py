@@ -63,7 +63,7 @@ class PictureActivity:
 
 
 def round_for_ranking(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Round values to `RANKED_BITS` binary digits, so that nearly equal ones are equal.
+    """Round values to `RANKED_BITS` digits, so that nearly equal ones are equal.
 
     Args:
         values: finite numbers, of any shape.

@@ -171,7 +171,10 @@ class Footprint:
         return self.units * FULL > UNITS_KEPT
 
     def unit_bytes(self, width: int) -> int:
-        """Return the bytes of the units on the host, at all positions; `width` is the bytes of a number."""
+        """Return the bytes of the units on the host, at all positions.
+
+        `width` is the bytes of a number.
+        """
         return self.units * width
 
     def nbytes(self, *, long: bool, metered: bool) -> int:

@@ -1,4 +1,4 @@
-"""Values of feed-forward units, kept in the host's memory while a source and target run are generated.
+"""Feed-forward units of source and target runs, kept in the host's memory.
 
 `UnitRecorder` takes them as they come, and `UnitValues` are those of one run at its masked positions. They are kept in
 the number format that the model computes in, so they are the very numbers that a repeated run would give.
@@ -93,7 +93,9 @@ class UnitRecorder:
         return row in self._steps
 
     def take(self, row: int, positions: Callable[[str], Tensor]) -> UnitValues:
-        """Return a row's units at some positions of each site; the others are dropped.
+        """Return a row's units at some positions of each site.
+
+        The others are dropped.
 
         Args:
             row: of the batch; it can be taken once.

@@ -62,8 +62,9 @@ class Recorder:
         self.save_all([(unit, picture, details)])
 
     def save_all(self, made: Sequence[tuple[Unit, Pixels, Mapping[str, Any]]]) -> None:
-        """Store some units' pictures, several at a time, and then their records, each folder's in one write.
+        """Store some units' pictures, and then their records.
 
+        Pictures are stored several at a time, and each folder's records in one write.
         If a picture cannot be stored, the others are recorded before its error is raised.
         """
         folders = {unit.setting.name: self.prepared[unit.setting.name].folder for unit, _, _ in made}

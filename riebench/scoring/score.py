@@ -122,7 +122,10 @@ class FolderScores:
 
 @contextmanager
 def open_scores(folder: RunFolder, networks: Networks) -> Iterator[FolderScores]:
-    """Open a folder's scores, and store new ones and `scoring.json` at the end or on an error."""
+    """Open a folder's scores.
+
+    New ones and `scoring.json` are stored at the end or on an error.
+    """
     scores = FolderScores(folder, networks)
     try:
         yield scores

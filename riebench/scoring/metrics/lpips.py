@@ -142,7 +142,10 @@ class LpipsModel:
 
 
 def _are_pictures(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
-    """Return whether both are uint8 [N, H, W, 3] of one shape, which need no check of their range."""
+    """Return whether both are uint8 [N, H, W, 3] of one shape.
+
+    Such pictures need no check of their range.
+    """
     alike = first.dtype == second.dtype == np.uint8 and first.shape == second.shape
     return alike and first.ndim == 4 and first.shape[3] == 3
 
@@ -198,9 +201,9 @@ class SqueezeLpips(LpipsModel):
 
 
 def _without_random_numbers() -> AbstractContextManager[None]:
-    """Return a context in which tensors filled with uniform random numbers keep what is in their memory.
+    """Return a context in which no tensor is filled with uniform random numbers.
 
-    For layers whose weights are loaded afterwards.
+    It keeps what is in its memory. For layers whose weights are loaded afterwards.
     """
     from torch.overrides import TorchFunctionMode
 
