@@ -72,7 +72,9 @@ def test_everything_is_exported_and_the_same_again(results: Path, tmp_path: Path
     assert (found["mean"], found["ci_low"], found["ci_high"]) == (row.mean, row.ci_low, row.ci_high)
     methods = pd.read_csv(tmp_path / "one" / "methods.csv").set_index("method")
     assert methods.loc["gap_y", "notes"] == "2 units failed" and str(methods.loc["gap_y", "score"]) == "nan"
-    assert methods.loc["good", "notes"] == "2 of 6 edit strengths tested" and float(str(methods.loc["good", "score"])) > 0
+    assert (
+        methods.loc["good", "notes"] == "2 of 6 edit strengths tested" and float(str(methods.loc["good", "score"])) > 0
+    )
 
 
 def test_a_score_of_an_older_picture_is_not_exported(tmp_path: Path) -> None:
