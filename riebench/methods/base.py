@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import NoneType
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -345,12 +346,12 @@ class Method:
     @property
     def copies(self) -> bool:
         """True if the result is always a picture that is generated anyway."""
-        return get_type_hints(self.function).get("return") is Reuse
+        return _result_type(self.function) is Reuse
 
     @property
     def edits(self) -> bool:
         """True if the method gives edits, which can be limited to some steps."""
-        hint = get_type_hints(self.function).get("return", Edit)
+        hint = _result_type(self.function)
         return Edit in (hint, *get_args(hint))
 
     def check_strengths(self, strengths: Sequence[float]) -> None:
@@ -445,6 +446,15 @@ def get_method(name: str) -> Method:
     """
     found: Method = METHODS.get(name)
     return found
+
+
+@lru_cache(maxsize=256)
+def _result_type(function: Callable[..., Any]) -> Any:
+    """Return the stated type of a function's result, or `Edit`.
+
+    It is kept, since plans ask for it unit by unit.
+    """
+    return get_type_hints(function).get("return", Edit)
 
 
 def _check_type(where: str, value: Any, hint: Any) -> None:
