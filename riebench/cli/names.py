@@ -325,7 +325,7 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
 
 OTHER_MEANING = {
     ("compare", "suite"), ("compare", "model"), ("dataset", "config"), ("paper", "redo"), ("doctor", "sae"),
-    ("doctor", "unet"), ("doctor", "lora"), ("doctor", "vae"),
+    ("doctor", "unet"), ("doctor", "lora"), ("doctor", "vae"), ("publish", "verify"),
 }  # fmt: skip
 """Verb and parameter that is no such name there, or whose absence the verb itself reports."""
 
