@@ -227,10 +227,14 @@ def _ratio_replicates(totals: Floats, sizes: Floats, counts: Floats, middle: flo
     if n < 2:
         return np.full(len(counts), middle), np.full(len(counts), np.nan)
     weight = counts @ sizes
+    # Where every group has one member, as most have, two products are others over again.
+    single = bool((sizes == 1).all())
     # Finite but absurd values have a mean, and no finite variance.
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = (counts @ totals) / weight
-        squares = counts @ totals**2 - 2 * mean * (counts @ (totals * sizes)) + mean**2 * (counts @ sizes**2)
+        drawn = counts @ totals
+        mean = drawn / weight
+        sized = drawn if single else counts @ (totals * sizes)
+        squares = counts @ totals**2 - 2 * mean * sized + mean**2 * (weight if single else counts @ sizes**2)
         variances = n / (n - 1) * np.maximum(squares, 0) / weight**2
         # What is left of equal values is rounding.
         variances[np.sqrt(variances) < ROUNDING * (abs(middle) + np.abs(mean))] = 0

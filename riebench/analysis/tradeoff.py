@@ -234,14 +234,21 @@ class SampleMean:
             size = drawn.sum(axis=1)
             mean = (drawn * given).sum(axis=1) / size
             apart = given - mean[:, None]
-            # Differences between equal values are rounding.
-            apart[np.abs(apart) < 1e-12 * (np.abs(mean)[:, None] + np.abs(given))] = 0
+            # Differences between equal values are rounding. In place, since this is done for every pair of methods.
+            rounding = np.abs(given)
+            rounding += np.abs(mean)[:, None]
+            rounding *= 1e-12
+            np.copyto(apart, 0.0, where=np.abs(apart) < rounding)
             first, place = self.examples.independent[category]
             n = len(first)
             if n < len(members):
                 apart = apart @ np.eye(n)[place]
-            factor = np.sqrt(n / (n - 1)) if n > 1 else np.nan
-            found.append(factor * np.sqrt(drawn[:, first]) * apart / size[:, None] / len(chosen))
+            added = np.sqrt(drawn[:, first])
+            added *= np.sqrt(n / (n - 1)) if n > 1 else np.nan
+            added *= apart
+            added /= size[:, None]
+            added /= len(chosen)
+            found.append(added)
             means += mean / len(chosen)
         return means, np.hstack(found)
 

@@ -31,6 +31,7 @@ from riebench.cli.common import (
 )
 from riebench.cli.names import completing, known_metrics
 from riebench.errors import RiebenchError
+from riebench.utils.collector import pause_collector
 from riebench.utils.terminal import print_document, print_line
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def tables(
     check: UpToDateOption = False,
 ) -> None:
     """Write the tables of every suite and model from stored scores."""
+    pause_collector()
     from riebench.analysis.tables import check_all, fill_document, write_all
     from riebench.scoring.profiles import get_profile
 
@@ -130,6 +132,7 @@ def leaderboard(
 
     They lie in the results folder; those of results/, which is published, in the working directory.
     """
+    pause_collector()
     from riebench.analysis.leaderboard import check_leaderboard, write_leaderboard
 
     refuse_remote(results)
@@ -193,6 +196,7 @@ def publish(
     offline: OfflineOption = False,
 ) -> None:
     """Write runs into results/ in compact form, with tables and leaderboard."""
+    pause_collector()
     from riebench.analysis.export import check_hub_name
     from riebench.jobs.publish import find_runs, publish_all
     from riebench.store.remote import push_results
@@ -222,6 +226,7 @@ def compare(
     model: Annotated[str | None, typer.Option(help="The model, if there are results of several.")] = None,
 ) -> None:
     """Compare two methods: paired difference of mean gains, by category and block set."""
+    pause_collector()
     from riebench.analysis.compare import compare as compared
     from riebench.analysis.compare import comparison_text, few_levels_note
 
@@ -323,6 +328,7 @@ def export(
     ] = None,
 ) -> None:
     """Write units, configurations, methods, tables and figures for other programs."""
+    pause_collector()
     from riebench.analysis.export import DATASET, check_formats
     from riebench.analysis.export import export as write
 
@@ -356,6 +362,7 @@ def validity(
     check: UpToDateOption = False,
 ) -> None:
     """Hold scores against the truth, where it is known: the toy world's judge."""
+    pause_collector()
     from riebench.analysis.validity.document import fill_validity
 
     paths = fill_validity(folders_in(results_to_read(results)), out, check=check)
