@@ -184,7 +184,7 @@ def _check_block(value: str, options: Options) -> None:
     model = options["model"] or default_model(options["suite"])
     known = blocks_of(model)
     if name not in known:
-        raise RiebenchError(f"{model} has no block {value!r}{near_match(value, known)}")
+        raise RiebenchError(f"{model} has no block {value}{near_match(value, known)}")
 
 
 def _check_regions(value: str, _: Options) -> None:

@@ -54,7 +54,7 @@ WRONG = {
     "run --weights dino=/nope": "there is no /nope",
     "run --sae /nope": "no SAE folder /nope",
     "run --sae /nope#k=3": "no SAE folder /nope",
-    "run --blocks mid.9": "toy-turbo has no block 'mid.9' (did you mean 'mid.0'?)",
+    "run --blocks mid.9": "toy-turbo has no block mid.9 (did you mean 'mid.0'?)",
     "run --blocks mid.0,up.0": "unknown block 'up.0' (did you mean 'up.0.0' or 'up.0.1' or 'up.0.2'?)",
     "run --unet /nope.safetensors": "--unet /nope.safetensors: there is no such file",
     "run --lora /nope.safetensors:2": "there is no such file",
@@ -69,9 +69,9 @@ WRONG = {
     "sae inspect /nope": "no SAE folder /nope",
     "sae inspect . --model toy-trubo": "(did you mean 'toy-turbo'?)",
     "sae inspect . --mapping nope": "--mapping nope",
-    "sae feature mid.9 1": "toy-turbo has no block 'mid.9'",
+    "sae feature mid.9 1": "toy-turbo has no block mid.9",
     "sae feature mid.0 1 --prompts nope": "--prompts nope: cannot be read",
-    "sae collect --model toy-turbo --blocks mid.9": "toy-turbo has no block 'mid.9'",
+    "sae collect --model toy-turbo --blocks mid.9": "toy-turbo has no block mid.9",
     "sae collect --model toy-turbo --dataset nope": "there is no nope here, and it is no hub id",
     "sae train nope": "there is no folder nope; `riebench sae collect` makes it",
     "sae train . --kind tpok": "(did you mean 'topk'?)",
@@ -153,7 +153,8 @@ def test_right_names_pass(tmp_path: Path) -> None:
         "model": "someone/model@main", "dtype": "float16", "offload": "model", "attention": "math", "redo": "errors",
         "engine": "ray", "profile": "paper", "regions": "grounded-sam", "scorer": ["clip-l14", "siglip2-b16"],
         "blocks": "mid.0, down_blocks.2.attentions.1", "edit_steps": None, "sae": str(tmp_path), "vae": "fp16-fix",
-        "single_file_config": "sdxl-base", "metrics": "lpips, clip_gain", "prompts": file, "dataset": "owner/name", "kind": "topk",
+        "single_file_config": "sdxl-base", "metrics": "lpips, clip_gain", "prompts": file,
+        "dataset": "owner/name", "kind": "topk",
     }  # fmt: skip
     names.check_names("run", right)
     for word in ("each", "together", "both"):
