@@ -93,6 +93,11 @@ def test_tests_that_differ_are_listed_with_both_outcomes(script: ModuleType, tmp
     )
     found = script.outcomes(report)
     assert found == {"t::a": "passed", "t::b": "failed", "t::c": "skipped"}
+    # Cases that are named in another way are the same cases, unless their outcomes differ.
+    one, two = {"t::d[x]": "passed", "t::d[y]": "failed"}, {"t::d[text0]": "failed", "t::d[text1]": "passed"}
+    assert script.differing(one, two) == []
+    assert len(script.differing(one, {**two, "t::d[text0]": "passed"})) == 4
+    assert len(script.differing({**one, "t::d[z]": "passed"}, {**two, "t::d[z]": "failed"})) == 5
     lines = script.differing(found, {"t::a": "passed", "t::b": "passed"})
     assert lines == [
         "t::b: failed with the newest versions, passed with the lowest",

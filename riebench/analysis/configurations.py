@@ -243,12 +243,10 @@ class Configuration:
     It is the value of the source picture left alone, so that failing on hard edits never pays. Such a unit is not
     counted as scored, and where no unit was scored there is no mean.
     """
-    makers: set[int | None] = field(default_factory=set)
-    """Commands that made pictures, by their place in `RunFolder.invocations`; None for those of unknown ones."""
-    measurers: set[int | None] = field(default_factory=set)
-    """Likewise, commands that measured scores."""
-    mixed: str = ""
-    """Packages that its pictures or its scores were made with in several versions, in words; "" if in one."""
+    makers: dict[int, Invocation] = field(default_factory=dict)
+    """Commands that made its pictures, by their place in `RunFolder.invocations`."""
+    measurers: dict[int, Invocation] = field(default_factory=dict)
+    """Likewise, commands that measured its scores."""
     outsized: dict[str, int] = field(default_factory=dict)
     """Metric -> scores that were left out for being beyond `LARGEST_SCORE`."""
     _rows: dict[tuple[str, str], TableRow] = field(default_factory=dict, repr=False, compare=False)
@@ -399,12 +397,12 @@ def _fill(
         configuration.origins.setdefault(key.example_id, set()).add(Origin.of(key))
         configuration.failed += record.status == "error"
         configuration.skipped += record.status == "skipped"
-        configuration.makers.add(record.invocation)
+        _note_command(configuration.makers, record.invocation, folder.invocations)
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
         picture = record.picture_id
         for metric, version in versions.items():
-            value = _value(series[metric], digest, picture, version, configuration)
+            value = _value(series[metric], digest, picture, version, folder.invocations, configuration)
             if value is not None and abs(value) > LARGEST_SCORE:
                 configuration.outsized[metric] = configuration.outsized.get(metric, 0) + 1
                 value = None
@@ -415,12 +413,14 @@ def _fill(
             if value is not None:
                 configuration.add(metric, key.category, key.example_id, key.seed, value)
     for configuration in found.values():
-        configuration.mixed = _mixed(folder.invocations, configuration)
         for metric in versions:
             configuration.drop_stand_ins(metric)
 
 
-def _value(series: Series, unit: str, picture: str, version: int, configuration: Configuration) -> float | None:
+def _value(
+    series: Series, unit: str, picture: str, version: int, invocations: Sequence[Invocation],
+    configuration: Configuration,
+) -> float | None:  # fmt: skip
     """Return a unit's number, and note who measured it.
 
     A score counts only for the picture that is stored now and for the current version of its metric.
@@ -428,19 +428,32 @@ def _value(series: Series, unit: str, picture: str, version: int, configuration:
     row = series.rows.get(unit)
     if row is None or series.pictures[row] != picture or series.versions[row] != version:
         return None
-    configuration.measurers.add(series.invocations[row])
+    _note_command(configuration.measurers, series.invocations[row], invocations)
     return series.values[row]
 
 
-def _mixed(invocations: Sequence[Invocation], configuration: Configuration) -> str:
-    """Return the packages that a configuration's pictures, or its scores, were made with in several versions."""
-    notes = []
-    for what, places in (("pictures", configuration.makers), ("scores", configuration.measurers)):
-        named = [invocations[place] for place in sorted(one for one in places if one is not None)
-                 if place < len(invocations)]  # fmt: skip
-        if packages := mixed_versions(named):
-            notes.append(f"{what} made with {packages}")
-    return "; ".join(notes)
+def _note_command(known: dict[int, Invocation], place: int | None, invocations: Sequence[Invocation]) -> None:
+    if place is not None and place not in known and place < len(invocations):
+        known[place] = invocations[place]
+
+
+def mixed_in_words(found: Iterable[Configuration]) -> str:
+    """Return the packages that a row was made with in several versions.
+
+    It is about its pictures, or about its scores: that these two differ is no mixture.
+
+    Args:
+        found: the configurations of the row.
+
+    Returns:
+        For example "pictures by torch 2.14.1 and 2.15.0"; "" if there is nothing to say.
+    """
+    configs = list(found)
+    parts = {
+        "pictures": mixed_versions(one for c in configs for one in c.makers.values()),
+        "scores": mixed_versions(one for c in configs for one in c.measurers.values()),
+    }
+    return ", ".join(f"{what} by {packages}" for what, packages in parts.items() if packages)
 
 
 def backbones_shown(folder: RunFolder, scores: ScoreTable) -> dict[str, str]:

@@ -203,7 +203,10 @@ def _category_replicates(
 
 @lru_cache(maxsize=32)
 def _observed_first(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> Floats:
-    """Return every group once, then the draws of `cluster_counts`, [1 + replicates, groups]."""
+    """Return every group once, then the draws of `cluster_counts`.
+
+    They are [1 + replicates, groups].
+    """
     drawn = cluster_counts(name, groups, replicates, seed) if replicates else np.empty((0, len(groups)))
     return np.vstack([np.ones((1, len(groups))), drawn])
 

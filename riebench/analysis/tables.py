@@ -21,6 +21,7 @@ from riebench.analysis.configurations import (
     block_order,
     comparison_gaps,
     configurations,
+    mixed_in_words,
     present_categories,
     present_metrics,
     scored_profiles,
@@ -102,6 +103,9 @@ def _note(found: list[Configuration]) -> list[Block]:
     odd = {c.setting: why for c, why in zip(found, comparison_gaps(found), strict=True) if why is not None}
     for setting, why in odd.items():
         paragraphs.append(["Not to be compared with the other rows: ", Name(setting), ", ", Name(why), "."])
+    for setting in dict.fromkeys(c.setting for c in found):
+        if mixed := mixed_in_words(c for c in found if c.setting == setting):
+            paragraphs.append(["Made with several versions: ", Name(setting), ", ", Name(mixed), "."])
     return [Paragraph(tuple(pieces)) for pieces in paragraphs]
 
 

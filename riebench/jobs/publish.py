@@ -1,4 +1,4 @@
-"""Publishing of runs: the compact form of their records and scores in a results folder.
+"""Publishing of runs in compact form.
 
 A published run holds everything that tables, leaderboard, page and verification read, and none of the pictures.
 """
@@ -111,7 +111,7 @@ def publish(run: Path, results: Path, *, replace: bool = False) -> Published:
 
 
 def _check_place(place: Path, source: RunFolder) -> None:
-    """Refuse to replace a published run by another one, or by one that lacks some of its units.
+    """Refuse to replace a published run by another one or by a part of it.
 
     Raises:
         RiebenchError: naming what would be lost.
@@ -153,7 +153,10 @@ def _write(source: RunFolder, place: Path) -> None:
 
 
 def _copy_run_file(source: RunFolder, place: Path) -> None:
-    """Write run.json; commands keep the names of files that they were given, but not the folders above them."""
+    """Write run.json.
+
+    Commands keep the names of files that they were given, but not the folders above them.
+    """
     if place.resolve() != source.path.resolve():
         write_atomic(place / RUN_FILE, (source.path / RUN_FILE).read_bytes())
     RunFile(place).replace_invocations(tuple(one.without_folders() for one in source.invocations))
@@ -189,7 +192,7 @@ def publish_all(
     replace: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> list[Published]:
-    """Publish runs, and make the tables and the leaderboard of the results folder anew.
+    """Publish runs, and make the tables and the leaderboard anew.
 
     Args:
         runs: run folders (`find_runs`).

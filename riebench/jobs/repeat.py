@@ -93,7 +93,7 @@ def _unknown(file: Path, what: str, remedy: str) -> RiebenchError:
 
 
 def _earlier_options(file: Path) -> dict[str, Any]:
-    """Return the options of the last run that wrote to a run folder, as far as they are stored."""
+    """Return the stored options of the last run that wrote to a run folder."""
     requests = [one.request for one in RunFolder(file.parent).invocations if one.request is not None]
     return dict(requests[-1]) if requests else {}
 

@@ -190,7 +190,7 @@ class RunFolder:
 
     @property
     def invocations(self) -> tuple[Invocation, ...]:
-        """Commands that wrote records or scores; records and scores name them by their place here."""
+        """Commands that wrote; records and scores name them by their place here."""
         return self._run.invocations
 
     @property
@@ -291,7 +291,10 @@ class RunFolder:
                     renew_seal(self.path)
 
     def _invocation_place(self) -> int | None:
-        """Return the place of this process in run.json's list, which it enters with its first line."""
+        """Return the place of this process in run.json's list.
+
+        It enters the list with its first line.
+        """
         writer = self._writer
         if writer is None or writer.notes is None:
             return None
@@ -302,7 +305,10 @@ class RunFolder:
         return writer.place
 
     def _end_invocation(self) -> None:
-        """Store when this process closed the folder, if it wrote anything; the caller holds the lock."""
+        """Store when this process closed the folder, if it wrote anything.
+
+        The caller holds the lock.
+        """
         writer, self._writer = self._writer, None
         if writer is not None and writer.place is not None:
             self._run = RunFile(self.path)
@@ -358,7 +364,7 @@ class RunFolder:
                 raise _damaged_line(self.path / SCORES_FILE, number, error) from error
 
     def score_table(self) -> ScoreTable:
-        """Return the same scores as `scores` by column, which is many times faster for published runs."""
+        """Return the scores by column, many times faster for published runs."""
         compact, lines = self.path / SCORES_TABLE, self.path / SCORES_FILE
         version = [_file_version(file) for file in (compact, lines)]
         if self._score_table is None or self._score_table[0] != version:
@@ -477,7 +483,7 @@ class RunFolder:
 
 
 def _file_version(file: Path) -> tuple[int, ...]:
-    """Return what tells whether a file has been written since; nothing for one that is not there."""
+    """Return what changes when a file is written; nothing if it is not there."""
     try:
         stat = file.stat()
     except FileNotFoundError:

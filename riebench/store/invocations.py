@@ -1,4 +1,4 @@
-"""Invocations: the commands that wrote to a run folder, each with its software and machine.
+"""Invocations: the commands that wrote to a run folder.
 
 A run folder may be filled by several commands, on several machines and months apart. run.json keeps one entry for each
 of them, and records and scores name theirs by its place in that list, so that no later command can pass for the maker
@@ -92,7 +92,10 @@ class Invocation(StoredModel):
         }
 
     def without_folders(self) -> Invocation:
-        """Return the entry without the folders of absolute paths, which say much about a machine and its owner."""
+        """Return the entry without the folders of absolute paths.
+
+        They say much about a machine and its owner.
+        """
 
         def shorten(value: JsonValue) -> JsonValue:
             if isinstance(value, str):
@@ -104,7 +107,10 @@ class Invocation(StoredModel):
         return Invocation.model_validate(shorten(self.model_dump(mode="json")))
 
     def is_same(self, other: Invocation) -> bool:
-        """Return whether two entries are of one process, which may open a folder several times."""
+        """Return whether two entries are of one process.
+
+        A process may open a folder several times.
+        """
         return (self.command, self.started) == (other.command, other.started)
 
 
@@ -117,7 +123,9 @@ class _Current:
 
 
 def begin_invocation(command: str, request: dict[str, Any] | None = None) -> None:
-    """Start an invocation of its own, for callers from Python; commands have one each without it.
+    """Start an invocation, for callers from Python.
+
+    Each command has one without it.
 
     Args:
         command: the call as a person would write it.
@@ -169,7 +177,10 @@ def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _checkout_state(folder: Path) -> dict[str, Any] | None:
-    """Return a checkout's state once per process: what is running does not change when files do."""
+    """Return a checkout's state, looked up once per process.
+
+    What is running does not change when files do.
+    """
     return git_state(folder)
 
 

@@ -1,4 +1,4 @@
-"""Records and scores as Parquet files, the compact form in which results are published.
+"""Records and scores as Parquet files: the form of published results.
 
 A value of few kinds, such as a metric's name, is stored once and not in every line, and all is compressed: the files
 need a tenth of the room of the JSON lines that say the same, and are read column by column. Tables have the columns of
@@ -201,7 +201,7 @@ def _features(path: Path, column: Any) -> list[dict[str, BlockFeatures]]:
 
 
 def read_score_table(path: Path) -> pa.Table:
-    """Read the scores of a Parquet file as columns, checked as `ScoreRecord` checks them.
+    """Read the scores of a Parquet file as checked columns.
 
     Raises:
         StoreError: if it is damaged, or holds what is no score.
@@ -233,7 +233,7 @@ def read_score_table(path: Path) -> pa.Table:
 
 
 def _read(path: Path, types: Mapping[str, str], dictionaries: Sequence[str] = ()) -> pa.Table:
-    """Read a Parquet file that has exactly these columns, and no more than can be meant.
+    """Read a Parquet file that has exactly these columns.
 
     Raises:
         StoreError: otherwise.

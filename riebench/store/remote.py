@@ -1,4 +1,7 @@
-"""Published results on the Hugging Face Hub: data set repositories laid out as a results folder."""
+"""Published results on the Hugging Face Hub.
+
+They lie in data set repositories laid out as a results folder.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ def is_address(text: object) -> bool:
 
 
 def check_address(address: str | Path) -> tuple[str, str | None]:
-    """Return the repository and the revision of an address; the latter is None for the newest.
+    """Return the repository and the revision that an address names.
+
+    The revision is None for the newest.
 
     Raises:
         RiebenchError: if it is no address.
@@ -57,7 +62,9 @@ def fetch_results(address: str | Path, *, offline: bool = False) -> Path:
 
 
 def push_results(results: Path, runs: Sequence[Path], name: str) -> str:
-    """Upload published runs to a data set repository, which is made as a private one if it is new.
+    """Upload published runs to a data set repository.
+
+    One that is new is made as a private one.
 
     Args:
         results: the results folder.
@@ -97,7 +104,9 @@ def push_results(results: Path, runs: Sequence[Path], name: str) -> str:
 
 
 def dataset_card(places: Iterable[str]) -> str:
-    """Return the card of a repository of results, with which the hub shows records and scores as tables.
+    """Return the card of a repository of results.
+
+    With it the hub shows records and scores as tables.
 
     Args:
         places: published runs, "SUITE/MODEL/CONFIGURATION" each.

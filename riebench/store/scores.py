@@ -1,4 +1,4 @@
-"""Scores of a run by column: the form in which tables read hundreds of thousands of them."""
+"""Scores of a run by column, as tables read hundreds of thousands of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Measured = tuple[str, str]
 
 @dataclass(frozen=True)
 class Series:
-    """All scores of one metric by one network, as columns of equal length in the order in which they were measured.
+    """All scores of one metric by one network.
+
+    They are columns of equal length in the order in which they were measured.
 
     Attributes:
         units: digests of units, no two alike.
@@ -45,7 +47,10 @@ class Series:
 
 
 class _Rows:
-    """Places of units in columns; series of the same units in the same order, as most are, share them."""
+    """Places of units in columns.
+
+    Series of the same units in the same order, as most are, share them.
+    """
 
     def __init__(self) -> None:
         self._units: list[str] = []

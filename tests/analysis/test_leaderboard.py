@@ -17,8 +17,9 @@ from riebench.analysis.leaderboard import (
     make_leaderboard,
     write_leaderboard,
 )
+from riebench.analysis.tables import write_all
 from riebench.errors import RiebenchError
-from riebench.store.folder import RunFolder
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.markup import csv_rows
 
 
@@ -257,3 +258,19 @@ def test_check_finds_a_stale_file(tmp_path: Path) -> None:
         check_leaderboard(results, path)
     table.write_text(stored)
     assert check_leaderboard(results, path) == [path, table]
+
+
+def test_a_row_made_with_several_versions_says_so(tmp_path: Path) -> None:
+    for name in ("mixed", "pure"):
+        run = add_run(tmp_path, name, 0.03)
+        records = run.records()
+        for part, torch in ((records[::2], "2.14.1"), (records[1::2], "2.15.0" if name == "mixed" else "2.14.1")):
+            with run.open_for_writing({"command": torch, "versions": {"torch": torch}}, [one.key for one in records]):
+                run.append_many(part)
+    assert "mixes versions: pictures by torch 2.14.1 and 2.15.0" in rows(tmp_path)["mixed"]["notes"]
+    assert "versions" not in rows(tmp_path)["pure"]["notes"]
+    write_all(find_run_folders(tmp_path))
+    for table in ("per_block", "per_method"):
+        text = (tmp_path / f"toy/toy-turbo/tables/{table}.md").read_text()
+        assert "Made with several versions: mixed, pictures by torch 2.14.1 and 2.15.0." in text
+        assert "pure, pictures" not in text

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from records import add_record, make_key, make_score, make_spec
 
-from riebench.analysis.configurations import configurations
+from riebench.analysis.configurations import configurations, mixed_in_words
 from riebench.store.folder import RunFolder, find_run_folders, run_path
 from riebench.store.invocations import Invocation, invocation_notes, mixed_versions
 from riebench.store.records import RUN_FILE
@@ -99,7 +99,7 @@ def test_a_row_of_several_versions_is_known(folder: RunFolder) -> None:
         folder.append_scores([make_score(record, 0.1) for record in folder.records()])
     (row,) = configurations(RunFolder(folder.path))
     # That pictures and scores were made by different versions is no mixture: all pictures were scored alike.
-    assert row.mixed == "pictures made with torch 2.14.1 and 2.15.0"
+    assert mixed_in_words([row]) == "pictures by torch 2.14.1 and 2.15.0"
     assert mixed_versions([Invocation(versions={"a": "1"}), Invocation(versions={"b": "2"})]) == ""
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from riebench.analysis.configurations import mixed_in_words
 from riebench.analysis.leaderboard.conclusion import method_conclusion
 from riebench.analysis.leaderboard.rows import (
     NO_RANK,
@@ -85,6 +86,8 @@ def row_notes(standing: Standing, comparison: MethodComparison) -> list[str]:
     notes += [standing.note] if standing.note else []
     if len({entry.scorer for entry in comparison.entries}) > 1:
         notes.append(f"measured by {standing.entry.scorer or 'an unnamed scorer'}")
+    mixed = mixed_in_words(standing.entry.configurations)
+    notes += [f"mixes versions: {mixed}"] if mixed else []
     return notes
 
 

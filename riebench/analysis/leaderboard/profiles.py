@@ -12,6 +12,7 @@ from riebench.analysis.configurations import (
     TableRow,
     comparison_gaps,
     configurations,
+    mixed_in_words,
     present_metrics,
     whole_configurations,
 )
@@ -40,6 +41,12 @@ class RankedConfiguration:
     row: TableRow
     rank: int | None
     gap: str
+
+    @property
+    def notes(self) -> str:
+        """Everything that is to be said of the row; "" for nothing."""
+        mixed = mixed_in_words([self.configuration])
+        return "; ".join(note for note in (self.gap, mixed and f"mixes versions: {mixed}") if note)
 
 
 def profile_section(suite: str, model: str, folders: Sequence[RunFolder], profile: str) -> Section:
@@ -98,7 +105,7 @@ def _cells(one: RankedConfiguration, beside: Sequence[str]) -> list[str]:
         _mean(one.row),
         _interval(one.row) or NO_RANK,
         *(_mean(configuration.row(metric, EVERYTHING)) for metric in beside),
-        one.gap,
+        one.notes,
     ]
 
 
@@ -122,7 +129,7 @@ def _columns(one: RankedConfiguration) -> CsvRow:
         "inputs": access, "table": access, "rank": one.rank, "method": configuration.label,
         "block_set": configuration.block_set, "edit_strengths": 1, "metric": row.metric, "score": row.mean,
         "score_low": row.ci_low, "score_high": row.ci_high, "scorer": configuration.backbones.get(row.metric, ""),
-        "n_scored": row.n_scored, "n_expected": row.n_expected, "runs": configuration.run_id[:8], "notes": one.gap,
+        "n_scored": row.n_scored, "n_expected": row.n_expected, "runs": configuration.run_id[:8], "notes": one.notes,
     }  # fmt: skip
 
 
