@@ -57,8 +57,10 @@ def check_names(verb: str, options: Options) -> None:
     """
     for name, value in options.items():
         check_text(name, value)
+    # A file of options may name another suite or model; what depends on them is checked once it is read.
+    later = ("settings", "settings_set", "blocks") if options.get("config") is not None else ()
     for name, check in CHECKS.items():
-        if (value := options.get(name)) is not None and (verb, name) not in OTHER_MEANING:
+        if (value := options.get(name)) is not None and (verb, name) not in OTHER_MEANING and name not in later:
             check(value, options)
 
 
@@ -91,7 +93,7 @@ def _word_check(flag: str, known: Callable[[], Iterable[str]]) -> Callable[[Any,
 def _file_check(what: str) -> Callable[[Any, Options], None]:
     def check(value: Any, _: Options) -> None:
         if not Path(value).expanduser().exists():
-            raise RiebenchError(f"{what} {value}: there is no such file or folder")
+            raise RiebenchError(f"{what} {value}: cannot be read, there is no such file or folder")
 
     return check
 
@@ -182,7 +184,7 @@ def _check_block(value: str, options: Options) -> None:
     model = options["model"] or default_model(options["suite"])
     known = blocks_of(model)
     if name not in known:
-        raise RiebenchError(f"{model} has no block {value!r}{near_match(value, known)}")
+        raise RiebenchError(f"{model} has no block {value}{near_match(value, known)}")
 
 
 def _check_regions(value: str, _: Options) -> None:
@@ -248,7 +250,9 @@ def _check_config(value: str, _: Options) -> None:
     from riebench.models.presets import PRESETS
 
     if value not in PRESETS and not Path(value).expanduser().is_dir() and not is_hub_id(value):
-        raise RiebenchError(f"--config {value!r}{near_match(value, PRESETS)}; a model's folder or hub id works too")
+        raise RiebenchError(
+            f"--single-file-config {value!r}{near_match(value, PRESETS)}; a model's folder or hub id works too"
+        )
 
 
 def _check_dataset(value: str, _: Options) -> None:
@@ -284,6 +288,7 @@ def is_hub_id(text: str) -> bool:
 
 
 CHECKS: dict[str, Callable[[Any, Options], None]] = {
+    "mapping": _file_check("--mapping"),
     "suite": _check_suites,
     "suites": _check_suites,
     "settings_set": _check_settings_set,
@@ -312,10 +317,9 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "unet": _check_unet,
     "lora": _check_loras,
     "vae": _check_vae,
-    "config": _check_config,
+    "single_file_config": _check_config,
     "dataset": _check_dataset,
     "prompts": _file_check("--prompts"),
-    "mapping": _file_check("--mapping"),
     "verify": _file_check("--verify"),
     "updates": _check_updates,
     "file": _file_check("file"),
@@ -324,8 +328,8 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
 """Parameter -> function that refuses a value which stands for nothing."""
 
 OTHER_MEANING = {
-    ("compare", "suite"), ("compare", "model"), ("dataset", "config"), ("paper", "redo"), ("doctor", "sae"),
-    ("doctor", "unet"), ("doctor", "lora"), ("doctor", "vae"), ("publish", "verify"),
+    ("compare", "suite"), ("compare", "model"), ("publish", "verify"), ("paper", "redo"), ("doctor", "sae"),
+    ("doctor", "unet"), ("doctor", "lora"), ("doctor", "vae"),
 }  # fmt: skip
 """Verb and parameter that is no such name there, or whose absence the verb itself reports."""
 

@@ -19,7 +19,7 @@ from riebench.errors import RiebenchError
 
 NO_NAMES = {
     # Places that are written, or read and written.
-    "results", "out", "work", "json_file", "document", "push_to",
+    "results", "out", "work", "config", "runs", "json_file", "document", "push_to",
     # Numbers, lists of numbers, parts of a run, addresses; each is parsed before anything else is done.
     "seeds", "edit_steps", "batch_size", "shard", "address", "index", "strengths", "k", "width", "steps",
     # What only the data set that is read can tell.
@@ -54,30 +54,30 @@ WRONG = {
     "run --weights dino=/nope": "there is no /nope",
     "run --sae /nope": "no SAE folder /nope",
     "run --sae /nope#k=3": "no SAE folder /nope",
-    "run --blocks mid.9": "toy-turbo has no block 'mid.9' (did you mean 'mid.0'?)",
+    "run --blocks mid.9": "toy-turbo has no block mid.9 (did you mean 'mid.0'?)",
     "run --blocks mid.0,up.0": "unknown block 'up.0' (did you mean 'up.0.0' or 'up.0.1' or 'up.0.2'?)",
     "run --unet /nope.safetensors": "--unet /nope.safetensors: there is no such file",
     "run --lora /nope.safetensors:2": "there is no such file",
     "run --vae nope": "--vae 'nope': there is no such folder",
-    "run --config nope": "--config 'nope'",
+    "run --single-file-config nope": "--single-file-config 'nope'",
     "doctor --dtype fp16": "(did you mean 'float16'?)",
     "score --metrics clip_gian": "(did you mean 'clip_gain'?)",
     "score --suite tyo": "(did you mean 'toy'?)",
     "score --results nope": "nope holds no runs",
-    "leaderboard --verify nope": "--verify nope: there is no such",
+    "leaderboard --verify nope": "--verify nope: cannot be read",
     "export --format cvs": "(did you mean 'csv'?)",
     "sae inspect /nope": "no SAE folder /nope",
     "sae inspect . --model toy-trubo": "(did you mean 'toy-turbo'?)",
     "sae inspect . --mapping nope": "--mapping nope",
-    "sae feature mid.9 1": "toy-turbo has no block 'mid.9'",
-    "sae feature mid.0 1 --prompts nope": "--prompts nope: there is no such file",
-    "sae collect --model toy-turbo --blocks mid.9": "toy-turbo has no block 'mid.9'",
+    "sae feature mid.9 1": "toy-turbo has no block mid.9",
+    "sae feature mid.0 1 --prompts nope": "--prompts nope: cannot be read",
+    "sae collect --model toy-turbo --blocks mid.9": "toy-turbo has no block mid.9",
     "sae collect --model toy-turbo --dataset nope": "there is no nope here, and it is no hub id",
     "sae train nope": "there is no folder nope; `riebench sae collect` makes it",
     "sae train . --kind tpok": "(did you mean 'topk'?)",
     "sae speed --kind tpok": "(did you mean 'topk'?)",
     "tasks check tyo": "(did you mean 'toy'?)",
-    "tasks import riebench nope.json": "file nope.json: there is no such file",
+    "tasks import riebench nope.json": "file nope.json: cannot be read",
 }
 """Command line -> what its one line says."""
 
@@ -153,10 +153,14 @@ def test_right_names_pass(tmp_path: Path) -> None:
         "model": "someone/model@main", "dtype": "float16", "offload": "model", "attention": "math", "redo": "errors",
         "engine": "ray", "profile": "paper", "regions": "grounded-sam", "scorer": ["clip-l14", "siglip2-b16"],
         "blocks": "mid.0, down_blocks.2.attentions.1", "edit_steps": None, "sae": str(tmp_path), "vae": "fp16-fix",
-        "config": "sdxl-base", "metrics": "lpips, clip_gain", "prompts": file, "dataset": "owner/name", "kind": "topk",
+        "single_file_config": "sdxl-base", "metrics": "lpips, clip_gain", "prompts": file,
+        "dataset": "owner/name", "kind": "topk",
     }  # fmt: skip
     names.check_names("run", right)
     for word in ("each", "together", "both"):
         names.check_names("run", {"blocks": word, "edit_steps": None})
+    # A file of options may name the suite and the model that these words belong to.
+    named = {"config": file, "suite": "toy", "settings_set": "main", "settings": ["sae_k160"], "blocks": "up.2.9"}
+    names.check_names("run", named)
     with pytest.raises(RiebenchError, match="unknown block 'each'"):
         names.check_names("train_saes", {"blocks": "each"})

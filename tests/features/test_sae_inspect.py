@@ -151,7 +151,7 @@ def test_the_command_prints_warnings_and_needs_a_block_to_measure(tmp_path: Path
     [
         ([], "name the SAEs"),
         (["nowhere"], "no SAE folder nowhere"),
-        (["nowhere", "--mapping", "no.yaml"], "--mapping no.yaml: no such file"),
+        (["nowhere", "--mapping", "no.yaml"], "--mapping no.yaml: cannot be read, there is no such file"),
         (["hf://nobody"], "write hf://OWNER/NAME"),
     ],
 )

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
+from riebench.generation.memory import UNITS_SHARE
 from riebench.jobs.doctor import examine
 from riebench.jobs.downloads import check_files, download_lines
 from riebench.jobs.dry_run import prepare_forecast
-from riebench.jobs.forecast import forecast, per_picture
+from riebench.jobs.forecast import Forecast, forecast
 from riebench.jobs.request import RunRequest
-from riebench.models.lookup import look_up
 from riebench.utils.hub import offline_mode
 
 DOCUMENT = (ROOT / "docs" / "sdxl.md").read_text(encoding="utf-8")
@@ -111,24 +111,29 @@ def test_what_does_not_fit_is_refused_before_the_model_is_loaded(
         run_job(RunRequest(**values), lambda _: None)
 
 
-def test_the_document_counts_evaluations_as_the_dry_run_does() -> None:
-    """Of every batch size that it names: neuron edits repeat runs beside each batch."""
+def test_the_document_counts_evaluations_as_the_dry_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With memory for feed-forward units and without, where neuron edits repeat runs beside each batch."""
     runs: dict[str, dict[str, Any]] = {
         "SDXL Turbo, 4 steps": {},
         "SDXL Turbo, 1 step": {"steps": 1},
         "SDXL Base, 20 steps, guidance 5": {"model": "sdxl-base"},
     }
-    planned = prepare_forecast(request()).planned
-    assert planned.batch_size == 4
-    counted = [forecast(replace(planned, batch_size=size)) for size in (1, 4, 16)]
-    assert len({one.evaluations for one in counted}) == 3
+    kept = {}
     for name, changes in runs.items():
-        recipe = request(**changes).recipe
-        # The runs differ in nothing but the model, so that their pictures and repeated runs are the same ones.
-        each = per_picture(look_up(recipe.name, steps=recipe.steps).spec)
-        evaluations = " / ".join(f"{(one.generations + one.extra_runs) * each:,}" for one in counted)
+        planned = prepare_forecast(request(**changes)).planned
+        assert planned.batch_size == 4
+        counted: dict[int, list[Forecast]] = {}
+        for free in (10**13, 0):
+            monkeypatch.setattr("riebench.utils.machine.free_ram", lambda free=free: free)
+            counted[free] = [forecast(replace(planned, batch_size=size)) for size in (1, 4, 16)]
+        (most,) = {one.evaluations for one in counted[10**13]}
+        short = " / ".join(f"{one.evaluations:,}" for one in counted[0])
         (line,) = (line for line in DOCUMENT.splitlines() if line.startswith(f"| {name} |") and "PFLOP" in line)
-        assert f"| {name} | {counted[1].generations:,} | {evaluations} |" in line
+        assert line.startswith(f"| {name} | {counted[0][1].generations:,} | {most:,} | {short} | ")
+        kept[planned.model.name] = counted[10**13][1].memory.units
+    turbo, base = (f"{kept[name] / 1e9:.1f} GB" for name in ("sdxl-turbo", "sdxl-base"))
+    assert f"SDXL Turbo keeps {turbo} and SDXL Base {base} at `--batch-size 4`" in " ".join(DOCUMENT.split())
+    assert UNITS_SHARE == 0.25, "a quarter, as the document says"
 
 
 def test_single_examples_are_chosen_and_counted(tmp_path: Path) -> None:

@@ -330,7 +330,8 @@ def test_what_cannot_be_collected_is_refused_before_a_model_is_loaded(
 ) -> None:  # fmt: skip
     (tmp_path / "empty.txt").write_text("\n \n")
     extra = [str(tmp_path / "empty.txt") if one == "EMPTY" else one for one in extra]
-    result = CliRunner().invoke(app, ["sae", "collect", "--model", "nowhere", "--out", str(tmp_path / "out"), *extra])
+    line = ["sae", "collect", "--model", "owner/nowhere", "--out", str(tmp_path / "out"), *extra]
+    result = CliRunner().invoke(app, line)
     assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and words in result.stderr
     assert not (tmp_path / "out").exists()
 
