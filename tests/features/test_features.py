@@ -168,7 +168,7 @@ def test_rows_are_the_strongest_of_different_prompts_then_the_weakest() -> None:
 def test_the_strongest_pictures_do_not_hang_on_rounding(levels: list[int], most: int, seed: int) -> None:
     values = np.array(levels, dtype=np.float32) / 8
     ulps = np.random.default_rng(seed).integers(-4, 5, len(values)).astype(np.float32)
-    shaken = values * (1 + ulps * np.finfo(np.float32).eps)
+    shaken = (values * (1 + ulps * np.finfo(np.float32).eps)).astype(np.float32)
     found = []
     for keys in (values, shaken):
         ranking = PictureRanking(most)
