@@ -323,8 +323,8 @@ class SwitchedCount:
 def switched_counts(folders: Iterable[RunFolder]) -> list[SwitchedCount]:
     """Count the features or neurons that edits really switched.
 
-    A configuration states how many it may switch. Where source and target run differ in fewer, fewer are switched, and where
-    they do not differ in a block beyond rounding, none is (`riebench.methods.ranking.noise_floor`).
+    A configuration states how many it may switch. Where source and target run differ in fewer, fewer are switched, and
+    where they do not differ in a block beyond rounding, none is (`riebench.methods.ranking.noise_floor`).
 
     Args:
         folders: run folders; those whose edits choose no features or neurons are left out.
@@ -367,8 +367,8 @@ def per_switched_count(folders: Iterable[RunFolder]) -> TablePair:
     note = Paragraph(
         (
             "Features or neurons that an edit switched on and off together, mean over edits; edits counted/expected. A "
-            "configuration says how many it switches at most. A feature is switched only if its share differs between source "
-            "and target run by more than rounding can make it differ; ",
+            "configuration says how many it switches at most. A feature is switched only if its share differs between "
+            "source and target run by more than rounding can make it differ; ",
             Code("(3 none)"),
             " counts edits in which none did, which leave the picture as it was.",
         )

@@ -244,11 +244,13 @@ def _check_vae(value: str, _: Options) -> None:
         autoencoder_source(families()[0], value)
 
 
-def _check_config(value: str, _: Options) -> None:
+def _check_single_file_config(value: str, _: Options) -> None:
     from riebench.models.presets import PRESETS
 
     if value not in PRESETS and not Path(value).expanduser().is_dir() and not is_hub_id(value):
-        raise RiebenchError(f"--config {value!r}{near_match(value, PRESETS)}; a model's folder or hub id works too")
+        raise RiebenchError(
+            f"--single-file-config {value!r}{near_match(value, PRESETS)}; a model's folder or hub id works too"
+        )
 
 
 def _check_dataset(value: str, _: Options) -> None:
@@ -312,7 +314,7 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "unet": _check_unet,
     "lora": _check_loras,
     "vae": _check_vae,
-    "config": _check_config,
+    "single_file_config": _check_single_file_config,
     "dataset": _check_dataset,
     "prompts": _file_check("--prompts"),
     "mapping": _file_check("--mapping"),
@@ -324,7 +326,7 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
 """Parameter -> function that refuses a value which stands for nothing."""
 
 OTHER_MEANING = {
-    ("compare", "suite"), ("compare", "model"), ("dataset", "config"), ("paper", "redo"), ("doctor", "sae"),
+    ("compare", "suite"), ("compare", "model"), ("paper", "redo"), ("doctor", "sae"),
     ("doctor", "unet"), ("doctor", "lora"), ("doctor", "vae"),
 }  # fmt: skip
 """Verb and parameter that is no such name there, or whose absence the verb itself reports."""

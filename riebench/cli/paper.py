@@ -67,7 +67,7 @@ def job_from_options(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     size: SizeOption = None,
-    config: SingleFileConfigOption = None,
+    single_file_config: SingleFileConfigOption = None,
     vae: Annotated[str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id.")] = None,
     unet: UnetOption = None,
     lora: LoraOption = None,
@@ -100,7 +100,7 @@ def job_from_options(
             blocks=tuple(short_name(block) for block in split_names(blocks)), device=pick_device(device),
             dtype=dtype, batch_size=batch_size, redo=redo, offline=offline,
             options=ModelOptions(
-                size=size, config=config, vae=vae, offload=offload, unet=unet, loras=tuple(lora or ())
+                size=size, config=single_file_config, vae=vae, offload=offload, unet=unet, loras=tuple(lora or ())
             ), say=say,
         )  # fmt: skip
 

@@ -284,8 +284,8 @@ def doctor(
 ) -> None:
     """Say what a run with these options needs, what is here, and how to get the rest.
 
-    Loads no weights and fetches nothing. Plug-ins that method configurations name are run, since only their code says what
-    their methods need; a line says so first.
+    Loads no weights and fetches nothing. Plug-ins that method configurations name are run, since only their code
+    says what their methods need; a line says so first.
     """
     from riebench.jobs import doctor as examination
 

@@ -176,7 +176,7 @@ def feature(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     size: SizeOption = None,
-    config: SingleFileConfigOption = None,
+    single_file_config: SingleFileConfigOption = None,
     vae: VaeOption = None,
     unet: UnetOption = None,
     lora: LoraOption = None,
@@ -198,7 +198,7 @@ def feature(
         seeds=parse_seeds(seeds), strengths=parse_strengths(strengths), top=top, steps=steps, guidance=guidance,
         scorer=scorer, batch_size=batch_size, device=device, dtype=dtype, out=out, offline=offline,
         options=ModelOptions(
-            size=size, config=config, vae=vae, offload=offload, unet=unet, loras=tuple(lora or ())
+            size=size, config=single_file_config, vae=vae, offload=offload, unet=unet, loras=tuple(lora or ())
         ),
     )  # fmt: skip
     with offline_mode(offline):

@@ -69,7 +69,7 @@ def loading_from_options(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     size: SizeOption = None,
-    config: SingleFileConfigOption = None,
+    single_file_config: SingleFileConfigOption = None,
     unet: UnetOption = None,
     lora: LoraOption = None,
     offload: OffloadOption = "none",
@@ -81,8 +81,8 @@ def loading_from_options(
     from riebench.models.spec import ModelOptions
 
     options = ModelOptions(
-        size=size, config=config, offload=offload, attention=attention, channels_last=channels_last, unet=unet,
-        loras=tuple(lora or ()),
+        size=size, config=single_file_config, offload=offload, attention=attention, channels_last=channels_last,
+        unet=unet, loras=tuple(lora or ()),
     )  # fmt: skip
     return ModelLoading(model, steps, guidance, dtype, device, offline, options)
 

@@ -80,8 +80,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "blocks", "what each block does by itself, by category, next to all blocks together",
-            "stored results of a configuration with single blocks; what is missing is run", "riebench.paper.recipes.blocks",
-            stored=True,
+            "stored results of a configuration with single blocks; what is missing is run",
+            "riebench.paper.recipes.blocks", stored=True,
         ),
         Recipe(
             "sdxl", "all of it on SDXL: commands, GPU hours, disk, and how they were estimated",

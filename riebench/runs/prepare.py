@@ -176,7 +176,8 @@ def check_places(
     others = [block for block in blocks if kind(block) != ATTENTION]
     if {"saes", "units"} & method.needs and others:
         raise RiebenchError(
-            f"configuration {setting.name!r}: method {setting.method!r} works on attention blocks, not on {', '.join(others)}"
+            f"configuration {setting.name!r}: method {setting.method!r} works on attention blocks, not on "
+            f"{', '.join(others)}"
         )
     try:
         method.check_size(model.size)

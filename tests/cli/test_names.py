@@ -24,16 +24,16 @@ NO_NAMES = {
     "seeds", "edit_steps", "batch_size", "shard", "address", "index", "strengths", "k", "width", "steps",
     # What only the data set that is read can tell.
     "dataset_config", "revision", "split", "column", "category", "mapped", "name", "names", "first", "second",
-    # Read together with the suite, when the job is planned.
-    "examples",
+    # Read together with the suite, when the job is planned; options of a file.
+    "examples", "config",
     "version", "log_level",
 }  # fmt: skip
 
 VERBS = [("run",), ("doctor",), ("score",), *(words for words in COMMANDS if words[0] == "sae")]
 
 WRONG = {
-    "run nope": "unknown setting 'nope'",
-    "run mine.yaml": "there is no setting file mine.yaml",
+    "run nope": "unknown configuration 'nope'",
+    "run mine.yaml": "there is no file mine.yaml",
     "run --settings-set swep": "(did you mean 'sweep'?)",
     "run --suite tyo": "(did you mean 'toy'?)",
     "run --categories change_colour": "(did you mean 'change_color'?)",
@@ -59,7 +59,8 @@ WRONG = {
     "run --unet /nope.safetensors": "--unet /nope.safetensors: there is no such file",
     "run --lora /nope.safetensors:2": "there is no such file",
     "run --vae nope": "--vae 'nope': there is no such folder",
-    "run --config nope": "--config 'nope'",
+    "run --single-file-config nope": "--single-file-config 'nope'",
+    "run --config nope.yaml": "nope.yaml: no such file",
     "doctor --dtype fp16": "(did you mean 'float16'?)",
     "score --metrics clip_gian": "(did you mean 'clip_gain'?)",
     "score --suite tyo": "(did you mean 'toy'?)",
@@ -153,7 +154,7 @@ def test_right_names_pass(tmp_path: Path) -> None:
         "model": "someone/model@main", "dtype": "float16", "offload": "model", "attention": "math", "redo": "errors",
         "engine": "ray", "profile": "paper", "regions": "grounded-sam", "scorer": ["clip-l14", "siglip2-b16"],
         "blocks": "mid.0, down_blocks.2.attentions.1", "edit_steps": None, "sae": str(tmp_path), "vae": "fp16-fix",
-        "config": "sdxl-base", "metrics": "lpips, clip_gain", "prompts": file, "dataset": "owner/name", "kind": "topk",
+        "single_file_config": "sdxl-base", "metrics": "lpips, clip_gain", "prompts": file, "dataset": "owner/name", "kind": "topk",
     }  # fmt: skip
     names.check_names("run", right)
     for word in ("each", "together", "both"):

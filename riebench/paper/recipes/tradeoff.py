@@ -122,8 +122,8 @@ def make(job: PaperJob) -> Artefact:
         tables=tuple(table for table in tables if table.rows),
         settings=_settings(found, pools, job.profile),
         notes=tuple(notes),
-        alt="Mean CLIP gain against mean LPIPS at every edit strength of every method: over all categories, beside it the "
-        "judge's verdict where there is one, and one small panel for each category.",
+        alt="Mean CLIP gain against mean LPIPS at every edit strength of every method: over all categories, beside it "
+        "the judge's verdict where there is one, and one small panel for each category.",
     )
 
 
@@ -131,8 +131,8 @@ def _description(profile: str) -> str:
     """Return the paragraph on reading the artefact under a profile."""
     ranked = metric_format(PROFILES[profile].rank)
     text = (
-        "Each edit strength of each method edits all four blocks of every example: mean LPIPS to the source picture against "
-        f"{ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
+        "Each edit strength of each method edits all four blocks of every example: mean LPIPS to the source picture "
+        f"against {ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
         "the least of the metrics' counts. `switched` features or units go on and as many off; `share` is that part of "
         "all there are in the four blocks. "
     )
@@ -140,12 +140,12 @@ def _description(profile: str) -> str:
         return text + f"Profile `{profile}`: as the published scripts compute it; mean gains over budgets "
             "belong to the default profile."
     return text + (
-        f"Mean gain (`area` in the data) is the mean of the gains at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, each example read where its LPIPS "
-        "reaches the budget or at a largest edit strength, chosen on one half of the examples over all categories and read on "
-        "the other; by category the same choice is read there. `completion` "
-        "is the mean gain as a share of the target prompt's gain. Methods with equally many seeds are resampled together. "
-        "Mean success is the same of true success: the judge finds the target and every other attribute as before, less what unedited pictures "
-        "have of it."
+        f"Mean gain (`area` in the data) is the mean of the gains at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, "
+        "each example read where its LPIPS reaches the budget or at a largest edit strength, chosen on one half of the "
+        "examples over all categories and read on the other; by category the same choice is read there. `completion` "
+        "is the mean gain as a share of the target prompt's gain. Methods with equally many seeds are resampled "
+        "together. Mean success is the same of true success: the judge finds the target and every other attribute as "
+        "before, less what unedited pictures have of it."
     )
 
 
@@ -289,7 +289,8 @@ def _category_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
         View(title=f"By category: {metric_column(m).heading}", down=down, across="category", cell=m) for m in shown
     )
     rows = tuple(row for row in points if row["category"] != "all")
-    return Table(name="categories", title="Every edit strength in each category", columns=columns, rows=rows, views=views)
+    title = "Every edit strength in each category"
+    return Table(name="categories", title=title, columns=columns, rows=rows, views=views)
 
 
 def _switch_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
@@ -322,7 +323,10 @@ def _area_table(rows: Sequence[Row], judged: bool) -> Table:
     hidden = set() if judged else {key for column in truth for key in column.keys}
     down = ("method", "settings", "seeds")
     views = [
-        View(title="Mean gain over LPIPS budgets by category x100", down=(*down, "levels", "note"), across="category", cell="area"),
+        View(
+            title="Mean gain over LPIPS budgets by category x100", down=(*down, "levels", "note"), across="category",
+            cell="area",
+        ),
         View(title="Completion by category, % of the target prompt", down=down, across="category", cell="completion"),
     ]
     if judged:
