@@ -55,7 +55,7 @@ def request_from_options(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CONFIGURATION]...",
+            metavar="CONFIGURATION",
             help="Method configurations by name or YAML file; all official ones if none.",
             autocompletion=complete_settings,
         ),

@@ -154,7 +154,8 @@ def test_right_names_pass(tmp_path: Path) -> None:
         "model": "someone/model@main", "dtype": "float16", "offload": "model", "attention": "math", "redo": "errors",
         "engine": "ray", "profile": "paper", "regions": "grounded-sam", "scorer": ["clip-l14", "siglip2-b16"],
         "blocks": "mid.0, down_blocks.2.attentions.1", "edit_steps": None, "sae": str(tmp_path), "vae": "fp16-fix",
-        "single_file_config": "sdxl-base", "metrics": "lpips, clip_gain", "prompts": file, "dataset": "owner/name", "kind": "topk",
+        "single_file_config": "sdxl-base", "metrics": "lpips, clip_gain", "prompts": file, "dataset": "owner/name",
+        "kind": "topk",
     }  # fmt: skip
     names.check_names("run", right)
     for word in ("each", "together", "both"):

@@ -1,4 +1,4 @@
-"""The sweep set of method configurations: every method at six edit strengths or more, chosen by an option, run on the toy."""
+"""The sweep set of configurations: every method at six edit strengths or more, chosen by an option, run on the toy."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None
     assert RunRequest(settings_set="sweep", profile="paper").seeds == (42,)
     with pytest.raises(RiebenchError, match=r"unknown set of configurations 'swep' \(did you mean 'sweep'\?\)"):
         RunRequest(settings_set="swep").plan()
-    with pytest.raises(RiebenchError, match="unknown configuration 'embed_lerp'; it is in another set: --settings-set sweep"):
+    words = "unknown configuration 'embed_lerp'; it is in another set: --settings-set sweep"
+    with pytest.raises(RiebenchError, match=words):
         RunRequest(settings=("embed_lerp",)).plan()
 
 

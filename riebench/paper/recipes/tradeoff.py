@@ -137,8 +137,10 @@ def _description(profile: str) -> str:
         "all there are in the four blocks. "
     )
     if profile != DEFAULT:
-        return text + f"Profile `{profile}`: as the published scripts compute it; mean gains over budgets "
-            "belong to the default profile."
+        return text + (
+            f"Profile `{profile}`: as the published scripts compute it; mean gains over budgets belong to the default "
+            "profile."
+        )
     return text + (
         f"Mean gain (`area` in the data) is the mean of the gains at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, "
         "each example read where its LPIPS reaches the budget or at a largest edit strength, chosen on one half of the "
@@ -324,7 +326,9 @@ def _area_table(rows: Sequence[Row], judged: bool) -> Table:
     down = ("method", "settings", "seeds")
     views = [
         View(
-            title="Mean gain over LPIPS budgets by category x100", down=(*down, "levels", "note"), across="category",
+            title="Mean gain over LPIPS budgets by category x100",
+            down=(*down, "levels", "note"),
+            across="category",
             cell="area",
         ),
         View(title="Completion by category, % of the target prompt", down=down, across="category", cell="completion"),
