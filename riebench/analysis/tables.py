@@ -291,7 +291,7 @@ def _share_document(shares: Sequence[FeatureShare]) -> Document:
 
 @dataclass(frozen=True)
 class SwitchedCount:
-    """Number of features or neurons that a configuration's edits switched in a category.
+    """Number of features or neurons that a configuration switched in a category.
 
     Attributes:
         setting: its name.

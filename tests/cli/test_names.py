@@ -60,7 +60,6 @@ WRONG = {
     "run --lora /nope.safetensors:2": "there is no such file",
     "run --vae nope": "--vae 'nope': there is no such folder",
     "run --single-file-config nope": "--single-file-config 'nope'",
-    "run --config nope.yaml": "nope.yaml: no such file",
     "doctor --dtype fp16": "(did you mean 'float16'?)",
     "score --metrics clip_gian": "(did you mean 'clip_gain'?)",
     "score --suite tyo": "(did you mean 'toy'?)",
