@@ -1,4 +1,4 @@
-"""Comparison of two methods or settings, example by example.
+"""Comparison of two methods or method configurations, example by example.
 
 The first part gives the paired differences of two methods' mean gains over LPIPS budgets, by category and by block
 set, each with its interval and a corrected p-value. The second part makes sentences of the differences of two settings
@@ -73,7 +73,7 @@ def compare(folders: Sequence[RunFolder], first: str, second: str) -> list[Diffe
 
     Args:
         folders: run folders of one suite and model.
-        first: a setting, or a group of settings.
+        first: a method configuration, or a group of them.
         second: likewise.
 
     Raises:
@@ -194,7 +194,7 @@ def _cell(one: Difference | None) -> str:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The difference of two settings in one category, first minus second.
+    """The difference of two configurations in one category, first minus second.
 
     Attributes:
         category: or "all".
@@ -212,7 +212,7 @@ class Contrast:
 
     @property
     def verdict(self) -> int:
-        """1 or -1 where the first setting is higher or lower; 0 if not told apart.
+        """1 or -1 where the first configuration is higher or lower; 0 if not told apart.
 
         It takes an interval that leaves out 0 and a corrected p below 0.05.
         """
@@ -222,12 +222,12 @@ class Contrast:
 
 
 def contrasts(folders: Sequence[RunFolder], metric: str, first: str, second: str) -> list[Contrast]:
-    """Compare two settings category by category, and over all.
+    """Compare two configurations category by category, and over all.
 
     Args:
         folders: run folders of one suite and model.
         metric: a metric, or "mean_gain".
-        first: a setting, with `@STRENGTH` behind it for a strength other than its first; all its blocks together.
+        first: a configuration, with `@STRENGTH` behind it for a strength other than its first; all its blocks together.
         second: likewise.
 
     Raises:
@@ -282,11 +282,11 @@ def _ends(found: Replicates, share: bool, n: int, categories: int) -> tuple[floa
 
 
 def _configuration(folders: Sequence[RunFolder], text: str) -> Configuration:
-    """Return a setting at a strength, on all its blocks."""
+    """Return a configuration at a strength, on all its blocks."""
     name, _, strength = text.partition("@")
     folder = next((one for one in folders if one.spec.setting.name == name), None)
     if folder is None:
-        raise RiebenchError(f"no setting {name!r}{near_match(name, [one.spec.setting.name for one in folders])}")
+        raise RiebenchError(f"no configuration {name!r}{near_match(name, [one.spec.setting.name for one in folders])}")
     whole = block_set_name(folder.spec.setting.blocks)
     found = [c for c in configurations(folder) if c.block_set == whole]
     strengths = [f"{c.strength:g}" for c in found]
@@ -299,12 +299,12 @@ def _configuration(folders: Sequence[RunFolder], text: str) -> Configuration:
 def contrast_text(found: Sequence[Contrast], metric: str, first: str, second: str) -> str:
     """Return the sentences on a contrast, with all numbers.
 
-    They say where the first setting is higher, lower, and not told apart.
+    They say where the first configuration is higher, lower, and not told apart.
 
     Args:
         found: of `contrasts`.
         metric: a metric, or "mean_gain".
-        first: the first setting, as given.
+        first: the first configuration, as given.
         second: the second.
     """
     single = [one for one in found if one.category != EVERYTHING]
@@ -348,7 +348,7 @@ def contrast_part(place: Path, metric: str, first: str, second: str) -> str:
     Args:
         place: folder of the runs of one suite and model.
         metric: a metric, or "mean_gain".
-        first: the first setting.
+        first: the first configuration.
         second: the second.
 
     Raises:
@@ -387,5 +387,5 @@ def check_claims(name: str, text: str, generated: Sequence[re.Pattern[str]]) -> 
         line = text.count("\n", 0, claim.start()) + 1
         raise RiebenchError(
             f"{name}, line {line}: {claim[0]!r} claims a difference that no interval stands behind; say it by a part "
-            "`<!-- contrast: FOLDER metric=METRIC first=SETTING second=SETTING -->`, or leave it out"
+            "`<!-- contrast: FOLDER metric=METRIC first=CONFIGURATION second=CONFIGURATION -->`, or leave it out"
         )

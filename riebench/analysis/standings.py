@@ -61,10 +61,10 @@ CONTROLLED: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One method: a setting, or all settings of a group, on one block set.
+    """One method: a configuration, or all those of a group, on one block set.
 
     Attributes:
-        name: the group, or the setting.
+        name: the group, or the configuration.
         method: the registered method.
         access: letters of its inputs, in the order of `riebench.tasks.schema.INPUTS`.
         sae: which SAEs: their place and the beginning of the least of their hashes; "" without.

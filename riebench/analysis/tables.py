@@ -52,7 +52,7 @@ from riebench.utils.markup import (
 PART = re.compile(r"(<!-- table: (\S+) metric=(\S+) settings=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 """A part of a document: an opening mark with its options, the content, and the end mark."""
 CONTRAST = re.compile(r"(<!-- contrast: (\S+) metric=(\S+) first=(\S+) second=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-"""Likewise, a part with sentences on how two settings differ."""
+"""Likewise, a part with sentences on how two configurations differ."""
 TABLE_MARK, CONTRAST_MARK = "<!-- table:", "<!-- contrast:"
 TablePair = tuple[Document, str]
 """A table for people, and the text of its CSV file with all its numbers."""
@@ -144,7 +144,7 @@ def per_block(found: list[Configuration]) -> TablePair:
             cells = [configuration.row(metric, category) for category in categories]
             rows += cells
             table.append([configuration.label, configuration.block_set, *(cell_text(c) for c in cells)])
-        blocks += [_metric_heading(metric), MarkupTable.of(["setting", "blocks", *categories], table)]
+        blocks += [_metric_heading(metric), MarkupTable.of(["configuration", "blocks", *categories], table)]
     return Document(tuple(blocks)), _long_csv(rows)
 
 
@@ -188,7 +188,7 @@ def per_method(found: list[Configuration]) -> TablePair:
         table.append([*label, *(cell_text(c) for c in cells), *_detectable(configuration), counts])
     # Only a gain is a difference from no edit.
     gains = not whole or whole[0].profile == DEFAULT
-    header = ["setting", "inputs used", *metrics, *(["detectable clip_gain"] if gains else []), "not made"]
+    header = ["configuration", "inputs used", *metrics, *(["detectable clip_gain"] if gains else []), "not made"]
     inputs = (
         ": what the method may look at. Prompt: the target prompt; target activations: those of the paired target run; "
         "masks: the regions that are to change; training examples: others of the category; inversion: of the picture. "
@@ -211,7 +211,7 @@ def _detectable(configuration: Configuration) -> list[str]:
 
 @dataclass(frozen=True)
 class FeatureShare:
-    """The share of a setting's switched features that lies in one block.
+    """The share of a configuration's switched features that lies in one block.
 
     Attributes:
         setting: its name.
@@ -235,7 +235,7 @@ class FeatureShare:
 
 
 def feature_shares(folders: Iterable[RunFolder]) -> list[FeatureShare]:
-    """Count switched features by setting, category, side and block.
+    """Count switched features by configuration, category, side and block.
 
     Args:
         folders: run folders; those that edit a single block have nothing to share and are left out.
@@ -289,13 +289,13 @@ def _share_document(shares: Sequence[FeatureShare]) -> Document:
             "per-block table.",
         )
     )
-    header = ["setting", "category", "side", "units", *blocks]
+    header = ["configuration", "category", "side", "units", *blocks]
     return Document((_title("Feature share"), note, MarkupTable.of(header, table)))
 
 
 @dataclass(frozen=True)
 class SwitchedCount:
-    """Number of features or neurons that a setting's edits switched in a category.
+    """Number of features or neurons that a configuration switched in a category.
 
     Attributes:
         setting: its name.
@@ -327,8 +327,8 @@ class SwitchedCount:
 def switched_counts(folders: Iterable[RunFolder]) -> list[SwitchedCount]:
     """Count the features or neurons that edits really switched.
 
-    A setting states how many it may switch. Where source and target run differ in fewer, fewer are switched, and where
-    they do not differ in a block beyond rounding, none is (`riebench.methods.ranking.noise_floor`).
+    A configuration states how many it may switch. Where source and target run differ in fewer, fewer are switched, and
+    where they do not differ in a block beyond rounding, none is (`riebench.methods.ranking.noise_floor`).
 
     Args:
         folders: run folders; those whose edits choose no features or neurons are left out.
@@ -371,8 +371,8 @@ def per_switched_count(folders: Iterable[RunFolder]) -> TablePair:
     note = Paragraph(
         (
             "Features or neurons that an edit switched on and off together, mean over edits; edits counted/expected. A "
-            "setting says how many it switches at most. A feature is switched only if its share differs between source "
-            "and target run by more than rounding can make it differ; ",
+            "configuration says how many it switches at most. A feature is switched only if its share differs between "
+            "source and target run by more than rounding can make it differ; ",
             Code("(3 none)"),
             " counts edits in which none did, which leave the picture as it was.",
         )
@@ -381,7 +381,7 @@ def per_switched_count(folders: Iterable[RunFolder]) -> TablePair:
         (
             _title("Features switched"),
             note,
-            MarkupTable.of(["setting", "blocks", *categories], [[*key, *cells] for key, cells in table.items()]),
+            MarkupTable.of(["configuration", "blocks", *categories], [[*key, *cells] for key, cells in table.items()]),
         )
     )
     names = [field.name for field in fields(SwitchedCount)]
@@ -472,7 +472,7 @@ def check_all(folders: Iterable[RunFolder], profile: str | None = None) -> list[
 
 
 def table_part(file: Path, metric: str, settings: list[str]) -> str:
-    """Return one metric of some settings as a Markdown table of means.
+    """Return one metric of some configurations as a Markdown table of means.
 
     Args:
         file: a `per_block.csv`.
@@ -493,21 +493,21 @@ def table_part(file: Path, metric: str, settings: list[str]) -> str:
         name, _, strength = setting.partition("@")
         mine = [row for row in rows if row["setting"] == name]
         if not mine:
-            raise RiebenchError(f"{file} has no {metric} of the setting {name!r}")
+            raise RiebenchError(f"{file} has no {metric} of the configuration {name!r}")
         strength = strength or mine[0]["strength"]
         for blocks in dict.fromkeys(row["block_set"] for row in mine):
             means = {r["category"]: r["mean"] for r in mine if (r["block_set"], r["strength"]) == (blocks, strength)}
             cells = [metric_format(metric).number(float(means[c])) if means.get(c) else "–" for c in categories]
             lines.append([name if strength == mine[0]["strength"] else f"{name} x{strength}", blocks, *cells])
     return markdown_table(
-        ["setting", "blocks", *(c.removeprefix("change_").replace("_", " ") for c in categories)], lines
+        ["configuration", "blocks", *(c.removeprefix("change_").replace("_", " ") for c in categories)], lines
     )
 
 
 def fill_document(document: Path, *, check: bool = False) -> None:
     """Update the marked parts of a document from the stored tables and results.
 
-    Parts are tables of means (`table_part`) and sentences on how two settings differ
+    Parts are tables of means (`table_part`) and sentences on how two configurations differ
     (`riebench.analysis.compare`). A document with such sentences has claims of their kind nowhere else.
 
     Args:

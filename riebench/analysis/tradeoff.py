@@ -364,8 +364,8 @@ def budget_means(distances: Floats, values: Floats, curve: Sequence[int], budget
 def along_curves(distances: Floats, settings: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Order configurations along the curves of a method.
 
-    The levels of a setting are a curve, and so are, together, settings of a single level each. The order is that of
-    the mean LPIPS, since some knobs run backwards.
+    The strengths of a configuration are a curve, and so are, together, configurations of one strength each. The order
+    is that of the mean LPIPS, since some methods change less with more strength.
 
     Args:
         distances: [E, C].

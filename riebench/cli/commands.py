@@ -36,7 +36,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Scoring": ("profile", "scorer", "weights", "metrics"),
     "Files and repetition": (
-        "results", "out", "work", "report", "redo", "redo_damaged", "stop_after", "shard_pictures", "dry_run",
+        "results", "config", "out", "work", "report", "redo", "redo_damaged", "stop_after", "shard_pictures", "dry_run",
         "json_file", "as_json", "open_page", "check",
     ),
     "Network and machines": ("offline", "engine", "address", "workers", "shard"),

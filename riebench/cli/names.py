@@ -246,7 +246,7 @@ def _check_vae(value: str, _: Options) -> None:
         autoencoder_source(families()[0], value)
 
 
-def _check_config(value: str, _: Options) -> None:
+def _check_single_file_config(value: str, _: Options) -> None:
     from riebench.models.presets import PRESETS
 
     if value not in PRESETS and not Path(value).expanduser().is_dir() and not is_hub_id(value):
@@ -317,7 +317,7 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "unet": _check_unet,
     "lora": _check_loras,
     "vae": _check_vae,
-    "single_file_config": _check_config,
+    "single_file_config": _check_single_file_config,
     "dataset": _check_dataset,
     "prompts": _file_check("--prompts"),
     "verify": _file_check("--verify"),

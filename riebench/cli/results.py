@@ -219,7 +219,7 @@ def publish(
 
 @friendly
 def compare(
-    first: Annotated[str, typer.Argument(help="A setting, or a group of settings.")],
+    first: Annotated[str, typer.Argument(help="A method configuration, or a group of them.")],
     second: Annotated[str, typer.Argument(help="What it is compared with.")],
     results: ResultsOption = None,
     suite: Annotated[str | None, typer.Option(help="The suite, if there are results of several.")] = None,

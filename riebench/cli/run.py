@@ -55,7 +55,9 @@ def request_from_options(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Settings by name or YAML file; all official ones if none.", autocompletion=complete_settings
+            metavar="CONFIGURATION",
+            help="Method configurations by name or YAML file; all official ones if none.",
+            autocompletion=complete_settings,
         ),
     ] = None,
     settings_set: Annotated[
@@ -77,7 +79,7 @@ def request_from_options(
     blocks: Annotated[
         str | None,
         typer.Option(
-            help="each, together, both, or block names with commas between. [default: the setting's]",
+            help="each, together, both, or block names with commas between. [default: the configuration's]",
             autocompletion=completing(known_blocks, several=True),
         ),
     ] = None,
@@ -170,7 +172,7 @@ def request_from_options(
         bool,
         typer.Option(
             "--trust-plugins",
-            help="Also run plug-ins (Python files) that lie outside the folder of the setting that names them.",
+            help="Also run plug-ins (Python files) that lie outside the folder of the configuration that names them.",
         ),
     ] = False,
     shard: Annotated[
@@ -254,13 +256,13 @@ def run(
         bool,
         typer.Option(
             "--dry-run",
-            help="Only say what would be done: units, generations, time, memory, disk. Runs settings' plug-ins.",
+            help="Only say what would be done: units, generations, time, memory, disk. Runs plug-ins.",
         ),
     ] = False,
 ) -> None:
     """Generate, score and tabulate. Repeating a command does only what is missing.
 
-    A setting may name a plug-in, a Python file with its method, which is run; a line says so first.
+    A method configuration may name a plug-in, a Python file with its method, which is run; a line says so first.
     """
     if dry_run:
         from riebench.jobs.dry_run import forecast_job, print_forecast
@@ -282,8 +284,8 @@ def doctor(
 ) -> None:
     """Say what a run with these options needs, what is here, and how to get the rest.
 
-    Loads no weights and fetches nothing. Plug-ins that settings name are run, since only their code says what
-    their methods need; a line says so first.
+    Loads no weights and fetches nothing. Plug-ins that method configurations name are run, since only their code
+    says what their methods need; a line says so first.
     """
     from riebench.jobs import doctor as examination
 

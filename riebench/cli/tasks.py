@@ -131,7 +131,7 @@ app.add_typer(importers, name="import")
 def list_tasks(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
 ) -> None:
-    """List suites, tasks and the official settings that go with them."""
+    """List suites, tasks and the official method configurations that go with them."""
     from riebench.tasks.settings import setting_names, settings_sets
     from riebench.tasks.suites import load_suite, shipped_suites
 
@@ -142,7 +142,7 @@ def list_tasks(
         for task in tasks:
             print_line(f"  {task.name}@{task.version}  {len(task.examples)} examples  {task.content_hash}")
         for one in settings_sets(suite):
-            print_line(f"  settings ({one}): {', '.join(setting_names(suite, one))}")
+            print_line(f"  configurations ({one}): {', '.join(setting_names(suite, one))}")
 
 
 @app.command("check")
@@ -150,7 +150,7 @@ def list_tasks(
 def check_tasks(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites or folders; all shipped ones if none.")] = None,
 ) -> None:
-    """Load and check every task and setting file."""
+    """Load and check every task file and every method configuration."""
     from riebench.methods.check import check_suite
     from riebench.tasks.suites import shipped_suites
 

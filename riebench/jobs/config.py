@@ -40,9 +40,9 @@ class RunConfig(StoredModel):
     """Options of one run; the defaults are those of the command line."""
 
     settings: Texts = ()
-    """Settings by name or YAML file."""
+    """Method configurations by name or YAML file."""
     settings_set: str = MAIN_SET
-    """Set of official settings, if no setting is named."""
+    """Set of official configurations, if none is named."""
     suite: str = "toy"
     """Shipped suite, or folder of task files."""
     model: str | None = None
@@ -116,11 +116,11 @@ class RunConfig(StoredModel):
     workers: Whole | None = None
     """Workers on it."""
     trust_plugins: StrictBool = False
-    """True to run plug-ins outside their setting's folder too."""
+    """True to run plug-ins outside their configuration's folder too."""
     shard: str = "1/1"
     """Part of the work that the process does."""
     repeat: str | None = None
-    """A run.json whose setting is taken as it is stored, unless `settings` names its file."""
+    """A run.json whose configuration is taken as it is stored, unless `settings` names its file."""
     repeat_exactly: StrictBool = True
     """True if the run must have the same identity as that of `repeat`."""
 

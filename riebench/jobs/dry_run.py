@@ -162,7 +162,7 @@ def print_forecast(found: Forecast) -> None:
 
     categories = [name for name in ALL_CATEGORIES if any(line.category == name for line in found.lines)]
     table = Table(title="units to make by category; in brackets: of how many, where some are stored already")
-    table.add_column("setting", no_wrap=True)
+    table.add_column("configuration", no_wrap=True)
     for category in (*categories, EVERYTHING):
         table.add_column(category.removeprefix("change_").removesuffix("_object"), justify="right")
     for setting in dict.fromkeys(line.setting for line in found.lines):
@@ -195,7 +195,7 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
         ("units", f"{found.units}: {found.units - found.missing} done, {found.missing} to make, of which "
                   f"{found.copies} are copies by construction"),
         ("generations", f"{found.generations} = {2 * found.pairs} source and target pictures (shared by all "
-                        f"settings) + {found.edited} edited ones{looked}{beside}"),
+                        f"configurations) + {found.edited} edited ones{looked}{beside}"),
         ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
         ("time (estimate)", f"{duration(found.seconds)} for generating, scoring not counted; from {found.basis}"),
         ("memory (estimate)", f"{size_text(memory.total)} = weights and SAEs {size_text(memory.weights)} + one batch "

@@ -58,7 +58,7 @@ def options_of_run(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_setting(file: Path) -> Setting:
-    """Return the setting of a stored run.
+    """Return the method configuration of a stored run.
 
     Args:
         file: its run.json.
@@ -68,7 +68,7 @@ def stored_setting(file: Path) -> Setting:
     """
     setting = RunFolder(file.parent).spec.setting
     if setting.plugin is not None:
-        raise _unknown(file, f"its plug-in {setting.plugin} lies", "add the setting's YAML file to the command")
+        raise _unknown(file, f"its plug-in {setting.plugin} lies", "add the configuration's YAML file to the command")
     return setting
 
 
@@ -99,12 +99,12 @@ def _earlier_options(file: Path) -> dict[str, Any]:
 
 
 def _setting_file(setting: Setting, earlier: Mapping[str, Any], file: Path) -> list[str]:
-    """Return the YAML file of a setting with a plug-in, as it was named earlier."""
+    """Return the YAML file of a configuration with a plug-in, as it was named earlier."""
     named = earlier.get("settings")
     for one in named if isinstance(named, list) else []:
         if isinstance(one, str) and Path(one).stem == setting.name and Path(one).expanduser().is_file():
             return [one]
-    raise _unknown(file, f"its plug-in {setting.plugin} lies", "add the setting's YAML file to the command")
+    raise _unknown(file, f"its plug-in {setting.plugin} lies", "add the configuration's YAML file to the command")
 
 
 def _suite(spec: RunSpec, file: Path) -> str:

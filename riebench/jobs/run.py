@@ -267,7 +267,7 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], units: Sequence[
     print_per_block([PlannedPart(folder, units) for folder in folders], request.profile)
     say(f"pictures and records  {model_folder}/")
     if galleries:
-        say(f"look at               {galleries[0].parent}/ (one picture per setting)")
+        say(f"look at               {galleries[0].parent}/ (one picture per configuration)")
     if tables:
         say(f"tables                {', '.join(str(path) for path in written)}")
     if board is not None:

@@ -103,7 +103,7 @@ def _per_block(found: Sequence[Configuration], categories: Sequence[str], profil
         title=f"{ranked} by category; over all categories: the other metrics" if categories
         else f"Over all categories; {ranked} by category: see the tables, or widen the window"
     )  # fmt: skip
-    for heading in ("setting", "blocks"):
+    for heading in ("configuration", "blocks"):
         table.add_column(heading, no_wrap=True)
     short = [category.removeprefix("change_").removesuffix("_object") for category in categories]
     whole = EVERYTHING if categories else ranked

@@ -40,7 +40,7 @@ def check_suite(suite: str) -> str:
             settings.append(setting)
     examples = [example for task in tasks for example in task.examples]
     seen = sum(seen_words(e.source_region) is not None or seen_words(e.target_region) is not None for e in examples)
-    found = f"{suite}: {len(tasks)} tasks, {len(examples)} examples, {len(settings)} settings: all good"
+    found = f"{suite}: {len(tasks)} tasks, {len(examples)} examples, {len(settings)} configurations: all good"
     if seen:
         # Text attention reads the prompt alone; who runs these with it should know beforehand what will be skipped.
         remarks.append(f"{seen} examples have 'seen:' regions, which text attention skips")

@@ -180,7 +180,7 @@ class Editor(Method):
         # Raised outside the handler, so that no traceback keeps the tensors when fewer pictures are tried.
         raise MemoryShortageError(
             f"not enough memory on {model.device} for {len(ctx.strengths)} pictures of {model.spec.size} px by method "
-            f"{self.name!r}; use --dtype float16, then --vae fp16-fix or --vae-tiling, or leave this setting out"
+            f"{self.name!r}; use --dtype float16, then --vae fp16-fix or --vae-tiling, or leave this configuration out"
         )
 
 

@@ -29,6 +29,8 @@ SIGNIFICANT_DIGITS = 6
 """Significant digits of stored numbers."""
 FOLD_FROM_ROWS = 40
 """Number of rows from which a Markdown table is folded away."""
+TITLES = {"setting": "configuration", "settings": "configurations", "levels": "edit strengths"}
+"""Column of texts or counts -> its heading, where that is not its name."""
 DATA, TABLES, FIGURES, INDEX = "data", "tables", "figures", "README.md"
 
 
@@ -318,8 +320,13 @@ def round_row(row: Mapping[str, Scalar]) -> Row:
     return {name: round_significant(value) if isinstance(value, float) else value for name, value in row.items()}
 
 
+def plain_columns(names: Iterable[str]) -> tuple[Column, ...]:
+    """Return columns of texts and counts, in the order of their names."""
+    return tuple(Column(name=name, title=TITLES.get(name, "")) for name in names)
+
+
 def gain_column(name: str, title: str, *, interval: bool = True) -> Column:
-    """Return a column of areas or gains in CLIP score: x100, two decimals, signed."""
+    """Return a column of gains in CLIP score: x100, two decimals, signed."""
     return Column(name=name, title=title, decimals=2, scale=100, signed=True, interval=interval)
 
 

@@ -123,9 +123,9 @@ def _switched(rows: Sequence[Row], setting: object) -> float:
 
 
 def draw_blocks(figure: Figure, artefact: Artefact) -> None:
-    """Draw the area of each block set by category.
+    """Draw the mean gain of each block set by category.
 
-    The true area is beside it where there is one.
+    The mean success is beside it where there is one.
     """
     table = artefact.table()
     judged = any(row.get("true_area") is not None for row in table.rows)
@@ -139,7 +139,7 @@ def draw_blocks(figure: Figure, artefact: Artefact) -> None:
     panels[0].set_title(f"{column.heading} of a block edited alone", fontsize=8)
     if judged:
         heat_map(panels[1], rows, "true_area", 100, 0, signed=False)
-        panels[1].set_title("true area, %", fontsize=8)
+        panels[1].set_title("mean success over LPIPS budgets, %", fontsize=8)
 
 
 def _least(rows: Sequence[Row]) -> object:

@@ -76,12 +76,12 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "feature-share", "in which blocks the chosen features lie, by category, in both variants",
-            "stored results of SAE settings; what is missing is run", "riebench.paper.recipes.share", stored=True,
+            "stored results of SAE configurations; what is missing is run", "riebench.paper.recipes.share", stored=True,
         ),
         Recipe(
             "blocks", "what each block does by itself, by category, next to all blocks together",
-            "stored results of a setting with single blocks; what is missing is run", "riebench.paper.recipes.blocks",
-            stored=True,
+            "stored results of a configuration with single blocks; what is missing is run",
+            "riebench.paper.recipes.blocks", stored=True,
         ),
         Recipe(
             "sdxl", "all of it on SDXL: commands, GPU hours, disk, and how they were estimated",

@@ -97,14 +97,14 @@ def check_request(tasks: Sequence[EditTask], settings: Sequence[Setting], redo: 
         RiebenchError: with one line that names the error.
     """
     if not tasks or not settings:
-        raise RiebenchError(f"nothing to do: {len(tasks)} tasks and {len(settings)} settings")
+        raise RiebenchError(f"nothing to do: {len(tasks)} tasks and {len(settings)} configurations")
     suites = sorted({task.suite for task in tasks})
     if len(suites) > 1:
         raise RiebenchError(f"tasks of several suites ({', '.join(suites)}); run one suite at a time")
     names = [setting.name for setting in settings]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise RiebenchError(f"settings named twice: {', '.join(repeated)}")
+        raise RiebenchError(f"configurations named twice: {', '.join(repeated)}")
     if redo not in REDO_MODES:
         raise RiebenchError(f"unknown redo mode {redo!r}; known: {', '.join(REDO_MODES)}")
     if not 1 <= shard[0] <= shard[1]:

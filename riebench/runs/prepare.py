@@ -172,20 +172,21 @@ def check_places(
     blocks = tuple(short_name(block) for block in setting.blocks) if method.reads_blocks else ()
     missing = [block for block in blocks if block not in sites]
     if missing:
-        raise RiebenchError(f"setting {setting.name!r}: {model.name} has no block {', '.join(missing)}")
+        raise RiebenchError(f"configuration {setting.name!r}: {model.name} has no block {', '.join(missing)}")
     others = [block for block in blocks if kind(block) != ATTENTION]
     if {"saes", "units"} & method.needs and others:
         raise RiebenchError(
-            f"setting {setting.name!r}: method {setting.method!r} works on attention blocks, not on {', '.join(others)}"
+            f"configuration {setting.name!r}: method {setting.method!r} works on attention blocks, not on "
+            f"{', '.join(others)}"
         )
     try:
         method.check_size(model.size)
     except RiebenchError as error:
-        raise RiebenchError(f"setting {setting.name!r}: {error}") from error
+        raise RiebenchError(f"configuration {setting.name!r}: {error}") from error
     try:
         return blocks, None if setting.edit_steps is None else step_window(setting.edit_steps, model.steps)
     except RiebenchError as error:
-        raise RiebenchError(f"setting {setting.name!r}: edit_steps: {error}") from error
+        raise RiebenchError(f"configuration {setting.name!r}: edit_steps: {error}") from error
 
 
 def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:

@@ -65,7 +65,7 @@ MAX_STRENGTH = 1e6
 """Largest strength; edits of thousands of times a feature's own value are noise already."""
 
 MAX_STRENGTHS, MAX_BLOCKS = 1000, 1000
-"""Most strengths and blocks of a setting."""
+"""Most strengths and blocks of a method configuration."""
 
 MAX_STEPS, MAX_GUIDANCE, MAX_SIZE = 1000, 1000.0, 16384
 """Most denoising steps, largest guidance scale, and longest side of a picture in pixels.
@@ -315,7 +315,7 @@ class Setting(StoredModel):
     access: str = ""
     """Data that the method may use: letters of P, A, M, T, V."""
     group: Identifier | None = None
-    """Name under which configurations are one method on the leaderboard, each a level of its parameter."""
+    """Name under which configurations are one method on the leaderboard, each an edit strength of its own."""
     plugin: str | None = None
     """A Python file that registers the method, as a path from the configuration's file. Records hold its name only."""
     plugin_sha256: str | None = None

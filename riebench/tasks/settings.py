@@ -1,4 +1,4 @@
-"""Settings: YAML files of methods and parameters, and plugins with methods.
+"""Method configurations: YAML files of methods and parameters, and plugins with methods.
 
 Files alone decide which configurations exist: the official ones in `baselines/` and those that a user names. A
 configuration may name a Python file, its plugin, that registers the method; it is run once per process.
@@ -48,15 +48,15 @@ def load_settings(
     settings = [load_setting_file(path, trust_plugins=trust_plugins) for path in paths]
     repeated = {s.name for s in settings if sum(s.name == other.name for other in settings) > 1}
     if repeated:
-        raise RiebenchError(f"setting {sorted(repeated)[0]!r} is given twice")
+        raise RiebenchError(f"configuration {sorted(repeated)[0]!r} is given twice")
     return tuple(settings)
 
 
 def setting_path(name: str, suite: str, settings_set: str = MAIN_SET) -> Path:
-    """Return the file of a setting given by name or by path; nothing in it is read.
+    """Return the file of a configuration given by name or by path; nothing in it is read.
 
     Args:
-        name: an official setting's name, or the path of a YAML file.
+        name: an official configuration's name, or the path of a YAML file.
         suite: see `load_settings`.
         settings_set: likewise.
 
@@ -68,9 +68,9 @@ def setting_path(name: str, suite: str, settings_set: str = MAIN_SET) -> Path:
     if name in known:
         return settings_folder(suite, settings_set) / f"{name}.yaml"
     if path.suffix not in (".yaml", ".yml"):
-        raise RiebenchError(f"unknown setting {name!r}{_unknown_setting_hint(name, suite, known)}")
+        raise RiebenchError(f"unknown configuration {name!r}{_unknown_setting_hint(name, suite, known)}")
     if not path.is_file():
-        raise RiebenchError(f"there is no setting file {name}; official settings are called by name, without .yaml")
+        raise RiebenchError(f"there is no file {name}; official configurations are called by name, without .yaml")
     return path
 
 
@@ -136,7 +136,7 @@ def settings_folder(suite: str, settings_set: str = MAIN_SET) -> Path:
     main = _main_settings(suite)
     known = settings_sets(suite)
     if settings_set not in known:
-        raise RiebenchError(f"unknown set of settings {settings_set!r}{near_match(settings_set, known)}")
+        raise RiebenchError(f"unknown set of configurations {settings_set!r}{near_match(settings_set, known)}")
     return main if settings_set == MAIN_SET else main.with_name(f"{main.name}-{settings_set}")
 
 
@@ -157,7 +157,7 @@ def _main_settings(suite: str) -> Path:
 
 
 def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
-    """Return what to do about an unknown name of a setting.
+    """Return what to do about an unknown name of a configuration.
 
     The hint names the set of configurations that has it, or the nearest name.
     """
@@ -170,20 +170,20 @@ def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
 def load_setting_plugin(setting: Setting) -> None:
     """Run a configuration's plugin, if it has one, in this process.
 
-    The method of a setting with a hash and no file is a function of the running session.
+    The method of a configuration with a hash and no file is a function of the running session.
 
     Raises:
         RiebenchError: see `load_plugin`; also if file or function is not the one the configuration was made with.
     """
     if setting.plugin is not None:
         if load_plugin(Path(setting.plugin)) != setting.plugin_sha256:
-            raise RiebenchError(f"plugin {setting.plugin} has changed since the setting was read; start again")
+            raise RiebenchError(f"plugin {setting.plugin} has changed since the configuration was read; start again")
     elif setting.plugin_sha256 is not None:
         _check_defined(setting)
 
 
 def _check_defined(setting: Setting) -> None:
-    """Check that a setting's function is the one that is defined here."""
+    """Check that a configuration's function is the one that is defined here."""
     if setting.method not in METHODS.defined():
         raise RiebenchError(
             f"the method {setting.method!r} of {setting.name} is a function of a Python session, and not defined in "
@@ -191,8 +191,8 @@ def _check_defined(setting: Setting) -> None:
         )
     if METHODS.get(setting.method).source_sha256 != setting.plugin_sha256:
         raise RiebenchError(
-            f"the method {setting.method!r} was defined anew since the setting {setting.name} was made; make the "
-            "setting again"
+            f"the method {setting.method!r} was defined anew since the configuration {setting.name} was made; "
+            "make the configuration again"
         )
 
 
@@ -244,8 +244,8 @@ def _with_plugin(setting: Setting, path: Path, trusted: bool) -> Setting:
     # A configuration from elsewhere may bring its own code, but may not choose among the files of this machine.
     if not trusted and not plugin.resolve().is_relative_to(folder):
         raise TaskFileError(
-            f"{path}: plugin {plugin.resolve()} lies outside the setting's folder, and was not run; put it beside the "
-            "setting, or give --trust-plugins if you know what it does"
+            f"{path}: plugin {plugin.resolve()} lies outside the configuration's folder, and was not run; put it "
+            "beside the configuration, or give --trust-plugins if you know what it does"
         )
     if plugin.resolve() not in _loaded_plugins:
         print_line(f"running the plug-in {plugin.resolve()}, which {path} names", err=True)

@@ -72,7 +72,7 @@ def test_a_document_with_contrasts_claims_nothing_beside_them(tmp_path: Path) ->
         with pytest.raises(RiebenchError, match=r"words.md, line \d+: .* claims a difference that no interval"):
             fill_document(file, check=True)
     file.write_text(text.replace("first=good", "first=goood"))
-    with pytest.raises(RiebenchError, match=r"no setting 'goood'.*good"):
+    with pytest.raises(RiebenchError, match=r"no configuration 'goood'.*good"):
         fill_document(file)
     file.write_text(text.replace("metric=clip_gain", "metric=clip_gian"))
     with pytest.raises(RiebenchError, match="clip_gain"):

@@ -105,7 +105,8 @@ def test_sub_grids_of_stored_results_have_the_areas_that_the_documents_state() -
         curves = along_curves(far[:, chosen], [levels[i][0] for i in chosen])
         found = cross_fit(far[:, chosen], gain[:, chosen], comparison.examples, comparison.weights, curves)
         areas[any(levels[i][1] == 1 for i in chosen)].append(100 * found.area.values[0])
-    stated = re.search(r"either setting give ([\d.]+) to\s+([\d.]+); without both they give ([\d.]+)", METRICS_DOC)
+    words = r"either configuration give ([\d.]+) to\s+([\d.]+); without both they give ([\d.]+)"
+    stated = re.search(words, METRICS_DOC)
     assert stated is not None
     numbers = (min(areas[True]), max(areas[True]), *areas[False])
     assert [f"{number:.1f}" for number in numbers] == [*stated.groups()]

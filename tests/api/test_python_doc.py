@@ -52,7 +52,7 @@ def test_the_examples_of_the_document_run(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     printed = capsys.readouterr().out
     assert re.search(r"half_patch-[0-9a-f]{8} minus sae", printed)
-    assert "unknown setting 'sea' (did you mean 'sae'?)" in printed
+    assert "unknown configuration 'sea' (did you mean 'sae'?)" in printed
 
 
 def test_what_commands_print_is_logged(toy_results: riebench.Results, caplog: pytest.LogCaptureFixture) -> None:

@@ -46,7 +46,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "sea"], "unknown setting 'sea' (did you mean 'sae'?)"),
+        (["run", "sea"], "unknown configuration 'sea' (did you mean 'sae'?)"),
         (["run", "--suite", "tyo"], "unknown suite 'tyo' (did you mean 'toy'?)"),
         (["run", "--categories", "change_colour"], "unknown category 'change_colour' (did you mean 'change_color'?)"),
         (["run", "--redo", "al"], "--redo 'al' (did you mean 'all'?)"),
@@ -55,7 +55,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
         (["run", "sae", "--blocks", "mid.o"], "mid.o"),
         (["run", "sae", "--blocks", "all"], "--blocks 'all': write each, together (all in one edit), both, or block"),
         (["run", "--profile", "xyz"], "unknown profile 'xyz' (known: default, paper, piebench)"),
-        (["run", "mine.yaml"], "there is no setting file mine.yaml"),
+        (["run", "mine.yaml"], "there is no file mine.yaml"),
         (["run", "no_edit", "--model", "toy-trubo"], "toy-turbo"),
         (["run", "no_edit", "--dtype", "float61"], "float16"),
         (["tasks", "check", "nowhere"], "unknown suite 'nowhere'"),

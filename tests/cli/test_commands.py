@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,16 @@ def test_long_help_has_headings_and_short_help_has_none() -> None:
     assert places == sorted(places)
     device = text[text.index("\nDevice and memory:") : text.index("\nScoring:")]
     assert "--batch-size" in device and "--offload" in device and "--seeds" not in device
+    model, files = text[text.index("\nModel:") :], text[text.index("\nFiles and repetition:") :]
+    assert "--single-file-config" in model[: model.index("\nDevice and memory:")]
+    assert "--config " in files[: files.index("\nNetwork and machines:")]
     assert "Device and memory" not in RUNNER.invoke(app, ["tables", "--help"]).stdout
+
+
+def test_help_uses_the_fields_words() -> None:
+    for words in COMMANDS:
+        text = RUNNER.invoke(app, [*words, "--help"]).stdout.replace("--settings-set", "")
+        assert re.findall(r"\b(?:settings?|knobs?|areas?|pieces?)\b", text, re.IGNORECASE) == [], words
 
 
 def test_every_option_of_a_long_command_has_a_heading_and_no_heading_names_what_is_not_there() -> None:

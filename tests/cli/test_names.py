@@ -24,16 +24,15 @@ NO_NAMES = {
     "seeds", "edit_steps", "batch_size", "shard", "address", "index", "strengths", "k", "width", "steps",
     # What only the data set that is read can tell.
     "dataset_config", "revision", "split", "column", "category", "mapped", "name", "names", "first", "second",
-    # Read together with the suite, when the job is planned.
-    "examples",
-    "version", "log_level",
+    # Read together with the suite, when the job is planned; options of a file.
+    "examples", "version", "log_level",
 }  # fmt: skip
 
 VERBS = [("run",), ("doctor",), ("score",), *(words for words in COMMANDS if words[0] == "sae")]
 
 WRONG = {
-    "run nope": "unknown setting 'nope'",
-    "run mine.yaml": "there is no setting file mine.yaml",
+    "run nope": "unknown configuration 'nope'",
+    "run mine.yaml": "there is no file mine.yaml",
     "run --settings-set swep": "(did you mean 'sweep'?)",
     "run --suite tyo": "(did you mean 'toy'?)",
     "run --categories change_colour": "(did you mean 'change_color'?)",

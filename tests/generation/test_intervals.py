@@ -164,5 +164,5 @@ def test_the_runner_keeps_to_the_interval_with_every_method(tmp_path: Path, monk
     pictures = {folder.spec.setting.name: record.image_sha256 for folder in folders for record in folder.records()}
     assert None not in pictures.values() and len(set(pictures.values())) == len(settings)
     assert sorted(changed.values(), key=len) == [{2, 3}] * len(methods) + [{0, 1, 2, 3}] * len(methods)
-    with pytest.raises(RiebenchError, match=r"setting 'sae-late': edit_steps: none of the 1 steps"):
+    with pytest.raises(RiebenchError, match=r"configuration 'sae-late': edit_steps: none of the 1 steps"):
         engines.run("local", [task()], [settings[1]], tiny_model(steps=1), results_root=tmp_path, **options)

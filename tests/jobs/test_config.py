@@ -220,7 +220,7 @@ def test_a_plug_in_is_asked_for(tmp_path: Path) -> None:
     file = stored_run(
         tmp_path, lambda spec: spec.model_copy(update={"setting": spec.setting.model_copy(update=plugin)})
     )
-    message = r"does not say where its plug-in mine.py lies; add the setting's YAML file to the command$"
+    message = r"does not say where its plug-in mine.py lies; add the configuration's YAML file to the command$"
     for ask in (lambda: options_of_run(file, {}), lambda: stored_setting(file)):
         with pytest.raises(RiebenchError, match=message):
             ask()

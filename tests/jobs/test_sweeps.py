@@ -1,4 +1,4 @@
-"""The sweep set of settings: every method at six levels of its knob or more, chosen by an option, run on the toy."""
+"""The sweep set of configurations: every method at six edit strengths or more, chosen by an option, run on the toy."""
 
 from __future__ import annotations
 
@@ -82,9 +82,10 @@ def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None
     assert (RunRequest().seeds, RunRequest(settings_set="sweep").seeds) == ((0,), (0, 1, 2))
     assert RunRequest(settings_set="sweep", seeds=(4,)).seeds == (4,)
     assert RunRequest(settings_set="sweep", profile="paper").seeds == (42,)
-    with pytest.raises(RiebenchError, match=r"unknown set of settings 'swep' \(did you mean 'sweep'\?\)"):
+    with pytest.raises(RiebenchError, match=r"unknown set of configurations 'swep' \(did you mean 'sweep'\?\)"):
         RunRequest(settings_set="swep").plan()
-    with pytest.raises(RiebenchError, match="unknown setting 'embed_lerp'; it is in another set: --settings-set sweep"):
+    words = "unknown configuration 'embed_lerp'; it is in another set: --settings-set sweep"
+    with pytest.raises(RiebenchError, match=words):
         RunRequest(settings=("embed_lerp",)).plan()
 
 

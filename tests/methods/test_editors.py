@@ -374,7 +374,7 @@ def test_whatever_an_editor_does_is_undone_or_reported() -> None:
 def test_ledits_needs_sides_of_32_and_the_whole_model(tmp_path: Path) -> None:
     setting = Setting(name="l", method="ledits_pp", blocks=(), params=QUICK["ledits_pp"])
     odd = load_model(str(tiny_folder()), steps=2, guidance=0.0, options=ModelOptions(size=48))
-    with pytest.raises(RiebenchError, match=r"setting 'l': .*multiples of 32, not 48; use --size 64"):
+    with pytest.raises(RiebenchError, match=r"configuration 'l': .*multiples of 32, not 48; use --size 64"):
         run_benchmark([TASK], [setting], odd, results_root=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.png"))
     model = tiny_model(2)

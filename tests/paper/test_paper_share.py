@@ -200,7 +200,7 @@ def test_disagreement_names_both_blocks_and_what_lies_where_nothing_happens() ->
     assert row["tau_area"] == pytest.approx(1 / 3)
     assert row["idle_area"] == pytest.approx(0.6) == row["idle_true"]
     (by_area, by_truth) = disagreement_notes([row])
-    assert "in 0 of 1 categories; they differ in change_color. 60 %" in by_area and "true area" in by_truth
+    assert "in 0 of 1 categories; they differ in change_color. 60 %" in by_area and "mean success" in by_truth
 
 
 def test_what_cannot_be_decided_is_left_open() -> None:

@@ -331,7 +331,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_generated(
 
 
 def test_nothing_twice_and_no_unknown_engine(run: Callable[..., list[RunFolder]], tmp_path: Path) -> None:
-    with pytest.raises(RiebenchError, match="settings named twice: patch"):
+    with pytest.raises(RiebenchError, match="configurations named twice: patch"):
         run(PATCH, PATCH)
     with pytest.raises(RiebenchError, match="nothing to do"):
         run_benchmark([], [PATCH], tiny_model(), results_root=tmp_path)

@@ -102,7 +102,7 @@ def test_a_profiles_numbers_stay_out_of_the_default_tables(tmp_path: Path) -> No
     assert {path.parent.name for path in written} == {"tables", "paper"}
     assert {path: path.read_bytes() for path in paths} == before
     text = (folder.path.parent / "tables" / "paper" / "per_method.md").read_text()
-    assert "| setting | inputs used | paper_text_target | paper_text_source | paper_image_source |" in text
+    assert "| configuration | inputs used | paper_text_target | paper_text_source | paper_image_source |" in text
     assert "clip_gain" not in text and "Profile `paper`" in text
     assert "(paper prompts, float16 autocast)" in text
     after = leaderboard_text(tmp_path)

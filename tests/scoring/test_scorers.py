@@ -233,7 +233,7 @@ def test_the_second_scorer_has_a_column_of_its_own(tmp_path: Path) -> None:
     assert row.backbones["clip_gain_2"] == identity(ClipSpec.parse(other))
     assert row.example_means("clip_gain") != row.example_means("clip_gain_2")
     text = per_method([row])[0].markdown()
-    assert "| setting | inputs used | clip_gain | clip_gain_2 | lpips |" in text
+    assert "| configuration | inputs used | clip_gain | clip_gain_2 | lpips |" in text
     assert f"`clip_gain_2` is by {identity(ClipSpec.parse(other))}." in text
 
 

@@ -150,7 +150,7 @@ def test_a_file_outside_the_settings_folder_is_run_on_request_only(
     (folder / "folder").symlink_to(tmp_path)
     path = folder / "my_setting.yaml"
     path.write_text(f"method: mine\nplugin: {named.format(root=tmp_path)}\naccess: PA\n")
-    with pytest.raises(TaskFileError, match=r"lies outside the setting's folder, and was not run.*--trust-plugins"):
+    with pytest.raises(TaskFileError, match=r"outside the configuration's folder, and was not run.*--trust-plugins"):
         load_settings("toy", [str(path)])
     for verb in (["run", "--dry-run"], ["run"], ["doctor"]):
         result = CliRunner().invoke(app, [*verb, str(path), "--results", str(tmp_path / "results")])

@@ -259,9 +259,9 @@ def test_suites_without_settings_of_their_own_take_those_for_sdxl(tmp_path: Path
 def test_settings_are_found_and_slips_named(tmp_path: Path) -> None:
     name = setting_names("toy")[0]
     assert load_settings("toy", [name])[0].name == name
-    with pytest.raises(RiebenchError, match=r"unknown setting 'no_edti' \(did you mean 'no_edit'\?\)"):
+    with pytest.raises(RiebenchError, match=r"unknown configuration 'no_edti' \(did you mean 'no_edit'\?\)"):
         load_settings("toy", ["no_edti"])
-    with pytest.raises(RiebenchError, match=r"there is no setting file nowhere/mine.yaml"):
+    with pytest.raises(RiebenchError, match=r"there is no file nowhere/mine.yaml"):
         load_settings("toy", ["nowhere/mine.yaml"])
     with pytest.raises(RiebenchError, match="given twice"):
         load_settings("toy", [name, name])

@@ -170,7 +170,7 @@ def _definitions() -> Block:
         "rank": (
             "1 + the number of methods in the table that are significantly better (p < 0.05, corrected).",
         ),
-        "method": ("a setting, or a group of settings that are edit strengths of one method.",),
+        "method": ("a method configuration, or a group of them that are edit strengths of one method.",),
         "mean gain": (
             f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100); sorted by it.",
         ),

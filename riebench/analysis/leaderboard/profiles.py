@@ -139,7 +139,7 @@ def _definitions(beside: Sequence[str], profile: str, place: str) -> Block:
     items: list[tuple[Piece, ...]] = [
         (Code("rank"), ": 1 + the number of configurations in the table with a larger ", Code(metric),
          "; no difference is tested. Incomplete configurations are unranked."),
-        (Code("configuration"), ": a setting, with its edit strength where it has several."),
+        (Code("configuration"), ": a method configuration, with its edit strength where it has several."),
         (Code(metric), f": {metric_format(metric).title}; sorted by it."),
         (Code("95 % interval"), ": of ", Code(metric), "."),
         *((Code(name), f": {metric_format(name).title}.") for name in beside),

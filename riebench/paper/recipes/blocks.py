@@ -26,6 +26,7 @@ from riebench.paper.artefact import (
     gain_column,
     metric_column,
     percent_column,
+    plain_columns,
 )
 from riebench.paper.comparison import Comparison, count_units, read_entries, setting_name
 from riebench.paper.drawing import draw_blocks
@@ -44,16 +45,16 @@ if TYPE_CHECKING:
 NAME = "blocks"
 WHOLE = "all"
 SWEEP_SETTINGS = ("sae_each_sweep", "sae_sweep")
-"""Every block alone, and all together, at the same levels."""
+"""Every block alone, and all together, at the same edit strengths."""
 AREAS = (
-    "SAE features switched in one block alone, each block ranked by itself, and in all blocks together: the area of "
-    "each at the same levels (mean CLIP gain at LPIPS budgets, see `trade-off`), chosen over all categories, and its "
+    "SAE features switched in one block alone, each block ranked by itself, and in all blocks together: the mean gain "
+    "over LPIPS budgets of each at the same edit strengths (see `trade-off`), chosen over all categories, and its "
     "difference from all blocks together, paired. This is the measured effect that a feature share has to be held "
-    "against. True area: the same of the judge's success, less what unedited pictures have."
+    "against. Mean success: the same of the judge's success, less what unedited pictures have."
 )
 METRICS = (
     "SAE features switched in one block alone, each block ranked by itself, and in all blocks together, as profile "
-    "`{profile}` scores them; areas belong to the default profile."
+    "`{profile}` scores them; mean gains over LPIPS budgets belong to the default profile."
 )
 
 
@@ -86,7 +87,7 @@ def make(job: PaperJob) -> Artefact:
     tables = [block_table(rows, judged)] if rows else _metric_tables(found, job.profile)
     if not tables:
         raise RiebenchError(
-            f"no setting with single blocks for {found.suite} on {found.model} in {job.results}; "
+            f"no method configuration with single blocks for {found.suite} on {found.model} in {job.results}; "
             f"`riebench run sae_each_sweep sae_sweep --settings-set sweep --suite {job.suite}` makes them"
         )
     return Artefact(
@@ -107,7 +108,7 @@ def make(job: PaperJob) -> Artefact:
 
 
 def draw(figure: Figure, artefact: Artefact) -> None:
-    """Draw heat maps of area and true area."""
+    """Draw heat maps of mean gain and mean success."""
     draw_blocks(figure, artefact)
 
 
@@ -165,7 +166,7 @@ def _build_family(best: dict[str, Entry], settings: dict[str, Setting]) -> Famil
 
 
 def block_effects(folders: Sequence[RunFolder], replicates: int = REPLICATES) -> list[Row]:
-    """Compute area and true area of each block edited alone and of all together.
+    """Compute mean gain and success of each block edited alone and of all together.
 
     Each single block also has its paired difference from all together.
 
@@ -232,26 +233,26 @@ def block_table(rows: Sequence[Row], judged: bool) -> Table:
 
     Args:
         rows: of `block_effects`.
-        judged: whether true areas are known.
+        judged: whether mean success is known.
     """
     plain = ("block", "setting", "switched", "levels", "category", "examples", "seeds", "scored", "expected")
     columns = [
-        *(Column(name=name) for name in plain),
-        gain_column("area", "area x100"),
+        *plain_columns(plain),
+        gain_column("area", "mean gain x100"),
         gain_column("difference", "minus all blocks"),
     ]
     titles = {
-        "area": "Area of each block alone x100",
-        "difference": "Area of each block minus that of all together x100",
+        "area": "Mean gain over LPIPS budgets of each block alone x100",
+        "difference": "Mean gain of each block minus that of all together x100",
     }
     if judged:
         columns += [
-            percent_column("true_area", "true area %"),
-            percent_column("true_difference", "true area minus all blocks", signed=True),
+            percent_column("true_area", "mean success %"),
+            percent_column("true_difference", "mean success minus all blocks", signed=True),
         ]
         titles |= {
-            "true_area": "True area of each block alone, %",
-            "true_difference": "True area of each block minus that of all together, points of %",
+            "true_area": "Mean success over LPIPS budgets of each block alone, %",
+            "true_difference": "Mean success of each block minus that of all together, points of %",
         }
     columns.append(Column(name="note"))
     down = ("block", "switched", "levels", "seeds", "note")
@@ -266,7 +267,7 @@ def _metric_tables(found: RunSet, profile: str) -> list[Table]:
     nothing = SelectionPools({}, {})
     rows = [row for one in folders for row in point_rows(one, nothing, shown, profile, single_blocks=True)]
     names = ("block", "setting", "strength", "switched", "category", "examples", "seeds", "scored", "expected")
-    columns = (*(Column(name=name) for name in names), *(metric_column(metric) for metric in shown))
+    columns = (*plain_columns(names), *(metric_column(metric) for metric in shown))
     down = ("block", "setting", "strength", "seeds")
     views = tuple(
         View(title=f"Blocks by category: {metric_column(m).heading}", down=down, across="category", cell=m)
@@ -277,7 +278,7 @@ def _metric_tables(found: RunSet, profile: str) -> list[Table]:
 
 def _notes(rows: Sequence[Row], judged: bool) -> list[str]:
     """Return a sentence on the block with most effect alone in each category."""
-    key, scale, unit = ("true_area", 100, " % true area") if judged else ("area", 100, " area x100")
+    key, scale, unit = ("true_area", 100, " % mean success") if judged else ("area", 100, " mean gain x100")
     findings = []
     for category in dict.fromkeys(str(row["category"]) for row in rows if row["category"] != EVERYTHING):
         known = [r for r in rows if r["category"] == category and r["block"] != WHOLE and r[key] is not None]

@@ -67,7 +67,7 @@ def find_pairs(everything: Sequence[Entry], settings: Mapping[str, Setting], poo
 def equal_share_rows(
     everything: Sequence[Entry], settings: Mapping[str, Setting], pools: SelectionPools, replicates: int = REPLICATES
 ) -> list[Row]:
-    """Compute areas and true areas of both sides and their paired differences.
+    """Compute mean gain and mean success of both sides and their paired differences.
 
     P values are adjusted over all rows (`riebench.analysis.multiple`).
 
@@ -129,18 +129,18 @@ def equal_share_table(rows: Sequence[Row], judged: bool) -> Table:
 
     Args:
         rows: of `equal_share_rows`.
-        judged: whether true areas are known.
+        judged: whether mean success is known.
     """
     plain = ("share", "features", "units", "category", "examples", "seeds", "scored", "expected")
     true_columns = [
-        percent_column("sae_true", "true area %: SAE"),
-        percent_column("neurons_true", "true area %: neurons"),
-        percent_column("true_difference", "true difference %", signed=True),
+        percent_column("sae_true", "mean success %: SAE"),
+        percent_column("neurons_true", "mean success %: neurons"),
+        percent_column("true_difference", "difference of mean success %", signed=True),
     ]
     columns = [
         *(Column(name=name) for name in plain),
-        gain_column("sae_area", "area x100: SAE"),
-        gain_column("neurons_area", "area x100: neurons"),
+        gain_column("sae_area", "mean gain x100: SAE"),
+        gain_column("neurons_area", "mean gain x100: neurons"),
         gain_column("difference", "SAE minus neurons"),
         Column(name="p", decimals=4),
         *(true_columns if judged else []),
@@ -149,12 +149,12 @@ def equal_share_table(rows: Sequence[Row], judged: bool) -> Table:
     hidden = set() if judged else {key for column in true_columns for key in column.keys}
     down = ("share", "features", "units", "seeds")
     titles = {
-        "sae_area": "SAE area x100",
-        "neurons_area": "neurons area x100",
-        "difference": "SAE minus neurons, area x100",
+        "sae_area": "SAE, mean gain x100",
+        "neurons_area": "neurons, mean gain x100",
+        "difference": "SAE minus neurons, mean gain x100",
     }
     if judged:
-        titles |= {"true_difference": "SAE minus neurons, true area in points of %"}
+        titles |= {"true_difference": "SAE minus neurons, mean success in points of %"}
     views = [View(title=f"Equal share: {title}", down=down, across="category", cell=n) for n, title in titles.items()]
     kept = tuple({k: v for k, v in row.items() if k not in hidden} for row in rows)
     return Table(

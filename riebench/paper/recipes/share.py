@@ -23,6 +23,7 @@ from riebench.paper.artefact import (
     View,
     estimate_cells,
     gain_column,
+    plain_columns,
     select_rows,
     values_of,
 )
@@ -43,7 +44,7 @@ NAME = "feature-share"
 SIDES = {"add": "on", "remove": "off"}
 POOLED, PER_BLOCK = "pooled", "per_block"
 REQUIRED_SETTINGS = {"sae_1_of_128": PAPER_SET, "sae_per_block_shares": PAPER_SET}
-"""Setting -> its set: the two variants with equally many features."""
+"""Configuration -> its set: the two variants with equally many features."""
 OPTIONAL_SETTINGS = ("sae", "sae_sweep", "sae_1_of_32", "sae_1_of_8")
 CHOICE_PARAMETERS = ("rank", "ranking", "delete_uses_target")
 """Parameters of `sae` that affect the choice, beside the number of features and the shares."""
@@ -193,7 +194,7 @@ def share_table(rows: Sequence[Row]) -> Table:
     plain = ("variant", "setting", "switched", "side", "block", "category", "examples", "seeds", "counted", "expected")
     return Table(
         title="Share of the switched features in each block",
-        columns=(*(Column(name=name) for name in plain), Column(name="share", decimals=2, interval=True)),
+        columns=(*plain_columns(plain), Column(name="share", decimals=2, interval=True)),
         rows=tuple(rows),
         views=(
             View(
@@ -293,24 +294,24 @@ def disagreement_table(rows: Sequence[Row], judged: bool) -> Table:
 
     Args:
         rows: of `disagreement_rows`.
-        judged: whether true areas are known.
+        judged: whether mean success is known.
     """
     columns = [
-        *(Column(name=name) for name in ("category", "variant", "setting")),
+        *plain_columns(("category", "variant", "setting")),
         Column(name="by_share", title="most features in"),
         Column(name="share", title="share", decimals=2),
-        Column(name="by_area", title="most CLIP area by"),
-        gain_column("area", "area x100", interval=False),
-        gain_column("area_of_share", "area x100 of the block with most features", interval=False),
+        Column(name="by_area", title="largest mean gain by"),
+        gain_column("area", "mean gain x100", interval=False),
+        gain_column("area_of_share", "mean gain x100 of the block with most features", interval=False),
         Column(name="same_area", title="same block"),
         Column(name="tau_area", title="tau", decimals=2),
         Column(name="idle_area", title="share in blocks without clear CLIP effect", decimals=2),
     ]
     if judged:
         columns += [
-            Column(name="by_true", title="most true area by"),
-            Column(name="true", title="true area %", decimals=0, scale=100),
-            Column(name="true_of_share", title="true area % of the block with most features", decimals=0, scale=100),
+            Column(name="by_true", title="largest mean success by"),
+            Column(name="true", title="mean success %", decimals=0, scale=100),
+            Column(name="true_of_share", title="mean success % of the block with most features", decimals=0, scale=100),
             Column(name="same_true", title="same block (truth)"),
             Column(name="tau_true", title="tau (truth)", decimals=2),
             Column(name="idle_true", title="share in blocks without clear true effect", decimals=2),
@@ -325,7 +326,7 @@ def disagreement_notes(rows: Sequence[Row]) -> list[str]:
     """Return a sentence on each variant and effect."""
     notes = []
     for variant in values_of(rows, "variant"):
-        for key, words in (("same_area", "by the CLIP area"), ("same_true", "by the true area")):
+        for key, words in (("same_area", "by mean gain"), ("same_true", "by mean success")):
             compared = [row for row in select_rows(rows, variant=variant) if row.get(key) is not None]
             if not compared:
                 continue

@@ -25,6 +25,7 @@ from riebench.paper.artefact import (
     gain_column,
     metric_column,
     percent_column,
+    plain_columns,
     values_of,
 )
 from riebench.paper.comparison import (
@@ -121,8 +122,8 @@ def make(job: PaperJob) -> Artefact:
         tables=tuple(table for table in tables if table.rows),
         settings=_settings(found, pools, job.profile),
         notes=tuple(notes),
-        alt="Mean CLIP gain against mean LPIPS of every level of every method: over all categories, beside it the "
-        "judge's verdict where there is one, and one small panel for each category.",
+        alt="Mean CLIP gain against mean LPIPS at every edit strength of every method: over all categories, beside it "
+        "the judge's verdict where there is one, and one small panel for each category.",
     )
 
 
@@ -130,20 +131,23 @@ def _description(profile: str) -> str:
     """Return the paragraph on reading the artefact under a profile."""
     ranked = metric_format(PROFILES[profile].rank)
     text = (
-        "Each level of each method edits all four blocks of every example: mean LPIPS to the source picture against "
-        f"{ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
+        "Each edit strength of each method edits all four blocks of every example: mean LPIPS to the source picture "
+        f"against {ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
         "the least of the metrics' counts. `switched` features or units go on and as many off; `share` is that part of "
         "all there are in the four blocks. "
     )
     if profile != DEFAULT:
-        return text + f"Profile `{profile}`: as the published scripts compute it; areas belong to the default profile."
+        return text + (
+            f"Profile `{profile}`: as the published scripts compute it; mean gains over budgets belong to the default "
+            "profile."
+        )
     return text + (
-        f"`area` is the mean gain at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, each example read where its LPIPS "
-        "reaches the budget or at a largest level, chosen on one half of the examples over all categories and read on "
-        "the other; by category the same choice is read there. `completion` "
-        "is the area as a share of the target prompt's gain. Methods with equally many seeds are resampled together. "
-        "True success: the judge finds the target and every other attribute as before, less what unedited pictures "
-        "have of it."
+        f"Mean gain (`area` in the data) is the mean of the gains at LPIPS budgets of {BUDGETS[0]} to {BUDGETS[-1]}, "
+        "each example read where its LPIPS reaches the budget or at a largest edit strength, chosen on one half of the "
+        "examples over all categories and read on the other; by category the same choice is read there. `completion` "
+        "is the mean gain as a share of the target prompt's gain. Methods with equally many seeds are resampled "
+        "together. Mean success is the same of true success: the judge finds the target and every other attribute as "
+        "before, less what unedited pictures have of it."
     )
 
 
@@ -177,7 +181,7 @@ def point_rows(
     *,
     single_blocks: bool = False,
 ) -> list[Row]:
-    """Return every level of a configuration, over all categories and in each.
+    """Return every edit strength of a configuration, over all categories and in each.
 
     Args:
         folder: its run.
@@ -208,7 +212,7 @@ def point_rows(
 
 
 def _metric_cells(c: Configuration, category: str, shown: Sequence[str]) -> Row:
-    """Return the counts and metrics of one level and category."""
+    """Return the counts and metrics of one edit strength and category."""
     cells = {metric: c.row(metric, category) for metric in shown}
     # One count for the whole row: the least of its metrics, so that no cell hides a gap.
     least = min(cells.values(), key=lambda cell: cell.n_scored, default=None)
@@ -233,7 +237,7 @@ def _single_level(entry: Entry) -> bool:
 
 
 def area_rows(comparison: Comparison) -> list[Row]:
-    """Compute the area of each method, over all categories and in each."""
+    """Compute the mean gain over LPIPS budgets of each method, over all categories and in each."""
     rows: list[Row] = []
     for entry in comparison.methods:
         gap = comparison.gap(entry)
@@ -265,29 +269,30 @@ def area_rows(comparison: Comparison) -> list[Row]:
 
 
 def _columns(shown: Sequence[str], *, category: bool) -> tuple[Column, ...]:
-    """Return the columns of the tables of levels."""
+    """Return the columns of the tables of edit strengths."""
     names = ["method", "setting", "strength", "switched", "share", *(["category"] if category else [])]
     counts = ["examples", "seeds", "scored", "expected"]
-    return (*(Column(name=n) for n in (*names, *counts)), *(metric_column(metric) for metric in shown))
+    return (*plain_columns((*names, *counts)), *(metric_column(metric) for metric in shown))
 
 
 def _points_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
-    """Return the table of every level over all categories."""
+    """Return the table of every edit strength over all categories."""
     rows = [{k: v for k, v in row.items() if k != "category"} for row in points if row["category"] == "all"]
     return Table(
-        title="Every level, mean over the categories", columns=_columns(shown, category=False), rows=tuple(rows)
+        title="Every edit strength, mean over the categories", columns=_columns(shown, category=False), rows=tuple(rows)
     )
 
 
 def _category_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
-    """Return the table of every level in each category."""
+    """Return the table of every edit strength in each category."""
     columns = _columns(shown, category=True)
     down = ("method", "setting", "strength", "seeds")
     views = tuple(
         View(title=f"By category: {metric_column(m).heading}", down=down, across="category", cell=m) for m in shown
     )
     rows = tuple(row for row in points if row["category"] != "all")
-    return Table(name="categories", title="Every level in each category", columns=columns, rows=rows, views=views)
+    title = "Every edit strength in each category"
+    return Table(name="categories", title=title, columns=columns, rows=rows, views=views)
 
 
 def _switch_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
@@ -298,20 +303,20 @@ def _switch_table(points: Sequence[Row], shown: Sequence[str]) -> Table:
         if row["setting"] in SWITCHES and row["strength"] == 1 and row["category"] in ("all", "delete_object")
     ]
     names = ("switch", "setting", "strength", "switched", "category", "examples", "seeds", "scored", "expected")
-    columns = (*(Column(name=name) for name in names), *(metric_column(metric) for metric in shown))
+    columns = (*plain_columns(names), *(metric_column(metric) for metric in shown))
     return Table(name="switches", title="Switches of the published scripts", columns=columns, rows=tuple(kept))
 
 
 def _area_table(rows: Sequence[Row], judged: bool) -> Table:
-    """Return the table of areas, with true areas if they are known."""
+    """Return the table of mean gains, with mean success where it is known."""
     plain = ("method", "settings", "levels", "category", "examples", "seeds", "scored", "expected")
     truth = [
-        percent_column("true_area", "true area (success) %"),
+        percent_column("true_area", "mean success %"),
         percent_column("truth_at_choice", "success % where CLIP chose"),
     ]
     columns = [
-        *(Column(name=name) for name in plain),
-        gain_column("area", "area x100"),
+        *plain_columns(plain),
+        gain_column("area", "mean gain x100"),
         percent_column("completion", "completion %"),
         Column(name="lpips", title="LPIPS", decimals=3),
         *(truth if judged else []),
@@ -320,28 +325,33 @@ def _area_table(rows: Sequence[Row], judged: bool) -> Table:
     hidden = set() if judged else {key for column in truth for key in column.keys}
     down = ("method", "settings", "seeds")
     views = [
-        View(title="Area by category x100", down=(*down, "levels", "note"), across="category", cell="area"),
+        View(
+            title="Mean gain over LPIPS budgets by category x100",
+            down=(*down, "levels", "note"),
+            across="category",
+            cell="area",
+        ),
         View(title="Completion by category, % of the target prompt", down=down, across="category", cell="completion"),
     ]
     if judged:
-        title = "True area by category: target reached and all else kept, %"
+        title = "Mean success over LPIPS budgets by category: target reached and all else kept, %"
         views.append(View(title=title, down=down, across="category", cell="true_area"))
-        title = "True success by category where CLIP chose the level, %"
+        title = "True success by category where CLIP chose the edit strength, %"
         views.append(View(title=title, down=down, across="category", cell="truth_at_choice"))
     kept = tuple({k: v for k, v in row.items() if k not in hidden} for row in rows)
     return Table(name="areas", title="Methods", columns=tuple(columns), rows=kept, views=tuple(views))
 
 
 def _area_notes(rows: Sequence[Row]) -> list[str]:
-    """Return a sentence on the area of each method, largest first."""
+    """Return a sentence on the mean gain of each method, largest first."""
     best = [row for row in rows if row["category"] == "all" and isinstance(row["area"], float)]
     notes = []
     for row in sorted(best, key=lambda row: -float(row["area"] or 0)):
         true = row.get("true_area")
-        truth = f", true area {100 * true:.0f} %" if isinstance(true, float) else ""
+        truth = f", mean success {100 * true:.0f} %" if isinstance(true, float) else ""
         notes.append(
-            f"{row['method']} ({row['settings']}, {row['levels']} levels, {row['seeds']} "
-            f"{'seed' if row['seeds'] == 1 else 'seeds'}): area {100 * float(row['area'] or 0):+.2f} "
+            f"{row['method']} ({row['settings']}, {row['levels']} edit strengths, {row['seeds']} "
+            f"{'seed' if row['seeds'] == 1 else 'seeds'}): mean gain {100 * float(row['area'] or 0):+.2f} "
             f"[{100 * float(row['area_low'] or 0):+.2f}, {100 * float(row['area_high'] or 0):+.2f}]{truth}."
         )
     return notes
