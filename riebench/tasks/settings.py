@@ -1,4 +1,4 @@
-"""Method configurations: YAML files of methods and parameters, and plugins with methods.
+"""Method configurations: YAML files of methods, and plug-ins with methods.
 
 Files alone decide which configurations exist: the official ones in `baselines/` and those that a user names. A
 configuration may name a Python file, its plugin, that registers the method; it is run once per process.
@@ -53,7 +53,7 @@ def load_settings(
 
 
 def setting_path(name: str, suite: str, settings_set: str = MAIN_SET) -> Path:
-    """Return the file of a configuration given by name or by path; nothing in it is read.
+    """Return a configuration's file by name or path; nothing in it is read.
 
     Args:
         name: an official configuration's name, or the path of a YAML file.

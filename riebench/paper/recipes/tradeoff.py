@@ -237,7 +237,7 @@ def _single_level(entry: Entry) -> bool:
 
 
 def area_rows(comparison: Comparison) -> list[Row]:
-    """Compute the mean gain over LPIPS budgets of each method, over all categories and in each."""
+    """Compute each method's mean gain, over all categories and in each."""
     rows: list[Row] = []
     for entry in comparison.methods:
         gap = comparison.gap(entry)
