@@ -22,7 +22,7 @@ EXIT_USAGE = 2
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Methods and examples": (
-        "config", "settings_set", "suite", "categories", "examples", "limit", "seeds", "seed", "prompts",
+        "settings_set", "suite", "categories", "examples", "limit", "seeds", "seed", "prompts",
         "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions", "strengths", "top",
     ),
     "Edits": ("sae", "sweep", "blocks", "edit_steps", "regions", "mapping"),

@@ -48,11 +48,17 @@ except typer.Exit as ended:
 """
 
 
+def _usual_signals() -> None:
+    """Let a process be interrupted and hung up on, whatever starts the tests ignores itself."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(kind: str, *, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     """A small job that is working."""
     started = subprocess.Popen(
         [sys.executable, "-c", JOB, kind], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-        stderr=stderr, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        stderr=stderr, text=True, preexec_fn=_usual_signals,
     )  # fmt: skip
     assert started.stdout is not None and started.stdout.readline() == "working\n"
     return started

@@ -158,7 +158,7 @@ def make_hostile(results: Path) -> list[EditTask]:
     for file in results.glob("*/*/*/run.json"):
         meta = json.loads(file.read_text())
         meta["spec"]["setting"]["description"] = meta["spec"]["model"]["source"] = NASTY
-        meta["provenance"] = {"command": NASTY}
+        meta["invocations"] = [{"command": NASTY}]
         file.write_text(json.dumps(meta))
     for file in results.rglob("scores.jsonl"):
         lines = [{**json.loads(line), "backbone": NASTY} for line in file.read_text().split("\n") if line]
