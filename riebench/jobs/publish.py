@@ -18,7 +18,7 @@ from riebench.store.folder import SHARED_NAME, RunFolder, run_path
 from riebench.store.parquet import read_records, read_score_table, write_records, write_scores
 from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
 from riebench.store.run_file import RunFile, broken_seals, part_files, write_seal
-from riebench.store.scores import ScoreTable
+from riebench.store.scores import ScoreColumns
 from riebench.utils.files import write_atomic
 
 Say = Callable[[str], None]
@@ -170,7 +170,8 @@ def _check(source: RunFolder, place: Path, run: Path) -> Published:
     """
     records = read_records(place / RECORDS_TABLE)
     scores = {
-        (one.unit, one.metric, one.backbone): one for one in ScoreTable(read_score_table(place / SCORES_TABLE)).scores()
+        (one.unit, one.metric, one.backbone): one
+        for one in ScoreColumns(read_score_table(place / SCORES_TABLE)).scores()
     }
     known = {record.key.digest for record in records}
     stored = {key: score for key, score in source.scores().items() if score.unit in known}

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from riebench.errors import FolderInUseError, StoreError
 from riebench.store.invocations import Invocation
-from riebench.store.parquet import read_records, read_score_table, score_columns
+from riebench.store.parquet import read_records, read_score_table
 from riebench.store.records import (
     RECORDS_FILE,
     RECORDS_TABLE,
@@ -50,7 +50,7 @@ from riebench.store.run_file import (
     part_path,
     renew_seal,
 )
-from riebench.store.scores import ScoreKey, ScoreTable
+from riebench.store.scores import ScoreColumns, ScoreKey, ScoreLines, ScoreTable
 from riebench.utils.files import (
     append_lines,
     file_sha256,
@@ -356,7 +356,7 @@ class RunFolder:
 
     def _every_score(self) -> Iterator[ScoreRecord]:
         if (file := self.path / SCORES_TABLE).exists():
-            yield from ScoreTable(read_score_table(file)).scores()
+            yield from ScoreColumns(read_score_table(file)).scores()
         for number, line in read_lines(self.path / SCORES_FILE):
             try:
                 yield ScoreRecord.model_validate(line)
@@ -369,8 +369,8 @@ class RunFolder:
         version = [_file_version(file) for file in (compact, lines)]
         if self._score_table is None or self._score_table[0] != version:
             alone = compact.exists() and not (lines.exists() and lines.stat().st_size)
-            table = read_score_table(compact) if alone else score_columns(self.scores().values())
-            self._score_table = version, ScoreTable(table)
+            found: ScoreTable = ScoreColumns(read_score_table(compact)) if alone else ScoreLines(self.scores().values())
+            self._score_table = version, found
         return self._score_table[1]
 
     @property

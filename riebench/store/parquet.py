@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from riebench.errors import StoreError, near_match
@@ -81,15 +83,6 @@ def write_scores(path: Path, scores: Iterable[ScoreRecord]) -> None:
         scores: in the order in which they were measured; those of one metric are put together, in this order.
     """
     _write(path, SCORE_COLUMNS, _score_lists(sorted(scores, key=lambda score: score.metric)))
-
-
-def score_columns(scores: Iterable[ScoreRecord]) -> pa.Table:
-    """Return scores as columns, in the form in which `read_score_table` reads them."""
-    import pyarrow as pa
-
-    table = _table(SCORE_COLUMNS, _score_lists(list(scores)))
-    words = [one.dictionary_encode() if pa.types.is_string(one.type) else one for one in table.columns]
-    return pa.table(words, names=table.column_names)
 
 
 def _score_lists(scores: Sequence[ScoreRecord]) -> dict[str, list[Any]]:
@@ -170,8 +163,23 @@ def plain_list(column: Any) -> list[Any]:
         words = column.dictionary.to_pylist()
         if column.null_count:
             return [None if code is None else words[code] for code in column.indices.to_pylist()]
-        return [words[code] for code in column.indices.to_numpy(zero_copy_only=False).tolist()]
-    return column.to_pylist() if column.null_count else column.to_numpy().tolist()
+        return [words[code] for code in numbers(column.indices).tolist()]
+    if column.null_count:
+        values: list[Any] = column.to_pylist()
+        return values
+    return [value for chunk in column.chunks for value in numbers(chunk).tolist()]
+
+
+def numbers(array: Any) -> NDArray[Any]:
+    """Return an Arrow array of numbers without gaps as a NumPy array, uncopied.
+
+    Arrow's own conversions import pandas first.
+    """
+    buffer = array.buffers()[1] if len(array) else None
+    kind = {"int32": np.int32, "int64": np.int64, "double": np.float64}[str(array.type)]
+    if buffer is None:
+        return np.empty(0, kind)
+    return np.frombuffer(buffer, kind, count=array.offset + len(array))[array.offset :]
 
 
 def _features(path: Path, column: Any) -> list[dict[str, BlockFeatures]]:
@@ -184,15 +192,15 @@ def _features(path: Path, column: Any) -> list[dict[str, BlockFeatures]]:
     sides = []
     for side in ("add", "remove"):
         lists = parts.field(side)
-        indices = lists.flatten().to_numpy(zero_copy_only=False)
+        indices = numbers(lists.flatten())
         if len(indices) and not (indices.min() >= 0 and indices.max() < MAX_WHOLE):
             raise StoreError(f"{path} is damaged: a feature's index is no whole number from 0; publish the run again")
-        flat, ends = indices.tolist(), lists.value_lengths().to_numpy(zero_copy_only=False).cumsum().tolist()
+        flat, ends = indices.tolist(), numbers(lists.value_lengths()).cumsum().tolist()
         starts = [0, *ends[:-1]] if ends else []
         sides.append([tuple(flat[a:b]) for a, b in zip(starts, ends, strict=True)])
     switched = (BlockFeatures.model_construct(add=add, remove=remove) for add, remove in zip(*sides, strict=True))
     entries = list(zip(blocks, switched, strict=True))
-    ends = column.value_lengths().to_numpy(zero_copy_only=False).cumsum().tolist()
+    ends = numbers(column.value_lengths()).cumsum().tolist()
     starts = [0, *ends[:-1]] if ends else []
     found = [dict(entries[a:b]) for a, b in zip(starts, ends, strict=True)]
     if sum(map(len, found)) < len(entries):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from riebench.store.parquet import plain_list
+import numpy as np
+from numpy.typing import NDArray
+
+from riebench.store.parquet import numbers, plain_list
 from riebench.store.records import ScoreRecord
 
 if TYPE_CHECKING:
@@ -63,12 +67,65 @@ class _Rows:
         return self._rows
 
 
-class ScoreTable:
-    """Latest scores of a run, by column.
+class ScoreTable(ABC):
+    """Latest scores of a run, by column."""
+
+    @property
+    @abstractmethod
+    def measured(self) -> tuple[Measured, ...]:
+        """Metrics with their networks, in the order of their last score."""
+
+    @abstractmethod
+    def has_values(self, metric: str, backbone: str) -> bool:
+        """Return whether a metric by one network has any number."""
+
+    @abstractmethod
+    def series(self, metric: str, backbone: str) -> Series:
+        """Return the scores of one metric by one network; empty columns if there are none."""
+
+
+NOTHING = Series([], [], [], [], [], [], [], {})
+
+
+class ScoreLines(ScoreTable):
+    """Score table made of single scores, without the libraries that read files of columns.
 
     Args:
-        table: the checked columns, of a file (`riebench.store.parquet.read_score_table`) or of single scores
-            (`score_columns` there); no unit has two scores of one metric by one network.
+        scores: the latest score of every unit, metric and network, the latest last.
+    """
+
+    def __init__(self, scores: Iterable[ScoreRecord]) -> None:
+        self._series: dict[Measured, Series] = {}
+        for place, one in enumerate(scores):
+            found = self._series.setdefault((one.metric, one.backbone), Series([], [], [], [], [], [], [], {}))
+            found.rows[one.unit] = len(found.units)
+            for column, value in (
+                (found.units, one.unit), (found.pictures, one.picture), (found.versions, one.version),
+                (found.values, one.value), (found.reasons, one.reason), (found.invocations, one.invocation),
+                (found.places, place),
+            ):  # fmt: skip
+                column.append(value)
+
+    @property
+    def measured(self) -> tuple[Measured, ...]:
+        """Metrics with their networks, in the order of their last score."""
+        return tuple(sorted(self._series, key=lambda pair: self._series[pair].places[-1]))
+
+    def has_values(self, metric: str, backbone: str) -> bool:
+        """Return whether a metric by one network has any number."""
+        return any(value is not None for value in self.series(metric, backbone).values)
+
+    def series(self, metric: str, backbone: str) -> Series:
+        """Return the scores of one metric by one network; empty columns if there are none."""
+        return self._series.get((metric, backbone), NOTHING)
+
+
+class ScoreColumns(ScoreTable):
+    """Score table read from a file of columns; only columns that are asked for become lists.
+
+    Args:
+        table: the checked columns (`riebench.store.parquet.read_score_table`); no unit has two scores of one metric by
+            one network.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -77,17 +134,17 @@ class ScoreTable:
         self._vocabularies: dict[str, list[str]] = {}
 
     @cached_property
-    def _groups(self) -> Mapping[Measured, Any]:
-        """Places of the rows of each metric and network, as an integer array."""
-        import numpy as np
-
+    def _groups(self) -> Mapping[Measured, NDArray[np.int64]]:
+        """Places of the rows of each metric and network."""
         metrics, backbones = self._column("metric"), self._column("backbone")
         names = backbones.dictionary.to_pylist()
-        codes = _numbers(metrics.indices) * max(len(names), 1) + _numbers(backbones.indices)
-        found = {}
-        for code in np.unique(codes):
-            metric = metrics.dictionary[int(code) // max(len(names), 1)].as_py()
-            found[metric, names[int(code) % max(len(names), 1)]] = np.flatnonzero(codes == code)
+        size = max(len(names), 1)
+        codes = numbers(metrics.indices).astype(np.int64) * size + numbers(backbones.indices)
+        words = metrics.dictionary.to_pylist()
+        found = {
+            (words[int(code) // size], names[int(code) % size]): np.flatnonzero(codes == code)
+            for code in np.unique(codes)
+        }
         return dict(sorted(found.items(), key=lambda group: int(group[1][-1])))
 
     def _column(self, name: str) -> Any:
@@ -101,25 +158,26 @@ class ScoreTable:
         """Metrics with their networks, in the order of their last score."""
         return tuple(self._groups)
 
+    def _rows_of(self, places: NDArray[np.int64]) -> pa.Table:
+        """Return some rows; those of one metric mostly stand together, and a slice of them copies nothing."""
+        import pyarrow as pa
+
+        first, last = int(places[0]), int(places[-1])
+        if last - first + 1 == len(places):
+            return self._table.slice(first, len(places))
+        return self._table.take(pa.array(places.tolist(), pa.int64()))
+
     def has_values(self, metric: str, backbone: str) -> bool:
         """Return whether a metric by one network has any number."""
         places = self._groups.get((metric, backbone))
-        return places is not None and bool(self._measured_rows[places].any())
-
-    @cached_property
-    def _measured_rows(self) -> Any:
-        """True for the rows with a number."""
-        return self._column("value").is_valid().to_numpy(zero_copy_only=False)
+        return places is not None and self._rows_of(places).column("value").null_count < len(places)
 
     def series(self, metric: str, backbone: str) -> Series:
         """Return the scores of one metric by one network; empty columns if there are none."""
         places = self._groups.get((metric, backbone))
         if places is None:
-            return Series([], [], [], [], [], [], [], {})
-        first, last = int(places[0]), int(places[-1])
-        # Rows of one metric stand together; a slice of them copies nothing.
-        together = last - first + 1 == len(places)
-        rows = self._table.slice(first, len(places)) if together else self._table.take(places)
+            return NOTHING
+        rows = self._rows_of(places)
         columns = {name: plain_list(rows.column(name)) for name in ("version", "value", "reason", "invocation")}
         units = self._words("unit", places)
         return Series(
@@ -127,21 +185,14 @@ class ScoreTable:
             columns["invocation"], places.tolist(), self._rows.of(units),
         )  # fmt: skip
 
-    def _words(self, name: str, places: Any) -> list[str]:
+    def _words(self, name: str, places: NDArray[np.int64]) -> list[str]:
         """Return some rows of a column of words; each word is decoded once."""
         column = self._column(name)
         words = self._vocabularies.setdefault(name, column.dictionary.to_pylist())
-        return [words[code] for code in _numbers(column.indices)[places].tolist()]
+        return [words[code] for code in numbers(column.indices)[places].tolist()]
 
     def scores(self) -> Iterator[ScoreRecord]:
         """Yield all scores in their order."""
         columns = {name: plain_list(self._table.column(name)) for name in self._table.column_names}
         for values in zip(*columns.values(), strict=True):
             yield ScoreRecord.model_validate(dict(zip(columns, values, strict=True)))
-
-
-def _numbers(indices: Any) -> Any:
-    """Return an Arrow array of integers as a NumPy array."""
-    import numpy as np
-
-    return indices.to_numpy(zero_copy_only=False).astype(np.int64)
