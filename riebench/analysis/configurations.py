@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from riebench.analysis.stats import estimate, mean_over_seeds
+from riebench.analysis.stats import CategoryReplicates, estimate, mean_over_seeds
 from riebench.blocks import ALL_BLOCKS, NO_BLOCKS, default_blocks
 from riebench.errors import StoreError
 from riebench.models.presets import scorer_for, second_scorer_for
@@ -251,6 +251,8 @@ class Configuration:
     """Metric -> scores that were left out for being beyond `LARGEST_SCORE`."""
     _rows: dict[tuple[str, str], TableRow] = field(default_factory=dict, repr=False, compare=False)
     """(Metric, category) -> cell, for those asked for: several tables show the same ones."""
+    _parts: dict[str, dict[str, CategoryReplicates]] = field(default_factory=dict, repr=False, compare=False)
+    """Metric -> category -> its replicates, until the row over all categories is made."""
 
     @property
     def label(self) -> str:
@@ -260,6 +262,7 @@ class Configuration:
     def add(self, metric: str, category: str, example: str, seed: int, value: float) -> None:
         """Add one unit's number."""
         self._rows.clear()
+        self._parts.clear()
         self.values.setdefault(metric, {}).setdefault(category, {}).setdefault(example, []).append(value)
         self.units.setdefault(metric, {})[example, seed] = value
 
@@ -270,7 +273,9 @@ class Configuration:
             return known
         about = METRICS.get(metric)
         values = self._values(metric, category)
-        result = estimate(values, self.clusters, share=about.is_share, bounds=(about.low, about.high))
+        # The row over all categories comes last, and its parts are those of the rows before it.
+        parts = self._parts.pop(metric, {}) if category == EVERYTHING else self._parts.setdefault(metric, {})
+        result = estimate(values, self.clusters, share=about.is_share, bounds=(about.low, about.high), known=parts)
         scored, expected = self.counts(metric, category)
         row = self._rows[metric, category] = TableRow(
             model=self.model,
@@ -324,6 +329,7 @@ class Configuration:
         if metric in self.values and not self.counts(metric)[0]:
             self.values[metric] = {}
             self._rows.clear()
+            self._parts.clear()
             self.units.pop(metric, None)
             self.imputed = {slot: n for slot, n in self.imputed.items() if slot[0] != metric}
 
@@ -381,6 +387,7 @@ def _fill(
     scores = folder.score_table()
     versions = {metric: METRICS.get(metric).version for metric in (*profile.table, *extra)}
     backbones = backbones_shown(folder, scores)
+    commands = folder.invocations
     series = {metric: scores.series(metric, backbones.get(metric, "")) for metric in versions}
     for one in found.values():
         one.backbones = backbones
@@ -397,12 +404,12 @@ def _fill(
         configuration.origins.setdefault(key.example_id, set()).add(Origin.of(key))
         configuration.failed += record.status == "error"
         configuration.skipped += record.status == "skipped"
-        _note_command(configuration.makers, record.invocation, folder.invocations)
+        _note_command(configuration.makers, record.invocation, commands)
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
         picture = record.picture_id
         for metric, version in versions.items():
-            value = _value(series[metric], digest, picture, version, folder.invocations, configuration)
+            value = _value(series[metric], digest, picture, version, commands, configuration)
             if value is not None and abs(value) > LARGEST_SCORE:
                 configuration.outsized[metric] = configuration.outsized.get(metric, 0) + 1
                 value = None
@@ -467,10 +474,8 @@ def backbones_shown(folder: RunFolder, scores: ScoreTable) -> dict[str, str]:
     last: dict[tuple[str, str], int] = {}
     for metric, backbone in scores.measured:
         series = scores.series(metric, backbone)
-        last[metric, backbone] = max(
-            (place for place, reason in zip(series.places, series.reasons, strict=True) if reason != Reason.NO_WEIGHTS),
-            default=-1,
-        )
+        lines = zip(reversed(series.places), reversed(series.reasons), strict=True)
+        last[metric, backbone] = next((place for place, reason in lines if reason != Reason.NO_WEIGHTS), -1)
     shown: dict[str, str] = {}
     for metric, backbone in sorted((pair for pair, place in last.items() if place >= 0), key=last.__getitem__):
         scorer = second if metric == "clip_gain_2" and second is not None else usual

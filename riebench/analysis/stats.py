@@ -126,7 +126,7 @@ class Replicates:
 
 
 @dataclass(frozen=True, eq=False)
-class _Category:
+class CategoryReplicates:
     """A category's part of a stratified mean.
 
     Means and variances are [1 + R], the observed ones first.
@@ -146,6 +146,7 @@ def estimate(
     bounds: tuple[float | None, float | None] = (None, None),
     replicates: int = REPLICATES,
     seed: int = BOOTSTRAP_SEED,
+    known: dict[str, CategoryReplicates] | None = None,
 ) -> Estimate:
     """Estimate a mean with an interval of 95 %.
 
@@ -158,16 +159,21 @@ def estimate(
         bounds: least and largest value that there can be; the interval ends there.
         replicates: bootstrap replicates.
         seed: of the generator.
+        known: category -> its replicates, for a caller that asks for categories singly and together; what is missing is
+            added.
 
     Returns:
         The estimate, without an interval where a category has a single independent example: nothing is known of how
         much others would differ.
     """
-    parts = [
-        _category_replicates(name, examples, clusters or {}, 0 if share else replicates, seed)
-        for name, examples in sorted(values.items())
-        if any(len(seeds) for seeds in examples.values())
-    ]
+    parts = []
+    for name, examples in sorted(values.items()):
+        if any(len(seeds) for seeds in examples.values()):
+            part = None if known is None else known.get(name)
+            part = part or _category_replicates(name, examples, clusters or {}, 0 if share else replicates, seed)
+            if known is not None:
+                known[name] = part
+            parts.append(part)
     if not parts:
         return Estimate(None, None, None, 0)
     n_examples = sum(part.n_examples for part in parts)
@@ -186,7 +192,7 @@ def estimate(
 
 def _category_replicates(
     name: str, examples: Mapping[str, Sequence[float]], clusters: Mapping[str, str], replicates: int, seed: int
-) -> _Category:
+) -> CategoryReplicates:
     """Return a category's mean and its variance, as observed and in every replicate."""
     means = {example: mean_over_seeds(seeds) for example, seeds in sorted(examples.items()) if len(seeds)}
     sums: dict[str, list[float]] = {}
@@ -198,7 +204,7 @@ def _category_replicates(
     totals = np.array([sum(sums[group]) - len(sums[group]) * middle for group in groups])
     sizes = np.array([len(sums[group]) for group in groups], dtype=np.float64)
     counts = _observed_first(name, groups, replicates, seed)
-    return _Category(*_ratio_replicates(totals, sizes, counts, middle), len(groups) - 1, len(means))
+    return CategoryReplicates(*_ratio_replicates(totals, sizes, counts, middle), len(groups) - 1, len(means))
 
 
 @lru_cache(maxsize=32)
@@ -226,9 +232,9 @@ def _ratio_replicates(totals: Floats, sizes: Floats, counts: Floats, middle: flo
     n = len(totals)
     if n < 2:
         return np.full(len(counts), middle), np.full(len(counts), np.nan)
-    weight = counts @ sizes
-    # Where every group has one member, as most have, two products are others over again.
+    # Where every group has one member, as most have, each replicate has as many members as there are groups.
     single = bool((sizes == 1).all())
+    weight = float(n) if single else counts @ sizes
     # Finite but absurd values have a mean, and no finite variance.
     with np.errstate(over="ignore", invalid="ignore"):
         drawn = counts @ totals

@@ -218,26 +218,25 @@ def read_score_table(path: Path) -> pa.Table:
 
     table = _read(path, SCORE_COLUMNS, dictionaries=("unit", "metric", "backbone", "picture", "reason"))
 
-    def any_row(mask: Any) -> bool:
-        return bool(pc.any(mask).as_py())
-
-    value, reason = table.column("value"), table.column("reason").cast("string")
-    invocation = table.column("invocation")
+    unexplained = table.column("reason").cast("string").filter(pc.is_null(table.column("value")))
+    values, versions, places = (_stated(table.column(name)) for name in ("value", "version", "invocation"))
     faults = {
-        "a value is no finite number": any_row(pc.invert(pc.is_finite(value))),
-        "a score has neither value nor reason": any_row(
-            pc.and_(pc.is_null(value), pc.equal(pc.fill_null(reason, ""), ""))
-        ),
-        "a version is below 1": any_row(pc.less(table.column("version"), 1)),
-        "a version is too large": any_row(pc.greater_equal(table.column("version"), MAX_WHOLE)),
-        "an invocation is no place in a list": any_row(
-            pc.or_(pc.less(invocation, 0), pc.greater_equal(invocation, MAX_WHOLE))
-        ),
+        "a value is no finite number": not np.isfinite(values).all(),
+        "a score has neither value nor reason": bool(unexplained.null_count) or "" in unexplained.unique().to_pylist(),
+        "a version is below 1": (versions < 1).any(),
+        "a version is too large": (versions >= MAX_WHOLE).any(),
+        "an invocation is no place in a list": ((places < 0) | (places >= MAX_WHOLE)).any(),
     }
     for fault, found in faults.items():
         if found:
             raise StoreError(f"{path} is damaged: {fault}; publish the run again")
     return table
+
+
+def _stated(column: Any) -> NDArray[Any]:
+    """Return the numbers of a column without its gaps."""
+    chunks = [numbers(chunk) for chunk in column.drop_null().chunks]
+    return np.concatenate(chunks) if chunks else np.empty(0)
 
 
 def _read(path: Path, types: Mapping[str, str], dictionaries: Sequence[str] = ()) -> pa.Table:

@@ -88,7 +88,9 @@ NOTHING = Series([], [], [], [], [], [], [], {})
 
 
 class ScoreLines(ScoreTable):
-    """Score table made of single scores, without the libraries that read files of columns.
+    """Score table made of single scores.
+
+    It needs none of the libraries that read files of columns.
 
     Args:
         scores: the latest score of every unit, metric and network, the latest last.
@@ -99,12 +101,13 @@ class ScoreLines(ScoreTable):
         for place, one in enumerate(scores):
             found = self._series.setdefault((one.metric, one.backbone), Series([], [], [], [], [], [], [], {}))
             found.rows[one.unit] = len(found.units)
-            for column, value in (
-                (found.units, one.unit), (found.pictures, one.picture), (found.versions, one.version),
-                (found.values, one.value), (found.reasons, one.reason), (found.invocations, one.invocation),
-                (found.places, place),
-            ):  # fmt: skip
-                column.append(value)
+            found.units.append(one.unit)
+            found.pictures.append(one.picture)
+            found.versions.append(one.version)
+            found.values.append(one.value)
+            found.reasons.append(one.reason)
+            found.invocations.append(one.invocation)
+            found.places.append(place)
 
     @property
     def measured(self) -> tuple[Measured, ...]:
@@ -121,7 +124,9 @@ class ScoreLines(ScoreTable):
 
 
 class ScoreColumns(ScoreTable):
-    """Score table read from a file of columns; only columns that are asked for become lists.
+    """Score table read from a file of columns.
+
+    Only columns that are asked for become lists.
 
     Args:
         table: the checked columns (`riebench.store.parquet.read_score_table`); no unit has two scores of one metric by
@@ -132,6 +137,7 @@ class ScoreColumns(ScoreTable):
         self._table = table.combine_chunks()
         self._rows = _Rows()
         self._vocabularies: dict[str, list[str]] = {}
+        self._series: dict[Measured, Series] = {}
 
     @cached_property
     def _groups(self) -> Mapping[Measured, NDArray[np.int64]]:
@@ -159,7 +165,10 @@ class ScoreColumns(ScoreTable):
         return tuple(self._groups)
 
     def _rows_of(self, places: NDArray[np.int64]) -> pa.Table:
-        """Return some rows; those of one metric mostly stand together, and a slice of them copies nothing."""
+        """Return some rows.
+
+        Those of one metric mostly stand together, and a slice of them copies nothing.
+        """
         import pyarrow as pa
 
         first, last = int(places[0]), int(places[-1])
@@ -177,6 +186,12 @@ class ScoreColumns(ScoreTable):
         places = self._groups.get((metric, backbone))
         if places is None:
             return NOTHING
+        if (metric, backbone) not in self._series:
+            self._series[metric, backbone] = self._read(places)
+        return self._series[metric, backbone]
+
+    def _read(self, places: NDArray[np.int64]) -> Series:
+        """Return some rows as lists."""
         rows = self._rows_of(places)
         columns = {name: plain_list(rows.column(name)) for name in ("version", "value", "reason", "invocation")}
         units = self._words("unit", places)

@@ -17,6 +17,7 @@ import torch
 from feature_commands import BLOCK, RUNNER, active_features, run_feature, strongest_features
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from report_runs import HOSTILE, make_results, tasks
 from tiny import FEATURES, GRID, SIZE, tiny_folder, tiny_model, tiny_saes
@@ -168,9 +169,10 @@ def test_rows_are_the_strongest_of_different_prompts_then_the_weakest() -> None:
 def test_the_strongest_pictures_do_not_hang_on_rounding(levels: list[int], most: int, seed: int) -> None:
     values = np.array(levels, dtype=np.float32) / 8
     ulps = np.random.default_rng(seed).integers(-4, 5, len(values)).astype(np.float32)
-    shaken = (values * (1 + ulps * np.finfo(np.float32).eps)).astype(np.float32)
+    shaken = np.asarray(values * (1 + ulps * np.finfo(np.float32).eps), dtype=np.float32)
     found = []
-    for keys in (values, shaken):
+    tables: tuple[NDArray[np.float32], ...] = (values, shaken)
+    for keys in tables:
         ranking = PictureRanking(most)
         for order, key in enumerate(keys.tolist()):
             if ranking.accepts(key, order):

@@ -205,7 +205,7 @@ def test_settings_that_do_not_fit_are_one_line(
     ("options", "message"),
     [
         (("--blocks", "mid.0,mid.0"), "repeats in ['mid.0', 'mid.0']"),
-        (("--device", "abacus"), "--device abacus cannot be used"),
+        (("--device", "abacus"), "--device 'abacus' (known: auto, cpu, cuda, mps)"),
         (("--results", __file__), "test_job.py"),
     ],
 )

@@ -358,7 +358,7 @@ def refused(*arguments: str) -> str:
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
     tiny = ("--model", str(tiny_folder()), "--suite", "sdxl", "--out", str(tmp_path / "out"), "--device", "cpu")
     assert "unknown artefact 'overlpa' (did you mean 'overlap'?)" in refused("overlpa")
-    assert "has no block 'mid.7'" in refused("block-effect", *tiny, "--blocks", "mid.7")
+    assert "has no block mid.7 (did you mean 'mid.0'?)" in refused("block-effect", *tiny, "--blocks", "mid.7")
     assert "is not measured here" in refused("overlap", *tiny, "--sae", str(tiny_saes()), "--blocks", "mid.res.0")
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")

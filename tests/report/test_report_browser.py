@@ -133,7 +133,9 @@ def test_filters_and_search_choose_the_cards(page: Page) -> None:
     assert page.text("count") == "No edit fits these choices." and page.cards() == []
     page.search("boat")
     page.filter("setting", "no_edit")
-    assert page.text("count") == "6 edits, the best first." and "blocks none" in page.cards(".facts")[0]
+    # Cards near the window are filled when the data of their configuration have come.
+    page.wait(lambda: "blocks none" in page.cards(".facts")[0])
+    assert page.text("count") == "6 edits, the best first."
     assert page.complaints() == []
 
 

@@ -122,8 +122,9 @@ def test_stopping_leaves_a_folder_that_one_process_completes(
     def stop(self: RunFolder, record: EditRecord) -> None:
         if len(kept) == 5:
             raise KeyboardInterrupt
-        kept.append(record)
         original(self, record)
+        # As it is stored: it names the command that made it.
+        kept.append(record.model_copy(update={"invocation": 0}))
 
     monkeypatch.setattr(RunFolder, "append", stop)
     with pytest.raises(KeyboardInterrupt):
