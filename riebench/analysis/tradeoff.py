@@ -427,10 +427,14 @@ def cross_fit(
     )
     # Of equal levels the first, which is the nearer.
     choice = np.stack([_best(macro_means(gained, weights, examples, half)) for half in (0, 1)], axis=1)
-    halves = examples.halves
+    sides = [np.flatnonzero(examples.halves == half) for half in (0, 1)]
 
     def chosen(table: Floats, rows: slice) -> Floats:
-        return np.where(halves == 0, table.T[choice[rows, 1]], table.T[choice[rows, 0]])
+        # Each half is read at what the other half chose.
+        found = np.empty((len(choice[rows]), len(table)))
+        for members, other in zip(sides, (1, 0), strict=True):
+            found[:, members] = table.T[:, members][choice[rows, other]]
+        return found
 
     best = _best(macro_means(gained, weights[:1], examples))[0]
     at_best = SampleMean.of(given[:, best], examples, weights[:1], category).values[0]
