@@ -167,11 +167,11 @@ def test_rows_are_the_strongest_of_different_prompts_then_the_weakest() -> None:
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_the_strongest_pictures_do_not_hang_on_rounding(levels: list[int], most: int, seed: int) -> None:
-    values = np.array(levels, dtype=np.float32) / 8
+    values: NDArray[np.float32] = (np.array(levels) / 8).astype(np.float32)
     ulps = np.random.default_rng(seed).integers(-4, 5, len(values)).astype(np.float32)
-    shaken = np.asarray(values * (1 + ulps * np.finfo(np.float32).eps), dtype=np.float32)
+    shaken: NDArray[np.float32] = (values * (1 + ulps * np.finfo(np.float32).eps)).astype(np.float32)
     found = []
-    tables: tuple[NDArray[np.float32], ...] = (values, shaken)
+    tables = (values, shaken)
     for keys in tables:
         ranking = PictureRanking(most)
         for order, key in enumerate(keys.tolist()):
