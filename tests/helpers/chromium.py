@@ -102,8 +102,12 @@ class Page:
         self.wait(lambda: self.text("count") != "")
 
     def cards(self, css: str = "") -> list[str]:
-        """Texts of all cards, or of a part of each."""
+        """Texts of all cards, or of a part of each.
+
+        Cards near the window are filled when the data of their configuration have come; the first of them is waited for.
+        """
         script = "return [...document.querySelectorAll(`#cards li ${arguments[0]}`)].map(e => e.innerText)"
+        self.wait(lambda: not (found := self.js(script, css)) or bool(found[0]) or not css)
         return [str(text) for text in self.js(script, css)]
 
     def choose(self, name: str, value: str) -> None:
