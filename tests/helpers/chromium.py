@@ -104,7 +104,7 @@ class Page:
     def cards(self, css: str = "") -> list[str]:
         """Texts of all cards, or of a part of each.
 
-        Cards near the window are filled when the data of their configuration have come; the first of them is waited for.
+        Cards near the window are filled when the data of their configuration have come; the first is waited for.
         """
         script = "return [...document.querySelectorAll(`#cards li ${arguments[0]}`)].map(e => e.innerText)"
         self.wait(lambda: not (found := self.js(script, css)) or bool(found[0]) or not css)
