@@ -153,11 +153,17 @@ def invocation_notes(**more: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
-        "versions": package_versions(),
+        "versions": dict(_versions()),
         "git": _checkout_state(package_folder().parent),
         **request,
         **more,
     }
+
+
+@lru_cache
+def _versions() -> dict[str, str]:
+    """Return the versions of this process's packages, looked up once."""
+    return package_versions()
 
 
 def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
