@@ -384,13 +384,13 @@ def _score_group(
     progress: bool,
 ) -> ScoreReport:
     report = ScoreReport()
-    notes = invocation_notes(device=networks.options.device)
+    process = invocation_notes(device=networks.options.device)
     with ExitStack() as stack:
         opened: dict[Path, FolderScores] = {}
         items: list[_WorkItem] = []
         units = stale = 0
         for folder in folders:
-            stack.enter_context(folder.lock(notes))
+            stack.enter_context(folder.lock(process))
             opened[folder.path] = scores = stack.enter_context(open_scores(folder, networks))
             for record in folder.records():
                 units += 1
