@@ -38,6 +38,7 @@ from riebench.store.folder import RunFolder
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import file_inside, is_stale, temporary_path, write_atomic
+from riebench.utils.hub import upload_error
 from riebench.utils.markup import csv_text, latex_table
 
 if TYPE_CHECKING:
@@ -379,7 +380,4 @@ def push(dataset: Dataset, name: str) -> None:
         dataset.push_to_hub(check_hub_name(name), private=True)
     # The hub's client raises errors of many libraries, none of which can be handled here.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RiebenchError(
-            f"{name} could not be uploaded: {reason}; `hf auth login` gives the right to write there"
-        ) from error
+        raise upload_error(name, error) from error

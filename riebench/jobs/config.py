@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool
 
 from riebench.errors import RiebenchError
-from riebench.models.spec import FORMATS
+from riebench.models.spec import Format
 from riebench.runs.failures import STOP_AFTER
 from riebench.scoring.profiles import DEFAULT
 from riebench.tasks.schema import MAX_GUIDANCE, MAX_SIZE, MAX_STEPS, MAX_WHOLE, StoredModel
@@ -69,7 +69,7 @@ class RunConfig(StoredModel):
     """Pictures generated at a time."""
     device: str = "auto"
     """Torch device."""
-    dtype: Literal[FORMATS] | None = None  # type: ignore[valid-type]
+    dtype: Format | None = None
     """Number format."""
     size: Annotated[int, Field(strict=True, ge=8, le=MAX_SIZE)] | None = None
     """Picture side in pixels."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.scoring.score import SCORING_FILE
-from riebench.store.folder import SHARED_NAME, RunFolder, run_path
+from riebench.store.folder import MODEL_FILE, SHARED_NAME, RunFolder, run_path
 from riebench.store.parquet import read_records, read_score_table, write_records, write_scores
 from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
 from riebench.store.run_file import RunFile, broken_seals, part_files, write_seal
@@ -146,8 +146,8 @@ def _write(source: RunFolder, place: Path) -> None:
         (place / name).unlink(missing_ok=True)
     if (source.path / SCORING_FILE).is_file():
         write_atomic(place / SCORING_FILE, (source.path / SCORING_FILE).read_bytes())
-    shared = place.parent / SHARED_NAME / "model.json"
-    if not shared.exists() and (file := source.shared.path / "model.json").is_file():
+    shared = place.parent / SHARED_NAME / MODEL_FILE
+    if not shared.exists() and (file := source.shared.path / MODEL_FILE).is_file():
         shared.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, shared)
 

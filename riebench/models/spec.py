@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -25,7 +25,9 @@ FP16_FIX = "fp16-fix"
 """Short name of the autoencoder that stays finite in half precision."""
 TILE = 512
 """Side in pixels of the tiles in which `--vae-tiling` decodes."""
-FORMATS = ("float32", "float16", "bfloat16")
+Format = Literal["float32", "float16", "bfloat16"]
+"""Name of a number format."""
+FORMATS: tuple[str, ...] = get_args(Format)
 """Number formats of a model."""
 HALF_DTYPES = ("float16", "bfloat16")
 OTHER_FORMAT_NAMES = {

@@ -22,7 +22,7 @@ from riebench.models.spec import ModelSpec
 from riebench.registry import METHODS, MODEL_FAMILIES, SAE_FORMATS
 from riebench.runs.plan import ExampleWork, Unit, shard_units, works_of
 from riebench.saes.sources import model_saes
-from riebench.store.folder import Redo, RunFolder, run_path
+from riebench.store.folder import MODEL_FILE, Redo, RunFolder, run_path
 from riebench.store.invocations import package_versions
 from riebench.store.records import RunSpec
 from riebench.tasks.schema import EditTask, Setting, step_window
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from riebench.saes.sae import SparseAutoencoder
 
 
-MODEL_FILE = "model.json"
-"""Name of the shared file that says which model and regions the shared pictures and masks belong to."""
 RUN_FILE_PACKAGES = ("riebench", "torch", "diffusers", "transformers")
 """Packages whose versions every run.json names."""
 

@@ -72,6 +72,9 @@ REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
 SHARED_NAME = "shared"
 """Name of the shared folder beside the run folders."""
 
+MODEL_FILE = "model.json"
+"""Name of the shared file that says which model and regions the shared pictures and masks belong to."""
+
 SINGLE_SHARD: Shard = (1, 1)
 """The whole run in one process."""
 
@@ -372,11 +375,6 @@ class RunFolder:
             found: ScoreTable = ScoreColumns(read_score_table(compact)) if alone else ScoreLines(self.scores().values())
             self._score_table = version, found
         return self._score_table[1]
-
-    @property
-    def is_published(self) -> bool:
-        """True if the folder holds the compact form of records."""
-        return (self.path / RECORDS_TABLE).exists()
 
     def finished_units(
         self,

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from riebench.errors import RiebenchError
+from riebench.store.folder import MODEL_FILE, SHARED_NAME
 from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
 from riebench.store.run_file import SEAL_FILE
-from riebench.utils.hub import fetch
+from riebench.utils.hub import fetch, upload_error
 
 ADDRESS = re.compile(r"hf:/{1,2}datasets/(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
 """Address of a data set repository; path types of the standard library write two slashes as one."""
@@ -81,7 +82,7 @@ def push_results(results: Path, runs: Sequence[Path], name: str) -> str:
 
     places = [run.relative_to(results).as_posix() for run in runs]
     files = [f"{place}/{file}" for place in places for file in RUN_FILES]
-    shared = sorted({f"{place.rsplit('/', 1)[0]}/shared/model.json" for place in places})
+    shared = sorted({f"{place.rsplit('/', 1)[0]}/{SHARED_NAME}/{MODEL_FILE}" for place in places})
     api = HfApi()
     try:
         api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
@@ -96,10 +97,7 @@ def push_results(results: Path, runs: Sequence[Path], name: str) -> str:
         )  # fmt: skip
     # The hub's client raises errors of many libraries, none of which can be handled here.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RiebenchError(
-            f"{name} could not be uploaded: {reason}; `hf auth login` gives the right to write there"
-        ) from error
+        raise upload_error(name, error) from error
     return f"https://huggingface.co/datasets/{name}"
 
 

@@ -177,3 +177,14 @@ def _explain_failure(error: Exception, repo: str, revision: str | None, patterns
         return f"cannot store {repo}: {error.strerror} ({error.filename}); HF_HOME names another folder for the cache"
     first = next(iter(str(error).strip().splitlines()), "")
     return f"cannot fetch {repo}: {type(error).__name__} {first}; check the network, then repeat the same command"
+
+
+def upload_error(name: str, error: Exception) -> RiebenchError:
+    """Return the error of one line for an upload that failed.
+
+    Args:
+        name: the repository.
+        error: what the hub's client raised.
+    """
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RiebenchError(f"{name} could not be uploaded: {reason}; `hf auth login` gives the right to write there")

@@ -142,6 +142,8 @@ def test_the_words_are_those_of_the_parts_that_use_them() -> None:
 @pytest.mark.parametrize("device", [*DEVICE_WORDS, "cuda:0", "cuda:12"])
 def test_devices_that_may_be_named(device: str) -> None:
     CHECKS["device"](device, {})
+    with pytest.raises(RiebenchError, match="--device"):
+        CHECKS["device"](f"{device}x", {})
 
 
 def test_right_names_pass(tmp_path: Path) -> None:

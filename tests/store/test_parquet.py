@@ -96,7 +96,7 @@ def published(root: Path) -> RunFolder:
 
 def test_later_lines_count_on_top_of_a_published_run(tmp_path: Path) -> None:
     folder = published(tmp_path)
-    assert not (folder.path / RECORDS_FILE).exists() and folder.is_published
+    assert not (folder.path / RECORDS_FILE).exists() and (folder.path / RECORDS_TABLE).exists()
     changed = make_record(make_key(seed=1), "images/x.png", "f" * 64)
     with folder.open_for_writing({"command": "riebench run again", "started": "later"}):
         folder.append(changed)
