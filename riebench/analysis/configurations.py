@@ -261,8 +261,9 @@ class Configuration:
 
     def add(self, metric: str, category: str, example: str, seed: int, value: float) -> None:
         """Add one unit's number."""
-        self._rows.clear()
-        self._parts.clear()
+        if self._rows or self._parts:
+            self._rows.clear()
+            self._parts.clear()
         self.values.setdefault(metric, {}).setdefault(category, {}).setdefault(example, []).append(value)
         self.units.setdefault(metric, {})[example, seed] = value
 
@@ -342,7 +343,9 @@ class Configuration:
         }
 
 
-def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[str] = ()) -> list[Configuration]:
+def configurations(
+    folder: RunFolder, profile: str = DEFAULT, extra: Sequence[str] = (), *, features: bool = True
+) -> list[Configuration]:
     """Read one run folder into its configurations.
 
     They are sorted by strength, then by block set in the order of the blocks with "all" last.
@@ -351,6 +354,7 @@ def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[st
         folder: the run folder.
         profile: whose metrics to read; those of others are left out.
         extra: further metrics to read, of those that no table shows.
+        features: False where nothing else will read the folder's switched features; see `RunFolder.records`.
 
     Raises:
         StoreError: for a damaged line, or a record that no plan asked for.
@@ -376,23 +380,30 @@ def configurations(folder: RunFolder, profile: str = DEFAULT, extra: Sequence[st
             ),
         )
         configuration.expected[category] = n
-    _fill(folder, found, PROFILES[profile], extra)
+    _fill(folder, found, PROFILES[profile], extra, features)
     return [found[key] for key in sorted(found, key=lambda key: (key[1], block_order(key[0])))]
 
 
 def _fill(
-    folder: RunFolder, found: dict[tuple[str, float], Configuration], profile: Profile, extra: Sequence[str]
-) -> None:
+    folder: RunFolder, found: dict[tuple[str, float], Configuration], profile: Profile, extra: Sequence[str],
+    features: bool,
+) -> None:  # fmt: skip
     """Add the records and scores of a run folder to its configurations."""
     scores = folder.score_table()
     versions = {metric: METRICS.get(metric).version for metric in (*profile.table, *extra)}
     backbones = backbones_shown(folder, scores)
     commands = folder.invocations
-    series = {metric: scores.series(metric, backbones.get(metric, "")) for metric in versions}
+    series = {
+        metric: one
+        for metric in versions
+        # What has no line has no number either, but for failed units of a metric that is shown.
+        if (one := scores.series(metric, backbones.get(metric, ""))).rows or metric in backbones
+    }
     for one in found.values():
         one.backbones = backbones
     # Shards and workers record in the order in which they happen to finish; sums are taken in one that stays.
-    for record in sorted(folder.records(), key=lambda record: (record.key.example_id, record.key.seed)):
+    records = folder.records(features=features)
+    for record in sorted(records, key=lambda record: (record.key.example_id, record.key.seed)):
         key = record.key
         digest = key.digest
         if (key.block_set, key.strength) not in found:
@@ -408,8 +419,8 @@ def _fill(
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
         picture = record.picture_id
-        for metric, version in versions.items():
-            value = _value(series[metric], digest, picture, version, commands, configuration)
+        for metric, lines in series.items():
+            value = _value(lines, digest, picture, versions[metric], commands, configuration)
             if value is not None and abs(value) > LARGEST_SCORE:
                 configuration.outsized[metric] = configuration.outsized.get(metric, 0) + 1
                 value = None

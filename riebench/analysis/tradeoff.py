@@ -32,8 +32,8 @@ BUDGETS: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(1, 11))
 """LPIPS that the edit of an example may cost: 0.05 to 0.5."""
 TOLERANCE = 1e-9
 """An LPIPS this little above a budget is within it."""
-CHUNK_BYTES = 2**27
-"""Bytes of replicates that are worked on together."""
+CHUNK_BYTES = 2**21
+"""Bytes of replicates that are worked on together: about what stays in a processor's cache from pass to pass."""
 FOLD_LABEL = "riebench-fold-v1:"
 
 
@@ -190,11 +190,12 @@ class SampleMean:
         """The mean with its standard error, as observed and in every replicate."""
         values, errors, at_choice = [], [], []
         for rows in chunks(len(self.weights), len(self.examples.ids)):
-            means, deviations = self.deviations(rows)
+            part = self.part(rows)
+            means, deviations = self._deviations(part, self.weights[rows])
             values.append(means)
             errors.append(np.sqrt((deviations**2).sum(axis=1)))
             if self.centre is not None:
-                at_choice.append(self.part(rows) @ self._shares)
+                at_choice.append(part @ self._shares)
         chosen = np.concatenate(at_choice) if at_choice else None
         return Replicates(np.concatenate(values), np.concatenate(errors), self.centre, chosen)
 
@@ -226,7 +227,9 @@ class SampleMean:
         Args:
             rows: replicates.
         """
-        part, weights = self.part(rows), self.weights[rows]
+        return self._deviations(self.part(rows), self.weights[rows])
+
+    def _deviations(self, part: Floats, weights: Floats) -> tuple[Floats, Floats]:
         chosen = self._strata
         means, found = np.zeros(len(part)), []
         for category, members in chosen.items():

@@ -53,9 +53,9 @@ class PlannedPart(RunFolder):
         """Category, block set and strength -> number of units that the command planned."""
         return dict(Counter((key.category, key.block_set, key.strength) for key in self._keys.values()))
 
-    def records(self) -> list[EditRecord]:
-        """Return the latest record of every planned unit."""
-        return [record for record in super().records() if record.key.digest in self._keys]
+    def records(self, *, features: bool = True) -> list[EditRecord]:
+        """Return the latest record of every planned unit, as in `RunFolder`."""
+        return [record for record in super().records(features=features) if record.key.digest in self._keys]
 
 
 def may_rebuild(shown: Iterable[RunFolder], touched: Collection[Path], units: int) -> bool:

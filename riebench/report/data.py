@@ -31,8 +31,8 @@ class CachedRunFolder(RunFolder):
         self._records: list[EditRecord] | None = None
         self._scores: dict[ScoreKey, ScoreRecord] | None = None
 
-    def records(self) -> list[EditRecord]:
-        """Return the records, as in `RunFolder`."""
+    def records(self, *, features: bool = True) -> list[EditRecord]:
+        """Return the records with their features, as in `RunFolder`."""
         if self._records is None:
             self._records = super().records()
         return self._records

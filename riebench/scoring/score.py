@@ -8,6 +8,7 @@ in float32.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,9 @@ SCORING_FILE = "scoring.json"
 STORE_EVERY = 1.0
 """Seconds of scoring after which new scores are stored; waiting for the disk after every batch would take longer than
 some networks do."""
+
+SWITCH_AFTER = 1e-4
+"""Seconds after which a thread gives way to another while scoring."""
 
 CACHED_PICTURES = 64
 """Source pictures and masks kept in memory; units are scored in the order of their source pictures."""
@@ -404,8 +408,9 @@ def _score_group(
         with ProgressBar[None](title="scoring", unit="unit", total=len(items), shown=progress and bool(items)) as bar:
             stored = time.monotonic()
             batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-            for batch, samples in stack.enter_context(closing(_read_ahead(batches))):
-                for item, new in zip(batch, _score_batch(batch, samples, networks), strict=True):
+            stack.enter_context(_prompt_threads())
+            for batch, samples, known in stack.enter_context(closing(_read_ahead(batches, networks))):
+                for item, new in zip(batch, _score_batch(batch, samples, known, networks), strict=True):
                     opened[item.folder.path].add(new)
                     report.computed.update(one.metric for one in new)
                     report.missing.update(one.reason for one in new if one.reason is not None)
@@ -422,39 +427,72 @@ def _score_group(
     return _merge_reports(report, ScoreReport(units, stale=stale, cut_prompts=networks.cut_prompts, notes=notes))
 
 
-def _read_ahead(
-    batches: Sequence[Sequence[_WorkItem]],
-) -> Generator[tuple[Sequence[_WorkItem], list[Sample | None]], None, None]:
-    """Yield each batch with its samples, None for units without a picture.
+@contextmanager
+def _prompt_threads() -> Iterator[None]:
+    """Let threads take turns after a tenth of a millisecond, not after Python's usual five.
 
-    The next batch is read while the caller works on one. An error comes with the batch whose files are at fault, when
-    those before it are done.
+    A small network makes thousands of short calls, each of which would else wait so long for the reading thread.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_AFTER)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
+Measured = dict[tuple[int, str], Value]
+"""(Place in the batch, metric) -> value."""
+
+
+def _read_ahead(
+    batches: Sequence[Sequence[_WorkItem]], networks: Networks
+) -> Generator[tuple[Sequence[_WorkItem], list[Sample | None], Measured], None, None]:
+    """Yield each batch with its samples, None for units without a picture, and values that need no network.
+
+    The next batch is read and measured while the caller's networks work on one. An error comes with the batch whose
+    files are at fault, when those before it are done.
     """
     reader = SampleReader()
 
-    def read(batch: Sequence[_WorkItem]) -> list[Sample | None]:
-        return [item.sample(reader) if item.record.status == "ok" else None for item in batch]
+    def read(batch: Sequence[_WorkItem]) -> tuple[list[Sample | None], Measured]:
+        samples = [item.sample(reader) if item.record.status == "ok" else None for item in batch]
+        return samples, _measured(batch, samples, networks, ahead=True)
 
     with ThreadPoolExecutor(1, "riebench-read") as thread:
         coming = [thread.submit(read, batch) for batch in batches[:1]]
         for number, batch in enumerate(batches, start=1):
-            samples = coming.pop().result()
+            samples, known = coming.pop().result()
             coming += [thread.submit(read, following) for following in batches[number : number + 1]]
-            yield batch, samples
+            yield batch, samples, known
 
 
-def _score_batch(
-    batch: Sequence[_WorkItem], samples: Sequence[Sample | None], networks: Networks
-) -> list[list[ScoreRecord]]:
-    # Metric by metric over the whole batch; units without a picture get their reason without being opened.
-    values: dict[tuple[int, str], Value] = {}
+def _measured(
+    batch: Sequence[_WorkItem], samples: Sequence[Sample | None], networks: Networks, *, ahead: bool
+) -> Measured:
+    """Return the values of the metrics that are computed ahead, or of the others.
+
+    Metric by metric over the whole batch; units without a picture have none.
+    """
+    values: Measured = {}
     for metric in dict.fromkeys(metric for item in batch for metric in item.metrics):
+        # Ahead, in another thread, comes what needs no network; code of users and packages stays in this one.
+        if ahead == bool(metric.backbone or not metric.compute.__module__.startswith("riebench.")):
+            continue
         inputs = {i: sample for i, sample in enumerate(samples) if sample is not None and metric in batch[i].metrics}
         if inputs and networks.missing(metric.backbone, fetch=True):
             values |= {(position, metric.name): Reason.NO_WEIGHTS for position in inputs}
             continue
         for position, value in zip(inputs, metric(list(inputs.values()), networks), strict=True):
             values[position, metric.name] = value
+    return values
+
+
+def _score_batch(
+    batch: Sequence[_WorkItem], samples: Sequence[Sample | None], known: Measured, networks: Networks
+) -> list[list[ScoreRecord]]:
+    # Units without a picture get their reason without being opened.
+    values = known | _measured(batch, samples, networks, ahead=False)
     return [
         [
             _score_record(unit, item.record, metric, networks, values.get((position, metric.name), Reason.NOT_RUN))

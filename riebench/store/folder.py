@@ -317,27 +317,33 @@ class RunFolder:
             self._run = RunFile(self.path)
             self._run.end_invocation(writer.place)
 
-    def records(self) -> list[EditRecord]:
+    def records(self, *, features: bool = True) -> list[EditRecord]:
         """Return the latest record of every unit, in the order first made.
 
         A later record of the same task, example, blocks, strength and seed replaces an earlier one, also if the example
         has changed since: numbers of two versions of an example never share a cell.
+
+        Args:
+            features: False lets published records come without the features that were switched, and so sooner.
         """
         # Shards' files first: a line that is moved to the records meanwhile is then seen twice, never missed.
         parts = [_read_records(file) for file in part_files(self.path)]
-        latest = {record.key.slot: record for record in self._published_records()}
+        latest = {record.key.slot: record for record in self._published_records(features=features)}
         for found in (_read_records(self.path / RECORDS_FILE), *parts):
             latest |= {record.key.slot: record for record in found}
         return list(latest.values())
 
-    def _published_records(self) -> list[EditRecord]:
+    def _published_records(self, *, features: bool = True) -> list[EditRecord]:
         file = self.path / RECORDS_TABLE
         if not file.exists():
             return []
         version = _file_version(file)
-        if self._published is None or self._published[0] != version:
-            self._published = version, read_records(file)
-        return self._published[1]
+        if self._published is not None and self._published[0] == version:
+            return self._published[1]
+        found = read_records(file, features=features)
+        if features:
+            self._published = version, found
+        return found
 
     def every_record(self) -> Iterator[EditRecord]:
         """Yield all records, also those that a later one replaces."""

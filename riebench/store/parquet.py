@@ -122,21 +122,27 @@ def _schema(types: Mapping[str, str]) -> pa.Schema:
     return pa.schema([pa.field(name, simple.get(kind, features), name in OPTIONAL) for name, kind in types.items()])
 
 
-def read_records(path: Path) -> list[EditRecord]:
+def read_records(path: Path, *, features: bool = True) -> list[EditRecord]:
     """Read the records of a Parquet file.
+
+    Args:
+        path: the file.
+        features: reads which features each unit switched, too; a record has none otherwise.
 
     Raises:
         StoreError: if it is damaged, or holds what is no record; the message names the row.
     """
-    table = _read(path, RECORD_COLUMNS, [name for name, kind in RECORD_COLUMNS.items() if kind == "string"])
+    left_out = () if features else ("features",)
+    words = [name for name, kind in RECORD_COLUMNS.items() if kind == "string"]
+    table = _read(path, RECORD_COLUMNS, words, left_out)
     columns = {name: plain_list(table.column(name)) for name in RECORD_COLUMNS if name != "features"}
-    features = _features(path, table.column("features").combine_chunks())
+    switched = _features(path, table.column("features").combine_chunks()) if features else [{}] * len(table)
     found = []
     names = [name for name in EditRecord.model_fields if name in columns]
     fields = zip(*(columns[name] for name in names), strict=True)
     keys = zip(*(columns[name] for name in KEY_COLUMNS), strict=True)
     shares = zip(columns["mask_source"], columns["mask_target"], strict=True)
-    for row, (key, chosen, share, one) in enumerate(zip(keys, features, shares, fields, strict=True)):
+    for row, (key, chosen, share, one) in enumerate(zip(keys, switched, shares, fields, strict=True)):
         values = dict(zip(names, one, strict=True))
         values["key"] = dict(zip(KEY_COLUMNS, key, strict=True))
         values["mask_share"] = None if share == (None, None) else {"source": share[0], "target": share[1]}
@@ -239,8 +245,16 @@ def _stated(column: Any) -> NDArray[Any]:
     return np.concatenate(chunks) if chunks else np.empty(0)
 
 
-def _read(path: Path, types: Mapping[str, str], dictionaries: Sequence[str] = ()) -> pa.Table:
+def _read(
+    path: Path, types: Mapping[str, str], dictionaries: Sequence[str] = (), left_out: Sequence[str] = ()
+) -> pa.Table:
     """Read a Parquet file that has exactly these columns.
+
+    Args:
+        path: the file.
+        types: its columns.
+        dictionaries: columns whose words are decoded once each.
+        left_out: columns that must be there, but are not read.
 
     Raises:
         StoreError: otherwise.
@@ -257,14 +271,15 @@ def _read(path: Path, types: Mapping[str, str], dictionaries: Sequence[str] = ()
             raise StoreError(f"{path} would need {size / 2**30:.1f} GiB of memory; no run has so many records")
         found = plain.schema_arrow
         _check_columns(path, {name: found.field(name) for name in found.names}, types)
-        table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(dictionaries)).read()
+        wanted = [name for name in types if name not in left_out]
+        table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(dictionaries)).read(wanted)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise StoreError(f"{path} is damaged ({reason}); publish the run again") from error
-    for name in types:
+    for name in wanted:
         if name not in OPTIONAL and table.column(name).null_count:
             raise StoreError(f"{path} is damaged: {name} is missing in a row; publish the run again")
     return table

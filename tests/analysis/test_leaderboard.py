@@ -159,9 +159,11 @@ def test_every_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("records", "_every_score"):
         original = getattr(RunFolder, name)
 
-        def counting(folder: RunFolder, name: str = name, original: Callable[..., Any] = original) -> Any:
+        def counting(
+            folder: RunFolder, *, name: str = name, original: Callable[..., Any] = original, **options: bool
+        ) -> Any:
             read[name, folder.path.name] += 1
-            return original(folder)
+            return original(folder, **options)
 
         monkeypatch.setattr(RunFolder, name, counting)
     leaderboard_text(tmp_path)

@@ -102,9 +102,9 @@ def test_a_small_run_in_a_large_folder_leaves_other_runs_alone(
     read: list[Path] = []
     records = RunFolder.records
 
-    def counted(folder: RunFolder) -> list[EditRecord]:
+    def counted(folder: RunFolder, **options: bool) -> list[EditRecord]:
         read.append(folder.path)
-        return records(folder)
+        return records(folder, **options)
 
     monkeypatch.setattr(RunFolder, "records", counted)
     monkeypatch.setattr(riebench.jobs.summary, "MOST_OTHERS", 0)

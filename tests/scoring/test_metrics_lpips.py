@@ -53,6 +53,19 @@ def test_gives_the_authors_numbers(model: LpipsModel) -> None:
     assert model.distance(others, ref) == pytest.approx(PUBLISHED, abs=1e-4)
 
 
+def test_equal_pictures_go_through_the_trunk_once(model: LpipsModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    edited, source = rng.integers(0, 256, (5, 64, 64, 3), np.uint8), rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    pairs = source[[0, 0, 0, 1, 0]]
+    rows: list[int] = []
+    first = model.model.net.slice1[0]
+    monkeypatch.setattr(first, "forward", lambda x, plain=first.forward: (rows.append(len(x)), plain(x))[1])
+    together = model.distance(edited, pairs)
+    assert rows == [5, 3]
+    single = [model.distance(edited[i : i + 1], pairs[i : i + 1])[0] for i in range(5)]
+    assert together == pytest.approx(single, rel=1e-5)
+
+
 def test_floats_in_unit_range_give_the_same_numbers(model: LpipsModel) -> None:
     ref, others = pictures()
     assert model.distance(ref / 255, (others / 255).astype(np.float32)) == pytest.approx(PUBLISHED, abs=1e-4)

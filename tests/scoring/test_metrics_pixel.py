@@ -11,6 +11,7 @@ from riebench.errors import MetricError
 from riebench.scoring.metrics.base import Reason, Sample
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.metrics.pixel import (
+    SMALL_SIDE,
     mean_squared_error,
     mean_squared_error_zeroed,
     mse_bg,
@@ -114,8 +115,10 @@ def test_ssim_needs_one_whole_window() -> None:
     assert not isinstance(mse_bg([sample(noise(0), noise(1), thin)], NETWORKS)[0], Reason)
 
 
-def test_ssim_map_is_the_definition() -> None:
-    a, b = noise(2, 16) / 255, noise(3, 16) / 255
+@pytest.mark.parametrize("side", [16, SMALL_SIDE + 1])
+def test_ssim_map_is_the_definition(side: int) -> None:
+    # Pictures above and below the side from which another way of computing is the faster one.
+    a, b = noise(2, side) / 255, noise(3, side) / 255
     offsets = np.arange(-5, 6)
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     window /= window.sum()
@@ -128,7 +131,7 @@ def test_ssim_map_is_the_definition() -> None:
         cov = (window * (p - mp) * (q - mq)).sum()
         values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
     result = ssim_map(a[None], b[None])
-    assert result.shape == (1, 6, 6)
+    assert result.shape == (1, side - 10, side - 10)
     assert result[0, y, x] == pytest.approx(np.mean(values), rel=1e-9)
 
 

@@ -53,7 +53,7 @@ def make_leaderboard(results: Path) -> Leaderboard:
         for profile in scored_profiles(folders):
             if profile == DEFAULT:
                 # At once without what is left to the tables: blocks edited singly are most of what large runs hold.
-                read = [(folder, whole_configurations(configurations(folder))) for folder in folders]
+                read = [(folder, whole_configurations(configurations(folder, features=False))) for folder in folders]
                 sections.append(method_section(suite, model, read))
             else:
                 sections.append(profile_section(suite, model, folders, profile))

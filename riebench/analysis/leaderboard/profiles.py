@@ -58,7 +58,7 @@ def profile_section(suite: str, model: str, folders: Sequence[RunFolder], profil
         folders: its run folders.
         profile: any but the default one.
     """
-    found = whole_configurations(c for folder in folders for c in configurations(folder, profile))
+    found = whole_configurations(c for folder in folders for c in configurations(folder, profile, features=False))
     ranked = sorted(_ranked(found), key=_order)
     metric, beside = PROFILES[profile].rank, _distances(found, profile)
     header = ["rank", "configuration", metric, "95 % interval", *beside, "notes"]

@@ -5,7 +5,7 @@ The networks come first, then the metrics: the distance to the source or target 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +234,29 @@ def _build_network(kind: str, weights: Mapping[str, torch.Tensor], names: Mappin
     except (KeyError, RuntimeError) as error:
         name = {"alex": "AlexNet", "squeeze": "SqueezeNet"}[kind]
         raise MetricError(f"{path} is not torchvision's {name} features: {error}") from error
-    return model.float().eval().requires_grad_(False)
+    model = model.float().eval().requires_grad_(False)
+    model.net.forward = _on_distinct(model.net.forward)
+    return model
+
+
+def _on_distinct(trunk: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    """Return a trunk that runs once on pictures that are equal and follow one another.
+
+    Edits of one source picture do: its features are computed once a batch.
+
+    Args:
+        trunk: pictures [N, 3, H, W] -> a named tuple of feature maps [N, ...].
+    """
+    import torch
+
+    def run(pictures: torch.Tensor) -> Any:
+        differs = (pictures[1:] != pictures[:-1]).flatten(1).any(dim=1)
+        place = torch.nn.functional.pad(differs, (1, 0)).cumsum(0)
+        first = torch.nn.functional.pad(differs, (1, 0), value=True)
+        maps = trunk(pictures if bool(first.all()) else pictures[first])
+        return maps if bool(first.all()) else type(maps)(*(part[place] for part in maps))
+
+    return run
 
 
 @network("lpips")

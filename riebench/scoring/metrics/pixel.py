@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 WINDOW = 11
 """Side of SSIM's Gaussian window in pixels."""
 RADIUS = WINDOW // 2
+SMALL_SIDE = 128
+"""Side in pixels up to which a picture is blurred by a product of matrices."""
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2
 """SSIM's stabilisers for a data range of 1."""
@@ -80,22 +82,38 @@ def _gaussian() -> Float:
     return np.asarray(weights / weights.sum())
 
 
-def _blur(picture: Float) -> Float:
-    """Blur one picture [H, W, 3] by two passes of shifted sums.
+WEIGHTS = _gaussian()
+"""SSIM's window along one axis, [11], with a sum of 1."""
 
-    Only windows that lie inside it are kept.
+
+def _blur(picture: Float) -> Float:
+    """Blur one picture [H, W, 3] along both axes.
+
+    Only windows that lie inside it are kept. Small pictures are multiplied by the windows as a matrix, which takes half
+    the time of shifted sums; for large ones it would take longer.
     """
     rows, columns = picture.shape[0] - WINDOW + 1, picture.shape[1] - WINDOW + 1
+    if max(picture.shape[:2]) <= SMALL_SIDE:
+        down = (_windows(rows) @ picture.reshape(len(picture), -1)).reshape(rows, *picture.shape[1:])
+        return np.asarray(_windows(columns) @ down)
     down = _weighted_sum([picture[i : i + rows] for i in range(WINDOW)])
     return _weighted_sum([down[:, i : i + columns] for i in range(WINDOW)])
 
 
+@lru_cache(maxsize=4)
+def _windows(count: int) -> Float:
+    """Return the weights of `count` windows, a matrix [count, count + 10]."""
+    matrix = np.zeros((count, count + WINDOW - 1))
+    for i in range(count):
+        matrix[i, i : i + WINDOW] = WEIGHTS
+    return matrix
+
+
 def _weighted_sum(parts: Sequence[Float]) -> Float:
     # In place: a picture's sums stay in the processor's cache.
-    weights = _gaussian()
-    total = parts[0] * weights[0]
+    total = parts[0] * WEIGHTS[0]
     weighted = np.empty_like(total)
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
+    for part, weight in zip(parts[1:], WEIGHTS[1:], strict=True):
         np.multiply(part, weight, out=weighted)
         total += weighted
     return total
