@@ -240,13 +240,15 @@ def test_scoring(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Time
     """Measure all scores of a run against one unit and one setting at a time."""
     names = ("sae_each_sweep", "activation_patch_sweep")
     tasks, settings = sample(EXAMPLES, names)
+    suite = load_suite("toy")
     both = {
         way: run_benchmark(tasks, settings, model, results_root=tmp_path / way, batch_size=BATCH, progress=False)
         for way in ("ours", "plain")
     }
     score(both["ours"][:1], progress=False, metrics=("clip_gain",))
     with network_calls() as calls:
-        ours = seconds(timer, lambda: score(both["ours"], progress=False))
+        # With the suite at hand, as `riebench run` scores.
+        ours = seconds(timer, lambda: score(both["ours"], suite, progress=False))
     with torch.inference_mode():
         networks = seconds(timer, lambda: [call() for call in calls])
     plain = seconds(timer, lambda: [score([folder], progress=False, batch_size=1) for folder in both["plain"]])

@@ -12,13 +12,17 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from open_clip.transform import image_transform
+from PIL import Image
 from tiny_clip import tiny_clip_folder
+from torchvision.transforms import Compose
 
 from riebench.errors import MetricError
 from riebench.scoring.metrics import clip_models
 from riebench.scoring.metrics.base import Reason, Sample, strict_float32
 from riebench.scoring.metrics.clip import (
     ClipScorer,
+    _transformed,
     clean_prompt,
     clip_direction,
     clip_gain,
@@ -66,6 +70,15 @@ def sample(
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize(("side", "pictures"), [(32, 3), (300, 2)])
+def test_pictures_reach_the_network_as_the_weights_own_transform_makes_them(side: int, pictures: int) -> None:
+    whole = image_transform(48, False, mean=(0.48, 0.45, 0.40), std=(0.26, 0.25, 0.27))
+    batch = [picture(seed, side)[: side - 7] for seed in range(pictures)]
+    for transform in (whole, Compose(whole.transforms[:-1]), whole.transforms[-2]):
+        expected = torch.stack([transform(Image.fromarray(one, "RGB")) for one in batch])
+        assert torch.equal(_transformed(batch, transform), expected)
 
 
 @settings(max_examples=30, deadline=None)

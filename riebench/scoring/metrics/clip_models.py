@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -203,10 +204,14 @@ class LoadedClip:
 
     def cut(self, texts: list[str]) -> list[bool]:
         """Return for each text whether it exceeds the context and loses its end."""
-        context = int(self.tokenizer(texts[:1]).shape[1])
         tokens = self.tokenizer(texts, context_length=UNLIMITED)
         # At this length every row ends in padding, so a row that fits holds only padding after the context.
-        return [bool(hit) for hit in (tokens[:, context:] != tokens[:, -1:]).any(dim=1)]
+        return [bool(hit) for hit in (tokens[:, self._context :] != tokens[:, -1:]).any(dim=1)]
+
+    @cached_property
+    def _context(self) -> int:
+        """Tokens that the network reads of a text."""
+        return int(self.tokenizer([""]).shape[1])
 
 
 def locate(spec: ClipSpec, *, offline: bool = False) -> ClipFiles:
