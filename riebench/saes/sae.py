@@ -187,14 +187,20 @@ class SparseAutoencoder(nn.Module):
         Raises:
             RiebenchError: if the file does not say what the SAE was trained on, and neither does the user.
         """
-        if self.transcoder:
-            return "input"
-        if self.signal is None:
+        if self.signal is None and not self.transcoder:
             raise RiebenchError(
                 f"the {self.format or 'given'} SAE does not say what it was trained on; add #signal=update (or "
                 "=output) to its name"
             )
-        return self.signal
+        return self.reads_for(self.signal)
+
+    def reads_for(self, signal: Signal | None) -> Reads:
+        """Return what the encoder reads if this signal is reconstructed; transcoders always read the input.
+
+        Args:
+            signal: None only for transcoders.
+        """
+        return "input" if self.transcoder or signal is None else signal
 
     @property
     def timed(self) -> bool:
