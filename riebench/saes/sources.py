@@ -239,9 +239,9 @@ def model_saes(
         check_width(sae, block, model)
         if sae.signal is None:
             raise RiebenchError(
-                f"the {sae.format} SAE for {block} does not say what it reconstructs; add #signal=update to its name if "
-                "block updates (output minus input), #signal=output if block outputs; `riebench sae inspect` with "
-                "--model tries both"
+                f"the {sae.format} SAE for {block} does not say what it was trained on; add #signal=update to its name "
+                "if on block updates (output minus input), #signal=output if on block outputs; `riebench sae inspect` "
+                "with --model tries both"
             )
     return {block: sae.to(model.device) for block, sae in saes.items()}
 
