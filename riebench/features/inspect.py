@@ -53,6 +53,10 @@ class SaeReport(StoredModel):
     activation: str
     input_norm: str
     signal: str | None
+    reads: str | None
+    """What its encoder reads: the block's "update", "output" or "input"; None if that is not known."""
+    timed: bool
+    """Whether its features depend on the denoising time."""
     row_norms: RowNorms
     sha256: str
     measured: dict[str, SaeFigures] = Field(default_factory=dict)
@@ -136,6 +140,7 @@ def _report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigure
     return SaeReport(
         path=str(path), format=sae.format, block=sae.block, features=sae.n, width=sae.d, k=sae.k,
         activation=sae.activation, input_norm=sae.normalise, signal=sae.signal,
+        reads=sae.reads if sae.transcoder or sae.signal else None, timed=sae.timed,
         row_norms=RowNorms(min=float(rows.min()), median=float(rows.median()), max=float(rows.max())),
         sha256=sae.sha256, measured={str(signal): one for signal, one in measured.items()},
         warnings=tuple(_warnings(sae, measured)),

@@ -80,7 +80,7 @@ class TimeModulation(nn.Module):
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return scales and shifts of times [...], float32 [..., d] each."""
-        weights = dict(self.named_buffers())
+        weights = dict(self.named_buffers(remove_duplicate=False))
         half = weights["first_weight"].shape[1] // 2
         exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
         angles = t.float()[..., None] * torch.exp(-math.log(LONGEST_PERIOD) * exponents)

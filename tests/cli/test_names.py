@@ -141,7 +141,7 @@ def test_the_words_are_those_of_the_parts_that_use_them() -> None:
     from riebench.training.topk import KINDS
 
     assert (REDO_WORDS, ENGINE_WORDS, KIND_WORDS) == (REDO_MODES, ENGINES, KINDS)
-    assert SIGNAL_WORDS == (*TENSORS,) and SIGNAL_WORDS[:2] == get_args(Signal)
+    assert (*TENSORS,) == SIGNAL_WORDS and SIGNAL_WORDS[:2] == get_args(Signal)
 
 
 @pytest.mark.parametrize("device", [*DEVICE_WORDS, "cuda:0", "cuda:12"])

@@ -65,6 +65,6 @@ def read_diffract(checkpoint: Checkpoint) -> SparseAutoencoder:
     except RiebenchError as error:
         raise RiebenchError(f"{path}: {error}") from error
     return build(
-        path, encoder, decoder.T, torch.zeros(time.d), decoder_bias, latent_bias, activation="relu", signal="update",
+        path, encoder, decoder.T, torch.zeros(encoder.shape[-1]), decoder_bias, latent_bias, activation="relu", signal="update",
         transcoder=_ROLES[_role(path)], time=time, sha256=file_sha256(path),
     )  # fmt: skip
