@@ -82,8 +82,9 @@ class TimeModulation(nn.Module):
         """Return scales and shifts of times [...], float32 [..., d] each."""
         weights = dict(self.named_buffers(remove_duplicate=False))
         half = weights["first_weight"].shape[1] // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
-        angles = t.float()[..., None] * torch.exp(-math.log(LONGEST_PERIOD) * exponents)
+        # In the order of diffusers' own embedding: large times would show another rounding.
+        exponents = -math.log(LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
+        angles = t.float()[..., None] * exponents.exp()
         values = torch.cat([angles.sin(), angles.cos()], dim=-1)
         for name in ("first", "second"):
             linear = nn.functional.linear(values, weights[f"{name}_weight"], weights[f"{name}_bias"])

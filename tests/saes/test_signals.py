@@ -29,10 +29,10 @@ from torch import Tensor
 
 from riebench.errors import RiebenchError
 from riebench.generation.edits import AdaptiveEdit, LiveSite, StaticEdit
-from riebench.methods.base import EditContext
+from riebench.methods.base import EditContext, Role
 from riebench.saes.files import SaeOptions
 from riebench.saes.formats import load_sae, save_sdxl_unbox
-from riebench.saes.sae import SparseAutoencoder, Time, TimeModulation
+from riebench.saes.sae import Reads, SparseAutoencoder, Time, TimeModulation
 from riebench.saes.sources import check_width, model_saes
 
 ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
@@ -265,7 +265,7 @@ class StepDecoders(SparseAutoencoder):
 @pytest.mark.parametrize("kind", ["output", "transcoder", "timed", "step decoders"])
 @pytest.mark.parametrize("long", [False, True])
 def test_an_edit_is_the_difference_of_decoded_features(kind: str, long: bool) -> None:
-    reads = "input" if kind == "transcoder" else "output"
+    reads: Reads = "input" if kind == "transcoder" else "output"
     if kind == "step decoders":
         shape = FEATURES, CHANNELS
         zeros = torch.zeros(CHANNELS), torch.zeros(CHANNELS), torch.zeros(FEATURES)
@@ -285,11 +285,12 @@ def test_an_edit_is_the_difference_of_decoded_features(kind: str, long: bool) ->
     for block in BLOCKS:
         added, removed = (list(some) for some in edit.features[block])
         expected = torch.zeros(STEPS, GRID * GRID, CHANNELS)
-        for role, chosen, sign in (("target", added, 1), ("source", removed, -1)):
-            at = ctx.runs.positions(role, block)  # type: ignore[arg-type]
+        sides: tuple[tuple[Role, list[int], int], ...] = (("target", added, 1), ("source", removed, -1))
+        for role, chosen, sign in sides:
+            at = ctx.runs.positions(role, block)
             for step in range(STEPS):
                 t = ctx.runs.trace.times[step] if sae.timed else None
-                x = ctx.runs.trace.row(block, 0 if role == "source" else 1, reads)[step, at]  # type: ignore[arg-type]
+                x = ctx.runs.trace.row(block, 0 if role == "source" else 1, reads)[step, at]
                 codes = sae.encode(x, t)
                 without = codes.clone()
                 without[:, chosen] = 0
