@@ -154,7 +154,10 @@ class BlockSae:
 
     @property
     def reads(self) -> str:
-        """What is encoded: the block's "update" (what it adds to its input), its "output", or its "input"."""
+        """The block's signal that is encoded.
+
+        "update" (what the block adds to its input), "output", or "input".
+        """
         return self.autoencoder.reads
 
     @torch.inference_mode()

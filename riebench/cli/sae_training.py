@@ -251,7 +251,10 @@ def _kind(name: str) -> Kind:
 
 
 def _signal(name: str | None, collection: Collection) -> Signal:
-    """Return what is trained on: what the user names, or the first of it that was collected."""
+    """Return the signal to train on.
+
+    It is the one that the user names, or the first of both that was collected.
+    """
     from riebench.errors import RiebenchError, near_match
     from riebench.saes.sae import Signal
 

@@ -175,7 +175,7 @@ class SiteEdit(Protocol):
 
 @dataclass(frozen=True)
 class LiveSite:
-    """What one site gives in one call of an edited run, for one picture.
+    """The values of one site in one call of an edited run, for one picture.
 
     Attributes:
         step: denoising step, from 0.

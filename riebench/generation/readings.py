@@ -1,7 +1,7 @@
-"""What SAEs read and reconstruct, handed over step by step while pictures are generated.
+"""Activations that SAEs read and reconstruct, handed over step by step.
 
-`Readings` is the sink of one capture. It puts together what belongs together: an SAE may read the block's input and
-reconstruct its update, which come one after the other.
+`Readings` is the sink of a capture while pictures are generated. It puts together what belongs together: an SAE may read
+the block's input and reconstruct its update, which come one after the other.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class Readings:
 
     @property
     def capture(self) -> Capture:
-        """The capture whose values go to the readings; of guided models those of the conditional half."""
+        """The capture whose values go to the readings.
+
+        Of guided models the conditional half is handed over.
+        """
         several = {what for found in self._wanted.values() for one in found for what in (one.reads, one.signal)}
         return Capture(tuple(self._wanted), tuple(what for what in _ORDER if what in several), sink=self)
 

@@ -38,7 +38,7 @@ Sink = Callable[[str, Tensor], None]
 
 @runtime_checkable
 class StepSink(Protocol):
-    """A taker of one step of one site's values that asks what they are, and of what time."""
+    """A taker of one step of one site's values, with their kind and time."""
 
     def take(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
         """Take values of the conditional half.
@@ -138,7 +138,7 @@ class Trace:
         return len(self._steps(site, what))
 
     def width_of(self, site: str, what: Quantity = "update") -> int:
-        """Return the channels of what is captured of a block, or the units of a feed-forward site."""
+        """Return the channels of a block's captured values, or the units of a site."""
         values = self._steps(site, what)[0]
         return values.shape[1] if values.dim() == 4 else values.shape[2]
 
@@ -348,10 +348,10 @@ def _edit_site(
 
 
 class _LiveReader:
-    """The input, update and output of one site in the running call, of the whole batch.
+    """The input, update and output of one site in the running call.
 
     Where the site's `point` lies inside the block, the block's output does not exist yet when the update is changed: it
-    is what the block would make of its input and the unchanged update.
+    is what the block would make of its input and the unchanged update. All are of the whole batch.
 
     Args:
         hooks: of the running generation.

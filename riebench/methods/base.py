@@ -149,7 +149,7 @@ class ExampleRuns:
         return self._codes[key]
 
     def times(self, sae: SparseAutoencoder) -> Tensor | None:
-        """Return the denoiser's times for an SAE that depends on them, float32 [T]; None for others.
+        """Return the denoiser's times, float32 [T]; None for an SAE that needs none.
 
         Raises:
             RiebenchError: if it depends on them and the model's calls state none.

@@ -342,7 +342,10 @@ def steps_text(spec: ModelSpec) -> str:
 
 
 def sae_text(sae: SparseAutoencoder) -> str:
-    """Describe an SAE in a line: k, width, hash, and what it reads if that is not the block's update."""
+    """Describe an SAE in a line: k, width, hash.
+
+    What it reads is added if that is not the block's update.
+    """
     usual = sae.reads == sae.signal == "update"
     reads = "" if usual else f", reads the block's {sae.reads}, reconstructs its {sae.signal}"
     return f"k {sae.k}, width {sae.n}, sha256 {sae.sha256[:HASH_DIGITS]}{reads}"

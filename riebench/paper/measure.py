@@ -281,7 +281,9 @@ def ablate_block(denoiser: nn.Module, site: str, steps: int | None = None) -> It
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Site edit that replaces what an SAE reconstructs, a block's update or output, by the reconstruction with bias.
+    """Site edit that replaces a block's update or output by its reconstruction.
+
+    The reconstruction includes the bias.
 
     Attributes:
         sae: of the block.
@@ -296,7 +298,10 @@ class Reconstruction:
         return self.sae.decode(self.sae.encode(x, live.time), x, live.time) - target
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """Return the change of an SAE that reads updates; see `riebench.generation.edits.SiteEdit.delta`."""
+        """Return the change of an SAE that reads updates.
+
+        See `riebench.generation.edits.SiteEdit.delta`.
+        """
         return self.sae.decode(self.sae.encode(live), live) - live
 
     @property

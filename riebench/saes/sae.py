@@ -48,9 +48,9 @@ _NEEDED: dict[Activation, tuple[str, ...]] = {"jump": ("threshold",), "gated": (
 
 
 class TimeModulation(nn.Module):
-    """Scale and shift of the encoder's input at each time: feature-wise linear modulation (FiLM).
+    """Scale and shift of the encoder's input at each time.
 
-    The time's sinusoidal embedding passes two linear layers with SiLU behind each, and a third gives both halves.
+    This is feature-wise linear modulation (FiLM). The time's sinusoidal embedding passes two linear layers with SiLU behind each, and a third gives both halves.
 
     Args:
         first: weight [e, e] and bias [e] of the first layer.
@@ -183,7 +183,7 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def reads(self) -> Reads:
-        """What the encoder reads, and so what has to be captured for it.
+        """The signal that the encoder reads, which has to be captured for it.
 
         Raises:
             RiebenchError: if the file does not say what the SAE was trained on, and neither does the user.
@@ -196,7 +196,9 @@ class SparseAutoencoder(nn.Module):
         return self.reads_for(self.signal)
 
     def reads_for(self, signal: Signal | None) -> Reads:
-        """Return what the encoder reads if this signal is reconstructed; transcoders always read the input.
+        """Return the signal that the encoder reads if this one is reconstructed.
+
+        Transcoders always read the input.
 
         Args:
             signal: None only for transcoders.

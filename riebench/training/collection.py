@@ -56,7 +56,10 @@ TENSORS: dict[str, str] = {"update": TENSOR, "output": "outputs", "input": "inpu
 
 
 class BlockLayout(StoredModel):
-    """The size of one picture's updates of one block; outputs and inputs have the same."""
+    """The size of one picture's updates of one block.
+
+    Outputs and inputs have the same.
+    """
 
     width: int = Field(ge=1, lt=MAX_WHOLE)
     """Channels d."""
@@ -106,7 +109,7 @@ class CollectionIndex(StoredModel):
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """What is kept of each block."""
+        """The words of `signal`, one by one."""
         return tuple(self.signal.split(","))
 
     def bytes_per_picture(self, block: str) -> int:

@@ -1,8 +1,9 @@
-"""Reader of DifFRACT: one `.pt` file for each stream and layer, with no configuration.
+"""Reader of DifFRACT: one `.pt` file for each stream and layer.
 
 Transcoders and SAEs of the feed-forward layers of FLUX and Stable Diffusion 3, which take the denoiser's time: a
-sinusoidal embedding and three linear layers scale and shift the encoder's input (`TimeModulation`). Files are named
-`transcoder_STREAM_LAYER.pt` (feed-forward input -> its output) and `sae_STREAM_LAYER.pt` (its output -> itself).
+sinusoidal embedding and three linear layers scale and shift the encoder's input (`TimeModulation`). There is no
+configuration; files are named `transcoder_STREAM_LAYER.pt` (feed-forward input -> its output) and `sae_STREAM_LAYER.pt`
+(its output -> itself).
 
 Tensors: encoder.weight [n, d], encoder.bias [n], decoder.weight [d, n], decoder.bias [d]; time_mlp.0, time_mlp.2 and
 mod_linear, weight and bias each.
