@@ -1,7 +1,7 @@
 """Activations that SAEs read and reconstruct, handed over step by step.
 
-`Readings` is the sink of a capture while pictures are generated. It puts together what belongs together: an SAE may read
-the block's input and reconstruct its update, which come one after the other.
+`Readings` is the sink of a capture while pictures are generated. It puts together what belongs together: an SAE may
+read the block's input and reconstruct its update, which come one after the other.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Readings:
         several = {what for found in self._wanted.values() for one in found for what in (one.reads, one.signal)}
         return Capture(tuple(self._wanted), tuple(what for what in _ORDER if what in several), sink=self)
 
-    def take(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
+    def receive(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
         """Take one quantity of one step; see `riebench.generation.trace.StepSink`."""
         pending = self._pending.setdefault(site, {})
         if what == _ORDER[0]:

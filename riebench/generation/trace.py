@@ -40,7 +40,7 @@ Sink = Callable[[str, Tensor], None]
 class StepSink(Protocol):
     """A taker of one step of one site's values, with their kind and time."""
 
-    def take(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
+    def receive(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
         """Take values of the conditional half.
 
         Args:
@@ -212,7 +212,7 @@ def capture(
 
         def hand_over(site: str, what: str, values: Tensor) -> None:
             if isinstance(sink, StepSink):
-                sink.take(site, what, values, hooks.time)
+                sink.receive(site, what, values, hooks.time)
             elif sink is not None:
                 sink(site, values)
 
@@ -333,6 +333,7 @@ def _edit_site(
             raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // len(halves)} pictures")
         acting = {index: edit for index, edit in edits.items() if edit.acts_at(hooks.step)}
         if not acting:
+            reader.clear()
             # Outside all intervals the call keeps its own output unchanged; in what is replaced before a cut
             # (see `riebench.generation.prefix`) there would be no input to take off.
             return None
@@ -342,6 +343,7 @@ def _edit_site(
         changed = values.clone()
         for index, edit in acting.items():
             _edit_row(changed, rows, index, edit)
+        reader.clear()
         return site.with_stream(output, changed)
 
     hooks.after(site.point, change)
@@ -369,9 +371,13 @@ class _LiveReader:
 
     def leave(self, update: Tensor, stream: Tensor) -> None:
         """Take the update and what `point` gives; called after `point`."""
-        known = {name: values for name, values in self._values.items() if name == "input"}
-        whole = {"output": stream} if self._site.point is self._site.module else {}
-        self._values = {**known, "update": update, **whole}
+        self._values["update"] = update
+        if self._site.point is self._site.module:
+            self._values["output"] = stream
+
+    def clear(self) -> None:
+        """Let go of the running call's values, which are large."""
+        self._values = {}
 
     @property
     def time(self) -> Tensor | None:

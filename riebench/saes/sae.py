@@ -50,7 +50,8 @@ _NEEDED: dict[Activation, tuple[str, ...]] = {"jump": ("threshold",), "gated": (
 class TimeModulation(nn.Module):
     """Scale and shift of the encoder's input at each time.
 
-    This is feature-wise linear modulation (FiLM). The time's sinusoidal embedding passes two linear layers with SiLU behind each, and a third gives both halves.
+    This is feature-wise linear modulation (FiLM). The time's sinusoidal embedding passes two linear layers with SiLU
+    behind each, and a third gives both halves.
 
     Args:
         first: weight [e, e] and bias [e] of the first layer.

@@ -270,7 +270,7 @@ class _ShardGenerator:
         except _CaptureComplete:
             return
 
-    def take(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
+    def receive(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
         """Take one step of a block; see `riebench.generation.trace.StepSink`.
 
         Raises:

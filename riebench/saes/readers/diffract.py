@@ -48,7 +48,8 @@ def _has_modulation(path: Path) -> bool:
 def read_diffract(checkpoint: Checkpoint) -> SparseAutoencoder:
     """Read a DifFRACT transcoder or SAE.
 
-    Its signal is what the feed-forward layer gives, which is part of what its block adds.
+    Its signal is what the feed-forward layer gives, which is part of what its block adds. Its time is that of FLUX's
+    denoiser, from 1 to 0; those of Stable Diffusion 3 take a thousandth of the denoiser's time, which no file states.
 
     Raises:
         RiebenchError: on missing or unknown tensors, shapes that do not fit, or damage.
@@ -66,6 +67,6 @@ def read_diffract(checkpoint: Checkpoint) -> SparseAutoencoder:
     except RiebenchError as error:
         raise RiebenchError(f"{path}: {error}") from error
     return build(
-        path, encoder, decoder.T, torch.zeros(encoder.shape[-1]), decoder_bias, latent_bias, activation="relu", signal="update",
-        transcoder=_ROLES[_role(path)], time=time, sha256=file_sha256(path),
+        path, encoder, decoder.T, torch.zeros(encoder.shape[-1]), decoder_bias, latent_bias, activation="relu",
+        signal="update", transcoder=_ROLES[_role(path)], time=time, sha256=file_sha256(path),
     )  # fmt: skip
