@@ -273,12 +273,12 @@ def test_an_edit_is_the_difference_of_decoded_features(kind: str, long: bool) ->
     else:
         time = modulation(CHANNELS)
         layers = [(time[f"{name}.weight"], time[f"{name}.bias"]) for name in ("time_mlp.0", "time_mlp.2", "mod_linear")]
-        options: dict[str, Any] = {
+        kinds: dict[str, dict[str, Any]] = {
             "output": {"signal": "output"},
             "transcoder": {"transcoder": True, "skip": normal(CHANNELS, CHANNELS)},
             "timed": {"signal": "output", "time": TimeModulation(*layers)},
-        }[kind]
-        sae = random_sae(**options)
+        }
+        sae = random_sae(**kinds[kind])
     ctx = reading_context(reads, sae)
     ctx.runs.trace.long = long
     edit = edit_of("sae", ctx, n_features=5)
