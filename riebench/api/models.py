@@ -149,31 +149,40 @@ class BlockSae:
 
     @property
     def d(self) -> int:
-        """Width of the block's updates."""
+        """Width of what is encoded."""
         return self.autoencoder.d
 
+    @property
+    def reads(self) -> str:
+        """The block's signal that is encoded.
+
+        "update" (what the block adds to its input), "output", or "input".
+        """
+        return self.autoencoder.reads
+
     @torch.inference_mode()
-    def encode(self, updates: Any) -> Tensor:
+    def encode(self, activations: Any, time: float | None = None) -> Tensor:
         """Compute feature values.
 
         Args:
-            updates: what the block adds to its input, an array or tensor [..., d].
+            activations: what the SAE reads (see `reads`), an array or tensor [..., d].
+            time: the denoiser's time, where features depend on it.
 
         Returns:
             float32 [..., n].
 
         Raises:
-            RiebenchError: if the last size is not d.
+            RiebenchError: if the last size is not d, or a time is needed and missing.
         """
-        return self.autoencoder.encode(self._tensor(updates))
+        return self.autoencoder.encode(self._tensor(activations), time)
 
     @torch.inference_mode()
     def decode(self, values: Any, like: Any = None) -> Tensor:
-        """Reconstruct updates from feature values.
+        """Reconstruct updates, or outputs, from feature values.
 
         Args:
             values: array or tensor [..., n].
-            like: the updates that were encoded, [..., d]; needed where the SAE normalises each position.
+            like: what was encoded, [..., d]; needed where the SAE normalises each position, or has a skip connection.
 
         Returns:
             float32 [..., d].
@@ -184,8 +193,10 @@ class BlockSae:
         given = self._tensor(values)
         if given.shape[-1] != self.n:
             raise RiebenchError(f"the SAE of {self.block} has {self.n} features, but the values have {given.shape[-1]}")
-        if like is None and self.autoencoder.normalise != "none":
-            raise RiebenchError(f"the SAE of {self.block} normalises each position; give the updates: like=...")
+        if like is None and self.autoencoder.skip is not None:
+            raise RiebenchError(f"the transcoder of {self.block} has a skip connection; give the inputs: like=...")
+        if like is None and self.autoencoder.normalise != "none" and not self.autoencoder.transcoder:
+            raise RiebenchError(f"the SAE of {self.block} normalises each position; give the {self.reads}s: like=...")
         return self.autoencoder.decode(given, None if like is None else self._tensor(like))
 
     @cached_property

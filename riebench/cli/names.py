@@ -20,6 +20,8 @@ REDO_WORDS = ("missing", "errors", "all")
 ENGINE_WORDS = ("local", "ray")
 DEVICE_WORDS = ("auto", "cpu", "cuda", "mps")
 KIND_WORDS = ("topk", "batchtopk")
+SIGNAL_WORDS = ("update", "output", "input")
+"""What is collected of blocks; SAEs are trained on the first two."""
 BLOCK_WORDS = ("each", "together", "both")
 
 Options = Mapping[str, Any]
@@ -270,6 +272,12 @@ def _check_kinds(value: str, _: Options) -> None:
         check_word("--kind", kind, KIND_WORDS)
 
 
+def _check_signals(value: str, options: Options) -> None:
+    known = SIGNAL_WORDS[:2] if "updates" in options else SIGNAL_WORDS
+    for word in _list(value) or [""]:
+        check_word("--signal", word, known)
+
+
 def _check_formats(value: str, _: Options) -> None:
     from riebench.analysis.export import check_formats
 
@@ -303,6 +311,7 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "redo": _word_check("--redo", lambda: REDO_WORDS),
     "engine": _word_check("--engine", lambda: ENGINE_WORDS),
     "kind": _check_kinds,
+    "signal": _check_signals,
     "profile": _check_profile,
     "regions": _check_regions,
     "scorer": _check_scorers,

@@ -141,7 +141,7 @@ def _column(report: SaeReport) -> dict[str, str]:
         "k": "-" if report.k is None else str(report.k),
         "activation": report.activation,
         "input norm": report.input_norm,
-        "trained on": report.signal or "not stated",
+        "trained on": _trained_on(report),
         "row norm min": f"{report.row_norms.min:.4g}",
         "row norm median": f"{report.row_norms.median:.4g}",
         "row norm max": f"{report.row_norms.max:.4g}",
@@ -151,6 +151,12 @@ def _column(report: SaeReport) -> dict[str, str]:
         cells[f"{signal}: explained variance"] = f"{figures.explained_variance:.4f}"
         cells[f"{signal}: dead features"] = f"{figures.dead_share:.2%}"
     return cells
+
+
+def _trained_on(report: SaeReport) -> str:
+    if report.reads == "input":
+        return f"input to {report.signal or 'what is not stated'}"
+    return report.signal or "not stated"
 
 
 @friendly

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -34,6 +34,8 @@ from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
     from riebench.models.spec import ModelOptions
+    from riebench.saes.sae import Signal
+    from riebench.training.collection import Collection
     from riebench.training.topk import Kind
 
 
@@ -105,6 +107,9 @@ def collect_updates(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Block names with commas between. [default: the four]")] = None,
+    signal: Annotated[
+        str, typer.Option(help="What to keep of blocks: update, output, input, or several with commas between.")
+    ] = "update",
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; stays for a folder.")] = 8,
     shard_pictures: Annotated[int, typer.Option(min=1, help="Pictures in a shard; stays for a folder.")] = 256,
@@ -112,7 +117,7 @@ def collect_updates(
         bool, typer.Option("--redo-damaged", help="Make shards again that are cut off or have changed.")
     ] = False,
 ) -> None:
-    """Collect block updates of many prompts, to train SAEs on.
+    """Collect block updates, outputs or inputs of many prompts, to train SAEs on.
 
     Repeating a command does only what is missing.
     """
@@ -130,7 +135,8 @@ def collect_updates(
     source = PromptSource(prompts, place, column, captions)
     known = source.count()
     wanted = split_names(blocks) or default_blocks()
-    options = CollectOptions(wanted, limit, seed, batch_size, shard_pictures, redo_damaged)
+    signals = split_names(signal)
+    options = CollectOptions(wanted, limit, seed, batch_size, shard_pictures, redo_damaged, signals)
     there = collect(loading.load(), source.read(), out, options, known=known, say=say)
     say(f"{there.pictures} pictures in {len(there.shards)} shards; next: riebench sae train {out} --out FOLDER")
 
@@ -140,6 +146,9 @@ def train_saes(
     updates: Annotated[Path, typer.Argument(help="Folder that `riebench sae collect` wrote.")] = Path("updates"),
     out: Annotated[Path, typer.Option(help="Folder for the SAEs; it holds one training.")] = Path("saes"),
     blocks: Annotated[str | None, typer.Option(help="Block names with commas between. [default: all]")] = None,
+    signal: Annotated[
+        str | None, typer.Option(help="update or output. [default: the updates, or else the outputs, if collected]")
+    ] = None,
     k: Annotated[str, typer.Option(help="Features kept per position, with commas between for several SAEs.")] = "10",
     width: Annotated[str, typer.Option(help="Features of an SAE, with commas between for several.")] = "5120",
     kind: Annotated[str, typer.Option(help="topk, batchtopk, or both with a comma between.")] = "topk",
@@ -160,7 +169,7 @@ def train_saes(
     trust: Annotated[bool, typer.Option("--trust", help="Compare only the shards' sizes, not their hashes.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train SAEs, all of a block over one pass of its updates.
+    """Train SAEs, all of a block over one pass of its updates or outputs.
 
     Repeating a command goes on where it stopped.
     """
@@ -182,7 +191,7 @@ def train_saes(
     )  # fmt: skip
     plan = DataPass(batch_size, epochs, steps, buffer, held_out, seed)
     where = torch.device(pick_device(device))
-    run = TrainingRun(out, configs, plan, where, log_every, checkpoint_every, trust)
+    run = TrainingRun(out, configs, plan, where, log_every, checkpoint_every, trust, signal=_signal(signal, collection))
     lines = train_collection(collection, split_names(blocks), run, say)
     print_line(f"{'block':<10} {'kind':<10} {'k':>5} {'n':>7} {'EV':>8} {'L0':>8} {'dead':>8}")
     for line in lines:
@@ -239,6 +248,23 @@ def _kind(name: str) -> Kind:
         if known == name:
             return known
     raise RiebenchError(f"--kind {name!r}{near_match(name, KINDS)}")
+
+
+def _signal(name: str | None, collection: Collection) -> Signal:
+    """Return the signal to train on.
+
+    It is the one that the user names, or the first of both that was collected.
+    """
+    from riebench.errors import RiebenchError, near_match
+    from riebench.saes.sae import Signal
+
+    for known in get_args(Signal):
+        if name == known or (name is None and known in collection.index.signals):
+            found: Signal = known
+            return found
+    if name is None:
+        raise RiebenchError(f"{collection.folder} holds inputs alone; SAEs are trained on updates or outputs")
+    raise RiebenchError(f"--signal {name!r}: write update or output{near_match(name, get_args(Signal))}")
 
 
 def _counts(flag: str, text: str) -> tuple[int, ...]:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from riebench.errors import RiebenchError
 from riebench.features.data import NearFeature, Neighbours
-from riebench.generation.generator import Capture, Generator
+from riebench.generation.generator import Generator
+from riebench.generation.readings import Readings, sae_reading
 from riebench.saes.sae import SparseAutoencoder
 from riebench.utils.terminal import ProgressBar
 
@@ -155,7 +156,7 @@ class Activity:
     """Running figures of one block's features.
 
     Args:
-        sae: encodes the block's updates.
+        sae: encodes what it reads of the block.
         wanted: features of which pictures, histograms and coactivation are kept; sums are kept of all.
         top: number of pictures kept of each in which it is strongest.
         weak: number of pictures kept of each in which it is weakest.
@@ -193,19 +194,24 @@ class Activity:
         at_each = max(1, self.positions) / max(1, len(self._by_step))
         return tuple(float(counts[index]) / at_each for counts in self._by_step)
 
-    def add_step(self, updates: Tensor) -> None:
+    def take_step(self, values: Tensor, _: Tensor, time: Tensor | None) -> None:
+        """Take one step; see `riebench.generation.readings.Take`."""
+        self.add_step(values, time)
+
+    def add_step(self, read: Tensor, time: Tensor | None = None) -> None:
         """Add one step of a batch of pictures; `finish` ends the batch.
 
         Args:
-            updates: [B, C, h, w].
+            read: what the SAE reads, [B, C, h, w].
+            time: the denoiser's time, for SAEs that need it.
         """
-        batch, _, height, width = updates.shape
-        flat = updates.movedim(1, -1).flatten(0, 2)
+        batch, _, height, width = read.shape
+        flat = read.movedim(1, -1).flatten(0, 2)
         wanted = self._wanted.to(flat.device)
         maps = []
         counts = torch.zeros_like(self.counts)
         for part in flat.split(_CHUNK):
-            sizes = self.sae.contributions(part).abs()
+            sizes = self.sae.contributions(part, time).abs()
             active = sizes > 0
             counts += active.sum(0).cpu()
             self._sums += sizes.sum(0, dtype=torch.float64).cpu()
@@ -287,7 +293,7 @@ def observe(
     """
     if not activities:
         return
-    capture = Capture(tuple(activities), sink=lambda site, values: activities[site].add_step(values))
+    capture = Readings([sae_reading(block, one.sae, one.take_step) for block, one in activities.items()]).capture
     with ProgressBar[None](title="pictures", unit="picture", total=len(pictures), shown=progress) as bar:
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]

@@ -132,6 +132,8 @@ class FeatureData(StoredModel):
     """Number of features of the SAE."""
     sae_format: str
     sae_sha256: str
+    sae_reads: str = "update"
+    """What the SAE reads of the block: its update, output or input."""
     scorer: str
     """The CLIP that measured; "" for none."""
     statistics: Statistics

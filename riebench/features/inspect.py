@@ -6,7 +6,7 @@ the prompts for that, and `stored_statistics` reads the statistics that an SAE's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from riebench.errors import RiebenchError
-from riebench.generation.generator import Capture, Generator
+from riebench.generation.generator import Generator
 from riebench.generation.hooks import known_sites
+from riebench.generation.readings import Reading, Readings, flat
 from riebench.models.loading import LoadedModel
 from riebench.saes.figures import Meter, SaeFigures
 from riebench.saes.files import load_tensors
@@ -52,6 +53,10 @@ class SaeReport(StoredModel):
     activation: str
     input_norm: str
     signal: str | None
+    reads: str | None
+    """What its encoder reads: the block's "update", "output" or "input"; None if that is not known."""
+    timed: bool
+    """Whether its features depend on the denoising time."""
     row_norms: RowNorms
     sha256: str
     measured: dict[str, SaeFigures] = Field(default_factory=dict)
@@ -135,6 +140,7 @@ def _report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigure
     return SaeReport(
         path=str(path), format=sae.format, block=sae.block, features=sae.n, width=sae.d, k=sae.k,
         activation=sae.activation, input_norm=sae.normalise, signal=sae.signal,
+        reads=sae.reads if sae.transcoder or sae.signal else None, timed=sae.timed,
         row_norms=RowNorms(min=float(rows.min()), median=float(rows.median()), max=float(rows.max())),
         sha256=sae.sha256, measured={str(signal): one for signal, one in measured.items()},
         warnings=tuple(_warnings(sae, measured)),
@@ -143,8 +149,6 @@ def _report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigure
 
 def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> list[str]:
     warnings = []
-    if sae.signal == "output":
-        warnings.append("trained on block outputs: it can be looked at, but edits need an SAE of block updates")
     if sae.signal is None and not measured:
         warnings.append("does not say whether it was trained on block updates or outputs; --model tries both")
     if sae.signal is None and measured:
@@ -271,26 +275,19 @@ def measure(
         {signal: Meter(sae.to(model.device)) for signal in signals} for _, sae, signals in saes
     ]
 
-    def sink_for(signal: Signal) -> Capture:
-        wanted = {block for block, _, signals in saes if signal in signals}
+    def reading(block: str, sae: SparseAutoencoder, signal: Signal, meter: Meter) -> Reading:
+        def take(x: Tensor, target: Tensor, time: Tensor | None) -> None:
+            meter.add(flat(x), flat(target), time)
 
-        def take(site: str, values: Tensor) -> None:
-            x = values.movedim(1, -1).flatten(0, 2)
-            for (block, _, _), found in zip(saes, meters, strict=True):
-                if block == site and signal in found:
-                    found[signal].add(x)
+        return Reading(block, sae.reads_for(signal), signal, take)
 
-        return Capture(tuple(sorted(wanted)), keep=(signal,), sink=take)
-
-    captures = [capture for capture in map(sink_for, _measured_signals(meters)) if capture.sites]
+    capture = Readings([
+        reading(block, sae, signal, meter)
+        for (block, sae, _), found in zip(saes, meters, strict=True)
+        for signal, meter in found.items()
+    ]).capture  # fmt: skip
     generator = Generator(model, cached_prompts=2 * batch_size)
     for first in ProgressBar(range(0, len(prompts), batch_size), title="measure", shown=progress):
         some = prompts[first : first + batch_size]
-        generator.generate(some, [first + i for i in range(len(some))], capture=captures)
+        generator.generate(some, [first + i for i in range(len(some))], capture=capture)
     return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]
-
-
-def _measured_signals(meters: Sequence[Mapping[Signal, Meter]]) -> list[Signal]:
-    found = {signal for one in meters for signal in one}
-    both: tuple[Signal, ...] = ("update", "output")
-    return [signal for signal in both if signal in found]

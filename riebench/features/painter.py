@@ -23,7 +23,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.features.activity import Activity, observe, pictures_of, round_for_ranking
 from riebench.features.data import SAMPLE
 from riebench.features.inspect import prompts_from, stored_statistics, usual_suite
-from riebench.generation.edits import Branch, Edit, positions_of
+from riebench.generation.edits import Branch, Edit, LiveSite, positions_of
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_module, known_sites
 from riebench.generation.regions.grounding import locate
@@ -32,7 +32,7 @@ from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.models.loading import LoadedModel
 from riebench.runs.capture import attention_blocks
 from riebench.runs.masks import captured_view, provider_without_models, region_provider
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder, Time
 from riebench.saes.sources import model_saes
 from riebench.tasks.mask_files import mask_from_picture, read_mask
 from riebench.tasks.masks import Mask
@@ -48,8 +48,9 @@ Unit = Literal["mean", "max", "stored", "value"]
 class FeatureSwitch:
     """The edit that switches features of one block at the same positions.
 
-    The added vector is the same at every step and position. The removed one is the features' contribution at each step
-    and position of the edited run itself, so that it is exact for the edited update.
+    The added vector is the same at every position, and at every step unless the SAE's decoder depends on the time. The
+    removed one is the features' contribution at each step and position of the edited run itself, so that it is exact
+    for the edited update.
 
     Attributes:
         sae: its features.
@@ -67,18 +68,29 @@ class FeatureSwitch:
     shares: Tensor
     mask: Mask | None = None
 
-    def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """Compute the change; see `riebench.generation.edits.SiteEdit.delta`."""
+    def change(self, live: LiveSite) -> Tensor | None:
+        """Compute the change; see `riebench.generation.edits.LiveEdit.change`."""
+        return self.delta(live.step, live.read(self.sae.reads), live.time)
+
+    def delta(self, step: int, live: Tensor, time: Time | None = None) -> Tensor | None:
+        """Compute the change; see `riebench.generation.edits.SiteEdit.delta`.
+
+        Args:
+            step: denoising step, from 0.
+            live: what the SAE reads, in this very run, float32 [positions, width].
+            time: of the step, for SAEs that need it.
+        """
         positions = self._positions(len(live)).to(live.device)
-        directions = self.sae.directions.to(live.dtype)
         out = torch.zeros_like(live)
         if len(self.on):
-            out[positions] += self.values.to(live) @ directions[self.on.to(live.device)]
+            out[positions] += self.values.to(live) @ self._directions(self.on, live, time)
         if len(self.off):
-            off = self.off.to(live.device)
-            codes = self.sae.contributions(live[positions])[:, off] * self.shares.to(live)
-            out[positions] -= codes.to(live.dtype) @ directions[off]
+            codes = self.sae.contributions(live[positions], time)[:, self.off.to(live.device)] * self.shares.to(live)
+            out[positions] -= codes.to(live.dtype) @ self._directions(self.off, live, time)
         return out
+
+    def _directions(self, features: Tensor, live: Tensor, time: Time | None) -> Tensor:
+        return self.sae.feature_directions(features.to(live.device), time).to(live.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -355,10 +367,13 @@ class Painter:
         names = [feature_block(block, self.model) for block in blocks]
         area = self.find_mask(mask, text, seed=seed, regions=regions)
         self._measure(names)
-        trace = self.generator.generate([text], [seed], capture=Capture(tuple(names))).trace
+        keep = tuple(sorted({self.sae(name).reads for name in names}))
+        trace = self.generator.generate([text], [seed], capture=Capture(tuple(names), keep)).trace
         found = []
         for name in names:
-            values = self.sae(name).contributions(trace.row(name, 0))
+            sae = self.sae(name)
+            times = torch.stack(trace.times) if sae.timed and trace.times else None
+            values = sae.contributions(trace.row(name, 0, sae.reads), times)
             if area is not None:
                 values = values[:, positions_of(to_grid(area, trace.grids[name])).to(values.device)]
             mean, share = values.mean((0, 1)).cpu(), (values != 0).float().mean((0, 1)).cpu()

@@ -269,7 +269,8 @@ class Study:
         data = FeatureData(
             made_of=self.made_of(block, sae, index), model=spec.name, steps=spec.steps, guidance=spec.guidance,
             size=spec.size, block=block, index=index, features=sae.n, sae_format=sae.format, sae_sha256=sae.sha256,
-            scorer=self.scorer, statistics=statistics, top=_top(folder, activity, index), rows=_rows(folder, rows),
+            sae_reads=sae.reads, scorer=self.scorer, statistics=statistics, top=_top(folder, activity, index),
+            rows=_rows(folder, rows),
             means=means(rows), neighbours=nearest(sae, activity, index),
         )  # fmt: skip
         _draw(folder, data, rows)

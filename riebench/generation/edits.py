@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from riebench.blocks import short_name
 from riebench.errors import RiebenchError
 
 if TYPE_CHECKING:
-    from riebench.saes.sae import SparseAutoencoder
+    from riebench.saes.sae import Reads, SparseAutoencoder, Time
 
 Picture = Literal["source", "target"]
 """A picture that exists without any edit: that of the source or of the target prompt."""
@@ -174,13 +174,45 @@ class SiteEdit(Protocol):
 
 
 @dataclass(frozen=True)
+class LiveSite:
+    """The values of one site in one call of an edited run, for one picture.
+
+    Attributes:
+        step: denoising step, from 0.
+        time: the denoiser's time of the step, float32 []; None if it is not stated.
+        read: gives the block's input, update or output, float32 [positions, width], before this site's edit.
+    """
+
+    step: int
+    time: Tensor | None
+    read: Callable[[Reads], Tensor]
+
+
+@runtime_checkable
+class LiveEdit(Protocol):
+    """A site edit that may read more of the edited run than the site's update.
+
+    Where an edit has this method, it is called instead of `SiteEdit.delta`.
+    """
+
+    def change(self, live: LiveSite) -> Tensor | None:
+        """Return the change of the update at one step, before the strength is applied.
+
+        The block's output is its input plus the update, so that a change of the one is the same change of the other.
+
+        Returns:
+            float32 [positions, width], or None where nothing changes.
+        """
+
+
+@dataclass(frozen=True)
 class Term:
     """Values at some positions, spread over the site's width.
 
     Attributes:
         positions: int64 [P], positions in row-major order of the grid.
         values: [T, P, k], or [T, 1, k] for the same values everywhere; a tensor, or read step by step.
-        directions: float32 [k, width]: value j goes along direction j.
+        directions: float32 [k, width]: value j goes along direction j; [T, k, width] for other ones at each step.
         columns: int64 [k]: value j goes into column j. With neither, k is the width.
         sign: 1 to add, -1 to take away.
     """
@@ -207,7 +239,8 @@ class Term:
         if self.columns is not None:
             out[positions[:, None], self.columns.to(out.device)[None, :]] += values
         elif self.directions is not None:
-            out[positions] += values @ self.directions.to(out.device, out.dtype)
+            directions = self.directions if self.directions.dim() == 2 else self.directions[step]
+            out[positions] += values @ directions.to(out.device, out.dtype)
         else:
             out[positions] += values
 
@@ -253,7 +286,7 @@ class AdaptiveEdit:
         added: the part known before the run.
         positions: int64 [P], where features are removed.
         features: int64 [k], which.
-        sae: encodes the live update.
+        sae: encodes what it reads of the edited run: the update, the block's output or its input.
         scale: multiplies what is removed.
         mean: removes the mean over the positions at each of them, instead of each one's own.
     """
@@ -265,16 +298,26 @@ class AdaptiveEdit:
     scale: float = 1.0
     mean: bool = False
 
-    def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """Return the change at one step; see `SiteEdit.delta`."""
+    def change(self, live: LiveSite) -> Tensor | None:
+        """Return the change at one step; see `LiveEdit.change`."""
+        return self.delta(live.step, live.read(self.sae.reads), live.time)
+
+    def delta(self, step: int, live: Tensor, time: Time | None = None) -> Tensor | None:
+        """Return the change at one step; see `SiteEdit.delta`.
+
+        Args:
+            step: denoising step, from 0.
+            live: what the SAE reads, in this very run, float32 [positions, width].
+            time: of the step, for SAEs that need it.
+        """
         out = self.added.delta(step, live)
         if self.positions.numel() == 0 or self.features.numel() == 0 or self.scale == 0:
             return out
         positions, features = self.positions.to(live.device), self.features.to(live.device)
-        codes = self.sae.contributions(live[positions])[:, features]
+        codes = self.sae.contributions(live[positions], time)[:, features]
         if self.mean:
             codes = codes.mean(dim=0, keepdim=True)
-        removed = codes @ self.sae.directions[features].to(live.dtype)
+        removed = codes @ self.sae.feature_directions(features, time).to(live.dtype)
         out = torch.zeros_like(live) if out is None else out
         out[positions] -= removed if self.scale == 1 else self.scale * removed
         return out

@@ -21,7 +21,7 @@ from torch import Tensor
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
 from riebench.generation.edits import Edit, TextParts
 from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
-from riebench.generation.trace import Quantity, Sink, Trace, capture, intervene
+from riebench.generation.trace import Quantity, Sink, StepSink, Trace, capture, intervene
 from riebench.generation.transfers import paired_runs
 from riebench.models.families.base import TextEmbeddings
 from riebench.models.loading import LoadedModel
@@ -45,7 +45,7 @@ class Capture:
     sites: tuple[str, ...]
     keep: tuple[Quantity, ...] = ("update",)
     long: bool = False
-    sink: Sink | None = None
+    sink: Sink | StepSink | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from riebench.blocks import block_of, short_name
 from riebench.errors import RiebenchError, near_match
@@ -38,12 +38,16 @@ class Hooks:
     Args:
         denoiser: the network.
         layout: how a step is laid out in calls.
+
+    Attributes:
+        time: the time of the running call, float32 []; None before the first, and if calls state none.
     """
 
     def __init__(self, denoiser: nn.Module, layout: BatchLayout) -> None:
         self.denoiser = denoiser
         self.layout = layout
         self.calls = 0
+        self.time: Tensor | None = None
         self.seen: dict[str, int] = {}
         self.handles: list[Any] = []
 
@@ -128,10 +132,12 @@ def hooked(
         RiebenchError: if a site is missing, or at the end if the number of calls is wrong.
     """
     sites = {name: find_site(denoiser, name) for name in names}
-    hooks = Hooks(denoiser, family_of_denoiser(denoiser).layout(guided))
+    family = family_of_denoiser(denoiser)
+    hooks = Hooks(denoiser, family.layout(guided))
 
     def count(args: Any, kwargs: Any) -> None:
         hooks.calls += 1
+        hooks.time = family.time(args, kwargs)
 
     def count_site(name: str, args: Any, kwargs: Any, output: Any) -> None:
         hooks.count(name)

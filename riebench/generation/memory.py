@@ -155,14 +155,19 @@ class Footprint:
     Attributes:
         numbers: of updates and attention.
         units: numbers of feed-forward units.
+        read: numbers of blocks' inputs and outputs, which some SAEs read.
     """
 
     numbers: int
     units: int = 0
+    read: int = 0
 
     @property
     def long(self) -> bool:
-        """True if 16 bits are kept of each number."""
+        """True if 16 bits are kept of each number.
+
+        What SAEs read beside updates does not count, so that no other method's numbers depend on it.
+        """
         return self.numbers * FULL > SHORT_RUN
 
     @property
@@ -182,7 +187,7 @@ class Footprint:
 
         It is kept in 16 bits if `long`, without units if `metered`.
         """
-        return (self.numbers + (0 if metered else self.units)) * (HALF if long else FULL)
+        return (self.numbers + self.read + (0 if metered else self.units)) * (HALF if long else FULL)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -236,7 +241,7 @@ def examples_together(nbytes: int, batch_size: int) -> int:
 
 def footprint(
     shape: Shape, size: int, steps: int, updates: Iterable[str], units: Iterable[str] = (),
-    attention: Iterable[str] = (),
+    attention: Iterable[str] = (), read: Iterable[str] = (),
 ) -> Footprint:  # fmt: skip
     """Compute what one example leaves behind.
 
@@ -247,9 +252,11 @@ def footprint(
         updates: blocks whose updates are captured.
         units: blocks whose feed-forward units methods ask for.
         attention: blocks whose text attention is captured.
+        read: blocks whose input or output is captured; twice for both.
     """
     places = RUNS * steps
     return Footprint(
+        read=places * sum(shape.width(block) * shape.positions(block, size) for block in read),
         numbers=places * sum(shape.width(block) * shape.positions(block, size) for block in updates)
         + places * sum(shape.tokens * shape.positions(block, size) for block in attention),
         units=places * sum(shape.units(block) * shape.positions(block, size) for block in units),

@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from riebench.blocks import UNITS, kind, short_name
 from riebench.errors import RiebenchError, near_match
-from riebench.generation.edits import Edit
+from riebench.generation.edits import Edit, LiveEdit, LiveSite
 from riebench.generation.hooks import Hooks, find_site, hooked
 from riebench.generation.transfers import PairedEdit
 from riebench.models.families.base import family_of_denoiser
-from riebench.models.families.blocks import Half
+from riebench.models.families.blocks import Half, Site
 
 Quantity = Literal["input", "output", "update", "attention"]
 
@@ -34,6 +34,22 @@ Store = Callable[[str, str, Tensor], None]
 """Takes a site's name, what was captured and one call's values [B, ...]."""
 Sink = Callable[[str, Tensor], None]
 """Takes one step of one site's values instead of a trace: [B, ...] of the conditional half."""
+
+
+@runtime_checkable
+class StepSink(Protocol):
+    """A taker of one step of one site's values, with their kind and time."""
+
+    def receive(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
+        """Take values of the conditional half.
+
+        Args:
+            site: short name.
+            what: input, output, update or attention.
+            values: [B, ...].
+            time: the denoiser's time, float32 []; None if its calls state none.
+        """
+
 
 QUANTITIES: tuple[Quantity, ...] = ("input", "output", "update", "attention")
 """All that can be captured of a block."""
@@ -58,6 +74,7 @@ class Trace:
     Attributes:
         steps: denoising steps seen.
         grids: block -> (height, width) of its positions.
+        times: the denoiser's time of each step, float32 []; empty if its calls state none.
         precision: relative rounding of the coarsest number format that any value had, in the model or as it is kept.
     """
 
@@ -65,6 +82,7 @@ class Trace:
         self.long = long
         self.steps = 0
         self.grids: dict[str, tuple[int, int]] = {}
+        self.times: list[Tensor] = []
         self.precision = FULL_PRECISION
         self._values: dict[tuple[str, str, str], list[Tensor]] = {}
 
@@ -119,9 +137,9 @@ class Trace:
         """Return how many steps of a site are captured."""
         return len(self._steps(site, what))
 
-    def width_of(self, site: str) -> int:
-        """Return the channels of a block's update, or the units of a feed-forward site."""
-        values = self._steps(site, "update")[0]
+    def width_of(self, site: str, what: Quantity = "update") -> int:
+        """Return the channels of a block's captured values, or the units of a site."""
+        values = self._steps(site, what)[0]
         return values.shape[1] if values.dim() == 4 else values.shape[2]
 
     def _steps(self, site: str, what: Quantity, half: Half = "conditional") -> list[Tensor]:
@@ -165,7 +183,7 @@ def capture(
     guided: bool = False,
     unconditional: bool = False,
     long: bool = False,
-    sink: Sink | None = None,
+    sink: Sink | StepSink | None = None,
 ) -> Iterator[Trace]:
     """Capture every call of a denoiser made inside the `with` block.
 
@@ -192,13 +210,24 @@ def capture(
     names = [short_name(site) for site in sites]
     with hooked(denoiser, names, steps, guided=guided) as hooks:
 
+        def hand_over(site: str, what: str, values: Tensor) -> None:
+            if isinstance(sink, StepSink):
+                sink.receive(site, what, values, hooks.time)
+            elif sink is not None:
+                sink(site, values)
+
         def store(site: str, what: str, values: Tensor) -> None:
             halves = hooks.layout.split(values, hooks.call)
             if sink is None:
                 trace.add(site, what, halves, unconditional=unconditional)
             elif "conditional" in halves:
-                sink(site, halves["conditional"])
+                hand_over(site, what, halves["conditional"])
 
+        def keep_time(args: Any, kwargs: Any) -> None:
+            if hooks.time is not None and hooks.step == len(trace.times):
+                trace.times.append(hooks.time)
+
+        hooks.before(denoiser, keep_time)
         for name in names:
             _capture_site(hooks, name, keep, store, trace)
         yield trace
@@ -293,6 +322,9 @@ def _edit_site(
     site = find_site(hooks.denoiser, name)
     # Where the halves are calls of their own: what was added to the conditional one in this step.
     added: dict[int, Tensor | None] | None = {} if hooks.layout.calls > 1 else None
+    reader = _LiveReader(hooks, site)
+    if any(isinstance(edit.sites[name], LiveEdit) for edit in edits.values()):
+        hooks.before(site.module, reader.enter)
 
     def change(args: Any, kwargs: Any, output: Any) -> Any:
         values = site.stream(output)
@@ -301,26 +333,81 @@ def _edit_site(
             raise RiebenchError(f"{batch} edits for a batch of {values.shape[0] // len(halves)} pictures")
         acting = {index: edit for index, edit in edits.items() if edit.acts_at(hooks.step)}
         if not acting:
+            reader.clear()
             # Outside all intervals the call keeps its own output unchanged; in what is replaced before a cut
             # (see `riebench.generation.prefix`) there would be no input to take off.
             return None
         offsets = {half: hooks.layout.offset(half, batch, hooks.call) for half in halves}
-        rows = _Rows(name, site.update(args, kwargs, output), hooks.step, offsets, pairs, added)
+        reader.leave(site.update(args, kwargs, output), values)
+        rows = _Rows(name, reader, hooks.step, offsets, pairs, added)
         changed = values.clone()
         for index, edit in acting.items():
             _edit_row(changed, rows, index, edit)
+        reader.clear()
         return site.with_stream(output, changed)
 
     hooks.after(site.point, change)
 
 
+class _LiveReader:
+    """The input, update and output of one site in the running call.
+
+    Where the site's `point` lies inside the block, the block's output does not exist yet when the update is changed: it
+    is what the block would make of its input and the unchanged update. All are of the whole batch.
+
+    Args:
+        hooks: of the running generation.
+        site: the site.
+    """
+
+    def __init__(self, hooks: Hooks, site: Site) -> None:
+        self._hooks = hooks
+        self._site = site
+        self._values: dict[str, Tensor] = {}
+
+    def enter(self, args: Any, kwargs: Any) -> None:
+        """Take the block's input; called before the block."""
+        self._values = {"input": self._site.hidden(args, kwargs)}
+
+    def leave(self, update: Tensor, stream: Tensor) -> None:
+        """Take the update and what `point` gives; called after `point`."""
+        self._values["update"] = update
+        if self._site.point is self._site.module:
+            self._values["output"] = stream
+
+    def clear(self) -> None:
+        """Let go of the running call's values, which are large."""
+        self._values = {}
+
+    @property
+    def time(self) -> Tensor | None:
+        """The denoiser's time of the running call."""
+        return self._hooks.time
+
+    def values(self, what: str) -> Tensor:
+        """Return the input, update or output of the whole batch, before it is edited.
+
+        The update is in the layout of `point`, the others may be pictures [B, C, H, W].
+        """
+        if what == "output" and what not in self._values:
+            family, block = family_of_denoiser(self._hooks.denoiser), self._site.module
+            made = family.finish_block(block, self._values["input"], self._values["update"])
+            self._values["output"] = self._site.stream(made)
+        return self._values[what]
+
+    def row(self, what: str, index: int) -> Tensor:
+        """Return one row of it, float32 [positions, width]."""
+        values = self.values(what)[index]
+        return (values.flatten(1).T if values.dim() == 3 else values).float()
+
+
 @dataclass(frozen=True)
 class _Rows:
-    """One site's updates in one call, shared by the edits of all pictures.
+    """One site's values in one call, shared by the edits of all pictures.
 
     Attributes:
         name: of the site.
-        live: updates of the whole batch.
+        live: what the site gives in this call.
         step: the running step.
         offsets: half -> rows that precede it in this call's batch; halves of other calls are missing.
         pairs: see `intervene`.
@@ -328,16 +415,11 @@ class _Rows:
     """
 
     name: str
-    live: Tensor
+    live: _LiveReader
     step: int
     offsets: Mapping[Half, int | None]
     pairs: Mapping[int, tuple[int, int]]
     added: dict[int, Tensor | None] | None
-
-    def positions(self, row: int) -> Tensor:
-        """Return one row, float32 [positions, width]."""
-        values = self.live[row]
-        return (values.flatten(1).T if values.dim() == 3 else values).float()
 
     def delta(self, edit: Edit, index: int, offset: int) -> Tensor | None:
         """Return a picture's scaled change, in the layout of its row.
@@ -350,13 +432,16 @@ class _Rows:
                 raise RiebenchError("this edit reads the source and target run; generate them in the same batch")
             # What was captured is conditional, and so is what is read beside, whichever half it is added to.
             source, target = (row + (self.offsets.get("conditional") or 0) for row in self.pairs[index])
-            found = site.between(self.positions(target), self.positions(source))
+            found = site.between(self.live.row("update", target), self.live.row("update", source))
+        elif isinstance(site, LiveEdit):
+            row = index + offset
+            found = site.change(LiveSite(self.step, self.live.time, lambda what: self.live.row(what, row)))
         else:
-            found = site.delta(self.step, self.positions(index + offset))
+            found = site.delta(self.step, self.live.row("update", index + offset))
         if found is None:
             return None
-        scaled = found * edit.strength
-        return scaled.T.reshape(self.live[0].shape) if self.live.dim() == 4 else scaled
+        scaled, update = found * edit.strength, self.live.values("update")
+        return scaled.T.reshape(update[0].shape) if update.dim() == 4 else scaled
 
 
 def _edit_row(changed: Tensor, rows: _Rows, index: int, edit: Edit) -> None:

@@ -26,7 +26,7 @@ from riebench.generation.units import UnitValues
 from riebench.methods.access import Access, Guarded, GuardedMapping, GuardedTrace
 from riebench.methods.ranking import UnitMeter, means, normalise_units
 from riebench.registry import METHODS
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import Reads, SparseAutoencoder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, RegionRule
 
@@ -126,37 +126,55 @@ class ExampleRuns:
         """Return a block's updates at all positions, float32 [T, H*W, C]."""
         return self.trace.row(block, self.rows[role])
 
-    def masked(self, role: Role, site: str) -> Tensor:
-        """Return updates or units at the masked positions, float32 [T, P, width]."""
-        values = self.trace.row(site, self.rows[role])
+    def masked(self, role: Role, site: str, what: Reads = "update") -> Tensor:
+        """Return updates or units at the masked positions, float32 [T, P, width].
+
+        Args:
+            role: which run.
+            site: short name.
+            what: of a block; its input and output are there if an SAE reads them.
+        """
+        values = self.trace.row(site, self.rows[role], what)
         return values[:, self.positions(role, site).to(values.device)]
 
     def codes(self, role: Role, block: str, sae: SparseAutoencoder) -> Tensor:
         """Compute feature values at the masked positions, float32 [T, P, n].
 
-        In units of the update.
+        In units of the update. They are computed from what the SAE reads: the block's update, output or input.
         """
         self._look(role)
         key = (role, block, id(sae))
         if key not in self._codes:
-            self._codes[key] = sae.contributions(self.masked(role, block))
+            self._codes[key] = sae.contributions(self.masked(role, block, sae.reads), self.times(sae))
         return self._codes[key]
 
-    def values(self, role: Role, site: str) -> Values:
-        """Return updates or units at the masked positions, [T, P, width].
+    def times(self, sae: SparseAutoencoder) -> Tensor | None:
+        """Return the denoiser's times, float32 [T]; None for an SAE that needs none.
+
+        Raises:
+            RiebenchError: if it depends on them and the model's calls state none.
+        """
+        if not sae.timed:
+            return None
+        if not self.trace.times:
+            raise RiebenchError("this model's denoiser states no time, which the SAE's features depend on; use another")
+        return torch.stack(self.trace.times)
+
+    def values(self, role: Role, site: str, what: Reads = "update") -> Values:
+        """Return updates or units at the masked positions, [T, P, width]; see `masked`.
 
         For a long run they are read step by step.
         """
         if not self.trace.long:
-            return self.masked(role, site)
+            return self.masked(role, site, what)
         positions, row = self.positions(role, site), self.rows[role]
 
         def read(step: int, columns: Tensor | None) -> Tensor:
-            kept = self.trace.step_row(site, row, step)
+            kept = self.trace.step_row(site, row, step, what)
             values = kept[positions.to(kept.device)].float()
             return values if columns is None else values[:, columns.to(values.device)]
 
-        return StepValues(read, (self.trace.steps_of(site), len(positions), self.trace.width_of(site)))
+        return StepValues(read, (self.trace.steps_of(site, what), len(positions), self.trace.width_of(site, what)))
 
     def features(self, role: Role, block: str, sae: SparseAutoencoder) -> Values:
         """Compute feature values at the masked positions, [T, P, n].
@@ -165,13 +183,14 @@ class ExampleRuns:
         """
         if not self.trace.long:
             return self.codes(role, block, sae)
-        updates = self.values(role, block)
+        values, times = self.values(role, block, sae.reads), self.times(sae)
 
         def read(step: int, columns: Tensor | None) -> Tensor:
-            parts = [sae.contributions(part) for part in updates[step].split(ENCODE_CHUNK)]
+            time = None if times is None else times[step]
+            parts = [sae.contributions(part, time) for part in values[step].split(ENCODE_CHUNK)]
             return torch.cat([part if columns is None else part[:, columns] for part in parts])
 
-        return StepValues(read, (*updates.shape[:2], sae.n))
+        return StepValues(read, (*values.shape[:2], sae.n))
 
     def feature_means(self, role: Role, block: str, sae: SparseAutoencoder, aggregate: str) -> Tensor:
         """Compute the mean of each feature over the masked positions: float32 [n].

@@ -135,13 +135,14 @@ def feature_transfer(
         add_only: likewise.
     """
     autoencoder, runs = ctx.sae(block), ctx.runs
+    times = runs.times(autoencoder)
     return transfer(
         select_columns(runs.features("target", block, autoencoder), add),
         select_columns(runs.features("source", block, autoencoder), remove),
         runs.positions("target", block),
         runs.positions("source", block),
-        target_basis=Basis(directions=autoencoder.directions[add]),
-        source_basis=Basis(directions=autoencoder.directions[remove]),
+        target_basis=Basis(directions=autoencoder.feature_directions(add, times)),
+        source_basis=Basis(directions=autoencoder.feature_directions(remove, times)),
         values=values,
         add_at=add_at,
         add_only=add_only,

@@ -288,7 +288,7 @@ def load_block_saes(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) ->
         SAEs sorted by block, width and k.
 
     Raises:
-        RiebenchError: if there is none, one does not fit the model, or one was not trained on updates.
+        RiebenchError: if there is none, one does not fit the model, or one does not say what it was trained on.
     """
     from riebench.features.inspect import load_all
 
@@ -300,8 +300,8 @@ def load_block_saes(job: PaperJob, model: LoadedModel, blocks: Sequence[str]) ->
         if sae.block not in blocks:
             continue
         check_width(sae, sae.block, model)
-        if sae.signal != "update":
-            raise RiebenchError(f"{path} was not trained on block updates as far as it says; add #signal=update if so")
+        if sae.signal is None:
+            raise RiebenchError(f"{path} does not say what it was trained on; add #signal=update or #signal=output")
         found.append(BlockSae(sae.block, sae.to(model.device)))
     if not found:
         where = job.sweep or job.sae or model.spec.name
@@ -342,8 +342,13 @@ def steps_text(spec: ModelSpec) -> str:
 
 
 def sae_text(sae: SparseAutoencoder) -> str:
-    """Describe an SAE in a line: k, width, hash."""
-    return f"k {sae.k}, width {sae.n}, sha256 {sae.sha256[:HASH_DIGITS]}"
+    """Describe an SAE in a line: k, width, hash.
+
+    What it reads is added if that is not the block's update.
+    """
+    usual = sae.reads == sae.signal == "update"
+    reads = "" if usual else f", reads the block's {sae.reads}, reconstructs its {sae.signal}"
+    return f"k {sae.k}, width {sae.n}, sha256 {sae.sha256[:HASH_DIGITS]}{reads}"
 
 
 def block_sae_texts(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Scalar]:

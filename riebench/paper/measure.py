@@ -1,8 +1,8 @@
 """Generating, ablating blocks and comparing, as measured artefacts share it.
 
-The first functions generate pictures, or hand over the blocks' updates step by step. `ablate_block` and
-`reconstruction_edit` change what a block adds to the residual stream. `Differences` compares pictures with clean ones
-of the same samples, and `VarianceMeter` computes explained variance with its interval.
+The first functions generate pictures, or hand over the blocks' updates, or what SAEs read of them, step by step.
+`ablate_block` and `reconstruction_edit` change what a block adds to the residual stream. `Differences` compares
+pictures with clean ones of the same samples, and `VarianceMeter` computes explained variance with its interval.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts, estimate, percentile_interval
 from riebench.blocks import RESIDUAL, kind
 from riebench.errors import RiebenchError, near_match
-from riebench.generation.edits import Edit
+from riebench.generation.edits import Edit, LiveSite
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import find_site, hooked, known_sites
 from riebench.generation.memory import automatic_batch_size
+from riebench.generation.readings import Reading, Readings
 from riebench.generation.trace import capture
 from riebench.models.loading import LoadedModel
 from riebench.models.presets import is_shipped
@@ -49,6 +51,31 @@ POSITIONS_PER_BATCH = 8192
 REPLICATES_PER_BATCH = 500
 UpdateCallback = Callable[[str, int, str, int, Tensor], None]
 """Called with block, step, guidance half, index of the first sample, and values, float32 [B, positions, channels]."""
+
+
+@dataclass(frozen=True)
+class SaeStep:
+    """One step of a batch, as an SAE reads it.
+
+    Attributes:
+        step: from 0.
+        half: guidance half.
+        first: index of the batch's first sample.
+        x: what the SAE reads, float32 [B, positions, channels].
+        target: what it reconstructs, likewise.
+        time: the denoiser's time.
+    """
+
+    step: int
+    half: str
+    first: int
+    x: Tensor
+    target: Tensor
+    time: Tensor | None = None
+
+
+ReadingCallback = Callable[[int, SaeStep], None]
+"""Called with the place of an SAE among those asked for, and one step of it."""
 Pictures = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
@@ -127,6 +154,48 @@ def stream_updates(
         # Without guidance options the capture passes both halves on.
         with capture(model.denoiser, blocks, steps=model.spec.steps, sink=sink):
             generator.generate([sample.prompt for sample in some], [sample.seed for sample in some])
+
+
+def stream_readings(
+    job: PaperJob, model: LoadedModel, samples: Sequence[PromptSample],
+    saes: Sequence[tuple[str, SparseAutoencoder]], take: ReadingCallback, label: str,
+) -> None:  # fmt: skip
+    """Pass what some SAEs read and reconstruct to a callback, step by step.
+
+    Nothing is kept.
+
+    Args:
+        job: sets the batch size.
+        model: generates.
+        samples: to be generated.
+        saes: short name of an attention block and its SAE; a block may have several.
+        take: receives the values.
+        label: of the progress bar.
+    """
+    generator = NoDecodeGenerator(model)
+    halves = (UNCONDITIONAL, CONDITIONAL) if model.guided else (CONDITIONAL,)
+    for first, some in batches(job, model, samples, label):
+        seen = [0] * len(saes)
+
+        def pass_on(
+            place: int, read: Tensor, target: Tensor, time: Tensor | None, first: int = first, seen: list[int] = seen
+        ) -> None:
+            step, seen[place] = seen[place], seen[place] + 1
+            parts = zip(halves, read.chunk(len(halves)), target.chunk(len(halves)), strict=True)
+            for half, x, wanted in parts:
+                take(place, SaeStep(step, half, first, _positions_first(x), _positions_first(wanted), time))
+
+        wanted = Readings([
+            Reading(block, sae.reads, sae.signal or "update", partial(pass_on, place))
+            for place, (block, sae) in enumerate(saes)
+        ]).capture  # fmt: skip
+        # Without guidance options the capture passes both halves on.
+        with capture(model.denoiser, wanted.sites, keep=wanted.keep, steps=model.spec.steps, sink=wanted.sink):
+            generator.generate([sample.prompt for sample in some], [sample.seed for sample in some])
+
+
+def _positions_first(values: Tensor) -> Tensor:
+    return values.float().flatten(2).transpose(1, 2)
 
 
 def generate_pictures(
@@ -212,7 +281,9 @@ def ablate_block(denoiser: nn.Module, site: str, steps: int | None = None) -> It
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Site edit that replaces a block's update by its SAE reconstruction with bias.
+    """Site edit that replaces a block's update or output by its reconstruction.
+
+    The reconstruction includes the bias.
 
     Attributes:
         sae: of the block.
@@ -220,8 +291,17 @@ class Reconstruction:
 
     sae: SparseAutoencoder
 
+    def change(self, live: LiveSite) -> Tensor | None:
+        """Return the change; see `riebench.generation.edits.LiveEdit.change`."""
+        x = live.read(self.sae.reads)
+        target = live.read(self.sae.signal or "update")
+        return self.sae.decode(self.sae.encode(x, live.time), x, live.time) - target
+
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """Return the change of the update; see `riebench.generation.edits.SiteEdit.delta`."""
+        """Return the change of an SAE that reads updates.
+
+        See `riebench.generation.edits.SiteEdit.delta`.
+        """
         return self.sae.decode(self.sae.encode(live), live) - live
 
     @property
@@ -335,16 +415,22 @@ class VarianceMeter:
             self._sums[place, prompt] += exact.sum(0).cpu()
             self._sums[place + 1, prompt] += exact.square().sum(0).cpu()
 
-    def add_reconstructed(self, prompt: int, x: Tensor, sae: SparseAutoencoder) -> None:
+    def add_reconstructed(
+        self, prompt: int, x: Tensor, sae: SparseAutoencoder, target: Tensor | None = None, time: Tensor | None = None
+    ) -> None:
         """Add positions of one prompt, with their reconstruction by an SAE.
 
         Args:
             prompt: its index.
-            x: activations, [P, width].
+            x: what the SAE reads, [P, width].
             sae: reconstructs them.
+            target: what it reconstructs, [P, width]; None for x itself.
+            time: the denoiser's time, for SAEs that need it.
         """
-        for part in x.float().split(POSITIONS_PER_BATCH):
-            self.add(prompt, part, part - sae.decode(sae.encode(part), part))
+        targets = x if target is None else target
+        parts = zip(x.float().split(POSITIONS_PER_BATCH), targets.float().split(POSITIONS_PER_BATCH), strict=True)
+        for part, wanted in parts:
+            self.add(prompt, wanted, wanted - sae.decode(sae.encode(part, time), part, time))
 
     def estimates(self, names: Sequence[str]) -> Row:
         """Compute both explained variances with their intervals, and count the tokens.

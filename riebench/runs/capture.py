@@ -12,6 +12,7 @@ from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import known_sites, unit_layers
 from riebench.generation.memory import PREFIX_KEPT, PREFIX_STEPS, Footprint, footprint, prefix_bytes
 from riebench.generation.prefix import PrefixPlan
+from riebench.generation.trace import Quantity
 from riebench.generation.units import UnitRecorder, examples_with_units
 from riebench.methods.base import ROLES, ExampleRuns
 from riebench.methods.ranking import UnitMeter
@@ -47,7 +48,9 @@ class CapturePlan:
     def footprint(self, works: Sequence[ExampleWork]) -> Footprint:
         """Compute an upper bound on the activations that one example keeps."""
         updates, units = self._blocks(works)
-        return self._footprint(updates, units, self._attention_blocks() if self._any_uses_attention(works) else ())
+        read = updates * len(self._beside())
+        looked = self._attention_blocks() if self._any_uses_attention(works) else ()
+        return self._footprint(updates, units, looked, read)
 
     def is_long(self, works: Sequence[ExampleWork]) -> bool:
         """Check whether captured numbers are kept in 16 bits."""
@@ -116,19 +119,29 @@ class CapturePlan:
         sites = () if self._is_metered(works) else self._unit_sites(units)
         looked = self._attention_blocks() if self._any_uses_attention(works) else ()
         long = self.is_long(works)
-        found = [Capture((*updates, *sites), long=long), Capture(looked, ("attention",), long=long)]
+        keep: tuple[Quantity, ...] = ("update", *self._beside())
+        found = [Capture((*updates, *sites), keep, long=long), Capture(looked, ("attention",), long=long)]
         return found if recorder is None else [*found, Capture(self._unit_sites(units), sink=recorder)]
 
     def reference_captures(self, work: ExampleWork) -> list[Capture]:
         """List the captures of an example that serves as a reference of others.
 
-        They hold the updates of all blocks that any method looks at in references, and text attention if masks need it.
+        They hold the updates of all blocks that any method looks at in references, what their SAEs read, and text
+        attention if masks need it.
         """
         users = (one.setting for one in self.prepared.values() if "others" in one.method.needs)
         updates = tuple(dict.fromkeys(short_name(block) for setting in users for block in setting.blocks))
         looked = self._attention_blocks() if self._any_uses_attention([work]) else ()
         long = self._usual.long or self._footprint(updates, (), looked).long
-        return [Capture(updates, long=long), Capture(looked, ("attention",), long=long)]
+        keep: tuple[Quantity, ...] = ("update", *self._beside())
+        return [Capture(updates, keep, long=long), Capture(looked, ("attention",), long=long)]
+
+    def _beside(self) -> tuple[Quantity, ...]:
+        """Return what SAEs read beside updates, those of all configurations.
+
+        Captures of one run are alike, so that the examples of all its configurations can share them.
+        """
+        return tuple(sorted({sae.reads for one in self.prepared.values() for sae in one.saes.values()} - {"update"}))
 
     @property
     def needs_latents(self) -> bool:
@@ -176,9 +189,11 @@ class CapturePlan:
             units |= blocks if "units" in one.method.needs else {}
         return tuple(updates), tuple(units)
 
-    def _footprint(self, updates: Sequence[str], units: Sequence[str], attention: Sequence[str]) -> Footprint:
+    def _footprint(
+        self, updates: Sequence[str], units: Sequence[str], attention: Sequence[str], read: Sequence[str] = ()
+    ) -> Footprint:
         spec = self.generator.model.spec
-        return footprint(self._shape, spec.size, spec.steps, updates, units, attention)
+        return footprint(self._shape, spec.size, spec.steps, updates, units, attention, read)
 
     def _is_metered(self, works: Sequence[ExampleWork]) -> bool:
         return self._usual.metered or self.footprint(works).metered

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import SparseAutoencoder, Time
 from riebench.tasks.schema import Count, StoredModel
 
 _CHUNK = 8192
@@ -43,19 +43,26 @@ class Meter:
         self._positions = 0
         self._active = torch.zeros(sae.n, dtype=torch.long)
         self._error = 0.0
-        self._sum = torch.zeros(sae.d, dtype=torch.float64)
-        self._squares = torch.zeros(sae.d, dtype=torch.float64)
+        self._sum = torch.zeros(sae.d_out, dtype=torch.float64)
+        self._squares = torch.zeros(sae.d_out, dtype=torch.float64)
 
-    def add(self, x: Tensor) -> None:
-        """Add positions [P, d] to the sums."""
-        for part in x.float().split(_CHUNK):
-            codes = self._sae.encode(part)
-            left_over = part - self._sae.decode(codes, part)
+    def add(self, x: Tensor, target: Tensor | None = None, time: Time | None = None) -> None:
+        """Add positions to the sums.
+
+        Args:
+            x: what the SAE reads, [P, d].
+            target: what it reconstructs, at the same positions; None for x itself.
+            time: the denoiser's time, for SAEs that need it.
+        """
+        targets = x if target is None else target
+        for part, wanted in zip(x.float().split(_CHUNK), targets.float().split(_CHUNK), strict=True):
+            codes = self._sae.encode(part, time)
+            left_over = wanted - self._sae.decode(codes, part, time)
             self._positions += len(part)
             self._active += (codes != 0).sum(0).cpu()
             self._error += float(left_over.double().square().sum())
-            self._sum += part.double().sum(0).cpu()
-            self._squares += part.double().square().sum(0).cpu()
+            self._sum += wanted.double().sum(0).cpu()
+            self._squares += wanted.double().square().sum(0).cpu()
 
     def figures(self) -> SaeFigures:
         """Return the figures of all positions added so far."""

@@ -16,6 +16,7 @@ from riebench.saes.files import Checkpoint, SaeOptions, block_named_by
 from riebench.saes.readers import SaeFormat, is_from_package, sae_formats, unusable_formats
 from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
+from riebench.utils.files import content_digest
 
 __all__ = [
     "checkpoint_at",
@@ -42,12 +43,13 @@ def load_sae(path: Path, options: SaeOptions = _NO_OPTIONS) -> SparseAutoencoder
     Raises:
         RiebenchError: if the format is not known, the checkpoint is damaged, or it contradicts the options.
     """
-    sae = _read(path, options)
+    sae, sae_format = _read(path, options)
     _merge_metadata(sae, path, options)
+    sae.signal = sae.signal or sae_format.usual_signal
     return sae
 
 
-def _read(path: Path, options: SaeOptions) -> SparseAutoencoder:
+def _read(path: Path, options: SaeOptions) -> tuple[SparseAutoencoder, SaeFormat]:
     try:
         found = checkpoint_at(path, options)
         if found is None:
@@ -61,7 +63,7 @@ def _read(path: Path, options: SaeOptions) -> SparseAutoencoder:
     except Exception as error:
         # A file may hold anything in any place; what no reader has foreseen is still the file's fault.
         raise RiebenchError(f"{path} is no SAE that can be read ({type(error).__name__}: {error})") from error
-    return sae
+    return sae, sae_format
 
 
 def _merge_metadata(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> None:
@@ -71,6 +73,9 @@ def _merge_metadata(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> 
     """
     if options.signal is not None and sae.signal not in (None, options.signal):
         raise RiebenchError(f"{path} was trained on block {sae.signal}s, not on {options.signal}s")
+    if sae.signal is None and options.signal == "output":
+        # Runs are named by the hash, and the same weights give other edits when they read the output.
+        sae.sha256 = content_digest([sae.sha256, options.signal])
     sae.signal = sae.signal or options.signal
     if options.k is not None and sae.k not in (None, options.k):
         raise RiebenchError(f"{path} has k = {sae.k}, not {options.k}")
@@ -247,4 +252,4 @@ def _k_of(path: Path, options: SaeOptions) -> int | None:
             k = config.get("k", trainer.get("k") if isinstance(trainer, dict) else None)
             if isinstance(k, int):
                 return k
-    return _read(path, options).k
+    return _read(path, options)[0].k

@@ -231,7 +231,8 @@ def model_saes(
         offline: fetches nothing.
 
     Raises:
-        RiebenchError: if there are none, one is damaged, or one was made for another width or signal.
+        RiebenchError: if there are none, one is damaged, one was made for another width, or one does not say what it
+            reconstructs.
     """
     saes = load_sources(sources_of(source, model), blocks, offline=offline)
     for block, sae in saes.items():
@@ -239,10 +240,9 @@ def model_saes(
         if sae.signal is None:
             raise RiebenchError(
                 f"the {sae.format} SAE for {block} does not say what it was trained on; add #signal=update to its name "
-                "if on block updates (output minus input); `riebench sae inspect` with --model tries both"
+                "if on block updates (output minus input), #signal=output if on block outputs; `riebench sae inspect` "
+                "with --model tries both"
             )
-        if sae.signal != "update":
-            raise RiebenchError(f"the SAE for {block} was trained on block outputs; edits need one trained on updates")
     return {block: sae.to(model.device) for block, sae in saes.items()}
 
 
@@ -253,9 +253,10 @@ def check_width(sae: SparseAutoencoder, block: str, model: LoadedModel) -> None:
         RiebenchError: if they differ.
     """
     channels = model.family.update_width(model.denoiser, short_name(block))
-    if sae.d != channels:
+    if sae.d != channels or sae.d_out != channels:
+        width = f"{sae.d}" if sae.d == sae.d_out else f"{sae.d} in and {sae.d_out} out"
         raise RiebenchError(
-            f"the SAE for {block} has width {sae.d}, but {model.spec.name} has {channels} channels there; "
+            f"the SAE for {block} has width {width}, but {model.spec.name} has {channels} channels there; "
             "give SAEs that were trained on this model"
         )
 

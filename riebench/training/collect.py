@@ -1,9 +1,9 @@
-"""The collection of block updates while prompts are generated.
+"""The collection of block updates, outputs and inputs while prompts are generated.
 
-Prompts are generated in shards of a fixed size, and the updates of the blocks are stored. A shard's pictures, their
-noise and their batches follow from its number alone. So the files are the same, bit for bit, whether or not the
-collection was interrupted. A generation ends with the last update that is wanted, and no picture is
-decoded, unless weights travel between devices.
+Prompts are generated in shards of a fixed size, and what is asked for of the blocks is stored. A shard's pictures,
+their noise and their batches follow from its number alone. So the files are the same, bit for bit, whether or not the
+collection was interrupted. A generation ends with the last activation that is wanted, and no picture
+is decoded, unless weights travel between devices.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from riebench.blocks import UNITS, default_blocks, kind, short_name
-from riebench.errors import RiebenchError
+from riebench.blocks import ATTENTION, UNITS, default_blocks, kind, short_name
+from riebench.errors import RiebenchError, near_match
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_module
+from riebench.generation.trace import QUANTITIES
 from riebench.models.loading import LoadedModel
 from riebench.training.collection import (
     LARGEST_SEED,
+    TENSORS,
     BlockLayout,
     Collection,
     CollectionIndex,
@@ -39,15 +41,16 @@ class CollectOptions:
     """Settings of a collection.
 
     Attributes:
-        blocks: whose updates.
+        blocks: whose activations.
         limit: pictures; None for all prompts.
         seed: of the noise (see `riebench.training.collection.SEED_RULE`).
         batch_size: pictures at a time; numbers depend on it by floating-point noise, so it stays for a folder.
         pictures_per_shard: pictures a shard; at most so many are lost by an interruption.
         redo_damaged: makes damaged shards again instead of refusing them.
+        signals: what is kept of each block: update, output, input.
 
     Raises:
-        RiebenchError: if the seed is out of its range.
+        RiebenchError: if the seed is out of its range, or a signal is unknown.
     """
 
     blocks: tuple[str, ...] = field(default_factory=default_blocks)
@@ -56,8 +59,13 @@ class CollectOptions:
     batch_size: int = 8
     pictures_per_shard: int = 256
     redo_damaged: bool = False
+    signals: tuple[str, ...] = ("update",)
 
     def __post_init__(self) -> None:
+        unknown = [what for what in self.signals if what not in TENSORS]
+        if unknown or not self.signals:
+            near = near_match(unknown[0], TENSORS) if unknown else ""
+            raise RiebenchError(f"signals are {', '.join(TENSORS)}, not {', '.join(unknown) or 'none'}{near}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise RiebenchError(f"the seed must be from 0 to {LARGEST_SEED}, not {self.seed}")
 
@@ -72,11 +80,14 @@ class CollectOptions:
         for block in dict.fromkeys(short_name(block) for block in self.blocks):
             if kind(block) == UNITS:
                 raise RiebenchError(f"{block} names units inside a block; updates are those of a whole block")
+            if "input" in self.signals and kind(block) != ATTENTION:
+                raise RiebenchError(f"inputs of {block} are not as wide as its updates; leave the block or inputs out")
             find_module(model.denoiser, block)
             rows = model.spec.steps * shape.positions(block, model.spec.size)
             layouts[block] = BlockLayout(width=shape.width(block), rows=rows)
+        signal = ",".join(what for what in TENSORS if what in self.signals)
         return CollectionIndex(
-            model=model.spec, blocks=layouts, seed=self.seed, pictures_per_shard=self.pictures_per_shard,
+            model=model.spec, signal=signal, blocks=layouts, seed=self.seed, pictures_per_shard=self.pictures_per_shard,
             batch_size=self.batch_size,
         )  # fmt: skip
 
@@ -91,7 +102,7 @@ def collect(
     say: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> Collection:
-    """Generate a picture for each prompt and store the updates of some blocks.
+    """Generate a picture for each prompt and store activations of some blocks.
 
     Repeat the call to resume after an interruption.
 
@@ -99,7 +110,7 @@ def collect(
         model: generates; its conditional half is kept.
         prompts: always in the same order.
         folder: where shards go.
-        options: blocks, number, seed and sizes; None for the defaults.
+        options: blocks, signals, number, seed and sizes; None for the defaults.
         known: how many prompts there are, if that is known.
         say: gets lines about sizes.
         progress: shows bars.
@@ -141,16 +152,17 @@ def sizes(index: CollectionIndex, pictures: int | None) -> list[str]:
         index: of the folder.
         pictures: how many, if that is known.
     """
-    lines = []
+    lines, several = [], len(index.signals)
     for block, layout in index.blocks.items():
         line = (
-            f"{block}: width {layout.width}, {layout.rows} positions a picture, "
-            f"{_bytes(layout.bytes_per_million)} a million positions"
+            f"{block}: {'' if index.signal == 'update' else index.signal.replace(',', ', ') + '; '}"
+            f"width {layout.width}, {layout.rows} positions a picture, "
+            f"{_bytes(several * layout.bytes_per_million)} a million positions"
         )
         if pictures is not None:
-            line += f"; {pictures * layout.rows:,} positions, {_bytes(pictures * layout.bytes_per_picture)}"
+            line += f"; {pictures * layout.rows:,} positions, {_bytes(pictures * index.bytes_per_picture(block))}"
         lines.append(line)
-    per_picture = sum(layout.bytes_per_picture for layout in index.blocks.values())
+    per_picture = sum(index.bytes_per_picture(block) for block in index.blocks)
     total = f"{_bytes(per_picture)} a picture" if pictures is None else _bytes(pictures * per_picture)
     return [*lines, f"in all: {total}, in shards of {index.pictures_per_shard} pictures"]
 
@@ -166,7 +178,7 @@ def _collect(
             if not _is_done(collection, number, some):
                 if number in collection.shards:
                     collection.forget([number])
-                collection.add(number, some, generator.updates(number * size, some, bar))
+                collection.add(number, some, generator.shard(number * size, some, bar))
             else:
                 bar.update(len(some))
 
@@ -201,7 +213,7 @@ def _is_done(collection: Collection, number: int, prompts: list[str]) -> bool:
 
 
 class _CaptureComplete(Exception):
-    """The signal that all wanted updates of a batch are captured.
+    """The signal that all wanted activations of a batch are captured.
 
     It ends the generation, since the rest of it is not needed.
     """
@@ -209,7 +221,7 @@ class _CaptureComplete(Exception):
 
 @dataclass
 class _ShardGenerator:
-    """The generation of one shard after the other.
+    """The generation of one shard after the other; the sink of its captures.
 
     Attributes:
         model: generates; its conditional half is kept.
@@ -218,13 +230,13 @@ class _ShardGenerator:
 
     model: LoadedModel
     index: CollectionIndex
-    _found: dict[str, list[Tensor]] = field(default_factory=dict)
+    _found: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._generator = Generator(self.model, cached_prompts=2 * self.index.batch_size)
 
-    def updates(self, first: int, prompts: Sequence[str], bar: ProgressBar[None]) -> dict[str, Tensor]:
-        """Generate a shard and return its updates.
+    def shard(self, first: int, prompts: Sequence[str], bar: ProgressBar[None]) -> dict[str, dict[str, Tensor]]:
+        """Generate a shard and return its activations.
 
         Args:
             first: number of the first picture.
@@ -232,38 +244,49 @@ class _ShardGenerator:
             bar: counts pictures.
 
         Returns:
-            Block -> float16 [pictures x rows, width].
+            Block -> signal -> float16 [pictures x rows, width].
         """
-        parts: dict[str, list[Tensor]] = {block: [] for block in self.index.blocks}
+        parts: dict[tuple[str, str], list[Tensor]] = {place: [] for place in self._places()}
         for start in range(0, len(prompts), self.index.batch_size):
             some = prompts[start : start + self.index.batch_size]
             self._generate(some, [self.index.seed_of(first + start + i) for i in range(len(some))])
-            for block, steps in self._found.items():
+            for place, steps in self._found.items():
                 # [step][picture, channels, h, w] -> picture, step, position, channels.
-                parts[block].append(torch.stack(steps, dim=1).movedim(2, -1).flatten(0, 3).contiguous())
+                parts[place].append(torch.stack(steps, dim=1).movedim(2, -1).flatten(0, 3).contiguous())
             bar.update(len(some))
-        return {block: torch.cat(rows) for block, rows in parts.items()}
+        signals = self.index.signals
+        return {block: {what: torch.cat(parts[block, what]) for what in signals} for block in self.index.blocks}
+
+    def _places(self) -> list[tuple[str, str]]:
+        """Return each block with each of its signals."""
+        return [(block, what) for block in self.index.blocks for what in self.index.signals]
 
     def _generate(self, prompts: Sequence[str], seeds: list[int]) -> None:
-        self._found = {block: [] for block in self.index.blocks}
-        capture = Capture(tuple(self.index.blocks), sink=self._take)
+        self._found = {place: [] for place in self._places()}
+        keep = tuple(what for what in QUANTITIES if what in self.index.signals)
+        capture = Capture(tuple(self.index.blocks), keep, sink=self)
         try:
             self._generator.generate(prompts, seeds, capture=capture)
         except _CaptureComplete:
             return
 
-    def _take(self, block: str, values: Tensor) -> None:
+    def receive(self, site: str, what: str, values: Tensor, time: Tensor | None) -> None:
+        """Take one step of a block; see `riebench.generation.trace.StepSink`.
+
+        Raises:
+            RiebenchError: if a number does not fit 16 bits, or the shape is not that of the folder.
+        """
         half = values.detach().to(torch.float16)
         if not bool(torch.isfinite(half).all()):
             raise RiebenchError(
-                f"an update of {block} is too large for 16 bits or no number; generate with --dtype float32, or leave "
+                f"an {what} of {site} is too large for 16 bits or no number; generate with --dtype float32, or leave "
                 "the block out"
             )
-        layout = self.index.blocks[block]
+        layout = self.index.blocks[site]
         seen = (half.shape[1], self.model.spec.steps * half.shape[2:].numel())
         if seen != (layout.width, layout.rows):
-            raise RiebenchError(f"{block} gives {seen[0]} channels at {seen[1]} positions, not as its U-Net states")
-        self._found[block].append(half.cpu())
+            raise RiebenchError(f"{site} gives {seen[0]} channels at {seen[1]} positions, not as its U-Net states")
+        self._found[site, what].append(half.cpu())
         # Where weights travel between devices, a generation must end in order.
         done = all(len(steps) == self.model.spec.steps for steps in self._found.values())
         if done and self.model.offloaded_to is None:
@@ -289,7 +312,7 @@ def _check_disk(collection: Collection, pictures: int | None) -> None:
     if pictures is None:
         return
     missing = max(0, pictures - collection.pictures)
-    needed = missing * sum(layout.bytes_per_picture for layout in collection.index.blocks.values())
+    needed = missing * sum(collection.index.bytes_per_picture(block) for block in collection.index.blocks)
     free = free_disk(collection.folder)
     if needed > free:
         raise RiebenchError(

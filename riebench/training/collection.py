@@ -1,11 +1,14 @@
-"""Collected block updates on disk: safetensors shards with an index.
+"""Collected activations of blocks on disk: safetensors shards with an index.
+
+Of each block its updates are kept, what it adds, or its outputs or inputs, or several of these.
 
 The shards of a block are one sequence, and the index describes their contents. `Collection` is the folder, and
 `ShardedPositions` reads one block's positions from it.
 
     FOLDER/index.json                what was generated, and how: the same for the whole folder
     FOLDER/shards.jsonl              a line per finished shard: pictures, hash of their prompts, size and hash of files
-    FOLDER/BLOCK/00000.safetensors   `updates`, float16 [pictures x steps x positions, width], picture after picture
+    FOLDER/BLOCK/00000.safetensors   `updates`, `outputs`, `inputs`, those that were asked for: float16
+                                     [pictures x steps x positions, width], picture after picture
 
 A shard's files are written before its line: a shard without a line is unfinished and is made again.
 """
@@ -47,8 +50,16 @@ LARGEST_SEED = 2**43
 """Of a folder; noise has seeds below 2**63."""
 
 
+TENSOR = "updates"
+TENSORS: dict[str, str] = {"update": TENSOR, "output": "outputs", "input": "inputs"}
+"""What is kept of a block -> name of its tensor in a shard's file."""
+
+
 class BlockLayout(StoredModel):
-    """The size of one picture's updates of one block."""
+    """The size of one picture's updates of one block.
+
+    Outputs and inputs have the same.
+    """
 
     width: int = Field(ge=1, lt=MAX_WHOLE)
     """Channels d."""
@@ -72,6 +83,7 @@ class CollectionIndex(StoredModel):
     version: Count = 1
     model: ModelSpec
     signal: str = "update"
+    """What is kept of each block: words of `TENSORS` in that order, with commas between."""
     blocks: dict[str, BlockLayout]
     seed: int = Field(ge=0, lt=MAX_WHOLE)
     seed_rule: str = SEED_RULE
@@ -88,6 +100,22 @@ class CollectionIndex(StoredModel):
             raise ValueError("blocks go by their short names")
         return blocks
 
+    @field_validator("signal")
+    @classmethod
+    def _known_signals(cls, signal: str) -> str:
+        if not signal or signal != ",".join(word for word in TENSORS if word in signal.split(",")):
+            raise ValueError(f"signal is {', '.join(TENSORS)}, or several of these in that order")
+        return signal
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The words of `signal`, one by one."""
+        return tuple(self.signal.split(","))
+
+    def bytes_per_picture(self, block: str) -> int:
+        """Return the size of everything that is kept of a picture and a block."""
+        return self.blocks[block].bytes_per_picture * len(self.signals)
+
     def seed_of(self, picture: int) -> int:
         """Return the seed of a picture's noise."""
         return self.seed * SEED_STRIDE + picture
@@ -102,7 +130,7 @@ class CollectionIndex(StoredModel):
         """
         if shard.files.keys() != self.blocks.keys():
             raise ValueError("it has other blocks than the folder")
-        if any(file.bytes < shard.pictures * self.blocks[name].bytes_per_picture for name, file in shard.files.items()):
+        if any(file.bytes < shard.pictures * self.bytes_per_picture(name) for name, file in shard.files.items()):
             raise ValueError("it claims more pictures than its files hold")
         return shard
 
@@ -145,11 +173,10 @@ def _short(value: object) -> str:
 
 
 INDEX, SHARDS = "index.json", "shards.jsonl"
-TENSOR = "updates"
 
 
 class Collection:
-    """A folder of collected updates.
+    """A folder of collected activations.
 
     Args:
         folder: where it is.
@@ -212,19 +239,20 @@ class Collection:
         """Return the path of a shard's file of one block."""
         return self.folder / block / f"{number:05d}.safetensors"
 
-    def add(self, number: int, prompts: list[str], updates: Mapping[str, Tensor]) -> None:
+    def add(self, number: int, prompts: list[str], found: Mapping[str, Tensor | Mapping[str, Tensor]]) -> None:
         """Write a shard: first its files, each whole or absent, then its line.
 
         Args:
             number: counted from 0.
             prompts: of its pictures.
-            updates: block -> float16 [pictures x rows, width].
+            found: block -> its updates, float16 [pictures x rows, width]; or what is kept of it -> the same.
         """
         files = {}
-        for block, rows in updates.items():
+        for block, kept in found.items():
             path = self.path(block, number)
+            values = {"update": kept} if isinstance(kept, Tensor) else kept
             # No metadata: their order in the file is not always the same.
-            write_atomic(path, save({TENSOR: rows.contiguous()}))
+            write_atomic(path, save({TENSORS[what]: rows.contiguous() for what, rows in values.items()}))
             files[block] = ShardFile(bytes=path.stat().st_size, sha256=file_sha256(path))
         shard = Shard(
             number=number, pictures=len(prompts), prompts_sha256=prompts_digest(prompts), files=files
@@ -260,14 +288,24 @@ class Collection:
                 found.setdefault(shard.number, damage)
         return found
 
-    def data(self, block: str) -> ShardedPositions:
+    def data(self, block: str, signal: str | None = None) -> ShardedPositions:
         """Return all positions of one block, in the order of their pictures.
 
+        Args:
+            block: by any of its names.
+            signal: update, output or input; None for the first of these that the folder holds.
+
         Raises:
-            RiebenchError: if the block was not collected, a shard in the middle is missing, or a file is not as long
-                as it was written.
+            RiebenchError: if the block or the signal was not collected, a shard in the middle is missing, or a file is
+                not as long as it was written.
         """
         name = short_name(block)
+        wanted = signal or self.index.signals[0]
+        if wanted not in self.index.signals:
+            raise RiebenchError(
+                f"{self.folder} holds no {wanted}s{near_match(wanted, self.index.signals)}; collect them with "
+                f"--signal {wanted} into another folder"
+            )
         if name not in self.index.blocks:
             raise RiebenchError(
                 f"{self.folder} holds no updates of block {name}{near_match(name, self.index.blocks)}; collect them, "
@@ -280,7 +318,7 @@ class Collection:
             raise RiebenchError(
                 f"{self.folder} lacks shard {missing}, which is to be made again: repeat `riebench sae collect`"
             )
-        return ShardedPositions(self, name)
+        return ShardedPositions(self, name, wanted)
 
 
 @dataclass(frozen=True)
@@ -292,10 +330,12 @@ class ShardedPositions:
     Attributes:
         collection: the folder.
         block: short name.
+        signal: update, output or input.
     """
 
     collection: Collection
     block: str
+    signal: str = "update"
 
     def __post_init__(self) -> None:
         for number, shard in self.collection.shards.items():
@@ -354,7 +394,7 @@ class ShardedPositions:
         path = self.collection.path(self.block, number)
         try:
             with safe_open(path, "pt") as file:
-                rows: Tensor = file.get_slice(TENSOR)[start:stop]
+                rows: Tensor = file.get_slice(TENSORS[self.signal])[start:stop]
         except (SafetensorError, OSError) as error:
             raise damaged_error(self.collection.folder, {number: f"{path} cannot be read ({error})"}) from error
         if rows.shape != (stop - start, self.width):

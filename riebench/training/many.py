@@ -16,7 +16,7 @@ from torch import Tensor
 from riebench.errors import RiebenchError
 from riebench.saes.figures import FeatureStatistics, Meter, SaeFigures, StatisticsSum
 from riebench.saes.files import load_tensors, save_tensors
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.training.batches import Batches, DataPass, InMemoryPositions, Positions
 from riebench.training.topk import MEDIAN_OF, SaeTraining, StepTerms, TopKTrainer, geometric_median, save
 from riebench.utils.files import content_digest, temporary_path
@@ -79,9 +79,9 @@ class TrainedSae:
         """
         return self.model.autoencoder(block)
 
-    def save(self, folder: Path, block: str | None = None) -> None:
+    def save(self, folder: Path, block: str | None = None, signal: Signal = "update") -> None:
         """Write a checkpoint folder; see `riebench.training.topk.save`."""
-        save(self.model, self.statistics, folder, block)
+        save(self.model, self.statistics, folder, block, signal)
 
 
 def train_many(

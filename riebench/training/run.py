@@ -26,6 +26,7 @@ from riebench.blocks import short_name
 from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
 from riebench.models.placement import out_of_memory
 from riebench.saes.formats import folder_name
+from riebench.saes.sae import Signal
 from riebench.tasks.schema import Count, StoredModel
 from riebench.training.batches import DataPass
 from riebench.training.collection import Collection, ShardedPositions, damaged_error
@@ -79,6 +80,7 @@ class TrainingRun:
         checkpoint_every: steps between two checkpoints.
         trust: compares only sizes of shards, not their hashes.
         progress: shows bars.
+        signal: what is trained on, "update" or "output".
     """
 
     out: Path
@@ -89,6 +91,7 @@ class TrainingRun:
     checkpoint_every: int = 1000
     trust: bool = False
     progress: bool = True
+    signal: Signal = "update"
 
     def root(self, config: SaeTraining) -> Path:
         """Return the folder that `--sae` takes for one configuration.
@@ -130,7 +133,7 @@ def train_collection(
     if not run.configs:
         raise RiebenchError("no SAE is to be trained; give at least one k, one width and one kind")
     names = list(dict.fromkeys(short_name(block) for block in blocks)) or list(collection.index.blocks)
-    data = {block: collection.data(block) for block in names}
+    data = {block: collection.data(block, run.signal) for block in names}
     if len({run.place(names[0], config) for config in run.configs}) < len(run.configs):
         raise RiebenchError("two of the SAEs differ in nothing that their folders are named by; train them apart")
     for positions in data.values():
@@ -161,6 +164,8 @@ def _claim(run: TrainingRun, collection: Collection, data: dict[str, ShardedPosi
         "plan": asdict(run.plan),
         "saes": [config.stored_settings | {"batch_size": None, "steps": None} for config in run.configs],
     }
+    # Folders of updates do not state it, as they did not when updates were all there was.
+    signal = {} if run.signal == "update" else {"signal": run.signal}
     updates = {block: positions.digest for block, positions in data.items()}
     stored: dict[str, Any] = {}
     if path.exists():
@@ -170,6 +175,7 @@ def _claim(run: TrainingRun, collection: Collection, data: dict[str, ShardedPosi
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged; train into a new folder") from error
         differing = [name for name in wanted if content_digest(wanted[name]) != content_digest(stored.get(name))]
+        differing += ["the signal"] if signal.get("signal") != stored.get("signal") else []
         differing += [
             f"the updates of {block}" for block in updates if known.get(block, updates[block]) != updates[block]
         ]
@@ -179,7 +185,7 @@ def _claim(run: TrainingRun, collection: Collection, data: dict[str, ShardedPosi
                 "repeat the command that it was begun with"
             )
         updates = known | updates
-    write_atomic(path, (json.dumps({**wanted, "updates": updates}, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps({**wanted, **signal, "updates": updates}, indent=2) + "\n").encode())
 
 
 def _finished(run: TrainingRun) -> dict[str, list[SaeLine]]:
@@ -233,7 +239,7 @@ def _train_block(positions: ShardedPositions, run: TrainingRun) -> list[SaeLine]
             "folder of its own, or use a smaller --batch-size"
         ) from error
     for one, place in zip(trained, places, strict=True):
-        one.save(place / "final", block)
+        one.save(place / "final", block, run.signal)
     for name, content in curve_files(block, [(_label(one.config), one.curve) for one in trained]).items():
         write_atomic(run.out / name, content)
     lines = [_line(block, one, str(place.relative_to(run.out))) for one, place in zip(trained, places, strict=True)]

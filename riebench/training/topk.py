@@ -23,7 +23,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.saes.figures import FeatureStatistics
 from riebench.saes.formats import save_sdxl_unbox
 from riebench.saes.readers.dictionary_learning import save_batch_topk
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.utils.terminal import ProgressBar
 
 Kind = Literal["topk", "batchtopk"]
@@ -314,7 +314,9 @@ def geometric_median(points: Tensor, iterations: int = 100) -> Tensor:
     return median
 
 
-def save(model: TopKTrainer, statistics: FeatureStatistics, folder: Path, block: str | None = None) -> None:
+def save(
+    model: TopKTrainer, statistics: FeatureStatistics, folder: Path, block: str | None = None, signal: Signal = "update"
+) -> None:
     """Write a trained autoencoder and its statistics as a checkpoint folder.
 
     A top-k SAE is written in the sdxl-unbox layout. This has no threshold, so a batch top-k SAE is written as the
@@ -325,13 +327,14 @@ def save(model: TopKTrainer, statistics: FeatureStatistics, folder: Path, block:
         statistics: of its features.
         folder: gets the files.
         block: the block it was trained on, for the layout that names it.
+        signal: what it was trained on; stated where it is not the block's update.
     """
     config = model.config
     weights = {
         "encoder": model.encoder, "decoder": model.decoder, "pre_bias": model.pre_bias,
         "latent_bias": model.latent_bias,
     }  # fmt: skip
-    extra = {"training": config.stored_settings}
+    extra = {"training": config.stored_settings, **({} if signal == "update" else {"signal": signal})}
     if config.kind == "batchtopk":
         save_batch_topk(
             folder, **weights, k=config.k, threshold=float(model.threshold), block=block, mean=statistics.mean,

@@ -7,15 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from command_list import COMMANDS
 from paths import ROOT
 
 from riebench.cli import names
-from riebench.cli.names import CHECKS, DEVICE_WORDS, ENGINE_WORDS, KIND_WORDS, REDO_WORDS
+from riebench.cli.names import CHECKS, DEVICE_WORDS, ENGINE_WORDS, KIND_WORDS, REDO_WORDS, SIGNAL_WORDS
 from riebench.errors import RiebenchError
+from riebench.saes.sae import Signal
 
 NO_NAMES = {
     # Places that are written, or read and written.
@@ -73,6 +74,8 @@ WRONG = {
     "sae collect --model toy-turbo --blocks mid.9": "toy-turbo has no block mid.9",
     "sae collect --model toy-turbo --dataset nope": "there is no nope here, and it is no hub id",
     "sae train nope": "there is no folder nope; `riebench sae collect` makes it",
+    "sae collect --model toy-turbo --signal update,ouput": "--signal 'ouput' (did you mean 'output'?)",
+    "sae train . --signal input": "--signal 'input'",
     "sae train . --kind tpok": "(did you mean 'topk'?)",
     "sae speed --kind tpok": "(did you mean 'topk'?)",
     "tasks check tyo": "(did you mean 'toy'?)",
@@ -134,9 +137,11 @@ def _is_number(words: tuple[str, ...], name: str) -> bool:
 def test_the_words_are_those_of_the_parts_that_use_them() -> None:
     from riebench.jobs.request import ENGINES
     from riebench.store.folder import REDO_MODES
+    from riebench.training.collection import TENSORS
     from riebench.training.topk import KINDS
 
     assert (REDO_WORDS, ENGINE_WORDS, KIND_WORDS) == (REDO_MODES, ENGINES, KINDS)
+    assert (*TENSORS,) == SIGNAL_WORDS and SIGNAL_WORDS[:2] == get_args(Signal)
 
 
 @pytest.mark.parametrize("device", [*DEVICE_WORDS, "cuda:0", "cuda:12"])

@@ -188,7 +188,7 @@ def test_the_strongest_features_do_not_hang_on_rounding(monkeypatch: pytest.Monk
     original = painter.sae(BLOCK).contributions
     rounding = torch.Generator().manual_seed(0)
 
-    def alike(updates: torch.Tensor) -> torch.Tensor:
+    def alike(updates: torch.Tensor, _: object = None) -> torch.Tensor:
         """All features alike but for the last digits, the later ones a little larger."""
         values = torch.ones_like(original(updates))
         ulps = torch.arange(values.shape[-1]) + torch.randint(0, 3, values.shape, generator=rounding)

@@ -260,7 +260,7 @@ def test_overlap_of_equal_steps_is_one(job: PaperJob) -> None:
     sums = StepSums(runs, {"mid.0": identity_sae()})
     values = torch.randn(len(runs), 16, CHANNELS)
     for step in (0, 1):
-        sums.add("mid.0", step, measure.CONDITIONAL, 0, values)
+        sums.add("mid.0", measure.SaeStep(step, measure.CONDITIONAL, 0, values, values))
     (row,) = [row for row in sums.rows() if row["kind"] == steps_pass.OVERLAP]
     assert row["cosine"] == pytest.approx(1) and row["cosine_mean_low"] == pytest.approx(1)
     assert (row["step"], row["next"], row["n"]) == (1, 2, len(PROMPTS))

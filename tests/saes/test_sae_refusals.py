@@ -32,6 +32,7 @@ from sae_files import (
     write_dl_plain,
     write_dl_topk,
     write_openai_topk,
+    write_saeuron,
     write_saev_relu,
     write_sparsify,
     write_unbox,
@@ -177,7 +178,8 @@ def test_damaged_safetensors(tmp_path: Path, name: str) -> None:
     [
         ({"architecture": "matching_pursuit"}, {}, "'matching_pursuit' is not read: it encodes step by step"),
         ({"architecture": "temporal"}, {}, "'temporal' is not read: it looks at a sequence"),
-        ({"architecture": "jumprelu_transcoder"}, {}, "a transcoder predicts another layer's output"),
+        ({"architecture": "skip_transcoder"}, {}, "lacks W_skip"),
+        ({"architecture": "transcoder", "d_out": 5}, {"W_skip": torch.zeros(4, 4)}, "does not know: W_skip"),
         ({"architecture": "jumprlu"}, {}, "did you mean 'jumprelu'?"),
         ({"reshape_activations": "hook_z"}, {}, "only 'none' is read"),
         ({"normalize_activations": "expected_average_only_in"}, {}, "add #input_scale=NUMBER"),
@@ -205,8 +207,8 @@ def test_saelens(tmp_path: Path, config: dict[str, Any], state: dict[str, Any], 
 @pytest.mark.parametrize(
     ("config", "state", "message"),
     [
-        ({"transcode": True}, {}, "a transcoder predicts another layer's output"),
-        ({}, {"W_skip": torch.zeros(4, 4)}, "a transcoder predicts another layer's output"),
+        ({"transcode": True, "skip_connection": True}, {}, "lacks W_skip, though cfg.json states a skip connection"),
+        ({"transcode": True}, {"W_skip": torch.zeros(4, 5)}, "skip has shape [4, 5], expected [4, 4]"),
         ({"signed": True}, {}, "a signed SAE gives features negative values"),
         ({}, {"encoder.weight": torch.zeros(6, 4, 3, 3)}, "a convolutional SAE"),
         ({"activation": "softmax"}, {}, "unknown activation 'softmax'"),
@@ -335,8 +337,9 @@ def test_the_mapping_decides_what_an_sae_is(tmp_path: Path) -> None:
 
 
 def test_what_the_user_says_must_not_contradict_the_file(tmp_path: Path) -> None:
+    write_saeuron(tmp_path / "down.2.1", P)
+    assert "was trained on block outputs, not on updates" in refusal(tmp_path / "down.2.1", SaeOptions(signal="update"))
     write_unbox(tmp_path / "mid.0", P)
-    assert "was trained on block updates, not on outputs" in refusal(tmp_path / "mid.0", SaeOptions(signal="output"))
     assert "has k = 2, not 5" in refusal(tmp_path / "mid.0", SaeOptions(k=5))
     overcomplete(tmp_path / "up.0.1", P, OVERCOMPLETE)
     assert "is named for block up.0.1, but was trained on mid.0" in refusal(tmp_path / "up.0.1")

@@ -327,6 +327,23 @@ class Family(ABC):
     def layout(self, guided: bool) -> BatchLayout:
         """Return how a step is laid out in calls and rows."""
 
+    def time(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Return the time that a denoiser is called with, or None if the call states none.
+
+        diffusers' denoisers take it as `timestep`, the second argument; all rows of a batch have the same.
+
+        Args:
+            args: positional arguments of a call of the denoiser.
+            kwargs: its keyword arguments.
+
+        Returns:
+            float32 [], on whatever device the caller had it.
+        """
+        import torch
+
+        given = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        return None if given is None else torch.as_tensor(given, dtype=torch.float32).flatten()[0]
+
     # Shared prefixes of runs
 
     @abstractmethod

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from riebench.blocks import ALL_BLOCKS, default_blocks
 from riebench.generation.generator import Generator
@@ -30,13 +29,14 @@ from riebench.paper.measure import (
     PIXEL_MEAN,
     PIXEL_MEDIAN,
     Differences,
+    SaeStep,
     VarianceMeter,
     generate_pictures,
     is_judged,
     measure_settings,
     reconstruction_edit,
     select_blocks,
-    stream_updates,
+    stream_readings,
 )
 
 if TYPE_CHECKING:
@@ -140,18 +140,17 @@ def _explained_variance(
     if not saes:
         return []
     names = list(dict.fromkeys(sample.name for sample in samples))
-    meters = [VarianceMeter(len(names), sae.d) for _, sae in saes]
+    meters = [VarianceMeter(len(names), sae.d_out) for _, sae in saes]
 
     @torch.inference_mode()
-    def take(site: str, _step: int, half: str, first: int, values: Tensor) -> None:
-        for (block, sae), meter in zip(saes, meters, strict=True):
-            if (site, half) == (block, CONDITIONAL):
-                for row, sample in enumerate(samples[first : first + len(values)]):
-                    meter.add_reconstructed(names.index(sample.name), values[row], sae)
+    def take(place: int, values: SaeStep) -> None:
+        if values.half == CONDITIONAL:
+            for row, sample in enumerate(samples[values.first : values.first + len(values.x)]):
+                meters[place].add_reconstructed(
+                    names.index(sample.name), values.x[row], saes[place][1], values.target[row], values.time
+                )
 
-    stream_updates(
-        job, model, samples, tuple(dict.fromkeys(block for block, _ in saes)), take, f"{model.spec.steps} steps, EV"
-    )
+    stream_readings(job, model, samples, saes, take, f"{model.spec.steps} steps, EV")
     kept = [meter.estimates(names) for meter in meters]
     return [{name: value for name, value in row.items() if name != "tokens"} for row in kept]
 

@@ -39,7 +39,7 @@ from riebench.paper.job import (
     samples_key,
     steps_text,
 )
-from riebench.paper.measure import CONDITIONAL, UNCONDITIONAL, VarianceMeter, select_blocks, stream_updates
+from riebench.paper.measure import CONDITIONAL, UNCONDITIONAL, SaeStep, VarianceMeter, select_blocks, stream_readings
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import check_width, model_saes
 
@@ -178,7 +178,11 @@ def _measure(
 ) -> list[Row]:
     """Measure one model at its number of steps."""
     sums = StepSums(samples, saes)
-    stream_updates(job, model, samples, tuple(saes), sums.add, f"{model.spec.name}, {model.spec.steps} steps")
+    blocks = tuple(saes)
+    stream_readings(
+        job, model, samples, list(saes.items()), lambda place, values: sums.add(blocks[place], values),
+        f"{model.spec.name}, {model.spec.steps} steps",
+    )  # fmt: skip
     labels: Row = {"model": model.spec.name, "steps": model.spec.steps}
     return [{**labels, **row} for row in sums.rows()]
 
@@ -199,28 +203,24 @@ class StepSums:
         self._cosines: dict[tuple[str, int], dict[str, dict[str, list[float]]]] = {}
 
     @torch.inference_mode()
-    def add(self, block: str, step: int, half: str, first: int, values: Tensor) -> None:
+    def add(self, block: str, values: SaeStep) -> None:
         """Add one step of one block for a batch.
-
-        It is a `riebench.paper.measure.UpdateCallback`.
 
         Args:
             block: short name of the block.
-            step: counted from 0.
-            half: guidance half.
-            first: index of the batch's first sample.
-            values: the block's updates, [B, positions, channels].
+            values: as its SAE reads it.
         """
         sae = self._saes[block]
-        meter = self._meters.setdefault((block, half, step), VarianceMeter(len(self._names), sae.d))
-        codes = sae.encode(values)
-        left_over = values - sae.decode(codes, values)
-        samples = self._samples[first : first + len(values)]
+        place = (block, values.half, values.step)
+        meter = self._meters.setdefault(place, VarianceMeter(len(self._names), sae.d_out))
+        codes = sae.encode(values.x, values.time)
+        left_over = values.target - sae.decode(codes, values.x, values.time)
+        samples = self._samples[values.first : values.first + len(values.x)]
         for row, sample in enumerate(samples):
-            meter.add(self._names.index(sample.name), values[row], left_over[row])
-        if half == CONDITIONAL:
-            if step:
-                self._overlap(block, step, samples, self._before[block], codes)
+            meter.add(self._names.index(sample.name), values.target[row], left_over[row])
+        if values.half == CONDITIONAL:
+            if values.step:
+                self._overlap(block, values.step, samples, self._before[block], codes)
             self._before[block] = codes
 
     def _overlap(self, block: str, step: int, samples: Sequence[PromptSample], before: Tensor, after: Tensor) -> None:

@@ -30,7 +30,14 @@ from riebench.paper.job import (
     samples_key,
     steps_text,
 )
-from riebench.paper.measure import CONDITIONAL, VarianceMeter, select_blocks, stream_updates
+from riebench.paper.measure import (
+    CONDITIONAL,
+    SaeStep,
+    VarianceMeter,
+    select_blocks,
+    stream_readings,
+    stream_updates,
+)
 from riebench.saes.formats import folder_name, load_sae
 from riebench.store.records import noise_seed
 from riebench.training.batches import DataPass, InMemoryPositions
@@ -141,14 +148,13 @@ def _measure(
     meters = {place: SizeMeter(candidates[place].get(), len(names)) for place in missing}
 
     @torch.inference_mode()
-    def take(site: str, _step: int, half: str, first: int, values: Tensor) -> None:
-        for place, meter in meters.items():
-            if candidates[place].block == site and half == CONDITIONAL:
-                for row, sample in enumerate(samples[first : first + len(values)]):
-                    meter.add(names.index(sample.name), values[row])
+    def take(number: int, values: SaeStep) -> None:
+        if values.half == CONDITIONAL:
+            for row, sample in enumerate(samples[values.first : values.first + len(values.x)]):
+                meters[missing[number]].add(names.index(sample.name), values.x[row], values.target[row], values.time)
 
-    blocks = tuple(dict.fromkeys(candidates[place].block for place in missing))
-    stream_updates(job, model, samples, blocks, take, "held-out updates")
+    saes = [(candidates[place].block, meters[place].sae) for place in missing]
+    stream_readings(job, model, samples, saes, take, "held-out updates")
     for place, meter in meters.items():
         yield place, [{"block": candidates[place].block, "n": len(names), **meter.row(names)}]
 
@@ -159,22 +165,27 @@ class SizeMeter:
     Args:
         sae: the measured SAE.
         prompts: number of prompts.
+
+    Attributes:
+        sae: as given.
     """
 
     def __init__(self, sae: SparseAutoencoder, prompts: int) -> None:
-        self._sae, self._variance = sae, VarianceMeter(prompts, sae.d)
+        self.sae, self._variance = sae, VarianceMeter(prompts, sae.d_out)
         self._active = torch.zeros(sae.n, dtype=torch.long)
 
-    def add(self, prompt: int, x: Tensor) -> None:
+    def add(self, prompt: int, x: Tensor, target: Tensor, time: Tensor | None = None) -> None:
         """Add positions of one prompt.
 
         Args:
             prompt: its index.
-            x: updates, [P, d].
+            x: what the SAE reads, [P, d].
+            target: what it reconstructs, likewise.
+            time: the denoiser's time, for SAEs that need it.
         """
-        codes = self._sae.encode(x)
+        codes = self.sae.encode(x, time)
         self._active += (codes != 0).sum(0).cpu()
-        self._variance.add(prompt, x, x - self._sae.decode(codes, x))
+        self._variance.add(prompt, target, target - self.sae.decode(codes, x, time))
 
     def row(self, names: Sequence[str]) -> Row:
         """Return all measurements as a row.
@@ -184,9 +195,9 @@ class SizeMeter:
         """
         figures = self._variance.estimates(names)
         return {
-            "k": self._sae.k, "width": self._sae.n, **figures,
+            "k": self.sae.k, "width": self.sae.n, **figures,
             "l0": float(self._active.sum() / self._variance.tokens.sum()),
-            "dead": float((self._active == 0).double().mean()), "sae": self._sae.sha256[:HASH_DIGITS],
+            "dead": float((self._active == 0).double().mean()), "sae": self.sae.sha256[:HASH_DIGITS],
         }  # fmt: skip
 
 

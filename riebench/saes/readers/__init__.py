@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from riebench.registry import SAE_FORMATS
 from riebench.saes.files import Checkpoint
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import Signal, SparseAutoencoder
 
 Reader = Callable[[Checkpoint], SparseAutoencoder]
 
@@ -34,6 +34,7 @@ class SaeFormat:
         needs: files that must be there.
         when: what else must hold.
         fetch: patterns of the files a hub download needs, beside `needs`.
+        usual_signal: what its files hold where neither they nor the user say it; None for no usual one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SaeFormat:
     needs: tuple[str, ...] = ()
     when: Callable[[Checkpoint], bool] | None = None
     fetch: tuple[str, ...] = ()
+    usual_signal: Signal | None = None
 
     def fits(self, checkpoint: Checkpoint) -> bool:
         """Return whether a checkpoint is of this format."""
@@ -55,11 +57,12 @@ def sae_format(
     needs: tuple[str, ...] = (),
     when: Callable[[Checkpoint], bool] | None = None,
     fetch: tuple[str, ...] = (),
+    usual_signal: Signal | None = None,
 ) -> Callable[[Reader], Reader]:
     """Register a reader, as a decorator; see `SaeFormat`."""
 
     def enter(read: Reader) -> Reader:
-        SAE_FORMATS.register(name)(SaeFormat(name, read, needs, when, fetch))
+        SAE_FORMATS.register(name)(SaeFormat(name, read, needs, when, fetch, usual_signal))
         return read
 
     return enter

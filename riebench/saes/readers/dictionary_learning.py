@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from riebench.blocks import update_path
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.files import Checkpoint, Tensors, batch_threshold, build, load_tensors, save_tensors, site_of
 from riebench.saes.readers import sae_format
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.utils.files import write_atomic
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
@@ -51,6 +51,9 @@ def read_dictionary_learning(checkpoint: Checkpoint) -> SparseAutoencoder:
     tensors.done()
     _compare(trainer, parts[0], path)
     block, signal = site_of(trainer.get("submodule_name"))
+    # riebench's own trainings say so where it is not the update that the named module gives.
+    if config.get("signal") in get_args(Signal):
+        signal = config["signal"]
     files = (WEIGHTS, CONFIG) if has_config else (WEIGHTS,)
     return build(path, *parts, signal=signal, block=block, sha256=checkpoint.digest(*files), **options)
 

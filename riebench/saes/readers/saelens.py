@@ -2,7 +2,8 @@
 
 Exports, training checkpoints, and flat files from before version 6 are read.
 
-Tensors: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d]; threshold [n]; gated: b_gate, b_mag, r_mag [n].
+Tensors: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d]; threshold [n]; gated: b_gate, b_mag, r_mag [n]. Of
+transcoders W_dec is [n, width of the output], b_dec has that width, and W_skip is [width of the output, d].
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ from riebench.saes.sae import Normalise, SparseAutoencoder
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
 _READABLE = ("standard", "topk", "jumprelu", "gated", *_BATCH)
+_TRANSCODERS = {
+    "transcoder": "standard",
+    "skip_transcoder": "standard",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}
+"""Architecture of a transcoder -> that of an SAE with the same encoder."""
 _REFUSED = {
     "matching_pursuit": "it encodes step by step, not in one product",
     "temporal": "it looks at a sequence, not at one position",
@@ -51,6 +59,8 @@ class _Config:
     rescale: bool
     subtract: bool
     hook: Any
+    transcoder: bool
+    skip: bool
 
 
 @sae_format("SAELens", needs=(WEIGHTS, CONFIG))
@@ -66,6 +76,7 @@ def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
     w_enc, decoder, b_dec = tensors.take("W_enc", "W_dec", "b_dec")
     encoder = w_enc.float().T
     expect_shape(path, encoder, config.n, config.d, CONFIG)
+    (skip,) = tensors.take("W_skip") if config.skip else (None,)
     scaling = tensors.optional("scaling_factor")
     decoder = decoder.float() if scaling is None else decoder.float() * scaling.float()[:, None]
     options = _activation(checkpoint, config, tensors, path)
@@ -79,10 +90,12 @@ def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
         encoder, latent_bias, decoder = encoder * lengths[:, None], latent_bias * lengths, decoder / lengths[:, None]
     block, signal = site_of(config.hook)
     b_dec, scale = b_dec.float(), config.input_scale
+    # What multiplies a transcoder's inputs says nothing about its outputs.
+    back = 1.0 if config.transcoder else scale
     return build(
-        path, encoder * scale, decoder / scale, b_dec / scale if config.subtract else torch.zeros_like(b_dec),
-        b_dec / scale, latent_bias, k=config.k, normalise=config.normalise, signal=signal, block=block,
-        sha256=checkpoint.digest(WEIGHTS, CONFIG), **options,
+        path, encoder * scale, decoder / back, b_dec / scale if config.subtract else torch.zeros(config.d),
+        b_dec / back, latent_bias, k=config.k, normalise=config.normalise, signal=signal, block=block,
+        transcoder=config.transcoder, skip=skip, sha256=checkpoint.digest(WEIGHTS, CONFIG), **options,
     )  # fmt: skip
 
 
@@ -113,7 +126,8 @@ def _activation(checkpoint: Checkpoint, config: _Config, tensors: Tensors, path:
 def _read_config(checkpoint: Checkpoint) -> _Config:
     config, where = checkpoint.config(CONFIG), checkpoint.folder / CONFIG
     # Before version 6 everything lay flat, and a file without an architecture was a standard one.
-    architecture = str(config.get("architecture") or "standard")
+    stated = str(config.get("architecture") or "standard")
+    architecture = _TRANSCODERS.get(stated, stated)
     _refuse_architectures(architecture, where)
     if config.get("reshape_activations", "none") != "none":
         raise RiebenchError(f"{where}: reshape_activations is {config['reshape_activations']!r}; only 'none' is read")
@@ -123,6 +137,7 @@ def _read_config(checkpoint: Checkpoint) -> _Config:
     counts = {**(config.get("activation_fn_kwargs") or {}), **config}
     needs_k = architecture == "topk" or activation != "relu"
     normalise, scale = _normalisation(checkpoint, config, where)
+    hooks = config.get("metadata") or config
     return _Config(
         architecture=architecture,
         n=whole(config, "d_sae", where),
@@ -132,8 +147,10 @@ def _read_config(checkpoint: Checkpoint) -> _Config:
         normalise=normalise,
         input_scale=scale,
         rescale=bool(config.get("rescale_acts_by_decoder_norm", architecture in _BATCH)),
-        subtract=bool(config.get("apply_b_dec_to_input", True)),
-        hook=(config.get("metadata") or config).get("hook_name"),
+        subtract=bool(config.get("apply_b_dec_to_input", True)) and stated not in _TRANSCODERS,
+        hook=hooks.get("hook_name_out") if stated in _TRANSCODERS else hooks.get("hook_name"),
+        transcoder=stated in _TRANSCODERS,
+        skip="skip" in stated,
     )
 
 
@@ -143,8 +160,6 @@ def _training_k(config: dict[str, Any]) -> int | None:
 
 
 def _refuse_architectures(architecture: str, where: Path) -> None:
-    if "transcoder" in architecture:
-        raise RiebenchError(f"{where}: a transcoder predicts another layer's output; give an SAE of block updates")
     if architecture in _REFUSED:
         raise RiebenchError(
             f"{where}: architecture {architecture!r} is not read: {_REFUSED[architecture]}; give one of "

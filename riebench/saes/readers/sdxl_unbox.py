@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,20 +18,27 @@ from riebench.blocks import long_name
 from riebench.errors import RiebenchError
 from riebench.saes.files import Checkpoint, Tensors, build, expect_shape, load_tensors, save_tensors
 from riebench.saes.readers import sae_format
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.utils.files import file_sha256, write_atomic
 
 WEIGHTS, CONFIG = "state_dict.pth", "config.json"
 
 
-@sae_format("sdxl-unbox", needs=(WEIGHTS, CONFIG), fetch=("mean.pt", "std.pt"))
+@sae_format("sdxl-unbox", needs=(WEIGHTS, CONFIG), fetch=("mean.pt", "std.pt"), usual_signal="update")
 def read_sdxl_unbox(checkpoint: Checkpoint) -> SparseAutoencoder:
     """Read a checkpoint folder of the sdxl-unbox layout.
 
+    The layout does not say what the SAE was trained on, and usually that is a block's update; riebench's own
+    configurations have a key `signal` where it is not.
+
     Raises:
-        RiebenchError: on missing or unknown tensors, shapes that contradict the configuration, or damage.
+        RiebenchError: on missing or unknown tensors, shapes that contradict the configuration, an unknown signal, or
+            damage.
     """
     config, path = _config(checkpoint), checkpoint.folder / WEIGHTS
+    signal = config.get("signal")
+    if signal not in (None, *get_args(Signal)):
+        raise RiebenchError(f"{checkpoint.folder / CONFIG}: signal is update or output, not {signal!r}")
     stored = load_tensors(path)
     state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
     tensors = Tensors(state, path, "an sdxl-unbox SAE")
@@ -43,7 +50,7 @@ def read_sdxl_unbox(checkpoint: Checkpoint) -> SparseAutoencoder:
     expect_shape(path, encoder, config["n_dirs_local"], config["d_model"], CONFIG)
     # The hash is of the weights alone: runs of this format have been named by it from the start.
     return build(
-        path, encoder, decoder.T, pre_bias, pre_bias, latent_bias, k=config["k"], signal="update",
+        path, encoder, decoder.T, pre_bias, pre_bias, latent_bias, k=config["k"], signal=signal,
         sha256=file_sha256(path),
     )  # fmt: skip
 
