@@ -17,12 +17,12 @@ from torch import Tensor
 from riebench.errors import RiebenchError
 from riebench.generation.hooks import known_sites
 from riebench.models.loading import LoadedModel
+from riebench.models.sae_quality import SaeFigures, variance_text
 from riebench.runs.sae_check import Reading, measure
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkpoints, load_sae
 from riebench.saes.sae import COUNTING, MAX_WEIGHT, Signal, SparseAutoencoder
 from riebench.saes.sources import SaeSource, check_width, sources_of
-from riebench.store.sae_figures import SaeFigures, variance_text
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Count, StoredModel
 from riebench.tasks.suites import load_suite

@@ -17,6 +17,7 @@ from torch import Tensor
 from riebench.errors import DeviceLostError, RiebenchError, StoreError
 from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import LoadedModel
+from riebench.models.sae_quality import Quantity, SaeFigures, variance_text
 from riebench.runs.plan import CHECKED_EXAMPLES, ExampleWork, Unit
 from riebench.runs.prepare import PreparedSetting
 from riebench.saes.figures import Meter
@@ -27,11 +28,8 @@ from riebench.store.sae_figures import (
     BlockFigures,
     MeasuredExample,
     MeasuredSae,
-    Quantity,
-    SaeFigures,
     model_digest,
     read_sae_figures,
-    variance_text,
 )
 from riebench.utils.terminal import ProgressBar
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from riebench.models.sae_quality import SaeFigures
 from riebench.saes.sae import SparseAutoencoder
-from riebench.store.sae_figures import SaeFigures
 
 __all__ = ["FeatureStatistics", "Meter", "SaeFigures", "StatisticsSum", "feature_statistics"]
 

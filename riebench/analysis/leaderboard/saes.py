@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from riebench.analysis.configurations import block_order
 from riebench.analysis.leaderboard.rows import NO_RANK
+from riebench.models.sae_quality import variance_text
 from riebench.store.folder import RunFolder
-from riebench.store.sae_figures import MeasuredSae, variance_text
+from riebench.store.sae_figures import MeasuredSae
 from riebench.utils.markup import Block, BulletList, Code, Heading, MarkupTable, Piece
 
 HEADER = (
