@@ -101,7 +101,10 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
 
 
 def _sae_runs(units: Sequence[Unit], settings: Sequence[Setting], folders: Mapping[str, RunFolder]) -> int:
-    """Return the number of pictures that are generated to measure SAEs; none if all figures are stored."""
+    """Return the number of pictures that are generated to measure SAEs.
+
+    There are none if all figures are stored.
+    """
     works = checked_works(units)
     for setting in settings:
         if "saes" in get_method(setting.method).needs:

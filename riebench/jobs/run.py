@@ -88,7 +88,7 @@ def run_job(request: RunRequest, say: Say) -> None:
 
 
 def measure_stored_saes(request: RunRequest, say: Say) -> None:
-    """Measure the SAEs of runs that are stored already and lack figures; make no pictures.
+    """Measure the SAEs of stored runs that lack figures; make no pictures.
 
     It is for runs from before SAEs were measured, published ones among them. Of the requested configurations those
     without a run folder are left out.

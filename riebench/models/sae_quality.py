@@ -60,11 +60,16 @@ class SaeFigures(StoredModel):
 
     @property
     def useless(self) -> bool:
-        """True if the SAE explains nothing: its reconstructions are worse than the mean alone, or not finite."""
+        """True if the SAE explains nothing.
+
+        Its reconstructions are worse than the mean alone, or not finite.
+        """
         return not self.explained_variance >= 0
 
     def faults(self, features: int, k: int | None) -> list[str]:
-        """Return what is poor about these figures, each in words; nothing if they are as they should be.
+        """Return what is poor about these figures, in words.
+
+        There is nothing if they are as they should be.
 
         Args:
             features: number of features of the SAE.

@@ -181,26 +181,13 @@ class EditorRunner:
 
 
 def run_benchmark(
-    tasks: Sequence[EditTask],
-    settings: Sequence[Setting],
-    model: LoadedModel,
-    *,
-    results_root: Path,
-    saes_source: str | None = None,
-    seeds: Sequence[int] = (0,),
-    limit: int | None = None,
-    batch_size: int | None = None,
-    regions: str = DEFAULT_REGIONS,
-    redo: Redo = "missing",
-    shard: tuple[int, int] = (1, 1),
-    offline: bool = False,
-    progress: bool = True,
-    provenance: Mapping[str, Any] | None = None,
-    pool: Sequence[EditTask] | None = None,
-    stop_after: int = STOP_AFTER,
-    accept_sae: bool = False,
-    say: Say = lambda _: None,
-) -> list[RunFolder]:
+    tasks: Sequence[EditTask], settings: Sequence[Setting], model: LoadedModel, *, results_root: Path,
+    saes_source: str | None = None, seeds: Sequence[int] = (0,), limit: int | None = None,
+    batch_size: int | None = None, regions: str = DEFAULT_REGIONS, redo: Redo = "missing",
+    shard: tuple[int, int] = (1, 1), offline: bool = False, progress: bool = True,
+    provenance: Mapping[str, Any] | None = None, pool: Sequence[EditTask] | None = None,
+    stop_after: int = STOP_AFTER, accept_sae: bool = False, say: Say = lambda _: None,
+) -> list[RunFolder]:  # fmt: skip
     """Make all edited pictures of some tasks with some configurations on one model.
 
     The SAEs are measured first (`riebench.runs.sae_check`). An error in one unit is recorded with its reason, and the

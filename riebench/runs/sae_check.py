@@ -62,7 +62,10 @@ class Reading:
 
     @classmethod
     def of(cls, block: str, sae: SparseAutoencoder) -> Reading:
-        """Return the reading that an SAE itself states; of one that states nothing, that of a block's update."""
+        """Return the reading that an SAE itself states.
+
+        One that states nothing is read as an SAE of the block's update.
+        """
         signal = sae.signal or "update"
         return cls(block, sae, signal, signal)
 
@@ -77,7 +80,9 @@ def measure(
     batch_size: int = 4,
     progress: bool = True,
 ) -> list[SaeFigures]:
-    """Measure SAEs on every step and position of some generations, all on the same activations.
+    """Measure SAEs on every step and position of some generations.
+
+    All are measured on the same activations.
 
     Args:
         readings: SAEs with what they read and reconstruct; an SAE may be there with several readings.
@@ -215,7 +220,9 @@ def measure_saes(
 
 
 def add_figures(prepared: Mapping[str, PreparedSetting], measurement: SaeMeasurement, say: Say) -> int:
-    """Store figures of SAEs in run folders that lack them, whatever they are, and say what is poor.
+    """Store figures of SAEs in run folders that lack them, and say what is poor.
+
+    Nothing is refused.
 
     Args:
         prepared: configuration name -> configuration, whose folder is there already.

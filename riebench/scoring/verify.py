@@ -161,7 +161,10 @@ def _seal(path: Path) -> list[str]:
 
 
 def _sae_figures(folder: RunFolder) -> list[str]:
-    """Find stored figures that are not of the run's SAEs; a run from before they were measured has none."""
+    """Find stored figures that are not of the run's SAEs.
+
+    A run from before they were measured has none.
+    """
     odd = [block for block, one in read_sae_figures(folder.path).items() if not one.is_of(block, folder.spec)]
     return [f"{SAE_FIGURES_FILE} holds figures of another SAE or model for {', '.join(odd)}"] if odd else []
 

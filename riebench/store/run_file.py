@@ -343,7 +343,10 @@ def count_unsealed_lines(folder: Path) -> int | None:
 
 
 def unsealed_files(folder: Path) -> list[str]:
-    """Return the names of files that the seal does not cover, though each seal does; none without a seal."""
+    """Return the names of files that the seal should cover and does not.
+
+    There are none without a seal.
+    """
     sealed = _read_seal(folder)
     return (
         [] if sealed is None else [name for name in REPLACED_FILES if name not in sealed and (folder / name).exists()]

@@ -60,7 +60,7 @@ class MeasuredSae(StoredModel):
 
     @property
     def faults(self) -> list[str]:
-        """What is poor about it; empty if nothing is."""
+        """Descriptions of all that is poor about it; none if nothing is."""
         return self.figures.faults(self.features, self.k)
 
     def is_of(self, block: str, spec: RunSpec) -> bool:

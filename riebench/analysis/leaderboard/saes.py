@@ -61,14 +61,16 @@ class _UsedSae:
 
 
 def verdict(one: MeasuredSae, accepted: bool) -> str:
-    """Return what is to be known of an SAE in a few words; "" if nothing is poor about it."""
+    """Return what is poor about an SAE in a few words; "" for nothing."""
     if one.figures.useless:
         return "SAE accepted though it explains nothing" if accepted else "SAE explains nothing"
     return f"poor SAE: {'; '.join(one.faults)}" if one.faults else ""
 
 
 def sae_blocks(folders: Iterable[RunFolder]) -> list[Block]:
-    """Return the heading, table and definitions of the SAEs of some runs; nothing if none uses any.
+    """Return the heading, table and definitions of the SAEs of some runs.
+
+    There is nothing if none uses any.
 
     Args:
         folders: run folders of one suite and model.

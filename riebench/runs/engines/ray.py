@@ -36,28 +36,13 @@ AUTH_MODE = "RAY_AUTH_MODE"
 
 
 def run_on_ray(
-    tasks: Sequence[EditTask],
-    settings: Sequence[Setting],
-    model: ModelRecipe,
-    *,
-    results_root: Path,
-    address: str | None = None,
-    workers: int | None = None,
-    saes_source: str | None = None,
-    seeds: Sequence[int] = (0,),
-    limit: int | None = None,
-    batch_size: int | None = None,
-    regions: str = DEFAULT_REGIONS,
-    redo: Redo = "missing",
-    shard: tuple[int, int] = (1, 1),
-    offline: bool = False,
-    progress: bool = True,
-    provenance: Mapping[str, Any] | None = None,
-    pool: Sequence[EditTask] | None = None,
-    say: Say = lambda _: None,
-    stop_after: int = STOP_AFTER,
-    accept_sae: bool = False,
-) -> list[RunFolder]:
+    tasks: Sequence[EditTask], settings: Sequence[Setting], model: ModelRecipe, *, results_root: Path,
+    address: str | None = None, workers: int | None = None, saes_source: str | None = None,
+    seeds: Sequence[int] = (0,), limit: int | None = None, batch_size: int | None = None,
+    regions: str = DEFAULT_REGIONS, redo: Redo = "missing", shard: tuple[int, int] = (1, 1), offline: bool = False,
+    progress: bool = True, provenance: Mapping[str, Any] | None = None, pool: Sequence[EditTask] | None = None,
+    say: Say = lambda _: None, stop_after: int = STOP_AFTER, accept_sae: bool = False,
+) -> list[RunFolder]:  # fmt: skip
     """Run a benchmark on a Ray cluster, as `riebench.runs.runner.run_benchmark` does.
 
     Args:
