@@ -1,8 +1,9 @@
-"""Check of the SAEs of a run, before its first edit: whether they describe the activations that they are used on.
+"""Check of the SAEs of a run before its first edit.
 
-`measure` gives figures of SAEs on pictures that a model generates, of several readings of one SAE if need be.
-`measure_saes` measures those of prepared configurations on the source pictures of the run's first examples, or takes
-what is stored; `check_saes` refuses those that explain nothing and says what is poor about others.
+It says whether they describe the activations that they are used on. `measure` gives figures of SAEs on pictures that a
+model generates, of several readings of one SAE if need be. `measure_saes` measures those of prepared configurations on
+the source pictures of the run's first examples, or takes what is stored; `check_saes` refuses those that explain
+nothing and says what is poor about others.
 """
 
 from __future__ import annotations
