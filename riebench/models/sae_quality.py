@@ -94,6 +94,6 @@ class SaeFigures(StoredModel):
         return f" (its reconstructions vary {self.size_ratio:.3g} times as much as what they stand for)"
 
 
-def variance_text(value: float) -> str:
+def variance_text(value: float, decimals: int = 2) -> str:
     """Return an explained variance as it is printed."""
-    return f"{value:.2f}" if math.isfinite(value) else "not finite"
+    return f"{value:.{decimals}f}" if math.isfinite(value) else "not finite"

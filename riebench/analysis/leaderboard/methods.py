@@ -62,7 +62,7 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
     outsized = [Paragraph(tuple(pieces)) for pieces in outsized_notes(found)]
     place = f"{suite}/{model}/tables/per_method.md"
     columns = [Heading(3, ("Columns",)), _definitions()]
-    blocks = [*tables, *columns, *sae_blocks(folders), *_reading(comparison, standings, place)]
+    blocks = [*tables, *columns, *_reading(comparison, standings, place)]
     reference = "" if comparison.reference is None else comparison.reference.name
     rows = (
         {
@@ -72,7 +72,7 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
         for standing in sorted(standings, key=lambda standing: inputs_order(places[standing.entry]))
     )  # fmt: skip
     title = (Name(suite), " on ", Name(model))
-    return Section(title, method_conclusion(comparison, standings), (*blocks, *outsized), tuple(rows))
+    return Section(title, method_conclusion(comparison, standings), (*blocks, *outsized, *sae_blocks(folders)), tuple(rows))
 
 
 def row_notes(

@@ -81,7 +81,7 @@ def profile_section(suite: str, model: str, folders: Sequence[RunFolder], profil
         for one in sorted(ranked, key=lambda one: inputs_order(one.configuration.access))
     )  # fmt: skip
     place = f"{suite}/{model}/tables/{profile}/per_method.md"
-    blocks = (*tables, Heading(3, ("Columns",)), _definitions(beside, profile, place), *sae_blocks(folders), *outsized)
+    blocks = (*tables, Heading(3, ("Columns",)), _definitions(beside, profile, place), *outsized, *sae_blocks(folders))
     title = (Name(suite), " on ", Name(model), ", profile ", Code(profile))
     return Section(title, _conclusion(ranked, profile), blocks, rows)
 

@@ -51,11 +51,11 @@ class _UsedSae:
         if one is None:
             return (self.label, self.block, NOT_MEASURED, *[NO_RANK] * 4, users, "")
         figures = one.figures
-        active = f"{figures.l0:.4g}" + ("" if one.k is None else f" of k {one.k}")
+        active = f"{figures.l0:.4g}" + ("" if one.k is None else f" (k {one.k})")
         ratios = (NO_RANK if value is None else f"{value:.2f}" for value in (figures.mean_distance, figures.size_ratio))
         notes = verdict(one, self.accepted)
         return (
-            self.label, self.block, variance_text(figures.explained_variance), active, f"{figures.dead_share:.0%}",
+            self.label, self.block, variance_text(figures.explained_variance, 3), active, f"{figures.dead_share:.0%}",
             *ratios, users, notes,
         )  # fmt: skip
 
@@ -112,7 +112,7 @@ def _definitions() -> Block:
             "than their mean, below 0 nothing is explained. ", Code("riebench run"), " measures it before the first "
             "edit; runs from before it did show \"not measured\".",
         ),
-        "L0": ("features active at a position.",),
+        "L0": ("features active at a position; in brackets the k that the SAE states.",),
         "dead features": ("share that is active at no position of these pictures.",),
         "mean distance": (
             "of the activations' mean from the mean that the SAE subtracts, in spreads of the activations; a dash "
