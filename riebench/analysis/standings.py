@@ -30,6 +30,7 @@ from riebench.analysis.stats import BOOTSTRAP_SEED, POWER_FACTOR, REPLICATES, Es
 from riebench.analysis.tradeoff import Examples, SampleMean, TradeOff, along_curves, cross_fit, paired_differences
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
+from riebench.store.sae_figures import least_variance
 from riebench.tasks.schema import sorted_access
 
 Floats = NDArray[np.float64]
@@ -70,6 +71,7 @@ class Entry:
         sae: which SAEs: their place and the beginning of the least of their hashes; "" without.
         block_set: blocks edited together.
         configurations: one for each of its edit strengths.
+        sae_variance: least explained variance of its SAEs on the activations of its runs; None if not measured.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Entry:
     sae: str
     block_set: str
     configurations: tuple[Configuration, ...]
+    sae_variance: float | None = None
 
     @property
     def place(self) -> str:
@@ -234,9 +237,11 @@ def group_entries(read: Iterable[ReadFolder], *, single_blocks: bool = False) ->
 
 def _entry(name: str, sae: str, block_set: str, members: Sequence[tuple[RunFolder, Configuration]]) -> Entry:
     letters = {letter for _, configuration in members for letter in configuration.access}
+    folders = {folder.path: folder for folder, _ in members}
     return Entry(
         name, members[0][1].method, sorted_access(letters), sae, block_set,
         tuple(configuration for _, configuration in members),
+        least_variance(folder.sae_figures() for folder in folders.values()),
     )  # fmt: skip
 
 

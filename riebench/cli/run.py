@@ -76,6 +76,10 @@ def request_from_options(
         ),
     ] = None,
     sae: SaeOption = None,
+    accept_sae: Annotated[
+        bool,
+        typer.Option("--accept-sae", help="Also run an SAE that explains nothing of the activations it is used on."),
+    ] = False,
     blocks: Annotated[
         str | None,
         typer.Option(
@@ -199,6 +203,7 @@ def request_from_options(
         settings_set=settings_set,
         model=model,
         sae=sae,
+        accept_sae=accept_sae,
         blocks=blocks,
         edit_steps=edit_steps,
         categories=split_names(categories),
@@ -259,6 +264,10 @@ def run(
             help="Only say what would be done: units, generations, time, memory, disk. Runs plug-ins.",
         ),
     ] = False,
+    measure_saes: Annotated[
+        bool,
+        typer.Option("--measure-saes", help="Only measure the SAEs of runs that are stored already; make no pictures."),
+    ] = False,
 ) -> None:
     """Generate, score and tabulate. Repeating a command does only what is missing.
 
@@ -268,6 +277,10 @@ def run(
         from riebench.jobs.dry_run import forecast_job, print_forecast
 
         print_forecast(forecast_job(job))
+    elif measure_saes:
+        from riebench.jobs.run import measure_stored_saes
+
+        measure_stored_saes(job, say)
     else:
         from riebench.jobs.run import run_job
 

@@ -150,6 +150,8 @@ def _column(report: SaeReport) -> dict[str, str]:
         cells[f"{signal}: features active (L0)"] = f"{figures.l0:.4g}"
         cells[f"{signal}: explained variance"] = f"{figures.explained_variance:.4f}"
         cells[f"{signal}: dead features"] = f"{figures.dead_share:.2%}"
+        ratios = {"mean distance": figures.mean_distance, "size ratio": figures.size_ratio}
+        cells |= {f"{signal}: {name}": "-" if value is None else f"{value:.3g}" for name, value in ratios.items()}
     return cells
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from riebench.errors import RiebenchError
 from riebench.features.data import NearFeature, Neighbours
 from riebench.generation.generator import Generator
-from riebench.generation.readings import Readings, sae_reading
+from riebench.generation.listeners import Listeners, sae_listener
 from riebench.saes.sae import SparseAutoencoder
 from riebench.utils.terminal import ProgressBar
 
@@ -195,7 +195,7 @@ class Activity:
         return tuple(float(counts[index]) / at_each for counts in self._by_step)
 
     def take_step(self, values: Tensor, _: Tensor, time: Tensor | None) -> None:
-        """Take one step; see `riebench.generation.readings.Take`."""
+        """Take one step; see `riebench.generation.listeners.Take`."""
         self.add_step(values, time)
 
     def add_step(self, read: Tensor, time: Tensor | None = None) -> None:
@@ -293,7 +293,7 @@ def observe(
     """
     if not activities:
         return
-    capture = Readings([sae_reading(block, one.sae, one.take_step) for block, one in activities.items()]).capture
+    capture = Listeners([sae_listener(block, one.sae, one.take_step) for block, one in activities.items()]).capture
     with ProgressBar[None](title="pictures", unit="picture", total=len(pictures), shown=progress) as bar:
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]

@@ -1,7 +1,8 @@
 """Reports on SAEs: from their files alone, and measured on a model.
 
-`inspect` reports on all SAEs of a place, `measure` computes their figures on generated pictures, `prompts_from` gives
-the prompts for that, and `stored_statistics` reads the statistics that an SAE's own files state.
+`inspect` reports on all SAEs of a place, with the figures that `riebench.runs.sae_check.measure` computes on generated
+pictures, `prompts_from` gives the prompts for that, and `stored_statistics` reads the statistics that an SAE's own
+files state.
 """
 
 from __future__ import annotations
@@ -10,16 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from riebench.errors import RiebenchError
-from riebench.generation.generator import Generator
 from riebench.generation.hooks import known_sites
-from riebench.generation.readings import Reading, Readings, flat
 from riebench.models.loading import LoadedModel
-from riebench.saes.figures import Meter, SaeFigures
+from riebench.models.sae_quality import SaeFigures, variance_text
+from riebench.runs.sae_check import Reading, measure
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkpoints, load_sae
 from riebench.saes.sae import COUNTING, MAX_WEIGHT, Signal, SparseAutoencoder
@@ -27,7 +26,6 @@ from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Count, StoredModel
 from riebench.tasks.suites import load_suite
-from riebench.utils.terminal import ProgressBar
 
 FILES = ("mean.pt", "std.pt")
 """Mean and standard deviation of each feature over the positions where it is active, as sdxl-unbox writes them."""
@@ -113,8 +111,10 @@ def inspect(
     measured: list[dict[Signal, SaeFigures]] = [{} for _ in found]
     if model is not None:
         tried = [(_block(path, sae, model), sae, _signals(sae)) for path, sae in found]
-        measured = measure(tried, model, prompts, batch_size=batch_size, progress=progress)
-    reports = [_report(path, sae, figures) for (path, sae), figures in zip(found, measured, strict=True)]
+        readings = [Reading(block, sae, sae.reads_for(one), one) for block, sae, signals in tried for one in signals]
+        figures = iter(measure(readings, model, prompts, batch_size=batch_size, progress=progress))
+        measured = [{signal: next(figures) for signal in signals} for _, _, signals in tried]
+    reports = [_report(path, sae, one) for (path, sae), one in zip(found, measured, strict=True)]
     if model is None:
         return Inspection(saes=tuple(reports))
     return Inspection(model=model.spec.name, prompts=len(prompts), steps=model.spec.steps, saes=tuple(reports))
@@ -159,10 +159,11 @@ def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> lis
     figures = max(measured.values(), key=lambda one: one.explained_variance, default=None)
     if figures is None:
         return warnings
-    if figures.explained_variance <= 0:
+    if figures.useless:
+        value = variance_text(figures.explained_variance)
         warnings.append(
-            f"explains nothing (explained variance {figures.explained_variance:g}): it was made for another signal, "
-            "block or model, or its axes or activation are not what they are taken for; do not use it"
+            f"explains nothing (explained variance {value}): it was made for another signal, block or model, or its "
+            "axes or activation are not what they are taken for; do not use it"
         )
     if sae.k is not None and not sae.k / 2 <= figures.l0 <= (sae.k if sae.activation in COUNTING else 2 * sae.k):
         reason = (
@@ -248,46 +249,3 @@ def _read_statistic(path: Path, sae: SparseAutoencoder) -> Tensor | None:
         raise RiebenchError(f"{path} holds numbers that no feature's value has; delete it or fetch it again")
     # The stored statistics are of values that are not yet multiplied by the lengths of the decoder's rows.
     return values.float() * sae.row_scale.cpu()
-
-
-@torch.inference_mode()
-def measure(
-    saes: Sequence[tuple[str, SparseAutoencoder, Sequence[Signal]]],
-    model: LoadedModel,
-    prompts: Sequence[str],
-    *,
-    batch_size: int = 4,
-    progress: bool = True,
-) -> list[dict[Signal, SaeFigures]]:
-    """Measure SAEs on every step and position of some generations.
-
-    Args:
-        saes: block, SAE and the signals to try, for each.
-        model: generates; its conditional half is measured.
-        prompts: one generation each.
-        batch_size: pictures at a time.
-        progress: shows a bar.
-
-    Returns:
-        Signal -> figures, for each SAE in order.
-    """
-    meters: list[dict[Signal, Meter]] = [
-        {signal: Meter(sae.to(model.device)) for signal in signals} for _, sae, signals in saes
-    ]
-
-    def reading(block: str, sae: SparseAutoencoder, signal: Signal, meter: Meter) -> Reading:
-        def take(x: Tensor, target: Tensor, time: Tensor | None) -> None:
-            meter.add(flat(x), flat(target), time)
-
-        return Reading(block, sae.reads_for(signal), signal, take)
-
-    capture = Readings([
-        reading(block, sae, signal, meter)
-        for (block, sae, _), found in zip(saes, meters, strict=True)
-        for signal, meter in found.items()
-    ]).capture  # fmt: skip
-    generator = Generator(model, cached_prompts=2 * batch_size)
-    for first in ProgressBar(range(0, len(prompts), batch_size), title="measure", shown=progress):
-        some = prompts[first : first + batch_size]
-        generator.generate(some, [first + i for i in range(len(some))], capture=capture)
-    return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]

@@ -49,6 +49,8 @@ class RunConfig(StoredModel):
     """Preset, folder, single file or hub id."""
     sae: str | None = None
     """Source of the SAEs."""
+    accept_sae: StrictBool = False
+    """True to run SAEs that explain nothing of the activations, too."""
     blocks: str | None = None
     """`each`, `together`, `both`, or names of blocks with commas between."""
     edit_steps: str | None = None

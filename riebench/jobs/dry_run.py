@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from riebench.models.families.sizes import Shape
 from riebench.models.lookup import ModelInfo, look_up
 from riebench.models.presets import sae_bytes_of_width
 from riebench.models.spec import ModelOptions
-from riebench.runs.plan import Unit, check_request, plan, shard_units
+from riebench.runs.plan import Unit, check_request, checked_works, plan, shard_units
 from riebench.runs.prepare import check_places
 from riebench.store.folder import SHARED_NAME, SINGLE_SHARD, RunFolder, SharedFolder, run_path
 from riebench.store.records import RUN_FILE, RunSpec
@@ -70,13 +70,15 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
         regions.options.check_side(known.spec.size)
     for setting in settings:
         check_places(setting, known.shape.blocks, known.spec)
-    units = shard_units(plan(tasks, settings, job.seeds), job.engine.shard)
+    whole = plan(tasks, settings, job.seeds)
+    units = shard_units(whole, job.engine.shard)
     digests = {unit.key.digest for unit in units}
-    done = {
-        setting.name: folder.finished_units(redo, digests)
+    folders = {
+        setting.name: folder
         for setting in settings
         if (folder := _folder(job.results, tasks[0].suite, known, setting)) is not None
     }
+    done = {name: folder.finished_units(redo, digests) for name, folder in folders.items()}
     # A named device need not be here: plans are often made on another machine than the one that runs them.
     device = pick_device("auto") if job.device == "auto" else job.device
     saes = sae_bytes(settings, known.shape)
@@ -93,8 +95,24 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
         regions=regions,
         stored_masks=_stored_masks(job.results, units, known),
         shard=job.engine.shard,
+        sae_runs=_sae_runs(whole, settings, folders),
     )
     return JobPlan(planned, known, settings, tasks)
+
+
+def _sae_runs(units: Sequence[Unit], settings: Sequence[Setting], folders: Mapping[str, RunFolder]) -> int:
+    """Return the number of pictures that are generated to measure SAEs.
+
+    There are none if all figures are stored.
+    """
+    works = checked_works(units)
+    for setting in settings:
+        if "saes" in get_method(setting.method).needs:
+            stored = folders[setting.name].sae_figures() if setting.name in folders else {}
+            blocks = [short_name(block) for block in setting.blocks]
+            if any(block not in stored or len(stored[block].examples) < len(works) for block in blocks):
+                return len(works)
+    return 0
 
 
 def _known(job: RunRequest) -> ModelInfo:
@@ -203,6 +221,10 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
                               f"{kept}"),
         ("disk (estimate)", f"{size_text(found.disk)} of pictures"),
     ]  # fmt: skip
+    if found.sae_runs:
+        evaluations = found.sae_runs * per_picture(model)
+        text = f"first {found.sae_runs} source pictures, {evaluations} U-Net evaluations; counted nowhere above"
+        lines.append(("SAE check", text))
     if found.shard != SINGLE_SHARD:
         index, count = found.shard
         lines.insert(1, ("shard", f"{index} of {count}; all that follows is this part's alone"))

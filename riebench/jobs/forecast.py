@@ -54,6 +54,7 @@ class PlannedWork:
         regions: the region provider.
         stored_masks: example id and seed of the examples whose masks are stored.
         shard: (i, n) if these are the units of the i-th of n parts alone.
+        sae_runs: source pictures that are generated first to measure SAEs.
     """
 
     model: ModelSpec
@@ -68,6 +69,7 @@ class PlannedWork:
     regions: RegionSpec = field(default_factory=lambda: parse_regions(DEFAULT_REGIONS))
     stored_masks: frozenset[tuple[str, int]] = frozenset()
     shard: tuple[int, int] = SINGLE_SHARD
+    sae_runs: int = 0
 
 
 def per_picture(model: ModelSpec) -> int:
@@ -269,6 +271,7 @@ class Forecast:
         memory: estimated peak on the device that generates.
         disk: pictures to be stored.
         shard: (i, n) if all this is of the i-th of n parts alone.
+        sae_runs: source pictures that are generated first to measure SAEs; none of the other numbers counts them.
     """
 
     model: ModelSpec
@@ -284,6 +287,7 @@ class Forecast:
     memory: Memory
     disk: int
     shard: tuple[int, int]
+    sae_runs: int = 0
 
     @property
     def units(self) -> int:
@@ -343,6 +347,7 @@ def forecast(planned: PlannedWork) -> Forecast:
         memory=memory(planned, works),
         disk=disk_bytes(planned, len(missing) + 2 * len(works)),
         shard=planned.shard,
+        sae_runs=planned.sae_runs,
     )
 
 

@@ -18,6 +18,7 @@ from riebench.store.folder import MODEL_FILE, SHARED_NAME, RunFolder, run_path
 from riebench.store.parquet import read_records, read_score_table, write_records, write_scores
 from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
 from riebench.store.run_file import RunFile, broken_seals, part_files, write_seal
+from riebench.store.sae_figures import SAE_FIGURES_FILE
 from riebench.store.scores import ScoreColumns
 from riebench.utils.files import write_atomic
 
@@ -144,8 +145,12 @@ def _write(source: RunFolder, place: Path) -> None:
         return
     for name in (RECORDS_FILE, SCORES_FILE):
         (place / name).unlink(missing_ok=True)
-    if (source.path / SCORING_FILE).is_file():
-        write_atomic(place / SCORING_FILE, (source.path / SCORING_FILE).read_bytes())
+    for name in (SCORING_FILE, SAE_FIGURES_FILE):
+        if (source.path / name).is_file():
+            write_atomic(place / name, (source.path / name).read_bytes())
+    if not RunFolder(place).sae_figures():
+        # Those of the run that was replaced.
+        (place / SAE_FIGURES_FILE).unlink(missing_ok=True)
     shared = place.parent / SHARED_NAME / MODEL_FILE
     if not shared.exists() and (file := source.shared.path / MODEL_FILE).is_file():
         shared.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +180,9 @@ def _check(source: RunFolder, place: Path, run: Path) -> Published:
     }
     known = {record.key.digest for record in records}
     stored = {key: score for key, score in source.scores().items() if score.unit in known}
-    if records != source.records() or scores != stored or RunFolder(place).expected != source.expected:
+    there, figures = RunFolder(place), source.sae_figures()
+    same = there.expected == source.expected and (not figures or there.sae_figures() == figures)
+    if records != source.records() or scores != stored or not same:
         raise StoreError(f"{place} does not say the same as {run}; nothing else was changed, please report this")
     made = sum(record.status != "error" for record in records)
     return Published(

@@ -101,6 +101,7 @@ class RunRequest:
     settings_set: str = MAIN_SET
     model: str | None = None
     sae: str | None = None
+    accept_sae: bool = False
     blocks: str | None = None
     edit_steps: str | None = None
     categories: tuple[str, ...] = ()

@@ -24,12 +24,13 @@ from riebench.models.presets import scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.report.gallery import write_galleries
 from riebench.runs.failures import check_success
-from riebench.runs.plan import Unit, plan, shard_units
-from riebench.runs.prepare import check_prompts, prepare_setting
+from riebench.runs.plan import Unit, checked_works, plan, shard_units
+from riebench.runs.prepare import check_prompts, prepare_all, prepare_setting
 from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, run_path, set_aside
 from riebench.store.invocations import invocation_notes
+from riebench.store.records import RUN_FILE
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
 from riebench.utils.collector import resume_collector
@@ -84,6 +85,38 @@ def run_job(request: RunRequest, say: Say) -> None:
         check_success(folders, units)
         say_failures(folders, say)
         say(f"done in {time.monotonic() - started:.0f} s; the same command does only what is missing")
+
+
+def measure_stored_saes(request: RunRequest, say: Say) -> None:
+    """Measure the SAEs of stored runs that lack figures; make no pictures.
+
+    It is for runs from before SAEs were measured, published ones among them. Of the requested configurations those
+    without a run folder are left out.
+
+    Args:
+        request: the options of the run.
+        say: function that prints a line for people.
+
+    Raises:
+        RiebenchError: if a folder holds a run of another identity, or there are none.
+    """
+    from riebench.runs.sae_check import add_figures, known_saes, measure_saes
+
+    with offline_mode(request.offline):
+        tasks, settings = request.plan()
+        device = pick_device(request.device)
+        say(f"loading {request.recipe.name} on {device}")
+        model = request.recipe.load()
+        suite = request.results / tasks[0].suite
+        stored = [one for one in settings if (suite / model.spec.name / one.name / RUN_FILE).is_file()]
+        if not stored:
+            raise RiebenchError(f"{suite / model.spec.name} holds no run of these configurations; nothing to measure")
+        regions = parse_regions(request.regions or DEFAULT_REGIONS).identity
+        prepared = prepare_all(stored, tasks[0].suite, model, request.results, None, regions, request.offline)
+        works = checked_works(plan(tasks, stored, request.seeds), fixed_noise=model.spec.fixed_noise)
+        found = measure_saes(prepared, works, model, known_saes(suite), progress=request.progress)
+        changed = add_figures(prepared, found, say)
+        say(f"figures of SAEs were added to {changed} of {len(stored)} run folders")
 
 
 def produce(request: RunRequest, say: Say) -> list[RunFolder]:
@@ -156,6 +189,8 @@ def generate(
         redo=redo,
         offline=request.offline,
         stop_after=request.stop_after,
+        accept_sae=request.accept_sae,
+        say=say,
         progress=request.progress,
         # Whole tasks: the references that methods look at must not depend on --limit.
         pool=load_suite(request.suite, categories=request.categories),
@@ -187,7 +222,7 @@ def _load(
         return model, {"provenance": invocation_notes(request=asked, device=device, **request.options.placement)}
     # Workers load the model, check prompts and report their device.
     notes = invocation_notes(request=asked, engine=engine.engine, **request.options.placement)
-    return recipe, {"address": engine.address, "workers": engine.workers, "say": say, "provenance": notes}
+    return recipe, {"address": engine.address, "workers": engine.workers, "provenance": notes}
 
 
 def _refuse_another_run(

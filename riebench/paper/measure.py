@@ -24,8 +24,8 @@ from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit, LiveSite
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import find_site, hooked, known_sites
+from riebench.generation.listeners import Listener, Listeners
 from riebench.generation.memory import automatic_batch_size
-from riebench.generation.readings import Reading, Readings
 from riebench.generation.trace import capture
 from riebench.models.loading import LoadedModel
 from riebench.models.presets import is_shipped
@@ -185,8 +185,8 @@ def stream_readings(
             for half, x, wanted in parts:
                 take(place, SaeStep(step, half, first, _positions_first(x), _positions_first(wanted), time))
 
-        wanted = Readings([
-            Reading(block, sae.reads, sae.signal or "update", partial(pass_on, place))
+        wanted = Listeners([
+            Listener(block, sae.reads, sae.signal or "update", partial(pass_on, place))
             for place, (block, sae) in enumerate(saes)
         ]).capture  # fmt: skip
         # Without guidance options the capture passes both halves on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 
 from riebench.blocks import block_set_name
 from riebench.errors import RiebenchError
@@ -13,6 +14,9 @@ from riebench.store.folder import REDO_MODES
 from riebench.store.records import UnitKey, noise_seed
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting_plugin
+
+CHECKED_EXAMPLES = 4
+"""Source pictures on which the SAEs of a run are measured, or all of a run that has fewer."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,23 @@ def works_of(units: Sequence[Unit], *, fixed_noise: bool = False) -> list[Exampl
             found[place] = ExampleWork(unit.task, unit.example, unit.key.seed, [], fixed_noise)
         found[place].units.append(unit)
     return list(found.values())
+
+
+def checked_works(units: Sequence[Unit], *, fixed_noise: bool = False) -> list[ExampleWork]:
+    """Return the examples of a run on whose source pictures its SAEs are measured.
+
+    They are the first example of each task, then the second of each, and so on, `CHECKED_EXAMPLES` with the first
+    seed. So they are the same for every shard and worker, and for most values of `--limit`.
+
+    Args:
+        units: all units of the run, those of all shards.
+        fixed_noise: see `works_of`.
+    """
+    tasks: dict[str, dict[str, ExampleWork]] = {}
+    for work in works_of(units, fixed_noise=fixed_noise):
+        tasks.setdefault(work.task.name, {}).setdefault(work.example.id, work)
+    rounds = zip_longest(*(works.values() for works in tasks.values()))
+    return list(islice((work for one in rounds for work in one if work is not None), CHECKED_EXAMPLES))
 
 
 def shard_works(works: Sequence[ExampleWork], shard: tuple[int, int]) -> list[ExampleWork]:

@@ -33,10 +33,11 @@ from riebench.models.loading import LoadedModel
 from riebench.runs.capture import CapturePlan
 from riebench.runs.failures import STOP_AFTER, FailureWatch
 from riebench.runs.masks import MaskMaker
-from riebench.runs.plan import ExampleWork, Unit, check_request, plan
+from riebench.runs.plan import ExampleWork, Unit, check_request, checked_works, plan
 from riebench.runs.prepare import PreparedSetting, environment_notes, open_folders, prepare_all
 from riebench.runs.recorder import Pixels, Recorder
 from riebench.runs.references import References
+from riebench.runs.sae_check import Say, check_saes, known_saes, measure_saes
 from riebench.store.folder import Redo, RunFolder
 from riebench.store.records import BlockFeatures
 from riebench.tasks.masks import RegionMasks
@@ -180,27 +181,17 @@ class EditorRunner:
 
 
 def run_benchmark(
-    tasks: Sequence[EditTask],
-    settings: Sequence[Setting],
-    model: LoadedModel,
-    *,
-    results_root: Path,
-    saes_source: str | None = None,
-    seeds: Sequence[int] = (0,),
-    limit: int | None = None,
-    batch_size: int | None = None,
-    regions: str = DEFAULT_REGIONS,
-    redo: Redo = "missing",
-    shard: tuple[int, int] = (1, 1),
-    offline: bool = False,
-    progress: bool = True,
-    provenance: Mapping[str, Any] | None = None,
-    pool: Sequence[EditTask] | None = None,
-    stop_after: int = STOP_AFTER,
-) -> list[RunFolder]:
+    tasks: Sequence[EditTask], settings: Sequence[Setting], model: LoadedModel, *, results_root: Path,
+    saes_source: str | None = None, seeds: Sequence[int] = (0,), limit: int | None = None,
+    batch_size: int | None = None, regions: str = DEFAULT_REGIONS, redo: Redo = "missing",
+    shard: tuple[int, int] = (1, 1), offline: bool = False, progress: bool = True,
+    provenance: Mapping[str, Any] | None = None, pool: Sequence[EditTask] | None = None,
+    stop_after: int = STOP_AFTER, accept_sae: bool = False, say: Say = lambda _: None,
+) -> list[RunFolder]:  # fmt: skip
     """Make all edited pictures of some tasks with some configurations on one model.
 
-    An error in one unit is recorded with its reason, and the others go on.
+    The SAEs are measured first (`riebench.runs.sae_check`). An error in one unit is recorded with its reason, and the
+    others go on.
 
     Args:
         tasks: tasks of one suite.
@@ -219,13 +210,15 @@ def run_benchmark(
         provenance: more entries for run.json (the command, for instance).
         pool: whole tasks, whose examples methods may look at as references; None if `tasks` are whole.
         stop_after: ends the run if that many units, the first ones, all fail with the same error; 0 for never.
+        accept_sae: runs SAEs that explain nothing of the activations, too.
+        say: function that prints a line for people.
 
     Returns:
         One folder per configuration, in their order.
 
     Raises:
         NothingMadeError: as `stop_after` says; what is recorded is kept.
-        RiebenchError: before anything is generated, if a configuration, block, SAE or folder cannot be used.
+        RiebenchError: before anything is edited, if a configuration, block, SAE or folder cannot be used.
     """
     check_request(tasks, settings, redo, shard)
     spec = parse_regions(regions)
@@ -234,7 +227,12 @@ def run_benchmark(
     units = plan(tasks, settings, seeds, limit)
     size = batch_size or automatic_batch_size(model)
     notes = {**environment_notes(model), "batch_size": size, **(provenance or {})}
+    looked = checked_works(units, fixed_noise=model.spec.fixed_noise)
+    found = measure_saes(prepared, looked, model, known_saes(results_root / tasks[0].suite), progress=progress)
+    checked = check_saes(found, folders, units, accept=accept_sae, redo=redo, say=say)
     with open_folders(folders, units, model.spec, spec.identity, notes, redo=redo, shard=shard) as works:
+        for name, saes in checked.items():
+            folders[name].write_sae_figures(saes)
         total = sum(len(work.units) for work in works)
         with ProgressBar[None](title=model.spec.name, unit="image", total=total, shown=progress) as bar:
             Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks).run(works, stop_after)

@@ -1,34 +1,54 @@
 """Figures of an autoencoder on activations that a model really computes.
 
-`Meter` measures active features, explained variance and dead features of an SAE; `StatisticsSum` and
-`feature_statistics` give mean, spread and firing rate of each feature.
+`Meter` measures active features, explained variance and dead features of an SAE, and how far its input is from what it
+was made for; `StatisticsSum` and `feature_statistics` give mean, spread and firing rate of each feature.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from riebench.models.sae_quality import SaeFigures
 from riebench.saes.sae import SparseAutoencoder, Time
-from riebench.tasks.schema import Count, StoredModel
 
-_CHUNK = 8192
+__all__ = ["FeatureStatistics", "Meter", "SaeFigures", "StatisticsSum", "feature_statistics"]
+
+_CHUNK_VALUES = 2**25
+"""Feature values that are computed at a time: 128 MiB of them, whatever the number of features."""
 
 
-class SaeFigures(StoredModel):
-    """Measured figures of one SAE on one signal of its block."""
+class _Moments:
+    """Sums of values [P, d] and of their squares, by channel."""
 
-    l0: float
-    """Features that are not zero, mean over positions."""
-    explained_variance: float
-    """1 - summed squared error / summed squared distance to the mean, over all positions and channels together."""
-    dead_share: float
-    """Share of features that are zero at every measured position."""
-    positions: Count
-    """Number of measured positions."""
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        wide = values.double()
+        self._count += len(wide)
+        self._sum = self._sum + wide.sum(0).cpu()
+        self._squares = self._squares + wide.square().sum(0).cpu()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each channel."""
+        return self._sum / max(1, self._count)
+
+    @property
+    def scatter(self) -> float:
+        """Summed squared distance to the mean, over all channels together."""
+        return float((self._squares - self._sum.square() / max(1, self._count)).sum())
+
+    @property
+    def spread(self) -> float:
+        """Root of the mean squared distance to the mean."""
+        return math.sqrt(max(0.0, self.scatter) / max(1, self._count))
 
 
 class Meter:
@@ -43,37 +63,56 @@ class Meter:
         self._positions = 0
         self._active = torch.zeros(sae.n, dtype=torch.long)
         self._error = 0.0
-        self._sum = torch.zeros(sae.d_out, dtype=torch.float64)
-        self._squares = torch.zeros(sae.d_out, dtype=torch.float64)
+        self._inputs, self._targets, self._made = _Moments(), _Moments(), _Moments()
 
     def add(self, x: Tensor, target: Tensor | None = None, time: Time | None = None) -> None:
         """Add positions to the sums.
 
         Args:
             x: what the SAE reads, [P, d].
-            target: what it reconstructs, at the same positions; None for x itself.
+            target: what it is to reconstruct, [P, width of its decoder]; None for what it reads.
             time: the denoiser's time, for SAEs that need it.
         """
-        targets = x if target is None else target
-        for part, wanted in zip(x.float().split(_CHUNK), targets.float().split(_CHUNK), strict=True):
+        chunk = max(1, _CHUNK_VALUES // self._sae.n)
+        goals = (x if target is None else target).float().split(chunk)
+        for part, goal in zip(x.float().split(chunk), goals, strict=True):
             codes = self._sae.encode(part, time)
-            left_over = wanted - self._sae.decode(codes, part, time)
+            made = self._sae.decode(codes, part, time)
             self._positions += len(part)
             self._active += (codes != 0).sum(0).cpu()
-            self._error += float(left_over.double().square().sum())
-            self._sum += wanted.double().sum(0).cpu()
-            self._squares += wanted.double().square().sum(0).cpu()
+            self._error += float((goal - made).double().square().sum())
+            self._inputs.add(part)
+            self._targets.add(goal)
+            self._made.add(made)
 
     def figures(self) -> SaeFigures:
         """Return the figures of all positions added so far."""
         count = max(1, self._positions)
-        variance = float((self._squares - self._sum.square() / count).sum())
+        variance = self._targets.scatter
+        explained = 1 - self._error / variance if variance > 0 else 0.0
         return SaeFigures(
             l0=round(float(self._active.sum()) / count, 3),
-            explained_variance=round(1 - self._error / variance, 4) if variance > 0 else 0.0,
+            explained_variance=round(explained, 4)
+            if math.isfinite(explained) and math.isfinite(variance)
+            else -math.inf,
             dead_share=round(float((self._active == 0).float().mean()), 4),
             positions=self._positions,
+            mean_distance=self._mean_distance(),
+            size_ratio=_rounded(self._made.spread, self._targets.spread),
         )
+
+    def _mean_distance(self) -> float | None:
+        sae = self._sae
+        if sae.normalise != "none" or not bool(sae.pre_bias.any()):
+            return None
+        distance = float((self._inputs.mean - sae.pre_bias.double().cpu()).norm())
+        return _rounded(distance, self._inputs.spread)
+
+
+def _rounded(above: float, below: float) -> float | None:
+    """Return a ratio to four decimals; None where it is not finite."""
+    ratio = above / below if below > 0 else math.inf
+    return round(ratio, 4) if math.isfinite(ratio) else None
 
 
 @dataclass(frozen=True)

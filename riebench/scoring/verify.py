@@ -26,7 +26,15 @@ from riebench.store.records import (
     ScoreRecord,
     UnitKey,
 )
-from riebench.store.run_file import SEAL_FILE, CellKey, broken_seals, count_unsealed_lines, part_files
+from riebench.store.run_file import (
+    SEAL_FILE,
+    CellKey,
+    broken_seals,
+    count_unsealed_lines,
+    part_files,
+    unsealed_files,
+)
+from riebench.store.sae_figures import SAE_FIGURES_FILE, read_sae_figures
 from riebench.store.scores import ScoreKey
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
@@ -96,6 +104,7 @@ def verify(path: Path, tasks: Iterable[EditTask] = (), options: ScoringOptions |
     findings = [*_identity(folder), *_seal(path)]
     try:
         records, stored = folder.records(), folder.scores()
+        findings += _sae_figures(folder)
     except StoreError as error:
         return Verdict(path, (f"the text of run {folder.spec.run_id[:8]}",), (*findings, str(error)))
     findings += [*_completeness(folder, records, examples), *_consistency(folder, records)]
@@ -143,10 +152,21 @@ def _seal(path: Path) -> list[str]:
     if late and not findings:
         some = "1 line was" if late == 1 else f"{late} lines were"
         findings.append(f"{some} written since the last seal; repeat the same command, which ends with one")
+    if not findings:
+        findings += [f"{name} was put there after the last seal" for name in unsealed_files(path)]
     for file in (path / RECORDS_FILE, *part_files(path), path / SCORES_FILE):
         if file.is_file() and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             findings.append(f"{file.name}: its last line is torn")
     return findings
+
+
+def _sae_figures(folder: RunFolder) -> list[str]:
+    """Find stored figures that are not of the run's SAEs.
+
+    A run from before they were measured has none.
+    """
+    odd = [block for block, one in read_sae_figures(folder.path).items() if not one.is_of(block, folder.spec)]
+    return [f"{SAE_FIGURES_FILE} holds figures of another SAE or model for {', '.join(odd)}"] if odd else []
 
 
 def _completeness(folder: RunFolder, records: Sequence[EditRecord], examples: SuiteExamples) -> list[str]:

@@ -3,10 +3,11 @@
 Records and scores are appended to, pictures are written atomically, and one process writes at a time, or the shards of
 one run side by side.
 
-Layout: `<results>/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/;
-published runs hold records.parquet and scores.parquet instead, and lines that come later count on top of them.
-`<results>/<suite>/<model>/shared/` holds what all configurations share: source and target pictures and masks. Folders
-whose text is damaged or was changed by hand are reported (`folder_warnings`) or emptied (`set_aside`).
+Layout: `<results>/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/, and
+sae_figures.json if the run has SAEs; published runs hold records.parquet and scores.parquet instead, and lines that
+come later count on top of them. `<results>/<suite>/<model>/shared/` holds what all configurations share: source and
+target pictures and masks. Folders whose text is damaged or was changed by hand are reported (`folder_warnings`) or
+emptied (`set_aside`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,15 @@ from riebench.store.run_file import (
     part_files,
     part_path,
     renew_seal,
+    replace_file,
+)
+from riebench.store.sae_figures import (
+    SAE_FIGURES_FILE,
+    BlockFigures,
+    MeasuredSae,
+    SaeFiguresFile,
+    merge_figures,
+    read_sae_figures,
 )
 from riebench.store.scores import ScoreColumns, ScoreKey, ScoreLines, ScoreTable
 from riebench.utils.files import (
@@ -382,6 +392,31 @@ class RunFolder:
             self._score_table = version, found
         return self._score_table[1]
 
+    def sae_figures(self) -> BlockFigures:
+        """Read the figures of the run's SAEs: block -> SAE.
+
+        Blocks that were not measured are missing, as are figures of other SAEs or of another model.
+
+        Raises:
+            StoreError: if the file is damaged.
+        """
+        found = read_sae_figures(self.path)
+        return {block: one for block, one in found.items() if one.is_of(block, self.spec)}
+
+    def write_sae_figures(self, found: Mapping[str, MeasuredSae]) -> None:
+        """Add figures of SAEs to those that are stored (`merge_figures`).
+
+        The folder is open for writing.
+
+        Args:
+            found: block -> SAE.
+        """
+        shared = self._writer is not None and self._writer.shared
+        with brief_lock(self.path) if shared else nullcontext():
+            merged = merge_figures(self.sae_figures(), found)
+            if merged:
+                replace_file(self.path, SAE_FIGURES_FILE, SaeFiguresFile(saes=merged).encoded())
+
     def finished_units(
         self,
         redo: Redo = "missing",
@@ -617,7 +652,7 @@ def set_aside(path: Path) -> Path | None:
             path / f"{SET_ASIDE_PREFIX}-{1 + max((int(number) for number in earlier if number.isdecimal()), default=0)}"
         )
         aside.mkdir()
-        text = (RECORDS_FILE, SCORES_FILE, RECORDS_TABLE, SCORES_TABLE, SEAL_FILE, RUN_FILE)
+        text = (RECORDS_FILE, SCORES_FILE, RECORDS_TABLE, SCORES_TABLE, SAE_FIGURES_FILE, SEAL_FILE, RUN_FILE)
         for file in (*part_files(path), *(path / name for name in text)):
             # A run.json that was not changed still says whose folder this is.
             if file.exists() and (file.name != RUN_FILE or _is_run_file_suspect(path, broken)):
@@ -640,6 +675,7 @@ def _is_readable(path: Path) -> bool:
         folder = RunFolder(path)
         folder.records()
         folder.scores()
+        folder.sae_figures()
     except StoreError:
         return False
     return True

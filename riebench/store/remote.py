@@ -13,11 +13,14 @@ from riebench.errors import RiebenchError
 from riebench.store.folder import MODEL_FILE, SHARED_NAME
 from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
 from riebench.store.run_file import SEAL_FILE
+from riebench.store.sae_figures import SAE_FIGURES_FILE
 from riebench.utils.hub import fetch, upload_error
 
 ADDRESS = re.compile(r"hf:/{1,2}datasets/(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
 """Address of a data set repository; path types of the standard library write two slashes as one."""
-RUN_FILES = (RUN_FILE, RECORDS_TABLE, SCORES_TABLE, RECORDS_FILE, SCORES_FILE, "scoring.json", SEAL_FILE)
+RUN_FILES = (
+    RUN_FILE, RECORDS_TABLE, SCORES_TABLE, RECORDS_FILE, SCORES_FILE, "scoring.json", SAE_FIGURES_FILE, SEAL_FILE,
+)  # fmt: skip
 """Files of a run folder that are read from a repository."""
 CARD_FILE = "README.md"
 

@@ -2,7 +2,7 @@
 
 run.json holds the run's identity, the number of planned units and the commands that wrote to the folder. Each shard
 appends records to a file of its own, which is merged into records.jsonl. seal.json holds a hash of every file with
-records or scores and of run.json, with which changes by hand are found.
+records, scores or figures of SAEs and of run.json, with which changes by hand are found.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from riebench.store.records import (
     RunSpec,
     UnitKey,
 )
+from riebench.store.sae_figures import SAE_FIGURES_FILE
 from riebench.utils.files import append_bytes, parse_json, read_regular, repair_last_line, write_atomic
 from riebench.utils.locks import Shard
 
@@ -39,7 +40,7 @@ _PART_NAME = re.compile(r"records\.[0-9]+-of-[0-9]+\.jsonl")
 SEAL_FILE = "seal.json"
 """File that holds sizes and hashes of the other text files."""
 
-REPLACED_FILES = (RUN_FILE, RECORDS_TABLE, SCORES_TABLE)
+REPLACED_FILES = (RUN_FILE, RECORDS_TABLE, SCORES_TABLE, SAE_FIGURES_FILE)
 """Files that are replaced as a whole."""
 
 APPENDED_FILES = (RECORDS_FILE, SCORES_FILE)
@@ -183,9 +184,7 @@ class RunFile:
             "expected": expected,
         }
         if content != self._stored:
-            data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-            announce_replacement(self.folder, RUN_FILE, data)
-            write_atomic(self.folder / RUN_FILE, data)
+            replace_file(self.folder, RUN_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
             self._stored, self._meta = content, self._parse_meta(content)
 
 
@@ -245,6 +244,19 @@ def _ends_with(file: Path, data: bytes) -> bool:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - len(data)))
         return stream.read() == data
+
+
+def replace_file(folder: Path, name: str, data: bytes) -> None:
+    """Replace a sealed file as a whole, unless its content stays the same.
+
+    Args:
+        folder: the run folder, locked by the caller.
+        name: one of `REPLACED_FILES`.
+        data: its next content.
+    """
+    if _file_bytes(folder / name) != data:
+        announce_replacement(folder, name, data)
+        write_atomic(folder / name, data)
 
 
 def write_seal(folder: Path) -> None:
@@ -328,6 +340,17 @@ def count_unsealed_lines(folder: Path) -> int | None:
     tails = [_file_bytes(folder / name)[int(sealed.get(name, {}).get("bytes", 0)) :] for name in APPENDED_FILES]
     tails += [_file_bytes(file) for file in part_files(folder)]
     return sum(tail.count(b"\n") for tail in tails)
+
+
+def unsealed_files(folder: Path) -> list[str]:
+    """Return the names of files that the seal should cover and does not.
+
+    There are none without a seal.
+    """
+    sealed = _read_seal(folder)
+    return (
+        [] if sealed is None else [name for name in REPLACED_FILES if name not in sealed and (folder / name).exists()]
+    )
 
 
 def _fingerprint(file: Path, size: int | None = None) -> dict[str, Any]:

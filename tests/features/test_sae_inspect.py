@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.features.inspect import Inspection, inspect, load_all, measure, prompts_from
+from riebench.features.inspect import Inspection, inspect, load_all, prompts_from
 from riebench.generation.generator import Capture, Generator
+from riebench.models.sae_quality import Quantity
+from riebench.runs.sae_check import Reading, measure
 from riebench.saes.figures import Meter
 from riebench.saes.formats import load_saes, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
@@ -67,7 +69,9 @@ def test_an_offset_counts_as_unexplained() -> None:
 def test_what_is_measured_is_what_the_model_computes(guidance: float) -> None:
     model = tiny_model(guidance=guidance)
     sae = load_saes(tiny_saes(), ["mid.0"])["mid.0"]
-    (found,) = measure([("mid.0", sae, ("update", "output"))], model, PROMPTS, batch_size=2, progress=False)
+    signals: tuple[Quantity, ...] = ("update", "output")
+    readings = [Reading("mid.0", sae, one, one) for one in signals]
+    found = dict(zip(signals, measure(readings, model, PROMPTS, batch_size=2, progress=False), strict=True))
     wanted = Capture(("mid.0",), keep=("update", "output"))
     parts = [Generator(model).generate([p], [i], capture=wanted).trace for i, p in enumerate(PROMPTS)]
     for what, figures in found.items():

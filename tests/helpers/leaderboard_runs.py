@@ -74,7 +74,8 @@ def tables(board: Leaderboard) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
     section = board.document.markdown().split("\n## ")[1]
     for part in section.split("\n### Inputs used: ")[1:]:
-        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line[:1] == "|"]
+        table = part.partition("\n### ")[0]
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"]
         found[part.splitlines()[0]] = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
     return found
 

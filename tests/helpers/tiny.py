@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiff
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from riebench.generation.generator import Capture, Generator
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import folder_name, save_sdxl_unbox
@@ -78,14 +79,19 @@ def tiny_model(steps: int = 2, guidance: float = 0.0) -> LoadedModel:
 
 @lru_cache(maxsize=1)
 def tiny_saes() -> Path:
-    """A root folder with a random SAE for each of the four blocks."""
+    """A root folder with a random SAE for each of the four blocks, around the mean of what the block adds.
+
+    With the mean they explain some of the variance, so that runs take them.
+    """
     root = Path(_FOLDER.name) / "saes"
     generator = torch.Generator().manual_seed(0)
+    prompts = ["a red house", "a blue boat", "two cats", "snow"]
+    trace = Generator(tiny_model()).generate(prompts, [0, 1, 2, 3], capture=Capture(BLOCKS)).trace
     for block in BLOCKS:
         decoder = torch.nn.functional.normalize(torch.randn(CHANNELS, FEATURES, generator=generator), dim=0)
         save_sdxl_unbox(
-            root / folder_name(block, SPARSITY, FEATURES) / "final", encoder=decoder.T.clone(), decoder=decoder,
-            pre_bias=torch.zeros(CHANNELS), latent_bias=torch.zeros(FEATURES), k=SPARSITY,
+            root / folder_name(block, SPARSITY, FEATURES) / "final", encoder=0.75 * decoder.T, decoder=decoder,
+            pre_bias=trace.get(block).mean((0, 1, 3, 4)), latent_bias=torch.zeros(FEATURES), k=SPARSITY,
         )  # fmt: skip
     return root
 

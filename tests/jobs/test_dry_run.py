@@ -90,7 +90,8 @@ def test_a_run_does_what_was_counted(job: RunRequest, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Generator, "generate", counted)
     run(job)
-    assert rows == before.generations
+    assert before.sae_runs == 4 and "first 4 source pictures, 16 U-Net" in dict(describe(before))["SAE check"]
+    assert rows == before.generations + before.sae_runs
     after = forecast_job(job)
     assert (after.units, after.missing, after.generations, after.disk) == (48, 0, 0, 0)
     next(job.results.rglob("features/images/*.png")).unlink()

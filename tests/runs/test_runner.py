@@ -89,7 +89,8 @@ def test_sources_and_targets_are_run_once_for_all_settings(
 ) -> None:
     run(NO_EDIT, TARGET, SAE, PATCH, batch_size=32)
     plain = [edits for edits in calls if all(edit is None for edit in edits)]
-    assert [len(edits) for edits in plain] == [4]
+    # The two source pictures on which the SAEs are measured come first.
+    assert [len(edits) for edits in plain] == [2, 4]
     # Everything else in one mixed batch; strength 0 and reused pictures are not generated at all.
     assert [len(edits) for edits in calls if edits not in plain] == [2 * 3 + 4]
 
@@ -235,7 +236,7 @@ def test_units_read_beside_make_the_same_picture(
 
 def test_no_features_give_the_source_picture(run: Callable[..., list[RunFolder]], calls: list[list[Any]]) -> None:
     (folder,) = run(Setting(name="nothing", method="sae", params={"n_features": 0}))
-    assert len(calls) == 1
+    assert [len(edits) for edits in calls] == [2, 4]
     for record in folder.records():
         assert np.array_equal(picture(folder, record), shared(folder, record.source_image))
 

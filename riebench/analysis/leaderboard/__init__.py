@@ -2,7 +2,7 @@
 
 It is made from the results folder alone. `document` puts sections together and writes the files, `methods` has the
 section that compares methods, `profiles` those that rank single configurations, `conclusion` the sentences at the top,
-`rows` what the sections share and the columns of `leaderboard.csv`.
+`saes` the table of the SAEs that methods use, `rows` what the sections share and the columns of `leaderboard.csv`.
 """
 
 from riebench.analysis.leaderboard.document import (

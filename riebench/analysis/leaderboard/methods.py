@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from riebench.analysis.configurations import mixed_in_words
 from riebench.analysis.leaderboard.conclusion import method_conclusion
@@ -17,6 +17,7 @@ from riebench.analysis.leaderboard.rows import (
     number_text,
     tables_by_inputs,
 )
+from riebench.analysis.leaderboard.saes import sae_blocks, sae_notes
 from riebench.analysis.standings import (
     ENDS,
     MIN_EXAMPLES,
@@ -51,7 +52,9 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
     standings = sorted(comparison.standings(), key=_order)
     places = {standing.entry: _listed_under(standing, standings) for standing in standings}
     labels = _labels(standings)
-    notes = {standing.entry: "; ".join(row_notes(standing, comparison)) for standing in standings}
+    folders = [folder for folder, _ in read]
+    of_saes = sae_notes(folders)
+    notes = {standing.entry: "; ".join(row_notes(standing, comparison, of_saes)) for standing in standings}
     tables = tables_by_inputs(
         HEADER, ((places[s.entry], _cells(s, labels[s.entry], notes[s.entry])) for s in standings)
     )
@@ -69,10 +72,14 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
         for standing in sorted(standings, key=lambda standing: inputs_order(places[standing.entry]))
     )  # fmt: skip
     title = (Name(suite), " on ", Name(model))
-    return Section(title, method_conclusion(comparison, standings), (*blocks, *outsized), tuple(rows))
+    return Section(
+        title, method_conclusion(comparison, standings), (*blocks, *outsized, *sae_blocks(folders)), tuple(rows)
+    )
 
 
-def row_notes(standing: Standing, comparison: MethodComparison) -> list[str]:
+def row_notes(
+    standing: Standing, comparison: MethodComparison, of_saes: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
     """Return what is to be said of one row, such as why it is unranked.
 
     Every note on a row belongs here: they stand together in the last column of its table and of leaderboard.csv.
@@ -80,6 +87,7 @@ def row_notes(standing: Standing, comparison: MethodComparison) -> list[str]:
     Args:
         standing: of the method.
         comparison: of all methods of the section.
+        of_saes: id of a run -> notes on its SAEs.
     """
     control = standing.entry.control_of
     notes = [f"control of {control}"] if control else []
@@ -88,6 +96,8 @@ def row_notes(standing: Standing, comparison: MethodComparison) -> list[str]:
         notes.append(f"measured by {standing.entry.scorer or 'an unnamed scorer'}")
     mixed = mixed_in_words(standing.entry.configurations)
     notes += [f"mixes versions: {mixed}"] if mixed else []
+    runs = dict.fromkeys(one.run_id for one in standing.entry.configurations)
+    notes += dict.fromkeys(note for run in runs for note in (of_saes or {}).get(run, ()))
     return notes
 
 
@@ -109,6 +119,7 @@ def method_columns(standing: Standing, reference: str) -> CsvRow:
         "reference": None if difference is None else reference, "difference": difference, "p": p,
         "detectable": standing.detectable, "n_scored": entry.n_scored, "n_expected": entry.n_expected,
         "runs": " ".join(dict.fromkeys(one.run_id[:8] for one in entry.configurations)), "notes": standing.note,
+        "sae_explained_variance": entry.sae_variance,
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from riebench.analysis.configurations import (
     EVERYTHING,
@@ -17,11 +17,13 @@ from riebench.analysis.configurations import (
     whole_configurations,
 )
 from riebench.analysis.leaderboard.rows import NO_RANK, CsvRow, Section, inputs_order, tables_by_inputs
+from riebench.analysis.leaderboard.saes import sae_blocks, sae_notes
 from riebench.analysis.standings import DISTANCE
 from riebench.analysis.tables import outsized_notes
 from riebench.blocks import ALL_BLOCKS, NO_BLOCKS
 from riebench.scoring.profiles import PROFILES, metric_format
 from riebench.store.folder import RunFolder
+from riebench.store.sae_figures import least_variance
 from riebench.tasks.schema import sorted_access
 from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
 
@@ -35,18 +37,21 @@ class RankedConfiguration:
         row: the metric that is ranked by, over all categories.
         rank: None for one that is unranked.
         gap: why it is unranked; "" for one that is ranked.
+        sae_notes: what is to be known of its SAEs.
     """
 
     configuration: Configuration
     row: TableRow
     rank: int | None
     gap: str
+    sae_notes: Sequence[str] = ()
 
     @property
     def notes(self) -> str:
         """Everything that is to be said of the row; "" for nothing."""
         mixed = mixed_in_words([self.configuration])
-        return "; ".join(note for note in (self.gap, mixed and f"mixes versions: {mixed}") if note)
+        notes = (self.gap, mixed and f"mixes versions: {mixed}", *self.sae_notes)
+        return "; ".join(note for note in notes if note)
 
 
 def profile_section(suite: str, model: str, folders: Sequence[RunFolder], profile: str) -> Section:
@@ -59,17 +64,24 @@ def profile_section(suite: str, model: str, folders: Sequence[RunFolder], profil
         profile: any but the default one.
     """
     found = whole_configurations(c for folder in folders for c in configurations(folder, profile, features=False))
-    ranked = sorted(_ranked(found), key=_order)
+    of_saes = sae_notes(folders)
+    figures = {folder.spec.run_id: folder.sae_figures() for folder in folders}
+    ranked = [
+        replace(one, sae_notes=of_saes.get(one.configuration.run_id, ())) for one in sorted(_ranked(found), key=_order)
+    ]
     metric, beside = PROFILES[profile].rank, _distances(found, profile)
     header = ["rank", "configuration", metric, "95 % interval", *beside, "notes"]
     tables = tables_by_inputs(header, ((one.configuration.access, _cells(one, beside)) for one in ranked))
     outsized = [Paragraph(tuple(pieces)) for pieces in outsized_notes(found)]
     rows = tuple(
-        {"suite": suite, "model": model, "profile": profile, **_columns(one)}
+        {
+            "suite": suite, "model": model, "profile": profile, **_columns(one),
+            "sae_explained_variance": least_variance([figures.get(one.configuration.run_id, {})]),
+        }
         for one in sorted(ranked, key=lambda one: inputs_order(one.configuration.access))
-    )
+    )  # fmt: skip
     place = f"{suite}/{model}/tables/{profile}/per_method.md"
-    blocks = (*tables, Heading(3, ("Columns",)), _definitions(beside, profile, place), *outsized)
+    blocks = (*tables, Heading(3, ("Columns",)), _definitions(beside, profile, place), *outsized, *sae_blocks(folders))
     title = (Name(suite), " on ", Name(model), ", profile ", Code(profile))
     return Section(title, _conclusion(ranked, profile), blocks, rows)
 

@@ -43,6 +43,7 @@ COLUMNS: Mapping[str, str] = {
     "n_expected": "pictures that should have one",
     "runs": "beginnings of the ids of its runs",
     "notes": "why a row is unranked, and what else is to be known of it",
+    "sae_explained_variance": "least explained variance of its SAEs on the activations of its runs",
 }
 """Column of leaderboard.csv -> what it holds. Columns may be added at the end; none changes its name or place."""
 

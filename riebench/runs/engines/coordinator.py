@@ -37,6 +37,7 @@ from riebench.runs.engines.worker import (
 from riebench.runs.failures import STOP_AFTER, FailureWatch
 from riebench.runs.plan import ExampleWork, check_request, plan, reference_work
 from riebench.runs.prepare import open_folders
+from riebench.runs.sae_check import check_saes
 from riebench.store.folder import Redo, RunFolder, run_path
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import EditTask
@@ -270,7 +271,7 @@ class WorkerPool:
 def run_with_workers(
     assignment: Assignment, start_worker: Callable[[], Worker], count: int, *, results_root: Path,
     seeds: Sequence[int], limit: int | None, redo: Redo, shard: tuple[int, int], progress: bool,
-    provenance: Mapping[str, Any], say: Say, stop_after: int = STOP_AFTER,
+    provenance: Mapping[str, Any], say: Say, stop_after: int = STOP_AFTER, accept_sae: bool = False,
 ) -> list[RunFolder]:  # fmt: skip
     """Make all edited pictures of a run with several workers.
 
@@ -287,6 +288,7 @@ def run_with_workers(
         provenance: likewise.
         say: function that prints a line for people.
         stop_after: as in `riebench.runs.runner.run_benchmark`.
+        accept_sae: likewise.
 
     Returns:
         One folder per configuration, in their order.
@@ -309,7 +311,10 @@ def run_with_workers(
         units = plan(tasks, settings, seeds, limit)
         notes = {**info.notes, "batch_size": info.batch_size, "workers": count, **provenance}
         regions = parse_regions(assignment.regions)
+        checked = check_saes(info.saes, folders, units, accept=accept_sae, redo=redo, say=say)
         with open_folders(folders, units, model, regions.identity, notes, redo=redo, shard=shard) as works:
+            for name, saes in checked.items():
+                folders[name].write_sae_figures(saes)
             total = sum(len(work.units) for work in works)
             with ProgressBar[None](title=model.name, unit="image", total=total, shown=progress) as bar:
                 writer = Writer(workers, folders, info, bar, say, tasks=assignment.pool)

@@ -22,6 +22,7 @@ from riebench.models.lookup import ModelRecipe
 from riebench.runs.engines.coordinator import Say, WorkerLostError, run_with_workers
 from riebench.runs.engines.worker import Assignment, Message, RunFailure, WorkerInfo, WorkerRunner, WorkItem
 from riebench.runs.failures import STOP_AFTER
+from riebench.runs.sae_check import known_saes
 from riebench.store.folder import Redo, RunFolder
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.hub import offline_mode
@@ -35,27 +36,13 @@ AUTH_MODE = "RAY_AUTH_MODE"
 
 
 def run_on_ray(
-    tasks: Sequence[EditTask],
-    settings: Sequence[Setting],
-    model: ModelRecipe,
-    *,
-    results_root: Path,
-    address: str | None = None,
-    workers: int | None = None,
-    saes_source: str | None = None,
-    seeds: Sequence[int] = (0,),
-    limit: int | None = None,
-    batch_size: int | None = None,
-    regions: str = DEFAULT_REGIONS,
-    redo: Redo = "missing",
-    shard: tuple[int, int] = (1, 1),
-    offline: bool = False,
-    progress: bool = True,
-    provenance: Mapping[str, Any] | None = None,
-    pool: Sequence[EditTask] | None = None,
-    say: Say = lambda _: None,
-    stop_after: int = STOP_AFTER,
-) -> list[RunFolder]:
+    tasks: Sequence[EditTask], settings: Sequence[Setting], model: ModelRecipe, *, results_root: Path,
+    address: str | None = None, workers: int | None = None, saes_source: str | None = None,
+    seeds: Sequence[int] = (0,), limit: int | None = None, batch_size: int | None = None,
+    regions: str = DEFAULT_REGIONS, redo: Redo = "missing", shard: tuple[int, int] = (1, 1), offline: bool = False,
+    progress: bool = True, provenance: Mapping[str, Any] | None = None, pool: Sequence[EditTask] | None = None,
+    say: Say = lambda _: None, stop_after: int = STOP_AFTER, accept_sae: bool = False,
+) -> list[RunFolder]:  # fmt: skip
     """Run a benchmark on a Ray cluster, as `riebench.runs.runner.run_benchmark` does.
 
     Args:
@@ -78,6 +65,7 @@ def run_on_ray(
         pool: likewise.
         say: function that prints a line for people.
         stop_after: as in `run_benchmark`.
+        accept_sae: likewise.
 
     Raises:
         RiebenchError: if Ray is missing or cannot be reached, and as `run_benchmark`.
@@ -86,13 +74,16 @@ def run_on_ray(
         resources = split_cluster(ray.nodes(), model.device, workers)
         # Workers use the GPUs that were counted: Ray may be restricted to fewer GPUs than PyTorch would see.
         recipe = replace(model, device="cuda" if resources.gpus else "cpu")
-        assignment = Assignment(tuple(tasks), tuple(settings), recipe, saes_source, batch_size, regions, offline,
-                                tuple(pool or tasks))  # fmt: skip
+        assignment = Assignment(
+            tuple(tasks), tuple(settings), recipe, saes_source, batch_size, regions, offline, tuple(pool or tasks),
+            tuple(seeds), limit, known_saes(results_root / tasks[0].suite),
+        )  # fmt: skip
         say(f"{resources.count} workers, each with {resources.words}")
         start = worker_factory(ray, assignment, resources)
         return run_with_workers(
             assignment, start, resources.count, results_root=results_root, seeds=seeds, limit=limit, redo=redo,
             shard=shard, progress=progress, provenance=provenance or {}, say=say, stop_after=stop_after,
+            accept_sae=accept_sae,
         )  # fmt: skip
 
 

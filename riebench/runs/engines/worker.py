@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,9 @@ from riebench.errors import DeviceLostError, reason
 from riebench.generation.memory import automatic_batch_size
 from riebench.generation.regions.options import parse_regions
 from riebench.models.lookup import ModelRecipe
-from riebench.runs.plan import ExampleWork
+from riebench.runs.plan import ExampleWork, checked_works, plan
 from riebench.runs.prepare import check_prompts, environment_notes, prepare_all
+from riebench.runs.sae_check import KnownSaes, SaeMeasurement, measure_saes
 from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.tasks.schema import EditTask, Setting
@@ -58,6 +59,10 @@ class Assignment:
     regions: str
     offline: bool
     pool: tuple[EditTask, ...]
+    seeds: tuple[int, ...] = (0,)
+    limit: int | None = None
+    known: KnownSaes = field(default_factory=dict)
+    """Figures of SAEs that are stored already."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,13 @@ class WorkerInfo:
         specs: configuration name -> its run, with the hashes of what was loaded here.
         notes: versions and device, for run.json.
         batch_size: pictures generated at once.
+        saes: figures of the SAEs, which each worker measures on the same pictures.
     """
 
     specs: dict[str, RunSpec]
     notes: dict[str, Any]
     batch_size: int
+    saes: SaeMeasurement = field(default_factory=SaeMeasurement)
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,9 @@ class WorkerRunner:
         }  # fmt: skip
         size = assignment.batch_size or automatic_batch_size(model)
         specs = {name: one.folder.spec for name, one in prepared.items()}
-        self.info = WorkerInfo(specs, environment_notes(model), size)
+        units = plan(assignment.tasks, assignment.settings, assignment.seeds, assignment.limit)
+        saes = measure_saes(prepared, checked_works(units, fixed_noise=model.spec.fixed_noise), model, assignment.known)
+        self.info = WorkerInfo(specs, environment_notes(model), size, saes)
         self._shared = next(iter(prepared.values())).folder.shared
         self._runner: Runner = Runner(
             model,

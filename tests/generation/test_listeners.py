@@ -13,8 +13,8 @@ from torch import Tensor
 
 from riebench.generation.edits import AdaptiveEdit, Edit, LiveSite, StaticEdit, Term
 from riebench.generation.generator import Capture, GenerationResult, Generator
+from riebench.generation.listeners import Listener, Listeners, flat
 from riebench.generation.prefix import PrefixPlan
-from riebench.generation.readings import Reading, Readings, flat
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.saes.sae import Reads, SparseAutoencoder
 
@@ -162,13 +162,13 @@ def test_readings_pair_what_belongs_together(guidance: float) -> None:
     """Of each block and step, once, with the time; of guided models the conditional half."""
     found: dict[str, list[tuple[Tensor, Tensor, Tensor | None]]] = {name: [] for name in READ}
 
-    def keep(name: str) -> Reading:
-        return Reading(*READ[name], lambda x, y, time: found[name].append((x, y, time)))
+    def keep(name: str) -> Listener:
+        return Listener(*READ[name], lambda x, y, time: found[name].append((x, y, time)))
 
     model = tiny_model(STEPS, guidance)
     wanted = Capture(("mid.0", "up.0.1"), keep=EVERYTHING)
-    readings = Readings([keep(name) for name in found]).capture
-    trace = Generator(model).generate(PROMPTS, SEEDS, capture=[wanted, readings]).traces[0]
+    listening = Listeners([keep(name) for name in found]).capture
+    trace = Generator(model).generate(PROMPTS, SEEDS, capture=[wanted, listening]).traces[0]
     for name, (block, reads, signal) in READ.items():
         assert len(found[name]) == STEPS
         for step, (x, y, time) in enumerate(found[name]):

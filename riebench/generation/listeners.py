@@ -1,6 +1,6 @@
 """Activations that SAEs read and reconstruct, handed over step by step.
 
-`Readings` is the sink of a capture while pictures are generated. It puts together what belongs together: an SAE may
+`Listeners` is the sink of a capture while pictures are generated. It puts together what belongs together: an SAE may
 read the block's input and reconstruct its update, which come one after the other.
 """
 
@@ -26,7 +26,7 @@ _ORDER: tuple[Reads, ...] = ("input", "update", "output")
 
 
 @dataclass(frozen=True)
-class Reading:
+class Listener:
     """One block's values that somebody looks at.
 
     Attributes:
@@ -42,22 +42,22 @@ class Reading:
     take: Take
 
 
-class Readings:
+class Listeners:
     """The values of some blocks in each step of some generations.
 
     Args:
         wanted: what is handed over, and to whom.
     """
 
-    def __init__(self, wanted: Sequence[Reading]) -> None:
-        self._wanted: dict[str, list[Reading]] = {}
+    def __init__(self, wanted: Sequence[Listener]) -> None:
+        self._wanted: dict[str, list[Listener]] = {}
         for one in wanted:
             self._wanted.setdefault(short_name(one.block), []).append(one)
         self._pending: dict[str, dict[str, Tensor]] = {}
 
     @property
     def capture(self) -> Capture:
-        """The capture whose values go to the readings.
+        """The capture whose values go to the listeners.
 
         Of guided models the conditional half is handed over.
         """
@@ -85,12 +85,12 @@ def flat(values: Tensor) -> Tensor:
     return values.movedim(1, -1).flatten(0, 2)
 
 
-def sae_reading(block: str, sae: SparseAutoencoder, take: Take) -> Reading:
-    """Return the reading of what an SAE reads alone.
+def sae_listener(block: str, sae: SparseAutoencoder, take: Take) -> Listener:
+    """Return the listener to what an SAE reads alone.
 
     Args:
         block: short name.
         sae: the block's.
         take: gets it twice, and the time.
     """
-    return Reading(block, sae.reads, sae.reads, take)
+    return Listener(block, sae.reads, sae.reads, take)
