@@ -12,7 +12,7 @@ from pathlib import Path
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError, foreign_code
-from riebench.saes.files import Checkpoint, SaeOptions, block_named_by
+from riebench.saes.files import Checkpoint, SaeOptions, block_named_by, refuse_foreign_site
 from riebench.saes.readers import SaeFormat, is_from_package, sae_formats, unusable_formats
 from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
@@ -69,6 +69,8 @@ def _merge_metadata(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> 
 
     Refuses contradictions between the file, its name and the options.
     """
+    for place in (path, path.parent) if path.name == "final" or path.is_file() else (path,):
+        refuse_foreign_site(place)
     if options.signal is not None and sae.signal not in (None, options.signal):
         raise RiebenchError(f"{path} was trained on block {sae.signal}s, not on {options.signal}s")
     sae.signal = sae.signal or options.signal
@@ -195,6 +197,9 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
         return RiebenchError(f"{path}: no weights that the mapping {options.mapping} could explain")
     if not path.exists():
         return RiebenchError(f"no SAE folder {path}; give a checkpoint, or a folder with one checkpoint per block")
+    foreign = _foreign_child(path)
+    if foreign is not None:
+        return foreign
     formats = [one for one in sae_formats() if one.needs]
     for place in (path, path / "final"):
         for one in formats:
@@ -208,6 +213,16 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
     )
 
 
+def _foreign_child(root: Path) -> RiebenchError | None:
+    """Return the refusal of the first child that is named for something that is no single block, or None."""
+    for child in sorted(root.iterdir()) if root.is_dir() else ():
+        try:
+            refuse_foreign_site(child)
+        except RiebenchError as error:
+            return error
+    return None
+
+
 def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOptions) -> Path:
     paths, k = found.get(block, []), options.k
     wanted = block if k is None else f"{block} with k = {k}"
@@ -218,6 +233,9 @@ def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOp
     if len(paths) == 1:
         return paths[0]
     if not paths:
+        foreign = _foreign_child(root)
+        if foreign is not None and not found:
+            raise foreign
         raise RiebenchError(f"{root} has no SAE for {wanted}; it has SAEs for: {', '.join(found) or 'no block'}")
     choices = ", ".join(str(_k_of(path, options)) for path in found[block])
     raise RiebenchError(f"{root} has several SAEs for {wanted} (k = {choices}); add #k=NUMBER to its name")

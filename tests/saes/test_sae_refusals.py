@@ -175,7 +175,7 @@ def test_damaged_safetensors(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "state", "message"),
     [
-        ({"architecture": "matching_pursuit"}, {}, "'matching_pursuit' is not read: it encodes step by step"),
+        ({"architecture": "matching_pursuit"}, {}, "does not know: W_enc, b_enc; if they belong"),
         ({"architecture": "temporal"}, {}, "'temporal' is not read: it looks at a sequence"),
         ({"architecture": "jumprelu_transcoder"}, {}, "a transcoder predicts another layer's output"),
         ({"architecture": "jumprlu"}, {}, "did you mean 'jumprelu'?"),
