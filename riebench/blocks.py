@@ -66,8 +66,8 @@ def foreign_site(name: str) -> str | None:
     parts = [part.strip() for part in name.split("+")]
     if len(parts) > 1 and any(one.short_name(part) is not None for one in _families() for part in parts):
         return (
-            f"{name!r} stands for the joined activations of several blocks, which only an edit of all of them at once "
-            "could switch; give an SAE for each block"
+            f"{name!r} stands for several blocks joined; an SAE of joined activations is not read, since its features "
+            "belong to no one block: give an SAE for each block, and name blocks with commas between them"
         )
     if _TEXT_ENCODER.search(name):
         return (

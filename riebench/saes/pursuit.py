@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+MAX_STEPS = 10_000
+"""Most steps; some thousand features rebuild any position, and a damaged file may state billions."""
 MAX_PRODUCTS = 2**25
 """Most products of positions with features that are held at a time, beside the result: 128 MB."""
 

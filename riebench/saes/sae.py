@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.pursuit import PursuitRule, pursue
+from riebench.saes.pursuit import MAX_STEPS, PursuitRule, pursue
 
 Activation = Literal[
     "topk", "relu", "jump", "gated", "groupmax", "topk-signed", "abstopk", "matching-pursuit", "matching-pursuit-signed"
@@ -221,8 +221,8 @@ def _check_activation(
         raise RiebenchError(f"an SAE of {n} features cannot keep k = {k}; k must be 1 to {n}")
     if activation == "groupmax" and k is not None and n % k:
         raise RiebenchError(f"{n} features cannot be split into k = {k} groups of one size; check k")
-    if activation in PURSUITS and (pursuit is None or pursuit.steps < 1):
-        raise RiebenchError(f"an SAE with activation {activation!r} needs its number of steps, at least 1")
+    if activation in PURSUITS and (pursuit is None or not 1 <= pursuit.steps <= MAX_STEPS):
+        raise RiebenchError(f"an SAE with activation {activation!r} needs its number of steps, 1 to {MAX_STEPS}")
     missing = [name for name in _NEEDED.get(activation, ()) if optional[name] is None]
     if missing:
         raise RiebenchError(f"an SAE with activation {activation!r} needs a tensor {' and '.join(missing)}")

@@ -134,6 +134,8 @@ def test_a_pursuit_needs_its_steps(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "lens" / "cfg.json").read_text())
     (tmp_path / "lens" / "cfg.json").write_text(json.dumps({**config, "residual_threshold": "low"}))
     assert "residual_threshold must be a number, not 'low'" in refusal(tmp_path / "lens")
+    (tmp_path / "lens" / "cfg.json").write_text(json.dumps({**config, "max_iterations": 10**9}))
+    assert "needs its number of steps, 1 to 10000" in refusal(tmp_path / "lens")
 
 
 def test_a_lost_constant_scales_the_length_at_which_a_pursuit_ends(tmp_path: Path) -> None:
@@ -285,14 +287,17 @@ def _tensors(*gone: str, **more: str) -> dict[str, Any]:
         ({"tensors": _tensors("points", "mixture", "relaxation")}, "'decoder': sae.get_dictionary()}, 'sae.pt')"),
         ({"tensors": _tensors("encoder")}, "tensors.encoder: is missing; for weights shared with the decoder say tied"),
         ({"tied": True}, "tied: name either the encoder or the decoder"),
-        ({"tensors": _tensors(points="dictionary.Relax")}, "do not fit; they are [features, points]"),
+        (
+            {"tensors": _tensors(points="dictionary.Relax", relaxation="dictionary.C")},
+            "do not fit; they are [features, points]",
+        ),
         ({"tensors": _tensors("relaxation")}, "relaxation_limit: there is no relaxation"),
         ({"unit_rows": ["encodr"]}, "unit_rows[0]"),
         ({"axes": {}}, "axes.encoder: is missing"),
         ({"stop_on_repeat": True}, "stop_on_repeat: is for a matching pursuit, not for activation topk"),
         ({"tensors": {**_tensors(), "threshold": True}}, "tensors.threshold"),
         ({"block": "mid.o"}, "block: unknown block 'mid.o' (did you mean 'mid.0'?)"),
-        ({"block": "down.2.1+mid.0"}, "the joined activations of several blocks"),
+        ({"block": "down.2.1+mid.0"}, "give an SAE for each block"),
         ({"block": "text_encoder.text_model.encoder.layers.3"}, "lies in the text encoder, which is not edited"),
     ],
 )
@@ -327,7 +332,7 @@ def test_a_copy_of_tied_weights_is_no_unknown_tensor_but_another_one_is(tmp_path
     assert "does not know: b2" in refusal(tmp_path / "b")
 
 
-JOINED = "joined activations of several blocks, which only an edit of all of them at once could switch"
+JOINED = "stands for several blocks joined; an SAE of joined activations is not read"
 TEXT = "lies in the text encoder, which is not edited; give SAEs of the denoiser's blocks"
 
 

@@ -157,7 +157,7 @@ def _pursuit(config: dict[str, Any], scale: float, where: Path) -> PursuitRule:
 
 def _training_k(config: dict[str, Any]) -> int | None:
     metadata = config.get("metadata")
-    # Exports of batch top-k SAEs are of another architecture; since 6.50 or so they keep the k of the training here.
+    # Batch top-k SAEs are exported as another architecture; newer exports keep the k of the training in here.
     details = metadata.get("training_architecture_details") if isinstance(metadata, dict) else None
     k = config.get("k", details.get("k") if isinstance(details, dict) else None)
     return int(k) if isinstance(k, int | float) and k >= 1 else None
