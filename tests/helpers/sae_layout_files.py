@@ -159,7 +159,7 @@ def write_overcomplete_archetypal(folder: Path, p: Parts) -> Truth:
     (folder / "mapping.yaml").write_text(yaml.safe_dump(ARCHETYPAL))
     mixture, relaxation = relu(f64(state["dictionary.W"])), f64(state["dictionary.Relax"])
     lengths = np.linalg.norm(relaxation, axis=1, keepdims=True)
-    rows = mixture / mixture.sum(1, keepdims=True) @ f64(state["dictionary.C"])
+    rows = mixture / (mixture.sum(1, keepdims=True) + 1e-8) @ f64(state["dictionary.C"])
     rows = (rows + relaxation * np.minimum(0.5 / lengths, 1)) * np.exp(np.float64(np.float32(0.3)))
     zero = np.zeros(p.d)
     return Truth(f64(p.encoder), rows, zero, zero, f64(p.b_enc), top_k, signal="update")
@@ -267,7 +267,7 @@ def write_saelens_abstopk(folder: Path, p: Parts, *, rescale: bool) -> Truth:
     return truth(p, abs_top_k)
 
 
-LAYOUTS: dict[str, tuple[str, Callable[[Path, Parts], Truth]]] = {
+LAYOUT_WRITERS: dict[str, tuple[str, Callable[[Path, Parts], Truth]]] = {
     "saelens pursuit": ("SAELens", write_saelens_pursuit),
     "saelens pursuit until repeat": ("SAELens", write_saelens_pursuit_until_repeat),
     "saelens pursuit layer norm": ("SAELens", write_saelens_pursuit_layer_norm),

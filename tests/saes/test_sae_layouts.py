@@ -27,7 +27,7 @@ from sae_files import (
 )
 from sae_layout_files import (
     ARCHETYPAL,
-    LAYOUTS,
+    LAYOUT_WRITERS,
     PURSUED,
     archetypal,
     put_in_shards,
@@ -68,9 +68,9 @@ def refusal(path: Path, options: SaeOptions | None = None) -> str:
 
 
 @pytest.mark.parametrize("n", [6, 3])
-@pytest.mark.parametrize("name", list(LAYOUTS))
+@pytest.mark.parametrize("name", list(LAYOUT_WRITERS))
 def test_a_stored_sae_computes_what_its_layout_says(tmp_path: Path, name: str, n: int) -> None:
-    found, write = LAYOUTS[name]
+    found, write = LAYOUT_WRITERS[name]
     expected, x = write(tmp_path, parts(n)), positions()
     sae = load_sae(tmp_path)
     assert (sae.format, sae.n, sae.d, sae.signal) == (found, *expected.encoder.shape, expected.signal)
@@ -93,11 +93,11 @@ def test_the_architecture_of_signed_features_is_read_when_asked_for(tmp_path: Pa
 def test_pursuits_of_the_tests_end_in_every_way(tmp_path: Path) -> None:
     x = f64(positions()).reshape(-1, 4)
     counts = {
-        name: set((LAYOUTS[name][1](tmp_path / name, P).codes(x) != 0).sum(-1).tolist())
+        name: set((LAYOUT_WRITERS[name][1](tmp_path / name, P).codes(x) != 0).sum(-1).tolist())
         for name in ("saelens pursuit", "saelens pursuit until repeat", "overcomplete pursuit")
     }
     assert all(len(some) > 1 for some in counts.values())
-    signed = LAYOUTS["overcomplete pursuit"][1](tmp_path / "few", parts(n=3)).codes(x)
+    signed = LAYOUT_WRITERS["overcomplete pursuit"][1](tmp_path / "few", parts(n=3)).codes(x)
     assert (signed < 0).any() and (signed > 0).any()
 
 
@@ -257,7 +257,7 @@ def test_shards_are_named_by_their_index_or_any_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mapped", [False, True])
 def test_shards_are_fetched_with_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    (write_mapped_in_shards if mapped else LAYOUTS["sparsify in shards"][1])(tmp_path / "up" / "mid.0", P)
+    (write_mapped_in_shards if mapped else LAYOUT_WRITERS["sparsify in shards"][1])(tmp_path / "up" / "mid.0", P)
     if mapped:
         with (tmp_path / "up" / "mid.0" / "mapping.yaml").open("a") as file:
             file.write("weights: model.safetensors\n")
