@@ -59,7 +59,7 @@ def unknown_block(name: str) -> RiebenchError:
 
 
 def foreign_site(name: str) -> str | None:
-    """Return the reason why a name that SAEs are trained at stands for no single block.
+    """Return why a name that SAEs are trained at stands for no single block.
 
     It is None for other names, blocks or not: only blocks joined by "+" and modules of a text encoder are known here.
     """

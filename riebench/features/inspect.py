@@ -177,7 +177,10 @@ def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> lis
 
 
 def _is_batch_top_k(sae: SparseAutoencoder) -> bool:
-    """Return whether all features share one threshold; thresholds trained one by one never do."""
+    """Return whether all features share one threshold.
+
+    Thresholds that were trained one by one never do.
+    """
     return sae.threshold is not None and sae.n > 1 and bool((sae.threshold == sae.threshold[0]).all())
 
 

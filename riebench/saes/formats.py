@@ -197,7 +197,7 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
         return RiebenchError(f"{path}: no weights that the mapping {options.mapping} could explain")
     if not path.exists():
         return RiebenchError(f"no SAE folder {path}; give a checkpoint, or a folder with one checkpoint per block")
-    foreign = _foreign_child(path)
+    foreign = _foreign_child(path, options)
     if foreign is not None:
         return foreign
     formats = [one for one in sae_formats() if one.needs]
@@ -213,13 +213,17 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
     )
 
 
-def _foreign_child(root: Path) -> RiebenchError | None:
-    """Return the refusal of the first child that is named for something that is no single block, or None."""
+def _foreign_child(root: Path, options: SaeOptions) -> RiebenchError | None:
+    """Return the refusal of the first SAE below a root that is of no one block.
+
+    None if there is none.
+    """
     for child in sorted(root.iterdir()) if root.is_dir() else ():
         try:
             refuse_foreign_site(child)
         except RiebenchError as error:
-            return error
+            if checkpoint_at(child, options) is not None:
+                return error
     return None
 
 
@@ -233,7 +237,7 @@ def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOp
     if len(paths) == 1:
         return paths[0]
     if not paths:
-        foreign = _foreign_child(root)
+        foreign = _foreign_child(root, options)
         if foreign is not None and not found:
             raise foreign
         raise RiebenchError(f"{root} has no SAE for {wanted}; it has SAEs for: {', '.join(found) or 'no block'}")

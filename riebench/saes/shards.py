@@ -23,7 +23,10 @@ def is_stored(path: Path) -> bool:
 
 
 def is_sharded(path: Path) -> bool:
-    """Return whether a safetensors file is stored in shards; a file in one piece takes precedence."""
+    """Return whether a safetensors file is stored in shards.
+
+    A file in one piece takes precedence.
+    """
     return path.suffix == ".safetensors" and not path.is_file() and _index_of(path).is_file()
 
 
@@ -59,13 +62,18 @@ def refuse_lone_shard(path: Path) -> None:
 
 
 def shard_patterns(name: str) -> tuple[str, ...]:
-    """Return patterns of the index and the shards of a file, for downloads; none if it is no safetensors file."""
+    """Return patterns of the index and the shards of a file, for downloads.
+
+    There are none if it is no safetensors file.
+    """
     stem = name.removesuffix(".safetensors")
     return () if stem == name else (f"{stem}{INDEX_ENDING}", f"{stem}-?????-of-?????.safetensors")
 
 
 def weights_sha256(path: Path) -> str:
-    """Compute the hash of weights: that of the file, or one over the index and all shards.
+    """Compute the hash of weights.
+
+    It is that of the file, or one over the index and all shards.
 
     Raises:
         RiebenchError: as `read_index`.

@@ -123,7 +123,10 @@ def parse_sources(text: str) -> tuple[SaeSource, ...]:
 
 
 def _for_block(text: str) -> re.Match[str] | None:
-    """Match BLOCK=PLACE, where BLOCK begins like the name of a block, or like that of a text encoder."""
+    """Match BLOCK=PLACE, where BLOCK begins like the name of a block.
+
+    Names of a text encoder count too: they are refused as such, not as places.
+    """
     return re.fullmatch(rf"(?P<block>(?:{'|'.join((*block_prefixes(), 'text_'))})[\w.+]*)=(?P<rest>.+)", text)
 
 

@@ -21,7 +21,7 @@ _COMPILED = "_orig_mod"
 
 
 def plain_state(state: Mapping[Any, Any], where: Path) -> tuple[dict[str, Any], str]:
-    """Return a state dict without the prefixes that wrappers of a module give its names.
+    """Return a state dict without the prefixes that wrappers of a module add.
 
     `_orig_mod.` is left out wherever it stands, `module.` (as often as it is repeated) where all tensors begin with it.
 

@@ -399,3 +399,8 @@ def test_the_k_of_the_training_is_taken_from_what_an_export_remembers(tmp_path: 
     assert load_sae(tmp_path).k == 5
     write_sparsify(tmp_path / "other", P)
     assert load_sae(tmp_path / "other").k == 2
+
+
+def test_a_pipelines_text_encoder_is_no_sae(tmp_path: Path) -> None:
+    put(tmp_path / "text_encoder", "model.safetensors", {"w": torch.eye(2)})
+    assert "holds no SAE that riebench can read" in refusal(tmp_path)

@@ -114,7 +114,7 @@ def read_mapping(path: Path) -> KeyMapping:
 
 
 def _matrix_fault(mapping: KeyMapping) -> str | None:
-    """Return what is wrong with the tensors that encoder and decoder are made of, or None."""
+    """Return what is wrong with the tensors of encoder and decoder, or None."""
     named = mapping.tensors
     has_decoder = named.decoder is not None or named.points is not None
     if (named.points is None) != (named.mixture is None) or (named.relaxation is not None and named.points is None):
@@ -274,7 +274,10 @@ def _roles(tensors: Tensors, mapping: KeyMapping, where: Path) -> dict[str, Tens
 
 
 def _copies(tensors: Tensors, mapping: KeyMapping) -> list[str]:
-    """Return the names under which a file holds the parts of its one matrix again, as modules that share them do."""
+    """Return the names under which a file holds parts of its one matrix again.
+
+    Modules that share a parameter are each saved with it.
+    """
     named = mapping.tensors
     roles = [name for name in (named.encoder, named.decoder, named.multiplier) if name is not None]
     shared = tensors.take(*roles)

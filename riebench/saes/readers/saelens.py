@@ -146,7 +146,7 @@ def _read_config(checkpoint: Checkpoint) -> _Config:
 
 
 def _pursuit(config: dict[str, Any], scale: float, where: Path) -> PursuitRule:
-    """Return the rule of a matching pursuit, for inputs that are not multiplied by the scale."""
+    """Return the rule of a matching pursuit, for inputs before their scaling."""
     steps = "d_in" if config.get("max_iterations") is None else "max_iterations"
     threshold = config.get("residual_threshold", 0.01)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
