@@ -7,6 +7,7 @@ tables can be read without a model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -26,6 +27,9 @@ ALL_BLOCKS = "all"
 NO_BLOCKS = "none"
 """Name of the block set of methods that touch no block."""
 
+_TEXT_ENCODER = re.compile(r"(?:^|\.)text[_-]?(?:encoders?|model)(?:[_-]?\d)?(?:\.|$)")
+"""What the paths of modules inside a text encoder hold."""
+
 
 def default_blocks(family: str = DEFAULT_FAMILY) -> tuple[str, ...]:
     """Return the blocks of the published experiments on a model family.
@@ -40,14 +44,37 @@ def default_blocks(family: str = DEFAULT_FAMILY) -> tuple[str, ...]:
 def unknown_block(name: str) -> RiebenchError:
     """Return the error for a name that stands for no block of any family.
 
-    Its message names the blocks inside it, if it is a larger part of the denoiser, or else the nearest block.
+    Its message says so of several blocks together and of the text encoder. Otherwise it names the blocks inside it, if
+    it is a larger part of the denoiser, or else the nearest block.
     """
+    why = foreign_site(name)
+    if why is not None:
+        return RiebenchError(why)
     known = known_blocks()
     inside = [one for one in known if name and one.startswith(f"{name.removesuffix('.')}.")]
     inside = [one for one in inside if kind(one) == ATTENTION] or inside
     if inside:
         return RiebenchError(f"unknown block {name!r} (did you mean {' or '.join(map(repr, inside))}?)")
     return RiebenchError(f"unknown block {name!r}{near_match(name, known)}")
+
+
+def foreign_site(name: str) -> str | None:
+    """Return why a name that SAEs are trained at stands for no single block.
+
+    It is None for other names, blocks or not: only blocks joined by "+" and modules of a text encoder are known here.
+    """
+    parts = [part.strip() for part in name.split("+")]
+    if len(parts) > 1 and any(one.short_name(part) is not None for one in _families() for part in parts):
+        return (
+            f"{name!r} stands for several blocks joined; an SAE of joined activations is not read, since its features "
+            "belong to no one block: give an SAE for each block, and name blocks with commas between them"
+        )
+    if _TEXT_ENCODER.search(name):
+        return (
+            f"{name!r} lies in the text encoder, which is not edited; give SAEs of the denoiser's blocks "
+            f"({', '.join(default_blocks())})"
+        )
+    return None
 
 
 def _families() -> Iterator[Any]:

@@ -156,6 +156,12 @@ def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> lis
         warnings.append(
             f"does not say what it was trained on; it explains more of the {best}: if so, add #signal={best}"
         )
+    if _is_batch_top_k(sae) and sae.k is None:
+        found = ", ".join(f"{one.l0:g} on the {signal}" for signal, one in measured.items())
+        warnings.append(
+            "k is not stated, and all features have one threshold, as a batch top-k leaves it; "
+            + (f"L0 measured: {found}" if found else "--model measures how many features are active")
+        )
     figures = max(measured.values(), key=lambda one: one.explained_variance, default=None)
     if figures is None:
         return warnings
@@ -173,6 +179,14 @@ def _warnings(sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> lis
     elif sae.k is None and figures.l0 > sae.n / 4:
         warnings.append(f"{figures.l0:g} of {sae.n} features are active at a position: it is not sparse here")
     return warnings
+
+
+def _is_batch_top_k(sae: SparseAutoencoder) -> bool:
+    """Return whether all features share one threshold.
+
+    Thresholds that were trained one by one never do.
+    """
+    return sae.threshold is not None and sae.n > 1 and bool((sae.threshold == sae.threshold[0]).all())
 
 
 def usual_suite(model: str) -> str:

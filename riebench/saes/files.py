@@ -23,10 +23,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from riebench.blocks import known_blocks, long_name, module_path, short_name, update_block
+from riebench.blocks import foreign_site, known_blocks, long_name, module_path, short_name, update_block
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.sae import Signal, SparseAutoencoder
-from riebench.utils.files import content_digest, file_sha256, parse_json
+from riebench.saes.shards import (
+    INDEX_ENDING,
+    is_sharded,
+    is_stored,
+    read_index,
+    refuse_lone_shard,
+    weights_sha256,
+    whole_path,
+    whole_paths,
+)
+from riebench.saes.wrappers import PARALLEL, plain_state, without_compiler
+from riebench.utils.files import content_digest, parse_json
 from riebench.utils.terminal import warnings_held
 
 _LFS = b"version https://git-lfs"
@@ -78,20 +89,22 @@ class Checkpoint:
 
         A checkpoint named by its file must be one of them.
         """
-        if self.path.is_file() and self.path.name not in names:
+        if self.path.is_file() and whole_path(self.path).name not in names:
             return False
-        return all((self.folder / name).is_file() for name in names)
+        return all(is_stored(self.folder / name) for name in names)
 
     @cached_property
     def only_file(self) -> Path | None:
         """The one file with weights: the path itself, or the only one in the folder.
 
-        A file in the folder that bears a block's name is a child of a root, not the folder's own.
+        Shards count as the one file that they make up, which is then not there itself. A file in the folder that bears
+        a block's name is a child of a root, not the folder's own.
         """
         if self.path.is_file():
-            return self.path if self.path.suffix in _WEIGHT_ENDINGS else None
+            path = whole_path(self.path)
+            return path if path.suffix in _WEIGHT_ENDINGS else None
         inside = self.path.iterdir() if self.path.is_dir() else ()
-        files = [path for path in inside if path.suffix in _WEIGHT_ENDINGS and path.is_file()]
+        files = whole_paths(path for path in inside if path.suffix in _WEIGHT_ENDINGS and path.is_file())
         return files[0] if len(files) == 1 and block_named_by(files[0]) is None else None
 
     @cached_property
@@ -100,7 +113,8 @@ class Checkpoint:
         if self.options.mapping is not None:
             return self.options.mapping
         if self.path.is_file():
-            return self.path if self.path.suffix in (".yaml", ".yml", ".json") else None
+            is_index = self.path.name.endswith(INDEX_ENDING)
+            return self.path if self.path.suffix in (".yaml", ".yml", ".json") and not is_index else None
         return next((self.path / name for name in MAPPINGS if (self.path / name).is_file()), None)
 
     def config(self, name: str) -> dict[str, Any]:
@@ -121,13 +135,14 @@ class Checkpoint:
 
     def digest(self, *names: str) -> str:
         """Compute one hash over the files that decide what an SAE computes."""
-        return content_digest({name: file_sha256(self.folder / name) for name in names})
+        return content_digest({name: weights_sha256(self.folder / name) for name in names})
 
 
 class Tensors:
     """A state dict whose tensors are taken by name.
 
-    A floating-point tensor that was neither taken nor skipped is an error.
+    A floating-point tensor that was neither taken nor skipped is an error. Names count without what wrappers of a
+    module put before them; see `plain_state`.
 
     Args:
         state: what the file holds.
@@ -141,12 +156,15 @@ class Tensors:
         odd = next((name for name in state if not isinstance(name, str | int)), None)
         if odd is not None:
             raise RiebenchError(f"{where} names its tensors by a {type(odd).__name__}; it is not {what}")
-        self.state: dict[str, Any] = {str(name): value for name, value in state.items()}
+        self.state, self._wrapper = plain_state(state, where)
         self.where, self.what = where, what
         self._taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        return isinstance(self.state.get(name), Tensor)
+        return isinstance(self.state.get(self._plain(name)), Tensor)
+
+    def _plain(self, name: str) -> str:
+        return without_compiler(name).removeprefix(self._wrapper)
 
     def take(self, *names: str) -> tuple[Tensor, ...]:
         """Return tensors by name.
@@ -158,7 +176,10 @@ class Tensors:
         if missing:
             have = [name for name in self.state if name in self and name not in names]
             near = near_match(missing[0], have) if len(missing) == 1 else ""
+            if any(name.startswith(PARALLEL) for name in have):
+                near += f" (only some of its names begin with {PARALLEL!r}, so it belongs to them)"
             raise RiebenchError(f"{self.where} lacks {', '.join(missing)}{near}; it is not {self.what}")
+        names = tuple(map(self._plain, names))
         odd = [name for name in names if not self.state[name].is_floating_point()]
         if odd:
             kind = str(self.state[odd[0]].dtype).removeprefix("torch.")
@@ -175,12 +196,12 @@ class Tensors:
 
     def number(self, name: str) -> Tensor | None:
         """Return a tensor that is no weight but counts something, else None."""
-        self._taken.add(name)
-        return self.state[name] if name in self else None
+        self._taken.add(self._plain(name))
+        return self.state[self._plain(name)] if name in self else None
 
     def skip(self, *names: str) -> None:
         """Skip training buffers that say nothing about what the SAE computes."""
-        self._taken |= set(names)
+        self._taken |= set(map(self._plain, names))
 
     def done(self) -> None:
         """Refuse tensors that are left over.
@@ -293,11 +314,31 @@ def _refuse_oversized(found: Any, path: Path) -> None:
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file.
+    """Load the tensors of a safetensors file, in one piece or in shards.
 
     Raises:
-        RiebenchError: if it is a Git-LFS pointer or damaged.
+        RiebenchError: if it is a Git-LFS pointer or damaged, or a shard is missing.
     """
+    if is_sharded(path):
+        return _load_shards(path)
+    refuse_lone_shard(path)
+    return _load_safetensors_file(path)
+
+
+def _load_shards(path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    refuse_pointer(path.with_name(f"{path.name}.index.json"))
+    for shard, names in read_index(path).items():
+        found = _load_safetensors_file(shard)
+        odd = sorted(names ^ found.keys())
+        if odd:
+            verb = "lacks" if odd[0] in names else "holds"
+            raise RiebenchError(f"{shard} {verb} {', '.join(odd)}, against the index; fetch the checkpoint again")
+        state |= found
+    return state
+
+
+def _load_safetensors_file(path: Path) -> dict[str, Tensor]:
     refuse_pointer(path)
     try:
         return load_file(path)
@@ -392,6 +433,18 @@ def block_named_by(path: Path) -> str | None:
     return None
 
 
+def refuse_foreign_site(path: Path) -> None:
+    """Refuse a folder or file that is named for something that is no single block.
+
+    Raises:
+        RiebenchError: if it is named for several blocks together, or for a part of the text encoder.
+    """
+    name = (path.stem if path.is_file() else path.name).split("_k")[0]
+    why = foreign_site(name)
+    if why is not None:
+        raise RiebenchError(f"{path}: {why}")
+
+
 def site_of(name: object) -> tuple[str | None, Signal | None]:
     """Return the block and the signal of a training hook's name.
 
@@ -399,9 +452,15 @@ def site_of(name: object) -> tuple[str | None, Signal | None]:
 
     Args:
         name: the path of a block, or of the module inside it that gives exactly what the block adds.
+
+    Raises:
+        RiebenchError: if it names several blocks together, or a part of the text encoder.
     """
     if not isinstance(name, str):
         return None, None
+    why = foreign_site(name)
+    if why is not None:
+        raise RiebenchError(f"the SAE's configuration says where it was trained: {why}")
     block = update_block(name)
     if block is not None:
         return block, "update"

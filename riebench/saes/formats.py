@@ -12,7 +12,7 @@ from pathlib import Path
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError, foreign_code
-from riebench.saes.files import Checkpoint, SaeOptions, block_named_by
+from riebench.saes.files import Checkpoint, SaeOptions, block_named_by, refuse_foreign_site
 from riebench.saes.readers import SaeFormat, is_from_package, sae_formats, unusable_formats
 from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
@@ -71,6 +71,8 @@ def _merge_metadata(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> 
 
     Refuses contradictions between the file, its name and the options.
     """
+    for place in (path, path.parent) if path.name == "final" or path.is_file() else (path,):
+        refuse_foreign_site(place)
     if options.signal is not None and sae.signal not in (None, options.signal):
         raise RiebenchError(f"{path} was trained on block {sae.signal}s, not on {options.signal}s")
     if sae.signal is None and options.signal == "output":
@@ -200,6 +202,9 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
         return RiebenchError(f"{path}: no weights that the mapping {options.mapping} could explain")
     if not path.exists():
         return RiebenchError(f"no SAE folder {path}; give a checkpoint, or a folder with one checkpoint per block")
+    foreign = _foreign_child(path, options)
+    if foreign is not None:
+        return foreign
     formats = [one for one in sae_formats() if one.needs]
     for place in (path, path / "final"):
         for one in formats:
@@ -213,6 +218,20 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
     )
 
 
+def _foreign_child(root: Path, options: SaeOptions) -> RiebenchError | None:
+    """Return the refusal of the first SAE below a root that is of no one block.
+
+    None if there is none.
+    """
+    for child in sorted(root.iterdir()) if root.is_dir() else ():
+        try:
+            refuse_foreign_site(child)
+        except RiebenchError as error:
+            if checkpoint_at(child, options) is not None:
+                return error
+    return None
+
+
 def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOptions) -> Path:
     paths, k = found.get(block, []), options.k
     wanted = block if k is None else f"{block} with k = {k}"
@@ -223,6 +242,9 @@ def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOp
     if len(paths) == 1:
         return paths[0]
     if not paths:
+        foreign = _foreign_child(root, options)
+        if foreign is not None and not found:
+            raise foreign
         raise RiebenchError(f"{root} has no SAE for {wanted}; it has SAEs for: {', '.join(found) or 'no block'}")
     choices = ", ".join(str(_k_of(path, options)) for path in found[block])
     raise RiebenchError(f"{root} has several SAEs for {wanted} (k = {choices}); add #k=NUMBER to its name")

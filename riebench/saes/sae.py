@@ -23,8 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from riebench.errors import RiebenchError, near_match
+from riebench.saes.pursuit import MAX_STEPS, PursuitRule, pursue
 
-Activation = Literal["topk", "relu", "jump", "gated", "groupmax", "topk-signed", "abstopk"]
+Activation = Literal[
+    "topk", "relu", "jump", "gated", "groupmax", "topk-signed", "abstopk", "matching-pursuit", "matching-pursuit-signed"
+]
 Normalise = Literal["none", "layer", "norm"]
 Signal = Literal["update", "output"]
 """What an SAE reconstructs: what its block adds to the image stream, or the stream behind the block."""
@@ -44,6 +47,8 @@ LONGEST_PERIOD = 10_000
 """Of the embedding's frequencies, in units of the time over 2 pi; the shortest is 1."""
 COUNTING: tuple[Activation, ...] = ("topk", "groupmax", "topk-signed", "abstopk")
 """Activations that keep k values of a position."""
+PURSUITS: tuple[Activation, ...] = ("matching-pursuit", "matching-pursuit-signed")
+"""Activations that find features one after the other, each from what the earlier ones leave."""
 _NEEDED: dict[Activation, tuple[str, ...]] = {"jump": ("threshold",), "gated": ("gate_bias", "gate_scale")}
 
 
@@ -107,11 +112,13 @@ class SparseAutoencoder(nn.Module):
         k: features kept per position; needed by the activations that count, for the record with the others.
         activation: "topk" (the k largest, then relu), "relu", "jump" (relu where above `threshold`), "gated" (see
             `gate_bias`), "groupmax" (relu, then the largest of each of k neighbouring groups), "topk-signed" (the k
-            largest, negative ones too), or "abstopk" (the k largest by size, signs kept).
+            largest, negative ones too), "abstopk" (the k largest by size, signs kept), "matching-pursuit" (see
+            `pursuit`), or "matching-pursuit-signed" (which also takes negative values where no feature fits).
         threshold: [n], for "jump".
         gate_bias: [n], for "gated": with q = (u - pre_bias) @ encoder^T a feature is open where q + gate_bias > 0,
             and its value is relu(q * gate_scale + latent_bias).
         gate_scale: [n], see there.
+        pursuit: when a matching pursuit ends; p above is then that of what earlier features leave of u - pre_bias.
         normalise: "none"; "layer" for (x - mean) / (std + 1e-5) per position; "norm" for x * sqrt(d) / |x|.
         signal: what it reconstructs: a block's "update" or its "output"; None if the file does not say.
         transcoder: whether it reads the block's input instead of what it reconstructs.
@@ -141,6 +148,7 @@ class SparseAutoencoder(nn.Module):
         threshold: Tensor | None = None,
         gate_bias: Tensor | None = None,
         gate_scale: Tensor | None = None,
+        pursuit: PursuitRule | None = None,
         normalise: Normalise = "none",
         signal: Signal | None = "update",
         transcoder: bool = False,
@@ -164,11 +172,11 @@ class SparseAutoencoder(nn.Module):
         _check(encoder, directions, pre_bias, decoder_bias, latent_bias, optional, transcoder=transcoder)
         n, d = encoder.shape
         _check_added_parts(d, len(decoder_bias), skip, time, transcoder=transcoder)
-        _check_activation(activation, k, n, optional)
+        _check_activation(activation, k, n, optional, pursuit)
         self.n, self.d, self.k = n, d, k
         self.activation, self.normalise, self.signal, self.sha256 = activation, normalise, signal, sha256
         self.transcoder, self.time, self.d_out = transcoder, time, len(decoder_bias)
-        self.block, self.format = block, ""
+        self.block, self.format, self.pursuit = block, "", pursuit
         lengths = directions.float().norm(dim=1)
         if not bool((lengths > 0).all()):
             raise RiebenchError(f"{int((lengths == 0).sum())} of {n} SAE directions are zero; the file is damaged")
@@ -235,6 +243,8 @@ class SparseAutoencoder(nn.Module):
             u = self._modulate(u, t)
         if self.activation == "gated":
             return self._gated(nn.functional.linear(u - self.pre_bias, self.encoder)) * self.row_scale
+        if self.activation in PURSUITS:
+            return self._pursue(u - self.pre_bias) * self.row_scale
         p = nn.functional.linear(u - self.pre_bias, self.encoder, self.latent_bias)
         return self._activate(p) * self.row_scale
 
@@ -335,18 +345,30 @@ class SparseAutoencoder(nn.Module):
         kept = values if self.activation == "topk-signed" else values.relu()
         return torch.zeros_like(p).scatter_(-1, indices, kept)
 
+    def _pursue(self, centred: Tensor) -> Tensor:
+        assert self.pursuit is not None
+        codes = pursue(
+            centred.reshape(-1, self.d), self.encoder, self.directions * self.row_scale[:, None], self.latent_bias,
+            self.pursuit, signed=self.activation == "matching-pursuit-signed",
+        )  # fmt: skip
+        return codes.reshape(*centred.shape[:-1], self.n)
+
     def _gated(self, q: Tensor) -> Tensor:
         assert self.gate_bias is not None and self.gate_scale is not None
         return (q * self.gate_scale + self.latent_bias).relu() * (q + self.gate_bias > 0)
 
 
-def _check_activation(activation: Activation, k: int | None, n: int, optional: dict[str, Tensor | None]) -> None:
+def _check_activation(
+    activation: Activation, k: int | None, n: int, optional: dict[str, Tensor | None], pursuit: PursuitRule | None
+) -> None:
     if activation not in get_args(Activation):
         raise RiebenchError(f"unknown SAE activation {activation!r}{near_match(activation, get_args(Activation))}")
     if activation in COUNTING and (k is None or not 1 <= k <= n):
         raise RiebenchError(f"an SAE of {n} features cannot keep k = {k}; k must be 1 to {n}")
     if activation == "groupmax" and k is not None and n % k:
         raise RiebenchError(f"{n} features cannot be split into k = {k} groups of one size; check k")
+    if activation in PURSUITS and (pursuit is None or not 1 <= pursuit.steps <= MAX_STEPS):
+        raise RiebenchError(f"an SAE with activation {activation!r} needs its number of steps, 1 to {MAX_STEPS}")
     missing = [name for name in _NEEDED.get(activation, ()) if optional[name] is None]
     if missing:
         raise RiebenchError(f"an SAE with activation {activation!r} needs a tensor {' and '.join(missing)}")

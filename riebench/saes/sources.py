@@ -28,6 +28,7 @@ from riebench.saes.formats import load_saes
 from riebench.saes.readers import sae_formats
 from riebench.saes.readers.mapping import read_mapping
 from riebench.saes.sae import Signal, SparseAutoencoder
+from riebench.saes.shards import INDEX_ENDING, shard_patterns
 from riebench.tasks.schema import MAX_PARAMETER
 from riebench.utils import hub
 from riebench.utils.hub import is_offline
@@ -122,8 +123,11 @@ def parse_sources(text: str) -> tuple[SaeSource, ...]:
 
 
 def _for_block(text: str) -> re.Match[str] | None:
-    """Match BLOCK=PLACE, where BLOCK begins like the name of a block."""
-    return re.fullmatch(rf"(?P<block>(?:{'|'.join(block_prefixes())})[\w.]*)=(?P<rest>.+)", text)
+    """Match BLOCK=PLACE, where BLOCK begins like the name of a block.
+
+    Names of a text encoder count too: they are refused as such, not as places.
+    """
+    return re.fullmatch(rf"(?P<block>(?:{'|'.join((*block_prefixes(), 'text_'))})[\w.+]*)=(?P<rest>.+)", text)
 
 
 def _parse_one(text: str) -> list[SaeSource]:
@@ -131,7 +135,8 @@ def _parse_one(text: str) -> list[SaeSource]:
     block, rest = (short_name(match["block"]), match["rest"]) if match else (None, text)
     place, _, stated = rest.partition("#")
     path = Path(place).expanduser()
-    if block is None and path.suffix in _LISTS and path.is_file():
+    is_list = path.suffix in _LISTS and not path.name.endswith(INDEX_ENDING)
+    if block is None and is_list and path.is_file():
         listed = load_yaml(path)
         if "tensors" not in listed:
             return [_source_of_entry(path, key, value) for key, value in listed.items()]
@@ -336,13 +341,18 @@ def _patterns(options: SaeOptions) -> list[str]:
     names = [name for one in sae_formats() for name in (*one.needs, *one.fetch)]
     if options.mapping is not None:
         named = read_mapping(options.mapping).weights
-        names += [named] if named else ["*.safetensors", "*.pth", "*.bin"]
-    return sorted(set(names))
+        names += [named] if named else ["*.safetensors", f"*{INDEX_ENDING}", "*.pth", "*.bin"]
+    return sorted({pattern for name in names for pattern in (name, *_shards_of(name))})
+
+
+def _shards_of(name: str) -> tuple[str, ...]:
+    return () if "*" in name else shard_patterns(name)
 
 
 def _mapped_weights(folder: Path) -> list[str]:
     mappings = [path for name in MAPPINGS for path in folder.rglob(name)] if folder.is_dir() else []
-    return [weights for path in mappings if (weights := read_mapping(path).weights)]
+    named = [weights for path in mappings if (weights := read_mapping(path).weights)]
+    return [pattern for name in named for pattern in (name, *shard_patterns(name))]
 
 
 def _download_filters(place: HubPlace, names: list[str]) -> tuple[list[str], list[str]]:

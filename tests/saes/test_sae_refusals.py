@@ -176,7 +176,7 @@ def test_damaged_safetensors(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "state", "message"),
     [
-        ({"architecture": "matching_pursuit"}, {}, "'matching_pursuit' is not read: it encodes step by step"),
+        ({"architecture": "matching_pursuit"}, {}, "does not know: W_enc, b_enc; if they belong"),
         ({"architecture": "temporal"}, {}, "'temporal' is not read: it looks at a sequence"),
         ({"architecture": "skip_transcoder"}, {}, "lacks W_skip"),
         ({"architecture": "transcoder", "d_out": 5}, {"W_skip": torch.zeros(4, 4)}, "does not know: W_skip"),

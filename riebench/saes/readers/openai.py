@@ -2,7 +2,8 @@
 
 An SAE is one torch file: a dict of tensors with the activation's name among them.
 
-Tensors: encoder.weight [n, d], latent_bias [n], decoder.weight [d, n], pre_bias [d].
+Tensors: encoder.weight [n, d], latent_bias [n], decoder.weight [d, n], pre_bias [d]. With tied weights the encoder's
+stand again as decoder.linear.weight [n, d], in place of a decoder's own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from riebench.errors import RiebenchError
 from riebench.saes.files import Checkpoint, Tensors, build, load_tensors
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.wrappers import plain_state
 from riebench.utils.files import file_sha256
 
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
@@ -22,7 +24,7 @@ def _is_openai(checkpoint: Checkpoint) -> bool:
     if path is None or path.suffix == ".safetensors" or _starts_with_json(checkpoint):
         return False
     stored = load_tensors(path)
-    return isinstance(stored, dict) and isinstance(stored.get("activation"), str)
+    return isinstance(stored, dict) and isinstance(plain_state(stored, path)[0].get("activation"), str)
 
 
 def _starts_with_json(checkpoint: Checkpoint) -> bool:
@@ -42,14 +44,13 @@ def read_openai(checkpoint: Checkpoint) -> SparseAutoencoder:
     """
     path = checkpoint.only_file
     assert path is not None
-    state = load_tensors(path)
-    tensors = Tensors(state, path, "an openai SAE")
-    encoder, latent_bias, decoder, pre_bias = tensors.take(
-        "encoder.weight", "latent_bias", "decoder.weight", "pre_bias"
-    )
+    tensors = Tensors(load_tensors(path), path, "an openai SAE")
+    encoder, latent_bias, pre_bias = tensors.take("encoder.weight", "latent_bias", "pre_bias")
+    tied = tensors.optional("decoder.linear.weight")
+    directions = tensors.take("decoder.weight")[0].T if tied is None else tied
     tensors.skip(*_STATISTICS)
     tensors.done()
-    parts = (encoder, decoder.T, pre_bias, pre_bias, latent_bias)
+    parts, state = (encoder, directions, pre_bias, pre_bias, latent_bias), tensors.state
     name, sha256 = state["activation"], file_sha256(path)
     if name == "ReLU":
         return build(path, *parts, activation="relu", signal=None, sha256=sha256)

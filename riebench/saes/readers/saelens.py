@@ -3,7 +3,8 @@
 Exports, training checkpoints, and flat files from before version 6 are read.
 
 Tensors: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d]; threshold [n]; gated: b_gate, b_mag, r_mag [n]. Of
-transcoders W_dec is [n, width of the output], b_dec has that width, and W_skip is [width of the output, d].
+transcoders W_dec is [n, width of the output], b_dec has that width, and W_skip is [width of the output, d]. A matching
+pursuit encodes with its decoder, W_dec, and has b_dec alone beside it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from riebench.saes.files import (
     site_of,
     whole,
 )
+from riebench.saes.pursuit import PursuitRule
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import Normalise, SparseAutoencoder
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
-_READABLE = ("standard", "topk", "jumprelu", "gated", *_BATCH)
+_PURSUIT = "matching_pursuit"
+_COUNTING = ("topk", "abstopk")
+_READABLE = ("standard", "jumprelu", "gated", _PURSUIT, *_COUNTING, *_BATCH)
 _TRANSCODERS = {
     "transcoder": "standard",
     "skip_transcoder": "standard",
@@ -38,10 +42,7 @@ _TRANSCODERS = {
     "jumprelu_skip_transcoder": "jumprelu",
 }
 """Architecture of a transcoder -> that of an SAE with the same encoder."""
-_REFUSED = {
-    "matching_pursuit": "it encodes step by step, not in one product",
-    "temporal": "it looks at a sequence, not at one position",
-}
+_REFUSED = {"temporal": "it looks at a sequence, not at one position"}
 _NORMALISE: dict[str, Normalise] = {"none": "none", "layer_norm": "layer", "constant_norm_rescale": "norm"}
 
 
@@ -61,6 +62,7 @@ class _Config:
     hook: Any
     transcoder: bool
     skip: bool
+    pursuit: PursuitRule | None
 
 
 @sae_format("SAELens", needs=(WEIGHTS, CONFIG))
@@ -73,8 +75,8 @@ def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
     path = checkpoint.folder / WEIGHTS
     config = _read_config(checkpoint)
     tensors = Tensors(load_safetensors(path), path, f"a SAELens {config.architecture} SAE")
-    w_enc, decoder, b_dec = tensors.take("W_enc", "W_dec", "b_dec")
-    encoder = w_enc.float().T
+    decoder, b_dec = tensors.take("W_dec", "b_dec")
+    encoder = decoder.float() if config.pursuit else tensors.take("W_enc")[0].float().T
     expect_shape(path, encoder, config.n, config.d, CONFIG)
     (skip,) = tensors.take("W_skip") if config.skip else (None,)
     scaling = tensors.optional("scaling_factor")
@@ -92,10 +94,13 @@ def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
     b_dec, scale = b_dec.float(), config.input_scale
     # What multiplies a transcoder's inputs says nothing about its outputs.
     back = 1.0 if config.transcoder else scale
+    # A matching pursuit that subtracts nothing before its encoder adds nothing behind its decoder either.
+    added = b_dec if config.subtract or not config.pursuit else torch.zeros_like(b_dec)
     return build(
         path, encoder * scale, decoder / back, b_dec / scale if config.subtract else torch.zeros(config.d),
-        b_dec / back, latent_bias, k=config.k, normalise=config.normalise, signal=signal, block=block,
-        transcoder=config.transcoder, skip=skip, sha256=checkpoint.digest(WEIGHTS, CONFIG), **options,
+        added / back, latent_bias, k=config.k, normalise=config.normalise, signal=signal, block=block,
+        transcoder=config.transcoder, skip=skip, pursuit=config.pursuit, sha256=checkpoint.digest(WEIGHTS, CONFIG),
+        **options,
     )  # fmt: skip
 
 
@@ -113,7 +118,9 @@ def _activation(checkpoint: Checkpoint, config: _Config, tensors: Tensors, path:
     if kind in _BATCH:
         (threshold,) = tensors.take("topk_threshold")
         return {"activation": "jump", "threshold": batch_threshold(threshold, config.n, path)}
-    if config.activation == "abstopk":
+    if config.pursuit:
+        return {"activation": "matching-pursuit", "latent_bias": torch.zeros(config.n)}
+    if "abstopk" in (kind, config.activation):
         if not checkpoint.options.signed:
             raise RiebenchError(
                 f"{path}: abstopk gives features negative values, which rankings take for very inactive ones; to read "
@@ -135,14 +142,16 @@ def _read_config(checkpoint: Checkpoint) -> _Config:
     if activation not in ("relu", "topk", "abstopk"):
         raise RiebenchError(f"{where}: unknown activation {activation!r}{near_match(activation, ('relu', 'topk'))}")
     counts = {**(config.get("activation_fn_kwargs") or {}), **config}
-    needs_k = architecture == "topk" or activation != "relu"
+    needs_k = architecture in _COUNTING or activation != "relu"
     normalise, scale = _normalisation(checkpoint, config, where)
     hooks = config.get("metadata") or config
+    pursuit = _pursuit(config, scale, where) if architecture == _PURSUIT else None
     return _Config(
         architecture=architecture,
         n=whole(config, "d_sae", where),
         d=whole(config, "d_in", where),
         k=whole(counts, "k", where) if needs_k else _training_k(config),
+        pursuit=pursuit,
         activation=activation,
         normalise=normalise,
         input_scale=scale,
@@ -154,8 +163,21 @@ def _read_config(checkpoint: Checkpoint) -> _Config:
     )
 
 
+def _pursuit(config: dict[str, Any], scale: float, where: Path) -> PursuitRule:
+    """Return the rule of a matching pursuit, for inputs before their scaling."""
+    steps = "d_in" if config.get("max_iterations") is None else "max_iterations"
+    threshold = config.get("residual_threshold", 0.01)
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise RiebenchError(f"{where}: residual_threshold must be a number, not {threshold!r}")
+    stop = bool(config.get("stop_on_duplicate_support", True))
+    return PursuitRule(whole(config, steps, where), threshold / scale, stop)
+
+
 def _training_k(config: dict[str, Any]) -> int | None:
-    k = config.get("k")
+    metadata = config.get("metadata")
+    # Batch top-k SAEs are exported as another architecture; newer exports keep the k of the training in here.
+    details = metadata.get("training_architecture_details") if isinstance(metadata, dict) else None
+    k = config.get("k", details.get("k") if isinstance(details, dict) else None)
     return int(k) if isinstance(k, int | float) and k >= 1 else None
 
 
