@@ -22,6 +22,7 @@ from riebench.saes.figures import Meter, SaeFigures
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkpoints, load_sae
 from riebench.saes.sae import COUNTING, MAX_WEIGHT, Signal, SparseAutoencoder
+from riebench.saes.search import block_above
 from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Count, StoredModel
@@ -76,11 +77,12 @@ def load_all(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tup
     """
     found = []
     for source in sources:
-        for path in find_checkpoints(source.locate(offline=offline), source.options, source.block):
+        root = source.locate(offline=offline)
+        for path in find_checkpoints(root, source.options, source.block):
             sae = load_sae(path, source.options).eval()
             if source.block is not None and sae.block not in (None, source.block):
                 raise RiebenchError(f"{path}: the SAE was trained on block {sae.block}, not on {source.block}")
-            sae.block = sae.block or source.block
+            sae.block = sae.block or source.block or block_above(path, root)
             found.append((path, sae))
     return found
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from riebench.blocks import known_blocks, long_name, module_path, short_name, update_block
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.sae import Signal, SparseAutoencoder
+from riebench.saes.sae import Normalise, Signal, SparseAutoencoder
 from riebench.utils.files import content_digest, file_sha256, parse_json
 from riebench.utils.terminal import warnings_held
 
@@ -34,7 +34,8 @@ _LFS = b"version https://git-lfs"
 MAPPINGS = ("mapping.yaml", "mapping.yml", "mapping.json")
 """Names under which a folder's own key mapping is found."""
 
-_WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+"""Endings of the files that may hold weights."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class SaeOptions:
         mapping: a key mapping's file.
         input_scale: the constant its training inputs were multiplied with, where the export has lost it.
         signed: also take SAEs with negative feature values.
+        normalise: how inputs are normalised, where the layout leaves it open.
     """
 
     k: int | None = None
@@ -54,6 +56,7 @@ class SaeOptions:
     mapping: Path | None = None
     input_scale: float | None = None
     signed: bool = False
+    normalise: Normalise | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,9 @@ class Checkpoint:
         A file in the folder that bears a block's name is a child of a root, not the folder's own.
         """
         if self.path.is_file():
-            return self.path if self.path.suffix in _WEIGHT_ENDINGS else None
+            return self.path if self.path.suffix in WEIGHT_ENDINGS else None
         inside = self.path.iterdir() if self.path.is_dir() else ()
-        files = [path for path in inside if path.suffix in _WEIGHT_ENDINGS and path.is_file()]
+        files = [path for path in inside if path.suffix in WEIGHT_ENDINGS and path.is_file()]
         return files[0] if len(files) == 1 and block_named_by(files[0]) is None else None
 
     @cached_property
