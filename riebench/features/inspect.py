@@ -21,6 +21,7 @@ from riebench.models.loading import LoadedModel
 from riebench.saes.figures import Meter, SaeFigures
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkpoints, load_sae
+from riebench.saes.readings import Readings
 from riebench.saes.sae import COUNTING, MAX_WEIGHT, Signal, SparseAutoencoder
 from riebench.saes.search import block_above
 from riebench.saes.sources import SaeSource, check_width, sources_of
@@ -67,6 +68,8 @@ class Inspection(StoredModel):
     prompts: Count = 0
     steps: Count = 0
     saes: tuple[SaeReport, ...]
+    readings: tuple[Readings, ...] = ()
+    """Of the SAEs whose layout leaves something open; their reports are those of the readings that fit best."""
 
 
 def load_all(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tuple[Path, SparseAutoencoder]]:
@@ -109,7 +112,7 @@ def inspect(
     """
     measured: list[dict[Signal, SaeFigures]] = [{} for _ in found]
     if model is not None:
-        tried = [(_block(path, sae, model), sae, _signals(sae)) for path, sae in found]
+        tried = [(block_for(path, sae, model), sae, _signals(sae)) for path, sae in found]
         measured = measure(tried, model, prompts, batch_size=batch_size, progress=progress)
     reports = [_report(path, sae, figures) for (path, sae), figures in zip(found, measured, strict=True)]
     if model is None:
@@ -117,7 +120,12 @@ def inspect(
     return Inspection(model=model.spec.name, prompts=len(prompts), steps=model.spec.steps, saes=tuple(reports))
 
 
-def _block(path: Path, sae: SparseAutoencoder, model: LoadedModel) -> str:
+def block_for(path: Path, sae: SparseAutoencoder, model: LoadedModel) -> str:
+    """Return the block that an SAE is for, checked against the model.
+
+    Raises:
+        RiebenchError: if it is not known, the model has no such block, or its width is another.
+    """
     if sae.block is None:
         usual = model.family.names.default
         example = f"{usual[1 % len(usual)]}={path}"

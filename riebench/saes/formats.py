@@ -33,8 +33,8 @@ __all__ = [
 
 MAPPING = "mapping"
 _NO_OPTIONS = SaeOptions()
-_told: set[Path] = set()
-"""Checkpoints of which a line has already said that they lie deeper than usual."""
+_told: set[tuple[Path, str]] = set()
+"""Checkpoints, and what a line has already said of them in this process."""
 
 
 def load_sae(path: Path, options: SaeOptions = _NO_OPTIONS) -> SparseAutoencoder:
@@ -77,6 +77,11 @@ def _merge_metadata(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> 
     if options.signal is not None and sae.signal not in (None, options.signal):
         raise RiebenchError(f"{path} was trained on block {sae.signal}s, not on {options.signal}s")
     sae.signal = sae.signal or options.signal
+    if options.normalise not in (None, sae.normalise):
+        raise RiebenchError(
+            f"{path}: input norm {sae.normalise} belongs to its layout, so it cannot be read with {options.normalise}; "
+            "leave #normalise out"
+        )
     if options.k is not None and sae.k not in (None, options.k):
         raise RiebenchError(f"{path} has k = {sae.k}, not {options.k}")
     named = block_named_by(path) or (block_named_by(path.parent) if path.name == "final" or path.is_file() else None)
@@ -105,11 +110,24 @@ def load_saes(
         RiebenchError: if a block has no checkpoint, several that k does not tell apart, or one made for another block.
     """
     options = options if k is None else replace(options, k=k)
-    saes = {name: load_sae(path, options) for name, path in choose_checkpoints(root, blocks, options).items()}
+    paths = choose_checkpoints(root, blocks, options)
+    saes = {name: load_sae(path, options) for name, path in paths.items()}
+    for name, path in paths.items():
+        _say_if_open(path, name, saes[name], options)
     for name, sae in saes.items():
         if sae.block not in (None, name):
             raise RiebenchError(f"{root}: the SAE was trained on block {sae.block}, not on {name}")
     return {name: sae.eval() for name, sae in saes.items()}
+
+
+def _say_if_open(path: Path, block: str, sae: SparseAutoencoder, options: SaeOptions) -> None:
+    """Say how an SAE is read where its layout leaves that open and its library has a usual way."""
+    if "normalise" in left_open(path, options) and (path, "normalise") not in _told:
+        _told.add((path, "normalise"))
+        print_note(
+            f"SAE for {block}: its layout does not say how inputs are normalised; read with {sae.normalise}, as its "
+            "library does; `riebench sae inspect` with --model tries all, #normalise= chooses"
+        )
 
 
 def choose_checkpoints(root: Path, blocks: Iterable[str], options: SaeOptions = _NO_OPTIONS) -> dict[str, Path]:
@@ -249,9 +267,23 @@ def _say_if_deeper(root: Path, path: Path, block: str) -> None:
     """Say that a checkpoint was taken which lies deeper than it usually does."""
     inside = path.relative_to(root).parts
     usual = block_named_by(root / inside[0]) is not None and inside[1:] in ((), ("final",))
-    if not usual and path not in _told:
-        _told.add(path)
+    if not usual and (path, "deeper") not in _told:
+        _told.add((path, "deeper"))
         print_note(f"SAE for {block}: took {path}, found deeper than a block's own folder")
+
+
+def left_open(path: Path, options: SaeOptions = _NO_OPTIONS) -> tuple[str, ...]:
+    """Return what a checkpoint needs that neither its layout nor the user states.
+
+    They are names of fields of `SaeOptions`; whether it was trained on updates or outputs is not among them.
+
+    Raises:
+        RiebenchError: if its configuration cannot be read.
+    """
+    found = checkpoint_at(path, options)
+    if found is None or found[1].left_open is None:
+        return ()
+    return found[1].left_open(found[0])
 
 
 def checkpoint_at(path: Path, options: SaeOptions = _NO_OPTIONS) -> tuple[Checkpoint, SaeFormat] | None:
@@ -302,7 +334,9 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
         search = _search(path, options)
         if search.places:
             found = [place.path for place in search.places]
-            return RiebenchError(f"{path} holds no SAE itself; deeper inside it has: {_listed(found)}; name one of them")
+            return RiebenchError(
+                f"{path} holds no SAE itself; deeper inside it has: {_listed(found)}; name one of them"
+            )
         seen = f"; {_seen(search)}"
     files = ", ".join(f"{' with '.join(one.needs)} ({one.name})" for one in sae_formats() if one.needs)
     return RiebenchError(

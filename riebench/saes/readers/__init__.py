@@ -34,6 +34,7 @@ class SaeFormat:
         needs: files that must be there.
         when: what else must hold.
         fetch: patterns of the files a hub download needs, beside `needs`.
+        left_open: the options (fields of `SaeOptions`) that a checkpoint needs and neither it nor the user states.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SaeFormat:
     needs: tuple[str, ...] = ()
     when: Callable[[Checkpoint], bool] | None = None
     fetch: tuple[str, ...] = ()
+    left_open: Callable[[Checkpoint], tuple[str, ...]] | None = None
 
     def fits(self, checkpoint: Checkpoint) -> bool:
         """Return whether a checkpoint is of this format."""
@@ -55,11 +57,12 @@ def sae_format(
     needs: tuple[str, ...] = (),
     when: Callable[[Checkpoint], bool] | None = None,
     fetch: tuple[str, ...] = (),
+    left_open: Callable[[Checkpoint], tuple[str, ...]] | None = None,
 ) -> Callable[[Reader], Reader]:
     """Register a reader, as a decorator; see `SaeFormat`."""
 
     def enter(read: Reader) -> Reader:
-        SAE_FORMATS.register(name)(SaeFormat(name, read, needs, when, fetch))
+        SAE_FORMATS.register(name)(SaeFormat(name, read, needs, when, fetch, left_open))
         return read
 
     return enter

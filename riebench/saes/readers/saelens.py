@@ -53,7 +53,12 @@ class _Config:
     hook: Any
 
 
-@sae_format("SAELens", needs=(WEIGHTS, CONFIG))
+def _left_open(checkpoint: Checkpoint) -> tuple[str, ...]:
+    lost = _lost_scale(checkpoint.config(CONFIG)) and checkpoint.options.input_scale is None
+    return ("input_scale",) if lost else ()
+
+
+@sae_format("SAELens", needs=(WEIGHTS, CONFIG), left_open=_left_open)
 def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
     """Read a SAELens export or training checkpoint.
 
@@ -154,18 +159,22 @@ def _refuse_architectures(architecture: str, where: Path) -> None:
         raise RiebenchError(f"{where}: unknown architecture {architecture!r}{near_match(architecture, _READABLE)}")
 
 
+def _lost_scale(config: dict[str, Any]) -> bool:
+    """Return whether inputs were multiplied by a constant that no export holds; True in the oldest files."""
+    return config.get("normalize_activations") in (True, "expected_average_only_in")
+
+
 def _normalisation(checkpoint: Checkpoint, config: dict[str, Any], where: Path) -> tuple[Normalise, float]:
-    stated = config.get("normalize_activations", "none")
-    if stated is None or isinstance(stated, bool):
-        stated = "expected_average_only_in" if stated else "none"
-    if stated == "expected_average_only_in":
+    if _lost_scale(config):
         scale = checkpoint.options.input_scale
         if scale is None:
             raise RiebenchError(
                 f"{where}: its inputs were multiplied by a constant (expected_average_only_in) that the export does "
-                "not hold; add #input_scale=NUMBER (sqrt(d) over the mean length of its training inputs)"
+                "not hold; add #input_scale=NUMBER (sqrt(d) over the mean length of its training inputs; `riebench sae "
+                "inspect` with --model measures it)"
             )
         return "none", scale
+    stated = config.get("normalize_activations") or "none"
     if stated not in _NORMALISE:
         raise RiebenchError(f"{where}: unknown normalize_activations {stated!r}{near_match(str(stated), _NORMALISE)}")
     return _NORMALISE[stated], 1.0
