@@ -144,7 +144,10 @@ def show(inspection: Inspection) -> None:
 
 
 def _show_readings(readings: Readings) -> None:
-    """Print how each reading of an SAE did, and which fits; the columns above are those of that one."""
+    """Print how each reading of an SAE did, and which fits.
+
+    The columns above are those of the one that fits.
+    """
     from rich import box
     from rich.table import Table
 

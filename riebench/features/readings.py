@@ -48,7 +48,9 @@ class _Open:
 
 
 def open_places(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tuple[SaeSource, tuple[str, ...]]]:
-    """Return every SAE of some places as a source of its own, with the options that its layout leaves open.
+    """Return every SAE of some places, with the options that its layout leaves open.
+
+    Each is a source of its own.
 
     Raises:
         RiebenchError: if a place has none, or a configuration cannot be read.
@@ -70,7 +72,9 @@ def try_readings(
     batch_size: int = 4,
     progress: bool = True,
 ) -> tuple[tuple[SaeSource, ...], tuple[Readings, ...]]:
-    """Measure all readings of the SAEs that leave something open, on the same activations.
+    """Measure all readings of SAEs that leave something open.
+
+    All are measured on the same activations.
 
     Args:
         places: see `open_places`; some leave something open.
@@ -120,7 +124,7 @@ def _load_open(source: SaeSource, names: tuple[str, ...], model: LoadedModel) ->
 def _candidates(
     place: _Open, scales: dict[tuple[str, Signal], float]
 ) -> list[tuple[SaeOptions, str, SparseAutoencoder, tuple[Signal, ...]]]:
-    """Return options, their text, the SAE read with them, and the signals to measure it on."""
+    """Return options, their text, the SAE read so, and the signals to measure on."""
     found = []
     # A scale is that of one signal; whatever else is open is tried on all of them together.
     groups = [(signal,) for signal in place.signals] if "input_scale" in place.names else [place.signals]
@@ -135,7 +139,10 @@ def _candidates(
 def _input_scales(
     places: Sequence[_Open], model: LoadedModel, prompts: Sequence[str]
 ) -> dict[tuple[str, Signal], float]:
-    """Return the scale that gives each signal of a block the mean length sqrt(d), as libraries choose it."""
+    """Return the scale that gives each signal of a block the mean length sqrt(d).
+
+    Libraries choose it so.
+    """
     lengths: dict[tuple[str, Signal], list[Tensor]] = {}
     captures = []
     for signal in sorted({signal for place in places for signal in place.signals}):

@@ -33,7 +33,7 @@ __all__ = [
 
 MAPPING = "mapping"
 _NO_OPTIONS = SaeOptions()
-_told: set[tuple[Path, str]] = set()
+_notes: set[tuple[Path, str]] = set()
 """Checkpoints, and what a line has already said of them in this process."""
 
 
@@ -121,9 +121,12 @@ def load_saes(
 
 
 def _say_if_open(path: Path, block: str, sae: SparseAutoencoder, options: SaeOptions) -> None:
-    """Say how an SAE is read where its layout leaves that open and its library has a usual way."""
-    if "normalise" in left_open(path, options) and (path, "normalise") not in _told:
-        _told.add((path, "normalise"))
+    """Say how an SAE is read where its layout leaves that open.
+
+    Only where its library has a usual way.
+    """
+    if "normalise" in left_open(path, options) and (path, "normalise") not in _notes:
+        _notes.add((path, "normalise"))
         print_note(
             f"SAE for {block}: its layout does not say how inputs are normalised; read with {sae.normalise}, as its "
             "library does; `riebench sae inspect` with --model tries all, #normalise= chooses"
@@ -166,7 +169,10 @@ def choose_checkpoints(root: Path, blocks: Iterable[str], options: SaeOptions = 
 
 
 def _one_alone(path: Path, options: SaeOptions, names: list[str]) -> str:
-    """Return what to add where one SAE stands for several blocks: the block that it is for, if it says that."""
+    """Return what to add to a message where one SAE stands for several blocks.
+
+    It is the block that the SAE is for; nothing if it does not say that.
+    """
     try:
         block = load_sae(path, options).block
     except RiebenchError:
@@ -267,8 +273,8 @@ def _say_if_deeper(root: Path, path: Path, block: str) -> None:
     """Say that a checkpoint was taken which lies deeper than it usually does."""
     inside = path.relative_to(root).parts
     usual = block_named_by(root / inside[0]) is not None and inside[1:] in ((), ("final",))
-    if not usual and (path, "deeper") not in _told:
-        _told.add((path, "deeper"))
+    if not usual and (path, "deeper") not in _notes:
+        _notes.add((path, "deeper"))
         print_note(f"SAE for {block}: took {path}, found deeper than a block's own folder")
 
 
@@ -346,7 +352,10 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
 
 
 def _nearly(place: Path) -> str:
-    """Return a sentence on the formats of which a place has some files and lacks others; empty if there are none."""
+    """Return a sentence on a format of which a place has some files, not all.
+
+    Empty if there is none.
+    """
     for one in sae_formats():
         missing = [name for name in one.needs if not Checkpoint(place).has(name)]
         if missing and len(missing) < len(one.needs):

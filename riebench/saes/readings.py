@@ -48,7 +48,9 @@ class Readings(StoredModel):
 def variants(
     options: SaeOptions, left_open: Sequence[str], features: int, scales: Iterable[float]
 ) -> list[tuple[SaeOptions, str]]:
-    """Return every combination of what is left open, as options and as the user writes them.
+    """Return every combination of what is left open.
+
+    Each comes as options and as the user writes it.
 
     Args:
         options: what the user has said.
@@ -70,7 +72,10 @@ def variants(
 
 
 def verdict(tried: Sequence[Reading]) -> tuple[Reading, str]:
-    """Return the reading that leaves least unexplained, and a sentence that says how sure that is."""
+    """Return the reading that fits best, and a sentence that says how sure that is.
+
+    It is the one that leaves the least variance unexplained.
+    """
     first, *others = sorted(tried, key=lambda one: -one.figures.explained_variance)
     explained = first.figures.explained_variance
     if explained <= 0:

@@ -49,7 +49,8 @@ class SparseAutoencoder(nn.Module):
         gate_bias: [n], for "gated": with q = (u - pre_bias) @ encoder^T a feature is open where q + gate_bias > 0,
             and its value is relu(q * gate_scale + latent_bias).
         gate_scale: [n], see there.
-        normalise: "none"; "layer" for (x - mean) / (std + 1e-5) per position; "norm" for x * sqrt(d) / |x|.
+        normalise: "none"; "layer" for (x - mean) / (std + 1e-5) per position, undone with std; "norm" for
+            x * sqrt(d) / |x|.
         signal: what it was trained on: a block's "update" or its "output"; None if the file does not say.
         block: short name of the block it was trained on, if the file says.
         sha256: hash of the stored weights, for the run's identity.
@@ -125,7 +126,7 @@ class SparseAutoencoder(nn.Module):
             raise RiebenchError(f"the SAE is made for width {self.d}, but the activation has {x.shape[-1]}")
         u = x.float()
         if self.normalise == "layer":
-            u = (u - u.mean(-1, keepdim=True)) / self.scale(x)
+            u = (u - u.mean(-1, keepdim=True)) / (self.scale(x) + 1e-5)
         elif self.normalise == "norm":
             u = u / self.scale(x)
         if self.activation == "gated":
@@ -157,7 +158,8 @@ class SparseAutoencoder(nn.Module):
         In units of the activation: float32 [..., 1].
         """
         if self.normalise == "layer":
-            return x.float().std(-1, keepdim=True) + 1e-5
+            # Libraries add their small number where they divide, and leave it out where they multiply again.
+            return x.float().std(-1, keepdim=True)
         if self.normalise == "norm":
             # A position of zeros has no direction to keep; any positive scale leaves it at zero.
             return (x.float().norm(dim=-1, keepdim=True) / self.d**0.5).clamp(min=torch.finfo(torch.float32).tiny)

@@ -148,7 +148,10 @@ def _check(path: Path, search: Search, is_sae: Callable[[Path], bool]) -> bool:
 
 
 def _entries(folder: Path, search: Search) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the files in a folder; hidden and linked folders are left out."""
+    """Return the folders and the files in a folder.
+
+    Hidden and linked folders are left out.
+    """
     folders, files = [], []
     try:
         with os.scandir(folder) as entries:
@@ -173,7 +176,10 @@ def _in_order(paths: list[Path]) -> list[Path]:
 
 
 def block_above(path: Path, root: Path) -> str | None:
-    """Return the block that a place, or the nearest folder around it up to a root, is named for."""
+    """Return the block that a place or the nearest folder around it is named for.
+
+    None if no name up to the root stands for one.
+    """
     for one in (path, *path.parents):
         block = block_named_by(one)
         if block is not None or one == root:

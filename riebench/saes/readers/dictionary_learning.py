@@ -52,7 +52,10 @@ def _is_step(checkpoint: Checkpoint) -> bool:
 
 
 def _config_above(path: Path) -> str | None:
-    """Return where the configuration of a training's step lies, from the step's own folder; None if it has none."""
+    """Return where the configuration of a training's step lies.
+
+    The path is relative to the step's own folder; None if there is none.
+    """
     places = (CONFIG, f"../{CONFIG}") if path.parent.name == "checkpoints" else (CONFIG,)
     return next((place for place in places if (path.parent / place).is_file()), None)
 

@@ -160,7 +160,10 @@ def _refuse_architectures(architecture: str, where: Path) -> None:
 
 
 def _lost_scale(config: dict[str, Any]) -> bool:
-    """Return whether inputs were multiplied by a constant that no export holds; True in the oldest files."""
+    """Return whether inputs were multiplied by a constant that no export holds.
+
+    The oldest files say so with `true`.
+    """
     return config.get("normalize_activations") in (True, "expected_average_only_in")
 
 
