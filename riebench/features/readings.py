@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.saes.search import block_above
 from riebench.saes.sources import SaeSource
 
-_PLACEHOLDERS = {"k": 1, "input_scale": 1.0, "normalise": None}
+_PLACEHOLDERS: dict[str, Any] = {"k": 1, "input_scale": 1.0, "normalise": None}
 """Values with which an SAE can be loaded to look at its size, where they are left open."""
 
 

@@ -232,9 +232,7 @@ def _source_checks(source: str | None, blocks: tuple[str, ...], known: ModelInfo
     if missing:
         have = ",".join(name for name in blocks if name not in missing)
         mend = f"--sae {missing[0]}=PLACE" + (f" or --blocks {have}" if have else "")
-        checks.append(
-            Check("SAEs", "missing", f"no SAE for {', '.join(missing)} is named", mend)
-        )
+        checks.append(Check("SAEs", "missing", f"no SAE for {', '.join(missing)} is named", mend))
     return checks
 
 

@@ -1,4 +1,4 @@
-"""Possible readings of an SAE whose layout leaves something open, and which of them fits.
+"""Possible readings of an SAE whose layout leaves something open.
 
 A layout may not say how inputs were normalised, by what they were scaled, how many features were kept, or what was
 reconstructed. `variants` lists what the user could write; `verdict` compares how each did on the same activations.

@@ -41,7 +41,7 @@ def stored(request: pytest.FixtureRequest) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write what was measured, if all agreed; rows of libraries that are not here stay as they are."""
-    if session.config.getoption("--write-differences", default=False) and exitstatus == 0:
+    if session.config.getoption("--write-differences", default=False) and exitstatus == 0 and MEASURED:
         rows = {**read_rows(), **MEASURED}
         write_rows({name: row for name, row in rows.items() if name in row_names()})
         write_table(read_rows())
