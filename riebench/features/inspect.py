@@ -112,20 +112,25 @@ def inspect(
     """
     measured: list[dict[Signal, SaeFigures]] = [{} for _ in found]
     if model is not None:
-        tried = [(block_for(path, sae, model), sae, _signals(sae)) for path, sae in found]
-        measured = measure(tried, model, prompts, batch_size=batch_size, progress=progress)
+        measured = measure(measured_on(found, model), model, prompts, batch_size=batch_size, progress=progress)
     reports = [_report(path, sae, figures) for (path, sae), figures in zip(found, measured, strict=True)]
     if model is None:
         return Inspection(saes=tuple(reports))
     return Inspection(model=model.spec.name, prompts=len(prompts), steps=model.spec.steps, saes=tuple(reports))
 
 
-def block_for(path: Path, sae: SparseAutoencoder, model: LoadedModel) -> str:
-    """Return the block that an SAE is for, checked against the model.
+def measured_on(
+    found: Sequence[tuple[Path, SparseAutoencoder]], model: LoadedModel
+) -> list[tuple[str, SparseAutoencoder, tuple[Signal, ...]]]:
+    """Return block, SAE and signals to measure for SAEs with their paths.
 
     Raises:
-        RiebenchError: if it is not known, the model has no such block, or its width is another.
+        RiebenchError: if an SAE does not say its block, or does not fit the model.
     """
+    return [(_block(path, sae, model), sae, _signals(sae)) for path, sae in found]
+
+
+def _block(path: Path, sae: SparseAutoencoder, model: LoadedModel) -> str:
     if sae.block is None:
         usual = model.family.names.default
         example = f"{usual[1 % len(usual)]}={path}"

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from riebench.features.inspect import block_for, measure
+from riebench.features.inspect import measure, measured_on
 from riebench.generation.generator import Capture, Generator
 from riebench.models.loading import LoadedModel
 from riebench.saes.files import SaeOptions
 from riebench.saes.formats import find_checkpoints, left_open, load_sae
-from riebench.saes.readings import Reading, Readings, variants, verdict
+from riebench.saes.readings import ReadingFigures, Readings, variants, verdict
 from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.saes.search import block_above
 from riebench.saes.sources import SaeSource
@@ -104,7 +104,7 @@ def try_readings(
             for signal, one in figures.items() if owner == number else ():
                 words = text if place.sae.signal is not None else f"{text},signal={signal}"
                 options[words] = stated
-                readings.append(Reading(options=words, signal=signal, figures=one))
+                readings.append(ReadingFigures(options=words, signal=signal, figures=one))
         best, sentence = verdict(readings)
         chosen[number] = replace(place.source, options=options[best.options])
         reports.append(Readings(path=str(place.path), block=place.sae.block or "", left_open=place.names,
@@ -116,8 +116,7 @@ def _load_open(source: SaeSource, names: tuple[str, ...], model: LoadedModel) ->
     path = Path(source.place)
     sae = load_sae(path, replace(source.options, **{name: _PLACEHOLDERS[name] for name in names}))
     sae.block = sae.block or source.block
-    block_for(path, sae, model)
-    signals: tuple[Signal, ...] = get_args(Signal) if sae.signal is None else (sae.signal,)
+    ((_, _, signals),) = measured_on([(path, sae)], model)
     return _Open(source, path, names, sae, signals)
 
 

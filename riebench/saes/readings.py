@@ -22,7 +22,7 @@ MOST_KEPT = 1024
 """Largest k that is tried."""
 
 
-class Reading(StoredModel):
+class ReadingFigures(StoredModel):
     """One reading of an SAE, and how it did."""
 
     options: str
@@ -38,7 +38,7 @@ class Readings(StoredModel):
     block: str
     left_open: tuple[str, ...]
     """The options that its layout leaves open."""
-    tried: tuple[Reading, ...]
+    tried: tuple[ReadingFigures, ...]
     best: str
     """Options of the reading that fits best."""
     verdict: str
@@ -71,7 +71,7 @@ def variants(
     return found
 
 
-def verdict(tried: Sequence[Reading]) -> tuple[Reading, str]:
+def verdict(tried: Sequence[ReadingFigures]) -> tuple[ReadingFigures, str]:
     """Return the reading that fits best, and a sentence that says how sure that is.
 
     It is the one that leaves the least variance unexplained.

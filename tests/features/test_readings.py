@@ -20,7 +20,7 @@ from riebench.models.loading import LoadedModel
 from riebench.saes.figures import SaeFigures
 from riebench.saes.files import SaeOptions
 from riebench.saes.formats import left_open, load_sae, load_saes
-from riebench.saes.readings import Reading, Readings, verdict
+from riebench.saes.readings import ReadingFigures, Readings, verdict
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes, parse_sources
 
@@ -131,9 +131,9 @@ def test_a_k_that_no_file_holds_is_found(tmp_path: Path, trained: SparseAutoenco
     assert all(one.figures.l0 == pytest.approx(2**i, rel=0.05) for i, one in enumerate(readings.tried[:6]))
 
 
-def reading(options: str, explained_variance: float) -> Reading:
+def reading(options: str, explained_variance: float) -> ReadingFigures:
     figures = SaeFigures(l0=1, explained_variance=explained_variance, dead_share=0, positions=1)
-    return Reading(options=options, signal="update", figures=figures)
+    return ReadingFigures(options=options, signal="update", figures=figures)
 
 
 def test_how_sure_the_choice_is_is_said() -> None:
