@@ -11,6 +11,11 @@ import torch
 from api_runs import toy_model as toy_model
 from api_runs import toy_results as toy_results
 from api_runs import toy_saes as toy_saes
+from format_measurements import computed as computed
+from format_measurements import measured as measured
+from format_measurements import pytest_addoption as pytest_addoption
+from format_measurements import pytest_sessionfinish as pytest_sessionfinish
+from format_measurements import stored as stored
 from hypothesis import settings
 from records import make_record, make_spec
 from tiny_jobs import job as job

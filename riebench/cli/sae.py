@@ -34,6 +34,7 @@ from riebench.utils.terminal import add_row, print_line, print_table
 
 if TYPE_CHECKING:
     from riebench.features.inspect import Inspection, SaeReport
+    from riebench.saes.readings import Readings
 
 
 app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders, and train them.")
@@ -78,6 +79,7 @@ def inspect_saes(
 
     from riebench.errors import RiebenchError
     from riebench.features.inspect import inspect, load_all, prompts_from, usual_suite
+    from riebench.features.readings import open_places, try_readings
     from riebench.models.loading import load_model
     from riebench.models.presets import PRESETS
     from riebench.saes.sources import parse_sources
@@ -92,15 +94,22 @@ def inspect_saes(
         if not mapping.is_file():
             raise RiebenchError(f"--mapping {mapping}: no such file")
         sources = tuple(replace(one, options=replace(one.options, mapping=mapping)) for one in sources)
-    found = load_all(sources, offline=offline)
+    places = open_places(sources, offline=offline)
     if model is None:
-        inspection = inspect(found)
+        inspection = inspect(load_all(sources, offline=offline))
+        for place, names in places:
+            if names:
+                say(f"{place.place}: its layout leaves {', '.join(names)} open; --model tries what is possible")
     else:
         texts = prompts_from(suite or usual_suite(model), prompts, limit)
         where = pick_device(device)
         say(f"loading {model} on {where}")
         loaded = load_model(model, steps=steps, dtype=dtype, device=where, offline=offline)
-        inspection = inspect(found, loaded, texts, batch_size=batch_size)
+        readings: tuple[Readings, ...] = ()
+        if any(names for _, names in places):
+            sources, readings = try_readings(places, loaded, texts, batch_size=batch_size)
+        inspection = inspect(load_all(sources, offline=offline), loaded, texts, batch_size=batch_size)
+        inspection = inspection.model_copy(update={"readings": readings})
     show(inspection)
     if json_file is not None:
         write_atomic(json_file, (inspection.model_dump_json(indent=2) + "\n").encode())
@@ -130,6 +139,28 @@ def show(inspection: Inspection) -> None:
     for report in inspection.saes:
         for warning in report.warnings:
             print_line(f"WARNING {report.block or report.path}: {warning}")
+    for one in inspection.readings:
+        _show_readings(one)
+
+
+def _show_readings(readings: Readings) -> None:
+    """Print how each reading of an SAE did, and which fits.
+
+    The columns above are those of the one that fits.
+    """
+    from rich import box
+    from rich.table import Table
+
+    print_line(f"{readings.block}: its layout leaves {', '.join(readings.left_open)} open; on the same activations:")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("reading", "explained variance", "features active (L0)", "dead features"):
+        table.add_column(name, justify="left" if name == "reading" else "right", no_wrap=True)
+    for one in readings.tried:
+        marked = f"#{one.options}" + (" (best)" if one.options == readings.best else "")
+        figures = one.figures
+        add_row(table, marked, f"{figures.explained_variance:.4f}", f"{figures.l0:.4g}", f"{figures.dead_share:.2%}")
+    print_table(table)
+    print_line(f"{readings.block}: {readings.verdict}")
 
 
 def _column(report: SaeReport) -> dict[str, str]:

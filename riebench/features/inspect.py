@@ -21,7 +21,9 @@ from riebench.models.sae_quality import SaeFigures, variance_text
 from riebench.runs.sae_check import Reading, measure
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkpoints, load_sae
+from riebench.saes.readings import Readings
 from riebench.saes.sae import COUNTING, MAX_WEIGHT, Signal, SparseAutoencoder
+from riebench.saes.search import block_above
 from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Count, StoredModel
@@ -69,6 +71,8 @@ class Inspection(StoredModel):
     prompts: Count = 0
     steps: Count = 0
     saes: tuple[SaeReport, ...]
+    readings: tuple[Readings, ...] = ()
+    """Of the SAEs whose layout leaves something open; their reports are those of the readings that fit best."""
 
 
 def load_all(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tuple[Path, SparseAutoencoder]]:
@@ -79,11 +83,12 @@ def load_all(sources: Sequence[SaeSource], *, offline: bool = False) -> list[tup
     """
     found = []
     for source in sources:
-        for path in find_checkpoints(source.locate(offline=offline), source.options, source.block):
+        root = source.locate(offline=offline)
+        for path in find_checkpoints(root, source.options, source.block):
             sae = load_sae(path, source.options).eval()
             if source.block is not None and sae.block not in (None, source.block):
                 raise RiebenchError(f"{path}: the SAE was trained on block {sae.block}, not on {source.block}")
-            sae.block = sae.block or source.block
+            sae.block = sae.block or source.block or block_above(path, root)
             found.append((path, sae))
     return found
 
@@ -110,14 +115,47 @@ def inspect(
     """
     measured: list[dict[Signal, SaeFigures]] = [{} for _ in found]
     if model is not None:
-        tried = [(_block(path, sae, model), sae, _signals(sae)) for path, sae in found]
-        readings = [Reading(block, sae, sae.reads_for(one), one) for block, sae, signals in tried for one in signals]
-        figures = iter(measure(readings, model, prompts, batch_size=batch_size, progress=progress))
-        measured = [{signal: next(figures) for signal in signals} for _, _, signals in tried]
+        measured = measure_signals(measured_on(found, model), model, prompts, batch_size=batch_size, progress=progress)
     reports = [_report(path, sae, one) for (path, sae), one in zip(found, measured, strict=True)]
     if model is None:
         return Inspection(saes=tuple(reports))
     return Inspection(model=model.spec.name, prompts=len(prompts), steps=model.spec.steps, saes=tuple(reports))
+
+
+def measure_signals(
+    saes: Sequence[tuple[str, SparseAutoencoder, Sequence[Signal]]],
+    model: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> list[dict[Signal, SaeFigures]]:
+    """Measure SAEs on every step and position of some generations.
+
+    Args:
+        saes: block, SAE and the signals to try, for each.
+        model: generates; its conditional half is measured.
+        prompts: one generation each.
+        batch_size: pictures at a time.
+        progress: shows a bar.
+
+    Returns:
+        Signal -> figures, for each SAE in order.
+    """
+    readings = [Reading(block, sae, sae.reads_for(one), one) for block, sae, signals in saes for one in signals]
+    figures = iter(measure(readings, model, prompts, batch_size=batch_size, progress=progress))
+    return [{signal: next(figures) for signal in signals} for _, _, signals in saes]
+
+
+def measured_on(
+    found: Sequence[tuple[Path, SparseAutoencoder]], model: LoadedModel
+) -> list[tuple[str, SparseAutoencoder, tuple[Signal, ...]]]:
+    """Return block, SAE and signals to measure for SAEs with their paths.
+
+    Raises:
+        RiebenchError: if an SAE does not say its block, or does not fit the model.
+    """
+    return [(_block(path, sae, model), sae, _signals(sae)) for path, sae in found]
 
 
 def _block(path: Path, sae: SparseAutoencoder, model: LoadedModel) -> str:

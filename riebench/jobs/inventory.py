@@ -230,9 +230,9 @@ def _source_checks(source: str | None, blocks: tuple[str, ...], known: ModelInfo
             )
     missing = [name for name in blocks if name not in by_block and None not in by_block]
     if missing:
-        checks.append(
-            Check("SAEs", "missing", f"no SAE for {', '.join(missing)} is named", f"--sae {missing[0]}=PLACE")
-        )
+        have = ",".join(name for name in blocks if name not in missing)
+        mend = f"--sae {missing[0]}=PLACE" + (f" or --blocks {have}" if have else "")
+        checks.append(Check("SAEs", "missing", f"no SAE for {', '.join(missing)} is named", mend))
     return checks
 
 

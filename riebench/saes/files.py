@@ -25,7 +25,7 @@ from torch import Tensor
 
 from riebench.blocks import foreign_site, known_blocks, long_name, module_path, short_name, update_block
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.sae import Signal, SparseAutoencoder
+from riebench.saes.sae import Normalise, Signal, SparseAutoencoder
 from riebench.saes.shards import (
     INDEX_ENDING,
     is_sharded,
@@ -45,7 +45,8 @@ _LFS = b"version https://git-lfs"
 MAPPINGS = ("mapping.yaml", "mapping.yml", "mapping.json")
 """Names under which a folder's own key mapping is found."""
 
-_WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+"""Endings of the files that may hold weights."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class SaeOptions:
         mapping: a key mapping's file.
         input_scale: the constant its training inputs were multiplied with, where the export has lost it.
         signed: also take SAEs with negative feature values.
+        normalise: how inputs are normalised, where the layout leaves it open.
     """
 
     k: int | None = None
@@ -65,6 +67,7 @@ class SaeOptions:
     mapping: Path | None = None
     input_scale: float | None = None
     signed: bool = False
+    normalise: Normalise | None = None
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,9 @@ class Checkpoint:
         """
         if self.path.is_file():
             path = whole_path(self.path)
-            return path if path.suffix in _WEIGHT_ENDINGS else None
+            return path if path.suffix in WEIGHT_ENDINGS else None
         inside = self.path.iterdir() if self.path.is_dir() else ()
-        files = whole_paths(path for path in inside if path.suffix in _WEIGHT_ENDINGS and path.is_file())
+        files = whole_paths(path for path in inside if path.suffix in WEIGHT_ENDINGS and path.is_file())
         return files[0] if len(files) == 1 and block_named_by(files[0]) is None else None
 
     @cached_property

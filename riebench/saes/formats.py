@@ -1,7 +1,8 @@
 """Search and loading of stored autoencoders, whatever their format.
 
 A checkpoint is a folder, the folder around its `final`, or a single file. A root folder holds one checkpoint per block,
-under the block's long or short name; anything may follow the name after "_k".
+under the block's long or short name; anything may follow the name after "_k". Checkpoints that lie deeper are taken,
+with a line that says so, where no other could be meant.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from riebench.saes.files import Checkpoint, SaeOptions, block_named_by, refuse_f
 from riebench.saes.readers import SaeFormat, is_from_package, sae_formats, unusable_formats
 from riebench.saes.readers.sdxl_unbox import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.search import Search, block_above, search_below
 from riebench.utils.files import content_digest
+from riebench.utils.terminal import print_note
 
 __all__ = [
     "checkpoint_at",
@@ -31,6 +34,8 @@ __all__ = [
 
 MAPPING = "mapping"
 _NO_OPTIONS = SaeOptions()
+_notes: set[tuple[Path, str]] = set()
+"""Checkpoints, and what a line has already said of them in this process."""
 
 
 def load_sae(path: Path, options: SaeOptions = _NO_OPTIONS) -> SparseAutoencoder:
@@ -79,6 +84,11 @@ def _merge_metadata(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> 
         # Runs are named by the hash, and the same weights give other edits when they read the output.
         sae.sha256 = content_digest([sae.sha256, options.signal])
     sae.signal = sae.signal or options.signal
+    if options.normalise not in (None, sae.normalise):
+        raise RiebenchError(
+            f"{path}: input norm {sae.normalise} belongs to its layout, so it cannot be read with {options.normalise}; "
+            "leave #normalise out"
+        )
     if options.k is not None and sae.k not in (None, options.k):
         raise RiebenchError(f"{path} has k = {sae.k}, not {options.k}")
     named = block_named_by(path) or (block_named_by(path.parent) if path.name == "final" or path.is_file() else None)
@@ -107,17 +117,34 @@ def load_saes(
         RiebenchError: if a block has no checkpoint, several that k does not tell apart, or one made for another block.
     """
     options = options if k is None else replace(options, k=k)
-    saes = {name: load_sae(path, options) for name, path in choose_checkpoints(root, blocks, options).items()}
+    paths = choose_checkpoints(root, blocks, options)
+    saes = {name: load_sae(path, options) for name, path in paths.items()}
+    for name, path in paths.items():
+        _say_if_open(path, name, saes[name], options)
     for name, sae in saes.items():
         if sae.block not in (None, name):
             raise RiebenchError(f"{root}: the SAE was trained on block {sae.block}, not on {name}")
     return {name: sae.eval() for name, sae in saes.items()}
 
 
+def _say_if_open(path: Path, block: str, sae: SparseAutoencoder, options: SaeOptions) -> None:
+    """Say how an SAE is read where its layout leaves that open.
+
+    Only where its library has a usual way.
+    """
+    if "normalise" in left_open(path, options) and (path, "normalise") not in _notes:
+        _notes.add((path, "normalise"))
+        print_note(
+            f"SAE for {block}: its layout does not say how inputs are normalised; read with {sae.normalise}, as its "
+            "library does; `riebench sae inspect` with --model tries all, #normalise= chooses"
+        )
+
+
 def choose_checkpoints(root: Path, blocks: Iterable[str], options: SaeOptions = _NO_OPTIONS) -> dict[str, Path]:
     """Choose the checkpoint of each block; none is read.
 
-    A checkpoint's k may be read where several compete for a block.
+    A checkpoint's k may be read where several compete for a block. Where the only one for a block lies deeper than
+    usual, it is taken and a line says so.
 
     Raises:
         RiebenchError: as `load_saes`.
@@ -127,40 +154,152 @@ def choose_checkpoints(root: Path, blocks: Iterable[str], options: SaeOptions = 
         raise RiebenchError(f"no SAE folder {root}; give a folder with one checkpoint per block")
     if checkpoint_at(root, options) is not None or root.is_file():
         if len(names) != 1:
-            raise RiebenchError(f"{root} is a single SAE, but blocks {', '.join(names)} are asked for; name its root")
+            raise RiebenchError(f"{root} is a single SAE, but blocks {', '.join(names)} are asked for; name its root"
+                                f"{_one_alone(root, options, names)}")  # fmt: skip
         return {names[0]: root}
-    found = checkpoints_by_block(root, options)
-    return {name: _choose(root, found, name, options) for name in names}
+    found = _by_block(root, options)
+    search = None
+    if any(name not in found for name in names):
+        search = _deeper(root, options)
+        found = {**search.by_block(), **found}
+        unnamed = search.unnamed()
+        if not found and len(names) == 1 and unnamed:
+            found = {names[0]: unnamed}
+    chosen = {name: _choose(root, found, name, options) for name in names if name in found}
+    missing = [name for name in names if name not in chosen]
+    if missing:
+        assert search is not None
+        raise _missing(search, missing, found, options)
+    for name, path in chosen.items():
+        _say_if_deeper(root, path, name)
+    return chosen
+
+
+def _one_alone(path: Path, options: SaeOptions, names: list[str]) -> str:
+    """Return what to add to a message where one SAE stands for several blocks.
+
+    It is the block that the SAE is for; nothing if it does not say that.
+    """
+    try:
+        block = load_sae(path, options).block
+    except RiebenchError:
+        return ""
+    return f", or take it alone with --blocks {block}" if block in names else ""
+
+
+def _missing(search: Search, missing: list[str], found: dict[str, list[Path]], options: SaeOptions) -> RiebenchError:
+    """Return the error for blocks without an SAE, which says what there is."""
+    root = search.root
+    wanted = ", ".join(missing) + ("" if options.k is None else f" with k = {options.k}")
+    if found:
+        alone = f"; to use it alone, add --blocks {next(iter(found))}" if len(found) == 1 else ""
+        return RiebenchError(f"{root} has no SAE for {wanted}; it has SAEs for: {', '.join(found)}{alone}")
+    unnamed = search.unnamed()
+    if unnamed:
+        return RiebenchError(
+            f"{root} has no SAE for {wanted}, but SAEs that no name ties to a block: {_listed(unnamed)}; write "
+            f"BLOCK=PLACE, such as {missing[0]}={unnamed[-1]}"
+        )
+    foreign = _foreign_child(root, options)
+    if foreign is not None:
+        return foreign
+    return RiebenchError(f"{root} has no SAE for {wanted}; {_seen(search)}")
 
 
 def checkpoints_by_block(root: Path, options: SaeOptions = _NO_OPTIONS) -> dict[str, list[Path]]:
-    """Return the checkpoints below a root by block."""
+    """Return the checkpoints below a root by block.
+
+    For a block whose own folder holds none, they are those deeper inside it.
+    """
+    return _by_block(root, options)
+
+
+def _by_block(root: Path, options: SaeOptions) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
+    deeper: dict[str, list[Path]] = {}
     for child in sorted(root.iterdir()):
         block = block_named_by(child)
-        if block is not None:
+        if block is None:
+            continue
+        try:
             checkpoint = checkpoint_at(child, options)
-            if checkpoint is not None:
-                found.setdefault(block, []).append(checkpoint[0].path)
-    return found
+        except RiebenchError:
+            # What cannot be read may be another file beside the SAE's own folder.
+            if not child.is_dir() or not _deeper(child, options).places:
+                raise
+            checkpoint = None
+        if checkpoint is not None:
+            found.setdefault(block, []).append(checkpoint[0].path)
+        elif child.is_dir():
+            deeper.setdefault(block, []).extend(place.path for place in _deeper(child, options).places)
+    return {**{block: paths for block, paths in deeper.items() if paths}, **found}
 
 
 def find_checkpoints(root: Path, options: SaeOptions, block: str | None = None) -> list[Path]:
     """Return every checkpoint that a place holds: itself, or those below it.
 
-    Below it, only those of the block and with the k that are asked for.
+    Below it, only those of the block and with the k that are asked for. Where a root has none at the usual places,
+    they are those that lie deeper.
 
     Raises:
         RiebenchError: if there is none.
     """
     if checkpoint_at(root, options) is not None or not root.is_dir():
         return [root]
-    found = checkpoints_by_block(root, options)
+    found = _by_block(root, options)
     paths = [path for name, paths in found.items() if block in (None, name) for path in paths]
+    if not paths:
+        places = _search(root, options).places
+        paths = [place.path for place in places if None in (block, place.block) or place.block == block]
     wanted = [path for path in paths if options.k is None or _k_of(path, options) == options.k]
     if not wanted:
         raise _unreadable(root, options)
+    for path in wanted:
+        _say_if_deeper(root, path, block or block_above(path, root) or "a block that no name says")
     return wanted
+
+
+def _search(root: Path, options: SaeOptions) -> Search:
+    return search_below(root, lambda path: _recognise(Checkpoint(path, options)) is not None)
+
+
+def _deeper(root: Path, options: SaeOptions) -> Search:
+    """Search a folder for SAEs of which some are to be taken.
+
+    Raises:
+        RiebenchError: if it holds more than is searched, so that another one might be meant.
+    """
+    search = _search(root, options)
+    if search.places and not search.complete:
+        found = [place.path for place in search.places]
+        raise RiebenchError(
+            f"{root} holds more files and folders than are searched for SAEs; found so far: {_listed(found)}; say "
+            f"which to take, such as BLOCK={found[-1]}"
+        )
+    return search
+
+
+def _say_if_deeper(root: Path, path: Path, block: str) -> None:
+    """Say that a checkpoint was taken which lies deeper than it usually does."""
+    inside = path.relative_to(root).parts
+    usual = block_named_by(root / inside[0]) is not None and inside[1:] in ((), ("final",))
+    if not usual and (path, "deeper") not in _notes:
+        _notes.add((path, "deeper"))
+        print_note(f"SAE for {block}: took {path}, found deeper than a block's own folder")
+
+
+def left_open(path: Path, options: SaeOptions = _NO_OPTIONS) -> tuple[str, ...]:
+    """Return what a checkpoint needs that neither its layout nor the user states.
+
+    They are names of fields of `SaeOptions`; whether it was trained on updates or outputs is not among them.
+
+    Raises:
+        RiebenchError: if its configuration cannot be read.
+    """
+    found = checkpoint_at(path, options)
+    if found is None or found[1].left_open is None:
+        return ()
+    return found[1].left_open(found[0])
 
 
 def checkpoint_at(path: Path, options: SaeOptions = _NO_OPTIONS) -> tuple[Checkpoint, SaeFormat] | None:
@@ -205,16 +344,23 @@ def _unreadable(path: Path, options: SaeOptions) -> RiebenchError:
     foreign = _foreign_child(path, options)
     if foreign is not None:
         return foreign
-    formats = [one for one in sae_formats() if one.needs]
     for place in (path, path / "final"):
-        for one in formats:
-            missing = [name for name in one.needs if not Checkpoint(place).has(name)]
-            if missing and len(missing) < len(one.needs):
-                return RiebenchError(f"{place} looks like an {one.name} SAE, but {', '.join(missing)} is missing")
-    files = ", ".join(f"{' with '.join(one.needs)} ({one.name})" for one in formats)
+        near = _nearly(place)
+        if near:
+            return RiebenchError(near)
+    seen = ""
+    if path.is_dir():
+        search = _search(path, options)
+        if search.places:
+            found = [place.path for place in search.places]
+            return RiebenchError(
+                f"{path} holds no SAE itself; deeper inside it has: {_listed(found)}; name one of them"
+            )
+        seen = f"; {_seen(search)}"
+    files = ", ".join(f"{' with '.join(one.needs)} ({one.name})" for one in sae_formats() if one.needs)
     return RiebenchError(
         f"{path} holds no SAE that riebench can read: {files}, a single openai or saev file, or anything else with a "
-        "key mapping" + "".join(f"; {why}" for why in unusable_formats())
+        "key mapping" + seen + "".join(f"; {why}" for why in unusable_formats())
     )
 
 
@@ -232,8 +378,30 @@ def _foreign_child(root: Path, options: SaeOptions) -> RiebenchError | None:
     return None
 
 
+def _nearly(place: Path) -> str:
+    """Return a sentence on a format of which a place has some files, not all.
+
+    Empty if there is none.
+    """
+    for one in sae_formats():
+        missing = [name for name in one.needs if not Checkpoint(place).has(name)]
+        if missing and len(missing) < len(one.needs):
+            return f"{place} looks like an {one.name} SAE, but {', '.join(missing)} is missing"
+    return ""
+
+
+def _seen(search: Search) -> str:
+    """Return what a search saw where it found nothing, with what is nearly an SAE."""
+    near = [words for folder in search.folders if (words := _nearly(folder))]
+    return "; ".join([search.describe(), *near[:2]])
+
+
+def _listed(paths: list[Path], shown: int = 6) -> str:
+    return ", ".join(map(str, paths[:shown])) + (f" and {len(paths) - shown} more" if len(paths) > shown else "")
+
+
 def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOptions) -> Path:
-    paths, k = found.get(block, []), options.k
+    paths, k = found[block], options.k
     wanted = block if k is None else f"{block} with k = {k}"
     if k is None and len(paths) > 1:
         k = _usual_k(found, options)
@@ -242,12 +410,14 @@ def _choose(root: Path, found: dict[str, list[Path]], block: str, options: SaeOp
     if len(paths) == 1:
         return paths[0]
     if not paths:
-        foreign = _foreign_child(root, options)
-        if foreign is not None and not found:
-            raise foreign
-        raise RiebenchError(f"{root} has no SAE for {wanted}; it has SAEs for: {', '.join(found) or 'no block'}")
-    choices = ", ".join(str(_k_of(path, options)) for path in found[block])
-    raise RiebenchError(f"{root} has several SAEs for {wanted} (k = {choices}); add #k=NUMBER to its name")
+        raise RiebenchError(f"{root} has no SAE for {wanted}; it has SAEs for: {', '.join(found)}")
+    counts = [_k_of(path, options) for path in found[block]]
+    if len(set(counts)) == len(counts):
+        choices = ", ".join(map(str, counts))
+        raise RiebenchError(f"{root} has several SAEs for {wanted} (k = {choices}); add #k=NUMBER to its name")
+    raise RiebenchError(
+        f"{root} has several SAEs for {wanted}: {_listed(paths)}; say which, such as {block}={paths[-1]}"
+    )
 
 
 def _usual_k(found: dict[str, list[Path]], options: SaeOptions) -> int | None:

@@ -119,7 +119,8 @@ class SparseAutoencoder(nn.Module):
             and its value is relu(q * gate_scale + latent_bias).
         gate_scale: [n], see there.
         pursuit: when a matching pursuit ends; p above is then that of what earlier features leave of u - pre_bias.
-        normalise: "none"; "layer" for (x - mean) / (std + 1e-5) per position; "norm" for x * sqrt(d) / |x|.
+        normalise: "none"; "layer" for (x - mean) / (std + 1e-5) per position, undone with std; "norm" for
+            x * sqrt(d) / |x|.
         signal: what it reconstructs: a block's "update" or its "output"; None if the file does not say.
         transcoder: whether it reads the block's input instead of what it reconstructs.
         skip: [width of the output, d], a transcoder's linear connection past its features.
@@ -236,7 +237,8 @@ class SparseAutoencoder(nn.Module):
             raise RiebenchError(f"the SAE is made for width {self.d}, but the activation has {x.shape[-1]}")
         u = x.float()
         if self.normalise == "layer":
-            u = (u - u.mean(-1, keepdim=True)) / self._input_scale(x)
+            # Libraries add their small number where they divide, and leave it out where they multiply again.
+            u = (u - u.mean(-1, keepdim=True)) / (self._input_scale(x) + 1e-5)
         elif self.normalise == "norm":
             u = u / self._input_scale(x)
         if self.time is not None:
@@ -312,7 +314,7 @@ class SparseAutoencoder(nn.Module):
 
     def _input_scale(self, x: Tensor) -> Tensor:
         if self.normalise == "layer":
-            return x.float().std(-1, keepdim=True) + 1e-5
+            return x.float().std(-1, keepdim=True)
         # A position of zeros has no direction to keep; any positive scale leaves it at zero.
         return (x.float().norm(dim=-1, keepdim=True) / self.d**0.5).clamp(min=torch.finfo(torch.float32).tiny)
 

@@ -8,7 +8,7 @@ source may hold the SAEs of all blocks, or each block may have its own:
     FILE.yaml                                   the same as "BLOCK: PLACE" lines
 
 PLACE is a folder, a file, or `hf://OWNER/NAME[@REVISION][/SUBFOLDER]`. Options: k=N, signal=update|output,
-mapping=FILE, input_scale=NUMBER, signed=yes.
+mapping=FILE, input_scale=NUMBER, signed=yes, normalise=none|layer|norm.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from riebench.saes.files import MAPPINGS, SaeOptions
 from riebench.saes.formats import load_saes
 from riebench.saes.readers import sae_formats
 from riebench.saes.readers.mapping import read_mapping
-from riebench.saes.sae import Signal, SparseAutoencoder
+from riebench.saes.sae import Normalise, Signal, SparseAutoencoder
 from riebench.saes.shards import INDEX_ENDING, shard_patterns
 from riebench.tasks.schema import MAX_PARAMETER
 from riebench.utils import hub
@@ -46,7 +46,11 @@ _NO_FILE = "no such file"
 _IGNORE = ("act_rate.pt", "topk_vals.pt", "topk_indices.pt", "topk_heatmaps.pt", "optimizer.pt")
 
 _LISTS = (".yaml", ".yml", ".json")
-_OPTIONS = ("k", "signal", "mapping", "input_scale", "signed")
+_OPTIONS = ("k", "signal", "mapping", "input_scale", "signed", "normalise")
+_WORDS: dict[str, tuple[str, ...]] = {
+    "signal": get_args(Signal), "signed": ("yes", "no"), "normalise": get_args(Normalise)
+}  # fmt: skip
+"""Option -> the words that it takes."""
 NAMED_BY_BLOCK = frozenset({"wendlerc/sdxl-turbo-saes"})
 """Repositories with a folder `BLOCK_kN_...` for each SAE; those of some blocks and one k are fetched alone."""
 
@@ -168,14 +172,11 @@ def _option(text: str, key: str, value: str) -> Any:
         if not path.is_file():
             raise RiebenchError(f"SAE source {text!r}: there is no mapping file {value}")
         return path
-    if key == "signal":
-        if value not in get_args(Signal):
-            raise RiebenchError(f"SAE source {text!r}: signal is update or output, not {value!r}")
-        return value
-    if key == "signed":
-        if value not in ("yes", "no"):
-            raise RiebenchError(f"SAE source {text!r}: signed is yes or no, not {value!r}")
-        return value == "yes"
+    if key in _WORDS:
+        if value not in _WORDS[key]:
+            *most, last = _WORDS[key]
+            raise RiebenchError(f"SAE source {text!r}: {key} is {', '.join(most)} or {last}, not {value!r}")
+        return value == "yes" if key == "signed" else value
     try:
         number = int(value) if key == "k" else float(value)
     except ValueError as error:
@@ -203,7 +204,11 @@ def load_sources(
     missing = [name for name in names if name not in by_block and None not in by_block]
     if missing:
         given = ", ".join(str(block) for block in by_block)
-        raise RiebenchError(f"no SAE for {', '.join(missing)} is named; named are: {given}; add {missing[0]}=PLACE")
+        have = [name for name in names if name not in missing]
+        alone = f", or take these alone with --blocks {','.join(have)}" if have else ""
+        raise RiebenchError(
+            f"no SAE for {', '.join(missing)} is named; named are: {given}; add {missing[0]}=PLACE{alone}"
+        )
     saes: dict[str, SparseAutoencoder] = {}
     for source in by_block.values():
         wanted = [name for name in names if by_block.get(name, by_block.get(None)) is source]

@@ -81,7 +81,8 @@ class Truth:
     def codes(self, x: Floats) -> Floats:
         """For the stored decoder's rows."""
         mean, scale = self._norm(x)
-        return self.act(((x - mean) / scale - self.pre) @ self.encoder.T + self.b_enc)
+        small = 1e-5 if self.norm == "layer" else 0.0
+        return self.act(((x - mean) / (scale + small) - self.pre) @ self.encoder.T + self.b_enc)
 
     def unit_codes(self, x: Floats) -> Floats:
         """For rows of length one."""
@@ -93,7 +94,7 @@ class Truth:
 
     def _norm(self, x: Floats) -> tuple[Floats | float, Floats | float]:
         if self.norm == "layer":
-            return x.mean(-1, keepdims=True), x.std(-1, ddof=1, keepdims=True) + 1e-5
+            return x.mean(-1, keepdims=True), x.std(-1, ddof=1, keepdims=True)
         if self.norm == "norm":
             return 0.0, np.linalg.norm(x, axis=-1, keepdims=True) / np.sqrt(x.shape[-1])
         return 0.0, 1.0

@@ -123,7 +123,9 @@ def test_folders_are_looked_into(tmp_path: Path) -> None:
     check = bad(small(sae=str(tmp_path / "pointer")))[f"SAEs {tmp_path / 'pointer'}"]
     assert "Git-LFS pointer" in check.found and check.mend == "git lfs pull"
     assert bad(small(sae=None))["SAEs"].mend == "--sae FOLDER or --sae hf://OWNER/NAME"
-    assert bad(small(sae=f"mid.0={tiny_saes()}"))["SAEs"].found.startswith("no SAE for down.2.1, up.0.0, up.0.1")
+    check = bad(small(sae=f"mid.0={tiny_saes()}"))["SAEs"]
+    assert check.found.startswith("no SAE for down.2.1, up.0.0, up.0.1")
+    assert check.mend == "--sae down.2.1=PLACE or --blocks mid.0"
 
 
 def test_an_unknown_option_is_no_missing_thing() -> None:

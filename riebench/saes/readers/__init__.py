@@ -35,6 +35,7 @@ class SaeFormat:
         when: what else must hold.
         fetch: patterns of the files a hub download needs, beside `needs`.
         usual_signal: what its files hold where neither they nor the user say it; None for no usual one.
+        left_open: the options (fields of `SaeOptions`) that a checkpoint needs and neither it nor the user states.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SaeFormat:
     when: Callable[[Checkpoint], bool] | None = None
     fetch: tuple[str, ...] = ()
     usual_signal: Signal | None = None
+    left_open: Callable[[Checkpoint], tuple[str, ...]] | None = None
 
     def fits(self, checkpoint: Checkpoint) -> bool:
         """Return whether a checkpoint is of this format."""
@@ -58,11 +60,13 @@ def sae_format(
     when: Callable[[Checkpoint], bool] | None = None,
     fetch: tuple[str, ...] = (),
     usual_signal: Signal | None = None,
+    left_open: Callable[[Checkpoint], tuple[str, ...]] | None = None,
 ) -> Callable[[Reader], Reader]:
     """Register a reader, as a decorator; see `SaeFormat`."""
 
     def enter(read: Reader) -> Reader:
-        SAE_FORMATS.register(name)(SaeFormat(name, read, needs, when, fetch, usual_signal))
+        made = SaeFormat(name, read, needs, when, fetch, usual_signal=usual_signal, left_open=left_open)
+        SAE_FORMATS.register(name)(made)
         return read
 
     return enter

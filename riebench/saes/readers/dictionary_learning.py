@@ -1,6 +1,7 @@
 """Reader and writer of the dictionary_learning library's format.
 
-An SAE is `ae.pt`, with the class in `config.json` under trainer.dict_class.
+An SAE is `ae.pt`, with the class in `config.json` under trainer.dict_class. States in the middle of a training are
+`checkpoints/ae_STEP.pt`, one folder below that configuration.
 
 encoder.weight [n, d] and decoder.weight [d, n], or W_enc [d, n] and W_dec [n, d]; the biases' names differ from class
 to class, but for top-k and batch top-k, which hold the same tensors.
@@ -9,6 +10,7 @@ to class, but for top-k and batch top-k, which hold the same tensors.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +26,7 @@ from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.utils.files import write_atomic
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
+_STEP = re.compile(r"ae_[0-9]+\.pt")
 _Parts = tuple[tuple[Tensor, ...], dict[str, Any]]
 """Encoder, directions, pre_bias, decoder_bias, latent_bias; and the options of `SparseAutoencoder`."""
 
@@ -36,12 +39,45 @@ def read_dictionary_learning(checkpoint: Checkpoint) -> SparseAutoencoder:
         RiebenchError: for a class that is no plain SAE or cannot be determined, a batch top-k threshold that was never
             set, missing or unknown tensors, and damage.
     """
-    path = checkpoint.folder / WEIGHTS
+    return _read(checkpoint, WEIGHTS, CONFIG if checkpoint.has(WEIGHTS, CONFIG) else None)
+
+
+def _is_step(checkpoint: Checkpoint) -> bool:
+    path = checkpoint.only_file
+    if path is None or not _STEP.fullmatch(path.name):
+        return False
+    config = _config_above(path)
+    trainer = checkpoint.config(config).get("trainer") if config is not None else None
+    return isinstance(trainer, dict) and "dict_class" in trainer
+
+
+def _config_above(path: Path) -> str | None:
+    """Return where the configuration of a training's step lies.
+
+    The path is relative to the step's own folder; None if there is none.
+    """
+    places = (CONFIG, f"../{CONFIG}") if path.parent.name == "checkpoints" else (CONFIG,)
+    return next((place for place in places if (path.parent / place).is_file()), None)
+
+
+@sae_format("dictionary_learning step", when=_is_step, fetch=("*/ae_*.pt", CONFIG))
+def read_dictionary_learning_step(checkpoint: Checkpoint) -> SparseAutoencoder:
+    """Read the state of an autoencoder in the middle of the library's training.
+
+    Raises:
+        RiebenchError: as `read_dictionary_learning`.
+    """
+    path = checkpoint.only_file
+    assert path is not None
+    return _read(checkpoint, path.name, _config_above(path))
+
+
+def _read(checkpoint: Checkpoint, weights: str, config_file: str | None) -> SparseAutoencoder:
+    path = checkpoint.folder / weights
     stored = load_tensors(path)
     # A backup in the middle of training keeps optimiser and counters beside the autoencoder.
     state = stored["ae"] if isinstance(stored, dict) and isinstance(stored.get("ae"), dict) else stored
-    has_config = checkpoint.has(WEIGHTS, CONFIG)
-    config = checkpoint.config(CONFIG) if has_config else {}
+    config = checkpoint.config(config_file) if config_file is not None else {}
     trainer = config.get("trainer") if isinstance(config.get("trainer"), dict) else {}
     assert isinstance(trainer, dict)
     tensors = Tensors(state, path, "a dictionary_learning SAE")
@@ -54,7 +90,7 @@ def read_dictionary_learning(checkpoint: Checkpoint) -> SparseAutoencoder:
     # riebench's own trainings say so where it is not the update that the named module gives.
     if config.get("signal") in get_args(Signal):
         signal = config["signal"]
-    files = (WEIGHTS, CONFIG) if has_config else (WEIGHTS,)
+    files = (weights,) if config_file is None else (weights, config_file)
     return build(path, *parts, signal=signal, block=block, sha256=checkpoint.digest(*files), **options)
 
 

@@ -163,7 +163,14 @@ def _is_mapped(checkpoint: Checkpoint) -> bool:
     return checkpoint.only_file is not None if named is None else is_stored(whole_path(checkpoint.folder / named))
 
 
-@sae_format("mapping", when=_is_mapped, fetch=MAPPINGS)
+def _left_open(checkpoint: Checkpoint) -> tuple[str, ...]:
+    where = checkpoint.mapping_file
+    assert where is not None
+    mapping = read_mapping(where)
+    return ("k",) if mapping.activation in COUNTING and mapping.k is None and checkpoint.options.k is None else ()
+
+
+@sae_format("mapping", when=_is_mapped, fetch=MAPPINGS, left_open=_left_open)
 def read_mapped(checkpoint: Checkpoint) -> SparseAutoencoder:
     """Read an SAE as a mapping file explains it.
 
@@ -187,7 +194,10 @@ def read_mapped(checkpoint: Checkpoint) -> SparseAutoencoder:
             threshold = torch.nextafter(threshold, threshold.new_tensor(-torch.inf))
     k = mapping.k if mapping.k is not None else checkpoint.options.k
     if k is None and mapping.activation in (*COUNTING, *PURSUITS):
-        raise RiebenchError(f"{where}: k: is missing for activation {mapping.activation}; state it, or add #k=NUMBER")
+        raise RiebenchError(
+            f"{where}: k: is missing for activation {mapping.activation}; state it, or add #k=NUMBER; "
+            "`riebench sae inspect` with --model tries several"
+        )
     return build(
         path, encoder, decoder, found.get("pre_bias", torch.zeros(d)), found.get("decoder_bias", torch.zeros(d)),
         found.get("latent_bias", torch.zeros(n)), k=k, activation=mapping.activation, threshold=threshold,

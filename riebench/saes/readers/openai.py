@@ -11,9 +11,9 @@ from __future__ import annotations
 from riebench.errors import RiebenchError
 from riebench.saes.files import Checkpoint, Tensors, build, load_tensors
 from riebench.saes.readers import sae_format
-from riebench.saes.sae import SparseAutoencoder
+from riebench.saes.sae import Normalise, SparseAutoencoder
 from riebench.saes.wrappers import plain_state
-from riebench.utils.files import file_sha256
+from riebench.utils.files import content_digest, file_sha256
 
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 _POSTACT = {"ReLU": "topk", "Identity": "topk-signed"}
@@ -33,11 +33,16 @@ def _starts_with_json(checkpoint: Checkpoint) -> bool:
         return file.read(1) == b"{"
 
 
-@sae_format("openai", when=_is_openai, fetch=("*.pt",))
+def _left_open(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return () if checkpoint.options.normalise else ("normalise",)
+
+
+@sae_format("openai", when=_is_openai, fetch=("*.pt",), left_open=_left_open)
 def read_openai(checkpoint: Checkpoint) -> SparseAutoencoder:
     """Read an autoencoder of the openai/sparse_autoencoder project.
 
-    Those with top-k normalise their inputs.
+    The file does not say whether inputs are normalised. As the project's own loader does, those with top-k are taken
+    to normalise theirs, unless the user says otherwise.
 
     Raises:
         RiebenchError: on an unknown activation, missing or unknown tensors, or damage.
@@ -51,9 +56,12 @@ def read_openai(checkpoint: Checkpoint) -> SparseAutoencoder:
     tensors.skip(*_STATISTICS)
     tensors.done()
     parts, state = (encoder, directions, pre_bias, pre_bias, latent_bias), tensors.state
-    name, sha256 = state["activation"], file_sha256(path)
+    name, stated = state["activation"], checkpoint.options.normalise
+    normalise: Normalise = stated or ("layer" if name == "TopK" else "none")
+    # What the user says decides what is computed, so it belongs to the identity of a run.
+    sha256 = file_sha256(path) if stated is None else content_digest([file_sha256(path), stated])
     if name == "ReLU":
-        return build(path, *parts, activation="relu", signal=None, sha256=sha256)
+        return build(path, *parts, activation="relu", normalise=normalise, signal=None, sha256=sha256)
     if name != "TopK":
         raise RiebenchError(f"{path}: activation {name!r} is not read; TopK and ReLU are")
     inner = {**(state.get("activation_state_dict") or {})}
@@ -63,4 +71,4 @@ def read_openai(checkpoint: Checkpoint) -> SparseAutoencoder:
         raise RiebenchError(
             f"{path}: its TopK states k = {k} and postact_fn = {after}; k and ReLU or Identity are needed"
         )
-    return build(path, *parts, activation=_POSTACT[after], k=int(k), normalise="layer", signal=None, sha256=sha256)
+    return build(path, *parts, activation=_POSTACT[after], k=int(k), normalise=normalise, signal=None, sha256=sha256)

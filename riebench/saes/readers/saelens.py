@@ -29,6 +29,7 @@ from riebench.saes.files import (
 from riebench.saes.pursuit import PursuitRule
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import Normalise, SparseAutoencoder
+from riebench.utils.files import content_digest
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
@@ -65,7 +66,12 @@ class _Config:
     pursuit: PursuitRule | None
 
 
-@sae_format("SAELens", needs=(WEIGHTS, CONFIG))
+def _left_open(checkpoint: Checkpoint) -> tuple[str, ...]:
+    lost = _lost_scale(checkpoint.config(CONFIG)) and checkpoint.options.input_scale is None
+    return ("input_scale",) if lost else ()
+
+
+@sae_format("SAELens", needs=(WEIGHTS, CONFIG), left_open=_left_open)
 def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
     """Read a SAELens export or training checkpoint.
 
@@ -96,11 +102,13 @@ def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
     back = 1.0 if config.transcoder else scale
     # A matching pursuit that subtracts nothing before its encoder adds nothing behind its decoder either.
     added = b_dec if config.subtract or not config.pursuit else torch.zeros_like(b_dec)
+    # What the user says decides what is computed, so it belongs to the identity of a run.
+    stored = checkpoint.digest(WEIGHTS, CONFIG)
+    sha256 = stored if scale == 1 else content_digest([stored, scale])
     return build(
         path, encoder * scale, decoder / back, b_dec / scale if config.subtract else torch.zeros(config.d),
         added / back, latent_bias, k=config.k, normalise=config.normalise, signal=signal, block=block,
-        transcoder=config.transcoder, skip=skip, pursuit=config.pursuit, sha256=checkpoint.digest(WEIGHTS, CONFIG),
-        **options,
+        transcoder=config.transcoder, skip=skip, pursuit=config.pursuit, sha256=sha256, **options,
     )  # fmt: skip
 
 
@@ -191,18 +199,25 @@ def _refuse_architectures(architecture: str, where: Path) -> None:
         raise RiebenchError(f"{where}: unknown architecture {architecture!r}{near_match(architecture, _READABLE)}")
 
 
+def _lost_scale(config: dict[str, Any]) -> bool:
+    """Return whether inputs were multiplied by a constant that no export holds.
+
+    The oldest files say so with `true`.
+    """
+    return config.get("normalize_activations") in (True, "expected_average_only_in")
+
+
 def _normalisation(checkpoint: Checkpoint, config: dict[str, Any], where: Path) -> tuple[Normalise, float]:
-    stated = config.get("normalize_activations", "none")
-    if stated is None or isinstance(stated, bool):
-        stated = "expected_average_only_in" if stated else "none"
-    if stated == "expected_average_only_in":
+    if _lost_scale(config):
         scale = checkpoint.options.input_scale
         if scale is None:
             raise RiebenchError(
                 f"{where}: its inputs were multiplied by a constant (expected_average_only_in) that the export does "
-                "not hold; add #input_scale=NUMBER (sqrt(d) over the mean length of its training inputs)"
+                "not hold; add #input_scale=NUMBER (sqrt(d) over the mean length of its training inputs; `riebench sae "
+                "inspect` with --model measures it)"
             )
         return "none", scale
+    stated = config.get("normalize_activations") or "none"
     if stated not in _NORMALISE:
         raise RiebenchError(f"{where}: unknown normalize_activations {stated!r}{near_match(str(stated), _NORMALISE)}")
     return _NORMALISE[stated], 1.0
