@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -268,6 +268,27 @@ def lens_batch(name: str, threshold: float, *, export: bool, **config: Any) -> W
     return write
 
 
+def lens_matching_pursuit(folder: Path, p: Parts, x: Tensor) -> Values:
+    # Its steps are right for rows of length one only.
+    unit = replace(p, decoder=p.decoder / lengths(p)[:, None])
+    return lens_write(folder, "MatchingPursuit", unit, x, max_iterations=K, residual_threshold=1e-3)
+
+
+def lens_transcoder(name: str, extra: Callable[[Parts], dict[str, Tensor]] | None = None) -> Write:
+    """A transcoder, which reads the block's input and predicts its update."""
+
+    def write(folder: Path, p: Parts, x: Tensor) -> Values:
+        library = importlib.import_module("sae_lens")
+        config = getattr(library, f"{name}Config")(d_in=p.d, d_out=p.d, d_sae=p.n, apply_b_dec_to_input=False)
+        model = getattr(library, name)(config)
+        fill(model, **_matrices(p), **(extra(p) if extra else {}))
+        model.save_model(folder)
+        with torch.no_grad():
+            return Values(model.encode(x) * lengths(p), model(x))
+
+    return write
+
+
 def train_lens(folder: Path) -> None:
     """A short training by the library, which writes its own checkpoints."""
     library = importlib.import_module("sae_lens")
@@ -283,13 +304,20 @@ def train_lens(folder: Path) -> None:
 # sparsify
 
 
-def sparsify_write(activation: str, k: int) -> Write:
+def sparsify_write(activation: str, k: int, *, transcode: bool = False, skip: bool = False) -> Write:
     def write(folder: Path, p: Parts, x: Tensor) -> Values:
         # Its fast kernels need a GPU.
         os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
         library = importlib.import_module("sparsify")
-        model = library.SparseCoder(p.d, library.SparseCoderConfig(num_latents=p.n, k=k, activation=activation))
+        model = library.SparseCoder(
+            p.d,
+            library.SparseCoderConfig(
+                num_latents=p.n, k=k, activation=activation, transcode=transcode, skip_connection=skip
+            ),
+        )
         fill(model, **{"encoder.weight": p.encoder, "encoder.bias": p.b_enc, "W_dec": p.decoder, "b_dec": p.b_dec})
+        if skip:
+            fill(model, W_skip=_skip(p)["W_skip"])
         model.save_to_disk(folder)
         with torch.no_grad():
             values, indices, _ = model.encode(x)
@@ -361,6 +389,10 @@ def _threshold(p: Parts) -> dict[str, Tensor]:
     return {"threshold": p.threshold}
 
 
+def _skip(p: Parts) -> dict[str, Tensor]:
+    return {"W_skip": p.encoder[: p.d] / 4}
+
+
 def _gates(p: Parts) -> dict[str, Tensor]:
     return {"b_gate": p.gate, "b_mag": p.b_enc, "r_mag": p.r_mag}
 
@@ -408,6 +440,23 @@ LAYOUTS: dict[str, Layout] = {
     "lens matryoshka checkpoint": Layout(
         *_LENS, "matryoshka_batchtopk, checkpoint",
         lens_batch("MatryoshkaBatchTopK", 0.7, export=False, matryoshka_widths=[4, 24]), "saelens in training",
+    ),
+    "lens abstopk": Layout(
+        *_LENS, "abstopk", lens("AbsTopK", k=K, rescale_acts_by_decoder_norm=False), options=SaeOptions(signed=True)
+    ),
+    "lens matching pursuit": Layout(*_LENS, "matching_pursuit", lens_matching_pursuit),
+    "lens transcoder": Layout(*_LENS, "transcoder", lens_transcoder("Transcoder")),
+    "lens skip transcoder": Layout(*_LENS, "skip_transcoder", lens_transcoder("SkipTranscoder", _skip)),
+    "lens jumprelu transcoder": Layout(
+        *_LENS, "jumprelu_transcoder", lens_transcoder("JumpReLUTranscoder", _threshold)
+    ),
+    "lens jumprelu skip transcoder": Layout(
+        *_LENS, "jumprelu_skip_transcoder",
+        lens_transcoder("JumpReLUSkipTranscoder", lambda p: {**_skip(p), **_threshold(p)}),
+    ),
+    "sparsify transcoder": Layout(*_SPARSIFY, "topk, transcoder", sparsify_write("topk", K, transcode=True)),
+    "sparsify skip transcoder": Layout(
+        *_SPARSIFY, "topk, transcoder with skip", sparsify_write("topk", K, transcode=True, skip=True)
     ),
     "sparsify topk": Layout(*_SPARSIFY, "topk", sparsify_write("topk", K), "sparsify"),
     "sparsify groupmax": Layout(*_SPARSIFY, "groupmax", sparsify_write("groupmax", 3), "sparsify groupmax"),
