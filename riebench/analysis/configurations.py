@@ -394,10 +394,10 @@ def _fill(
     backbones = backbones_shown(folder, scores)
     commands = folder.invocations
     series = {
-        metric: one
+        metric: lines
         for metric in versions
         # What has no line has no number either, but for failed units of a metric that is shown.
-        if (one := scores.series(metric, backbones.get(metric, ""))).rows or metric in backbones
+        if (lines := scores.series(metric, backbones.get(metric, ""))).rows or metric in backbones
     }
     for one in found.values():
         one.backbones = backbones

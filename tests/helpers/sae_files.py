@@ -80,9 +80,13 @@ class Truth:
 
     def codes(self, x: Floats) -> Floats:
         """For the stored decoder's rows."""
+        return self.act((self.normalised(x) - self.pre) @ self.encoder.T + self.b_enc)
+
+    def normalised(self, x: Floats) -> Floats:
         mean, scale = self._norm(x)
         small = 1e-5 if self.norm == "layer" else 0.0
-        return self.act(((x - mean) / (scale + small) - self.pre) @ self.encoder.T + self.b_enc)
+        result: Floats = (x - mean) / (scale + small)
+        return result
 
     def unit_codes(self, x: Floats) -> Floats:
         """For rows of length one."""

@@ -51,8 +51,7 @@ class PursuitTruth(Truth):
     stop_on_repeat: bool = False
 
     def codes(self, x: Floats) -> Floats:
-        mean, scale = self._norm(x)
-        centred = (x - mean) / scale - self.pre
+        centred = self.normalised(x) - self.pre
         return np.stack([self._pursue(row) for row in centred.reshape(-1, x.shape[-1])]).reshape(*x.shape[:-1], -1)
 
     def _pursue(self, rest: Floats) -> Floats:
@@ -207,7 +206,8 @@ def put_in_shards(path: Path, count: int = 2) -> list[Path]:
     """Rewrite a safetensors file as shards with an index."""
     state = load_file(path)
     names = sorted(state)
-    shards, places = [], {}
+    shards: list[Path] = []
+    places: dict[str, str] = {}
     for i in range(count):
         shard = path.with_name(f"{path.stem}-{i + 1:05}-of-{count:05}.safetensors")
         mine = names[i::count]

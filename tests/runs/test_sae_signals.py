@@ -17,7 +17,7 @@ from tiny_runs import SAE, picture, task
 
 from riebench.errors import RiebenchError
 from riebench.features.activity import Activity, observe, pictures_of
-from riebench.features.inspect import measure
+from riebench.features.inspect import measure_signals
 from riebench.features.painter import Painter, switch
 from riebench.generation.edits import Edit
 from riebench.generation.generator import Capture, Generator
@@ -147,7 +147,8 @@ def positions(trace: Trace, what: Reads) -> torch.Tensor:
 
 def test_a_transcoder_is_measured_against_what_it_predicts(transcoders: Path) -> None:
     sae = load_sae(transcoders / BLOCK)
-    (found,) = measure([(BLOCK, sae, ("update", "output"))], tiny_model(2, 3.0), PROMPTS, batch_size=2, progress=False)
+    tried = (BLOCK, sae, ("update", "output"))
+    (found,) = measure_signals([tried], tiny_model(2, 3.0), PROMPTS, batch_size=2, progress=False)
     for signal in ("update", "output"):
         meter = Meter(sae)
         for trace in captured(PROMPTS, 3.0):
@@ -161,7 +162,7 @@ def test_a_transcoder_is_measured_against_what_it_predicts(transcoders: Path) ->
     zeros = torch.zeros(CHANNELS), torch.zeros(CHANNELS), torch.full((1,), -1e9)
     copy = SparseAutoencoder(torch.ones(1, CHANNELS), torch.ones(1, CHANNELS), *zeros, activation="relu",
                              transcoder=True, skip=torch.eye(CHANNELS))  # fmt: skip
-    (figures,) = measure([(BLOCK, copy, ("output",))], tiny_model(2, 3.0), PROMPTS, progress=False)
+    (figures,) = measure_signals([(BLOCK, copy, ("output",))], tiny_model(2, 3.0), PROMPTS, progress=False)
     outputs, rest = (torch.cat([positions(trace, what) for trace in captured(PROMPTS, 3.0)]).double()
                      for what in EVERYTHING[1::-1])  # fmt: skip
     share = 1 - rest.square().sum() / (outputs - outputs.mean(0)).square().sum()
