@@ -47,6 +47,7 @@ class PreparedSetting:
         folder: the run folder of records and pictures.
         saes: block -> SAE.
         window: first changed step, and the one after the last; None for every step.
+        sae_source: the SAEs' place as the user named it; None for those of the model preset.
     """
 
     setting: Setting
@@ -54,6 +55,7 @@ class PreparedSetting:
     folder: RunFolder
     saes: dict[str, SparseAutoencoder] = field(default_factory=dict)
     window: tuple[int, int] | None = None
+    sae_source: str | None = None
 
 
 SaeCache = dict[tuple[str | None, str], "SparseAutoencoder"]
@@ -106,7 +108,7 @@ def prepare_setting(
         packages=packages_of(setting.method, model.family.name, saes.values()),
     )  # fmt: skip
     folder = RunFolder(run_path(root, suite, model.spec.name, setting.name), spec)
-    return PreparedSetting(setting, method, folder, saes, window)
+    return PreparedSetting(setting, method, folder, saes, window, source or setting.sae)
 
 
 def prepare_all(

@@ -146,10 +146,17 @@ class SaeMeasurement:
     Attributes:
         saes: configuration name -> block -> SAE; configurations without SAEs are missing.
         failure: why SAEs could not be measured; "" if all were.
+        sources: configuration name -> the SAEs' place as the user named it; missing for those of the model preset.
     """
 
     saes: Mapping[str, BlockFigures] = field(default_factory=dict)
     failure: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def subject(self, name: str, block: str) -> str:
+        """Return the words for one SAE of a configuration, with which a message begins."""
+        source = self.sources.get(name, "the model preset")
+        return f"the SAE of {block} ({source}, {self.saes[name][block].sha256[:6]})"
 
 
 def measure_saes(
@@ -199,7 +206,8 @@ def measure_saes(
                if (place := (model_digest(one.folder.spec), block, sae.sha256)) in found}
         for name, one in users.items()
     }  # fmt: skip
-    return SaeMeasurement(saes, failure)
+    sources = {name: one.sae_source for name, one in users.items() if one.sae_source is not None}
+    return SaeMeasurement(saes, failure, sources)
 
 
 def add_figures(prepared: Mapping[str, PreparedSetting], measurement: SaeMeasurement, say: Say) -> int:
@@ -277,10 +285,10 @@ def check_saes(
             if one.figures.useless:
                 accepted = accept or (block in stored and stored[block].accepted)
                 if not accepted and not planned.get(name, set()) <= _recorded(folder, redo):
-                    raise RiebenchError(_refusal(block, one, folder))
+                    raise RiebenchError(_refusal(measurement.subject(name, block), one))
                 checked[name][block] = one.model_copy(update={"accepted": accepted})
             if one.faults:
-                said[_poor(block, one, folder)] = None
+                said[_poor(measurement.subject(name, block), one)] = None
     for line in said:
         say(line)
     return checked
@@ -292,26 +300,21 @@ def _recorded(folder: RunFolder, redo: Redo) -> set[str]:
     return {record.key.digest for record in kept if redo == "missing" or record.status != "error"}
 
 
-def _subject(block: str, one: MeasuredSae, folder: RunFolder) -> str:
-    source = folder.spec.setting.sae
-    return f"the SAE of {block} ({'the model preset' if source is None else source}, {one.sha256[:6]})"
-
-
-def _refusal(block: str, one: MeasuredSae, folder: RunFolder) -> str:
+def _refusal(subject: str, one: MeasuredSae) -> str:
     pictures = "1 source picture" if len(one.examples) == 1 else f"{len(one.examples)} source pictures"
     return (
-        f"{_subject(block, one, folder)} explains nothing of the block's {one.signal} in this run: {one.faults[0]} on "
+        f"{subject} explains nothing of the block's {one.signal} in this run: {one.faults[0]} on "
         f"{pictures}. It may be made for another block, model or signal, or its file leaves open how it is read (layer "
-        "norm, input scaling, activation): `riebench sae inspect` and docs/new-sae.md help; --accept-sae runs it all "
-        "the same"
+        "norm, input scaling, activation): `riebench sae inspect PATH --model M` tries the possible readings; "
+        "--accept-sae runs it all the same"
     )
 
 
-def _poor(block: str, one: MeasuredSae, folder: RunFolder) -> str:
+def _poor(subject: str, one: MeasuredSae) -> str:
     if one.figures.useless:
         value = variance_text(one.figures.explained_variance)
-        return f"{_subject(block, one, folder)} is run though it explains nothing (explained variance {value})"
+        return f"{subject} is run though it explains nothing (explained variance {value})"
     return (
-        f"{_subject(block, one, folder)} is poor here: {'; '.join(one.faults)}. Check that it was made for this model, "
+        f"{subject} is poor here: {'; '.join(one.faults)}. Check that it was made for this model, "
         "block and number of steps, and how its file is read: `riebench sae inspect`"
     )

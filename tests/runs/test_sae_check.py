@@ -129,7 +129,7 @@ def test_an_sae_that_explains_nothing_is_refused_before_anything_is_made(
     setting = FEATURES.model_copy(update={"blocks": ("mid.0",), "sae": str(saes)})
     if scale > 0:
         patch = pytest.MonkeyPatch()
-        patch.setattr(SparseAutoencoder, "decode", lambda self, f, like=None: f.sum(-1, keepdim=True) * torch.inf)
+        patch.setattr(SparseAutoencoder, "decode", lambda self, f, *rest: f.sum(-1, keepdim=True) * torch.inf)
     try:
         with pytest.raises(RiebenchError, match=words) as raised:
             run(tmp_path / "runs", setting, NO_EDIT, saes=saes)

@@ -71,7 +71,7 @@ def loaded(root: Path, signal: Signal) -> dict[str, SparseAutoencoder]:
 
 
 def run(root: Path, source: str, *settings: Any, **options: Any) -> list[RunFolder]:
-    options = {"results_root": root, "saes_source": source, "progress": False, **options}
+    options = {"results_root": root, "saes_source": source, "progress": False, "accept_sae": True, **options}
     return engines.run("local", [task()], settings, tiny_model(), **options)
 
 
