@@ -107,12 +107,22 @@ def inspect(
     """
     measured: list[dict[Signal, SaeFigures]] = [{} for _ in found]
     if model is not None:
-        tried = [(_block(path, sae, model), sae, _signals(sae)) for path, sae in found]
-        measured = measure(tried, model, prompts, batch_size=batch_size, progress=progress)
-    reports = [_report(path, sae, figures) for (path, sae), figures in zip(found, measured, strict=True)]
+        measured = measure(measured_on(found, model), model, prompts, batch_size=batch_size, progress=progress)
+    reports = [report(path, sae, figures) for (path, sae), figures in zip(found, measured, strict=True)]
     if model is None:
         return Inspection(saes=tuple(reports))
     return Inspection(model=model.spec.name, prompts=len(prompts), steps=model.spec.steps, saes=tuple(reports))
+
+
+def measured_on(
+    found: Sequence[tuple[Path, SparseAutoencoder]], model: LoadedModel
+) -> list[tuple[str, SparseAutoencoder, tuple[Signal, ...]]]:
+    """Return block, SAE and signals to measure for SAEs with their paths.
+
+    Raises:
+        RiebenchError: if an SAE does not say its block, or does not fit the model.
+    """
+    return [(_block(path, sae, model), sae, _signals(sae)) for path, sae in found]
 
 
 def _block(path: Path, sae: SparseAutoencoder, model: LoadedModel) -> str:
@@ -130,7 +140,8 @@ def _signals(sae: SparseAutoencoder) -> tuple[Signal, ...]:
     return get_args(Signal) if sae.signal is None else (sae.signal,)
 
 
-def _report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> SaeReport:
+def report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> SaeReport:
+    """Return the report on one SAE, with the figures that were measured."""
     rows = sae.row_scale.double()
     return SaeReport(
         path=str(path), format=sae.format, block=sae.block, features=sae.n, width=sae.d, k=sae.k,
@@ -230,11 +241,19 @@ def stored_statistics(
     found = checkpoint_at(path, place.options)
     if found is None:
         return None, None
-    mean, std = (_read_statistic(found[0].folder / name, sae) for name in FILES)
+    mean, std = (read_statistic(found[0].folder / name, sae) for name in FILES)
     return mean, std
 
 
-def _read_statistic(path: Path, sae: SparseAutoencoder) -> Tensor | None:
+def read_statistic(path: Path, sae: SparseAutoencoder) -> Tensor | None:
+    """Read one of the `FILES` of an SAE, in units of directions of length 1.
+
+    Returns:
+        float32 [n]; None if there is no such file, or it is of another number of features.
+
+    Raises:
+        RiebenchError: if it is damaged.
+    """
     if not path.is_file():
         return None
     values = load_tensors(path)
@@ -246,7 +265,6 @@ def _read_statistic(path: Path, sae: SparseAutoencoder) -> Tensor | None:
     return values.float() * sae.row_scale.cpu()
 
 
-@torch.inference_mode()
 def measure(
     saes: Sequence[tuple[str, SparseAutoencoder, Sequence[Signal]]],
     model: LoadedModel,
@@ -266,6 +284,24 @@ def measure(
 
     Returns:
         Signal -> figures, for each SAE in order.
+    """
+    meters = run_meters(saes, model, prompts, batch_size=batch_size, progress=progress)
+    return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]
+
+
+@torch.inference_mode()
+def run_meters(
+    saes: Sequence[tuple[str, SparseAutoencoder, Sequence[Signal]]],
+    model: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> list[dict[Signal, Meter]]:
+    """Run meters over the activations of some generations; see `measure`.
+
+    Returns:
+        Signal -> meter, for each SAE in order.
     """
     meters: list[dict[Signal, Meter]] = [
         {signal: Meter(sae.to(model.device)) for signal in signals} for _, sae, signals in saes
@@ -287,7 +323,7 @@ def measure(
     for first in ProgressBar(range(0, len(prompts), batch_size), title="measure", shown=progress):
         some = prompts[first : first + batch_size]
         generator.generate(some, [first + i for i in range(len(some))], capture=captures)
-    return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]
+    return meters
 
 
 def _measured_signals(meters: Sequence[Mapping[Signal, Meter]]) -> list[Signal]:

@@ -57,6 +57,11 @@ class Meter:
             self._sum += part.double().sum(0).cpu()
             self._squares += part.double().square().sum(0).cpu()
 
+    @property
+    def densities(self) -> Tensor:
+        """Share of the positions added so far at which each feature is not zero, float32 [n]."""
+        return self._active.float() / max(1, self._positions)
+
     def figures(self) -> SaeFigures:
         """Return the figures of all positions added so far."""
         count = max(1, self._positions)
