@@ -192,7 +192,7 @@ def _check_block(value: str, options: Options) -> None:
     from riebench.tasks.suites import default_model
 
     name = block_of(short_name(value))
-    if "model" not in options:
+    if "model" not in options or (options["model"] is None and options["suite"] is None):
         return
     model = options["model"] or default_model(options["suite"])
     known = blocks_of(model)

@@ -69,14 +69,17 @@ def sae_card(
     offline: OfflineOption = False,
 ) -> None:
     """Write a model card of SAEs, as the hub reads it."""
+    from riebench.errors import RiebenchError
     from riebench.features.cards.card import CardJob
     from riebench.features.cards.output import card_files, check_card_folder, write_files
     from riebench.features.inspect import prompts_from, usual_suite
-    from riebench.models.spec import MAX_STEPS
+    from riebench.tasks.schema import MAX_STEPS
     from riebench.utils.machine import pick_device
 
     names = tuple(dict.fromkeys(split_names(models)))
     counts = None if steps is None else parse_numbers(steps, "--steps", "step counts such as 1,4", MAX_STEPS)
+    if counts is not None and min(counts) < 1:
+        raise RiebenchError(f"--steps {steps}: step counts go from 1 on")
     check_card_folder(out)
     named = suite or usual_suite(names[0])
     job = CardJob(

@@ -23,6 +23,7 @@ from riebench.features.cards.stability import (
     StoredSae,
     best_meter,
     block_stability,
+    place_name,
     seed_groups,
     stored_saes,
 )
@@ -31,12 +32,11 @@ from riebench.models.loading import LoadedModel, load_model
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ModelSpec
 from riebench.saes.figures import SaeFigures
-from riebench.saes.sources import SCHEME, parse_place, parse_sources
+from riebench.saes.sources import parse_sources
 from riebench.store.invocations import Invocation, invocation_notes
 from riebench.tasks.schema import Count, StoredModel
 from riebench.utils.files import content_digest
 
-CARD_VERSION = 1
 GUIDED = "under guidance"
 STEP_COUNTS = (1, 4, 20)
 """Step counts that a card states figures at, where a model is made for them."""
@@ -112,7 +112,7 @@ class CardModel(StoredModel):
 class SaeCard(StoredModel):
     """Everything that a card states."""
 
-    version: Literal[1] = CARD_VERSION
+    version: Literal[1] = 1
     name: str
     saes: tuple[SaeReport, ...]
     models: tuple[CardModel, ...]
@@ -199,7 +199,7 @@ class CardJob:
         measured = self._measure(found, [one for group in groups for one in group[1:]], say)
         paths = [one.path for one in found]
         return SaeCard(
-            name=_title(self.source, self.models[0]),
+            name=f"SAEs of {self.models[0]}" if self.source is None else place_name(self.source),
             saes=tuple(_report(one) for one in found),
             models=tuple(measured.models),
             prompts=len(self.prompts),
@@ -354,17 +354,6 @@ def _report(one: StoredSae) -> SaeReport:
     parts = one.path.parts
     name = parts[-2:] if parts[-1] == "final" else parts[-1:]
     return found.model_copy(update={"path": "/".join(name)})
-
-
-def _title(source: str | None, model: str) -> str:
-    """Return the name of the SAEs of a place."""
-    if source is None:
-        return f"SAEs of {model}"
-    if source.startswith(SCHEME):
-        place = parse_place(source.partition("#")[0])
-        return "/".join(part for part in (place.id, place.subfolder) if part)
-    places = [one.place for one in parse_sources(source)]
-    return ", ".join(dict.fromkeys(Path(place).expanduser().resolve().name for place in places))
 
 
 def this_invocation(device: str) -> Invocation:

@@ -30,14 +30,13 @@ from riebench.features.inspect import FILES, load_all, measured_on, read_statist
 from riebench.models.loading import LoadedModel
 from riebench.saes.figures import Meter
 from riebench.saes.sae import SparseAutoencoder
-from riebench.saes.sources import parse_sources
+from riebench.saes.sources import SCHEME, parse_place, parse_sources
 from riebench.store.invocations import Invocation
 from riebench.tasks.schema import Count, StoredModel
 
 Floats = NDArray[np.float64]
 Activity = Literal["measured", "stored", "not known"]
 
-STABILITY_VERSION = 1
 FOUND, FOUND_CLOSE = 0.7, 0.9
 """Least cosines of a feature that is found again: Paulo and Belrose's (2025, arXiv 2501.16615), and a closer one."""
 SUBSPACE_SHARE = 0.5
@@ -176,7 +175,7 @@ class StoredSae:
 class StabilityReport(StoredModel):
     """The comparison of SAEs of several training seeds, one entry for each block."""
 
-    version: Literal[1] = STABILITY_VERSION
+    version: Literal[1] = 1
     blocks: tuple[BlockStability, ...]
     left_out: tuple[str, ...] = ()
     """SAEs of the first place that another place lacks, in words."""
@@ -200,6 +199,18 @@ def stored_saes(place: str, blocks: Sequence[str] = (), *, offline: bool = False
     if missing:
         raise RiebenchError(f"{place} has no SAE for {', '.join(missing)}")
     return [one for one in found if not wanted or one.sae.block in wanted]
+
+
+def place_name(place: str) -> str:
+    """Return a name for a place of SAEs, without the folders around it."""
+    names = []
+    for source in parse_sources(place):
+        if source.place.startswith(SCHEME):
+            on_hub = parse_place(source.place)
+            names.append("/".join(part for part in (on_hub.id, on_hub.subfolder) if part))
+        else:
+            names.append(Path(source.place).expanduser().resolve().name)
+    return ", ".join(dict.fromkeys(names))
 
 
 def seed_groups(
@@ -226,7 +237,9 @@ def seed_groups(
         if len(group) == len(others):
             groups.append((one, *group))
         else:
-            lacking = [place[0].place for place, found in zip(others, partners, strict=True) if found is None]
+            lacking = [
+                place_name(place[0].place) for place, found in zip(others, partners, strict=True) if found is None
+            ]
             left_out.append(f"{one.title}: there is none in {', '.join(lacking)}")
     return groups, left_out
 
@@ -295,7 +308,13 @@ def block_stability(
             raise RiebenchError(f"{one.place}: no feature is ever active, so there is nothing to compare")
     kinds: list[Activity] = ["not known" if one is None else "stored" if rates is None else "measured" for one in known]
     facts = [
-        SeedFacts(place=one.place, sha256=one.sae.sha256, features=one.sae.n, alive=len(part.weights), activity=kind)
+        SeedFacts(
+            place=place_name(one.place),
+            sha256=one.sae.sha256,
+            features=one.sae.n,
+            alive=len(part.weights),
+            activity=kind,
+        )
         for one, part, kind in zip(group, sets, kinds, strict=True)
     ]
     pairs = [_pair(i, j, sets[i], sets[j]) for i, j in combinations(range(len(sets)), 2)]

@@ -73,11 +73,12 @@ def _conclusion(found: BlockStability) -> tuple[Piece, ...]:
     chance = found.range_of("share_found", random=True)[0]
     spread = "" if len(found.pairs) == 1 else f" (over {len(found.pairs)} pairs {least:.1%} to {most:.1%})"
     subspace, random = found.range_of("subspace")[0], found.range_of("subspace", random=True)[0]
+    warning = _same_weights(found)
     pieces: list[Piece] = [
         Name(block_title(found)), f": {mean:.1%} of the features are found again with another seed{spread}; of random "
         f"directions {chance:.1%} are. The subspaces agree by {subspace:.2f}, random ones by {random:.2f}.",
     ]  # fmt: skip
-    return (*pieces, *([" ", Name(_same_weights(found))] if _same_weights(found) else []))
+    return (*pieces, " ", warning) if warning else tuple(pieces)
 
 
 def _same_weights(found: BlockStability) -> str:
