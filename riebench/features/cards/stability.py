@@ -296,10 +296,12 @@ def block_stability(
     """
     if len(group) < 2:
         raise RiebenchError("stability takes two SAEs or more; name SAEs of several training seeds")
-    odd = next((one for one in group if one.sae.d != group[0].sae.d), None)
+    widths = [(one.sae.encoder.shape[1], one.sae.directions.shape[1]) for one in group]
+    odd = next((i for i, width in enumerate(widths) if width != widths[0]), None)
     if odd is not None:
         raise RiebenchError(
-            f"{odd.place} has width {odd.sae.d}, but {group[0].place} has {group[0].sae.d}; compare SAEs of one block"
+            f"{group[odd].place} has width {widths[odd][1]}, but {group[0].place} has {widths[0][1]}; compare SAEs of "
+            "one block"
         )
     known = [stored_rates(one) if rates is None else rates[one.path] for one in group]
     sets = [FeatureSet.of(one.sae, found) for one, found in zip(group, known, strict=True)]
@@ -319,7 +321,7 @@ def block_stability(
     ]
     pairs = [_pair(i, j, sets[i], sets[j]) for i, j in combinations(range(len(sets)), 2)]
     return BlockStability(
-        block=group[0].sae.block, k=group[0].sae.k, width=group[0].sae.d, measured=measured, saes=tuple(facts),
+        block=group[0].sae.block, k=group[0].sae.k, width=widths[0][1], measured=measured, saes=tuple(facts),
         pairs=tuple(pairs),
     )  # fmt: skip
 
