@@ -1,4 +1,7 @@
-"""Verbs on sparse autoencoders: inspect, feature, card, stability, and those that train."""
+"""Verbs on sparse autoencoders: inspect, feature and others.
+
+The others write cards, compare training seeds, and train.
+"""
 
 from __future__ import annotations
 

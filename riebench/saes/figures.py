@@ -59,7 +59,7 @@ class Meter:
 
     @property
     def densities(self) -> Tensor:
-        """Share of the positions added so far at which each feature is not zero, float32 [n]."""
+        """Share of positions at which each feature is not zero, float32 [n]."""
         return self._active.float() / max(1, self._positions)
 
     def figures(self) -> SaeFigures:

@@ -50,7 +50,10 @@ Sampling = tuple[int, float]
 
 
 class Densities(StoredModel):
-    """Activation densities of an SAE's features: the share of positions at which each is active."""
+    """Activation densities of an SAE's features.
+
+    A density is the share of positions at which a feature is active.
+    """
 
     dead: Count
     """Features that are never active."""
@@ -262,7 +265,7 @@ class CardJob:
 
 @dataclass
 class _Measured:
-    """What measuring on all models gives."""
+    """Results of measuring on all models."""
 
     models: list[CardModel] = field(default_factory=list)
     specs: list[ModelSpec] = field(default_factory=list)
@@ -328,7 +331,10 @@ def missing_conditions(specs: Sequence[ModelSpec], runs: Sequence[Sampling]) -> 
 
 
 def _remedy(specs: Sequence[ModelSpec], option: str) -> str:
-    """Return the option that has a condition measured: a model that is made for it, if one has the same SAEs."""
+    """Return the option with which a condition is measured.
+
+    It names a model that is made for the condition, if one has the same SAEs.
+    """
     names = [one.name for one in specs]
     own = {PRESETS[name].saes for name in names if name in PRESETS} - {None}
     kinds = {one.guidance > 1 for one in specs}

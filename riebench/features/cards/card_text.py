@@ -96,7 +96,7 @@ def _opening(card: SaeCard) -> Block:
 
 
 def _best_score(card: SaeCard) -> tuple[Piece, ...]:
-    """Return the sentence on the largest mean gain of a method that is ranked and no control."""
+    """Return the sentence on the best method that is ranked and no control."""
     ranked = [one for one in card.scores if one.rank is not None and not one.notes.startswith("control of")]
     if not card.scores:
         return (" No benchmark score is stored.",)

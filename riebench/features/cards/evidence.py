@@ -1,4 +1,4 @@
-"""What stored runs and an SAE's own files say of it: benchmark scores and licence."""
+"""Benchmark scores of an SAE in stored runs, and the licence its files state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OTHER = "other"
 
 
 class BenchmarkScore(StoredModel):
-    """The standing of one method that edited with an SAE, as the leaderboard states it."""
+    """Standing of a method that edited with an SAE, as on the leaderboard."""
 
     suite: str
     model: str
@@ -160,7 +160,10 @@ def stated_licence(sources: Sequence[SaeSource], paths: Iterable[Path], *, offli
 
 
 def _folders(sources: Sequence[SaeSource], paths: Iterable[Path], offline: bool) -> list[Path]:
-    """Return the folders of SAEs, those around them inside their places, and hub repositories."""
+    """Return the folders in which a licence may be stated, nearest first.
+
+    They are those of the SAEs, those around them inside the places that the user named, and hub repositories.
+    """
     found: dict[Path, None] = {}
     roots = [source.locate(offline=True) for source in sources if not source.place.startswith(SCHEME)]
     for path in paths:
@@ -232,5 +235,5 @@ def _licence(name: str, link: str, stated_in: str) -> Licence:
 
 
 def _text(value: object) -> str:
-    """Return a value from a file as a short text on one line; "" for anything but text."""
+    """Return a value from a file as a short line; "" for anything but text."""
     return one_line(" ".join(value.split()))[:MAX_LICENCE_TEXT] if isinstance(value, str) else ""

@@ -46,7 +46,7 @@ def _lowest_power(one: Measurement) -> int:
 
 
 def _draw_densities(axes: Axes, one: Measurement, features: int, lowest: int) -> None:
-    """Draw the histogram of active features, and dead ones as a bar of their own at its left."""
+    """Draw the histogram of active features, with a bar of dead ones at its left."""
     found = one.densities
     left = [place / BINS_PER_DECADE - DECADES for place in range(len(found.histogram))]
     axes.bar(left, found.histogram, 1 / BINS_PER_DECADE, align="edge", color=ALIVE_COLOUR)
@@ -60,7 +60,7 @@ def _draw_densities(axes: Axes, one: Measurement, features: int, lowest: int) ->
 
 
 def stability_figure(found: Sequence[BlockStability]) -> Figure:
-    """Draw pairwise shares as a heat map, and cosines of matched features, a row for each block."""
+    """Draw pairwise shares and cosines of matched features, a row for each block."""
     size = max(len(one.saes) for one in found)
     figure = new_figure((3.0 + 0.45 * size + 4.2, max(2.2, 1.2 + 0.4 * size) * len(found)))
     grid = figure.subplots(len(found), 2, squeeze=False, width_ratios=[1 + 0.15 * size, 1.7])

@@ -1,4 +1,4 @@
-"""Stability of features over training seeds: features found again, and agreement of subspaces.
+"""Stability of features over training seeds.
 
 `compare` holds the features of two autoencoders against each other, `block_stability` every pair of several SAEs of one
 block, beside random directions in equal numbers; `stored_saes` and `seed_groups` find the SAEs. Definitions:
@@ -87,7 +87,10 @@ class FeatureSet:
 
 
 class StabilityFigures(StoredModel):
-    """How far the features of two dictionaries agree; shares are of the smaller one's features."""
+    """Agreement of the features of two dictionaries.
+
+    Shares are of the features of the smaller one.
+    """
 
     share_found: float = Field(ge=0, le=1)
     """Matched one to one with a cosine of at least `FOUND`."""
@@ -340,7 +343,7 @@ def _pair(i: int, j: int, one: FeatureSet, other: FeatureSet) -> PairStability:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What comparing two feature sets gives.
+    """Result of comparing two feature sets.
 
     Attributes:
         figures: all shares and agreements.
@@ -404,7 +407,11 @@ def subspace_agreement(one: FeatureSet, other: FeatureSet, directions: int | Non
 
 
 def _principal(features: FeatureSet) -> tuple[Floats, Floats]:
-    """Return eigenvalues, largest first, and eigenvectors as columns of the weighted second moment of the rows."""
+    """Decompose the weighted second moment of the decoder rows.
+
+    Returns:
+        Eigenvalues, largest first, and eigenvectors as columns.
+    """
     weights = features.weights / features.weights.sum()
     values, axes = np.linalg.eigh((features.decoder.T * weights) @ features.decoder)
     return values[::-1], axes[:, ::-1]
@@ -455,7 +462,7 @@ def _share(flags: NDArray[np.bool_]) -> float:
 
 
 def stored_rates(one: StoredSae) -> Tensor | None:
-    """Return which features are ever active, by the means that an SAE's own files state.
+    """Return which features are ever active, by means that an SAE's files state.
 
     Returns:
         float32 [n], 1 or 0; None if no file states them.
