@@ -80,13 +80,16 @@ def sae_card(
     counts = None if steps is None else parse_numbers(steps, "--steps", "step counts such as 1,4", MAX_STEPS)
     if counts is not None and min(counts) < 1:
         raise RiebenchError(f"--steps {steps}: step counts go from 1 on")
+    runs = results_to_read(results, offline=offline)
+    if results is not None and not runs.is_dir():
+        raise RiebenchError(f"--results {results}: there is no such folder")
     check_card_folder(out)
     named = suite or usual_suite(names[0])
     job = CardJob(
         source=source, models=names, prompts=tuple(prompts_from(named, prompts, limit)),
         prompts_source=f"suite {named}" if prompts is None else prompts.name, blocks=split_names(blocks),
         seeds=tuple(seeds_of or ()), steps=None if counts is None else tuple(dict.fromkeys(counts)), guidance=guidance,
-        results=results_to_read(results, offline=offline), licence=licence, batch_size=batch_size,
+        results=runs, licence=licence, batch_size=batch_size,
         device=pick_device(device), dtype=dtype, offline=offline,
     )  # fmt: skip
     card = job.run(say)

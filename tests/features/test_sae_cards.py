@@ -57,6 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("cards")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     many_steps(folder / "many")
+    (folder / "none").mkdir()
     other = torch.randn(CHANNELS, FEATURES, generator=torch.Generator().manual_seed(9))
     for block in ("mid.0", "up.0.1"):
         save_sdxl_unbox(
@@ -163,6 +164,7 @@ def test_a_card_may_be_written_again_and_says_why_a_cell_is_empty(tmp_path: Path
     assert "| all | – | – | – | 20 steps | – | – | – |" in text and "made for 4 steps at most" in text
     assert "Not stated: neither" in text and "license" not in ModelCard(text).data.to_dict()
     assert "step counts go from 1 on" in invoke(*words, "--steps", "0,4", code=2)
+    assert "there is no such folder" in invoke(*words, "--results", tmp_path / "nope", code=2)
 
 
 def test_models_are_measured_at_the_steps_that_they_are_made_for() -> None:
@@ -214,15 +216,17 @@ def test_scores_stand_in_the_header_and_the_text(tmp_path: Path, made: tuple[Pat
     add_run(tmp_path, "sae_sweep", 0.2, sae="aa")
     card = SaeCard.model_validate_json((made[0] / "card" / "card.json").read_bytes())
     scores = benchmark_scores(tmp_path, {("mid.0", "aa")})
+    control = scores[0].model_copy(update={"control_of": "sae", "score": -0.00001, "low": -0.1})
     other = scores[0].model_copy(update={"other_blocks": ("up.0.0",)})
     models = (card.models[0].model_copy(update={"source": "owner/model", "on_hub": True}), card.models[1])
-    text = card_text(card.model_copy(update={"scores": (other,), "models": models}))
+    text = card_text(card.model_copy(update={"scores": (other, control), "models": models}))
     assert ModelCard(text).data.to_dict()["base_model"] == ["owner/model"]
     (result,) = ModelCard(text).data.eval_results or []
     assert scores[0].score is not None and scores[0].low is not None
     assert result.metric_value == round(100 * scores[0].score, 2)
     assert result.metric_args is not None and result.metric_args["interval_95"][0] == round(100 * scores[0].low, 2)
-    assert f"{100 * scores[0].score:.2f}" in text and "edited together with other SAEs of up.0.0" in text
+    assert f"{100 * scores[0].score:.2f}" in text and "-0.00" not in text
+    assert "edited together with other SAEs of up.0.0" in text
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,9 @@ def test_saes_of_one_block_are_put_together_by_block_and_k() -> None:
     groups, left_out = seed_groups(first, [[at("b", "mid.0", 4), at("b", "mid.0", 2)]])
     assert [[one.path.name for one in group] for group in groups] == [["2", "2"], ["4", "4"]]
     assert left_out == ["up.0.1, k = 2: there is none in b"]
-    # A place with one SAE of a block is taken whatever its k is.
+    # One SAE of a block in either place is compared whatever its k is.
     assert len(seed_groups(first[:1], [[at("b", "mid.0", 8)]])[0]) == 1
+    assert seed_groups(first[:2], [[at("b", "mid.0", 8)]])[0] == []
     with pytest.raises(RiebenchError, match=r"several SAEs for mid\.0, k = 2"):
         seed_groups(first[:1], [[at("b", "mid.0", 2), at("b", "mid.0", 2)]])
 

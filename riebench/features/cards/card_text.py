@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from riebench.analysis.leaderboard.rows import joined
+from riebench.analysis.leaderboard.rows import NO_RANK as NONE
+from riebench.analysis.leaderboard.rows import joined, number_text
 from riebench.errors import RiebenchError
 from riebench.features.cards.card import DENSE, SaeCard, condition_text
 from riebench.features.cards.evidence import OTHER, BenchmarkScore
 from riebench.features.cards.plots import DENSITY_PLOT
-from riebench.features.cards.stability_text import MARK, NONE, made_by, stability_blocks
+from riebench.features.cards.stability_text import MARK, made_by, stability_blocks
 from riebench.features.inspect import SaeReport
 from riebench.saes.sae import COUNTING
 from riebench.utils.markup import Block, BulletList, Code, Document, Heading, MarkupTable, Name, Paragraph, Piece
@@ -53,11 +54,12 @@ def card_header(card: SaeCard) -> str:
             dataset_config=f"{one.suite}/{one.model}",
             metric_type="mean_gain",
             metric_name=f"mean CLIP gain over LPIPS budgets of {one.method}, x100",
-            metric_value=round(100 * one.score, 2),
-            metric_args={"interval_95": [round(100 * end, 2) for end in (one.low, one.high) if end is not None]},
+            metric_value=_times_100(one.score),
+            metric_args={"interval_95": [_times_100(end) for end in (one.low, one.high) if end is not None]},
         )
         for one in card.scores
-        if one.score is not None
+        # A control is no result of these SAEs.
+        if one.score is not None and not one.control_of
     ]
     bases = list(dict.fromkeys(one.source for one in card.models if one.on_hub))
     named = card.licence.identifier == OTHER
@@ -68,6 +70,11 @@ def card_header(card: SaeCard) -> str:
         model_name=card.name if results else None, eval_results=results or None,
     )  # fmt: skip
     return data.to_yaml()
+
+
+def _times_100(value: float) -> float:
+    # Adding zero takes the minus from what is rounded to zero.
+    return round(100 * value, 2) + 0.0
 
 
 def _tag(activation: str) -> str:
@@ -97,7 +104,7 @@ def _opening(card: SaeCard) -> Block:
 
 def _best_score(card: SaeCard) -> tuple[Piece, ...]:
     """Return the sentence on the best method that is ranked and no control."""
-    ranked = [one for one in card.scores if one.rank is not None and not one.notes.startswith("control of")]
+    ranked = [one for one in card.scores if one.rank is not None and not one.control_of]
     if not card.scores:
         return (" No benchmark score is stored.",)
     if not ranked:
@@ -245,12 +252,12 @@ def _benchmark(card: SaeCard) -> list[Block]:
 
 
 def _score_row(one: BenchmarkScore) -> tuple[str, ...]:
-    ends = NONE if one.low is None or one.high is None else f"[{100 * one.low:.2f}, {100 * one.high:.2f}]"
+    low, high = number_text(one.low, 2), number_text(one.high, 2)
+    ends = NONE if NONE in (low, high) else f"[{low}, {high}]"
     others = f"edited together with other SAEs of {', '.join(one.other_blocks)}" if one.other_blocks else ""
-    score = NONE if one.score is None else f"{100 * one.score:.2f}"
     rank, lpips = NONE if one.rank is None else str(one.rank), NONE if one.lpips is None else f"{one.lpips:.3f}"
     notes = "; ".join(text for text in (one.notes, others) if text)
-    return one.suite, one.model, one.method, ", ".join(one.blocks), score, ends, rank, lpips, notes
+    return one.suite, one.model, one.method, ", ".join(one.blocks), number_text(one.score, 2), ends, rank, lpips, notes
 
 
 def _licence(card: SaeCard) -> list[Block]:

@@ -58,6 +58,8 @@ class BenchmarkScore(StoredModel):
     examples: Count
     runs: tuple[str, ...]
     """Beginnings of the ids of its runs."""
+    control_of: str
+    """The method that it is a control of; "" if it is none."""
     notes: str
     """What it is a control of, why it is unranked, and what else is to be known of it."""
 
@@ -126,7 +128,7 @@ def _score(
         other_blocks=others, score=None if area is None else area.mean, low=None if area is None else area.low,
         high=None if area is None else area.high, rank=standing.group, lpips=standing.realised,
         examples=0 if area is None else area.n_examples, runs=tuple(run[:8] for run in runs),
-        notes="; ".join(row_notes(standing, comparison)),
+        control_of=standing.entry.control_of, notes="; ".join(row_notes(standing, comparison)),
     )  # fmt: skip
 
 

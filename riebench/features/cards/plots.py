@@ -50,12 +50,12 @@ def _draw_densities(axes: Axes, one: Measurement, features: int, lowest: int) ->
     found = one.densities
     left = [place / BINS_PER_DECADE - DECADES for place in range(len(found.histogram))]
     axes.bar(left, found.histogram, 1 / BINS_PER_DECADE, align="edge", color=ALIVE_COLOUR)
-    axes.bar([lowest - 0.5], [found.dead], 0.4, color=DEAD_COLOUR, hatch="//", edgecolor="white", linewidth=0)
+    axes.bar([lowest - 1], [found.dead], 0.5, color=DEAD_COLOUR, hatch="//", edgecolor="white", linewidth=0)
     dead = f"{found.dead / features:.1%} dead"
     axes.text(1, 1.02, dead, transform=axes.transAxes, ha="right", va="bottom", fontsize=7)
-    powers = range(lowest, 1)
-    axes.set_xticks([lowest - 0.5, *powers], ["dead", *(f"$10^{{{power}}}$" if power else "1" for power in powers)])
-    axes.set_xlim(lowest - 0.9, 0.1)
+    powers = range(0, lowest - 1, -1 if lowest > -4 else -2)
+    axes.set_xticks([lowest - 1, *powers], ["dead", *(f"$10^{{{power}}}$" if power else "1" for power in powers)])
+    axes.set_xlim(lowest - 1.5, 0.1)
     axes.tick_params(labelsize=7)
 
 

@@ -221,7 +221,7 @@ def seed_groups(
 ) -> tuple[list[tuple[StoredSae, ...]], list[str]]:
     """Put SAEs of one block from several places together.
 
-    Where a place has several for a block, it is the one with the same k.
+    Where any place has several for a block, those with the same k belong together.
 
     Args:
         first: SAEs of the first place.
@@ -235,21 +235,21 @@ def seed_groups(
     """
     groups, left_out = [], []
     for one in first:
-        partners = [_partner(one, place) for place in others]
+        several = sum(other.sae.block == one.sae.block for other in first) > 1
+        partners = [_partner(one, place, several=several) for place in others]
         group = tuple(partner for partner in partners if partner is not None)
         if len(group) == len(others):
             groups.append((one, *group))
         else:
-            lacking = [
-                place_name(place[0].place) for place, found in zip(others, partners, strict=True) if found is None
-            ]
+            pairs = zip(others, partners, strict=True)
+            lacking = [place_name(place[0].place) for place, partner in pairs if partner is None]
             left_out.append(f"{one.title}: there is none in {', '.join(lacking)}")
     return groups, left_out
 
 
-def _partner(one: StoredSae, place: Sequence[StoredSae]) -> StoredSae | None:
+def _partner(one: StoredSae, place: Sequence[StoredSae], *, several: bool) -> StoredSae | None:
     found = [other for other in place if other.sae.block == one.sae.block]
-    if len(found) > 1:
+    if several or len(found) > 1:
         found = [other for other in found if other.sae.k == one.sae.k]
     if len(found) > 1:
         raise RiebenchError(f"{found[0].place} has several SAEs for {one.title}; name one of them: BLOCK=PLACE")

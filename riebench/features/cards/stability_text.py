@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from riebench.analysis.leaderboard.rows import NO_RANK as NONE
 from riebench.features.cards.plots import STABILITY_PLOT
 from riebench.features.cards.stability import (
     FOUND,
@@ -19,7 +20,6 @@ from riebench.utils.markup import Block, BulletList, Code, Document, Heading, Ma
 STABILITY_COMMAND = "riebench sae stability"
 MARK = "made by `{}`; do not edit, run it again"
 """Comment at the top of a Markdown file that the command in it may replace."""
-NONE = "–"
 
 
 def stability_text(report: StabilityReport) -> str:
