@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from leaderboard_runs import add_run, numbers
 from markdown_it import MarkdownIt
 from sae_files import parts, write_dl_plain
@@ -27,6 +28,7 @@ from riebench.features.cards.output import card_files
 from riebench.features.inspect import measure
 from riebench.models.spec import ModelSpec
 from riebench.saes.formats import folder_name, load_saes, save_sdxl_unbox
+from riebench.saes.sae import Signal
 from riebench.saes.sources import SaeSource
 
 RUNNER = CliRunner()
@@ -80,8 +82,9 @@ def test_every_cell_is_what_measuring_gives(made: tuple[Path, list[str]]) -> Non
     assert runs == [(few, 1, 0), (few, 4, 0), (many, 20, 0), (many, 20, 5)]
     assert len(card.measurements) == 2 * len(runs) and card.not_measured == ()
     saes = load_saes(tiny_saes(), ["mid.0", "up.0.1"])
-    wanted = [(block, sae, ("update",)) for block, sae in saes.items()]
-    expected = measure(wanted, tiny_model(steps=4), PROMPTS, progress=False)  # type: ignore[arg-type]
+    update: tuple[Signal, ...] = ("update",)
+    wanted = [(block, sae, update) for block, sae in saes.items()]
+    expected = measure(wanted, tiny_model(steps=4), PROMPTS, progress=False)
     found = [one.figures for one in card.measurements if (one.model, one.steps) == (few, 4)]
     assert found == [one["update"] for one in expected]
     for one in card.measurements:
@@ -221,7 +224,7 @@ def test_scores_stand_in_the_header_and_the_text(tmp_path: Path, made: tuple[Pat
     models = (card.models[0].model_copy(update={"source": "owner/model", "on_hub": True}), card.models[1])
     text = card_text(card.model_copy(update={"scores": (other, control), "models": models}))
     assert ModelCard(text).data.to_dict()["base_model"] == ["owner/model"]
-    (result,) = ModelCard(text).data.eval_results or []
+    _, (result,) = model_index_to_eval_results(ModelCard(text).data.to_dict()["model-index"])
     assert scores[0].score is not None and scores[0].low is not None
     assert result.metric_value == round(100 * scores[0].score, 2)
     assert result.metric_args is not None and result.metric_args["interval_95"][0] == round(100 * scores[0].low, 2)

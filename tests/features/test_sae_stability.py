@@ -125,8 +125,9 @@ def test_a_direction_and_its_opposite_are_one_feature_only_where_values_have_bot
     rows = np.random.default_rng(3).standard_normal((10, 24))
     assert compare(features(rows), features(-rows)).figures.share_found == 0
     assert compare(features(rows, signed=True), features(-rows, signed=True)).figures.share_found == 1
-    for activation, signed in (("topk", False), ("topk-signed", True), ("abstopk", True)):
-        assert FeatureSet.of(sae(8, 0, activation=activation)).signed is signed  # type: ignore[arg-type]
+    kinds: dict[Activation, bool] = {"topk": False, "topk-signed": True, "abstopk": True}
+    for activation, signed in kinds.items():
+        assert FeatureSet.of(sae(8, 0, activation=activation)).signed is signed
 
 
 def test_a_smaller_sae_is_looked_for_in_the_larger_one() -> None:
@@ -144,10 +145,12 @@ def test_subspaces_are_those_of_the_features_that_are_active_most() -> None:
     first, same, other = (
         FeatureSet(rows, rows, weights) for weights in (often, often * np.array([1, 0.9, 1, 1]), seldom)
     )
-    assert subspace_agreement(first, same) == (pytest.approx(1), 2)
+    agreement, directions = subspace_agreement(first, same)
+    assert agreement == pytest.approx(1) and directions == 2
     assert subspace_agreement(first, other)[0] == pytest.approx(0, abs=1e-6)
     # Directions of equal weight leave no choice of some of them.
-    assert subspace_agreement(features(axes), features(axes[::-1].copy())) == (pytest.approx(1), 6)
+    agreement, directions = subspace_agreement(features(axes), features(axes[::-1].copy()))
+    assert agreement == pytest.approx(1) and directions == 6
 
 
 def test_features_that_are_never_active_are_left_out() -> None:
