@@ -110,6 +110,9 @@ def show_card(card: SaeCard) -> None:
         for one in sorted(card.measurements, key=lambda one: one.sae)
     )  # fmt: skip
     _print_rows(("block", "signal", "model", "condition", "EV", "L0", "dead"), rows)
+    for one in card.saes:
+        for warning in one.warnings:
+            print_line(f"WARNING {one.block or one.path}: {warning}")
     for missing in card.not_measured:
         print_line(f"not measured, {missing.condition}: {missing.reason}; {missing.remedy} measures it")
     scores = f"{len(card.scores)} benchmark scores" if card.scores else f"no benchmark score in {card.results or '.'}"

@@ -287,11 +287,14 @@ def test_any_name_reaches_the_hub_and_the_text_unchanged(name: str, made: tuple[
 def test_an_sae_that_does_not_say_its_signal_is_measured_on_both(tmp_path: Path) -> None:
     write_dl_plain(tmp_path / "loose", parts(FEATURES, CHANNELS))
     (tmp_path / "prompts.txt").write_text("a red cat\n")
-    invoke(
+    printed = invoke(
         f"mid.0={tmp_path / 'loose'}", "--model", tiny_folder(), "--prompts", tmp_path / "prompts.txt", "--steps", 1,
         "--out", tmp_path / "card", "--results", tmp_path,
     )  # fmt: skip
     card = SaeCard.model_validate_json((tmp_path / "card" / "card.json").read_bytes())
     assert card.name == "loose"
     assert [one.signal for one in card.measurements] == ["update", "output"]
-    assert "| not stated | dictionary_learning |" in (tmp_path / "card" / "README.md").read_text()
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert "| not stated | dictionary_learning |" in text
+    assert max(one.figures.explained_variance for one in card.measurements) < 0
+    assert "WARNING mid.0: explains nothing" in printed and "Warning, SAE 1: explains nothing" in text

@@ -32,6 +32,7 @@ from riebench.models.loading import LoadedModel, load_model
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ModelSpec
 from riebench.saes.figures import SaeFigures
+from riebench.saes.sae import Signal
 from riebench.saes.sources import parse_sources
 from riebench.store.invocations import Invocation, invocation_notes
 from riebench.tasks.schema import Count, StoredModel
@@ -87,7 +88,7 @@ class Measurement(StoredModel):
     steps: Count
     guidance: float = Field(ge=0)
     """Guidance scale; 0 without. The conditional half is measured."""
-    signal: str
+    signal: Signal
     figures: SaeFigures
     densities: Densities
 
@@ -203,7 +204,7 @@ class CardJob:
         paths = [one.path for one in found]
         return SaeCard(
             name=f"SAEs of {self.models[0]}" if self.source is None else place_name(self.source),
-            saes=tuple(_report(one) for one in found),
+            saes=tuple(_report(one, measured.first_figures(index)) for index, one in enumerate(found)),
             models=tuple(measured.models),
             prompts=len(self.prompts),
             prompts_source=self.prompts_source,
@@ -273,6 +274,14 @@ class _Measured:
     measurements: list[Measurement] = field(default_factory=list)
     rates: dict[Path, Tensor] | None = None
     rates_from: str = ""
+
+    def first_figures(self, index: int) -> dict[Signal, SaeFigures]:
+        """Return an SAE's figures under the first condition, by signal."""
+        mine = [one for one in self.measurements if one.sae == index]
+        found: dict[Signal, SaeFigures] = {}
+        for one in mine:
+            found.setdefault(one.signal, one.figures)
+        return found
 
 
 def with_sampling(model: LoadedModel, steps: int, guidance: float) -> LoadedModel:
@@ -354,12 +363,15 @@ def _card_model(model: LoadedModel) -> CardModel:
     return CardModel(name=spec.name, source=spec.source, revision=spec.revision, dtype=spec.dtype, on_hub=on_hub)
 
 
-def _report(one: StoredSae) -> SaeReport:
-    """Return the report on an SAE, without the folders around its place."""
-    found = report(one.path, one.sae, {})
+def _report(one: StoredSae, figures: dict[Signal, SaeFigures]) -> SaeReport:
+    """Return the report on an SAE, without the folders around its place.
+
+    Warnings are those of the figures, which a card states elsewhere.
+    """
+    found = report(one.path, one.sae, figures)
     parts = one.path.parts
     name = parts[-2:] if parts[-1] == "final" else parts[-1:]
-    return found.model_copy(update={"path": "/".join(name)})
+    return found.model_copy(update={"path": "/".join(name), "measured": {}})
 
 
 def this_invocation(device: str) -> Invocation:

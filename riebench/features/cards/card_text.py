@@ -174,6 +174,9 @@ def _reconstruction(card: SaeCard) -> list[Block]:
             )
         ),
     ]
+    warnings = [(number, text) for number, one in enumerate(card.saes, 1) for text in one.warnings]
+    if warnings:
+        blocks.append(BulletList(tuple((f"Warning, SAE {number}: ", Name(text), ".") for number, text in warnings)))
     if card.not_measured:
         reasons = tuple(
             (f"Not measured, {one.condition}: ", Name(one.reason), "; ", Code(one.remedy), " measures it.")
