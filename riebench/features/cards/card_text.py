@@ -153,7 +153,7 @@ def _architecture(one: SaeReport) -> str:
 def _reconstruction(card: SaeCard) -> list[Block]:
     header = ("SAE", "block", "signal", "model", "condition", "explained variance", "L0", "dead features")
     ordered = sorted(card.measurements, key=lambda one: one.sae)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             str(one.sae + 1), card.saes[one.sae].block or "not stated", one.signal, one.model,
             condition_text(one.steps, one.guidance), f"{one.figures.explained_variance:.4f}", f"{one.figures.l0:.4g}",
