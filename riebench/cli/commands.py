@@ -25,8 +25,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         "settings_set", "suite", "categories", "examples", "limit", "seeds", "seed", "prompts",
         "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions", "strengths", "top",
     ),
-    "Edits": ("sae", "accept_sae", "sweep", "blocks", "edit_steps", "regions", "mapping"),
-    "Model": ("model", "base", "steps", "guidance", "size", "dtype", "single_file_config", "vae", "unet", "lora"),
+    "Edits": ("sae", "accept_sae", "sweep", "blocks", "edit_steps", "regions", "mapping", "seeds_of"),
+    "Model": (
+        "model", "models", "base", "steps", "guidance", "size", "dtype", "single_file_config", "vae", "unet", "lora",
+    ),
     "Training": (
         "k", "width", "kind", "epochs", "lr", "decay", "auxk", "dead_after", "buffer", "held_out", "log_every",
         "checkpoint_every", "trust",
@@ -37,7 +39,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Scoring": ("profile", "scorer", "weights", "metrics"),
     "Files and repetition": (
         "results", "config", "out", "work", "report", "redo", "redo_damaged", "stop_after", "shard_pictures", "dry_run",
-        "measure_saes", "json_file", "as_json", "open_page", "check",
+        "measure_saes", "json_file", "as_json", "open_page", "check", "licence",
     ),
     "Network and machines": ("offline", "engine", "address", "workers", "shard"),
 }  # fmt: skip

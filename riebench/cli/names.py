@@ -142,6 +142,19 @@ def _check_model(value: str, _: Options) -> None:
         check_name(value)
 
 
+def _check_models(value: str, options: Options) -> None:
+    names = _list(value)
+    if not names:
+        raise RiebenchError("--model is empty: name a model, or several with commas between")
+    for name in names:
+        _check_model(name, options)
+
+
+def _check_places(value: list[str], options: Options) -> None:
+    for place in value:
+        _check_saes(place, options)
+
+
 def _check_saes(value: str, _: Options) -> None:
     # Text with other forms in it is read by the loader's own parser, which asks for more libraries.
     place = value.partition("#")[0]
@@ -181,7 +194,7 @@ def _check_block(value: str, options: Options) -> None:
     from riebench.tasks.suites import default_model
 
     name = block_of(short_name(value))
-    if "model" not in options:
+    if "model" not in options or (options["model"] is None and options["suite"] is None):
         return
     model = options["model"] or default_model(options["suite"])
     known = blocks_of(model)
@@ -303,6 +316,7 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "settings": _check_settings,
     "categories": _check_categories,
     "model": _check_model,
+    "models": _check_models,
     "base": _check_model,
     "dtype": _check_format,
     "device": _check_device,
@@ -321,6 +335,8 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "sae": _check_saes,
     "sweep": _check_saes,
     "source": _check_saes,
+    "places": _check_places,
+    "seeds_of": _check_places,
     "blocks": _check_blocks,
     "block": _check_block,
     "unet": _check_unet,

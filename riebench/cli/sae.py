@@ -1,4 +1,7 @@
-"""Verbs on sparse autoencoders: inspect, feature, and those that train."""
+"""Verbs on sparse autoencoders: inspect, feature and others.
+
+The others write cards, compare training seeds, and train.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from riebench.cli import sae_training
+from riebench.cli import sae_cards, sae_training
 from riebench.cli.commands import CommandGroup
 from riebench.cli.common import (
     DeviceOption,
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 
 app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="Look at sparse autoencoders, and train them.")
+app.command("card")(sae_cards.sae_card)
+app.command("stability")(sae_cards.stability)
 app.command("collect")(sae_training.collect_updates)
 app.command("train")(sae_training.train_saes)
 app.command("speed")(sae_training.speed)

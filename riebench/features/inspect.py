@@ -18,7 +18,8 @@ from riebench.errors import RiebenchError
 from riebench.generation.hooks import known_sites
 from riebench.models.loading import LoadedModel
 from riebench.models.sae_quality import SaeFigures, variance_text
-from riebench.runs.sae_check import Reading, measure
+from riebench.runs.sae_check import Reading, run_meters
+from riebench.saes.figures import Meter
 from riebench.saes.files import load_tensors
 from riebench.saes.formats import checkpoint_at, choose_checkpoints, find_checkpoints, load_sae
 from riebench.saes.readings import Readings
@@ -116,7 +117,7 @@ def inspect(
     measured: list[dict[Signal, SaeFigures]] = [{} for _ in found]
     if model is not None:
         measured = measure_signals(measured_on(found, model), model, prompts, batch_size=batch_size, progress=progress)
-    reports = [_report(path, sae, one) for (path, sae), one in zip(found, measured, strict=True)]
+    reports = [report(path, sae, one) for (path, sae), one in zip(found, measured, strict=True)]
     if model is None:
         return Inspection(saes=tuple(reports))
     return Inspection(model=model.spec.name, prompts=len(prompts), steps=model.spec.steps, saes=tuple(reports))
@@ -142,9 +143,26 @@ def measure_signals(
     Returns:
         Signal -> figures, for each SAE in order.
     """
+    meters = signal_meters(saes, model, prompts, batch_size=batch_size, progress=progress)
+    return [{signal: meter.figures() for signal, meter in found.items()} for found in meters]
+
+
+def signal_meters(
+    saes: Sequence[tuple[str, SparseAutoencoder, Sequence[Signal]]],
+    model: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> list[dict[Signal, Meter]]:
+    """Run meters over the activations of some generations; see `measure_signals`.
+
+    Returns:
+        Signal -> meter, for each SAE in order.
+    """
     readings = [Reading(block, sae, sae.reads_for(one), one) for block, sae, signals in saes for one in signals]
-    figures = iter(measure(readings, model, prompts, batch_size=batch_size, progress=progress))
-    return [{signal: next(figures) for signal in signals} for _, _, signals in saes]
+    meters = iter(run_meters(readings, model, prompts, batch_size=batch_size, progress=progress))
+    return [{signal: next(meters) for signal in signals} for _, _, signals in saes]
 
 
 def measured_on(
@@ -173,7 +191,8 @@ def _signals(sae: SparseAutoencoder) -> tuple[Signal, ...]:
     return get_args(Signal) if sae.signal is None else (sae.signal,)
 
 
-def _report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> SaeReport:
+def report(path: Path, sae: SparseAutoencoder, measured: dict[Signal, SaeFigures]) -> SaeReport:
+    """Return the report on one SAE, with the figures that were measured."""
     rows = sae.row_scale.double()
     return SaeReport(
         path=str(path), format=sae.format, block=sae.block, features=sae.n, width=sae.d, k=sae.k,
@@ -287,11 +306,19 @@ def stored_statistics(
     found = checkpoint_at(path, place.options)
     if found is None:
         return None, None
-    mean, std = (_read_statistic(found[0].folder / name, sae) for name in FILES)
+    mean, std = (read_statistic(found[0].folder / name, sae) for name in FILES)
     return mean, std
 
 
-def _read_statistic(path: Path, sae: SparseAutoencoder) -> Tensor | None:
+def read_statistic(path: Path, sae: SparseAutoencoder) -> Tensor | None:
+    """Read one of the `FILES` of an SAE, in units of directions of length 1.
+
+    Returns:
+        float32 [n]; None if there is no such file, or it is of another number of features.
+
+    Raises:
+        RiebenchError: if it is damaged.
+    """
     if not path.is_file():
         return None
     values = load_tensors(path)

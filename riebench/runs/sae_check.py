@@ -71,7 +71,6 @@ class Reading:
         return cls(block, sae, sae.reads, sae.signal or "update")
 
 
-@torch.inference_mode()
 def measure(
     readings: Sequence[Reading],
     model: LoadedModel,
@@ -96,6 +95,25 @@ def measure(
     Returns:
         The figures of each reading, in order.
     """
+    meters = run_meters(readings, model, prompts, seeds, batch_size=batch_size, progress=progress)
+    return [meter.figures() for meter in meters]
+
+
+@torch.inference_mode()
+def run_meters(
+    readings: Sequence[Reading],
+    model: LoadedModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | None = None,
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> list[Meter]:
+    """Run meters over the activations of some generations; see `measure`.
+
+    Returns:
+        The meter of each reading, in order.
+    """
     meters = [(reading, Meter(reading.sae.to(model.device))) for reading in readings]
     capture = Listeners([_listener(reading, meter) for reading, meter in meters]).capture
     noise = [*range(len(prompts))] if seeds is None else seeds
@@ -103,7 +121,7 @@ def measure(
     for first in ProgressBar(range(0, len(prompts), batch_size), title="measure", shown=progress):
         part = slice(first, first + batch_size)
         generator.generate(prompts[part], noise[part], capture=capture)
-    return [meter.figures() for _, meter in meters]
+    return [meter for _, meter in meters]
 
 
 def _listener(reading: Reading, meter: Meter) -> Listener:

@@ -85,6 +85,11 @@ class Meter:
             self._targets.add(goal)
             self._made.add(made)
 
+    @property
+    def densities(self) -> Tensor:
+        """Share of positions at which each feature is not zero, float32 [n]."""
+        return self._active.float() / max(1, self._positions)
+
     def figures(self) -> SaeFigures:
         """Return the figures of all positions added so far."""
         count = max(1, self._positions)

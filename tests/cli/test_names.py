@@ -27,6 +27,8 @@ NO_NAMES = {
     "dataset_config", "revision", "split", "column", "category", "mapped", "name", "names", "first", "second",
     # Read together with the suite, when the job is planned; options of a file.
     "examples", "version", "log_level",
+    # A licence has any name.
+    "licence",
 }  # fmt: skip
 
 VERBS = [("run",), ("doctor",), ("score",), *(words for words in COMMANDS if words[0] == "sae")]
@@ -71,6 +73,10 @@ WRONG = {
     "sae inspect . --mapping nope": "--mapping nope",
     "sae feature mid.9 1": "toy-turbo has no block mid.9",
     "sae feature mid.0 1 --prompts nope": "--prompts nope: cannot be read",
+    "sae card --model toy-turbo,toy-trubo": "(did you mean 'toy-turbo'?)",
+    "sae card /nope --model toy-turbo": "no SAE folder /nope",
+    "sae card --model toy-turbo --seeds-of /nope": "no SAE folder /nope",
+    "sae stability . /nope": "no SAE folder /nope",
     "sae collect --model toy-turbo --blocks mid.9": "toy-turbo has no block mid.9",
     "sae collect --model toy-turbo --dataset nope": "there is no nope here, and it is no hub id",
     "sae train nope": "there is no folder nope; `riebench sae collect` makes it",

@@ -147,9 +147,9 @@ def positions(trace: Trace, what: Reads) -> torch.Tensor:
 
 def test_a_transcoder_is_measured_against_what_it_predicts(transcoders: Path) -> None:
     sae = load_sae(transcoders / BLOCK)
-    tried = (BLOCK, sae, ("update", "output"))
-    (found,) = measure_signals([tried], tiny_model(2, 3.0), PROMPTS, batch_size=2, progress=False)
-    for signal in ("update", "output"):
+    signals: tuple[Signal, ...] = ("update", "output")
+    (found,) = measure_signals([(BLOCK, sae, signals)], tiny_model(2, 3.0), PROMPTS, batch_size=2, progress=False)
+    for signal in signals:
         meter = Meter(sae)
         for trace in captured(PROMPTS, 3.0):
             meter.add(positions(trace, "input"), positions(trace, signal))

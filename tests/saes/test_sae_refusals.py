@@ -40,7 +40,7 @@ from sae_files import (
 from safetensors.torch import load_file, save_file
 
 from riebench.errors import RiebenchError
-from riebench.features.inspect import _read_statistic
+from riebench.features.inspect import read_statistic
 from riebench.saes.files import SaeOptions, load_tensors
 from riebench.saes.formats import load_sae, load_saes
 from riebench.saes.sources import parse_sources
@@ -132,7 +132,7 @@ def test_statistics_that_no_feature_has_are_refused(tmp_path: Path, values: list
     torch.save(torch.tensor(values), tmp_path / "means.pt")
     sae: Any = SimpleNamespace(n=2, row_scale=torch.ones(2))
     with pytest.raises(RiebenchError, match="holds numbers that no feature's value has"):
-        _read_statistic(tmp_path / "means.pt", sae)
+        read_statistic(tmp_path / "means.pt", sae)
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64])
