@@ -67,7 +67,8 @@ steps and positions is largest. It is *added* to {EDITED} pictures drawn from th
 value in all pictures, along its direction, at every step and position. It is *removed* from the first {EDITED} of its
 strongest pictures: at every step and position its own contribution is subtracted. In the rows `random` the strongest
 pictures are replaced by as many drawn from all, and the feature's direction by one random direction of the same length,
-in the same edits of the same pictures. Numbers are means over features; differences are paired by feature.
+in the same edits of the same pictures. Numbers are means over features; differences are paired by feature, and beyond
+doubt where their interval leaves out 0.
 
 - *Specificity*: mean cosine of the CLIP embeddings of all pairs of the strongest pictures.
 - *Causality*: mean cosine of the CLIP embeddings of the feature's label and of the pictures with the feature added.
@@ -207,10 +208,7 @@ def _check_labels(labels: Labels | None, saes: Mapping[str, SparseAutoencoder]) 
         return
     for block, sae in saes.items():
         if block not in labels:
-            known = ", ".join(labels)
-            raise RiebenchError(
-                f"the labels file has no label of {block}; name blocks that it has with --blocks: {known}"
-            )
+            raise RiebenchError(f"the labels file has no label of {block}; use --blocks {','.join(labels)}")
         for index in labels[block]:
             check_index(index, block, sae)
 
@@ -330,9 +328,9 @@ def _notes(tables: Sequence[Table], shown: Sequence[Property]) -> tuple[str, ...
         below = [row for row in known if number(row, one.name + HIGH) < 0]
         most = max(known, key=lambda row: number(row, one.name))
         notes.append(
-            f"{one.words.capitalize()}: above random beyond doubt (the interval of the difference leaves out 0) in "
-            f"{len(above)} of {len(known)} blocks and step counts, below it in {len(below)}; most above it in "
-            f"`{most['block']}` at {_steps_text(most['steps'])} ({one.column.cell(most)})."
+            f"{one.words.capitalize()}: beyond doubt above random in {len(above)} of {len(known)} blocks and step "
+            f"counts, below it in {len(below)}; most above it in `{most['block']}` at {_steps_text(most['steps'])} "
+            f"({one.column.cell(most)})."
         )
     return tuple(notes)
 
