@@ -261,14 +261,15 @@ class FeatureMeasurement:
         directions = {block: sae}, {block: random_directions(sae, [one.index for one in chosen])}
         plan = [edit for one in chosen for edit in _edits(block, one, directions)]
         generator, size, images = Generator(self.model), self.options.batch_size, []
-        title = f"{self.model.spec.steps} steps, {block}"
-        for first in ProgressBar(range(0, len(plan), size), title=title, leave=False, shown=self.options.progress):
-            some = plan[first : first + size]
-            pictures = [self.options.pictures[place] for _, place in some]
-            made = generator.generate(
-                [p.prompt for p in pictures], [p.seed for p in pictures], edits=[e for e, _ in some]
-            )
-            images.append(made.images)
+        steps = self.model.spec.steps
+        title = f"{steps} step{'' if steps == 1 else 's'}, {block}"
+        with ProgressBar[None](title=title, unit="picture", total=len(plan), shown=self.options.progress) as bar:
+            for first in range(0, len(plan), size):
+                some = plan[first : first + size]
+                edits, pictures = [edit for edit, _ in some], [self.options.pictures[place] for _, place in some]
+                made = generator.generate([p.prompt for p in pictures], [p.seed for p in pictures], edits=edits)
+                images.append(made.images)
+                bar.update(len(some))
         every = np.concatenate(images)
         return list(every.reshape(len(chosen), 4, EDITED, *every.shape[1:]))
 
