@@ -76,7 +76,8 @@ doubt where their interval leaves out 0.
 - *Locality*: a / (a + b), with a and b the mean change of a pixel inside and outside the active region when the feature
   is removed. A pixel's change is the sum of the absolute differences of its channels. The active region consists of the
   positions at which the feature is active at any step. 1: all change lies inside; 0.5: both sides change alike. The
-  rows `random` say how local any change at these positions is.
+  rows `random` say how local any change at these positions is. There is no value where the region is the whole picture
+  or nothing changes.
 - *Color sensitivity*: sum over channels of the absolute difference of the channel's mean over the picture, from 0 to 1,
   between a picture with the feature added and without it.
 - *Texture sensitivity*: sum over the {OCTAVES} finest bands of detail of the absolute difference of the band's amount
