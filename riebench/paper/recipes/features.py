@@ -68,7 +68,8 @@ value in all pictures, along its direction, at every step and position. It is *r
 strongest pictures: at every step and position its own contribution is subtracted. In the rows `random` the strongest
 pictures are replaced by as many drawn from all, and the feature's direction by one random direction of the same length,
 in the same edits of the same pictures. Numbers are means over features; differences are paired by feature, and beyond
-doubt where their interval leaves out 0.
+doubt where their interval leaves out 0. The definitions are this project's own; those of the published table may differ
+in detail.
 
 - *Specificity*: mean cosine of the CLIP embeddings of all pairs of the strongest pictures.
 - *Causality*: mean cosine of the CLIP embeddings of the feature's label and of the pictures with the feature added.
