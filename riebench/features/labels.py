@@ -1,4 +1,4 @@
-"""Labels of features in words: read from a file, or found in the pictures that activate a feature most.
+"""Labels of features in words, read from a file or found in pictures and prompts.
 
 A value or word is enriched where its share among a feature's strongest pictures is above its share among all pictures.
 """
@@ -115,7 +115,7 @@ def _words(prompt: str) -> set[str]:
 
 
 def _enriched(strongest: Sequence[Set[Item]], everything: Sequence[Set[Item]]) -> list[Item]:
-    """Return the items whose share is above that among all pictures, most enriched first."""
+    """Return the items with a share above the usual one, most enriched first."""
     often = Counter(item for one in strongest for item in one)
     usual = Counter(item for one in everything for item in one)
     # Rounded, so that equal enrichments are equal whatever they were computed from.

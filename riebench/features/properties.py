@@ -1,4 +1,4 @@
-"""Properties of single features, measured on pictures: how alike, where changed, and by how much.
+"""Properties of single features, computed from finished pictures.
 
 Each function takes finished pictures, or their embeddings, and returns one number. The pictures are those in which a
 feature is strongest, or the same picture without and with the feature switched. `random_directions` makes the SAE that

@@ -254,7 +254,7 @@ class FeatureMeasurement:
         return found
 
     def _edited(self, block: str, chosen: Sequence[ChosenFeature]) -> Sequence[Pictures]:
-        """Generate the edited pictures of some features, uint8 [4, `EDITED`, H, W, 3] for each."""
+        """Generate the edited pictures of features, uint8 [4, `EDITED`, H, W, 3] each."""
         if not chosen:
             return []
         sae = self.saes[block]
@@ -290,7 +290,7 @@ class FeatureMeasurement:
         return MeasuredFeature(one, label, own, random, unchanged)
 
     def _label(self, clean: CleanPictures, one: ChosenFeature, block: str) -> FeatureLabel | None:
-        """Return a feature's label: the file's, or one found in its strongest pictures or their prompts."""
+        """Return the label of a feature: the file's, the judge's, or words of prompts."""
         if self.options.labels is not None:
             return FeatureLabel(self.options.labels[block][one.index])
         if self.options.judged:
@@ -308,7 +308,7 @@ class FeatureMeasurement:
         return found
 
     def _of_label(self, label: FeatureLabel | None, images: Pictures) -> dict[str, Value]:
-        """Compute how far pictures show a label: by CLIP and, where the judge found it, by the judge."""
+        """Compute how far pictures show a label, by CLIP and by the judge if it found it."""
         found: dict[str, Value] = {"causality": None}
         if label is not None:
             clip = self.networks.get("clip")

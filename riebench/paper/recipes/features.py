@@ -1,4 +1,4 @@
-"""Properties of single features against random ones: the table of the paper's first edition.
+"""Single features against random ones, the table of the paper's first edition.
 
 `riebench.features.random_baseline` measures them. The definitions are in `SHOWS`.
 """
@@ -206,7 +206,7 @@ def make(job: PaperJob) -> Artefact:
 
 
 def _check_labels(labels: Labels | None, saes: Mapping[str, SparseAutoencoder]) -> None:
-    """Check that a labels file has every block that is measured, and only features that there are."""
+    """Check that a labels file has every measured block and no unknown feature."""
     if labels is None:
         return
     for block, sae in saes.items():
@@ -261,7 +261,7 @@ def _tables(
     rows: Sequence[Row], blocks: Sequence[str], steps: Sequence[int], count: int, shown: Sequence[Property]
 ) -> tuple[Table, ...]:
     """Return the tables of means, the one of counts, and the one of single features."""
-    groups = [
+    groups: list[tuple[Row, list[Row]]] = [
         ({"steps": one, "block": block}, select_rows(list(rows), steps=one, block=block))
         for one in steps
         for block in blocks
@@ -273,7 +273,7 @@ def _tables(
         means = [{**place, "of": of, **_cells(some, mine, of)} for place, mine in groups for of in kinds]
         columns = (*plain_columns(("steps", "block", "of")), *(one.column for one in some))
         tables.append(Table(name=name, title=title, columns=columns, rows=tuple(means)))
-    counts = [
+    counts: list[Row] = [
         {**place, "expected": count, **{one.name: len(_values(one, mine, DIFFERENCE)) for one in shown}}
         for place, mine in groups
     ]
@@ -297,7 +297,7 @@ def _single_features(rows: Sequence[Row], shown: Sequence[Property]) -> Table:
 
 
 def _values(one: Property, rows: Sequence[Row], of: str) -> dict[str, list[float]]:
-    """Return a property's values of some features, for those that have it: of what, or the difference."""
+    """Return one property's values, or differences, of the features that have it."""
     found: dict[str, list[float]] = {}
     for row in rows:
         ends = (ENDS[OWN], ENDS[RANDOM]) if of == DIFFERENCE else (ENDS[of],)
@@ -320,7 +320,7 @@ def _cells(shown: Sequence[Property], rows: Sequence[Row], of: str) -> Row:
 
 
 def _notes(tables: Sequence[Table], shown: Sequence[Property]) -> tuple[str, ...]:
-    """Return a sentence on each property: where features differ from random ones, and where most."""
+    """Return a sentence on each property: in how many blocks features differ."""
     notes = []
     for one in shown:
         rows = next(select_rows(list(table.rows), of=DIFFERENCE) for table in tables if table.name == one.table)
@@ -343,7 +343,7 @@ def _steps_text(steps: object) -> str:
 
 
 def draw(figure: Figure, artefact: Artefact) -> None:
-    """Draw one panel for each property and step count: blocks, features beside random ones."""
+    """Draw one panel for each property and step count, one line for each block."""
     shown = [(table, one) for table in artefact.tables for one in PROPERTIES
              if one.table == table.name and any(column.name == one.name for column in table.columns)]  # fmt: skip
     steps = values_of(artefact.table().rows, "steps")
@@ -369,9 +369,10 @@ def _draw_points(
     axes: Axes, one: Property, rows: Sequence[Row], blocks: Sequence[object], offset: float, of: str, look: str
 ) -> None:  # fmt: skip
     """Draw a property's means with their intervals, one line a block."""
-    found = {row["block"]: row for row in rows}
-    values = [number(found.get(block, {}), one.name) * one.scale for block in blocks]
-    ends = [[number(found.get(block, {}), f"{one.name}{end}") * one.scale for block in blocks] for end in (LOW, HIGH)]
+    found: dict[object, Row] = {row["block"]: row for row in rows}
+    mine = [found.get(block, {}) for block in blocks]
+    values = [number(row, one.name) * one.scale for row in mine]
+    ends = [[number(row, f"{one.name}{end}") * one.scale for row in mine] for end in (LOW, HIGH)]
     reach = [[max(0.0, value - low) for value, low in zip(values, ends[0], strict=True)],
              [max(0.0, high - value) for value, high in zip(values, ends[1], strict=True)]]  # fmt: skip
     places = [place + offset for place in range(len(blocks))]
