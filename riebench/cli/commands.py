@@ -23,9 +23,10 @@ EXIT_USAGE = 2
 PANELS: dict[str, tuple[str, ...]] = {
     "Methods and examples": (
         "settings_set", "suite", "categories", "examples", "limit", "seeds", "seed", "prompts",
-        "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions", "strengths", "top",
+        "labels", "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions",
+        "strengths", "top",
     ),
-    "Edits": ("sae", "accept_sae", "sweep", "blocks", "edit_steps", "regions", "mapping", "seeds_of"),
+    "Edits": ("sae", "accept_sae", "sweep", "blocks", "features", "edit_steps", "regions", "mapping", "seeds_of"),
     "Model": (
         "model", "models", "base", "steps", "guidance", "size", "dtype", "single_file_config", "vae", "unet", "lora",
     ),

@@ -31,6 +31,8 @@ from riebench.errors import RiebenchError
 from riebench.utils.terminal import print_line
 
 LIST = "list"
+MAX_FEATURES = 1_000_000
+"""Number of features of a block that may be asked for."""
 
 
 def job_from_options(
@@ -51,9 +53,19 @@ def job_from_options(
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with a prompt a line, instead of the suite's.")
     ] = None,
+    features: Annotated[
+        int | None, typer.Option(min=1, max=MAX_FEATURES, help="Features of each block, for `features`. [default: 40]")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with the columns block,feature,label, for `features`. [default: found by itself]"),
+    ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Prompts of each measurement, and examples of each category. [default: 100, all]"),
+        typer.Option(
+            min=1,
+            help="Prompts of each measurement, and examples of each category. [default: 100, all; `features` 300]",
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Which noises of each prompt, with commas between.")] = "0",
     steps: Annotated[str, typer.Option(help="Step counts of the few-step model, with commas between.")] = "1,4",
@@ -95,8 +107,8 @@ def job_from_options(
 
         return PaperJob(
             out=out, work=work, suite=suite, model=model, base=base, sae=sae, sweep=sweep,
-            results=results_to_read(results), profile=get_profile(profile).name, prompts=prompts, limit=limit,
-            seeds=parse_seeds(seeds), steps=_step_counts(steps), guidance=guidance,
+            results=results_to_read(results), profile=get_profile(profile).name, prompts=prompts, features=features,
+            labels=labels, limit=limit, seeds=parse_seeds(seeds), steps=_step_counts(steps), guidance=guidance,
             blocks=tuple(short_name(block) for block in split_names(blocks)), device=pick_device(device),
             dtype=dtype, batch_size=batch_size, redo=redo, offline=offline,
             options=ModelOptions(

@@ -66,6 +66,8 @@ class PaperJob:
         results: stored results of `riebench run`.
         profile: scoring profile whose numbers are read from the results.
         prompts: a text file with one prompt on each line.
+        features: number of features of each block that an artefact on single features draws; None for its own.
+        labels: a CSV file with labels of features; None for labels found in pictures or prompts.
         limit: prompts of a measured artefact, and examples of each category of one that runs the benchmark.
         seeds: noise indices of each prompt.
         steps: step counts of the few-step model.
@@ -90,6 +92,8 @@ class PaperJob:
     results: Path = Path("results")
     profile: str = DEFAULT
     prompts: Path | None = None
+    features: int | None = None
+    labels: Path | None = None
     limit: int | None = None
     seeds: tuple[int, ...] = (0,)
     steps: tuple[int, ...] = STEP_COUNTS
@@ -138,7 +142,7 @@ class PaperJob:
         changes = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
         return replace(model, spec=model.spec.model_copy(update=changes))
 
-    def named_prompts(self, spec: ModelSpec) -> list[tuple[str, str]]:
+    def named_prompts(self, spec: ModelSpec, count: int = PROMPTS) -> list[tuple[str, str]]:
         """Return the prompts of a measured artefact, each with a name.
 
         The name seeds the prompt's noise and is the unit of resampling. Prompts are the lines of `prompts`; or, on the
@@ -147,6 +151,7 @@ class PaperJob:
 
         Args:
             spec: the few-step model.
+            count: number of prompts without --limit.
 
         Returns:
             Pairs of name and prompt.
@@ -154,7 +159,7 @@ class PaperJob:
         Raises:
             RiebenchError: if the file or the suite holds no prompt.
         """
-        limit = self.limit or PROMPTS
+        limit = self.limit or count
         if self.prompts is not None:
             from riebench.features.inspect import prompts_from
 

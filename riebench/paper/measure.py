@@ -22,7 +22,7 @@ from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts, 
 from riebench.blocks import RESIDUAL, kind
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit, LiveSite
-from riebench.generation.generator import Generator
+from riebench.generation.generator import Generator, NoDecodeGenerator
 from riebench.generation.hooks import find_site, hooked, known_sites
 from riebench.generation.listeners import Listener, Listeners
 from riebench.generation.memory import automatic_batch_size
@@ -78,23 +78,6 @@ ReadingCallback = Callable[[int, SaeStep], None]
 """Called with the place of an SAE among those asked for, and one step of it."""
 Pictures = NDArray[np.uint8]
 Floats = NDArray[np.float64]
-
-
-class NoDecodeGenerator(Generator):
-    """Generator that leaves out decoding, half the work of one step.
-
-    It serves measurements that read activations and need no pictures.
-    """
-
-    def decode(self, latents: Tensor) -> Pictures:
-        """Return pictures without pixels, [B, 0, 0, 3].
-
-        Raises:
-            RiebenchError: if a latent is not finite.
-        """
-        if not bool(torch.isfinite(latents).all()):
-            raise RiebenchError("the generation overflowed; use --dtype bfloat16 or float32")
-        return np.zeros((len(latents), 0, 0, 3), np.uint8)
 
 
 def batches(

@@ -70,6 +70,11 @@ RECIPES: dict[str, Recipe] = {
             "the few-step model, SAEs, LPIPS", "riebench.paper.recipes.reconstruction",
         ),
         Recipe(
+            "features", "single features against random ones: specificity, causality, locality, sensitivity to color "
+            "and texture (the paper's first edition)",
+            "the few-step model, one SAE a block, CLIP", "riebench.paper.recipes.features",
+        ),
+        Recipe(
             "trade-off", "LPIPS against CLIP for SAE features, neurons and steering over the nine categories",
             "stored results of the sets sweep and paper; what is missing is run", "riebench.paper.recipes.tradeoff",
             stored=True,

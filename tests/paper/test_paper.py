@@ -340,6 +340,9 @@ def test_what_sdxl_takes_is_counted(job: PaperJob, tmp_path: Path, monkeypatch: 
     # 6.5 and 10.5 TFLOP at 1024 px, at 50 TFLOP/s in half precision and 12 in float32.
     hours = (14_500 * 6.5 / 4 / 50 + 5_800 * 10.5 / 4 / 12) / 3600
     assert effect["hours"] == pytest.approx(hours, rel=1e-4)
+    single = rows["single features"]
+    edited = 4 * 40 * 4 * 3
+    assert (single["evaluations"], single["pictures"]) == ((2 * 300 + edited) * 5, (300 + edited) * 2)
     assert rows["explained variance over steps, feature overlap"]["evaluations_1024"] == 100 * 20 * 2
     assert rows["updates to train on"]["disk"] == pytest.approx(100_000 * 256 * 1280 * 2 * 4 / 1e9)
     assert rows["together"]["evaluations"] == sum(int(str(row["evaluations"])) for row in rows.values()) / 2

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from riebench.features.random_baseline import EDITED
 from riebench.jobs.forecast import ASSUMED_RATES
 from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.models.families.sdxl.shape import DECODER_TERAFLOP, UNET_TERAFLOP
 from riebench.paper.artefact import Artefact, Column, Row, Table
 from riebench.paper.drawing import number
 from riebench.paper.job import PROMPTS, STEP_COUNTS, PaperJob
+from riebench.paper.recipes.features import FEATURES
+from riebench.paper.recipes.features import PROMPTS as FEATURE_PROMPTS
 from riebench.tasks.settings import load_settings
 
 if TYPE_CHECKING:
@@ -95,6 +98,8 @@ def planned_steps(forecasts: dict[str, Row]) -> list[Step]:
     ks, widths = (",".join(map(str, numbers)) for numbers in (SPARSITIES, WIDTHS))
     small = 4 * CHANNELS * sum(WIDTHS) * 2 * len(SPARSITIES) * len(BLOCKS)
     sets = len(BLOCKS) * sizes + sizes
+    # Added and removed, along the feature's direction and a random one.
+    edited = len(BLOCKS) * FEATURES * 4 * EDITED
     found = [
         Step("updates to train on", f"riebench sae collect --model {TURBO} --dataset guangyil/laion-coco-aesthetic "
              f"--column caption --limit {TRAINING_PROMPTS} --out updates", TRAINING_PROMPTS,
@@ -108,6 +113,8 @@ def planned_steps(forecasts: dict[str, Row]) -> list[Step]:
              pictures=PROMPTS * len(STEP_COUNTS) * (len(SDXL_BLOCKS) + 1)),
         Step("reconstruction", _paper_command("reconstruction", " --sweep saes"), PROMPTS * few * (sets + 2),
              pictures=PROMPTS * len(STEP_COUNTS) * (sets + 1)),
+        Step("single features", _paper_command("features"), (2 * FEATURE_PROMPTS + edited) * few,
+             pictures=(FEATURE_PROMPTS + edited) * len(STEP_COUNTS)),
     ]  # fmt: skip
     for name, forecast in forecasts.items():
         counts = {key: int(number(forecast, key)) for key in ("evaluations", "pictures", "disk")}
@@ -148,7 +155,7 @@ def make(job: PaperJob) -> Artefact:
             "training": f"{PRODUCTS} products of positions x {CHANNELS} x width a step, dense, in float32; "
                         f"{POSITIONS} positions of each prompt and block, one pass",
             "updates on the disk": f"{CHANNELS * HALF_BYTES * 1_000_000 / GIGA:g} GB per million positions of a block",
-            "prompts": f"{PROMPTS} of each measurement (--limit), one seed",
+            "prompts": f"{PROMPTS} of each measurement (--limit), one seed; {FEATURE_PROMPTS} for single features",
             "step counts": f"{', '.join(map(str, STEP_COUNTS))} of {TURBO}, {BASE_STEPS} of {BASE} under guidance, "
                            "whose two halves count twice",
             "weights": "6.9 GB for each model in float16, see docs/sdxl.md",
