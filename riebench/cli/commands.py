@@ -25,7 +25,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "settings_set", "suite", "categories", "examples", "limit", "seeds", "seed", "prompts",
         "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions", "strengths", "top",
     ),
-    "Edits": ("sae", "sweep", "blocks", "edit_steps", "regions", "mapping"),
+    "Edits": ("sae", "sweep", "blocks", "signal", "edit_steps", "regions", "mapping"),
     "Model": ("model", "base", "steps", "guidance", "size", "dtype", "single_file_config", "vae", "unet", "lora"),
     "Training": (
         "k", "width", "kind", "epochs", "lr", "decay", "auxk", "dead_after", "buffer", "held_out", "log_every",
