@@ -207,7 +207,8 @@ def put_in_shards(path: Path, count: int = 2) -> list[Path]:
     """Rewrite a safetensors file as shards with an index."""
     state = load_file(path)
     names = sorted(state)
-    shards, places = [], {}
+    shards: list[Path] = []
+    places: dict[str, str] = {}
     for i in range(count):
         shard = path.with_name(f"{path.stem}-{i + 1:05}-of-{count:05}.safetensors")
         mine = names[i::count]

@@ -116,7 +116,12 @@ def test_a_pursuit_takes_the_first_of_equal_features_and_fits_in_little_memory(
     monkeypatch.setattr(pursuit, "MAX_PRODUCTS", 8)
     sizes: list[int] = []
     plain = pursuit._pursue_part
-    monkeypatch.setattr(pursuit, "_pursue_part", lambda part, *rest: (sizes.append(part.numel()), plain(part, *rest)))
+
+    def watched(part: torch.Tensor, *rest: Any) -> None:
+        sizes.append(part.numel())
+        plain(part, *rest)
+
+    monkeypatch.setattr(pursuit, "_pursue_part", watched)
     assert torch.equal(pursue(x.abs(), rows, rows, torch.zeros(4), PursuitRule(3)), codes)
     assert sizes == [8, 8, 8, 4]
 
