@@ -51,8 +51,9 @@ class PursuitTruth(Truth):
     stop_on_repeat: bool = False
 
     def codes(self, x: Floats) -> Floats:
-        mean, scale = self._norm(x)
-        centred = (x - mean) / scale - self.pre
+        eye, zero = np.eye(x.shape[-1]), np.zeros(x.shape[-1])
+        # What a layout does to a position before its encoder is the same for all.
+        centred = Truth(eye, eye, self.pre, zero, zero, lambda q: q, self.norm).codes(x)
         return np.stack([self._pursue(row) for row in centred.reshape(-1, x.shape[-1])]).reshape(*x.shape[:-1], -1)
 
     def _pursue(self, rest: Floats) -> Floats:
