@@ -280,8 +280,14 @@ def _deeper(root: Path, options: SaeOptions) -> Search:
 
 
 def _say_if_deeper(root: Path, path: Path, block: str) -> None:
-    """Say that a checkpoint was taken which lies deeper than it usually does."""
+    """Say that a checkpoint was taken which lies deeper than it usually does.
+
+    Raises:
+        RiebenchError: if a folder above it names several blocks, or a text encoder.
+    """
     inside = path.relative_to(root).parts
+    for folder in path.parents[: len(inside) - 1]:
+        refuse_foreign_site(folder)
     usual = block_named_by(root / inside[0]) is not None and inside[1:] in ((), ("final",))
     if not usual and (path, "deeper") not in _notes:
         _notes.add((path, "deeper"))

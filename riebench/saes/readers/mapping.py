@@ -167,7 +167,8 @@ def _left_open(checkpoint: Checkpoint) -> tuple[str, ...]:
     where = checkpoint.mapping_file
     assert where is not None
     mapping = read_mapping(where)
-    return ("k",) if mapping.activation in (*COUNTING, *PURSUITS) and mapping.k is None and checkpoint.options.k is None else ()
+    stated = mapping.k is not None or checkpoint.options.k is not None
+    return () if stated or mapping.activation not in (*COUNTING, *PURSUITS) else ("k",)
 
 
 @sae_format("mapping", when=_is_mapped, fetch=MAPPINGS, left_open=_left_open)
