@@ -26,7 +26,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "labels", "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions",
         "strengths", "top",
     ),
-    "Edits": ("sae", "accept_sae", "sweep", "blocks", "signal", "features", "edit_steps", "regions", "mapping", "seeds_of"),
+    "Edits": (
+        "sae", "accept_sae", "sweep", "blocks", "signal", "features", "edit_steps", "regions", "mapping", "seeds_of",
+    ),
     "Model": (
         "model", "models", "base", "steps", "guidance", "size", "dtype", "single_file_config", "vae", "unet", "lora",
     ),

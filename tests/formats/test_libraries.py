@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from format_table import LARGEST, Row, installed, tensors
-from library_saes import LAYOUTS, Layout, Values
-from sae_files import WRITERS
+from format_table import LARGEST, Row, installed, relative, tensors
+from library_layouts import ALL_LAYOUTS, ALL_WRITERS
+from library_saes import Layout, Values
 from torch import Tensor
 
 from riebench.errors import RiebenchError
@@ -26,15 +26,14 @@ def need(layout: Layout) -> None:
 
 def difference(sae: SparseAutoencoder, x: Tensor, values: Values) -> float:
     codes = sae.encode(x)
-    parts = (codes - values.codes, sae.decode(codes, x) - values.reconstruction)
-    return max(float(part.abs().max()) for part in parts)
+    return max(relative(codes, values.codes), relative(sae.decode(codes, x), values.reconstruction))
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", ALL_LAYOUTS)
 def test_what_a_library_saves_computes_what_the_library_computes(
     tmp_path: Path, name: str, measured: dict[str, Row], computed: dict[str, Tensor]
 ) -> None:
-    layout = LAYOUTS[name]
+    layout = ALL_LAYOUTS[name]
     need(layout)
     p, x = tensors()
     values = layout.write(tmp_path / "sae", p, x)
@@ -53,14 +52,14 @@ def test_what_a_library_saves_computes_what_the_library_computes(
     measured[name] = Row(library=layout.library, version=layout.version, architecture=layout.architecture,
                          signal=sae.signal or "not stated", how=layout.shown, difference=found)  # fmt: skip
     if layout.own is not None:
-        WRITERS[layout.own][1](tmp_path / "own", p)
+        ALL_WRITERS[layout.own][1](tmp_path / "own", p)
         assert difference(load_sae(tmp_path / "own", layout.options), x, values) <= LARGEST
         computed[f"{name}/codes"] = values.codes.contiguous()
         computed[f"{name}/reconstruction"] = values.reconstruction.contiguous()
 
 
 def test_a_training_of_dictionary_learning_leaves_a_folder_that_is_found(tmp_path: Path) -> None:
-    need(LAYOUTS["dl topk"])
+    need(ALL_LAYOUTS["dl topk"])
     from library_saes import train_dictionary
 
     from riebench.saes.formats import choose_checkpoints
@@ -79,7 +78,7 @@ def test_a_training_of_dictionary_learning_leaves_a_folder_that_is_found(tmp_pat
 
 
 def test_a_training_of_saelens_leaves_checkpoints_that_are_found(tmp_path: Path) -> None:
-    need(LAYOUTS["lens topk"])
+    need(ALL_LAYOUTS["lens topk"])
     from library_saes import train_lens
 
     from riebench.saes.formats import choose_checkpoints

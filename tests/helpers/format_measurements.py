@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from format_table import VALUES, Row, read_rows, write_rows, write_table
-from library_saes import LAYOUTS, row_names
+from library_layouts import ALL_LAYOUTS, row_names
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,4 +46,4 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         write_rows({name: row for name, row in rows.items() if name in row_names()})
         write_table(read_rows())
         values = {**load_file(VALUES), **COMPUTED}
-        save_file({key: tensor for key, tensor in values.items() if key.split("/")[0] in LAYOUTS}, VALUES)
+        save_file({key: tensor for key, tensor in values.items() if key.split("/")[0] in ALL_LAYOUTS}, VALUES)

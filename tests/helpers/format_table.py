@@ -21,7 +21,7 @@ DOCUMENT = ROOT / "docs" / "new-sae.md"
 BEGIN = "<!-- formats: made by `python -m pytest -n 0 tests/formats --write-differences` -->"
 END = "<!-- end of formats -->"
 LARGEST = 1e-5
-"""Largest difference of codes and reconstructions that counts as agreement."""
+"""Largest difference of codes and reconstructions that counts as agreement; see `relative`."""
 
 
 class Row(BaseModel):
@@ -36,7 +36,12 @@ class Row(BaseModel):
     signal: str
     how: str
     difference: float | None
-    """Largest difference of a code or a reconstructed value; None for what is refused."""
+    """Largest difference of a code or a reconstructed value, see `relative`; None for what is refused."""
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of two tensors, as a share of the largest value where that is above 1."""
+    return float((found.double() - expected.double()).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def tensors() -> tuple[Parts, Tensor]:

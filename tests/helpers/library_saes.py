@@ -11,14 +11,14 @@ import importlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from sae_files import OVERCOMPLETE, WRITERS, K, Parts
+from sae_files import OVERCOMPLETE, K, Parts
 from torch import Tensor
 
 from riebench.saes.files import SaeOptions
@@ -49,7 +49,7 @@ class Layout:
         distribution: its name in the package registry.
         architecture: the kind of SAE, as the library calls it.
         write: saves it in a folder and returns what it computes on some inputs.
-        own: the writer in `sae_files.WRITERS` of the same layout, which needs no library; None if there is none.
+        own: the writer of the same layout that needs no library (`library_layouts.ALL_WRITERS`); None if there is none.
         how: "read", "mapping", or "refused".
         options: what the user has to say.
     """
@@ -268,12 +268,6 @@ def lens_batch(name: str, threshold: float, *, export: bool, **config: Any) -> W
     return write
 
 
-def lens_matching_pursuit(folder: Path, p: Parts, x: Tensor) -> Values:
-    # Its steps are right for rows of length one only.
-    unit = replace(p, decoder=p.decoder / lengths(p)[:, None])
-    return lens_write(folder, "MatchingPursuit", unit, x, max_iterations=K, residual_threshold=1e-3)
-
-
 def lens_transcoder(name: str, extra: Callable[[Parts], dict[str, Tensor]] | None = None) -> Write:
     """A transcoder, which reads the block's input and predicts its update."""
 
@@ -444,7 +438,6 @@ LAYOUTS: dict[str, Layout] = {
     "lens abstopk": Layout(
         *_LENS, "abstopk", lens("AbsTopK", k=K, rescale_acts_by_decoder_norm=False), options=SaeOptions(signed=True)
     ),
-    "lens matching pursuit": Layout(*_LENS, "matching_pursuit", lens_matching_pursuit),
     "lens transcoder": Layout(*_LENS, "transcoder", lens_transcoder("Transcoder")),
     "lens skip transcoder": Layout(*_LENS, "skip_transcoder", lens_transcoder("SkipTranscoder", _skip)),
     "lens jumprelu transcoder": Layout(
@@ -469,11 +462,3 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }  # fmt: skip
 """Name -> layout."""
-
-COMPARED = frozenset(layout.own for layout in LAYOUTS.values() if layout.own is not None)
-"""The writers of `sae_files` whose layout a library writes, too."""
-
-
-def row_names() -> set[str]:
-    """Names of the rows that the table of formats must have."""
-    return {*LAYOUTS, *(f"own {name}" for name in WRITERS if name not in COMPARED)}
