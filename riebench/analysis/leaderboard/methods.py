@@ -72,7 +72,9 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
         for standing in sorted(standings, key=lambda standing: inputs_order(places[standing.entry]))
     )  # fmt: skip
     title = (Name(suite), " on ", Name(model))
-    return Section(title, method_conclusion(comparison, standings), (*blocks, *outsized, *sae_blocks(folders)), tuple(rows))
+    return Section(
+        title, method_conclusion(comparison, standings), (*blocks, *outsized, *sae_blocks(folders)), tuple(rows)
+    )
 
 
 def row_notes(
