@@ -21,7 +21,7 @@ from riebench.tasks.schema import Setting
 
 OWN = {"suite", "model", "saes", "limit", "results", "progress"}
 """Options with a place of their own in the signature of `run`."""
-COMMAND_ALONE = {"config", "report", "shard", "dry_run", "help"}
+COMMAND_ALONE = {"config", "report", "shard", "dry_run", "measure_saes", "help"}
 """Options that only a command has a use for."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -83,15 +84,25 @@ def tiny_saes() -> Path:
 
     With the mean they explain some of the variance, so that runs take them.
     """
-    root = Path(_FOLDER.name) / "saes"
-    generator = torch.Generator().manual_seed(0)
     prompts = ["a red house", "a blue boat", "two cats", "snow"]
     trace = Generator(tiny_model()).generate(prompts, [0, 1, 2, 3], capture=Capture(BLOCKS)).trace
-    for block in BLOCKS:
+    return _write_saes("saes", 0.75, {block: trace.get(block).mean((0, 1, 3, 4)) for block in BLOCKS})
+
+
+@lru_cache(maxsize=1)
+def useless_saes() -> Path:
+    """Likewise, of the same directions without a mean: they explain nothing, and runs take them on request only."""
+    return _write_saes("useless", 1.0, {block: torch.zeros(CHANNELS) for block in BLOCKS})
+
+
+def _write_saes(name: str, scale: float, means: Mapping[str, torch.Tensor]) -> Path:
+    root = Path(_FOLDER.name) / name
+    generator = torch.Generator().manual_seed(0)
+    for block, mean in means.items():
         decoder = torch.nn.functional.normalize(torch.randn(CHANNELS, FEATURES, generator=generator), dim=0)
         save_sdxl_unbox(
-            root / folder_name(block, SPARSITY, FEATURES) / "final", encoder=0.75 * decoder.T, decoder=decoder,
-            pre_bias=trace.get(block).mean((0, 1, 3, 4)), latent_bias=torch.zeros(FEATURES), k=SPARSITY,
+            root / folder_name(block, SPARSITY, FEATURES) / "final", encoder=scale * decoder.T, decoder=decoder,
+            pre_bias=mean, latent_bias=torch.zeros(FEATURES), k=SPARSITY,
         )  # fmt: skip
     return root
 

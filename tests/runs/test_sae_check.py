@@ -157,7 +157,7 @@ def test_an_accepted_sae_is_run_and_shown_as_such(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="explains nothing"):
         run(tmp_path, setting.model_copy(update={"name": "other"}), saes=saes)
     board = make_leaderboard(tmp_path)
-    (row,) = [line for line in board.document.markdown().splitlines() if line.startswith("|") and "mid.0 |" in line]
+    (row,) = [line for line in board.document.markdown().splitlines() if line.startswith("|") and "mid.0: " in line]
     assert "SAE accepted though it explains nothing" in row and "| features |" in row
     assert "SAE accepted though it explains nothing (mid.0)" in board.numbers
     assert board.numbers.splitlines()[1].split(",")[-1].startswith("-")

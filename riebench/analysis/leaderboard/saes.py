@@ -12,10 +12,10 @@ from riebench.store.folder import RunFolder
 from riebench.store.sae_figures import MeasuredSae
 from riebench.utils.markup import Block, BulletList, Code, Heading, MarkupTable, Piece
 
-HEADER = (
-    "SAE", "block", "explained variance", "L0", "dead features", "mean distance", "size ratio", "used by", "notes",
-)  # fmt: skip
+HEADER = ("SAE", "explained variance", "L0", "dead features", "mean distance", "size ratio", "used by", "notes")
 NOT_MEASURED = "not measured"
+MOST_USERS = 4
+"""Methods that are named; of more the table gives the number."""
 
 
 @dataclass
@@ -47,17 +47,23 @@ class _UsedSae:
     @property
     def cells(self) -> tuple[str, ...]:
         """Its row, in the order of `HEADER`."""
-        one, users = self.measured, ", ".join(self.methods)
+        one, name, users = self.measured, f"{self.block}: {self.label}", _named(list(self.methods))
         if one is None:
-            return (self.label, self.block, NOT_MEASURED, *[NO_RANK] * 4, users, "")
+            return (name, NOT_MEASURED, *[NO_RANK] * 4, users, "")
         figures = one.figures
         active = f"{figures.l0:.4g}" + ("" if one.k is None else f" (k {one.k})")
         ratios = (NO_RANK if value is None else f"{value:.2f}" for value in (figures.mean_distance, figures.size_ratio))
         notes = verdict(one, self.accepted)
         return (
-            self.label, self.block, variance_text(figures.explained_variance, 3), active, f"{figures.dead_share:.0%}",
-            *ratios, users, notes,
+            name, variance_text(figures.explained_variance, 3), active, f"{figures.dead_share:.0%}", *ratios, users,
+            notes,
         )  # fmt: skip
+
+
+def _named(methods: list[str]) -> str:
+    if len(methods) <= MOST_USERS:
+        return ", ".join(methods)
+    return f"{', '.join(methods[: MOST_USERS - 1])} and {len(methods) - MOST_USERS + 1} others"
 
 
 def verdict(one: MeasuredSae, accepted: bool) -> str:
@@ -106,7 +112,7 @@ def sae_notes(folders: Iterable[RunFolder]) -> dict[str, list[str]]:
 
 def _definitions() -> Block:
     columns: Mapping[str, tuple[Piece, ...]] = {
-        "SAE": ("where it comes from, and the beginning of its hash.",),
+        "SAE": ("its block, where it comes from, and the beginning of its hash.",),
         "explained variance": (
             "of the block's activations in the runs' own source pictures, at every step: 1 is perfect, 0 is no better "
             "than their mean, below 0 nothing is explained. ", Code("riebench run"), " measures it before the first "
@@ -119,5 +125,7 @@ def _definitions() -> Block:
             "where it subtracts none.",
         ),
         "size ratio": ("spread of the reconstructions over that of the activations.",),
+        "used by": ("method configurations, or groups of them.",),
+        "notes": ("what is poor about it.",),
     }  # fmt: skip
     return BulletList(tuple((Code(name), ": ", *text) for name, text in columns.items()))
