@@ -132,7 +132,15 @@ def _edit(model: Any, one: Configuration, device: str, name: str, saes: Path, re
     setting = Setting(name=name, method=name, params=EDITS[name], sae=str(saes))
     with _watched(model, device) as seen:
         (folder,) = run_benchmark(
-            [task], [setting], model, results_root=results, batch_size=one.batch, progress=False, offline=True
+            [task],
+            [setting],
+            model,
+            results_root=results,
+            batch_size=one.batch,
+            progress=False,
+            offline=True,
+            # The weights are random, and so are the SAEs.
+            accept_sae=True,
         )
     for record in folder.records():
         if record.status != "ok":

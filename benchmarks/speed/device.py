@@ -196,7 +196,9 @@ def sweep(
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         task = examples(count)
-        (made,) = run_benchmark([task], [setting], model, results_root=Path(folder), batch_size=batch, progress=False)
+        (made,) = run_benchmark(
+            [task], [setting], model, results_root=Path(folder), batch_size=batch, progress=False, accept_sae=True
+        )
         spent = time.perf_counter() - start
         records = made.records()
         sizes = {record.batch_size for record in records}

@@ -132,7 +132,8 @@ def test_every_way_whose_memory_is_measured_makes_its_pictures(tmp_path: Path) -
         rows[way] = clock.rows["unet"]
         assert (clock.rows["decoder"] >= units) and (max(clock.batches) > 1) == (way != "one by one")
     assert rows["bare"] == 2 * units and rows["one by one"] == 3 * 2 * units
-    assert rows["bare"] < rows["ours"] <= rows["one by one"]
+    # Before its first edit a run measures its SAEs on the three source pictures.
+    assert rows["bare"] < rows["ours"] - 2 * 3 <= rows["one by one"]
 
 
 def test_where_no_sweep_fits_one_by_one_is_reported_alone(monkeypatch: pytest.MonkeyPatch) -> None:
