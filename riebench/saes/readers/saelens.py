@@ -1,18 +1,22 @@
-"""Reader of SAELens: `sae_weights.safetensors` and `cfg.json`.
+"""Reader and writer of SAELens: `sae_weights.safetensors` and `cfg.json`.
 
-Exports, training checkpoints, and flat files from before version 6 are read.
+Exports, training checkpoints, and flat files from before version 6 are read; JumpReLU SAEs are written.
 
 Tensors: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d]; threshold [n]; gated: b_gate, b_mag, r_mag [n].
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 
+from riebench.blocks import update_path
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.files import (
     Checkpoint,
@@ -21,11 +25,13 @@ from riebench.saes.files import (
     build,
     expect_shape,
     load_safetensors,
+    save_statistics,
     site_of,
     whole,
 )
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import Normalise, SparseAutoencoder
+from riebench.utils.files import write_atomic
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
@@ -138,7 +144,9 @@ def _read_config(checkpoint: Checkpoint) -> _Config:
 
 
 def _training_k(config: dict[str, Any]) -> int | None:
-    k = config.get("k")
+    """Return k where it is only for the record, as of the training."""
+    metadata = config.get("metadata")
+    k = config.get("k", metadata.get("k") if isinstance(metadata, dict) else None)
     return int(k) if isinstance(k, int | float) and k >= 1 else None
 
 
@@ -169,3 +177,48 @@ def _normalisation(checkpoint: Checkpoint, config: dict[str, Any], where: Path) 
     if stated not in _NORMALISE:
         raise RiebenchError(f"{where}: unknown normalize_activations {stated!r}{near_match(str(stated), _NORMALISE)}")
     return _NORMALISE[stated], 1.0
+
+
+def save_jumprelu(
+    folder: Path,
+    *,
+    encoder: Tensor,
+    decoder: Tensor,
+    pre_bias: Tensor,
+    latent_bias: Tensor,
+    threshold: Tensor,
+    k: int,
+    block: str | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a JumpReLU SAE of block updates as SAELens does.
+
+    Args:
+        folder: the folder that gets `sae_weights.safetensors` and `cfg.json`.
+        encoder: [n, d].
+        decoder: [d, n], unit columns.
+        pre_bias: [d], subtracted before the encoder and added after the decoder.
+        latent_bias: [n].
+        threshold: [n], values up to it count as zero.
+        k: features per position that the training aimed at, for the record.
+        block: the block it was trained on; its update is what the block's last projection gives.
+        mean: [n], mean value of each feature where it is active.
+        std: [n], its standard deviation there.
+        extra: more entries for the metadata.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    n, d = encoder.shape
+    state = {
+        "W_enc": encoder.T, "b_enc": latent_bias, "W_dec": decoder.T, "b_dec": pre_bias, "threshold": threshold
+    }  # fmt: skip
+    metadata = {"k": k, **({} if block is None else {"hook_name": update_path(block)}), **(extra or {})}
+    config = {
+        "architecture": "jumprelu", "d_in": d, "d_sae": n, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+        "metadata": metadata,
+    }  # fmt: skip
+    write_atomic(folder / WEIGHTS, save({name: t.detach().float().cpu().contiguous() for name, t in state.items()}))
+    save_statistics(folder, mean, std)
+    write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
