@@ -230,8 +230,8 @@ def speed(
     """Time a training step, and its matrix products alone."""
     import torch
 
-    from riebench.training.speed import measure_step
     from riebench.training.settings import SaeTraining
+    from riebench.training.speed import measure_step
     from riebench.utils.machine import pick_device
 
     config = SaeTraining(features=width, k=k, batch_size=batch_size, kind=_kind(kind))

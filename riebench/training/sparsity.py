@@ -64,7 +64,7 @@ def nested_errors(codes: Tensor, decoder: Tensor, left_over: Tensor, groups: Seq
         groups: sizes, which sum up to n.
 
     Returns:
-        [groups], mean squared error of the first group, of the first two, and so on; and [B, d], what all of them leave.
+        [groups], mean squared error with the first group, the first two, and so on; and [B, d], what all of them leave.
     """
     errors = []
     for part, columns in zip(codes.split(list(groups), dim=1), decoder.split(list(groups), dim=1), strict=True):

@@ -14,7 +14,7 @@ from command_list import COMMANDS
 from paths import ROOT
 
 from riebench.cli import names
-from riebench.cli.names import CHECKS, DEVICE_WORDS, ENGINE_WORDS, KIND_WORDS, REDO_WORDS
+from riebench.cli.names import CHECKS, DEVICE_WORDS, ENGINE_WORDS, KIND_WORDS, RECIPE_WORDS, REDO_WORDS
 from riebench.errors import RiebenchError
 
 NO_NAMES = {
@@ -134,9 +134,9 @@ def _is_number(words: tuple[str, ...], name: str) -> bool:
 def test_the_words_are_those_of_the_parts_that_use_them() -> None:
     from riebench.jobs.request import ENGINES
     from riebench.store.folder import REDO_MODES
-    from riebench.training.topk import KINDS
+    from riebench.training.settings import KINDS, RECIPES
 
-    assert (REDO_WORDS, ENGINE_WORDS, KIND_WORDS) == (REDO_MODES, ENGINES, KINDS)
+    assert (REDO_WORDS, ENGINE_WORDS, KIND_WORDS, RECIPE_WORDS) == (REDO_MODES, ENGINES, KINDS, RECIPES)
 
 
 @pytest.mark.parametrize("device", [*DEVICE_WORDS, "cuda:0", "cuda:12"])

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from riebench.blocks import update_path
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.files import Checkpoint, Tensors, batch_threshold, build, load_tensors, save_statistics, save_tensors, site_of
+from riebench.saes.files import (
+    Checkpoint,
+    Tensors,
+    batch_threshold,
+    build,
+    load_tensors,
+    save_statistics,
+    save_tensors,
+    site_of,
+)
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import SparseAutoencoder
 from riebench.utils.files import write_atomic
