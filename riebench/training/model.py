@@ -40,6 +40,8 @@ SPARSITY_WEIGHT = 10.0
 """Weight of the squared deviation of the active features' number from k, as a share of k."""
 IDLE_INTERVALS = 100
 """Standard recipe: positions after which an idle feature's bias is raised, in units of n / k."""
+IDLE_SHARE = 1 / 400
+"""The same as a share of all positions of the run, where that is more: a long run has time for rare features."""
 IDLE_RISE = 0.016
 """How far it is raised in a step, in units of the mean length of what is left unexplained over the square root of k."""
 
@@ -125,7 +127,7 @@ class SaeTrainer(nn.Module):
         codes, active = self._sparsify(p, variance)
         with torch.no_grad():
             alive = ALIVE if config.recipe == "published" else 0.0
-            self.idle.copy_(torch.where((codes > alive).any(dim=0), 0, self.idle + 1))
+            self.idle.copy_(torch.where(codes.amax(dim=0) > alive, 0, self.idle + 1))
         if config.kind == "matryoshka":
             errors, left_over = nested_errors(codes, self.decoder, x - self.pre_bias, self.groups)
             main, unexplained = errors.mean() / variance, errors[-1].detach() / variance
@@ -133,12 +135,22 @@ class SaeTrainer(nn.Module):
             left_over = x - (nn.functional.linear(codes, self.decoder) + self.pre_bias)
             main = left_over.square().mean() / variance
             unexplained = main.detach()
-        loss = main if config.recipe == "published" else main.clamp(min=torch.finfo(main.dtype).tiny).log()
+        loss = self.objective(main)
         if config.kind == "jumprelu":
             loss = loss + SPARSITY_WEIGHT * (active / config.k - 1).square()
         if config.auxk:
             loss = loss + self._auxiliary(p, left_over.detach()) / 32
         return StepTerms(loss, unexplained, active.detach())
+
+    def objective(self, error: Tensor) -> Tensor:
+        """Return what is minimised, given a batch's squared error over the data's variance.
+
+        The gradient of the logarithm does not shrink with the error. Adam would take smaller and smaller steps
+        otherwise, since its running squares remember the large gradients of the first steps.
+        """
+        if self.config.recipe == "published":
+            return error
+        return error.clamp(min=torch.finfo(error.dtype).tiny).log()
 
     def _pre_activations(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
@@ -152,7 +164,7 @@ class SaeTrainer(nn.Module):
         if self.config.kind == "jumprelu":
             return keep_above(p, self.threshold, BANDWIDTH * variance.sqrt())
         codes = (keep_largest if self.config.kind == "topk" else keep_largest_of_batch)(p, self.config.k)
-        return codes, (codes.detach() > 0).sum() / len(codes)
+        return codes, codes.detach().count_nonzero() / len(codes)
 
     def _auxiliary(self, p: Tensor, residual: Tensor) -> Tensor:
         """Compute the loss of dead features that predict the residual [B, d]."""
@@ -188,9 +200,11 @@ class SaeTrainer(nn.Module):
             unexplained: squared error of the batch over the data's variance.
             variance: mean variance of the data.
         """
-        idle = self.idle * self.config.batch_size > IDLE_INTERVALS * self.config.interval
+        config = self.config
+        patience = max(IDLE_INTERVALS * config.interval, IDLE_SHARE * config.steps * config.batch_size)
+        idle = self.idle * config.batch_size > patience
         length = (unexplained * variance * len(self.pre_bias)).sqrt()
-        self.latent_bias.add_(idle * (length * (IDLE_RISE / math.sqrt(self.config.k))))
+        self.latent_bias.add_(idle * (length * (IDLE_RISE / math.sqrt(config.k))))
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 def keep_largest(p: Tensor, k: int) -> Tensor:
     """Keep the k largest values of every position that are above 0."""
-    values, indices = p.topk(k, dim=1)
+    values, indices = p.topk(k, dim=1, sorted=False)
     return torch.zeros_like(p).scatter(1, indices, values.relu())
 
 
