@@ -243,8 +243,8 @@ def _k_of(path: Path, options: SaeOptions) -> int | None:
     for name in ("config.json", "cfg.json"):
         if (checkpoint.folder / name).is_file():
             config = checkpoint.config(name)
-            inner = next((config[key] for key in ("trainer", "metadata") if isinstance(config.get(key), dict)), {})
-            k = config.get("k", inner.get("k"))
+            inner = next((config[key] for key in ("trainer", "metadata") if isinstance(config.get(key), dict)), None)
+            k = config.get("k", inner.get("k") if inner else None)
             if isinstance(k, int):
                 return k
     return _read(path, options).k

@@ -137,6 +137,7 @@ def test_the_published_recipe_stays_as_it_is(truth: tuple[Tensor, Tensor]) -> No
         loss.backward()
         with torch.no_grad():
             decoder /= decoder.norm(dim=0)
+            assert decoder.grad is not None
             decoder.grad -= (decoder.grad * decoder).sum(0) * decoder
         plain.step()
     for mine, written in ((model.encoder, encoder), (model.decoder, decoder), (model.latent_bias, bias)):
