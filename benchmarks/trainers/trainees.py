@@ -194,7 +194,7 @@ CASES: dict[str, Maker] = {
     "jumprelu, standard": _ours(kind="jumprelu"),
     f"jumprelu, {LIBRARY}": _library("jumprelu", normalised=True, lr=RULE, bandwidth=0.1),
 }
-"""What is compared at equal steps."""
+"""Cases that are compared at equal steps."""
 
 CHANGES: dict[str, Maker] = {
     "the library's rate, 1.3e-3": _ours("published", **(_BEFORE | {"learning_rate": RULE})),
@@ -212,7 +212,7 @@ CHANGES: dict[str, Maker] = {
         "published", logarithm=True, warmup=0.05, decay=0.5, **(_NONE | {"learning_rate": 0.1 / FEATURES**0.5})
     ),
 }
-"""What explains the difference: the published recipe with one change each, then with what the standard one adds."""
+"""Changes that explain the difference: the published recipe with one change each, then with what the standard one adds."""
 
 LONG: tuple[str, ...] = ("topk, standard", "topk, published", f"topk, {LIBRARY}")
 """Cases of a long run."""

@@ -1,4 +1,4 @@
-"""An autoencoder in training: loss, constraint of the decoder, optimiser step and files.
+"""An autoencoder in training: loss, optimiser step and files.
 
 `SaeTrainer` is the module with its loss, `take_step` one step of the optimiser, `train_in_memory` trains one on
 positions in memory, and `save` writes it. Settings, and what the two recipes do, are in `riebench.training.settings`.
@@ -143,7 +143,7 @@ class SaeTrainer(nn.Module):
         return StepTerms(loss, unexplained, active.detach())
 
     def objective(self, error: Tensor) -> Tensor:
-        """Return what is minimised, given a batch's squared error over the data's variance.
+        """Return the minimised loss of a batch's error over the data's variance.
 
         The gradient of the logarithm does not shrink with the error. Adam would take smaller and smaller steps
         otherwise, since its running squares remember the large gradients of the first steps.
@@ -244,7 +244,9 @@ class SaeTrainer(nn.Module):
 
 
 def make_optimizer(model: SaeTrainer, variance: Tensor) -> torch.optim.Adam:
-    """Return the optimiser of a module; each group has its share of the learning rate as `share`.
+    """Return the optimiser of a module.
+
+    Each group of parameters has its share of the learning rate as `share`.
 
     Args:
         model: on the device where it is trained.

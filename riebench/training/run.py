@@ -203,7 +203,10 @@ def _finished(run: TrainingRun) -> dict[str, list[SaeLine]]:
 
 
 def _is_written(folder: Path) -> bool:
-    """Return whether a folder holds a whole SAE, of which the configuration is written last."""
+    """Return whether a folder holds a whole SAE.
+
+    The configuration is written last.
+    """
     return any((folder / name).is_file() for name in CONFIGURATIONS)
 
 

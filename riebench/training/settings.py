@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from riebench.errors import RiebenchError, near_match
 
 Kind = Literal["topk", "batchtopk", "jumprelu", "matryoshka"]
-"""How features are kept sparse.
+"""The way in which features are kept sparse.
 
 k features of every position; k on average over a batch; those above a learned threshold, k on average; or batch top-k
 whose first features reconstruct by themselves too, in nested groups.
@@ -114,7 +114,7 @@ class SaeTraining:
 
     @property
     def interval(self) -> float:
-        """Positions between two activities of a feature if all are active equally often, n / k."""
+        """n / k: positions between two activities of a feature, on average."""
         return self.features / self.k
 
     @property

@@ -1,4 +1,4 @@
-"""How the features of a batch are kept sparse in training: one function for each kind.
+"""Sparsity in training: one function for each kind of SAE.
 
 All take pre-activations [B, n] and return feature values of the same shape, 0 where a feature is not active.
 """
@@ -74,7 +74,10 @@ def nested_errors(codes: Tensor, decoder: Tensor, left_over: Tensor, groups: Seq
 
 
 class _JumpRelu(Function):
-    """Jump ReLU and the count of what it lets through, with straight-through gradients of the threshold."""
+    """Jump ReLU and the count of active values.
+
+    The threshold has straight-through gradients.
+    """
 
     @staticmethod
     def forward(context: Any, p: Tensor, threshold: Tensor, bandwidth: Tensor) -> tuple[Tensor, Tensor]:
