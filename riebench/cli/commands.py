@@ -33,8 +33,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "model", "models", "base", "steps", "guidance", "size", "dtype", "single_file_config", "vae", "unet", "lora",
     ),
     "Training": (
-        "k", "width", "kind", "epochs", "lr", "decay", "auxk", "dead_after", "buffer", "held_out", "log_every",
-        "checkpoint_every", "trust",
+        "k", "width", "kind", "recipe", "epochs", "lr", "warmup", "decay", "auxk", "dead_after", "buffer", "held_out",
+        "log_every", "checkpoint_every", "trust",
     ),
     "Device and memory": (
         "device", "batch_size", "offload", "vae_slicing", "vae_tiling", "attention", "channels_last",

@@ -19,7 +19,8 @@ from riebench.errors import RiebenchError, near_match, one_line
 REDO_WORDS = ("missing", "errors", "all")
 ENGINE_WORDS = ("local", "ray")
 DEVICE_WORDS = ("auto", "cpu", "cuda", "mps")
-KIND_WORDS = ("topk", "batchtopk")
+KIND_WORDS = ("topk", "batchtopk", "jumprelu", "matryoshka")
+RECIPE_WORDS = ("standard", "published")
 SIGNAL_WORDS = ("update", "output", "input")
 """What is collected of blocks; SAEs are trained on the first two."""
 BLOCK_WORDS = ("each", "together", "both")
@@ -326,6 +327,7 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "engine": _word_check("--engine", lambda: ENGINE_WORDS),
     "kind": _check_kinds,
     "signal": _check_signals,
+    "recipe": _word_check("--recipe", lambda: RECIPE_WORDS),
     "profile": _check_profile,
     "regions": _check_regions,
     "scorer": _check_scorers,

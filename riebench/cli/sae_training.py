@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from riebench.models.spec import ModelOptions
     from riebench.saes.sae import Signal
     from riebench.training.collection import Collection
-    from riebench.training.topk import Kind
+    from riebench.training.settings import Kind, Recipe
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,35 @@ def train_saes(
     ] = None,
     k: Annotated[str, typer.Option(help="Features kept per position, with commas between for several SAEs.")] = "10",
     width: Annotated[str, typer.Option(help="Features of an SAE, with commas between for several.")] = "5120",
-    kind: Annotated[str, typer.Option(help="topk, batchtopk, or both with a comma between.")] = "topk",
+    kind: Annotated[
+        str, typer.Option(help="topk, batchtopk, jumprelu or matryoshka; several with commas between.")
+    ] = "topk",
+    recipe: Annotated[
+        str, typer.Option(help="standard, or published for that of the published SDXL Turbo SAEs.")
+    ] = "standard",
     epochs: Annotated[int, typer.Option(min=1, help="How often each position is used.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after N steps. [default: all there are]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Positions a step.")] = 4096,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
-    decay: Annotated[float, typer.Option(help="Share of the run over which the rate falls at its end.")] = 0.0,
-    auxk: Annotated[int, typer.Option(min=0, help="Dead features in the auxiliary loss.")] = 256,
-    dead_after: Annotated[int, typer.Option(min=1, help="Idle positions after which a feature is dead.")] = 10_000_000,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate. [default: 0.1 / sqrt(width); published: 1e-4]")
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option(help="Share of the run over which the rate rises at its start. [default: 0.05; published: 0]"),
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(help="Share of the run over which the rate falls at its end. [default: 0.5; published: 0]"),
+    ] = None,
+    auxk: Annotated[
+        int | None, typer.Option(min=0, help="Dead features in the auxiliary loss. [default: none; published: 256]")
+    ] = None,
+    dead_after: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Idle positions after which a feature is dead. [default: 1000 width / k; published: 10000000]"
+        ),
+    ] = None,
     buffer: Annotated[int, typer.Option(min=1, help="Positions in memory, shuffled together.")] = 262_144,
     held_out: Annotated[
         int | None, typer.Option(min=1, help="Last positions, to measure on. [default: a twentieth, at most 65536]")
@@ -178,14 +199,14 @@ def train_saes(
     from riebench.training.batches import DataPass
     from riebench.training.collection import Collection
     from riebench.training.run import TrainingRun, train_collection
-    from riebench.training.topk import SaeTraining
+    from riebench.training.settings import recipe_settings
     from riebench.utils.machine import pick_device
 
     collection = Collection.open(updates)
     configs = tuple(
-        SaeTraining(
-            features=features, k=one, auxk=auxk, batch_size=batch_size, learning_rate=lr, dead_after=dead_after,
-            seed=seed, kind=_kind(named), decay=decay,
+        recipe_settings(
+            _recipe(recipe), features=features, k=one, auxk=auxk, batch_size=batch_size, learning_rate=lr,
+            dead_after=dead_after, seed=seed, kind=_kind(named), decay=decay, warmup=warmup,
         )
         for named in split_names(kind) for features in _counts("--width", width) for one in _counts("--k", k)
     )  # fmt: skip
@@ -210,7 +231,7 @@ def speed(
     d: Annotated[int, typer.Option("--d", min=1, help="Channels of the block.")] = 1280,
     k: Annotated[int, typer.Option(min=1, help="Features kept per position.")] = 10,
     width: Annotated[int, typer.Option(min=1, help="Features of the SAE.")] = 5120,
-    kind: Annotated[str, typer.Option(help="topk or batchtopk.")] = "topk",
+    kind: Annotated[str, typer.Option(help="topk, batchtopk, jumprelu or matryoshka.")] = "topk",
     batch_size: Annotated[int, typer.Option(min=1, help="Positions a step.")] = 4096,
     repeats: Annotated[int, typer.Option(min=1, help="Steps that are timed; the median counts.")] = 10,
     device: DeviceOption = "auto",
@@ -218,8 +239,8 @@ def speed(
     """Time a training step, and its matrix products alone."""
     import torch
 
+    from riebench.training.settings import SaeTraining
     from riebench.training.speed import measure_step
-    from riebench.training.topk import SaeTraining
     from riebench.utils.machine import pick_device
 
     config = SaeTraining(features=width, k=k, batch_size=batch_size, kind=_kind(kind))
@@ -242,7 +263,7 @@ def speed(
 
 def _kind(name: str) -> Kind:
     from riebench.errors import RiebenchError, near_match
-    from riebench.training.topk import KINDS
+    from riebench.training.settings import KINDS
 
     for known in KINDS:
         if known == name:
@@ -265,6 +286,16 @@ def _signal(name: str | None, collection: Collection) -> Signal:
     if name is None:
         raise RiebenchError(f"{collection.folder} holds inputs alone; SAEs are trained on updates or outputs")
     raise RiebenchError(f"--signal {name!r}: write update or output{near_match(name, get_args(Signal))}")
+
+
+def _recipe(name: str) -> Recipe:
+    from riebench.errors import RiebenchError, near_match
+    from riebench.training.settings import RECIPES
+
+    for known in RECIPES:
+        if known == name:
+            return known
+    raise RiebenchError(f"--recipe {name!r}{near_match(name, RECIPES)}")
 
 
 def _counts(flag: str, text: str) -> tuple[int, ...]:

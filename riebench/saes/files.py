@@ -378,6 +378,19 @@ def save_tensors(value: Any, path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def save_statistics(folder: Path, mean: Tensor | None, std: Tensor | None) -> None:
+    """Save the statistics of features beside their SAE, as `mean.pt` and `std.pt`.
+
+    Args:
+        folder: of the SAE.
+        mean: [n], mean value of each feature where it is active; None to write none.
+        std: [n], its standard deviation there.
+    """
+    for name, statistic in (("mean", mean), ("std", std)):
+        if statistic is not None:
+            save_tensors(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
+
+
 def build(where: Path, *parts: Tensor, **options: Any) -> SparseAutoencoder:
     """Build a `SparseAutoencoder`; its errors then name the file."""
     try:

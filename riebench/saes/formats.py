@@ -446,8 +446,8 @@ def _k_of(path: Path, options: SaeOptions) -> int | None:
     for name in ("config.json", "cfg.json"):
         if (checkpoint.folder / name).is_file():
             config = checkpoint.config(name)
-            trainer = config.get("trainer")
-            k = config.get("k", trainer.get("k") if isinstance(trainer, dict) else None)
+            inner = next((config[key] for key in ("trainer", "metadata") if isinstance(config.get(key), dict)), None)
+            k = config.get("k", inner.get("k") if inner else None)
             if isinstance(k, int):
                 return k
     return _read(path, options)[0].k

@@ -19,7 +19,8 @@ from riebench.saes.formats import folder_name
 from riebench.toyworld.captions import caption
 from riebench.toyworld.networks.loop import check_folder, write_atomically
 from riebench.toyworld.scenes import random_scene
-from riebench.training.topk import SaeTraining, save, train_topk
+from riebench.training.model import save, train_in_memory
+from riebench.training.settings import SaeTraining, recipe_settings
 from riebench.utils.terminal import ProgressBar
 
 FEATURES = 384
@@ -28,6 +29,8 @@ EXTRA = (("up.0.1", 8), ("up.0.1", 32))
 """Two more values of k for one block, so that sweeps over k have several SAEs."""
 CAPTIONS = 4000
 SEED = 61
+RATE = 1e-3
+"""Learning rate, which falls over the last fifth of the steps."""
 BATCH = 50
 
 
@@ -36,9 +39,9 @@ def configuration(block: str, k: int) -> SaeTraining:
 
     They are the published recipe with a higher learning rate and a lower `dead_after`, since there is less data.
     """
-    return SaeTraining(
-        features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=1e-3, steps=900, dead_after=400_000,
-        seed=SEED + BLOCKS.index(block),
+    return recipe_settings(
+        "published", features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=RATE, steps=900,
+        dead_after=400_000, seed=SEED + BLOCKS.index(block), decay=0.2,
     )  # fmt: skip
 
 
@@ -58,10 +61,10 @@ def train(assets: Path, work: Path, folder: Path, device: torch.device) -> None:
     updates = _updates(assets, stage)
     for block, k in (*((block, K) for block in BLOCKS), *EXTRA):
         config = configuration(block, k)
-        name = folder_name(block, k, FEATURES, auxk=config.auxk, batch=config.batch_size, rate=config.learning_rate)
+        name = folder_name(block, k, FEATURES, auxk=config.auxk, batch=config.batch_size, rate=RATE)
         finished = stage / name / "final"
         if not (finished / "std.pt").exists():
-            model = train_topk(updates[block], config, device=device, name=f"sae {block} k={k}").cpu()
+            model = train_in_memory(updates[block], config, device=device, name=f"sae {block} k={k}").cpu()
             save(model, feature_statistics(model.codes, updates[block]), finished)
         target = folder / name / "final"
         target.mkdir(parents=True, exist_ok=True)

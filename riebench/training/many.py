@@ -18,7 +18,16 @@ from riebench.saes.figures import FeatureStatistics, Meter, SaeFigures, Statisti
 from riebench.saes.files import load_tensors, save_tensors
 from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.training.batches import Batches, DataPass, InMemoryPositions, Positions
-from riebench.training.topk import MEDIAN_OF, SaeTraining, StepTerms, TopKTrainer, geometric_median, save
+from riebench.training.model import (
+    MEDIAN_OF,
+    SaeTrainer,
+    StepTerms,
+    geometric_median,
+    make_optimizer,
+    save,
+    take_step,
+)
+from riebench.training.settings import SaeTraining
 from riebench.utils.files import content_digest, temporary_path
 from riebench.utils.terminal import ProgressBar
 
@@ -40,7 +49,7 @@ class CurvePoint:
         loss: the minimised loss.
         ev: explained variance.
         l0: features above 0 at a position.
-        dead_share: share of features idle for longer than `SaeTraining.dead_after` positions.
+        dead_share: share of features idle for longer than `SaeTraining.dead_positions`.
         rate: learning rate.
     """
 
@@ -66,7 +75,7 @@ class TrainedSae:
     """
 
     config: SaeTraining
-    model: TopKTrainer
+    model: SaeTrainer
     statistics: FeatureStatistics
     figures: SaeFigures
     curve: tuple[CurvePoint, ...]
@@ -80,7 +89,7 @@ class TrainedSae:
         return self.model.autoencoder(block)
 
     def save(self, folder: Path, block: str | None = None, signal: Signal = "update") -> None:
-        """Write a checkpoint folder; see `riebench.training.topk.save`."""
+        """Write a checkpoint folder; see `riebench.training.model.save`."""
         save(self.model, self.statistics, folder, block, signal)
 
 
@@ -155,11 +164,9 @@ class Training:
 
     def __init__(self, config: SaeTraining, sample: Tensor, center: Tensor, device: torch.device) -> None:
         self.config = config
-        self.model = TopKTrainer(sample, config, center).to(device)
+        self.model = SaeTrainer(sample, config, center).to(device)
         self.variance = sample.var(dim=0, correction=0).mean().to(device)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, eps=6.25e-10, fused=True
-        )  # fmt: skip
+        self.optimizer = make_optimizer(self.model, self.variance)
         self.curve: list[CurvePoint] = []
 
     def step(self, step: int, x: Tensor) -> StepTerms:
@@ -169,14 +176,7 @@ class Training:
             step: its number, counted from 0.
             x: positions [B, d].
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(step)
-        terms = self.model.terms(x, self.variance)
-        self.optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()
-        self.model.constrain()
-        self.optimizer.step()
-        return terms
+        return take_step(self.model, self.optimizer, step, x, self.variance)
 
     def record_point(self, step: int, terms: StepTerms) -> None:
         """Add a point to the curve.
@@ -192,7 +192,7 @@ class Training:
         if loss != loss or abs(loss) == float("inf"):
             raise RiebenchError(
                 f"the loss of k = {self.config.k}, {self.config.features} features is no number at step {step}: the "
-                f"learning rate {self.config.learning_rate:g} is too high, or the data are damaged"
+                f"learning rate {self.config.peak_rate:g} is too high, or the data are damaged"
             )
         dead = (self.model.idle > self.model.dead_steps).float().mean()
         self.curve.append(
@@ -279,9 +279,8 @@ def _finish(
     models = [run.model.eval().requires_grad_(False) for run in runs]
     for model in models:
         model.constrain()
-        if model.config.kind == "batchtopk":
-            device = model.pre_bias.device
-            model.set_threshold(part.float().to(device) for part in sample.split(plan.batch_size))
+        device = model.pre_bias.device
+        model.set_threshold(part.float().to(device) for part in sample.split(plan.batch_size))
     sums = [StatisticsSum() for _ in models]
     for start in range(0, min(len(training), STATISTICS), _CHUNK):
         part = training.read(start, min(start + _CHUNK, len(training), STATISTICS)).float()

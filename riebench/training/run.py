@@ -31,7 +31,7 @@ from riebench.tasks.schema import Count, StoredModel
 from riebench.training.batches import DataPass
 from riebench.training.collection import Collection, ShardedPositions, damaged_error
 from riebench.training.many import CurvePoint, TrainedSae, train_many
-from riebench.training.topk import SaeTraining
+from riebench.training.settings import SaeTraining
 from riebench.utils.files import (
     append_lines,
     content_digest,
@@ -46,6 +46,8 @@ from riebench.utils.plots import KINDS, figure_bytes, new_figure, plot_style, se
 TRAINING, FIGURES = "training.json", "figures.jsonl"
 PANELS = (("ev", "explained variance"), ("loss", "loss"), ("l0", "features active (L0)"), ("dead_share", "dead share"))
 """Field of a point, and the label of its axis."""
+CONFIGURATIONS = ("config.json", "cfg.json")
+"""Names of a written SAE's configuration."""
 
 
 class SaeLine(StoredModel):
@@ -104,7 +106,7 @@ class TrainingRun:
     def place(self, block: str, config: SaeTraining) -> Path:
         """Return the folder of one SAE, which holds its curve and `final`."""
         name = folder_name(
-            block, config.k, config.features, auxk=config.auxk, batch=self.plan.batch_size, rate=config.learning_rate
+            block, config.k, config.features, auxk=config.auxk, batch=self.plan.batch_size, rate=config.peak_rate
         )
         return self.root(config) / (name if config.kind == "topk" else f"{name}_{config.kind}")
 
@@ -201,9 +203,17 @@ def _finished(run: TrainingRun) -> dict[str, list[SaeLine]]:
     found = {}
     for block, of_block in lines.items():
         wanted = [str(run.place(block, config).relative_to(run.out)) for config in run.configs]
-        if all(name in of_block and (run.out / name / "final" / "config.json").is_file() for name in wanted):
+        if all(name in of_block and _is_written(run.out / name / "final") for name in wanted):
             found[block] = [of_block[name] for name in wanted]
     return found
+
+
+def _is_written(folder: Path) -> bool:
+    """Return whether a folder holds a whole SAE.
+
+    The configuration is written last.
+    """
+    return any((folder / name).is_file() for name in CONFIGURATIONS)
 
 
 def _checkpoint(run: TrainingRun, block: str) -> Path:
@@ -248,7 +258,7 @@ def _train_block(positions: ShardedPositions, run: TrainingRun) -> list[SaeLine]
 
 
 def _label(config: SaeTraining) -> str:
-    kind = "" if config.kind == "topk" else "batch "
+    kind = "" if config.kind == "topk" else f"{config.kind} "
     return f"{kind}k = {config.k}, n = {config.features}"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from riebench.training.many import Training
-from riebench.training.topk import SaeTraining
+from riebench.training.settings import SaeTraining
 
 PRODUCTS = 6
 """Matrix products of a step: encoder and decoder forward, and two gradients of each."""

@@ -14,7 +14,15 @@ from command_list import COMMANDS
 from paths import ROOT
 
 from riebench.cli import names
-from riebench.cli.names import CHECKS, DEVICE_WORDS, ENGINE_WORDS, KIND_WORDS, REDO_WORDS, SIGNAL_WORDS
+from riebench.cli.names import (
+    CHECKS,
+    DEVICE_WORDS,
+    ENGINE_WORDS,
+    KIND_WORDS,
+    RECIPE_WORDS,
+    REDO_WORDS,
+    SIGNAL_WORDS,
+)
 from riebench.errors import RiebenchError
 from riebench.saes.sae import Signal
 
@@ -144,9 +152,9 @@ def test_the_words_are_those_of_the_parts_that_use_them() -> None:
     from riebench.jobs.request import ENGINES
     from riebench.store.folder import REDO_MODES
     from riebench.training.collection import TENSORS
-    from riebench.training.topk import KINDS
+    from riebench.training.settings import KINDS, RECIPES
 
-    assert (REDO_WORDS, ENGINE_WORDS, KIND_WORDS) == (REDO_MODES, ENGINES, KINDS)
+    assert (REDO_WORDS, ENGINE_WORDS, KIND_WORDS, RECIPE_WORDS) == (REDO_MODES, ENGINES, KINDS, RECIPES)
     assert (*TENSORS,) == SIGNAL_WORDS and SIGNAL_WORDS[:2] == get_args(Signal)
 
 

@@ -34,7 +34,7 @@ from riebench.saes.sae import Activation, SparseAutoencoder
 from riebench.store.invocations import Invocation
 from riebench.training.batches import DataPass
 from riebench.training.many import train_many
-from riebench.training.topk import SaeTraining
+from riebench.training.settings import SaeTraining
 
 RUNNER = CliRunner()
 SHAPES = st.tuples(st.integers(2, 14), st.integers(3, 8), st.integers(0, 10_000))

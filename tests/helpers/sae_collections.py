@@ -10,13 +10,13 @@ from torch import Tensor
 from riebench.models.spec import ModelSpec
 from riebench.training.batches import DataPass
 from riebench.training.collection import BlockLayout, Collection, CollectionIndex
-from riebench.training.topk import SaeTraining
+from riebench.training.settings import SaeTraining, recipe_settings
 
 WIDTH, ROWS = 8, 16
 PLAN = DataPass(batch_size=64, epochs=2, buffer=384, seed=3)
 CONFIGS = (
     SaeTraining(features=24, k=3, auxk=4, learning_rate=1e-2, dead_after=256),
-    SaeTraining(features=16, k=2, auxk=4, learning_rate=1e-2, dead_after=256, kind="batchtopk", decay=0.0),
+    recipe_settings("published", features=16, k=2, auxk=4, learning_rate=1e-2, dead_after=256, kind="batchtopk"),
 )
 
 

@@ -42,7 +42,7 @@ from riebench.training.batches import DataPass
 from riebench.training.collect import CollectOptions, collect, sizes
 from riebench.training.collection import Collection
 from riebench.training.run import TrainingRun, train_collection
-from riebench.training.topk import SaeTraining
+from riebench.training.settings import KINDS, SaeTraining
 
 BLOCK = "mid.0"
 PROMPTS = ["a red house 0", "a red boat 0"]
@@ -261,9 +261,7 @@ def test_what_cannot_be_collected_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_training_on_outputs_says_so_in_what_it_writes(collection: Collection, tmp_path: Path) -> None:
-    configs = tuple(
-        SaeTraining(features=24, k=3, auxk=4, learning_rate=1e-2, kind=kind) for kind in ("topk", "batchtopk")
-    )
+    configs = tuple(SaeTraining(features=24, k=3, auxk=4, learning_rate=1e-2, kind=kind) for kind in KINDS)
     data_pass = DataPass(batch_size=16, epochs=2, buffer=96, held_out=32)
     outputs = TrainingRun(tmp_path / "outputs", configs, data_pass, progress=False, signal="output")
     lines = train_collection(collection, (BLOCK,), outputs)

@@ -34,8 +34,8 @@ from riebench.training.batches import Batches, DataPass, InMemoryPositions
 from riebench.training.collection import Collection
 from riebench.training.many import CurvePoint, train_many
 from riebench.training.run import TrainingRun, train_collection
+from riebench.training.settings import KINDS, Kind, SaeTraining
 from riebench.training.speed import measure_step
-from riebench.training.topk import Kind, SaeTraining
 from riebench.utils.files import temporary_path
 
 pytestmark = pytest.mark.training
@@ -147,7 +147,8 @@ class Power(Exception):
 def test_an_interrupted_training_gives_the_same_weights(tmp_path: Path) -> None:
     data = sparse(800, 12, WIDTH)[1]
     options: dict[str, Any] = {"progress": False, "log_every": 2, "checkpoint_every": 3}
-    whole = train_many(data, CONFIGS, PLAN, **options)
+    configs = [*CONFIGS, *(replace(CONFIGS[0], kind=kind) for kind in ("jumprelu", "matryoshka"))]
+    whole = train_many(data, configs, PLAN, **options)
     checkpoint = tmp_path / "checkpoint"
 
     def stop(at: int) -> Any:
@@ -160,13 +161,13 @@ def test_an_interrupted_training_gives_the_same_weights(tmp_path: Path) -> None:
     # Twice, the second time after it went on; the first time before any checkpoint.
     for at, steps in ((2, None), (10, 9), (16, 15)):
         with pytest.raises(Power):
-            train_many(data, CONFIGS, PLAN, checkpoint=checkpoint, log=stop(at), **options)
+            train_many(data, configs, PLAN, checkpoint=checkpoint, log=stop(at), **options)
         assert (steps is None) == (not checkpoint.exists())
         if steps is not None:
             assert torch.load(checkpoint, weights_only=True)["step"] == steps
     points: list[tuple[int, CurvePoint]] = []
     again = train_many(
-        data, CONFIGS, PLAN, checkpoint=checkpoint, log=lambda index, point: points.append((index, point)), **options
+        data, configs, PLAN, checkpoint=checkpoint, log=lambda index, point: points.append((index, point)), **options
     )  # fmt: skip
     for index, (one, other) in enumerate(zip(whole, again, strict=True)):
         assert same(one.model, other.model)
@@ -174,12 +175,12 @@ def test_an_interrupted_training_gives_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(one.statistics.std, other.statistics.std)
         assert tuple(point for number, point in points if number == index) == one.curve
     with pytest.raises(RiebenchError, match="belongs to another training"):
-        train_many(data, CONFIGS, replace(PLAN, seed=4), checkpoint=checkpoint, **options)
+        train_many(data, configs, replace(PLAN, seed=4), checkpoint=checkpoint, **options)
     with pytest.raises(RiebenchError, match="belongs to another training"):
-        train_many(data + 1, CONFIGS, PLAN, checkpoint=checkpoint, **options)
+        train_many(data + 1, configs, PLAN, checkpoint=checkpoint, **options)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(RiebenchError, match="checkpoint is damaged; delete it to begin anew"):
-        train_many(data, CONFIGS, PLAN, checkpoint=checkpoint, **options)
+        train_many(data, configs, PLAN, checkpoint=checkpoint, **options)
 
 
 @contextmanager
@@ -356,15 +357,18 @@ def test_several_widths_and_kinds_lie_side_by_side(tmp_path: Path, undrawn: None
     assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(2, abs=0.3)
 
 
-@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_stored_form_is_the_trained_one(kind: Kind, tmp_path: Path) -> None:
     data = sparse(800, 12, WIDTH)[1]
     (one,) = train_many(data, [replace(CONFIGS[0], kind=kind)], PLAN, progress=False)
     one.save(tmp_path / "mid.0" / "final", "mid.0")
     sae = load_saes(tmp_path, ["mid.0"])["mid.0"]
     codes = one.model.codes(data)
-    assert torch.allclose(sae.encode(data), codes, atol=1e-5)
+    assert torch.equal(sae.encode(data) > 0, codes > 0) and torch.allclose(sae.encode(data), codes, atol=1e-5)
     assert torch.allclose(one.autoencoder("mid.0").encode(data), codes, atol=1e-5)
+    assert (sae.k, sae.block, sae.signal) == (CONFIGS[0].k, "mid.0", "update")
+    assert sae.format == {"topk": "sdxl-unbox", "jumprelu": "SAELens"}.get(kind, "dictionary_learning")
+    assert {path.name for path in (tmp_path / "mid.0" / "final").iterdir()} > {"mean.pt", "std.pt"}
     assert torch.allclose(sae.decode(codes), codes @ one.model.decoder.T + one.model.pre_bias, atol=1e-5)
 
 
@@ -408,7 +412,10 @@ def test_damaged_missing_and_short_data_are_one_line(tmp_path: Path) -> None:
         ({"k": 0}, "k must be 1 to 24"),
         ({"kind": "topx"}, "did you mean 'topk'"),
         ({"learning_rate": 0.0}, "the learning rate must be above 0"),
-        ({"decay": 1.5}, "decay from 0 to 1"),
+        ({"decay": 1.5}, "decay and warm-up from 0 to 1"),
+        ({"warmup": -0.1}, "decay and warm-up from 0 to 1"),
+        ({"recipe": "publish"}, "a recipe is standard or published, not 'publish' .did you mean 'published'"),
+        ({"recipe": "published", "kind": "jumprelu"}, "no jumprelu SAE is trained by the published recipe"),
         ({"seed": 2**63}, "the seed must be 0 or more"),
     ],
 )
@@ -432,13 +439,20 @@ def test_a_loss_that_is_no_number_stops() -> None:
 
 
 def test_the_rate_is_constant_or_falls_at_the_end() -> None:
-    falling, constant = (replace(CONFIGS[0], steps=10, learning_rate=1.0, decay=decay) for decay in (0.4, 0.0))
+    falling, constant = (
+        replace(CONFIGS[0], steps=10, learning_rate=1.0, decay=decay, warmup=0.0) for decay in (0.4, 0.0)
+    )
     assert [falling.rate(step) for step in range(10)] == [1.0] * 7 + [0.75, 0.5, 0.25]
     assert {constant.rate(step) for step in range(10)} == {1.0}
+    rising = replace(falling, warmup=0.3)
+    assert [rising.rate(step) for step in range(8)] == pytest.approx([1 / 3, 2 / 3, *[1.0] * 5, 0.75])
+    assert SaeTraining(features=400, k=4).peak_rate == pytest.approx(0.005)
+    assert SaeTraining(features=400, k=4).dead_positions == 100_000
 
 
-def test_the_measure_counts_the_products_of_a_step() -> None:
-    found = measure_step(32, SaeTraining(features=64, k=4, batch_size=128), repeats=2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_measure_counts_the_products_of_a_step(kind: Kind) -> None:
+    found = measure_step(32, SaeTraining(features=64, k=4, batch_size=128, kind=kind), repeats=2)
     assert found.flops == 12 * 128 * 64 * 32
     assert found.step > 0 and found.share > 0
 
@@ -459,6 +473,9 @@ def test_the_commands(tmp_path: Path, undrawn: None) -> None:
         (["--k", "x"], "--k 'x': write whole numbers"),
         (["--k", "30"], "cannot keep k = 30"),
         (["--kind", "topx"], "--kind 'topx' (did you mean 'topk'?)"),
+        (["--recipe", "publishd"], "--recipe 'publishd' (did you mean 'published'?)"),
+        (["--recipe", "published", "--kind", "jumprelu"], "no jumprelu SAE is trained by the published recipe"),
+        (["--recipe", "published"], "saes holds another training: saes differ"),
     ):
         result = CliRunner().invoke(app, [*command, *extra])
         assert result.exit_code == 2 and words in result.stderr.splitlines()[-1]

@@ -42,7 +42,7 @@ from riebench.saes.formats import folder_name, load_sae
 from riebench.store.records import noise_seed
 from riebench.training.batches import DataPass, InMemoryPositions
 from riebench.training.many import train_many
-from riebench.training.topk import SaeTraining
+from riebench.training.settings import SaeTraining, recipe_settings
 from riebench.utils.files import content_digest
 
 if TYPE_CHECKING:
@@ -241,10 +241,15 @@ def training_config(k: int, width: int) -> SaeTraining:
 
     The number of steps follows from the data.
     """
-    return SaeTraining(
-        features=width, k=k, auxk=min(AUXK, width), batch_size=PLAN.batch_size, learning_rate=LEARNING_RATE,
-        dead_after=DEAD_AFTER, seed=SEED,
+    return recipe_settings(
+        "published", features=width, k=k, auxk=min(AUXK, width), batch_size=PLAN.batch_size,
+        learning_rate=LEARNING_RATE, dead_after=DEAD_AFTER, seed=SEED, decay=0.2,
     )  # fmt: skip
+
+
+def settings_key(config: SaeTraining) -> dict[str, Any]:
+    """Return everything of a training configuration that its SAE depends on."""
+    return config.stored_settings | {"kind": config.kind, "decay": config.decay}
 
 
 def sae_sizes() -> list[tuple[int, int]]:
@@ -272,7 +277,7 @@ class TrainedSweep:
 
     def key(self, block: str, width: int, k: int) -> dict[str, Any]:
         """Return the cache key of one SAE: everything that affects its numbers."""
-        return {**self.shared_key, "block": block, "config": asdict(training_config(k, width))}
+        return {**self.shared_key, "block": block, "config": settings_key(training_config(k, width))}
 
     @property
     def description(self) -> str:
@@ -286,7 +291,7 @@ class TrainedSweep:
     @cached_property
     def folder(self) -> Path:
         """Folder of the SAEs."""
-        widest = asdict(training_config(SPARSITIES[0], WIDTHS[-1]))
+        widest = settings_key(training_config(SPARSITIES[0], WIDTHS[-1]))
         return self._job.work / "saes" / content_digest({**self.shared_key, "config": widest})[:16]
 
     def get(self, block: str, width: int, k: int) -> SparseAutoencoder:

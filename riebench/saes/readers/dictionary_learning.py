@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +20,16 @@ from torch import Tensor
 
 from riebench.blocks import update_path
 from riebench.errors import RiebenchError, near_match
-from riebench.saes.files import Checkpoint, Tensors, batch_threshold, build, load_tensors, save_tensors, site_of
+from riebench.saes.files import (
+    Checkpoint,
+    Tensors,
+    batch_threshold,
+    build,
+    load_tensors,
+    save_statistics,
+    save_tensors,
+    site_of,
+)
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.utils.files import write_atomic
@@ -216,17 +225,60 @@ def save_batch_topk(
         std: [n], its standard deviation there.
         extra: more entries for the configuration.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    n, d = encoder.shape
-    trainer: dict[str, Any] = {"dict_class": "BatchTopKSAE", "k": k, "dict_size": n, "activation_dim": d}
-    if block is not None:
-        trainer["submodule_name"] = update_path(block)
     state = {
         "b_dec": pre_bias, "encoder.weight": encoder, "encoder.bias": latent_bias, "decoder.weight": decoder,
         "k": torch.tensor(k), "threshold": torch.tensor(threshold),
     }  # fmt: skip
+    _write(folder, state, {"dict_class": "BatchTopKSAE", "k": k}, encoder, block, mean, std, extra)
+
+
+def save_matryoshka(
+    folder: Path,
+    *,
+    encoder: Tensor,
+    decoder: Tensor,
+    pre_bias: Tensor,
+    latent_bias: Tensor,
+    k: int,
+    threshold: float,
+    groups: Sequence[int],
+    block: str | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a Matryoshka SAE as the library's MatryoshkaBatchTopKSAE.
+
+    Args:
+        folder: see `save_batch_topk`, as for all that is not said here.
+        encoder: [n, d].
+        decoder: [d, n].
+        pre_bias: [d].
+        latent_bias: [n].
+        k: features per position.
+        threshold: values up to it count as zero.
+        groups: sizes of the nested groups of features, which sum up to n.
+        block: the block.
+        mean: [n].
+        std: [n].
+        extra: more entries.
+    """
+    state = {
+        "W_enc": encoder.T, "b_enc": latent_bias, "W_dec": decoder.T, "b_dec": pre_bias, "k": torch.tensor(k),
+        "threshold": torch.tensor(threshold), "group_sizes": torch.tensor(list(groups)),
+    }  # fmt: skip
+    trainer = {"dict_class": "MatryoshkaBatchTopKSAE", "k": k, "group_sizes": list(groups)}
+    _write(folder, state, trainer, encoder, block, mean, std, extra)
+
+
+def _write(
+    folder: Path, state: dict[str, Tensor], trainer: dict[str, Any], encoder: Tensor, block: str | None,
+    mean: Tensor | None, std: Tensor | None, extra: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = trainer | {"dict_size": encoder.shape[0], "activation_dim": encoder.shape[1]}
+    if block is not None:
+        trainer["submodule_name"] = update_path(block)
     save_tensors({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / WEIGHTS)
-    for name, statistic in (("mean", mean), ("std", std)):
-        if statistic is not None:
-            save_tensors(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
+    save_statistics(folder, mean, std)
     write_atomic(folder / CONFIG, (json.dumps({"trainer": trainer, **(extra or {})}, indent=2) + "\n").encode())

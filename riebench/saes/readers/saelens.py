@@ -1,6 +1,6 @@
-"""Reader of SAELens: `sae_weights.safetensors` and `cfg.json`.
+"""Reader and writer of SAELens: `sae_weights.safetensors` and `cfg.json`.
 
-Exports, training checkpoints, and flat files from before version 6 are read.
+Exports, training checkpoints, and flat files from before version 6 are read; JumpReLU SAEs are written.
 
 Tensors: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d]; threshold [n]; gated: b_gate, b_mag, r_mag [n]. Of
 transcoders W_dec is [n, width of the output], b_dec has that width, and W_skip is [width of the output, d]. A matching
@@ -9,12 +9,16 @@ pursuit encodes with its decoder, W_dec, and has b_dec alone beside it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 
+from riebench.blocks import update_path
 from riebench.errors import RiebenchError, near_match
 from riebench.saes.files import (
     Checkpoint,
@@ -23,13 +27,14 @@ from riebench.saes.files import (
     build,
     expect_shape,
     load_safetensors,
+    save_statistics,
     site_of,
     whole,
 )
 from riebench.saes.pursuit import PursuitRule
 from riebench.saes.readers import sae_format
-from riebench.saes.sae import Normalise, SparseAutoencoder
-from riebench.utils.files import content_digest
+from riebench.saes.sae import Normalise, Signal, SparseAutoencoder
+from riebench.utils.files import content_digest, write_atomic
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
@@ -63,6 +68,7 @@ class _Config:
     hook: Any
     transcoder: bool
     skip: bool
+    signal: Any
     pursuit: PursuitRule | None
 
 
@@ -97,6 +103,9 @@ def read_saelens(checkpoint: Checkpoint) -> SparseAutoencoder:
         lengths = decoder.norm(dim=1)
         encoder, latent_bias, decoder = encoder * lengths[:, None], latent_bias * lengths, decoder / lengths[:, None]
     block, signal = site_of(config.hook)
+    # riebench's own trainings say so where it is not the update that the named hook gives.
+    if config.signal in get_args(Signal):
+        signal = config.signal
     b_dec, scale = b_dec.float(), config.input_scale
     # What multiplies a transcoder's inputs says nothing about its outputs.
     back = 1.0 if config.transcoder else scale
@@ -168,6 +177,7 @@ def _read_config(checkpoint: Checkpoint) -> _Config:
         hook=hooks.get("hook_name_out") if stated in _TRANSCODERS else hooks.get("hook_name"),
         transcoder=stated in _TRANSCODERS,
         skip="skip" in stated,
+        signal=hooks.get("signal"),
     )
 
 
@@ -182,10 +192,12 @@ def _pursuit(config: dict[str, Any], scale: float, where: Path) -> PursuitRule:
 
 
 def _training_k(config: dict[str, Any]) -> int | None:
+    """Return k where it is only for the record, as of the training."""
     metadata = config.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
     # Batch top-k SAEs are exported as another architecture; newer exports keep the k of the training in here.
-    details = metadata.get("training_architecture_details") if isinstance(metadata, dict) else None
-    k = config.get("k", details.get("k") if isinstance(details, dict) else None)
+    details = metadata.get("training_architecture_details")
+    k = config.get("k", details.get("k") if isinstance(details, dict) else metadata.get("k"))
     return int(k) if isinstance(k, int | float) and k >= 1 else None
 
 
@@ -221,3 +233,48 @@ def _normalisation(checkpoint: Checkpoint, config: dict[str, Any], where: Path) 
     if stated not in _NORMALISE:
         raise RiebenchError(f"{where}: unknown normalize_activations {stated!r}{near_match(str(stated), _NORMALISE)}")
     return _NORMALISE[stated], 1.0
+
+
+def save_jumprelu(
+    folder: Path,
+    *,
+    encoder: Tensor,
+    decoder: Tensor,
+    pre_bias: Tensor,
+    latent_bias: Tensor,
+    threshold: Tensor,
+    k: int,
+    block: str | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a JumpReLU SAE of block updates as SAELens does.
+
+    Args:
+        folder: the folder that gets `sae_weights.safetensors` and `cfg.json`.
+        encoder: [n, d].
+        decoder: [d, n], unit columns.
+        pre_bias: [d], subtracted before the encoder and added after the decoder.
+        latent_bias: [n].
+        threshold: [n], values up to it count as zero.
+        k: features per position that the training aimed at, for the record.
+        block: the block it was trained on; its update is what the block's last projection gives.
+        mean: [n], mean value of each feature where it is active.
+        std: [n], its standard deviation there.
+        extra: more entries for the metadata.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    n, d = encoder.shape
+    state = {
+        "W_enc": encoder.T, "b_enc": latent_bias, "W_dec": decoder.T, "b_dec": pre_bias, "threshold": threshold
+    }  # fmt: skip
+    metadata = {"k": k, **({} if block is None else {"hook_name": update_path(block)}), **(extra or {})}
+    config = {
+        "architecture": "jumprelu", "d_in": d, "d_sae": n, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+        "metadata": metadata,
+    }  # fmt: skip
+    write_atomic(folder / WEIGHTS, save({name: t.detach().float().cpu().contiguous() for name, t in state.items()}))
+    save_statistics(folder, mean, std)
+    write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from riebench.blocks import long_name
 from riebench.errors import RiebenchError
-from riebench.saes.files import Checkpoint, Tensors, build, expect_shape, load_tensors, save_tensors
+from riebench.saes.files import Checkpoint, Tensors, build, expect_shape, load_tensors, save_statistics, save_tensors
 from riebench.saes.readers import sae_format
 from riebench.saes.sae import Signal, SparseAutoencoder
 from riebench.utils.files import file_sha256, write_atomic
@@ -111,7 +111,5 @@ def save_sdxl_unbox(
         "stats_last_nonzero": torch.zeros(n, dtype=torch.long),
     }  # fmt: skip
     save_tensors({"state_dict": {name: t.detach().cpu().contiguous() for name, t in state.items()}}, folder / WEIGHTS)
-    for name, statistic in (("mean", mean), ("std", std)):
-        if statistic is not None:
-            save_tensors(statistic.detach().float().cpu().contiguous(), folder / f"{name}.pt")
+    save_statistics(folder, mean, std)
     write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())

@@ -1,0 +1,1 @@
+"""Our SAE trainer beside that of the dictionary_learning library, on the same activations."""
