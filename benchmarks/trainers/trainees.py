@@ -212,7 +212,7 @@ CHANGES: dict[str, Maker] = {
         "published", logarithm=True, warmup=0.05, decay=0.5, **(_NONE | {"learning_rate": 0.1 / FEATURES**0.5})
     ),
 }
-"""Changes that explain the difference: the published recipe with one change each, then with the standard one's."""
+"""Changes that explain the difference: the published recipe with one each, then with what the standard one adds."""
 
 LONG: tuple[str, ...] = ("topk, standard", "topk, published", f"topk, {LIBRARY}")
 """Cases of a long run."""

@@ -114,7 +114,7 @@ class SaeTraining:
 
     @property
     def interval(self) -> float:
-        """N / k: positions between two activities of a feature, on average."""
+        """The mean number of positions between two activities of a feature, n / k."""
         return self.features / self.k
 
     @property
