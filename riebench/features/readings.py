@@ -138,7 +138,7 @@ def _candidates(
 def _input_scales(
     places: Sequence[_Open], model: LoadedModel, prompts: Sequence[str]
 ) -> dict[tuple[str, Signal], float]:
-    """Return the scale that gives what is read with each signal the mean length sqrt(d).
+    """Return the scale that gives what is read the mean length sqrt(d).
 
     Libraries choose it so.
     """

@@ -429,7 +429,7 @@ def _score_group(
 
 @contextmanager
 def _prompt_threads() -> Iterator[None]:
-    """Let threads take turns after a tenth of a millisecond, not after Python's usual five.
+    """Let threads take turns after a tenth of a millisecond, not after five.
 
     A small network makes thousands of short calls, each of which would else wait so long for the reading thread.
     """
@@ -448,10 +448,10 @@ Measured = dict[tuple[int, str], Value]
 def _read_ahead(
     batches: Sequence[Sequence[_WorkItem]], networks: Networks
 ) -> Generator[tuple[Sequence[_WorkItem], list[Sample | None], Measured], None, None]:
-    """Yield each batch with its samples, None for units without a picture, and values that need no network.
+    """Yield each batch with its samples and the values that need no network.
 
-    The next batch is read and measured while the caller's networks work on one. An error comes with the batch whose
-    files are at fault, when those before it are done.
+    The sample of a unit without a picture is None. The next batch is read and measured while the caller's networks work
+    on one. An error comes with the batch whose files are at fault, when those before it are done.
     """
     reader = SampleReader()
 

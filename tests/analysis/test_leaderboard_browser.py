@@ -52,4 +52,5 @@ def test_long_reasons_and_profiles_do_not_overflow(driver: Any, tmp_path: Path) 
     text = leaderboard_text(tmp_path)
     assert "made by another model of this name" in text and "profile `paper`" in text
     widths = table_widths(driver, text, tmp_path / "page.html")
-    assert len(widths) == 2 and all(held <= shown <= COLUMN - 2 * PADDING for held, shown in widths), widths
+    # Methods and SAEs, of each of two profiles.
+    assert len(widths) == 4 and all(held <= shown <= COLUMN - 2 * PADDING for held, shown in widths), widths

@@ -176,7 +176,7 @@ def test_features_are_measured_on_the_pictures_that_the_definitions_name(monkeyp
             [prompts[i] for i in others], [seeds[i] for i in others], edits=[edit] * EDITED
         ).images  # fmt: skip
         changes = [color_change(made.images[place], image) for place, image in zip(others, edited, strict=True)]
-        assert values["color"] == pytest.approx(np.mean(changes), rel=0.05) and np.mean(changes) > 0.003
+        assert values["color"] == pytest.approx(np.mean(changes), rel=0.05) and np.mean(changes) > 0.0005
         assert one.label is not None
         cosines = networks.get("clip").pictures(list(edited)) @ networks.get("clip").texts([one.label.text])[0]
         assert values["causality"] == pytest.approx(cosines.mean(), abs=0.01)

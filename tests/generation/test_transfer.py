@@ -134,7 +134,7 @@ def test_one_set_of_saes_serves_any_steps_guidance_and_size(tmp_path: Path) -> N
     shas, names = set(), set()
     for model in models:
         (folder,) = engines.run("local", [task()], [setting], model, results_root=tmp_path, progress=False,
-                                saes_source=str(tiny_saes()))  # fmt: skip
+                                saes_source=str(tiny_saes()), accept_sae=True)  # fmt: skip
         (record,) = folder.records()
         source = folder.shared.read_image(str(record.source_image)).astype(int)
         assert source.shape == (model.spec.size, model.spec.size, 3)
