@@ -25,6 +25,8 @@ VALUES_A_FEATURE = 10
 """Active values for each feature from which on dead features count: a few positions show few features of any SAE."""
 FAR_MEAN = 2.0
 """Distance of the input's mean from what the SAE subtracts, in spreads of the input, above which it is poor."""
+GOOD_VARIANCE = 0.9
+"""Explained variance from which on a far mean does not count: trainings may move the subtracted mean anywhere."""
 
 Quantity = Literal["input", "output", "update"]
 """What of a block an SAE reads or reconstructs."""
@@ -84,7 +86,8 @@ class SaeFigures(StoredModel):
             found.append(f"{self.l0:.4g} of {features} features are active at a position (L0)")
         if self.dead_share > MOST_DEAD and self.l0 * self.positions >= VALUES_A_FEATURE * features:
             found.append(f"{self.dead_share:.0%} of its features are dead")
-        if self.mean_distance is not None and self.mean_distance > FAR_MEAN:
+        far = self.mean_distance is not None and self.mean_distance > FAR_MEAN
+        if far and self.explained_variance < GOOD_VARIANCE:
             found.append(f"its input's mean is {self.mean_distance:.3g} spreads from the mean that it subtracts")
         return found
 

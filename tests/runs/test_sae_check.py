@@ -193,7 +193,8 @@ def test_a_poor_sae_is_named_in_one_line(tmp_path: Path) -> None:
         ({"l0": 17.0}, 60, None, ["17 of 60 features are active at a position (L0)"]),
         ({"dead_share": 0.95}, 100, 8, ["95% of its features are dead"]),
         ({"dead_share": 0.95}, 1000, 8, []),
-        ({"mean_distance": 2.5}, 100, 8, ["its input's mean is 2.5 spreads from the mean that it subtracts"]),
+        ({"mean_distance": 2.5, "explained_variance": 0.8}, 100, 8, ["its input's mean is 2.5 spreads from the mean"]),
+        ({"mean_distance": 2.5}, 100, 8, []),
     ],
 )  # fmt: skip
 def test_what_is_poor_is_said_in_words(figures: dict[str, Any], features: int, k: int | None, words: list[str]) -> None:
