@@ -31,7 +31,7 @@ VERSION_DIGITS = 12
 
 @dataclass(frozen=True)
 class FunctionMethod(Method):
-    """A method made of a function of the running session.
+    """A method made of a function of the running process.
 
     It can be given to `riebench.run` as it is, or as a method configuration with parameters (`setting`).
 

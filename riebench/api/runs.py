@@ -158,7 +158,7 @@ def run_request(settings: Any, options: Mapping[str, Any]) -> RunRequest:
             values["sae" if name == "saes" else name] = plain
     request = RunRequest.from_config({**values, "settings": names, "report": False}, Path("riebench.run"))
     if request.engine.engine != "local" and any(one.method in METHODS.defined() for one in objects):
-        raise RiebenchError("functions of this session are not known to workers; use engine='local', or a plug-in file")
+        raise RiebenchError("functions defined here are not known to workers; use engine='local', or a plug-in file")
     return replace(request, given=objects)
 
 

@@ -257,7 +257,7 @@ def score(
     """
     if device == "cpu":
         keep_freed_memory()
-    # Functions of the running session are measured on request only: every run would else differ by them.
+    # Functions of the running process are measured on request only: every run would else differ by them.
     registered = (name for name in METRICS.usable() if name not in METRICS.defined())
     names = profile_metrics(profile, registered) if metrics is None else tuple(metrics)
     broken = METRICS.failures() if metrics is None and profile == DEFAULT else {}

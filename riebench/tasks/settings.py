@@ -170,7 +170,7 @@ def _unknown_setting_hint(name: str, suite: str, known: Iterable[str]) -> str:
 def load_setting_plugin(setting: Setting) -> None:
     """Run a configuration's plugin, if it has one, in this process.
 
-    The method of a configuration with a hash and no file is a function of the running session.
+    The method of a configuration with a hash and no file is a function of the running process.
 
     Raises:
         RiebenchError: see `load_plugin`; also if file or function is not the one the configuration was made with.

@@ -195,5 +195,5 @@ def test_parameters_blocks_and_strengths_of_a_configuration() -> None:
     request = run_request([made, "no_edit"], {"results": "runs"})
     assert request.settings == ("no_edit",) and [one.name for one in request.given] == [setting.name]
     assert isinstance(request.given[0], Setting)
-    with pytest.raises(riebench.RiebenchError, match=r"functions of this session are not known to workers"):
+    with pytest.raises(riebench.RiebenchError, match=r"functions defined here are not known to workers"):
         run_request([made], {"results": "runs", "engine": "ray"})
