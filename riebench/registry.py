@@ -384,6 +384,7 @@ for _name, _target in {
     "target_prompt": "riebench.methods.controls:target_prompt",
     "random_features": "riebench.methods.controls:random_features",
     "sae": "riebench.methods.features:sae",
+    "sae_fixed": "riebench.methods.features:sae_fixed",
     "activation_patch": "riebench.methods.activations:activation_patch",
     "mean_steering": "riebench.methods.activations:mean_steering",
     "neurons": "riebench.methods.activations:neurons",

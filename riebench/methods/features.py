@@ -1,16 +1,42 @@
-"""Edits that switch SAE features on and off."""
+"""Edits that switch SAE features on and off.
+
+`sae` chooses the features of each edit from its own two runs. `sae_fixed` chooses them in other examples of the same
+edit, and takes their values from there, too.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from riebench.generation.edits import AdaptiveEdit, Branch, Edit, SiteEdit, StaticEdit, select_columns
+from riebench.generation.edits import (
+    AdaptiveEdit,
+    Branch,
+    Edit,
+    SiteEdit,
+    StaticEdit,
+    Term,
+    position_mean,
+    select_columns,
+)
 from riebench.generation.transfers import Basis, transfer
-from riebench.methods.base import AddOnly, EditContext, method
+from riebench.methods.activations import other_examples
+from riebench.methods.base import AddOnly, EditContext, ExampleRuns, Role, method
 from riebench.methods.ranking import Choice, choose
 from riebench.saes.sae import SparseAutoencoder
+from riebench.tasks.prompts import changed_words
+from riebench.tasks.schema import EditExample
+
+ALL_OTHERS = sys.maxsize
+"""A number of other examples that no task reaches."""
+
+SiteMeans = Mapping[str, Tensor]
+"""Block -> one number a feature, float32 [n]."""
 
 
 @method("sae", access="PAM", needs=("updates", "saes"))
@@ -106,15 +132,30 @@ def choose_features(ctx: EditContext, count: int, rank: str, ranking: str, share
         {block: ctx.runs.feature_means(role, block, ctx.sae(block), rank) for block in ctx.blocks}
         for role in ("target", "source")
     )
-    precision = ctx.runs.precision
+    return choose_by_means(target, source, count, ctx.runs.precision, ranking, shares)
+
+
+def choose_by_means(
+    target: SiteMeans, source: SiteMeans, count: int, precision: float, ranking: str, shares: str = "pooled"
+) -> Choice:
+    """Choose the features that gain and lose most between two runs.
+
+    Args:
+        target: block -> means of its features in the target run.
+        source: the same of the source run.
+        count: how many each way, at most.
+        precision: see `riebench.methods.ranking.noise_floor`.
+        ranking: see `choose_features`.
+        shares: likewise.
+    """
     if ranking == "joint":
         return choose(target, source, count, precision=precision, apart=shares == "per_block")
-    single = [
-        choose({block: target[block]}, {block: source[block]}, count, precision=precision) for block in ctx.blocks
-    ]
+    single = {
+        block: choose({block: target[block]}, {block: source[block]}, count, precision=precision) for block in target
+    }
     return Choice(
-        {block: one.add[block] for block, one in zip(ctx.blocks, single, strict=True)},
-        {block: one.remove[block] for block, one in zip(ctx.blocks, single, strict=True)},
+        {block: one.add[block] for block, one in single.items()},
+        {block: one.remove[block] for block, one in single.items()},
     )
 
 
@@ -147,3 +188,141 @@ def feature_transfer(
         add_at=add_at,
         add_only=add_only,
     )
+
+
+@dataclass(frozen=True)
+class FeatureProfile:
+    """Mean feature values of another example, and the values that its edit puts in and takes out.
+
+    Attributes:
+        new: what the target has and the source has not, see `changed_values`.
+        old: what the source has and the target has not.
+        means: run -> block -> means over the run's region, float32 [T, n], on the CPU.
+    """
+
+    new: frozenset[str]
+    old: frozenset[str]
+    means: Mapping[Role, SiteMeans]
+
+
+@method("sae_fixed", access="PMT", needs=("updates", "saes", "others"))
+def sae_fixed(
+    ctx: EditContext,
+    *,
+    n_features: int = 20,
+    rank: Literal["first", "mean"] = "first",
+    ranking: Literal["joint", "separate"] = "joint",
+    branch: Branch = "both",
+) -> Edit:
+    """Switch the features that stand for the edit's values in other examples.
+
+    The target run is not looked at. The features to switch on are those that other examples of the category have more
+    of where the wished value (a color, an object) is there than where it is not, whichever way round they are edited;
+    the features to switch off are chosen likewise by the value that is to go. Each feature has, at each step, its mean
+    value in the regions of those examples, at every position of this example's region.
+
+    Args:
+        ctx: the example.
+        n_features: how many are switched on, and how many off, at most.
+        rank: as in `sae`.
+        ranking: as in `sae`.
+        branch: what happens to the guidance halves.
+    """
+    saes = {block: ctx.sae(block) for block in ctx.blocks}
+
+    def profile(runs: ExampleRuns) -> FeatureProfile:
+        roles: tuple[Role, Role] = ("target", "source")
+        means = {
+            role: {block: position_mean(runs.features(role, block, sae))[:, 0].cpu() for block, sae in saes.items()}
+            for role in roles
+        }
+        return FeatureProfile(*changed_values(runs.example), means)
+
+    key = ("feature profile", tuple((block, sae.sha256) for block, sae in saes.items()))
+    others = other_examples(ctx).first(ALL_OTHERS, key, profile)
+    new, old = changed_values(ctx.runs.example)
+    wished, unwished = _runs_with(new, others, "target"), _runs_with(old, others, "source")
+    add, remove = (
+        _chosen_by_others(found, n_features, ctx.runs.precision, rank, ranking) for found in (wished, unwished)
+    )
+    sites: dict[str, SiteEdit] = {}
+    for block, sae in saes.items():
+        sites[block] = StaticEdit(
+            (
+                _fixed_term(ctx, block, sae, "target", add[block], wished),
+                _fixed_term(ctx, block, sae, "source", remove[block], unwished),
+            )
+        )
+    features = {block: (tuple(add[block].tolist()), tuple(remove[block].tolist())) for block in saes}
+    return Edit(sites, branch=branch, features=features)
+
+
+def changed_values(example: EditExample) -> tuple[frozenset[str], frozenset[str]]:
+    """Return what an edit puts in and what it takes out.
+
+    They are values of attributes where these are known, else words of the prompts.
+
+    Returns:
+        What only the target has, and what only the source has.
+    """
+    if example.attributes is None:
+        return changed_words(example.source, example.target)
+    source, target = example.attributes.source, example.attributes.target
+    edited = [name for name in source if source[name] != target[name]]
+    return frozenset(f"{n}={target[n]}" for n in edited), frozenset(f"{n}={source[n]}" for n in edited)
+
+
+def _runs_with(
+    values: frozenset[str], others: Sequence[FeatureProfile], fallback: Role
+) -> list[tuple[SiteMeans, SiteMeans]]:
+    """Return the runs of other examples that show some values, each with the run that lacks them.
+
+    The examples are those that share most of the values. If none shares any, they are all, in the role `fallback`:
+    what the category's edits have in common.
+    """
+    found: list[tuple[float, SiteMeans, SiteMeans]] = []
+    for other in others:
+        target, source = other.means["target"], other.means["source"]
+        found += [(_overlap(values, other.new), target, source), (_overlap(values, other.old), source, target)]
+    most = max(share for share, _, _ in found)
+    if most:
+        return [(there, lacking) for share, there, lacking in found if share == most]
+    return [(o.means[fallback], o.means["source" if fallback == "target" else "target"]) for o in others]
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    """Return the share of two sets' members that both have, 0 to 1."""
+    return len(one & other) / len(one | other) if one & other else 0.0
+
+
+def _chosen_by_others(
+    found: Sequence[tuple[SiteMeans, SiteMeans]], count: int, precision: float, rank: str, ranking: str
+) -> Mapping[str, Tensor]:
+    """Choose the features that the first run of each pair has more of.
+
+    Block -> int64 indices, at most `count`.
+    """
+
+    def over_steps(means: Tensor) -> Tensor:
+        return means[0] if rank == "first" else means.mean(0)
+
+    there, lacking = (
+        {block: torch.stack([over_steps(pair[side][block]) for pair in found]).mean(0) for block in found[0][side]}
+        for side in (0, 1)
+    )
+    return choose_by_means(there, lacking, count, precision, ranking).add
+
+
+def _fixed_term(
+    ctx: EditContext, block: str, sae: SparseAutoencoder, role: Role, features: Tensor,
+    found: Sequence[tuple[SiteMeans, SiteMeans]],
+) -> Term:  # fmt: skip
+    """Return features at their mean values in other runs, at every position of a region.
+
+    Those of the source region are taken away.
+    """
+    values = torch.stack([there[block][:, features] for there, _ in found]).mean(0)
+    return Term(
+        ctx.runs.positions(role, block), values[:, None],
+        directions=sae.feature_directions(features, ctx.runs.times(sae)), sign=1.0 if role == "target" else -1.0,
+    )  # fmt: skip

@@ -68,3 +68,28 @@ def seen_words(region: str) -> str | None:
     """
     inner = without_negations(region)
     return inner.removeprefix(SEEN).strip() if inner.startswith(SEEN) else None
+
+
+FUNCTION_WORDS = frozenset(
+    {
+        "a", "an", "the", "of", "in", "on", "at", "by", "with", "and", "or", "to", "from", "under", "over", "into",
+        "as", "its", "their", "his", "her", "is", "are",
+    }
+)  # fmt: skip
+"""Words that say nothing of what a picture shows; `changed_words` leaves them out."""
+_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
+
+
+def changed_words(source: str, target: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the words that one of two prompts has alone, in small letters.
+
+    Words without a meaning of their own (`FUNCTION_WORDS`) are left out.
+
+    Returns:
+        Words of the target alone, and words of the source alone.
+    """
+    before, after = (
+        {word for word in _WORD.findall(plain_prompt(prompt).lower()) if word not in FUNCTION_WORDS}
+        for prompt in (source, target)
+    )
+    return frozenset(after - before), frozenset(before - after)
