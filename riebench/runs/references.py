@@ -1,6 +1,6 @@
 """Other examples of a category, for methods that look at them.
 
-The choice is fixed, and one example is in memory at a time.
+The choice is fixed, and memory holds one example at a time, or as many as are small.
 
 The order is that of the task file's examples by the SHA-256 of "riebench-reference-v1:" + id. `first` goes through it
 from the beginning, `next` from the scored example on and round to the beginning. Left out are the scored example
@@ -8,7 +8,8 @@ itself, examples of its cluster, and those whose region is not found. So the cho
 on the other units of the run, their order, or the number of parts.
 
 Each reference is generated on its own with the noise that it has when it is scored itself. What methods find in it is
-kept while the task lasts; of the runs only the last reference's are kept.
+kept while the task lasts. Of the runs the last reference's are kept, and its activations as long as those of the task
+fit into `KEPT_BYTES`: several SAEs look at the same references, one after the other.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ from typing import Any, TypeVar
 
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Generator
+from riebench.generation.trace import Trace
 from riebench.methods.base import ExampleRuns
 from riebench.runs.capture import CapturePlan
 from riebench.runs.masks import MaskMaker
 from riebench.runs.plan import ExampleWork, reference_work
+from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, EditTask
 
 T = TypeVar("T")
 
 Place = tuple[str, int]
 """Example id and seed."""
+
+KEPT_BYTES = 2**28
+"""Bytes of activations of a task's references that are kept; those of one example of SDXL are as large."""
 
 
 def reference_order(examples: Iterable[EditExample]) -> list[EditExample]:
@@ -59,6 +65,7 @@ class References:
         self._found: dict[tuple[Place, Hashable], Any] = {}
         self._missing: set[Place] = set()
         self._last: tuple[Place, ExampleRuns] | None = None
+        self._kept: dict[Place, tuple[Trace, RegionMasks]] = {}
 
     @property
     def is_needed(self) -> bool:
@@ -92,6 +99,7 @@ class References:
             self._task, self._last = work.task.name, None
             self._found.clear()
             self._missing.clear()
+            self._kept.clear()
         place = (work.example.id, work.seed)
         if place not in self._missing and (place, key) not in self._found:
             runs = self._runs(work, place)
@@ -105,6 +113,17 @@ class References:
         if self._last is not None and self._last[0] == place:
             return self._last[1]
         self._last = None
+        found = self._kept.get(place) or self._generate(work, place)
+        if found is None:
+            return None
+        trace, masks = found
+        # Its own codes of SAEs are not kept: they may be many.
+        runs = ExampleRuns(work.plain, work.seed, trace, {"source": 0, "target": 1}, masks, rule=work.task.region_rule)
+        self._last = (place, runs)
+        return runs
+
+    def _generate(self, work: ExampleWork, place: Place) -> tuple[Trace, RegionMasks] | None:
+        """Generate an example's runs; None if its region is not found."""
         pair = self._generator.generate(
             [work.plain.source, work.plain.target], [work.noise] * 2, capture=self._captures.reference_captures(work)
         )
@@ -114,11 +133,10 @@ class References:
             return None
         if masks.empty:
             return None
-        runs = ExampleRuns(
-            work.plain, work.seed, pair.traces[0], {"source": 0, "target": 1}, masks, rule=work.task.region_rule
-        )
-        self._last = (place, runs)
-        return runs
+        trace = pair.traces[0]
+        if sum(kept.nbytes for kept, _ in self._kept.values()) + trace.nbytes <= KEPT_BYTES:
+            self._kept[place] = (trace, masks)
+        return trace, masks
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,225 @@
+"""Pictures of the ladder: the feature-count configurations on every SAE of known quality.
+
+The work is divided into parts, one rung each, whose run folders lie in one results folder; a part that is done is
+skipped, and one that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from riebench.errors import RiebenchError
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import generate
+from riebench.models.presets import second_scorer_for
+from riebench.sae_validity.rungs import Rung
+from riebench.sae_validity.statistics import RANDOM, TRAINED, TRAINING, TRUE, TWIN
+from riebench.scoring.score import score
+from riebench.store.folder import RunFolder, find_run_folders
+from riebench.tasks.schema import Setting
+from riebench.tasks.settings import load_settings
+from riebench.tasks.suites import load_suite
+from riebench.utils.files import append_lines, read_lines
+
+FEATURES_SET = "features"
+"""Set of configurations with one number of features each."""
+PATCH = "activation_patch_once"
+TOGETHER, SINGLE, FIXED = "sae_n", "sae_each_n", "sae_fixed_n"
+"""Beginnings of the names of configurations: all blocks together, each block alone, features chosen elsewhere."""
+FIXED_COUNTS = (1, 5, 20)
+"""Numbers of features for which fixed ones are tried: every reference picture is made once more for each."""
+NOISE_RUNGS = ("steps_15", TRAINED)
+"""Rungs whose pictures are made with several seeds."""
+PATCH_OWNER = "patch"
+"""Stands for the rung in the name of the activation patch's run folder."""
+RUNS, SAES, TIMES = "runs", "saes", "times.jsonl"
+"""Names inside the work folder."""
+METRICS = ("clip_gain", "clip_margin", "clip_direction", "lpips", "judge_target", "judge_kept")
+"""Metrics that the ladder's measures are made of."""
+
+Say = Callable[[str], None]
+SaeFolders = Mapping[tuple[str, int], Path]
+"""Rung and training seed -> folder of its SAEs."""
+
+
+@dataclass(frozen=True)
+class LadderRequest:
+    """Options of the ladder's pictures.
+
+    Attributes:
+        work: folder for SAEs, pictures and scores.
+        model: the toy model.
+        suite: its suite.
+        training_seeds: of each rung.
+        rungs: names of the rungs; empty for all.
+        limit: examples of each category whose blocks are edited together.
+        block_limit: examples of each category whose blocks are edited one at a time, for the trained SAE and its twins.
+        picture_seeds: of the rungs of `NOISE_RUNGS`; the others have the first one alone.
+        device: torch device.
+        batch_size: pictures at a time; None for what device and memory allow.
+        progress: whether bars are shown.
+    """
+
+    work: Path
+    model: str = "toy-turbo"
+    suite: str = "toy"
+    training_seeds: tuple[int, ...] = (0, 1, 2)
+    rungs: tuple[str, ...] = ()
+    limit: int = 3
+    block_limit: int = 2
+    picture_seeds: tuple[int, ...] = (0, 1)
+    device: str = "auto"
+    batch_size: int | None = None
+    progress: bool = True
+
+    @property
+    def runs(self) -> Path:
+        """Results folder of all pictures."""
+        return self.work / RUNS
+
+
+@dataclass(frozen=True)
+class Part:
+    """Configurations that are run in one call.
+
+    Attributes:
+        name: for people.
+        settings: the configurations, each with the SAEs of one rung and training seed.
+        limit: examples of each category.
+        seeds: picture seeds.
+    """
+
+    name: str
+    settings: tuple[Setting, ...]
+    limit: int
+    seeds: tuple[int, ...]
+
+
+def run_name(rung: str, training_seed: int, setting: str) -> str:
+    """Return the name of the configuration, and so of the run folder, of one SAE."""
+    return f"{rung}.{training_seed}.{setting}"
+
+
+def parse_run_name(name: str) -> tuple[str, int, str]:
+    """Return rung, training seed and configuration of a run folder's name.
+
+    Raises:
+        RiebenchError: if it is the name of no folder of the ladder.
+    """
+    rung, _, rest = name.partition(".")
+    seed, _, setting = rest.partition(".")
+    if not (rung and seed.isdecimal() and setting):
+        raise RiebenchError(f"run folder {name!r} is none of the ladder's; give the ladder a work folder of its own")
+    return rung, int(seed), setting
+
+
+def plan_parts(request: LadderRequest, rungs: Sequence[Rung], saes: SaeFolders) -> list[Part]:
+    """Divide the work into parts, the most important ones first.
+
+    First come the pictures that the bars need, then fixed features, then the rungs of other k and widths.
+
+    Args:
+        request: the options.
+        rungs: all rungs.
+        saes: the SAEs that there are.
+    """
+    everything = {one.name: one for one in load_settings(request.suite, (), FEATURES_SET)}
+    once, several = request.picture_seeds[:1], request.picture_seeds
+    patch = everything[PATCH].model_copy(update={"name": run_name(PATCH_OWNER, 0, PATCH)})
+    parts = [Part("activation patch", (patch,), request.limit, several)]
+
+    def part(rung: Rung, kind: str, names: Sequence[str], limit: int, seeds: tuple[int, ...]) -> Part:
+        settings = [
+            everything[name].model_copy(update={"name": run_name(rung.name, seed, name), "sae": str(folder.resolve())})
+            for (owner, seed), folder in sorted(saes.items()) if owner == rung.name
+            for name in names
+        ]  # fmt: skip
+        return Part(f"{rung.name}, {kind}", tuple(settings), limit, seeds)
+
+    def named(beginning: str) -> list[str]:
+        return [name for name in everything if name.removeprefix(beginning).isdecimal()]
+
+    urgent = [rung for rung in rungs if rung.family in (TRAINING, TWIN) or rung.name in (*RANDOM, TRUE, "neurons")]
+    rest = [rung for rung in rungs if rung not in urgent]
+    together = [
+        part(rung, "all blocks together", named(TOGETHER), request.limit, several if rung.name in NOISE_RUNGS else once)
+        for rung in (*urgent, *rest)
+    ]  # fmt: skip
+    single = [
+        part(rung, "single blocks", named(SINGLE), request.block_limit, once)
+        for rung in rungs if rung.family == TWIN or rung.name == TRAINED
+    ]  # fmt: skip
+    fixed = [
+        part(rung, "fixed features", [f"{FIXED}{count}" for count in FIXED_COUNTS], request.limit, once)
+        for rung in urgent
+    ]
+    parts += [*together[: len(urgent)], *single, *fixed, *together[len(urgent) :]]
+    return [one for one in parts if one.settings]
+
+
+def make_pictures(request: LadderRequest, parts: Sequence[Part], say: Say) -> list[RunFolder]:
+    """Make and score what is missing of all parts, and return all run folders.
+
+    Args:
+        request: the options.
+        parts: of `plan_parts`.
+        say: function that prints a line for people.
+
+    Raises:
+        RiebenchError: as `riebench.jobs.run.run_job`. What is finished is kept.
+    """
+    for number, one in enumerate(parts, start=1):
+        started = time.monotonic()
+        run = RunRequest(
+            suite=request.suite, given=one.settings, model=request.model, limit=one.limit, seeds=one.seeds,
+            accept_sae=True, batch_size=request.batch_size, device=request.device, results=request.runs,
+            progress=request.progress,
+        )  # fmt: skip
+        tasks, settings = run.plan()
+        folders = generate(run, tasks, settings, lambda _: None)
+        scored = score_pictures(request, folders)
+        seconds = time.monotonic() - started
+        append_lines(request.work / TIMES, [json.dumps({"part": one.name, "seconds": round(seconds, 1)})])
+        say(f"part {number} of {len(parts)}, {one.name}: {seconds:.0f} s; {scored}")
+    return ladder_folders(request, parts)
+
+
+def score_pictures(request: LadderRequest, folders: Sequence[RunFolder]) -> str:
+    """Compute the missing scores of some folders; return a summary in words."""
+    from riebench.utils.machine import pick_device
+
+    second = ("clip_gain_2",) if second_scorer_for(folders[0].spec.model) is not None else ()
+    report = score(
+        folders, load_suite(request.suite), metrics=(*METRICS, *second), device=pick_device(request.device),
+        progress=request.progress,
+    )  # fmt: skip
+    return report.summary
+
+
+def ladder_folders(request: LadderRequest, parts: Sequence[Part]) -> list[RunFolder]:
+    """Return the run folders that belong to some parts, as far as they are there."""
+    names = {setting.name for part in parts for setting in part.settings}
+    return [folder for folder in find_run_folders(request.runs) if folder.spec.setting.name in names]
+
+
+def by_sae(folders: Sequence[RunFolder]) -> Iterator[tuple[tuple[str, int], list[RunFolder]]]:
+    """Yield rung and training seed with their run folders; the patch's are left out."""
+    groups: dict[tuple[str, int], list[RunFolder]] = {}
+    for folder in folders:
+        rung, seed, _ = parse_run_name(folder.spec.setting.name)
+        groups.setdefault((rung, seed), []).append(folder)
+    groups.pop((PATCH_OWNER, 0), None)
+    yield from sorted(groups.items())
+
+
+def total_seconds(request: LadderRequest) -> float:
+    """Return the wall time of all calls so far, making and scoring, in seconds."""
+    file = request.work / TIMES
+    if not file.is_file():
+        return 0.0
+    found = [line.get("seconds") for _, line in read_lines(file) if isinstance(line, dict)]
+    return float(sum(one for one in found if isinstance(one, int | float)))
