@@ -408,6 +408,7 @@ for _name, _target in {
     "clip_direction": "riebench.scoring.metrics.clip:clip_direction",
     "clip_image": "riebench.scoring.metrics.clip:clip_image",
     "clip_region_gain": "riebench.scoring.metrics.clip:clip_region_gain",
+    "clip_selectivity": "riebench.scoring.metrics.probes:clip_selectivity",
     "lpips": "riebench.scoring.metrics.lpips:lpips",
     "lpips_target": "riebench.scoring.metrics.lpips:lpips_target",
     "lpips_bg": "riebench.scoring.metrics.lpips:lpips_bg",

@@ -230,7 +230,7 @@ def group_entries(read: Iterable[ReadFolder], *, single_blocks: bool = False) ->
     for folder, everything in read:
         for configuration in everything if single_blocks else whole_configurations(everything):
             setting = folder.spec.setting
-            place = (setting.group or setting.name, _sae_label(folder), configuration.block_set)
+            place = (setting.group or setting.name, sae_label(folder), configuration.block_set)
             found.setdefault(place, []).append((folder, configuration))
     return [_entry(name, sae, block_set, members) for (name, sae, block_set), members in sorted(found.items())]
 
@@ -245,7 +245,7 @@ def _entry(name: str, sae: str, block_set: str, members: Sequence[tuple[RunFolde
     )  # fmt: skip
 
 
-def _sae_label(folder: RunFolder) -> str:
+def sae_label(folder: RunFolder) -> str:
     """Return a text that names a run's SAEs: their place and a hash; "" without."""
     hashes = sorted({sha[:6] for sha in folder.spec.sae_sha256.values()})
     if not hashes:

@@ -167,6 +167,7 @@ class SampleReader:
             source_attributes=None if attributes is None else attributes.source,
             target_attributes=None if attributes is None else attributes.target,
             target=self._shared_picture(folder, record, record.target_image, "target") if target else None,
+            category=record.key.category,
         )
 
     def _shared_picture(self, folder: RunFolder, record: EditRecord, name: str | None, role: str) -> UInt8:

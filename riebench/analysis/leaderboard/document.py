@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from riebench.analysis.configurations import configurations, scored_profiles, whole_configurations
 from riebench.analysis.leaderboard.methods import method_section
 from riebench.analysis.leaderboard.profiles import profile_section
 from riebench.analysis.leaderboard.rows import Section, leaderboard_csv
+from riebench.analysis.leaderboard.sae_scores import GROUPS, sae_score_blocks, sae_score_conclusion, sae_score_rows
+from riebench.analysis.sae_score.ranking import SaeComparison
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder, find_run_folders
@@ -53,14 +56,30 @@ def make_leaderboard(results: Path) -> Leaderboard:
         for profile in scored_profiles(folders):
             if profile == DEFAULT:
                 # At once without what is left to the tables: blocks edited singly are most of what large runs hold.
-                read = [(folder, whole_configurations(configurations(folder, features=False))) for folder in folders]
-                sections.append(method_section(suite, model, read))
+                methods = [folder for folder in folders if folder.spec.setting.group not in GROUPS]
+                read = [(folder, whole_configurations(configurations(folder, features=False))) for folder in methods]
+                sections.append(_with_sae_scores(method_section(suite, model, read), suite, model, folders))
             else:
                 sections.append(profile_section(suite, model, folders, profile))
     comment = f"made by `{COMMAND}` from the results folder; do not edit, run it again"
     return Leaderboard(
         Document(tuple(_blocks(sections)), comment),
         leaderboard_csv(row for section in sections for row in section.rows),
+    )
+
+
+def _with_sae_scores(section: Section, suite: str, model: str, folders: Sequence[RunFolder]) -> Section:
+    """Return a section with the table of SAEs that were tested at few features, if there are any."""
+    comparison = SaeComparison.of(folders)
+    standings = comparison.standings()
+    if not standings:
+        return section
+    conclusion = sae_score_conclusion(standings)
+    return replace(
+        section,
+        conclusion=(*section.conclusion, " ", *conclusion) if conclusion else section.conclusion,
+        blocks=(*section.blocks, *sae_score_blocks(comparison, standings)),
+        rows=(*section.rows, *sae_score_rows(suite, model, standings)),
     )
 
 

@@ -73,6 +73,7 @@ class Sample:
         target_attributes: attributes that the result should show (toy world only), else None.
         target: picture that the model makes of the target prompt with the same seed, same shape; read only for metrics
             that compare with it.
+        category: the edit's category; "" if it is not known.
 
     Raises:
         MetricError: if sizes or types do not fit.
@@ -86,6 +87,7 @@ class Sample:
     source_attributes: dict[str, str] | None = None
     target_attributes: dict[str, str] | None = None
     target: UInt8 | None = None
+    category: str = ""
 
     def __post_init__(self) -> None:
         for name, picture in (("edited", self.edited), ("source", self.source), ("target", self.target)):
