@@ -5,11 +5,13 @@ The others write the report, exports for other programs and the validity documen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from riebench.cli.commands import CommandGroup
 from riebench.cli.common import (
     DeviceOption,
     OfflineOption,
@@ -23,6 +25,7 @@ from riebench.cli.common import (
     documents_folder,
     folders_in,
     friendly,
+    parse_seeds,
     refuse_remote,
     results_to_read,
     results_to_write,
@@ -353,19 +356,97 @@ def export(
             print_line(f"https://huggingface.co/datasets/{push_to}")
 
 
+validity_app = CommandGroup(invoke_without_command=True, rich_markup_mode=None)
+
+
+@validity_app.callback()
 @friendly
 def validity(
+    context: typer.Context,
     results: ResultsOption = None,
     out: Annotated[
-        Path, typer.Option(help="Markdown file whose marked parts are filled; figures go to images/ beside it.")
-    ] = Path("docs/validity.md"),
+        Path | None,
+        typer.Option(
+            help="Markdown file whose marked parts are filled; figures go to images/ beside it. "
+            "[default: docs/validity.md]"
+        ),
+    ] = None,
     check: UpToDateOption = False,
 ) -> None:
     """Hold scores against the truth, where it is known: the toy world's judge."""
+    if context.invoked_subcommand is not None:
+        if results is not None or out is not None or check:
+            raise RiebenchError(f"write options after the word {context.invoked_subcommand}")
+        return
     pause_collector()
     from riebench.analysis.validity.document import fill_validity
 
-    paths = fill_validity(folders_in(results_to_read(results)), out, check=check)
+    paths = fill_validity(folders_in(results_to_read(results)), out or Path("docs/validity.md"), check=check)
+    _say_written(paths, check)
+
+
+@validity_app.command("saes")
+@friendly
+def validity_saes(
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make SAEs of known quality and their pictures in this folder, or go on there. "
+            "[default: make nothing, read what is stored]"
+        ),
+    ] = None,
+    only_measure: Annotated[
+        bool, typer.Option("--only-measure", help="With --work: measure what the folder holds, and make no more.")
+    ] = False,
+    rungs: Annotated[str | None, typer.Option(help="Only these rungs, with commas between. [default: all]")] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds of each rung, with commas between.")] = "0,1,2",
+    picture_seeds: Annotated[
+        str, typer.Option(help="Picture seeds; all but the first are for the noise of two rungs alone.")
+    ] = "0,1",
+    limit: Annotated[int, typer.Option(min=2, help="Examples of each category.")] = 3,
+    block_limit: Annotated[
+        int, typer.Option(min=1, help="Examples of each category whose blocks are also edited one at a time.")
+    ] = 2,
+    stored: Annotated[Path, typer.Option(help="Folder of the values that the document is made from.")] = Path(
+        "results/validity"
+    ),
+    out: Annotated[
+        Path, typer.Option(help="Markdown file to write; parts on SAEs of validity.md beside it are filled as well.")
+    ] = Path("docs/validity-saes.md"),
+    check: UpToDateOption = False,
+) -> None:
+    """Hold every measure of SAEs against SAEs whose quality is known."""
+    if check and work is not None:
+        raise RiebenchError("--check looks at what is stored; leave --work out")
+    if only_measure and work is None:
+        raise RiebenchError("--only-measure needs the folder: --work FOLDER")
+    options = {
+        "--work": work, "--rungs": rungs, "--seeds": seeds, "--picture-seeds": picture_seeds, "--limit": limit,
+        "--block-limit": block_limit,
+    }  # fmt: skip
+    command = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+    from riebench.sae_validity.document.parts import fill_documents
+    from riebench.sae_validity.results import LadderResults
+    from riebench.sae_validity.study.bars import Study
+
+    if work is not None:
+        from riebench.sae_validity.job import run_ladder
+        from riebench.sae_validity.pictures import LadderRequest
+
+        request = LadderRequest(
+            work, training_seeds=parse_seeds(seeds), rungs=tuple(split_names(rungs)), limit=limit,
+            block_limit=block_limit, picture_seeds=parse_seeds(picture_seeds),
+        )  # fmt: skip
+        made = run_ladder(request, f"riebench validity saes {command}", say, only_measure=only_measure)
+        for path in made.write(stored):
+            print_line(path)
+    pause_collector()
+    study = Study(LadderResults.read(stored))
+    _say_written(fill_documents(study, out, out.with_name("validity.md"), check=check), check)
+
+
+def _say_written(paths: Sequence[Path], check: bool) -> None:
+    """Print the files that were written, or how many are up to date."""
     if check:
         say(f"{len(paths)} files are up to date")
     else:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from riebench.analysis.sae_score.effects import FEW
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import generate
 from riebench.models.presets import second_scorer_for
 from riebench.sae_validity.rungs import Rung
-from riebench.sae_validity.statistics import RANDOM, TRAINED, TRAINING, TRUE, TWIN
+from riebench.sae_validity.study.statistics import TRAINED, TRAINING, TRUE, TWIN, UNTRAINED
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.tasks.schema import Setting
@@ -28,10 +29,11 @@ from riebench.utils.files import append_lines, read_lines
 FEATURES_SET = "features"
 """Set of configurations with one number of features each."""
 PATCH = "activation_patch_once"
-TOGETHER, SINGLE, FIXED = "sae_n", "sae_each_n", "sae_fixed_n"
-"""Beginnings of the names of configurations: all blocks together, each block alone, features chosen elsewhere."""
-FIXED_COUNTS = (1, 5, 20)
-"""Numbers of features for which fixed ones are tried: every reference picture is made once more for each."""
+TOGETHER, SINGLE, FIXED, CONTROL = "sae_n", "sae_each_n", "sae_fixed_n", "random_n"
+"""Beginnings of the names of configurations.
+
+All blocks together, each block alone, features chosen in other examples, random features.
+"""
 NOISE_RUNGS = ("steps_15", TRAINED)
 """Rungs whose pictures are made with several seeds."""
 PATCH_OWNER = "patch"
@@ -120,7 +122,7 @@ def parse_run_name(name: str) -> tuple[str, int, str]:
 def plan_parts(request: LadderRequest, rungs: Sequence[Rung], saes: SaeFolders) -> list[Part]:
     """Divide the work into parts, the most important ones first.
 
-    First come the pictures that the bars need, then fixed features, then the rungs of other k and widths.
+    First come the pictures that the bars need, then fixed and random features, then the rungs of other k and widths.
 
     Args:
         request: the options.
@@ -129,36 +131,42 @@ def plan_parts(request: LadderRequest, rungs: Sequence[Rung], saes: SaeFolders) 
     """
     everything = {one.name: one for one in load_settings(request.suite, (), FEATURES_SET)}
     once, several = request.picture_seeds[:1], request.picture_seeds
-    patch = everything[PATCH].model_copy(update={"name": run_name(PATCH_OWNER, 0, PATCH)})
-    parts = [Part("activation patch", (patch,), request.limit, several)]
+    counts = {kind: _named(everything, kind) for kind in (TOGETHER, SINGLE, FIXED, CONTROL)}
 
-    def part(rung: Rung, kind: str, names: Sequence[str], limit: int, seeds: tuple[int, ...]) -> Part:
-        settings = [
+    def settings(some: Sequence[Rung], names: Sequence[str]) -> tuple[Setting, ...]:
+        return tuple(
             everything[name].model_copy(update={"name": run_name(rung.name, seed, name), "sae": str(folder.resolve())})
+            for rung in some
             for (owner, seed), folder in sorted(saes.items()) if owner == rung.name
             for name in names
-        ]  # fmt: skip
-        return Part(f"{rung.name}, {kind}", tuple(settings), limit, seeds)
+        )  # fmt: skip
 
-    def named(beginning: str) -> list[str]:
-        return [name for name in everything if name.removeprefix(beginning).isdecimal()]
+    def together(rung: Rung) -> Part:
+        seeds = several if rung.name in NOISE_RUNGS else once
+        return Part(f"{rung.name}, all blocks together", settings([rung], counts[TOGETHER]), request.limit, seeds)
 
-    urgent = [rung for rung in rungs if rung.family in (TRAINING, TWIN) or rung.name in (*RANDOM, TRUE, "neurons")]
-    rest = [rung for rung in rungs if rung not in urgent]
-    together = [
-        part(rung, "all blocks together", named(TOGETHER), request.limit, several if rung.name in NOISE_RUNGS else once)
-        for rung in (*urgent, *rest)
-    ]  # fmt: skip
-    single = [
-        part(rung, "single blocks", named(SINGLE), request.block_limit, once)
-        for rung in rungs if rung.family == TWIN or rung.name == TRAINED
-    ]  # fmt: skip
-    fixed = [
-        part(rung, "fixed features", [f"{FIXED}{count}" for count in FIXED_COUNTS], request.limit, once)
-        for rung in urgent
+    urgent = [rung for rung in rungs if rung.family in (TRAINING, TWIN) or rung.name in (*UNTRAINED, TRUE)]
+    paired = [rung for rung in rungs if rung.family == TWIN or rung.name == TRAINED]
+    patch = everything[PATCH].model_copy(update={"name": run_name(PATCH_OWNER, 0, PATCH)})
+    parts = [
+        Part("activation patch", (patch,), request.limit, several),
+        *(together(rung) for rung in urgent),
+        *(
+            Part(f"{rung.name}, single blocks", settings([rung], counts[SINGLE]), request.block_limit, once)
+            for rung in paired
+        ),
+        *(
+            Part(f"{kind} features", settings(urgent, [f"{beginning}{count}" for count in FEW]), request.limit, once)
+            for kind, beginning in (("fixed", FIXED), ("random", CONTROL))
+        ),
+        *(together(rung) for rung in rungs if rung not in urgent),
     ]
-    parts += [*together[: len(urgent)], *single, *fixed, *together[len(urgent) :]]
     return [one for one in parts if one.settings]
+
+
+def _named(names: Iterable[str], beginning: str) -> list[str]:
+    """Return the names that are a beginning and a number."""
+    return [name for name in names if name.startswith(beginning) and name.removeprefix(beginning).isdecimal()]
 
 
 def make_pictures(request: LadderRequest, parts: Sequence[Part], say: Say) -> list[RunFolder]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from scipy.special import chdtri
 from riebench.analysis.stats import LEVEL
 from riebench.analysis.validity.ranking import taus
 from riebench.analysis.validity.units import Cell, empty_cell
-from riebench.sae_validity.ladder import Floats, MeasureTable, SaeMeans, cell, nan_mean
 from riebench.sae_validity.rungs import Rung
+from riebench.sae_validity.study.means import MeasureTable, SaeMeans, cell, nan_mean
 
 TRAINED = "full"
 """Rung that is trained to the end, at the usual k and width."""
@@ -54,7 +54,7 @@ def twins(rungs: Sequence[Rung]) -> list[str]:
 def neighbours(rungs: Sequence[Rung]) -> list[Pair]:
     """Return neighbouring rungs of the family "training", the better one first."""
     names = training_order(rungs)
-    return list(zip(names[1:], names[:-1], strict=True))
+    return [(better, worse) for worse, better in pairwise(names)]
 
 
 def training_pairs(rungs: Sequence[Rung]) -> list[Pair]:
@@ -188,16 +188,16 @@ class RungComparison:
         worse: name of the other one.
         gap: difference of their means.
         over_noise: the gap divided by the noise of one SAE; None without either, or without noise.
-        told_apart: share of pairs of single SAEs, one of each rung, whose difference is above 0 with 95 % certainty.
-        turned_round: share whose difference is below 0 with that certainty.
+        separated: share of pairs of single SAEs, one of each rung, whose difference is above 0 with 95 % certainty.
+        reversed: share whose difference is below 0 with that certainty.
     """
 
     better: str
     worse: str
     gap: Cell
     over_noise: float | None
-    told_apart: Cell
-    turned_round: Cell
+    separated: Cell
+    reversed: Cell
 
 
 def compare_rungs(means: SaeMeans, pair: Pair, noise: float | None) -> RungComparison:
@@ -219,7 +219,7 @@ def compare_rungs(means: SaeMeans, pair: Pair, noise: float | None) -> RungCompa
 
 
 def _single_saes(means: SaeMeans, pair: Pair) -> tuple[Cell, Cell]:
-    """Return the shares of pairs of SAEs that are told apart, and turned round.
+    """Return the shares of pairs of SAEs that differ clearly, in the known order and against it.
 
     Each pair of SAEs has its own bootstrap over examples; the shares' intervals are over training seeds.
     """
@@ -231,9 +231,9 @@ def _single_saes(means: SaeMeans, pair: Pair) -> tuple[Cell, Cell]:
     low, high = np.quantile(np.where(known, drawn, 0.0), [tail, 1 - tail], axis=0)
     one, other = (means.draws[name] for name in pair)
     found = []
-    for told in (known & (low > 0), known & (high < 0)):
-        draws = np.einsum("ri,ij,rj->r", one, told.astype(np.float64), other) / told.size
-        found.append(cell(draws, told.size))
+    for separated in (known & (low > 0), known & (high < 0)):
+        draws = np.einsum("ri,ij,rj->r", one, separated.astype(np.float64), other) / separated.size
+        found.append(cell(draws, separated.size))
     return found[0], found[1]
 
 

@@ -1,8 +1,8 @@
 """One measure on all SAEs of known quality, with bootstrap replicates.
 
-`MeasureTable` holds the values of a measure by SAE, example and picture seed; `SaeMeans` its means in every replicate. A
-replicate draws examples inside categories, the same ones for all SAEs, and independently of them the training seeds of
-every rung: the two are crossed. A mean is over picture seeds, then examples, then categories, then training seeds.
+`MeasureTable` holds the values of a measure by SAE, example and picture seed; `SaeMeans` its means in every replicate.
+A replicate draws examples inside categories, the same ones for all SAEs, and independently of them the training seeds
+of every rung: the two are crossed. A mean is over picture seeds, then examples, then categories, then training seeds.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The document about the ladder: its generated parts, conclusions in words, and figures."""
