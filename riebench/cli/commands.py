@@ -34,7 +34,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Training": (
         "k", "width", "kind", "recipe", "epochs", "lr", "warmup", "decay", "auxk", "dead_after", "buffer", "held_out",
-        "log_every", "checkpoint_every", "trust",
+        "log_every", "checkpoint_every", "trust", "kinds", "like",
     ),
     "Device and memory": (
         "device", "batch_size", "offload", "vae_slicing", "vae_tiling", "attention", "channels_last",

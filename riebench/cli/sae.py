@@ -45,6 +45,7 @@ app.command("card")(sae_cards.sae_card)
 app.command("stability")(sae_cards.stability)
 app.command("collect")(sae_training.collect_updates)
 app.command("train")(sae_training.train_saes)
+app.command("baselines")(sae_training.make_controls)
 app.command("speed")(sae_training.speed)
 
 

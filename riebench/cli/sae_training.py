@@ -6,6 +6,7 @@ They collect updates, train on them, and measure the training step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -30,13 +31,16 @@ from riebench.cli.common import (
     split_names,
     with_options_of,
 )
+from riebench.cli.names import check_word
 from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
     from riebench.models.spec import ModelOptions
     from riebench.saes.sae import Signal
+    from riebench.training.batches import DataPass
     from riebench.training.collection import Collection
-    from riebench.training.settings import Kind, Recipe
+    from riebench.training.run import StoredTraining
+    from riebench.training.settings import Kind, Recipe, SaeTraining
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,157 @@ def train_saes(
     first = configs[0]
     chosen = "" if len(_counts("--k", k)) == 1 else f"#k={first.k}"
     say(f"next: riebench run --sae '{run.root(first)}{chosen}' --model ...")
+
+
+@friendly
+def make_controls(
+    out: Annotated[Path, typer.Argument(help="Folder for the dictionaries; each kind gets a folder in it.")],
+    activations: Annotated[
+        Path | None, typer.Option(help="Folder that `riebench sae collect` wrote. [default: OUT/updates, made first]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose updates are collected, if there are none: see --activations.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file with a prompt a line, to collect from.")] = None,
+    toy_captions: Annotated[
+        int | None, typer.Option(min=1, help="So many captions of random scenes, for the toy models.")
+    ] = None,
+    kinds: Annotated[str | None, typer.Option(help="Which dictionaries, with commas between. [default: all]")] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Folder that `riebench sae train` wrote; takes all settings of its training."),
+    ] = None,
+    blocks: Annotated[str | None, typer.Option(help="Block names with commas between. [default: all]")] = None,
+    signal: Annotated[
+        str | None, typer.Option(help="update or output. [default: the updates, or else the outputs, if collected]")
+    ] = None,
+    features: Annotated[int | None, typer.Option(min=1, help="Features of the SAE. [default: 5120]")] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Features kept per position. [default: 10]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of twins. [default: one epoch]")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="How often each position is used. [default: 1]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Positions a step. [default: 4096]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of start and order. [default: 0]")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Compare only the shards' sizes, not their hashes.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Make control dictionaries that an SAE is to be compared with.
+
+    They are frozen twins of an SAE, an untrained one, and dictionaries that are no SAE. Repeating a command goes on
+    where it stopped.
+    """
+    import torch
+
+    from riebench.training.baselines import BASELINES, make_baselines
+    from riebench.training.run import TrainingRun
+    from riebench.utils.machine import pick_device
+
+    wanted = split_names(kinds) or BASELINES
+    for name in wanted:
+        check_word("--kinds", name, BASELINES)
+    chosen = _Controls(like, features, k, steps, epochs, batch_size, seed)
+    config, plan = chosen.settings()
+    where = pick_device(device)
+    collection = _activations(out, activations, model, prompts, toy_captions, split_names(blocks), where)
+    on = _signal(signal or chosen.signal, collection)
+    names = split_names(blocks)
+    chosen.check_data(collection, names, on)
+    run = TrainingRun(out, (config,), plan, torch.device(where), trust=trust, signal=on)
+    lines = make_baselines(collection, names, wanted, run, say)
+    print_line(f"{'dictionary':<18} {'block':<10} {'n':>7} {'EV':>8} {'L0':>8} {'dead':>8}")
+    for line in lines:
+        print_line(
+            f"{line.baseline:<18} {line.block:<10} {line.features:>7} {line.explained_variance:>8.4f} {line.l0:>8.4g} "
+            f"{line.dead_share:>8.2%}"
+        )
+    say(f"next: riebench run --sae '{out / wanted[0]}' --model {collection.index.model.name}")
+
+
+@dataclass(frozen=True)
+class _Controls:
+    """Settings of the SAE that dictionaries are controls of, as stated or as of a stored training."""
+
+    like: Path | None
+    features: int | None
+    k: int | None
+    steps: int | None
+    epochs: int | None
+    batch_size: int | None
+    seed: int | None
+
+    @cached_property
+    def _training(self) -> StoredTraining | None:
+        from riebench.training.run import StoredTraining
+
+        return None if self.like is None else StoredTraining.read(self.like)
+
+    @property
+    def signal(self) -> Signal | None:
+        """The signal of the stored training, if one is given."""
+        return None if self._training is None else self._training.signal
+
+    def settings(self) -> tuple[SaeTraining, DataPass]:
+        """Return the settings of the SAE and of the pass over its data."""
+        from riebench.errors import RiebenchError
+        from riebench.training.batches import WINDOWS, DataPass
+        from riebench.training.settings import SaeTraining
+
+        if self._training is None:
+            size, seed = self.batch_size or 4096, self.seed or 0
+            config = SaeTraining(features=self.features or 5120, k=self.k or 10, batch_size=size, seed=seed)
+            buffer = max(DataPass.buffer, WINDOWS * size)
+            return config, DataPass(size, self.epochs or 1, self.steps, buffer, seed=seed)
+        for flag in ("steps", "epochs", "batch_size", "seed"):
+            if getattr(self, flag) is not None:
+                raise RiebenchError(f"--like takes all settings of that training; leave --{flag.replace('_', '-')} out")
+        found = [
+            one for one in self._training.configs
+            if self.features in (None, one.features) and self.k in (None, one.k)
+        ]  # fmt: skip
+        if len(found) != 1:
+            there = ", ".join(f"{one.kind} k = {one.k}, n = {one.features}" for one in self._training.configs)
+            raise RiebenchError(f"{self.like} holds {there}; choose one SAE of these with --k and --features")
+        return found[0], self._training.plan
+
+    def check_data(self, collection: Collection, blocks: tuple[str, ...], signal: Signal) -> None:
+        """Refuse activations that the stored training did not see."""
+        if self._training is not None:
+            from riebench.blocks import short_name
+
+            names = blocks or tuple(collection.index.blocks)
+            self._training.check_data({short_name(one): collection.data(one, signal) for one in names})
+
+
+def _activations(
+    out: Path, folder: Path | None, model: str | None, prompts: Path | None, toy_captions: int | None,
+    blocks: tuple[str, ...], device: str,
+) -> Collection:  # fmt: skip
+    """Open the collected activations, or collect updates into the output folder first."""
+    from riebench.blocks import default_blocks
+    from riebench.errors import RiebenchError
+    from riebench.models.loading import load_model
+    from riebench.toyworld.captions import training_captions
+    from riebench.training.collect import CollectOptions, collect
+    from riebench.training.collection import Collection
+    from riebench.training.prompts import PromptSource, ToyCaptions
+
+    if folder is not None:
+        if prompts is not None or toy_captions is not None:
+            raise RiebenchError("with --activations nothing is collected; leave --prompts and --toy-captions out")
+        there = Collection.open(folder)
+        if model not in (None, there.index.model.name, there.index.model.source):
+            raise RiebenchError(f"{folder} holds activations of {there.index.model.name}, not of {model}")
+        return there
+    if model is None:
+        raise RiebenchError(
+            "give --activations FOLDER, which `riebench sae collect` writes, or a --model to collect from"
+        )
+    captions = None if toy_captions is None else ToyCaptions(toy_captions, training_captions)
+    source = PromptSource(file=prompts, captions=captions)
+    known = source.count()
+    options = CollectOptions(blocks or default_blocks())
+    say(f"loading {model} on {device}")
+    loaded = load_model(model, steps=1, device=device)
+    return collect(loaded, source.read(), out / "updates", options, known=known, say=say)
 
 
 @friendly

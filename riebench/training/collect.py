@@ -35,6 +35,9 @@ from riebench.utils.locks import whole_lock
 from riebench.utils.machine import free_disk
 from riebench.utils.terminal import ProgressBar
 
+IN_MEMORY_BATCH = 32
+"""Pictures at a time where no folder is written."""
+
 
 @dataclass(frozen=True)
 class CollectOptions:
@@ -145,6 +148,27 @@ def collect(
     return collection
 
 
+def updates_of(
+    model: LoadedModel, prompts: Sequence[str], seeds: Sequence[int], blocks: Sequence[str], *, title: str = "collect"
+) -> dict[str, Tensor]:
+    """Generate pictures and return the updates of some blocks, without a file.
+
+    Args:
+        model: generates; its conditional half is kept.
+        prompts: one per picture.
+        seeds: of their noise.
+        blocks: short names.
+        title: of the progress bar.
+
+    Returns:
+        Block -> float16 [pictures, rows, width].
+    """
+    index = CollectOptions(tuple(blocks), batch_size=IN_MEMORY_BATCH).index(model)
+    with ProgressBar[None](title=title, unit="picture", total=len(prompts)) as bar:
+        found = _ShardGenerator(model, index).shard(prompts, seeds, bar)
+    return {block: kept["update"].unflatten(0, (len(prompts), -1)) for block, kept in found.items()}
+
+
 def sizes(index: CollectionIndex, pictures: int | None) -> list[str]:
     """Describe the size of a collection: one line a block and one for all.
 
@@ -178,7 +202,8 @@ def _collect(
             if not _is_done(collection, number, some):
                 if number in collection.shards:
                     collection.forget([number])
-                collection.add(number, some, generator.shard(number * size, some, bar))
+                seeds = [collection.index.seed_of(number * size + i) for i in range(len(some))]
+                collection.add(number, some, generator.shard(some, seeds, bar))
             else:
                 bar.update(len(some))
 
@@ -235,12 +260,14 @@ class _ShardGenerator:
     def __post_init__(self) -> None:
         self._generator = Generator(self.model, cached_prompts=2 * self.index.batch_size)
 
-    def shard(self, first: int, prompts: Sequence[str], bar: ProgressBar[None]) -> dict[str, dict[str, Tensor]]:
+    def shard(
+        self, prompts: Sequence[str], seeds: Sequence[int], bar: ProgressBar[None]
+    ) -> dict[str, dict[str, Tensor]]:
         """Generate a shard and return its activations.
 
         Args:
-            first: number of the first picture.
             prompts: of all pictures of the shard.
+            seeds: of their noise.
             bar: counts pictures.
 
         Returns:
@@ -249,7 +276,7 @@ class _ShardGenerator:
         parts: dict[tuple[str, str], list[Tensor]] = {place: [] for place in self._places()}
         for start in range(0, len(prompts), self.index.batch_size):
             some = prompts[start : start + self.index.batch_size]
-            self._generate(some, [self.index.seed_of(first + start + i) for i in range(len(some))])
+            self._generate(some, list(seeds[start : start + self.index.batch_size]))
             for place, steps in self._found.items():
                 # [step][picture, channels, h, w] -> picture, step, position, channels.
                 parts[place].append(torch.stack(steps, dim=1).movedim(2, -1).flatten(0, 3).contiguous())

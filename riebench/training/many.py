@@ -135,7 +135,7 @@ def train_many(
     device = device or torch.device("cpu")
     runs = _start(batches, plan, configs, device)
     identity = "" if checkpoint is None else content_digest(
-        {"data": rows.digest, "plan": asdict(plan), "configs": [asdict(run.config) for run in runs]}
+        {"data": rows.digest, "plan": asdict(plan), "configs": [run.config.stated for run in runs]}
     )  # fmt: skip
     first = 0 if checkpoint is None or not checkpoint.exists() else _resume(checkpoint, identity, runs, log)
     with ProgressBar[None](title=f"train {name}", total=batches.steps, first=first, shown=progress) as bar:

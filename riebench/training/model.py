@@ -20,7 +20,7 @@ from riebench.saes.formats import save_sdxl_unbox
 from riebench.saes.readers.dictionary_learning import save_batch_topk, save_matryoshka
 from riebench.saes.readers.saelens import save_jumprelu
 from riebench.saes.sae import Signal, SparseAutoencoder
-from riebench.training.settings import SaeTraining
+from riebench.training.settings import SOFT_COSINE, SaeTraining
 from riebench.training.sparsity import keep_above, keep_largest, keep_largest_of_batch, nested_errors, nested_groups
 from riebench.utils.terminal import ProgressBar
 
@@ -100,6 +100,23 @@ class SaeTrainer(nn.Module):
             self.threshold = nn.Parameter(first.expand(config.features).clone())
         else:
             self.register_buffer("threshold", torch.zeros(()))
+        self._freeze(directions)
+
+    def _freeze(self, directions: Tensor) -> None:
+        """Take from the training what the settings freeze.
+
+        Args:
+            directions: [n, d], the random unit directions that encoder and decoder start from.
+        """
+        frozen = self.config.frozen
+        if frozen == "decoder":
+            self.decoder.requires_grad_(False)
+        elif frozen == "encoder":
+            for part in (self.encoder, self.latent_bias, self.threshold):
+                part.requires_grad_(False)
+        elif frozen == "soft":
+            self.start: Tensor
+            self.register_buffer("start", directions)
 
     @property
     def dead_steps(self) -> int:
@@ -183,12 +200,24 @@ class SaeTrainer(nn.Module):
     def constrain(self) -> None:
         """Scale decoder columns to length one and remove the gradient along them.
 
-        Call it between the backward pass and the optimiser step.
+        Call it between the backward pass and the optimiser step. A frozen decoder stays as it is.
         """
+        if self.config.frozen == "decoder":
+            return
         self.decoder.div_(self.decoder.norm(dim=0, keepdim=True))
         gradient = self.decoder.grad
         if gradient is not None:
             gradient -= (gradient * self.decoder).sum(0, keepdim=True) * self.decoder
+
+    @torch.no_grad()
+    def restrict(self) -> None:
+        """Turn softly frozen directions back to the cone around their start.
+
+        Call it after the optimiser step. Lengths stay as they are.
+        """
+        if self.config.frozen == "soft":
+            self.encoder.copy_(within_cone(self.encoder, self.start, SOFT_COSINE))
+            self.decoder.copy_(within_cone(self.decoder.T, self.start, SOFT_COSINE).T)
 
     @torch.no_grad()
     def raise_idle(self, unexplained: Tensor, variance: Tensor) -> None:
@@ -285,7 +314,8 @@ def take_step(
     terms.loss.backward()
     model.constrain()
     optimizer.step()
-    if model.config.recipe == "standard":
+    model.restrict()
+    if model.config.recipe == "standard" and model.config.frozen != "encoder":
         model.raise_idle(terms.unexplained, variance)
     return terms
 
@@ -322,6 +352,25 @@ def train_in_memory(
     return model.eval().requires_grad_(False)
 
 
+def within_cone(rows: Tensor, axes: Tensor, cosine: float) -> Tensor:
+    """Turn rows that lie outside the cones around some axes to the cones' edges.
+
+    Args:
+        rows: [n, d], of any length, which they keep.
+        axes: [n, d], unit rows.
+        cosine: of the angle between a cone's axis and its edge.
+
+    Returns:
+        [n, d].
+    """
+    lengths = rows.norm(dim=1, keepdim=True)
+    along = (rows * axes).sum(dim=1, keepdim=True)
+    across = rows - along * axes
+    across = across / across.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    edges = lengths * (cosine * axes + math.sqrt(1 - cosine**2) * across)
+    return torch.where(along < cosine * lengths, edges, rows)
+
+
 def geometric_median(points: Tensor, iterations: int = 100) -> Tensor:
     """Compute the point with the least summed distance to all points.
 
@@ -343,7 +392,13 @@ def geometric_median(points: Tensor, iterations: int = 100) -> Tensor:
 
 
 def save(
-    model: SaeTrainer, statistics: FeatureStatistics, folder: Path, block: str | None = None, signal: Signal = "update"
+    model: SaeTrainer,
+    statistics: FeatureStatistics,
+    folder: Path,
+    block: str | None = None,
+    signal: Signal = "update",
+    *,
+    steps: int | None = None,
 ) -> None:
     """Write a trained autoencoder and its statistics as a checkpoint folder.
 
@@ -356,15 +411,17 @@ def save(
         folder: gets the files.
         block: the block it was trained on, for the layouts that name it.
         signal: what it was trained on; stated where it is not the block's update.
+        steps: steps that were done; None for all of its settings'.
     """
     config = model.config
+    settings = config.stored_settings | ({} if steps is None else {"steps": steps})
     weights = {
         "encoder": model.encoder, "decoder": model.decoder, "pre_bias": model.pre_bias,
         "latent_bias": model.latent_bias,
     }  # fmt: skip
     common: dict[str, Any] = {
         **weights, "k": config.k, "mean": statistics.mean, "std": statistics.std,
-        "extra": {"training": config.stored_settings, **({} if signal == "update" else {"signal": signal})},
+        "extra": {"training": settings, **({} if signal == "update" else {"signal": signal})},
     }  # fmt: skip
     if config.kind == "topk":
         save_sdxl_unbox(folder, **common, auxk=config.auxk, dead_steps_threshold=model.dead_steps)

@@ -14,7 +14,7 @@ OUT/BLOCK.checkpoint            while a block is trained
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def train_collection(
     with whole_lock(run.out):
         # A killed process may have left a partly written file as large as all its weights.
         remove_stale_files(run.out)
-        _claim(run, collection, data)
+        claim(run, collection, data)
         done = _finished(run)
         for block, positions in data.items():
             if block not in done:
@@ -155,10 +155,18 @@ def train_collection(
     return [line for block in names for line in done[block]]
 
 
-def _claim(run: TrainingRun, collection: Collection, data: dict[str, ShardedPositions]) -> None:
+def claim(run: TrainingRun, collection: Collection, data: dict[str, ShardedPositions]) -> None:
     """Write the folder's settings, or compare them with those that it holds.
 
     Blocks may be added to a folder.
+
+    Args:
+        run: the training, whose folder is locked by the caller.
+        collection: what is trained on.
+        data: block -> its positions.
+
+    Raises:
+        IdentityError: if the folder holds another training.
     """
     path = run.out / TRAINING
     wanted: dict[str, Any] = {
@@ -190,6 +198,60 @@ def _claim(run: TrainingRun, collection: Collection, data: dict[str, ShardedPosi
     write_atomic(path, (json.dumps({**wanted, **signal, "updates": updates}, indent=2) + "\n").encode())
 
 
+@dataclass(frozen=True)
+class StoredTraining:
+    """What a folder of trained SAEs says about its training.
+
+    Attributes:
+        folder: where it is.
+        plan: batch size, epochs, buffer, held-out positions and order.
+        configs: settings, one SAE each.
+        signal: what it was trained on.
+        updates: block -> hash of the positions.
+    """
+
+    folder: Path
+    plan: DataPass
+    configs: tuple[SaeTraining, ...]
+    signal: Signal
+    updates: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> StoredTraining:
+        """Read the settings of a folder that `train_collection` wrote.
+
+        Raises:
+            RiebenchError: if it holds no training, or a damaged one.
+        """
+        path = folder / TRAINING
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            plan = DataPass(**stored["plan"])
+            settings = [{**one, "batch_size": plan.batch_size, "steps": plan.steps or 1} for one in stored["saes"]]
+            configs = tuple(SaeTraining.from_stored(one) for one in settings)
+            return cls(folder, plan, configs, stored.get("signal", "update"), dict(stored["updates"]))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RiebenchError(f"{folder} holds no training; give a folder that `riebench sae train` wrote") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} is damaged; train into a new folder") from error
+
+    def check_data(self, data: Mapping[str, ShardedPositions]) -> None:
+        """Refuse positions that the training did not see.
+
+        Args:
+            data: block -> its positions.
+
+        Raises:
+            RiebenchError: naming the first block whose positions are others.
+        """
+        for block, positions in data.items():
+            if self.updates.get(block) != positions.digest:
+                raise RiebenchError(
+                    f"the SAEs in {self.folder} were not trained on the activations of {block} in "
+                    f"{positions.collection.folder}; give those that they were trained on, or leave the block out"
+                )
+
+
 def _finished(run: TrainingRun) -> dict[str, list[SaeLine]]:
     """Return the blocks of which every SAE is finished, with their lines."""
     repair_last_line(run.out / FIGURES)
@@ -203,12 +265,12 @@ def _finished(run: TrainingRun) -> dict[str, list[SaeLine]]:
     found = {}
     for block, of_block in lines.items():
         wanted = [str(run.place(block, config).relative_to(run.out)) for config in run.configs]
-        if all(name in of_block and _is_written(run.out / name / "final") for name in wanted):
+        if all(name in of_block and is_written(run.out / name / "final") for name in wanted):
             found[block] = [of_block[name] for name in wanted]
     return found
 
 
-def _is_written(folder: Path) -> bool:
+def is_written(folder: Path) -> bool:
     """Return whether a folder holds a whole SAE.
 
     The configuration is written last.

@@ -13,6 +13,7 @@ details of its training code). They differ in four places:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -25,6 +26,8 @@ k features of every position; k on average over a batch; those above a learned t
 whose first features reconstruct by themselves too, in nested groups.
 """
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Frozen = Literal["none", "decoder", "encoder", "soft"]
+"""The part of an SAE that keeps its random initial values: see `SaeTraining.frozen`."""
 Recipe = Literal["standard", "published"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 
@@ -45,6 +48,10 @@ A feature is active every n / k positions if all are active equally often.
 _PUBLISHED: dict[str, Any] = {
     "auxk": 256, "learning_rate": 1e-4, "dead_after": 10_000_000, "warmup": 0.0, "decay": 0.0,
 }  # fmt: skip
+_LATER: dict[str, Any] = {"kind": "topk", "decay": 0.2, "warmup": 0.0, "recipe": "published"}
+"""Published recipe: settings that are not stored where they have these values."""
+SOFT_COSINE = 0.8
+"""Softly frozen directions: their least cosine with where they started, that of arXiv 2602.14111."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,9 @@ class SaeTraining:
         decay: share of the run, at its end, over which the learning rate falls linearly to nothing.
         warmup: share of the run, at its beginning, over which it rises linearly.
         recipe: see the module's text.
+        frozen: "none" for a full training. The others make controls: "decoder" keeps the random directions of all
+            features, "encoder" keeps the encoder's directions, latent biases and thresholds, and "soft" lets no
+            direction of either turn further from its random start than to a cosine of `SOFT_COSINE`.
 
     Raises:
         RiebenchError: if k is not in 1..n, kind or recipe is unknown or they do not go together, or another number is
@@ -82,6 +92,7 @@ class SaeTraining:
     decay: float = 0.5
     warmup: float = 0.05
     recipe: Recipe = "standard"
+    frozen: Frozen = "none"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -92,6 +103,11 @@ class SaeTraining:
         if self.recipe not in RECIPES:
             raise RiebenchError(
                 f"a recipe is {' or '.join(RECIPES)}, not {self.recipe!r}{near_match(self.recipe, RECIPES)}"
+            )
+        if self.frozen not in get_args(Frozen):
+            raise RiebenchError(
+                f"what is frozen is {', '.join(get_args(Frozen))}, not {self.frozen!r}"
+                f"{near_match(self.frozen, get_args(Frozen))}"
             )
         if self.recipe == "published" and self.kind == "jumprelu":
             raise RiebenchError("no jumprelu SAE is trained by the published recipe; use the standard one")
@@ -134,6 +150,11 @@ class SaeTraining:
         return self.peak_rate * factor
 
     @property
+    def stated(self) -> dict[str, Any]:
+        """All settings by name, but for `frozen` where nothing is: it was added later."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("frozen", "none")}
+
+    @property
     def stored_settings(self) -> dict[str, Any]:
         """The settings as stored beside the weights.
 
@@ -141,9 +162,21 @@ class SaeTraining:
         behaviour before.
         """
         if self.recipe == "standard":
-            return asdict(self) | {"learning_rate": self.peak_rate, "dead_after": self.dead_positions}
-        later = {"kind": "topk", "decay": 0.2, "warmup": 0.0, "recipe": "published"}
-        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+            return self.stated | {"learning_rate": self.peak_rate, "dead_after": self.dead_positions}
+        return {name: value for name, value in self.stated.items() if name not in _LATER or value != _LATER[name]}
+
+    @classmethod
+    def from_stored(cls, settings: Mapping[str, Any]) -> SaeTraining:
+        """Return the settings that `stored_settings` describes.
+
+        Raises:
+            RiebenchError: if they are no such settings.
+        """
+        defaults = {} if settings.get("recipe") == "standard" else _LATER
+        try:
+            return cls(**{**defaults, **settings})
+        except TypeError as error:
+            raise RiebenchError(f"these are no settings of a training: {error}") from error
 
 
 def recipe_settings(recipe: Recipe, **stated: Any) -> SaeTraining:
