@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from riebench.analysis.leaderboard.sae_scores import GROUPS
+from riebench.analysis.sae_score import FEATURE_COUNTS
+from riebench.analysis.sae_score.effects import counted
 from riebench.errors import RiebenchError
 from riebench.generation.edits import whole_steps
 from riebench.jobs.dry_run import forecast_job
@@ -15,6 +18,7 @@ from riebench.jobs.request import RunRequest
 from riebench.methods.check import check_setting
 from riebench.models.loading import load_model
 from riebench.runs import engines
+from riebench.tasks.schema import Setting
 from riebench.tasks.settings import load_settings, setting_names, settings_sets
 from riebench.tasks.suites import load_suite
 
@@ -31,7 +35,7 @@ WHOLE_STEPS = {"prompt_switch", "masked_target", "img2img", "p2p"}
 
 @pytest.mark.parametrize("suite", ["toy", "sdxl"])
 def test_every_method_is_swept_over_six_levels_and_the_same_controls_as_the_sae(suite: str) -> None:
-    assert settings_sets(suite) == ("main", "paper", "sweep")
+    assert settings_sets(suite) == ("main", "features", "paper", "sweep")
     settings = load_settings(suite, settings_set="sweep")
     assert {setting.method for setting in settings} >= SWEPT | KNOBLESS
     for setting in settings:
@@ -69,7 +73,27 @@ def test_sets_share_no_folder_unless_they_mean_the_same() -> None:
         both = set(setting_names(suite)) & set(setting_names(suite, "sweep"))
         main, sweep = ({one.name: one for one in load_settings(suite, both, which)} for which in ("main", "sweep"))
         assert both == KNOBLESS and main == sweep
-        assert not set(setting_names(suite, "paper")) & {*setting_names(suite), *setting_names(suite, "sweep")}
+        used = {*setting_names(suite), *setting_names(suite, "sweep")}
+        assert not set(setting_names(suite, "paper")) & used
+        assert not set(setting_names(suite, "features")) & {*used, *setting_names(suite, "paper")}
+
+
+@pytest.mark.parametrize("suite", ["toy", "sdxl"])
+def test_features_are_counted_by_every_method_alike_and_nothing_else_differs(suite: str) -> None:
+    settings = load_settings(suite, settings_set="features")
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        check_setting(setting, setting.name)
+        assert setting.strengths == (1.0,) and setting.description
+        groups.setdefault(str(setting.group), []).append(setting)
+    assert set(groups) == GROUPS
+    (patch,) = groups.pop("activation_patch_once")
+    assert (patch.method, patch.block_mode, patch.params) == ("activation_patch", "both", {})
+    for members in groups.values():
+        assert sorted(int(str(one.params["n_features"])) for one in members) == list(FEATURE_COUNTS)
+        assert len({(one.method, one.block_mode, one.blocks, *one.params) for one in members}) == 1
+        assert {one.blocks for one in members} == {patch.blocks}
+        assert all(counted(one) == (one.method, one.params["n_features"]) for one in members)
 
 
 def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None:
