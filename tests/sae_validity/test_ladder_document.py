@@ -43,11 +43,11 @@ def test_a_failed_bar_is_said_plainly_and_with_its_numbers(study: Study) -> None
 
 def test_the_conclusions_turn_round_when_the_numbers_do(study: Study) -> None:
     assert "`gain_few` without a judge; `targets_few` with the judge" not in passing_sentence(study)
-    assert "Of 5 measures 1 pass all four bars: `gain_few` without a judge." == passing_sentence(study)
+    assert passing_sentence(study) == "Of 5 measures 1 pass all four bars: `gain_few` without a judge."
     assert "by `gain_few`" in can_sentences(study)[0]
     assert not any("rank of SAEs from any one measure" in line for line in cannot_sentences(study))
     flat = Study(made_results(lambda rung, _: -levels()[rung]), REPLICATES)
-    assert "**None of the 5 measures passes all four bars.**" == passing_sentence(flat)
+    assert passing_sentence(flat) == "**None of the 5 measures passes all four bars.**"
     assert "comes nearest" in can_sentences(flat)[0]
     assert any("rank of SAEs from any one measure" in line for line in cannot_sentences(flat))
     assert "**fails 4 of 4 bars**" in PARTS["conclusions"](flat, {})
@@ -98,9 +98,10 @@ def test_stored_results_are_read_back_and_damage_is_one_line(tmp_path: Path) -> 
     assert found.about == made.about and len(found.values) == len(made.values)
     first, again = (one.values.sort_values([*one.values.columns])["value"].tolist() for one in (made, found))
     assert first == pytest.approx(again, rel=1e-5)
-    assert made.write(tmp_path / "again") and (tmp_path / VALUES_FILE).read_bytes() == (
-        tmp_path / "again" / VALUES_FILE
-    ).read_bytes()
+    assert (
+        made.write(tmp_path / "again")
+        and (tmp_path / VALUES_FILE).read_bytes() == (tmp_path / "again" / VALUES_FILE).read_bytes()
+    )
     about = json.loads((tmp_path / ABOUT_FILE).read_text())
     for change in ({"pictures": -1}, {"unknown": 1}, {"rungs": []}, {"seconds": "long"}):
         (tmp_path / ABOUT_FILE).write_text(json.dumps({**about, **change}))
@@ -118,7 +119,10 @@ def test_stored_results_are_read_back_and_damage_is_one_line(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["validity", "saes", "--stored", "nowhere"], "saes.parquet is missing; `riebench validity saes --work FOLDER`"),
+        (
+            ["validity", "saes", "--stored", "nowhere"],
+            "saes.parquet is missing; `riebench validity saes --work FOLDER`",
+        ),
         (["validity", "saes", "--check", "--work", "w"], "leave --work out"),
         (["validity", "saes", "--only-measure"], "needs the folder: --work"),
         (["validity", "--check", "saes"], "write options after the word saes"),

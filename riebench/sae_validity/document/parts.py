@@ -98,7 +98,7 @@ def bar_table(study: Study, _: Options) -> str:
         share = None if total is None or least is None or least <= 0 else total / least
         twins = f"{len(one.twins) - len(one.failing_twins)} of {len(one.twins)}"
         rows.append([
-            code_span(one.key), "yes" if one.measure.official else "no",
+            one.key, "yes" if one.measure.official else "no",
             f"{_verdict(bars.order)} {one.order.text()}",
             f"{_verdict(bars.twins)} {twins}",
             f"{_verdict(bars.noise)} {'no gap' if share is None else f'{share:.2f}'}",
@@ -109,7 +109,7 @@ def bar_table(study: Study, _: Options) -> str:
 
 
 def _verdict(passed: bool | None) -> str:
-    return NONE if passed is None else "pass" if passed else "**fail**"
+    return NONE if passed is None else "pass" if passed else "FAIL"
 
 
 def order_table(study: Study, _: Options) -> str:
@@ -173,7 +173,7 @@ def twin_table(study: Study, options: Options) -> str:
     scale, decimals = one.measure.scale, one.measure.decimals
     rows = [
         [
-            code_span(twin),
+            twin,
             *(one.twins[twin, b].text(scale, decimals) if (twin, b) in one.twins else NONE for b in blocks),
         ]
         for twin in names
