@@ -16,11 +16,15 @@ from riebench.analysis.sae_score.effects import FEW
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import generate
+from riebench.models.lookup import look_up
 from riebench.models.presets import second_scorer_for
+from riebench.runs.plan import plan
 from riebench.sae_validity.rungs import Rung
 from riebench.sae_validity.study.statistics import TRAINED, TRAINING, TRUE, TWIN, UNTRAINED
+from riebench.saes.formats import load_saes
 from riebench.scoring.score import score
-from riebench.store.folder import RunFolder, find_run_folders
+from riebench.store.folder import RunFolder, find_run_folders, run_path
+from riebench.store.records import RUN_FILE
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import load_settings
 from riebench.tasks.suites import load_suite
@@ -40,7 +44,9 @@ PATCH_OWNER = "patch"
 """Stands for the rung in the name of the activation patch's run folder."""
 RUNS, SAES, TIMES = "runs", "saes", "times.jsonl"
 """Names inside the work folder."""
-METRICS = ("clip_gain", "clip_margin", "clip_direction", "lpips", "judge_target", "judge_kept")
+METRICS = (
+    "clip_gain", "clip_margin", "clip_direction", "clip_selectivity", "lpips", "judge_target", "judge_kept",
+)  # fmt: skip
 """Metrics that the ladder's measures are made of."""
 
 Say = Callable[[str], None]
@@ -181,6 +187,8 @@ def make_pictures(request: LadderRequest, parts: Sequence[Part], say: Say) -> li
         RiebenchError: as `riebench.jobs.run.run_job`. What is finished is kept.
     """
     for number, one in enumerate(parts, start=1):
+        if is_done(request, one):
+            continue
         started = time.monotonic()
         run = RunRequest(
             suite=request.suite, given=one.settings, model=request.model, limit=one.limit, seeds=one.seeds,
@@ -194,6 +202,29 @@ def make_pictures(request: LadderRequest, parts: Sequence[Part], say: Say) -> li
         append_lines(request.work / TIMES, [json.dumps({"part": one.name, "seconds": round(seconds, 1)})])
         say(f"part {number} of {len(parts)}, {one.name}: {seconds:.0f} s; {scored}")
     return ladder_folders(request, parts)
+
+
+def is_done(request: LadderRequest, part: Part) -> bool:
+    """Return whether all pictures of a part are there, made with these SAEs, and scored."""
+    tasks = load_suite(request.suite, limit=part.limit)
+    suite, model = tasks[0].suite, look_up(request.model).spec.name
+    hashes: dict[str, dict[str, str]] = {}
+    for setting in part.settings:
+        path = run_path(request.runs, suite, model, setting.name)
+        if not (path / RUN_FILE).is_file():
+            return False
+        folder = RunFolder(path)
+        if setting.sae is not None and setting.sae not in hashes:
+            saes = load_saes(Path(setting.sae), setting.blocks)
+            hashes[setting.sae] = {block: sae.sha256 for block, sae in saes.items()}
+        if folder.spec.sae_sha256 != hashes.get(setting.sae or "", {}):
+            return False
+        planned = {unit.key.digest for unit in plan(tasks, (setting,), part.seeds)}
+        made = {record.key.digest for record in folder.records(features=False) if record.status != "error"}
+        scored = {(unit, metric) for unit, metric, _ in folder.scores()}
+        if not planned <= made or not {(unit, metric) for unit in planned for metric in METRICS} <= scored:
+            return False
+    return True
 
 
 def score_pictures(request: LadderRequest, folders: Sequence[RunFolder]) -> str:

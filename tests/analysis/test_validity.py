@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from riebench.analysis.tradeoff import Examples
 from riebench.analysis.validity.agreement import Tracking, pair_agreement, sign_rates, track_scores
+from riebench.analysis.validity.conclusions import conclusions
 from riebench.analysis.validity.document import PARTS, TEMPLATE, fill_validity
 from riebench.analysis.validity.findings import Findings
 from riebench.analysis.validity.plots import rank_scatter
@@ -108,6 +109,23 @@ def made_units(score: list[float], truth: list[float], example: list[int], n: in
 
 def tracking(units: Units) -> Tracking:
     return Tracking(units, "clip_gain", SUCCESS, np.ones(len(units.example), dtype=np.bool_))
+
+
+def test_the_conclusions_follow_the_numbers(world: JudgedResults, tmp_path: Path) -> None:
+    ranks, pairs, sign = conclusions(Findings(world))
+    assert "**Ranks of 3 methods**: the mean gain over LPIPS budgets passes the bar of 0.8" in ranks and "1.00" in ranks
+    assert "100 [100, 100] % of pairs are in the right order" in pairs
+    assert "since 0 [0, 0] % of the pictures" in sign
+
+    def inverted(rng: random.Random, target: float, kept: float, strength: float) -> dict[str, float]:
+        found = planted(rng, target, kept, strength)
+        return {**found, "clip_gain": 0.125 - found["clip_gain"]}
+
+    for name, chance in (("good", 0.9), ("fair", 0.5), ("poor", 0.2)):
+        add_run(tmp_path / "inverted", name, chance, seeds=2, examples=12, scores=inverted)
+    ranks, pairs, sign = conclusions(Findings(read(tmp_path / "inverted")))
+    assert "fails the bar of 0.8" in ranks and "no better than chance" in pairs
+    assert "since 100 [100, 100] % of the pictures" in sign
 
 
 def test_planted_scores_are_seen_as_what_they_are(world: JudgedResults) -> None:

@@ -112,7 +112,7 @@ def test_stored_results_are_read_back_and_damage_is_one_line(tmp_path: Path) -> 
     with pytest.raises(RiebenchError, match=f"{VALUES_FILE} is damaged"):
         LadderResults.read(tmp_path)
     made.values.rename(columns={"value": "number"}).to_parquet(tmp_path / VALUES_FILE)
-    with pytest.raises(RiebenchError, match="another type: .*number, .*value"):
+    with pytest.raises(RiebenchError, match=r"another type: .*number, .*value"):
         LadderResults.read(tmp_path)
 
 

@@ -19,6 +19,7 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import GAIN
 from riebench.analysis.tables import fill_parts
 from riebench.analysis.validity.agreement import SIGNED, PairedRow, SignRow, pair_agreement, sign_rates
+from riebench.analysis.validity.conclusions import conclusions
 from riebench.analysis.validity.findings import INTENDED_TRUTHS, Findings, Table, truth_name
 from riebench.analysis.validity.plots import FIGURE_PLANS
 from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS, AREA_TARGET, AT_CHOICE, COMPARED, Ranking
@@ -75,6 +76,11 @@ def about_text(findings: Findings, options: Options) -> str:
     for name, reason in sorted(judged.left_out.items()):
         text += f"\n{code_span(name)} is left out: {escape_markdown(reason)}.\n"
     return text
+
+
+def conclusion_list(findings: Findings, _: Options) -> str:
+    """List what the scores of methods can tell."""
+    return "".join(f"- {line}\n" for line in conclusions(findings))
 
 
 def _truth_and_rows(findings: Findings, options: Options) -> tuple[str, str]:
@@ -211,6 +217,7 @@ def _mean(column: str) -> str:
 
 PARTS: Mapping[str, Maker] = {
     "about": about_text,
+    "conclusions": conclusion_list,
     "preferred": preference_table,
     "correlation": correlation_table,
     "verdicts": verdict_table,
@@ -225,6 +232,9 @@ PARTS: Mapping[str, Maker] = {
 TEMPLATE = """# Do the scores tell the truth?
 
 <!-- validity: about -->
+<!-- end -->
+
+<!-- validity: conclusions -->
 <!-- end -->
 
 <!-- validity: figure name=trust -->
