@@ -103,7 +103,8 @@ def test_stored_results_are_read_back_and_damage_is_one_line(tmp_path: Path) -> 
         and (tmp_path / VALUES_FILE).read_bytes() == (tmp_path / "again" / VALUES_FILE).read_bytes()
     )
     about = json.loads((tmp_path / ABOUT_FILE).read_text())
-    for change in ({"pictures": -1}, {"unknown": 1}, {"rungs": []}, {"seconds": "long"}):
+    changes: list[dict[str, object]] = [{"pictures": -1}, {"unknown": 1}, {"rungs": []}, {"seconds": "long"}]
+    for change in changes:
         (tmp_path / ABOUT_FILE).write_text(json.dumps({**about, **change}))
         with pytest.raises(RiebenchError, match=rf"{ABOUT_FILE} is damaged \({next(iter(change))}"):
             LadderResults.read(tmp_path)
