@@ -131,7 +131,7 @@ def true_dictionary(pairs: PairUpdates, block: str) -> TrueFeatures:
     carried = [one for one in value_directions(pairs, block) if one.carried]
     if not carried:
         nothing = torch.eye(1, positions.shape[1])
-        return TrueFeatures(("nothing",), nothing, nothing, center, torch.zeros(1), torch.full((1,), NEVER))
+        return TrueFeatures(("nothing",), nothing, nothing.clone(), center, torch.zeros(1), torch.full((1,), NEVER))
     covariance = torch.cov(positions.T.double(), correction=0)
     covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
     directions = torch.stack([one.direction for one in carried])
