@@ -21,6 +21,9 @@ ENGINE_WORDS = ("local", "ray")
 DEVICE_WORDS = ("auto", "cpu", "cuda", "mps")
 KIND_WORDS = ("topk", "batchtopk", "jumprelu", "matryoshka")
 RECIPE_WORDS = ("standard", "published")
+BASELINE_WORDS = (
+    "random_init", "frozen_decoder", "frozen_encoder", "soft_frozen", "pca", "ica", "random_orthogonal", "neurons",
+)  # fmt: skip
 SIGNAL_WORDS = ("update", "output", "input")
 """What is collected of blocks; SAEs are trained on the first two."""
 BLOCK_WORDS = ("each", "together", "both")
@@ -195,7 +198,7 @@ def _check_block(value: str, options: Options) -> None:
     from riebench.tasks.suites import default_model
 
     name = block_of(short_name(value))
-    if "model" not in options or (options["model"] is None and options["suite"] is None):
+    if "model" not in options or (options["model"] is None and options.get("suite") is None):
         return
     model = options["model"] or default_model(options["suite"])
     known = blocks_of(model)
@@ -286,6 +289,16 @@ def _check_kinds(value: str, _: Options) -> None:
         check_word("--kind", kind, KIND_WORDS)
 
 
+def _check_baselines(value: str, _: Options) -> None:
+    for kind in _list(value) or [""]:
+        check_word("--kinds", kind, BASELINE_WORDS)
+
+
+def _check_training(value: Path, _: Options) -> None:
+    if not value.expanduser().exists():
+        raise RiebenchError(f"--like {value}: there is no such folder; `riebench sae train` makes it")
+
+
 def _check_signals(value: str, options: Options) -> None:
     known = SIGNAL_WORDS[:2] if "updates" in options else SIGNAL_WORDS
     for word in _list(value) or [""]:
@@ -326,6 +339,8 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "redo": _word_check("--redo", lambda: REDO_WORDS),
     "engine": _word_check("--engine", lambda: ENGINE_WORDS),
     "kind": _check_kinds,
+    "kinds": _check_baselines,
+    "like": _check_training,
     "signal": _check_signals,
     "recipe": _word_check("--recipe", lambda: RECIPE_WORDS),
     "profile": _check_profile,

@@ -31,7 +31,6 @@ from riebench.cli.common import (
     split_names,
     with_options_of,
 )
-from riebench.cli.names import check_word
 from riebench.utils.terminal import print_line
 
 if TYPE_CHECKING:
@@ -233,8 +232,11 @@ def train_saes(
 @friendly
 def make_controls(
     out: Annotated[Path, typer.Argument(help="Folder for the dictionaries; each kind gets a folder in it.")],
-    activations: Annotated[
-        Path | None, typer.Option(help="Folder that `riebench sae collect` wrote. [default: OUT/updates, made first]")
+    updates: Annotated[
+        Path | None,
+        typer.Option(
+            "--activations", help="Folder that `riebench sae collect` wrote. [default: OUT/updates, made now]"
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model whose updates are collected, if there are none: see --activations.")
@@ -273,12 +275,10 @@ def make_controls(
     from riebench.utils.machine import pick_device
 
     wanted = split_names(kinds) or BASELINES
-    for name in wanted:
-        check_word("--kinds", name, BASELINES)
     chosen = _Controls(like, features, k, steps, epochs, batch_size, seed)
     config, plan = chosen.settings()
     where = pick_device(device)
-    collection = _activations(out, activations, model, prompts, toy_captions, split_names(blocks), where)
+    collection = _activations(out, updates, model, prompts, toy_captions, split_names(blocks), where)
     on = _signal(signal or chosen.signal, collection)
     names = split_names(blocks)
     chosen.check_data(collection, names, on)
@@ -369,9 +369,9 @@ def _activations(
             raise RiebenchError(f"{folder} holds activations of {there.index.model.name}, not of {model}")
         return there
     if model is None:
-        raise RiebenchError(
-            "give --activations FOLDER, which `riebench sae collect` writes, or a --model to collect from"
-        )
+        raise RiebenchError("give --activations FOLDER, which `riebench sae collect` writes, or a --model")
+    if prompts is None and toy_captions is None:
+        raise RiebenchError("give what to collect from: --prompts FILE or --toy-captions N")
     captions = None if toy_captions is None else ToyCaptions(toy_captions, training_captions)
     source = PromptSource(file=prompts, captions=captions)
     known = source.count()

@@ -29,7 +29,7 @@ from riebench.saes.files import load_tensors, save_tensors
 from riebench.saes.formats import folder_name, load_saes
 from riebench.tasks.schema import Count, StoredModel
 from riebench.toyworld.captions import training_captions
-from riebench.toyworld.saes import CAPTIONS, FEATURES, K, configuration
+from riebench.toyworld.saes import FEATURES, K, configuration
 from riebench.training.baselines import BASELINES, UNSEEDED, make_baseline, measure
 from riebench.training.batches import DataPass, InMemoryPositions
 from riebench.training.collect import CollectOptions, collect
@@ -43,12 +43,19 @@ from riebench.utils.terminal import print_line
 
 MODELS = ("toy-turbo",)
 """Models whose scenes are known."""
-EPOCHS = 16
-"""Enough for all steps of the full training."""
+CAPTIONS = 2000
+"""Training captions whose updates are collected."""
+BATCH, FULL_STEPS, EPOCHS = 1024, 600, 6
+"""Positions a step and steps of the full training, and epochs that are enough for them.
+
+Both are smaller than those of the shipped SAEs, since some thirty SAEs of each block are trained.
+"""
+DEAD_AFTER = 100_000
+"""Idle positions after which a feature is dead, fewer than in the longer training of the shipped SAEs."""
 SEED_STEP = 1000
 """Between the seeds of two trainings of a block; the first has that of the shipped SAE."""
 QUALITY = "quality.json"
-PAIR_SCENES, DIRECTION_SCENES, RANDOM_SCENES = 48, 32, 800
+PAIR_SCENES, DIRECTION_SCENES, RANDOM_SCENES = 32, 24, 600
 """Scenes of each attribute for the true dictionary, the same for the true directions, and scenes to measure on."""
 SCENE_SEED = 71
 
@@ -276,11 +283,16 @@ class _Maker:
 
 
 def _settings(name: str, seed: int, block: str) -> tuple[SaeTraining, DataPass]:
-    """Return settings and order of one SAE's training, those of the shipped SAEs but for what the rung changes."""
-    usual = configuration(block, _K.get(name, K))
-    config = replace(usual, features=_WIDTHS.get(name, FEATURES), seed=usual.seed + SEED_STEP * seed)
-    plan = DataPass(batch_size=config.batch_size, epochs=EPOCHS, steps=_STEPS.get(name, config.steps), seed=seed)
-    return replace(config, steps=_STEPS.get(name, config.steps)), plan
+    """Return settings and order of one SAE's training.
+
+    They are the shipped SAEs' but for its length and for what the rung changes.
+    """
+    usual, steps = configuration(block, _K.get(name, K)), _STEPS.get(name, FULL_STEPS)
+    config = replace(
+        usual, features=_WIDTHS.get(name, FEATURES), batch_size=BATCH, steps=steps, dead_after=DEAD_AFTER,
+        seed=usual.seed + SEED_STEP * seed,
+    )  # fmt: skip
+    return config, DataPass(batch_size=BATCH, epochs=EPOCHS, steps=steps, seed=seed)
 
 
 def _quality(name: str, seed: int, figures: Mapping[str, SaeFigures], values: Sequence[ValueTruth]) -> RungQuality:

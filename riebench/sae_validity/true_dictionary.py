@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from riebench.sae_validity.scenes import PairUpdates
 from riebench.saes.figures import FeatureStatistics, feature_statistics
@@ -24,8 +25,12 @@ from riebench.scoring.metrics.judge_network import ATTRIBUTES
 
 AGREEMENT = 0.7
 """Least cosine between a direction's estimates from two halves of the scenes with which a block carries the value."""
-SIZE = 0.02
-"""Least share of the variance of a block's updates, at the positions where the value shows, that it must move."""
+SIZE = 0.2
+"""Least size of an attribute's values in a block that carries them, as a mean: see `ValueDirection.size`.
+
+Attributes that a block reads from the text reach 0.4 and more in it. Smaller sizes are what a later block does because
+the image before it has changed.
+"""
 RIDGE = 1e-3
 """Added to the covariance of the updates, in units of their mean variance."""
 NEVER = 1e9
@@ -42,7 +47,8 @@ class ValueDirection:
         direction: [d], of length one.
         amount: mean length of the difference along it, where the value shows.
         agreement: cosine between the estimates from both halves of the scenes.
-        size: share of the updates' variance that the amount stands for.
+        size: the squared amount over the variance of the updates, which is above 1 where few positions show much.
+        carried: whether the block carries the value.
     """
 
     attribute: str
@@ -51,16 +57,12 @@ class ValueDirection:
     amount: float
     agreement: float
     size: float
+    carried: bool
 
     @property
     def name(self) -> str:
         """The attribute and its value, such as color:red."""
         return f"{self.attribute}:{self.value}"
-
-    @property
-    def carried(self) -> bool:
-        """True if the block carries the value."""
-        return self.agreement >= AGREEMENT and self.size >= SIZE
 
 
 @dataclass(frozen=True)
@@ -97,18 +99,24 @@ def value_directions(pairs: PairUpdates, block: str) -> list[ValueDirection]:
         block: short name.
     """
     variance = float(pairs.positions(block).float().var(dim=0, correction=0).sum())
-    found = []
-    for attribute, values in ATTRIBUTES.items():
-        differences = pairs.differences(block, attribute)
-        means = differences.mean(dim=2)
-        for index, value in enumerate(values):
-            mean = means[:, index].mean(dim=0)
-            halves = [means[half::2, index].mean(dim=0) for half in (0, 1)]
-            direction = mean / mean.norm().clamp(min=torch.finfo(torch.float32).tiny)
-            amount = _weighted(differences[:, index] @ direction)
-            agreement = float(torch.nn.functional.cosine_similarity(*halves, dim=0))
-            found.append(ValueDirection(attribute, value, direction, amount, agreement, amount**2 / variance))
-    return found
+    return [one for attribute in ATTRIBUTES for one in _attribute_directions(pairs, block, attribute, variance)]
+
+
+def _attribute_directions(pairs: PairUpdates, block: str, attribute: str, variance: float) -> list[ValueDirection]:
+    differences = pairs.differences(block, attribute)
+    means = differences.mean(dim=2)
+    directions = nn.functional.normalize(means.mean(dim=0), dim=1)
+    halves = [means[half::2].mean(dim=0) for half in (0, 1)]
+    agreements = nn.functional.cosine_similarity(*halves, dim=1).tolist()
+    amounts = [_weighted(differences[:, i] @ row) for i, row in enumerate(directions)]
+    sizes = [amount**2 / variance for amount in amounts]
+    carries = fmean(sizes) >= SIZE
+    return [
+        ValueDirection(
+            attribute, value, directions[i], amounts[i], agreements[i], sizes[i], carries and agreements[i] >= AGREEMENT
+        )
+        for i, value in enumerate(ATTRIBUTES[attribute])
+    ]  # fmt: skip
 
 
 def true_dictionary(pairs: PairUpdates, block: str) -> TrueFeatures:
@@ -123,7 +131,7 @@ def true_dictionary(pairs: PairUpdates, block: str) -> TrueFeatures:
     carried = [one for one in value_directions(pairs, block) if one.carried]
     if not carried:
         nothing = torch.eye(1, positions.shape[1])
-        return TrueFeatures(("nothing",), nothing, nothing, center, torch.zeros(1), torch.full((1,), NEVER))
+        return TrueFeatures(("nothing",), nothing, nothing.clone(), center, torch.zeros(1), torch.full((1,), NEVER))
     covariance = torch.cov(positions.T.double(), correction=0)
     covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
     directions = torch.stack([one.direction for one in carried])

@@ -1,14 +1,16 @@
 """The quality of an SAE by construction: its single features against known attribute values, without any edit.
 
-For each attribute value the feature whose level tells scenes with the value best from those without is chosen on one
-half of the scenes. On the other half its area under the ROC curve is measured, and its direction is compared with the
-value's true one. `truth` of a value is (2 area - 1) x cosine, not below 0: 1 for a feature that is the value, 0 for one
-that tells nothing or writes in another direction. `measure_truth` computes it.
+The level of a feature in a scene is its mean value over positions. For each attribute value two things are known of a
+feature: the area under the ROC curve with which its level tells scenes with the value from those without, and the
+cosine between its direction and the true one. Its truth about the value is (2 area - 1) x cosine, not below 0: 1 for a
+feature that is the value, 0 for one that tells nothing or writes in another direction. The feature of the highest truth
+is chosen on one half of the scenes and measured on the other. `measure_truth` does that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ class ValueTruth(StoredModel):
     @property
     def truth(self) -> float:
         """Agreement with the value, from 0 to 1."""
-        return max(0.0, 2 * self.area - 1) * max(0.0, self.cosine)
+        return float(_truth(np.array(self.area), np.array(self.cosine)))
 
 
 def measure_truth(
@@ -63,12 +65,15 @@ def measure_truth(
             if not one.carried:
                 continue
             has = scenes.has(one.attribute, one.value)
-            best = int(np.argmax(areas(levels[half], has[half])))
+            cosines = (sae.directions @ one.direction).numpy()
+            best = int(np.argmax(_truth(areas(levels[half], has[half]), cosines)))
             area = float(areas(levels[~half][:, [best]], has[~half])[0])
-            cosine = float(sae.directions[best] @ one.direction)
             found.append(
-                ValueTruth(value=one.name, block=block, feature=best, area=round(area, 4), cosine=round(cosine, 4))
-            )
+                ValueTruth(
+                    value=one.name, block=block, feature=best, area=round(area, 4),
+                    cosine=round(float(cosines[best]), 4),
+                )
+            )  # fmt: skip
     return found
 
 
@@ -87,6 +92,12 @@ def areas(levels: Tensor, has: Tensor) -> NDArray[np.float64]:
     positive, negative = int(inside.sum()), int((~inside).sum())
     above: NDArray[np.float64] = ranks[inside].sum(axis=0) - positive * (positive + 1) / 2
     return above / (positive * negative)
+
+
+def _truth(area: NDArray[Any], cosine: NDArray[Any]) -> NDArray[Any]:
+    """Return the truth of features about a value, elementwise from 0 to 1."""
+    found: NDArray[Any] = np.clip(2 * area - 1, 0, None) * np.clip(cosine, 0, None)
+    return found
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ ENDS_AT_ONCE: dict[tuple[str, ...], list[str]] = {
     ("sae", "feature"): ["mid.0", "x"],
     ("sae", "collect"): ["--model", "toy-turbo", "--prompts", "none.txt"],
     ("sae", "train"): ["none"],
+    ("sae", "baselines"): ["none", "--kinds", "none"],
     ("sae", "speed"): ["--kind", "none"],
     ("sae", "inspect"): ["none"],
     ("tasks", "import", "riebench"): ["none.json"],

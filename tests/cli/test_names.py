@@ -15,6 +15,7 @@ from paths import ROOT
 
 from riebench.cli import names
 from riebench.cli.names import (
+    BASELINE_WORDS,
     CHECKS,
     DEVICE_WORDS,
     ENGINE_WORDS,
@@ -91,6 +92,9 @@ WRONG = {
     "sae collect --model toy-turbo --signal update,ouput": "--signal 'ouput' (did you mean 'output'?)",
     "sae train . --signal input": "--signal 'input'",
     "sae train . --kind tpok": "(did you mean 'topk'?)",
+    "sae baselines out --activations nope": "there is no folder nope; `riebench sae collect` makes it",
+    "sae baselines out --kinds pca,neuron": "--kinds 'neuron' (did you mean 'neurons'?)",
+    "sae baselines out --like nope": "--like nope: there is no such folder",
     "sae speed --kind tpok": "(did you mean 'topk'?)",
     "tasks check tyo": "(did you mean 'toy'?)",
     "tasks import riebench nope.json": "file nope.json: cannot be read",
@@ -151,10 +155,12 @@ def _is_number(words: tuple[str, ...], name: str) -> bool:
 def test_the_words_are_those_of_the_parts_that_use_them() -> None:
     from riebench.jobs.request import ENGINES
     from riebench.store.folder import REDO_MODES
+    from riebench.training.baselines import BASELINES
     from riebench.training.collection import TENSORS
     from riebench.training.settings import KINDS, RECIPES
 
     assert (REDO_WORDS, ENGINE_WORDS, KIND_WORDS, RECIPE_WORDS) == (REDO_MODES, ENGINES, KINDS, RECIPES)
+    assert BASELINE_WORDS == BASELINES
     assert (*TENSORS,) == SIGNAL_WORDS and SIGNAL_WORDS[:2] == get_args(Signal)
 
 
