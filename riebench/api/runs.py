@@ -52,6 +52,7 @@ class RunOptions(TypedDict, total=False):
     """
 
     settings_set: str
+    sae_name: str
     accept_sae: bool
     blocks: Words
     edit_steps: str | tuple[float, float]

@@ -27,7 +27,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "strengths", "top",
     ),
     "Edits": (
-        "sae", "accept_sae", "sweep", "blocks", "signal", "features", "edit_steps", "regions", "mapping", "seeds_of",
+        "sae", "sae_name", "accept_sae", "sweep", "blocks", "signal", "features", "edit_steps", "regions", "mapping",
+        "seeds_of",
     ),
     "Model": (
         "model", "models", "base", "steps", "guidance", "size", "dtype", "single_file_config", "vae", "unet", "lora",

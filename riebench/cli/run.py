@@ -63,7 +63,8 @@ def request_from_options(
     settings_set: Annotated[
         str,
         typer.Option(
-            help="main: the quick ones; sweep: every method at six strengths or more; paper: equal shares, switches.",
+            help="main: the quick ones; sweep: every method at six strengths or more; features: SAEs at 1 to 20 "
+            "features; paper: equal shares, switches.",
             autocompletion=complete_settings_set,
         ),
     ] = "main",
@@ -76,6 +77,12 @@ def request_from_options(
         ),
     ] = None,
     sae: SaeOption = None,
+    sae_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Added to the names of configurations with SAEs, so that one results folder holds several SAEs."
+        ),
+    ] = None,
     accept_sae: Annotated[
         bool,
         typer.Option("--accept-sae", help="Also run an SAE that explains nothing of the activations it is used on."),
@@ -203,6 +210,7 @@ def request_from_options(
         settings_set=settings_set,
         model=model,
         sae=sae,
+        sae_name=sae_name,
         accept_sae=accept_sae,
         blocks=blocks,
         edit_steps=edit_steps,

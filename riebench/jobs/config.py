@@ -16,7 +16,7 @@ from riebench.errors import RiebenchError
 from riebench.models.spec import Format
 from riebench.runs.failures import STOP_AFTER
 from riebench.scoring.profiles import DEFAULT
-from riebench.tasks.schema import MAX_GUIDANCE, MAX_SIZE, MAX_STEPS, MAX_WHOLE, StoredModel
+from riebench.tasks.schema import MAX_GUIDANCE, MAX_SIZE, MAX_STEPS, MAX_WHOLE, Identifier, StoredModel
 from riebench.tasks.settings import MAIN_SET
 from riebench.utils.yaml_files import load_yaml, validate
 
@@ -49,6 +49,8 @@ class RunConfig(StoredModel):
     """Preset, folder, single file or hub id."""
     sae: str | None = None
     """Source of the SAEs."""
+    sae_name: Identifier | None = None
+    """Name that configurations with SAEs get beside their own."""
     accept_sae: StrictBool = False
     """True to run SAEs that explain nothing of the activations, too."""
     blocks: str | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from riebench.blocks import module_path, short_name
 from riebench.errors import RiebenchError, near_match
@@ -23,7 +23,7 @@ from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, get_profile
 from riebench.store.folder import REDO_MODES, Redo
 from riebench.tasks.mask_files import check_masks
-from riebench.tasks.schema import EditTask, Setting, parse_interval
+from riebench.tasks.schema import EditTask, Identifier, Setting, parse_interval
 from riebench.tasks.settings import MAIN_SET, load_settings
 from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.machine import pick_device
@@ -101,6 +101,7 @@ class RunRequest:
     settings_set: str = MAIN_SET
     model: str | None = None
     sae: str | None = None
+    sae_name: str | None = None
     accept_sae: bool = False
     blocks: str | None = None
     edit_steps: str | None = None
@@ -238,6 +239,7 @@ class RunRequest:
             RiebenchError: for anything unknown or malformed.
         """
         parse_regions(self.regions or DEFAULT_REGIONS).folders()
+        self._check_sae_name()
         scorer_pair(self.scorers)
         parse_weights(self.weights)
         tasks = load_suite(self.suite, categories=self.categories, limit=self.limit, examples=self.examples)
@@ -252,10 +254,24 @@ class RunRequest:
         check_masks(tasks)
         return tasks, settings
 
+    def _check_sae_name(self) -> None:
+        """Refuse a name of SAEs that cannot be part of a folder's name."""
+        try:
+            TypeAdapter(Identifier | None).validate_python(self.sae_name)
+        except ValidationError as error:
+            raise RiebenchError(
+                f"--sae-name {self.sae_name!r}: use letters, digits, dots, hyphens and underscores, the first a letter "
+                "or digit, and at most 120 of them"
+            ) from error
+
     def _with_options(self, setting: Setting) -> Setting:
+        from riebench.methods.base import get_method
+
         changes: dict[str, object] = {}
         if self.sae is not None:
             changes["sae"] = self.sae
+        if self.sae_name is not None and "saes" in get_method(setting.method).needs:
+            changes["name"] = f"{setting.name}.{self.sae_name}"
         if self.blocks is not None and setting.blocks:
             changes.update(blocks_option(self.blocks))
         if self.edit_steps is not None and setting.blocks:

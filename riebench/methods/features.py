@@ -192,7 +192,7 @@ def feature_transfer(
 
 @dataclass(frozen=True)
 class FeatureProfile:
-    """Mean feature values of another example, and the values that its edit puts in and takes out.
+    """Mean feature values of another example, and what its edit changes.
 
     Attributes:
         new: what the target has and the source has not, see `changed_values`.
@@ -275,7 +275,7 @@ def changed_values(example: EditExample) -> tuple[frozenset[str], frozenset[str]
 def _runs_with(
     values: frozenset[str], others: Sequence[FeatureProfile], fallback: Role
 ) -> list[tuple[SiteMeans, SiteMeans]]:
-    """Return the runs of other examples that show some values, each with the run that lacks them.
+    """Return other examples' runs that show some values, each with one that does not.
 
     The examples are those that share most of the values. If none shares any, they are all, in the role `fallback`:
     what the category's edits have in common.
@@ -317,7 +317,7 @@ def _fixed_term(
     ctx: EditContext, block: str, sae: SparseAutoencoder, role: Role, features: Tensor,
     found: Sequence[tuple[SiteMeans, SiteMeans]],
 ) -> Term:  # fmt: skip
-    """Return features at their mean values in other runs, at every position of a region.
+    """Return features at their mean values in other runs, all over a region.
 
     Those of the source region are taken away.
     """

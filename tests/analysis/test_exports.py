@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from riebench.analysis.configurations import configurations
 from riebench.analysis.export import data_frame, export, push, save_dataset, to_dataset, unit_rows
-from riebench.analysis.figures import figure_files
+from riebench.analysis.export.figures import figure_files
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, find_run_folders

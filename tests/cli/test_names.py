@@ -36,8 +36,8 @@ NO_NAMES = {
     "dataset_config", "revision", "split", "column", "category", "mapped", "name", "names", "first", "second",
     # Read together with the suite, when the job is planned; options of a file.
     "examples", "version", "log_level",
-    # A licence has any name.
-    "licence",
+    # A licence has any name, and so have SAEs; their name is checked when the job is planned.
+    "licence", "sae_name",
 }  # fmt: skip
 
 VERBS = [("run",), ("doctor",), ("score",), *(words for words in COMMANDS if words[0] == "sae")]

@@ -26,10 +26,10 @@ from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import RunSpec
 
 EVERYTHING = RunRequest(
-    suite="mine", settings=("sae", "a/b.yaml"), settings_set="sweep", model="m", sae="s", accept_sae=True,
-    blocks="mid.0", edit_steps="0:0.5", categories=("change_color",), steps=2, guidance=1.5, seeds=(3, 4), limit=5,
-    batch_size=6,
-    device="cpu", dtype="float16", results=Path("out"), report=Path("out/report"), redo="all", offline=True,
+    suite="mine", settings=("sae", "a/b.yaml"), settings_set="sweep", model="m", sae="s", sae_name="one",
+    accept_sae=True, blocks="mid.0", edit_steps="0:0.5", categories=("change_color",), steps=2, guidance=1.5,
+    seeds=(3, 4), limit=5, batch_size=6, device="cpu", dtype="float16", results=Path("out"),
+    report=Path("out/report"), redo="all", offline=True,
     regions="attention", profile="paper", scorers=("one", "two"), weights=("dino=x",), stop_after=7, trust_plugins=True,
     engine=EngineOptions("ray", "auto", 8, (1, 3)), repeat=Path("run.json"), repeat_exactly=False,
     options=ModelOptions(size=64, config="sdxl-turbo", vae="v", offload="model", vae_slicing=True, vae_tiling=True,

@@ -113,6 +113,15 @@ def test_the_main_set_is_run_unless_another_is_asked_for(tmp_path: Path) -> None
         RunRequest(settings=("embed_lerp",)).plan()
 
 
+def test_a_name_of_saes_keeps_runs_of_several_saes_apart_in_one_folder() -> None:
+    named = {one.name for one in RunRequest(settings_set="features", sae_name="mine", limit=1).plan()[1]}
+    usual = {one.name for one in RunRequest(settings_set="features", limit=1).plan()[1]}
+    assert named & usual == {"activation_patch_once"}
+    assert {name.removesuffix(".mine") for name in named} == usual
+    with pytest.raises(RiebenchError, match="--sae-name 'a/b': use letters, digits"):
+        RunRequest(sae_name="a/b").plan()
+
+
 def test_new_methods_run_on_the_toy_model(tmp_path: Path) -> None:
     names = sorted(SWEPT - {"sae", "activation_patch", "mean_steering", "neurons", "random_features"})
     few = {"concept_steering": {"params": {"examples": 2}}}

@@ -55,6 +55,8 @@ def test_a_figure_for_a_page_follows_the_pages_colour_and_size() -> None:
 
 
 def test_matplotlib_is_imported_only_where_it_is_used() -> None:
-    modules = "riebench.utils.plots, riebench.analysis.figures, riebench.report.plots, riebench.features.drawings"
+    modules = (
+        "riebench.utils.plots, riebench.analysis.export.figures, riebench.report.plots, riebench.features.drawings"
+    )
     line = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], check=False).returncode == 0

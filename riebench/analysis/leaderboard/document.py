@@ -69,7 +69,7 @@ def make_leaderboard(results: Path) -> Leaderboard:
 
 
 def _with_sae_scores(section: Section, suite: str, model: str, folders: Sequence[RunFolder]) -> Section:
-    """Return a section with the table of SAEs that were tested at few features, if there are any."""
+    """Return a section with its table of SAEs, if any were tested at few features."""
     comparison = SaeComparison.of(folders)
     standings = comparison.standings()
     if not standings:

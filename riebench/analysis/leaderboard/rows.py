@@ -17,14 +17,16 @@ COLUMNS: Mapping[str, str] = {
     "model": "the model",
     "profile": "the profile whose metrics are ranked by",
     "inputs": "letters of the inputs used: P prompt, A target activations, M masks, T training examples, V inversion",
-    "table": "letters of the table that the row stands in; a control stands in that of the method it controls",
+    "table": "letters of the table that the row stands in; a control stands in that of the method it controls; `SAEs` "
+    "for SAE scores",
     "rank": "empty for what is unranked",
     "method": "name of the method, or of the configuration in profiles other than `default`",
     "control_of": "the method that it is a control of",
     "sae": "where its SAEs come from, and the beginning of the least of their hashes",
     "block_set": "blocks edited together",
     "edit_strengths": "edit strengths tested; strengths that give the same pictures count once",
-    "metric": "what `score` is: `mean_gain` (over LPIPS budgets), or the metric that the profile ranks by",
+    "metric": "what `score` is: `mean_gain` (over LPIPS budgets), or the metric that the profile ranks by; `sae_` and "
+    "a measure for SAE scores",
     "score": "what rows are sorted by, as stored (gains are printed x100)",
     "score_low": "lower end of its 95 % interval",
     "score_high": "upper end of its 95 % interval",

@@ -1,4 +1,4 @@
-"""Table of SAEs by what few of their features do: SAE against SAE, same method and budget."""
+"""Table of SAEs by few of their features: SAE against SAE, at one budget."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def sae_score_blocks(comparison: SaeComparison, standings: Sequence[SaeStanding]
 
 
 def sae_score_conclusion(standings: Sequence[SaeStanding]) -> Pieces:
-    """Return which SAEs are in the first rank group, in a sentence; nothing below two ranked SAEs."""
+    """Return a sentence on the SAEs of the first rank group.
+
+    It is empty below two ranked SAEs.
+    """
     ranked = [one for one in standings if one.rank is not None]
     if len(ranked) < 2:
         return ()

@@ -73,7 +73,7 @@ class Cells:
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """What numbers of an SAE's features do, unit by unit.
+    """Gains and verdicts of an SAE's features, unit by unit.
 
     Arrays are [U, counts] in the order of `FEATURE_COUNTS`, NaN where a number is missing.
 
@@ -204,7 +204,7 @@ def read_effects(runs: Iterable[RunFolder], patch: Iterable[RunFolder] = ()) -> 
 
 
 def counted(setting: Setting) -> tuple[Kind | None, int]:
-    """Return what the score reads a run of a setting as, and its number of features.
+    """Return the kind of run that a setting makes, and its number of features.
 
     Returns:
         None for a run that it does not read; the number is 0 for activation patching.

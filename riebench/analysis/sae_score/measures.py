@@ -77,9 +77,12 @@ def mean_of_few(numbers: Floats) -> Floats:
 
 
 def area(numbers: Floats) -> Floats:
-    """Compute the mean over the logarithm of the number of features: [U, counts] -> [U].
+    """Compute the mean over the logarithm of the number of features, [U].
 
     It is the area below straight lines between the numbers tested, divided by its width.
+
+    Args:
+        numbers: [U, counts].
     """
     places = np.log2(FEATURE_COUNTS)
     widths = np.diff(places)
@@ -87,7 +90,7 @@ def area(numbers: Floats) -> Floats:
 
 
 def features_for_half(effects: Effects) -> Floats:
-    """Compute the number of features that reach half of the patch's gain, as its logarithm to base 2.
+    """Compute log2 of the number of features that reach half of the patch's gain.
 
     Between two numbers tested it is read on the straight line over the logarithm; 1 feature that is enough gives 0,
     and `BEYOND` stands for examples on which no number tested is enough. Examples on which the patch itself does little
@@ -148,7 +151,10 @@ def _best_count(effects: Effects) -> Floats:
 
 
 def _judged_selectivity(effects: Effects) -> Floats:
-    """Return wished attribute reached minus share of the others lost, mean over few features."""
+    """Return the wished attribute reached minus the share of others lost, [U].
+
+    It is the mean over few features.
+    """
     return mean_of_few(effects.numbers("sae", JUDGED) - (1 - effects.numbers("sae", KEPT)))
 
 

@@ -138,7 +138,7 @@ class SaeComparison:
         return sorted(made, key=_order)
 
     def estimates(self, effects: Effects) -> dict[str, Estimate]:
-        """Return measure -> its mean with an interval, for those that an SAE has numbers for."""
+        """Return measure -> its mean with an interval, for those with numbers."""
         found = {name: self._estimate(effects, measure) for name, measure in MEASURES.items()}
         return {name: one for name, one in found.items() if one.mean is not None}
 

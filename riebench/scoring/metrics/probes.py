@@ -1,8 +1,8 @@
-"""Selectivity of an edit by CLIP: its change along the wish against its changes along other attributes.
+"""Selectivity of an edit by CLIP.
 
-An attribute's probes are captions that differ in its value alone. The direction of one of them is its embedding minus
-the mean of all of them, so that it says nothing of what they share. All words are in the toy world's grammar, too, so
-that one set of probes serves every model.
+It is the change along the wish against changes along other attributes. An attribute's probes are captions that differ
+in its value alone. The direction of one of them is its embedding minus the mean of all of them, so that it says nothing
+of what they share. All words are in the toy world's grammar, too, so that one set of probes serves every model.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def probe_directions(scorer: ClipScorer) -> dict[str, Float]:
 
 @metric(direction="higher", low=-4, high=4, backbone="clip")
 def clip_selectivity(samples: Sequence[Sample], networks: Networks) -> list[Value]:
-    """Compute the picture's change along the prompts' change minus its changes along other attributes.
+    """Compute the change along the wish minus the changes along other attributes.
 
-    Both are lengths along directions of length 1. The latter is the mean, over the attributes that the edit's category
-    does not change, of the mean absolute change along their probes (`PROBES`).
+    The wish is the prompts' change. All changes are lengths along directions of length 1. The latter are the mean, over
+    the attributes that the edit's category does not change, of the mean absolute change along their probes (`PROBES`).
     """
     scorer: ClipScorer = networks.get("clip")
     directions = probe_directions(scorer)

@@ -30,6 +30,7 @@ from riebench.analysis.configurations import (
     scored_profiles,
 )
 from riebench.analysis.leaderboard.methods import method_columns
+from riebench.analysis.leaderboard.sae_scores import GROUPS
 from riebench.analysis.standings import MethodComparison, entries
 from riebench.analysis.tables import model_tables
 from riebench.errors import RiebenchError, near_match
@@ -141,7 +142,8 @@ def configuration_rows(groups: Groups) -> list[Row]:
 def method_rows(groups: Groups) -> list[Row]:
     """Return the methods as the leaderboard compares them, in the columns of its CSV."""
     rows: list[Row] = []
-    for (suite, model), folders in groups.items():
+    for (suite, model), every in groups.items():
+        folders = [folder for folder in every if folder.spec.setting.group not in GROUPS]
         if DEFAULT in scored_profiles(folders):
             comparison = MethodComparison(tuple(entries(folders)))
             reference = "" if comparison.reference is None else comparison.reference.name
@@ -218,7 +220,7 @@ def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = DEF
             for stem, (document, _) in model_tables(place, its).items():
                 write(stem.with_suffix(".tex"), document.latex().encode())
         if FIGURES in formats:
-            from riebench.analysis.figures import figure_files
+            from riebench.analysis.export.figures import figure_files
 
             found: list[Configuration] = [c for folder in its for c in configurations(folder)]
             for name, data in figure_files(found).items():
