@@ -11,7 +11,13 @@ from ladders import CATEGORIES, RUNGS, levels, made_results, rows_of
 
 from riebench.analysis.tradeoff import Examples
 from riebench.sae_validity.study.bars import Study, above_zero
-from riebench.sae_validity.study.means import MeasureTable, SaeMeans, category_means, training_draws
+from riebench.sae_validity.study.means import (
+    MeasureTable,
+    SaeMeans,
+    category_means,
+    example_weights,
+    training_draws,
+)
 from riebench.sae_validity.study.statistics import (
     TRAINED,
     compare_rungs,
@@ -172,8 +178,19 @@ def test_means_are_over_examples_then_categories_and_leave_out_what_is_missing()
 def test_training_seeds_of_a_rung_are_drawn_alike_for_all_measures() -> None:
     first, other = training_draws("full", 3, 50, 1), training_draws("steps_2", 3, 50, 1)
     assert (first == training_draws("full", 3, 50, 1)).all() and (first != other).any()
-    assert first[0].tolist() == [1, 1, 1] and (first.sum(axis=1) == 3).all()
+    assert first[0].tolist() == [1, 1, 1] and np.allclose(first.sum(axis=1), 3)
     assert (training_draws("pca", 1, 50, 1) == 1).all()
+
+
+def test_replicates_vary_as_much_as_new_examples_and_seeds_would() -> None:
+    values = np.array([1.0, 4.0, 7.0])
+    examples = Examples.of({name: "c" for name in "abc"})
+    for drawn in (training_draws("full", 3, 20_000, 1), example_weights(examples, 20_000, 1)):
+        means = drawn[1:] @ values / 3
+        # The usual bootstrap would show two thirds of it.
+        assert means.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.03)
+        assert means.mean() == pytest.approx(4, abs=0.05)
+    assert (example_weights(Examples.of({"a": "c"}), 5, 1) == 1).all()
 
 
 def test_two_values_of_one_unit_are_refused() -> None:

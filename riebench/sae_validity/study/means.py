@@ -3,6 +3,8 @@
 `MeasureTable` holds the values of a measure by SAE, example and picture seed; `SaeMeans` its means in every replicate.
 A replicate draws examples inside categories, the same ones for all SAEs, and independently of them the training seeds
 of every rung: the two are crossed. A mean is over picture seeds, then examples, then categories, then training seeds.
+Categories have few examples and rungs few seeds, of which the usual bootstrap shows too little variance, (n - 1) / n of
+it; so n - 1 of n are drawn, and each counts n / (n - 1) times (Rao and Wu 1988).
 """
 
 from __future__ import annotations
@@ -133,8 +135,7 @@ class SaeMeans:
     @classmethod
     def of(cls, table: MeasureTable, replicates: int = REPLICATES, seed: int = BOOTSTRAP_SEED) -> SaeMeans:
         """Return the means of a table, with as many replicates."""
-        drawn = table.examples.draws(replicates, seed)
-        weights = np.vstack([np.ones((1, len(table.examples.ids))), drawn])
+        weights = example_weights(table.examples, replicates, seed)
         return cls(table.saes, category_means(table.example_values, weights, table.examples), seed)
 
     @cached_property
@@ -179,15 +180,41 @@ class SaeMeans:
         return cell(first - second, len(self.places[better]) + len(self.places[worse]))
 
 
-def training_draws(rung: str, seeds: int, replicates: int, seed: int) -> Floats:
-    """Draw training seeds: how often each is in each replicate, [1 + R, seeds].
+def example_weights(examples: Examples, replicates: int, seed: int) -> Floats:
+    """Draw examples inside each category: the weight of each in each replicate, [1 + R, E].
 
-    Every seed is there once in the observed row, which is the first.
+    Every example counts once in the observed row, which is the first. The draw depends on names and seed alone.
     """
-    text = f"{seed}\ntraining seeds\n{rung}\n{seeds}"
+    weights = np.ones((1 + replicates, len(examples.ids)))
+    for category, members in examples.strata.items():
+        names = [examples.ids[place] for place in members]
+        weights[1:, members] = rescaled_draws(["examples", category, *names], len(members), replicates, seed)
+    return weights
+
+
+def training_draws(rung: str, seeds: int, replicates: int, seed: int) -> Floats:
+    """Draw training seeds of a rung: the weight of each in each replicate, [1 + R, seeds].
+
+    Every seed counts once in the observed row, which is the first.
+    """
+    drawn = rescaled_draws(["training seeds", rung], seeds, replicates, seed)
+    return np.vstack([np.ones((1, seeds)), drawn])
+
+
+def rescaled_draws(names: Sequence[str], n: int, replicates: int, seed: int) -> Floats:
+    """Draw n - 1 of n with replacement, and let each count n / (n - 1) times: [R, n].
+
+    Args:
+        names: what the generator's seed depends on, beside `seed`.
+        n: how many there are; a single one counts once in every replicate.
+        replicates: number of draws.
+        seed: of all draws.
+    """
+    if n == 1:
+        return np.ones((replicates, 1))
+    text = "\n".join([str(seed), *names, str(n)])
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-    counts = rng.multinomial(seeds, [1 / seeds] * seeds, size=replicates).astype(np.float64)
-    return np.vstack([np.ones((1, seeds)), counts])
+    return rng.multinomial(n - 1, [1 / n] * n, size=replicates) * (n / (n - 1))
 
 
 def cell(draws: Floats, n: int, reason: str = "undefined") -> Cell:

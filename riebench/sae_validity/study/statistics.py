@@ -20,7 +20,7 @@ from riebench.analysis.stats import LEVEL
 from riebench.analysis.validity.ranking import taus
 from riebench.analysis.validity.units import Cell, empty_cell
 from riebench.sae_validity.rungs import Rung
-from riebench.sae_validity.study.means import MeasureTable, SaeMeans, cell, nan_mean
+from riebench.sae_validity.study.means import MeasureTable, SaeMeans, cell, example_weights, nan_mean
 
 TRAINED = "full"
 """Rung that is trained to the end, at the usual k and width."""
@@ -165,7 +165,7 @@ def _picture_noise(table: MeasureTable, replicates: int, seed: int) -> Cell:
     variances = np.where(several, squares.sum(axis=2) / np.maximum(counts - 1, 1), np.nan)
     # One variance for each example: SAEs share the pictures' noise.
     by_example = nan_mean(variances, axis=0)
-    weights = np.vstack([np.ones((1, len(by_example))), table.examples.draws(replicates, seed)])
+    weights = example_weights(table.examples, replicates, seed)
     known = np.isfinite(by_example)
     parts = []
     for members in table.examples.strata.values():
