@@ -286,7 +286,10 @@ class _Maker:
         return SceneUpdates(found["updates"], found["labels"])
 
     def _stored(self, name: str, settings: list[Any], compute: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-        """Return what a file of the work folder holds; compute it if there is none of these settings."""
+        """Read a file of the work folder.
+
+        It is computed first if there is none of these settings.
+        """
         seed = SCENE_SEED + ("pairs", "directions", "scenes").index(name)
         identity = content_digest([self._model.spec.identity, seed, *settings])
         path = self._work / f"{name}.pt"
@@ -309,7 +312,10 @@ class _Maker:
         return read_quality(folder)
 
     def _block(self, name: str, seed: int, block: str, folder: Path) -> SaeFigures:
-        """Make the SAE of one block, if it is not finished, and measure it on the positions held out."""
+        """Make the SAE of one block, if it is not finished, and measure it.
+
+        It is measured on the positions held out.
+        """
         config, plan = _settings(name, seed, block)
         data = self._positions(block)
         place = folder / folder_name(
@@ -364,7 +370,7 @@ def _quality(name: str, seed: int, figures: Mapping[str, SaeFigures], values: Se
 
 
 def _means(values: Sequence[ValueTruth]) -> tuple[float | None, float | None, float | None]:
-    """Return the means of truth, area and cosine; None where there is nothing to average."""
+    """Return means of truth, area and cosine; None where there are no values."""
     if not values:
         return None, None, None
     columns = zip(*((one.truth, one.area, one.cosine) for one in values), strict=True)
