@@ -2,14 +2,17 @@
 
 `RUNGS` lists them, and `make_rungs` makes them for the one-step toy model, several training seeds each:
 
+WORK/rungs.json                 settings of everything in the folder
 WORK/updates/                   updates of training captions, as `riebench sae collect` writes them
-WORK/scenes.pt                  updates of scenes whose attributes are known
+WORK/pairs.pt, directions.pt, scenes.pt
+                                updates of scenes whose attributes are known, and the true directions
 WORK/RUNG/seed-S/               an SAE folder, as `riebench run --sae` takes it, with quality.json
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +21,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from riebench.errors import RiebenchError, StoreError, near_match
+from riebench.errors import IdentityError, RiebenchError, StoreError, near_match
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.sae_validity.scenes import PairUpdates, SceneUpdates, pair_updates, scene_updates
-from riebench.sae_validity.true_dictionary import ValueDirection, save_true, true_dictionary, value_directions
+from riebench.sae_validity.true_dictionary import (
+    AGREEMENT,
+    SIZE,
+    ValueDirection,
+    save_true,
+    true_dictionary,
+    value_directions,
+)
 from riebench.sae_validity.truth import ValueTruth, measure_truth
 from riebench.saes.figures import SaeFigures
 from riebench.saes.files import load_tensors, save_tensors
@@ -37,7 +47,7 @@ from riebench.training.collection import Collection
 from riebench.training.many import SAMPLE, train_many
 from riebench.training.run import is_written
 from riebench.training.settings import SaeTraining
-from riebench.utils.files import content_digest, temporary_path, write_atomic
+from riebench.utils.files import content_digest, remove_stale_files, temporary_path, write_atomic
 from riebench.utils.locks import whole_lock
 from riebench.utils.terminal import print_line
 
@@ -54,7 +64,7 @@ DEAD_AFTER = 100_000
 """Idle positions after which a feature is dead, fewer than in the longer training of the shipped SAEs."""
 SEED_STEP = 1000
 """Between the seeds of two trainings of a block; the first has that of the shipped SAE."""
-QUALITY = "quality.json"
+SETTINGS, QUALITY = "rungs.json", "quality.json"
 PAIR_SCENES, DIRECTION_SCENES, RANDOM_SCENES = 32, 24, 600
 """Scenes of each attribute for the true dictionary, the same for the true directions, and scenes to measure on."""
 SCENE_SEED = 71
@@ -159,6 +169,9 @@ def make_rungs(
     wanted = [(name, seed) for name in names for seed in (seeds[:1] if name in single else seeds)]
     work.mkdir(parents=True, exist_ok=True)
     with whole_lock(work):
+        # A killed process may have left a partly written file.
+        remove_stale_files(work)
+        _claim(work, model)
         maker = _Maker(work, model)
         for name, seed in wanted:
             quality = maker.make(name, seed)
@@ -194,6 +207,28 @@ def quality_line(quality: RungQuality) -> str:
     )
 
 
+def _claim(work: Path, model: str) -> None:
+    """Write the settings of a work folder, or compare them with those that it holds.
+
+    Raises:
+        IdentityError: if it holds rungs of other settings.
+    """
+    trainings = {name: _settings(name, 0, block)[0].stored_settings for name in NAMES for block in BLOCKS[:1]}
+    settings = {
+        "model": model, "captions": CAPTIONS, "epochs": EPOCHS, "seed_step": SEED_STEP, "trainings": trainings,
+        "scenes": [PAIR_SCENES, DIRECTION_SCENES, RANDOM_SCENES, SCENE_SEED], "carried": [SIZE, AGREEMENT],
+    }  # fmt: skip
+    path = work / SETTINGS
+    if not path.exists():
+        write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged; make the rungs in a new folder") from error
+    if content_digest(stored) != content_digest(settings):
+        raise IdentityError(f"{work} holds rungs of other settings ({path}); use another folder")
+
+
 def _folder(work: Path, name: str, seed: int) -> Path:
     return work / name / f"seed-{seed}"
 
@@ -221,42 +256,66 @@ class _Maker:
         return collect(self._model, training_captions(CAPTIONS), folder, options, known=CAPTIONS)
 
     @cached_property
-    def _scenes(self) -> tuple[PairUpdates, dict[str, list[ValueDirection]], SceneUpdates]:
-        """Pairs for the true dictionary, directions by block from other pairs, and scenes to measure on."""
-        identity = content_digest([self._model.spec.identity, PAIR_SCENES, DIRECTION_SCENES, RANDOM_SCENES, SCENE_SEED])
-        path = self._work / "scenes.pt"
+    def _pairs(self) -> PairUpdates:
+        """Pairs that the true dictionary is made from."""
+        found = self._stored("pairs", [PAIR_SCENES], lambda seed: {
+            "values": pair_updates(self._model, BLOCKS, PAIR_SCENES, seed=seed, held_out=False).values
+        })  # fmt: skip
+        return PairUpdates(found["values"])
+
+    @cached_property
+    def _directions(self) -> dict[str, list[ValueDirection]]:
+        """True directions by block, from pairs that no dictionary is made from."""
+
+        def computed(seed: int) -> dict[str, Any]:
+            pairs = pair_updates(self._model, BLOCKS, DIRECTION_SCENES, seed=seed, held_out=True)
+            return {block: [asdict(one) for one in value_directions(pairs, block)] for block in BLOCKS}
+
+        found = self._stored("directions", [DIRECTION_SCENES, SIZE, AGREEMENT], computed)
+        return {block: [ValueDirection(**one) for one in found[block]] for block in BLOCKS}
+
+    @cached_property
+    def _scenes(self) -> SceneUpdates:
+        """Scenes that the truth is measured on."""
+
+        def computed(seed: int) -> dict[str, Any]:
+            scenes = scene_updates(self._model, BLOCKS, RANDOM_SCENES, seed=seed)
+            return {"updates": scenes.updates, "labels": scenes.labels}
+
+        found = self._stored("scenes", [RANDOM_SCENES], computed)
+        return SceneUpdates(found["updates"], found["labels"])
+
+    def _stored(self, name: str, settings: list[Any], compute: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+        """Read a file of the work folder.
+
+        It is computed first if there is none of these settings.
+        """
+        seed = SCENE_SEED + ("pairs", "directions", "scenes").index(name)
+        identity = content_digest([self._model.spec.identity, seed, *settings])
+        path = self._work / f"{name}.pt"
         stored: Any = load_tensors(path) if path.exists() else {}
         if stored.get("identity") != identity:
-            pairs = pair_updates(self._model, BLOCKS, PAIR_SCENES, seed=SCENE_SEED, held_out=False)
-            others = pair_updates(self._model, BLOCKS, DIRECTION_SCENES, seed=SCENE_SEED + 1, held_out=True)
-            scenes = scene_updates(self._model, BLOCKS, RANDOM_SCENES, seed=SCENE_SEED + 2)
-            stored = {
-                "identity": identity, "pairs": pairs.values, "updates": scenes.updates, "labels": scenes.labels,
-                "directions": {
-                    block: [asdict(one) for one in value_directions(others, block)] for block in BLOCKS
-                },
-            }  # fmt: skip
+            stored = compute(seed) | {"identity": identity}
             temporary = temporary_path(path)
             save_tensors(stored, temporary)
             temporary.replace(path)
-        directions = {
-            block: [ValueDirection(**one) for one in entries] for block, entries in stored["directions"].items()
-        }
-        return PairUpdates(stored["pairs"]), directions, SceneUpdates(stored["updates"], stored["labels"])
+        return dict(stored)
 
     def make(self, name: str, seed: int) -> RungQuality:
         """Make one rung of one training seed, if it is not finished yet."""
         folder = _folder(self._work, name, seed)
         if not (folder / QUALITY).exists():
             figures = {block: self._block(name, seed, block, folder) for block in BLOCKS}
-            _, directions, scenes = self._scenes
-            values = measure_truth(load_saes(folder, BLOCKS), scenes, directions)
+            values = measure_truth(load_saes(folder, BLOCKS), self._scenes, self._directions)
             quality = _quality(name, seed, figures, values)
             write_atomic(folder / QUALITY, (quality.model_dump_json(indent=2) + "\n").encode())
         return read_quality(folder)
 
     def _block(self, name: str, seed: int, block: str, folder: Path) -> SaeFigures:
-        """Make the SAE of one block, if it is not finished, and measure it on the positions held out."""
+        """Make the SAE of one block, if it is not finished, and measure it.
+
+        It is measured on the positions held out.
+        """
         config, plan = _settings(name, seed, block)
         data = self._positions(block)
         place = folder / folder_name(
@@ -266,7 +325,7 @@ class _Maker:
         if not is_written(final):
             title = f"{name} seed {seed} {block}"
             if name == _TRUE:
-                save_true(true_dictionary(self._scenes[0], block), plan.split(data)[0].read(0, SAMPLE), final, block)
+                save_true(true_dictionary(self._pairs, block), plan.split(data)[0].read(0, SAMPLE), final, block)
             elif name in BASELINES:
                 make_baseline(name, data, config, plan, final, block=block, checkpoint=checkpoint, title=title)
             else:
@@ -311,7 +370,7 @@ def _quality(name: str, seed: int, figures: Mapping[str, SaeFigures], values: Se
 
 
 def _means(values: Sequence[ValueTruth]) -> tuple[float | None, float | None, float | None]:
-    """Return the means of truth, area and cosine; None where there is nothing to average."""
+    """Return means of truth, area and cosine; None where there are no values."""
     if not values:
         return None, None, None
     columns = zip(*((one.truth, one.area, one.cosine) for one in values), strict=True)

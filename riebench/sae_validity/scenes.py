@@ -35,7 +35,7 @@ class PairUpdates:
     values: dict[str, dict[str, Tensor]]
 
     def differences(self, block: str, attribute: str) -> Tensor:
-        """Compute what each value adds to a block's update against the attribute's other values.
+        """Compute what each value adds against the attribute's other values.
 
         Returns:
             float32 [scenes, values, positions, d].
@@ -112,7 +112,9 @@ def scene_updates(model: LoadedModel, blocks: Sequence[str], scenes: int, *, see
 
 
 def alike_captions(attribute: str, rng: random.Random, held_out: bool) -> list[str]:
-    """Return captions of a random scene in all values of one attribute, otherwise in the same words.
+    """Return captions of a random scene in all values of one attribute.
+
+    Their other words are the same.
 
     Args:
         attribute: a key of `ATTRIBUTES`.

@@ -120,7 +120,7 @@ def _attribute_directions(pairs: PairUpdates, block: str, attribute: str, varian
 
 
 def true_dictionary(pairs: PairUpdates, block: str) -> TrueFeatures:
-    """Return the features of one block: of the values that it carries, in the order of `ATTRIBUTES`.
+    """Compute the features of one block: one for each value that it carries.
 
     Args:
         pairs: scenes in all values of each attribute.
@@ -165,9 +165,9 @@ def save_true(features: TrueFeatures, data: Tensor, folder: Path, block: str) ->
 def _levels(
     pairs: PairUpdates, block: str, carried: list[ValueDirection], encoder: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return each feature's mean before its bias, [n] without the value and [n] with it.
+    """Return each feature's mean before its bias, without and with its value.
 
-    Both are taken at the positions where the value shows, by how much it does.
+    Both are [n], taken at the positions where the value shows, by how much it does.
     """
     absent, present = [], []
     for one, row in zip(carried, encoder, strict=True):

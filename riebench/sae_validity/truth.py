@@ -47,7 +47,7 @@ class ValueTruth(StoredModel):
 def measure_truth(
     saes: Mapping[str, SparseAutoencoder], scenes: SceneUpdates, directions: Mapping[str, list[ValueDirection]]
 ) -> list[ValueTruth]:
-    """Find the best single feature of every attribute value, in each block that carries it.
+    """Find the best single feature of every attribute value.
 
     Args:
         saes: block -> SAE of its updates.

@@ -234,10 +234,13 @@ def make_dictionary(kind: str, sample: Tensor, seed: int = 0) -> Dictionary:
 
 
 def principal_components(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """Return variances [d], largest first, and the unit directions [d, d] that have them.
+    """Compute principal components.
 
     Args:
         sample: [N, d].
+
+    Returns:
+        Variances [d], largest first, and the unit directions [d, d] that have them.
     """
     centred = sample.double() - sample.double().mean(dim=0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(sample))

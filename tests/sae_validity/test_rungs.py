@@ -215,6 +215,16 @@ def test_rungs_resume_and_carry_their_quality(small: list[str], tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.training
+def test_rungs_of_other_settings_are_not_mixed(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_rungs(tmp_path / "work", seeds=(0,), rungs=["true_dictionary"])
+    monkeypatch.setattr(rungs, "FULL_STEPS", 7)
+    with pytest.raises(RiebenchError, match="rungs of other settings"):
+        make_rungs(tmp_path / "work", seeds=(0,), rungs=["true_dictionary"])
+
+
 def test_what_is_no_rung_is_refused(tmp_path: Path) -> None:
     for options, says in (
         ({"rungs": ["step_2"]}, "no rung 'step_2'"),
