@@ -1,4 +1,4 @@
-"""The job behind `riebench validity saes`: SAEs of known quality, their pictures, and a table of values.
+"""The job behind `riebench validity saes`: SAEs, pictures, and a table of values.
 
 Every step goes on where it was stopped; SAEs, pictures and scores lie in the work folder, the table in the results.
 """
@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 
 def distinct_rungs(names: Iterable[str] = ()) -> tuple[Rung, ...]:
-    """Return rungs by name, each once with its first family; all of them without names.
+    """Return rungs by name, each once with its first family; all without names.
 
     Raises:
         RiebenchError: if there is no rung of a name.
@@ -136,7 +136,10 @@ def collect_results(
 
 
 def figures_of(quality: RungQuality) -> Mapping[str, Mapping[str, float]]:
-    """Return an SAE's figures by block; those of all blocks are their means, but for the truth."""
+    """Return an SAE's figures by block.
+
+    Those of all blocks together are means over blocks; the truth has a mean of its own.
+    """
     blocks = {
         block: {name: value for name in FIGURES if (value := getattr(one, name)) is not None}
         for block, one in quality.blocks.items()
@@ -151,7 +154,7 @@ def _is_complete(folder: RunFolder) -> bool:
 
 
 def _tested_counts(folders: Sequence[RunFolder]) -> set[int]:
-    """Return the numbers of features whose pictures with all blocks together are there."""
+    """Return the numbers of features that were tested with all blocks together."""
     found = set()
     for folder in folders:
         kind, count = counted(folder.spec.setting)

@@ -123,7 +123,7 @@ def measure_sae(
 
 
 def _score_rows(folder: RunFolder) -> list[Row]:
-    """Return the scores of methods of one run folder, if it is of `SCORED_COUNT` features."""
+    """Return the scores of a run folder of `SCORED_COUNT` features; none of others."""
     if counted(folder.spec.setting) != ("sae", SCORED_COUNT):
         return []
     rows: list[Row] = []
@@ -142,7 +142,7 @@ def _score_rows(folder: RunFolder) -> list[Row]:
 
 
 def _areas(configuration: Configuration) -> dict[tuple[str, int], float]:
-    """Return the mean gain over LPIPS budgets of each unit, the edit being the only strength."""
+    """Return the mean gain over LPIPS budgets of each unit at its only strength."""
     import numpy as np
 
     gains, distances = (configuration.units.get(metric, {}) for metric in ("clip_gain", "lpips"))

@@ -1,4 +1,4 @@
-"""Pictures of the ladder: the feature-count configurations on every SAE of known quality.
+"""Pictures of the ladder: feature-count configurations on all its SAEs.
 
 The work is divided into parts, one rung each, whose run folders lie in one results folder; a part that is done is
 skipped, and one that was stopped goes on where it was.
@@ -205,7 +205,7 @@ def make_pictures(request: LadderRequest, parts: Sequence[Part], say: Say) -> li
 
 
 def is_done(request: LadderRequest, part: Part) -> bool:
-    """Return whether all pictures of a part are there, made with these SAEs, and scored."""
+    """Return whether all pictures of a part are there, of these SAEs, and scored."""
     tasks = load_suite(request.suite, limit=part.limit)
     suite, model = tasks[0].suite, look_up(request.model).spec.name
     hashes: dict[str, dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""Stored results of the ladder: one table of values and a note of where they come from.
+"""Stored results of the ladder: a table of values and a note of their origin.
 
 Everything that the document says is computed from these two files, so that it can be checked without a picture.
 """

@@ -17,7 +17,7 @@ CHANCE = 0.5
 
 
 def conclusions(findings: Findings) -> list[str]:
-    """Return sentences about ranks of methods, pairs of pictures and the sign of a gain."""
+    """Return sentences about ranks of methods, pairs of pictures and signs of gains."""
     return [_rank_sentence(findings), _pair_sentence(findings), _sign_sentence(findings)]
 
 

@@ -1,1 +1,1 @@
-"""The document about the ladder: its generated parts, conclusions in words, and figures."""
+"""The document about the ladder: generated parts, conclusions, and figures."""

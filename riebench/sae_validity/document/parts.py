@@ -1,4 +1,6 @@
-"""The generated parts of docs/validity-saes.md, and those on SAEs in docs/validity.md.
+"""The generated parts of documents about SAEs of known quality.
+
+They stand in docs/validity-saes.md and, as far as they conclude, in docs/validity.md.
 
 A part begins with `<!-- sae-validity: NAME key=value ... -->` and ends with `<!-- end -->`.
 """
@@ -192,7 +194,7 @@ def _measure(study: Study, options: Options) -> MeasureStudy:
 
 
 def official_twins(study: Study, _: Options) -> str:
-    """Tabulate the differences from the twins for every official measure and today's score."""
+    """Tabulate the differences from the twins for official measures and `AREA_KEY`."""
     keys = [*(one.key for one in study.official), AREA_KEY]
     known = {one.key for one in study.measures}
     parts = [f"{code_span(key)}:\n\n{twin_table(study, {'measure': key})}" for key in keys if key in known]

@@ -1,4 +1,4 @@
-"""The figures of docs/validity-saes.md: measures against rungs, and Kendall's tau of every measure."""
+"""The figures of docs/validity-saes.md: measures against rungs, and their taus."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ def _panel(study: Study, one: MeasureStudy) -> dict[str, Any]:
 
 
 def _shown(cell: Cell, scale: float = 1) -> list[float | None]:
-    """Return a number with the ends of its interval, rounded; None where there is none."""
+    """Return a number with the ends of its interval, rounded.
+
+    None stands where there is none.
+    """
     return [None if one is None else _short(one * scale) for one in (cell.value, cell.low, cell.high)]
 
 

@@ -108,7 +108,10 @@ def present_score_sentence(study: Study) -> str:
 
 
 def best_without_judge(study: Study) -> MeasureStudy | None:
-    """Return the picture measure without a judge that passes most bars, then the best tau."""
+    """Return the picture measure without a judge that passes most bars.
+
+    Among equals it is the one of the highest tau.
+    """
     there = [m for m in study.measures if not m.measure.judge and m.measure.kind != "figure"]
     return max(there, key=lambda m: (-len(failures(m)), m.order.value or -1.0), default=None)
 

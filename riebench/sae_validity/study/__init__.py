@@ -1,1 +1,1 @@
-"""The statistics of the ladder: means with replicates, order, noise and ranks, and the bars of each measure."""
+"""The statistics of the ladder: means, order, noise, ranks, and the bars."""

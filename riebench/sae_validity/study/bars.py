@@ -1,4 +1,4 @@
-"""The study: every measure held against the ladder, and the bars that it has to pass.
+"""The study: every measure held against the ladder, and the bars to pass.
 
 `Study` computes each measure's statistics once. A bar is passed by the observed numbers and fails where they are
 missing; nothing here rounds before it compares.
@@ -227,7 +227,10 @@ class Study:
 
 
 def _mean(means: SaeMeans, name: str, sign: int) -> Cell:
-    """Return a rung's mean as it is printed: a measure of which less is better is turned back."""
+    """Return a rung's mean as it is printed.
+
+    A measure of which less is better is turned back.
+    """
     from riebench.sae_validity.study.means import cell
 
     found = means.rung(name)

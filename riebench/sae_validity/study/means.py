@@ -146,7 +146,7 @@ class SaeMeans:
 
     @cached_property
     def draws(self) -> Mapping[str, Floats]:
-        """How often each training seed of a rung was drawn, [1 + R, seeds].
+        """Weights of a rung's training seeds, [1 + R, seeds].
 
         Measures that are compared draw alike, since the draw depends on the rung's name alone.
         """
@@ -181,7 +181,7 @@ class SaeMeans:
 
 
 def example_weights(examples: Examples, replicates: int, seed: int) -> Floats:
-    """Draw examples inside each category: the weight of each in each replicate, [1 + R, E].
+    """Draw examples inside each category: weights, [1 + R, E].
 
     Every example counts once in the observed row, which is the first. The draw depends on names and seed alone.
     """
@@ -193,7 +193,7 @@ def example_weights(examples: Examples, replicates: int, seed: int) -> Floats:
 
 
 def training_draws(rung: str, seeds: int, replicates: int, seed: int) -> Floats:
-    """Draw training seeds of a rung: the weight of each in each replicate, [1 + R, seeds].
+    """Draw training seeds of a rung: weights, [1 + R, seeds].
 
     Every seed counts once in the observed row, which is the first.
     """

@@ -219,7 +219,7 @@ def compare_rungs(means: SaeMeans, pair: Pair, noise: float | None) -> RungCompa
 
 
 def _single_saes(means: SaeMeans, pair: Pair) -> tuple[Cell, Cell]:
-    """Return the shares of pairs of SAEs that differ clearly, in the known order and against it.
+    """Return the shares of pairs of SAEs that differ clearly, the known way and the other.
 
     Each pair of SAEs has its own bootstrap over examples; the shares' intervals are over training seeds.
     """
