@@ -219,7 +219,9 @@ def compare_rungs(means: SaeMeans, pair: Pair, noise: float | None) -> RungCompa
 
 
 def _single_saes(means: SaeMeans, pair: Pair) -> tuple[Cell, Cell]:
-    """Return the shares of pairs of SAEs that differ clearly, the known way and the other.
+    """Return the shares of pairs of SAEs that clearly differ.
+
+    The first share differs in the known order, the second one against it.
 
     Each pair of SAEs has its own bootstrap over examples; the shares' intervals are over training seeds.
     """
