@@ -1,7 +1,7 @@
 """Pictures of the ladder: feature-count configurations on all its SAEs.
 
-The work is divided into parts, one rung each, whose run folders lie in one results folder; a part that is done is
-skipped, and one that was stopped goes on where it was.
+The work is divided into parts, whose run folders lie in one results folder; a part that is done is skipped, and one
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from riebench.jobs.run import generate
 from riebench.models.lookup import look_up
 from riebench.models.presets import second_scorer_for
 from riebench.runs.plan import plan
+from riebench.sae_validity.measures import SCORED_COUNT
 from riebench.sae_validity.rungs import Rung
 from riebench.sae_validity.study.statistics import TRAINED, TRAINING, TRUE, TWIN, UNTRAINED
 from riebench.saes.formats import load_saes
@@ -38,6 +39,8 @@ TOGETHER, SINGLE, FIXED, CONTROL = "sae_n", "sae_each_n", "sae_fixed_n", "random
 
 All blocks together, each block alone, features chosen in other examples, random features.
 """
+SINGLE_COUNTS = (*FEW, SCORED_COUNT)
+"""Numbers of features for single blocks: those that the bars look at."""
 NOISE_RUNGS = ("steps_15", TRAINED)
 """Rungs whose pictures are made with several seeds."""
 PATCH_OWNER = "patch"
@@ -96,7 +99,7 @@ class Part:
 
     Attributes:
         name: for people.
-        settings: the configurations, each with the SAEs of one rung and training seed.
+        settings: the configurations, each with the SAE of one rung and training seed.
         limit: examples of each category.
         seeds: picture seeds.
     """
@@ -128,7 +131,8 @@ def parse_run_name(name: str) -> tuple[str, int, str]:
 def plan_parts(request: LadderRequest, rungs: Sequence[Rung], saes: SaeFolders) -> list[Part]:
     """Divide the work into parts, the most important ones first.
 
-    First come the pictures that the bars need, then fixed and random features, then the rungs of other k and widths.
+    First come the pictures that the bars need, then fixed and random features, then the rungs of other k and widths,
+    and last the further picture seeds.
 
     Args:
         request: the options.
@@ -136,10 +140,9 @@ def plan_parts(request: LadderRequest, rungs: Sequence[Rung], saes: SaeFolders) 
         saes: the SAEs that there are.
     """
     everything = {one.name: one for one in load_settings(request.suite, (), FEATURES_SET)}
-    once, several = request.picture_seeds[:1], request.picture_seeds
-    counts = {kind: _named(everything, kind) for kind in (TOGETHER, SINGLE, FIXED, CONTROL)}
+    once = request.picture_seeds[:1]
 
-    def settings(some: Sequence[Rung], names: Sequence[str]) -> tuple[Setting, ...]:
+    def settings(some: Iterable[Rung], names: Sequence[str]) -> tuple[Setting, ...]:
         return tuple(
             everything[name].model_copy(update={"name": run_name(rung.name, seed, name), "sae": str(folder.resolve())})
             for rung in some
@@ -147,26 +150,28 @@ def plan_parts(request: LadderRequest, rungs: Sequence[Rung], saes: SaeFolders) 
             for name in names
         )  # fmt: skip
 
-    def together(rung: Rung) -> Part:
-        seeds = several if rung.name in NOISE_RUNGS else once
-        return Part(f"{rung.name}, all blocks together", settings([rung], counts[TOGETHER]), request.limit, seeds)
+    def counted(beginning: str, counts: Sequence[int]) -> list[str]:
+        return [f"{beginning}{count}" for count in counts]
 
-    urgent = [rung for rung in rungs if rung.family in (TRAINING, TWIN) or rung.name in (*UNTRAINED, TRUE)]
+    together = _named(everything, TOGETHER)
+    training = [rung for rung in rungs if rung.family == TRAINING]
+    controls = [rung for rung in rungs if rung.family == TWIN or rung.name in (*UNTRAINED, TRUE)]
     paired = [rung for rung in rungs if rung.family == TWIN or rung.name == TRAINED]
+    urgent = list(dict.fromkeys([*training, *controls]))
     patch = everything[PATCH].model_copy(update={"name": run_name(PATCH_OWNER, 0, PATCH)})
     parts = [
-        Part("activation patch", (patch,), request.limit, several),
-        *(together(rung) for rung in urgent),
-        *(
-            Part(f"{rung.name}, single blocks", settings([rung], counts[SINGLE]), request.block_limit, once)
-            for rung in paired
+        Part("activation patch", (patch,), request.limit, request.picture_seeds),
+        Part("training", settings(training, together), request.limit, once),
+        Part("controls", settings([r for r in controls if r not in training], together), request.limit, once),
+        Part("single blocks", settings(paired, counted(SINGLE, SINGLE_COUNTS)), request.block_limit, once),
+        Part("fixed features", settings(urgent, counted(FIXED, FEW)), request.limit, once),
+        Part("random features", settings(urgent, counted(CONTROL, FEW)), request.limit, once),
+        Part("other rungs", settings([r for r in rungs if r not in urgent], together), request.limit, once),
+        Part(
+            "more picture seeds", settings([r for r in rungs if r.name in NOISE_RUNGS], together), request.limit,
+            request.picture_seeds,
         ),
-        *(
-            Part(f"{kind} features", settings(urgent, [f"{beginning}{count}" for count in FEW]), request.limit, once)
-            for kind, beginning in (("fixed", FIXED), ("random", CONTROL))
-        ),
-        *(together(rung) for rung in rungs if rung not in urgent),
-    ]
+    ]  # fmt: skip
     return [one for one in parts if one.settings]
 
 

@@ -80,9 +80,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder with all SAEs and pictures."""
     work = tmp_path_factory.mktemp("ladder")
     request = LadderRequest(work, rungs=NAMES)
-    for part in plan_parts(request, distinct_rungs(NAMES), made_saes(work)):
-        for setting in part.settings:
-            write_run(request, setting, part.seeds)
+    parts = plan_parts(request, distinct_rungs(NAMES), made_saes(work))
+    seeds = {setting.name: part.seeds for part in parts for setting in part.settings}
+    for setting in {setting.name: setting for part in parts for setting in part.settings}.values():
+        write_run(request, setting, seeds[setting.name])
     return work
 
 
@@ -96,23 +97,24 @@ def folders_of(request: LadderRequest, saes: dict[tuple[str, int], Path]) -> lis
 
 def test_the_plan_has_what_the_bars_need_first_and_each_picture_once(tmp_path: Path) -> None:
     request = LadderRequest(tmp_path, rungs=NAMES, limit=3, block_limit=2, picture_seeds=(0, 7))
-    parts = plan_parts(request, distinct_rungs(NAMES), made_saes(tmp_path))
-    names = [setting.name for part in parts for setting in part.settings]
-    assert len(set(names)) == len(names) and names[0] == "patch.0.activation_patch_once"
-    assert parts[-1].name == "k_4, all blocks together"
-    by_name = {part.name: part for part in parts}
-    assert by_name["full, all blocks together"].seeds == (0, 7) and by_name["activation patch"].seeds == (0, 7)
-    assert by_name["random_init, all blocks together"].seeds == (0,)
-    assert {part.name for part in parts if "single" in part.name} == {
-        "full, single blocks", "frozen_decoder, single blocks",
-    }  # fmt: skip
-    assert by_name["full, single blocks"].limit == 2
-    assert all(one.block_mode == "each" for one in by_name["full, single blocks"].settings)
-    assert {one.params["n_features"] for one in by_name["fixed features"].settings} == {1, 2, 3, 5}
-    assert not any(name.startswith("k_4") for part in parts if "features" in part.name for name in
-                   [setting.name for setting in part.settings])  # fmt: skip
-    settings = {setting.name: setting for part in parts for setting in part.settings}
-    assert settings["full.1.sae_n20"].sae == str((tmp_path / "saes" / "full" / "seed-1").resolve())
+    parts = {part.name: part for part in plan_parts(request, distinct_rungs(NAMES), made_saes(tmp_path))}
+    assert [*parts] == ["activation patch", "training", "controls", "single blocks", "fixed features",
+                        "random features", "other rungs", "more picture seeds"]  # fmt: skip
+    names = {name: [setting.name for setting in part.settings] for name, part in parts.items()}
+    # Further seeds are of folders that have the first one already.
+    more = names.pop("more picture seeds")
+    assert len({one for some in names.values() for one in some}) == sum(map(len, names.values()))
+    assert set(more) < set(names["training"]) and {name.partition(".")[0] for name in more} == {"full"}
+    assert parts["more picture seeds"].seeds == parts["activation patch"].seeds == (0, 7)
+    assert parts["training"].seeds == (0,) and parts["single blocks"].limit == 2
+    assert names["activation patch"] == ["patch.0.activation_patch_once"]
+    assert {name.partition(".")[0] for name in names["single blocks"]} == {"full", "frozen_decoder"}
+    assert all(one.block_mode == "each" for one in parts["single blocks"].settings)
+    assert {name.partition(".")[0] for name in names["other rungs"]} == {"k_4"}
+    assert not any(name.startswith("k_4") for name in names["fixed features"] + names["random features"])
+    assert {one.params["n_features"] for one in parts["fixed features"].settings} == {1, 2, 3, 5}
+    (last,) = [one for one in parts["training"].settings if one.name == "full.1.sae_n20"]
+    assert last.sae == str((tmp_path / "saes" / "full" / "seed-1").resolve())
 
 
 def test_run_folders_become_values_of_every_kind(written: Path, tmp_path: Path) -> None:
