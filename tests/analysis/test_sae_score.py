@@ -18,6 +18,8 @@ from riebench.store.folder import find_run_folders
 from riebench.utils.markup import csv_rows
 
 FEW = (1, 2, 3, 5)
+SOME = dict(list(EXAMPLES.items())[::6])
+"""Two examples of each category."""
 
 
 def measured(results: Path, block: str = "together") -> dict[str, float]:
@@ -42,10 +44,10 @@ def test_planted_gains_come_back_as_the_measures_that_are_defined_by_them(tmp_pa
     def gain(count: int) -> float:
         return 0.01 * min(count, 5)
 
-    add_features(tmp_path, "ab", within(gain), noise=0.0)
-    add_features(tmp_path, "ab", within(lambda count: gain(count) / 2), method="sae_fixed", noise=0.0)
-    add_features(tmp_path, "ab", within(lambda _: 0.0), method="random_features", noise=0.0)
-    add_patch(tmp_path, 0.08, noise=0.0)
+    add_features(tmp_path, "ab", within(gain), noise=0.0, examples=SOME)
+    add_features(tmp_path, "ab", within(lambda count: gain(count) / 2), method="sae_fixed", noise=0.0, examples=SOME)
+    add_features(tmp_path, "ab", within(lambda _: 0.0), method="random_features", noise=0.0, examples=SOME)
+    add_patch(tmp_path, 0.08, noise=0.0, examples=SOME)
     found = measured(tmp_path)
     few = np.mean([gain(count) for count in FEW])
     assert found["gain_few"] == pytest.approx(few)
@@ -62,20 +64,20 @@ def test_planted_gains_come_back_as_the_measures_that_are_defined_by_them(tmp_pa
     area = ((gains[1:] + gains[:-1]) / 2 * np.diff(places)).sum() / np.log2(20)
     assert found["gain_area"] == pytest.approx(area)
     # Nothing was judged and no selectivity measured.
-    assert not {name for name, one in MEASURES.items() if one.judge} & set(found)
-    assert "selectivity_few" not in found
-    assert set(found) == {n for n, one in MEASURES.items() if not one.judge and n != "selectivity_few"}
+    absent = {"selectivity_few", "gain_few_2", *(name for name, one in MEASURES.items() if one.judge)}
+    assert set(found) == set(MEASURES) - absent
 
 
-def test_measures_of_judge_and_clip_selectivity_are_read_where_they_are_stored(tmp_path: Path) -> None:
+def test_measures_of_judge_second_scorer_and_selectivity_are_read_where_they_are_stored(tmp_path: Path) -> None:
     def planted(count: int) -> dict[str, float]:
         judged = {"judge_target": float(count >= 3), "judge_kept": 0.75}
-        return {"clip_gain": 0.01, "lpips": 0.1, "clip_selectivity": 0.1 * count, **judged}
+        return {"clip_gain": 0.01, "clip_gain_2": 0.02, "lpips": 0.04, "clip_selectivity": 0.1 * count, **judged}
 
-    add_features(tmp_path, "ab", planted, noise=0.0)
+    add_features(tmp_path, "ab", planted, noise=0.0, examples=SOME)
     found = measured(tmp_path)
     assert found["targets_few"] == 0.5 and found["targets_at_2"] == 0 and found["targets_at_3"] == 1
     assert found["judged_selectivity_few"] == pytest.approx(0.5 - 0.25)
+    assert found["gain_few_2"] == pytest.approx(0.02) and found["gain_few"] == pytest.approx(0.01)
     assert found["selectivity_few"] == pytest.approx(0.1 * np.mean(FEW))
     # Without the patch nothing has a share, and there is no half to reach.
     assert not {"agreement", "best_feature_share", "log_features_for_half"} & set(found)
@@ -83,9 +85,9 @@ def test_measures_of_judge_and_clip_selectivity_are_read_where_they_are_stored(t
 
 def test_a_share_of_nothing_is_nothing(tmp_path: Path) -> None:
     """An SAE that gains next to nothing agrees on nothing, instead of on noise over noise."""
-    add_features(tmp_path, "ab", within(lambda _: 1e-4), noise=0.0)
-    add_features(tmp_path, "ab", within(lambda _: 1e-4), method="sae_fixed", noise=0.0)
-    add_patch(tmp_path, noise=0.0)
+    add_features(tmp_path, "ab", within(lambda _: 1e-4), noise=0.0, examples=SOME)
+    add_features(tmp_path, "ab", within(lambda _: 1e-4), method="sae_fixed", noise=0.0, examples=SOME)
+    add_patch(tmp_path, noise=0.0, examples=SOME)
     found = measured(tmp_path)
     assert found["agreement"] == pytest.approx(1e-4 / (0.1 * PATCH_GAIN))
     # More features than were tested stand for the half that is never reached.
@@ -93,9 +95,9 @@ def test_a_share_of_nothing_is_nothing(tmp_path: Path) -> None:
 
 
 def test_each_block_is_measured_by_itself(tmp_path: Path) -> None:
-    add_features(tmp_path, "ab", within(lambda count: 0.02 * count))
-    add_features(tmp_path / "other", "ab", within(lambda count: 0.01 * count), block_mode="each")
-    add_patch(tmp_path, block_mode="both")
+    add_features(tmp_path, "ab", within(lambda count: 0.02 * count), examples=SOME)
+    add_features(tmp_path / "other", "ab", within(lambda count: 0.01 * count), block_mode="each", examples=SOME)
+    add_patch(tmp_path, block_mode="both", examples=SOME)
     folders = [*find_run_folders(tmp_path), *find_run_folders(tmp_path / "other")]
     frame = measure_runs(folders)
     means = frame[frame.measure == "gain_few"].groupby("block").value.mean()

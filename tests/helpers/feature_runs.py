@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from records import make_key, make_record, make_spec
 
@@ -33,7 +34,7 @@ def add_features(
     ]
 
 
-def add_patch(results: Path, gain: float = PATCH_GAIN, **options: str) -> list[RunFolder]:
+def add_patch(results: Path, gain: float = PATCH_GAIN, **options: Any) -> list[RunFolder]:
     """Store a run of activation patching at LPIPS 0.04, within every budget."""
     return add_features(results, "", lambda _: {"clip_gain": gain, "lpips": 0.04}, method="activation_patch", **options)
 

@@ -9,12 +9,14 @@ from typing import TypeVar
 import pytest
 import torch
 from edit_contexts import BLOCKS, POSITIONS, STEPS, context, dense, edit_of
+from paths import ROOT
 
 from riebench.errors import RiebenchError
 from riebench.methods.base import EditContext, ExampleRuns, Role
 from riebench.methods.features import changed_values, choose_by_means, choose_features
 from riebench.tasks.prompts import changed_words
 from riebench.tasks.schema import Attributes, EditExample
+from riebench.tasks.suites import load_suite
 
 T = TypeVar("T")
 
@@ -102,6 +104,24 @@ def test_the_target_run_is_not_looked_at() -> None:
     torch.testing.assert_close(dense(edit_of("sae_fixed", blind, n_features=6), "mid.0"), dense(edit, "mid.0"))
     with pytest.raises(RiebenchError, match="were not made ready"):
         edit_of("sae_fixed", context())
+
+
+def test_the_documentation_says_how_many_examples_have_a_counterpart() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    shared, total = dict[str, int](), dict[str, int]()
+    for suite in ("toy", "sdxl"):
+        for task in load_suite(suite):
+            values = [changed_values(one) for one in task.examples]
+            found = sum(
+                any(new & (other | gone) for at, (other, gone) in enumerate(values) if at != own)
+                for own, (new, _) in enumerate(values)
+            )
+            for name in (suite, f"{suite} {task.category}"):
+                shared[name], total[name] = shared.get(name, 0) + found, total.get(name, 0) + len(values)
+    assert shared["toy"] == total["toy"]
+    assert f"In the suite `toy` all {total['toy']} examples have a" in text
+    colors, objects = (shared[f"sdxl change_{kind}"] for kind in ("color", "object"))
+    assert f"in `sdxl` {shared['sdxl']} of {total['sdxl']} ({colors} of 40 colors, {objects} of 40 objects)" in text
 
 
 def test_changed_values_are_attributes_where_they_are_known_and_words_elsewhere() -> None:

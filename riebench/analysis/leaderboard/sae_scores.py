@@ -26,6 +26,7 @@ GROUPS = frozenset(
 """Groups of the set `features`: their runs are read for the table of SAEs, and are no methods of their own."""
 HALF = "log_features_for_half"
 BESIDE: Mapping[str, str] = {
+    "gain_few_2": "second scorer",
     "over_random_few": "over random",
     "agreement": "agreement",
     "fixed_gain_few": "fixed",
@@ -148,6 +149,7 @@ def _definitions(shown: Sequence[str]) -> Block:
         "SAE": ("where it comes from, and the beginning of the least of its hashes.",),
         "score": ("mean over examples, then categories; sorted by it.",),
         "95 % interval": ("of the score; every other number has its own in brackets.",),
+        "second scorer": ("the score by the second, independent scorer, on its own scale.",),
         "over random": ("score minus that of as many random features, as often active and as strong.",),
         "fixed": (
             "score of features that were chosen, with their values, in other examples of the same edit.",

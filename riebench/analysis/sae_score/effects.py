@@ -43,7 +43,9 @@ DEFAULT_COUNT = 20
 
 GAIN, DISTANCE, JUDGED, KEPT = "clip_gain", "lpips", "judge_target", "judge_kept"
 SELECTIVITY = "clip_selectivity"
-METRICS = (GAIN, DISTANCE, JUDGED, KEPT, SELECTIVITY)
+SECOND = "clip_gain_2"
+"""The gain by a second, independent scorer."""
+METRICS = (GAIN, SECOND, DISTANCE, JUDGED, KEPT, SELECTIVITY)
 
 Unit = tuple[str, str, int]
 """Category, example id and seed."""
@@ -112,9 +114,9 @@ class Effects:
         known = {} if cells is None else cells.values.get(metric, {})
         return np.array([known.get(unit, np.nan) for unit in self.units])
 
-    def at_budgets(self, kind: Kind) -> Floats:
+    def at_budgets(self, kind: Kind, metric: str = GAIN) -> Floats:
         """Return gains within LPIPS budgets, [U, counts]; see `gains_at_budgets`."""
-        gains, distances = self.numbers(kind, GAIN), self.numbers(kind, DISTANCE)
+        gains, distances = self.numbers(kind, metric), self.numbers(kind, DISTANCE)
         return np.stack(
             [gains_at_budgets(gains[:, column], distances[:, column]) for column in range(gains.shape[1])], axis=1
         )

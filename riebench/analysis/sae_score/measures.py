@@ -16,8 +16,10 @@ import numpy as np
 from riebench.analysis.sae_score.effects import (
     FEATURE_COUNTS,
     FEW,
+    GAIN,
     JUDGED,
     KEPT,
+    SECOND,
     SELECTIVITY,
     Effects,
     Floats,
@@ -99,7 +101,7 @@ def features_for_half(effects: Effects) -> Floats:
     Returns:
         [U].
     """
-    patch, gains = effects.patch(budgets=False), effects.numbers("sae", "clip_gain")
+    patch, gains = effects.patch(budgets=False), effects.numbers("sae", GAIN)
     found = np.full(len(patch), np.nan)
     mean = effects.mean(patch)
     if not mean > 0 or not np.isfinite(gains).all():
@@ -195,6 +197,10 @@ _ALL = (
     Measure(
         "over_random_few", "gain minus that of random features, mean of 1, 2, 3 and 5", "higher", False, False,
         lambda effects: mean_of_few(effects.gain) - mean_of_few(effects.at_budgets("random_features")),
+    ),
+    Measure(
+        "gain_few_2", "gain within LPIPS budgets by the second scorer, mean of 1, 2, 3 and 5 features", "higher", False,
+        False, lambda effects: mean_of_few(effects.at_budgets("sae", SECOND)),
     ),
     Measure(
         "gain_area", "gain within LPIPS budgets, mean over the logarithm of 1 to 20 features", "higher", False, False,
