@@ -110,10 +110,15 @@ def present_score_sentence(study: Study) -> str:
 def best_without_judge(study: Study) -> MeasureStudy | None:
     """Return the picture measure without a judge that passes most bars.
 
-    Among equals it is the one of the highest tau.
+    Among equals it is the one of the highest tau, then the one that tells most neighbouring rungs apart.
     """
     there = [m for m in study.measures if not m.measure.judge and m.measure.kind != "figure"]
-    return max(there, key=lambda m: (-len(failures(m)), m.order.value or -1.0), default=None)
+
+    def merits(one: MeasureStudy) -> tuple[int, float, float]:
+        apart = sum(comparison.separated.value or 0.0 for comparison in one.neighbours)
+        return -len(failures(one)), -1.0 if one.order.value is None else one.order.value, apart
+
+    return max(there, key=merits, default=None)
 
 
 def can_sentences(study: Study) -> list[str]:
@@ -131,7 +136,7 @@ def can_sentences(study: Study) -> list[str]:
             f"Whether an SAE is far better than another, with care: {code_span(best.key)} comes nearest "
             f"({4 - len(failures(best))} of 4 bars, Kendall's tau {best.order.text()})."
         )
-    if best is not None:
+    if best is not None and best.twins:
         twins = [place for place, cell in best.twins.items() if above_zero(cell)]
         found.append(
             f"Whether training did more than a frozen half would, if the twins are made as well (`riebench sae "
