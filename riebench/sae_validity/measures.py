@@ -45,7 +45,7 @@ class LadderMeasure:
         title: what it is, in words.
         sign: 1 if more is better, -1 if less is.
         kind: where it comes from: few features, a score of methods, a figure of the SAE.
-        judge: whether it takes the toy world's judge, so that it exists there alone.
+        judge: whether it takes the toy world's judge or known values, so that it exists there alone.
         official: whether it stands in the leaderboard's table of SAEs.
         scale: factor between the stored and the printed number.
         decimals: of the printed number.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from riebench.analysis.validity.plots import INK, RIGHT, WRONG, FigurePlan
 from riebench.analysis.validity.units import Cell
-from riebench.sae_validity.document.sentences import AREA_KEY
+from riebench.sae_validity.document.sentences import AREA_KEY, best_without_judge
 from riebench.sae_validity.measures import JUDGE, TRUTH
 from riebench.sae_validity.study.bars import LEAST_TAU, MeasureStudy, Study
 from riebench.sae_validity.study.statistics import TRAINED, TWIN, UNTRAINED
@@ -23,7 +23,8 @@ GREY = "#8c8c8c"
 def ladder_figure(study: Study) -> FigurePlan:
     """Plan the panels of measures against rungs."""
     found = {one.key: one for one in study.measures}
-    keys = [TRUTH, JUDGE, *(one.key for one in study.official), AREA_KEY, "at_20:clip_gain"]
+    best = best_without_judge(study)
+    keys = [TRUTH, JUDGE, *(one.key for one in study.official), *([best.key] if best is not None else []), AREA_KEY]
     panels = [_panel(study, found[key]) for key in dict.fromkeys(keys) if key in found]
     numbers = {
         "rungs": [rung.name for rung in study.rungs],
@@ -121,7 +122,7 @@ def _draw_order(figure: Figure, numbers: Any) -> None:
             axes.plot([low, high], [place, place], color=color, linewidth=1.4)
         if value is not None:
             axes.plot([value], [place], "o", color=color, markersize=5)
-    labels = [f"{key} (judge)" if judge else key for key, _, _, judge, _ in numbers["rows"]]
+    labels = [f"{key} (toy world)" if judge else key for key, _, _, judge, _ in numbers["rows"]]
     axes.set_yticks(range(len(labels)), labels)
     for label, (_, _, official, _, _) in zip(axes.get_yticklabels(), numbers["rows"], strict=True):
         label.set_fontweight("bold" if official else "normal")
@@ -130,7 +131,10 @@ def _draw_order(figure: Figure, numbers: Any) -> None:
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
     axes.set_xlabel(f"Kendall's tau with the known order; dashed: the bar, {numbers['bar']:g}")
-    figure.supxlabel("Blue: passes all four bars. Bold: official. Lines: 95 % intervals.", fontsize=8)
+    figure.supxlabel(
+        "Blue: passes all four bars. Bold: official. (toy world): needs its judge or its truth. Lines: 95 % intervals.",
+        fontsize=8,
+    )
 
 
 FIGURES: Mapping[str, Callable[[Study], FigurePlan]] = {"ladder": ladder_figure, "order": order_figure}

@@ -81,7 +81,7 @@ def _capital(text: str) -> str:
 
 
 def passing_sentence(study: Study) -> str:
-    """Say which measures pass all bars, with and without a judge."""
+    """Say which measures pass all bars, on any model and on the toy world alone."""
     everywhere = [one.key for one in study.passing if not one.measure.judge]
     judged = [one.key for one in study.passing if one.measure.judge]
     if not study.passing:
@@ -89,9 +89,9 @@ def passing_sentence(study: Study) -> str:
     text = f"Of {len(study.measures)} measures {len(study.passing)} pass all four bars: "
     parts = []
     if everywhere:
-        parts.append(f"{code_words(everywhere)} without a judge")
+        parts.append(f"{code_words(everywhere)} on any model")
     if judged:
-        parts.append(f"{code_words(judged)} with the judge, which exists on the toy world alone")
+        parts.append(f"{code_words(judged)} on the toy world alone, whose judge or truth they need")
     return text + "; ".join(parts) + "."
 
 
@@ -165,8 +165,8 @@ def cannot_sentences(study: Study) -> list[str]:
     judged = [one.key for one in study.measures if one.measure.judge]
     if judged:
         found.append(
-            f"Anything that the judge is needed for ({len(judged)} of {len(study.measures)} measures), such as the "
-            "share of edits that reach their target."
+            f"Anything that needs the toy world's judge or its known values ({len(judged)} of {len(study.measures)} "
+            "measures), such as the share of edits that reach their target."
         )
     return found
 
