@@ -70,7 +70,11 @@ def about_text(study: Study, _: Options) -> str:
 def command_text(study: Study, _: Options) -> str:
     """Return the command that repeats the run, with the time that it took."""
     about = study.results.about
-    return f"```\n{about.command}\n```\n\nIt took about {max(round(about.seconds / 60), 1)} minutes.\n"
+    minutes = max(round(about.seconds / 60), 1)
+    return (
+        f"```\n{about.command}\n```\n\nMaking and scoring the pictures took about {minutes} minutes on the machine that "
+        "these results come from; making the SAEs comes on top.\n"
+    )
 
 
 def short_text(study: Study, _: Options) -> str:
