@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from riebench.analysis.stats import CategoryReplicates, estimate, mean_over_seeds
 from riebench.blocks import ALL_BLOCKS, NO_BLOCKS, default_blocks
@@ -22,7 +23,7 @@ from riebench.scoring.metrics.clip_models import is_measured_by
 from riebench.scoring.profiles import DEFAULT, PROFILES, Profile
 from riebench.store.folder import RunFolder
 from riebench.store.invocations import Invocation, mixed_versions
-from riebench.store.records import RunSpec, UnitKey
+from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.store.scores import ScoreTable, Series
 from riebench.tasks.schema import ALL_CATEGORIES, Setting, StoredModel
 
@@ -254,6 +255,9 @@ class Configuration:
     _parts: dict[str, dict[str, CategoryReplicates]] = field(default_factory=dict, repr=False, compare=False)
     """Metric -> category -> its replicates, until the row over all categories is made."""
 
+    _sizes: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    """(Metric, category) -> its number of values, and the largest number of an example; for those asked for."""
+
     @property
     def label(self) -> str:
         """Setting name, with the strength where the setting has several."""
@@ -261,11 +265,26 @@ class Configuration:
 
     def add(self, metric: str, category: str, example: str, seed: int, value: float) -> None:
         """Add one unit's number."""
-        if self._rows or self._parts:
-            self._rows.clear()
-            self._parts.clear()
-        self.values.setdefault(metric, {}).setdefault(category, {}).setdefault(example, []).append(value)
-        self.units.setdefault(metric, {})[example, seed] = value
+        if self._sizes:
+            self._forget()
+        # Hundreds of thousands of numbers come here, and nearly all find their places made.
+        try:
+            examples = self.values[metric][category]
+            units = self.units[metric]
+        except KeyError:
+            examples = self.values.setdefault(metric, {}).setdefault(category, {})
+            units = self.units.setdefault(metric, {})
+        if example in examples:
+            examples[example].append(value)
+        else:
+            examples[example] = [value]
+        units[example, seed] = value
+
+    def _forget(self) -> None:
+        """Forget all that was computed from the numbers so far."""
+        self._rows.clear()
+        self._parts.clear()
+        self._sizes.clear()
 
     def row(self, metric: str, category: str) -> TableRow:
         """Return the cell of a metric and a category, with its interval."""
@@ -315,22 +334,27 @@ class Configuration:
 
         The value that stands in for a failed unit is not counted.
         """
-        values = self._stored(metric, category)
-        scored = sum(len(seeds) for examples in values.values() for seeds in examples.values())
-        scored -= sum(self.imputed.get((metric, name), 0) for name in values)
+        names = self.values.get(metric, {}) if category == EVERYTHING else (category,)
+        scored = sum(self._size(metric, name)[0] - self.imputed.get((metric, name), 0) for name in names)
         return scored, sum(self.expected.values()) if category == EVERYTHING else self.expected.get(category, 0)
+
+    def _size(self, metric: str, category: str) -> tuple[int, int]:
+        """Return the number of values in a category, and the largest number that an example has."""
+        known = self._sizes.get((metric, category))
+        if known is None:
+            seeds = [*map(len, self.values.get(metric, {}).get(category, {}).values())]
+            known = self._sizes[metric, category] = sum(seeds), max(seeds, default=0)
+        return known
 
     def seeds(self, metric: str, category: str = EVERYTHING) -> int:
         """Return the largest number of seeds that an example has a value for."""
-        values = self._values(metric, category)
-        return max((len(seeds) for examples in values.values() for seeds in examples.values()), default=0)
+        return max((self._size(metric, name)[1] for name in self._values(metric, category)), default=0)
 
     def drop_stand_ins(self, metric: str) -> None:
         """Forget the values that stand in for failed units if no unit at all was scored."""
         if metric in self.values and not self.counts(metric)[0]:
             self.values[metric] = {}
-            self._rows.clear()
-            self._parts.clear()
+            self._forget()
             self.units.pop(metric, None)
             self.imputed = {slot: n for slot, n in self.imputed.items() if slot[0] != metric}
 
@@ -402,52 +426,85 @@ def _fill(
     for one in found.values():
         one.backbones = backbones
     # Shards and workers record in the order in which they happen to finish; sums are taken in one that stays.
-    records = folder.records(features=features)
-    for record in sorted(records, key=lambda record: (record.key.example_id, record.key.seed)):
+    records = sorted(folder.records(features=features), key=lambda record: (record.key.example_id, record.key.seed))
+    units = [_Unit.of(record, found, folder) for record in records]
+    for unit in units:
+        unit.note(commands)
+    places: dict[int, list[int | None]] = {}
+    for metric, lines in series.items():
+        # Most metrics share one mapping of units, in which each is then looked up once.
+        rows = places.get(id(lines.rows)) or [lines.rows.get(unit.digest) for unit in units]
+        places[id(lines.rows)] = rows
+        stand_in = profile.unchanged.get(metric) if metric in backbones else None
+        _add_scores(metric, zip(units, rows, strict=True), lines, versions[metric], commands, stand_in)
+    for configuration in found.values():
+        for metric in versions:
+            configuration.drop_stand_ins(metric)
+
+
+class _Unit(NamedTuple):
+    """One record with what its scores are found by."""
+
+    record: EditRecord
+    digest: str
+    picture: str
+    configuration: Configuration
+
+    @classmethod
+    def of(cls, record: EditRecord, found: Mapping[tuple[str, float], Configuration], folder: RunFolder) -> _Unit:
+        """Return a record with the configuration that it belongs to."""
         key = record.key
         digest = key.digest
-        if (key.block_set, key.strength) not in found:
+        configuration = found.get((key.block_set, key.strength))
+        if configuration is None:
             raise StoreError(
                 f"{folder.path}: unit {digest} ({key.example_id}, blocks {key.block_set}, "
                 f"strength {key.strength:g}) was never planned; `riebench leaderboard --verify {folder.path}` says more"
             )
-        configuration = found[key.block_set, key.strength]
+        return cls(record, digest, record.picture_id, configuration)
+
+    def note(self, commands: Sequence[Invocation]) -> None:
+        """Note in its configuration all that is no score."""
+        record, configuration, key = self.record, self.configuration, self.record.key
         configuration.origins.setdefault(key.example_id, set()).add(Origin.of(key))
         configuration.failed += record.status == "error"
         configuration.skipped += record.status == "skipped"
         _note_command(configuration.makers, record.invocation, commands)
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
-        picture = record.picture_id
-        for metric, lines in series.items():
-            value = _value(lines, digest, picture, versions[metric], commands, configuration)
-            if value is not None and abs(value) > LARGEST_SCORE:
-                configuration.outsized[metric] = configuration.outsized.get(metric, 0) + 1
-                value = None
-            if record.status == "error" and metric in profile.unchanged and metric in backbones:
-                value = profile.unchanged[metric]
-                slot = (metric, key.category)
-                configuration.imputed[slot] = configuration.imputed.get(slot, 0) + 1
-            if value is not None:
-                configuration.add(metric, key.category, key.example_id, key.seed, value)
-    for configuration in found.values():
-        for metric in versions:
-            configuration.drop_stand_ins(metric)
 
 
-def _value(
-    series: Series, unit: str, picture: str, version: int, invocations: Sequence[Invocation],
-    configuration: Configuration,
-) -> float | None:  # fmt: skip
-    """Return a unit's number, and note who measured it.
+def _add_scores(
+    metric: str, placed: Iterable[tuple[_Unit, int | None]], series: Series, version: int,
+    commands: Sequence[Invocation], stand_in: float | None,
+) -> None:  # fmt: skip
+    """Add the numbers of one metric, and note who measured them.
 
     A score counts only for the picture that is stored now and for the current version of its metric.
+
+    Args:
+        metric: its name.
+        placed: units with their rows in the columns, None for those without a score.
+        series: the columns.
+        version: the metric's.
+        commands: see `RunFolder.invocations`.
+        stand_in: number of units that failed; None for none.
     """
-    row = series.rows.get(unit)
-    if row is None or series.pictures[row] != picture or series.versions[row] != version:
-        return None
-    _note_command(configuration.measurers, series.invocations[row], invocations)
-    return series.values[row]
+    pictures, versions, values, invocations = series.pictures, series.versions, series.values, series.invocations
+    for (record, _, picture, configuration), row in placed:
+        value, key = None, record.key
+        if row is not None and pictures[row] == picture and versions[row] == version:
+            value = values[row]
+            if (place := invocations[row]) not in configuration.measurers:
+                _note_command(configuration.measurers, place, commands)
+        if value is not None and abs(value) > LARGEST_SCORE:
+            configuration.outsized[metric] = configuration.outsized.get(metric, 0) + 1
+            value = None
+        if stand_in is not None and record.status == "error":
+            value, slot = stand_in, (metric, key.category)
+            configuration.imputed[slot] = configuration.imputed.get(slot, 0) + 1
+        if value is not None:
+            configuration.add(metric, key.category, key.example_id, key.seed, value)
 
 
 def _note_command(known: dict[int, Invocation], place: int | None, invocations: Sequence[Invocation]) -> None:
@@ -482,11 +539,7 @@ def backbones_shown(folder: RunFolder, scores: ScoreTable) -> dict[str, str]:
     A cell never mixes networks: other scorers' numbers stay in the run folder.
     """
     usual, second = scorer_for(folder.spec.model), second_scorer_for(folder.spec.model)
-    last: dict[tuple[str, str], int] = {}
-    for metric, backbone in scores.measured:
-        series = scores.series(metric, backbone)
-        lines = zip(reversed(series.places), reversed(series.reasons), strict=True)
-        last[metric, backbone] = next((place for place, reason in lines if reason != Reason.NO_WEIGHTS), -1)
+    last = {pair: scores.last_place(*pair, Reason.NO_WEIGHTS) for pair in scores.measured}
     shown: dict[str, str] = {}
     for metric, backbone in sorted((pair for pair, place in last.items() if place >= 0), key=last.__getitem__):
         scorer = second if metric == "clip_gain_2" and second is not None else usual

@@ -111,7 +111,10 @@ class Replicates:
         value, error = float(self.values[0]), float(self.errors[0])
         if not (math.isfinite(value) and math.isfinite(error)):
             return None
-        found = np.isfinite(self.values[1:]) & np.isfinite(self.errors[1:])
+        found: slice | NDArray[np.bool_] = np.isfinite(self.values[1:]) & np.isfinite(self.errors[1:])
+        if np.all(found):
+            # As good as always, and parts are taken without a copy.
+            found = slice(None)
         draws, errors = self.values[1:][found], np.maximum(self.errors[1:][found], LEAST_ERROR * error)
         if not len(draws):
             return None
@@ -120,9 +123,31 @@ class Replicates:
         truth = value if self.centre is None else (float(draws.mean()) + self.centre) / 2
         estimated = truth if self.at_choice is None else (truth + self.at_choice[1:][found]) / 2
         tail = (1 - LEVEL) / 2
-        # This definition of a quantile keeps the tails right with few replicates, too (Davison and Hinkley 1997).
-        low, high = np.quantile((draws - estimated) / errors, [tail, 1 - tail], method="weibull")
-        return value - float(high) * error, value - float(low) * error
+        low, high = quantiles((draws - estimated) / errors, (tail, 1 - tail))
+        return value - high * error, value - low * error
+
+
+def quantiles(values: Floats, shares: Sequence[float]) -> list[float]:
+    """Return quantiles of some numbers, those that NumPy's method "weibull" gives.
+
+    This definition keeps the tails right with few replicates, too (Davison and Hinkley 1997). There are thousands of
+    intervals, and NumPy's function takes three times as long.
+
+    Args:
+        values: at least one, all finite.
+        shares: each between 0 and 1.
+    """
+    last = len(values) - 1
+    places = [min(max(len(values) * share + share - 1, 0.0), float(last)) for share in shares]
+    before = [math.floor(place) for place in places]
+    after = [min(place + 1, last) for place in before]
+    ordered = np.partition(values, sorted({*before, *after}))
+    found = []
+    for place, i, j in zip(places, before, after, strict=True):
+        one, other, part = float(ordered[i]), float(ordered[j]), place - i
+        # From the nearer end, as NumPy does.
+        found.append(one + (other - one) * part if part < 0.5 else other - (other - one) * (1 - part))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +202,7 @@ def estimate(
     if not parts:
         return Estimate(None, None, None, 0)
     n_examples = sum(part.n_examples for part in parts)
-    variances = np.array([part.variances for part in parts]) / len(parts) ** 2
-    found = Replicates(np.mean([part.means for part in parts], axis=0), np.sqrt(variances.sum(axis=0)))
+    found = _stratified(parts)
     if share and math.isfinite(found.errors[0]):
         n = sum(part.freedom + 1 for part in parts)
         ends: tuple[float, float] | None = wilson(found.mean, float(found.errors[0]), n - len(parts), n)
@@ -188,6 +212,14 @@ def estimate(
         return Estimate(found.mean, None, None, n_examples)
     least, most = (limit if limit is not None else sign * math.inf for limit, sign in zip(bounds, (-1, 1), strict=True))
     return Estimate(found.mean, max(least, ends[0]), min(most, ends[1]), n_examples)
+
+
+def _stratified(parts: Sequence[CategoryReplicates]) -> Replicates:
+    """Return the mean of categories, all of the same weight."""
+    if len(parts) == 1:
+        return Replicates(parts[0].means, np.sqrt(parts[0].variances))
+    variances = np.array([part.variances for part in parts]) / len(parts) ** 2
+    return Replicates(np.mean([part.means for part in parts], axis=0), np.sqrt(variances.sum(axis=0)))
 
 
 def _category_replicates(
@@ -211,10 +243,10 @@ def _category_replicates(
 def _observed_first(name: str, groups: tuple[str, ...], replicates: int, seed: int) -> Floats:
     """Return every group once, then the draws of `cluster_counts`.
 
-    They are [1 + replicates, groups].
+    They are [1 + replicates, groups], those of one group contiguous in memory: products with them take less time so.
     """
     drawn = cluster_counts(name, groups, replicates, seed) if replicates else np.empty((0, len(groups)))
-    return np.vstack([np.ones((1, len(groups))), drawn])
+    return np.asfortranarray(np.vstack([np.ones((1, len(groups))), drawn]))
 
 
 def _ratio_replicates(totals: Floats, sizes: Floats, counts: Floats, middle: float) -> tuple[Floats, Floats]:
@@ -237,13 +269,17 @@ def _ratio_replicates(totals: Floats, sizes: Floats, counts: Floats, middle: flo
     weight = float(n) if single else counts @ sizes
     # Finite but absurd values have a mean, and no finite variance.
     with np.errstate(over="ignore", invalid="ignore"):
-        drawn = counts @ totals
+        drawn, squares = np.stack([totals, totals**2]) @ counts.T
         mean = drawn / weight
         sized = drawn if single else counts @ (totals * sizes)
-        squares = counts @ totals**2 - 2 * mean * sized + mean**2 * (weight if single else counts @ sizes**2)
-        variances = n / (n - 1) * np.maximum(squares, 0) / weight**2
+        squares -= 2 * mean * sized
+        squares += mean**2 * (weight if single else counts @ sizes**2)
+        variances = np.maximum(squares, 0, out=squares)
+        variances *= n / (n - 1)
+        variances /= weight**2
         # What is left of equal values is rounding.
-        variances[np.sqrt(variances) < ROUNDING * (abs(middle) + np.abs(mean))] = 0
+        if not math.sqrt(variances.min()) >= ROUNDING * (abs(middle) + np.abs(mean).max()):
+            variances[np.sqrt(variances) < ROUNDING * (abs(middle) + np.abs(mean))] = 0
     mean[0] = 0.0
     return mean + middle, variances
 

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -512,13 +512,13 @@ class RunFolder:
         """Append records in one write; they name the command that is writing."""
         lines = list(records)
         place = self._invocation_place() if lines else None
-        append_lines(self._records_file, [_json_line(_with_maker(record, place)) for record in lines])
+        append_lines(self._records_file, [_json_line(record, place) for record in lines])
 
     def append_scores(self, scores: Iterable[ScoreRecord]) -> None:
         """Append scores in one write; they name the command that is writing."""
         lines = list(scores)
         place = self._invocation_place() if lines else None
-        append_lines(self.path / SCORES_FILE, [_json_line(_with_maker(score, place)) for score in lines])
+        append_lines(self.path / SCORES_FILE, [_json_line(score, place) for score in lines])
 
 
 def _file_version(file: Path) -> tuple[int, ...]:
@@ -543,13 +543,6 @@ class _Writer:
     notes: Mapping[str, Any] | None
     shared: bool = False
     place: int | None = None
-
-
-Line = TypeVar("Line", EditRecord, ScoreRecord)
-
-
-def _with_maker(line: Line, place: int | None) -> Line:
-    return line if place is None else line.model_copy(update={"invocation": place})
 
 
 _reported: set[Path] = set()
@@ -582,9 +575,21 @@ def run_path(results: Path, suite: str, model: str, setting: str) -> Path:
     return results / suite / model / setting
 
 
-def _json_line(record: EditRecord | ScoreRecord) -> str:
+def _json_line(record: EditRecord | ScoreRecord, place: int | None) -> str:
+    """Return the line of a record or score that names the command which writes it.
+
+    Args:
+        record: the record or score.
+        place: the command's place in run.json's list; None keeps what the record names.
+    """
+    if place is not None and record.invocation is not None:
+        record = record.model_copy(update={"invocation": place})
     # Defaults are left out: thousands of lines are committed, and every one of them is read back through the schema.
-    return record.model_dump_json(exclude_defaults=True)
+    line = record.model_dump_json(exclude_defaults=True)
+    if place is None or record.invocation is not None:
+        return line
+    # The last of the fields. Copies of thousands of new scores would take longer than the rest of writing them.
+    return f'{line.removesuffix("}")},"invocation":{place}}}'
 
 
 def _read_records(file: Path) -> list[EditRecord]:

@@ -76,6 +76,16 @@ class ScoreTable(ABC):
         """Metrics with their networks, in the order of their last score."""
 
     @abstractmethod
+    def last_place(self, metric: str, backbone: str, without: str) -> int:
+        """Return the place of a metric's last score by one network, -1 if there is none.
+
+        Args:
+            metric: its name.
+            backbone: the network.
+            without: scores that have no value for this reason do not count.
+        """
+
+    @abstractmethod
     def has_values(self, metric: str, backbone: str) -> bool:
         """Return whether a metric by one network has any number."""
 
@@ -113,6 +123,12 @@ class ScoreLines(ScoreTable):
     def measured(self) -> tuple[Measured, ...]:
         """Metrics with their networks, in the order of their last score."""
         return tuple(sorted(self._series, key=lambda pair: self._series[pair].places[-1]))
+
+    def last_place(self, metric: str, backbone: str, without: str) -> int:
+        """Return the place of a metric's last score by one network; see `ScoreTable`."""
+        series = self.series(metric, backbone)
+        lines = zip(reversed(series.places), reversed(series.reasons), strict=True)
+        return next((place for place, reason in lines if reason != without), -1)
 
     def has_values(self, metric: str, backbone: str) -> bool:
         """Return whether a metric by one network has any number."""
@@ -175,6 +191,15 @@ class ScoreColumns(ScoreTable):
         if last - first + 1 == len(places):
             return self._table.slice(first, len(places))
         return self._table.take(pa.array(places.tolist(), pa.int64()))
+
+    def last_place(self, metric: str, backbone: str, without: str) -> int:
+        """Return the place of a metric's last score by one network; see `ScoreTable`."""
+        places = self._groups.get((metric, backbone))
+        if places is None:
+            return -1
+        # From the end, where a score that counts nearly always stands.
+        reasons = self._column("reason")
+        return next((int(place) for place in reversed(places) if reasons[int(place)].as_py() != without), -1)
 
     def has_values(self, metric: str, backbone: str) -> bool:
         """Return whether a metric by one network has any number."""

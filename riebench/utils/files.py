@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import resources
@@ -55,14 +55,27 @@ def file_inside(folder: Path, name: str, key: str, folder_label: str, *, allow_l
     Raises:
         RiebenchError: if the path leads out of the folder or cannot be a path.
     """
-    longest_part = max((len(part.encode("utf-8", "replace")) for part in Path(name).parts), default=0)
+    parts = Path(name).parts
+    longest_part = max((len(part.encode("utf-8", "replace")) for part in parts), default=0)
     if not name.isprintable() or len(name) > MAX_PATH_LENGTH or longest_part > MAX_PATH_PART:
         raise RiebenchError(f"{key} {name[:MAX_NAME_LENGTH]!r} is no path")
     path = folder / name
-    is_inside = allow_links or path.resolve().is_relative_to(folder.resolve())
-    if Path(name).is_absolute() or ".." in Path(name).parts or not is_inside:
+    is_plain = not Path(name).is_absolute() and ".." not in parts
+    if not is_plain or not (allow_links or _leads_inside(folder, parts)):
         raise RiebenchError(f"{key} {name!r} leaves {folder_label}")
     return path
+
+
+def _leads_inside(folder: Path, parts: Sequence[str]) -> bool:
+    """Return whether a path below a folder stays there when links are followed."""
+    # Only a link can lead out. Looking for one takes a tenth of the time of resolving both paths, which tens of
+    # thousands of pictures would wait for.
+    below = str(folder)
+    for part in parts:
+        below = f"{below}{os.sep}{part}"
+        if os.path.islink(below):
+            return (folder / Path(*parts)).resolve().is_relative_to(folder.resolve())
+    return True
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -144,8 +144,12 @@ def csv_rows(lines: Iterable[str]) -> list[dict[str, str]]:
 
 
 def _csv_field(value: object) -> str:
-    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    if FORMULA.match(text) and not NUMBER.fullmatch(text) and not isinstance(value, float):
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    if FORMULA.match(text) and not NUMBER.fullmatch(text):
         text = f"'{text}"
     # The csv module leaves a carriage return alone, which its own and other readers take for the end of a row.
     return '"{}"'.format(text.replace('"', '""')) if CSV_QUOTED & {*text} else text

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -113,12 +114,12 @@ class Sample:
             raise MetricError("the sample has no target picture")
         return self.target
 
-    @property
+    @cached_property
     def background(self) -> Bool:
         """Inverse of the mask, bool [H, W]: true where the edit must not change pixels."""
         return ~self.mask
 
-    @property
+    @cached_property
     def has_background(self) -> bool:
         """True if the background is large enough to be measured."""
         return bool(self.background.mean() >= MIN_BACKGROUND)
@@ -156,7 +157,7 @@ MetricFunction = Callable[[Sequence[Sample], "Networks"], list[Value]]
 """Batch of samples and the loaded networks -> one value per sample, in order."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
     """One metric, callable on a batch.
 
@@ -248,8 +249,7 @@ def unit_range(pictures: npt.NDArray[Any]) -> Float:
     Raises:
         MetricError: for any other type, shape or range (in particular [-1, 1] and floats up to 255).
     """
-    if pictures.ndim != 4 or pictures.shape[3] != 3:
-        raise MetricError(f"pictures: expected [N, H, W, 3], got {pictures.shape}")
+    check_shapes(pictures, pictures)
     if pictures.dtype == np.uint8:
         return pictures.astype(np.float64) / 255
     if not np.issubdtype(pictures.dtype, np.floating):
@@ -268,9 +268,20 @@ def check_pair(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[Float
     Raises:
         MetricError: as `unit_range`, or if the shapes differ.
     """
+    check_shapes(first, second)
+    return unit_range(first), unit_range(second)
+
+
+def check_shapes(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> None:
+    """Check that two batches of pictures have equal shapes, [N, H, W, 3].
+
+    Raises:
+        MetricError: if not.
+    """
     if first.shape != second.shape:
         raise MetricError(f"pictures of unequal size cannot be compared: {first.shape} and {second.shape}")
-    return unit_range(first), unit_range(second)
+    if first.ndim != 4 or first.shape[3] != 3:
+        raise MetricError(f"pictures: expected [N, H, W, 3], got {first.shape}")
 
 
 _KEYS: dict[int, tuple[weakref.ref[npt.NDArray[Any]], bytes]] = {}

@@ -210,7 +210,8 @@ def _transformed(batch: Sequence[UInt8], transform: Callable[[Any], torch.Tensor
     """Return pictures as a CLIP's network takes them, [N, 3, S, S].
 
     Where the transform ends, as open_clip's do, in a change to tensors and a normalisation of channels, these are done
-    for all pictures at once: the same numbers, many times faster.
+    for all pictures at once: the same numbers, many times faster. Pictures that the steps before would leave as they
+    are skip these.
     """
     import torch
     from PIL import Image
@@ -219,8 +220,11 @@ def _transformed(batch: Sequence[UInt8], transform: Callable[[Any], torch.Tensor
     steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
     together = [isinstance(step, kind) for step, kind in zip(steps[-2:], (ToTensor, Normalize), strict=False)]
     normalise = steps[-1] if together == [True, True] else None
+    kept = _kept_size(steps[:-2]) if normalise else None
 
     def one(picture: UInt8) -> Any:
+        if picture.shape[:2] == kept:
+            return picture
         made: Any = Image.fromarray(picture, "RGB")
         for step in steps[:-2] if normalise else steps:
             made = step(made)
@@ -237,6 +241,20 @@ def _transformed(batch: Sequence[UInt8], transform: Callable[[Any], torch.Tensor
     pixels = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous().float().div(255)
     tensor: torch.Tensor = normalise(pixels)
     return tensor
+
+
+def _kept_size(steps: Sequence[Any]) -> tuple[int, int] | None:
+    """Return the height and width of pictures in RGB that a transform's steps leave as they are, if they do so."""
+    from open_clip.transform import MaybeConvertMode
+    from torchvision.transforms import CenterCrop, Resize
+
+    sizes = set()
+    for step in steps:
+        if isinstance(step, Resize | CenterCrop):
+            sizes.add((step.size, step.size) if isinstance(step.size, int) else (*step.size,))
+        elif not isinstance(step, MaybeConvertMode) or step.mode != "RGB":
+            return None
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _to_numpy(tensor: torch.Tensor) -> Float:

@@ -204,14 +204,28 @@ class LoadedClip:
 
     def cut(self, texts: list[str]) -> list[bool]:
         """Return for each text whether it exceeds the context and loses its end."""
+        tokens = self.tokenizer(texts)
+        # A row that ends in padding fits. One such token may as well be the end of a text that was cut.
+        full = [row for row, end in enumerate((tokens[:, -2:] != self._padding).any(dim=1).tolist()) if end]
+        long = self._exceed([texts[row] for row in full]) if full else []
+        lost = dict(zip(full, long, strict=True))
+        return [lost.get(row, False) for row in range(len(texts))]
+
+    def _exceed(self, texts: list[str]) -> list[bool]:
+        # At this length every row ends in padding, so a row that fits holds only padding after the context. It takes
+        # many times as long as the usual one.
         tokens = self.tokenizer(texts, context_length=UNLIMITED)
-        # At this length every row ends in padding, so a row that fits holds only padding after the context.
-        return [bool(hit) for hit in (tokens[:, self._context :] != tokens[:, -1:]).any(dim=1)]
+        return [bool(hit) for hit in (tokens[:, self._empty.shape[1] :] != tokens[:, -1:]).any(dim=1)]
 
     @cached_property
-    def _context(self) -> int:
-        """Tokens that the network reads of a text."""
-        return int(self.tokenizer([""]).shape[1])
+    def _empty(self) -> torch.Tensor:
+        """Tokens of an empty text, as many as the network reads of any."""
+        return self.tokenizer([""])
+
+    @property
+    def _padding(self) -> int:
+        """Token that fills the end of a short text."""
+        return int(self._empty[0, -1])
 
 
 def locate(spec: ClipSpec, *, offline: bool = False) -> ClipFiles:
