@@ -19,6 +19,7 @@ from riebench.models.loading import load_model
 from riebench.saes.formats import load_saes
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import caption
+from riebench.toyworld.card import fill_card
 from riebench.toyworld.mixed import training
 from riebench.toyworld.mixed.edits import MIXED_COUNTS, NULL_COUNTS, SUITES, draw_edits, planted_shares
 from riebench.toyworld.mixed.figures import (
@@ -146,12 +147,12 @@ def test_the_loss_is_small_where_blocks_agree_and_moves_the_words_of_others(
     goals = training.Goals(training.training_scenes(8), below.half(), above.half())
     monkeypatch.setitem(training.CONFIG, "batch", 4)
     monkeypatch.setitem(training.CONFIG, "agreeing", 1.0)
-    agreeing = float(training.mixed_loss(level, level, goals)(0))
+    agreeing = training.mixed_loss(level, level, goals)(0).item()
     monkeypatch.setitem(training.CONFIG, "agreeing", 0.0)
     student = make_student(teacher, below, text)
     loss = training.mixed_loss(InnerLevel(student), level, goals)(0)
     loss.backward()
-    assert agreeing < 0.05 < float(loss)
+    assert agreeing < 0.05 < loss.item()
     for role in BLOCK_ROLES:
         layer = student.get_submodule(BLOCK_MODULES[role.block]).transformer_blocks[0]
         gradient = layer.attn2.to_v.weight.grad.clone()
@@ -178,12 +179,12 @@ def test_edits_have_the_planted_shares(counts: tuple[int, ...]) -> None:
         assert edit.target == edit.source.with_value("pose", edit.target.pose) != edit.source
 
 
-@pytest.mark.parametrize(("suite", "counts"), zip(SUITES, (MIXED_COUNTS, NULL_COUNTS), strict=True))
+@pytest.mark.parametrize(("suite", "counts"), list(zip(SUITES, (MIXED_COUNTS, NULL_COUNTS), strict=True)))
 def test_task_files_have_the_planted_shares(suite: SuiteRecipe, counts: tuple[int, ...]) -> None:
-    examples = yaml.safe_load(task_text("change_style", suite))["examples"]
-    found = Counter(deciding_block("style", Scene(**example["attributes"]["source"])) for example in examples)
-    assert found == dict(zip(MIXED_ROLES["style"].blocks, counts, strict=True))
-    assert all(example["id"].startswith(f"{suite.name}-change-style-") for example in examples)
+    examples = yaml.safe_load(task_text("add_object", suite))["examples"]
+    found = Counter(deciding_block("accessory", Scene(**example["attributes"]["source"])) for example in examples)
+    assert found == dict(zip(MIXED_ROLES["accessory"].blocks, counts, strict=True))
+    assert all(example["id"].startswith(f"{suite.name}-add-object-") for example in examples)
 
 
 def made_up(counts: tuple[int, ...], *, follows: bool, rounds: int = 5) -> pd.DataFrame:
@@ -211,6 +212,15 @@ def test_tables_recover_planted_shares_and_find_nothing_in_a_null_world() -> Non
     )
 
 
+def test_the_card_shows_both_worlds() -> None:
+    worlds = made_up(MIXED_COUNTS, follows=True, rounds=1), made_up(NULL_COUNTS, follows=True, rounds=1)
+    figures = {"mixed": recovery_figures(*worlds, MIXED_COUNTS, ["sae_5"])}
+    marks = "<!-- figures: {} -->\nold\n<!-- end -->\n"
+    text = fill_card(marks.format("shares") + marks.format("recovery"), figures)
+    assert "| change color | up.0.1 | 0.50 | 0.50 | 0.50 | 0.25 | 0.25 |" in text
+    assert "| sae, 5 | 1.00 | 1.00 | 0.00 |" in text and "old" not in text
+
+
 def test_roles_by_chance_are_no_evidence() -> None:
     chance = made_up(MIXED_COUNTS, follows=False)
     assert role_evidence(chance, "sae_5") > 0.05
@@ -220,8 +230,9 @@ def test_roles_by_chance_are_no_evidence() -> None:
 def test_single_blocks_are_edited_and_read() -> None:
     model = load_model("toy-turbo", steps=1)
     saes = load_saes(asset_folder("saes"), BLOCKS, k=16)
-    frame = reached(model, (0, 0, 0, 1), saes=saes, features=(20,), batch=9)
-    assert len(frame) == 9 * (1 + 5 * 2)
+    categories = ("change_color", "change_background")
+    frame = reached(model, (0, 0, 0, 2), categories=categories, saes=saes, features=(20,), batch=3)
+    assert len(frame) == 4 * (1 + 5 * 2)
     own = {attribute: role.block for role in BLOCK_ROLES for attribute in role.attributes}
     for method in ("patch", "sae_20"):
         some = frame[(frame["method"] == method) & (frame["block"] != "all")]

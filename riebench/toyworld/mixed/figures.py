@@ -59,19 +59,15 @@ def role_evidence(frame: pd.DataFrame, method: str) -> float:
         The share of random placements with at least the measured spread, above 0 and at most 1.
     """
     some = frame[(frame["method"] == method) & frame["block"].isin(BLOCKS)]
-    outcomes = []
+    rng = np.random.default_rng(PERMUTATION_SEED)
+    measured, by_chance = 0.0, np.zeros(PERMUTATIONS)
     for category in CATEGORY_ATTRIBUTE:
         mine = some[some["category"] == category]
-        outcomes.append(np.stack([mine[mine["block"] == block]["reached"].to_numpy(float) for block in BLOCKS], axis=1))
-
-    def spread(tables: list[Any]) -> float:
-        return float(sum(table.mean(0).var() for table in tables))
-
-    rng = np.random.default_rng(PERMUTATION_SEED)
-    measured = spread(outcomes)
-    more = sum(
-        spread([rng.permuted(table, axis=1) for table in outcomes]) >= measured - 1e-12 for _ in range(PERMUTATIONS)
-    )
+        outcomes = np.stack([mine[mine["block"] == block]["reached"].to_numpy(float) for block in BLOCKS], axis=1)
+        measured += outcomes.mean(0).var()
+        places = rng.random((PERMUTATIONS, *outcomes.shape), dtype=np.float32).argsort(axis=2)
+        by_chance += np.take_along_axis(outcomes[None], places, axis=2).mean(1).var(axis=1)
+    more = int((by_chance >= measured - 1e-12).sum())
     return (more + 1) / (PERMUTATIONS + 1)
 
 

@@ -84,6 +84,7 @@ def reached(
     counts: Sequence[int],
     *,
     rounds: int = 1,
+    categories: Sequence[str] = tuple(CATEGORY_ATTRIBUTE),
     saes: Mapping[str, SparseAutoencoder] | None = None,
     features: Sequence[int] = (),
     batch: int = 24,
@@ -94,6 +95,7 @@ def reached(
         model: toy-mixed.
         counts: edits of each category that its first, second, third and last block decide.
         rounds: how often so many edits are drawn.
+        categories: the categories to measure.
         saes: block -> SAE; None measures activation patching alone.
         features: numbers of SAE features switched each way.
         batch: edits generated at a time.
@@ -103,7 +105,7 @@ def reached(
         "sae_N"), `block` (one of the four or "all") and `reached` (whether the judge sees the target's value).
     """
     generator, rng = Generator(model, cached_prompts=2 * batch), random.Random(SEED)
-    edits = [e for _ in range(rounds) for category in CATEGORY_ATTRIBUTE for e in draw_edits(category, counts, rng)]
+    edits = [e for _ in range(rounds) for category in categories for e in draw_edits(category, counts, rng)]
     rows: list[dict[str, object]] = []
     for first in ProgressBar(range(0, len(edits), batch), title="edits of single blocks"):
         some = edits[first : first + batch]
