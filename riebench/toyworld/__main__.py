@@ -12,20 +12,21 @@ from riebench.errors import RiebenchError
 
 app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-STAGES = ("vae", "base", "turbo", "clip", "judge", "saes", "mixed")
+STAGES = ("vae", "base", "turbo", "clip", "judge", "saes")
+"""Stages of what ships, in order."""
 
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="vae, base, turbo, clip, judge, saes, mixed or all")],
+    what: Annotated[str, typer.Argument(help="vae, base, turbo, clip, judge, saes, all of these, or mixed")],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     compile: Annotated[bool, typer.Option(help="compile the U-Net: minutes to start, then faster")] = False,
     assets: Annotated[Path | None, typer.Option(help="where finished models go; the package's own by default")] = None,
 ) -> None:
-    """Train one model or all of them; repeat the command to resume."""
-    if what not in (*STAGES, "all"):
-        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join(STAGES)}, all")
+    """Train one model or all that ship; repeat the command to resume."""
+    if what not in (*STAGES, "mixed", "all"):
+        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join(STAGES)}, mixed, all")
     from riebench.toyworld.make import make
 
     for stage in STAGES if what == "all" else (what,):

@@ -23,7 +23,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from riebench.errors import RiebenchError
-from riebench.models.assets import ASSETS, write_manifest
+from riebench.models.assets import ASSETS, asset_folder, write_manifest
 from riebench.toyworld import saes
 from riebench.toyworld.data import Pool, training_pool
 from riebench.toyworld.mixed import training as mixed_training
@@ -98,10 +98,10 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
 
     Args:
         stage: "vae", "base", "turbo", "clip", "judge", "saes" or "mixed"; each needs the ones before it in that order,
-            except that clip and judge need none, and mixed needs toy-turbo alone, as exported.
+            except that clip and judge need none, and mixed starts from toy-turbo, the shipped one if `assets` has none.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
-        compiled: compiles the U-Net.
+        compiled: compiles the U-Net of base and turbo.
         assets: where finished models go; None is the package's own folder.
 
     Raises:
@@ -225,7 +225,7 @@ def _saes(context: _StageContext) -> None:
 def _mixed(context: _StageContext) -> None:
     turbo = context.assets / "toy-turbo"
     if not turbo.is_dir():
-        raise RiebenchError(f"{turbo} is missing: run `python -m riebench.toyworld train turbo` first")
+        turbo = asset_folder("toy-turbo")
     unet = UNet2DConditionModel.from_pretrained(turbo / "unet", torch_dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(turbo / "vae", torch_dtype=torch.float32)
     trained = fold(mixed_training.train(unet, context.work, context.device))

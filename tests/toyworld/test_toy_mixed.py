@@ -12,14 +12,20 @@ import pytest
 import torch
 import yaml
 from diffusers import UNet2DConditionModel
+from typer.testing import CliRunner
 
+from riebench.errors import RiebenchError
+from riebench.generation.generator import Generator
 from riebench.models.assets import asset_folder
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import load_model
 from riebench.saes.formats import load_saes
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.toyworld import saes
+from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import caption
 from riebench.toyworld.card import fill_card
+from riebench.toyworld.make import make
 from riebench.toyworld.mixed import training
 from riebench.toyworld.mixed.edits import MIXED_COUNTS, NULL_COUNTS, SUITES, draw_edits, planted_shares
 from riebench.toyworld.mixed.figures import (
@@ -29,7 +35,7 @@ from riebench.toyworld.mixed.figures import (
     recovery_figures,
     role_evidence,
 )
-from riebench.toyworld.mixed.measure import reached
+from riebench.toyworld.mixed.measure import measure_shares, reached
 from riebench.toyworld.mixed.network import RANK, InnerLevel, fold, make_student, second_level
 from riebench.toyworld.mixed.roles import MIXED_ROLES, MixedRole, deciding_block
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, time_ids
@@ -168,6 +174,33 @@ def test_goals_are_computed_once(teacher: UNet2DConditionModel, tmp_path: Path) 
     assert first.below.shape == (4, 64, 8, 8) and first.above.shape == (4, 128, 8, 8)
 
 
+def test_the_stage_exports_a_pipeline_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("steps", 2), ("batch", 2), ("examples", 64)):
+        monkeypatch.setitem(training.CONFIG, name, value)
+    collected: list[Path] = []
+    monkeypatch.setattr(saes, "train", lambda model, *_args, **_options: collected.append(model))
+    make("mixed", tmp_path / "work", assets=tmp_path / "assets")
+    assert collected == [tmp_path / "assets" / "toy-mixed"]
+    model = load_model(str(collected[0]), steps=1)
+    (image,) = Generator(model).generate(["a red house"], [1]).images
+    assert image.shape == (64, 64, 3) and image.std() > 5
+    again = training.CONFIG | {"steps": 3}
+    monkeypatch.setattr(training, "CONFIG", again)
+    with pytest.raises(RiebenchError, match="steps: folder 2, asked 3"):
+        make("mixed", tmp_path / "work", assets=tmp_path / "assets")
+
+
+def test_shares_need_a_trained_model(tmp_path: Path) -> None:
+    with pytest.raises(RiebenchError, match="toy-mixed is missing: run"):
+        measure_shares(tmp_path, 1)
+
+
+def test_an_unknown_suite_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["tasks", str(tmp_path), "--suite", "toy-mixde"])
+    assert isinstance(result.exception, RiebenchError)
+    assert "known: toy, toy-mixed, toy-mixed-null" in str(result.exception)
+
+
 @pytest.mark.parametrize("counts", [MIXED_COUNTS, NULL_COUNTS])
 def test_edits_have_the_planted_shares(counts: tuple[int, ...]) -> None:
     edits = draw_edits("change_pose", counts, random.Random(2))
@@ -229,9 +262,9 @@ def test_roles_by_chance_are_no_evidence() -> None:
 
 def test_single_blocks_are_edited_and_read() -> None:
     model = load_model("toy-turbo", steps=1)
-    saes = load_saes(asset_folder("saes"), BLOCKS, k=16)
+    shipped = load_saes(asset_folder("saes"), BLOCKS, k=16)
     categories = ("change_color", "change_background")
-    frame = reached(model, (0, 0, 0, 2), categories=categories, saes=saes, features=(20,), batch=3)
+    frame = reached(model, (0, 0, 0, 2), categories=categories, saes=shipped, features=(20,), batch=3)
     assert len(frame) == 4 * (1 + 5 * 2)
     own = {attribute: role.block for role in BLOCK_ROLES for attribute in role.attributes}
     for method in ("patch", "sae_20"):
