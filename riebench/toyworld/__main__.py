@@ -13,19 +13,20 @@ from riebench.errors import RiebenchError
 app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 STAGES = ("vae", "base", "turbo", "clip", "judge", "saes")
+"""Stages of what ships, in order."""
 
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="vae, base, turbo, clip, judge, saes or all")],
+    what: Annotated[str, typer.Argument(help="vae, base, turbo, clip, judge, saes, all of these, or mixed")],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     compile: Annotated[bool, typer.Option(help="compile the U-Net: minutes to start, then faster")] = False,
     assets: Annotated[Path | None, typer.Option(help="where finished models go; the package's own by default")] = None,
 ) -> None:
-    """Train one model or all of them; repeat the command to resume."""
-    if what not in (*STAGES, "all"):
-        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join(STAGES)}, all")
+    """Train one model or all that ship; repeat the command to resume."""
+    if what not in (*STAGES, "mixed", "all"):
+        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join(STAGES)}, mixed, all")
     from riebench.toyworld.make import make
 
     for stage in STAGES if what == "all" else (what,):
@@ -51,11 +52,38 @@ def evaluate(
 
 
 @app.command()
-def tasks(folder: Annotated[Path, typer.Argument(help="where the nine files go")] = Path("tasks/toy")) -> None:
-    """Make the toy suite's task files anew."""
-    from riebench.toyworld.tasks import write_tasks
+def shares(
+    folder: Annotated[Path, typer.Argument(help="holds toy-mixed and saes-mixed, as `train mixed --assets` makes it")],
+    rounds: Annotated[int, typer.Option(help="twelve edits a category and world are drawn so often")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
+) -> None:
+    """Hold what single blocks move in the mixed world against the planted shares."""
+    from riebench.toyworld.mixed.measure import measure_shares
 
-    for path in write_tasks(folder):
+    figures = measure_shares(folder, rounds)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    typer.echo(f"attributes right without an edit: {figures['accuracy']['mixed_accuracy']:.3f}")
+    for method, found in figures["spearman"].items():
+        typer.echo(
+            f"{method:8} Spearman with planted shares {found['planted']:.2f}, with patching {found['patch']:.2f}; "
+            f"null world: p = {figures['null_p'][method]:.4f}"
+        )
+
+
+@app.command()
+def tasks(
+    folder: Annotated[Path, typer.Argument(help="where the nine files go")] = Path("tasks/toy"),
+    suite: Annotated[str, typer.Option(help="toy, toy-mixed or toy-mixed-null")] = "toy",
+) -> None:
+    """Make a toy suite's task files anew."""
+    from riebench.toyworld.mixed.edits import SUITES
+    from riebench.toyworld.tasks import TOY, write_tasks
+
+    recipes = {recipe.name: recipe for recipe in (TOY, *SUITES)}
+    if suite not in recipes:
+        raise RiebenchError(f"unknown suite {suite!r}; known: {', '.join(recipes)}")
+    for path in write_tasks(folder, recipes[suite]):
         typer.echo(path)
 
 

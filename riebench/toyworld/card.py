@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from riebench.errors import RiebenchError
 from riebench.models.assets import read_manifest
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.evaluate import BARS
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
@@ -88,10 +89,35 @@ def _speed(figures: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
+def _shares(figures: dict[str, Any]) -> str:
+    mixed = figures["mixed"]
+    tables, methods = mixed["tables"], list(mixed["spearman"])
+    rows: list[list[object]] = [
+        [category.replace("_", " "), block, f"{mixed['planted'][category][block]:.2f}",
+         *(f"{tables[world][method][category][block]:.2f}" for world in ("mixed", "null") for method in methods)]
+        for category in CATEGORY_ATTRIBUTE for block in BLOCKS
+    ]  # fmt: skip
+    names = [method.replace("_", ", ") for method in methods]
+    return _table(["category", "block", "planted", *names, *(f"null: {name}" for name in names)], rows)
+
+
+def _recovery(figures: dict[str, Any]) -> str:
+    mixed = figures["mixed"]
+    rows: list[list[object]] = [
+        [method.replace("_", ", "), *(f"{value:.2f}" for value in mixed["spearman"][method].values()),
+         f"{mixed['mixed_p'][method]:.4f}", f"{mixed['null_p'][method]:.4f}"]
+        for method in mixed["spearman"]
+    ]  # fmt: skip
+    header = ["table", "with planted shares", "with patching", "null table with planted shares", "p", "p, null"]
+    return _table(header, rows)
+
+
 PARTS = {
     "bars": _bars, "attributes": _attributes, "blocks": _blocks, "patches": _patches, "saes": _saes, "sizes": _sizes,
-    "speed": _speed,
+    "speed": _speed, "shares": _shares, "recovery": _recovery,
 }  # fmt: skip
+MIXED_FIGURES = "toyworld-mixed.json"
+"""Name of the file, beside that of the other figures, with the figures of the mixed world."""
 
 
 def fill_card(text: str, figures: dict[str, Any]) -> str:
@@ -104,13 +130,16 @@ def write_card(card: Path, figures_file: Path, *, check: bool = False) -> None:
 
     Args:
         card: the Markdown file.
-        figures_file: the output of `evaluate --json`.
+        figures_file: the output of `evaluate --json`; that of `shares --json` lies beside it, if there is one.
         check: writes nothing.
 
     Raises:
         RiebenchError: with `check`, if the card is out of date.
     """
     figures = json.loads(figures_file.read_text(encoding="utf-8"))
+    mixed = figures_file.with_name(MIXED_FIGURES)
+    if mixed.exists():
+        figures["mixed"] = json.loads(mixed.read_text(encoding="utf-8"))
     before = card.read_text(encoding="utf-8")
     after = fill_card(before, figures)
     if check and before != after:

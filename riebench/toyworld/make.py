@@ -23,9 +23,11 @@ from diffusers import (
 from torch import Tensor, nn
 
 from riebench.errors import RiebenchError
-from riebench.models.assets import ASSETS, write_manifest
+from riebench.models.assets import ASSETS, asset_folder, write_manifest
 from riebench.toyworld import saes
 from riebench.toyworld.data import Pool, training_pool
+from riebench.toyworld.mixed import training as mixed_training
+from riebench.toyworld.mixed.network import fold
 from riebench.toyworld.networks import clip, diffusion, judge, vae
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
 from riebench.toyworld.networks.text import build_encoders, build_tokenizers
@@ -40,12 +42,12 @@ _SCHEDULE = {
 
 
 def scheduler(name: str) -> Any:
-    """Build the scheduler of "toy-base" or "toy-turbo".
+    """Build the scheduler of "toy-base", or that of "toy-turbo" and "toy-mixed".
 
     They are SDXL's (Euler, leading) and SDXL Turbo's (ancestral Euler, trailing). The one difference from SDXL is
     v-prediction: it stays well-behaved at the last noise level, where one-step generation starts.
     """
-    if name == "toy-turbo":
+    if name in ("toy-turbo", "toy-mixed"):
         return EulerAncestralDiscreteScheduler(timestep_spacing="trailing", **_SCHEDULE)
     return EulerDiscreteScheduler(timestep_spacing="leading", **_SCHEDULE)
 
@@ -54,7 +56,7 @@ def assemble(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL) -> Stabl
     """Assemble a pipeline from its trained parts.
 
     Args:
-        name: "toy-base" or "toy-turbo".
+        name: "toy-base", "toy-turbo" or "toy-mixed".
         unet: the model's.
         vae: the autoencoder.
     """
@@ -95,11 +97,11 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
     """Train one stage, or finish an interrupted one, and export its model.
 
     Args:
-        stage: "vae", "base", "turbo", "clip", "judge" or "saes"; each needs the ones before it in that order, except
-            that clip and judge need none.
+        stage: "vae", "base", "turbo", "clip", "judge", "saes" or "mixed"; each needs the ones before it in that order,
+            except that clip and judge need none, and mixed starts from toy-turbo, the shipped one if `assets` has none.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
-        compiled: compiles the U-Net.
+        compiled: compiles the U-Net of base and turbo.
         assets: where finished models go; None is the package's own folder.
 
     Raises:
@@ -108,6 +110,7 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
     target = assets or ASSETS
     stages: dict[str, Callable[[_StageContext], None]] = {
         "vae": _vae, "base": _base, "turbo": _turbo, "clip": _clip, "judge": _judge, "saes": _saes,
+        "mixed": _mixed,
     }  # fmt: skip
     try:
         stages[stage](_StageContext(work, torch.device(device), compiled, target))
@@ -216,4 +219,16 @@ def _judge(context: _StageContext) -> None:
 
 
 def _saes(context: _StageContext) -> None:
-    saes.train(context.assets, context.work, context.clear_asset("saes"), context.device)
+    saes.train(context.assets / "toy-turbo", context.work / "saes", context.clear_asset("saes"), context.device)
+
+
+def _mixed(context: _StageContext) -> None:
+    turbo = context.assets / "toy-turbo"
+    if not turbo.is_dir():
+        turbo = asset_folder("toy-turbo")
+    unet = UNet2DConditionModel.from_pretrained(turbo / "unet", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(turbo / "vae", torch_dtype=torch.float32)
+    trained = fold(mixed_training.train(unet, context.work, context.device))
+    folder = context.clear_asset("toy-mixed")
+    export("toy-mixed", trained, vae, folder)
+    saes.train(folder, context.work / "saes-mixed", context.clear_asset("saes-mixed"), context.device, extra=())

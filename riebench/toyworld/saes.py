@@ -1,4 +1,4 @@
-"""The toy world's SAEs, trained on the block updates of one-step toy-turbo.
+"""The toy world's SAEs, trained on the block updates of one-step toy-turbo, and of toy-mixed.
 
 The paper's SAEs are trained on those of SDXL Turbo in the same way.
 """
@@ -6,6 +6,7 @@ The paper's SAEs are trained on those of SDXL Turbo in the same way.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,34 +46,36 @@ def configuration(block: str, k: int) -> SaeTraining:
     )  # fmt: skip
 
 
-def train(assets: Path, work: Path, folder: Path, device: torch.device) -> None:
+def train(
+    model: Path, stage: Path, folder: Path, device: torch.device, *, extra: Sequence[tuple[str, int]] = EXTRA
+) -> None:
     """Collect the updates and train every SAE that is not finished yet.
 
     Args:
-        assets: the folder that holds toy-turbo.
-        work: the folder for the collected updates and finished SAEs.
+        model: the folder of the pipeline whose updates are collected.
+        stage: the folder for the collected updates and finished SAEs.
         folder: where the SAEs go.
         device: where to train.
+        extra: blocks with further values of k.
     """
-    stage = work / "saes"
     check_folder(
-        stage, {"features": FEATURES, "k": K, "extra": [list(e) for e in EXTRA], "captions": CAPTIONS, "seed": SEED}
+        stage, {"features": FEATURES, "k": K, "extra": [list(e) for e in extra], "captions": CAPTIONS, "seed": SEED}
     )
-    updates = _updates(assets, stage)
-    for block, k in (*((block, K) for block in BLOCKS), *EXTRA):
+    updates = _updates(model, stage)
+    for block, k in (*((block, K) for block in BLOCKS), *extra):
         config = configuration(block, k)
         name = folder_name(block, k, FEATURES, auxk=config.auxk, batch=config.batch_size, rate=RATE)
         finished = stage / name / "final"
         if not (finished / "std.pt").exists():
-            model = train_in_memory(updates[block], config, device=device, name=f"sae {block} k={k}").cpu()
-            save(model, feature_statistics(model.codes, updates[block]), finished)
+            trained = train_in_memory(updates[block], config, device=device, name=f"sae {block} k={k}").cpu()
+            save(trained, feature_statistics(trained.codes, updates[block]), finished)
         target = folder / name / "final"
         target.mkdir(parents=True, exist_ok=True)
         for path in finished.iterdir():
             (target / path.name).write_bytes(path.read_bytes())
 
 
-def _updates(assets: Path, stage: Path) -> dict[str, Tensor]:
+def _updates(folder: Path, stage: Path) -> dict[str, Tensor]:
     """Collect the updates of one-step pictures of training scenes.
 
     Returns:
@@ -80,7 +83,7 @@ def _updates(assets: Path, stage: Path) -> dict[str, Tensor]:
     """
     path = stage / "updates.pt"
     if not path.exists():
-        model = load_model(str(assets / "toy-turbo"), steps=1)
+        model = load_model(str(folder), steps=1)
         generator, rng = Generator(model, cached_prompts=BATCH), random.Random(SEED)
         parts: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
         for first in ProgressBar(range(0, CAPTIONS, BATCH), title="collect updates"):

@@ -11,6 +11,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
@@ -25,7 +28,7 @@ SEED = 20_240_601
 TASK_VERSION = 1
 
 HEADER = """\
-# Made by `python -m riebench.toyworld tasks` from scenes kept out of all training; edit riebench/toyworld/tasks.py
+# Made by `python -m riebench.toyworld tasks` from scenes kept out of all training; edit {module}
 # and make it anew instead of editing this file.
 category: {category}
 version: {version}
@@ -56,11 +59,34 @@ def value_pairs(category: str) -> list[tuple[str, str]]:
     return shuffled
 
 
-def _edit(category: str, pair: tuple[str, str], rng: random.Random) -> tuple[Scene, Scene]:
+@dataclass(frozen=True)
+class SuiteRecipe:
+    """What tells one toy suite from another.
+
+    Attributes:
+        name: of the suite; begins the ids of its examples.
+        module: the source file to edit, as the task files' first line names it.
+        seed: begins the seeds of its random choices.
+        accepts: category, number of the example (from 0) and source scene -> whether the scene may be used.
+    """
+
+    name: str
+    module: str
+    seed: str
+    accepts: Callable[[str, int, Scene], bool]
+
+
+TOY = SuiteRecipe("toy", "riebench/toyworld/tasks.py", str(SEED), lambda _category, _number, _scene: True)
+"""The suite of the first world: any scene will do."""
+
+
+def _edit(
+    category: str, pair: tuple[str, str], rng: random.Random, accepts: Callable[[Scene], bool]
+) -> tuple[Scene, Scene]:
     attribute = CATEGORY_ATTRIBUTE[category]
     while True:
         source, target = random_edit(category, rng, held_out=True)
-        if (getattr(source, attribute), getattr(target, attribute)) == pair:
+        if (getattr(source, attribute), getattr(target, attribute)) == pair and accepts(source):
             return source, target
 
 
@@ -125,19 +151,20 @@ def _local_word(attribute: str, sentence: str) -> str:
     return word or noun_phrase(sentence)
 
 
-def task_text(category: str) -> str:
+def task_text(category: str, suite: SuiteRecipe = TOY) -> str:
     """Return a task file's text; the same at every call."""
-    rng = random.Random(f"{SEED}:{category}")
-    parts = [HEADER.format(category=category, version=TASK_VERSION)]
+    rng = random.Random(f"{suite.seed}:{category}")
+    parts = [HEADER.format(category=category, version=TASK_VERSION, module=suite.module)]
     seen: set[tuple[Scene, Scene]] = set()
     for number, pair in enumerate(value_pairs(category), start=1):
-        scenes = _edit(category, pair, rng)
+        accepts = partial(suite.accepts, category, number - 1)
+        scenes = _edit(category, pair, rng, accepts)
         while scenes in seen:
-            scenes = _edit(category, pair, rng)
+            scenes = _edit(category, pair, rng, accepts)
         seen.add(scenes)
         source, target = matched_captions(*scenes, CATEGORY_ATTRIBUTE[category], rng)
         lines = [
-            f"  - id: toy-{category.replace('_', '-')}-{number:02d}",
+            f"  - id: {suite.name}-{category.replace('_', '-')}-{number:02d}",
             f"    source: {source}",
             f"    target: {target}",
         ]
@@ -152,11 +179,12 @@ def _flow(scene: Scene) -> str:
     return "{" + ", ".join(f"{name}: {value}" for name, value in scene.as_dict().items()) + "}"
 
 
-def write_tasks(folder: Path) -> list[Path]:
+def write_tasks(folder: Path, suite: SuiteRecipe = TOY) -> list[Path]:
     """Write all nine task files.
 
     Args:
         folder: `tasks/toy`.
+        suite: the suite.
 
     Returns:
         The files.
@@ -164,6 +192,6 @@ def write_tasks(folder: Path) -> list[Path]:
     paths = []
     for category in CATEGORY_ATTRIBUTE:
         path = folder / f"{category}.yaml"
-        write_atomic(path, task_text(category).encode())
+        write_atomic(path, task_text(category, suite).encode())
         paths.append(path)
     return paths
