@@ -106,8 +106,8 @@ def _attribute_directions(pairs: PairUpdates, block: str, attribute: str, varian
     differences = pairs.differences(block, attribute)
     means = differences.mean(dim=2)
     directions = nn.functional.normalize(means.mean(dim=0), dim=1)
-    halves = [means[half::2].mean(dim=0) for half in (0, 1)]
-    agreements = nn.functional.cosine_similarity(*halves, dim=1).tolist()
+    even, odd = (means[half::2].mean(dim=0) for half in (0, 1))
+    agreements = nn.functional.cosine_similarity(even, odd, dim=1).tolist()
     amounts = [_weighted(differences[:, i] @ row) for i, row in enumerate(directions)]
     sizes = [amount**2 / variance for amount in amounts]
     carries = fmean(sizes) >= SIZE

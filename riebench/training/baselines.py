@@ -302,10 +302,6 @@ def save_dictionary(
         signal: what the data are.
         device: where to compute.
     """
-    parts = {
-        "encoder": dictionary.encoder, "decoder": dictionary.directions.T, "pre_bias": dictionary.center,
-        "latent_bias": torch.zeros(len(dictionary.encoder)),
-    }  # fmt: skip
     where = device or torch.device("cpu")
     encoder, center = dictionary.encoder.to(where), dictionary.center.to(where)
 
@@ -315,7 +311,10 @@ def save_dictionary(
 
     found = _statistics(codes, data, where)
     extra = {"baseline": {"kind": kind, "seed": seed}, **({} if signal == "update" else {"signal": signal})}
-    save_sdxl_unbox(folder, **parts, k=k, auxk=0, mean=found.mean, std=found.std, extra=extra)
+    save_sdxl_unbox(
+        folder, encoder=dictionary.encoder, decoder=dictionary.directions.T, pre_bias=dictionary.center,
+        latent_bias=torch.zeros(len(encoder)), k=k, auxk=0, mean=found.mean, std=found.std, extra=extra,
+    )  # fmt: skip
 
 
 def measure(folder: Path, held_out: Positions, device: torch.device | None = None) -> SaeFigures:

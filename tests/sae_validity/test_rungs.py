@@ -26,6 +26,7 @@ from riebench.saes.sae import SparseAutoencoder
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import parse
 from riebench.toyworld.scenes import is_held_out
+from riebench.training.many import train_many
 from riebench.training.settings import SaeTraining
 
 WIDTH, POSITIONS, SHOWN = 32, 16, 4
@@ -176,7 +177,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     usual = SaeTraining(features=48, k=4, recipe="published", learning_rate=1e-2)
     monkeypatch.setattr(rungs, "configuration", lambda block, k: replace(usual, k=k, seed=BLOCKS.index(block)))
     monkeypatch.setattr(rungs, "FULL_STEPS", 6)
-    train = rungs.train_many
+    train = train_many
 
     def noted(*args: Any, **options: Any) -> Any:
         made.append(options["name"])
