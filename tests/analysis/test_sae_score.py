@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_runs import EXAMPLES, PATCH_GAIN, add_features, add_patch, within
+from feature_runs import EXAMPLES, PATCH_GAIN, Planted, add_features, add_patch, within
 from records import make_spec
 
 from riebench.analysis.leaderboard import make_leaderboard
@@ -121,8 +121,12 @@ def test_only_runs_of_the_same_method_and_budget_are_read() -> None:
 
 def rank_three(results: Path) -> None:
     """Two SAEs that cannot be told apart, and a poor one with as much gain at 20 features."""
+
+    def planted(size: float) -> Planted:
+        return within(lambda count: size * count if count < 10 else 0.1)
+
     for sae, size in (("aa", 0.010), ("bb", 0.0101), ("cc", 0.002)):
-        add_features(results, sae, within(lambda n, size=size: size * n if n < 10 else 0.1), noise=0.01)
+        add_features(results, sae, planted(size), noise=0.01)
     add_patch(results)
 
 
