@@ -72,8 +72,8 @@ def command_text(study: Study, _: Options) -> str:
     about = study.results.about
     minutes = max(round(about.seconds / 60), 1)
     return (
-        f"```\n{about.command}\n```\n\nMaking and scoring the pictures took about {minutes} minutes on the machine that "
-        "these results come from; making the SAEs comes on top.\n"
+        f"```\n{about.command}\n```\n\nMaking and scoring the pictures took about {minutes} minutes on the machine "
+        "that these results come from; making the SAEs comes on top.\n"
     )
 
 
