@@ -104,7 +104,7 @@ def test_only_texts_that_fill_the_context_are_read_whole(end: int, padding: int)
 
     def tokenizer(texts: list[str], context_length: int = 6) -> torch.Tensor:
         asked.append((len(texts), context_length))
-        rows = [[1, *(5 for _ in text.split())][: context_length - 1] + [end] for text in texts]
+        rows = [[1, *([5] * len(text.split()))[: context_length - 2], end] for text in texts]
         return torch.tensor([row + [padding] * (context_length - len(row)) for row in rows])
 
     loaded = clip_models.LoadedClip(None, torch.ones, tokenizer, "fake", {})
