@@ -385,6 +385,7 @@ for _name, _target in {
     "random_features": "riebench.methods.controls:random_features",
     "sae": "riebench.methods.features:sae",
     "activation_patch": "riebench.methods.activations:activation_patch",
+    "replace_patches": "riebench.methods.activations:replace_patches",
     "mean_steering": "riebench.methods.activations:mean_steering",
     "neurons": "riebench.methods.activations:neurons",
     "embed_lerp": "riebench.methods.prompts:embed_lerp",

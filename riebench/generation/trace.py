@@ -24,7 +24,7 @@ from riebench.blocks import UNITS, kind, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit, LiveEdit, LiveSite
 from riebench.generation.hooks import Hooks, find_site, hooked
-from riebench.generation.transfers import PairedEdit
+from riebench.generation.transfers import PairedEdit, PatchReplacement
 from riebench.models.families.base import family_of_denoiser
 from riebench.models.families.blocks import Half, Site
 
@@ -436,11 +436,15 @@ class _Rows:
         elif isinstance(site, LiveEdit):
             row = index + offset
             found = site.change(LiveSite(self.step, self.live.time, lambda what: self.live.row(what, row)))
+        elif isinstance(site, PatchReplacement):
+            found = site.replace(self.step, self.live.row("update", index + offset), edit.strength)
         else:
             found = site.delta(self.step, self.live.row("update", index + offset))
         if found is None:
             return None
-        scaled, update = found * edit.strength, self.live.values("update")
+        # Of replaced positions the strength is the number, no factor.
+        factor = 1.0 if isinstance(site, PatchReplacement) else edit.strength
+        scaled, update = found * factor, self.live.values("update")
         return scaled.T.reshape(update[0].shape) if update.dim() == 4 else scaled
 
 
