@@ -22,7 +22,7 @@ from riebench.scoring.metrics.clip_models import is_measured_by
 from riebench.scoring.profiles import DEFAULT, PROFILES, Profile
 from riebench.store.folder import RunFolder
 from riebench.store.invocations import Invocation, mixed_versions
-from riebench.store.records import RunSpec, UnitKey
+from riebench.store.records import EditRecord, RunSpec, UnitKey
 from riebench.store.scores import ScoreTable, Series
 from riebench.tasks.schema import ALL_CATEGORIES, Setting, StoredModel
 
@@ -31,6 +31,9 @@ EVERYTHING = "all"
 LARGEST_SCORE = 1e90
 """Scores beyond it, either way, are no measurements and are left out: sums, squares and cubes of smaller ones stay
 finite."""
+FAR, FAR_BEFORE = "off_distribution", "off_distribution_before"
+"""Shares of positions with activations farther out than 99 % of unedited ones, after and before the edit, over blocks
+and steps. They are read from records and stand beside metrics, where they were measured."""
 SHORT_HASH = 8
 """Characters of a hash that are printed."""
 
@@ -418,6 +421,7 @@ def _fill(
         _note_command(configuration.makers, record.invocation, commands)
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
+        _add_far_shares(configuration, record)
         picture = record.picture_id
         for metric, lines in series.items():
             value = _value(lines, digest, picture, versions[metric], commands, configuration)
@@ -433,6 +437,15 @@ def _fill(
     for configuration in found.values():
         for metric in versions:
             configuration.drop_stand_ins(metric)
+
+
+def _add_far_shares(configuration: Configuration, record: EditRecord) -> None:
+    """Add how much of a unit's activations left the distribution, if that was measured."""
+    for name, read in ((FAR, lambda one: one.far), (FAR_BEFORE, lambda one: one.far_before)):
+        shares = [share for one in (record.distribution or {}).values() for share in read(one)]
+        if shares:
+            key = record.key
+            configuration.add(name, key.category, key.example_id, key.seed, sum(shares) / len(shares))
 
 
 def _value(

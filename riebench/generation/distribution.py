@@ -4,11 +4,11 @@ A `BlockReference` describes the unedited updates of one block at some steps: th
 quantiles of their norms. A `DistributionMeter` holds the updates of an edited run against it while the run goes on.
 
 The covariance is shrunk twice. It is mixed with the identity times the average variance, as much as Ledoit and Wolf
-(2004) find best and `LEAST_SHRINKAGE` at least: positions of one picture are alike, so that their number overstates what
-is known, and blocks leave some directions empty, in which any change would be endlessly far. And it keeps its largest
-principal directions alone, with the average variance in all others (Tipping and Bishop 1999). Distances are Mahalanobis
-distances divided by their root mean square over unedited positions that had no part in mean and covariance. So a
-distance of 1 is usual, whatever the width of the block.
+(2004) find best and `LEAST_SHRINKAGE` at least: positions of one picture are alike, so that their number overstates
+what is known, and blocks leave some directions empty, in which any change would be endlessly far. And it keeps its
+largest principal directions alone, with the average variance in all others (Tipping and Bishop 1999). Distances are
+Mahalanobis distances divided by their root mean square over unedited positions that had no part in mean and covariance.
+So a distance of 1 is usual, whatever the width of the block.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from riebench.analysis.export import group_by_model
 from riebench.analysis.response.curves import CurveSet, read_curves
 from riebench.analysis.response.measures import ARTIFACT_LIMIT, READ_BUDGETS, CurveMeasures, Reach, measure_curves
-from riebench.analysis.response.plots import curves_plan, range_words
+from riebench.analysis.response.plots import curves_plan, reading_words
 from riebench.analysis.stats import Estimate
 from riebench.analysis.tables import fill_parts
 from riebench.errors import RiebenchError, near_match
@@ -150,9 +150,9 @@ def estimate_text(value: Estimate, scale: float = 1.0, decimals: int = 2) -> str
 
 
 def reach_text(value: Reach) -> str:
-    """Return a range as it is printed; `none up to` the end where the limit is not exceeded."""
+    """Return a range as it is printed; `none to` the end where the limit is not exceeded."""
     if not value.reached:
-        return f"none up to {value.value:.2f}"
+        return f"none to {value.value:.2f}"
     return f"{value.value:.2f}" + ("" if value.low is None else f" [{value.low:.2f}, {value.high:.2f}]")
 
 
@@ -237,7 +237,7 @@ def _part(name: str, found: Responses, document: Path, figures: dict[Path, Respo
     file = f"{document.stem}-{found.curves.place}.png"
     path = file_inside(document.parent / IMAGES, file, "the name of a figure", f"the folder {IMAGES}")
     figures[path] = found
-    return f"![{curves_plan(found.measures).alt}]({quote(f'{IMAGES}/{file}')})\n\n{range_words()}\n"
+    return f"![{curves_plan(found.measures).alt}]({quote(f'{IMAGES}/{file}')})\n\n{reading_words(found.measures)}\n"
 
 
 def _update_figure(path: Path, found: Responses, command: str, check: bool) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from riebench.analysis.configurations import FAR
 from riebench.analysis.response.curves import ArtifactRule, CurveSet, ResponseCurve
 from riebench.analysis.standings import DISTANCE, GAIN, SAME_LEVEL, MethodComparison
 from riebench.analysis.stats import Estimate, estimate, percentile_interval
@@ -35,12 +36,14 @@ class CurvePoint:
         gain: mean gain with its interval.
         distance: mean LPIPS.
         artifacts: share of pictures that are artifacts.
+        far: share of positions that left the distribution of activations; None if not measured.
     """
 
     strength: float
     gain: Estimate
     distance: float
     artifacts: float
+    far: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def _measure(curve: ResponseCurve, comparison: MethodComparison, rule: ArtifactR
     points = tuple(
         CurvePoint(
             float(place), comparison.estimate(SampleMean.of(shown[0][:, level], examples, weights).replicates),
-            float(far[0, level]), float(broken[0, level]),
+            float(far[0, level]), float(broken[0, level]), _far_share(curve, level),
         )
         for level, place in enumerate(curve.places)
     )  # fmt: skip
@@ -202,6 +205,12 @@ def _measure(curve: ResponseCurve, comparison: MethodComparison, rule: ArtifactR
         distance_range=_reach(reached_far, bool(crossed[0])),
         budgets=budgets,
     )
+
+
+def _far_share(curve: ResponseCurve, level: int) -> float | None:
+    """Return the mean share of positions off the distribution at a level of a curve; None for no edit."""
+    place = level - curve.starts_at_zero
+    return None if place < 0 else estimate(curve.configurations[place].values.get(FAR, {}), replicates=1).mean
 
 
 def _at_budget(distances: Floats, gains: Floats, budget: float) -> Floats:

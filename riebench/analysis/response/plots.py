@@ -66,7 +66,7 @@ def _numbers(measures: Sequence[CurveMeasures]) -> dict[str, Any]:
                     [
                         point.strength, *(None if value is None else round(100 * value, 2) for value in
                                           (point.gain.mean, point.gain.low, point.gain.high)),
-                        round(100 * point.artifacts, 1),
+                        round(100 * point.artifacts, 1), None if point.far is None else round(100 * point.far, 1),
                     ]
                     for point in one.points
                 ],
@@ -98,19 +98,28 @@ def _draw_panel(axes: Axes, panel: Any, colors: Sequence[str], *, last: bool) ->
     axes.plot(x, means, color=gain, marker="o", markersize=3, linewidth=1.3)
     beside = axes.twinx()
     beside.plot(x, [point[4] for point in panel["points"]], color=artifact, linestyle="--", linewidth=1.1)
+    measured = [(point[0], point[5]) for point in panel["points"] if point[5] is not None]
+    if measured:
+        beside.plot(*zip(*measured, strict=True), color=ink, linestyle=":", linewidth=1.1)
     beside.set_ylim(0, 100)
     beside.spines["right"].set_visible(True)
     beside.tick_params(labelsize=7, labelright=last, right=last)
     if last:
-        beside.set_ylabel("artifacts % (dashed)", fontsize=7)
+        beside.set_ylabel("% (dashed, dotted)", fontsize=7)
     if panel["range"] is not None:
-        axes.axvline(panel["range"], color=artifact, linewidth=0.9, linestyle=":")
+        axes.axvline(panel["range"], color=artifact, linewidth=0.9)
     if panel["falling"]:
         axes.invert_xaxis()
     axes.tick_params(labelsize=7)
     axes.set_title(panel["name"], fontsize=8)
 
 
-def range_words() -> str:
-    """Return what the dotted line of a panel stands for."""
-    return f"Dotted: where artifacts begin to exceed {100 * ARTIFACT_LIMIT:g} %."
+def reading_words(measures: Sequence[CurveMeasures]) -> str:
+    """Return what the lines of the panels stand for."""
+    words = (
+        "Solid: mean gain with its interval. Dashed: share of pictures that are artifacts. Upright: where they begin "
+        f"to exceed {100 * ARTIFACT_LIMIT:g} %."
+    )
+    if any(point.far is not None for one in measures for point in one.points):
+        words += " Dotted: share of edited positions whose activations are farther out than 99 % of unedited ones."
+    return words
