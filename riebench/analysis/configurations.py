@@ -440,7 +440,7 @@ def _fill(
 
 
 def _add_far_shares(configuration: Configuration, record: EditRecord) -> None:
-    """Add how much of a unit's activations left the distribution, if that was measured."""
+    """Add how much of a unit's activations left the distribution, if known."""
     for name, read in ((FAR, lambda one: one.far), (FAR_BEFORE, lambda one: one.far_before)):
         shares = [share for one in (record.distribution or {}).values() for share in read(one)]
         if shares:

@@ -27,8 +27,8 @@ from riebench.analysis.configurations import (
     scored_profiles,
     whole_configurations,
 )
-from riebench.analysis.response.distances import distance_table
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
+from riebench.analysis.tradeoff.response.distances import distance_table
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder

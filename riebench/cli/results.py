@@ -384,7 +384,7 @@ def curves(
 ) -> None:
     """Show how gain, distance and artifacts follow the edit strength."""
     pause_collector()
-    from riebench.analysis.response.document import fill_response
+    from riebench.analysis.tradeoff.response.document import fill_response
 
     paths = fill_response(folders_in(results_to_read(results)), out, check=check)
     if check:

@@ -1,4 +1,4 @@
-"""How far edited activations lie from the distribution of unedited ones.
+"""Distance of edited activations from the distribution of unedited ones.
 
 A `BlockReference` describes the unedited updates of one block at some steps: their mean, their covariance and the
 quantiles of their norms. A `DistributionMeter` holds the updates of an edited run against it while the run goes on.
@@ -154,7 +154,9 @@ def _step_reference(fitted: Tensor, held_out: Tensor) -> dict[str, Tensor]:
 
 
 def shrinkage(apart: Tensor, covariance: Tensor) -> float:
-    """Return the share of the identity in a covariance by Ledoit and Wolf (2004), `LEAST_SHRINKAGE` at least.
+    """Return the share of the identity in a shrunk covariance.
+
+    It is that of Ledoit and Wolf (2004), `LEAST_SHRINKAGE` at least.
 
     Args:
         apart: float64 [P, C], values minus their mean.
@@ -204,7 +206,9 @@ class DistributionMeter:
             self._found.setdefault((row, block), {})[step] = reference.measure(place, inside)
 
     def result(self, row: int, before: Mapping[str, Mapping[int, float]]) -> dict[str, BlockDistribution]:
-        """Return what was found in a row, by block; blocks that no step changed are missing.
+        """Return what was found in a row, by block.
+
+        Blocks that no step changed are missing.
 
         Args:
             row: of the batch.

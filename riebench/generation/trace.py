@@ -275,7 +275,10 @@ def intervene(
 
 
 def _watch_updates(hooks: Hooks, edits: Mapping[int, Edit], meter: DistributionMeter, batch: int) -> None:
-    """Hand the edited updates of the conditional half to a meter, at the steps that an edit may change."""
+    """Hand the edited updates of the conditional half to a meter.
+
+    It gets them at the steps that an edit may change.
+    """
     blocks: dict[str, list[int]] = {}
     for row, edit in edits.items():
         edited = {block_of(site) for site in edit.sites}

@@ -191,7 +191,7 @@ class PatchReplacement:
         return out
 
     def delta(self, step: int, live: Tensor) -> Tensor | None:
-        """Return the change with all positions replaced; see `riebench.generation.edits.SiteEdit.delta`."""
+        """Return the change with all positions replaced; see `SiteEdit.delta`."""
         return self.replace(step, live, 1.0)
 
     @property

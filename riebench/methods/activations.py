@@ -1,4 +1,4 @@
-"""Edits of plain activations: patching, replacing, steering, and feed-forward units."""
+"""Edits of plain activations: patching, replacing, steering, feed-forward units."""
 
 from __future__ import annotations
 
@@ -99,7 +99,10 @@ def replace_patches(
 
 
 def _detected(ctx: EditContext, block: str, choice: Choice) -> Tensor:
-    """Return the positions of both regions, those first where the chosen features are most active: int64 [P]."""
+    """Return the positions of both regions, int64 [P].
+
+    Those come first where the chosen features are most active.
+    """
     runs, sae = ctx.runs, ctx.sae(block)
     rows, columns = runs.trace.grids[block]
     activity = torch.full((rows * columns,), -1.0)
@@ -112,7 +115,10 @@ def _detected(ctx: EditContext, block: str, choice: Choice) -> Tensor:
 
 
 def _updates_at(runs: ExampleRuns, role: Role, block: str, places: Tensor) -> Values:
-    """Return a run's updates at some positions, [T, P, C]; of a long run they are read step by step."""
+    """Return a run's updates at some positions, [T, P, C].
+
+    Those of a long run are read step by step.
+    """
     if not runs.trace.long:
         values = runs.updates(role, block)
         return values[:, places.to(values.device)]
@@ -127,7 +133,10 @@ def _updates_at(runs: ExampleRuns, role: Role, block: str, places: Tensor) -> Va
 
 
 def _erased(ctx: EditContext, block: str, places: Tensor, draw: int) -> PatchReplacement:
-    """Return the replacement by updates from outside the regions; an empty one if nothing is outside."""
+    """Return the replacement by updates from outside the regions.
+
+    It is empty if nothing is outside.
+    """
     rows, columns = ctx.runs.trace.grids[block]
     outside = torch.ones(rows * columns, dtype=torch.bool)
     outside[places] = False
@@ -320,7 +329,9 @@ def other_examples(ctx: EditContext) -> OtherExamples:
 
 
 def seeded_generator(ctx: EditContext, draw: int, block: str = "") -> torch.Generator:
-    """Return a generator whose numbers follow from example, seed and draw, whatever else is run.
+    """Return a generator whose numbers follow from example, seed and draw.
+
+    They do not depend on what else is run.
 
     Args:
         ctx: the example.

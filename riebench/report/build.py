@@ -14,10 +14,10 @@ from typing import Any
 from markupsafe import Markup
 
 from riebench.analysis.leaderboard import leaderboard_document
-from riebench.analysis.response.curves import read_curves
-from riebench.analysis.response.document import page_tables
-from riebench.analysis.response.measures import measure_curves
-from riebench.analysis.response.plots import page_drawing, reading_words
+from riebench.analysis.tradeoff.response.curves import read_curves
+from riebench.analysis.tradeoff.response.document import page_tables
+from riebench.analysis.tradeoff.response.measures import measure_curves
+from riebench.analysis.tradeoff.response.plots import page_drawing, reading_words
 from riebench.errors import RiebenchError
 from riebench.report.data import Group, read_groups
 from riebench.report.examples import PictureCopier, index_examples, write_group, write_index
@@ -141,7 +141,7 @@ def _view(group: Group, number: int, out: Path) -> dict[str, Any]:
 
 
 def _response(group: Group, number: int) -> dict[str, Any] | None:
-    """Return the curves of a suite and model over the edit strength; None if no method has one."""
+    """Return the response curves of a suite and model; None if there are none."""
     curves = read_curves(group.suite, group.model, group.folders)
     if not curves.curves:
         return None

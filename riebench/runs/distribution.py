@@ -1,8 +1,9 @@
-"""Reference activations of a run, against which edited ones are held (`riebench.generation.distribution`).
+"""Reference activations of a run, against which edited ones are held.
 
-They come from the source pictures of examples of the run's own tasks, with the first seed: the first of each task, then
-the second of each, and so on, whatever `--limit`, batch size, shard or worker. They are measured once for each model
-and suite, before the first edit, and kept as one file a block in the shared folder.
+See `riebench.generation.distribution`. They come from the source pictures of examples of the run's own tasks, with the
+first seed: the first of each task, then the second of each, and so on, whatever `--limit`, batch size, shard or worker.
+They are measured once for each model and suite, before the first edit, and kept as one file a block in the shared
+folder.
 
 A run measures them by itself if that is a small part of its work, or if they are there already.
 """
@@ -69,7 +70,10 @@ def watched_blocks(prepared: Mapping[str, PreparedSetting]) -> tuple[str, ...]:
 
 
 def reference_examples(pool: Sequence[EditTask]) -> list[EditExample]:
-    """Return the examples whose source pictures serve: the first of each task, then the second of each, and so on."""
+    """Return the examples whose source pictures serve as references.
+
+    They are the first of each task, then the second of each, and so on.
+    """
     rounds = zip_longest(*(task.examples for task in pool))
     return list(islice((one.plain for some in rounds for one in some if one is not None), FITTED + HELD_OUT))
 
@@ -113,7 +117,7 @@ def measure_references(
 
 @dataclass(frozen=True)
 class DistributionWatch:
-    """What a run needs to measure its edited activations; empty if it measures none.
+    """Everything by which a run measures edited activations; empty if it does not.
 
     Attributes:
         references: block -> reference, on the device of the model.
@@ -124,9 +128,9 @@ class DistributionWatch:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     def places(self, edit: Edit, runs: ExampleRuns) -> dict[str, Tensor]:
-        """Return the positions at which an edit is measured: block -> those of both regions, int64 [P].
+        """Return the positions at which an edit is measured, int64 [P] by block.
 
-        The blocks are those that it changes.
+        They are those of both regions. The blocks are those that it changes.
         """
         blocks = dict.fromkeys(block_of(site) for site in edit.sites)
         return {
@@ -152,16 +156,19 @@ class DistributionWatch:
 
 
 def stored_files(shared: SharedFolder, blocks: Iterable[str]) -> dict[str, bytes]:
-    """Return the reference files of some blocks that a shared folder holds, by relative path."""
+    """Return the reference files that a shared folder holds, by relative path."""
     paths = {file_name(block): picture_path(shared.path, file_name(block)) for block in blocks}
     return {name: read_regular(path) for name, path in paths.items() if path.exists()}
 
 
 def suite_references(suite_folder: Path) -> dict[str, dict[str, bytes]]:
-    """Return the reference files that are stored for one suite: model -> relative path -> file.
+    """Return the reference files that are stored for one suite.
 
     Args:
         suite_folder: `results/SUITE`.
+
+    Returns:
+        Model -> relative path -> file.
     """
     found: dict[str, dict[str, bytes]] = {}
     for path in sorted(suite_folder.glob(f"*/{SHARED_NAME}/{file_name('*')}")):
@@ -216,7 +223,7 @@ def prepare_watch(
 
 
 def store_watch(watch: DistributionWatch, shared: SharedFolder, model: ModelSpec) -> DistributionWatch:
-    """Store the references that were measured; return the watch with those that are stored.
+    """Store the references that were measured; return a watch with the stored ones.
 
     Another process may have stored its own first, which then count for all.
 

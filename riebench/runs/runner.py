@@ -259,7 +259,7 @@ def _watch(
     prepared: Mapping[str, PreparedSetting], units: Sequence[Unit], model: LoadedModel, pool: Sequence[EditTask],
     say: Say,
 ) -> DistributionWatch:  # fmt: skip
-    """Return the run's reference activations, those that the results folder holds first."""
+    """Return the run's reference activations, stored ones first."""
     shared = next(iter(prepared.values())).folder.shared
     stored = stored_files(shared, watched_blocks(prepared))
     return store_watch(prepare_watch(prepared, units, model, pool, stored, say), shared, model.spec)

@@ -151,10 +151,10 @@ def read_records(path: Path, *, features: bool = True) -> list[EditRecord]:
     words = [name for name, kind in RECORD_COLUMNS.items() if kind == "string" and name not in LATER]
     table = _read(path, RECORD_COLUMNS, words, left_out)
     columns = {
-        name: plain_list(table.column(name)) if name in table.column_names else [None] * len(table)
-        for name in RECORD_COLUMNS if name != "features"
+        name: plain_list(table.column(name)) for name in RECORD_COLUMNS if name != "features" and name not in LATER
     }  # fmt: skip
-    columns["distribution"] = [text and _parsed(path, text) for text in columns["distribution"]]
+    texts = table.column("distribution").to_pylist() if "distribution" in table.column_names else [None] * len(table)
+    columns["distribution"] = [None if text is None else _parsed(path, text) for text in texts]
     switched = _features(path, table.column("features").combine_chunks()) if features else [{}] * len(table)
     found = []
     names = [name for name in EditRecord.model_fields if name in columns]

@@ -230,7 +230,7 @@ Shares = tuple[Annotated[float, Field(ge=0, le=1)], ...]
 
 
 class BlockDistribution(StoredModel):
-    """How far the edited updates of one block lie from the distribution of unedited ones.
+    """Distance of one block's edited updates from unedited ones.
 
     Numbers are of some steps, over the positions of both regions, in the conditional half, after the edit.
     """

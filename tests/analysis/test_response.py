@@ -13,10 +13,11 @@ from records import make_key, make_record, make_score, make_spec
 from typer.testing import CliRunner
 
 from riebench.analysis.leaderboard import make_leaderboard
-from riebench.analysis.response.curves import CurveSet, read_curves
-from riebench.analysis.response.distances import distance_rows
-from riebench.analysis.response.document import fill_response
-from riebench.analysis.response.measures import (
+from riebench.analysis.tables import write_tables
+from riebench.analysis.tradeoff.response.curves import CurveSet, read_curves
+from riebench.analysis.tradeoff.response.distances import distance_rows
+from riebench.analysis.tradeoff.response.document import fill_response
+from riebench.analysis.tradeoff.response.measures import (
     CurveMeasures,
     evenness,
     first_crossing,
@@ -24,7 +25,6 @@ from riebench.analysis.response.measures import (
     measure_curves,
     monotone_share,
 )
-from riebench.analysis.tables import write_tables
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.report import write_report

@@ -25,7 +25,7 @@ POOL = [task(8, region="whole")]
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """References of few pictures, which small runs measure by themselves."""
-    for name, value in (("FITTED", 4), ("HELD_OUT", 2), ("UNITS_PER_PICTURE", 1)):
+    for name, value in (("FITTED", 4), ("HELD_OUT", 2), ("UNITS_PER_PICTURE", 0)):
         monkeypatch.setattr(distribution, name, value)
 
 

@@ -18,7 +18,6 @@ from riebench.analysis.leaderboard.rows import (
     tables_by_inputs,
 )
 from riebench.analysis.leaderboard.saes import sae_blocks, sae_notes
-from riebench.analysis.response.distances import off_distribution_columns
 from riebench.analysis.standings import (
     ENDS,
     GAIN,
@@ -34,6 +33,7 @@ from riebench.analysis.standings import (
 from riebench.analysis.stats import Estimate
 from riebench.analysis.tables import outsized_notes
 from riebench.analysis.tradeoff import BUDGETS
+from riebench.analysis.tradeoff.response.distances import off_distribution_columns
 from riebench.scoring.profiles import DEFAULT
 from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
 

@@ -1,4 +1,6 @@
-"""Distances of edited activations from unedited ones, beside gain: a table of every configuration that has some.
+"""Distances of edited activations from unedited ones, beside gain.
+
+They are a table of every configuration that has some.
 
 Numbers are means over seeds, then examples, then categories, as in every table.
 """
@@ -62,7 +64,7 @@ class DistanceRow:
 
 
 def distance_rows(folders: Iterable[RunFolder]) -> list[DistanceRow]:
-    """Collect the distances of all configurations that were measured, over all steps first."""
+    """Collect the distances of all configurations, over all steps first."""
     rows: list[DistanceRow] = []
     for folder in folders:
         groups: dict[tuple[str, float, str, str], list[tuple[EditRecord, BlockDistribution]]] = {}
@@ -113,7 +115,11 @@ def _mean(configuration: Configuration, metric: str) -> float | None:
 
 
 def distance_table(folders: Iterable[RunFolder]) -> tuple[Document, str] | None:
-    """Tabulate the distances of some runs for people and as CSV; None if nothing was measured."""
+    """Tabulate the distances of some runs; None if nothing was measured.
+
+    Returns:
+        The table for people, and its CSV file with every step.
+    """
     rows = distance_rows(folders)
     if not rows:
         return None

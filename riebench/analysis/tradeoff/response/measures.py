@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.analysis.configurations import FAR
-from riebench.analysis.response.curves import ArtifactRule, CurveSet, ResponseCurve
 from riebench.analysis.standings import DISTANCE, GAIN, SAME_LEVEL, MethodComparison
 from riebench.analysis.stats import Estimate, estimate, percentile_interval
-from riebench.analysis.tradeoff import SampleMean, budget_means, macro_means
+from riebench.analysis.tradeoff.area import SampleMean, budget_means, macro_means
+from riebench.analysis.tradeoff.response.curves import ArtifactRule, CurveSet, ResponseCurve
 
 Floats = NDArray[np.float64]
 
@@ -208,13 +208,13 @@ def _measure(curve: ResponseCurve, comparison: MethodComparison, rule: ArtifactR
 
 
 def _far_share(curve: ResponseCurve, level: int) -> float | None:
-    """Return the mean share of positions off the distribution at a level of a curve; None for no edit."""
+    """Return the mean share of far positions at a level; None for no edit."""
     place = level - curve.starts_at_zero
     return None if place < 0 else estimate(curve.configurations[place].values.get(FAR, {}), replicates=1).mean
 
 
 def _at_budget(distances: Floats, gains: Floats, budget: float) -> Floats:
-    """Return each example's gain where its own curve first exceeds a budget, or at its end, [E]."""
+    """Return each example's gain where its curve exceeds a budget or ends, [E]."""
     order = np.argsort(distances.mean(axis=0), kind="stable").tolist()
     return budget_means(distances, gains, order, (budget,))[:, -1]
 
@@ -222,7 +222,10 @@ def _at_budget(distances: Floats, gains: Floats, budget: float) -> Floats:
 def _over_pictures(
     curve: ResponseCurve, comparison: MethodComparison, metric: str, measure: Callable[[list[float]], float | None]
 ) -> Estimate:
-    """Return the mean of a measure of each picture's curve; pictures without one are left out."""
+    """Return the mean of a measure of each picture's curve.
+
+    Pictures without one are left out.
+    """
     levels = curve.units(metric)
     categories = dict(zip(comparison.examples.ids, comparison.examples.categories, strict=True))
     clusters = dict(zip(comparison.examples.ids, comparison.examples.clusters, strict=True))

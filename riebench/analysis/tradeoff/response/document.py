@@ -1,4 +1,4 @@
-"""The generated parts of docs/response-curves.md, its figures, and its numbers as CSV.
+"""The generated parts of docs/response-curves.md, its figures and CSV file.
 
 A part begins with `<!-- response: NAME -->` and ends with `<!-- end -->`; each is written for every suite and model
 with curves.
@@ -15,11 +15,17 @@ from typing import Any
 from urllib.parse import quote
 
 from riebench.analysis.export import group_by_model
-from riebench.analysis.response.curves import CurveSet, read_curves
-from riebench.analysis.response.measures import ARTIFACT_LIMIT, READ_BUDGETS, CurveMeasures, Reach, measure_curves
-from riebench.analysis.response.plots import curves_plan, reading_words
 from riebench.analysis.stats import Estimate
 from riebench.analysis.tables import fill_parts
+from riebench.analysis.tradeoff.response.curves import CurveSet, read_curves
+from riebench.analysis.tradeoff.response.measures import (
+    ARTIFACT_LIMIT,
+    READ_BUDGETS,
+    CurveMeasures,
+    Reach,
+    measure_curves,
+)
+from riebench.analysis.tradeoff.response.plots import curves_plan, reading_words
 from riebench.errors import RiebenchError, near_match
 from riebench.store.folder import RunFolder
 from riebench.utils.files import file_inside, write_atomic
@@ -150,7 +156,7 @@ def estimate_text(value: Estimate, scale: float = 1.0, decimals: int = 2) -> str
 
 
 def reach_text(value: Reach) -> str:
-    """Return a range as it is printed; `none to` the end where the limit is not exceeded."""
+    """Return a range as it is printed; `none to` the end if it is not exceeded."""
     if not value.reached:
         return f"none to {value.value:.2f}"
     return f"{value.value:.2f}" + ("" if value.low is None else f" [{value.low:.2f}, {value.high:.2f}]")
@@ -261,7 +267,7 @@ def _update(path: Path, data: bytes, command: str, check: bool) -> None:
 
 
 def _csv_rows(everything: Iterable[Responses]) -> list[list[object]]:
-    """Return one row a curve; numbers have nine significant digits, as in leaderboard.csv."""
+    """Return one row a curve; numbers have nine significant digits."""
     rows: list[list[object]] = []
     for found in everything:
         for one in found.measures:

@@ -1,4 +1,6 @@
-"""Curves of stored results over the edit strength, one for each method configuration with several strengths.
+"""Curves of stored results over the edit strength.
+
+There is one for each method configuration with several strengths.
 
 A curve begins at no edit, where gain and distance are 0, and goes through the tested strengths in the order of growing
 change. `read_curves` finds the curves of one suite and model and gives each its numbers, picture by picture and example
@@ -35,7 +37,7 @@ DISTANCE_BOUND = 0.5
 
 @dataclass(frozen=True)
 class ArtifactRule:
-    """What counts as an artifact, by what was scored.
+    """A rule for artifacts, by what was scored.
 
     Attributes:
         metric: that is read.
@@ -172,7 +174,7 @@ def curve_set(suite: str, model: str, comparison: MethodComparison) -> CurveSet:
 
 
 def _curves_of(entry: Entry, comparison: MethodComparison) -> list[ResponseCurve]:
-    """Return the curves of a method: one for each of its configurations with enough strengths."""
+    """Return the curves of a method, one for each setting with enough strengths."""
     members: dict[str, list[Configuration]] = {}
     for one in entry.configurations:
         if any(abs(value) > SAME_LEVEL for value in one.units.get(DISTANCE, {}).values()):

@@ -7,7 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from riebench.analysis.response.measures import ARTIFACT_LIMIT, CurveMeasures
+from riebench.analysis.tradeoff.response.measures import ARTIFACT_LIMIT, CurveMeasures
 from riebench.analysis.validity.plots import INK, RIGHT, WRONG, FigurePlan
 from riebench.utils.images import SVG
 from riebench.utils.plots import PAGE_INK, PAGE_STYLE, new_figure, page_color, page_svg_root, page_svg_text, plot_style
