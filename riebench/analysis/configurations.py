@@ -32,6 +32,9 @@ EVERYTHING = "all"
 LARGEST_SCORE = 1e90
 """Scores beyond it, either way, are no measurements and are left out: sums, squares and cubes of smaller ones stay
 finite."""
+FAR, FAR_BEFORE = "off_distribution", "off_distribution_before"
+"""Shares of positions with activations farther out than 99 % of unedited ones, after and before the edit, over blocks
+and steps. They are read from records and stand beside metrics, where they were measured."""
 SHORT_HASH = 8
 """Characters of a hash that are printed."""
 
@@ -472,6 +475,16 @@ class _Unit(NamedTuple):
         _note_command(configuration.makers, record.invocation, commands)
         if record.cluster is not None:
             configuration.clusters[key.example_id] = record.cluster
+        _add_far_shares(configuration, record)
+
+
+def _add_far_shares(configuration: Configuration, record: EditRecord) -> None:
+    """Add how much of a unit's activations left the distribution, if known."""
+    for name, read in ((FAR, lambda one: one.far), (FAR_BEFORE, lambda one: one.far_before)):
+        shares = [share for one in (record.distribution or {}).values() for share in read(one)]
+        if shares:
+            key = record.key
+            configuration.add(name, key.category, key.example_id, key.seed, sum(shares) / len(shares))
 
 
 def _add_scores(

@@ -50,7 +50,9 @@ MIN_EXAMPLES = 12
 """Independent examples in each category that a rank takes: with fewer, equal methods are told apart too often."""
 REFERENCE = "mean_steering"
 """The method that all others are compared with: its sweep, if there are several entries of it."""
-KNOB_ENDS: Mapping[str, float] = {"embed_lerp": 1, "prompt_switch": 1, "masked_target": 1, "img2img": 1, "p2p": 0}
+KNOB_ENDS: Mapping[str, float] = {
+    "embed_lerp": 1, "prompt_switch": 1, "masked_target": 1, "img2img": 1, "p2p": 0, "replace_patches": 1,
+}  # fmt: skip
 """Method whose strength has an end -> the strength of most change, which a rank takes: without, curves are cut off."""
 CONTROLLED: Mapping[str, str] = {
     "random_features": "sae",

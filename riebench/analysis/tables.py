@@ -28,6 +28,7 @@ from riebench.analysis.configurations import (
     whole_configurations,
 )
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
+from riebench.analysis.tradeoff.response.distances import distance_table
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
 from riebench.store.folder import RunFolder
@@ -411,6 +412,9 @@ def model_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str 
     if profile in (None, DEFAULT):
         tables[model_folder / "tables" / "feature_share"] = per_feature_share(folders)
         tables[model_folder / "tables" / "switched"] = per_switched_count(folders)
+        distances = distance_table(folders)
+        if distances is not None:
+            tables[model_folder / "tables" / "off_distribution"] = distances
     return tables
 
 

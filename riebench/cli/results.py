@@ -1,6 +1,6 @@
 """Verbs on stored results: score, tables, leaderboard, compare and others.
 
-The others write the report, exports for other programs and the validity document.
+The others write the report, exports for other programs, response curves and the validity document.
 """
 
 from __future__ import annotations
@@ -447,6 +447,27 @@ def validity_saes(
 
 def _say_written(paths: Sequence[Path], check: bool) -> None:
     """Print the files that were written, or how many are up to date."""
+    if check:
+        say(f"{len(paths)} files are up to date")
+    else:
+        for path in paths:
+            print_line(path)
+
+
+@friendly
+def curves(
+    results: ResultsOption = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="Markdown file whose marked parts are filled; its CSV file and images/ go beside it."),
+    ] = Path("docs/response-curves.md"),
+    check: UpToDateOption = False,
+) -> None:
+    """Show how gain, distance and artifacts follow the edit strength."""
+    pause_collector()
+    from riebench.analysis.tradeoff.response.document import fill_response
+
+    paths = fill_response(folders_in(results_to_read(results)), out, check=check)
     if check:
         say(f"{len(paths)} files are up to date")
     else:

@@ -157,6 +157,8 @@ class SiteEdit(Protocol):
     def delta(self, step: int, live: Tensor) -> Tensor | None:
         """Return the change at one step, before the strength is applied.
 
+        Of `riebench.generation.transfers.PatchReplacement`, whose strength is no factor, the largest change.
+
         Args:
             step: denoising step, from 0.
             live: what the site gives in this very run, float32 [positions, width].

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
+from riebench.generation.distribution import DistributionMeter
 from riebench.generation.edits import Edit, TextParts
 from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
 from riebench.generation.trace import Quantity, Sink, StepSink, Trace, capture, intervene
@@ -99,6 +100,7 @@ class Generator:
         keep_latents: bool = False,
         keep_prefix: PrefixPlan | None = None,
         prefixes: Sequence[Prefix] = (),
+        meter: DistributionMeter | None = None,
     ) -> GenerationResult:
         """Generate one batch.
 
@@ -111,6 +113,7 @@ class Generator:
             keep_latents: keeps the latents after each step.
             keep_prefix: what to keep for edited runs of the same prompts and seeds.
             prefixes: source runs of the rows; what the whole batch has in common with them is not computed again.
+            meter: takes edited activations.
 
         Returns:
             Pictures and traces, in the order of the prompts; traces may end with further runs that edits read.
@@ -121,7 +124,7 @@ class Generator:
             ValueError: if lengths differ or the batch is empty.
         """
         try:
-            return self._generate(prompts, seeds, edits, capture, keep_latents, keep_prefix, prefixes)
+            return self._generate(prompts, seeds, edits, capture, keep_latents, keep_prefix, prefixes, meter)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 refuse_lost(self.model.device, error)
@@ -142,6 +145,7 @@ class Generator:
         keep_latents: bool,
         keep_prefix: PrefixPlan | None,
         prefixes: Sequence[Prefix],
+        meter: DistributionMeter | None,
     ) -> GenerationResult:
         if not prompts or len(prompts) != len(seeds) or (edits is not None and len(edits) != len(prompts)):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, edits: {edits and len(edits)}")
@@ -154,7 +158,9 @@ class Generator:
             runs = list(zip(prompts, seeds, strict=True))
             if edits is not None:
                 # What is captured has to be computed.
-                stack.enter_context(self._apply_edits(runs, edits, len(extra), pairs, () if wanted else prefixes))
+                stack.enter_context(
+                    self._apply_edits(runs, edits, len(extra), pairs, () if wanted else prefixes, meter)
+                )
             traces = tuple(stack.enter_context(self._capture(one)) for one in wanted)
             kept = None
             if keep_prefix is not None:
@@ -167,18 +173,18 @@ class Generator:
     @contextmanager
     def _apply_edits(
         self, runs: Sequence[Run], edits: Sequence[Edit | None], extra: int, pairs: Mapping[int, tuple[int, int]],
-        prefixes: Sequence[Prefix],
+        prefixes: Sequence[Prefix], meter: DistributionMeter | None,
     ) -> Iterator[None]:  # fmt: skip
         denoiser, guided, steps = self.model.denoiser, self.model.guided, self.model.spec.steps
         cut = None if extra else shared_cut(prefixes, runs, edits)
         rows = [*edits, *[None] * extra]
         if cut is None:
-            with intervene(denoiser, rows, pairs=pairs, guided=guided, steps=steps):
+            with intervene(denoiser, rows, pairs=pairs, guided=guided, steps=steps, meter=meter):
                 yield
             return
         absent_steps = partial(prefixes[0].absent_steps, cut)
         with (
-            intervene(denoiser, rows, guided=guided, steps=steps, absent_steps=absent_steps),
+            intervene(denoiser, rows, guided=guided, steps=steps, absent_steps=absent_steps, meter=meter),
             resume(denoiser, prefixes, runs, cut, guided=guided),
         ):
             yield

@@ -20,11 +20,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from riebench.blocks import UNITS, kind, short_name
+from riebench.blocks import UNITS, block_of, kind, short_name
 from riebench.errors import RiebenchError, near_match
+from riebench.generation.distribution import DistributionMeter
 from riebench.generation.edits import Edit, LiveEdit, LiveSite
 from riebench.generation.hooks import Hooks, find_site, hooked
-from riebench.generation.transfers import PairedEdit
+from riebench.generation.transfers import PairedEdit, PatchReplacement
 from riebench.models.families.base import family_of_denoiser
 from riebench.models.families.blocks import Half, Site
 
@@ -243,6 +244,7 @@ def intervene(
     guided: bool = False,
     steps: int | None = None,
     absent_steps: Callable[[str], int] = lambda site: 0,
+    meter: DistributionMeter | None = None,
 ) -> Iterator[None]:
     """Apply one edit per row to every denoiser call inside the `with` block.
 
@@ -255,6 +257,7 @@ def intervene(
         guided: whether there is an unconditional half.
         steps: the number of steps there must be, if known.
         absent_steps: in how many steps, the first ones, a site does not run (see `riebench.generation.prefix`).
+        meter: takes the edited updates of the blocks that it looks at, with the effect of all edits so far.
 
     Raises:
         RiebenchError: if a site is missing, the batch has another size, or the number of calls is wrong.
@@ -265,7 +268,41 @@ def intervene(
     with hooked(denoiser, sites, steps, absent_steps, guided=guided) as hooks:
         for site in sites:
             _edit_site(hooks, site, rows[site], pairs or {}, len(edits))
+        if meter is not None:
+            # After all edits: hooks of one module run in the order in which they were made.
+            _watch_updates(hooks, active, meter, len(edits))
         yield
+
+
+def _watch_updates(hooks: Hooks, edits: Mapping[int, Edit], meter: DistributionMeter, batch: int) -> None:
+    """Hand the edited updates of the conditional half to a meter.
+
+    It gets them at the steps that an edit may change.
+    """
+    blocks: dict[str, list[int]] = {}
+    for row, edit in edits.items():
+        edited = {block_of(site) for site in edit.sites}
+        for block in meter.blocks(row):
+            if block in edited:
+                blocks.setdefault(block, []).append(row)
+
+    def watch(name: str, rows: Sequence[int]) -> None:
+        site = find_site(hooks.denoiser, name)
+
+        def look(args: Any, kwargs: Any, output: Any) -> None:
+            offset = hooks.layout.offset("conditional", batch, hooks.call)
+            acting = [row for row in rows if edits[row].acts_at(hooks.step)]
+            if offset is None or not acting:
+                return
+            update = site.update(args, kwargs, output)
+            for row in acting:
+                values = update[offset + row]
+                meter.observe(name, hooks.step, row, values.flatten(1).T if values.dim() == 3 else values)
+
+        hooks.after(site.point, look)
+
+    for name, rows in blocks.items():
+        watch(name, rows)
 
 
 def _capture_site(hooks: Hooks, name: str, keep: Sequence[Quantity], store: Store, trace: Trace) -> None:
@@ -436,11 +473,15 @@ class _Rows:
         elif isinstance(site, LiveEdit):
             row = index + offset
             found = site.change(LiveSite(self.step, self.live.time, lambda what: self.live.row(what, row)))
+        elif isinstance(site, PatchReplacement):
+            found = site.replace(self.step, self.live.row("update", index + offset), edit.strength)
         else:
             found = site.delta(self.step, self.live.row("update", index + offset))
         if found is None:
             return None
-        scaled, update = found * edit.strength, self.live.values("update")
+        # Of replaced positions the strength is the number, no factor.
+        factor = 1.0 if isinstance(site, PatchReplacement) else edit.strength
+        scaled, update = found * factor, self.live.values("update")
         return scaled.T.reshape(update[0].shape) if update.dim() == 4 else scaled
 
 

@@ -1,6 +1,7 @@
 """Values of the target run put in place of values of the source run.
 
-The values are stored ones, or those of runs that are generated in the same batch.
+The values are stored ones, or those of runs that are generated in the same batch. `PatchReplacement` adds nothing: it
+puts whole updates in place of those of the edited run itself.
 """
 
 from __future__ import annotations
@@ -8,10 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Edit, StaticEdit, Term, Values, position_mean, tensor_bytes
+from riebench.generation.edits import (
+    Edit,
+    StaticEdit,
+    Term,
+    Values,
+    own_bytes,
+    position_mean,
+    tensor_bytes,
+    whole_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,64 @@ class PairedEdit:
     def nbytes(self) -> int:
         """Bytes kept; see `riebench.generation.edits.SiteEdit.nbytes`."""
         return tensor_bytes(self.target_positions, self.source_positions, self.add, self.remove)
+
+
+@dataclass(frozen=True)
+class PatchReplacement:
+    """Whole updates in place of the edited run's own at some positions of a block.
+
+    The strength is the share of the positions that are replaced, the first ones; it multiplies nothing. So every update
+    that the block hands on is one that some run without an edit has, or may have, computed.
+
+    Attributes:
+        positions: int64 [P], in the order in which they are replaced.
+        values: [T, P, width], what stands there instead; None for updates of the edited run itself.
+        donors: int64 [P], where these are read in the same map and step; None with `values`.
+    """
+
+    positions: Tensor
+    values: Values | None = None
+    donors: Tensor | None = None
+
+    def replace(self, step: int, live: Tensor, strength: float) -> Tensor | None:
+        """Return the change at one step, which is not multiplied by the strength.
+
+        Args:
+            step: denoising step, from 0.
+            live: what the block gives in this very run, float32 [positions, width].
+            strength: share of the positions, 0 to 1; above 0, one at least.
+
+        Returns:
+            float32 [positions, width], or None where nothing changes.
+
+        Raises:
+            RiebenchError: if the edit was made from fewer steps.
+        """
+        count = min(len(self.positions), max(1, whole_steps(strength, len(self.positions))))
+        if strength == 0 or not count:
+            return None
+        places = self.positions[:count].to(live.device)
+        if self.values is None:
+            assert self.donors is not None
+            wanted = live[self.donors[:count].to(live.device)]
+        elif step < self.values.shape[0]:
+            wanted = self.values[step][:count].to(live.device, live.dtype)
+        else:
+            raise RiebenchError(
+                f"the edit was made from {self.values.shape[0]} steps, but step {step + 1} is run; use equal steps"
+            )
+        out = torch.zeros_like(live)
+        out[places] = wanted - live[places]
+        return out
+
+    def delta(self, step: int, live: Tensor) -> Tensor | None:
+        """Return the change with all positions replaced; see `SiteEdit.delta`."""
+        return self.replace(step, live, 1.0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept; see `riebench.generation.edits.SiteEdit.nbytes`."""
+        return tensor_bytes(self.positions, self.donors) + (0 if self.values is None else own_bytes(self.values))
 
 
 def paired_runs(

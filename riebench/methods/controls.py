@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from riebench.generation.edits import Branch, Edit, SiteEdit, StaticEdit, Term, scale_steps
-from riebench.methods.activations import other_examples
+from riebench.methods.activations import other_examples, seeded_generator
 from riebench.methods.base import EditContext, ExampleRuns, Reuse, Role, method
 from riebench.methods.features import choose_features, feature_transfer
 from riebench.methods.ranking import Choice
@@ -59,7 +58,7 @@ def random_features(
         branch: what happens to the guidance halves.
     """
     choice = choose_features(ctx, n_features, rank, ranking)
-    generator = _generator(ctx, draw)
+    generator = seeded_generator(ctx, draw)
     sites: dict[str, SiteEdit] = {}
     features: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for block in ctx.blocks:
@@ -107,7 +106,7 @@ def random_directions(
         deltas = (wanted.delta(step, blank) for step in range(steps))
         sizes = torch.stack([blank.new_zeros(len(blank)) if one is None else one.norm(dim=-1) for one in deltas])
         positions = sizes.any(0).nonzero().flatten()
-        direction = torch.randn(1, blank.shape[1], generator=_generator(ctx, draw, block)).to(blank.device)
+        direction = torch.randn(1, blank.shape[1], generator=seeded_generator(ctx, draw, block)).to(blank.device)
         direction = direction / direction.norm()
         sites[block] = StaticEdit((Term(positions, sizes[:, positions, None], directions=direction),))
     return Edit(sites, branch=branch)
@@ -200,8 +199,3 @@ def _norms(placed: StaticEdit, blank: Tensor, steps: int) -> Tensor:
 
 def _scale_term(term: Term, factors: Tensor) -> Term:
     return replace(term, values=scale_steps(term.values, factors))
-
-
-def _generator(ctx: EditContext, draw: int, block: str = "") -> torch.Generator:
-    text = f"riebench-random-v1:{ctx.runs.example.id}:{ctx.runs.seed}:{draw}{block and ':' + block}"
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))

@@ -11,7 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from riebench.analysis.leaderboard import leaderboard_document
+from riebench.analysis.tradeoff.response.curves import read_curves
+from riebench.analysis.tradeoff.response.document import page_tables
+from riebench.analysis.tradeoff.response.measures import measure_curves
+from riebench.analysis.tradeoff.response.plots import page_drawing, reading_words
 from riebench.errors import RiebenchError
 from riebench.report.data import Group, read_groups
 from riebench.report.examples import PictureCopier, index_examples, write_group, write_index
@@ -128,6 +134,23 @@ def _view(group: Group, number: int, out: Path) -> dict[str, Any]:
         "findings": found,
         "maps": () if found is None else finding_maps(found, group.categories),
         "plot": trade_off(group, f"plot{number}", title),
+        "response": _response(group, number),
         "blocks": block_views(group),
         "chosen": feature_views(group, out),
+    }
+
+
+def _response(group: Group, number: int) -> dict[str, Any] | None:
+    """Return the response curves of a suite and model; None if there are none."""
+    curves = read_curves(group.suite, group.model, group.folders)
+    if not curves.curves:
+        return None
+    measures = measure_curves(curves)
+    title = f"Response to the edit strength of {group.suite} on {group.model}, one panel a method configuration"
+    tables = [(name, table.html(name)) for name, table in page_tables(measures).items()]
+    return {
+        "svg": Markup(page_drawing(measures, f"response{number}", title)),
+        "rule": curves.rule.words.replace("`", ""),
+        "words": reading_words(measures),
+        "tables": tables,
     }

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from riebench.errors import DeviceLostError, RiebenchError, reason
 from riebench.generation.edits import Edit
@@ -31,6 +32,14 @@ from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, Role
 from riebench.methods.editors import Editor, EditorContext
 from riebench.models.loading import LoadedModel
 from riebench.runs.capture import CapturePlan
+from riebench.runs.distribution import (
+    Before,
+    DistributionWatch,
+    prepare_watch,
+    store_watch,
+    stored_files,
+    watched_blocks,
+)
 from riebench.runs.failures import STOP_AFTER, FailureWatch
 from riebench.runs.masks import MaskMaker
 from riebench.runs.plan import ExampleWork, Unit, check_request, checked_works, plan
@@ -61,6 +70,8 @@ class Row:
         noise: the noise seed.
         details: further fields of its record.
         prefix: its source run, if that was kept.
+        places: block -> positions at which its edited activations are measured, int64 [P]; empty for none.
+        before: what the source run gives there.
     """
 
     unit: Unit
@@ -69,6 +80,8 @@ class Row:
     noise: int
     details: Mapping[str, Any]
     prefix: Prefix | None
+    places: Mapping[str, Tensor] = field(default_factory=dict)
+    before: Before = field(default_factory=dict)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -233,10 +246,23 @@ def run_benchmark(
     with open_folders(folders, units, model.spec, spec.identity, notes, redo=redo, shard=shard) as works:
         for name, saes in checked.items():
             folders[name].write_sae_figures(saes)
+        whole = pool or tasks
+        watch = _watch(prepared, units, model, whole, say) if works else DistributionWatch()
         total = sum(len(work.units) for work in works)
         with ProgressBar[None](title=model.spec.name, unit="image", total=total, shown=progress) as bar:
-            Runner(model, prepared, spec, size, bar, offline=offline, pool=pool or tasks).run(works, stop_after)
+            runner = Runner(model, prepared, spec, size, bar, offline=offline, pool=whole, watch=watch)
+            runner.run(works, stop_after)
     return list(folders.values())
+
+
+def _watch(
+    prepared: Mapping[str, PreparedSetting], units: Sequence[Unit], model: LoadedModel, pool: Sequence[EditTask],
+    say: Say,
+) -> DistributionWatch:  # fmt: skip
+    """Return the run's reference activations, stored ones first."""
+    shared = next(iter(prepared.values())).folder.shared
+    stored = stored_files(shared, watched_blocks(prepared))
+    return store_watch(prepare_watch(prepared, units, model, pool, stored, say), shared, model.spec)
 
 
 class Runner:
@@ -250,16 +276,18 @@ class Runner:
         bar: progress bar that counts units.
         offline: True to fetch nothing.
         pool: see `run_benchmark`.
+        watch: against what edited activations are measured; None to measure none.
     """
 
     def __init__(
         self, model: LoadedModel, prepared: Mapping[str, PreparedSetting], regions: RegionSpec, batch_size: int,
-        bar: Any, *, offline: bool = False, pool: Sequence[EditTask] = (),
+        bar: Any, *, offline: bool = False, pool: Sequence[EditTask] = (), watch: DistributionWatch | None = None,
     ) -> None:  # fmt: skip
         self.generator = Generator(model)
         self.model = model
         self.prepared = prepared
         self.batches = BatchSize(batch_size)
+        self.watch = watch or DistributionWatch()
         self.recorder = Recorder(prepared, bar)
         self.editors = EditorRunner(self.generator, self.batches)
         self.masks = MaskMaker(
@@ -349,7 +377,7 @@ class Runner:
             place = (unit.setting.name, unit.blocks)
             if place not in made:
                 made[place] = self._edit(unit, runs)
-            self._save_or_queue(unit, made[place], work, masks, pictures, pair.prefix)
+            self._save_or_queue(unit, made[place], work, runs, pictures, pair.prefix)
 
     def _run_editors(self, work: ExampleWork, masks: RegionMasks, pictures: Mapping[Role, Pixels]) -> list[Unit]:
         """Make the units of editors; return the others."""
@@ -379,14 +407,14 @@ class Runner:
             return reason(error)
 
     def _save_or_queue(
-        self, unit: Unit, made: Edit | Reuse | str, work: ExampleWork, masks: RegionMasks,
+        self, unit: Unit, made: Edit | Reuse | str, work: ExampleWork, runs: ExampleRuns,
         pictures: Mapping[Role, Pixels], prefix: Prefix | None,
     ) -> None:  # fmt: skip
         """Record a unit whose picture is known already, or queue its row."""
         if isinstance(made, str):
             self._fail_unit(unit, made)
             return
-        details = self.recorder.details(unit, masks)
+        details = self.recorder.details(unit, runs.masks)
         if isinstance(made, Reuse):
             self.recorder.save(unit, pictures[made.picture], details)
             return
@@ -400,7 +428,10 @@ class Runner:
             # Generating it would give the known picture again, bit for bit.
             self.recorder.save(unit, pictures[known], details)
             return
-        full = self.pending.add(Row(unit, edit, work.plain.source, work.noise, details, prefix), self.batches.size)
+        places = self.watch.places(edit, runs)
+        before = self.watch.before(places, runs)
+        row = Row(unit, edit, work.plain.source, work.noise, details, prefix, places, before)
+        full = self.pending.add(row, self.batches.size)
         if full:
             self._make(full)
 
@@ -415,21 +446,23 @@ class Runner:
     def _fail_row(self, row: Row, why: str) -> None:
         self._fail_unit(row.unit, why)
 
-    def _generate_rows(self, rows: Sequence[Row]) -> tuple[NDArray[np.uint8], float]:
-        """Generate one batch; return its pictures and each one's share of the time.
+    def _generate_rows(self, rows: Sequence[Row]) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+        """Generate one batch; return its pictures and further fields of their records.
 
-        The time is wall time in seconds.
+        These are each one's share of the wall time, in seconds, and how far its activations lie from unedited ones.
         """
         start = time.perf_counter()
+        meter = self.watch.meter([row.places for row in rows])
         result = self.generator.generate(
             [row.prompt for row in rows], [row.noise for row in rows], edits=[row.edit for row in rows],
-            prefixes=distinct_prefixes(rows),
+            prefixes=distinct_prefixes(rows), meter=meter,
         )  # fmt: skip
-        return result.images, (time.perf_counter() - start) / len(rows)
-
-    def _save_rows(self, rows: Sequence[Row], made: tuple[NDArray[np.uint8], float]) -> None:
-        images, seconds = made
+        found = [{} if meter is None else meter.result(index, row.before) for index, row in enumerate(rows)]
+        seconds = (time.perf_counter() - start) / len(rows)
         took = {"seconds": seconds, "batch_size": len(rows)}
+        return result.images, [{**took, "distribution": one or None} for one in found]
+
+    def _save_rows(self, rows: Sequence[Row], made: tuple[NDArray[np.uint8], list[dict[str, Any]]]) -> None:
         self.recorder.save_all(
-            [(row.unit, picture, {**row.details, **took}) for row, picture in zip(rows, images, strict=True)]
+            [(row.unit, picture, {**row.details, **more}) for row, picture, more in zip(rows, *made, strict=True)]
         )

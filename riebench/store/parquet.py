@@ -8,6 +8,7 @@ the schemas below, one row a record or score, in the order in which they were wr
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,9 @@ RECORD_COLUMNS = {
     "image": "string", "image_sha256": "string", "source_image": "string", "target_image": "string",
     "features": "list<struct<block: string, add: list<int64>, remove: list<int64>>>", "neurons": "int64",
     "cluster": "string", "mask_source": "double", "mask_target": "double", "seconds": "double", "batch_size": "int64",
-    "invocation": "int64",
+    "invocation": "int64", "distribution": "string",
 }  # fmt: skip
-"""Column of records.parquet -> its type."""
+"""Column of records.parquet -> its type; `distribution` is JSON, in files of runs that measured it alone."""
 SCORE_COLUMNS = {
     "unit": "string", "metric": "string", "version": "int64", "backbone": "string", "picture": "string",
     "value": "double", "reason": "string", "invocation": "int64",
@@ -48,10 +49,12 @@ SCORE_COLUMNS = {
 OPTIONAL = frozenset(
     {
         "reason", "image", "image_sha256", "source_image", "target_image", "neurons", "cluster", "mask_source",
-        "mask_target", "value", "invocation",
+        "mask_target", "value", "invocation", "distribution",
     }
 )  # fmt: skip
 """Columns that may be empty."""
+LATER = frozenset({"distribution"})
+"""Columns that a file may lack: they came later, and a run that has nothing for them is written without."""
 
 
 def write_records(path: Path, records: Sequence[EditRecord]) -> None:
@@ -70,9 +73,21 @@ def write_records(path: Path, records: Sequence[EditRecord]) -> None:
         ]
         share = record.mask_share
         values |= {"mask_source": share and share.source, "mask_target": share and share.target}
+        values["distribution"] = _distribution_text(record)
         for name, column in columns.items():
             column.append(values[name])
-    _write(path, RECORD_COLUMNS, columns)
+    kept = {
+        name: kind for name, kind in RECORD_COLUMNS.items() if name not in LATER or any(one for one in columns[name])
+    }
+    _write(path, kept, columns)
+
+
+def _distribution_text(record: EditRecord) -> str | None:
+    """Return what was measured of a record's activations as one text, or None."""
+    if record.distribution is None:
+        return None
+    found = {block: one.model_dump(mode="json") for block, one in record.distribution.items()}
+    return json.dumps(found, sort_keys=True, separators=(",", ":"))
 
 
 def write_scores(path: Path, scores: Iterable[ScoreRecord]) -> None:
@@ -106,7 +121,7 @@ def _write(path: Path, types: Mapping[str, str], columns: Mapping[str, list[Any]
     pq.write_table(
         table, sink, compression="zstd", compression_level=19, data_page_version="2.0", write_statistics=False,
         store_schema=False, row_group_size=MOST_ROWS,
-        use_dictionary=[name for name in types if name not in measured and name != "features"]
+        use_dictionary=[name for name in types if name not in (*measured, "features", "distribution")]
         + [f"features.list.element.{part}" for part in ("block", "add.list.element", "remove.list.element")],
         column_encoding=dict.fromkeys(measured, "BYTE_STREAM_SPLIT"),
     )  # fmt: skip
@@ -133,9 +148,13 @@ def read_records(path: Path, *, features: bool = True) -> list[EditRecord]:
         StoreError: if it is damaged, or holds what is no record; the message names the row.
     """
     left_out = () if features else ("features",)
-    words = [name for name, kind in RECORD_COLUMNS.items() if kind == "string"]
+    words = [name for name, kind in RECORD_COLUMNS.items() if kind == "string" and name not in LATER]
     table = _read(path, RECORD_COLUMNS, words, left_out)
-    columns = {name: plain_list(table.column(name)) for name in RECORD_COLUMNS if name != "features"}
+    columns = {
+        name: plain_list(table.column(name)) for name in RECORD_COLUMNS if name != "features" and name not in LATER
+    }  # fmt: skip
+    texts = table.column("distribution").to_pylist() if "distribution" in table.column_names else [None] * len(table)
+    columns["distribution"] = [None if text is None else _parsed(path, text) for text in texts]
     switched = _features(path, table.column("features").combine_chunks()) if features else [{}] * len(table)
     found = []
     names = [name for name in EditRecord.model_fields if name in columns]
@@ -154,6 +173,18 @@ def read_records(path: Path, *, features: bool = True) -> list[EditRecord]:
             where = ".".join(str(part) for part in first["loc"])
             raise StoreError(f"{path}, row {row + 1}: {where}: {first['msg']}; publish the run again") from error
     return found
+
+
+def _parsed(path: Path, text: str) -> Any:
+    """Return a value that is stored as JSON, with lists as tuples."""
+    try:
+        found = json.loads(text)
+        return {
+            block: {name: tuple(one) if isinstance(one, list) else one for name, one in numbers.items()}
+            for block, numbers in found.items()
+        }
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: a distribution is no JSON object; publish the run again") from error
 
 
 def plain_list(column: Any) -> list[Any]:
@@ -271,7 +302,7 @@ def _read(
             raise StoreError(f"{path} would need {size / 2**30:.1f} GiB of memory; no run has so many records")
         found = plain.schema_arrow
         _check_columns(path, {name: found.field(name) for name in found.names}, types)
-        wanted = [name for name in types if name not in left_out]
+        wanted = [name for name in types if name not in left_out and (name in found.names or name not in LATER)]
         table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(dictionaries)).read(wanted)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
@@ -293,6 +324,8 @@ def _check_columns(path: Path, found: Mapping[str, Any], types: Mapping[str, str
                 f"{path}: unknown column {name!r}{near_match(name, wanted)}; was it made by another version?"
             )
     for name, one in wanted.items():
+        if name not in found and name in LATER:
+            continue
         if name not in found:
             raise StoreError(f"{path}: the column {name!r} is missing; was it made by another version?")
         if not found[name].type.equals(one.type):

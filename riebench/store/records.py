@@ -226,6 +226,35 @@ class BlockFeatures(StoredModel):
     """Switched off, best first."""
 
 
+Shares = tuple[Annotated[float, Field(ge=0, le=1)], ...]
+
+
+class BlockDistribution(StoredModel):
+    """Distance of one block's edited updates from unedited ones.
+
+    Numbers are of some steps, over the positions of both regions, in the conditional half, after the edit.
+    """
+
+    reference: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+    """Beginning of the hash of the unedited activations' statistics; numbers of two of them are not comparable."""
+    steps: tuple[Count, ...]
+    """The steps, from 0."""
+    norm: Shares
+    """Mean quantile of the norms among unedited norms: 0.5 is usual."""
+    distance: tuple[Annotated[float, Field(ge=0, lt=MAX_WHOLE)], ...]
+    """Root mean square of Mahalanobis distances, relative to that of unedited updates: 1 is usual."""
+    far: Shares
+    """Share of positions at a larger distance than 99 % of unedited ones."""
+    far_before: Shares
+    """The same share of the unedited source run, at the same positions."""
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> BlockDistribution:
+        if {len(one) for one in (self.norm, self.distance, self.far, self.far_before)} != {len(self.steps)}:
+            raise ValueError("a number is missing for a step")
+        return self
+
+
 class EditRecord(StoredModel):
     """Outcome of one unit."""
 
@@ -247,6 +276,8 @@ class EditRecord(StoredModel):
     """Block -> features switched; empty for methods without features."""
     neurons: int | None = Field(default=None, ge=0, lt=2**53)
     """Number of feed-forward units switched on and off; None for methods that switch none."""
+    distribution: dict[str, BlockDistribution] | None = None
+    """Block -> distance of its edited updates from unedited ones; None where it was not measured."""
     cluster: str | None = None
     """Name of the examples resampled together; None if the example is resampled alone."""
     mask_share: MaskShare | None = None
@@ -270,7 +301,7 @@ class EditRecord(StoredModel):
     def _leave_out_no_neurons(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Other records are stored without the field, as all were before it existed.
         stored: dict[str, Any] = write(self)
-        for name in ("neurons", "invocation"):
+        for name in ("neurons", "invocation", "distribution"):
             if getattr(self, name) is None:
                 stored.pop(name, None)
         return stored

@@ -25,7 +25,7 @@ from riebench.tasks.suites import load_suite
 KNOBLESS = {"no_edit", "target_prompt"}
 SWEPT = {
     "sae", "activation_patch", "mean_steering", "neurons", "random_features", "embed_lerp", "prompt_switch",
-    "masked_target", "random_directions", "wrong_example", "concept_steering",
+    "masked_target", "random_directions", "wrong_example", "concept_steering", "replace_patches",
 }  # fmt: skip
 SHARES = {"embed_lerp", "prompt_switch", "masked_target"}
 """Methods whose strength is a share."""

@@ -16,7 +16,15 @@ from records import add_record, make_key, make_record, make_score, make_spec
 from riebench.errors import StoreError
 from riebench.store.folder import RunFolder, run_path
 from riebench.store.parquet import read_records, read_score_table, write_records, write_scores
-from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, SCORES_TABLE, BlockFeatures, EditRecord, ScoreRecord
+from riebench.store.records import (
+    RECORDS_FILE,
+    RECORDS_TABLE,
+    SCORES_TABLE,
+    BlockDistribution,
+    BlockFeatures,
+    EditRecord,
+    ScoreRecord,
+)
 from riebench.store.records import UnitKey as Key
 from riebench.store.scores import ScoreColumns, ScoreLines
 from riebench.tasks.masks import MaskShare
@@ -33,10 +41,19 @@ FEATURES = st.dictionaries(
     WORDS, st.builds(BlockFeatures, add=st.lists(WHOLE).map(tuple), remove=st.lists(WHOLE).map(tuple)), max_size=3
 )
 SHARES = st.builds(MaskShare, source=st.floats(0, 1), target=st.floats(0, 1))
+DISTRIBUTIONS = st.dictionaries(
+    WORDS,
+    st.builds(
+        BlockDistribution, reference=st.just("0123abcd"), steps=st.just((0, 3)), norm=st.just((0.5, 1.0)),
+        distance=st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), far=st.just((0.0, 0.25)),
+        far_before=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    ), min_size=1, max_size=3,
+)  # fmt: skip
 RECORDS = st.builds(
     EditRecord, key=KEYS, status=st.just("error"), reason=st.text(min_size=1).filter(lambda text: text.isprintable()),
     features=FEATURES, neurons=st.none() | WHOLE, cluster=st.none() | WORDS, mask_share=st.none() | SHARES,
     seconds=st.floats(0, 1e9), batch_size=st.integers(1, 1000), invocation=st.none() | st.integers(0, 9),
+    distribution=st.none() | DISTRIBUTIONS,
 )  # fmt: skip
 SCORES = st.builds(
     ScoreRecord, unit=WORDS, metric=st.sampled_from("abc"), version=st.integers(1, 9),
@@ -177,3 +194,25 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises((OSError, StoreError), match="no regular file"):
         RunFolder(path.parent).records()
+
+
+def test_files_without_distances_have_no_column_for_them_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    plain = make_record(make_key(), "images/a.png", "0" * 64)
+    one = BlockDistribution(reference="0123abcd", steps=(0,), norm=(0.5,), distance=(1.2,), far=(0.1,), far_before=(0,))
+    measured = plain.model_copy(update={"key": make_key(seed=1), "distribution": {"mid.0": one}})
+    without, both = tmp_path / "a" / RECORDS_TABLE, tmp_path / "b" / RECORDS_TABLE
+    write_records(without, [plain])
+    write_records(both, [plain, measured])
+    assert "distribution" not in pq.read_schema(without).names
+    assert read_records(without) == [plain] and read_records(both) == [plain, measured]
+    assert read_records(both, features=False)[1].distribution == {"mid.0": one}
+    table = pq.read_table(both)
+    place = table.column_names.index("distribution")
+    for text, words in (
+        ("[1]", "a distribution is no JSON object"),
+        ('{"mid.0": {"steps": [0]}}', "row 2: distribution"),
+    ):
+        changed = pa.array([None, text], pa.string())
+        pq.write_table(table.set_column(place, table.schema.field(place), changed), both, store_schema=False)
+        with pytest.raises(StoreError, match=words):
+            read_records(both)

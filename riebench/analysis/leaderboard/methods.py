@@ -20,6 +20,7 @@ from riebench.analysis.leaderboard.rows import (
 from riebench.analysis.leaderboard.saes import sae_blocks, sae_notes
 from riebench.analysis.standings import (
     ENDS,
+    GAIN,
     MIN_EXAMPLES,
     MIN_LEVELS,
     REFERENCE,
@@ -32,6 +33,7 @@ from riebench.analysis.standings import (
 from riebench.analysis.stats import Estimate
 from riebench.analysis.tables import outsized_notes
 from riebench.analysis.tradeoff import BUDGETS
+from riebench.analysis.tradeoff.response.distances import off_distribution_columns
 from riebench.scoring.profiles import DEFAULT
 from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
 
@@ -119,7 +121,7 @@ def method_columns(standing: Standing, reference: str) -> CsvRow:
         "reference": None if difference is None else reference, "difference": difference, "p": p,
         "detectable": standing.detectable, "n_scored": entry.n_scored, "n_expected": entry.n_expected,
         "runs": " ".join(dict.fromkeys(one.run_id[:8] for one in entry.configurations)), "notes": standing.note,
-        "sae_explained_variance": entry.sae_variance,
+        "sae_explained_variance": entry.sae_variance, **off_distribution_columns(entry.configurations, GAIN),
     }  # fmt: skip
 
 

@@ -46,6 +46,9 @@ COLUMNS: Mapping[str, str] = {
     "runs": "beginnings of the ids of its runs",
     "notes": "why a row is unranked, and what else is to be known of it",
     "sae_explained_variance": "least explained variance of its SAEs on the activations of its runs",
+    "off_distribution": "share of edited positions whose activations are farther out than 99 % of unedited ones, at "
+    "the edit strength with the largest mean gain; empty where it was not measured",
+    "off_distribution_before": "the same share before the edit, at the same positions",
 }
 """Column of leaderboard.csv -> what it holds. Columns may be added at the end; none changes its name or place."""
 

@@ -19,6 +19,7 @@ from typing import Any
 from riebench.errors import RiebenchError, reason
 from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.models.lookup import ModelRecipe
+from riebench.runs.distribution import suite_references
 from riebench.runs.engines.coordinator import Say, WorkerLostError, run_with_workers
 from riebench.runs.engines.worker import Assignment, Message, RunFailure, WorkerInfo, WorkerRunner, WorkItem
 from riebench.runs.failures import STOP_AFTER
@@ -77,6 +78,7 @@ def run_on_ray(
         assignment = Assignment(
             tuple(tasks), tuple(settings), recipe, saes_source, batch_size, regions, offline, tuple(pool or tasks),
             tuple(seeds), limit, known_saes(results_root / tasks[0].suite),
+            suite_references(results_root / tasks[0].suite),
         )  # fmt: skip
         say(f"{resources.count} workers, each with {resources.words}")
         start = worker_factory(ray, assignment, resources)

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
@@ -26,6 +26,7 @@ from riebench.errors import DeviceLostError, reason
 from riebench.generation.memory import automatic_batch_size
 from riebench.generation.regions.options import parse_regions
 from riebench.models.lookup import ModelRecipe
+from riebench.runs.distribution import prepare_watch
 from riebench.runs.plan import ExampleWork, checked_works, plan
 from riebench.runs.prepare import check_prompts, environment_notes, prepare_all
 from riebench.runs.sae_check import KnownSaes, SaeMeasurement, measure_saes
@@ -63,6 +64,8 @@ class Assignment:
     limit: int | None = None
     known: KnownSaes = field(default_factory=dict)
     """Figures of SAEs that are stored already."""
+    references: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Model -> relative path -> file with reference activations that is stored already."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,9 @@ class WorkerRunner:
         units = plan(assignment.tasks, assignment.settings, assignment.seeds, assignment.limit)
         saes = measure_saes(prepared, checked_works(units, fixed_noise=model.spec.fixed_noise), model, assignment.known)
         self.info = WorkerInfo(specs, environment_notes(model), size, saes)
+        # Each worker measures on the same pictures; the first file that arrives is kept.
+        watch = prepare_watch(prepared, units, model, assignment.pool, assignment.references.get(model.spec.name, {}))
+        self._to_send = dict(watch.files)
         self._shared = next(iter(prepared.values())).folder.shared
         self._runner: Runner = Runner(
             model,
@@ -172,6 +178,7 @@ class WorkerRunner:
             ProgressBar(title="", shown=False),
             offline=assignment.offline,
             pool=assignment.pool,
+            watch=watch,
         )
 
     def send(self, message: Message) -> None:
@@ -195,6 +202,9 @@ class WorkerRunner:
         try:
             for file in item.shared:
                 SharedFolder(self._shared.path).write(file.name, file.data)
+            while self._to_send:
+                name, data = self._to_send.popitem()
+                self.send(SharedFile(name, data))
             self._runner.run(item.works)
         except DeviceLostError as error:
             queue.put(WorkerFailure(reason(error)))

@@ -1,0 +1,36 @@
+"""Trade-off of alignment and preservation over the edit strength.
+
+`area` sums a method up in one number, the mean gain over LPIPS budgets; `response` describes its whole curve.
+"""
+
+from riebench.analysis.tradeoff.area import (
+    BUDGETS,
+    TOLERANCE,
+    Examples,
+    SampleMean,
+    TradeOff,
+    along_curves,
+    budget_means,
+    category_means,
+    cross_fit,
+    folds,
+    macro_means,
+    paired_differences,
+    with_no_edit,
+)
+
+__all__ = [
+    "BUDGETS",
+    "TOLERANCE",
+    "Examples",
+    "SampleMean",
+    "TradeOff",
+    "along_curves",
+    "budget_means",
+    "category_means",
+    "cross_fit",
+    "folds",
+    "macro_means",
+    "paired_differences",
+    "with_no_edit",
+]

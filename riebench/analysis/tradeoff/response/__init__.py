@@ -1,0 +1,4 @@
+"""Response curves: how gain, distance and artifacts follow the edit strength.
+
+All is computed from stored scores.
+"""

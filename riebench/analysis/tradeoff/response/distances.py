@@ -1,0 +1,176 @@
+"""Distances of edited activations from unedited ones, beside gain.
+
+They are a table of every configuration that has some.
+
+Numbers are means over seeds, then examples, then categories, as in every table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from riebench.analysis.configurations import FAR, FAR_BEFORE, Configuration, configurations
+from riebench.analysis.stats import REPLICATES, Estimate, estimate
+from riebench.store.folder import RunFolder
+from riebench.store.records import BlockDistribution, EditRecord
+from riebench.utils.markup import Block, Code, Document, Heading, MarkupTable, Paragraph, csv_text
+
+NONE = "–"
+ALL_STEPS = "all"
+NUMBERS = ("norm", "distance", "far", "far_before")
+"""Fields of `BlockDistribution` with a number for each step."""
+Values = dict[str, dict[str, list[float]]]
+"""Category -> example id -> values of its seeds."""
+
+
+@dataclass(frozen=True)
+class DistanceRow:
+    """One block of one configuration, at one step or over all of them.
+
+    Attributes:
+        setting: name of the method configuration.
+        block_set: blocks edited together.
+        strength: edit strength.
+        block: whose updates are measured.
+        step: from 0, or "all" for the mean over steps.
+        reference: beginning of the hash of the unedited activations' statistics.
+        norm: mean quantile of the norms among unedited norms.
+        distance: mean Mahalanobis distance; 1 is usual.
+        far: share of positions farther than 99 % of unedited ones.
+        far_low: lower end of its 95 % interval.
+        far_high: upper end.
+        far_before: the same share before the edit, at the same positions.
+        clip_gain: mean gain of the configuration; None if not scored.
+        lpips: mean LPIPS of the configuration; None if not scored.
+        units: edits behind the row.
+    """
+
+    setting: str
+    block_set: str
+    strength: float
+    block: str
+    step: int | str
+    reference: str
+    norm: float
+    distance: float
+    far: float
+    far_low: float | None
+    far_high: float | None
+    far_before: float
+    clip_gain: float | None
+    lpips: float | None
+    units: int
+
+
+def distance_rows(folders: Iterable[RunFolder]) -> list[DistanceRow]:
+    """Collect the distances of all configurations, over all steps first."""
+    rows: list[DistanceRow] = []
+    for folder in folders:
+        groups: dict[tuple[str, float, str, str], list[tuple[EditRecord, BlockDistribution]]] = {}
+        for record in sorted(folder.records(), key=lambda record: (record.key.example_id, record.key.seed)):
+            for block, one in (record.distribution or {}).items():
+                place = (record.key.block_set, record.key.strength, block, one.reference)
+                groups.setdefault(place, []).append((record, one))
+        if not groups:
+            continue
+        found = {(one.block_set, one.strength): one for one in configurations(folder)}
+        for (block_set, strength, block, reference), members in sorted(groups.items()):
+            configuration = found[block_set, strength]
+            steps = sorted({step for _, one in members for step in one.steps})
+            for step in (ALL_STEPS, *steps):
+                name = folder.spec.setting.name
+                rows.append(_row(name, configuration, (block, step, reference), members))
+    return rows
+
+
+def _row(
+    setting: str, configuration: Configuration, place: tuple[str, int | str, str],
+    members: Sequence[tuple[EditRecord, BlockDistribution]],
+) -> DistanceRow:  # fmt: skip
+    block, step, reference = place
+    means: dict[str, Estimate] = {}
+    for number in NUMBERS:
+        values: Values = {}
+        for record, one in members:
+            found: tuple[float, ...] = getattr(one, number)
+            if step != ALL_STEPS:
+                found = tuple(value for at, value in zip(one.steps, found, strict=True) if at == step)
+            if found:
+                seeds = values.setdefault(record.key.category, {}).setdefault(record.key.example_id, [])
+                seeds.append(sum(found) / len(found))
+        drawn = REPLICATES if number == "far" and step == ALL_STEPS else 1
+        means[number] = estimate(values, configuration.clusters, bounds=(0.0, None), replicates=drawn)
+    far = means["far"]
+    ends = (far.low, far.high) if step == ALL_STEPS else (None, None)
+    return DistanceRow(
+        setting, configuration.block_set, configuration.strength, block, step, reference,
+        means["norm"].mean or 0.0, means["distance"].mean or 0.0, far.mean or 0.0, *ends,
+        means["far_before"].mean or 0.0, _mean(configuration, "clip_gain"), _mean(configuration, "lpips"), len(members),
+    )  # fmt: skip
+
+
+def _mean(configuration: Configuration, metric: str) -> float | None:
+    return estimate(configuration.values.get(metric, {}), replicates=1).mean
+
+
+def distance_table(folders: Iterable[RunFolder]) -> tuple[Document, str] | None:
+    """Tabulate the distances of some runs; None if nothing was measured.
+
+    Returns:
+        The table for people, and its CSV file with every step.
+    """
+    rows = distance_rows(folders)
+    if not rows:
+        return None
+    names = [field.name for field in fields(DistanceRow)]
+    whole = [one for one in rows if one.step == ALL_STEPS]
+    note = (
+        "How far the block updates of edited runs lie from those of unedited source pictures, over the positions of "
+        "both regions, after the edit, mean over steps. ", Code("far"), ": share of positions farther than 99 % of "
+        "unedited ones; ", Code("before"), ": the same share of the unedited source run at the same positions; ",
+        Code("distance"), ": Mahalanobis distance, 1 is usual; ", Code("norm"), ": quantile among unedited norms, 0.5 "
+        "is usual. A block behind another edited one carries the effect of both edits. The CSV file has every step.",
+    )  # fmt: skip
+    header = ["configuration", "strength", "blocks", "measured at", "far %", "before %", "distance", "norm",
+              "clip_gain x100", "lpips", "edits"]  # fmt: skip
+    blocks: list[Block] = [Heading(1, ("Off the distribution",)), Paragraph(note)]
+    several = _mixed(whole)
+    if several:
+        names_of = ", ".join(sorted(several))
+        blocks.append(Paragraph((f"Measured against different references, not to be compared: {names_of}.",)))
+    table = MarkupTable.of(header, (_cells(one) for one in whole))
+    return Document((*blocks, table)), csv_text(names, ([getattr(one, name) for name in names] for one in rows))
+
+
+def _mixed(rows: Sequence[DistanceRow]) -> set[str]:
+    references: dict[str, set[str]] = {}
+    for one in rows:
+        references.setdefault(one.block, set()).add(one.reference)
+    return {block for block, found in references.items() if len(found) > 1}
+
+
+def _cells(one: DistanceRow) -> list[str]:
+    ends = "" if one.far_low is None else f" [{100 * one.far_low:.0f}, {100 * (one.far_high or 0.0):.0f}]"
+    gain = NONE if one.clip_gain is None else f"{100 * one.clip_gain + 0.0:.2f}"
+    return [
+        one.setting, f"{one.strength:g}", one.block_set, one.block, f"{100 * one.far:.0f}{ends}",
+        f"{100 * one.far_before:.0f}", f"{one.distance:.2f}", f"{one.norm:.2f}", gain,
+        NONE if one.lpips is None else f"{one.lpips:.3f}", str(one.units),
+    ]  # fmt: skip
+
+
+def off_distribution_columns(found: Sequence[Configuration], gain: str) -> Mapping[str, float | None]:
+    """Return the shares of far positions of a method, by columns of leaderboard.csv.
+
+    They are those of the strength with the largest mean gain, over all blocks and steps.
+
+    Args:
+        found: configurations of one method.
+        gain: the metric that chooses.
+    """
+    measured = [one for one in found if one.values.get(FAR)]
+    best = max(measured, key=lambda one: _mean(one, gain) or 0.0, default=None)
+    if best is None:
+        return {FAR: None, FAR_BEFORE: None}
+    return {name: _mean(best, name) for name in (FAR, FAR_BEFORE)}
