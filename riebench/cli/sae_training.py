@@ -295,7 +295,10 @@ def make_controls(
 
 @dataclass(frozen=True)
 class _Controls:
-    """Settings of the SAE that dictionaries are controls of, as stated or as of a stored training."""
+    """Settings of the SAE that dictionaries are controls of.
+
+    They are stated, or those of a stored training.
+    """
 
     like: Path | None
     features: int | None

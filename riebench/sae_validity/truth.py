@@ -1,4 +1,6 @@
-"""The quality of an SAE by construction: its single features against known attribute values, without any edit.
+"""The quality of an SAE by construction, measured without any edit.
+
+Its single features are compared with known attribute values.
 
 The level of a feature in a scene is its mean value over positions. For each attribute value two things are known of a
 feature: the area under the ROC curve with which its level tells scenes with the value from those without, and the

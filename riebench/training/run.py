@@ -200,7 +200,7 @@ def claim(run: TrainingRun, collection: Collection, data: dict[str, ShardedPosit
 
 @dataclass(frozen=True)
 class StoredTraining:
-    """What a folder of trained SAEs says about its training.
+    """The settings of a training, as its folder states them.
 
     Attributes:
         folder: where it is.
