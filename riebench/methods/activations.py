@@ -106,7 +106,8 @@ def _detected(ctx: EditContext, block: str, choice: Choice) -> Tensor:
     runs, sae = ctx.runs, ctx.sae(block)
     rows, columns = runs.trace.grids[block]
     activity = torch.full((rows * columns,), -1.0)
-    for role, features in (("source", choice.remove[block]), ("target", choice.add[block])):
+    looks: tuple[tuple[Role, Tensor], ...] = (("source", choice.remove[block]), ("target", choice.add[block]))
+    for role, features in looks:
         places, values = runs.positions(role, block).cpu(), runs.features(role, block, sae)
         found = torch.stack([values[step][:, features].sum(-1).cpu() for step in range(values.shape[0])]).mean(0)
         activity[places] = activity[places].clamp(min=0) + found

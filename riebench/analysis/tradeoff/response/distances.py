@@ -78,7 +78,8 @@ def distance_rows(folders: Iterable[RunFolder]) -> list[DistanceRow]:
         for (block_set, strength, block, reference), members in sorted(groups.items()):
             configuration = found[block_set, strength]
             steps = sorted({step for _, one in members for step in one.steps})
-            for step in (ALL_STEPS, *steps):
+            places: tuple[int | str, ...] = (ALL_STEPS, *steps)
+            for step in places:
                 name = folder.spec.setting.name
                 rows.append(_row(name, configuration, (block, step, reference), members))
     return rows

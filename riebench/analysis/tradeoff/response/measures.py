@@ -153,7 +153,7 @@ def first_crossing(places: Floats, shares: Floats, limit: float) -> tuple[Floats
         it), and whether it is exceeded.
     """
     above = shares > limit + 1e-9
-    crossed = above.any(axis=1)
+    crossed: NDArray[np.bool_] = np.asarray(above.any(axis=1), dtype=np.bool_)
     after = np.where(crossed, above.argmax(axis=1), len(places) - 1)
     before = np.maximum(after - 1, 0)
     rows = np.arange(len(shares))
