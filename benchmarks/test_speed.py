@@ -192,6 +192,45 @@ def test_sweep(benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Timer,
     )  # fmt: skip
 
 
+def test_sweep_beside_bare_calls(
+    benchmark: Any, model: LoadedModel, tmp_path: Path, timer: Timer, note: Callable[..., None]
+) -> None:
+    """Measure the sweep against the bare model calls alone.
+
+    Two strengths of every configuration, which takes minutes where `test_sweep` takes an hour. Both sides take turns of
+    a second, and the ratio is the median of the rounds.
+    """
+    tasks, settings = sample(EXAMPLES)
+    some = [setting.model_copy(update={"strengths": setting.strengths[-2:]}) for setting in settings]
+    calls = BareCalls(load_model("toy-turbo"), BATCH)
+    ratios, outside = [], []
+
+    def work(name: str) -> float:
+        beside = Beside(calls, timer, every=1.0)
+        with clocked(model, timer, beside.note) as clock:
+            both = seconds(
+                timer,
+                lambda: run_benchmark(
+                    tasks, some, model, results_root=tmp_path / name, batch_size=BATCH, progress=False, offline=True,
+                    pool=load_suite("toy"),
+                ),
+            )  # fmt: skip
+            ours = both - beside.seconds
+            beside.finish()
+        assert beside.rows == clock.rows["unet"]
+        outside.append(1 - clock.model / ours)
+        return ours / beside.seconds
+
+    work("warm")
+    outside.clear()
+    names = (f"round {number}" for number in range(ROUNDS))
+    benchmark.pedantic(lambda: ratios.append(work(next(names))), rounds=ROUNDS)
+    note(
+        "sweep beside bare calls", units=len(plan(tasks, some)), examples=EXAMPLES, rounds=ROUNDS,
+        of_bare_calls=median(ratios), of_bare_calls_most=max(ratios), outside_model=median(outside),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_one_block_one_step(benchmark: Any, block: str, timer: Timer, note: Callable[..., None]) -> None:
     """Measure a single-block edit with and without its shared beginning.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from riebench.analysis.multiple import adjust, rank_groups, step_down
 from riebench.analysis.standings import MethodComparison, entries
-from riebench.analysis.stats import Replicates, clustered_standard_error, percentile_interval
+from riebench.analysis.stats import Replicates, clustered_standard_error, percentile_interval, quantiles
 from riebench.analysis.tradeoff import (
     BUDGETS,
     Examples,
@@ -44,6 +44,14 @@ def observed(n: int) -> np.ndarray:
 
 def weights(some: Examples, replicates: int) -> np.ndarray:
     return np.vstack([observed(len(some.ids)), some.draws(replicates, SEED)])
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.lists(st.floats(0, 1), min_size=1, max_size=3))
+def test_quantiles_are_numpys(values: list[float], shares: list[float]) -> None:
+    found = np.array(values)
+    expected = np.quantile(found, shares, method="weibull")
+    assert quantiles(found, shares) == pytest.approx(expected, rel=1e-12, abs=1e-9)
+    assert np.array_equal(found, values)
 
 
 def test_the_check_value_of_the_definition() -> None:

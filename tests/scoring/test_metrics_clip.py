@@ -81,6 +81,37 @@ def test_pictures_reach_the_network_as_the_weights_own_transform_makes_them(side
         assert torch.equal(_transformed(batch, transform), expected)
 
 
+def test_pictures_of_the_networks_own_size_are_not_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = image_transform(48, False, mean=(0.48, 0.45, 0.40), std=(0.26, 0.25, 0.27))
+    batch = [picture(seed, 48) for seed in range(3)]
+    expected = torch.stack([transform(Image.fromarray(one, "RGB")) for one in batch])
+    made, plain = [], Image.fromarray
+
+    def counting(*args: Any) -> Image.Image:
+        made.append(args)
+        return plain(*args)
+
+    monkeypatch.setattr(Image, "fromarray", counting)
+    assert torch.equal(_transformed(batch, transform), expected)
+    assert not made
+    assert torch.equal(_transformed([batch[0][:, :40]], transform)[0], transform(plain(batch[0][:, :40], "RGB")))
+    assert made
+
+
+@pytest.mark.parametrize(("end", "padding"), [(2, 0), (2, 2)])
+def test_only_texts_that_fill_the_context_are_read_whole(end: int, padding: int) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def tokenizer(texts: list[str], context_length: int = 6) -> torch.Tensor:
+        asked.append((len(texts), context_length))
+        rows = [[1, *([5] * len(text.split()))[: context_length - 2], end] for text in texts]
+        return torch.tensor([row + [padding] * (context_length - len(row)) for row in rows])
+
+    loaded = clip_models.LoadedClip(None, torch.ones, tokenizer, "fake", {})
+    assert loaded.cut(["a", "a b c d", "a b c d e f", "a b"]) == [False, False, True, False]
+    assert [n for n, length in asked if length == clip_models.UNLIMITED] == [2]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(1001, 2000), st.text("abc ", min_size=1).filter(str.strip))
 def test_definitions(first: int, second: int, target: str) -> None:

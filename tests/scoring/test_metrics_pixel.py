@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riebench.errors import MetricError
+from riebench.scoring.metrics import pixel
 from riebench.scoring.metrics.base import Reason, Sample
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.metrics.pixel import (
-    SMALL_SIDE,
+    BAND,
     mean_squared_error,
     mean_squared_error_zeroed,
     mse_bg,
@@ -115,14 +118,14 @@ def test_ssim_needs_one_whole_window() -> None:
     assert not isinstance(mse_bg([sample(noise(0), noise(1), thin)], NETWORKS)[0], Reason)
 
 
-@pytest.mark.parametrize("side", [16, SMALL_SIDE + 1])
+@pytest.mark.parametrize("side", [16, BAND + 10, 2 * BAND + 13])
 def test_ssim_map_is_the_definition(side: int) -> None:
-    # Pictures above and below the side from which another way of computing is the faster one.
+    # Pictures of less than one band of windows, of one, and of three, the last of them narrower.
     a, b = noise(2, side) / 255, noise(3, side) / 255
     offsets = np.arange(-5, 6)
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     window /= window.sum()
-    y, x = 2, 4
+    y, x = side - 13, side - 12
     values = []
     for channel in range(3):
         p, q = a[y : y + 11, x : x + 11, channel], b[y : y + 11, x : x + 11, channel]
@@ -151,6 +154,20 @@ def test_sizes_in_one_batch_may_differ() -> None:
     large = sample(noise(2, 40), noise(3, 40), left(0.25, 40))
     for metric in (mse_bg, psnr_bg, ssim_bg):
         assert metric([small, large, small], NETWORKS) == [metric([one], NETWORKS)[0] for one in (small, large, small)]
+
+
+def test_the_error_that_two_metrics_need_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+
+    def counting(*args: Any) -> Any:
+        counted.append(args)
+        return mean_squared_error(*args)
+
+    monkeypatch.setattr(pixel, "mean_squared_error", counting)
+    samples = [sample(noise(seed), noise(9), left(0.5)) for seed in range(3)]
+    errors = mse_bg(samples, NETWORKS)
+    assert psnr_bg(samples, NETWORKS) == pytest.approx([-10 * np.log10(error) for error in errors])
+    assert len(counted) == 3
 
 
 def test_wrong_inputs() -> None:

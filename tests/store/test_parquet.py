@@ -74,6 +74,10 @@ def test_score_columns_say_what_the_scores_say(
             assert series.units == [one.unit for one in some] and series.values == [one.value for one in some]
             assert series.rows == {one.unit: row for row, one in enumerate(some)}
             assert table.has_values(metric, backbone) == any(one.value is not None for one in some)
+            for reason in ("no_weights", some[-1].reason or ""):
+                counted = [place for place, one in zip(series.places, some, strict=True) if one.reason != reason]
+                assert table.last_place(metric, backbone, reason) == (counted[-1] if counted else -1)
+        assert table.last_place("another", "", "") == -1
 
 
 @given(key=KEYS)

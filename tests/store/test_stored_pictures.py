@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL.PngImagePlugin import PngImageFile
 from scored_runs import TASKS, noise, stored_run
 
 from riebench.analysis.export import save_dataset, to_dataset
-from riebench.errors import RiebenchError
+from riebench.errors import RiebenchError, StoreError
 from riebench.report import write_report
 from riebench.report.gallery import write_galleries
 from riebench.scoring.score import score
 from riebench.scoring.verify import verify
 from riebench.store.folder import RunFolder
-from riebench.utils.images import encode_png, stored_picture
+from riebench.utils.images import encode_png, read_image, stored_picture
 
 SECRET = encode_png(noise(7))
 """A picture of the user's that no reader may copy, show or hash."""
@@ -127,6 +130,32 @@ def test_names_that_are_no_names(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret.png").write_bytes(SECRET)
     with pytest.raises(RiebenchError, match=r"names a picture outside itself|no whole picture"):
         stored_picture(place, name.format(root=tmp_path))
+
+
+def test_checksums_are_computed_only_where_no_hash_states_the_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encode_png(noise(1))
+    (tmp_path / "a.png").write_bytes(data)
+    verified, verify_file = [], PngImageFile.verify
+
+    def counting(self: PngImageFile) -> None:
+        verified.append(self)
+        verify_file(self)
+
+    monkeypatch.setattr(PngImageFile, "verify", counting)
+    known = read_image(tmp_path, "a.png", hashlib.sha256(data).hexdigest())
+    assert not verified
+    assert np.array_equal(known, read_image(tmp_path, "a.png"))
+    assert len(verified) == 1
+    with pytest.raises(StoreError, match="not the picture that was recorded"):
+        read_image(tmp_path, "a.png", "0" * 64)
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(flipped)
+    for sha256 in (None, hashlib.sha256(data).hexdigest()):
+        with pytest.raises(StoreError, match="cannot be read"):
+            read_image(tmp_path, "a.png", sha256)
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
