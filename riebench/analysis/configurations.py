@@ -342,7 +342,7 @@ class Configuration:
         return scored, sum(self.expected.values()) if category == EVERYTHING else self.expected.get(category, 0)
 
     def _size(self, metric: str, category: str) -> tuple[int, int]:
-        """Return the number of values in a category, and the largest number that an example has."""
+        """Return the number of values in a category, and of an example at most."""
         known = self._sizes.get((metric, category))
         if known is None:
             seeds = [*map(len, self.values.get(metric, {}).get(category, {}).values())]

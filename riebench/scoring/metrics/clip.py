@@ -244,7 +244,10 @@ def _transformed(batch: Sequence[UInt8], transform: Callable[[Any], torch.Tensor
 
 
 def _kept_size(steps: Sequence[Any]) -> tuple[int, int] | None:
-    """Return the height and width of pictures in RGB that a transform's steps leave as they are, if they do so."""
+    """Return the size [H, W] of pictures that these steps leave as they are.
+
+    None if they change pictures of every size, or are not known.
+    """
     from open_clip.transform import MaybeConvertMode
     from torchvision.transforms import CenterCrop, Resize
 

@@ -141,7 +141,7 @@ def _windows(count: int) -> Float:
 
 @dataclass(frozen=True)
 class _Moments:
-    """One picture's pixels, local means, their squares and local variances, each as planes."""
+    """Planes of one picture: pixels, local means, their squares, variances."""
 
     pixels: Float
     mean: Float
