@@ -45,10 +45,10 @@ def rank_correlation(first: pd.DataFrame, second: pd.DataFrame) -> float:
 
     It is 0 where one of them is constant.
     """
-    ranks = [pd.Series(table.to_numpy().ravel()).rank().to_numpy() for table in (first, second)]
-    if any(np.ptp(values) == 0 for values in ranks):
+    one, other = (pd.Series(table.to_numpy().ravel()).rank() for table in (first, second))
+    if one.nunique() < 2 or other.nunique() < 2:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(one.corr(other))
 
 
 def role_evidence(frame: pd.DataFrame, method: str) -> float:
