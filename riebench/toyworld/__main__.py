@@ -58,7 +58,7 @@ def shares(
     json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
 ) -> None:
     """Hold what single blocks move in the mixed world against the planted shares."""
-    from riebench.toyworld.mixed.measure import measure_shares
+    from riebench.toyworld.networks.mixed.measure import measure_shares
 
     figures = measure_shares(folder, rounds)
     if json_file is not None:
@@ -77,7 +77,7 @@ def tasks(
     suite: Annotated[str, typer.Option(help="toy, toy-mixed or toy-mixed-null")] = "toy",
 ) -> None:
     """Make a toy suite's task files anew."""
-    from riebench.toyworld.mixed.edits import SUITES
+    from riebench.toyworld.networks.mixed.edits import SUITES
     from riebench.toyworld.tasks import TOY, write_tasks
 
     recipes = {recipe.name: recipe for recipe in (TOY, *SUITES)}

@@ -26,10 +26,10 @@ from riebench.errors import RiebenchError
 from riebench.models.assets import ASSETS, asset_folder, write_manifest
 from riebench.toyworld import saes
 from riebench.toyworld.data import Pool, training_pool
-from riebench.toyworld.mixed import training as mixed_training
-from riebench.toyworld.mixed.network import fold
 from riebench.toyworld.networks import clip, diffusion, judge, vae
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
+from riebench.toyworld.networks.mixed import training as mixed_training
+from riebench.toyworld.networks.mixed.network import fold
 from riebench.toyworld.networks.text import build_encoders, build_tokenizers
 
 FINISHED = "finished"

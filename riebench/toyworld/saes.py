@@ -1,6 +1,7 @@
-"""The toy world's SAEs, trained on the block updates of one-step toy-turbo, and of toy-mixed.
+"""The toy world's SAEs, trained on block updates of one-step pictures.
 
-The paper's SAEs are trained on those of SDXL Turbo in the same way.
+The pictures are those of toy-turbo or of toy-mixed. The paper's SAEs are trained on those of SDXL Turbo in the same
+way.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def value_pairs(category: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class SuiteRecipe:
-    """What tells one toy suite from another.
+    """Recipe of one toy suite.
 
     Attributes:
         name: of the suite; begins the ids of its examples.

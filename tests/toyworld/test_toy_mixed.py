@@ -26,19 +26,19 @@ from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import caption
 from riebench.toyworld.card import fill_card
 from riebench.toyworld.make import make
-from riebench.toyworld.mixed import training
-from riebench.toyworld.mixed.edits import MIXED_COUNTS, NULL_COUNTS, SUITES, draw_edits, planted_shares
-from riebench.toyworld.mixed.figures import (
+from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, time_ids
+from riebench.toyworld.networks.mixed import training
+from riebench.toyworld.networks.mixed.edits import MIXED_COUNTS, NULL_COUNTS, SUITES, draw_edits, planted_shares
+from riebench.toyworld.networks.mixed.figures import (
     block_table,
     planted_table,
     rank_correlation,
     recovery_figures,
     role_evidence,
 )
-from riebench.toyworld.mixed.measure import measure_shares, reached
-from riebench.toyworld.mixed.network import RANK, InnerLevel, fold, make_student, second_level
-from riebench.toyworld.mixed.roles import MIXED_ROLES, MixedRole, deciding_block
-from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, time_ids
+from riebench.toyworld.networks.mixed.measure import measure_shares, reached
+from riebench.toyworld.networks.mixed.network import RANK, InnerLevel, fold, make_student, second_level
+from riebench.toyworld.networks.mixed.roles import MIXED_ROLES, MixedRole, deciding_block
 from riebench.toyworld.networks.text import BLOCK_ROLES, HIDDEN
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, is_held_out, random_scene
 from riebench.toyworld.tasks import SuiteRecipe, task_text

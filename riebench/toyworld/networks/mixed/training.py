@@ -1,4 +1,4 @@
-"""The training of toy-mixed: the innermost level of toy-turbo learns to share the roles.
+"""The training of toy-mixed: the innermost level learns shared roles.
 
 In most examples the four blocks read captions that differ in one attribute. The goal is what toy-turbo makes of the
 scene that the deciding block reads. Since the outer levels are frozen and toy-turbo is
@@ -20,10 +20,10 @@ from torch import Tensor
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import caption
-from riebench.toyworld.mixed.network import InnerLevel, make_student, second_level
-from riebench.toyworld.mixed.roles import MIXED_ROLES, deciding_block
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, short_attention
 from riebench.toyworld.networks.loop import Stage, fit, step_generator, write_atomically
+from riebench.toyworld.networks.mixed.network import InnerLevel, make_student, second_level
+from riebench.toyworld.networks.mixed.roles import MIXED_ROLES, deciding_block
 from riebench.toyworld.scenes import Scene, random_scene
 from riebench.utils.terminal import ProgressBar
 
@@ -88,7 +88,7 @@ def make_goals(teacher: UNet2DConditionModel, path: Path, *, count: int, batch: 
 
 @dataclass(frozen=True)
 class Reading:
-    """What each block reads of an example, and between which pictures the model has to choose.
+    """An example's reading by each block, and the other picture it offers.
 
     Attributes:
         scenes: block -> scene, for the four blocks.
@@ -170,7 +170,16 @@ def mixed_loss(level: InnerLevel, teacher: InnerLevel, goals: Goals) -> Callable
 
 
 def choice_error(above: Tensor, goal: Tensor, wrong: Tensor) -> Tensor:
-    """Compute how far outputs have gone from their goals towards wrong ones: float [B], 0 to 1 between the two."""
+    """Compute the way of outputs from their goals towards wrong ones.
+
+    Args:
+        above: float [B, 128, 8, 8], the outputs.
+        goal: the right ones.
+        wrong: the wrong ones.
+
+    Returns:
+        float [B], 0 at the goal and 1 at the wrong output.
+    """
     way = (wrong - goal).flatten(1)
     return ((above - goal).flatten(1) * way).sum(1) / way.square().sum(1).clamp(min=1e-6)
 

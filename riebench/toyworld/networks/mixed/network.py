@@ -1,4 +1,4 @@
-"""The innermost level of the mixed world's U-Net, with block updates of few dimensions.
+"""The innermost level of the mixed world's U-Net, with narrow block updates.
 
 Text enters a toy U-Net at its innermost level alone. The outer levels are those of toy-turbo, unchanged, and so what
 the level gets of a given noise and what it should hand on for a given caption are known: the mixed world trains this
@@ -27,7 +27,7 @@ INIT_SEED = 71
 
 
 class LowRankLinear(nn.Module):
-    """Linear map whose result varies in a few dimensions only: a product of two narrow maps."""
+    """Linear map of low rank: a product of two narrow maps."""
 
     def __init__(self, inner: nn.Linear, outer: nn.Linear) -> None:
         super().__init__()
@@ -67,7 +67,9 @@ def low_rank(layer: nn.Linear, outputs: Tensor, rank: int = RANK) -> LowRankLine
 
 
 class InnerLevel(nn.Module):
-    """Innermost level of a toy U-Net at the first timestep, where each block may get a text of its own.
+    """Innermost level of a toy U-Net, with a text for each block.
+
+    It computes the first timestep, from which one-step pictures are made.
 
     Args:
         unet: the U-Net; its modules are used, not copied.
@@ -109,7 +111,7 @@ def _attend(attention: nn.Module, state: Tensor, text: Tensor) -> Tensor:
 
 @torch.no_grad()
 def time_embedding(unet: UNet2DConditionModel) -> Tensor:
-    """Compute what the U-Net's layers get of timestep, pooled text and picture size: float [1, 128]."""
+    """Compute the embedding of timestep and picture size: float [1, 128]."""
     device = unet.device
     step = torch.tensor([FIRST_TIMESTEP], device=device)
     ids = unet.add_time_proj(time_ids(1).to(device).flatten()).reshape(1, -1)
@@ -120,7 +122,15 @@ def time_embedding(unet: UNet2DConditionModel) -> Tensor:
 
 @torch.no_grad()
 def second_level(unet: UNet2DConditionModel, noise: Tensor) -> Tensor:
-    """Compute what the innermost level gets of noise: float [B, 64, 8, 8] of float [B, 4, 32, 32]."""
+    """Compute the innermost level's input from noise.
+
+    Args:
+        unet: a toy U-Net.
+        noise: float [B, 4, 32, 32].
+
+    Returns:
+        float [B, 64, 8, 8].
+    """
     time = time_embedding(unet).expand(len(noise), -1)
     state = unet.conv_in(noise)
     for block in (unet.down_blocks[0], unet.down_blocks[1]):
@@ -179,7 +189,10 @@ def _read_all_words(unet: UNet2DConditionModel) -> None:
 
 
 def fold(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a copy with the narrow maps folded into linear layers, as diffusers' class has them."""
+    """Return a copy with the narrow maps folded into linear layers.
+
+    Its modules are those of diffusers' own class.
+    """
     whole = copy.deepcopy(unet)
     for block in BLOCKS:
         attention = whole.get_submodule(BLOCK_MODULES[block])

@@ -1,4 +1,4 @@
-"""The measurement of the mixed world: which block moves what, against what was planted."""
+"""The measurement of the mixed world: edits of single blocks, read by the judge."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample
 from riebench.toyworld.captions import caption
 from riebench.toyworld.evaluate import SAE_K, Sizes, accuracy_figures
-from riebench.toyworld.mixed.edits import MIXED_COUNTS, NULL_COUNTS, MixedEdit, draw_edits
-from riebench.toyworld.mixed.figures import recovery_figures
+from riebench.toyworld.networks.mixed.edits import MIXED_COUNTS, NULL_COUNTS, MixedEdit, draw_edits
+from riebench.toyworld.networks.mixed.figures import recovery_figures
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE
 from riebench.utils.terminal import ProgressBar
 
@@ -148,7 +148,7 @@ def _rows(edits: Sequence[MixedEdit], images: NDArray[np.uint8], method: str, bl
 
 
 def _patch(pair: _Pair, blocks: Sequence[str]) -> Edit:
-    """Return the edit that adds the difference of the two runs' updates at every position."""
+    """Return the edit that adds the two runs' difference at every position."""
     sites = {}
     for block in blocks:
         values = pair.trace.row(block, pair.rows["target"]) - pair.trace.row(block, pair.rows["source"])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from riebench.toyworld.mixed.roles import MIXED_ROLES, deciding_block
+from riebench.toyworld.networks.mixed.roles import MIXED_ROLES, deciding_block
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 from riebench.toyworld.tasks import SuiteRecipe
 
@@ -33,7 +33,7 @@ def _recipe(name: str, counts: tuple[int, int, int, int]) -> SuiteRecipe:
     def accepts(category: str, number: int, scene: Scene) -> bool:
         return deciding_block(CATEGORY_ATTRIBUTE[category], scene) == _order(name, counts, category)[number]
 
-    return SuiteRecipe(name, "riebench/toyworld/mixed/edits.py", name, accepts)
+    return SuiteRecipe(name, "riebench/toyworld/networks/mixed/edits.py", name, accepts)
 
 
 SUITES: tuple[SuiteRecipe, ...] = (_recipe("toy-mixed", MIXED_COUNTS), _recipe("toy-mixed-null", NULL_COUNTS))

@@ -1,4 +1,7 @@
-"""The mixed world's tables: what single blocks move, against what was planted, and the same in the null world."""
+"""The mixed world's tables: effects of single blocks against planted shares.
+
+The null world's stand beside them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from riebench.models.families.sdxl.names import BLOCKS
-from riebench.toyworld.mixed.edits import planted_shares
+from riebench.toyworld.networks.mixed.edits import planted_shares
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE
 
 PERMUTATIONS = 2000
@@ -20,7 +23,7 @@ def block_table(frame: pd.DataFrame, method: str) -> pd.DataFrame:
     """Return the share of edits that reach their target, by category and edited block.
 
     Args:
-        frame: as `riebench.toyworld.mixed.measure.reached` returns it.
+        frame: as `riebench.toyworld.networks.mixed.measure.reached` returns it.
         method: "patch" or "sae_N".
 
     Returns:
@@ -38,11 +41,14 @@ def planted_table(counts: Sequence[int]) -> pd.DataFrame:
 
 
 def rank_correlation(first: pd.DataFrame, second: pd.DataFrame) -> float:
-    """Compute Spearman's correlation over the cells of two tables; 0 where one is constant."""
-    ranks = [pd.Series(table.to_numpy().ravel()).rank().to_numpy() for table in (first, second)]
-    if any(np.ptp(values) == 0 for values in ranks):
+    """Compute Spearman's correlation over the cells of two tables.
+
+    It is 0 where one of them is constant.
+    """
+    one, other = (pd.Series(table.to_numpy().ravel()).rank() for table in (first, second))
+    if one.nunique() < 2 or other.nunique() < 2:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(one.corr(other))
 
 
 def role_evidence(frame: pd.DataFrame, method: str) -> float:
@@ -52,7 +58,7 @@ def role_evidence(frame: pd.DataFrame, method: str) -> float:
     four outcomes of an edit may change places among its blocks: that is done at random many times.
 
     Args:
-        frame: as `riebench.toyworld.mixed.measure.reached` returns it, edits in the same order for each block.
+        frame: as `riebench.toyworld.networks.mixed.measure.reached` returns it, edits in the same order for each block.
         method: "patch" or "sae_N".
 
     Returns:
@@ -74,7 +80,7 @@ def role_evidence(frame: pd.DataFrame, method: str) -> float:
 def recovery_figures(
     mixed: pd.DataFrame, null: pd.DataFrame, counts: Sequence[int], methods: Sequence[str]
 ) -> dict[str, Any]:
-    """Hold the tables of both worlds against the planted shares and against activation patching.
+    """Hold both worlds' tables against planted shares and patching.
 
     Args:
         mixed: outcomes in the mixed world.
