@@ -18,10 +18,10 @@ from tiny_clip import VISION, tiny_clip_folder
 from riebench.analysis.configurations import configurations
 from riebench.analysis.tables import per_method
 from riebench.errors import MetricError, RiebenchError
+from riebench.models.clip import SCORERS, ClipSpec, identity, load_open_clip, locate, scorer_pair
 from riebench.models.presets import PRESETS, second_scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.clip_models import SCORERS, ClipSpec, identity, load_open_clip, locate, scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder

@@ -35,7 +35,9 @@ def model_config() -> dict[str, Any]:
     """Return the architecture in open_clip's terms."""
     return {
         "embed_dim": EMBED_DIM,
-        "vision_cfg": {"image_size": 64, "timm_model_name": "test_convnext2", "timm_pool": "avg", "timm_proj": "linear"},
+        "vision_cfg": {
+            "image_size": 64, "timm_model_name": "test_convnext2", "timm_pool": "avg", "timm_proj": "linear",
+        },
         "text_cfg": {
             "context_length": CONTEXT, "vocab_size": len(build_tokenizer()), "width": 64, "heads": 4, "layers": 2,
             "no_causal_mask": True, "pool_type": "first",
