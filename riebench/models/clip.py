@@ -212,6 +212,34 @@ class LoadedClip:
         # At this length every row ends in padding, so a row that fits holds only padding after the context.
         return [bool(hit) for hit in (tokens[:, self._context :] != tokens[:, -1:]).any(dim=1)]
 
+    def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed square pictures so that a gradient reaches their pixels.
+
+        Pictures are resized by torch and not by the weights' own transform, from which it differs by rounding.
+
+        Args:
+            pixels: float [N, 3, H, H], 0 to 1.
+
+        Returns:
+            float [N, D], each of length 1.
+        """
+        from torch.nn.functional import interpolate, normalize
+        from torchvision.transforms import Normalize
+
+        (scaling,) = [step for step in getattr(self.transform, "transforms", ()) if isinstance(step, Normalize)]
+        size = self.model.visual.image_size
+        side = size if isinstance(size, tuple) else (size, size)
+        if tuple(pixels.shape[-2:]) != side:
+            pixels = interpolate(pixels, size=side, mode="bicubic", antialias=True).clamp(0, 1)
+        return normalize(self.model.encode_image(scaling(pixels)), dim=1)
+
+    def embed_text(self, text: str) -> torch.Tensor:
+        """Embed a text as the network reads it, float [1, D] of length 1."""
+        from torch.nn.functional import normalize
+
+        tokens = self.tokenizer([text]).to(next(self.model.parameters()).device)
+        return normalize(self.model.encode_text(tokens), dim=1)
+
     @cached_property
     def _context(self) -> int:
         """Tokens that the network reads of a text."""
