@@ -30,7 +30,7 @@ from riebench.analysis.configurations import (
     scored_profiles,
 )
 from riebench.analysis.leaderboard.methods import method_columns
-from riebench.analysis.standings import MethodComparison, entries
+from riebench.analysis.standings import MethodComparison, entries, with_score_controls
 from riebench.analysis.tables import model_tables
 from riebench.errors import RiebenchError, near_match
 from riebench.scoring.profiles import DEFAULT
@@ -143,7 +143,7 @@ def method_rows(groups: Groups) -> list[Row]:
     rows: list[Row] = []
     for (suite, model), folders in groups.items():
         if DEFAULT in scored_profiles(folders):
-            comparison = MethodComparison(tuple(entries(folders)))
+            comparison = MethodComparison(with_score_controls(entries(folders)))
             reference = "" if comparison.reference is None else comparison.reference.name
             rows += [
                 {"suite": suite, "model": model, **method_columns(standing, reference)}

@@ -18,7 +18,6 @@ SUBJECT = "sae"
 """The method whose results are held against its controls."""
 UPPER = "activation_patch"
 """The method that hands over everything that the SAE's features stand for a part of."""
-TEST = f"p < {ALPHA:g}, corrected"
 MOST_NAMES = 3
 """Methods that a sentence names; of more it gives the number."""
 
@@ -65,7 +64,7 @@ def _largest(comparison: MethodComparison, ranked: Sequence[Standing]) -> Pieces
     methods = sorted((one for one in ranked if not one.entry.control_of), key=_gain, reverse=True)
     first = methods[0]
     others = [one.entry for one in ranked if one is not first]
-    number = f"{interval_text(first.area, 2)} (x100)."
+    number = f"{interval_text(first.area, 2)} (x100){_confirmation(first)}."
     if len(methods) == 1:
         opening: Pieces = (
             Code(first.entry.name), f" is the only ranked method{' beside controls' if others else ''}: its mean gain "
@@ -80,6 +79,19 @@ def _largest(comparison: MethodComparison, ranked: Sequence[Standing]) -> Pieces
     return (*opening, " ", *_lead(comparison, first.entry, others))
 
 
+def _confirmation(standing: Standing) -> str:
+    """Return what the second scorer says of a method's gain, to go behind the first one's number."""
+    if standing.second is None:
+        return ""
+    rank = "" if standing.group == 1 else f", which makes its rank {standing.group}"
+    return f", {interval_text(standing.second, 2)} by the second scorer{rank}"
+
+
+def _test(comparison: MethodComparison) -> str:
+    """Return the test that sentences on differences stand for."""
+    return f"p < {ALPHA:g}, corrected{', by both scorers' if comparison.has_second else ''}"
+
+
 def _lead(comparison: MethodComparison, first: Entry, others: Sequence[Entry]) -> Pieces:
     """Return the sentence on what the first method is better than.
 
@@ -87,24 +99,36 @@ def _lead(comparison: MethodComparison, first: Entry, others: Sequence[Entry]) -
     (Hsu 1984). Where two are ranked together their own test has to agree, so that ranks and sentence never differ.
     """
     found = comparison.differences(first, others)
+    confirmed = comparison.differences(first, others, by_second=True) if comparison.has_second else found
     # Only a control can have a larger gain than the first of the methods.
     above = [entry for entry, (mean, _, _) in found.items() if mean > 0]
-    tests = {entry: p for entry, (_, p, _) in found.items() if entry not in above}
+    alone = [entry for entry in above if confirmed.get(entry, (0.0,))[0] <= 0]
+    if alone:
+        names = joined([Code(entry.name) for entry in alone])
+        opening = ("A control has", " a larger one") if len(alone) == 1 else ("Controls have", " larger ones")
+        said: Pieces = (f"{opening[0]}{opening[1]} by the first scorer alone: ", *names, ".")
+        rest_of = [entry for entry in others if entry not in alone]
+        return (*said, " ", *_lead(comparison, first, rest_of)) if rest_of else said
+    if above:
+        names = joined([Code(entry.name) for entry in above])
+        return (f"{'A control has' if len(above) == 1 else 'Controls have'} a larger one: ", *names, ".")
+    tests = {entry: p for entry, (_, p, _) in found.items()}
+    for entry, p in tests.items():
+        mean, other_p, _ = confirmed.get(entry, (0.0, 1.0, 0.0))
+        tests[entry] = max(p, other_p) if mean < 0 else 1.0
     for (one, other), p in comparison.pair_tests.items():
         for entry in {one, other} - {first} if first in (one, other) else ():
             tests[entry] = max(p, tests.get(entry, 1.0))
     open_ = [entry for entry in others if not tests.get(entry, 1.0) < ALPHA]
-    if above:
-        names = joined([Code(entry.name) for entry in above])
-        return (f"{'A control has' if len(above) == 1 else 'Controls have'} a larger one: ", *names, ".")
+    test = _test(comparison)
     rest = "all others that are ranked" if len(others) > 1 else "the other"
     if not open_:
-        return (f"It is significantly better ({TEST}) than {rest}.",)
+        return (f"It is significantly better ({test}) than {rest}.",)
     if len(open_) == len(others):
-        return (f"It is not significantly better ({TEST}) than {'any other' if len(others) > 1 else 'the other'}.",)
+        return (f"It is not significantly better ({test}) than {'any other' if len(others) > 1 else 'the other'}.",)
     if len(open_) > MOST_NAMES:
-        return (f"It is significantly better ({TEST}) than {len(others) - len(open_)} of the {len(others)} others.",)
-    return (f"It is significantly better ({TEST}) than {rest} but ", *joined([Code(e.name) for e in open_]), ".")
+        return (f"It is significantly better ({test}) than {len(others) - len(open_)} of the {len(others)} others.",)
+    return (f"It is significantly better ({test}) than {rest} but ", *joined([Code(e.name) for e in open_]), ".")
 
 
 def _subject(comparison: MethodComparison, standings: Sequence[Standing]) -> Pieces:
@@ -129,17 +153,17 @@ def _subject(comparison: MethodComparison, standings: Sequence[Standing]) -> Pie
         parts.append(("ranked without a control",))
     if not upper:
         parts.append(("ranked without activation patching",))
-    return (*opening, *_sentence(parts), ".")
+    return (*opening, *_sentence(parts, _test(comparison)), ".")
 
 
-def _sentence(parts: Sequence[Pieces]) -> Pieces:
+def _sentence(parts: Sequence[Pieces], test: str) -> Pieces:
     """Join verdicts; the first that is of a test says which test."""
     found: list[Piece] = []
     tested = [index for index, part in enumerate(parts) if "significant" in str(part[0])]
     for index, part in enumerate(parts):
         if index:
             found.append(", and " if index == len(parts) - 1 else ", ")
-        found += [part[0], *([f" ({TEST})"] if index in tested[:1] else []), *part[1:]]
+        found += [part[0], *([f" ({test})"] if index in tested[:1] else []), *part[1:]]
     return tuple(found)
 
 
@@ -160,6 +184,8 @@ def _verdicts(
         p = tests.get(frozenset((one.entry, other.entry)))
         if p is None:
             words = ("not tested", " against ")
+        elif frozenset((one.entry, other.entry)) in comparison.contradictions:
+            words = ("told apart by each scorer the other way round", " from ")
         elif p >= ALPHA:
             words = ("not significantly different", " from ")
         else:

@@ -33,7 +33,7 @@ COLUMNS: Mapping[str, str] = {
     "completion_low": "lower end of its 95 % interval",
     "completion_high": "upper end of its 95 % interval",
     "lpips": "mean LPIPS at which the gains were read",
-    "second_scorer": "mean gain by the second scorer, at the strengths that the first one chose",
+    "second_scorer": "mean gain by the second scorer, at the strengths that the first one chose; empty if not measured",
     "scorer": "the network that measured the gains",
     "reference": "the method that `difference` is to",
     "difference": "mean gain minus that of the reference",
@@ -44,6 +44,11 @@ COLUMNS: Mapping[str, str] = {
     "runs": "beginnings of the ids of its runs",
     "notes": "why a row is unranked, and what else is to be known of it",
     "sae_explained_variance": "least explained variance of its SAEs on the activations of its runs",
+    "second_scorer_low": "lower end of the 95 % interval of `second_scorer`",
+    "second_scorer_high": "upper end of its 95 % interval",
+    "second_scorer_network": "the network that measured `second_scorer`",
+    "rank_by_first": "rank by the first scorer alone",
+    "rank_by_second": "rank by the second scorer alone",
 }
 """Column of leaderboard.csv -> what it holds. Columns may be added at the end; none changes its name or place."""
 
