@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -385,7 +385,7 @@ def adversarial(ctx: EditorContext, *, scorer: str | None = None, rounds: int = 
         # Gradients are off wherever pictures are made; what was loaded without them cannot have any later.
         with torch.inference_mode(False), torch.enable_grad():
             clip = _attacked(scorer or scorer_for(ctx.model.spec), str(ctx.model.device))
-            moved = _climb(clip, source, ctx.example.target, levels, rounds)
+            moved = attack(clip, source, ctx.example.target, levels, rounds)
         made |= dict(zip(levels, moved, strict=True))
     return np.stack([made[float(strength)] for strength in ctx.strengths])
 
@@ -396,11 +396,19 @@ def _attacked(scorer: str, device: str) -> LoadedClip:
     return load_open_clip(ClipSpec.parse(scorer), device)
 
 
-def _climb(clip: LoadedClip, source: Picture, prompt: str, reaches: list[float], rounds: int) -> Pictures:
-    """Return a picture within each reach of the source whose cosine with a prompt is larger."""
+def attack(clip: LoadedClip, source: Picture, prompt: str, reaches: Sequence[float], rounds: int) -> Pictures:
+    """Move a picture so that its cosine with a prompt grows.
+
+    Args:
+        clip: loaded outside of inference mode; the call has to be outside of it, too.
+        source: the picture.
+        prompt: what it is moved towards.
+        reaches: how far a colour may move, of 255; one picture for each.
+        rounds: how often the gradient is taken.
+    """
     device = next(clip.model.parameters()).device
     start = torch.from_numpy(source.astype(np.float32)).permute(2, 0, 1)[None].to(device)
-    reach = torch.tensor(reaches, device=device)[:, None, None, None]
+    reach = torch.tensor(list(reaches), device=device)[:, None, None, None]
     text = clip.embed_text(prompt).detach()
     moved = start.repeat(len(reaches), 1, 1, 1)
     for _ in range(rounds):
