@@ -8,7 +8,7 @@ differences that hang together count as little more than one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,17 +103,3 @@ def rank_groups(means: Mapping[str, float], p_values: Mapping[tuple[str, str], f
         if p < ALPHA:
             groups[second if means[first] > means[second] else first] += 1
     return groups
-
-
-def worse_ranks(ranks: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Return ranks that take all scorers: the worst of a method's ranks counts, counted from the best.
-
-    So what pleases one scorer alone ranks where the others put it. Where no method is first by all, the best is first
-    all the same: else a single method that fools one scorer would move everything that is better than it down.
-
-    Args:
-        ranks: of each scorer, see `rank_groups`; all of the same methods.
-    """
-    worst = {name: max(found[name] for found in ranks) for name in ranks[0]}
-    best = min(worst.values(), default=1)
-    return {name: rank - best + 1 for name, rank in worst.items()}

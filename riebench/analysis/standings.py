@@ -3,7 +3,8 @@
 `Entry` is one method with all its edit strengths, and `entries` finds them in run folders. `MethodComparison` takes
 all methods of one suite, model and profile and computes a `Standing` for each: what the leaderboard prints of it.
 
-A rank takes two scorers where a second one has measured: each ranks the methods, and the worse of the two ranks counts.
+A rank takes two scorers where a second one has measured: what counts of a method is the smaller of the shares of the
+target prompt's gain that it reaches by each of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from riebench.analysis.configurations import (
     origin_gap,
     whole_configurations,
 )
-from riebench.analysis.multiple import ALPHA, rank_groups, step_down, worse_ranks
+from riebench.analysis.multiple import rank_groups, step_down
 from riebench.analysis.stats import BOOTSTRAP_SEED, POWER_FACTOR, REPLICATES, Estimate, Replicates, seed_correlation
 from riebench.analysis.tradeoff import (
     Examples,
@@ -316,7 +317,10 @@ class Standing:
         realised: mean LPIPS at which the gains were read.
         second: mean gain by the second, independent scorer at the strengths that the first one chose, with its
             interval.
-        ranks: rank by each scorer alone, the first one's first; None for what is unranked.
+        confirmed: the smaller of its shares of the target prompt's gain by both scorers, by which it is ranked; None
+            where no second scorer has measured.
+        decided_by: the scorer of that share, "first" or "second"; "" for none.
+        ranks: rank by each scorer alone, the first one's first; empty for what is unranked.
         versus: mean gain minus that of the reference (`MethodComparison.reference`), and its p-value, adjusted over
             all methods.
         detectable: difference to the reference that 80 % of such experiments would find.
@@ -332,7 +336,9 @@ class Standing:
     completion: Estimate | None = None
     realised: float | None = None
     second: Estimate | None = None
-    ranks: tuple[int, ...] | None = None
+    confirmed: Estimate | None = None
+    decided_by: str = ""
+    ranks: tuple[int, ...] = ()
     versus: tuple[float, float] | None = None
     detectable: float | None = None
     note: str = ""
@@ -494,16 +500,18 @@ class MethodComparison:
         if found is None:
             return Standing(entry, note=gap or "not scored", ranked_among=self._rank_class(entry))
         second = self.second_trade_offs.get(entry)
-        group, *ranks = self._ranks.get(entry, (None,))
+        confirmed = self.shares[entry].replicates if second is not None and self.has_second else None
         return Standing(
             entry,
-            group=group,
+            group=self._ranks.get(entry),
             area=self.estimate(found.area.replicates),
             micro=float(found.area.part(slice(0, 1)).mean()),
             completion=None if far_end is None else self.estimate(found.area.over(far_end)),
             realised=found.realised,
             second=None if second is None else self.estimate(second.area.replicates),
-            ranks=tuple(rank for rank in ranks if rank is not None) or None,
+            confirmed=None if confirmed is None else self.estimate(confirmed),
+            decided_by="" if confirmed is None else ("first", "second")[self._least_share(entry)],
+            ranks=tuple(found[entry] for found in self._ranks_by_scorer if entry in found),
             versus=None if versus is None else (versus[0], versus[1]),
             detectable=None if versus is None else versus[2],
             note=self._note(entry),
@@ -534,69 +542,86 @@ class MethodComparison:
         return [[*members.values()] for members in ranked.values()]
 
     @cached_property
-    def _scorer_tests(self) -> list[list[dict[tuple[Entry, Entry], tuple[float, float]]]]:
-        """Difference and p-value of each pair that is ranked together: by class, then scorer.
+    def _scales(self) -> tuple[float, float]:
+        """Gain of the target prompt's own pictures by each scorer; the largest gain of a method where it is not there.
 
-        p-values are adjusted over all pairs of a class and both scorers at once.
+        Gains of two scorers are compared as shares of it.
         """
-        scorers = [self.trade_offs, self.second_trade_offs] if self.has_second else [self.trade_offs]
         found = []
-        for members in self._rank_classes:
-            by_place = {entry.place: entry for entry in members}
-            differences = {
-                (number, *pair): one
-                for number, areas in enumerate(scorers)
-                for pair, one in paired_differences({place: areas[e].area for place, e in by_place.items()}).items()
-            }
-            adjusted = step_down({"\t".join(map(str, key)): one for key, one in differences.items()})
-            tests: list[dict[tuple[Entry, Entry], tuple[float, float]]] = [{} for _ in scorers]
-            for ((number, one, other), difference), p in zip(differences.items(), adjusted.values(), strict=True):
-                tests[number][by_place[one], by_place[other]] = (float(difference.values[0]), p)
-            found.append(tests)
+        for metric, areas in ((GAIN, self.trade_offs), (SECOND, self.second_trade_offs)):
+            ends = [entry.values(metric, self.examples) for entry in self.trade_offs if entry.method == "target_prompt"]
+            gains = [
+                SampleMean.of(one[:, 0], self.examples, self.weights[:1]).values[0] for one in ends if one is not None
+            ]
+            others = [one.area.values[0] for entry, one in areas.items() if entry.method not in (*ENDS, *CONTROLLED)]
+            found.append(next((float(gain) for gain in (*gains, max(others, default=0.0)) if gain > 0), 1.0))
+        return found[0], found[1]
+
+    def _least_share(self, entry: Entry) -> int:
+        """Return the scorer by which an entry reaches the smaller share: 0 for the first, 1 for the second."""
+        areas = (self.trade_offs[entry].area, self.second_trade_offs[entry].area)
+        first, second = (area.values[0] / scale for area, scale in zip(areas, self._scales, strict=True))
+        return int(second < first)
+
+    @cached_property
+    def shares(self) -> dict[Entry, SampleMean]:
+        """What entries are ranked by: the smaller of the shares that both scorers see, or the first one's gain.
+
+        The latter where no second scorer has measured. Which share is the smaller one is taken as observed.
+        """
+        found = {}
+        for entry, one in self.trade_offs.items():
+            if entry in self.second_trade_offs:
+                least = self._least_share(entry)
+                area = (one, self.second_trade_offs[entry])[least].area
+                found[entry] = area.scaled(1 / self._scales[least])
+            else:
+                found[entry] = one.area
         return found
 
     @cached_property
     def pair_tests(self) -> dict[tuple[Entry, Entry], float]:
         """p-value of each pair of entries that are ranked together.
 
-        It is adjusted over all pairs of the same inputs and scorers. Where two scorers have measured it is the larger
-        of their two, and 1 where they contradict each other. Every pair is there once, in either order.
+        It is adjusted over all pairs of the same inputs and scorers. Every pair is there once, in either order.
         """
+        return self._tests(self.shares)
+
+    def _tests(self, means: Mapping[Entry, SampleMean]) -> dict[tuple[Entry, Entry], float]:
+        """Test the means of all pairs that are ranked together; see `pair_tests`."""
         found: dict[tuple[Entry, Entry], float] = {}
-        for tests in self._scorer_tests:
-            for pair in tests[0]:
-                means, p_values = zip(*(one[pair] for one in tests), strict=True)
-                agree = all(mean > 0 for mean in means) or all(mean < 0 for mean in means) or len(tests) == 1
-                found[pair] = max(p_values) if agree else 1.0
-        return found
-
-    @cached_property
-    def contradictions(self) -> set[frozenset[Entry]]:
-        """Pairs of entries that both scorers tell apart, each the other way round."""
-        found: set[frozenset[Entry]] = set()
-        for tests in self._scorer_tests:
-            for pair in tests[0]:
-                signs = {mean > 0 for mean, p in (one[pair] for one in tests) if p < ALPHA}
-                if len(signs) > 1:
-                    found.add(frozenset(pair))
-        return found
-
-    @cached_property
-    def _ranks(self) -> dict[Entry, tuple[int, ...]]:
-        """Rank of each entry that has one, then its rank by each scorer alone."""
-        found: dict[Entry, tuple[int, ...]] = {}
-        scorers = [self.trade_offs, self.second_trade_offs]
-        for members, tests in zip(self._rank_classes, self._scorer_tests, strict=True):
+        for members in self._rank_classes:
             by_place = {entry.place: entry for entry in members}
-            ranks = [
-                rank_groups(
-                    {place: areas[entry].area.replicates.mean for place, entry in by_place.items()},
-                    {(one.place, other.place): p for (one, other), (_, p) in test.items()},
-                )
-                for areas, test in zip(scorers, tests, strict=False)
-            ]
-            worst = worse_ranks(ranks)
-            found |= {by_place[place]: (rank, *(one[place] for one in ranks)) for place, rank in worst.items()}
+            differences = paired_differences({place: means[entry] for place, entry in by_place.items()})
+            adjusted = step_down({"\t".join(pair): one for pair, one in differences.items()})
+            for (one, other), p in zip(differences, adjusted.values(), strict=True):
+                found[by_place[one], by_place[other]] = p
+        return found
+
+    def _groups(
+        self, means: Mapping[Entry, SampleMean], tests: Mapping[tuple[Entry, Entry], float]
+    ) -> dict[Entry, int]:
+        """Return the rank of each entry that has one, by some means and their tests."""
+        found: dict[Entry, int] = {}
+        for members in self._rank_classes:
+            by_place = {entry.place: entry for entry in members}
+            values = {place: means[entry].replicates.mean for place, entry in by_place.items()}
+            p_values = {(a.place, b.place): p for (a, b), p in tests.items() if by_place.get(a.place) is a}
+            found |= {by_place[place]: group for place, group in rank_groups(values, p_values).items()}
+        return found
+
+    @cached_property
+    def _ranks(self) -> dict[Entry, int]:
+        """Rank of each entry that has one."""
+        return self._groups(self.shares, self.pair_tests)
+
+    @cached_property
+    def _ranks_by_scorer(self) -> list[dict[Entry, int]]:
+        """Ranks by each scorer alone; none where one has measured."""
+        found = []
+        for areas in (self.trade_offs, self.second_trade_offs) if self.has_second else ():
+            means = {entry: one.area for entry, one in areas.items()}
+            found.append(self._groups(means, self._tests(means)))
         return found
 
     def _rank_class(self, entry: Entry) -> str:
@@ -622,26 +647,26 @@ class MethodComparison:
         return self.differences(reference, (e for e in self.trade_offs if e.method not in ENDS))
 
     def differences(
-        self, reference: Entry, others: Iterable[Entry], *, by_second: bool = False
+        self, reference: Entry, others: Iterable[Entry], *, confirmed: bool = False
     ) -> dict[Entry, tuple[float, float, float]]:
         """Compare entries with one of them, all tested together.
 
         Args:
             reference: an entry of `trade_offs`.
             others: entries of `trade_offs`; the reference itself and those that another network measured are left out.
-            by_second: whether the second scorer's numbers are compared; all must have them.
+            confirmed: compares `shares`, what both scorers see, and not the gain by the first.
 
         Returns:
             Entry -> its mean gain minus the reference's, its adjusted p, and the detectable difference.
         """
-        areas = self.second_trade_offs if by_second else self.trade_offs
+        areas = self.shares if confirmed else {entry: one.area for entry, one in self.trade_offs.items()}
         known = {
             e.place: e
             for e in others
             if e is not reference and e.scorer == reference.scorer
-            and not (by_second and e.second_scorer != reference.second_scorer)
+            and not (confirmed and e.second_scorer != reference.second_scorer)
         }  # fmt: skip
-        found = {place: (areas[entry].area - areas[reference].area).replicates for place, entry in known.items()}
+        found = {place: (areas[entry] - areas[reference]).replicates for place, entry in known.items()}
         adjusted = step_down(found)
         return {
             known[place]: (one.mean, adjusted[place], POWER_FACTOR * float(one.errors[0]))
@@ -667,6 +692,7 @@ class MethodComparison:
 
 
 def _order(standing: Standing) -> tuple[bool, str, int, float, str]:
-    """Return the sort key of a standing: ranked first, by inputs, rank and mean gain."""
-    area = standing.area.mean if standing.area is not None and standing.area.mean is not None else 0.0
-    return standing.group is None, standing.ranked_among, standing.group or 0, -area, standing.entry.name
+    """Return the sort key of a standing: ranked first, by inputs, rank and what is ranked by."""
+    ranked_by = standing.confirmed or standing.area
+    score = ranked_by.mean if ranked_by is not None and ranked_by.mean is not None else 0.0
+    return standing.group is None, standing.ranked_among, standing.group or 0, -score, standing.entry.name

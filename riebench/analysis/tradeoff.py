@@ -264,6 +264,13 @@ class SampleMean:
             float(centres[0] - centres[1]) if moved else None,
         )  # fmt: skip
 
+    def scaled(self, factor: float) -> SampleMean:
+        """Return the mean of the same draws times a number that is not drawn."""
+        return SampleMean(
+            self.examples, self.weights, lambda rows: factor * self.part(rows), self.category,
+            None if self.centre is None else factor * self.centre,
+        )  # fmt: skip
+
     def over(self, other: SampleMean) -> Replicates:
         """Return the ratio of two means of the same draws; its errors are linearised."""
         with np.errstate(invalid="ignore", divide="ignore"):

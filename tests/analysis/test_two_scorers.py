@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from leaderboard_runs import EXAMPLES, add_run, numbers, printed_rows
 
-from riebench.analysis.leaderboard import make_leaderboard
+from riebench.analysis.leaderboard import make_leaderboard, methods
 from riebench.analysis.leaderboard.methods import ONE_SCORER
-from riebench.analysis.multiple import worse_ranks
+from riebench.analysis.standings import MethodComparison
 from riebench.analysis.tradeoff import BUDGETS, Examples, best_per_example, cross_fit
 
 
-def test_the_worse_rank_counts_from_the_best() -> None:
-    first, second = {"fooling": 1, "good": 2, "fair": 3, "poor": 4}, {"fooling": 4, "good": 1, "fair": 1, "poor": 3}
-    assert worse_ranks([first]) == first
-    assert worse_ranks([first, second]) == {"good": 1, "fair": 2, "fooling": 3, "poor": 3}
-    assert worse_ranks([{}]) == {}
+@pytest.fixture(autouse=True)
+def fewer_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the bootstrap's replicates, which tell the same apart here."""
+    monkeypatch.setattr(methods, "MethodComparison", partial(MethodComparison, replicates=1000))
 
 
 def add_methods(results: Path, *, second: bool) -> None:
@@ -34,21 +34,44 @@ def test_an_attack_on_the_first_scorer_ranks_last_once_a_second_one_has_measured
     add_methods(tmp_path, second=True)
     board = make_leaderboard(tmp_path)
     stored, shown = numbers(board), printed_rows(board)
-    ranks = {name: (row["rank"], row["rank_by_first"], row["rank_by_second"]) for name, row in stored.items()}
-    assert ranks["adversarial"] == ("4", "1", "5") or ranks["adversarial"][0] == max(one[0] for one in ranks.values())
-    assert ranks["adversarial"][1] == "1"
-    assert ranks["sae_sweep"][0] == "1" and ranks["sae_sweep"][1] == "2"
-    assert int(ranks["sae_sweep"][0]) < int(ranks["units"][0]) < int(ranks["random"][0])
+    assert {name: (row["rank"], row["rank_by_first"], row["rank_by_second"]) for name, row in stored.items()} == {
+        "sae_sweep": ("1", "2", "1"), "sae_sweep_best_strength": ("1", "2", "1"), "units": ("3", "4", "3"),
+        "random": ("4", "5", "4"), "adversarial": ("5", "1", "5"),
+    }  # fmt: skip
+    assert [*shown][-1] == "adversarial"
     assert stored["adversarial"]["control_of"] == "sae" and stored["adversarial"]["table"] == "PAM"
+    assert stored["adversarial"]["decided_by"] == "second"
+    shares = {name: float(row["confirmed"]) for name, row in stored.items()}
+    assert shares["adversarial"] < 0.1 < shares["units"] < shares["sae_sweep"]
     # Both gains, each with its interval, on the page as in the file.
     gain, ends = shown["sae_sweep"]["second scorer"], shown["sae_sweep"]["its 95 % interval"]
     row = stored["sae_sweep"]
     assert gain == f"{100 * float(row['second_scorer']):.2f}" and shown["sae_sweep"]["mean gain"] != gain
     assert ends == f"[{100 * float(row['second_scorer_low']):.2f}, {100 * float(row['second_scorer_high']):.2f}]"
     text = board.document.markdown()
-    assert "A control has a larger one by the first scorer alone: `adversarial`." in text
-    assert "told apart by each scorer the other way round from its control `adversarial`" in text
-    assert "p < 0.05, corrected, by both scorers" in text and ONE_SCORER not in text
+    assert (
+        "`sae_sweep` (prompt + target activations + masks) has the largest mean gain that both scorers confirm" in text
+    )
+    assert "A control gains more by the first scorer, and less by what both confirm: `adversarial`." in text
+    assert "significantly better (p < 0.05, corrected, by what both scorers confirm) than " in text
+    assert ONE_SCORER not in text
+
+
+def test_shares_are_of_the_target_prompts_gain_by_each_scorer(tmp_path: Path) -> None:
+    add_methods(tmp_path, second=True)
+    before = numbers(make_leaderboard(tmp_path))
+    add_run(tmp_path, "target_prompt", 0.2, method="target_prompt", access="P", levels=1, second=0.04)
+    stored = numbers(make_leaderboard(tmp_path))
+    # Its one strength is 0.5: it gains 0.1 by the first scorer and 0.02 by the second.
+    for row in (stored["sae_sweep"], stored["units"]):
+        shares = float(row["score"]) / 0.1, float(row["second_scorer"]) / 0.02
+        assert row["decided_by"] == "first" and float(row["confirmed"]) == pytest.approx(min(shares), rel=0.03)
+        assert float(row["confirmed_low"]) < float(row["confirmed"]) < float(row["confirmed_high"])
+    assert stored["adversarial"]["decided_by"] == "second"
+    # Without the target prompt the largest gain of a method is the scale: the same order of methods.
+    for row in before["sae_sweep"], stored["sae_sweep"]:
+        assert row["rank"] == "1"
+    assert float(before["sae_sweep"]["confirmed"]) == pytest.approx(1)
 
 
 def test_without_a_second_scorer_ranks_are_said_to_be_by_one_and_attacks_have_none(tmp_path: Path) -> None:
@@ -83,7 +106,7 @@ def test_a_strength_chosen_for_each_example_by_the_scorer_gains_by_that_scorer_a
     assert control["control_of"] == "sae" and control["table"] == "PAM"
     assert float(control["score"]) > float(stored["units"]["score"]) > float(control["second_scorer"])
     assert (control["rank_by_first"], stored["units"]["rank"]) == ("1", "1") and int(control["rank"]) > 1
-    assert int(control["rank"]) >= int(stored["sae_sweep"]["rank"])
+    assert control["rank"] == stored["sae_sweep"]["rank"]
     # It is made of numbers of its sweep and adds no votes to what all methods share.
     assert control["runs"] == stored["sae_sweep"]["runs"]
 

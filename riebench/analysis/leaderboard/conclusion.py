@@ -61,35 +61,51 @@ def _nothing_ranked(standings: Sequence[Standing], controls: bool) -> Pieces:
 
 def _largest(comparison: MethodComparison, ranked: Sequence[Standing]) -> Pieces:
     """Return the sentences on the largest mean gain by one scorer."""
-    methods = sorted((one for one in ranked if not one.entry.control_of), key=_gain, reverse=True)
+    methods = sorted((one for one in ranked if not one.entry.control_of), key=_score, reverse=True)
     first = methods[0]
     others = [one.entry for one in ranked if one is not first]
-    number = f"{interval_text(first.area, 2)} (x100){_confirmation(first)}."
+    fooling = _fooling(comparison, first, ranked)
+    number = f"{_number(first)}."
+    largest = "largest mean gain" if first.confirmed is None else "largest mean gain that both scorers confirm"
     if len(methods) == 1:
         opening: Pieces = (
             Code(first.entry.name), f" is the only ranked method{' beside controls' if others else ''}: its mean gain "
             f"over LPIPS budgets is {number}",
         )  # fmt: skip
-        return (*opening, " ", *_lead(comparison, first.entry, others)) if others else opening
+        return (*opening, " ", *_lead(comparison, first.entry, others), *fooling) if others else opening
     level = [one for one in methods if _printed(one) == _printed(first)]
     among = f"over LPIPS budgets of the {len(methods)} ranked methods: {number}"
     if len(level) > 1:
-        return (*joined([Code(one.entry.name) for one in level]), f" tie for the largest mean gain {among}")
-    opening = (Code(first.entry.name), f" ({inputs_in_words(first.entry.access)}) has the largest mean gain {among}")
-    return (*opening, " ", *_lead(comparison, first.entry, others))
+        return (*joined([Code(one.entry.name) for one in level]), f" tie for the {largest} {among}", *fooling)
+    opening = (Code(first.entry.name), f" ({inputs_in_words(first.entry.access)}) has the {largest} {among}")
+    return (*opening, " ", *_lead(comparison, first.entry, others), *fooling)
 
 
-def _confirmation(standing: Standing) -> str:
-    """Return what the second scorer says of a method's gain, to go behind the first one's number."""
-    if standing.second is None:
-        return ""
-    rank = "" if standing.group == 1 else f", which makes its rank {standing.group}"
-    return f", {interval_text(standing.second, 2)} by the second scorer{rank}"
+def _number(standing: Standing) -> str:
+    """Return a method's mean gain by each scorer, with their intervals."""
+    first = f"{interval_text(standing.area, 2)} (x100)"
+    return first if standing.second is None else f"{first}, {interval_text(standing.second, 2)} by the second scorer"
+
+
+def _fooling(comparison: MethodComparison, first: Standing, ranked: Sequence[Standing]) -> Pieces:
+    """Return the sentence on controls that gain more by the first scorer, and less by what both confirm."""
+    if not comparison.has_second:
+        return ()
+    names = [
+        Code(one.entry.name)
+        for one in ranked
+        if one.entry.control_of and one.entry.scorer == first.entry.scorer and _gain(one) > _gain(first)
+        and _score(one) <= _score(first)
+    ]  # fmt: skip
+    if not names:
+        return ()
+    has = "A control gains" if len(names) == 1 else "Controls gain"
+    return (f" {has} more by the first scorer, and less by what both confirm: ", *joined(names), ".")
 
 
 def _test(comparison: MethodComparison) -> str:
     """Return the test that sentences on differences stand for."""
-    return f"p < {ALPHA:g}, corrected{', by both scorers' if comparison.has_second else ''}"
+    return f"p < {ALPHA:g}, corrected{', by what both scorers confirm' if comparison.has_second else ''}"
 
 
 def _lead(comparison: MethodComparison, first: Entry, others: Sequence[Entry]) -> Pieces:
@@ -98,24 +114,14 @@ def _lead(comparison: MethodComparison, first: Entry, others: Sequence[Entry]) -
     The first was chosen by the data; it is tested against all others together, which is the comparison with the best
     (Hsu 1984). Where two are ranked together their own test has to agree, so that ranks and sentence never differ.
     """
-    found = comparison.differences(first, others)
-    confirmed = comparison.differences(first, others, by_second=True) if comparison.has_second else found
+    both = {"confirmed": True} if comparison.has_second else {}
+    found = comparison.differences(first, others, **both)
     # Only a control can have a larger gain than the first of the methods.
     above = [entry for entry, (mean, _, _) in found.items() if mean > 0]
-    alone = [entry for entry in above if confirmed.get(entry, (0.0,))[0] <= 0]
-    if alone:
-        names = joined([Code(entry.name) for entry in alone])
-        opening = ("A control has", " a larger one") if len(alone) == 1 else ("Controls have", " larger ones")
-        said: Pieces = (f"{opening[0]}{opening[1]} by the first scorer alone: ", *names, ".")
-        rest_of = [entry for entry in others if entry not in alone]
-        return (*said, " ", *_lead(comparison, first, rest_of)) if rest_of else said
     if above:
         names = joined([Code(entry.name) for entry in above])
         return (f"{'A control has' if len(above) == 1 else 'Controls have'} a larger one: ", *names, ".")
     tests = {entry: p for entry, (_, p, _) in found.items()}
-    for entry, p in tests.items():
-        mean, other_p, _ = confirmed.get(entry, (0.0, 1.0, 0.0))
-        tests[entry] = max(p, other_p) if mean < 0 else 1.0
     for (one, other), p in comparison.pair_tests.items():
         for entry in {one, other} - {first} if first in (one, other) else ():
             tests[entry] = max(p, tests.get(entry, 1.0))
@@ -139,11 +145,11 @@ def _subject(comparison: MethodComparison, standings: Sequence[Standing]) -> Pie
     ranked = [one for one in of_subject if one.group is not None]
     if not ranked:
         return ("The SAE is unranked, so it is not compared with its controls.",)
-    best = max(ranked, key=_gain)
+    best = max(ranked, key=_score)
     opening: Pieces = ("The SAE (", Code(best.entry.name), f", {interval_text(best.area, 2)}) is ")
     controls = [one for one in standings if one.group is not None and one.entry.control_of == SUBJECT]
     patching = [one for one in standings if one.group is not None and one.entry.method == UPPER]
-    upper = sorted(patching, key=_gain)[-1:]
+    upper = sorted(patching, key=_score)[-1:]
     parts = _verdicts(comparison, best, controls, ("its control ", "its controls "))
     parts += [
         (*part, f" ({interval_text(other.area, 2)})")
@@ -180,18 +186,22 @@ def _verdicts(
     """
     tests = {frozenset(pair): p for pair, p in comparison.pair_tests.items()}
     sorts: dict[tuple[str, str], list[Piece]] = {}
-    for other in sorted(others, key=_gain, reverse=True):
+    for other in sorted(others, key=_score, reverse=True):
         p = tests.get(frozenset((one.entry, other.entry)))
         if p is None:
             words = ("not tested", " against ")
-        elif frozenset((one.entry, other.entry)) in comparison.contradictions:
-            words = ("told apart by each scorer the other way round", " from ")
         elif p >= ALPHA:
             words = ("not significantly different", " from ")
         else:
-            words = (f"significantly {'better' if _gain(one) > _gain(other) else 'worse'}", " than ")
+            words = (f"significantly {'better' if _score(one) > _score(other) else 'worse'}", " than ")
         sorts.setdefault(words, []).append(Code(other.entry.name))
     return [(verdict, link + roles[len(names) > 1], *joined(names)) for (verdict, link), names in sorts.items()]
+
+
+def _score(standing: Standing) -> float:
+    """Return the number that a standing is ranked by."""
+    mean = None if standing.confirmed is None else standing.confirmed.mean
+    return _gain(standing) if mean is None else mean
 
 
 def _gain(standing: Standing) -> float:
@@ -199,4 +209,4 @@ def _gain(standing: Standing) -> float:
 
 
 def _printed(standing: Standing) -> str:
-    return number_text(_gain(standing), 2)
+    return number_text(_score(standing), 2)

@@ -38,7 +38,9 @@ from riebench.scoring.profiles import DEFAULT
 from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
 
 HEADER = ("rank", "method", "mean gain", "95 % interval", "completion", "LPIPS", "notes")
-BOTH_HEADER = (*HEADER[:4], "second scorer", "its 95 % interval", *HEADER[4:])
+BOTH_HEADER = (
+    "rank", "method", "confirmed", "mean gain", "95 % interval", "second scorer", "its 95 % interval", "LPIPS", "notes",
+)  # fmt: skip
 """Columns where a second scorer has measured."""
 ONE_SCORER = (
     "No second scorer has measured these results: ranks are by one scorer alone, and what pleases only that one cannot "
@@ -69,7 +71,7 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
     """
     comparison = MethodComparison(with_score_controls(group_entries(read)))
     both = comparison.has_second
-    standings = sorted(comparison.standings(), key=_order_by_rank if both else _order)
+    standings = sorted(comparison.standings(), key=_order)
     places = {standing.entry: _listed_under(standing, standings) for standing in standings}
     labels = _labels(standings)
     folders = [folder for folder, _ in read]
@@ -139,7 +141,8 @@ def method_columns(standing: Standing, reference: str) -> CsvRow:
         **estimate_columns("completion", standing.completion), "lpips": standing.realised,
         **estimate_columns("second_scorer", standing.second), "scorer": entry.scorer,
         "second_scorer_network": entry.second_scorer if entry.has_second else None,
-        **dict(zip(("rank_by_first", "rank_by_second"), standing.ranks or (), strict=False)),
+        **estimate_columns("confirmed", standing.confirmed), "decided_by": standing.decided_by or None,
+        **dict(zip(("rank_by_first", "rank_by_second"), standing.ranks, strict=False)),
         "reference": None if difference is None else reference, "difference": difference, "p": p,
         "detectable": standing.detectable, "n_scored": entry.n_scored, "n_expected": entry.n_expected,
         "runs": " ".join(dict.fromkeys(one.run_id[:8] for one in entry.configurations)), "notes": standing.note,
@@ -155,16 +158,11 @@ def estimate_columns(name: str, value: Estimate | None) -> CsvRow:
 
 def _order(standing: Standing) -> tuple[bool, bool, float, str]:
     """Return the sort key in a table: ranked, then ends, then the rest."""
-    area = standing.area.mean if standing.area is not None else None
+    ranked_by = standing.confirmed or standing.area
+    score = ranked_by.mean if ranked_by is not None else None
     unranked = standing.group is None
     incomplete = unranked and standing.entry.method not in ENDS
-    return unranked, incomplete, math.inf if area is None else -area, standing.entry.name
-
-
-def _order_by_rank(standing: Standing) -> tuple[bool, bool, int, float, str]:
-    """Return the sort key in a table where two scorers decide: by rank, then as `_order`."""
-    unranked, incomplete, area, name = _order(standing)
-    return unranked, incomplete, standing.group or 0, area, name
+    return unranked, incomplete, math.inf if score is None else -score, standing.entry.name
 
 
 def _listed_under(standing: Standing, standings: Sequence[Standing]) -> str:
@@ -201,10 +199,10 @@ def _cells(standing: Standing, label: str, notes: str, both: bool) -> tuple[str,
     return (
         NO_RANK if standing.group is None else str(standing.group),
         label,
+        *((number_text(None if standing.confirmed is None else standing.confirmed.mean, 0),) if both else ()),
         number_text(None if standing.area is None else standing.area.mean, 2),
         interval_text(standing.area, 2).partition(" ")[2] or NO_RANK,
-        *(second if both else ()),
-        number_text(None if standing.completion is None else standing.completion.mean, 0),
+        *(second if both else (number_text(None if standing.completion is None else standing.completion.mean, 0),)),
         NO_RANK if standing.realised is None else f"{standing.realised:.3f}",
         notes,
     )
@@ -215,15 +213,17 @@ def _definitions(header: Sequence[str]) -> Block:
     both = header == BOTH_HEADER
     columns: dict[str, tuple[Piece, ...]] = {
         "rank": (
-            "by each scorer 1 + the number of methods in the table that are significantly better (p < 0.05, corrected "
-            "over both scorers); the worse of the two ranks counts, counted from the best of the table."
-            if both
-            else "1 + the number of methods in the table that are significantly better (p < 0.05, corrected).",
+            "1 + the number of methods in the table that are significantly better (p < 0.05, corrected)"
+            f"{' by what both scorers confirm' if both else ''}.",
         ),
         "method": ("a method configuration, or a group of them that are edit strengths of one method.",),
         "mean gain": (
-            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100); sorted by "
-            f"{'rank, then by it' if both else 'it'}.",
+            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100)"
+            f"{' by the first scorer' if both else '; sorted by it'}.",
+        ),
+        "confirmed": (
+            "what both scorers confirm: by each of them the mean gain in % of the gain of ", Code("target_prompt"),
+            "'s own pictures, and of the two the smaller one; sorted by it.",
         ),
         "95 % interval": ("of the mean gain.",),
         "second scorer": (
@@ -281,8 +281,8 @@ def _scorers(comparison: MethodComparison) -> str:
     controls = [words for method, words in SCORE_CONTROL_WORDS.items() if method in here]
     which = f" {' '.join(controls)}" if controls else ""
     return (
-        "A method has to convince two scorers that have nothing in common: each ranks the methods, and the worse rank "
-        "counts. Where no method is first by both, all ranks of the table move up alike until one is." + which
+        "A method has to convince two scorers that have nothing in common: methods are ranked by the smaller of the "
+        "shares of the target prompt's gain that they reach by each." + which
     )
 
 

@@ -47,6 +47,11 @@ COLUMNS: Mapping[str, str] = {
     "second_scorer_low": "lower end of the 95 % interval of `second_scorer`",
     "second_scorer_high": "upper end of its 95 % interval",
     "second_scorer_network": "the network that measured `second_scorer`",
+    "confirmed": "what methods are ranked by where two scorers have measured: the smaller of both shares of the target "
+    "prompt's gain",
+    "confirmed_low": "lower end of its 95 % interval",
+    "confirmed_high": "upper end of its 95 % interval",
+    "decided_by": "the scorer of the smaller share: `first` or `second`",
     "rank_by_first": "rank by the first scorer alone",
     "rank_by_second": "rank by the second scorer alone",
 }
