@@ -475,7 +475,10 @@ class MethodComparison:
 
     @cached_property
     def second_trade_offs(self) -> dict[Entry, TradeOff]:
-        """Trade-offs read by the second scorer where the first one chose, of all entries that it measured whole."""
+        """Trade-offs read by the second scorer where the first one chose.
+
+        They are there for all entries that it measured whole.
+        """
         found = {entry: self.trade_off(entry, SECOND) for entry in self.trade_offs if entry.has_second}
         return {entry: one for entry, one in found.items() if one is not None}
 
@@ -543,9 +546,9 @@ class MethodComparison:
 
     @cached_property
     def _scales(self) -> tuple[float, float]:
-        """Gain of the target prompt's own pictures by each scorer; the largest gain of a method where it is not there.
+        """Gain of the target prompt's own pictures by each scorer.
 
-        Gains of two scorers are compared as shares of it.
+        Gains of two scorers are compared as shares of it. Where it is not there it is the largest gain of a method.
         """
         found = []
         for metric, areas in ((GAIN, self.trade_offs), (SECOND, self.second_trade_offs)):
@@ -558,16 +561,17 @@ class MethodComparison:
         return found[0], found[1]
 
     def _least_share(self, entry: Entry) -> int:
-        """Return the scorer by which an entry reaches the smaller share: 0 for the first, 1 for the second."""
+        """Return the scorer of an entry's smaller share: 0 the first, 1 the second."""
         areas = (self.trade_offs[entry].area, self.second_trade_offs[entry].area)
         first, second = (area.values[0] / scale for area, scale in zip(areas, self._scales, strict=True))
         return int(second < first)
 
     @cached_property
     def shares(self) -> dict[Entry, SampleMean]:
-        """What entries are ranked by: the smaller of the shares that both scorers see, or the first one's gain.
+        """Numbers that entries are ranked by.
 
-        The latter where no second scorer has measured. Which share is the smaller one is taken as observed.
+        The smaller of the shares that both scorers see, or the first one's gain where no second scorer has measured it.
+        Which share is the smaller one is taken as observed.
         """
         found = {}
         for entry, one in self.trade_offs.items():
@@ -692,7 +696,7 @@ class MethodComparison:
 
 
 def _order(standing: Standing) -> tuple[bool, str, int, float, str]:
-    """Return the sort key of a standing: ranked first, by inputs, rank and what is ranked by."""
+    """Return the sort key of a standing: ranked first, by inputs, rank and score."""
     ranked_by = standing.confirmed or standing.area
     score = ranked_by.mean if ranked_by is not None and ranked_by.mean is not None else 0.0
     return standing.group is None, standing.ranked_among, standing.group or 0, -score, standing.entry.name

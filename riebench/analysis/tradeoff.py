@@ -462,9 +462,9 @@ def best_per_example(
     *,
     read: Floats | None = None,
 ) -> TradeOff:
-    """Read each example where it gains most inside each budget: the choice that `cross_fit` keeps from methods.
+    """Read each example where it gains most inside each budget.
 
-    A place on a curve is a level, or where the curve crosses the budget. The numbers that choose are the numbers that
+    It is the choice that `cross_fit` keeps from methods. A place on a curve is a level, or where the curve crosses the budget. The numbers that choose are the numbers that
     are read, so noise of the scorer counts as gain.
 
     Args:
@@ -490,7 +490,10 @@ def best_per_example(
 
 
 def _places(distances: Floats, tables: Sequence[Floats], curve: Sequence[int], budget: float) -> list[Floats]:
-    """Return what each table gives at the places of a curve inside a budget, [E, places]; nan outside it."""
+    """Return what tables give at the places of a curve, [E, places] each.
+
+    It is nan outside the budget.
+    """
     far = with_no_edit(distances[:, list(curve)])
     inside = far <= budget + TOLERANCE
     crosses = inside[:, :-1] != inside[:, 1:]

@@ -1,4 +1,7 @@
-"""Parts of a model that options exchange (autoencoder, denoiser, LoRAs), and the call of what loads them."""
+"""Parts of a model that options exchange, and the call of what loads them.
+
+Parts are autoencoder, denoiser and LoRAs.
+"""
 
 from __future__ import annotations
 

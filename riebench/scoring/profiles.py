@@ -121,7 +121,7 @@ OPTIONAL_METRICS: tuple[str, ...] = ("clip_gain_2", "structure")
 
 
 def is_left_to_request(metric: str, second: str | None) -> bool:
-    """Return whether a metric is measured on pictures of a shipped model on request alone.
+    """Return whether pictures of a shipped model get a metric on request alone.
 
     Their numbers are the same on every machine: they do not depend on the weights that happen to be there.
 

@@ -1,6 +1,6 @@
-"""Files of weights, inspected without loading any: mostly safetensors files, through their headers alone.
+"""Files of weights, inspected without loading any.
 
-Names and shapes of tensors are read, and damaged files are refused.
+Names and shapes of tensors are read from the headers of safetensors files, and damaged files are refused.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _number(standing: Standing) -> str:
 
 
 def _fooling(comparison: MethodComparison, first: Standing, ranked: Sequence[Standing]) -> Pieces:
-    """Return the sentence on controls that gain more by the first scorer, and less by what both confirm."""
+    """Return the sentence on controls that gain more by the first scorer alone."""
     if not comparison.has_second:
         return ()
     names = [

@@ -191,7 +191,14 @@ def _label(entry: Entry, shared: bool) -> str:
 
 
 def _cells(standing: Standing, label: str, notes: str, both: bool) -> tuple[str, ...]:
-    """Return the cells of one method, in the order of `HEADER`, or of `BOTH_HEADER` for both scorers."""
+    """Return the cells of one method, in the order of its header.
+
+    Args:
+        standing: of the method.
+        label: its name.
+        notes: on it.
+        both: whether the header is `BOTH_HEADER`.
+    """
     second = (
         number_text(None if standing.second is None else standing.second.mean, 2),
         interval_text(standing.second, 2).partition(" ")[2] or NO_RANK,
@@ -276,7 +283,7 @@ def _reading(comparison: MethodComparison, standings: Sequence[Standing], place:
 
 
 def _scorers(comparison: MethodComparison) -> str:
-    """Return the paragraph on what two scorers are for, and on the controls that show it."""
+    """Return the paragraph on the two scorers, and on the controls of the score."""
     here = {entry.method for entry in comparison.entries}
     controls = [words for method, words in SCORE_CONTROL_WORDS.items() if method in here]
     which = f" {' '.join(controls)}" if controls else ""

@@ -144,7 +144,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
 
 
 def _worst_signs(model: _ClipWithHeads, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the direction of each number of pictures in which attributes are read worse: -1, 0 or 1."""
+    """Return the signs of a change by which attributes are read worse."""
     moving = images.detach().clone().requires_grad_(True)
     with torch.autocast(images.device.type, dtype=torch.bfloat16):
         features = model.clip.encode_image(moving).float()
