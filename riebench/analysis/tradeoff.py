@@ -464,8 +464,8 @@ def best_per_example(
 ) -> TradeOff:
     """Read each example where it gains most inside each budget.
 
-    It is the choice that `cross_fit` keeps from methods. A place on a curve is a level, or where the curve crosses the budget. The numbers that choose are the numbers that
-    are read, so noise of the scorer counts as gain.
+    It is the choice that `cross_fit` keeps from methods. A place on a curve is a level, or where the curve crosses the
+    budget. The numbers that choose are the numbers that are read, so noise of the scorer counts as gain.
 
     Args:
         distances: see `cross_fit`.

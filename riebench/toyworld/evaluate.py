@@ -179,7 +179,8 @@ def clip_figures(sizes: Sizes, key: str = "clip") -> Figures:
 def attack_figures(sizes: Sizes) -> Figures:
     """Measure the gains of attacks on each CLIP by both of them.
 
-    They are shares of what the target's own render gains. Each colour of the source's render moves by at most `REACH` of 255 along the attacked CLIP's gradient.
+    They are shares of what the target's own render gains. Each colour of the source's render moves by at most `REACH`
+    of 255 along the attacked CLIP's gradient.
     """
     rng, categories = random.Random(909), list(CATEGORY_ATTRIBUTE)
     pairs = [random_edit(categories[i % len(categories)], rng) for i in range(sizes.attacks)]
