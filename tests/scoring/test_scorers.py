@@ -223,24 +223,31 @@ def test_the_toy_world_is_scored_by_two_clips_that_ship(tmp_path: Path) -> None:
 def test_sdxl_is_scored_by_both_scorers_of_its_preset_each_with_an_interval(
     cache: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Tiny random networks in the place of the real ones, in the hub's layout.
-    commit = SCORERS["clip-l14"].revision
-    for model, tag, repository in (
-        ("ViT-L-14-quickgelu", "openai", "nobody/first"), ("ViT-B-16-SigLIP2", "webli", "nobody/second"),
-    ):  # fmt: skip
-        config = {**tiny, "vision_cfg": {**VISION, "width": 16 if tag == "openai" else 32}}
+    # Tiny random networks in the place of the real ones, in the hub's layout; the second with a tokenizer of its own.
+    text = {
+        "context_length": 10, "vocab_size": 11, "width": 16, "heads": 2, "layers": 1,
+        "hf_tokenizer_name": "nobody/second",
+    }  # fmt: skip
+    configs = {
+        ("ViT-L-14-quickgelu", "openai", "nobody/first"): tiny,
+        ("ViT-B-16-SigLIP2", "webli", "nobody/second"): {**tiny, "text_cfg": text},
+    }
+    for (model, tag, repository), config in configs.items():
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, model, config)
-        training = {**TRAINING, "hf_hub": f"{repository}/"}
-        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, model, {tag: training})
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, model, {tag: {**TRAINING, "hf_hub": f"{repository}/"}})
         snapshot = in_cache(cache, repository)
-        write_weights(config, (snapshot.with_name(commit) if tag == "openai" else snapshot) / HUB_NAMES[0])
+        if tag == "openai":
+            snapshot = snapshot.with_name(str(SCORERS["clip-l14"].revision))
+        snapshot.mkdir(parents=True)
+        tiny_clip_folder(snapshot)
+        write_weights(config, snapshot / HUB_NAMES[0])
     folder = stored_run(tmp_path / "results", PRESETS["sdxl-turbo"].spec_source)
     report = score([folder], TASKS, offline=True, progress=False)
     assert report.computed["clip_gain"] == report.computed["clip_gain_2"] == 2
     (row,) = csv_rows(make_leaderboard(tmp_path / "results").numbers.splitlines())
     assert (row["scorer"], row["second_scorer_network"]) == ("ViT-L-14-quickgelu/openai", "ViT-B-16-SigLIP2/webli")
     for name in ("score", "second_scorer"):
-        assert float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"])
+        assert row[name] and float(row[f"{name}_low"]) < float(row[f"{name}_high"])
     assert row["score"] != row["second_scorer"]
 
 
