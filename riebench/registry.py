@@ -398,6 +398,7 @@ for _name, _target in {
     "img2img": "riebench.methods.editors:img2img",
     "p2p": "riebench.methods.prompt_to_prompt:p2p",
     "ledits_pp": "riebench.methods.editors:ledits_pp",
+    "adversarial": "riebench.methods.editors:adversarial",
 }.items():
     METHODS.register_lazy(_name, _target)
 

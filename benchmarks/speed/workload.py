@@ -14,8 +14,8 @@ from typing import Any
 from unittest.mock import patch
 
 from riebench.generation.hooks import Hooks
+from riebench.models.clip import LoadedClip
 from riebench.models.loading import LoadedModel
-from riebench.scoring.metrics.clip_models import LoadedClip
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.settings import load_settings
 from riebench.tasks.suites import load_suite

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from riebench.analysis.stats import CategoryReplicates, estimate, mean_over_seeds
 from riebench.blocks import ALL_BLOCKS, NO_BLOCKS, default_blocks
 from riebench.errors import StoreError
+from riebench.models.clip import is_measured_by
 from riebench.models.presets import scorer_for, second_scorer_for
 from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Reason
-from riebench.scoring.metrics.clip_models import is_measured_by
 from riebench.scoring.profiles import DEFAULT, PROFILES, Profile
 from riebench.store.folder import RunFolder
 from riebench.store.invocations import Invocation, mixed_versions

@@ -2,13 +2,16 @@
 
 `Entry` is one method with all its edit strengths, and `entries` finds them in run folders. `MethodComparison` takes
 all methods of one suite, model and profile and computes a `Standing` for each: what the leaderboard prints of it.
+
+A rank takes two scorers where a second one has measured: what counts of a method is the smaller of the shares of the
+target prompt's gain that it reaches by each of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +30,15 @@ from riebench.analysis.configurations import (
 )
 from riebench.analysis.multiple import rank_groups, step_down
 from riebench.analysis.stats import BOOTSTRAP_SEED, POWER_FACTOR, REPLICATES, Estimate, Replicates, seed_correlation
-from riebench.analysis.tradeoff import Examples, SampleMean, TradeOff, along_curves, cross_fit, paired_differences
+from riebench.analysis.tradeoff import (
+    Examples,
+    SampleMean,
+    TradeOff,
+    along_curves,
+    best_per_example,
+    cross_fit,
+    paired_differences,
+)
 from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder
 from riebench.store.sae_figures import least_variance
@@ -42,6 +53,12 @@ ENDS = ("no_edit", "target_prompt")
 """The two ends of the scale: references that are not ranked."""
 SECOND = "clip_gain_2"
 """The gain by a scorer that chose nothing."""
+BEST_STRENGTH = "best_strength"
+"""Control made of a stored sweep: the edit strength is chosen anew for each example, by the scorer that is read."""
+SCORE_CONTROLS = ("adversarial", BEST_STRENGTH)
+"""Controls of the score: they please the first scorer by what no method may do, and only a second one tells."""
+SWEPT = "sae"
+"""The method whose sweeps `BEST_STRENGTH` is made of."""
 MIN_LEVELS = 6
 """Edit strengths that a rank takes: a method with fewer cannot use the budgets that others use."""
 SAME_LEVEL = 1e-5
@@ -58,6 +75,8 @@ CONTROLLED: Mapping[str, str] = {
     "random_features": "sae",
     "random_directions": "sae",
     "wrong_example": "sae",
+    "adversarial": "sae",
+    BEST_STRENGTH: SWEPT,
 }
 """Control -> the method that it controls, beside which it is ranked whatever it looks at itself."""
 
@@ -115,6 +134,16 @@ class Entry:
     def scorer(self) -> str:
         """The network that measured its gains."""
         return ", ".join(sorted({configuration.backbones.get(GAIN, "") for configuration in self.configurations}))
+
+    @property
+    def second_scorer(self) -> str:
+        """The network that confirmed its gains; "" for none."""
+        return ", ".join(sorted({c.backbones[SECOND] for c in self.configurations if SECOND in c.backbones}))
+
+    @property
+    def has_second(self) -> bool:
+        """True if a second scorer measured any of its pictures."""
+        return any(configuration.counts(SECOND)[0] for configuration in self.configurations)
 
     @property
     def n_scored(self) -> int:
@@ -247,6 +276,25 @@ def _entry(name: str, sae: str, block_set: str, members: Sequence[tuple[RunFolde
     )  # fmt: skip
 
 
+def with_score_controls(found: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Return methods with the controls that are made of their own numbers.
+
+    Each sweep of the SAE gets a control whose edit strength is chosen for each example by the scorer itself. Only a
+    second scorer can tell it apart, so there is none without.
+
+    Args:
+        found: methods of one suite and model.
+    """
+    if not any(entry.has_second for entry in found if entry.method not in ENDS):
+        return tuple(found)
+    made = [
+        replace(entry, name=f"{entry.name}_{BEST_STRENGTH}", method=BEST_STRENGTH)
+        for entry in found
+        if entry.method == SWEPT and entry.levels >= MIN_LEVELS
+    ]
+    return (*found, *made)
+
+
 def sae_label(folder: RunFolder) -> str:
     """Return a text that names a run's SAEs: their place and a hash; "" without."""
     hashes = sorted({sha[:6] for sha in folder.spec.sae_sha256.values()})
@@ -269,7 +317,12 @@ class Standing:
         micro: its micro-average: every example weighs the same.
         completion: mean gain as a share of the gain of the target prompt's own pictures, with its interval.
         realised: mean LPIPS at which the gains were read.
-        second: mean gain by the independent scorer at the configurations that the first one chose.
+        second: mean gain by the second, independent scorer at the strengths that the first one chose, with its
+            interval.
+        confirmed: the smaller of its shares of the target prompt's gain by both scorers, by which it is ranked; None
+            where no second scorer has measured.
+        decided_by: the scorer of that share, "first" or "second"; "" for none.
+        ranks: rank by each scorer alone, the first one's first; empty for what is unranked.
         versus: mean gain minus that of the reference (`MethodComparison.reference`), and its p-value, adjusted over
             all methods.
         detectable: difference to the reference that 80 % of such experiments would find.
@@ -284,7 +337,10 @@ class Standing:
     micro: float | None = None
     completion: Estimate | None = None
     realised: float | None = None
-    second: float | None = None
+    second: Estimate | None = None
+    confirmed: Estimate | None = None
+    decided_by: str = ""
+    ranks: tuple[int, ...] = ()
     versus: tuple[float, float] | None = None
     detectable: float | None = None
     note: str = ""
@@ -319,12 +375,17 @@ class MethodComparison:
     @cached_property
     def origins(self) -> dict[str, Origin | None]:
         """Version that counts of each example (`majority_origins`)."""
-        return majority_origins(entry.origins for entry in self.entries)
+        return majority_origins(entry.origins for entry in self._measured)
+
+    @property
+    def _measured(self) -> list[Entry]:
+        """Entries that are not made of another's numbers."""
+        return [entry for entry in self.entries if entry.method != BEST_STRENGTH]
 
     @cached_property
     def model_identity(self) -> str | None:
         """Identity of the model of most entries; None where two are equally frequent."""
-        return majority_model({c.model_identity for c in entry.configurations} for entry in self.entries)
+        return majority_model({c.model_identity for c in entry.configurations} for entry in self._measured)
 
     @cached_property
     def seeds(self) -> int:
@@ -338,7 +399,7 @@ class MethodComparison:
         It is the median of the methods, each at the level that gains most.
         """
         found = []
-        for entry in self.entries:
+        for entry in self._measured:
             levels = [c for c in entry.configurations if entry.method not in ENDS and c.example_means(GAIN)]
             if levels:
                 best = max(levels, key=lambda c: float(np.mean(list(c.example_means(GAIN).values()))))
@@ -394,6 +455,8 @@ class MethodComparison:
         if distances is None:
             return None
         curves = along_curves(distances, [configuration.setting for configuration in entry.configurations])
+        if entry.method == BEST_STRENGTH:
+            return best_per_example(distances, gains, self.examples, self.weights, curves, read=read)
         return cross_fit(distances, gains, self.examples, self.weights, curves, read=read, category=category)
 
     def estimate(self, found: Replicates) -> Estimate:
@@ -407,6 +470,20 @@ class MethodComparison:
         found = {entry: self.trade_off(entry) for entry in self.entries if self.gap(entry) is None}
         return {entry: one for entry, one in found.items() if one is not None}
 
+    @cached_property
+    def has_second(self) -> bool:
+        """True if a second scorer measured any method: then a rank takes its numbers too."""
+        return any(entry.has_second for entry in self.entries if entry.method not in ENDS)
+
+    @cached_property
+    def second_trade_offs(self) -> dict[Entry, TradeOff]:
+        """Trade-offs read by the second scorer where the first one chose.
+
+        They are there for all entries that it measured whole.
+        """
+        found = {entry: self.trade_off(entry, SECOND) for entry in self.trade_offs if entry.has_second}
+        return {entry: one for entry, one in found.items() if one is not None}
+
     def standings(self) -> list[Standing]:
         """Compute everything that the leaderboard prints.
 
@@ -414,29 +491,32 @@ class MethodComparison:
         """
         areas = self.trade_offs
         far_end = self._far_end(areas)
-        groups = self._groups()
         versus = self._versus()
         made = [
-            self._standing(entry, areas.get(entry), self.gap(entry), groups.get(entry), versus.get(entry), far_end)
+            self._standing(entry, areas.get(entry), self.gap(entry), versus.get(entry), far_end)
             for entry in self.entries
         ]
         return sorted(made, key=_order)
 
     def _standing(
-        self, entry: Entry, found: TradeOff | None, gap: str | None, group: int | None,
+        self, entry: Entry, found: TradeOff | None, gap: str | None,
         versus: tuple[float, float, float] | None, far_end: SampleMean | None,
     ) -> Standing:  # fmt: skip
         if found is None:
             return Standing(entry, note=gap or "not scored", ranked_among=self._rank_class(entry))
-        second = self.trade_off(entry, SECOND)
+        second = self.second_trade_offs.get(entry)
+        confirmed = self.shares[entry].replicates if second is not None and self.has_second else None
         return Standing(
             entry,
-            group=group,
+            group=self._ranks.get(entry),
             area=self.estimate(found.area.replicates),
             micro=float(found.area.part(slice(0, 1)).mean()),
             completion=None if far_end is None else self.estimate(found.area.over(far_end)),
             realised=found.realised,
-            second=None if second is None else second.area.replicates.mean,
+            second=None if second is None else self.estimate(second.area.replicates),
+            confirmed=None if confirmed is None else self.estimate(confirmed),
+            decided_by="" if confirmed is None else ("first", "second")[self._least_share(entry)],
+            ranks=tuple(found[entry] for found in self._ranks_by_scorer if entry in found),
             versus=None if versus is None else (versus[0], versus[1]),
             detectable=None if versus is None else versus[2],
             note=self._note(entry),
@@ -458,36 +538,96 @@ class MethodComparison:
 
     @cached_property
     def _rank_classes(self) -> list[list[Entry]]:
-        """Entries that are ranked together: equal inputs, one scorer."""
-        ranked: dict[tuple[str, str], dict[str, Entry]] = {}
+        """Entries that are ranked together: equal inputs, the same scorers."""
+        ranked: dict[tuple[str, ...], dict[str, Entry]] = {}
         for entry in self.trade_offs:
             if not self._note(entry):
-                ranked.setdefault((self._rank_class(entry), entry.scorer), {})[entry.place] = entry
+                scorers = (entry.scorer, entry.second_scorer) if self.has_second else (entry.scorer,)
+                ranked.setdefault((self._rank_class(entry), *scorers), {})[entry.place] = entry
         return [[*members.values()] for members in ranked.values()]
+
+    @cached_property
+    def _scales(self) -> tuple[float, float]:
+        """Gain of the target prompt's own pictures by each scorer.
+
+        Gains of two scorers are compared as shares of it. Where it is not there it is the largest gain of a method.
+        """
+        found = []
+        for metric, areas in ((GAIN, self.trade_offs), (SECOND, self.second_trade_offs)):
+            ends = [entry.values(metric, self.examples) for entry in self.trade_offs if entry.method == "target_prompt"]
+            gains = [
+                SampleMean.of(one[:, 0], self.examples, self.weights[:1]).values[0] for one in ends if one is not None
+            ]
+            others = [one.area.values[0] for entry, one in areas.items() if entry.method not in (*ENDS, *CONTROLLED)]
+            found.append(next((float(gain) for gain in (*gains, max(others, default=0.0)) if gain > 0), 1.0))
+        return found[0], found[1]
+
+    def _least_share(self, entry: Entry) -> int:
+        """Return the scorer of an entry's smaller share: 0 the first, 1 the second."""
+        areas = (self.trade_offs[entry].area, self.second_trade_offs[entry].area)
+        first, second = (area.values[0] / scale for area, scale in zip(areas, self._scales, strict=True))
+        return int(second < first)
+
+    @cached_property
+    def shares(self) -> dict[Entry, SampleMean]:
+        """Numbers that entries are ranked by.
+
+        The smaller of the shares that both scorers see, or the first one's gain where no second scorer has measured it.
+        Which share is the smaller one is taken as observed.
+        """
+        found = {}
+        for entry, one in self.trade_offs.items():
+            if entry in self.second_trade_offs:
+                least = self._least_share(entry)
+                area = (one, self.second_trade_offs[entry])[least].area
+                found[entry] = area.scaled(1 / self._scales[least])
+            else:
+                found[entry] = one.area
+        return found
 
     @cached_property
     def pair_tests(self) -> dict[tuple[Entry, Entry], float]:
         """p-value of each pair of entries that are ranked together.
 
-        It is adjusted over all pairs of the same inputs and scorer. Every pair is there once, in either order.
+        It is adjusted over all pairs of the same inputs and scorers. Every pair is there once, in either order.
         """
+        return self._tests(self.shares)
+
+    def _tests(self, means: Mapping[Entry, SampleMean]) -> dict[tuple[Entry, Entry], float]:
+        """Test the means of all pairs that are ranked together; see `pair_tests`."""
         found: dict[tuple[Entry, Entry], float] = {}
         for members in self._rank_classes:
             by_place = {entry.place: entry for entry in members}
-            differences = paired_differences({place: self.trade_offs[e].area for place, e in by_place.items()})
+            differences = paired_differences({place: means[entry] for place, entry in by_place.items()})
             adjusted = step_down({"\t".join(pair): one for pair, one in differences.items()})
             for (one, other), p in zip(differences, adjusted.values(), strict=True):
                 found[by_place[one], by_place[other]] = p
         return found
 
-    def _groups(self) -> dict[Entry, int]:
-        """Return the rank of each entry that has one."""
+    def _groups(
+        self, means: Mapping[Entry, SampleMean], tests: Mapping[tuple[Entry, Entry], float]
+    ) -> dict[Entry, int]:
+        """Return the rank of each entry that has one, by some means and their tests."""
         found: dict[Entry, int] = {}
         for members in self._rank_classes:
             by_place = {entry.place: entry for entry in members}
-            means = {place: self.trade_offs[entry].area.replicates.mean for place, entry in by_place.items()}
-            p_values = {(a.place, b.place): p for (a, b), p in self.pair_tests.items() if by_place.get(a.place) is a}
-            found |= {by_place[place]: group for place, group in rank_groups(means, p_values).items()}
+            values = {place: means[entry].replicates.mean for place, entry in by_place.items()}
+            p_values = {(a.place, b.place): p for (a, b), p in tests.items() if by_place.get(a.place) is a}
+            found |= {by_place[place]: group for place, group in rank_groups(values, p_values).items()}
+        return found
+
+    @cached_property
+    def _ranks(self) -> dict[Entry, int]:
+        """Rank of each entry that has one."""
+        return self._groups(self.shares, self.pair_tests)
+
+    @cached_property
+    def _ranks_by_scorer(self) -> list[dict[Entry, int]]:
+        """Ranks by each scorer alone; none where one has measured."""
+        found = []
+        for areas in (self.trade_offs, self.second_trade_offs) if self.has_second else ():
+            means = {entry: one.area for entry, one in areas.items()}
+            found.append(self._groups(means, self._tests(means)))
         return found
 
     def _rank_class(self, entry: Entry) -> str:
@@ -512,19 +652,27 @@ class MethodComparison:
             return {}
         return self.differences(reference, (e for e in self.trade_offs if e.method not in ENDS))
 
-    def differences(self, reference: Entry, others: Iterable[Entry]) -> dict[Entry, tuple[float, float, float]]:
+    def differences(
+        self, reference: Entry, others: Iterable[Entry], *, confirmed: bool = False
+    ) -> dict[Entry, tuple[float, float, float]]:
         """Compare entries with one of them, all tested together.
 
         Args:
             reference: an entry of `trade_offs`.
             others: entries of `trade_offs`; the reference itself and those that another network measured are left out.
+            confirmed: compares `shares`, what both scorers see, and not the gain by the first.
 
         Returns:
             Entry -> its mean gain minus the reference's, its adjusted p, and the detectable difference.
         """
-        areas = self.trade_offs
-        known = {e.place: e for e in others if e is not reference and e.scorer == reference.scorer}
-        found = {place: (areas[entry].area - areas[reference].area).replicates for place, entry in known.items()}
+        areas = self.shares if confirmed else {entry: one.area for entry, one in self.trade_offs.items()}
+        known = {
+            e.place: e
+            for e in others
+            if e is not reference and e.scorer == reference.scorer
+            and not (confirmed and e.second_scorer != reference.second_scorer)
+        }  # fmt: skip
+        found = {place: (areas[entry] - areas[reference]).replicates for place, entry in known.items()}
         adjusted = step_down(found)
         return {
             known[place]: (one.mean, adjusted[place], POWER_FACTOR * float(one.errors[0]))
@@ -542,10 +690,15 @@ class MethodComparison:
             return f"its last edit strength, {end:g}, was not tested"
         if self.least_examples < MIN_EXAMPLES:
             return f"{self.least_examples} of {MIN_EXAMPLES} examples in a category"
+        if self.has_second and entry not in self.second_trade_offs:
+            return "not measured by the second scorer, which a rank needs"
+        if not self.has_second and entry.method in SCORE_CONTROLS:
+            return "ranked only where a second scorer has measured"
         return ""
 
 
 def _order(standing: Standing) -> tuple[bool, str, int, float, str]:
-    """Return the sort key of a standing: ranked first, by inputs, rank and mean gain."""
-    area = standing.area.mean if standing.area is not None and standing.area.mean is not None else 0.0
-    return standing.group is None, standing.ranked_among, standing.group or 0, -area, standing.entry.name
+    """Return the sort key of a standing: ranked first, by inputs, rank and score."""
+    ranked_by = standing.confirmed or standing.area
+    score = ranked_by.mean if ranked_by is not None and ranked_by.mean is not None else 0.0
+    return standing.group is None, standing.ranked_among, standing.group or 0, -score, standing.entry.name

@@ -17,11 +17,11 @@ from riebench.api.results import Results, load_results
 from riebench.errors import RiebenchError, near_match, one_line
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import produce, say_failures
+from riebench.models.clip import scorer_pair
 from riebench.registry import METHODS
 from riebench.runs.failures import check_success
 from riebench.runs.plan import Unit, plan
 from riebench.scoring.metrics.base import Metric
-from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT
 from riebench.scoring.score import score as compute_scores

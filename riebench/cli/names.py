@@ -213,7 +213,7 @@ def _check_regions(value: str, _: Options) -> None:
 
 
 def _check_scorers(value: str | list[str], _: Options) -> None:
-    from riebench.scoring.metrics.clip_models import scorer_pair
+    from riebench.models.clip import scorer_pair
 
     scorer_pair([one for one in ([value] if isinstance(value, str) else value) if one != "none"])
 
@@ -449,7 +449,7 @@ def known_metrics() -> Iterable[str]:
 
 def known_scorers() -> Iterable[str]:
     """Return the short names of the CLIPs that score."""
-    from riebench.scoring.metrics.clip_models import SCORERS
+    from riebench.models.clip import SCORERS
 
     return SCORERS
 

@@ -62,7 +62,7 @@ def score(
 ) -> None:
     """Compute the scores that stored pictures still lack."""
     folders = folders_in(results_to_write(results))
-    from riebench.scoring.metrics.clip_models import scorer_pair
+    from riebench.models.clip import scorer_pair
     from riebench.scoring.metrics.networks import parse_weights
     from riebench.scoring.score import score as compute
     from riebench.tasks.suites import load_suite
@@ -156,7 +156,7 @@ def leaderboard(
 def _verify(
     run: Path, suites: list[str], scorers: list[str], weights: list[str], device: str, offline: bool
 ) -> None:  # fmt: skip
-    from riebench.scoring.metrics.clip_models import scorer_pair
+    from riebench.models.clip import scorer_pair
     from riebench.scoring.metrics.networks import parse_weights
     from riebench.scoring.verify import ScoringOptions, verify
     from riebench.tasks.suites import load_suite

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from riebench.errors import RiebenchError
 from riebench.jobs.inventory import Check, model_checks, region_checks, sae_checks, scorer_checks
 from riebench.jobs.request import RunRequest
+from riebench.models.clip import scorer_pair
 from riebench.models.lookup import ModelInfo, look_up
 from riebench.models.presets import is_shipped
 from riebench.runs.plan import plan, works_of
 from riebench.runs.prepare import check_places
-from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.hub import is_offline, offline_remedy

@@ -40,16 +40,16 @@ from riebench.models.presets import (
     second_scorer_for,
 )
 from riebench.models.spec import ASSET, HALF_DTYPES, ModelOptions, parse_lora
-from riebench.scoring.profiles import OPTIONAL_METRICS, profile_metrics
+from riebench.scoring.profiles import OPTIONAL_METRICS, is_left_to_request, profile_metrics
 from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.machine import size_text
 from riebench.utils.weights import tensor_names
 
 if TYPE_CHECKING:
+    from riebench.models.clip import ClipSpec
     from riebench.saes.sources import SaeSource
     from riebench.scoring.metrics.base import Metric
-    from riebench.scoring.metrics.clip_models import ClipSpec
     from riebench.scoring.metrics.networks import Networks
 
 
@@ -267,8 +267,8 @@ def scorer_checks(
     Raises:
         RiebenchError: for an unknown scorer or profile.
     """
+    from riebench.models.clip import SCORERS, ClipSpec
     from riebench.registry import METRICS, NETWORKS
-    from riebench.scoring.metrics.clip_models import SCORERS, ClipSpec
     from riebench.scoring.metrics.networks import Networks
 
     first = scorers[0] or scorer_for(known.spec)
@@ -277,11 +277,12 @@ def scorer_checks(
     local = spec.file is not None or spec.asset is not None
     nbytes = 0 if local else next(iter(sizes), 0)
     checks = [presence_check(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
-    networks = Networks(first, second=scorers[1] or second_scorer_for(known.spec), weights=weights, offline=True)
+    second = scorers[1] or second_scorer_for(known.spec)
+    networks = Networks(first, second=second, weights=weights, offline=True)
     for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.usable())):
         foreign = METRICS.package(metric.name) is not None
         optional = foreign or (metric.name in OPTIONAL_METRICS and not (scorers[1] and metric.name == "clip_gain_2"))
-        if optional and not foreign and is_shipped(known.spec):
+        if is_shipped(known.spec) and optional and not foreign and is_left_to_request(metric.name, second):
             continue
         if metric.backbone in ("clip2", "dino", "squeezenet") or NETWORKS.package(metric.backbone) is not None:
             check = presence_check(f"metric {metric.name}", partial(_network, networks, metric), needed=not optional)
@@ -292,7 +293,7 @@ def scorer_checks(
 def _clip(spec: ClipSpec) -> str:
     if spec.asset:
         return f"shipped {spec.asset}"
-    from riebench.scoring.metrics.clip_models import locate
+    from riebench.models.clip import locate
 
     located = locate(spec, offline=True)
     return located.weights or located.name.removeprefix("local-dir:")

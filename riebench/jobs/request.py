@@ -15,10 +15,10 @@ from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.jobs.config import RunConfig, parse_config
 from riebench.jobs.repeat import stored_setting
 from riebench.methods.check import check_setting
+from riebench.models.clip import scorer_pair
 from riebench.models.lookup import ModelRecipe
 from riebench.models.spec import ModelOptions
 from riebench.runs.failures import STOP_AFTER
-from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, get_profile
 from riebench.store.folder import REDO_MODES, Redo

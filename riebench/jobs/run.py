@@ -19,6 +19,7 @@ from riebench.jobs.downloads import check_files
 from riebench.jobs.repeat import check_repeated
 from riebench.jobs.request import RunRequest
 from riebench.jobs.summary import PlannedPart, may_rebuild, print_per_block
+from riebench.models.clip import scorer_pair
 from riebench.models.lookup import ModelRecipe
 from riebench.models.presets import scorer_for
 from riebench.models.spec import ModelSpec
@@ -26,7 +27,6 @@ from riebench.report.gallery import write_galleries
 from riebench.runs.failures import check_success
 from riebench.runs.plan import Unit, checked_works, plan, shard_units
 from riebench.runs.prepare import check_prompts, prepare_all, prepare_setting
-from riebench.scoring.metrics.clip_models import scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, run_path, set_aside
 from riebench.store.invocations import invocation_notes
@@ -245,7 +245,7 @@ def _find_scorer(request: RunRequest, model: ModelSpec) -> None:
 
     Hours of pictures should not wait for a missing file.
     """
-    from riebench.scoring.metrics.clip_models import ClipSpec, locate
+    from riebench.models.clip import ClipSpec, locate
 
     locate(ClipSpec.parse(scorer_pair(request.scorers)[0] or scorer_for(model)), offline=request.offline)
 

@@ -1,7 +1,8 @@
 """Editors: methods that give pictures instead of edits.
 
 `EditorContext` is what an editor works on, `Editor` a registered one and `editor` the decorator that registers it.
-Image-to-image and LEDITS++ are here; prompt-to-prompt is in `riebench.methods.prompt_to_prompt`.
+Image-to-image, LEDITS++ and the adversarial control are here; prompt-to-prompt is in
+`riebench.methods.prompt_to_prompt`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,7 +24,9 @@ from torch import Tensor
 from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.methods.access import Access, Guarded, GuardedMapping
 from riebench.methods.base import Method, Role
+from riebench.models.clip import ClipSpec, LoadedClip, load_open_clip
 from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
+from riebench.models.presets import scorer_for
 from riebench.registry import METHODS
 from riebench.tasks.schema import EditExample
 
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
 INVERTING: frozenset[EditingTask] = frozenset({"ledits_pp"})
 """Pipelines that invert a picture."""
+REACH = 8.0
+"""Farthest that the adversarial control moves a colour, of 255: a change that is hardly seen."""
 Picture = NDArray[np.uint8]
 """One picture, uint8 [H, W, 3]."""
 Pictures = NDArray[np.uint8]
@@ -350,3 +356,67 @@ def _make_each(
         if level(strength) not in made:
             made[level(strength)] = make(strength)
     return np.stack([made[level(strength)] for strength in ctx.strengths])
+
+
+@editor("adversarial", access="P", strengths=(0.0, REACH))
+def adversarial(ctx: EditorContext, *, scorer: str | None = None, rounds: int = 10) -> Pictures:
+    """Move the source picture the way that the scorer's own gradient points.
+
+    It is a control of the score and no edit: nothing that a person would call a change is made, but the gain by the
+    scorer that is attacked is large. The generating model is not used.
+
+    The strength is how far a colour of a pixel may move, of 255; 0 gives the source picture. In each round every colour
+    moves by the sign of the gradient of the cosine with the target prompt, and never leaves that reach.
+
+    Args:
+        ctx: the example.
+        scorer: the CLIP that is attacked, as `--scorer` takes it; None for the one that scores the model's pictures.
+        rounds: how often the gradient is taken.
+
+    Raises:
+        RiebenchError: if `rounds` is not positive, or the CLIP cannot be loaded.
+    """
+    if rounds < 1:
+        raise RiebenchError(f"adversarial: rounds {rounds}; give at least 1")
+    source = ctx.pictures["source"]
+    levels = sorted({float(strength) for strength in ctx.strengths if strength})
+    made: dict[float, Picture] = {0.0: source}
+    if levels:
+        # Gradients are off wherever pictures are made; what was loaded without them cannot have any later.
+        with torch.inference_mode(False), torch.enable_grad():
+            clip = _attacked(scorer or scorer_for(ctx.model.spec), str(ctx.model.device))
+            moved = attack(clip, source, ctx.example.target, levels, rounds)
+        made |= dict(zip(levels, moved, strict=True))
+    return np.stack([made[float(strength)] for strength in ctx.strengths])
+
+
+@lru_cache(maxsize=1)
+def _attacked(scorer: str, device: str) -> LoadedClip:
+    """Return a CLIP, loaded once for all examples."""
+    return load_open_clip(ClipSpec.parse(scorer), device)
+
+
+def attack(clip: LoadedClip, source: Picture, prompt: str, reaches: Sequence[float], rounds: int) -> Pictures:
+    """Move a picture so that its cosine with a prompt grows.
+
+    Args:
+        clip: loaded outside of inference mode; the call has to be outside of it, too.
+        source: the picture.
+        prompt: what it is moved towards.
+        reaches: how far a colour may move, of 255; one picture for each.
+        rounds: how often the gradient is taken.
+    """
+    device = next(clip.model.parameters()).device
+    start = torch.from_numpy(source.astype(np.float32)).permute(2, 0, 1)[None].to(device)
+    reach = torch.tensor(list(reaches), device=device)[:, None, None, None]
+    text = clip.embed_text(prompt).detach()
+    moved = start.repeat(len(reaches), 1, 1, 1)
+    for _ in range(rounds):
+        moved.requires_grad_(True)
+        (gradient,) = torch.autograd.grad((clip.embed_pixels(moved / 255) @ text.T).sum(), moved)
+        # Somewhat more than it takes to cross the reach, as not all rounds point one way.
+        moved = moved.detach() + 2.5 * reach / rounds * gradient.sign()
+        moved = torch.minimum(torch.maximum(moved, start - reach), start + reach).clamp(0, 255)
+    # Towards the source, so that no colour is rounded beyond its reach.
+    pictures: Pictures = (start + (moved - start).trunc()).permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+    return pictures

@@ -29,8 +29,7 @@ from riebench.models.files import (
     variant,
     weight_files,
 )
-from riebench.models.loader import call_loader
-from riebench.models.parts import add_loras, exchange_denoiser, load_autoencoder, put_autoencoder
+from riebench.models.parts import add_loras, call_loader, exchange_denoiser, load_autoencoder, put_autoencoder
 from riebench.models.placement import place
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name

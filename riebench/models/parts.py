@@ -1,4 +1,7 @@
-"""Parts of a model that options exchange: autoencoder, denoiser, LoRAs."""
+"""Parts of a model that options exchange, and the call of what loads them.
+
+Parts are autoencoder, denoiser and LoRAs.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
+from riebench.errors import RiebenchError
 from riebench.models.families.base import Family
 from riebench.models.files import (
     autoencoder_source,
@@ -17,11 +23,47 @@ from riebench.models.files import (
     safetensors_file,
     weight_files,
 )
-from riebench.models.loader import call_loader
+from riebench.models.placement import out_of_memory
 from riebench.models.spec import parse_lora
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch
+from riebench.utils.machine import shortage
+from riebench.utils.terminal import warnings_held
 from riebench.utils.weights import tensor_names
+
+
+def call_loader(shown: str, load: Any, *arguments: Any, **options: Any) -> Any:
+    """Call a function that loads a model or a part of it.
+
+    Args:
+        shown: what the user called it.
+        load: the function.
+        arguments: for it.
+        options: for it.
+
+    Raises:
+        RiebenchError: in one line, if it fails.
+    """
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings_held("diffusers", "transformers"):
+            return load(*arguments, **options)
+    except (
+        ImportError,
+        LookupError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
+        if out_of_memory(error):
+            reason = f"{shortage(error)}, or --dtype float16"
+        else:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RiebenchError(f"cannot load the model {shown}: {reason}") from error
 
 
 def load_autoencoder(family: Family, wanted: str, dtype: str, *, offline: bool) -> tuple[Any, str]:

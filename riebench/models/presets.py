@@ -10,11 +10,8 @@ from functools import cached_property
 
 from riebench.errors import RiebenchError
 from riebench.models.families.base import families
-from riebench.models.spec import ASSET, DEFAULT_SCORER, ModelSpec, Preset
+from riebench.models.spec import ASSET, DEFAULT_SCORER, SECOND_SCORER, ModelSpec, Preset
 from riebench.registry import MODEL_PRESETS
-
-SECOND_SCORER = "siglip2-b16"
-"""The independent CLIP beside `DEFAULT_SCORER`, which SDXL's own text encoder contains."""
 
 SCORER_BYTES = {"clip-l14": 1_710_000_000, "siglip2-b16": 1_500_000_000, "dfn-l14": 1_710_000_000}
 """Scorer -> bytes of its weights, rounded."""
@@ -65,11 +62,12 @@ def scorer_for(model: ModelSpec) -> str:
 
 
 def second_scorer_for(model: ModelSpec) -> str | None:
-    """Return the CLIP that scores a model's pictures beside `scorer_for`.
+    """Return the independent CLIP that scores a model's pictures beside `scorer_for`.
 
-    None for the toy world, which has one CLIP only.
+    It is that of the preset with the same weights, which may have none, or `SECOND_SCORER`.
     """
-    return None if is_shipped(model) else SECOND_SCORER
+    scorers = {preset.spec_source: preset.second_scorer for preset in PRESETS.values()}
+    return scorers.get(model.source, SECOND_SCORER)
 
 
 def is_shipped(model: ModelSpec) -> bool:

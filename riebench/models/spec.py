@@ -43,6 +43,8 @@ FOLDER = "folder:"
 """Prefix of the source of a model whose folder lies on this machine."""
 DEFAULT_SCORER = "clip-l14"
 """The CLIP that scores pictures of weights that no preset names."""
+SECOND_SCORER = "siglip2-b16"
+"""The independent CLIP beside `DEFAULT_SCORER`, which SDXL's own text encoder contains."""
 
 
 _PRESET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
@@ -123,6 +125,7 @@ class Preset:
         saes: where its SAEs are, as `riebench.saes.sources` reads it, or "asset:NAME".
         notes: what one should know before comparing its numbers.
         family: name of its model family.
+        second_scorer: the independent CLIP that has to confirm the first; None for none.
 
     Raises:
         RiebenchError: for a name that cannot name a folder, a relative folder, a folder with a revision, or an unknown
@@ -140,6 +143,7 @@ class Preset:
     saes: str | None
     notes: str
     family: str = DEFAULT_FAMILY
+    second_scorer: str | None = SECOND_SCORER
 
     def __post_init__(self) -> None:
         if not _PRESET_NAME.fullmatch(self.name):

@@ -244,8 +244,8 @@ class PageMaker:
         from riebench.features.inspect import stored_statistics
         from riebench.features.study import Study, StudyOptions
         from riebench.generation.generator import Generator
+        from riebench.models.clip import ClipSpec, locate
         from riebench.models.presets import scorer_for
-        from riebench.scoring.metrics.clip_models import ClipSpec, locate
         from riebench.scoring.metrics.networks import Networks
 
         job = self.job

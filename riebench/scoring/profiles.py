@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from riebench.errors import RiebenchError, near_match
+from riebench.models.clip import ClipSpec
 from riebench.registry import METRICS
 from riebench.scoring.metrics.base import MetricFormat
 
@@ -117,6 +118,19 @@ def metric_format(name: str) -> MetricFormat:
 
 OPTIONAL_METRICS: tuple[str, ...] = ("clip_gain_2", "structure")
 """Metrics of the default profile that are left out, with a note, if their network is not on the machine."""
+
+
+def is_left_to_request(metric: str, second: str | None) -> bool:
+    """Return whether pictures of a shipped model get a metric on request alone.
+
+    Their numbers are the same on every machine: they do not depend on the weights that happen to be there.
+
+    Args:
+        metric: its name.
+        second: the second scorer, as `ClipSpec.parse` reads it; None for none.
+    """
+    ships = metric == "clip_gain_2" and second is not None and ClipSpec.parse(second).asset is not None
+    return metric in OPTIONAL_METRICS and not ships
 
 
 def get_profile(name: str) -> Profile:

@@ -25,7 +25,7 @@ from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
 from riebench.scoring.metrics.judge import SIDE
 from riebench.scoring.metrics.networks import Networks
-from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, profile_metrics
+from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, is_left_to_request, profile_metrics
 from riebench.store.folder import RunFolder, SharedFolder
 from riebench.store.invocations import invocation_notes
 from riebench.store.records import EditRecord, ScoreRecord, UnitKey
@@ -269,10 +269,10 @@ def score(
     total = ScoreReport(notes=tuple(f"{name} left out: {why}" for name, why in broken.items()))
     for (first, other, shipped), group in _group_by_networks(folders, scorer, second, networks).items():
         used = networks or Networks(first, device=device, second=other, weights=weights, offline=offline)
-        # The toy world's numbers are the same on every machine: they do not depend on the weights that happen to be
-        # there, so optional metrics have to be requested.
         candidates = [
-            METRICS.get(name) for name in names if name in requested or not (shipped and name in OPTIONAL_METRICS)
+            METRICS.get(name)
+            for name in names
+            if name in requested or not (shipped and is_left_to_request(name, used.options.second))
         ]
         chosen, notes = select_measurable(candidates, optional - requested, used)
         report = _score_group(group, suites, used, chosen, batch_size, progress)

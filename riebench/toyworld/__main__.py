@@ -12,13 +12,13 @@ from riebench.errors import RiebenchError
 
 app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-STAGES = ("vae", "base", "turbo", "clip", "judge", "saes")
+STAGES = ("vae", "base", "turbo", "clip", "clip-2", "judge", "saes")
 """Stages of what ships, in order."""
 
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="vae, base, turbo, clip, judge, saes, all of these, or mixed")],
+    what: Annotated[str, typer.Argument(help="vae, base, turbo, clip, clip-2, judge, saes, all of these, or mixed")],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     compile: Annotated[bool, typer.Option(help="compile the U-Net: minutes to start, then faster")] = False,

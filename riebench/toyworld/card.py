@@ -15,7 +15,7 @@ from riebench.errors import RiebenchError
 from riebench.models.assets import read_manifest
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
-from riebench.toyworld.evaluate import BARS
+from riebench.toyworld.evaluate import BARS, CLIPS
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 
 SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -82,7 +82,11 @@ def _speed(figures: dict[str, Any]) -> str:
             ["64 pictures of toy-turbo in one step, decoded", f"{figures['turbo1_64_pictures_seconds']} s"],
             ["loading both pipelines, four SAEs and the judge", f"{figures['load_seconds']} s"],
             ["largest pixel difference, alone against in a batch", f"{figures['batch_difference']} of 255"],
-            ["right caption among 100 (ten of them differ in one attribute)", f"{figures['clip_top1']:.3f}"],
+            *(
+                [f"{asset}: right caption among 100 (ten of them differ in one attribute)",
+                 f"{figures[f'{key}_top1']:.3f}"]
+                for key, asset in CLIPS.items()
+            ),
             ["explained variance of the SAEs: 1 step, 4 steps, toy-base",
              ", ".join(f"{figures[f'sae_ev_{key}']:.3f}" for key in ("1step", "4step", "base"))],
         ],
@@ -112,9 +116,17 @@ def _recovery(figures: dict[str, Any]) -> str:
     return _table(header, rows)
 
 
+def _attacks(figures: dict[str, Any]) -> str:
+    rows: list[list[object]] = [
+        [attacked, *(f"{shares[scorer]:.0%}" for scorer in CLIPS.values())]
+        for attacked, shares in figures["attack_gains"].items()
+    ]
+    return _table(["attacked", *(f"gain by {scorer}" for scorer in CLIPS.values())], rows)
+
+
 PARTS = {
     "bars": _bars, "attributes": _attributes, "blocks": _blocks, "patches": _patches, "saes": _saes, "sizes": _sizes,
-    "speed": _speed, "shares": _shares, "recovery": _recovery,
+    "speed": _speed, "shares": _shares, "recovery": _recovery, "attacks": _attacks,
 }  # fmt: skip
 MIXED_FIGURES = "toyworld-mixed.json"
 """Name of the file, beside that of the other figures, with the figures of the mixed world."""

@@ -20,10 +20,13 @@ from PIL import Image
 from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.trace import Trace
+from riebench.methods.editors import REACH, attack
 from riebench.models.assets import asset_folder
+from riebench.models.clip import SCORERS, load_open_clip
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
+from riebench.scoring.metrics.clip import ClipScorer
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, Judge
 from riebench.scoring.metrics.lpips import LpipsModel
 from riebench.toyworld.captions import caption
@@ -35,12 +38,16 @@ from riebench.utils.terminal import ProgressBar
 SAE_K = 16
 """k of the SAEs that exist for all four blocks."""
 INNER_BLOCKS = ("down.2.0", "down.2.1", "mid.0", "up.0.0", "up.0.1", "up.0.2")
+CLIPS = {"clip": "toy-clip", "clip_2": "toy-clip-2"}
+"""Beginning of a figure's key -> the CLIP that it is of."""
+ATTACK_ROUNDS = 10
+"""Gradients that an attack takes, as the method `adversarial`."""
 Images = NDArray[np.uint8]
 Figures = dict[str, Any]
 
 BARS: dict[str, float] = {
     "judge_renders": 0.98, "base_accuracy": 0.90, "turbo4_accuracy": 0.88, "turbo1_accuracy": 0.82, "clip_top1": 0.90,
-    "block_effect": 0.02, "patch_reach": 0.60, "sae_ev_1step": 0.80,
+    "clip_2_top1": 0.90, "block_effect": 0.02, "patch_reach": 0.60, "sae_ev_1step": 0.80,
 }  # fmt: skip
 """Figure -> the least it must be for the toy world to be fit for the benchmark."""
 
@@ -52,7 +59,8 @@ class Sizes:
     Attributes:
         renders: pictures for the judge.
         captions: captions for the accuracies.
-        clip_pictures: pictures for the CLIP.
+        clip_pictures: pictures for each CLIP.
+        attacks: edits for which a CLIP is attacked.
         effect_captions: captions for the block effects.
         pairs: source/target pairs a category.
         sae_captions: captions for the explained variance, in one and four steps.
@@ -63,6 +71,7 @@ class Sizes:
     renders: int = 2000
     captions: int = 500
     clip_pictures: int = 500
+    attacks: int = 90
     effect_captions: int = 200
     pairs: int = 30
     sae_captions: int = 200
@@ -93,10 +102,11 @@ def evaluate(limit: int | None = None) -> Figures:
     turbo, base = load_model("toy-turbo"), load_model("toy-base")
     load_saes(asset_folder("saes"), BLOCKS, k=SAE_K)
     Judge.load()
-    load_clip()
+    for name in CLIPS.values():
+        load_clip(name)
     figures["load_seconds"] = round(time.perf_counter() - started, 2)
     figures |= judge_figures(sizes)
-    figures |= clip_figures(sizes)
+    figures |= clip_figures(sizes) | clip_figures(sizes, "clip_2") | attack_figures(sizes)
     turbo1 = load_model("toy-turbo", steps=1)
     for key, model in (("turbo1", turbo1), ("turbo4", turbo), ("base", base)):
         figures |= accuracy_figures(key, model, sizes)
@@ -125,23 +135,27 @@ def judge_figures(sizes: Sizes) -> Figures:
     return {"judge_renders": round(float(np.mean(list(accuracy.values()))), 4), "judge_by_attribute": accuracy}
 
 
-def load_clip() -> tuple[Any, Any, Any]:
-    """Load the toy CLIP by open_clip's own factory: model, transform, tokenizer."""
-    name = f"local-dir:{asset_folder('toy-clip')}"
+def load_clip(asset: str) -> tuple[Any, Any, Any]:
+    """Load a toy CLIP by open_clip's own factory: model, transform, tokenizer."""
+    name = f"local-dir:{asset_folder(asset)}"
     model, transform = open_clip.create_model_from_pretrained(name)
     return model.eval(), transform, open_clip.get_tokenizer(name)  # the factory returns it in training mode
 
 
-def clip_figures(sizes: Sizes) -> Figures:
-    """Measure the share of pictures whose caption the toy CLIP finds among 100.
+def clip_figures(sizes: Sizes, key: str = "clip") -> Figures:
+    """Measure the share of pictures whose caption a toy CLIP finds among 100.
 
     10 of the captions differ from the right one in one attribute only; a choice among them is a near miss.
+
+    Args:
+        sizes: pictures to measure.
+        key: of `CLIPS`.
     """
-    model, transform, tokenizer = load_clip()
+    model, transform, tokenizer = load_clip(CLIPS[key])
     rng = random.Random(902)
     hits = near_hits = 0
     scenes = held_out_scenes(sizes.clip_pictures, seed=903)
-    for i, scene in enumerate(ProgressBar(scenes, title="clip")):
+    for i, scene in enumerate(ProgressBar(scenes, title=CLIPS[key])):
         near: set[Scene] = set()
         while len(near) < 10:
             attribute = rng.choice(list(ATTRIBUTES))
@@ -159,7 +173,32 @@ def clip_figures(sizes: Sizes) -> Figures:
         order = (texts @ picture[0]).argsort(descending=True)
         hits += int(order[0]) == 0
         near_hits += 1 <= int(order[0]) <= 10
-    return {"clip_top1": round(hits / len(scenes), 4), "clip_near_misses": round(near_hits / len(scenes), 4)}
+    return {f"{key}_top1": round(hits / len(scenes), 4), f"{key}_near_misses": round(near_hits / len(scenes), 4)}
+
+
+def attack_figures(sizes: Sizes) -> Figures:
+    """Measure the gains of attacks on each CLIP by both of them.
+
+    They are shares of what the target's own render gains. Each colour of the source's render moves by at most `REACH`
+    of 255 along the attacked CLIP's gradient.
+    """
+    rng, categories = random.Random(909), list(CATEGORY_ATTRIBUTE)
+    pairs = [random_edit(categories[i % len(categories)], rng) for i in range(sizes.attacks)]
+    sources, targets = ([render(pair[side], 9_200_000 + i).image for i, pair in enumerate(pairs)] for side in (0, 1))
+    prompts = [caption(target) for _, target in pairs]
+    made: dict[str, list[NDArray[np.uint8]]] = {"target": targets}
+    for name in CLIPS.values():
+        attacked = load_open_clip(SCORERS[name])
+        bar = ProgressBar(zip(sources, prompts, strict=True), title=f"attack {name}", total=len(pairs))
+        made[name] = [attack(attacked, source, prompt, (REACH,), ATTACK_ROUNDS)[0] for source, prompt in bar]
+    shares: dict[str, dict[str, float]] = {name: {} for name in CLIPS.values()}
+    for scorer in CLIPS.values():
+        clip = ClipScorer.load(scorer)
+        texts, before = clip.texts(prompts), clip.pictures(sources)
+        gains = {key: float(((clip.pictures(its) - before) * texts).sum(1).mean()) for key, its in made.items()}
+        for name in CLIPS.values():
+            shares[name][scorer] = round(gains[name] / gains["target"], 4)
+    return {"attack_gains": shares}
 
 
 def generate(model: LoadedModel, captions: Sequence[str], sizes: Sizes, label: str, seed: int = 0) -> Images:

@@ -26,7 +26,7 @@ from riebench.errors import RiebenchError
 from riebench.models.assets import ASSETS, asset_folder, write_manifest
 from riebench.toyworld import saes
 from riebench.toyworld.data import Pool, training_pool
-from riebench.toyworld.networks import clip, diffusion, judge, vae
+from riebench.toyworld.networks import clip, diffusion, judge, second_clip, vae
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
 from riebench.toyworld.networks.mixed import training as mixed_training
 from riebench.toyworld.networks.mixed.network import fold
@@ -97,8 +97,9 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
     """Train one stage, or finish an interrupted one, and export its model.
 
     Args:
-        stage: "vae", "base", "turbo", "clip", "judge", "saes" or "mixed"; each needs the ones before it in that order,
-            except that clip and judge need none, and mixed starts from toy-turbo, the shipped one if `assets` has none.
+        stage: "vae", "base", "turbo", "clip", "clip-2", "judge", "saes" or "mixed"; each needs the ones before it in
+            that order, except that the CLIPs and the judge need none, and mixed starts from toy-turbo, the shipped one
+            if `assets` has none.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
         compiled: compiles the U-Net of base and turbo.
@@ -109,8 +110,8 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
     """
     target = assets or ASSETS
     stages: dict[str, Callable[[_StageContext], None]] = {
-        "vae": _vae, "base": _base, "turbo": _turbo, "clip": _clip, "judge": _judge, "saes": _saes,
-        "mixed": _mixed,
+        "vae": _vae, "base": _base, "turbo": _turbo, "clip": _clip, "clip-2": _second_clip,
+        "judge": _judge, "saes": _saes, "mixed": _mixed,
     }  # fmt: skip
     try:
         stages[stage](_StageContext(work, torch.device(device), compiled, target))
@@ -211,7 +212,14 @@ def _turbo(context: _StageContext) -> None:
 
 
 def _clip(context: _StageContext) -> None:
-    clip.save(clip.train(context.pool, context.work, context.device).cpu(), context.clear_asset("toy-clip"))
+    trained = clip.train(context.pool, context.work, context.device).cpu()
+    clip.save(trained, clip.model_config(), context.clear_asset("toy-clip"))
+
+
+def _second_clip(context: _StageContext) -> None:
+    pool = training_pool(context.work, second_clip.POOL_SIZE, second_clip.POOL_SEED)
+    trained = second_clip.train(pool, context.work, context.device).cpu()
+    clip.save(trained, second_clip.model_config(), context.clear_asset("toy-clip-2"))
 
 
 def _judge(context: _StageContext) -> None:

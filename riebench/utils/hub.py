@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from riebench.errors import RiebenchError
+from riebench.errors import MetricError, RiebenchError
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 """Environment variables that huggingface_hub (and with it diffusers, transformers and open_clip) and datasets read.
@@ -149,6 +149,39 @@ def fetch(
     except Exception as error:
         # Not all of the hub's errors share a base class, and a timeout is one of the HTTP library's own.
         raise RiebenchError(_explain_failure(error, repo, revision, hint_patterns or patterns, offline)) from error
+
+
+def from_hub(
+    repository: str, choices: Sequence[tuple[str, ...]], *, revision: str | None = None, offline: bool = False
+) -> Path:
+    """Return the folder of the hub's cache that holds one of several sets of files.
+
+    Files are fetched only if no set is in the cache.
+
+    Args:
+        repository: hub id.
+        choices: sets of file names, the best first.
+        revision: commit, or None for the newest.
+        offline: whether to look into the cache alone.
+
+    Raises:
+        MetricError: with one line on what is missing and how to get it.
+    """
+    why = ""
+    for local in (True,) if offline or is_offline() else (True, False):
+        for files in choices:
+            try:
+                folder = fetch(repository, revision, patterns=files, offline=local)
+            except RiebenchError as error:
+                why = "" if local else f": {error}"
+                continue
+            if all((folder / name).is_file() for name in files):
+                return folder
+    pin = f" --revision {revision}" if revision else ""
+    line = f"hf download {repository}{pin} {' '.join(choices[0])}"
+    if not why and (offline or is_offline()):
+        why = f": {offline_remedy()}"
+    raise MetricError(f"{repository} is not on this machine (`{line}` brings it){why}")
 
 
 def _explain_failure(error: Exception, repo: str, revision: str | None, patterns: Sequence[str], offline: bool) -> str:

@@ -1,6 +1,6 @@
-"""Safetensors files, inspected through their headers alone.
+"""Files of weights, inspected without loading any.
 
-Names and shapes of tensors are read, and damaged files are refused, without loading any weights.
+Names and shapes of tensors are read from the headers of safetensors files, and damaged files are refused.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from riebench.errors import RiebenchError
+from riebench.errors import MetricError, RiebenchError
 
 LFS_POINTER = b"version https://git-lfs"
 """First bytes of a file that Git LFS has not fetched yet."""
+
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
+"""Endings of files with the weights of a network that measures."""
 
 INTEGER_FORMATS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 """Number formats without fractions, as the headers of files name them."""
@@ -90,3 +93,19 @@ def tensor_names(file: Path) -> set[str]:
             return set(formats)
     except (SafetensorError, OSError) as error:
         raise RiebenchError(f"{file} is damaged or cut off ({error}); download it again") from error
+
+
+def check_weights_file(path: Path) -> Path:
+    """Check that a path is a weights file, and return it.
+
+    Raises:
+        MetricError: if there is no such file, it is a Git-LFS pointer, or its ending is not that of a weights file.
+    """
+    if not path.is_file():
+        raise MetricError(f"there is no file {path}")
+    if path.suffix not in WEIGHT_ENDINGS:
+        raise MetricError(f"{path} is no weights file; it has to end in {', '.join(WEIGHT_ENDINGS)}")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise MetricError(f"{path} is a Git-LFS pointer, not the file; run `git lfs pull` in its folder")
+    return path

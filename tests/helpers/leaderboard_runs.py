@@ -22,13 +22,17 @@ EXAMPLES = {f"{category}-{i}": category for category in CATEGORIES for i in rang
 def add_run(
     results: Path, name: str, gain: float | None, *, method: str = "sae", access: str = "PAM", levels: int = 6,
     leave_out: str | None = None, fail: str | None = None, unscored: str | None = None, seeds: int = 1,
-    backbone: str = "", group: str | None = None, cluster: str | None = None, second: bool = False, sae: str = "ab",
-    knob: Callable[[float], float] = float, examples: Mapping[str, str] = EXAMPLES,
+    backbone: str = "", group: str | None = None, cluster: str | None = None, second: bool | float = False,
+    sae: str = "ab", knob: Callable[[float], float] = float, examples: Mapping[str, str] = EXAMPLES,
+    spread: float = 0.001,
 ) -> RunFolder:  # fmt: skip
-    """Store a run whose examples gain about `gain` times what the knob makes of the strength at LPIPS a tenth of it."""
+    """Store a run whose examples gain about `gain` times what the knob makes of the strength at LPIPS a tenth of it.
+
+    By a second scorer they gain half as much each, or about the number `second` in place of `gain`, with its own noise.
+    """
     noise = {(example, seed): random.Random(f"{name}{example}{seed}") for example in examples for seed in range(seeds)}
     jitter = {
-        (*unit, done): rng.gauss(0, 0.001) if done else 0.0
+        (*unit, done): rng.gauss(0, spread) if done else 0.0
         for unit, rng in noise.items() for done in sorted({knob(strength) for strength in LEVELS})
     }  # fmt: skip
     spec = make_spec(
@@ -54,8 +58,10 @@ def add_run(
             value = gain * done + jitter[key.example_id, key.seed, done]
             scores = [make_score(record, value, backbone)]
             scores.append(scores[0].model_copy(update={"metric": "lpips", "value": done / 10}))
-            if second:
-                scores.append(scores[0].model_copy(update={"metric": "clip_gain_2", "value": value / 2}))
+            if second is not False:
+                own = random.Random(f"second {name}{key.example_id}{key.seed}{done}").gauss(0, spread)
+                other = value / 2 if second is True else second * done + own
+                scores.append(scores[0].model_copy(update={"metric": "clip_gain_2", "value": other}))
             run.append_scores(scores)
     return folder
 

@@ -36,13 +36,16 @@ from riebench.models.families.blocks import BatchLayout
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.spec import ModelOptions
 from riebench.runs.runner import run_benchmark
+from riebench.scoring.metrics.clip import ClipScorer
 from riebench.tasks.schema import EditExample, EditTask, Setting
 from riebench.tasks.settings import load_setting_file, setting_names, settings_folder
 
 REPLACED = EditExample(id="same", source="a red house", target="a red mouse")
 REFINED = EditExample(id="longer", source="a red house", target="a red boat on it")
 NAMES = ("img2img", "p2p", "ledits_pp")
-QUICK: dict[str, dict[str, Any]] = {"img2img": {}, "p2p": {}, "ledits_pp": {"inversion_steps": 3}}
+QUICK: dict[str, dict[str, Any]] = {
+    "img2img": {}, "p2p": {}, "ledits_pp": {"inversion_steps": 3}, "adversarial": {"scorer": "toy-clip", "rounds": 4},
+}  # fmt: skip
 NOISE = 5
 MADE: dict[Any, tuple[Generator, np.ndarray[Any, Any]]] = {}
 TASK = EditTask(name="t", version=1, category="change_object", suite="tiny", examples=(REPLACED, REFINED))
@@ -421,3 +424,24 @@ def test_a_run_records_editors_like_any_method(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(EditorContext, "encode", original)
     run_benchmark([TASK], settings, tiny_model(2), redo="errors", **options)
     assert {one.status for folder in folders for one in folder.records()} == {"ok"}
+
+
+def test_the_adversarial_control_stays_within_its_reach_and_pleases_the_scorer_that_it_attacks() -> None:
+    model = tiny_model(2)
+    ctx = context(model, 0.0, 2.0, 8.0)
+    source = ctx.pictures["source"]
+    with counted(model) as calls:
+        made = paint("adversarial", ctx)
+    assert calls == []
+    assert np.array_equal(made[0], source)
+    assert [np.abs(picture - source.astype(int)).max() for picture in made] == [0, 2, 8]
+    scorer = ClipScorer.load("toy-clip")
+    cosines = scorer.pictures(made.astype(np.uint8)) @ scorer.texts([ctx.example.target])[0]
+    assert cosines[0] + 0.02 < cosines[1] < cosines[2]
+    assert np.array_equal(paint("adversarial", ctx), made)
+    with pytest.raises(RiebenchError, match="adversarial: rounds 0; give at least 1"):
+        paint("adversarial", ctx, rounds=0)
+    with pytest.raises(RiebenchError, match=r"unknown scorer 'toy-clap' \(did you mean 'toy-clip'\?\)"):
+        paint("adversarial", ctx, scorer="toy-clap")
+    with pytest.raises(RiebenchError, match="strengths: 9 is not in 0 to 8"):
+        paint("adversarial", context(model, 9.0))

@@ -18,7 +18,8 @@ from tiny_clip import tiny_clip_folder
 from torchvision.transforms import Compose
 
 from riebench.errors import MetricError
-from riebench.scoring.metrics import clip_models
+from riebench.models import clip as clip_models
+from riebench.models.clip import ClipSpec, load_open_clip
 from riebench.scoring.metrics.base import Reason, Sample, strict_float32
 from riebench.scoring.metrics.clip import (
     ClipScorer,
@@ -32,7 +33,6 @@ from riebench.scoring.metrics.clip import (
     clip_target,
     region_box,
 )
-from riebench.scoring.metrics.clip_models import ClipSpec, load_open_clip
 from riebench.scoring.metrics.networks import Networks
 
 WIDTH = 6

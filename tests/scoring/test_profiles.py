@@ -16,6 +16,7 @@ from riebench.analysis.leaderboard import leaderboard_text
 from riebench.analysis.tables import check_all, write_all
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
+from riebench.models.clip import ClipSpec, load_open_clip
 from riebench.registry import METRICS
 from riebench.runs.plan import plan, works_of
 from riebench.scoring.metrics.base import Sample
@@ -27,7 +28,6 @@ from riebench.scoring.metrics.clip import (
     paper_image_target,
     paper_text_target,
 )
-from riebench.scoring.metrics.clip_models import ClipSpec, load_open_clip
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.profiles import PROFILES, get_profile, profile_metrics, table_metrics
 from riebench.scoring.score import score

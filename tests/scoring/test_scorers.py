@@ -16,15 +16,17 @@ from scored_runs import TASKS, key_of, noise, stored_run
 from tiny_clip import VISION, tiny_clip_folder
 
 from riebench.analysis.configurations import configurations
+from riebench.analysis.leaderboard import make_leaderboard
 from riebench.analysis.tables import per_method
 from riebench.errors import MetricError, RiebenchError
+from riebench.models.clip import HUB_NAMES, SCORERS, ClipSpec, identity, load_open_clip, locate, scorer_pair
 from riebench.models.presets import PRESETS, second_scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.clip_models import SCORERS, ClipSpec, identity, load_open_clip, locate, scorer_pair
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
+from riebench.utils.markup import csv_rows
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TRAINING: dict[str, Any] = {
@@ -202,8 +204,51 @@ def test_which_models_have_a_second_scorer() -> None:
             name="n", source=PRESETS[preset].spec_source, revision=None, steps=1, guidance=0, size=64, dtype="float32"
         )
 
-    assert second_scorer_for(spec("toy-turbo")) is None
-    assert second_scorer_for(spec("sdxl-turbo")) == "siglip2-b16"
+    assert second_scorer_for(spec("toy-turbo")) == second_scorer_for(spec("toy-base")) == "toy-clip-2"
+    assert second_scorer_for(spec("sdxl-turbo")) == second_scorer_for(spec("sdxl-base")) == "siglip2-b16"
+    own = spec("toy-turbo").model_copy(update={"source": "own/model"})
+    assert second_scorer_for(own) == "siglip2-b16"
+
+
+def test_the_toy_world_is_scored_by_two_clips_that_ship(tmp_path: Path) -> None:
+    folder = stored_run(tmp_path, PRESETS["toy-turbo"].spec_source)
+    score([folder], TASKS, progress=False)
+    measured = {one.metric: one.backbone for one in folder.scores().values()}
+    assert measured["clip_gain"] == identity(SCORERS["toy-clip"])
+    assert measured["clip_gain_2"] == identity(SCORERS["toy-clip-2"]) != measured["clip_gain"]
+    # Its numbers do not depend on what happens to be on a machine.
+    assert "structure" not in measured
+
+
+def test_sdxl_is_scored_by_both_scorers_of_its_preset_each_with_an_interval(
+    cache: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tiny random networks in the place of the real ones, in the hub's layout; the second with a tokenizer of its own.
+    text = {
+        "context_length": 10, "vocab_size": 11, "width": 16, "heads": 2, "layers": 1,
+        "hf_tokenizer_name": "nobody/second",
+    }  # fmt: skip
+    configs = {
+        ("ViT-L-14-quickgelu", "openai", "nobody/first"): tiny,
+        ("ViT-B-16-SigLIP2", "webli", "nobody/second"): {**tiny, "text_cfg": text},
+    }
+    for (model, tag, repository), config in configs.items():
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, model, config)
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, model, {tag: {**TRAINING, "hf_hub": f"{repository}/"}})
+        snapshot = in_cache(cache, repository)
+        if tag == "openai":
+            snapshot = snapshot.with_name(str(SCORERS["clip-l14"].revision))
+        snapshot.mkdir(parents=True)
+        tiny_clip_folder(snapshot)
+        write_weights(config, snapshot / HUB_NAMES[0])
+    folder = stored_run(tmp_path / "results", PRESETS["sdxl-turbo"].spec_source)
+    report = score([folder], TASKS, offline=True, progress=False)
+    assert report.computed["clip_gain"] == report.computed["clip_gain_2"] == 2
+    (row,) = csv_rows(make_leaderboard(tmp_path / "results").numbers.splitlines())
+    assert (row["scorer"], row["second_scorer_network"]) == ("ViT-L-14-quickgelu/openai", "ViT-B-16-SigLIP2/webli")
+    for name in ("score", "second_scorer"):
+        assert row[name] and float(row[f"{name}_low"]) < float(row[f"{name}_high"])
+    assert row["score"] != row["second_scorer"]
 
 
 def test_a_toy_like_model_of_ones_own_is_scored_by_the_toy_clip(tmp_path: Path) -> None:

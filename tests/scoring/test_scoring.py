@@ -12,12 +12,12 @@ import pytest
 from filelock import FileLock
 
 from riebench.errors import FolderInUseError, MetricError, RiebenchError
+from riebench.models.clip import ClipSpec
 from riebench.models.presets import PRESETS, scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Metric, Reason, Sample, Value, metric
 from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.clip_models import ClipSpec
 from riebench.scoring.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.score import SCORING_FILE, ScoreReport, score

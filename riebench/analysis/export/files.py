@@ -31,7 +31,7 @@ from riebench.analysis.configurations import (
 )
 from riebench.analysis.leaderboard.methods import method_columns
 from riebench.analysis.leaderboard.sae_scores import GROUPS
-from riebench.analysis.standings import MethodComparison, entries
+from riebench.analysis.standings import MethodComparison, entries, with_score_controls
 from riebench.analysis.tables import model_tables
 from riebench.errors import RiebenchError, near_match
 from riebench.scoring.profiles import DEFAULT
@@ -145,7 +145,7 @@ def method_rows(groups: Groups) -> list[Row]:
     for (suite, model), every in groups.items():
         folders = [folder for folder in every if folder.spec.setting.group not in GROUPS]
         if DEFAULT in scored_profiles(folders):
-            comparison = MethodComparison(tuple(entries(folders)))
+            comparison = MethodComparison(with_score_controls(entries(folders)))
             reference = "" if comparison.reference is None else comparison.reference.name
             rows += [
                 {"suite": suite, "model": model, **method_columns(standing, reference)}

@@ -19,6 +19,7 @@ from riebench.analysis.leaderboard.rows import (
 )
 from riebench.analysis.leaderboard.saes import sae_blocks, sae_notes
 from riebench.analysis.standings import (
+    BEST_STRENGTH,
     ENDS,
     GAIN,
     MIN_EXAMPLES,
@@ -29,6 +30,7 @@ from riebench.analysis.standings import (
     ReadFolder,
     Standing,
     group_entries,
+    with_score_controls,
 )
 from riebench.analysis.stats import Estimate
 from riebench.analysis.tables import outsized_notes
@@ -38,6 +40,25 @@ from riebench.scoring.profiles import DEFAULT
 from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
 
 HEADER = ("rank", "method", "mean gain", "95 % interval", "completion", "LPIPS", "notes")
+BOTH_HEADER = (
+    "rank", "method", "confirmed", "mean gain", "95 % interval", "second scorer", "its 95 % interval", "LPIPS", "notes",
+)  # fmt: skip
+"""Columns where a second scorer has measured."""
+ONE_SCORER = (
+    "No second scorer has measured these results: ranks are by one scorer alone, and what pleases only that one cannot "
+    "be told apart."
+)
+SCORE_CONTROL_WORDS = {
+    "adversarial": (
+        "The control of method adversarial moves the colours of the source picture by at most 8 of 255 along the first "
+        "scorer's gradient: no edit, and the largest gain by that scorer."
+    ),
+    BEST_STRENGTH: (
+        f"The control whose name ends in {BEST_STRENGTH} is a stored sweep of the SAE whose edit strength is chosen "
+        "for each example and budget by the first scorer's own number, which methods may not do."
+    ),
+}
+"""Control of the score -> what it is."""
 MEAN_GAIN = "mean_gain"
 """What `score` is in leaderboard.csv where methods are compared."""
 
@@ -50,20 +71,22 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
         model: its name.
         read: its run folders with their whole configurations.
     """
-    comparison = MethodComparison(tuple(group_entries(read)))
+    comparison = MethodComparison(with_score_controls(group_entries(read)))
+    both = comparison.has_second
     standings = sorted(comparison.standings(), key=_order)
     places = {standing.entry: _listed_under(standing, standings) for standing in standings}
     labels = _labels(standings)
     folders = [folder for folder, _ in read]
     of_saes = sae_notes(folders)
     notes = {standing.entry: "; ".join(row_notes(standing, comparison, of_saes)) for standing in standings}
+    header = BOTH_HEADER if both else HEADER
     tables = tables_by_inputs(
-        HEADER, ((places[s.entry], _cells(s, labels[s.entry], notes[s.entry])) for s in standings)
+        header, ((places[s.entry], _cells(s, labels[s.entry], notes[s.entry], both)) for s in standings)
     )
     found = [configuration for _, everything in read for configuration in everything]
     outsized = [Paragraph(tuple(pieces)) for pieces in outsized_notes(found)]
     place = f"{suite}/{model}/tables/per_method.md"
-    columns = [Heading(3, ("Columns",)), _definitions()]
+    columns = [Heading(3, ("Columns",)), _definitions(header)]
     blocks = [*tables, *columns, *_reading(comparison, standings, place)]
     reference = "" if comparison.reference is None else comparison.reference.name
     rows = (
@@ -74,9 +97,10 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
         for standing in sorted(standings, key=lambda standing: inputs_order(places[standing.entry]))
     )  # fmt: skip
     title = (Name(suite), " on ", Name(model))
-    return Section(
-        title, method_conclusion(comparison, standings), (*blocks, *outsized, *sae_blocks(folders)), tuple(rows)
-    )
+    conclusion = method_conclusion(comparison, standings)
+    if not both and any(standing.group is not None for standing in standings):
+        conclusion = (*conclusion, f" {ONE_SCORER}")
+    return Section(title, conclusion, (*blocks, *outsized, *sae_blocks(folders)), tuple(rows))
 
 
 def row_notes(
@@ -117,7 +141,10 @@ def method_columns(standing: Standing, reference: str) -> CsvRow:
         "sae": entry.sae, "block_set": entry.block_set, "edit_strengths": entry.levels, "metric": MEAN_GAIN,
         **estimate_columns("score", standing.area), "micro_average": standing.micro,
         **estimate_columns("completion", standing.completion), "lpips": standing.realised,
-        "second_scorer": standing.second, "scorer": entry.scorer,
+        **estimate_columns("second_scorer", standing.second), "scorer": entry.scorer,
+        "second_scorer_network": entry.second_scorer if entry.has_second else None,
+        **estimate_columns("confirmed", standing.confirmed), "decided_by": standing.decided_by or None,
+        **dict(zip(("rank_by_first", "rank_by_second"), standing.ranks, strict=False)),
         "reference": None if difference is None else reference, "difference": difference, "p": p,
         "detectable": standing.detectable, "n_scored": entry.n_scored, "n_expected": entry.n_expected,
         "runs": " ".join(dict.fromkeys(one.run_id[:8] for one in entry.configurations)), "notes": standing.note,
@@ -133,10 +160,11 @@ def estimate_columns(name: str, value: Estimate | None) -> CsvRow:
 
 def _order(standing: Standing) -> tuple[bool, bool, float, str]:
     """Return the sort key in a table: ranked, then ends, then the rest."""
-    area = standing.area.mean if standing.area is not None else None
+    ranked_by = standing.confirmed or standing.area
+    score = ranked_by.mean if ranked_by is not None else None
     unranked = standing.group is None
     incomplete = unranked and standing.entry.method not in ENDS
-    return unranked, incomplete, math.inf if area is None else -area, standing.entry.name
+    return unranked, incomplete, math.inf if score is None else -score, standing.entry.name
 
 
 def _listed_under(standing: Standing, standings: Sequence[Standing]) -> str:
@@ -164,35 +192,59 @@ def _label(entry: Entry, shared: bool) -> str:
     return f"{entry.name} [{about}]" if shared else entry.name
 
 
-def _cells(standing: Standing, label: str, notes: str) -> tuple[str, ...]:
-    """Return the cells of one method, in the order of `HEADER`."""
+def _cells(standing: Standing, label: str, notes: str, both: bool) -> tuple[str, ...]:
+    """Return the cells of one method, in the order of its header.
+
+    Args:
+        standing: of the method.
+        label: its name.
+        notes: on it.
+        both: whether the header is `BOTH_HEADER`.
+    """
+    second = (
+        number_text(None if standing.second is None else standing.second.mean, 2),
+        interval_text(standing.second, 2).partition(" ")[2] or NO_RANK,
+    )
     return (
         NO_RANK if standing.group is None else str(standing.group),
         label,
+        *((number_text(None if standing.confirmed is None else standing.confirmed.mean, 0),) if both else ()),
         number_text(None if standing.area is None else standing.area.mean, 2),
         interval_text(standing.area, 2).partition(" ")[2] or NO_RANK,
-        number_text(None if standing.completion is None else standing.completion.mean, 0),
+        *(second if both else (number_text(None if standing.completion is None else standing.completion.mean, 0),)),
         NO_RANK if standing.realised is None else f"{standing.realised:.3f}",
         notes,
     )
 
 
-def _definitions() -> Block:
+def _definitions(header: Sequence[str]) -> Block:
     """Return the list that defines each column of the tables above it."""
+    both = header == BOTH_HEADER
     columns: dict[str, tuple[Piece, ...]] = {
         "rank": (
-            "1 + the number of methods in the table that are significantly better (p < 0.05, corrected).",
+            "1 + the number of methods in the table that are significantly better (p < 0.05, corrected)"
+            f"{' by what both scorers confirm' if both else ''}.",
         ),
         "method": ("a method configuration, or a group of them that are edit strengths of one method.",),
         "mean gain": (
-            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100); sorted by it.",
+            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100)"
+            f"{' by the first scorer' if both else '; sorted by it'}.",
+        ),
+        "confirmed": (
+            "what both scorers confirm: by each of them the mean gain in % of the gain of ", Code("target_prompt"),
+            "'s own pictures, and of the two the smaller one; sorted by it.",
         ),
         "95 % interval": ("of the mean gain.",),
+        "second scorer": (
+            "mean gain by a second, independent CLIP at the strengths that the first one chose; it has a scale of its "
+            "own, so its numbers compare with each other only.",
+        ),
+        "its 95 % interval": ("of the mean gain by the second scorer.",),
         "completion": ("mean gain in % of the gain of ", Code("target_prompt"), "'s own pictures."),
         "LPIPS": ("mean LPIPS to the source picture where the gains were read.",),
         "notes": ("what a method is a control of, why it is unranked, and what else is to be known of its row.",),
     }  # fmt: skip
-    return BulletList(tuple((Code(name), ": ", *columns[name]) for name in HEADER))
+    return BulletList(tuple((Code(name), ": ", *columns[name]) for name in header))
 
 
 def _reading(comparison: MethodComparison, standings: Sequence[Standing], place: str) -> list[Block]:
@@ -227,8 +279,20 @@ def _reading(comparison: MethodComparison, standings: Sequence[Standing], place:
         f" with p (corrected over all {adjusted} such differences), detectable difference, micro-average, second "
         "scorer, SAE, counts and runs. Means of each edit strength are in ", Code(place), " of the results.",
     )  # fmt: skip
-    paragraphs = [Paragraph((text,)) for text in (rules, budgets, statistics)]
+    scorers = [_scorers(comparison)] if comparison.has_second else [ONE_SCORER]
+    paragraphs = [Paragraph((text,)) for text in (rules, *scorers, budgets, statistics)]
     return [*paragraphs, *_seed_note(comparison), Paragraph(others)]
+
+
+def _scorers(comparison: MethodComparison) -> str:
+    """Return the paragraph on the two scorers, and on the controls of the score."""
+    here = {entry.method for entry in comparison.entries}
+    controls = [words for method, words in SCORE_CONTROL_WORDS.items() if method in here]
+    which = f" {' '.join(controls)}" if controls else ""
+    return (
+        "A method has to convince two scorers that have nothing in common: methods are ranked by the smaller of the "
+        "shares of the target prompt's gain that they reach by each." + which
+    )
 
 
 def _seed_note(comparison: MethodComparison) -> list[Block]:

@@ -35,7 +35,7 @@ COLUMNS: Mapping[str, str] = {
     "completion_low": "lower end of its 95 % interval",
     "completion_high": "upper end of its 95 % interval",
     "lpips": "mean LPIPS at which the gains were read",
-    "second_scorer": "mean gain by the second scorer, at the strengths that the first one chose",
+    "second_scorer": "mean gain by the second scorer, at the strengths that the first one chose; empty if not measured",
     "scorer": "the network that measured the gains",
     "reference": "the method that `difference` is to",
     "difference": "mean gain minus that of the reference",
@@ -49,6 +49,16 @@ COLUMNS: Mapping[str, str] = {
     "off_distribution": "share of edited positions whose activations are farther out than 99 % of unedited ones, at "
     "the edit strength with the largest mean gain; empty where it was not measured",
     "off_distribution_before": "the same share before the edit, at the same positions",
+    "second_scorer_low": "lower end of the 95 % interval of `second_scorer`",
+    "second_scorer_high": "upper end of its 95 % interval",
+    "second_scorer_network": "the network that measured `second_scorer`",
+    "confirmed": "what methods are ranked by where two scorers have measured: the smaller of both shares of the target "
+    "prompt's gain",
+    "confirmed_low": "lower end of its 95 % interval",
+    "confirmed_high": "upper end of its 95 % interval",
+    "decided_by": "the scorer of the smaller share: `first` or `second`",
+    "rank_by_first": "rank by the first scorer alone",
+    "rank_by_second": "rank by the second scorer alone",
 }
 """Column of leaderboard.csv -> what it holds. Columns may be added at the end; none changes its name or place."""
 

@@ -264,6 +264,13 @@ class SampleMean:
             float(centres[0] - centres[1]) if moved else None,
         )  # fmt: skip
 
+    def scaled(self, factor: float) -> SampleMean:
+        """Return the mean of the same draws times a number that is not drawn."""
+        return SampleMean(
+            self.examples, self.weights, lambda rows: factor * self.part(rows), self.category,
+            None if self.centre is None else factor * self.centre,
+        )  # fmt: skip
+
     def over(self, other: SampleMean) -> Replicates:
         """Return the ratio of two means of the same draws; its errors are linearised."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -444,6 +451,60 @@ def cross_fit(
     area = SampleMean(examples, weights, lambda rows: chosen(given, rows), category, float(at_best))
     realised = SampleMean(examples, weights[:1], lambda rows: chosen(cost, slice(0, 1)), category).values[0]
     return TradeOff(area, float(realised), choice)
+
+
+def best_per_example(
+    distances: Floats,
+    gains: Floats,
+    examples: Examples,
+    weights: Floats,
+    curves: Sequence[Sequence[int]] | None = None,
+    *,
+    read: Floats | None = None,
+) -> TradeOff:
+    """Read each example where it gains most inside each budget.
+
+    It is the choice that `cross_fit` keeps from methods. A place on a curve is a level, or where the curve crosses the
+    budget. The numbers that choose are the numbers that are read, so noise of the scorer counts as gain.
+
+    Args:
+        distances: see `cross_fit`.
+        gains: likewise.
+        examples: likewise.
+        weights: likewise.
+        curves: likewise.
+        read: likewise.
+    """
+    curves = along_curves(distances, [""] * distances.shape[1]) if curves is None else curves
+    tables = (gains, gains if read is None else read, distances)
+    found = np.zeros((len(tables), len(distances)))
+    for budget in BUDGETS:
+        places = [_places(distances, tables, curve, budget) for curve in curves]
+        gained, *others = (np.hstack(parts) for parts in zip(*places, strict=True))
+        best = np.nanargmax(gained, axis=1)[:, None]
+        found += [np.take_along_axis(table, best, axis=1)[:, 0] for table in (gained, *others)]
+    _, given, cost = found / len(BUDGETS)
+    realised = SampleMean.of(cost, examples, weights[:1]).values[0]
+    area = SampleMean.of(given, examples, weights)
+    return TradeOff(area, float(realised), np.zeros((len(weights), 2), dtype=np.intp))
+
+
+def _places(distances: Floats, tables: Sequence[Floats], curve: Sequence[int], budget: float) -> list[Floats]:
+    """Return what tables give at the places of a curve, [E, places] each.
+
+    It is nan outside the budget.
+    """
+    far = with_no_edit(distances[:, list(curve)])
+    inside = far <= budget + TOLERANCE
+    crosses = inside[:, :-1] != inside[:, 1:]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        along = np.where(crosses, (budget - far[:, :-1]) / (far[:, 1:] - far[:, :-1]), 0.0)
+    found = []
+    for table in tables:
+        values = with_no_edit(table[:, list(curve)])
+        between = values[:, :-1] + np.clip(along, 0, 1) * (values[:, 1:] - values[:, :-1])
+        found.append(np.hstack([np.where(inside, values, np.nan), np.where(crosses, between, np.nan)]))
+    return found
 
 
 def _best(means: Floats) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from riebench.analysis.configurations import configurations, whole_configurations
 from riebench.analysis.leaderboard.methods import row_notes
-from riebench.analysis.standings import MethodComparison, Standing, group_entries
+from riebench.analysis.standings import MethodComparison, Standing, group_entries, with_score_controls
 from riebench.errors import RiebenchError, one_line
 from riebench.saes.sources import SCHEME, SaeSource, parse_place
 from riebench.store.folder import RunFolder, find_run_folders
@@ -106,7 +106,7 @@ def _group_scores(
     suite: str, model: str, folders: Sequence[RunFolder], shared: Mapping[str, tuple[str, ...]]
 ) -> list[BenchmarkScore]:
     read = [(folder, whole_configurations(configurations(folder))) for folder in folders]
-    comparison = MethodComparison(tuple(group_entries(read)))
+    comparison = MethodComparison(with_score_controls(group_entries(read)))
     used = {folder.spec.run_id: tuple(folder.spec.sae_sha256) for folder in folders}
     found = []
     for standing in comparison.standings():

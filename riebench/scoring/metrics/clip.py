@@ -17,6 +17,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from riebench.errors import MetricError
+from riebench.models.clip import ClipSpec, LoadedClip, identity, load_open_clip, locate
 from riebench.scoring.metrics.base import (
     Bool,
     Float,
@@ -29,7 +30,6 @@ from riebench.scoring.metrics.base import (
     picture_key,
     strict_float32,
 )
-from riebench.scoring.metrics.clip_models import ClipSpec, LoadedClip, identity, load_open_clip, locate
 from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 from riebench.tasks.prompts import plain_prompt
 

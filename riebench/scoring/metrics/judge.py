@@ -11,8 +11,8 @@ import numpy as np
 
 from riebench.errors import MetricError, near_match
 from riebench.models.assets import asset_folder
+from riebench.models.clip import folder_digest
 from riebench.scoring.metrics.base import MetricFormat, Reason, Sample, UInt8, Value, metric, picture_key
-from riebench.scoring.metrics.clip_models import folder_digest
 from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 
 SIDE = 64

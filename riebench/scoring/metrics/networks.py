@@ -8,16 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from riebench.errors import MetricError, RiebenchError, foreign_code, near_match
+from riebench.errors import MetricError, foreign_code, near_match
 from riebench.registry import NETWORKS, PackageError
-from riebench.utils.hub import fetch, is_offline, offline_remedy
 from riebench.utils.terminal import warnings_held
 
 T = TypeVar("T")
 N = TypeVar("N", bound="type[Network]")
-
-WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -117,55 +113,6 @@ def parse_weights(entries: Sequence[str]) -> dict[str, Path]:
         if not found[name].exists():
             raise MetricError(f"--weights {entry}: there is no {path}")
     return found
-
-
-def check_weights_file(path: Path) -> Path:
-    """Check that a path is a weights file, and return it.
-
-    Raises:
-        MetricError: if there is no such file, it is a Git-LFS pointer, or its ending is not that of a weights file.
-    """
-    if not path.is_file():
-        raise MetricError(f"there is no file {path}")
-    if path.suffix not in WEIGHT_ENDINGS:
-        raise MetricError(f"{path} is no weights file; it has to end in {', '.join(WEIGHT_ENDINGS)}")
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise MetricError(f"{path} is a Git-LFS pointer, not the file; run `git lfs pull` in its folder")
-    return path
-
-
-def from_hub(
-    repository: str, choices: Sequence[tuple[str, ...]], *, revision: str | None = None, offline: bool = False
-) -> Path:
-    """Return the folder of the hub's cache that holds one of several sets of files.
-
-    Files are fetched only if no set is in the cache.
-
-    Args:
-        repository: hub id.
-        choices: sets of file names, the best first.
-        revision: commit, or None for the newest.
-        offline: whether to look into the cache alone.
-
-    Raises:
-        MetricError: with one line on what is missing and how to get it.
-    """
-    why = ""
-    for local in (True,) if offline or is_offline() else (True, False):
-        for files in choices:
-            try:
-                folder = fetch(repository, revision, patterns=files, offline=local)
-            except RiebenchError as error:
-                why = "" if local else f": {error}"
-                continue
-            if all((folder / name).is_file() for name in files):
-                return folder
-    pin = f" --revision {revision}" if revision else ""
-    line = f"hf download {repository}{pin} {' '.join(choices[0])}"
-    if not why and (offline or is_offline()):
-        why = f": {offline_remedy()}"
-    raise MetricError(f"{repository} is not on this machine (`{line}` brings it){why}")
 
 
 class Networks:

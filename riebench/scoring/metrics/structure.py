@@ -23,9 +23,10 @@ from riebench.scoring.metrics.base import (
     picture_key,
     strict_float32,
 )
-from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, check_weights_file, from_hub, network
+from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 from riebench.utils.files import file_sha256
-from riebench.utils.hub import offline_mode
+from riebench.utils.hub import from_hub, offline_mode
+from riebench.utils.weights import check_weights_file
 
 if TYPE_CHECKING:
     import torch

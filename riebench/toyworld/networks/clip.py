@@ -77,7 +77,8 @@ class _ClipWithHeads(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(EMBED_DIM, len(values)) for values in ATTRIBUTES.values()])
 
 
-def _perturb_scene(scene: Scene, rng: random.Random) -> Scene:
+def changed_scene(scene: Scene, rng: random.Random) -> Scene:
+    """Return a scene that differs in one attribute drawn at random."""
     attribute = rng.choice(list(ATTRIBUTES))
     return scene.with_value(attribute, rng.choice([v for v in ATTRIBUTES[attribute] if v != getattr(scene, attribute)]))
 
@@ -96,7 +97,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
         generator, rng = step_generator(SEED, step), random.Random(SEED * 10_000_019 + step)
         indices = first + torch.randint(len(pool.images) - first, (CONFIG["batch"],), generator=generator)
         scenes = [pool.scene(int(i)) for i in indices]
-        sentences = [caption(s, rng) for s in scenes] + [caption(_perturb_scene(s, rng), rng) for s in scenes]
+        sentences = [caption(s, rng) for s in scenes] + [caption(changed_scene(s, rng), rng) for s in scenes]
         images = augment(torch.from_numpy(pool.images[indices.numpy()]), generator)
         tokens = tokenizer(sentences, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
         labels = torch.from_numpy(pool.labels[indices.numpy()]).long()
@@ -134,17 +135,22 @@ def _recompute_batch_norm(clip: CLIP, batches: list[Tensor]) -> None:
         clip.encode_image(images)
 
 
-def save(clip: CLIP, folder: Path) -> None:
-    """Write the CLIP in half precision, in open_clip's folder layout.
+def save(clip: CLIP, config: dict[str, Any], folder: Path) -> None:
+    """Write a CLIP in half precision, in open_clip's folder layout.
 
     `open_clip.create_model_from_pretrained("local-dir:...")` reads it.
+
+    Args:
+        clip: the trained network.
+        config: its architecture in open_clip's terms.
+        folder: gets the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "model_cfg": model_config(),
+    stored = {
+        "model_cfg": config,
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(json.dumps(stored, indent=2) + "\n")
     state = {k: v.half() if v.is_floating_point() else v for k, v in clip.state_dict().items()}
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "open_clip_model.safetensors")
     build_tokenizer().save_pretrained(folder)

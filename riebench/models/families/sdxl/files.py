@@ -17,9 +17,10 @@ _BASE, _BASE_REVISION = "stabilityai/stable-diffusion-xl-base-1.0", "46216598403
 
 PRESETS: tuple[Preset, ...] = (
     Preset("toy-turbo", "asset:toy-turbo", None, 4, 0.0, 64, "float32", "toy-clip", "asset:saes",
-           "Small SDXL on rendered scenes, distilled: 1 to 4 steps without guidance."),
+           "Small SDXL on rendered scenes, distilled: 1 to 4 steps without guidance.", second_scorer="toy-clip-2"),
     Preset("toy-base", "asset:toy-base", None, 20, 2.0, 64, "float32", "toy-clip", "asset:saes",
-           "Small SDXL on rendered scenes, 20 steps with guidance; the SAEs are those of toy-turbo."),
+           "Small SDXL on rendered scenes, 20 steps with guidance; the SAEs are those of toy-turbo.",
+           second_scorer="toy-clip-2"),
     Preset("sdxl-turbo", _TURBO, _TURBO_REVISION, 4, 0.0, 512, "float16", DEFAULT_SCORER, _SAES,
            "1 to 4 steps without guidance; Stability AI Community License."),
     Preset("sdxl-base", _BASE, _BASE_REVISION, 20, 5.0, 1024, "float16", DEFAULT_SCORER, _SAES,

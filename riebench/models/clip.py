@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from riebench.errors import MetricError, near_match
 from riebench.models.assets import asset_folder
-from riebench.scoring.metrics.networks import WEIGHT_ENDINGS, check_weights_file, from_hub
 from riebench.utils.files import file_sha256
-from riebench.utils.hub import offline_mode
+from riebench.utils.hub import from_hub, offline_mode
+from riebench.utils.weights import WEIGHT_ENDINGS, check_weights_file
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,7 @@ class ClipSpec:
 
 SCORERS: dict[str, ClipSpec] = {
     "toy-clip": ClipSpec("toy-clip", asset="toy-clip"),
+    "toy-clip-2": ClipSpec("toy-clip-2", asset="toy-clip-2"),
     # From open_clip 2.29 on, plain ViT-L-14 with these weights runs the wrong activation with only a warning.
     "clip-l14": ClipSpec(
         "ViT-L-14-quickgelu", "openai", "QuickGELU", revision="18d0535469bb561bf468d76c1d73aa35156c922b"
@@ -98,7 +99,10 @@ SCORERS: dict[str, ClipSpec] = {
     "siglip2-b16": ClipSpec("ViT-B-16-SigLIP2", "webli"),
     "dfn-l14": ClipSpec("ViT-L-14-quickgelu", "dfn2b", "QuickGELU"),
 }
-"""Scorers by short name. `siglip2-b16` and `dfn-l14` are independent of SDXL's own text encoder."""
+"""Scorers by short name.
+
+`siglip2-b16` and `dfn-l14` are independent of SDXL's own text encoder, `toy-clip-2` of `toy-clip`.
+"""
 
 
 def scorer_pair(names: Sequence[str]) -> tuple[str | None, str | None]:
@@ -216,6 +220,34 @@ class LoadedClip:
         # many times as long as the usual one.
         tokens = self.tokenizer(texts, context_length=UNLIMITED)
         return [bool(hit) for hit in (tokens[:, self._empty.shape[1] :] != tokens[:, -1:]).any(dim=1)]
+
+    def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed square pictures so that a gradient reaches their pixels.
+
+        Pictures are resized by torch and not by the weights' own transform, from which it differs by rounding.
+
+        Args:
+            pixels: float [N, 3, H, H], 0 to 1.
+
+        Returns:
+            float [N, D], each of length 1.
+        """
+        from torch.nn.functional import interpolate, normalize
+        from torchvision.transforms import Normalize
+
+        (scaling,) = [step for step in getattr(self.transform, "transforms", ()) if isinstance(step, Normalize)]
+        size = self.model.visual.image_size
+        side = size if isinstance(size, tuple) else (size, size)
+        if tuple(pixels.shape[-2:]) != side:
+            pixels = interpolate(pixels, size=side, mode="bicubic", antialias=True).clamp(0, 1)
+        return normalize(self.model.encode_image(scaling(pixels)), dim=1)
+
+    def embed_text(self, text: str) -> torch.Tensor:
+        """Embed a text as the network reads it, float [1, D] of length 1."""
+        from torch.nn.functional import normalize
+
+        tokens = self.tokenizer([text]).to(next(self.model.parameters()).device)
+        return normalize(self.model.encode_text(tokens), dim=1)
 
     @cached_property
     def _empty(self) -> torch.Tensor:

@@ -1,0 +1,154 @@
+"""The second toy CLIP and its training: an independent scorer.
+
+It has nothing in common with the first but the words of the captions: a ConvNeXt for pictures and a bidirectional text
+encoder, read at its first token, trained on renders of its own with damage of its own. Up to half of the pictures of a
+batch are moved against the network within `REACH`, so that a change nobody sees raises its score little.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.toyworld.captions import caption
+from riebench.toyworld.data import Pool
+from riebench.toyworld.networks.clip import CONTEXT, build_tokenizer, changed_scene
+from riebench.toyworld.networks.loop import Stage, fit, step_generator
+
+SEED = 61
+CONFIG: dict[str, Any] = {"steps": 3600, "batch": 96, "learning_rate": 2e-3, "seed": SEED, "reach": 8}
+FEWER_MOVED = 3000
+"""Step from which fewer pictures are moved against the network, which costs it some sharpness."""
+EMBED_DIM = 64
+POOL_SIZE = 12_000
+POOL_SEED = 20_250_313
+REACH = CONFIG["reach"] / 127.5
+"""Farthest that a pixel of [-1, 1] is moved against the network: 8 of 255."""
+
+
+def model_config() -> dict[str, Any]:
+    """Return the architecture in open_clip's terms."""
+    return {
+        "embed_dim": EMBED_DIM,
+        "vision_cfg": {
+            "image_size": 64, "timm_model_name": "test_convnext2", "timm_pool": "avg", "timm_proj": "linear",
+        },
+        "text_cfg": {
+            "context_length": CONTEXT, "vocab_size": len(build_tokenizer()), "width": 64, "heads": 4, "layers": 2,
+            "no_causal_mask": True, "pool_type": "first",
+            "hf_tokenizer_name": "toy", "tokenizer_kwargs": {"clean": "lower"},
+        },
+    }  # fmt: skip
+
+
+class _ClipWithHeads(nn.Module):
+    """CLIP with linear heads that predict the attributes from picture features.
+
+    The heads exist in training only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = model_config()
+        self.clip = CLIP(EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"])
+        self.heads = nn.ModuleList([nn.Linear(EMBED_DIM, len(values)) for values in ATTRIBUTES.values()])
+
+    def reading_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Compute the cross-entropy of the attributes, mean over them.
+
+        Args:
+            features: of pictures, float [B, D].
+            labels: indices of values, int [B, 8].
+        """
+        losses = [F.cross_entropy(head(features), labels[:, i]) for i, head in enumerate(self.heads)]
+        return torch.stack(losses).mean()
+
+
+def damage(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Zoom, fade, stain and black out parts of pictures, each by its own amount.
+
+    None of it is what `data.augment` does to the pictures of the first CLIP, but for a little noise.
+
+    Args:
+        images: uint8 [B, 64, 64, 3].
+        generator: CPU generator; decides everything.
+
+    Returns:
+        float [B, 3, 64, 64], about [-1, 1], channels last in memory.
+    """
+    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    batch = len(x)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+
+    # Zoom and shift by fractions of a pixel, which also blurs a little.
+    frames = torch.zeros(batch, 2, 3)
+    frames[:, 0, 0] = frames[:, 1, 1] = uniform(0.94, 1.06)
+    frames[:, :, 2] = uniform(-0.06, 0.06, 2)
+    x = F.grid_sample(x, F.affine_grid(frames, list(x.shape), align_corners=False), "bilinear", "border", False)
+    mean = x.mean((2, 3), keepdim=True)
+    x = mean + (x - mean) * uniform(0.75, 1.15, 1, 1, 1)
+    # Stains: noise of 8 x 8 cells, smoothly enlarged; then fine noise.
+    coarse = torch.randn(batch, 3, 8, 8, generator=generator) * uniform(0, 0.12, 1, 1, 1)
+    x = x + F.interpolate(coarse, size=64, mode="bilinear")
+    x = x + torch.randn(x.shape, generator=generator) * uniform(0, 0.15, 1, 1, 1)
+    # One square of 6 pixels in every second picture is grey.
+    rows, columns = (torch.randint(0, 58, (batch, 1), generator=generator) for _ in range(2))
+    place = torch.arange(64)
+    inside = ((place >= rows) & (place < rows + 6))[:, :, None] & ((place >= columns) & (place < columns + 6))[:, None]
+    chosen = torch.rand(batch, 1, 1, generator=generator) < 0.5
+    return x.masked_fill((inside & chosen)[:, None], 0.0).contiguous(memory_format=torch.channels_last)
+
+
+def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
+    """Train the CLIP contrastively on all of its own pool.
+
+    For every picture, the negatives include a caption that differs from its own in one attribute.
+    """
+    torch.manual_seed(SEED)
+    model = _ClipWithHeads().to(device).to(memory_format=torch.channels_last)
+    tokenizer = build_tokenizer()
+
+    def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator, rng = step_generator(SEED, step), random.Random(SEED * 10_000_019 + step)
+        indices = torch.randint(len(pool.images), (CONFIG["batch"],), generator=generator)
+        scenes = [pool.scene(int(i)) for i in indices]
+        sentences = [caption(s, rng) for s in scenes] + [caption(changed_scene(s, rng), rng) for s in scenes]
+        images = damage(torch.from_numpy(pool.images[indices.numpy()]), generator).to(device)
+        tokens = tokenizer(sentences, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+        labels = torch.from_numpy(pool.labels[indices.numpy()]).long().to(device)
+        moved = len(images) // (2 if step < FEWER_MOVED else 8)
+        sizes = REACH * torch.rand(moved, 1, 1, 1, generator=generator).to(device)
+        images[:moved] += sizes * _worst_signs(model, images[:moved], labels[:moved])
+        return images, tokens.input_ids.to(device), labels
+
+    def loss(step: int) -> Tensor:
+        model.train()
+        images, tokens, labels = batch_of(step)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            picture = model.clip.encode_image(images).float()
+        text = model.clip.encode_text(tokens)
+        logits = model.clip.logit_scale.exp().clamp(max=100) * F.normalize(picture, dim=1) @ F.normalize(text, dim=1).T
+        own = torch.arange(len(images), device=device)
+        contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(images)].T, own)
+        return contrast / 2 + 0.5 * model.reading_loss(picture, labels)
+
+    fit(Stage("clip-2", CONFIG, model, loss, CONFIG["steps"], CONFIG["learning_rate"], ema_decay=0.995), work)
+    return model.clip.eval()
+
+
+def _worst_signs(model: _ClipWithHeads, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the signs of a change by which attributes are read worse."""
+    moving = images.detach().clone().requires_grad_(True)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        features = model.clip.encode_image(moving).float()
+    (gradient,) = torch.autograd.grad(model.reading_loss(features, labels), moving)
+    return gradient.sign()
