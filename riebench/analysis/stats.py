@@ -111,10 +111,9 @@ class Replicates:
         value, error = float(self.values[0]), float(self.errors[0])
         if not (math.isfinite(value) and math.isfinite(error)):
             return None
-        found: slice | NDArray[np.bool_] = np.isfinite(self.values[1:]) & np.isfinite(self.errors[1:])
-        if np.all(found):
-            # As good as always, and parts are taken without a copy.
-            found = slice(None)
+        finite = np.isfinite(self.values[1:]) & np.isfinite(self.errors[1:])
+        # As good as always all are, and a slice takes them without a copy.
+        found: slice | NDArray[np.bool_] = slice(None) if finite.all() else finite
         draws, errors = self.values[1:][found], np.maximum(self.errors[1:][found], LEAST_ERROR * error)
         if not len(draws):
             return None

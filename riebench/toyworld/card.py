@@ -76,21 +76,17 @@ def _sizes(figures: dict[str, Any]) -> str:
 
 
 def _speed(figures: dict[str, Any]) -> str:
-    return _table(
-        ["what", "measured"],
-        [
-            ["64 pictures of toy-turbo in one step, decoded", f"{figures['turbo1_64_pictures_seconds']} s"],
-            ["loading both pipelines, four SAEs and the judge", f"{figures['load_seconds']} s"],
-            ["largest pixel difference, alone against in a batch", f"{figures['batch_difference']} of 255"],
-            *(
-                [f"{asset}: right caption among 100 (ten of them differ in one attribute)",
-                 f"{figures[f'{key}_top1']:.3f}"]
-                for key, asset in CLIPS.items()
-            ),
-            ["explained variance of the SAEs: 1 step, 4 steps, toy-base",
-             ", ".join(f"{figures[f'sae_ev_{key}']:.3f}" for key in ("1step", "4step", "base"))],
-        ],
-    )  # fmt: skip
+    rows: list[list[object]] = [
+        ["64 pictures of toy-turbo in one step, decoded", f"{figures['turbo1_64_pictures_seconds']} s"],
+        ["loading both pipelines, four SAEs and the judge", f"{figures['load_seconds']} s"],
+        ["largest pixel difference, alone against in a batch", f"{figures['batch_difference']} of 255"],
+    ]
+    for key, asset in CLIPS.items():
+        what = f"{asset}: right caption among 100 (ten of them differ in one attribute)"
+        rows.append([what, f"{figures[f'{key}_top1']:.3f}"])
+    explained = ", ".join(f"{figures[f'sae_ev_{key}']:.3f}" for key in ("1step", "4step", "base"))
+    rows.append(["explained variance of the SAEs: 1 step, 4 steps, toy-base", explained])
+    return _table(["what", "measured"], rows)
 
 
 def _shares(figures: dict[str, Any]) -> str:

@@ -214,7 +214,8 @@ def rescaled_draws(names: Sequence[str], n: int, replicates: int, seed: int) -> 
         return np.ones((replicates, 1))
     text = "\n".join([str(seed), *names, str(n)])
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-    return rng.multinomial(n - 1, [1 / n] * n, size=replicates) * (n / (n - 1))
+    counts = rng.multinomial(n - 1, [1 / n] * n, size=replicates).astype(np.float64)
+    return counts * (n / (n - 1))
 
 
 def cell(draws: Floats, n: int, reason: str = "undefined") -> Cell:
