@@ -86,7 +86,8 @@ def passing_sentence(study: Study) -> str:
     judged = [one.key for one in study.passing if one.measure.judge]
     if not study.passing:
         return f"**None of the {len(study.measures)} measures passes all four bars.**"
-    text = f"Of {len(study.measures)} measures {len(study.passing)} pass all four bars: "
+    verb = "passes" if len(study.passing) == 1 else "pass"
+    text = f"Of {len(study.measures)} measures {len(study.passing)} {verb} all four bars: "
     parts = []
     if everywhere:
         parts.append(f"{code_words(everywhere)} on any model")
@@ -130,6 +131,9 @@ def can_sentences(study: Study) -> list[str]:
             f"Which of two SAEs of one model is better, by {code_words([one.key for one in passing])}: they need no "
             "judge, and here they pass all four bars."
         )
+    figures = [one.key for one in study.passing if not one.measure.judge and one.measure.kind == "figure"]
+    if figures:
+        found.append(f"How far training went, by {code_words(figures)}, which needs no edit and says nothing of edits.")
     best = best_without_judge(study)
     if best is not None and not passing:
         found.append(
@@ -151,7 +155,10 @@ def cannot_sentences(study: Study) -> list[str]:
     found = []
     best = best_without_judge(study)
     if not any(not one.measure.judge and one.measure.kind != "figure" for one in study.passing):
-        found.append("The rank of SAEs from any one measure alone: none that does without the judge passes all bars.")
+        found.append(
+            "The rank of SAEs by what their features do: no measure of edits that does without the judge passes all "
+            "bars."
+        )
     if best is not None:
         unclear = [one for one in best.neighbours if one.separated.value is not None and one.separated.value < 0.5]
         if unclear:
