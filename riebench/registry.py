@@ -386,7 +386,7 @@ for _name, _target in {
     "sae": "riebench.methods.features:sae",
     "sae_fixed": "riebench.methods.features:sae_fixed",
     "activation_patch": "riebench.methods.activations:activation_patch",
-    "replace_patches": "riebench.methods.activations:replace_patches",
+    "replace_patches": "riebench.methods.patches:replace_patches",
     "mean_steering": "riebench.methods.activations:mean_steering",
     "neurons": "riebench.methods.activations:neurons",
     "embed_lerp": "riebench.methods.prompts:embed_lerp",

@@ -63,8 +63,9 @@ def test_planted_gains_come_back_as_the_measures_that_are_defined_by_them(tmp_pa
     gains, places = np.array([gain(count) for count in FEATURE_COUNTS]), np.log2(FEATURE_COUNTS)
     area = ((gains[1:] + gains[:-1]) / 2 * np.diff(places)).sum() / np.log2(20)
     assert found["gain_area"] == pytest.approx(area)
-    # Nothing was judged and no selectivity measured.
-    absent = {"selectivity_few", "gain_few_2", *(name for name, one in MEASURES.items() if one.judge)}
+    assert found["selectivity_few"] == pytest.approx(few)
+    # Nothing was judged.
+    absent = {"gain_few_2", *(name for name, one in MEASURES.items() if one.judge)}
     assert set(found) == set(MEASURES) - absent
 
 
@@ -151,9 +152,11 @@ def test_the_leaderboard_has_a_table_of_saes_and_their_rows(tmp_path: Path) -> N
     table = [line for line in text.split("### SAE score")[1].splitlines() if line.startswith("| ")]
     assert [line.split("|")[1].strip() for line in table[2:]] == ["1", "1", "3"]
     rows = [row for row in csv_rows(board.numbers.splitlines()) if row["table"] == "SAEs"]
-    assert [row["metric"] for row in rows] == ["sae_gain_few"] * 3 + ["sae_agreement"] * 3
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    assert metrics[0] == "sae_selectivity_few" and {"sae_gain_few", "sae_log_features_for_half"} < set(metrics)
+    assert len(rows) == 3 * len(metrics)
     assert {row["sae"]: row["rank"] for row in rows[:3]} == {"aa/ aa": "1", "bb/ bb": "1", "cc/ cc": "3"}
-    assert not any(row["rank"] or row["score"] for row in rows[3:])
+    assert not any(row["rank"] for row in rows[3:])
     assert float(rows[0]["score_low"]) < float(rows[0]["score"]) < float(rows[0]["score_high"])
 
 
@@ -174,6 +177,15 @@ def test_incomplete_saes_are_unranked_and_say_why(tmp_path: Path) -> None:
     assert notes["aa/ aa"] == (1, "")
     assert notes["bb/ bb"] == (None, "20 of 24 examples")
     assert notes["cc/ cc"] == (None, "6 units failed")
+
+
+def test_an_sae_scored_without_selectivity_says_what_adds_it(tmp_path: Path) -> None:
+    add_features(tmp_path, "aa", within(float))
+    add_features(tmp_path, "bb", lambda count: {"clip_gain": float(count), "lpips": 0.04})
+    standings = SaeComparison.of(find_run_folders(tmp_path), replicates=100).standings()
+    notes = {one.effects.sae: (one.rank, one.note) for one in standings}
+    assert notes["aa/ aa"] == (1, "")
+    assert notes["bb/ bb"] == (None, "pictures without `clip_selectivity`, which `riebench score` adds")
 
 
 def test_few_examples_give_numbers_and_no_rank(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def add_patch(results: Path, gain: float = PATCH_GAIN, **options: Any) -> list[R
 
 
 def within(gain: Callable[[int], float]) -> Planted:
-    """Return gains at an LPIPS within every budget."""
-    return lambda count: {"clip_gain": gain(count), "lpips": 0.04}
+    """Return gains at an LPIPS within every budget, each as selective as it is large."""
+    return lambda count: {"clip_gain": gain(count), "lpips": 0.04, "clip_selectivity": gain(count)}
 
 
 def _add_run(

@@ -25,16 +25,7 @@ GROUPS = frozenset(
 )  # fmt: skip
 """Groups of the set `features`: their runs are read for the table of SAEs, and are no methods of their own."""
 HALF = "log_features_for_half"
-BESIDE: Mapping[str, str] = {
-    "gain_few_2": "second scorer",
-    "over_random_few": "over random",
-    "agreement": "agreement",
-    "fixed_gain_few": "fixed",
-    HALF: "features for half",
-    "best_feature_share": "best feature",
-    "selectivity_few": "selectivity",
-    "targets_few": "targets",
-}
+BESIDE: Mapping[str, str] = {HALF: "features for half", "gain_few": "gain", "agreement": "agreement"}
 """Measure that stands beside the score -> the heading of its column."""
 
 Pieces = tuple[Piece, ...]
@@ -75,17 +66,17 @@ def sae_score_conclusion(standings: Sequence[SaeStanding]) -> Pieces:
 
 
 def sae_score_rows(suite: str, model: str, standings: Sequence[SaeStanding]) -> list[CsvRow]:
-    """Return the rows of leaderboard.csv: one for each SAE and official measure.
+    """Return the rows of leaderboard.csv: one for each SAE and measure that any SAE has a number of.
 
     The measure that ranks comes first and alone has a rank.
     """
-    official = sorted((one for one in MEASURES.values() if one.official), key=lambda one: one.name != SCORE)
+    measured = [one for name, one in MEASURES.items() if any(name in standing.measures for standing in standings)]
     return [
         {
             **_columns(suite, model, standing), "metric": f"sae_{measure.name}",
             "rank": standing.rank if measure.name == SCORE else None, **_ends(standing.measures.get(measure.name)),
         }
-        for measure in official
+        for measure in measured
         for standing in standings
     ]  # fmt: skip
 
@@ -135,10 +126,13 @@ def _reading(comparison: SaeComparison) -> Pieces:
     few = ", ".join(map(str, FEW[:-1])) + f" and {FEW[-1]}"
     return (
         "SAE against SAE, all with the method ", Code("sae"), " at strength 1 on all blocks together: the score is "
-        f"the mean gain within LPIPS budgets (x100) of {few} features switched on and as many off. With more, any "
-        f"dictionary carries the whole change. {len(comparison.examples.ids)} examples; an SAE's rank is 1 + the "
-        f"number of SAEs that are significantly better (p < {ALPHA:g}, corrected over all pairs), and takes a number "
-        f"for every example and at least {MIN_EXAMPLES} independent examples in each category.",
+        "the CLIP change along the wish minus the mean change along other attributes (", Code("clip_selectivity"),
+        f", x100), mean of {few} features switched on and as many off. With more, any dictionary carries the whole "
+        "change. How well it orders SAEs of known quality, and what it cannot tell apart, is in ",
+        Code("docs/validity-saes.md"),
+        f". {len(comparison.examples.ids)} examples; an SAE's rank is 1 + the number of SAEs that are significantly "
+        f"better (p < {ALPHA:g}, corrected over all pairs), and takes a number for every example and at least "
+        f"{MIN_EXAMPLES} independent examples in each category.",
     )  # fmt: skip
 
 
@@ -149,22 +143,15 @@ def _definitions(shown: Sequence[str]) -> Block:
         "SAE": ("where it comes from, and the beginning of the least of its hashes.",),
         "score": ("mean over examples, then categories; sorted by it.",),
         "95 % interval": ("of the score; every other number has its own in brackets.",),
-        "second scorer": ("the score by the second, independent scorer, on its own scale.",),
-        "over random": ("score minus that of as many random features, as often active and as strong.",),
-        "fixed": (
-            "score of features that were chosen, with their values, in other examples of the same edit.",
-        ),
-        "agreement": ("that as % of the score: do features mean the same in other examples.",),
         "features for half": (
             f"features, 1 to {FEATURE_COUNTS[-1]}, that reach half of the gain of activation patching: geometric mean "
             f"over the examples on which it does much; {BEYOND} stands for more than {FEATURE_COUNTS[-1]}.",
         ),
-        "best feature": ("gain of 1 feature as % of the gain of the best number of features.",),
-        "selectivity": (
-            "CLIP change along the wish minus change along other attributes (", Code("clip_selectivity"), "), x100, "
-            f"mean of {len(FEW)} numbers of features as in the score.",
+        "gain": ("mean gain within LPIPS budgets (x100), of the same numbers of features.",),
+        "agreement": (
+            "the same of features that were chosen, with their values, in other examples of the same edit, as % of "
+            "the gain: do features mean the same in other examples.",
         ),
-        "targets": ("% of pictures in which the toy world's judge reads the wished value, likewise.",),
         "notes": ("why an SAE is unranked.",),
     }  # fmt: skip
     names = ["rank", "SAE", "score", "95 % interval", *(BESIDE[name] for name in shown), "notes"]

@@ -178,17 +178,21 @@ def _features(count: int) -> str:
     return "1 feature" if count == 1 else f"{count} features"
 
 
-SCORE = "gain_few"
-"""The measure that ranks SAEs."""
+SCORE = "selectivity_few"
+"""The measure that ranks SAEs: of those that need no judge, it orders SAEs of known quality best."""
 
 _ALL = (
     Measure(
-        SCORE, "gain within LPIPS budgets, mean of 1, 2, 3 and 5 features", "higher", False, True,
+        SCORE, "CLIP change along the wish minus changes along others, mean of 1, 2, 3 and 5 features",
+        "higher", False, True, lambda effects: mean_of_few(effects.numbers("sae", SELECTIVITY)),
+    ),
+    Measure(
+        "gain_few", "gain within LPIPS budgets, mean of 1, 2, 3 and 5 features", "higher", False, False,
         lambda effects: mean_of_few(effects.gain),
     ),
     Measure(
         "agreement", "gain of features fixed on other examples, % of that of features chosen for each", "higher", False,
-        True, _few_at_budgets("sae_fixed"), lambda effects: mean_of_few(effects.gain), decimals=0,
+        False, _few_at_budgets("sae_fixed"), lambda effects: mean_of_few(effects.gain), decimals=0,
     ),
     Measure(
         "fixed_gain_few", "gain of features fixed on other examples, mean of 1, 2, 3 and 5", "higher", False, False,
@@ -208,15 +212,11 @@ _ALL = (
     ),
     Measure(
         "log_features_for_half", "logarithm (base 2) of the features that reach half of the patch's gain", "lower",
-        False, False, features_for_half, scale=1,
+        False, True, features_for_half, scale=1,
     ),
     Measure(
         "best_feature_share", "gain of the best feature, % of that of the best number of features", "higher", False,
         False, _gain_at(1), _best_count, decimals=0,
-    ),
-    Measure(
-        "selectivity_few", "CLIP change along the wish minus changes along others, mean of 1, 2, 3 and 5 features",
-        "higher", False, False, lambda effects: mean_of_few(effects.numbers("sae", SELECTIVITY)),
     ),
     Measure(
         "judged_selectivity_few", "wished attribute reached minus others lost, mean of 1, 2, 3 and 5 features, %",

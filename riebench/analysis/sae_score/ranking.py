@@ -16,6 +16,7 @@ from riebench.analysis.multiple import rank_groups, step_down
 from riebench.analysis.sae_score.effects import (
     FEW,
     GAIN,
+    SELECTIVITY,
     TOGETHER,
     Effects,
     Floats,
@@ -182,7 +183,10 @@ class SaeComparison:
         found, seeds = {example for _, example, _ in effects.units}, {seed for _, _, seed in effects.units}
         if found != set(self.examples.ids):
             return f"{len(found)} of {len(self.examples.ids)} examples"
-        return "" if len(effects.units) == len(found) * len(seeds) else "some seeds are missing"
+        if len(effects.units) != len(found) * len(seeds):
+            return "some seeds are missing"
+        measured = self._by_example(effects, MEASURES[SCORE].of(effects)) is not None
+        return "" if measured else f"pictures without `{SELECTIVITY}`, which `riebench score` adds"
 
     @cached_property
     def _few_examples(self) -> str:
