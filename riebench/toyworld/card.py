@@ -75,17 +75,17 @@ def _sizes(figures: dict[str, Any]) -> str:
 
 
 def _speed(figures: dict[str, Any]) -> str:
+    found: list[list[object]] = [
+        [f"{asset}: right caption among 100 (ten of them differ in one attribute)", f"{figures[f'{key}_top1']:.3f}"]
+        for key, asset in CLIPS.items()
+    ]
     return _table(
         ["what", "measured"],
         [
             ["64 pictures of toy-turbo in one step, decoded", f"{figures['turbo1_64_pictures_seconds']} s"],
             ["loading both pipelines, four SAEs and the judge", f"{figures['load_seconds']} s"],
             ["largest pixel difference, alone against in a batch", f"{figures['batch_difference']} of 255"],
-            *(
-                [f"{asset}: right caption among 100 (ten of them differ in one attribute)",
-                 f"{figures[f'{key}_top1']:.3f}"]
-                for key, asset in CLIPS.items()
-            ),
+            *found,
             ["explained variance of the SAEs: 1 step, 4 steps, toy-base",
              ", ".join(f"{figures[f'sae_ev_{key}']:.3f}" for key in ("1step", "4step", "base"))],
         ],
