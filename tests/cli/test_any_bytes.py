@@ -30,6 +30,7 @@ ENDS_AT_ONCE: dict[tuple[str, ...], list[str]] = {
     ("sae", "train"): ["none"],
     ("sae", "baselines"): ["none", "--kinds", "none"],
     ("sae", "speed"): ["--kind", "none"],
+    ("validity", "saes"): ["--rungs", "none"],
     ("sae", "inspect"): ["none"],
     ("tasks", "import", "riebench"): ["none.json"],
     ("tasks", "import", "piebench"): ["none.json"],

@@ -15,7 +15,7 @@ def commands(group: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, *words, name)
-        else:
+        if not hasattr(command, "commands") or command.invoke_without_command:
             yield (*words, name), command
 
 
