@@ -24,7 +24,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Methods and examples": (
         "settings_set", "suite", "categories", "examples", "limit", "seeds", "seed", "prompts",
         "labels", "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions",
-        "strengths", "top",
+        "strengths", "top", "updates",
     ),
     "Edits": (
         "sae", "sae_name", "accept_sae", "sweep", "blocks", "signal", "features", "edit_steps", "regions", "mapping",

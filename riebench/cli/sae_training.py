@@ -248,7 +248,7 @@ def make_controls(
     kinds: Annotated[str | None, typer.Option(help="Which dictionaries, with commas between. [default: all]")] = None,
     like: Annotated[
         Path | None,
-        typer.Option(help="Folder that `riebench sae train` wrote; takes all settings of its training."),
+        typer.Option(help="Folder that `riebench sae train` wrote; the training is repeated with its options."),
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="Block names with commas between. [default: all]")] = None,
     signal: Annotated[

@@ -66,9 +66,9 @@ def sae_score_conclusion(standings: Sequence[SaeStanding]) -> Pieces:
 
 
 def sae_score_rows(suite: str, model: str, standings: Sequence[SaeStanding]) -> list[CsvRow]:
-    """Return the rows of leaderboard.csv: one for each SAE and measure that any SAE has a number of.
+    """Return the rows of leaderboard.csv: one for each SAE and measure.
 
-    The measure that ranks comes first and alone has a rank.
+    Measures that no SAE has a number of are left out. The one that ranks comes first and alone has a rank.
     """
     measured = [one for name, one in MEASURES.items() if any(name in standing.measures for standing in standings)]
     return [
