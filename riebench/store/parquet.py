@@ -87,7 +87,7 @@ def _distribution_text(record: EditRecord) -> str | None:
     if record.distribution is None:
         return None
     found = {block: one.model_dump(mode="json") for block, one in record.distribution.items()}
-    return json.dumps(found, sort_keys=True, separators=(",", ":"))
+    return json.dumps(found, separators=(",", ":"))
 
 
 def write_scores(path: Path, scores: Iterable[ScoreRecord]) -> None:

@@ -44,10 +44,11 @@ def test_an_attack_on_the_first_scorer_ranks_last_once_a_second_one_has_measured
     shares = {name: float(row["confirmed"]) for name, row in stored.items()}
     assert shares["adversarial"] < 0.1 < shares["units"] < shares["sae_sweep"]
     # Both gains, each with its interval, on the page as in the file.
-    gain, ends = shown["sae_sweep"]["second scorer"], shown["sae_sweep"]["its 95 % interval"]
     row = stored["sae_sweep"]
-    assert gain == f"{100 * float(row['second_scorer']):.2f}" and shown["sae_sweep"]["mean gain"] != gain
-    assert ends == f"[{100 * float(row['second_scorer_low']):.2f}, {100 * float(row['second_scorer_high']):.2f}]"
+    for column, name in (("first scorer", "score"), ("second scorer", "second_scorer")):
+        gain, low, high = (100 * float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+        assert shown["sae_sweep"][column] == f"{gain:.2f} [{low:.2f}, {high:.2f}]"
+    assert shown["sae_sweep"]["first scorer"] != shown["sae_sweep"]["second scorer"]
     text = board.document.markdown()
     assert (
         "`sae_sweep` (prompt + target activations + masks) has the largest mean gain that both scorers confirm" in text
@@ -95,7 +96,7 @@ def test_a_method_that_the_second_scorer_did_not_measure_has_no_rank_among_those
     found = printed_rows(make_leaderboard(tmp_path))
     assert {name: row["rank"] for name, row in found.items()} == {"whole": "1", "other": "2", "earlier": "–"}
     assert found["earlier"]["notes"] == "not measured by the second scorer, which a rank needs"
-    assert found["earlier"]["second scorer"] == "–" and found["earlier"]["mean gain"] != "–"
+    assert found["earlier"]["second scorer"] == "–" and found["earlier"]["first scorer"] != "–"
 
 
 def test_a_strength_chosen_for_each_example_by_the_scorer_gains_by_that_scorer_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from riebench.analysis.sae_score.measures import SCORE
 from riebench.sae_validity.results import COLUMNS, About, LadderResults, StoredRung
 from riebench.sae_validity.rungs import Rung
 
@@ -68,10 +69,12 @@ def made_results(
     shift: Callable[[int], float] = lambda seed: 0.01 * (seed - 1),
     rungs: Sequence[Rung] = RUNGS,
 ) -> LadderResults:
-    """Return results in which `gain_few` and the judge know the truth, and the mean gain of methods nothing.
+    """Return results in which the measure that ranks and the judge know the truth.
+
+    The mean gain of methods knows nothing.
 
     Args:
-        level: what `gain_few` has in a block.
+        level: what that measure has in a block.
         shift: what a training seed adds to it.
         rungs: the rungs that were measured.
     """
@@ -86,10 +89,10 @@ def made_results(
         return 1.0 + 0.3 * (seed - 1) * (example % 3 - 1) + 0.2 * (seed - 1)
 
     frames = [
-        rows_of("gain_few", good("together"), rungs=names),
+        rows_of(SCORE, good("together"), rungs=names),
         rows_of("targets_few", good("together"), rungs=names),
         rows_of("at_20:area", blind, rungs=names),
-        *(rows_of("gain_few", good(block), block=block, rungs=paired) for block in BLOCKS),
+        *(rows_of(SCORE, good(block), block=block, rungs=paired) for block in BLOCKS),
         *(rows_of("at_20:area", blind, block=block, rungs=paired) for block in BLOCKS),
         figure_rows("truth", lambda rung: levels()[rung] / 6),
         figure_rows("explained_variance", lambda rung: levels()[rung] / 7),

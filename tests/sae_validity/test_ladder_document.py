@@ -35,15 +35,17 @@ def test_a_failed_bar_is_said_plainly_and_with_its_numbers(study: Study) -> None
     assert "order: Kendall's tau is 0.00" in text
     assert "`frozen_decoder` (all blocks together, `down.2.1`, `mid.0` and `up.0.1`)" in text
     assert "`random_init` to `steps_2`" in text and "in the first rank group" in text
-    assert failures(measured(study, "gain_few")) == []
+    assert failures(measured(study, "selectivity_few")) == []
     lines = PARTS["short"](study, {})
-    assert "`gain_few`" in lines and "passes all four bars; its Kendall's tau with the known order is 1.00" in lines
+    assert (
+        "`selectivity_few`" in lines and "passes all four bars; its Kendall's tau with the known order is 1.00" in lines
+    )
     assert "fails 4 of 4 bars as a score of SAEs" in lines
 
 
 def test_the_conclusions_turn_round_when_the_numbers_do(study: Study) -> None:
-    assert passing_sentence(study) == "Of 5 measures 1 passes all four bars: `gain_few` on any model."
-    assert "by `gain_few`" in can_sentences(study)[0]
+    assert passing_sentence(study) == "Of 5 measures 1 passes all four bars: `selectivity_few` on any model."
+    assert "by `selectivity_few`" in can_sentences(study)[0]
     assert not any("rank of SAEs by what their features do" in line for line in cannot_sentences(study))
     flat = Study(made_results(lambda rung, _: -levels()[rung]), REPLICATES)
     assert passing_sentence(flat) == "**None of the 5 measures passes all four bars.**"
@@ -59,7 +61,7 @@ def test_every_part_has_a_text_and_every_figure_its_numbers(study: Study) -> Non
     assert all(f"| {rung.name} |" in PARTS["rungs"](study, {}) for rung in RUNGS)
     panel = FIGURES["ladder"](study).numbers["panels"][0]
     assert panel["name"] == "truth" and panel["means"][5][0] == pytest.approx(5 / 6, abs=0.01)
-    assert {tuple(row[:1]) for row in FIGURES["order"](study).numbers["rows"]} >= {("gain_few",), ("truth",)}
+    assert {tuple(row[:1]) for row in FIGURES["order"](study).numbers["rows"]} >= {("selectivity_few",), ("truth",)}
 
 
 def test_an_incomplete_ladder_says_so(study: Study) -> None:
@@ -67,8 +69,8 @@ def test_an_incomplete_ladder_says_so(study: Study) -> None:
     about = results.about.model_copy(update={"missing": ("frozen_decoder", "k_4")})
     few = Study(LadderResults(about, results.values), REPLICATES)
     assert "Not measured, or not completely: `frozen_decoder` and `k_4`." in PARTS["about"](few, {})
-    assert measured(few, "gain_few").bars.twins is None and not measured(few, "gain_few").bars.passed
-    assert "twins: not measured in single blocks" in failures(measured(few, "gain_few"))
+    assert measured(few, "selectivity_few").bars.twins is None and not measured(few, "selectivity_few").bars.passed
+    assert "twins: not measured in single blocks" in failures(measured(few, "selectivity_few"))
     for maker in PARTS.values():
         assert maker(few, {}).strip()
 
@@ -81,7 +83,7 @@ def test_documents_are_filled_checked_and_found_out_of_date(tmp_path: Path, stud
     files = fill_documents(study, document, overview)
     assert [file.name for file in files][:2] == ["validity-saes.md", "validity.md"] and len(files) == 3
     assert files == fill_documents(study, document, overview, check=True)
-    assert "by `gain_few`" in overview.read_text()
+    assert "by `selectivity_few`" in overview.read_text()
     other = Study(made_results(lambda rung, _: -levels()[rung]), REPLICATES)
     with pytest.raises(RiebenchError, match="out of date"):
         fill_documents(other, document, overview, check=True)

@@ -202,7 +202,7 @@ def test_two_values_of_one_unit_are_refused() -> None:
 def test_a_good_measure_passes_all_bars_and_a_blind_one_none() -> None:
     study = Study(made_results(), REPLICATES)
     found = {one.key: one for one in study.measures}
-    good = found["gain_few"]
+    good = found["selectivity_few"]
     assert good.bars.passed and not good.failing_twins and not good.noisy and not good.untrained_first
     assert good.order.value == 1 and above_zero(good.twins["frozen_decoder", "mid.0"])
     blind = found["at_20:area"]
@@ -211,7 +211,7 @@ def test_a_good_measure_passes_all_bars_and_a_blind_one_none() -> None:
     # The truth has no pictures, so that it is not known of single blocks.
     assert found["truth"].bars.order is True and found["truth"].bars.twins is None
     assert not found["truth"].bars.passed
-    assert found["gain_few"].truth.value == 1 and found["gain_few"].judge.value == 1
+    assert found["selectivity_few"].truth.value == 1 and found["selectivity_few"].judge.value == 1
 
 
 def test_a_twin_that_is_as_good_in_one_block_fails_that_bar_by_name() -> None:
@@ -219,7 +219,7 @@ def test_a_twin_that_is_as_good_in_one_block_fails_that_bar_by_name() -> None:
         return levels()["full"] if (rung, block) == ("soft_frozen", "up.0.1") else levels()[rung]
 
     study = Study(made_results(weak), REPLICATES)
-    good = next(one for one in study.measures if one.key == "gain_few")
+    good = next(one for one in study.measures if one.key == "selectivity_few")
     assert good.failing_twins == [("soft_frozen", "up.0.1")]
     assert good.bars.twins is False and good.bars.order is True and not good.bars.passed
 
@@ -228,6 +228,6 @@ def test_a_twin_that_is_as_good_in_one_block_fails_that_bar_by_name() -> None:
 def test_noise_of_more_than_a_third_of_one_gap_fails_that_bar_by_name(size: float, noisy: list[str]) -> None:
     near = {**levels(), "random_init": levels()["steps_2"] - 0.95}
     results = made_results(lambda rung, _: near[rung], shift=lambda seed: size * (seed - 1))
-    good = next(one for one in Study(results, REPLICATES).measures if one.key == "gain_few")
+    good = next(one for one in Study(results, REPLICATES).measures if one.key == "selectivity_few")
     assert [one.better for one in good.noisy] == noisy
     assert good.bars.noise is not bool(noisy)

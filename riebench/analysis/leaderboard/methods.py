@@ -40,9 +40,7 @@ from riebench.scoring.profiles import DEFAULT
 from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
 
 HEADER = ("rank", "method", "mean gain", "95 % interval", "completion", "LPIPS", "notes")
-BOTH_HEADER = (
-    "rank", "method", "confirmed", "mean gain", "95 % interval", "second scorer", "its 95 % interval", "LPIPS", "notes",
-)  # fmt: skip
+BOTH_HEADER = ("rank", "method", "both", "first scorer", "second scorer", "LPIPS", "notes")
 """Columns where a second scorer has measured."""
 ONE_SCORER = (
     "No second scorer has measured these results: ranks are by one scorer alone, and what pleases only that one cannot "
@@ -201,17 +199,20 @@ def _cells(standing: Standing, label: str, notes: str, both: bool) -> tuple[str,
         notes: on it.
         both: whether the header is `BOTH_HEADER`.
     """
-    second = (
-        number_text(None if standing.second is None else standing.second.mean, 2),
-        interval_text(standing.second, 2).partition(" ")[2] or NO_RANK,
+    by_one = (
+        number_text(None if standing.area is None else standing.area.mean, 2),
+        interval_text(standing.area, 2).partition(" ")[2] or NO_RANK,
+        number_text(None if standing.completion is None else standing.completion.mean, 0),
+    )
+    by_both = (
+        number_text(None if standing.confirmed is None else standing.confirmed.mean, 0),
+        interval_text(standing.area, 2),
+        interval_text(standing.second, 2),
     )
     return (
         NO_RANK if standing.group is None else str(standing.group),
         label,
-        *((number_text(None if standing.confirmed is None else standing.confirmed.mean, 0),) if both else ()),
-        number_text(None if standing.area is None else standing.area.mean, 2),
-        interval_text(standing.area, 2).partition(" ")[2] or NO_RANK,
-        *(second if both else (number_text(None if standing.completion is None else standing.completion.mean, 0),)),
+        *(by_both if both else by_one),
         NO_RANK if standing.realised is None else f"{standing.realised:.3f}",
         notes,
     )
@@ -227,19 +228,21 @@ def _definitions(header: Sequence[str]) -> Block:
         ),
         "method": ("a method configuration, or a group of them that are edit strengths of one method.",),
         "mean gain": (
-            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100)"
-            f"{' by the first scorer' if both else '; sorted by it'}.",
+            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100); sorted by it.",
         ),
-        "confirmed": (
+        "first scorer": (
+            f"mean gain over LPIPS budgets of {BUDGETS[0]:g} to {BUDGETS[-1]:g} (CLIP alignment x100) by the first "
+            "scorer, with its 95 % interval.",
+        ),
+        "both": (
             "what both scorers confirm: by each of them the mean gain in % of the gain of ", Code("target_prompt"),
             "'s own pictures, and of the two the smaller one; sorted by it.",
         ),
         "95 % interval": ("of the mean gain.",),
         "second scorer": (
             "mean gain by a second, independent CLIP at the strengths that the first one chose; it has a scale of its "
-            "own, so its numbers compare with each other only.",
+            "own, so its numbers compare with each other only. With its 95 % interval.",
         ),
-        "its 95 % interval": ("of the mean gain by the second scorer.",),
         "completion": ("mean gain in % of the gain of ", Code("target_prompt"), "'s own pictures."),
         "LPIPS": ("mean LPIPS to the source picture where the gains were read.",),
         "notes": ("what a method is a control of, why it is unranked, and what else is to be known of its row.",),

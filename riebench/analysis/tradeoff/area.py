@@ -328,6 +328,7 @@ def paired_differences(means: Mapping[str, SampleMean]) -> dict[tuple[str, str],
         errors.append(np.sqrt(variances))
     stacked = (np.concatenate(values), np.concatenate(errors))
     # What had no choice gives the same on the observed examples in every replicate.
+    chose = {name for name, mean in means.items() if mean.replicates.at_choice is not None}
     chosen = {
         name: mean.values[:1] if mean.replicates.at_choice is None else mean.replicates.at_choice
         for name, mean in means.items()
@@ -338,7 +339,7 @@ def paired_differences(means: Mapping[str, SampleMean]) -> dict[tuple[str, str],
         pair: Replicates(
             stacked[0][:, column],
             stacked[1][:, column],
-            at_choice=chosen[pair[0]] - chosen[pair[1]] if moved else None,
+            at_choice=chosen[pair[0]] - chosen[pair[1]] if moved and chose & {*pair} else None,
         )
         for column, pair in enumerate(pairs)
     }
