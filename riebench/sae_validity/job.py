@@ -74,12 +74,10 @@ def run_ladder(request: LadderRequest, command: str, say: Say, *, only_measure: 
         request.work / SAES, request.model, seeds=request.training_seeds, rungs=[rung.name for rung in rungs]
     )  # fmt: skip
     parts = plan_parts(request, rungs, saes)
-    if only_measure:
-        folders = ladder_folders(request, parts)
-        if folders:
-            say(score_pictures(request, folders))
-    else:
-        folders = make_pictures(request, parts, say)
+    folders = ladder_folders(request, parts) if only_measure else make_pictures(request, parts, say)
+    if folders:
+        # Parts that were scored before a scorer changed or was added count as made, and lack its numbers.
+        say(score_pictures(request, folders))
     return collect_results(request, rungs, saes, folders, command)
 
 

@@ -187,6 +187,8 @@ def test_the_job_makes_nothing_twice_and_measures_what_is_there(written: Path, m
     monkeypatch.setattr(pictures, "is_done", lambda *_: True)
     monkeypatch.setattr(pictures, "generate", refuse)
     assert len(run_ladder(request, "x", said.append).values) == len(found.values)
+    # Pictures that are there get the numbers of scorers that came later.
+    assert said == ["nothing to score"] * 2
 
 
 def test_an_unknown_rung_is_refused() -> None:

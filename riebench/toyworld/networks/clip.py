@@ -63,18 +63,30 @@ def model_config() -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _ClipWithHeads(nn.Module):
+class ClipWithHeads(nn.Module):
     """CLIP with linear heads that predict the attributes from picture features.
 
     The heads exist in training only.
+
+    Args:
+        config: the architecture in open_clip's terms.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        config = model_config()
-        text = {k: v for k, v in config["text_cfg"].items()}
-        self.clip = CLIP(EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=text)
-        self.heads = nn.ModuleList([nn.Linear(EMBED_DIM, len(values)) for values in ATTRIBUTES.values()])
+        width = config["embed_dim"]
+        self.clip = CLIP(width, vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"])
+        self.heads = nn.ModuleList([nn.Linear(width, len(values)) for values in ATTRIBUTES.values()])
+
+    def reading_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Compute the cross-entropy of the attributes, mean over them.
+
+        Args:
+            features: of pictures, float [B, D].
+            labels: indices of values, int [B, 8].
+        """
+        losses = [F.cross_entropy(head(features), labels[:, i]) for i, head in enumerate(self.heads)]
+        return torch.stack(losses).mean()
 
 
 def changed_scene(scene: Scene, rng: random.Random) -> Scene:
@@ -89,7 +101,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
     For every picture, the negatives include a caption that differs from its own in one attribute.
     """
     torch.manual_seed(SEED)
-    model = _ClipWithHeads().to(device)
+    model = ClipWithHeads(model_config()).to(device)
     tokenizer = build_tokenizer()
     first = len(pool.images) // 2
 
@@ -112,8 +124,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
         logits = model.clip.logit_scale.exp().clamp(max=100) * picture_unit @ text_unit.T
         own = torch.arange(len(images), device=device)
         contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(images)].T, own)
-        reading = [F.cross_entropy(head(picture), labels[:, i]) for i, head in enumerate(model.heads)]
-        return contrast / 2 + 0.5 * torch.stack(reading).mean()
+        return contrast / 2 + 0.5 * model.reading_loss(picture, labels)
 
     fit(Stage("clip", CONFIG, model, loss, CONFIG["steps"], CONFIG["learning_rate"], ema_decay=0.995), work)
     _recompute_batch_norm(model.clip, [batch_of(step)[0] for step in range(20)])

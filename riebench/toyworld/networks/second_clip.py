@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from open_clip.model import CLIP
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import Pool
-from riebench.toyworld.networks.clip import CONTEXT, build_tokenizer, changed_scene
+from riebench.toyworld.networks.clip import CONTEXT, ClipWithHeads, build_tokenizer, changed_scene
 from riebench.toyworld.networks.loop import Stage, fit, step_generator
 
 SEED = 61
@@ -46,29 +45,6 @@ def model_config() -> dict[str, Any]:
             "hf_tokenizer_name": "toy", "tokenizer_kwargs": {"clean": "lower"},
         },
     }  # fmt: skip
-
-
-class _ClipWithHeads(nn.Module):
-    """CLIP with linear heads that predict the attributes from picture features.
-
-    The heads exist in training only.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        config = model_config()
-        self.clip = CLIP(EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"])
-        self.heads = nn.ModuleList([nn.Linear(EMBED_DIM, len(values)) for values in ATTRIBUTES.values()])
-
-    def reading_loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Compute the cross-entropy of the attributes, mean over them.
-
-        Args:
-            features: of pictures, float [B, D].
-            labels: indices of values, int [B, 8].
-        """
-        losses = [F.cross_entropy(head(features), labels[:, i]) for i, head in enumerate(self.heads)]
-        return torch.stack(losses).mean()
 
 
 def damage(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,7 +90,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
     For every picture, the negatives include a caption that differs from its own in one attribute.
     """
     torch.manual_seed(SEED)
-    model = _ClipWithHeads().to(device).to(memory_format=torch.channels_last)
+    model = ClipWithHeads(model_config()).to(device).to(memory_format=torch.channels_last)
     tokenizer = build_tokenizer()
 
     def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,7 +121,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
     return model.clip.eval()
 
 
-def _worst_signs(model: _ClipWithHeads, images: Tensor, labels: Tensor) -> Tensor:
+def _worst_signs(model: ClipWithHeads, images: Tensor, labels: Tensor) -> Tensor:
     """Return the signs of a change by which attributes are read worse."""
     moving = images.detach().clone().requires_grad_(True)
     with torch.autocast(images.device.type, dtype=torch.bfloat16):
