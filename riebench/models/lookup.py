@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError, near_match
-from riebench.models.families.base import Family
+from riebench.models.families.base import Family, family_of_repository
 from riebench.models.families.sizes import Shape
 from riebench.models.files import (
     INDEX,
@@ -160,8 +160,8 @@ def look_up(
     )  # fmt: skip
     if chosen.vae_tiling and spec.size <= TILE:
         raise RiebenchError(f"--vae-tiling changes nothing at {spec.size} px, which is one tile; leave it out")
-    if spec.size % place.shape.vae_factor:
-        raise RiebenchError(f"picture side {spec.size} is no multiple of {place.shape.vae_factor}")
+    if spec.size % place.shape.size_step:
+        raise RiebenchError(f"picture side {spec.size} is no multiple of {place.shape.size_step}")
     return replace(place, spec=spec, preset=preset)
 
 
@@ -184,8 +184,10 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
     repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
     refuse_known(repo)
     folder_here = cached_snapshot(repo, INDEX, revision or None)
-    family = MODEL_FAMILIES.get(preset.family) if preset else _default_family()
-    found = ModelInfo(_UNNAMED, family, family.full_shape, folder=folder_here, repo=repo, revision=revision or None)
+    family = MODEL_FAMILIES.get(preset.family) if preset else family_of_repository(repo)
+    official = next((one.name for one in family.presets if one.source == repo), repo)
+    shape = family.shape_of_preset(official)
+    found = ModelInfo(_UNNAMED, family, shape, folder=folder_here, repo=repo, revision=revision or None)
     if folder_here is None:
         return found
     family = family_of_folder(folder_here, repo)
