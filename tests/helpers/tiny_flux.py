@@ -81,7 +81,7 @@ def _amplify(transformer: nn.Module) -> None:
     # The gates of random blocks are near zero, so that blocks add next to nothing; larger, an edit reaches the picture.
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
-            if "norm" in name and "linear.weight" in name or "embedder" in name:
+            if ("norm" in name and "linear.weight" in name) or "embedder" in name:
                 parameter.mul_(4)
 
 
