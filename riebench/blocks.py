@@ -22,6 +22,8 @@ TEXT = "text"
 KINDS = (ATTENTION, RESIDUAL, UNITS, TEXT)
 """A block with attention; one without; the feed-forward units inside a block; the text stream of a block."""
 
+SHOWN_BLOCKS = 12
+"""Blocks inside a larger part that a message names one by one."""
 ALL_BLOCKS = "all"
 """Name of the block set that is exactly a family's default blocks."""
 
@@ -55,7 +57,9 @@ def unknown_block(name: str) -> RiebenchError:
     inside = [one for one in known if name and one.startswith(f"{name.removesuffix('.')}.")]
     inside = [one for one in inside if kind(one) == ATTENTION] or inside
     if inside:
-        return RiebenchError(f"unknown block {name!r} (did you mean {' or '.join(map(repr, inside))}?)")
+        many = len(inside) > SHOWN_BLOCKS
+        shown = f"one of {inside[0]!r} to {inside[-1]!r}" if many else " or ".join(map(repr, inside))
+        return RiebenchError(f"unknown block {name!r} (did you mean {shown}?)")
     return RiebenchError(f"unknown block {name!r}{near_match(name, known)}")
 
 

@@ -68,8 +68,9 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
     folder = fetch(repo, revision, patterns=CONFIG_PATTERNS, hint_patterns=named, offline=offline)
     if not (folder / INDEX).is_file():
         raise RiebenchError(f"{repo} holds no diffusers model ({INDEX} is missing); for a single file, download it")
-    parts = check_architecture(folder, repo).parts
-    if dtype in HALF_DTYPES:
+    family = check_architecture(folder, repo)
+    parts = family.parts
+    if dtype in HALF_DTYPES and family.half_files:
         fetch(repo, folder.name, patterns=weight_patterns(parts, half=True), offline=offline)
         if _missing_parts(folder, parts, half=True) == []:
             return folder

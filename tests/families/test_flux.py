@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.transformers import transformer_flux
-from tiny_flux import GRID, SIZE, TOKENS, WIDTH, tiny_flux, tiny_flux_folder
-from tiny_jobs import last_line
+from tiny_flux import GRID, SIZE, TOKENS, WIDTH, tiny_flux, tiny_flux_folder, tiny_flux_saes
+from tiny_jobs import last_line, records_by_setting
 from tiny_runs import NO_EDIT, TARGET, picture, task
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -29,6 +29,9 @@ from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, TextChange
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.transfers import PatchReplacement
+from riebench.jobs.dry_run import forecast_job
+from riebench.jobs.request import RunRequest
+from riebench.jobs.run import run_job
 from riebench.models.families.flux import shape
 from riebench.models.families.flux.family import FAMILY
 from riebench.models.families.streams import STREAMS
@@ -37,7 +40,10 @@ from riebench.models.lookup import blocks_on_model, look_up, usual_blocks_of
 from riebench.models.spec import ModelOptions
 from riebench.runs import engines
 from riebench.saes.files import block_named_by
+from riebench.scoring.verify import verify
+from riebench.store.folder import find_run_folders
 from riebench.tasks.schema import Setting
+from riebench.tasks.suites import load_suite
 from riebench.training.collect import CollectOptions, collect
 
 ALL = ("double.0", "double.1", "single.0", "single.1")
@@ -93,6 +99,8 @@ def test_names_that_are_nearly_blocks_are_refused_with_the_nearest() -> None:
     ):
         with pytest.raises(RiebenchError, match="unknown block"):
             blocks.short_name(name)
+    with pytest.raises(RiebenchError, match=r"one of 'single\.0' to 'single\.37'"):
+        blocks.short_name("single")
     kinds = [blocks.kind(name) for name in ("double.1", "double.1/text", "single.1.ff.0")]
     assert kinds == ["attention", "text", "units"]
 
@@ -177,6 +185,32 @@ def test_configurations_that_would_not_be_obeyed_are_refused(
 ) -> None:
     with pytest.raises(RiebenchError, match=message):
         load_model(str(copy_of(tmp_path, **changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vae": {"scaling_factor": 0.7, "shift_factor": -0.4}},
+        {"scheduler": {"shift": 2.5}},
+        {"scheduler": {"use_karras_sigmas": True}},
+        {"scheduler": {"use_dynamic_shifting": True, "base_shift": 1.0}},
+        {"tokenizer_2": {"model_max_length": 9}},
+        {"text_encoder_2": {"feed_forward_proj": "gated-silu"}},
+    ],
+    ids=str,
+)
+def test_configurations_that_are_not_refused_are_obeyed(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = copy_of(tmp_path, **changes)
+    own = FluxPipeline.from_pretrained(folder)
+    own.set_progress_bar_config(disable=True)
+    tokens = changes.get("tokenizer_2", {}).get("model_max_length", TOKENS)
+    wanted = own(
+        "a red house on a hill", num_inference_steps=2, height=SIZE, width=SIZE, max_sequence_length=tokens,
+        generator=torch.Generator("cpu").manual_seed(1), output_type="np",
+    ).images  # fmt: skip
+    made = Generator(load_model(str(folder), steps=2, guidance=0.0)).generate(["a red house on a hill"], [1]).images
+    usual = Generator(tiny_flux()).generate(["a red house on a hill"], [1]).images
+    assert np.abs(made / 255 - wanted).max() <= 1 / 255 + 1e-6 and not np.array_equal(made, usual)
 
 
 def test_sides_are_multiples_of_a_token() -> None:
@@ -280,11 +314,12 @@ def test_a_text_stream_is_read_and_changed_apart_from_the_image_stream() -> None
     assert trace.get(sites[0]).shape == (2, 1, WIDTH, 1, TOKENS)
     edit = Edit({sites[0]: PatchReplacement(torch.arange(TOKENS), trace.row(sites[0], 1))})
     changed = generator.generate(
-        prompts[:1], [1], edits=[edit], capture=Capture(sites, ("input", "output", "update"))
+        prompts, [1, 1], edits=[edit, None], capture=Capture(sites, ("input", "output", "update"))
     ).trace
     difference = changed.get(sites[0], "output") - changed.get(sites[0], "input")
-    assert torch.allclose(difference, trace.get(sites[0])[1:], atol=1e-4)
-    assert torch.equal(changed.get(sites[1], "output"), trace.get(sites[1], "output")[:1])
+    assert torch.allclose(difference[0], trace.get(sites[0])[1], atol=1e-4)
+    assert not torch.allclose(trace.get(sites[0])[0], trace.get(sites[0])[1], atol=1e-2)
+    assert torch.equal(changed.get(sites[1], "output"), trace.get(sites[1], "output"))
 
 
 METHODS = (
@@ -299,6 +334,8 @@ METHODS = (
     Setting(name="mixture", method="embed_lerp", blocks=(), strengths=(0.5,)),
     Setting(name="paste", method="masked_target", blocks=(), strengths=(0.5,)),
     Setting(name="wrong", method="wrong_example", blocks=ALL),
+    Setting(name="sae", method="sae", params={"n_features": 5}, blocks=ALL, strengths=(5.0,)),
+    Setting(name="random", method="random_features", params={"n_features": 5}, blocks=ALL, strengths=(5.0,)),
 )
 
 
@@ -311,8 +348,8 @@ def test_methods_that_need_blocks_alone_run_and_a_repetition_makes_nothing(tmp_p
         made.append(len(prompts))
         return original(self, prompts, *args, **options)
 
-    options = {"results_root": tmp_path, "saes_source": None, "progress": False}
-    tasks = [task(2, region="boat", category="change_object")]
+    options = {"results_root": tmp_path, "saes_source": str(tiny_flux_saes()), "progress": False}
+    tasks = [task(2, region="house")]
     folders = engines.run("local", tasks, METHODS, model, **options)
     for folder in folders:
         records = folder.records()
@@ -329,6 +366,39 @@ def test_methods_that_need_blocks_alone_run_and_a_repetition_makes_nothing(tmp_p
     assert made == [] and before == {folder.path: [record.image for record in folder.records()] for folder in again}
 
 
+def test_a_job_makes_what_its_dry_run_says_on_every_block(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration names SDXL's usual blocks, which stand for FLUX's; one region is found by joint attention."""
+    rows: list[int] = []
+    plain = FluxTransformer2DModel.forward
+
+    def forward(self: Any, **inputs: Any) -> Any:
+        rows.append(inputs["hidden_states"].shape[0])
+        return plain(self, **inputs)
+
+    patch = Setting(name="patch", method="activation_patch", access="PAM", block_mode="both")
+    flux = replace(job, model=str(tiny_flux_folder()), settings=("no_edit",), given=(patch,), guidance=3.0)
+    planned = forecast_job(flux)
+    assert planned.per_picture == 4 and planned.denoiser == "transformer"
+    monkeypatch.setattr(FluxTransformer2DModel, "forward", forward)
+    run_job(flux, lambda line: None)
+    assert sum(rows) == planned.evaluations
+    patched = records_by_setting(flux)["patch"]
+    assert {record.key.block_set for record in patched} == {*ALL, "+".join(ALL)}
+    assert [record.status for record in patched] == ["ok"] * 10
+
+
+def test_features_are_in_the_blocks_that_all_stands_for(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FAMILY.names, "default", ("double.1", "single.1"))
+    setting = Setting(name="sae", method="sae", params={"n_features": 5}, access="PAM", strengths=(2.0,))
+    flux = replace(job, model=str(tiny_flux_folder()), settings=(), given=(setting,), sae=str(tiny_flux_saes()))
+    run_job(flux, lambda line: None)
+    (folder,) = find_run_folders(flux.results)
+    assert {record.key.block_set for record in folder.records()} == {"all"}
+    assert all(set(record.features) == {"double.1", "single.1"} for record in folder.records())
+    found = verify(folder.path, load_suite(flux.suite))
+    assert not [line for line in found.findings if "features" in line]
+
+
 @pytest.mark.parametrize("method", ["ledits_pp", "p2p", "img2img"])
 def test_methods_that_cannot_work_say_why_before_anything_is_made(tmp_path: Path, method: str) -> None:
     file = tmp_path / "mine.yaml"
@@ -341,7 +411,7 @@ def test_methods_that_cannot_work_say_why_before_anything_is_made(tmp_path: Path
 
 
 def test_saes_are_collected_trained_and_used(tmp_path: Path) -> None:
-    prompts = [f"a picture of number {number}" for number in range(6)]
+    prompts = [f"a picture of number {number}" for number in range(3)]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     folder = str(tiny_flux_folder())
     made = command(
@@ -351,15 +421,17 @@ def test_saes_are_collected_trained_and_used(tmp_path: Path) -> None:
     assert made.exit_code == 0, made.stderr
     trained = command(
         "sae", "train", str(tmp_path / "u"), "--out", str(tmp_path / "saes"), "--blocks", "double.1,single.0",
-        "--k", "4", "--width", "32", "--epochs", "1", "--batch-size", "64",
+        "--k", "4", "--width", "32", "--steps", "2", "--batch-size", "64",
     )  # fmt: skip
     assert trained.exit_code == 0, trained.stderr
     names = {block_named_by(path) for path in (tmp_path / "saes").iterdir()}
     assert {"double.1", "single.0"} <= names
-    found = load_saes(tmp_path / "saes", model=load_model(folder, steps=1), prompts=prompts[:2], progress=False)
+    wanted = ("double.1", "single.0")
+    found = load_saes(tmp_path / "saes", model=tiny_flux(1), blocks=wanted, prompts=prompts[:2], progress=False)
     assert set(found) == {"double.1", "single.0"} and found["double.1"].d == WIDTH
-    with pytest.raises(RiebenchError, match="names units inside a block"):
-        collect(tiny_flux(1), prompts, tmp_path / "no", CollectOptions(("double.0.ff.0",)), progress=False)
+    for block, message in (("double.0.ff.0", "names units inside a block"), ("double.0/text", "is a text stream")):
+        with pytest.raises(RiebenchError, match=message):
+            collect(tiny_flux(1), prompts, tmp_path / "no", CollectOptions((block,)), progress=False)
 
 
 @pytest.mark.parametrize(("flag", "message"), [("--unet", "FLUX has no U-Net"), ("--lora", "LoRAs are added to SDXL")])

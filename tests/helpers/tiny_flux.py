@@ -17,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from riebench.models.loading import LoadedModel, load_model
+from riebench.saes.formats import folder_name, save_sdxl_unbox
 
 WIDTH = 24
 """Channels of both streams."""
@@ -75,6 +76,19 @@ def tiny_flux_folder(*, dev: bool = False) -> Path:
 def tiny_flux(steps: int = 2, guidance: float = 0.0, *, dev: bool = False) -> LoadedModel:
     """The tiny pipeline in memory."""
     return load_model(str(tiny_flux_folder(dev=dev)), steps=steps, guidance=guidance)
+
+
+@lru_cache(maxsize=1)
+def tiny_flux_saes() -> Path:
+    """A root folder with an SAE for each block, whose features are the channels upwards and downwards."""
+    root = Path(_FOLDER.name) / "saes"
+    decoder = torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH)], dim=1)
+    for block in (*(f"double.{i}" for i in range(DOUBLE)), *(f"single.{i}" for i in range(SINGLE))):
+        save_sdxl_unbox(
+            root / folder_name(block, WIDTH, 2 * WIDTH) / "final", encoder=decoder.T, decoder=decoder,
+            pre_bias=torch.zeros(WIDTH), latent_bias=torch.zeros(2 * WIDTH), k=WIDTH,
+        )  # fmt: skip
+    return root
 
 
 def _amplify(transformer: nn.Module) -> None:
