@@ -28,7 +28,7 @@ from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, TextChange
 from riebench.generation.generator import Capture, Generator
-from riebench.generation.transfers import PatchReplacement
+from riebench.generation.transfers import PairedEdit, PatchReplacement
 from riebench.jobs.dry_run import forecast_job
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
@@ -192,10 +192,10 @@ def test_configurations_that_would_not_be_obeyed_are_refused(
     [
         {"vae": {"scaling_factor": 0.7, "shift_factor": -0.4}},
         {"scheduler": {"shift": 2.5}},
-        {"scheduler": {"use_karras_sigmas": True}},
+        {"scheduler": {"shift_terminal": 0.3}},
         {"scheduler": {"use_dynamic_shifting": True, "base_shift": 1.0}},
         {"tokenizer_2": {"model_max_length": 9}},
-        {"text_encoder_2": {"feed_forward_proj": "gated-silu"}},
+        {"text_encoder_2": {"layer_norm_epsilon": 0.5}},
     ],
     ids=str,
 )
@@ -211,6 +211,11 @@ def test_configurations_that_are_not_refused_are_obeyed(tmp_path: Path, changes:
     made = Generator(load_model(str(folder), steps=2, guidance=0.0)).generate(["a red house on a hill"], [1]).images
     usual = Generator(tiny_flux()).generate(["a red house on a hill"], [1]).images
     assert np.abs(made / 255 - wanted).max() <= 1 / 255 + 1e-6 and not np.array_equal(made, usual)
+
+
+def test_attention_in_slices_is_refused() -> None:
+    with pytest.raises(RiebenchError, match="--attention sliced is for U-Nets; the transformer of"):
+        load_model(str(tiny_flux_folder()), options=ModelOptions(attention="sliced"))
 
 
 def test_sides_are_multiples_of_a_token() -> None:
@@ -320,6 +325,23 @@ def test_a_text_stream_is_read_and_changed_apart_from_the_image_stream() -> None
     assert torch.allclose(difference[0], trace.get(sites[0])[1], atol=1e-4)
     assert not torch.allclose(trace.get(sites[0])[0], trace.get(sites[0])[1], atol=1e-2)
     assert torch.equal(changed.get(sites[1], "output"), trace.get(sites[1], "output"))
+
+
+def test_units_copied_between_runs_are_the_same_in_both_calls_of_a_step() -> None:
+    generator = Generator(tiny_flux(1, 3.0))
+    seen: list[torch.Tensor] = []
+    layer = generator.model.denoiser.get_submodule("transformer_blocks.1.ff.net.2")
+    handle = layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
+    places, units = torch.arange(GRID**2), torch.arange(30)
+    copied = PairedEdit(places, places, units, units)
+    edit = Edit({"double.1.ff.0": copied}, branch="all", pair=("a red house", "a blue dog"))
+    try:
+        generator.generate(["a red house"], [1], edits=[edit])
+    finally:
+        handle.remove()
+    conditional, unconditional = (values[0] - values[1] for values in seen)
+    assert conditional[:, :30].std() > 0.1 and torch.all(conditional[:, 30:] == 0)
+    assert torch.allclose(conditional, unconditional, atol=1e-5)
 
 
 METHODS = (

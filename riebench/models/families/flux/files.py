@@ -21,21 +21,22 @@ PRESETS: tuple[Preset, ...] = (
 
 REPOSITORIES = ("black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev")
 """Hub ids of the official models."""
-_SMALL_FILES = 4_500_000
-"""Bytes of configurations and tokenizers, rounded."""
+_SMALL_FILES = 5_000_000
+"""Bytes of configurations, tokenizers and the lists of shards, rounded."""
 
 
 def _weights(first: int) -> tuple[HubFile, ...]:
+    # The lists of shards count among the small files.
     part = "transformer/diffusion_pytorch_model-0000{}-of-00003.safetensors"
     return (
         HubFile("text_encoder/model.safetensors", 246_144_352),
         HubFile("text_encoder_2/model-00001-of-00002.safetensors", 4_994_582_224),
         HubFile("text_encoder_2/model-00002-of-00002.safetensors", 4_530_066_360),
-        HubFile("text_encoder_2/model.safetensors.index.json", 19_885),
+        HubFile("text_encoder_2/model.safetensors.index.json", 0),
         HubFile(part.format(1), first),
         HubFile(part.format(2), 9_949_328_904),
         HubFile(part.format(3), 3_870_584_832),
-        HubFile("transformer/diffusion_pytorch_model.safetensors.index.json", 121_262),
+        HubFile("transformer/diffusion_pytorch_model.safetensors.index.json", 0),
         HubFile("vae/diffusion_pytorch_model.safetensors", 167_666_902),
     )
 
