@@ -19,9 +19,10 @@ from diffusers.models.transformers import transformer_flux
 from tiny_flux import GRID, SIZE, TOKENS, WIDTH, tiny_flux, tiny_flux_folder, tiny_flux_saes
 from tiny_jobs import last_line, records_by_setting
 from tiny_runs import NO_EDIT, TARGET, picture, task
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 from typer.testing import CliRunner
 
+from benchmarks.sdxl.counting import _cost
 from riebench import blocks
 from riebench.api.models import load_saes
 from riebench.cli.main import app
@@ -140,19 +141,23 @@ def test_measures_are_those_of_the_networks() -> None:
         assert seen.row(site, 0).shape == (2, found.positions(site, SIZE), width)
 
 
-def test_operations_are_those_that_pytorch_counts() -> None:
+def test_operations_and_activations_are_those_that_are_counted() -> None:
+    spec = look_up("flux-schnell").spec.model_copy(update={"size": 512})
+    tokens, places = 256, 1024
     with torch.device("meta"):
-        network = FluxTransformer2DModel(num_layers=1, num_single_layers=2)
-        tokens = 256
-        inputs = {
-            "hidden_states": torch.zeros(1, 1024, 64), "encoder_hidden_states": torch.zeros(1, tokens, 4096),
-            "pooled_projections": torch.zeros(1, 768), "timestep": torch.ones(1),
-            "img_ids": torch.zeros(1024, 3), "txt_ids": torch.zeros(tokens, 3),
-        }  # fmt: skip
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(**inputs)
-    said = replace(shape.FLUX, double=1, single=2).evaluation_teraflop(512)
-    assert said == pytest.approx(counter.get_total_flops() / 1e12, rel=0.02)
+        network = nn.Module.to(FluxTransformer2DModel(num_layers=1, num_single_layers=2), torch.bfloat16)
+
+    def run() -> None:
+        with torch.device("meta"):
+            wide = {"hidden_states": (1, places, 64), "encoder_hidden_states": (1, tokens, 4096),
+                    "pooled_projections": (1, 768), "timestep": (1,)}  # fmt: skip
+            inputs = {name: torch.empty(sides, dtype=torch.bfloat16) for name, sides in wide.items()}
+            network(**inputs, img_ids=torch.empty(places, 3), txt_ids=torch.empty(tokens, 3))
+
+    counted = _cost(run)
+    small = replace(shape.FLUX, double=1, single=2, vae_width=1)
+    assert small.evaluation_teraflop(512) == pytest.approx(counted.operations / 1e12, rel=0.02)
+    assert small.activation_bytes(spec, ModelOptions(), 1) == pytest.approx(counted.activation_bytes, rel=0.05)
 
 
 @pytest.mark.parametrize(

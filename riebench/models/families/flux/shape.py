@@ -30,9 +30,9 @@ FEED_FORWARD = 4
 """A feed-forward layer has this many times as many units as its block has channels."""
 BLOCK_WEIGHTS = 12
 """Weights that each token passes in a block, in squares of the width: attention 4, feed-forward layer 8."""
-BLOCK_TENSORS = 20
-"""Tensors of all tokens that are in memory at a block's peak: stream, norm, queries, keys and values twice (before and
-after the rotation), attention, units, and both joined."""
+BLOCK_TENSORS = 18
+"""Tensors of all tokens that are in memory at a block's peak, as counted (17.3): streams, norm, queries, keys,
+values, attention, units, and both joined."""
 DECODER_TERAFLOP = 10.5
 """Work of decoding one picture of 1024 px: the decoder is as large as SDXL's."""
 DECODER_TENSORS = 3
