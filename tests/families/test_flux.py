@@ -332,6 +332,28 @@ def test_a_text_stream_is_read_and_changed_apart_from_the_image_stream() -> None
     assert torch.equal(changed.get(sites[1], "output"), trace.get(sites[1], "output"))
 
 
+@pytest.mark.parametrize("name", ["double.1", "single.0", "double.1/text"])
+def test_a_block_without_its_update_hands_on_what_entered_one_stream(name: str) -> None:
+    model = tiny_flux(1)
+    site, calls = FAMILY.site(model.denoiser, name), []
+    handle = site.module.register_forward_hook(
+        lambda _module, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
+    )
+    try:
+        Generator(model).generate(["a red house"], [1])
+    finally:
+        handle.remove()
+    ((args, kwargs, output),) = calls
+    text, image = site.bypass(args, kwargs, output)
+    changed, kept = (text, image) if name.endswith("/text") else (image, text)
+    entered = kwargs["encoder_hidden_states" if name.endswith("/text") else "hidden_states"]
+    assert torch.equal(changed, entered) and torch.equal(kept, output[1 if name.endswith("/text") else 0])
+    made = FAMILY.finish_block(
+        site.module, kwargs["hidden_states"], output[1].float() - kwargs["hidden_states"].float()
+    )
+    assert torch.allclose(made[1], output[1], atol=1e-5)
+
+
 def test_units_copied_between_runs_are_the_same_in_both_calls_of_a_step() -> None:
     generator = Generator(tiny_flux(1, 3.0))
     seen: list[torch.Tensor] = []
