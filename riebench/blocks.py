@@ -171,7 +171,7 @@ def unit_site(block: str, layer: int) -> str:
 
 
 def block_of(site: str) -> str:
-    """Return the block that a site of feed-forward units or of the text stream lies in.
+    """Return the block that a site of units or of the text stream lies in.
 
     Any other site is its own block.
 

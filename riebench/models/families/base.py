@@ -400,7 +400,10 @@ class Family(ABC):
         """Return the tokenizers whose positions the denoiser's text has in common."""
 
     def token_limit(self, pipe: Any, tokenizer: Any) -> int:
-        """Return how many tokens of one of `tokenizers` the denoiser reads, start and end included."""
+        """Return how many tokens the denoiser reads of one of `tokenizers`.
+
+        Start and end count too.
+        """
         return int(tokenizer.model_max_length)
 
     @abstractmethod
