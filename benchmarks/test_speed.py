@@ -108,7 +108,7 @@ class SweepRounds:
         self.chosen = self.units[:: max(1, len(self.units) // SAMPLED_UNITS)]
         (folder / "one").mkdir()
         self.plain = OneByOne(model, folder / "one", tasks=load_suite("toy"), settings=settings)
-        self.calls = BareCalls(load_model("toy-turbo"), BATCH)
+        self.calls = BareCalls(load_model("toy-turbo"))
         self.found: dict[str, list[float]] = {}
         self.pictures: dict[str, Any] = {}
         self.folders: list[RunFolder] = []
@@ -142,7 +142,7 @@ class SweepRounds:
             both = seconds(self.timer, lambda: self._sweep(name))
             ours = both - beside.seconds
             beside.finish()
-        assert beside.rows == clock.rows["unet"]
+        assert beside.rows == clock.rows
         return clock, ours, beside.seconds
 
     def _sweep(self, name: str) -> None:
@@ -202,7 +202,7 @@ def test_sweep_beside_bare_calls(
     """
     tasks, settings = sample(EXAMPLES)
     some = [setting.model_copy(update={"strengths": setting.strengths[-2:]}) for setting in settings]
-    calls = BareCalls(load_model("toy-turbo"), BATCH)
+    calls = BareCalls(load_model("toy-turbo"))
     ratios, outside = [], []
 
     def work(name: str) -> float:
@@ -217,7 +217,7 @@ def test_sweep_beside_bare_calls(
             )  # fmt: skip
             ours = both - beside.seconds
             beside.finish()
-        assert beside.rows == clock.rows["unet"]
+        assert beside.rows == clock.rows
         outside.append(1 - clock.model / ours)
         return ours / beside.seconds
 
