@@ -23,10 +23,10 @@ from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchErro
 from riebench.generation.distribution import DistributionMeter
 from riebench.generation.edits import Edit, TextParts
 from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
-from riebench.generation.text_keys import shared_text
 from riebench.generation.trace import Quantity, Sink, StepSink, Trace, capture, intervene
 from riebench.generation.transfers import paired_runs
 from riebench.models.families.base import TextEmbeddings
+from riebench.models.families.text_keys import shared_text
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
 from riebench.tasks.prompts import phrase_spans

@@ -174,17 +174,3 @@ def find_module(denoiser: nn.Module, name: str) -> nn.Module:
         RiebenchError: as `find_site`.
     """
     return find_site(denoiser, name).module
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Put another function in place of a module's own; its hooks still run."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before

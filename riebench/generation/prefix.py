@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from riebench.blocks import ATTENTION, UNITS, block_of, kind, module_path
 from riebench.generation.edits import Edit
-from riebench.generation.hooks import find_site, hooked, replaced_forward
+from riebench.generation.hooks import find_site, hooked
 from riebench.models.families.base import family_of_denoiser
-from riebench.models.families.blocks import BatchLayout, Site, Stage
+from riebench.models.families.blocks import BatchLayout, Site, Stage, replaced_forward
 
 Run = tuple[str, int]
 """Prompt and noise seed."""

@@ -37,8 +37,8 @@ from riebench.models.spec import ModelSpec
 from riebench.runs.plan import Unit
 from riebench.runs.prepare import PreparedSetting
 from riebench.runs.sae_check import TOGETHER_SIZE
-from riebench.store.folder import SHARED_NAME, SharedFolder
 from riebench.store.records import noise_seed
+from riebench.store.shared import SHARED_NAME, SharedFolder
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.utils.files import content_digest, read_regular
 from riebench.utils.images import picture_path

@@ -70,7 +70,7 @@ def test_rows_of_one_prompt_share_its_values_without_a_copy() -> None:
 def test_without_memory_they_are_computed_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = Generator(tiny_model(STEPS))
     kept = generator.generate(ROWS, SEEDS).images
-    monkeypatch.setattr("riebench.generation.text_keys.MOST_KEPT", 0)
+    monkeypatch.setattr("riebench.models.families.text_keys.MOST_KEPT", 0)
     with computed_rows(generator.model.denoiser) as rows:
         again = generator.generate(ROWS, SEEDS).images
     assert rows == [2] * STEPS and np.array_equal(kept, again)

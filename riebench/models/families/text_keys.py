@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from riebench.generation.hooks import replaced_forward
 from riebench.models.families.base import family_of_denoiser
+from riebench.models.families.blocks import replaced_forward
 
 MOST_KEPT = 2**28
 """Bytes of keys and values that are kept from one step to the next; SDXL's take 28 MB a prompt in 16 bits."""
