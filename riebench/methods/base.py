@@ -435,7 +435,7 @@ class Method:
 
 @lru_cache(maxsize=256)
 def _parameters_of(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
-    """Return a function's signature and its type hints, which take a millisecond to find."""
+    """Return a function's signature and its type hints; finding them is slow."""
     return inspect.signature(function), get_type_hints(function)
 
 

@@ -127,7 +127,10 @@ class Recorder:
             raise error
 
     def _store_waiting(self) -> None:
-        """Store what waits, again and again; ends when nothing waits and the `with` block is left."""
+        """Store what waits, again and again.
+
+        Ends when nothing waits and the `with` block is left.
+        """
         with ThreadPoolExecutor(WRITERS, "riebench-write") as threads:
             while True:
                 with self._changed:
@@ -149,9 +152,9 @@ class Recorder:
                     self._changed.notify_all()
 
     def _store(self, made: Sequence[Made], threads: ThreadPoolExecutor) -> None:
-        """Store pictures, several at a time, and then each folder's records in one write.
+        """Store pictures, and then each folder's records in one write.
 
-        If a picture cannot be stored, the others are recorded before its error is raised.
+        Pictures are stored several at a time. If a picture cannot be stored, the others are recorded before its error is raised.
         """
         folders = {unit.setting.name: self.prepared[unit.setting.name].folder for unit, _, _ in made}
         # Encoding keeps one processor busy, and storing waits for the disk.

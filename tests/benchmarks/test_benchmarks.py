@@ -76,9 +76,9 @@ def test_the_documented_speed_is_the_measured_one() -> None:
 def test_a_changed_figure_in_the_document_is_seen(tmp_path: Path) -> None:
     text = tables.DOCUMENT.read_text(encoding="utf-8")
     found = json.loads(tables.RESULTS.read_text(encoding="utf-8"))
-    figure = f"{found['sweep']['of_bare_calls_nothing_shared']:.2f}"
+    figure = f"{found['sweep']['images_a_second']:.1f}"
     changed = tmp_path / "performance.md"
-    changed.write_text(text.replace(f"switched off | {figure} |", "switched off | 9.99 |"), encoding="utf-8")
+    changed.write_text(text.replace(f"one by one | {figure} /", "one by one | 9.9 /"), encoding="utf-8")
     with pytest.raises(RiebenchError, match="out of date"):
         tables.fill(check=True, document=changed)
 
