@@ -154,7 +154,8 @@ class Recorder:
     def _store(self, made: Sequence[Made], threads: ThreadPoolExecutor) -> None:
         """Store pictures, and then each folder's records in one write.
 
-        Pictures are stored several at a time. If a picture cannot be stored, the others are recorded before its error is raised.
+        Pictures are stored several at a time. If a picture cannot be stored, the others are recorded before its error
+        is raised.
         """
         folders = {unit.setting.name: self.prepared[unit.setting.name].folder for unit, _, _ in made}
         # Encoding keeps one processor busy, and storing waits for the disk.
