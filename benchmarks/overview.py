@@ -22,8 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from riebench.blocks import default_blocks
-from riebench.store.folder import SHARED_NAME, RunFolder, SharedFolder, run_path
+from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import EditRecord
+from riebench.store.shared import SHARED_NAME, SharedFolder
 from riebench.tasks.schema import ALL_CATEGORIES
 
 ROOT = Path(__file__).resolve().parents[1]

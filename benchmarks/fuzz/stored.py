@@ -37,7 +37,7 @@ def _stored_masks(_: Path) -> list[Files]:
 
 
 def _read_stored_mask(place: Path) -> object:
-    from riebench.store.folder import SharedFolder
+    from riebench.store.shared import SharedFolder
     from riebench.tasks.masks import RegionMasks
 
     stored: Any = SharedFolder(place).read_json("m.json")

@@ -8,10 +8,10 @@ adds (workspaces of convolutions, unused parts of its memory pool) is not in it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.sdxl.architecture import POOLED_WIDTH, TEXT_WIDTH, TOKENS, build_unet, build_vae
 from riebench.blocks import module_path
 from riebench.models.families.sdxl.names import BLOCKS
+from riebench.models.families.sdxl.network import text_projections
 
 PIXELS_PER_LATENT = 8
 
@@ -66,30 +67,78 @@ def _evaluate(unet: Any, size: int, rows: int, dtype: torch.dtype) -> Any:
     return unet(latents, step, text, added_cond_kwargs=added, return_dict=False)
 
 
-def shares_before(size: int, blocks: Sequence[str] = BLOCKS) -> dict[str, float]:
-    """Compute the share of an evaluation done when each block adds its update.
+@dataclass(frozen=True)
+class Share:
+    """Shares of the operations of an evaluation that are done at some place of the U-Net, in [0, 1].
 
-    Shares are those of operations, in [0, 1]. An edit of that block in the first step leaves so much as it was in the
-    source run; see `riebench.generation.prefix`.
+    Attributes:
+        all: of all operations.
+        text: of them the keys and values of the text, which follow from the prompt alone.
+    """
+
+    all: float
+    text: float
+
+
+@lru_cache(maxsize=2)
+def shares(size: int) -> dict[str, Share]:
+    """Count the shares that are done at the beginning of each block, at its update, and at the end.
+
+    An edit of a block's update in the first step leaves so much as it was in the source run; an edit of its
+    feed-forward units leaves what precedes the block (`riebench.generation.prefix`).
 
     Args:
         size: picture side in pixels.
-        blocks: attention blocks.
-    """
-    unet, done = build_unet(), {}
-    counter, attention = FlopCounterMode(display=False), _Attention()
 
-    def total() -> int:
-        return counter.get_total_flops() + attention.operations
+    Returns:
+        Share by "BLOCK begins", "BLOCK" and "end".
+    """
+    unet = build_unet()
+    counter, attention = FlopCounterMode(display=False), _Attention()
+    text, done = 0, dict[str, tuple[int, int]]()
+
+    def note(name: str, *_: Any) -> None:
+        done[name] = counter.get_total_flops() + attention.operations, text
+
+    def add(layer: Any, args: Any, output: Tensor) -> None:
+        nonlocal text
+        text += 2 * output.numel() * int(layer.in_features)
 
     with ExitStack() as stack:
-        for block in blocks:
-            hook = partial(lambda name, *_: done.update({name: total()}), block)
-            handle = unet.get_submodule(f"{module_path(block)}.proj_out").register_forward_hook(hook)
-            stack.callback(handle.remove)
+        for block in BLOCKS:
+            module = unet.get_submodule(module_path(block))
+            handles = [
+                module.register_forward_pre_hook(partial(note, f"{block} begins")),
+                unet.get_submodule(f"{module_path(block)}.proj_out").register_forward_hook(partial(note, block)),
+            ]
+            stack.callback(lambda handles=handles: [handle.remove() for handle in handles])
+        for layer in text_projections(unet):
+            stack.callback(layer.register_forward_hook(add).remove)
         with torch.no_grad(), attention, counter:
             _evaluate(unet, size, 1, torch.float32)
-    return {block: done[block] / total() for block in blocks}
+            note("end")
+    whole = done["end"][0]
+    return {name: Share(operations / whole, of_text / whole) for name, (operations, of_text) in done.items()}
+
+
+def shares_before(size: int) -> dict[str, float]:
+    """Return the share of an evaluation that is done when each block adds its update."""
+    found = shares(size)
+    return {block: found[block].all for block in BLOCKS}
+
+
+def whole_evaluations(size: int, rows: int, resumed: Mapping[str, int], texts: int) -> float:
+    """Count how many whole evaluations of the U-Net some rows cost, by their operations.
+
+    Args:
+        size: picture side in pixels.
+        rows: all rows that are evaluated.
+        resumed: place, as `shares` names it -> how many of them go on from there.
+        texts: how many rows' keys and values of the text are computed; all others share them.
+    """
+    found = shares(size)
+    saved = sum(count * (found[place].all - found[place].text) for place, count in resumed.items())
+    return rows - saved - (rows - texts) * found["end"].text
 
 
 def decode_cost(size: int, rows: int = 1, dtype: torch.dtype = torch.float32) -> Cost:

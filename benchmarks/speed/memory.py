@@ -54,7 +54,8 @@ def work(
             plain.make(unit)
     else:
         batches = [BATCH] * (len(units) // BATCH) + [rest for rest in (len(units) % BATCH,) if rest]
-        BareCalls(model, BATCH).make(batches * model.spec.steps, len(units))
+        names = [*["unet"] * model.spec.steps, "decoder"]
+        BareCalls(model).make([(name, rows) for rows in batches for name in names])
 
 
 def peak(way: str, examples: int, folder: Path) -> tuple[float, float]:

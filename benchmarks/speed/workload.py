@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import open_clip
+import torch
+
 from riebench.generation.hooks import Hooks
 from riebench.models.clip import LoadedClip
 from riebench.models.loading import LoadedModel
@@ -29,10 +32,12 @@ class Clock:
     """Seconds spent inside the model, and the work it did.
 
     Attributes:
-        model: seconds inside U-Net, autoencoder and text encoders, what hooks do there not counted.
+        model: seconds inside U-Net, autoencoder, text encoders and the CLIP that an editor uses, what hooks do there
+            not counted.
         hooks: seconds inside hooks.
         unet: the U-Net's part of `model`.
-        calls: calls of "unet", "decoder", "encoder" (of pictures) and "text".
+        calls: calls of "unet", "decoder", "encoder" (of pictures), "text" and "text 2" (the two text encoders), "clip"
+            (a gradient of the embedding of pictures) and "clip text".
         rows: the rows of those calls; those of "unet" are the U-Net evaluations.
         batches: rows of each U-Net call.
     """
@@ -49,7 +54,7 @@ class Clock:
 def clocked(
     model: LoadedModel, timer: Timer = time.perf_counter, done: Callable[[str, int, float], None] | None = None
 ) -> Iterator[Clock]:
-    """Measure the time of the model's own code inside the `with` block.
+    """Measure the time of the networks' own code inside the `with` block.
 
     Args:
         model: whose calls are timed.
@@ -57,10 +62,23 @@ def clocked(
         done: gets the name, the rows and the seconds of every call that is over.
     """
     clock, depth = Clock(), 0
+    # Seconds of the CLIP's forward pass, which its gradient takes with it.
+    forward = 0.0
 
-    def timed(function: Callable[..., Any], label: str, rows: Callable[..., int]) -> Callable[..., Any]:
+    def count(label: str, rows: int, spent: float) -> None:
+        clock.calls[label] += 1
+        clock.rows[label] += rows
+        if label == "unet":
+            clock.unet += spent
+            clock.batches.append(rows)
+        if depth == 0:
+            clock.model += spent
+            if done is not None:
+                done(label, rows, spent)
+
+    def timed(function: Callable[..., Any], label: str, of: int = 0) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
+            nonlocal depth, forward
             depth += 1
             before, start = clock.hooks, timer()
             try:
@@ -68,16 +86,21 @@ def clocked(
             finally:
                 depth -= 1
                 spent = timer() - start - (clock.hooks - before)
-                count = rows(*args, **kwargs)
-                clock.calls[label] += 1
-                clock.rows[label] += count
-                if label == "unet":
-                    clock.unet += spent
-                    clock.batches.append(count)
-                if depth == 0:
-                    clock.model += spent
-                    if done is not None:
-                        done(label, count, spent)
+                if label == "clip forward":
+                    forward = spent
+                else:
+                    count(label, len(args[of] if args else next(iter(kwargs.values()))), spent)
+
+        return call
+
+    def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal forward
+            start = timer()
+            found = function(outputs, inputs, *args, **kwargs)
+            spent, forward = forward + timer() - start, 0.0
+            count("clip", len(inputs), spent)
+            return found
 
         return call
 
@@ -94,13 +117,18 @@ def clocked(
     plain_before, plain_after = Hooks.before, Hooks.after
     pipe = model.pipe
     parts = [(pipe.unet, "forward", "unet"), (pipe.vae, "decode", "decoder"), (pipe.vae, "encode", "encoder")]
-    parts += [(part, "forward", "text") for part in (pipe.text_encoder, pipe.text_encoder_2) if part is not None]
+    texts = (("text", pipe.text_encoder), ("text 2", pipe.text_encoder_2))
+    parts += [(part, "forward", label) for label, part in texts if part is not None]
+    clip = open_clip.CLIP
     with (
         patch.object(Hooks, "before", lambda self, module, function: plain_before(self, module, as_hook(function))),
         patch.object(Hooks, "after", lambda self, module, function: plain_after(self, module, as_hook(function))),
+        patch.object(clip, "encode_image", timed(clip.encode_image, "clip forward", 1)),
+        patch.object(clip, "encode_text", timed(clip.encode_text, "clip text", 1)),
+        patch.object(torch.autograd, "grad", gradient(torch.autograd.grad)),
     ):
         for part, name, label in parts:
-            part.__dict__[name] = timed(getattr(part, name), label, _rows)
+            part.__dict__[name] = timed(getattr(part, name), label)
         try:
             yield clock
         finally:
@@ -116,7 +144,6 @@ def network_calls() -> Iterator[list[Callable[[], Any]]]:
     also of those that are equal.
     """
     import lpips
-    import open_clip
 
     from riebench.scoring.metrics.judge_network import JudgeNetwork
 
@@ -146,15 +173,8 @@ def random_clip(name: str) -> LoadedClip:
 
     Its weights are random, so its numbers mean nothing.
     """
-    import open_clip
-
     network, _, transform = open_clip.create_model_and_transforms(name, pretrained=None)
     return LoadedClip(network.eval().requires_grad_(False), transform, open_clip.get_tokenizer(name), "random", {})
-
-
-def _rows(*args: Any, **kwargs: Any) -> int:
-    first = args[0] if args else next(iter(kwargs.values()))
-    return len(first)
 
 
 def sample(examples: int, names: Sequence[str] = ()) -> tuple[list[EditTask], tuple[Setting, ...]]:

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ class BlockReference:
     limit: Tensor
     norms: Tensor
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of all numbers."""
         parts = hashlib.sha256()
@@ -85,27 +86,30 @@ class BlockReference:
 
     def place(self, step: int) -> int | None:
         """Return the place of a step among those that are looked at, or None."""
-        found = (self.steps == step).nonzero().flatten().tolist()
-        return found[0] if found else None
+        return self._place_of.get(step)
+
+    @cached_property
+    def _place_of(self) -> dict[int, int]:
+        return {step: place for place, step in enumerate(self.steps.tolist())}
 
     def distances(self, place: int, values: Tensor) -> Tensor:
-        """Return the distances of updates [P, C] at one step, [P]."""
+        """Return the distances of updates [..., P, C] at one step, [..., P]."""
         return _raw_distances(
             values.float(), self.mean[place], self.directions[place], self.variances[place], self.rest[place]
         ) / self.scale[place].clamp(min=1e-12)
 
     def measure(self, place: int, values: Tensor) -> Tensor:
-        """Measure updates [P, C] at one step.
+        """Measure updates [..., P, C] at one step.
 
         Returns:
-            float32 [3]: mean quantile of the norms, root mean square of the distances, share of far positions.
+            float32 [..., 3]: mean quantile of the norms, root mean square of the distances, share of far positions.
         """
         lengths = values.float().norm(dim=-1)
         above = torch.searchsorted(self.norms[place].contiguous(), lengths.contiguous())
         quantiles = above.clamp(max=self.norms.shape[1] - 1).float() / (self.norms.shape[1] - 1)
         found = self.distances(place, values)
         far = (found > self.limit[place]).float()
-        return torch.stack([quantiles.mean(), found.square().mean().sqrt(), far.mean()])
+        return torch.stack([quantiles.mean(-1), found.square().mean(-1).sqrt(), far.mean(-1)], dim=-1)
 
 
 def _raw_distances(values: Tensor, mean: Tensor, directions: Tensor, variances: Tensor, rest: Tensor) -> Tensor:
@@ -114,8 +118,9 @@ def _raw_distances(values: Tensor, mean: Tensor, directions: Tensor, variances: 
     inside, whole = along.square(), apart.square().sum(-1)
     beyond = (whole - inside.sum(-1)).clamp(min=0)
     # Where every direction is kept, what is left beyond them is rounding.
-    left = beyond / rest if directions.shape[1] < values.shape[1] else torch.zeros_like(beyond)
-    return ((inside / variances).sum(-1) + left).div(values.shape[1]).sqrt()
+    width = values.shape[-1]
+    left = beyond / rest if directions.shape[1] < width else torch.zeros_like(beyond)
+    return ((inside / variances).sum(-1) + left).div(width).sqrt()
 
 
 def make_reference(fitted: Sequence[Tensor], held_out: Sequence[Tensor], steps: Sequence[int]) -> BlockReference:
@@ -181,7 +186,8 @@ class DistributionMeter:
     def __init__(self, references: Mapping[str, BlockReference], places: Sequence[Mapping[str, Tensor]]) -> None:
         self.references = references
         self._places = places
-        self._found: dict[tuple[int, str], dict[int, Tensor]] = {}
+        self._measured: list[tuple[str, int, list[int], Tensor]] = []
+        self._found: dict[tuple[int, str], dict[int, list[float]]] = {}
 
     def blocks(self, row: int) -> tuple[str, ...]:
         """Return the blocks that are looked at in a row."""
@@ -189,21 +195,30 @@ class DistributionMeter:
             return ()
         return tuple(block for block, places in self._places[row].items() if block in self.references and len(places))
 
-    def observe(self, block: str, step: int, row: int, update: Tensor) -> None:
-        """Take a row's update after the edit.
+    def observe(self, block: str, step: int, rows: Sequence[int], updates: Tensor) -> None:
+        """Take the updates of some rows after their edits.
+
+        Rows of one example are measured together.
 
         Args:
             block: short name.
             step: from 0; steps that are not looked at are passed over.
-            row: of the batch.
-            update: [positions, C].
+            rows: of the batch.
+            updates: [rows, positions, C].
         """
         reference = self.references[block]
         place = reference.place(step)
-        if place is not None:
-            inside = update[self._places[row][block].to(update.device)]
+        if place is None:
+            return
+        alike: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            alike.setdefault(id(self._places[row][block]), []).append(index)
+        for indices in alike.values():
+            inside = self._places[rows[indices[0]]][block].to(updates.device)
+            chosen = torch.tensor(indices, device=updates.device)
+            found = reference.measure(place, updates[chosen[:, None], inside[None, :]])
             # Kept on the device: reading each number at once would wait for it.
-            self._found.setdefault((row, block), {})[step] = reference.measure(place, inside)
+            self._measured.append((block, step, [rows[index] for index in indices], found))
 
     def result(self, row: int, before: Mapping[str, Mapping[int, float]]) -> dict[str, BlockDistribution]:
         """Return what was found in a row, by block.
@@ -214,10 +229,11 @@ class DistributionMeter:
             row: of the batch.
             before: block -> step -> share of far positions in the unedited source run.
         """
+        self._read()
         found = {}
         for block in self.blocks(row):
             steps = self._found.get((row, block), {})
-            numbers = {step: [round(value, DECIMALS) for value in one.tolist()] for step, one in sorted(steps.items())}
+            numbers = {step: [round(value, DECIMALS) for value in one] for step, one in sorted(steps.items())}
             if numbers and all(abs(value) < float("inf") for one in numbers.values() for value in one):
                 norm, distance, far = zip(*numbers.values(), strict=True)
                 found[block] = BlockDistribution(
@@ -225,6 +241,12 @@ class DistributionMeter:
                     far=far, far_before=tuple(round(before[block][step], DECIMALS) for step in numbers),
                 )  # fmt: skip
         return found
+
+    def _read(self) -> None:
+        for block, step, rows, numbers in self._measured:
+            for row, found in zip(rows, numbers.tolist(), strict=True):
+                self._found.setdefault((row, block), {})[step] = found
+        self._measured.clear()
 
 
 def encode_reference(reference: BlockReference, notes: Mapping[str, str]) -> bytes:

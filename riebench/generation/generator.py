@@ -27,6 +27,7 @@ from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, 
 from riebench.generation.trace import Quantity, Sink, StepSink, Trace, capture, intervene
 from riebench.generation.transfers import paired_runs
 from riebench.models.families.base import TextEmbeddings
+from riebench.models.families.text_keys import shared_text
 from riebench.models.loading import LoadedModel
 from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
 from riebench.tasks.prompts import phrase_spans
@@ -167,6 +168,8 @@ class Generator:
             if keep_prefix is not None:
                 kept = stack.enter_context(record(self.model.denoiser, runs, keep_prefix, guided=self.model.guided))
             stack.enter_context(callback.exchanged())
+            if not callback.changes_text:
+                stack.enter_context(shared_text(self.model.denoiser, every))
             # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the denoiser.
             stack.enter_context(attention_kernel(self.model.options))
             latents = self.model.pipe(**options, **callback.options).images
@@ -336,6 +339,11 @@ class StepCallback:
         active = {row: edit for row, edit in enumerate(edits) if edit is not None and not edit.empty}
         self._texts = {row: edit for row, edit in active.items() if edit.text is not None}
         self._latents = {row: edit for row, edit in active.items() if edit.latents is not None}
+
+    @property
+    def changes_text(self) -> bool:
+        """True if any row's text changes between the steps."""
+        return bool(self._texts)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from riebench.blocks import ATTENTION, UNITS, block_of, kind, module_path
 from riebench.generation.edits import Edit
 from riebench.generation.hooks import find_site, hooked
 from riebench.models.families.base import family_of_denoiser
-from riebench.models.families.blocks import BatchLayout, Site, Stage
+from riebench.models.families.blocks import BatchLayout, Site, Stage, replaced_forward
 
 Run = tuple[str, int]
 """Prompt and noise seed."""
@@ -275,7 +275,7 @@ def resume(
         with found.stages(cut.block):
             return plain(*args, **kwargs)
 
-    with _replace_forward(denoiser, forward):
+    with replaced_forward(denoiser, forward):
         yield
 
 
@@ -304,7 +304,7 @@ class _PrefixReplay:
         with ExitStack() as stack:
             for earlier in prefix.order[: prefix.order.index(path)]:
                 stack.enter_context(
-                    _replace_forward(stages[earlier].module, self._constant_forward(prefix, stages[earlier]))
+                    replaced_forward(stages[earlier].module, self._constant_forward(prefix, stages[earlier]))
                 )
             module, source = site.module, self.kept(path, "input")
             handle = module.register_forward_pre_hook(lambda _module, args: (source, *args[1:]), prepend=True)
@@ -316,8 +316,8 @@ class _PrefixReplay:
                     # The point is called, so that its hooks see the update and may change it.
                     return family.finish_block(module, hidden, site.point(hidden))
 
-                stack.enter_context(_replace_forward(site.point, lambda *args, **kwargs: update))
-                stack.enter_context(_replace_forward(module, finish))
+                stack.enter_context(replaced_forward(site.point, lambda *args, **kwargs: update))
+                stack.enter_context(replaced_forward(module, finish))
             yield
 
     def _constant_forward(self, prefix: Prefix, stage: Stage) -> Callable[..., Any]:
@@ -330,17 +330,3 @@ class _PrefixReplay:
             halves = len(self.layout.halves(0))
             found = blank.expand(halves * len(self.owners), 1, *prefix.grids[stage.path])
         return lambda *args, **kwargs: (found,) if stage.wraps else found
-
-
-@contextmanager
-def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Put another function in place of a module's own; its hooks still run."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before

@@ -294,10 +294,9 @@ def _watch_updates(hooks: Hooks, edits: Mapping[int, Edit], meter: DistributionM
             acting = [row for row in rows if edits[row].acts_at(hooks.step)]
             if offset is None or not acting:
                 return
-            update = site.update(args, kwargs, output)
-            for row in acting:
-                values = update[offset + row]
-                meter.observe(name, hooks.step, row, values.flatten(1).T if values.dim() == 3 else values)
+            update = site.update(args, kwargs, output)[offset : offset + batch]
+            flat = update.flatten(2).transpose(1, 2) if update.dim() == 4 else update
+            meter.observe(name, hooks.step, acting, flat if len(acting) == batch else flat[acting])
 
         hooks.after(site.point, look)
 

@@ -19,8 +19,9 @@ from riebench.models.presets import sae_bytes_of_width
 from riebench.models.spec import ModelOptions
 from riebench.runs.plan import Unit, check_request, checked_works, plan, shard_units
 from riebench.runs.prepare import check_places
-from riebench.store.folder import SHARED_NAME, SINGLE_SHARD, RunFolder, SharedFolder, run_path
+from riebench.store.folder import SINGLE_SHARD, RunFolder, run_path
 from riebench.store.records import RUN_FILE, RunSpec
+from riebench.store.shared import SHARED_NAME, SharedFolder
 from riebench.tasks.schema import ALL_CATEGORIES, EditTask, Setting
 from riebench.tasks.suites import default_model
 from riebench.utils import machine

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.scoring.score import SCORING_FILE
-from riebench.store.folder import MODEL_FILE, SHARED_NAME, RunFolder, run_path
+from riebench.store.folder import RunFolder, run_path
 from riebench.store.parquet import read_records, read_score_table, write_records, write_scores
 from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
 from riebench.store.run_file import RunFile, broken_seals, part_files, write_seal
 from riebench.store.sae_figures import SAE_FIGURES_FILE
 from riebench.store.scores import ScoreColumns
+from riebench.store.shared import MODEL_FILE, SHARED_NAME
 from riebench.utils.files import write_atomic
 
 Say = Callable[[str], None]

@@ -28,7 +28,8 @@ from riebench.runs.failures import check_success
 from riebench.runs.plan import Unit, checked_works, plan, shard_units
 from riebench.runs.prepare import check_prompts, prepare_all, prepare_setting
 from riebench.scoring.metrics.networks import parse_weights
-from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, run_path, set_aside
+from riebench.store.damage import folder_warnings, set_aside
+from riebench.store.folder import RunFolder, find_run_folders, run_path
 from riebench.store.invocations import invocation_notes
 from riebench.store.records import RUN_FILE
 from riebench.tasks.schema import EditTask, Setting

@@ -113,6 +113,7 @@ class ExampleRuns:
     rule: RegionRule = "edit"
     latents: Mapping[Role, Tensor] = field(default_factory=dict)
     others: OtherExamples | None = None
+    _positions: dict[tuple[Role, str], Tensor] = field(default_factory=dict, repr=False)
     _codes: dict[tuple[Role, str, int], Tensor] = field(default_factory=dict, repr=False)
     _means: dict[tuple[Role, str, int, str], Tensor] = field(default_factory=dict, repr=False)
     _meters: list[UnitMeter] = field(default_factory=list, repr=False)
@@ -125,7 +126,10 @@ class ExampleRuns:
         if kind(site) == TEXT:
             return torch.arange(self.trace.grids[short_name(site)][1])
         mask = self.masks.source if role == "source" else self.masks.target
-        return positions_of(to_grid(mask, self.trace.grids[block_of(site)]))
+        block = block_of(site)
+        if (role, block) not in self._positions:
+            self._positions[role, block] = positions_of(to_grid(mask, self.trace.grids[block]))
+        return self._positions[role, block]
 
     def updates(self, role: Role, block: str) -> Tensor:
         """Return a block's updates at all positions, float32 [T, H*W, C]."""
@@ -395,9 +399,8 @@ class Method:
         Raises:
             RiebenchError: on an unknown parameter (names the nearest), a missing one, or one of a wrong type.
         """
-        signature = inspect.signature(self.function)
+        signature, hints = _parameters_of(self.function)
         known = [name for name in signature.parameters if name != "ctx"]
-        hints = get_type_hints(self.function)
         for name, value in params.items():
             if name not in known:
                 raise RiebenchError(f"method {self.name!r} has no parameter {name!r}{near_match(name, known)}")
@@ -433,6 +436,12 @@ class Method:
         if not isinstance(made, Edit | Reuse):
             raise RiebenchError(f"method {self.name!r} gave {type(made).__name__}; it must give an Edit or a Reuse")
         return made
+
+
+@lru_cache(maxsize=256)
+def _parameters_of(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Return a function's signature and its type hints; finding them is slow."""
+    return inspect.signature(function), get_type_hints(function)
 
 
 def method(

@@ -10,9 +10,10 @@ from pathlib import Path
 from riebench.analysis.configurations import EVERYTHING, Configuration, configurations, present_categories
 from riebench.analysis.standings import ENDS
 from riebench.analysis.stats import estimate
-from riebench.store.folder import RunFolder, SharedFolder, find_run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord
 from riebench.store.scores import ScoreKey
+from riebench.store.shared import SharedFolder
 
 EFFECT, DISTANCE = "clip_gain", "lpips"
 """Metrics of alignment and of preservation, the two axes of the page."""

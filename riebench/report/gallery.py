@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from riebench.analysis.configurations import block_order
-from riebench.store.folder import SHARED_NAME, RunFolder, SharedFolder
+from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
+from riebench.store.shared import SHARED_NAME, SharedFolder
 from riebench.tasks.schema import ALL_CATEGORIES
 from riebench.utils.files import write_atomic
 from riebench.utils.images import Picture, encode_png, grid, picture_path

@@ -31,14 +31,14 @@ from riebench.generation.distribution import (
 )
 from riebench.generation.edits import Edit
 from riebench.generation.generator import Capture, NoDecodeGenerator
-from riebench.methods.base import ExampleRuns
+from riebench.methods.base import ROLES, ExampleRuns
 from riebench.models.loading import LoadedModel
 from riebench.models.spec import ModelSpec
 from riebench.runs.plan import Unit
 from riebench.runs.prepare import PreparedSetting
 from riebench.runs.sae_check import TOGETHER_SIZE
-from riebench.store.folder import SHARED_NAME, SharedFolder
 from riebench.store.records import noise_seed
+from riebench.store.shared import SHARED_NAME, SharedFolder
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.utils.files import content_digest, read_regular
 from riebench.utils.images import picture_path
@@ -127,32 +127,62 @@ class DistributionWatch:
     references: Mapping[str, BlockReference] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
 
-    def places(self, edit: Edit, runs: ExampleRuns) -> dict[str, Tensor]:
+    def of_example(self, runs: ExampleRuns) -> ExampleWatch:
+        """Return what measures the source run of one example."""
+        return ExampleWatch(self.references, runs)
+
+    def meter(self, places: Sequence[Mapping[str, Tensor]]) -> DistributionMeter | None:
+        """Return the meter of a batch, or None if nothing of it is measured."""
+        return DistributionMeter(self.references, places) if any(places) else None
+
+
+@dataclass(frozen=True)
+class ExampleWatch:
+    """Measured positions of one example, and what its source run gives there.
+
+    Each block is looked at once, however many edits change it.
+
+    Attributes:
+        references: block -> reference.
+        runs: the example's source and target run.
+    """
+
+    references: Mapping[str, BlockReference]
+    runs: ExampleRuns
+    _places: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _before: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
+
+    def places(self, edit: Edit) -> dict[str, Tensor]:
         """Return the positions at which an edit is measured, int64 [P] by block.
 
         They are those of both regions. The blocks are those that it changes.
         """
         blocks = dict.fromkeys(block_of(site) for site in edit.sites)
         return {
-            block: torch.cat([runs.positions(role, block) for role in ("source", "target")]).unique()
-            for block in blocks if block in self.references and block in runs.trace.grids
+            block: self._inside(block)
+            for block in blocks if block in self.references and block in self.runs.trace.grids
         }  # fmt: skip
 
-    def before(self, places: Mapping[str, Tensor], runs: ExampleRuns) -> Before:
-        """Measure the source run at the same positions."""
-        found: dict[str, dict[int, float]] = {}
-        for block, inside in places.items():
-            reference, row = self.references[block], runs.rows["source"]
-            steps = [step for step in reference.steps.tolist() if step < runs.trace.steps_of(block)]
-            for place, step in enumerate(steps):
-                kept = runs.trace.step_row(block, row, step)
-                values = kept[inside.to(kept.device)].to(reference.mean.device)
-                found.setdefault(block, {})[step] = float(reference.measure(place, values)[2]) if len(values) else 0.0
-        return found
+    def before(self, blocks: Iterable[str]) -> Before:
+        """Measure the source run at the positions of some blocks."""
+        return {block: found for block in blocks if (found := self._measured(block))}
 
-    def meter(self, places: Sequence[Mapping[str, Tensor]]) -> DistributionMeter | None:
-        """Return the meter of a batch, or None if nothing of it is measured."""
-        return DistributionMeter(self.references, places) if any(places) else None
+    def _inside(self, block: str) -> Tensor:
+        if block not in self._places:
+            roles = [self.runs.positions(role, block) for role in ROLES]
+            self._places[block] = torch.cat(roles).unique()
+        return self._places[block]
+
+    def _measured(self, block: str) -> dict[int, float]:
+        if block not in self._before:
+            reference, trace, inside = self.references[block], self.runs.trace, self._inside(block)
+            found = self._before[block] = {}
+            for place, step in enumerate(reference.steps.tolist()):
+                if step < trace.steps_of(block):
+                    kept = trace.step_row(block, self.runs.rows["source"], step)
+                    values = kept[inside.to(kept.device)].to(reference.mean.device)
+                    found[step] = float(reference.measure(place, values)[2]) if len(values) else 0.0
+        return self._before[block]
 
 
 def stored_files(shared: SharedFolder, blocks: Iterable[str]) -> dict[str, bytes]:

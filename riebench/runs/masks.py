@@ -25,7 +25,7 @@ from riebench.generation.regions.options import RegionSpec
 from riebench.methods.base import ROLES
 from riebench.registry import REGIONS
 from riebench.runs.plan import ExampleWork
-from riebench.store.folder import SharedFolder
+from riebench.store.shared import SharedFolder
 from riebench.tasks.masks import RegionMasks
 from riebench.utils.terminal import ProgressBar
 

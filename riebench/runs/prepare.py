@@ -23,9 +23,10 @@ from riebench.models.spec import ModelSpec
 from riebench.registry import METHODS, MODEL_FAMILIES, SAE_FORMATS
 from riebench.runs.plan import ExampleWork, Unit, shard_units, works_of
 from riebench.saes.sources import model_saes
-from riebench.store.folder import MODEL_FILE, Redo, RunFolder, run_path
+from riebench.store.folder import Redo, RunFolder, run_path
 from riebench.store.invocations import package_versions
 from riebench.store.records import RunSpec
+from riebench.store.shared import MODEL_FILE
 from riebench.tasks.schema import EditTask, Setting, step_window
 from riebench.tasks.settings import load_setting_plugin
 

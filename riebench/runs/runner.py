@@ -35,6 +35,7 @@ from riebench.runs.capture import CapturePlan
 from riebench.runs.distribution import (
     Before,
     DistributionWatch,
+    ExampleWatch,
     prepare_watch,
     store_watch,
     stored_files,
@@ -312,12 +313,13 @@ class Runner:
         self.masks.prepare([*works, *self.references.works(works)])
         nbytes = self.captures.bytes_held(works)
         start = 0
-        while start < len(works):
-            chunk = works[start : start + examples_together(nbytes, self.batches.size)]
-            chunk = chunk[: self.captures.examples_at_once(chunk)]
-            self.batches.each(chunk, len(ROLES), self._generate_pairs, self._run_examples, self._fail_work)
-            start += len(chunk)
-        self._flush()
+        with self.recorder:
+            while start < len(works):
+                chunk = works[start : start + examples_together(nbytes, self.batches.size)]
+                chunk = chunk[: self.captures.examples_at_once(chunk)]
+                self.batches.each(chunk, len(ROLES), self._generate_pairs, self._run_examples, self._fail_work)
+                start += len(chunk)
+            self._flush()
 
     def _generate_pairs(self, works: Sequence[ExampleWork]) -> PairBatch:
         """Generate the source pictures of all examples, then their target pictures.
@@ -342,6 +344,7 @@ class Runner:
         if self.recorder.failures.due:
             # What waits for its batch may yet succeed.
             self._flush()
+            self.recorder.wait()
             self.recorder.failures.check()
 
     def _run_examples(self, works: Sequence[ExampleWork], made: PairBatch) -> None:
@@ -372,12 +375,13 @@ class Runner:
         )  # fmt: skip
         if batch.units is not None and batch.units.holds(index):
             runs.units = {role: batch.units.take(row, partial(runs.positions, role)) for role, row in rows.items()}
+        seen = self.watch.of_example(runs)
         made: dict[tuple[str, tuple[str, ...]], Edit | Reuse | str] = {}
         for unit in self._run_editors(work, masks, pictures):
             place = (unit.setting.name, unit.blocks)
             if place not in made:
                 made[place] = self._edit(unit, runs)
-            self._save_or_queue(unit, made[place], work, runs, pictures, pair.prefix)
+            self._save_or_queue(unit, made[place], work, seen, pictures, pair.prefix)
 
     def _run_editors(self, work: ExampleWork, masks: RegionMasks, pictures: Mapping[Role, Pixels]) -> list[Unit]:
         """Make the units of editors; return the others."""
@@ -407,14 +411,14 @@ class Runner:
             return reason(error)
 
     def _save_or_queue(
-        self, unit: Unit, made: Edit | Reuse | str, work: ExampleWork, runs: ExampleRuns,
+        self, unit: Unit, made: Edit | Reuse | str, work: ExampleWork, seen: ExampleWatch,
         pictures: Mapping[Role, Pixels], prefix: Prefix | None,
     ) -> None:  # fmt: skip
         """Record a unit whose picture is known already, or queue its row."""
         if isinstance(made, str):
             self._fail_unit(unit, made)
             return
-        details = self.recorder.details(unit, runs.masks)
+        details = self.recorder.details(unit, seen.runs.masks)
         if isinstance(made, Reuse):
             self.recorder.save(unit, pictures[made.picture], details)
             return
@@ -428,9 +432,8 @@ class Runner:
             # Generating it would give the known picture again, bit for bit.
             self.recorder.save(unit, pictures[known], details)
             return
-        places = self.watch.places(edit, runs)
-        before = self.watch.before(places, runs)
-        row = Row(unit, edit, work.plain.source, work.noise, details, prefix, places, before)
+        places = seen.places(edit)
+        row = Row(unit, edit, work.plain.source, work.noise, details, prefix, places, seen.before(places))
         full = self.pending.add(row, self.batches.size)
         if full:
             self._make(full)

@@ -26,9 +26,10 @@ from riebench.scoring.metrics.base import Bool, Metric, Reason, Sample, UInt8, V
 from riebench.scoring.metrics.judge import SIDE
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, is_left_to_request, profile_metrics
-from riebench.store.folder import RunFolder, SharedFolder
+from riebench.store.folder import RunFolder
 from riebench.store.invocations import invocation_notes
 from riebench.store.records import EditRecord, ScoreRecord, UnitKey
+from riebench.store.shared import SharedFolder
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import parse_json, write_atomic

@@ -1,19 +1,17 @@
-"""Run folders: the files of one run, and the folder that several runs share.
+"""Run folders: the files of one run.
 
 Records and scores are appended to, pictures are written atomically, and one process writes at a time, or the shards of
 one run side by side.
 
 Layout: `<results>/<suite>/<model>/<setting>/` holds run.json, records.jsonl, scores.jsonl, seal.json and images/, and
 sae_figures.json if the run has SAEs; published runs hold records.parquet and scores.parquet instead, and lines that
-come later count on top of them. `<results>/<suite>/<model>/shared/` holds what all configurations share: source and
-target pictures and masks. Folders whose text is damaged or was changed by hand are reported (`folder_warnings`) or
-emptied (`set_aside`).
+come later count on top of them. `<results>/<suite>/<model>/shared/` holds what all configurations share
+(`riebench.store.shared`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +23,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from riebench.errors import FolderInUseError, StoreError
+from riebench.errors import FolderInUseError
 from riebench.store.invocations import Invocation
+from riebench.store.lines import json_line, read_record_lines, read_score_lines
 from riebench.store.parquet import read_records, read_score_table
 from riebench.store.records import (
     RECORDS_FILE,
@@ -42,10 +40,8 @@ from riebench.store.records import (
     UnitKey,
 )
 from riebench.store.run_file import (
-    SEAL_FILE,
     CellKey,
     RunFile,
-    broken_seals,
     merge_parts,
     part_files,
     part_path,
@@ -61,29 +57,20 @@ from riebench.store.sae_figures import (
     read_sae_figures,
 )
 from riebench.store.scores import ScoreColumns, ScoreKey, ScoreLines, ScoreTable
+from riebench.store.shared import SHARED_NAME, SharedFolder
 from riebench.utils.files import (
     append_lines,
     file_sha256,
-    parse_json,
-    read_lines,
-    read_regular,
     repair_last_line,
     write_atomic,
-    write_once,
 )
-from riebench.utils.images import encode_png, is_intact, picture_path, read_image, stored_picture
+from riebench.utils.images import encode_png, picture_path, read_image, stored_picture
 from riebench.utils.locks import Shard, brief_lock, shard_lock, whole_lock
 
 Redo = Literal["missing", "errors", "all"]
 
 REDO_MODES: tuple[Redo, ...] = ("missing", "errors", "all")
 """Units to make again: those without a valid record, failed ones too, or all."""
-
-SHARED_NAME = "shared"
-"""Name of the shared folder beside the run folders."""
-
-MODEL_FILE = "model.json"
-"""Name of the shared file that says which model and regions the shared pictures and masks belong to."""
 
 SINGLE_SHARD: Shard = (1, 1)
 """The whole run in one process."""
@@ -92,84 +79,6 @@ MAX_IMAGE_NAME = 200
 """Most characters of a picture's file name: fewer than file systems take, so that a temporary name fits too."""
 
 _LOG = logging.getLogger(__name__)
-
-SET_ASIDE_PREFIX = "set-aside"
-"""Beginning of the names of folders that hold replaced files which could not be trusted any more."""
-
-
-class SharedFolder:
-    """Pictures and masks that all configurations of one suite and model share.
-
-    Several configurations may be run at the same time; the file that the first of them stores is the one that all are
-    compared with.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def image_name(self, key: UnitKey, role: Literal["source", "target"]) -> str:
-        """Return the relative path of a unit's source or target picture.
-
-        It depends on the unit's example and seed only.
-        """
-        return f"images/{key.example_id}.{key.example_hash[:8]}.{key.seed}.{role}.png"
-
-    def mask_name(self, key: UnitKey) -> str:
-        """Return the relative path of the masks of a unit's example and seed."""
-        return f"masks/{key.example_id}.{key.example_hash[:8]}.{key.seed}.json"
-
-    def is_intact(self, name: str) -> bool:
-        """Return whether a picture or a JSON value is stored undamaged.
-
-        It is looked for under a relative path.
-        """
-        if not name.endswith(".json"):
-            return is_intact(picture_path(self.path, name))
-        try:
-            return self.read_json(name) is not None
-        except StoreError:
-            return False
-
-    def write(self, name: str, data: bytes) -> None:
-        """Store a file under a relative path; an existing one stays."""
-        write_once(picture_path(self.path, name), data)
-
-    def write_image(self, name: str, pixels: NDArray[np.uint8]) -> None:
-        """Store a picture (uint8 [H, W, 3]); an existing one stays."""
-        self.write(name, encode_png(pixels))
-
-    def read_image(self, name: str) -> NDArray[np.uint8]:
-        """Read a stored picture as uint8 [H, W, 3]."""
-        return read_image(self.path, name)
-
-    def picture(self, name: str | None) -> Path | None:
-        """Return the file of a picture that a record names.
-
-        Returns:
-            Its path; None if the record names none, or there is no such file.
-
-        Raises:
-            StoreError: see `stored_picture`.
-        """
-        return None if name is None else stored_picture(self.path, name)
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Store a JSON value (masks as run lengths); an existing one stays."""
-        self.write(name, (json.dumps(value, sort_keys=True) + "\n").encode())
-
-    def read_json(self, name: str) -> Any | None:
-        """Return a stored JSON value, or None if there is none.
-
-        Raises:
-            StoreError: if the file is damaged.
-        """
-        path = picture_path(self.path, name)
-        if not path.exists():
-            return None
-        try:
-            return parse_json(read_regular(path))
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}); delete it and repeat `riebench run`") from error
 
 
 class RunFolder:
@@ -337,9 +246,9 @@ class RunFolder:
             features: False lets published records come without the features that were switched, and so sooner.
         """
         # Shards' files first: a line that is moved to the records meanwhile is then seen twice, never missed.
-        parts = [_read_records(file) for file in part_files(self.path)]
+        parts = [read_record_lines(file) for file in part_files(self.path)]
         latest = {record.key.slot: record for record in self._published_records(features=features)}
-        for found in (_read_records(self.path / RECORDS_FILE), *parts):
+        for found in (read_record_lines(self.path / RECORDS_FILE), *parts):
             latest |= {record.key.slot: record for record in found}
         return list(latest.values())
 
@@ -359,7 +268,7 @@ class RunFolder:
         """Yield all records, also those that a later one replaces."""
         yield from self._published_records()
         for file in (self.path / RECORDS_FILE, *part_files(self.path)):
-            yield from _read_records(file)
+            yield from read_record_lines(file)
 
     def scores(self) -> dict[ScoreKey, ScoreRecord]:
         """Return the latest score of every unit, metric and backbone.
@@ -376,11 +285,7 @@ class RunFolder:
     def _every_score(self) -> Iterator[ScoreRecord]:
         if (file := self.path / SCORES_TABLE).exists():
             yield from ScoreColumns(read_score_table(file)).scores()
-        for number, line in read_lines(self.path / SCORES_FILE):
-            try:
-                yield ScoreRecord.model_validate(line)
-            except ValidationError as error:
-                raise _damaged_line(self.path / SCORES_FILE, number, error) from error
+        yield from read_score_lines(self.path / SCORES_FILE)
 
     def score_table(self) -> ScoreTable:
         """Return the scores by column, many times faster for published runs."""
@@ -513,13 +418,13 @@ class RunFolder:
         """Append records in one write; they name the command that is writing."""
         lines = list(records)
         place = self._invocation_place() if lines else None
-        append_lines(self._records_file, [_json_line(record, place) for record in lines])
+        append_lines(self._records_file, [json_line(record, place) for record in lines])
 
     def append_scores(self, scores: Iterable[ScoreRecord]) -> None:
         """Append scores in one write; they name the command that is writing."""
         lines = list(scores)
         place = self._invocation_place() if lines else None
-        append_lines(self.path / SCORES_FILE, [_json_line(score, place) for score in lines])
+        append_lines(self.path / SCORES_FILE, [json_line(score, place) for score in lines])
 
 
 def _file_version(file: Path) -> tuple[int, ...]:
@@ -574,114 +479,3 @@ def find_run_folders(results: Path) -> list[RunFolder]:
 def run_path(results: Path, suite: str, model: str, setting: str) -> Path:
     """Return the path of the run folder of a suite, model and setting."""
     return results / suite / model / setting
-
-
-def _json_line(record: EditRecord | ScoreRecord, place: int | None) -> str:
-    """Return the line of a record or score that names the command which writes it.
-
-    Args:
-        record: the record or score.
-        place: the command's place in run.json's list; None keeps what the record names.
-    """
-    if place is not None and record.invocation is not None:
-        record = record.model_copy(update={"invocation": place})
-    # Defaults are left out: thousands of lines are committed, and every one of them is read back through the schema.
-    line = record.model_dump_json(exclude_defaults=True)
-    if place is None or record.invocation is not None:
-        return line
-    # The last of the fields. Copies of thousands of new scores would take longer than the rest of writing them.
-    return f'{line.removesuffix("}")},"invocation":{place}}}'
-
-
-def _read_records(file: Path) -> list[EditRecord]:
-    found = []
-    # The file of a shard that has just ended may disappear between being listed and being read.
-    with suppress(FileNotFoundError):
-        for number, line in read_lines(file):
-            try:
-                found.append(EditRecord.model_validate_json(json.dumps(line)))
-            except ValidationError as error:
-                raise _damaged_line(file, number, error) from error
-    return found
-
-
-def _damaged_line(path: Path, number: int, error: ValidationError) -> StoreError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return StoreError(f"{path}, line {number}: {where}: {first['msg']}; delete that line to go on")
-
-
-def folder_warnings(folders: Iterable[RunFolder]) -> list[str]:
-    """Return what a run found wrong in its folders, one line each.
-
-    Each line says what was done or can be done about it.
-
-    Args:
-        folders: the folders, after the run.
-    """
-    lines = []
-    for folder in folders:
-        if folder.altered_files:
-            subject = "1 file was" if len(folder.altered_files) == 1 else f"{len(folder.altered_files)} files were"
-            lines.append(
-                f"{subject} not as riebench wrote them, e.g. {folder.path / folder.altered_files[0]}; made again"
-            )
-        lines += [
-            f"{folder.path}: {finding}; `--redo all`, without --shard, makes it anew"
-            for finding in broken_seals(folder.path)
-        ]
-    return lines
-
-
-def set_aside(path: Path) -> Path | None:
-    """Move away the text files of a run folder if they are not trustworthy.
-
-    They are not if one is damaged or was changed; pictures stay until they are made again.
-
-    Args:
-        path: the run folder; it may be absent.
-
-    Returns:
-        Folder that holds it now; None if nothing was wrong.
-
-    Raises:
-        FolderInUseError: if another process writes there.
-    """
-    if not path.is_dir():
-        return None
-    with whole_lock(path):
-        broken = broken_seals(path)
-        if not broken and _is_readable(path):
-            return None
-        earlier = (one.name.removeprefix(f"{SET_ASIDE_PREFIX}-") for one in path.glob(f"{SET_ASIDE_PREFIX}-*"))
-        aside = (
-            path / f"{SET_ASIDE_PREFIX}-{1 + max((int(number) for number in earlier if number.isdecimal()), default=0)}"
-        )
-        aside.mkdir()
-        text = (RECORDS_FILE, SCORES_FILE, RECORDS_TABLE, SCORES_TABLE, SAE_FIGURES_FILE, SEAL_FILE, RUN_FILE)
-        for file in (*part_files(path), *(path / name for name in text)):
-            # A run.json that was not changed still says whose folder this is.
-            if file.exists() and (file.name != RUN_FILE or _is_run_file_suspect(path, broken)):
-                file.rename(aside / file.name)
-        return aside
-
-
-def _is_run_file_suspect(path: Path, broken: list[str]) -> bool:
-    try:
-        RunFolder(path)
-    except StoreError:
-        return True
-    return any(finding.startswith(RUN_FILE) for finding in broken)
-
-
-def _is_readable(path: Path) -> bool:
-    if not (path / RUN_FILE).exists():
-        return True
-    try:
-        folder = RunFolder(path)
-        folder.records()
-        folder.scores()
-        folder.sae_figures()
-    except StoreError:
-        return False
-    return True

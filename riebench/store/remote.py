@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from riebench.errors import RiebenchError
-from riebench.store.folder import MODEL_FILE, SHARED_NAME
 from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
 from riebench.store.run_file import SEAL_FILE
 from riebench.store.sae_figures import SAE_FIGURES_FILE
+from riebench.store.shared import MODEL_FILE, SHARED_NAME
 from riebench.utils.hub import fetch, upload_error
 
 ADDRESS = re.compile(r"hf:/{1,2}datasets/(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class RegionMasks:
         """
         return not (self.source.any() and self.target.any())
 
-    @property
+    @cached_property
     def share(self) -> MaskShare:
         """Share of the picture that the regions cover."""
         return MaskShare(source=float(self.source.mean()), target=float(self.target.mean()))

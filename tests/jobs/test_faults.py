@@ -23,8 +23,9 @@ from riebench.errors import StoreError
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.report.output import OutputFolder
-from riebench.store.folder import RunFolder, SharedFolder, find_run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.run_file import broken_seals
+from riebench.store.shared import SharedFolder
 from riebench.utils import files
 from riebench.utils.files import append_lines, is_temporary, remove_stale_files, temporary_path, write_atomic
 from riebench.utils.images import encode_png, is_intact, read_image

@@ -8,8 +8,9 @@ import numpy as np
 from records import make_key, make_spec
 
 from riebench.report.gallery import gallery, write_galleries
-from riebench.store.folder import SHARED_NAME, RunFolder, SharedFolder, run_path
+from riebench.store.folder import RunFolder, run_path
 from riebench.store.records import EditRecord
+from riebench.store.shared import SHARED_NAME, SharedFolder
 from riebench.utils.images import CELL_SIZE, GAP, MARGIN_LEFT, MARGIN_TOP, read_image
 
 COLORS = {"source": 10, "mid.0": 90, "all": 160, "target": 250}

@@ -12,10 +12,12 @@ from tiny import tiny_model, tiny_saes
 from tiny_runs import task
 from torch import nn
 
+from benchmarks.sdxl.counting import whole_evaluations
 from riebench.generation.generator import Generator
 from riebench.generation.units import examples_with_units
 from riebench.runs.capture import CapturePlan
 from riebench.runs.runner import run_benchmark
+from riebench.runs.sae_check import check_saes
 from riebench.saes.sae import SparseAutoencoder
 from riebench.scoring.metrics.clip import ClipScorer
 from riebench.scoring.metrics.networks import Networks
@@ -106,24 +108,41 @@ UNIT_SWEEP = [
 """Eight edited pictures an example, two of them by units that are too many for the trace."""
 
 
-def run_unit_sweep(folder: Path, batch_size: int) -> tuple[dict[str, np.ndarray[Any, Any]], Counter[str]]:
-    """Return the pictures of two examples at four steps, and rows evaluated an example: all, and whole ones.
+FIRST_BLOCK = "down_blocks.2.attentions.1"
+"""Path of the first block that the sweep's edits change."""
 
-    The four steps of each source picture in which the SAEs are measured first are not counted.
+
+def run_unit_sweep(folder: Path, batch_size: int) -> tuple[dict[str, np.ndarray[Any, Any]], Counter[str]]:
+    """Return the pictures of two examples at four steps, and rows evaluated an example.
+
+    These are all "evaluations", "whole" ones, those that compute the first "block", and the rows whose "text" keys are
+    computed. The source pictures in which the SAEs are measured first are not counted.
     """
     model, counter = tiny_model(4), Counter[str]()
     handle = rows_of(model.denoiser, counter)
-    first = model.denoiser.conv_in
-    plain = nn.Conv2d.forward
+    block = model.denoiser.get_submodule(FIRST_BLOCK)
+    named = {
+        model.denoiser.conv_in: "whole", block.proj_in: "block", block.transformer_blocks[0].attn2.to_k: "text"
+    }  # fmt: skip
 
-    def counting(module: nn.Conv2d, values: Any) -> Any:
-        # What is taken from a source run does not come here.
-        counter["whole"] += len(values) if module is first else 0
-        return plain(module, values)
+    def counting(plain: Any) -> Any:
+        def forward(module: nn.Module, values: Any) -> Any:
+            # What is taken from another run does not come here.
+            if module in named:
+                counter[named[module]] += len(values)
+            return plain(module, values)
+
+        return forward
+
+    def begin(*args: Any, **options: Any) -> Any:
+        counter.clear()
+        return check_saes(*args, **options)
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(nn.Conv2d, "forward", counting)
+            for kind in (nn.Conv2d, nn.Linear):
+                patch.setattr(kind, "forward", counting(kind.forward))
+            patch.setattr("riebench.runs.runner.check_saes", begin)
             folders = run_benchmark(
                 [task(2, region="house")], UNIT_SWEEP, model, results_root=folder, batch_size=batch_size,
                 saes_source=str(tiny_saes()), progress=False,
@@ -133,7 +152,7 @@ def run_unit_sweep(folder: Path, batch_size: int) -> tuple[dict[str, np.ndarray[
     records = [(one, record) for one in folders for record in one.records()]
     assert Counter(record.status for _, record in records) == {"ok": 16}
     found = {f"{one.path.name} {record.key.digest}": one.read_image(str(record.image)) for one, record in records}
-    return found, Counter({name: rows // 2 - 4 for name, rows in counter.items()})
+    return found, Counter({name: rows // 2 for name, rows in counter.items()})
 
 
 def test_large_neuron_edits_repeat_no_run_while_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +163,14 @@ def test_large_neuron_edits_repeat_no_run_while_memory_allows(tmp_path: Path, mo
         monkeypatch.setattr("riebench.generation.memory.UNITS_SHARE", share)
         pictures[name], rows[name] = run_unit_sweep(tmp_path / name, batch)
     # Two runs and eight edited pictures of four steps; edits share the beginning of their first one with the source.
-    assert rows["kept"] == rows["alone"] == {"evaluations": 40, "whole": 32}
+    # Keys of the text are computed for both prompts, and once for the batch of edits.
+    assert rows["kept"] == {"evaluations": 40, "whole": 32, "block": 40, "text": 3}
+    # In batches of their own the six edits of updates go on behind the block, and those of its units before it.
+    assert rows["alone"] == {"evaluations": 40, "whole": 32, "block": 34, "text": 10}
+    # As operations on SDXL, with both in batches of their own.
+    resumed = {"down.2.1": 40 - 34, "down.2.1 begins": 34 - 32}
+    assert 36 < whole_evaluations(512, 40, resumed, texts=4) < 37
+    assert whole_evaluations(512, 40, {}, texts=40) == 40
     # Beside: two runs to rank, two more in the batch of both strengths, which then begin anew.
     assert rows["repeated"]["evaluations"] == 40 + 16 and rows["repeated"]["whole"] > 36
     for name in ("alone", "repeated"):

@@ -16,7 +16,8 @@ from tiny_jobs import job_lines, last_line, run_command
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.store import run_file
-from riebench.store.folder import RunFolder, find_run_folders, folder_warnings, set_aside
+from riebench.store.damage import folder_warnings, set_aside
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.run_file import announce_replacement, broken_seals
 from riebench.utils.files import write_atomic
 

@@ -17,8 +17,9 @@ from riebench.blocks import block_set_name
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.models.families.sdxl.names import SDXL_BLOCKS
 from riebench.runs.prepare import claim_shared
-from riebench.store.folder import RunFolder, SharedFolder, find_run_folders
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.store.records import EditRecord, ScoreRecord
+from riebench.store.shared import SharedFolder
 from riebench.tasks.masks import MaskShare
 from riebench.utils.files import append_lines, write_atomic
 from riebench.utils.images import encode_png

@@ -333,6 +333,13 @@ class Family(ABC):
         The tuple is empty if there are none.
         """
 
+    def text_projections(self, denoiser: nn.Module) -> tuple[nn.Module, ...]:
+        """Return the layers whose only input is the text as the denoiser is given it.
+
+        What they give depends on the prompt alone. The tuple is empty if there are none.
+        """
+        return ()
+
     @abstractmethod
     def attention_map(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Compute how much each position reads each token in one call of a layer.

@@ -30,8 +30,9 @@ from riebench.runs.distribution import prepare_watch
 from riebench.runs.plan import ExampleWork, checked_works, plan
 from riebench.runs.prepare import check_prompts, environment_notes, prepare_all
 from riebench.runs.sae_check import KnownSaes, SaeMeasurement, measure_saes
-from riebench.store.folder import RunFolder, SharedFolder
+from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey
+from riebench.store.shared import SharedFolder
 from riebench.tasks.schema import EditTask, Setting
 from riebench.utils.images import encode_png
 from riebench.utils.terminal import ProgressBar

@@ -198,6 +198,12 @@ class SdxlFamily(Family):
 
         return network.text_attention(block)
 
+    def text_projections(self, denoiser: nn.Module) -> tuple[nn.Module, ...]:
+        """Return the projections to keys and values of all cross-attention layers."""
+        from riebench.models.families.sdxl import network
+
+        return network.text_projections(denoiser)
+
     def attention_map(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Compute how much each position reads each token."""
         from riebench.models.families.sdxl import network

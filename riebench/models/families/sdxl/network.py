@@ -126,6 +126,12 @@ def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(module for path, module in block.named_modules() if path.endswith(".attn2"))
 
 
+def text_projections(unet: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the projections to keys and values of all cross-attention layers."""
+    layers: list[Any] = [layer for layer in text_attention(unet) if getattr(layer, "norm_cross", None) is None]
+    return tuple(projection for layer in layers for projection in (layer.to_k, layer.to_v))
+
+
 def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Compute how much each position reads each token in a cross-attention layer.
 
