@@ -1,0 +1,5 @@
+"""The toy transformer, toy-dit: a small model of FLUX's class, trained on the same scenes.
+
+`text` holds its tokenizers and text encoders, `autoencoder` its latents, `transformer` the network and the way latents
+become tokens, `training` the flow matching, `pipeline` the pipeline in the hub's layout and `measure` its figures.
+"""
