@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from riebench.models.assets import asset_folder
+from riebench.saes.formats import load_saes
 from riebench.toyworld import make as make_module
+from riebench.toyworld import saes
 from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import MEANING_WORDS, training_captions, vocabulary
 from riebench.toyworld.data import Pool
@@ -23,6 +27,7 @@ from riebench.toyworld.networks.dit import autoencoder, training
 from riebench.toyworld.networks.dit.pipeline import assemble, generate
 from riebench.toyworld.networks.dit.text import TOKENS, CaptionEncoder
 from riebench.toyworld.networks.dit.transformer import build, image_positions, pack
+from riebench.toyworld.networks.loop import TrainingFolderError
 from riebench.toyworld.render import render
 from riebench.toyworld.scenes import Scene
 
@@ -128,13 +133,13 @@ def test_the_transformer_learns(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> 
     network = build()
     latents = torch.full((3, 8, 16, 16), 2.0, dtype=torch.float16)
     loss = training.flow_loss(network, pool, latents, torch.device("cpu"))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    before = float(loss(0))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    before = loss(0).item()
     for step in range(6):
         optimizer.zero_grad()
         loss(step).backward()
         optimizer.step()
-    assert float(loss(0)) < 0.8 * before
+    assert loss(0).item() < 0.8 * before
 
 
 def test_training_ends_in_a_folder_that_the_pipeline_loads(
@@ -154,10 +159,7 @@ def test_training_ends_in_a_folder_that_the_pipeline_loads(
     captions = ["a red house", "A blue cat at night"]
     images = generate(pipe, captions)
     assert images.shape == (2, 64, 64, 3)
-    assert (
-        np.array_equal(generate(pipe, captions, batch=1), images)
-        or np.abs(generate(pipe, captions, batch=1).astype(int) - images).max() <= 1
-    )
+    assert np.abs(generate(pipe, captions, batch=1).astype(int) - images).max() <= 1
     tokenizer = AutoTokenizer.from_pretrained(assets / "toy-dit" / "tokenizer_2")
     assert tokenizer.is_fast and tokenizer.model_max_length == TOKENS
     assert tokenizer(captions).input_ids == CaptionEncoder().tokenizers[1](captions).input_ids
@@ -191,3 +193,19 @@ def _scaled_autoencoder() -> Any:
     network = vae.build(autoencoder.CONFIG).eval().requires_grad_(False)
     autoencoder.set_scale(network)
     return network
+
+
+def test_saes_of_other_blocks_and_steps_come_from_as_many_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = saes.configuration
+    monkeypatch.setattr(saes, "CAPTIONS", 2 * saes.BATCH)
+    monkeypatch.setattr(saes, "configuration", lambda *given: replace(usual(*given), steps=2))
+    settings: dict[str, Any] = {"extra": (), "blocks": ("up.0.2",), "steps": 2}
+    turbo, device = asset_folder("toy-turbo"), torch.device("cpu")
+    saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **settings)
+    updates = torch.load(tmp_path / "work" / "updates.pt", weights_only=True)
+    assert {block: tuple(some.shape) for block, some in updates.items()} == {"up.0.2": (saes.BATCH * 2 * 64, 128)}
+    assert list(load_saes(tmp_path / "saes", ["up.0.2"])) == ["up.0.2"]
+    with pytest.raises(TrainingFolderError, match="steps: folder 2, asked 4"):
+        saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **{**settings, "steps": 4})

@@ -30,7 +30,9 @@ def train(pool: Pool, work: Path, device: torch.device) -> AutoencoderKL:
 
 
 def set_scale(autoencoder: AutoencoderKL) -> None:
-    """Give normalised latents FLUX's scale and shift, and state both in the configuration.
+    """Give normalised latents FLUX's scale and shift.
+
+    The configuration states both.
 
     Args:
         autoencoder: changed in place; each channel of its latents must have mean 0 and standard deviation 1.

@@ -27,7 +27,9 @@ TOP1_DISTANCE = 0.05
 
 
 def load_checkpoint(work: Path) -> tuple[FluxPipeline, int]:
-    """Assemble the pipeline from the last checkpoint, with the moving average of the weights.
+    """Assemble the pipeline from the last checkpoint.
+
+    The weights are their moving average.
 
     Args:
         work: the folder of `riebench.toyworld train dit`.
@@ -48,7 +50,9 @@ def load_checkpoint(work: Path) -> tuple[FluxPipeline, int]:
 
 
 def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS) -> dict[str, Any]:
-    """Measure pictures of held-out scenes by the judge and the first CLIP, beside toy-turbo's.
+    """Measure pictures of held-out scenes by the judge and the first CLIP.
+
+    Those of toy-turbo are measured beside them.
 
     Args:
         pipe: a toy-dit.

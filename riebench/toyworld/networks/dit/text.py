@@ -28,9 +28,9 @@ _SPACE = "▁"
 
 
 def build_state_tokenizer() -> T5Tokenizer:
-    """Build T5's tokenizer: every word of the grammar is one token, and a comma is one.
+    """Build T5's tokenizer: every word of the grammar is one token.
 
-    Any other word is split into letters. A word may begin with a capital.
+    A comma is one too. Any other word is split into letters. A word may begin with a capital.
     """
     words = sorted({form for word in vocabulary() if word.isascii() for form in (word, word.capitalize())})
     letters = f"{_SPACE},.-'0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -48,7 +48,10 @@ def build_encoders(
 
 
 def _state_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """Build a T5 of one layer that adds nothing, so that a state is the word's normalised meaning vector."""
+    """Build a T5 of one layer that adds nothing.
+
+    So a state is the normalised meaning vector of its word.
+    """
     config = T5Config(
         vocab_size=len(tokenizer), d_model=STATE, d_kv=8, d_ff=8, num_layers=1, num_heads=1,
         feed_forward_proj="gated-gelu", pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,

@@ -52,13 +52,16 @@ def pack(latents: Tensor) -> Tensor:
 
 
 def image_positions(side: int = LATENT_SIDE // 2) -> Tensor:
-    """Return the position of every image token: float [side * side, 3] of (0, row, column)."""
+    """Return the positions of image tokens: float [side * side, 3].
+
+    Each is (0, row, column).
+    """
     place = torch.arange(side)
     return torch.stack([torch.zeros(side * side), place.repeat_interleave(side), place.repeat(side)], dim=1)
 
 
 class Velocity:
-    """The transformer as a function (tokens, sigma, states, pooled) -> velocity, in float32.
+    """The transformer as a function from noisy tokens to their velocity.
 
     It computes under bfloat16 autocast.
 
