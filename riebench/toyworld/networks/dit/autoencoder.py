@@ -1,4 +1,4 @@
-"""The autoencoder of the toy transformer: factor 4, so that 64 pixels are 64 tokens.
+"""The autoencoder of the toy transformer: factor 4.
 
 FLUX's pipeline packs latents 2 by 2: 64 x 64 pictures become 16 x 16 x 8 latents and 8 x 8 tokens of 32 numbers.
 """
