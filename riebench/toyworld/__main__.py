@@ -14,19 +14,22 @@ app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True
 
 STAGES = ("vae", "base", "turbo", "clip", "clip-2", "judge", "saes")
 """Stages of what ships, in order."""
+OTHER_STAGES = ("mixed", "dit")
 
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="vae, base, turbo, clip, clip-2, judge, saes, all of these, or mixed")],
+    what: Annotated[
+        str, typer.Argument(help="vae, base, turbo, clip, clip-2, judge, saes, all of these, mixed, or dit")
+    ],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    compile: Annotated[bool, typer.Option(help="compile the U-Net: minutes to start, then faster")] = False,
+    compile: Annotated[bool, typer.Option(help="compile the network: minutes to start, then faster")] = False,
     assets: Annotated[Path | None, typer.Option(help="where finished models go; the package's own by default")] = None,
 ) -> None:
     """Train one model or all that ship; repeat the command to resume."""
-    if what not in (*STAGES, "mixed", "all"):
-        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join(STAGES)}, mixed, all")
+    if what not in (*STAGES, *OTHER_STAGES, "all"):
+        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join((*STAGES, *OTHER_STAGES))}, all")
     from riebench.toyworld.make import make
 
     for stage in STAGES if what == "all" else (what,):
@@ -49,6 +52,27 @@ def evaluate(
         typer.echo(f"{key:18} {figures[key]:.4f}  (bar {BARS[key]:.2f}, {'cleared' if passed else 'MISSED'})")
     if not all(verdicts(figures).values()):
         raise typer.Exit(1)
+
+
+@app.command()
+def transformer(
+    work: Annotated[Path, typer.Argument(help="folder of `train dit`, whose last checkpoint is measured")],
+    limit: Annotated[int | None, typer.Option(help="at most so many pictures")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
+) -> None:
+    """Measure the toy transformer at its last checkpoint, beside toy-turbo."""
+    from riebench.toyworld.networks.dit.measure import load_checkpoint, measure
+
+    pipe, steps = load_checkpoint(work)
+    figures = {"trained_steps": steps, **measure(pipe, limit)}
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    typer.echo(
+        f"after {steps} steps: attributes right {figures['accuracy']:.3f}; caption found by CLIP "
+        f"{figures['clip_top1']:.3f} (toy-turbo {figures['turbo_clip_top1']:.3f}); "
+        f"bars {'cleared' if figures['cleared'] else 'missed'}"
+    )
+    typer.echo(", ".join(f"{name} {share:.2f}" for name, share in figures["by_attribute"].items()))
 
 
 @app.command()

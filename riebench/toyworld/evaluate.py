@@ -117,11 +117,14 @@ def evaluate(limit: int | None = None) -> Figures:
     return figures
 
 
-def _labels(scenes: Sequence[Scene]) -> NDArray[np.int64]:
-    return np.array([scene.labels() for scene in scenes])
+def share_right(found: NDArray[np.int64], scenes: Sequence[Scene]) -> dict[str, float]:
+    """Return the share of scenes whose value is found, by attribute.
 
-
-def _per_attribute(found: NDArray[np.int64], true: NDArray[np.int64]) -> dict[str, float]:
+    Args:
+        found: int [N, 8], value indices in the order of `ATTRIBUTES`.
+        scenes: N scenes.
+    """
+    true = np.array([scene.labels() for scene in scenes])
     return {name: round(float((found[:, i] == true[:, i]).mean()), 4) for i, name in enumerate(ATTRIBUTES)}
 
 
@@ -131,7 +134,7 @@ def judge_figures(sizes: Sizes) -> Figures:
     images = np.stack(
         [render(scene, 9_000_000 + i).image for i, scene in enumerate(ProgressBar(scenes, title="judge"))]
     )
-    accuracy = _per_attribute(Judge.load().labels(images), _labels(scenes))
+    accuracy = share_right(Judge.load().labels(images), scenes)
     return {"judge_renders": round(float(np.mean(list(accuracy.values()))), 4), "judge_by_attribute": accuracy}
 
 
@@ -143,19 +146,35 @@ def load_clip(asset: str) -> tuple[Any, Any, Any]:
 
 
 def clip_figures(sizes: Sizes, key: str = "clip") -> Figures:
-    """Measure the share of pictures whose caption a toy CLIP finds among 100.
-
-    10 of the captions differ from the right one in one attribute only; a choice among them is a near miss.
+    """Measure the share of renders whose caption a toy CLIP finds among 100.
 
     Args:
         sizes: pictures to measure.
         key: of `CLIPS`.
     """
-    model, transform, tokenizer = load_clip(CLIPS[key])
+    scenes = held_out_scenes(sizes.clip_pictures, seed=903)
+    images = np.stack([render(scene, 9_100_000 + i).image for i, scene in enumerate(scenes)])
+    top1, near_misses = choose_captions(CLIPS[key], scenes, images)
+    return {f"{key}_top1": top1, f"{key}_near_misses": near_misses}
+
+
+def choose_captions(asset: str, scenes: Sequence[Scene], images: Images) -> tuple[float, float]:
+    """Let a toy CLIP choose the caption of each picture among 100.
+
+    10 of the captions differ from the right one in one attribute only; a choice among them is a near miss.
+
+    Args:
+        asset: the CLIP's.
+        scenes: N scenes.
+        images: uint8 [N, 64, 64, 3], their pictures.
+
+    Returns:
+        Share of right choices and share of near misses.
+    """
+    model, transform, tokenizer = load_clip(asset)
     rng = random.Random(902)
     hits = near_hits = 0
-    scenes = held_out_scenes(sizes.clip_pictures, seed=903)
-    for i, scene in enumerate(ProgressBar(scenes, title=CLIPS[key])):
+    for scene, image in ProgressBar(zip(scenes, images, strict=True), title=asset, total=len(scenes)):
         near: set[Scene] = set()
         while len(near) < 10:
             attribute = rng.choice(list(ATTRIBUTES))
@@ -166,14 +185,12 @@ def clip_figures(sizes: Sizes, key: str = "clip") -> Figures:
             far.update(s for s in held_out_scenes(89 - len(far), rng.randrange(2**31)) if s != scene and s not in near)
         candidates = [scene, *sorted(near, key=str), *sorted(far, key=str)]
         with torch.inference_mode():
-            picture = model.encode_image(
-                transform(Image.fromarray(render(scene, 9_100_000 + i).image))[None], normalize=True
-            )
+            picture = model.encode_image(transform(Image.fromarray(image))[None], normalize=True)
             texts = model.encode_text(tokenizer([caption(s) for s in candidates]), normalize=True)
         order = (texts @ picture[0]).argsort(descending=True)
         hits += int(order[0]) == 0
         near_hits += 1 <= int(order[0]) <= 10
-    return {f"{key}_top1": round(hits / len(scenes), 4), f"{key}_near_misses": round(near_hits / len(scenes), 4)}
+    return round(hits / len(scenes), 4), round(near_hits / len(scenes), 4)
 
 
 def attack_figures(sizes: Sizes) -> Figures:
@@ -222,7 +239,7 @@ def accuracy_figures(key: str, model: LoadedModel, sizes: Sizes) -> Figures:
     """
     scenes = held_out_scenes(sizes.captions, seed=904)
     images = generate(model, [caption(s) for s in scenes], sizes, f"{key} accuracy")
-    accuracy = _per_attribute(Judge.load().labels(images), _labels(scenes))
+    accuracy = share_right(Judge.load().labels(images), scenes)
     return {f"{key}_accuracy": round(float(np.mean(list(accuracy.values()))), 4), f"{key}_by_attribute": accuracy}
 
 
@@ -282,27 +299,32 @@ def _patch(source: Trace, target: Trace, blocks: Sequence[str], index: int) -> E
     return Edit(sites)
 
 
-def patch_figures(turbo: LoadedModel, sizes: Sizes) -> Figures:
+def patch_figures(model: LoadedModel, sizes: Sizes, blocks: Sequence[str] = BLOCKS) -> Figures:
     """Measure the share of patched pictures that show the target's value.
 
     Patching adds the difference between the target's and the source's block updates; the value is that of the edited
     attribute, as the judge reads it.
+
+    Args:
+        model: the model.
+        sizes: pairs a category.
+        blocks: those of the model that are patched, together and one by one.
     """
-    rng, generator = random.Random(907), Generator(turbo, cached_prompts=4 * sizes.batch)
-    block_sets = {"all": BLOCKS, **{block: (block,) for block in BLOCKS}}
+    rng, generator = random.Random(907), Generator(model, cached_prompts=4 * sizes.batch)
+    block_sets = {"all": tuple(blocks), **{block: (block,) for block in blocks}}
     reached: dict[str, dict[str, list[bool]]] = {
         name: {c: [] for c in CATEGORY_ATTRIBUTE} for name in ("target", *block_sets)
     }
     for category in ProgressBar(CATEGORY_ATTRIBUTE, title="patch"):
         pairs = [random_edit(category, rng) for _ in range(sizes.pairs)]
         seeds = [rng.randrange(2**31) for _ in pairs]
-        wanted = Capture(BLOCKS)
+        wanted = Capture(tuple(blocks))
         source = generator.generate([caption(s) for s, _ in pairs], seeds, capture=wanted)
         target = generator.generate([caption(t) for _, t in pairs], seeds, capture=wanted)
         attribute = CATEGORY_ATTRIBUTE[category]
         _append_reached(reached["target"][category], target.images, pairs, attribute)
-        for name, blocks in block_sets.items():
-            edits = [_patch(source.trace, target.trace, blocks, i) for i in range(len(pairs))]
+        for name, patched in block_sets.items():
+            edits = [_patch(source.trace, target.trace, patched, i) for i in range(len(pairs))]
             edited = generator.generate([caption(s) for s, _ in pairs], seeds, edits=edits)
             _append_reached(reached[name][category], edited.images, pairs, attribute)
     shares = {
@@ -345,18 +367,21 @@ def sae_figures(models: dict[str, LoadedModel], sizes: Sizes) -> Figures:
     }
 
 
-def block_updates(model: LoadedModel, captions: Sequence[str], batch: int, label: str) -> dict[str, torch.Tensor]:
-    """Collect all updates of the four blocks.
+def block_updates(
+    model: LoadedModel, captions: Sequence[str], batch: int, label: str, blocks: Sequence[str] = BLOCKS
+) -> dict[str, torch.Tensor]:
+    """Collect all updates of some blocks, by default of the four.
 
     Returns:
         Block -> float32 [captions * steps * positions, channels].
     """
     generator = Generator(model, cached_prompts=2 * batch)
-    parts: dict[str, list[torch.Tensor]] = {block: [] for block in BLOCKS}
+    parts: dict[str, list[torch.Tensor]] = {block: [] for block in blocks}
     for first in ProgressBar(range(0, len(captions), batch), title=label):
         some = captions[first : first + batch]
-        trace = generator.generate(some, [first + i for i in range(len(some))], capture=Capture(BLOCKS)).trace
-        for block in BLOCKS:
+        wanted = Capture(tuple(blocks))
+        trace = generator.generate(some, [first + i for i in range(len(some))], capture=wanted).trace
+        for block in blocks:
             parts[block].append(trace.get(block).movedim(2, -1).flatten(0, 3))
     return {block: torch.cat(some) for block, some in parts.items()}
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +26,12 @@ from riebench.models.assets import ASSETS, asset_folder, write_manifest
 from riebench.toyworld import saes
 from riebench.toyworld.data import Pool, training_pool
 from riebench.toyworld.networks import clip, diffusion, judge, second_clip, vae
+from riebench.toyworld.networks.dit import autoencoder, pipeline
+from riebench.toyworld.networks.dit import training as dit_training
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
 from riebench.toyworld.networks.mixed import training as mixed_training
 from riebench.toyworld.networks.mixed.network import fold
+from riebench.toyworld.networks.saving import save_in_half
 from riebench.toyworld.networks.text import build_encoders, build_tokenizers
 
 FINISHED = "finished"
@@ -80,29 +82,19 @@ def export(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Pa
 
     It is loaded in float32.
     """
-    pipe = assemble(name, unet, vae)
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
-        part.to(torch.float16)
-    pipe.save_pretrained(folder, safe_serialization=True)
-    for part in ("unet", "vae"):
-        # The path of the weights on the machine that trained them does not belong in the package.
-        config = folder / part / "config.json"
-        kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
-        config.write_text(json.dumps(kept, indent=2) + "\n")
-    for part in (pipe.unet, pipe.vae):
-        part.to(torch.float32)
+    save_in_half(assemble(name, unet, vae), folder)
 
 
 def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False, assets: Path | None = None) -> None:
     """Train one stage, or finish an interrupted one, and export its model.
 
     Args:
-        stage: "vae", "base", "turbo", "clip", "clip-2", "judge", "saes" or "mixed"; each needs the ones before it in
-            that order, except that the CLIPs and the judge need none, and mixed starts from toy-turbo, the shipped one
-            if `assets` has none.
+        stage: "vae", "base", "turbo", "clip", "clip-2", "judge", "saes", "mixed" or "dit"; each needs the ones before
+            it in that order, except that the CLIPs, the judge and dit need none, and mixed starts from toy-turbo, the
+            shipped one if `assets` has none.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
-        compiled: compiles the U-Net of base and turbo.
+        compiled: compiles the U-Net of base and turbo, or the transformer of dit.
         assets: where finished models go; None is the package's own folder.
 
     Raises:
@@ -111,7 +103,7 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
     target = assets or ASSETS
     stages: dict[str, Callable[[_StageContext], None]] = {
         "vae": _vae, "base": _base, "turbo": _turbo, "clip": _clip, "clip-2": _second_clip,
-        "judge": _judge, "saes": _saes, "mixed": _mixed,
+        "judge": _judge, "saes": _saes, "mixed": _mixed, "dit": _dit,
     }  # fmt: skip
     try:
         stages[stage](_StageContext(work, torch.device(device), compiled, target))
@@ -142,9 +134,9 @@ class _StageContext:
         """Return the folder of a stage's result."""
         return self.work / stage / FINISHED
 
-    def vae(self) -> AutoencoderKL:
-        """Load the trained autoencoder."""
-        return AutoencoderKL.from_pretrained(self._require_result("vae")).requires_grad_(False).eval()
+    def vae(self, stage: str = "vae") -> AutoencoderKL:
+        """Load a stage's trained autoencoder."""
+        return AutoencoderKL.from_pretrained(self._require_result(stage)).requires_grad_(False).eval()
 
     def unet(self, stage: str) -> UNet2DConditionModel:
         """Load a stage's trained U-Net."""
@@ -174,10 +166,11 @@ def _vae(context: _StageContext) -> None:
     vae.train(context.pool, context.work, context.device).cpu().save_pretrained(context.result_folder("vae"))
 
 
-def _latents(context: _StageContext) -> Tensor:
-    path = context.work / "vae" / "latents.pt"
+def _latents(context: _StageContext, stage: str = "vae") -> Tensor:
+    path = context.work / stage / "latents.pt"
     if not path.exists():
-        model, pool = context.vae().to(device=context.device, memory_format=torch.channels_last), context.pool
+        pool = context.pool
+        model = context.vae(stage).to(device=context.device, memory_format=torch.channels_last)
         parts = []
         for first in range(0, len(pool.images), 500):
             indices = torch.arange(first, min(first + 500, len(pool.images)))
@@ -240,3 +233,13 @@ def _mixed(context: _StageContext) -> None:
     folder = context.clear_asset("toy-mixed")
     export("toy-mixed", trained, vae, folder)
     saes.train(folder, context.work / "saes-mixed", context.clear_asset("saes-mixed"), context.device, extra=())
+
+
+def _dit(context: _StageContext) -> None:
+    stage = "dit-vae"
+    if not context.result_folder(stage).is_dir():
+        trained = autoencoder.train(context.pool, context.work, context.device)
+        trained.cpu().save_pretrained(context.result_folder(stage))
+    latents = _latents(context, stage)
+    network = dit_training.train(context.pool, latents, context.work, context.device, compiled=context.compiled)
+    save_in_half(pipeline.assemble(network, context.vae(stage)), context.clear_asset("toy-dit"))

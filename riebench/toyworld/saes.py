@@ -1,7 +1,7 @@
 """The toy world's SAEs, trained on block updates of one-step pictures.
 
 The pictures are those of toy-turbo or of toy-mixed. The paper's SAEs are trained on those of SDXL Turbo in the same
-way.
+way. Other models can have SAEs by the same settings, of other blocks and of pictures in more steps.
 """
 
 from __future__ import annotations
@@ -36,19 +36,31 @@ RATE = 1e-3
 BATCH = 50
 
 
-def configuration(block: str, k: int) -> SaeTraining:
+def configuration(block: str, k: int, blocks: Sequence[str] = BLOCKS) -> SaeTraining:
     """Return the settings of one SAE.
 
     They are the published recipe with a higher learning rate and a lower `dead_after`, since there is less data.
+
+    Args:
+        block: one of `blocks`.
+        k: features that are active at a position.
+        blocks: those that have SAEs; the place among them decides the seed.
     """
     return recipe_settings(
         "published", features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=RATE, steps=900,
-        dead_after=400_000, seed=SEED + BLOCKS.index(block), decay=0.2,
+        dead_after=400_000, seed=SEED + blocks.index(block), decay=0.2,
     )  # fmt: skip
 
 
 def train(
-    model: Path, stage: Path, folder: Path, device: torch.device, *, extra: Sequence[tuple[str, int]] = EXTRA
+    model: Path,
+    stage: Path,
+    folder: Path,
+    device: torch.device,
+    *,
+    extra: Sequence[tuple[str, int]] = EXTRA,
+    blocks: Sequence[str] = BLOCKS,
+    steps: int = 1,
 ) -> None:
     """Collect the updates and train every SAE that is not finished yet.
 
@@ -58,13 +70,17 @@ def train(
         folder: where the SAEs go.
         device: where to train.
         extra: blocks with further values of k.
+        blocks: those that get SAEs.
+        steps: denoising steps of the pictures; the number of captions is divided by it, so that there are as many
+            updates.
     """
-    check_folder(
-        stage, {"features": FEATURES, "k": K, "extra": [list(e) for e in extra], "captions": CAPTIONS, "seed": SEED}
-    )
-    updates = _updates(model, stage)
-    for block, k in (*((block, K) for block in BLOCKS), *extra):
-        config = configuration(block, k)
+    settings = {"features": FEATURES, "k": K, "extra": [list(e) for e in extra], "captions": CAPTIONS, "seed": SEED}
+    if (tuple(blocks), steps) != (BLOCKS, 1):
+        settings |= {"blocks": list(blocks), "steps": steps}
+    check_folder(stage, settings)
+    updates = _updates(model, stage, blocks, steps)
+    for block, k in (*((block, K) for block in blocks), *extra):
+        config = configuration(block, k, blocks)
         name = folder_name(block, k, FEATURES, auxk=config.auxk, batch=config.batch_size, rate=RATE)
         finished = stage / name / "final"
         if not (finished / "std.pt").exists():
@@ -76,22 +92,22 @@ def train(
             (target / path.name).write_bytes(path.read_bytes())
 
 
-def _updates(folder: Path, stage: Path) -> dict[str, Tensor]:
-    """Collect the updates of one-step pictures of training scenes.
+def _updates(folder: Path, stage: Path, blocks: Sequence[str], steps: int) -> dict[str, Tensor]:
+    """Collect the updates of pictures of training scenes.
 
     Returns:
-        Block -> float16 [captions * 64, 128].
+        Block -> float16 [captions * positions, channels].
     """
     path = stage / "updates.pt"
     if not path.exists():
-        model = load_model(str(folder), steps=1)
+        model = load_model(str(folder), steps=steps)
         generator, rng = Generator(model, cached_prompts=BATCH), random.Random(SEED)
-        parts: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
-        for first in ProgressBar(range(0, CAPTIONS, BATCH), title="collect updates"):
+        parts: dict[str, list[Tensor]] = {block: [] for block in blocks}
+        for first in ProgressBar(range(0, CAPTIONS // steps, BATCH), title="collect updates"):
             captions = [caption(random_scene(rng, held_out=False), rng) for _ in range(BATCH)]
             seeds = [SEED * 1_000_003 + first + i for i in range(BATCH)]
-            trace = generator.generate(captions, seeds, capture=Capture(BLOCKS)).trace
-            for block in BLOCKS:
+            trace = generator.generate(captions, seeds, capture=Capture(tuple(blocks))).trace
+            for block in blocks:
                 parts[block].append(trace.get(block).movedim(2, -1).flatten(0, 3).half())
         write_atomically(path, lambda to: torch.save({block: torch.cat(some) for block, some in parts.items()}, to))
     updates: dict[str, Tensor] = torch.load(path, weights_only=True)

@@ -111,21 +111,25 @@ def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
     return made[0], made[1]
 
 
-def _token_of(tokenizer: CLIPTokenizer, piece: str) -> int:
+def token_of(tokenizer: CLIPTokenizer, piece: str) -> int:
+    """Return the id of a piece that is one token.
+
+    Raises:
+        ValueError: if it is several.
+    """
     ids = tokenizer(piece, add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise ValueError(f"{piece!r} is {len(ids)} tokens; a word of the grammar must be one")
     return int(ids[0])
 
 
-def embedding_table(tokenizer: CLIPTokenizer) -> Tensor:
-    """Return the meaning vectors of all tokens: float [vocab, 128].
+def meaning_vectors() -> dict[str, Tensor]:
+    """Return the vector of every word that means something: word -> float [128].
 
-    They are zero for words that mean nothing by themselves. Values of one subspace are orthogonal; words for the same
-    value share its vector up to a little noise.
+    Values of one subspace are orthogonal; words for the same value share its vector up to a little noise.
     """
     generator = torch.Generator().manual_seed(TEXT_SEED)
-    table = torch.zeros(len(tokenizer), 2 * HIDDEN)
+    vectors: dict[str, Tensor] = {}
     for role in BLOCK_ROLES:
         values = [
             (attribute, value)
@@ -136,9 +140,20 @@ def embedding_table(tokenizer: CLIPTokenizer) -> Tensor:
         for attribute in role.attributes:
             for word, value in MEANING_WORDS[attribute].items():
                 noise = torch.randn(SUBSPACE, generator=generator) * (0.15 / SUBSPACE**0.5)
-                # "upside-down" is three pieces to the tokenizer; the first one carries the meaning
-                token = _token_of(tokenizer, _split(word)[0])
-                table[token, role.columns] = 5.0 * (axes[values.index((attribute, value))] + noise)
+                vectors[word] = torch.zeros(2 * HIDDEN)
+                vectors[word][role.columns] = 5.0 * (axes[values.index((attribute, value))] + noise)
+    return vectors
+
+
+def embedding_table(tokenizer: CLIPTokenizer) -> Tensor:
+    """Return the meaning vectors of all tokens: float [vocab, 128].
+
+    They are zero for words that mean nothing by themselves.
+    """
+    table = torch.zeros(len(tokenizer), 2 * HIDDEN)
+    for word, vector in meaning_vectors().items():
+        # "upside-down" is three pieces to the tokenizer; the first one carries the meaning
+        table[token_of(tokenizer, _split(word)[0])] = vector
     return table
 
 

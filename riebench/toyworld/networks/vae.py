@@ -1,10 +1,12 @@
-"""The autoencoder and its training: diffusers' AutoencoderKL, factor 2.
+"""The autoencoders and their training: diffusers' AutoencoderKL.
 
-It maps 64 x 64 pictures to 32 x 32 x 4 latents and back.
+That of the U-Nets halves the side of a picture: 64 x 64 pictures to 32 x 32 x 4 latents and back. The same training
+with another configuration makes that of the transformer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,23 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def build() -> AutoencoderKL:
-    """Build an untrained autoencoder of the toy world's shape."""
-    torch.manual_seed(SEED)
+def build(config: Mapping[str, Any] = CONFIG) -> AutoencoderKL:
+    """Build an untrained autoencoder.
+
+    Args:
+        config: "channels" of its levels, each of which but the last halves the side; "latent_channels", 4 if absent;
+            "seed".
+    """
+    torch.manual_seed(config["seed"])
+    levels = len(config["channels"])
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(24, 48),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(config["channels"]),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=config.get("latent_channels", 4),
         norm_num_groups=8,
         sample_size=64,
         force_upcast=False,
@@ -53,28 +61,38 @@ def pictures(pool: Pool, indices: Tensor, device: torch.device) -> Tensor:
     return (batch.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def train(pool: Pool, work: Path, device: torch.device) -> AutoencoderKL:
-    """Train the autoencoder, then normalise its latents per channel.
+def train(
+    pool: Pool, work: Path, device: torch.device, *, name: str = "vae", config: Mapping[str, Any] = CONFIG
+) -> AutoencoderKL:
+    """Train an autoencoder, then normalise its latents per channel.
 
     Each channel of the latents gets mean 0 and standard deviation 1, so the scaling factor is 1.
+
+    Args:
+        pool: the training pictures.
+        work: folder that holds the stage's own folder.
+        device: trains there.
+        name: of the stage.
+        config: its settings, as `CONFIG` and for `build`.
     """
-    vae = build().to(device=device, memory_format=torch.channels_last)
+    vae = build(config).to(device=device, memory_format=torch.channels_last)
 
     def loss(step: int) -> Tensor:
-        generator = step_generator(SEED, step)
-        images = pictures(pool, torch.randint(len(pool.images), (CONFIG["batch"],), generator=generator), device)
+        generator = step_generator(config["seed"], step)
+        images = pictures(pool, torch.randint(len(pool.images), (config["batch"],), generator=generator), device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             posterior = vae.encode(images).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         difference = decoded.float() - images
         reconstruction = difference.abs().mean() + 2 * difference.square().mean()
-        return reconstruction + CONFIG["kl_weight"] * posterior.kl().mean() / 1024
+        positions = posterior.mean[0, 0].numel()
+        return reconstruction + config["kl_weight"] * posterior.kl().mean() / positions
 
-    fit(Stage("vae", CONFIG, vae, loss, CONFIG["steps"], CONFIG["learning_rate"], ema_decay=0.998), work)
+    fit(Stage(name, dict(config), vae, loss, config["steps"], config["learning_rate"], ema_decay=0.998), work)
     vae.eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=1.0)
-    sample = encode(vae, pictures(pool, torch.arange(1024), device))
+    sample = encode(vae, pictures(pool, torch.arange(min(1024, len(pool.images))), device))
     normalize_latents(vae, sample.mean((0, 2, 3)), sample.std((0, 2, 3)))
     return vae
 
@@ -86,8 +104,8 @@ def normalize_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
 
     Args:
         vae: changed in place; what it reconstructs stays the same.
-        mean: float [4], of the latents now.
-        std: float [4].
+        mean: float [channels], of the latents now.
+        std: float [channels].
     """
     channels = len(mean)
     inward, outward = vae.quant_conv, vae.post_quant_conv
@@ -100,6 +118,6 @@ def normalize_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch_size: int = 128) -> Tensor:
-    """Encode pictures in [-1, 1] as scaled mean latents: [B, 4, 32, 32]."""
+    """Encode pictures in [-1, 1] as scaled mean latents: [B, channels, side, side]."""
     parts = [vae.encode(part).latent_dist.mode() for part in images.split(batch_size)]
-    return torch.cat(parts) * vae.config.scaling_factor
+    return (torch.cat(parts) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor

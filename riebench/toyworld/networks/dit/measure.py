@@ -1,0 +1,77 @@
+"""The figures of a toy-dit in training or trained, by diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+
+from riebench.errors import RiebenchError
+from riebench.models.loading import load_model
+from riebench.scoring.metrics.judge_network import Judge
+from riebench.toyworld.captions import caption
+from riebench.toyworld.data import held_out_scenes
+from riebench.toyworld.evaluate import CLIPS, Sizes, choose_captions, share_right
+from riebench.toyworld.evaluate import generate as generate_by
+from riebench.toyworld.networks.dit.pipeline import STEPS, assemble, generate
+from riebench.toyworld.networks.dit.transformer import build
+from riebench.toyworld.networks.loop import CHECKPOINT
+
+ACCURACY_BAR = 0.88
+"""The least share of attributes that pictures of four steps must show as captioned."""
+TOP1_DISTANCE = 0.05
+"""The most by which the first CLIP's choice may be rarer right than on toy-turbo's pictures."""
+
+
+def load_checkpoint(work: Path) -> tuple[FluxPipeline, int]:
+    """Assemble the pipeline from the last checkpoint.
+
+    The weights are their moving average.
+
+    Args:
+        work: the folder of `riebench.toyworld train dit`.
+
+    Returns:
+        The pipeline and the number of training steps behind it.
+
+    Raises:
+        RiebenchError: if there is no checkpoint.
+    """
+    path, autoencoder = work / "dit" / CHECKPOINT, work / "dit-vae" / "finished"
+    if not path.is_file() or not autoencoder.is_dir():
+        raise RiebenchError(f"{work} holds no training of toy-dit: run `python -m riebench.toyworld train dit` first")
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    network = build().eval().requires_grad_(False)
+    network.load_state_dict(state["ema"])
+    return assemble(network, AutoencoderKL.from_pretrained(autoencoder)), int(state["step"])
+
+
+def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS) -> dict[str, Any]:
+    """Measure pictures of held-out scenes by the judge and the first CLIP.
+
+    Those of toy-turbo are measured beside them.
+
+    Args:
+        pipe: a toy-dit.
+        limit: at most so many pictures; None for the number that the card's figures have.
+        steps: denoising steps of both models.
+
+    Returns:
+        Share of attributes right, in all and by attribute; share of pictures whose caption the CLIP finds among 100,
+        for toy-dit and for toy-turbo; and whether both bars are cleared.
+    """
+    sizes = Sizes.limited(limit)
+    scenes = held_out_scenes(sizes.captions, seed=904)
+    captions = [caption(scene) for scene in scenes]
+    images = generate(pipe, captions, steps=steps, batch=sizes.batch)
+    by_attribute = share_right(Judge.load().labels(images), scenes)
+    turbo = generate_by(load_model("toy-turbo", steps=steps), captions, sizes, "toy-turbo")
+    top1 = [choose_captions(CLIPS["clip"], scenes, some)[0] for some in (images, turbo)]
+    accuracy = round(float(np.mean(list(by_attribute.values()))), 4)
+    return {
+        "accuracy": accuracy, "by_attribute": by_attribute, "clip_top1": top1[0], "turbo_clip_top1": top1[1],
+        "cleared": accuracy >= ACCURACY_BAR and top1[0] >= top1[1] - TOP1_DISTANCE,
+    }  # fmt: skip

@@ -1,0 +1,212 @@
+"""The toy transformer: its text, its latents, its training, and that diffusers' own pipeline runs it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from riebench.models.assets import asset_folder
+from riebench.saes.formats import load_saes
+from riebench.toyworld import make as make_module
+from riebench.toyworld import saes
+from riebench.toyworld.__main__ import app
+from riebench.toyworld.captions import MEANING_WORDS, training_captions, vocabulary
+from riebench.toyworld.data import Pool
+from riebench.toyworld.networks import vae
+from riebench.toyworld.networks.dit import autoencoder, training
+from riebench.toyworld.networks.dit.pipeline import assemble, generate
+from riebench.toyworld.networks.dit.text import TOKENS, CaptionEncoder
+from riebench.toyworld.networks.dit.transformer import build, image_positions, pack
+from riebench.toyworld.networks.loop import TrainingFolderError
+from riebench.toyworld.render import render
+from riebench.toyworld.scenes import Scene
+
+pytestmark = pytest.mark.training
+
+SCENES = (Scene("house", "red"), Scene("cat", "blue", background="night"), Scene("boat", "green", style="pixel"))
+
+
+@pytest.fixture(scope="module")
+def encode() -> CaptionEncoder:
+    return CaptionEncoder()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    images = np.stack([render(scene, i).image for i, scene in enumerate(SCENES)])
+    return Pool(images, np.array([scene.labels() for scene in SCENES], dtype=np.uint8))
+
+
+def test_every_caption_fits_and_every_word_is_one_token(encode: CaptionEncoder) -> None:
+    tokenizer = encode.tokenizers[1]
+    for sentence in training_captions(300):
+        ids = tokenizer(sentence).input_ids
+        words = sentence.replace(",", " ,").split()
+        assert len(ids) == len(words) + 1 <= TOKENS
+        assert tokenizer.unk_token_id not in ids
+
+
+def test_a_word_has_one_state_that_says_what_it_means(encode: CaptionEncoder) -> None:
+    meanings = {word: (name, value) for name, words in MEANING_WORDS.items() for word, value in words.items()}
+    words = [word for word in vocabulary() if word != ","]
+    states = encode(words)[0][:, 0]
+    for word, state in zip(words, states, strict=True):
+        assert (state.norm() > 0) == (word in meanings)
+    meant = [i for i, word in enumerate(words) if word in meanings]
+    alike = torch.nn.functional.normalize(states[meant], dim=1)
+    same = torch.tensor([[meanings[words[i]] == meanings[words[j]] for j in meant] for i in meant])
+    cosines = alike @ alike.T
+    assert cosines[same].min() > 0.9
+    assert cosines[~same].abs().max() < 0.3
+
+
+def test_a_capital_changes_no_state(encode: CaptionEncoder) -> None:
+    for small, large in zip(encode(["red house, drawn"]), encode(["Red house, drawn"]), strict=True):
+        assert torch.equal(small, large)
+
+
+def test_the_pooled_vector_tells_the_global_look_alone(encode: CaptionEncoder) -> None:
+    night, same, sky, none = encode(["a red house at night", "a cat under the stars", "a cat in the sky", "a cat"])[1]
+    assert torch.nn.functional.cosine_similarity(night, same, dim=0) > 0.9
+    assert torch.nn.functional.cosine_similarity(night, sky, dim=0).abs() < 0.1
+    assert none.norm() == 0
+
+
+def test_latents_are_packed_as_the_pipeline_packs_them() -> None:
+    latents = torch.randn(2, 8, 16, 16)
+    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 8, 16, 16))
+    device = torch.device("cpu")
+    assert torch.equal(image_positions(), FluxPipeline._prepare_latent_image_ids(2, 8, 8, device, torch.float32))
+
+
+def test_scale_and_shift_change_no_picture(pool: Pool) -> None:
+    network = vae.build(autoencoder.CONFIG).eval().requires_grad_(False)
+    network.register_to_config(scaling_factor=1.0)
+    images = vae.pictures(pool, torch.arange(3), torch.device("cpu"))
+    before = vae.encode(network, images)
+    picture = network.decode(before).sample
+    autoencoder.set_scale(network)
+    assert (network.config.scaling_factor, network.config.shift_factor) == (autoencoder.SCALING, autoencoder.SHIFT)
+    torch.testing.assert_close(vae.encode(network, images), before, rtol=0, atol=1e-4)
+    decoded = network.decode(before / autoencoder.SCALING + autoencoder.SHIFT).sample  # as FluxPipeline does
+    torch.testing.assert_close(decoded, picture, rtol=0, atol=1e-4)
+
+
+class _KnowsVelocity(nn.Module):
+    """Knows that the data are all the same number, from which the velocity follows."""
+
+    def __init__(self, data: float) -> None:
+        super().__init__()
+        self.data = data
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, **kwargs: Any) -> tuple[Tensor]:
+        return ((hidden_states - self.data) / timestep.view(-1, 1, 1),)
+
+
+def test_the_goal_is_noise_minus_data_at_the_level_that_is_told(pool: Pool) -> None:
+    latents = torch.full((3, 8, 16, 16), 2.0, dtype=torch.float16)
+    device = torch.device("cpu")
+    assert training.flow_loss(_KnowsVelocity(2.0), pool, latents, device)(5) < 1e-4
+    assert training.flow_loss(_KnowsVelocity(-2.0), pool, latents, device)(5) > 1
+
+
+def test_most_examples_lie_at_the_levels_of_four_steps() -> None:
+    levels = training.draw_levels(20_000, torch.Generator().manual_seed(1))
+    shares = {level: (levels == level).float().mean().item() for level in training.LEVELS}
+    assert shares[1.0] == pytest.approx(0.24, abs=0.02)
+    assert all(shares[level] == pytest.approx(0.12, abs=0.02) for level in training.LEVELS[1:])
+    assert levels.min() > 0 and levels.max() == 1
+
+
+def test_the_transformer_learns(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CONFIG", {**training.CONFIG, "batch": 4})
+    network = build()
+    latents = torch.full((3, 8, 16, 16), 2.0, dtype=torch.float16)
+    loss = training.flow_loss(network, pool, latents, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    before = loss(0).item()
+    for step in range(6):
+        optimizer.zero_grad()
+        loss(step).backward()
+        optimizer.step()
+    assert loss(0).item() < 0.8 * before
+
+
+def test_training_ends_in_a_folder_that_the_pipeline_loads(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make_module, "training_pool", lambda folder: pool)
+    monkeypatch.setattr(autoencoder, "CONFIG", {**autoencoder.CONFIG, "steps": 1, "batch": 2})
+    monkeypatch.setattr(training, "CONFIG", {**training.CONFIG, "steps": 2, "batch": 2})
+    assets = tmp_path / "assets"
+    command = ["train", "dit", "--work", str(tmp_path / "work"), "--assets", str(assets)]
+    for _ in range(2):  # the second finds everything done
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    assert "toy-dit/transformer/config.json" in json.loads((assets / "manifest.json").read_text())
+    pipe = FluxPipeline.from_pretrained(assets / "toy-dit", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    captions = ["a red house", "A blue cat at night"]
+    images = generate(pipe, captions)
+    assert images.shape == (2, 64, 64, 3)
+    assert np.abs(generate(pipe, captions, batch=1).astype(int) - images).max() <= 1
+    tokenizer = AutoTokenizer.from_pretrained(assets / "toy-dit" / "tokenizer_2")
+    assert tokenizer.is_fast and tokenizer.model_max_length == TOKENS
+    assert tokenizer(captions).input_ids == CaptionEncoder().tokenizers[1](captions).input_ids
+
+    measured = CliRunner().invoke(
+        app, ["transformer", str(tmp_path / "work"), "--limit", "2", "--json", str(tmp_path / "figures.json")]
+    )
+    assert measured.exit_code == 0, measured.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["trained_steps"] == 2 and not figures["cleared"]
+    assert figures["turbo_clip_top1"] > figures["clip_top1"]
+
+
+def test_a_folder_without_training_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["transformer", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "holds no training of toy-dit" in str(result.exception)
+
+
+def test_an_untrained_transformer_predicts_nothing(pool: Pool) -> None:
+    pipe = assemble(build(), _scaled_autoencoder())
+    latents = pipe(
+        ["a red house"], height=64, width=64, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=TOKENS,
+        generator=torch.Generator().manual_seed(3), output_type="latent",
+    ).images  # fmt: skip
+    noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(latents, pack(noise))
+
+
+def _scaled_autoencoder() -> Any:
+    network = vae.build(autoencoder.CONFIG).eval().requires_grad_(False)
+    autoencoder.set_scale(network)
+    return network
+
+
+def test_saes_of_other_blocks_and_steps_come_from_as_many_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = saes.configuration
+    monkeypatch.setattr(saes, "BATCH", 4)
+    monkeypatch.setattr(saes, "CAPTIONS", 16)
+    monkeypatch.setattr(saes, "configuration", lambda *given: replace(usual(*given), steps=2))
+    settings: dict[str, Any] = {"extra": (), "blocks": ("up.0.2",), "steps": 2}
+    turbo, device = asset_folder("toy-turbo"), torch.device("cpu")
+    saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **settings)
+    updates = torch.load(tmp_path / "work" / "updates.pt", weights_only=True)
+    assert {block: tuple(some.shape) for block, some in updates.items()} == {"up.0.2": (8 * 2 * 64, 128)}
+    assert list(load_saes(tmp_path / "saes", ["up.0.2"])) == ["up.0.2"]
+    with pytest.raises(TrainingFolderError, match="steps: folder 2, asked 4"):
+        saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **{**settings, "steps": 4})
