@@ -83,7 +83,8 @@ def foreign_site(name: str) -> str | None:
 
 
 def _families() -> Iterator[Any]:
-    return (family.names for family in MODEL_FAMILIES.usable().values())
+    found = MODEL_FAMILIES.usable()
+    return (found[name].names for name in sorted(found, key=lambda name: (name != DEFAULT_FAMILY, name)))
 
 
 @lru_cache(maxsize=4096)

@@ -497,11 +497,12 @@ EditingTask = Literal["img2img", "ledits_pp"]
 
 
 def families() -> tuple[Family, ...]:
-    """Return all registered families.
+    """Return all registered families, the default one first.
 
     Those of packages that fail to import are left out.
     """
-    return tuple(MODEL_FAMILIES.usable().values())
+    found = MODEL_FAMILIES.usable()
+    return tuple(found[name] for name in sorted(found, key=lambda name: (name != DEFAULT_FAMILY, name)))
 
 
 def family_of_repository(repo: str) -> Family:
