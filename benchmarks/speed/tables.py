@@ -54,7 +54,6 @@ def rows(found: Found) -> str:
 def measured(found: Found) -> str:
     """Return the table of sweep, scoring and memory with their goals."""
     run, scoring, large, memory = (found[name] for name in ("sweep", "scoring", "scoring, ViT-L-14", "memory"))
-    beside = found["sweep beside bare calls"]
     few, many, loaded = (f"{memory[f'megabytes_{name}']:,.0f}" for name in ("9_examples", "90_examples", "loaded"))
     lines = [
         ("edited pictures a second, here / one by one",
@@ -63,12 +62,7 @@ def measured(found: Found) -> str:
          f"{run['times_one_by_one']:.1f} ({run['times_one_by_one_least']:.1f})", "at least 5"),
         ("U-Net evaluations a picture, here / one by one",
          f"{run['evaluations_an_image']:.1f} / {run['evaluations_one_by_one']:.1f}", ""),
-        (f"of the time of its networks' bare calls, {beside['units']} pictures of {beside['examples']} examples "
-         "(the worst round)", f"{beside['of_bare_calls']:.2f} ({beside['of_bare_calls_most']:.2f})", "at most 1.05"),
-        ("the same with the other examples that two configurations look at",
-         f"{beside['of_bare_calls_with_others']:.2f}", ""),
-        ("share of that time outside the networks",
-         f"{100 * beside['outside_model']:.1f} % (hooks {100 * beside['hooks']:.1f} %)", "at most 10 %"),
+        *beside_rows(found),
         (f"scoring, {scoring['units']} units, all toy metrics: units a second / times one by one",
          f"{scoring['units_a_second']:.0f} / {scoring['times_one_by_one']:.1f}", ""),
         ("the same, of the time of its networks' bare calls", f"{scoring['of_bare_calls']:.2f}", ""),
@@ -80,6 +74,21 @@ def measured(found: Found) -> str:
          f"{memory['times_one_by_one']:.2f} / {memory['of_bare_calls']:.2f}", ""),
     ]  # fmt: skip
     return markdown_table(["measure", "value", "goal"], [list(line) for line in lines])
+
+
+def beside_rows(found: Found) -> list[tuple[str, str, str]]:
+    """Return the rows on the sweep's bare calls; none where they were not measured."""
+    beside = found.get("sweep beside bare calls")
+    if beside is None:
+        return []
+    return [
+        (f"of the time of its networks' bare calls, {beside['units']} pictures of {beside['examples']} examples "
+         "(the worst round)", f"{beside['of_bare_calls']:.2f} ({beside['of_bare_calls_most']:.2f})", "at most 1.05"),
+        ("the same with the other examples that two configurations look at",
+         f"{beside['of_bare_calls_with_others']:.2f}", ""),
+        ("share of that time outside the networks",
+         f"{100 * beside['outside_model']:.1f} % (hooks {100 * beside['hooks']:.1f} %)", "at most 10 %"),
+    ]  # fmt: skip
 
 
 def fill(*, check: bool = False, document: Path = DOCUMENT) -> None:

@@ -493,7 +493,10 @@ def _edit_row(changed: Tensor, rows: _Rows, index: int, edit: Edit) -> None:
     """
 
     def add(row: int, what: Tensor | None, sign: float) -> None:
-        if what is not None:
+        if what is not None and changed.dtype == torch.float32:
+            # The same numbers without three copies.
+            changed[row].add_(what, alpha=sign)
+        elif what is not None:
             changed[row] = (changed[row].float() + sign * what).to(changed.dtype)
 
     conditional, unconditional = rows.offsets.get("conditional"), rows.offsets.get("unconditional")

@@ -222,17 +222,17 @@ def unchanged(model: LoadedModel) -> Iterator[None]:
         RiebenchError: at the end, if a network has another number format than before: what was rounded is lost.
     """
     pipe, networks = model.pipe, model.family.networks(model.pipe)
-    denoiser: Any = model.denoiser
-    processors, scheduler = dict(denoiser.attn_processors), pipe.scheduler
+    layers: list[Any] = [module for module in model.denoiser.modules() if hasattr(module, "set_processor")]
+    processors, scheduler = [layer.processor for layer in layers], pipe.scheduler
     # All of its state: pipelines change its configuration in place, where comparing dictionaries does not see it.
     state = copy.deepcopy(scheduler.__dict__)
     formats = [None if part is None else part.dtype for part in networks]
     try:
         yield
     finally:
-        now = denoiser.attn_processors
-        if any(now[name] is not one for name, one in processors.items()):
-            denoiser.set_attn_processor(dict(processors))
+        for layer, processor in zip(layers, processors, strict=True):
+            if layer.processor is not processor:
+                layer.set_processor(processor)
         scheduler.__dict__.clear()
         scheduler.__dict__.update(state)
         pipe.scheduler = scheduler

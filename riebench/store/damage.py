@@ -1,4 +1,4 @@
-"""Run folders whose text is damaged or was changed by hand: reported, or set aside.
+"""Run folders whose text is damaged or was changed by hand.
 
 `folder_warnings` says what a run found, and `set_aside` moves away what cannot be trusted.
 """

@@ -1,4 +1,7 @@
-"""The folder of one suite and model that its run folders share: source and target pictures, and masks."""
+"""The folder that the run folders of one suite and model share.
+
+It holds source and target pictures, and masks.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Methods as entries of a comparison: all edit strengths of one, found in run folders.
+"""Methods as entries of a comparison, found in run folders.
 
-First the names and limits that comparisons keep to; then `Entry`, and `entries`, which finds them.
+An entry holds all edit strengths of its method. First come the names and limits that comparisons keep to; then `Entry`,
+and `entries`, which finds them.
 """
 
 from __future__ import annotations
