@@ -245,9 +245,9 @@ def test_sweep_beside_bare_calls(
     benchmark.pedantic(lambda: work(names[len(figures["ratios"])], tasks), rounds=ROUNDS)
     note(
         "sweep beside bare calls", units=len(plan(tasks, some)), examples=EXAMPLES, rounds=ROUNDS,
-        threads=torch.get_num_threads(), of_bare_calls=median(figures["ratios"]), of_bare_calls_most=max(figures["ratios"]),
-        of_bare_calls_with_others=median(figures["whole"]), outside_model=median(figures["outside"]),
-        hooks=median(figures["hooks"]),
+        threads=torch.get_num_threads(), of_bare_calls=median(figures["ratios"]),
+        of_bare_calls_most=max(figures["ratios"]), of_bare_calls_with_others=median(figures["whole"]),
+        outside_model=median(figures["outside"]), hooks=median(figures["hooks"]),
     )  # fmt: skip
 
 
