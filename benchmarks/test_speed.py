@@ -4,7 +4,7 @@
 
 All times are wall times; with --benchmark-timer=time.process_time they are processor times, for a machine that others
 use too. RIEBENCH_BENCH_EXAMPLES (default 9) sets how many examples are made, RIEBENCH_BENCH_ROUNDS (3) how often;
-results go to RIEBENCH_BENCH_JSON if that names a file. The sweep against bare calls alone takes three minutes:
+results go to RIEBENCH_BENCH_JSON if that names a file. The sweep against bare calls alone takes a few minutes:
 
     RIEBENCH_BENCH_EXAMPLES=4 RIEBENCH_BENCH_ROUNDS=2 python -m pytest -n 0 benchmarks/test_speed.py -k beside -s
 """
@@ -214,9 +214,9 @@ def test_sweep_beside_bare_calls(
     tasks, settings = sample(EXAMPLES)
     some = [setting.model_copy(update={"strengths": setting.strengths[-2:]}) for setting in settings]
     calls = BareCalls(load_model("toy-turbo"))
-    ratios, whole, outside, hooks = [], [], [], []
+    figures: dict[str, list[float]] = {name: [] for name in ("ratios", "whole", "outside", "hooks")}
 
-    def work(name: str, tasks: Sequence[EditTask]) -> float:
+    def work(name: str, tasks: Sequence[EditTask]) -> None:
         beside, others = Beside(calls, timer, every=1.0), Seconds()
         with clocked(model, timer, beside.note) as clock, counted_apart(others, beside):
             both = seconds(
@@ -229,24 +229,25 @@ def test_sweep_beside_bare_calls(
             ours = both - beside.seconds
             beside.finish()
         assert beside.rows == clock.rows
-        whole.append(ours / beside.seconds)
-        outside.append(1 - clock.model / ours)
-        hooks.append(clock.hooks / ours)
-        return (ours - others.ours) / (beside.seconds - others.bare)
+        figures["ratios"].append((ours - others.ours) / (beside.seconds - others.bare))
+        figures["whole"].append(ours / beside.seconds)
+        figures["outside"].append(1 - clock.model / ours)
+        figures["hooks"].append(clock.hooks / ours)
 
     with patch("riebench.runs.distribution.UNITS_PER_PICTURE", 0):
         work("warm", sample(1)[0])
-    for figures in (whole, outside, hooks):
-        figures.clear()
+    for found in figures.values():
+        found.clear()
     names = [f"round {number}" for number in range(ROUNDS)]
     (known,) = (tmp_path / "warm").glob("*/*/shared/distribution")
     for name in names:
         shutil.copytree(known, tmp_path / name / known.relative_to(tmp_path / "warm"))
-    benchmark.pedantic(lambda: ratios.append(work(names[len(ratios)], tasks)), rounds=ROUNDS)
+    benchmark.pedantic(lambda: work(names[len(figures["ratios"])], tasks), rounds=ROUNDS)
     note(
         "sweep beside bare calls", units=len(plan(tasks, some)), examples=EXAMPLES, rounds=ROUNDS,
-        threads=torch.get_num_threads(), of_bare_calls=median(ratios), of_bare_calls_most=max(ratios),
-        of_bare_calls_with_others=median(whole), outside_model=median(outside), hooks=median(hooks),
+        threads=torch.get_num_threads(), of_bare_calls=median(figures["ratios"]),
+        of_bare_calls_most=max(figures["ratios"]), of_bare_calls_with_others=median(figures["whole"]),
+        outside_model=median(figures["outside"]), hooks=median(figures["hooks"]),
     )  # fmt: skip
 
 

@@ -107,11 +107,9 @@ def shares(size: int) -> dict[str, Share]:
     with ExitStack() as stack:
         for block in BLOCKS:
             module = unet.get_submodule(module_path(block))
-            handles = [
-                module.register_forward_pre_hook(partial(note, f"{block} begins")),
-                unet.get_submodule(f"{module_path(block)}.proj_out").register_forward_hook(partial(note, block)),
-            ]
-            stack.callback(lambda handles=handles: [handle.remove() for handle in handles])
+            projection = unet.get_submodule(f"{module_path(block)}.proj_out")
+            stack.callback(module.register_forward_pre_hook(partial(note, f"{block} begins")).remove)
+            stack.callback(projection.register_forward_hook(partial(note, block)).remove)
         for layer in text_projections(unet):
             stack.callback(layer.register_forward_hook(add).remove)
         with torch.no_grad(), attention, counter:

@@ -120,7 +120,7 @@ def run_unit_sweep(folder: Path, batch_size: int) -> tuple[dict[str, np.ndarray[
     """
     model, counter = tiny_model(4), Counter[str]()
     handle = rows_of(model.denoiser, counter)
-    block = model.denoiser.get_submodule(FIRST_BLOCK)
+    block: Any = model.denoiser.get_submodule(FIRST_BLOCK)
     named = {
         model.denoiser.conv_in: "whole", block.proj_in: "block", block.transformer_blocks[0].attn2.to_k: "text"
     }  # fmt: skip

@@ -69,7 +69,7 @@ def test_pictures_are_stored_beside_and_what_waits_goes_into_one_write() -> None
         for unit in UNITS[:6]:
             writer.save_all(made([unit]))
         # Nothing can be stored yet, and yet the caller goes on.
-        assert not folder.lines and not bar.done
+        assert (folder.lines, bar.done) == ([], 0)
         folder.open.set()
         writer.wait()
         assert folder.lines == ok(UNITS[:6]) and bar.done == 6 and folder.writes <= 3
