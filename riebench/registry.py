@@ -419,6 +419,7 @@ for _name, _target in {
     "ssim_bg": "riebench.scoring.metrics.pixel:ssim_bg",
     "judge_target": "riebench.scoring.metrics.judge:judge_target",
     "judge_kept": "riebench.scoring.metrics.judge:judge_kept",
+    "judge_artifact": "riebench.scoring.metrics.judge:judge_artifact",
     "structure": "riebench.scoring.metrics.structure:structure",
     "paper_text_target": "riebench.scoring.metrics.clip:paper_text_target",
     "paper_text_source": "riebench.scoring.metrics.clip:paper_text_source",

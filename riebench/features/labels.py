@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError
+from riebench.scoring.metrics.base import UNREADABLE
 
 COLUMNS = ("block", "feature", "label")
 """Header of a labels file."""
@@ -71,7 +72,8 @@ def enriched_value(
 ) -> tuple[str, str] | None:
     """Return the attribute value that is most enriched in a feature's pictures.
 
-    Of equally enriched ones, the first attribute's counts, then the first value in the alphabet. `ABSENT` is left out.
+    Of equally enriched ones, the first attribute's counts, then the first value in the alphabet. `ABSENT` and
+    `UNREADABLE` are left out.
 
     Args:
         strongest: attribute -> value, for each picture that activates the feature most.
@@ -106,7 +108,7 @@ def enriched_words(strongest: Sequence[str], everything: Sequence[str]) -> str |
 
 def _values(attributes: Mapping[str, str], names: Sequence[str]) -> set[tuple[int, str]]:
     """Return the values of a picture, each with the place of its attribute."""
-    return {(names.index(name), value) for name, value in attributes.items() if value != ABSENT}
+    return {(names.index(name), value) for name, value in attributes.items() if value not in (ABSENT, UNREADABLE)}
 
 
 def _words(prompt: str) -> set[str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from riebench.features.activity import Float
 from riebench.saes.sae import SparseAutoencoder
+from riebench.scoring.metrics.base import UNREADABLE
 from riebench.utils.files import content_digest
 
 Image = NDArray[np.uint8]
@@ -48,10 +49,10 @@ def purity(attributes: Sequence[Mapping[str, str]]) -> float:
         attributes: attribute -> value, for each picture.
 
     Returns:
-        Above 0, up to 1.
+        0 to 1; pictures in which an attribute is `UNREADABLE` do not agree on it.
     """
-    counts = [Counter(one[name] for one in attributes).most_common(1)[0][1] for name in attributes[0]]
-    return max(counts) / len(attributes)
+    counts = [Counter(one[name] for one in attributes if one[name] != UNREADABLE) for name in attributes[0]]
+    return max(max(found.values(), default=0) for found in counts) / len(attributes)
 
 
 def change_map(clean: Image, edited: Image) -> NDArray[np.float64]:

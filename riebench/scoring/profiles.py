@@ -65,7 +65,7 @@ PROFILES: dict[str, Profile] = {
     for profile in (
         Profile(
             DEFAULT,
-            ("clip_gain", "clip_gain_2", "lpips", "structure", "judge_target", "judge_kept"),
+            ("clip_gain", "clip_gain_2", "lpips", "structure", "judge_target", "judge_kept", "judge_artifact"),
             rank="clip_gain",
             unchanged={"clip_gain": 0.0, "clip_gain_2": 0.0, "lpips": 0.0, "structure": 0.0},
         ),

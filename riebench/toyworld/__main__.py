@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from riebench.errors import RiebenchError
 
 app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-STAGES = ("vae", "base", "turbo", "clip", "clip-2", "judge", "saes")
+STAGES = ("vae", "base", "turbo", "clip", "clip-2", "saes", "judge")
 """Stages of what ships, in order."""
 OTHER_STAGES = ("mixed", "dit")
 
@@ -20,20 +21,30 @@ OTHER_STAGES = ("mixed", "dit")
 @app.command()
 def train(
     what: Annotated[
-        str, typer.Argument(help="vae, base, turbo, clip, clip-2, judge, saes, all of these, mixed, or dit")
+        str, typer.Argument(help="vae, base, turbo, clip, clip-2, saes, judge, all of these, mixed, or dit")
     ],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     compile: Annotated[bool, typer.Option(help="compile the network: minutes to start, then faster")] = False,
     assets: Annotated[Path | None, typer.Option(help="where finished models go; the package's own by default")] = None,
+    edited: Annotated[Path | None, typer.Option(help="results with edited pictures, for the judge")] = None,
+    leave_out: Annotated[Path | None, typer.Option(help="CSV of examples and seeds not to learn from")] = None,
+    labelled: Annotated[Path | None, typer.Option(help="folder of pictures labelled by eye, for the judge")] = None,
 ) -> None:
     """Train one model or all that ship; repeat the command to resume."""
     if what not in (*STAGES, *OTHER_STAGES, "all"):
         raise RiebenchError(f"unknown stage {what!r}; known: {', '.join((*STAGES, *OTHER_STAGES))}, all")
     from riebench.toyworld.make import make
 
+    origins: set[tuple[str, int]] = set()
+    if leave_out is not None:
+        with leave_out.open(newline="", encoding="utf-8") as file:
+            origins = {(row["example"], int(row["seed"])) for row in csv.DictReader(file)}
     for stage in STAGES if what == "all" else (what,):
-        make(stage, work, device=device, compiled=compile, assets=assets)
+        make(
+            stage, work, device=device, compiled=compile, assets=assets, edited=edited, leave_out=origins,
+            labelled=labelled,
+        )  # fmt: skip
 
 
 @app.command()

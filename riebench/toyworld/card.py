@@ -36,11 +36,18 @@ def _bars(figures: dict[str, Any]) -> str:
 
 
 def _attributes(figures: dict[str, Any]) -> str:
-    columns = {"renders": "judge", "toy-base": "base", "toy-turbo, 4 steps": "turbo4", "toy-turbo, 1 step": "turbo1"}
+    columns = {
+        "renders, of those read": "judge",
+        "toy-base": "base",
+        "toy-turbo, 4 steps": "turbo4",
+        "toy-turbo, 1 step": "turbo1",
+    }
     rows: list[list[object]] = [
-        [name, *(f"{figures[f'{key}_by_attribute'][name]:.3f}" for key in columns.values())] for name in ATTRIBUTES
-    ]
-    return _table(["attribute", *columns], rows)
+        [name, f"{figures['judge_renders_read'][name]:.3f}",
+         *(f"{figures[f'{key}_by_attribute'][name]:.3f}" for key in columns.values())]
+        for name in ATTRIBUTES
+    ]  # fmt: skip
+    return _table(["attribute", "renders: share read", *columns], rows)
 
 
 def _blocks(figures: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
 from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.judge_network import ATTRIBUTES, Judge
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, Judge
 from riebench.scoring.metrics.lpips import LpipsModel
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import held_out_scenes
@@ -129,13 +129,24 @@ def share_right(found: NDArray[np.int64], scenes: Sequence[Scene]) -> dict[str, 
 
 
 def judge_figures(sizes: Sizes) -> Figures:
-    """Measure the accuracy of the judge on held-out renders."""
+    """Measure the judge on held-out renders.
+
+    The figures are the share of attributes that it reads, and its accuracy among these.
+    """
     scenes = held_out_scenes(sizes.renders, seed=901)
     images = np.stack(
         [render(scene, 9_000_000 + i).image for i, scene in enumerate(ProgressBar(scenes, title="judge"))]
     )
-    accuracy = share_right(Judge.load().labels(images), scenes)
-    return {"judge_renders": round(float(np.mean(list(accuracy.values()))), 4), "judge_by_attribute": accuracy}
+    found, true = Judge.load().labels(images), np.array([scene.labels() for scene in scenes])
+    read = found != UNREADABLE_LABEL
+    by_attribute = {
+        name: round(float((found == true)[read[:, i], i].mean()), 4) if read[:, i].any() else 0.0
+        for i, name in enumerate(ATTRIBUTES)
+    }
+    return {
+        "judge_renders": round(float((found == true)[read].mean()), 4), "judge_by_attribute": by_attribute,
+        "judge_renders_read": {name: round(float(read[:, i].mean()), 4) for i, name in enumerate(ATTRIBUTES)},
+    }  # fmt: skip
 
 
 def load_clip(asset: str) -> tuple[Any, Any, Any]:
@@ -235,11 +246,11 @@ def generate(model: LoadedModel, captions: Sequence[str], sizes: Sizes, label: s
 def accuracy_figures(key: str, model: LoadedModel, sizes: Sizes) -> Figures:
     """Measure the share of attributes that generated pictures show as captioned.
 
-    The judge reads them.
+    The judge reads them, and has to name a value for everything.
     """
     scenes = held_out_scenes(sizes.captions, seed=904)
     images = generate(model, [caption(s) for s in scenes], sizes, f"{key} accuracy")
-    accuracy = share_right(Judge.load().labels(images), scenes)
+    accuracy = share_right(Judge.load().likeliest(images), scenes)
     return {f"{key}_accuracy": round(float(np.mean(list(accuracy.values()))), 4), f"{key}_by_attribute": accuracy}
 
 
@@ -303,7 +314,7 @@ def patch_figures(model: LoadedModel, sizes: Sizes, blocks: Sequence[str] = BLOC
     """Measure the share of patched pictures that show the target's value.
 
     Patching adds the difference between the target's and the source's block updates; the value is that of the edited
-    attribute, as the judge reads it.
+    attribute that the judge finds likeliest.
 
     Args:
         model: the model.
@@ -335,8 +346,9 @@ def patch_figures(model: LoadedModel, sizes: Sizes, blocks: Sequence[str] = BLOC
 
 
 def _append_reached(reached: list[bool], images: Images, pairs: Sequence[tuple[Scene, Scene]], attribute: str) -> None:
-    for found, (_, target) in zip(Judge.load().read(images), pairs, strict=True):
-        reached.append(found[attribute] == getattr(target, attribute))
+    column = list(ATTRIBUTES).index(attribute)
+    for found, (_, target) in zip(Judge.load().likeliest(images), pairs, strict=True):
+        reached.append(ATTRIBUTES[attribute][found[column]] == getattr(target, attribute))
 
 
 def sae_figures(models: dict[str, LoadedModel], sizes: Sizes) -> Figures:

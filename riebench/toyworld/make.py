@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ from riebench.models.assets import ASSETS, asset_folder, write_manifest
 from riebench.toyworld import saes
 from riebench.toyworld.data import Pool, training_pool
 from riebench.toyworld.networks import clip, diffusion, judge, second_clip, vae
+from riebench.toyworld.networks.damage import damaged_pool
 from riebench.toyworld.networks.dit import autoencoder, pipeline
 from riebench.toyworld.networks.dit import training as dit_training
+from riebench.toyworld.networks.edited import Origin, edited_pool, unedited_pools
+from riebench.toyworld.networks.labelled import read_labelled
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
 from riebench.toyworld.networks.mixed import training as mixed_training
 from riebench.toyworld.networks.mixed.network import fold
@@ -85,17 +88,23 @@ def export(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Pa
     save_in_half(assemble(name, unet, vae), folder)
 
 
-def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False, assets: Path | None = None) -> None:
+def make(
+    stage: str, work: Path, *, device: str = "cpu", compiled: bool = False, assets: Path | None = None,
+    edited: Path | None = None, leave_out: Set[Origin] = frozenset(), labelled: Path | None = None,
+) -> None:  # fmt: skip
     """Train one stage, or finish an interrupted one, and export its model.
 
     Args:
-        stage: "vae", "base", "turbo", "clip", "clip-2", "judge", "saes", "mixed" or "dit"; each needs the ones before
-            it in that order, except that the CLIPs, the judge and dit need none, and mixed starts from toy-turbo, the
-            shipped one if `assets` has none.
+        stage: "vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed" or "dit"; each needs the ones before
+            it in that order, except that the CLIPs and dit need none, that the judge needs edited pictures too, and
+            that mixed starts from toy-turbo, the shipped one if `assets` has none.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
         compiled: compiles the U-Net of base and turbo, or the transformer of dit.
         assets: where finished models go; None is the package's own folder.
+        edited: results with edited pictures, for the judge.
+        leave_out: examples and seeds whose edited pictures the judge must not learn from.
+        labelled: folder with edited pictures labelled by eye, for the judge.
 
     Raises:
         RiebenchError: if an earlier stage is missing or the folder belongs to another configuration.
@@ -106,7 +115,7 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
         "judge": _judge, "saes": _saes, "mixed": _mixed, "dit": _dit,
     }  # fmt: skip
     try:
-        stages[stage](_StageContext(work, torch.device(device), compiled, target))
+        stages[stage](_StageContext(work, torch.device(device), compiled, target, edited, leave_out, labelled))
     except TrainingFolderError as error:
         raise RiebenchError(str(error)) from error
     write_manifest(target)
@@ -120,10 +129,17 @@ class _StageContext:
         device: trains there.
         compiled: compiles the U-Net.
         assets: folder of the exported models.
+        edited: results with edited pictures, if named.
+        leave_out: examples and seeds whose edited pictures are not used.
+        labelled: folder with edited pictures labelled by eye, if named.
     """
 
-    def __init__(self, work: Path, device: torch.device, compiled: bool, assets: Path) -> None:
+    def __init__(
+        self, work: Path, device: torch.device, compiled: bool, assets: Path, edited: Path | None,
+        leave_out: Set[Origin], labelled: Path | None,
+    ) -> None:  # fmt: skip
         self.work, self.device, self.compiled, self.assets = work, device, compiled, assets
+        self.edited, self.leave_out, self.labelled = edited, leave_out, labelled
 
     @property
     def pool(self) -> Pool:
@@ -216,7 +232,23 @@ def _second_clip(context: _StageContext) -> None:
 
 
 def _judge(context: _StageContext) -> None:
-    judge.save(judge.train(context.pool, context.work, context.device).cpu(), context.clear_asset("judge"))
+    vae_folder = context.assets / "toy-base" / "vae"
+    if not vae_folder.is_dir():
+        raise RiebenchError(f"{vae_folder} is missing: run `python -m riebench.toyworld train base` first")
+    if context.edited is None or context.labelled is None:
+        raise RiebenchError(
+            "the judge learns from edited pictures: make some with `riebench run --settings-set sweep --results RUNS`, "
+            "then name that folder with --edited RUNS, and those labelled by eye with --labelled "
+            "benchmarks/labelled/training"
+        )
+    by_eye, calibration = read_labelled(context.labelled).pools()
+    edited = edited_pool(context.edited, context.leave_out)
+    unedited, held_out = unedited_pools(context.edited, context.leave_out)
+    damaged = damaged_pool(context.work, vae_folder, judge.DAMAGED_CONFIG["damaged"], judge.SEED, held_out=False)
+    pools = judge.TrainingPools(context.pool, damaged, edited, by_eye, unedited)
+    network = judge.train(pools, context.work, context.device).cpu()
+    judge.calibrate(network, calibration, held_out)
+    judge.save(network, context.clear_asset("judge"))
 
 
 def _saes(context: _StageContext) -> None:

@@ -317,6 +317,30 @@ def _stylize(canvas: Floats, layers: list[tuple[Image.Image, Floats, bool]], sty
     return small.astype(np.float32)
 
 
+def _frame(scene: Scene, seed: int) -> tuple[_Frame, np.random.Generator]:
+    """Draw the object's place and size; the generator draws the rest."""
+    rng = np.random.default_rng(seed)
+    dx, dy = rng.uniform(-1.5, 1.5, size=2)
+    scale = float(rng.uniform(0.97, 1.03))
+    return _Frame(ANGLES[scene.pose], scale, (CENTER[0] + dx, CENTER[1] + dy)), rng
+
+
+def _picture(
+    scene: Scene, rng: np.random.Generator, layers: list[tuple[Image.Image, Floats, bool]]
+) -> NDArray[np.uint8]:
+    canvas = _compose(_background(scene.background, rng), layers, outlined=scene.style in ("drawing", "pixel"))
+    return np.clip(np.round(_stylize(canvas, layers, scene.style)), 0, 255).astype(np.uint8)
+
+
+def render_background(scene: Scene, seed: int) -> NDArray[np.uint8]:
+    """Draw a scene without its object.
+
+    Returns:
+        uint8 [64, 64, 3]: the background of `render` with the same arguments.
+    """
+    return _picture(scene, _frame(scene, seed)[1], [])
+
+
 def render(scene: Scene, seed: int) -> Rendering:
     """Draw one scene.
 
@@ -327,13 +351,9 @@ def render(scene: Scene, seed: int) -> Rendering:
     Returns:
         The picture and its masks; equal arguments give equal pixels.
     """
-    rng = np.random.default_rng(seed)
-    dx, dy = rng.uniform(-1.5, 1.5, size=2)
-    scale = float(rng.uniform(0.97, 1.03))
-    frame = _Frame(ANGLES[scene.pose], scale, (CENTER[0] + dx, CENTER[1] + dy))
+    frame, rng = _frame(scene, seed)
     layers, truth = _layers(scene, frame)
-    canvas = _compose(_background(scene.background, rng), layers, outlined=scene.style in ("drawing", "pixel"))
-    image = np.clip(np.round(_stylize(canvas, layers, scene.style)), 0, 255).astype(np.uint8)
+    image = _picture(scene, rng, layers)
 
     def reduced(name: str) -> NDArray[np.bool_]:
         if name not in truth:

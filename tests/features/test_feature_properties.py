@@ -28,6 +28,7 @@ from riebench.generation.edits import Edit
 from riebench.generation.generator import Capture, Generator
 from riebench.saes.sae import SparseAutoencoder
 from riebench.saes.sources import model_saes
+from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.networks import Networks
 
 BLOCK = "mid.0"
@@ -51,6 +52,7 @@ def test_specificity_is_the_mean_over_pairs() -> None:
 def test_purity_is_that_of_the_attribute_that_agrees_most() -> None:
     read = [{"color": "red", "pose": "tilted"}, {"color": "red", "pose": "upright"}, {"color": "blue", "pose": "x"}]
     assert purity(read) == pytest.approx(2 / 3)
+    assert purity([{"color": UNREADABLE}, {"color": UNREADABLE}, {"color": "red"}]) == pytest.approx(1 / 3)
 
 
 def test_locality_does_not_depend_on_the_size_of_the_region() -> None:
@@ -108,6 +110,8 @@ def test_labels_are_what_is_more_frequent_than_usual() -> None:
     usual = [{"color": c, "accessory": a} for c in ("red", "blue") for a in ("none", "hat")]
     assert enriched_value([usual[0], usual[1], usual[3]], usual) == ("color", "red")
     assert enriched_value([usual[0], usual[2]], usual) is None, "what is absent labels nothing"
+    unclear = [dict.fromkeys(one, UNREADABLE) for one in usual]
+    assert enriched_value(unclear, [*usual, *unclear]) is None, "what cannot be read labels nothing"
     prompts = ["a red cat on the sofa", "the Red car on a road", "a blue car", "a cat on grass"]
     assert enriched_words(prompts[:2], prompts) == "red"
     assert enriched_words([prompts[0], prompts[3]], prompts) == "cat"

@@ -16,9 +16,15 @@ from riebench.models.clip import ClipSpec
 from riebench.models.presets import PRESETS, scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.registry import METRICS
-from riebench.scoring.metrics.base import Metric, Reason, Sample, Value, metric
+from riebench.scoring.metrics.base import UNREADABLE, Metric, Reason, Sample, Value, metric
 from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.judge import JudgeReader, edited_attributes, judge_kept, judge_target
+from riebench.scoring.metrics.judge import (
+    JudgeReader,
+    edited_attributes,
+    judge_artifact,
+    judge_kept,
+    judge_target,
+)
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.score import SCORING_FILE, ScoreReport, score
 from riebench.store.folder import RunFolder
@@ -453,3 +459,49 @@ def test_a_value_out_of_range_is_an_error(wrong: float) -> None:
     one = Sample(picture(1), picture(2), np.ones((SIDE, SIDE), bool), "a", "b")
     with pytest.raises(MetricError, match="outside 0 to 1"):
         broken([one], make_networks())
+
+
+def fixed_judge(source: dict[str, str], edited: dict[str, str]) -> tuple[Sample, Networks]:
+    """A sample of color red to blue, and a judge with given readings of its two pictures."""
+
+    def read(batch: np.ndarray) -> list[dict[str, str]]:
+        return [source if p.mean() < 100 else edited for p in batch]
+
+    before = {"color": "red", "pose": "upright", "style": "pencil"}
+    mask = np.ones((SIDE, SIDE), bool)
+    sample = Sample(picture(200), picture(10), mask, "a", "b", before, before | {"color": "blue"})
+    return sample, Networks(ready={"judge": JudgeReader(read, "fake-judge")})
+
+
+@pytest.mark.parametrize(
+    ("source", "edited", "expected"),
+    [
+        ({}, {"color": "blue"}, (1.0, 1.0, 0.0)),
+        ({}, {"color": UNREADABLE}, (0.0, 1.0, 1 / 3)),
+        ({}, {"color": "blue", "pose": UNREADABLE}, (1.0, 0.5, 1 / 3)),
+        # What the source picture did not show either is not the edit's fault, nor does it count as kept.
+        ({"pose": UNREADABLE}, {"color": "blue", "pose": UNREADABLE}, (1.0, 1.0, 0.0)),
+        ({"pose": UNREADABLE}, {"color": "blue", "style": "pixel"}, (1.0, 0.0, 0.0)),
+        ({"pose": UNREADABLE, "style": UNREADABLE}, {"color": "blue"}, (1.0, Reason.UNREADABLE, 0.0)),
+        ({"pose": UNREADABLE}, {"color": UNREADABLE}, (0.0, 1.0, 0.5)),
+        (
+            dict.fromkeys(("color", "pose", "style"), UNREADABLE),
+            {"color": "blue"},
+            (1.0, Reason.UNREADABLE, Reason.UNREADABLE),
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_neither_reached_nor_kept(
+    source: dict[str, str], edited: dict[str, str], expected: tuple[float, float | Reason, float | Reason]
+) -> None:
+    shown = {"color": "red", "pose": "upright", "style": "pencil"}
+    sample, networks = fixed_judge(shown | source, shown | edited)
+    found = tuple(metric([sample], networks)[0] for metric in (judge_target, judge_kept, judge_artifact))
+    assert found == expected
+
+
+def test_an_untouched_picture_is_no_artifact() -> None:
+    shown = {"color": UNREADABLE, "pose": "upright", "style": "pencil"}
+    sample, networks = fixed_judge(shown, shown)
+    same = replace(sample, edited=sample.source)
+    assert judge_artifact([same], networks) == [0.0] and judge_kept([same], networks) == [1.0]

@@ -18,6 +18,7 @@ from riebench.models.assets import ASSETS, asset_folder
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
+from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.judge_network import Judge
 from riebench.toyworld import evaluate as measure
 from riebench.toyworld.__main__ import app
@@ -138,14 +139,14 @@ def test_updates_have_the_grid_and_width_the_saes_expect(turbo: LoadedModel) -> 
         assert trace.get(block).shape == (1, 4, saes[block].d, 8, 8)
 
 
-def test_the_judge_sees_an_edit_of_a_render() -> None:
-    rng = random.Random(4)
+def test_the_judge_sees_an_edit_of_a_render_or_says_that_it_cannot() -> None:
+    rng, right = random.Random(4), []
     for category, attribute in CATEGORY_ATTRIBUTE.items():
         pairs = [random_edit(category, rng) for _ in range(8)]
-        images = np.stack([render(target, i).image for i, (_, target) in enumerate(pairs)])
-        read = Judge.load().read(images)
-        hits = [found[attribute] == getattr(target, attribute) for found, (_, target) in zip(read, pairs, strict=True)]
-        assert np.mean(hits) >= 0.75
+        read = Judge.load().read(np.stack([render(target, i).image for i, (_, target) in enumerate(pairs)]))
+        found = [(one[attribute], getattr(target, attribute)) for one, (_, target) in zip(read, pairs, strict=True)]
+        right += [value == wanted for value, wanted in found if value != UNREADABLE]
+    assert np.mean(right) > 0.97 and len(right) > 0.7 * 8 * len(CATEGORY_ATTRIBUTE)
 
 
 def test_the_model_card_shows_the_stored_figures(tmp_path: Path) -> None:

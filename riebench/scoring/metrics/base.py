@@ -30,6 +30,9 @@ Bool = npt.NDArray[np.bool_]
 MIN_BACKGROUND = 0.01
 """Smallest share of the picture that counts as a background to measure."""
 
+UNREADABLE = "unreadable"
+"""The judge's answer for an attribute whose value cannot be told: of a ghost, a blend, a color between two."""
+
 LONGEST = 1e9
 """Printed numbers from here on are written by their size alone."""
 
@@ -37,7 +40,7 @@ LONGEST = 1e9
 class Reason(StrEnum):
     """Reason for a missing value.
 
-    The first three depend on example and mask only, so they apply to every method alike.
+    The first four depend on example, mask and source picture only, so they apply to every method alike.
     """
 
     NO_BACKGROUND = "no_background"
@@ -46,6 +49,8 @@ class Reason(StrEnum):
     """The mask is empty."""
     SAME_PROMPTS = "same_prompts"
     """Source and target prompt are equal, or CLIP cannot distinguish them."""
+    UNREADABLE = "unreadable"
+    """The judge can read none of the attributes in the source picture that the edit should keep."""
     IDENTICAL = "identical"
     """No squared error, so no PSNR; counts as mse 0 in means."""
     ZERO_EDIT = "zero_edit"

@@ -1,6 +1,7 @@
 """Metrics by the toy world's judge, a network that reads attributes of pictures.
 
-They tell whether the edited attribute has its target value and whether the others stayed the same.
+They tell whether the edited attribute has its target value, whether the others stayed the same, and how many the
+edit made unreadable.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from riebench.errors import MetricError, near_match
 from riebench.models.assets import asset_folder
 from riebench.models.clip import folder_digest
-from riebench.scoring.metrics.base import MetricFormat, Reason, Sample, UInt8, Value, metric, picture_key
+from riebench.scoring.metrics.base import UNREADABLE, MetricFormat, Reason, Sample, UInt8, Value, metric, picture_key
 from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 
 SIDE = 64
@@ -23,7 +24,7 @@ class JudgeReader:
     """Reader of the attributes of pictures, which reads each picture once.
 
     Args:
-        read: uint8 [N, 64, 64, 3] -> per picture attribute -> value.
+        read: uint8 [N, 64, 64, 3] -> per picture attribute -> value or `UNREADABLE`.
         backbone: identity stored with every value.
     """
 
@@ -46,7 +47,7 @@ class JudgeReader:
             pictures: uint8 [64, 64, 3] each.
 
         Returns:
-            For each picture attribute -> value.
+            For each picture attribute -> value or `UNREADABLE`.
 
         Raises:
             MetricError: for another size.
@@ -126,7 +127,8 @@ def edited_attributes(sample: Sample) -> tuple[str, ...]:
 def judge_target(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Compute 1 if every edited attribute has the target's value, else 0.
 
-    The attributes are those that the judge reads in the edited picture.
+    The attributes are those that the judge reads in the edited picture; one that it cannot read does not have the
+    target's value.
     """
     verdicts = _read_attributes(samples, [sample.edited for sample in samples], networks)
     values: list[Value] = []
@@ -152,7 +154,8 @@ def judge_kept(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     """Compute the share of the other attributes that stay as in the source picture.
 
     The comparison is with the attributes that the judge reads in the source picture, not with those in its prompt: an
-    edit is not to blame for what the generator got wrong before it.
+    edit is not to blame for what the generator got wrong before it. What cannot be read in the source picture is left
+    out; what became unreadable is not kept.
     """
     after = _read_attributes(samples, [sample.edited for sample in samples], networks)
     before = _read_attributes(samples, [sample.source for sample in samples], networks)
@@ -160,8 +163,35 @@ def judge_kept(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     for sample, new, old in zip(samples, after, before, strict=True):
         edited = edited_attributes(sample)
         others = [name for name in _attributes(sample)[0] if name not in edited]
+        readable = [name for name in others if old[name] != UNREADABLE]
         if not edited or not others:
             values.append(Reason.SAME_PROMPTS)
+        elif not readable:
+            values.append(Reason.UNREADABLE)
         else:
-            values.append(sum(new[name] == old[name] for name in others) / len(others))
+            values.append(sum(new[name] == old[name] for name in readable) / len(readable))
+    return values
+
+
+@metric(
+    direction="lower",
+    low=0,
+    high=1,
+    backbone="judge",
+    needs_attributes=True,
+    format=MetricFormat("made unreadable, % of attributes (lower is better)", 100, 0),
+)
+def judge_artifact(samples: Sequence[Sample], networks: Networks) -> list[Value]:
+    """Compute the share of attributes that the edit made unreadable.
+
+    It is a share of those that the judge can read in the source picture. The judge refuses some readings of spotless
+    pictures too, so a share says more than whether there is such an attribute.
+    """
+    after = _read_attributes(samples, [sample.edited for sample in samples], networks)
+    before = _read_attributes(samples, [sample.source for sample in samples], networks)
+    values: list[Value] = []
+    for sample, new, old in zip(samples, after, before, strict=True):
+        readable = [name for name in _attributes(sample)[0] if old[name] != UNREADABLE]
+        lost = sum(new[name] == UNREADABLE for name in readable)
+        values.append(lost / len(readable) if readable else Reason.UNREADABLE)
     return values

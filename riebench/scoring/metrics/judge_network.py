@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from riebench.models.assets import asset_folder
+from riebench.scoring.metrics.base import UNREADABLE
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "object": ("house", "mushroom", "boat", "rocket", "cat", "car"),
@@ -24,11 +25,24 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 """Attribute name -> its values; the first value is the one meant by a caption that does not mention the attribute."""
 
+UNREADABLE_LABEL = -1
+"""Label of an unreadable attribute, where values have their index."""
+
 WEIGHTS = "model.safetensors"
 
 
 class JudgeNetwork(nn.Module):
-    """Network from pictures, float [B, 3, 64, 64] in [-1, 1], to logits per attribute."""
+    """Network from pictures, float [B, 3, 64, 64] in [-1, 1], to logits per attribute.
+
+    Each attribute has a logit for every value and a last one for "unreadable".
+
+    Attributes:
+        temperature: float [8], what the logits of each attribute are divided by.
+        threshold: float [8], the least probability of a value that counts as read.
+    """
+
+    temperature: Tensor
+    threshold: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,10 +50,12 @@ class JudgeNetwork(nn.Module):
         for before, after, stride in ((3, 24, 1), (24, 40, 2), (40, 64, 1), (64, 96, 2), (96, 96, 1), (96, 128, 2)):
             layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.features = nn.Sequential(*layers, nn.Conv2d(128, 24, 1), nn.Flatten(), nn.Linear(24 * 64, 192), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(192, len(values)) for name, values in ATTRIBUTES.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(192, len(values) + 1) for name, values in ATTRIBUTES.items()})
+        self.register_buffer("temperature", torch.ones(len(ATTRIBUTES)))
+        self.register_buffer("threshold", torch.full((len(ATTRIBUTES),), 0.5))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the logits of each attribute, float [B, number of values]."""
+        """Compute the logits of each attribute, float [B, number of values + 1]."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -61,14 +77,14 @@ class Judge:
 
     @torch.no_grad()
     def probabilities(self, images: NDArray[np.uint8], batch_size: int = 128) -> dict[str, NDArray[np.float32]]:
-        """Compute the probabilities of all values of each attribute.
+        """Compute the calibrated probabilities of all values of each attribute.
 
         Args:
             images: uint8 [B, 64, 64, 3].
             batch_size: number of pictures per pass of the network.
 
         Returns:
-            Attribute -> float [B, number of values].
+            Attribute -> float [B, number of values + 1]; the last is the probability of "unreadable".
 
         Raises:
             ValueError: for pictures of another size or type.
@@ -78,21 +94,37 @@ class Judge:
         parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ATTRIBUTES}
         for part in torch.from_numpy(images).split(batch_size):
             logits = self.network(part.permute(0, 3, 1, 2).float() / 127.5 - 1)
-            for name, values in logits.items():
-                parts[name].append(values.softmax(1).numpy())
+            for (name, values), temperature in zip(logits.items(), self.network.temperature, strict=True):
+                parts[name].append((values / temperature).softmax(1).numpy())
         return {name: np.concatenate(values) for name, values in parts.items()}
 
     def labels(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Read the attributes of each picture as indices of their values.
+
+        Returns:
+            int [B, 8], columns in the order of `ATTRIBUTES`. An attribute whose likeliest value is less likely than its
+            threshold has `UNREADABLE_LABEL`.
+        """
+        columns = []
+        for found, threshold in zip(self.probabilities(images).values(), self.network.threshold, strict=True):
+            values = found[:, :-1]
+            columns.append(np.where(values.max(1) >= float(threshold), values.argmax(1), UNREADABLE_LABEL))
+        return np.stack(columns, axis=1)
+
+    def likeliest(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the indices of the likeliest values, int [B, 8].
 
-        Columns are in the order of `ATTRIBUTES`.
+        Every attribute has one, as if it could be read.
         """
-        return np.stack([p.argmax(1) for p in self.probabilities(images).values()], axis=1)
+        return np.stack([found[:, :-1].argmax(1) for found in self.probabilities(images).values()], axis=1)
 
     def read(self, images: NDArray[np.uint8]) -> list[dict[str, str]]:
-        """Read the attributes of each picture, as attribute -> value."""
+        """Read the attributes of each picture, as attribute -> value or `UNREADABLE`."""
         return [
-            {name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)}
+            {
+                name: UNREADABLE if i == UNREADABLE_LABEL else values[i]
+                for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)
+            }
             for row in self.labels(images)
         ]
 

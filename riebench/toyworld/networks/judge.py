@@ -1,45 +1,195 @@
-"""The judge and its training: a classifier that reads every attribute.
+"""The judge and its training: a classifier that reads attributes, if it can.
 
 Its answers are the ground truth that scores are compared with. It is a small convolutional classifier trained on
-renders alone: on other pictures than the toy CLIP, with augmentation drawn from another seed. The two share no weights.
+renders, whole ones and damaged ones: on other pictures than the toy CLIP, with augmentation drawn from another seed.
+The two share no weights. Its probabilities are calibrated on pictures kept out of training.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from riebench.scoring.metrics.judge_network import ATTRIBUTES, WEIGHTS, JudgeNetwork
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, WEIGHTS, JudgeNetwork
 from riebench.toyworld.data import Pool, augment
+from riebench.toyworld.networks.damage import NO_LABEL, LabelledPool
 from riebench.toyworld.networks.loop import Stage, fit, step_generator
 
 SEED = 41
 CONFIG: dict[str, Any] = {"steps": 900, "batch": 64, "learning_rate": 2e-3, "seed": SEED}
+"""The first part of the training, on whole renders."""
+DAMAGED_CONFIG: dict[str, Any] = {
+    "steps": 500, "batch": 64, "damaged": 4_000, "damaged_share": 0.6, "learning_rate": 1.5e-3, "seed": SEED + 1,
+}  # fmt: skip
+"""The second part, which teaches what cannot be read: `damaged_share` of a batch are damaged pictures."""
+EDITED_CONFIG: dict[str, Any] = {
+    "steps": 300, "batch": 64, "damaged_share": 0.25, "edited_share": 0.35, "learning_rate": 1e-3, "seed": SEED + 2,
+}  # fmt: skip
+"""The third part: `edited_share` of a batch are edited pictures of the model, which no code can imitate."""
+BY_EYE_CONFIG: dict[str, Any] = {
+    "steps": 160, "batch": 64, "damaged_share": 0.156, "edited_share": 0.125, "by_eye_share": 0.1875,
+    "unedited_share": 0.219, "learning_rate": 4e-4, "warmup": 30, "weight_decay": 0.02, "ema_decay": 0.985,
+    "mirrored": 0.25, "seed": SEED + 3,
+}  # fmt: skip
+"""The last part: `by_eye_share` of a batch are edited pictures labelled by eye, since what an eye can tell is no matter
+of code, and `unedited_share` pictures of the model that show their captions; `mirrored` is the share of pictures that
+are mirrored."""
+IGNORED = -100
+"""Class of an attribute without label: it adds nothing to the loss."""
+
+RISK = 0.05
+"""Share of errors among the values of an attribute that are read, on pictures labelled by eye, that is aimed at."""
+READ_UNEDITED = 0.75
+"""Least share of the values in unedited pictures that is read, whatever the risk: scores need a judge that answers."""
+
+TEMPERATURES = np.geomspace(0.5, 4, 43)
 
 
-def train(pool: Pool, work: Path, device: torch.device) -> JudgeNetwork:
-    """Train the judge on the first half of the pool."""
+def classes(labels: Tensor) -> Tensor:
+    """Return the class of each label: "unreadable" is the last of an attribute.
+
+    Args:
+        labels: int [N, 8], as of `damaged_picture`.
+
+    Returns:
+        int64 [N, 8]; `IGNORED` where there is no label.
+    """
+    last = torch.tensor([len(values) for values in ATTRIBUTES.values()])
+    found = torch.where(labels == UNREADABLE_LABEL, last, labels.long())
+    return found.masked_fill(labels == NO_LABEL, IGNORED)
+
+
+@dataclass(frozen=True)
+class TrainingPools:
+    """Pictures that the judge learns from.
+
+    Attributes:
+        whole: renders; the judge uses the first half.
+        damaged: renders damaged by code.
+        edited: edited pictures labelled by code.
+        by_eye: edited pictures labelled by eye.
+        unedited: the model's pictures of captions, labelled by these.
+    """
+
+    whole: Pool
+    damaged: LabelledPool
+    edited: LabelledPool
+    by_eye: LabelledPool
+    unedited: LabelledPool
+
+
+def train(pools: TrainingPools, work: Path, device: torch.device) -> JudgeNetwork:
+    """Train the judge on whole pictures, then on damaged and edited ones as well.
+
+    Labels by eye come last.
+
+    Args:
+        pools: the pictures.
+        work: folder for checkpoints and logs.
+        device: trains there.
+    """
     torch.manual_seed(SEED)
     network = JudgeNetwork().to(device).to(memory_format=torch.channels_last)
-    half = len(pool.images) // 2
+    half = len(pools.whole.images) // 2
+    sources = {
+        "damaged_share": pools.damaged, "edited_share": pools.edited, "by_eye_share": pools.by_eye,
+        "unedited_share": pools.unedited,
+        "": LabelledPool(pools.whole.images[:half], pools.whole.labels[:half].astype(np.int8)),
+    }  # fmt: skip
 
-    def loss(step: int) -> Tensor:
-        generator = step_generator(SEED, step)
-        indices = torch.randint(half, (CONFIG["batch"],), generator=generator)
-        images = augment(torch.from_numpy(pool.images[indices.numpy()]), generator).to(device)
-        labels = torch.from_numpy(pool.labels[indices.numpy()]).long().to(device)
+    def batch_loss(config: dict[str, Any], step: int) -> Tensor:
+        generator, left, images, labels = step_generator(config["seed"], step), config["batch"], [], []
+        for share, source in sources.items():
+            count = round(config["batch"] * config.get(share, 0)) if share else left
+            chosen = torch.randint(len(source.images), (count,), generator=generator).numpy()
+            images.append(source.images[chosen])
+            labels.append(source.labels[chosen])
+            left -= count
+        x = augment(torch.from_numpy(np.concatenate(images)), generator).to(device)
+        if "mirrored" in config:
+            mirrored = torch.rand(len(x), generator=generator) < config["mirrored"]
+            x = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x.flip(-1), x)
+        wanted = classes(torch.from_numpy(np.concatenate(labels))).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits = network(images)
-        losses = [F.cross_entropy(logits[n].float(), labels[:, i]) for i, n in enumerate(ATTRIBUTES)]
+            logits = network(x)
+        losses = [
+            F.cross_entropy(logits[n].float(), wanted[:, i], ignore_index=IGNORED) for i, n in enumerate(ATTRIBUTES)
+        ]
         return torch.stack(losses).mean()
 
-    fit(Stage("judge", CONFIG, network, loss, CONFIG["steps"], CONFIG["learning_rate"], ema_decay=0.995), work)
+    parts = {
+        "judge": CONFIG, "judge-damaged": DAMAGED_CONFIG, "judge-edited": EDITED_CONFIG, "judge-by-eye": BY_EYE_CONFIG,
+    }  # fmt: skip
+    for name, config in parts.items():
+        stage = Stage(
+            name, config, network, partial(batch_loss, config), config["steps"], config["learning_rate"],
+            warmup=config.get("warmup", Stage.warmup), weight_decay=config.get("weight_decay", Stage.weight_decay),
+            ema_decay=config.get("ema_decay", 0.99),
+        )  # fmt: skip
+        fit(stage, work)
     return network
+
+
+@torch.no_grad()
+def calibrate(network: JudgeNetwork, by_eye: LabelledPool, unedited: LabelledPool) -> None:
+    """Set temperatures and thresholds on pictures that it was not trained on.
+
+    The temperature of an attribute gives its labels by eye the highest likelihood. Its threshold lets as much be read
+    as `RISK` allows on the pictures labelled by eye (a value read where the label is "unreadable" is an error too), but
+    at least `READ_UNEDITED` of what unedited pictures show.
+
+    Args:
+        network: its `temperature` and `threshold` are set.
+        by_eye: edited pictures labelled by eye.
+        unedited: pictures that show what their captions say.
+    """
+    network.eval()
+    logits = [_logits(network, pool) for pool in (by_eye, unedited)]
+    wanted = [classes(torch.from_numpy(pool.labels)) for pool in (by_eye, unedited)]
+    for i, name in enumerate(ATTRIBUTES):
+        losses = [float(F.cross_entropy(logits[0][name] / float(t), wanted[0][:, i])) for t in TEMPERATURES]
+        network.temperature[i] = float(TEMPERATURES[int(np.argmin(losses))])
+        likely, right = [], []
+        for found, true in zip(logits, wanted, strict=True):
+            best = (found[name] / network.temperature[i]).softmax(1)[:, :-1].max(1)
+            likely.append(best.values.numpy())
+            right.append((best.indices == true[:, i]).numpy())
+        least_unedited = float(np.quantile(likely[1][right[1]], 1 - READ_UNEDITED))
+        network.threshold[i] = min(threshold(likely[0], right[0]), least_unedited)
+
+
+def _logits(network: JudgeNetwork, pool: LabelledPool) -> dict[str, Tensor]:
+    parts: dict[str, list[Tensor]] = {name: [] for name in ATTRIBUTES}
+    for images in torch.from_numpy(pool.images).split(128):
+        for name, values in network(images.permute(0, 3, 1, 2).float() / 127.5 - 1).items():
+            parts[name].append(values.float())
+    return {name: torch.cat(some) for name, some in parts.items()}
+
+
+def threshold(likely: NDArray[np.float32], right: NDArray[np.bool_], risk: float = RISK) -> float:
+    """Return the least probability from which on few enough values are wrong.
+
+    Args:
+        likely: probability of each likeliest value, [N].
+        right: whether it is the label, [N].
+        risk: share of errors allowed.
+
+    Returns:
+        A probability of `likely`; 1 if even the likeliest values are wrong too often.
+    """
+    order = np.argsort(-likely, kind="stable")
+    errors = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
+    allowed = np.flatnonzero(errors <= risk)
+    return float(likely[order][allowed[-1]]) if len(allowed) else 1.0
 
 
 def save(network: JudgeNetwork, folder: Path) -> None:

@@ -29,6 +29,8 @@ Units = Mapping[tuple[str, int], float]
 MIN_STRENGTHS = 3
 """Tested strengths, beside no edit, that make a curve."""
 READABLE, KEPT = "judge_artifact", "judge_kept"
+UNREADABLE_BOUND = 0.25
+"""A picture is an artifact if this share of the attributes that were readable in the source is not any more."""
 KEPT_BOUND = 0.5
 """Without a verdict on readability, a picture that keeps less than this share of what should stay is an artifact."""
 DISTANCE_BOUND = 0.5
@@ -51,7 +53,11 @@ class ArtifactRule:
 
 
 RULES: tuple[ArtifactRule, ...] = (
-    ArtifactRule(READABLE, "the judge cannot read it (`judge_artifact`)", lambda value: value > 0),
+    ArtifactRule(
+        READABLE,
+        f"the judge cannot read {100 * UNREADABLE_BOUND:g} % of what it read in the source (`judge_artifact`)",
+        lambda value: value >= UNREADABLE_BOUND,
+    ),
     ArtifactRule(
         KEPT, f"it keeps less than {100 * KEPT_BOUND:g} % of the attributes that should stay (`judge_kept`)",
         lambda value: value < KEPT_BOUND,

@@ -67,7 +67,7 @@ def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS)
     scenes = held_out_scenes(sizes.captions, seed=904)
     captions = [caption(scene) for scene in scenes]
     images = generate(pipe, captions, steps=steps, batch=sizes.batch)
-    by_attribute = share_right(Judge.load().labels(images), scenes)
+    by_attribute = share_right(Judge.load().likeliest(images), scenes)
     turbo = generate_by(load_model("toy-turbo", steps=steps), captions, sizes, "toy-turbo")
     top1 = [choose_captions(CLIPS["clip"], scenes, some)[0] for some in (images, turbo)]
     accuracy = round(float(np.mean(list(by_attribute.values()))), 4)

@@ -1,0 +1,168 @@
+"""Edited pictures with labels that follow from their source and target pictures.
+
+No code imitates what edits inside the model do to a picture. But source and target come from the same noise and differ
+where the edit should act, so an edited picture can be held against both: how far it has gone from the one to the other
+there, and how much of it is like neither.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Set
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riebench.errors import RiebenchError
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL
+from riebench.store.folder import RunFolder
+from riebench.tasks.suites import load_suite
+from riebench.toyworld.networks.damage import NO_LABEL, Floats, LabelledPool, Readings
+from riebench.toyworld.networks.labelled import is_held_out
+from riebench.toyworld.scenes import Scene
+from riebench.utils.images import read_image
+
+MOST = 260
+"""Pictures of one configuration."""
+DIFFERENCE = 22.0
+"""Mean difference of source and target, in 0..255, from which a pixel counts as one where the edit should act."""
+ENDS = ("no_edit", "target_prompt")
+"""Configurations that show what a prompt gives and edit nothing."""
+
+Origin = tuple[str, int]
+"""Example id and index of the seed."""
+
+
+def _masks() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    edge, core = np.zeros((64, 64), dtype=bool), np.zeros((64, 64), dtype=bool)
+    edge[:6] = edge[-6:] = edge[:, :5] = edge[:, -5:] = True
+    core[12:54, 12:52] = True
+    return edge, core
+
+
+EDGE, CORE = _masks()
+"""Pixels in which the background is seen, and in which the object is."""
+
+
+def edited_readings(
+    edited: Floats, source: Floats, target: Floats, before: dict[str, str], after: dict[str, str]
+) -> Readings | None:
+    """Return the labels of an edited picture.
+
+    Args:
+        edited: float32 [64, 64, 3] in 0..255.
+        source: the same of the picture before the edit.
+        target: the same of the target prompt's picture.
+        before: attributes of the source.
+        after: attributes of the target, which differ in one.
+
+    Returns:
+        Attribute -> label; None where source and target hardly differ or the edit changed next to nothing.
+    """
+    changed = next(name for name in before if before[name] != after[name])
+    way = target - source
+    region = np.abs(way).mean(2) > DIFFERENCE
+    if region.sum() < 25 or np.abs(edited - source).mean() < 1:
+        return None
+    length = float((way[region] ** 2).sum())
+    share = float(((edited - source)[region] * way[region]).sum()) / length
+    nearest = source + np.clip(share, 0, 1) * way
+    unlike = float(((edited - nearest)[region] ** 2).sum()) / length
+    found = dict.fromkeys(ATTRIBUTES, NO_LABEL)
+    if unlike < 0.2 and (share > 0.8 or share < 0.15):
+        found[changed] = ATTRIBUTES[changed].index((after if share > 0.5 else before)[changed])
+    elif unlike > 0.55 or 0.33 < share < 0.62:
+        found[changed] = UNREADABLE_LABEL
+    object_off = float(np.abs(edited - nearest)[CORE].mean())
+    edge_off = float(np.abs(edited - (nearest if changed == "background" else source))[EDGE].mean())
+    at_an_end = changed not in ("object", "pose") or not 0.12 <= share <= 0.85
+    for name in ATTRIBUTES:
+        if name in (changed, "background"):
+            continue
+        if object_off < 9 and at_an_end:
+            found[name] = ATTRIBUTES[name].index(before[name])
+        elif name != "style" and object_off > (26 if name in ("object", "material", "emblem") else 42):
+            found[name] = UNREADABLE_LABEL
+    if changed != "background" and (edge_off < 7 or edge_off > 60):
+        is_kept = edge_off < 7
+        found["background"] = ATTRIBUTES["background"].index(before["background"]) if is_kept else UNREADABLE_LABEL
+    return found
+
+
+def edited_pool(runs: Path, leave_out: Set[Origin]) -> LabelledPool:
+    """Read edited pictures of the toy suite and label them.
+
+    Args:
+        runs: results with pictures, as `riebench run --settings-set sweep` makes them.
+        leave_out: examples and seeds of which no picture is taken.
+
+    Raises:
+        RiebenchError: if there are no such pictures.
+    """
+    examples = {example.id: example for task in load_suite("toy") for example in task.examples}
+    rng = random.Random(5)
+    images: list[NDArray[np.uint8]] = []
+    labels: list[Readings] = []
+    for path in sorted((runs / "toy" / "toy-turbo").glob("*/run.json")):
+        if path.parent.name in ENDS:
+            continue
+        folder = RunFolder(path.parent)
+        records = [r for r in folder.records() if r.status == "ok" and (r.key.example_id, r.key.seed) not in leave_out]
+        rng.shuffle(records)
+        for record in records[:MOST]:
+            truth = examples[record.key.example_id].attributes
+            names = (record.image, record.source_image, record.target_image)
+            if truth is None or None in names:
+                continue
+            places = (folder.path, folder.shared.path, folder.shared.path)
+            edited, source, target = (read_image(a, str(b)) for a, b in zip(places, names, strict=True))
+            readings = edited_readings(
+                edited.astype(np.float32), source.astype(np.float32), target.astype(np.float32), truth.source,
+                truth.target,
+            )  # fmt: skip
+            if readings is not None:
+                images.append(edited)
+                labels.append(readings)
+    if not images:
+        raise RiebenchError(
+            f"{runs} holds no edited pictures of the toy suite: run `riebench run --results {runs}` first"
+        )
+    return LabelledPool(
+        np.stack(images), np.array([[found[name] for name in ATTRIBUTES] for found in labels], dtype=np.int8)
+    )
+
+
+def unedited_pools(runs: Path, leave_out: Set[Origin]) -> tuple[LabelledPool, LabelledPool]:
+    """Read the source and target pictures of the toy suite; their captions label them.
+
+    Args:
+        runs: results with pictures, `no_edit` among them.
+        leave_out: examples and seeds of which no picture is taken.
+
+    Returns:
+        Pictures to train on, and those of the examples kept for calibration.
+
+    Raises:
+        RiebenchError: if there are no such pictures.
+    """
+    folder = RunFolder(runs / "toy" / "toy-turbo" / ENDS[0])
+    parts: tuple[dict[str, Scene], dict[str, Scene]] = ({}, {})
+    examples = {example.id: example for task in load_suite("toy") for example in task.examples}
+    for record in folder.records():
+        truth = examples[record.key.example_id].attributes
+        if truth is None or (record.key.example_id, record.key.seed) in leave_out:
+            continue
+        for name, values in ((record.source_image, truth.source), (record.target_image, truth.target)):
+            if name is not None:
+                parts[is_held_out(record.key.example_id)][name] = Scene(**values)
+    if not all(parts):
+        raise RiebenchError(f"{folder.path} holds too few pictures: run `riebench run --results {runs}` first")
+    pools = [
+        LabelledPool(
+            np.stack([read_image(folder.shared.path, name) for name in part]),
+            np.array([scene.labels() for scene in part.values()], dtype=np.int8),
+        )
+        for part in parts
+    ]
+    return pools[0], pools[1]

@@ -1,0 +1,69 @@
+"""The judge against labels by eye: it is wrong less often than the earlier one, and what is stored is what it does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.judge import (
+    DOUBTFUL,
+    FOLDER,
+    RESULTS,
+    agreed_labels,
+    compare,
+    fill_document,
+    measure,
+    second_labels,
+)
+from riebench.scoring.metrics.base import UNREADABLE
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.toyworld.networks.labelled import read_labelled
+
+
+def test_the_judge_is_less_often_wrong_than_the_earlier_one() -> None:
+    found = measure()
+    assert found == json.loads(RESULTS.read_text(encoding="utf-8"))["now"], "run `python -m benchmarks.judge`"
+    fill_document(check=True)
+    before = json.loads(RESULTS.read_text(encoding="utf-8"))["before"]
+    for labels in ("agreed", "first"):
+        assert found[labels]["errors"]["high"] < before[labels]["errors"]["low"] / 1.5
+        assert found[labels]["read_of_readable"]["percent"] > 60, "a judge that reads nothing is never wrong"
+
+
+def test_labels_are_complete() -> None:
+    pictures = read_labelled(FOLDER)
+    assert pictures.images.shape == (200, 64, 64, 3)
+    assert len({picture.tobytes() for picture in pictures.images}) > 190
+    for label in pictures.labels:
+        assert all(label[name] in (*values, UNREADABLE) for name, values in ATTRIBUTES.items())
+    assert len({one["setting"] for one in pictures.origins}) == 25
+
+
+def test_what_two_labellers_do_not_agree_on_counts_for_neither_side() -> None:
+    pictures, second = read_labelled(FOLDER), second_labels()
+    assert len(second) == 200 and any(label["material"] == DOUBTFUL for label in second)
+    label = {name: values[1] for name, values in ATTRIBUTES.items()}
+    agreed = agreed_labels([label, label], [label | {"object": UNREADABLE}, label | {"pose": DOUBTFUL}])
+    assert [sum(value == DOUBTFUL for value in one.values()) for one in agreed] == [1, 1]
+    shares = compare(agreed, [label | {"color": "red"}, label])
+    assert shares["errors"]["of"] == 14 and shares["errors"]["percent"] == pytest.approx(7.1)
+    assert shares["read_of_readable"]["of"] == 14 and shares["unreadable_found"]["of"] == 0
+    doubtful = sum(value == DOUBTFUL for one in agreed_labels(pictures.labels, second) for value in one.values())
+    assert 100 < doubtful < 300
+
+
+def test_shares_count_what_is_read() -> None:
+    label = {name: values[1] for name, values in ATTRIBUTES.items()}
+    unclear = label | {"object": UNREADABLE, "pose": UNREADABLE}
+    shares = compare(
+        [label, unclear],
+        [label | {"color": "red", "style": UNREADABLE}, label | {"pose": UNREADABLE}],
+    )
+    # 14 of 16 attributes are read; a wrong color and an object that nobody could tell are errors.
+    assert shares["read"]["of"] == 16 and shares["read"]["percent"] == pytest.approx(87.5)
+    assert shares["errors"]["of"] == 14 and shares["errors"]["percent"] == pytest.approx(14.3)
+    assert shares["unreadable_found"]["percent"] == 50 and shares["unreadable_found"]["of"] == 2
+    assert shares["read_of_readable"]["percent"] == pytest.approx(92.9)
+    assert shares["whole"]["percent"] == 0
+    assert shares["errors_by_attribute"]["color"]["percent"] == 50
