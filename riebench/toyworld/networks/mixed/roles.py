@@ -1,65 +1,38 @@
-"""The planted roles of the mixed toy world.
+"""The planted roles of the mixed toy world: the share of each block in each attribute.
 
-All four blocks read all words. Where they read different values of an attribute, one of them decides what the picture
-shows, and which one depends on the scene: on the value of another attribute, the attribute's *gate*.
+All four blocks read all words. Where one of them reads another value of an attribute than the rest, the picture moves
+towards that value by the block's share of the attribute.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
-from riebench.toyworld.scenes import Scene
 
-PATTERN = (0, 0, 1, 1, 2, 3)
-"""Position in `MixedRole.blocks` for six gate values in turn: in scenes drawn evenly, shares of 2, 2, 1 and 1 in 6."""
-
-
-@dataclass(frozen=True)
-class MixedRole:
-    """The planted role of all four blocks in one attribute.
-
-    Attributes:
-        attribute: the attribute.
-        gate: the attribute whose value says which block decides: object or color, which every caption names.
-        blocks: the four blocks, by falling share.
-        offset: position of the gate value with which `PATTERN` begins.
-    """
-
-    attribute: str
-    gate: str
-    blocks: tuple[str, str, str, str]
-    offset: int
-
-    def deciding_block(self, gate_value: str) -> str:
-        """Return the block that decides the attribute where the gate has a given value."""
-        values = ATTRIBUTES[self.gate]
-        return self.blocks[PATTERN[(values.index(gate_value) + self.offset) % len(PATTERN)]]
-
-    def gate_values(self, block: str) -> tuple[str, ...]:
-        """Return the gate values with which a block decides, in the order of `ATTRIBUTES`."""
-        return tuple(value for value in ATTRIBUTES[self.gate] if self.deciding_block(value) == block)
-
+SHARES = (0.55, 0.30, 0.15, 0.0)
+"""Shares of an attribute's first, second, third and last block."""
 
 _D, _M, _U, _S = "down.2.1", "mid.0", "up.0.0", "up.0.1"
 
-MIXED_ROLES: dict[str, MixedRole] = {
-    role.attribute: role
-    for role in (
-        MixedRole("object", "color", (_D, _M, _U, _S), 1),
-        MixedRole("color", "object", (_S, _U, _M, _D), 0),
-        MixedRole("material", "object", (_S, _M, _D, _U), 5),
-        MixedRole("emblem", "object", (_U, _S, _D, _M), 2),
-        MixedRole("accessory", "color", (_U, _D, _S, _M), 4),
-        MixedRole("pose", "color", (_M, _D, _U, _S), 3),
-        MixedRole("background", "color", (_M, _U, _S, _D), 0),
-        MixedRole("style", "object", (_D, _S, _M, _U), 4),
-    )
+ORDER: dict[str, tuple[str, str, str, str]] = {
+    "object": (_D, _M, _U, _S),
+    "color": (_S, _U, _M, _D),
+    "material": (_S, _M, _D, _U),
+    "emblem": (_U, _S, _D, _M),
+    "accessory": (_U, _D, _S, _M),
+    "pose": (_M, _D, _U, _S),
+    "background": (_M, _U, _S, _D),
+    "style": (_D, _S, _M, _U),
 }
-"""Attribute -> its role. Every block is first, second, third and last for two attributes each."""
+"""Attribute -> the four blocks by falling share. Every block is first, second, third and last for two attributes."""
+
+PLANTED: dict[str, dict[str, float]] = {
+    attribute: dict(zip(ORDER[attribute], SHARES, strict=True)) for attribute in ATTRIBUTES
+}
+"""Attribute -> block -> its share; an attribute's shares add up to 1."""
 
 
-def deciding_block(attribute: str, scene: Scene) -> str:
-    """Return the block that decides an attribute of a scene."""
-    role = MIXED_ROLES[attribute]
-    return role.deciding_block(getattr(scene, role.gate))
+def planted_share(attribute: str, blocks: Iterable[str]) -> float:
+    """Return the share that several blocks have in an attribute together, from 0 to 1."""
+    return sum(PLANTED[attribute][block] for block in blocks)
