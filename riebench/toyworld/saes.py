@@ -30,26 +30,28 @@ K = 16
 EXTRA = (("up.0.1", 8), ("up.0.1", 32))
 """Two more values of k for one block, so that sweeps over k have several SAEs."""
 CAPTIONS = 4000
+STEPS = 900
 SEED = 61
 RATE = 1e-3
 """Learning rate, which falls over the last fifth of the steps."""
 BATCH = 50
 
 
-def configuration(block: str, k: int) -> SaeTraining:
-    """Return the settings of one SAE.
+def configuration(block: str, k: int, steps: int = STEPS) -> SaeTraining:
+    """Return the settings of one SAE that is trained for so many steps.
 
     They are the published recipe with a higher learning rate and a lower `dead_after`, since there is less data.
     """
     return recipe_settings(
-        "published", features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=RATE, steps=900,
+        "published", features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=RATE, steps=steps,
         dead_after=400_000, seed=SEED + BLOCKS.index(block), decay=0.2,
     )  # fmt: skip
 
 
 def train(
-    model: Path, stage: Path, folder: Path, device: torch.device, *, extra: Sequence[tuple[str, int]] = EXTRA
-) -> None:
+    model: Path, stage: Path, folder: Path, device: torch.device, *, extra: Sequence[tuple[str, int]] = EXTRA,
+    captions: int = CAPTIONS, steps: int = STEPS,
+) -> None:  # fmt: skip
     """Collect the updates and train every SAE that is not finished yet.
 
     Args:
@@ -58,13 +60,14 @@ def train(
         folder: where the SAEs go.
         device: where to train.
         extra: blocks with further values of k.
+        captions: number of pictures.
+        steps: training steps of each SAE.
     """
-    check_folder(
-        stage, {"features": FEATURES, "k": K, "extra": [list(e) for e in extra], "captions": CAPTIONS, "seed": SEED}
-    )
-    updates = _updates(model, stage)
+    settings = {"features": FEATURES, "k": K, "extra": [list(e) for e in extra], "captions": captions, "seed": SEED}
+    check_folder(stage, settings | ({} if steps == STEPS else {"steps": steps}))
+    updates = _updates(model, stage, captions)
     for block, k in (*((block, K) for block in BLOCKS), *extra):
-        config = configuration(block, k)
+        config = configuration(block, k, steps)
         name = folder_name(block, k, FEATURES, auxk=config.auxk, batch=config.batch_size, rate=RATE)
         finished = stage / name / "final"
         if not (finished / "std.pt").exists():
@@ -76,18 +79,18 @@ def train(
             (target / path.name).write_bytes(path.read_bytes())
 
 
-def _updates(folder: Path, stage: Path) -> dict[str, Tensor]:
+def _updates(folder: Path, stage: Path, count: int) -> dict[str, Tensor]:
     """Collect the updates of one-step pictures of training scenes.
 
     Returns:
-        Block -> float16 [captions * 64, 128].
+        Block -> float16 [count * 64, 128].
     """
     path = stage / "updates.pt"
     if not path.exists():
         model = load_model(str(folder), steps=1)
         generator, rng = Generator(model, cached_prompts=BATCH), random.Random(SEED)
         parts: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
-        for first in ProgressBar(range(0, CAPTIONS, BATCH), title="collect updates"):
+        for first in ProgressBar(range(0, count, BATCH), title="collect updates"):
             captions = [caption(random_scene(rng, held_out=False), rng) for _ in range(BATCH)]
             seeds = [SEED * 1_000_003 + first + i for i in range(BATCH)]
             trace = generator.generate(captions, seeds, capture=Capture(BLOCKS)).trace

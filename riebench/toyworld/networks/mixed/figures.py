@@ -156,8 +156,8 @@ def null_figures(values: Sequence[Floats], planted: Floats) -> dict[str, Any]:
         planted: the planted shares.
 
     Returns:
-        `planted` (the 2.5th, 50th and 97.5th percentile of the correlation with the planted shares), `significant` (share
-        of null worlds in which that is significant, one-sided) and `evidence` (in which `role_evidence` is).
+        `planted` (the 2.5th, 50th and 97.5th percentile of the correlation with the planted shares), `significant` (the
+        share of null worlds in which that is significant, one-sided) and `evidence` (in which `role_evidence` is).
     """
     rng = np.random.default_rng(SEED)
     worlds, chance = exchanged(values, WORLDS, rng), exchanged(values, PERMUTATIONS, rng)
@@ -177,8 +177,8 @@ def recovery_figures(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, 
         settings: names of the settings.
 
     Returns:
-        `planted` and `shares` (measure -> table), where a table is category -> block -> share, and `recovery`, which has
-        for each measure `planted` and `patching` (correlations), `evidence` (`role_evidence`) and `null`
+        `planted` and `shares` (measure -> table), where a table is category -> block -> share, and `recovery`, which
+        has for each measure `planted` and `patching` (correlations), `evidence` (`role_evidence`) and `null`
         (`null_figures`).
     """
     planted = planted_table()
@@ -201,4 +201,6 @@ def recovery_figures(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, 
 
 def _as_dict(table: Floats) -> dict[str, dict[str, float]]:
     frame = pd.DataFrame(table, index=list(CATEGORY_ATTRIBUTE), columns=list(BLOCKS)).round(4)
-    return {str(category): {str(b): float(v) for b, v in row.items()} for category, row in frame.to_dict("index").items()}
+    return {
+        str(category): {str(b): float(v) for b, v in row.items()} for category, row in frame.to_dict("index").items()
+    }
