@@ -167,7 +167,7 @@ def test_the_loss_is_small_where_shares_are_right_and_moves_the_words_of_others(
     monkeypatch.setitem(training.CONFIG, "agreeing", 1.0)
     agreeing = training.mixed_loss(level, goals)(0).item()
     monkeypatch.setitem(training.CONFIG, "agreeing", 0.0)
-    monkeypatch.setitem(training.CONFIG, "single", 1.0)
+    monkeypatch.setitem(training.CONFIG, "single", 0.0)
     # In the first world one block has the whole share.
     own = {a: {b: float(b == role.block) for b in BLOCKS} for role in BLOCK_ROLES for a in role.attributes}
     with monkeypatch.context() as patched:

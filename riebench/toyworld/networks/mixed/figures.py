@@ -1,4 +1,4 @@
-"""The table of blocks of the mixed world against planted shares and against patching, and in a null world.
+"""The mixed world's table of blocks against planted shares and patching.
 
 The null world has the same edits, but the four blocks of each example change places at random, so that no block has a
 role. What a table seems to show there, it shows by chance.
@@ -170,7 +170,9 @@ def null_figures(values: Sequence[Floats], planted: Floats) -> dict[str, Any]:
 
 
 def recovery_figures(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, Any]:
-    """Hold the table of blocks against planted shares and patching, in the mixed world and in null worlds.
+    """Hold the table of blocks against planted shares and patching.
+
+    Null worlds stand beside the mixed one.
 
     Args:
         frame: rows of `PATCHING` and of each setting.

@@ -1,4 +1,7 @@
-"""The measurement of toy-mixed: what single blocks move, by patching and by the benchmark's own runs."""
+"""The measurement of toy-mixed: what edits of single blocks move.
+
+It patches whole updates, and reads the benchmark's own runs.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,9 @@ def block_gains(results: Path) -> pd.DataFrame:
 
 
 def patched_progress(model: LoadedModel, *, limit: int | None = None, batch: int = 24) -> pd.DataFrame:
-    """Measure how far patching one block moves pictures of the toy suite towards their targets.
+    """Measure how far patching one block moves pictures towards their targets.
+
+    The pictures are those of the toy suite.
 
     Patching adds the whole difference between the target's and the source's updates of the block, at all positions.
 

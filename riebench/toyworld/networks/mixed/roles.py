@@ -1,4 +1,4 @@
-"""The planted roles of the mixed toy world: the share of each block in each attribute.
+"""The planted roles of the mixed toy world: blocks' shares in attributes.
 
 All four blocks read all words. Where one of them reads another value of an attribute than the rest, the picture moves
 towards that value by the block's share of the attribute.
