@@ -13,15 +13,15 @@ from riebench.errors import RiebenchError
 
 app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-STAGES = ("vae", "base", "turbo", "clip", "clip-2", "saes", "judge")
+STAGES = ("vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed")
 """Stages of what ships, in order."""
-OTHER_STAGES = ("mixed", "dit")
+OTHER_STAGES = ("dit",)
 
 
 @app.command()
 def train(
     what: Annotated[
-        str, typer.Argument(help="vae, base, turbo, clip, clip-2, saes, judge, all of these, mixed, or dit")
+        str, typer.Argument(help="vae, base, turbo, clip, clip-2, saes, judge, mixed, all of these, or dit")
     ],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -88,37 +88,35 @@ def transformer(
 
 @app.command()
 def shares(
-    folder: Annotated[Path, typer.Argument(help="holds toy-mixed and saes-mixed, as `train mixed --assets` makes it")],
-    rounds: Annotated[int, typer.Option(help="twelve edits a category and world are drawn so often")] = 3,
+    results: Annotated[Path, typer.Argument(help="results folder with scored runs of toy-mixed on the toy suite")],
+    limit: Annotated[int | None, typer.Option(help="at most so many examples a category")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
 ) -> None:
-    """Hold what single blocks move in the mixed world against the planted shares."""
+    """Hold toy-mixed's table of blocks against the planted shares.
+
+    The folder holds runs of `no_edit`, `activation_patch` and `sae`.
+    """
+    from riebench.toyworld.networks.mixed.figures import BAR, PATCHING
     from riebench.toyworld.networks.mixed.measure import measure_shares
 
-    figures = measure_shares(folder, rounds)
+    figures = measure_shares(results, limit=limit)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
-    typer.echo(f"attributes right without an edit: {figures['accuracy']['mixed_accuracy']:.3f}")
-    for method, found in figures["spearman"].items():
+    typer.echo(f"attributes right without an edit: {figures['mixed_accuracy']:.3f}")
+    for measure, found in figures["recovery"].items():
+        verdict = "" if measure == PATCHING else " (cleared)" if found["patching"] >= BAR else f" (MISSED {BAR})"
         typer.echo(
-            f"{method:8} Spearman with planted shares {found['planted']:.2f}, with patching {found['patch']:.2f}; "
-            f"null world: p = {figures['null_p'][method]:.4f}"
+            f"{measure:16} Spearman with planted shares {found['planted']:.2f}, with patching "
+            f"{found['patching']:.2f}{verdict}; significant in {found['null']['significant']:.1%} of null worlds"
         )
 
 
 @app.command()
-def tasks(
-    folder: Annotated[Path, typer.Argument(help="where the nine files go")] = Path("tasks/toy"),
-    suite: Annotated[str, typer.Option(help="toy, toy-mixed or toy-mixed-null")] = "toy",
-) -> None:
-    """Make a toy suite's task files anew."""
-    from riebench.toyworld.networks.mixed.edits import SUITES
-    from riebench.toyworld.tasks import TOY, write_tasks
+def tasks(folder: Annotated[Path, typer.Argument(help="where the nine files go")] = Path("tasks/toy")) -> None:
+    """Make the toy suite's task files anew."""
+    from riebench.toyworld.tasks import write_tasks
 
-    recipes = {recipe.name: recipe for recipe in (TOY, *SUITES)}
-    if suite not in recipes:
-        raise RiebenchError(f"unknown suite {suite!r}; known: {', '.join(recipes)}")
-    for path in write_tasks(folder, recipes[suite]):
+    for path in write_tasks(folder):
         typer.echo(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from riebench.models.assets import read_manifest
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.evaluate import BARS, CLIPS
+from riebench.toyworld.networks.mixed.figures import PATCHING
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 
 SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -98,24 +100,32 @@ def _speed(figures: dict[str, Any]) -> str:
 
 def _shares(figures: dict[str, Any]) -> str:
     mixed = figures["mixed"]
-    tables, methods = mixed["tables"], list(mixed["spearman"])
+    columns = [mixed["planted"], *mixed["shares"].values()]
     rows: list[list[object]] = [
-        [category.replace("_", " "), block, f"{mixed['planted'][category][block]:.2f}",
-         *(f"{tables[world][method][category][block]:.2f}" for world in ("mixed", "null") for method in methods)]
+        [category.replace("_", " "), block, *(f"{table[category][block]:.2f}" for table in columns)]
         for category in CATEGORY_ATTRIBUTE for block in BLOCKS
     ]  # fmt: skip
-    names = [method.replace("_", ", ") for method in methods]
-    return _table(["category", "block", "planted", *names, *(f"null: {name}" for name in names)], rows)
+    return _table(["category", "block", "planted", *_measure_names(mixed["shares"])], rows)
+
+
+def _measure_names(measures: Iterable[str]) -> list[str]:
+    return [measure if measure == PATCHING else f"`{measure}`" for measure in measures]
 
 
 def _recovery(figures: dict[str, Any]) -> str:
-    mixed = figures["mixed"]
-    rows: list[list[object]] = [
-        [method.replace("_", ", "), *(f"{value:.2f}" for value in mixed["spearman"][method].values()),
-         f"{mixed['mixed_p'][method]:.4f}", f"{mixed['null_p'][method]:.4f}"]
-        for method in mixed["spearman"]
+    rows: list[list[object]] = []
+    recovery = figures["mixed"]["recovery"]
+    for name, found in zip(_measure_names(recovery), recovery.values(), strict=True):
+        null = found["null"]
+        low, middle, high = null["planted"]
+        rows.append(
+            [name, f"{found['planted']:.2f}", f"{found['patching']:.2f}", f"{found['evidence']:.4f}",
+             f"{middle:.2f} [{low:.2f}, {high:.2f}]", f"{null['significant']:.1%}", f"{null['evidence']:.1%}"]
+        )  # fmt: skip
+    header = [
+        "shares by", "with planted shares", "with patching", "p of \"no roles\"", "null: with planted shares",
+        "null: correlation significant", "null: roles significant",
     ]  # fmt: skip
-    header = ["table", "with planted shares", "with patching", "null table with planted shares", "p", "p, null"]
     return _table(header, rows)
 
 
@@ -145,16 +155,14 @@ def write_card(card: Path, figures_file: Path, *, check: bool = False) -> None:
 
     Args:
         card: the Markdown file.
-        figures_file: the output of `evaluate --json`; that of `shares --json` lies beside it, if there is one.
+        figures_file: the output of `evaluate --json`; that of `shares --json` lies beside it.
         check: writes nothing.
 
     Raises:
         RiebenchError: with `check`, if the card is out of date.
     """
     figures = json.loads(figures_file.read_text(encoding="utf-8"))
-    mixed = figures_file.with_name(MIXED_FIGURES)
-    if mixed.exists():
-        figures["mixed"] = json.loads(mixed.read_text(encoding="utf-8"))
+    figures["mixed"] = json.loads(figures_file.with_name(MIXED_FIGURES).read_text(encoding="utf-8"))
     before = card.read_text(encoding="utf-8")
     after = fill_card(before, figures)
     if check and before != after:

@@ -264,7 +264,10 @@ def _mixed(context: _StageContext) -> None:
     trained = fold(mixed_training.train(unet, context.work, context.device))
     folder = context.clear_asset("toy-mixed")
     export("toy-mixed", trained, vae, folder)
-    saes.train(folder, context.work / "saes-mixed", context.clear_asset("saes-mixed"), context.device, extra=())
+    saes.train(
+        folder, context.work / "saes-mixed", context.clear_asset("saes-mixed"), context.device, extra=(),
+        captions=mixed_training.SAE_CAPTIONS, steps=mixed_training.SAE_STEPS,
+    )  # fmt: skip
 
 
 def _dit(context: _StageContext) -> None:

@@ -30,13 +30,14 @@ K = 16
 EXTRA = (("up.0.1", 8), ("up.0.1", 32))
 """Two more values of k for one block, so that sweeps over k have several SAEs."""
 CAPTIONS = 4000
+STEPS = 900
 SEED = 61
 RATE = 1e-3
 """Learning rate, which falls over the last fifth of the steps."""
 BATCH = 50
 
 
-def configuration(block: str, k: int, blocks: Sequence[str] = BLOCKS) -> SaeTraining:
+def configuration(block: str, k: int, blocks: Sequence[str] = BLOCKS, steps: int = STEPS) -> SaeTraining:
     """Return the settings of one SAE.
 
     They are the published recipe with a higher learning rate and a lower `dead_after`, since there is less data.
@@ -45,23 +46,18 @@ def configuration(block: str, k: int, blocks: Sequence[str] = BLOCKS) -> SaeTrai
         block: one of `blocks`.
         k: features that are active at a position.
         blocks: those that have SAEs; the place among them decides the seed.
+        steps: training steps.
     """
     return recipe_settings(
-        "published", features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=RATE, steps=900,
+        "published", features=FEATURES, k=k, auxk=64, batch_size=4096, learning_rate=RATE, steps=steps,
         dead_after=400_000, seed=SEED + blocks.index(block), decay=0.2,
     )  # fmt: skip
 
 
 def train(
-    model: Path,
-    stage: Path,
-    folder: Path,
-    device: torch.device,
-    *,
-    extra: Sequence[tuple[str, int]] = EXTRA,
-    blocks: Sequence[str] = BLOCKS,
-    steps: int = 1,
-) -> None:
+    model: Path, stage: Path, folder: Path, device: torch.device, *, extra: Sequence[tuple[str, int]] = EXTRA,
+    blocks: Sequence[str] = BLOCKS, captions: int = CAPTIONS, steps: int = STEPS, denoising_steps: int = 1,
+) -> None:  # fmt: skip
     """Collect the updates and train every SAE that is not finished yet.
 
     Args:
@@ -71,16 +67,18 @@ def train(
         device: where to train.
         extra: blocks with further values of k.
         blocks: those that get SAEs.
-        steps: denoising steps of the pictures; the number of captions is divided by it, so that there are as many
+        captions: number of pictures, at one denoising step.
+        steps: training steps of each SAE.
+        denoising_steps: steps of the pictures; the number of captions is divided by it, so that there are as many
             updates.
     """
-    settings = {"features": FEATURES, "k": K, "extra": [list(e) for e in extra], "captions": CAPTIONS, "seed": SEED}
-    if (tuple(blocks), steps) != (BLOCKS, 1):
-        settings |= {"blocks": list(blocks), "steps": steps}
-    check_folder(stage, settings)
-    updates = _updates(model, stage, blocks, steps)
+    settings = {"features": FEATURES, "k": K, "extra": [list(e) for e in extra], "captions": captions, "seed": SEED}
+    if (tuple(blocks), denoising_steps) != (BLOCKS, 1):
+        settings |= {"blocks": list(blocks), "denoising_steps": denoising_steps}
+    check_folder(stage, settings | ({} if steps == STEPS else {"steps": steps}))
+    updates = _updates(model, stage, blocks, captions // denoising_steps, denoising_steps)
     for block, k in (*((block, K) for block in blocks), *extra):
-        config = configuration(block, k, blocks)
+        config = configuration(block, k, blocks, steps)
         name = folder_name(block, k, FEATURES, auxk=config.auxk, batch=config.batch_size, rate=RATE)
         finished = stage / name / "final"
         if not (finished / "std.pt").exists():
@@ -92,18 +90,18 @@ def train(
             (target / path.name).write_bytes(path.read_bytes())
 
 
-def _updates(folder: Path, stage: Path, blocks: Sequence[str], steps: int) -> dict[str, Tensor]:
+def _updates(folder: Path, stage: Path, blocks: Sequence[str], count: int, denoising_steps: int) -> dict[str, Tensor]:
     """Collect the updates of pictures of training scenes.
 
     Returns:
-        Block -> float16 [captions * positions, channels].
+        Block -> float16 [count * denoising_steps * positions, channels].
     """
     path = stage / "updates.pt"
     if not path.exists():
-        model = load_model(str(folder), steps=steps)
+        model = load_model(str(folder), steps=denoising_steps)
         generator, rng = Generator(model, cached_prompts=BATCH), random.Random(SEED)
         parts: dict[str, list[Tensor]] = {block: [] for block in blocks}
-        for first in ProgressBar(range(0, CAPTIONS // steps, BATCH), title="collect updates"):
+        for first in ProgressBar(range(0, count, BATCH), title="collect updates"):
             captions = [caption(random_scene(rng, held_out=False), rng) for _ in range(BATCH)]
             seeds = [SEED * 1_000_003 + first + i for i in range(BATCH)]
             trace = generator.generate(captions, seeds, capture=Capture(tuple(blocks))).trace

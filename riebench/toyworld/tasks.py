@@ -11,9 +11,6 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
@@ -28,7 +25,7 @@ SEED = 20_240_601
 TASK_VERSION = 1
 
 HEADER = """\
-# Made by `python -m riebench.toyworld tasks` from scenes kept out of all training; edit {module}
+# Made by `python -m riebench.toyworld tasks` from scenes kept out of all training; edit riebench/toyworld/tasks.py
 # and make it anew instead of editing this file.
 category: {category}
 version: {version}
@@ -59,34 +56,11 @@ def value_pairs(category: str) -> list[tuple[str, str]]:
     return shuffled
 
 
-@dataclass(frozen=True)
-class SuiteRecipe:
-    """Recipe of one toy suite.
-
-    Attributes:
-        name: of the suite; begins the ids of its examples.
-        module: the source file to edit, as the task files' first line names it.
-        seed: begins the seeds of its random choices.
-        accepts: category, number of the example (from 0) and source scene -> whether the scene may be used.
-    """
-
-    name: str
-    module: str
-    seed: str
-    accepts: Callable[[str, int, Scene], bool]
-
-
-TOY = SuiteRecipe("toy", "riebench/toyworld/tasks.py", str(SEED), lambda _category, _number, _scene: True)
-"""The suite of the first world: any scene will do."""
-
-
-def _edit(
-    category: str, pair: tuple[str, str], rng: random.Random, accepts: Callable[[Scene], bool]
-) -> tuple[Scene, Scene]:
+def _edit(category: str, pair: tuple[str, str], rng: random.Random) -> tuple[Scene, Scene]:
     attribute = CATEGORY_ATTRIBUTE[category]
     while True:
         source, target = random_edit(category, rng, held_out=True)
-        if (getattr(source, attribute), getattr(target, attribute)) == pair and accepts(source):
+        if (getattr(source, attribute), getattr(target, attribute)) == pair:
             return source, target
 
 
@@ -151,20 +125,19 @@ def _local_word(attribute: str, sentence: str) -> str:
     return word or noun_phrase(sentence)
 
 
-def task_text(category: str, suite: SuiteRecipe = TOY) -> str:
+def task_text(category: str) -> str:
     """Return a task file's text; the same at every call."""
-    rng = random.Random(f"{suite.seed}:{category}")
-    parts = [HEADER.format(category=category, version=TASK_VERSION, module=suite.module)]
+    rng = random.Random(f"{SEED}:{category}")
+    parts = [HEADER.format(category=category, version=TASK_VERSION)]
     seen: set[tuple[Scene, Scene]] = set()
     for number, pair in enumerate(value_pairs(category), start=1):
-        accepts = partial(suite.accepts, category, number - 1)
-        scenes = _edit(category, pair, rng, accepts)
+        scenes = _edit(category, pair, rng)
         while scenes in seen:
-            scenes = _edit(category, pair, rng, accepts)
+            scenes = _edit(category, pair, rng)
         seen.add(scenes)
         source, target = matched_captions(*scenes, CATEGORY_ATTRIBUTE[category], rng)
         lines = [
-            f"  - id: {suite.name}-{category.replace('_', '-')}-{number:02d}",
+            f"  - id: toy-{category.replace('_', '-')}-{number:02d}",
             f"    source: {source}",
             f"    target: {target}",
         ]
@@ -179,12 +152,11 @@ def _flow(scene: Scene) -> str:
     return "{" + ", ".join(f"{name}: {value}" for name, value in scene.as_dict().items()) + "}"
 
 
-def write_tasks(folder: Path, suite: SuiteRecipe = TOY) -> list[Path]:
+def write_tasks(folder: Path) -> list[Path]:
     """Write all nine task files.
 
     Args:
         folder: `tasks/toy`.
-        suite: the suite.
 
     Returns:
         The files.
@@ -192,6 +164,6 @@ def write_tasks(folder: Path, suite: SuiteRecipe = TOY) -> list[Path]:
     paths = []
     for category in CATEGORY_ATTRIBUTE:
         path = folder / f"{category}.yaml"
-        write_atomic(path, task_text(category, suite).encode())
+        write_atomic(path, task_text(category).encode())
         paths.append(path)
     return paths

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,15 +197,14 @@ def _scaled_autoencoder() -> Any:
 def test_saes_of_other_blocks_and_steps_come_from_as_many_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = saes.configuration
     monkeypatch.setattr(saes, "BATCH", 4)
-    monkeypatch.setattr(saes, "CAPTIONS", 16)
-    monkeypatch.setattr(saes, "configuration", lambda *given: replace(usual(*given), steps=2))
-    settings: dict[str, Any] = {"extra": (), "blocks": ("up.0.2",), "steps": 2}
+    settings: dict[str, Any] = {
+        "extra": (), "blocks": ("up.0.2",), "captions": 16, "steps": 2, "denoising_steps": 2,
+    }  # fmt: skip
     turbo, device = asset_folder("toy-turbo"), torch.device("cpu")
     saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **settings)
     updates = torch.load(tmp_path / "work" / "updates.pt", weights_only=True)
     assert {block: tuple(some.shape) for block, some in updates.items()} == {"up.0.2": (8 * 2 * 64, 128)}
     assert list(load_saes(tmp_path / "saes", ["up.0.2"])) == ["up.0.2"]
-    with pytest.raises(TrainingFolderError, match="steps: folder 2, asked 4"):
-        saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **{**settings, "steps": 4})
+    with pytest.raises(TrainingFolderError, match="denoising_steps: folder 2, asked 4"):
+        saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **{**settings, "denoising_steps": 4})

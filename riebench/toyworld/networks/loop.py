@@ -43,6 +43,7 @@ class Stage:
         ema_decay: decay of the exponential moving average of the weights; lower in the first steps.
         checkpoint_seconds: seconds between two checkpoints.
         on_step: called after each optimiser step, for constraints on the weights.
+        rate_factor: name of a parameter -> factor of its learning rate.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stage:
     ema_decay: float = 0.999
     checkpoint_seconds: float = 120.0
     on_step: Callable[[], None] = field(default=lambda: None)
+    rate_factor: Callable[[str], float] = field(default=lambda _name: 1.0)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -120,8 +122,13 @@ def fit(stage: Stage, work: Path) -> dict[str, Tensor]:
     folder = work / stage.name
     check_folder(folder, stage.config)
     trained = {n: p for n, p in stage.module.named_parameters() if p.requires_grad}
+    factors = {name: stage.rate_factor(name) for name in trained}
+    groups = [
+        {"params": [p for name, p in trained.items() if factors[name] == factor], "factor": factor}
+        for factor in sorted(set(factors.values()))
+    ]
     optimizer = torch.optim.AdamW(
-        trained.values(), lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
+        groups, lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
     )
     ema = {n: p.detach().clone() for n, p in trained.items()}
     first = 0
@@ -161,7 +168,7 @@ def _loop(
         bar = ProgressBar(range(first, stage.steps), title=f"train {stage.name}", total=stage.steps, first=first)
         for step in bar:
             for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(stage, step)
+                group["lr"] = group["factor"] * _learning_rate(stage, step)
             loss = stage.loss(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

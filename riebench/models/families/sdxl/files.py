@@ -21,12 +21,15 @@ PRESETS: tuple[Preset, ...] = (
     Preset("toy-base", "asset:toy-base", None, 20, 2.0, 64, "float32", "toy-clip", "asset:saes",
            "Small SDXL on rendered scenes, 20 steps with guidance; the SAEs are those of toy-turbo.",
            second_scorer="toy-clip-2"),
+    Preset("toy-mixed", "asset:toy-mixed", None, 1, 0.0, 64, "float32", "toy-clip", "asset:saes-mixed",
+           "Small SDXL on rendered scenes, 1 step without guidance; its blocks share every attribute.",
+           second_scorer="toy-clip-2"),
     Preset("sdxl-turbo", _TURBO, _TURBO_REVISION, 4, 0.0, 512, "float16", DEFAULT_SCORER, _SAES,
            "1 to 4 steps without guidance; Stability AI Community License."),
     Preset("sdxl-base", _BASE, _BASE_REVISION, 20, 5.0, 1024, "float16", DEFAULT_SCORER, _SAES,
            "20 steps with guidance 5; the SAEs were trained on one step of sdxl-turbo."),
 )  # fmt: skip
-"""The toy world's two models and the two that were published."""
+"""The toy world's three models and the two that were published."""
 
 _SMALL_FILES = 2 * (524_619 + 1_059_962) + 40_000
 _HALF_SIZES = (246_144_152, 1_389_382_176, 5_135_149_760, 167_335_342)

@@ -1,6 +1,7 @@
-"""The mixed world's tables: effects of single blocks against planted shares.
+"""The mixed world's table of blocks against planted shares and patching.
 
-The null world's stand beside them.
+The null world has the same edits, but the four blocks of each example change places at random, so that no block has a
+role. What a table seems to show there, it shows by chance.
 """
 
 from __future__ import annotations
@@ -10,109 +11,198 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from riebench.models.families.sdxl.names import BLOCKS
-from riebench.toyworld.networks.mixed.edits import planted_shares
+from riebench.toyworld.networks.mixed.roles import PLANTED
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE
 
+PATCHING = "patching"
+"""Name of the measure that is the truth in any model: activation patching at full strength and all positions."""
+WORLDS = 200
+"""Null worlds."""
 PERMUTATIONS = 2000
-PERMUTATION_SEED = 83
+"""Random exchanges of blocks that a p-value is computed from."""
+SEED = 83
+LEVEL = 0.05
+"""Level of significance."""
+BAR = 0.8
+"""The least correlation of the table of blocks with patching."""
+Floats = NDArray[np.float64]
 
 
-def block_table(frame: pd.DataFrame, method: str) -> pd.DataFrame:
-    """Return the share of edits that reach their target, by category and edited block.
+def planted_table() -> Floats:
+    """Return the planted shares, float [categories, blocks]."""
+    return np.array([[PLANTED[attribute][block] for block in BLOCKS] for attribute in CATEGORY_ATTRIBUTE.values()])
+
+
+def outcomes(frame: pd.DataFrame, measure: str) -> list[Floats]:
+    """Return what edits of single blocks reach, by example.
 
     Args:
-        frame: as `riebench.toyworld.networks.mixed.measure.reached` returns it.
-        method: "patch" or "sae_N".
+        frame: as `riebench.toyworld.networks.mixed.measure.block_gains` returns it.
+        measure: of its measures.
 
     Returns:
-        Categories by the four blocks, shares from 0 to 1.
+        For each category float [examples, blocks], means over seeds, in units of the category's standard deviation:
+        categories differ in scale.
     """
-    some = frame[(frame["method"] == method) & frame["block"].isin(BLOCKS)]
-    table = some.pivot_table(index="category", columns="block", values="reached", aggfunc="mean")
-    return table.reindex(index=list(CATEGORY_ATTRIBUTE), columns=list(BLOCKS)).astype(float)
+    some = frame[frame["measure"] == measure]
+    tables = []
+    for category in CATEGORY_ATTRIBUTE:
+        mine = some[some["category"] == category].pivot_table(index="example", columns="block", values="value")
+        values = mine[list(BLOCKS)].to_numpy(float)
+        tables.append(values / max(values.std(), 1e-12))
+    return tables
 
 
-def planted_table(counts: Sequence[int]) -> pd.DataFrame:
-    """Return the planted shares, laid out like `block_table`."""
-    rows = {category: planted_shares(category, counts) for category in CATEGORY_ATTRIBUTE}
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(BLOCKS))
+def shares(gains: Floats) -> Floats:
+    """Return blocks' shares in the gain of each category.
 
+    A block with a negative mean gain has none. If no block of a category has a gain, all its shares are 0.
 
-def rank_correlation(first: pd.DataFrame, second: pd.DataFrame) -> float:
-    """Compute Spearman's correlation over the cells of two tables.
+    Args:
+        gains: float [..., categories, blocks], mean gains.
 
-    It is 0 where one of them is constant.
+    Returns:
+        Likewise, from 0 to 1.
     """
-    one, other = (pd.Series(table.to_numpy().ravel()).rank() for table in (first, second))
-    if one.nunique() < 2 or other.nunique() < 2:
-        return 0.0
-    return float(one.corr(other))
+    positive = gains.clip(min=0)
+    total = positive.sum(-1, keepdims=True)
+    return np.divide(positive, total, out=np.zeros_like(positive), where=total > 0)
 
 
-def role_evidence(frame: pd.DataFrame, method: str) -> float:
+def means(values: Sequence[Floats]) -> Floats:
+    """Return the mean outcome of each category and block, float [categories, blocks]."""
+    return np.stack([one.mean(0) for one in values])
+
+
+def exchanged(values: Sequence[Floats], count: int, rng: np.random.Generator) -> Floats:
+    """Return mean outcomes after the blocks of every example changed places at random.
+
+    Args:
+        values: see `outcomes`.
+        count: how often.
+        rng: the source of randomness.
+
+    Returns:
+        float [count, categories, blocks].
+    """
+    parts = []
+    for one in values:
+        places = rng.random((count, *one.shape), dtype=np.float32).argsort(axis=2)
+        parts.append(np.take_along_axis(one[None], places, axis=2).mean(1))
+    return np.stack(parts, axis=1)
+
+
+def rank_correlation(tables: Floats, other: Floats) -> Floats:
+    """Compute Spearman's correlation over the cells of tables.
+
+    Args:
+        tables: float [N, categories, blocks].
+        other: float [categories, blocks].
+
+    Returns:
+        float [N]; 0 where one of the two is constant.
+    """
+    one = pd.DataFrame(tables.reshape(len(tables), -1)).rank(axis=1).to_numpy()
+    two = pd.Series(other.ravel()).rank().to_numpy()
+    one, two = one - one.mean(1, keepdims=True), two - two.mean()
+    size = np.sqrt((one**2).sum(1) * (two**2).sum())
+    result: Floats = np.divide(one @ two, size, out=np.zeros(len(one)), where=size > 0)
+    return result
+
+
+def spread(tables: Floats) -> Floats:
+    """Return the variance of mean outcomes over blocks, summed over categories.
+
+    Args:
+        tables: float [N, categories, blocks].
+
+    Returns:
+        float [N].
+    """
+    result: Floats = tables.var(axis=2).sum(1)
+    return result
+
+
+def _p_values(measured: Floats, by_chance: Floats) -> Floats:
+    more = (by_chance[None] >= measured[:, None] - 1e-12).sum(1)
+    result: Floats = (more + 1) / (len(by_chance) + 1)
+    return result
+
+
+def role_evidence(values: Sequence[Floats]) -> float:
     """Compute the p-value of "no block has a role in any category".
 
-    The statistic is the spread of a category's shares over blocks, summed over categories. If no block has a role, the
-    four outcomes of an edit may change places among its blocks: that is done at random many times.
+    The statistic is `spread`. If no block has a role, the four outcomes of an example may change places among its
+    blocks: that is done at random many times.
 
     Args:
-        frame: as `riebench.toyworld.networks.mixed.measure.reached` returns it, edits in the same order for each block.
-        method: "patch" or "sae_N".
+        values: see `outcomes`.
 
     Returns:
-        The share of random placements with at least the measured spread, above 0 and at most 1.
+        The share of random exchanges with at least the measured spread, above 0 and at most 1.
     """
-    some = frame[(frame["method"] == method) & frame["block"].isin(BLOCKS)]
-    rng = np.random.default_rng(PERMUTATION_SEED)
-    measured, by_chance = 0.0, np.zeros(PERMUTATIONS)
-    for category in CATEGORY_ATTRIBUTE:
-        mine = some[some["category"] == category]
-        outcomes = np.stack([mine[mine["block"] == block]["reached"].to_numpy(float) for block in BLOCKS], axis=1)
-        measured += outcomes.mean(0).var()
-        places = rng.random((PERMUTATIONS, *outcomes.shape), dtype=np.float32).argsort(axis=2)
-        by_chance += np.take_along_axis(outcomes[None], places, axis=2).mean(1).var(axis=1)
-    more = int((by_chance >= measured - 1e-12).sum())
-    return (more + 1) / (PERMUTATIONS + 1)
+    chance = exchanged(values, PERMUTATIONS, np.random.default_rng(SEED))
+    return float(_p_values(spread(means(values)[None]), spread(chance))[0])
 
 
-def recovery_figures(
-    mixed: pd.DataFrame, null: pd.DataFrame, counts: Sequence[int], methods: Sequence[str]
-) -> dict[str, Any]:
-    """Hold both worlds' tables against planted shares and patching.
+def null_figures(values: Sequence[Floats], planted: Floats) -> dict[str, Any]:
+    """Measure what a table of blocks shows in null worlds.
 
     Args:
-        mixed: outcomes in the mixed world.
-        null: outcomes in the null world.
-        counts: edits in the mixed world that a category's first, second, third and last block decide.
-        methods: names of methods beside "patch".
+        values: see `outcomes`.
+        planted: the planted shares.
 
     Returns:
-        `tables` (world -> method -> category -> block -> share), `spearman` (method -> correlation with the planted
-        shares and with patching, in the mixed world), `null_p` (method -> p-value of "no role" in the null world) and
-        `mixed_p` (the same in the mixed world).
+        `planted` (the 2.5th, 50th and 97.5th percentile of the correlation with the planted shares), `significant` (the
+        share of null worlds in which that is significant, one-sided) and `evidence` (in which `role_evidence` is).
     """
-    planted = planted_table(counts)
-    tables = {
-        world: {method: block_table(frame, method) for method in ("patch", *methods)}
-        for world, frame in (("mixed", mixed), ("null", null))
-    }
-    correlations = {
-        method: {
-            "planted": round(rank_correlation(table, planted), 4),
-            "patch": round(rank_correlation(table, tables["mixed"]["patch"]), 4),
-            "null_planted": round(rank_correlation(tables["null"][method], planted), 4),
-        }
-        for method, table in tables["mixed"].items()
-    }
+    rng = np.random.default_rng(SEED)
+    worlds, chance = exchanged(values, WORLDS, rng), exchanged(values, PERMUTATIONS, rng)
+    found, by_chance = (rank_correlation(shares(some), planted) for some in (worlds, chance))
     return {
-        "planted": planted.round(4).to_dict("index"),
-        "tables": {
-            world: {method: table.round(4).to_dict("index") for method, table in some.items()}
-            for world, some in tables.items()
-        },
-        "spearman": correlations,
-        "mixed_p": {method: round(role_evidence(mixed, method), 4) for method in tables["mixed"]},
-        "null_p": {method: round(role_evidence(null, method), 4) for method in tables["null"]},
+        "planted": [round(float(value), 4) for value in np.percentile(found, [2.5, 50, 97.5])],
+        "significant": round(float((_p_values(found, by_chance) < LEVEL).mean()), 4),
+        "evidence": round(float((_p_values(spread(worlds), spread(chance)) < LEVEL).mean()), 4),
+    }
+
+
+def recovery_figures(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, Any]:
+    """Hold the table of blocks against planted shares and patching.
+
+    Null worlds stand beside the mixed one.
+
+    Args:
+        frame: rows of `PATCHING` and of each setting.
+        settings: names of the settings.
+
+    Returns:
+        `planted` and `shares` (measure -> table), where a table is category -> block -> share, and `recovery`, which
+        has for each measure `planted` and `patching` (correlations), `evidence` (`role_evidence`) and `null`
+        (`null_figures`).
+    """
+    planted = planted_table()
+    tables = {measure: shares(means(outcomes(frame, measure))) for measure in (PATCHING, *settings)}
+    recovery = {}
+    for measure, table in tables.items():
+        values = outcomes(frame, measure)
+        recovery[measure] = {
+            "planted": round(float(rank_correlation(table[None], planted)[0]), 4),
+            "patching": round(float(rank_correlation(table[None], tables[PATCHING])[0]), 4),
+            "evidence": round(role_evidence(values), 4),
+            "null": null_figures(values, planted),
+        }
+    return {
+        "planted": _as_dict(planted),
+        "shares": {measure: _as_dict(table) for measure, table in tables.items()},
+        "recovery": recovery,
+    }
+
+
+def _as_dict(table: Floats) -> dict[str, dict[str, float]]:
+    frame = pd.DataFrame(table, index=list(CATEGORY_ATTRIBUTE), columns=list(BLOCKS)).round(4)
+    return {
+        str(category): {str(b): float(v) for b, v in row.items()} for category, row in frame.to_dict("index").items()
     }

@@ -1,10 +1,10 @@
-"""The measurement of the mixed world: edits of single blocks, read by the judge."""
+"""The measurement of toy-mixed: what edits of single blocks move.
+
+It patches whole updates, and reads the benchmark's own runs.
+"""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,157 +13,136 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from riebench.analysis.configurations import configurations
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
-from riebench.generation.trace import Trace
-from riebench.methods.base import EditContext, ExampleRuns
-from riebench.methods.features import sae as sae_method
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
-from riebench.saes.formats import load_saes
-from riebench.saes.sae import SparseAutoencoder
-from riebench.scoring.metrics.judge_network import Judge
-from riebench.tasks.masks import RegionMasks
-from riebench.tasks.schema import EditExample
-from riebench.toyworld.captions import caption
-from riebench.toyworld.evaluate import SAE_K, Sizes, accuracy_figures
-from riebench.toyworld.networks.mixed.edits import MIXED_COUNTS, NULL_COUNTS, MixedEdit, draw_edits
-from riebench.toyworld.networks.mixed.figures import recovery_figures
-from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE
+from riebench.store.folder import find_run_folders
+from riebench.store.records import noise_seed
+from riebench.tasks.suites import load_suite
+from riebench.toyworld.evaluate import Sizes, accuracy_figures
+from riebench.toyworld.networks.mixed.figures import PATCHING, recovery_figures
 from riebench.utils.terminal import ProgressBar
 
-ALL = "all"
-"""All four blocks together, in place of a block's name."""
-SEED = 79
+MODEL, SUITE = "toy-mixed", "toy"
+SETTINGS = ("activation_patch", "sae")
+"""Settings of whose runs the table of blocks is read."""
+METRIC = "clip_gain"
 
 
-FEATURES = (5, 20)
-"""Numbers of SAE features that are switched each way."""
-
-
-def measure_shares(folder: Path, rounds: int) -> dict[str, Any]:
-    """Measure all figures of the mixed world.
+def measure_shares(results: Path, *, limit: int | None = None) -> dict[str, Any]:
+    """Measure all figures of toy-mixed.
 
     Args:
-        folder: holds the model "toy-mixed" and its SAEs "saes-mixed".
-        rounds: how often each category's twelve edits are drawn, in either world.
+        results: a results folder that holds the scored runs of `SETTINGS` on the toy suite.
+        limit: at most so many examples a category, and pictures for the accuracy, for a quick look.
 
     Returns:
-        Those of `recovery_figures`, with the accuracy of pictures without an edit.
+        Those of `riebench.toyworld.networks.mixed.figures.recovery_figures`, the accuracy of pictures without an edit,
+        and the number of examples.
 
     Raises:
-        RiebenchError: if the folder holds no such model.
+        RiebenchError: if a run is missing, or was scored in part only.
     """
-    for name in ("toy-mixed", "saes-mixed"):
-        if not (folder / name).is_dir():
-            raise RiebenchError(f"{folder / name} is missing: run `riebench.toyworld train mixed --assets {folder}`")
-    model = load_model(str(folder / "toy-mixed"), steps=1)
-    saes = load_saes(folder / "saes-mixed", BLOCKS, k=SAE_K)
-    mixed, null = (
-        reached(model, counts, rounds=rounds, saes=saes, features=FEATURES) for counts in (MIXED_COUNTS, NULL_COUNTS)
-    )
+    gains = block_gains(results)
+    model = load_model(MODEL)
+    frame = pd.concat([patched_progress(model, limit=limit), gains], ignore_index=True)
+    frame = frame[frame["example"].isin(set(frame.loc[frame["measure"] == PATCHING, "example"]))]
     return {
-        "rounds": rounds,
-        "accuracy": accuracy_figures("mixed", model, Sizes()),
-        **recovery_figures(mixed, null, MIXED_COUNTS, [f"sae_{count}" for count in FEATURES]),
+        "examples": int(frame["example"].nunique()),
+        **accuracy_figures("mixed", model, Sizes.limited(limit)),
+        **recovery_figures(frame, SETTINGS),
     }
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """One edit's two runs in a batch."""
-
-    edit: MixedEdit
-    trace: Trace
-    rows: dict[str, int]
-
-
-def reached(
-    model: LoadedModel,
-    counts: Sequence[int],
-    *,
-    rounds: int = 1,
-    categories: Sequence[str] = tuple(CATEGORY_ATTRIBUTE),
-    saes: Mapping[str, SparseAutoencoder] | None = None,
-    features: Sequence[int] = (),
-    batch: int = 24,
-) -> pd.DataFrame:
-    """Measure which edits reach their target when one block is edited.
+def block_gains(results: Path) -> pd.DataFrame:
+    """Read the CLIP gains of edits of single blocks from stored runs.
 
     Args:
-        model: toy-mixed.
-        counts: edits of each category that its first, second, third and last block decide.
-        rounds: how often so many edits are drawn.
-        categories: the categories to measure.
-        saes: block -> SAE; None measures activation patching alone.
-        features: numbers of SAE features switched each way.
-        batch: edits generated at a time.
+        results: the results folder.
 
     Returns:
-        One row an edit, method and block with `category`, `decides` (a block), `method` ("target", "patch" or
-        "sae_N"), `block` (one of the four or "all") and `reached` (whether the judge sees the target's value).
+        One row an edited picture with `category`, `example`, `block`, `measure` (the setting's name) and `value`.
+
+    Raises:
+        RiebenchError: if a run is missing, or was scored in part only.
     """
-    generator, rng = Generator(model, cached_prompts=2 * batch), random.Random(SEED)
-    edits = [e for _ in range(rounds) for category in categories for e in draw_edits(category, counts, rng)]
+    again = f"run `riebench run no_edit {' '.join(SETTINGS)} --suite {SUITE} --model {MODEL} --results {results}`"
     rows: list[dict[str, object]] = []
-    for first in ProgressBar(range(0, len(edits), batch), title="edits of single blocks"):
-        some = edits[first : first + batch]
-        rows += _batch(generator, some, saes, features)
+    for setting in SETTINGS:
+        found = [
+            one
+            for folder in find_run_folders(results)
+            if (folder.spec.suite, folder.spec.model.name, folder.spec.setting.name) == (SUITE, MODEL, setting)
+            for one in configurations(folder, features=False)
+            if one.block_set in BLOCKS and one.strength == 1
+        ]
+        if {one.block_set for one in found} != set(BLOCKS):
+            raise RiebenchError(f"{results} holds no run of {setting} on {MODEL} in each of its four blocks: {again}")
+        for one in found:
+            values = one.values.get(METRIC, {})
+            if sum(len(seeds) for some in values.values() for seeds in some.values()) < sum(one.expected.values()):
+                raise RiebenchError(f"{results}: {setting} in {one.block_set} is not scored to the end: {again}")
+            rows += [
+                {"category": category, "example": example, "block": one.block_set, "measure": setting, "value": value}
+                for category, examples in values.items() for example, seeds in examples.items() for value in seeds
+            ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _batch(
-    generator: Generator,
-    edits: Sequence[MixedEdit],
-    saes: Mapping[str, SparseAutoencoder] | None,
-    features: Sequence[int],
-) -> list[dict[str, object]]:
-    seeds, sources = [edit.seed for edit in edits], [caption(edit.source) for edit in edits]
-    both = generator.generate(
-        [*sources, *(caption(edit.target) for edit in edits)], [*seeds, *seeds], capture=Capture(BLOCKS)
-    )
-    pairs = [_Pair(edit, both.trace, {"source": i, "target": len(edits) + i}) for i, edit in enumerate(edits)]
-    rows = _rows(edits, both.images[len(edits) :], "target", ALL)
-    for block, blocks in ((ALL, BLOCKS), *((block, (block,)) for block in BLOCKS)):
-        patches = [_patch(pair, blocks) for pair in pairs]
-        rows += _rows(edits, generator.generate(sources, seeds, edits=patches).images, "patch", block)
-        for count in features if saes is not None else ():
-            switched = [_switch(pair, blocks, saes or {}, count) for pair in pairs]
-            rows += _rows(edits, generator.generate(sources, seeds, edits=switched).images, f"sae_{count}", block)
-    return rows
+def patched_progress(model: LoadedModel, *, limit: int | None = None, batch: int = 24) -> pd.DataFrame:
+    """Measure how far patching one block moves pictures towards their targets.
+
+    The pictures are those of the toy suite.
+
+    Patching adds the whole difference between the target's and the source's updates of the block, at all positions.
+
+    Args:
+        model: toy-mixed.
+        limit: at most so many examples a category.
+        batch: examples generated at a time.
+
+    Returns:
+        Rows as those of `block_gains`, of the measure `PATCHING`; values as those of `picture_progress`.
+    """
+    generator = Generator(model, cached_prompts=2 * batch)
+    examples = [(task.category, one) for task in load_suite(SUITE, limit=limit) for one in task.examples]
+    rows: list[dict[str, object]] = []
+    for first in ProgressBar(range(0, len(examples), batch), title="patch single blocks"):
+        some = examples[first : first + batch]
+        sources, targets = [one.source for _, one in some], [one.target for _, one in some]
+        seeds = [noise_seed(one.id, 0) for _, one in some]
+        both = generator.generate([*sources, *targets], [*seeds, *seeds], capture=Capture(BLOCKS))
+        before, after = both.images[: len(some)], both.images[len(some) :]
+        for block in BLOCKS:
+            edits = []
+            for i in range(len(some)):
+                values = both.trace.row(block, len(some) + i) - both.trace.row(block, i)
+                edits.append(Edit({block: StaticEdit((Term(torch.arange(values.shape[1]), values),))}))
+            way = picture_progress(generator.generate(sources, seeds, edits=edits).images, before, after)
+            rows += [
+                {"category": category, "example": one.id, "block": block, "measure": PATCHING, "value": float(value)}
+                for (category, one), value in zip(some, way, strict=True)
+            ]
+    return pd.DataFrame(rows)
 
 
-def _rows(edits: Sequence[MixedEdit], images: NDArray[np.uint8], method: str, block: str) -> list[dict[str, object]]:
-    return [
-        {
-            "category": edit.category,
-            "decides": edit.block,
-            "method": method,
-            "block": block,
-            "reached": found[edit.attribute] == getattr(edit.target, edit.attribute),
-        }
-        for edit, found in zip(edits, Judge.load().read(images), strict=True)
-    ]
+def picture_progress(
+    edited: NDArray[np.uint8], sources: NDArray[np.uint8], targets: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """Compute how far pictures have gone from their sources towards their targets.
 
+    Args:
+        edited: uint8 [N, H, W, 3].
+        sources: likewise.
+        targets: likewise.
 
-def _patch(pair: _Pair, blocks: Sequence[str]) -> Edit:
-    """Return the edit that adds the two runs' difference at every position."""
-    sites = {}
-    for block in blocks:
-        values = pair.trace.row(block, pair.rows["target"]) - pair.trace.row(block, pair.rows["source"])
-        sites[block] = StaticEdit((Term(torch.arange(values.shape[1]), values),))
-    return Edit(sites)
-
-
-def _switch(pair: _Pair, blocks: tuple[str, ...], saes: Mapping[str, SparseAutoencoder], count: int) -> Edit:
-    """Return the edit of the method `sae` with the whole picture as its region."""
-    edit = pair.edit
-    example = EditExample(id="mixed", source=caption(edit.source), target=caption(edit.target))
-    whole = np.ones((64, 64), dtype=bool)
-    runs = ExampleRuns(
-        example, edit.seed, pair.trace, {"source": pair.rows["source"], "target": pair.rows["target"]},
-        RegionMasks(whole, whole),
-    )  # fmt: skip
-    made: Edit = sae_method.function(EditContext(runs, blocks, saes), n_features=count)
-    return made
+    Returns:
+        float [N], 0 at the source and 1 at the target; 0 where these are the same.
+    """
+    start, end, here = (x.astype(float).reshape(len(x), -1) for x in (sources, targets, edited))
+    way = end - start
+    length: NDArray[np.float64] = (way**2).sum(1)
+    return ((here - start) * way).sum(1) / np.maximum(length, 1)

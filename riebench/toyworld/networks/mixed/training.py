@@ -1,14 +1,16 @@
-"""The training of toy-mixed: the innermost level learns shared roles.
+"""The training of toy-mixed: the innermost level learns the planted shares.
 
-In most examples the four blocks read captions that differ in one attribute. The goal is what toy-turbo makes of the
-scene that the deciding block reads. Since the outer levels are frozen and toy-turbo is
-deterministic, goals are computed once for a set of noises and scenes, and only what the other blocks read changes.
+An example is a noise and two scenes that differ in one attribute. Each block reads the caption of the one or of the
+other, and the goal lies between what toy-turbo makes of the two: as far towards the other scene as the shares of the
+blocks that read it say. Where all blocks read the same, the goal is toy-turbo's own picture. Since the outer levels
+are frozen and toy-turbo is deterministic, everything it has to say is computed once.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,37 +25,57 @@ from riebench.toyworld.captions import caption
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, short_attention
 from riebench.toyworld.networks.loop import Stage, fit, step_generator, write_atomically
 from riebench.toyworld.networks.mixed.network import InnerLevel, make_student, second_level
-from riebench.toyworld.networks.mixed.roles import MIXED_ROLES, deciding_block
-from riebench.toyworld.scenes import Scene, random_scene
+from riebench.toyworld.networks.mixed.roles import later_blocks, planted_share
+from riebench.toyworld.scenes import Scene, is_held_out, random_scene
 from riebench.utils.terminal import ProgressBar
 
 SEED = 73
 CONFIG: dict[str, Any] = {
-    "steps": 7000, "batch": 16, "learning_rate": 1.2e-3, "examples": 8192, "agreeing": 0.15,
-    "choice_weight": 0.5, "seed": SEED,
+    "steps": 1600, "batch": 8, "learning_rate": 5e-4, "reader_rate": 8.0, "examples": 4096, "agreeing": 0.15,
+    "single": 0.55, "progress_weight": 1.0, "seed": SEED,
 }  # fmt: skip
-"""`agreeing`: share of examples in which all blocks read the same; `choice_weight`: see `mixed_loss`."""
+"""`reader_rate`: factor of the learning rate of the weights that read text; `agreeing`, `single`: see `draw_readers`;
+`progress_weight`: see `mixed_loss`."""
+SAE_CAPTIONS, SAE_STEPS = 2000, 300
+"""Pictures and training steps of toy-mixed's SAEs: its updates have few dimensions."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two training scenes that differ in one attribute."""
+
+    first: Scene
+    second: Scene
+    attribute: str
 
 
 @dataclass(frozen=True)
 class Goals:
-    """Noises and scenes with what toy-turbo's innermost level makes of them.
+    """Noises and pairs of scenes with what toy-turbo's innermost level makes of them.
 
     Attributes:
-        scenes: N training scenes.
+        pairs: N pairs.
         below: float16 [N, 64, 8, 8], what the level gets of the noise.
-        above: float16 [N, 128, 8, 8], what it hands on for the scene's caption.
+        above: float16 [2, N, 128, 8, 8], what it hands on for the first and for the second scene's caption.
     """
 
-    scenes: tuple[Scene, ...]
+    pairs: tuple[Pair, ...]
     below: Tensor
     above: Tensor
 
 
-def training_scenes(count: int) -> tuple[Scene, ...]:
-    """Draw the scenes of the training goals; none is held out."""
-    rng = random.Random(SEED)
-    return tuple(random_scene(rng, held_out=False) for _ in range(count))
+def training_pairs(count: int) -> tuple[Pair, ...]:
+    """Draw the pairs of scenes of the training goals; no scene is held out."""
+    rng, other = random.Random(SEED), random.Random(SEED + 1)
+    pairs = []
+    for _ in range(count):
+        first, seconds = random_scene(rng, held_out=False), list[Scene]()
+        while not seconds:
+            attribute = other.choice(list(ATTRIBUTES))
+            changed = (first.with_value(attribute, value) for value in ATTRIBUTES[attribute])
+            seconds = [scene for scene in changed if scene != first and not is_held_out(scene)]
+        pairs.append(Pair(first, other.choice(seconds), attribute))
+    return tuple(pairs)
 
 
 @torch.no_grad()
@@ -66,122 +88,116 @@ def make_goals(teacher: UNet2DConditionModel, path: Path, *, count: int, batch: 
         count: number of examples, a multiple of `batch`.
         batch: examples computed at a time.
     """
-    device = teacher.device
-    scenes = training_scenes(count)
+    device, pairs = teacher.device, training_pairs(count)
     if not path.exists():
         level, embed = InnerLevel(teacher).eval(), CaptionEmbedder()
         belows, aboves = [], []
-        for first in ProgressBar(range(0, count, batch), title="training goals"):
-            noise = torch.randn(batch, 4, 32, 32, generator=step_generator(SEED, 1_000_000 + first))
-            text = embed([caption(scene) for scene in scenes[first : first + batch]]).to(device)
+        for start in ProgressBar(range(0, count, batch), title="training goals"):
+            noise = torch.randn(batch, 4, 32, 32, generator=step_generator(SEED, 1_000_000 + start))
+            some = pairs[start : start + batch]
+            sides = [[pair.first for pair in some], [pair.second for pair in some]]
+            texts = [embed([caption(scene) for scene in scenes]) for scenes in sides]
             with torch.autocast(device.type, dtype=torch.bfloat16), short_attention():
                 below = second_level(teacher, noise.to(device).contiguous(memory_format=torch.channels_last))
-                above = level(below, dict.fromkeys(BLOCK_MODULES, text))
+                above = [level(below, dict.fromkeys(BLOCK_MODULES, text.to(device))) for text in texts]
             belows.append(below.half().cpu())
-            aboves.append(above.half().cpu())
-        stored = {"below": torch.cat(belows), "above": torch.cat(aboves)}
+            aboves.append(torch.stack(above).half().cpu())
+        stored = {"below": torch.cat(belows), "above": torch.cat(aboves, dim=1)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda to: torch.save(stored, to))
     loaded = torch.load(path, weights_only=True)
-    return Goals(scenes, loaded["below"], loaded["above"])
+    return Goals(pairs, loaded["below"], loaded["above"])
 
 
-@dataclass(frozen=True)
-class Reading:
-    """An example's reading by each block, and the other picture it offers.
+def draw_readers(attribute: str, rng: random.Random) -> tuple[str, ...]:
+    """Draw the blocks that read the second scene, the others reading the first.
 
-    Attributes:
-        scenes: block -> scene, for the four blocks.
-        other: the scene that the picture would show if it followed the other blocks; None if all read the same.
+    In a share `agreeing` of the examples none does, in the rest each of them by chance, but in a share `single` one
+    alone, which has a share in the attribute and is not its first. The first then has to leave that share to it.
     """
+    kind = rng.random()
+    if kind < CONFIG["agreeing"]:
+        return ()
+    if kind < CONFIG["agreeing"] + CONFIG["single"]:
+        return (rng.choice(later_blocks(attribute)),)
+    return tuple(block for block in BLOCKS if rng.random() < 0.5)
 
-    scenes: Mapping[str, Scene]
-    other: Scene | None
 
-
-def draw_reading(scene: Scene, rng: random.Random) -> Reading:
-    """Draw what each block reads, such that the deciding block reads `scene`.
-
-    Blocks differ in one attribute. In half of the examples all but the deciding block read the same other value: an
-    edit that only the deciding block carries. In the other half each of them reads it or not, by chance: an edit that
-    does not reach the deciding block.
+def embed_readings(
+    scenes: Sequence[tuple[Scene, Scene]],
+    readers: Sequence[Sequence[str]],
+    embed: Callable[[list[str]], Tensor],
+    rng: random.Random,
+) -> dict[str, Tensor]:
+    """Embed what each block reads, in wordings of its own.
 
     Args:
-        scene: the scene that the picture is to show.
-        rng: decides everything.
-    """
-    read = dict.fromkeys(BLOCKS, scene)
-    if rng.random() < CONFIG["agreeing"]:
-        return Reading(read, None)
-    attribute = rng.choice(list(MIXED_ROLES))
-    decides = deciding_block(attribute, scene)
-    value = rng.choice([value for value in ATTRIBUTES[attribute] if value != getattr(scene, attribute)])
-    other, always = scene.with_value(attribute, value), rng.random() < 0.5
-    for block in BLOCKS:
-        if block != decides and (always or rng.random() < 0.5):
-            read[block] = other
-    return Reading(read, other)
-
-
-def embed_readings(readings: Sequence[Reading], embed: CaptionEmbedder, rng: random.Random) -> dict[str, Tensor]:
-    """Embed what each block reads, in wordings of its own.
+        scenes: the two scenes of each of B examples.
+        readers: for each, the blocks that read the second scene.
+        embed: captions -> float [B, 32, 128].
+        rng: words the captions.
 
     Returns:
         Block -> float [B, 32, 128], for all six blocks of the innermost level.
     """
-    texts = {block: embed([caption(one.scenes[block], rng) for one in readings]) for block in BLOCKS}
+    texts = {
+        block: embed([caption(pair[block in some], rng) for pair, some in zip(scenes, readers, strict=True)])
+        for block in BLOCKS
+    }
     nothing = torch.zeros_like(texts[BLOCKS[0]])
     return {block: texts.get(block, nothing) for block in BLOCK_MODULES}
 
 
-def mixed_loss(level: InnerLevel, teacher: InnerLevel, goals: Goals) -> Callable[[int], Tensor]:
-    """Build the loss: that of the picture, and that of the choice.
+def progress(above: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Compute how far outputs have gone from one output towards another.
 
-    The first is the squared error of the level's output, each channel in units of its own variance. The second says how
-    far the output has gone from the goal towards what toy-turbo makes of the other scene, squared: 0 is a right
-    choice, 1 a wrong one. Without it an emblem would count for little beside a background.
+    Args:
+        above: float [B, ...], the outputs.
+        first: float [B, ...], where the way begins.
+        second: float [B, ...], where it ends.
+
+    Returns:
+        float [B], 0 at `first` and 1 at `second`.
+    """
+    way = (second - first).flatten(1)
+    return ((above - first).flatten(1) * way).sum(1) / way.square().sum(1).clamp(min=1e-6)
+
+
+def mixed_loss(level: InnerLevel, goals: Goals) -> Callable[[int], Tensor]:
+    """Build the loss: that of the picture, and that of the progress.
+
+    The first is the squared error of the level's output, each channel in units of its own variance. The second is the
+    squared difference between the progress towards the second scene and the planted one. Without it an emblem would
+    count for little beside a background.
 
     Args:
         level: the level that is trained.
-        teacher: toy-turbo's level.
         goals: the training goals.
     """
     embed, device = CaptionEmbedder(), level.time.device
-    variance = goals.above[:1024].float().var((0, 2, 3)).view(1, -1, 1, 1).to(device)
+    unit = goals.above[0, :1024].float().var((0, 2, 3)).sqrt().view(1, -1, 1, 1).to(device)
     batch = int(CONFIG["batch"])
 
     def loss(step: int) -> Tensor:
-        indices = torch.randint(len(goals.scenes), (batch,), generator=step_generator(SEED, step))
-        rng, scenes = random.Random(SEED * 10_000_019 + step), [goals.scenes[int(i)] for i in indices]
-        readings = [draw_reading(scene, rng) for scene in scenes]
-        texts = {block: text.to(device) for block, text in embed_readings(readings, embed, rng).items()}
-        others = embed([caption(one.other or scene) for one, scene in zip(readings, scenes, strict=True)]).to(device)
+        generator = step_generator(SEED, step)
+        indices = torch.randint(len(goals.pairs), (batch,), generator=generator)
+        swapped = torch.rand(batch, generator=generator) < 0.5
+        rng, pairs = random.Random(SEED * 10_000_019 + step), [goals.pairs[int(i)] for i in indices]
+        readers = [draw_readers(pair.attribute, rng) for pair in pairs]
+        scenes = [(p.second, p.first) if s else (p.first, p.second) for p, s in zip(pairs, swapped, strict=True)]
+        texts = {block: text.to(device) for block, text in embed_readings(scenes, readers, embed, rng).items()}
         below = goals.below[indices].float().to(device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=torch.bfloat16), short_attention():
-            above = level(below, texts).float()
-            with torch.no_grad():
-                wrong = teacher(below, dict.fromkeys(BLOCK_MODULES, others)).float()
-        goal = goals.above[indices].float().to(device)
-        picture = ((above - goal).square() / variance).mean()
-        differ = torch.tensor([one.other is not None for one in readings], device=device)
-        return picture + CONFIG["choice_weight"] * choice_error(above, goal, wrong)[differ].square().sum() / batch
+            above = level(below, texts).float() / unit
+        first, second = (
+            goals.above[side, indices].float().to(device) / unit for side in (swapped.long(), (~swapped).long())
+        )
+        planted = torch.tensor([planted_share(p.attribute, r) for p, r in zip(pairs, readers, strict=True)]).to(device)
+        goal = torch.lerp(first, second, planted.view(-1, 1, 1, 1))
+        error = (progress(above, first, second) - planted).square().mean()
+        return (above - goal).square().mean() + CONFIG["progress_weight"] * error
 
     return loss
-
-
-def choice_error(above: Tensor, goal: Tensor, wrong: Tensor) -> Tensor:
-    """Compute the way of outputs from their goals towards wrong ones.
-
-    Args:
-        above: float [B, 128, 8, 8], the outputs.
-        goal: the right ones.
-        wrong: the wrong ones.
-
-    Returns:
-        float [B], 0 at the goal and 1 at the wrong output.
-    """
-    way = (wrong - goal).flatten(1)
-    return ((above - goal).flatten(1) * way).sum(1) / way.square().sum(1).clamp(min=1e-6)
 
 
 def train(teacher: UNet2DConditionModel, work: Path, device: torch.device) -> UNet2DConditionModel:
@@ -197,12 +213,13 @@ def train(teacher: UNet2DConditionModel, work: Path, device: torch.device) -> UN
     """
     teacher = teacher.requires_grad_(False).eval().to(memory_format=torch.channels_last)
     goals = make_goals(teacher.to(device), work / "mixed" / "goals.pt", count=int(CONFIG["examples"]))
-    text = CaptionEmbedder()([caption(scene) for scene in goals.scenes[:512]])
+    text = CaptionEmbedder()([caption(pair.first) for pair in goals.pairs[:512]])
     student = make_student(teacher.cpu(), goals.below[:512].float(), text)
     level = InnerLevel(student).to(device)
-    loss = mixed_loss(level, InnerLevel(teacher.to(device)), goals)
+    loss = mixed_loss(level, goals)
     stage = Stage(
-        "mixed", CONFIG, level, loss, int(CONFIG["steps"]), CONFIG["learning_rate"], ema_decay=0.998,
+        "mixed", CONFIG, level, loss, int(CONFIG["steps"]), CONFIG["learning_rate"], warmup=50, ema_decay=0.99,
+        rate_factor=lambda name: CONFIG["reader_rate"] if re.search(r"attn2\.to_[kv]\.", name) else 1.0,
     )  # fmt: skip
     fit(stage, work)
     return student.cpu().eval()
