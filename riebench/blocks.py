@@ -8,7 +8,7 @@ tables can be read without a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +18,12 @@ from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 ATTENTION = "attention"
 RESIDUAL = "residual"
 UNITS = "units"
-KINDS = (ATTENTION, RESIDUAL, UNITS)
-"""A block with attention; one without; the feed-forward units inside a block."""
+TEXT = "text"
+KINDS = (ATTENTION, RESIDUAL, UNITS, TEXT)
+"""A block with attention; one without; the feed-forward units inside a block; the text stream of a block."""
 
+SHOWN_BLOCKS = 12
+"""Blocks inside a larger part that a message names one by one."""
 ALL_BLOCKS = "all"
 """Name of the block set that is exactly a family's default blocks."""
 
@@ -54,7 +57,9 @@ def unknown_block(name: str) -> RiebenchError:
     inside = [one for one in known if name and one.startswith(f"{name.removesuffix('.')}.")]
     inside = [one for one in inside if kind(one) == ATTENTION] or inside
     if inside:
-        return RiebenchError(f"unknown block {name!r} (did you mean {' or '.join(map(repr, inside))}?)")
+        many = len(inside) > SHOWN_BLOCKS
+        shown = f"one of {inside[0]!r} to {inside[-1]!r}" if many else " or ".join(map(repr, inside))
+        return RiebenchError(f"unknown block {name!r} (did you mean {shown}?)")
     return RiebenchError(f"unknown block {name!r}{near_match(name, known)}")
 
 
@@ -166,7 +171,7 @@ def unit_site(block: str, layer: int) -> str:
 
 
 def block_of(site: str) -> str:
-    """Return the block that a site of feed-forward units lies in.
+    """Return the block that a site of feed-forward units or of the text stream lies in.
 
     Any other site is its own block.
 
@@ -186,6 +191,19 @@ def known_blocks() -> tuple[str, ...]:
 def block_prefixes() -> tuple[str, ...]:
     """Return the words that the name of a block may begin with."""
     return tuple(dict.fromkeys(one for names in _families() for one in names.prefixes))
+
+
+def usual_blocks(sites: Sequence[str], family: str = DEFAULT_FAMILY) -> tuple[str, ...]:
+    """Return the blocks that a model's experiments use where none are named.
+
+    They are its family's default blocks, or all with attention where the model lacks those.
+
+    Args:
+        sites: short names of the model's blocks.
+        family: of the model.
+    """
+    usual = tuple(block for block in default_blocks(family) if block in sites)
+    return usual or tuple(site for site in sites if kind(site) == ATTENTION)
 
 
 def block_set_name(blocks: tuple[str, ...]) -> str:

@@ -450,3 +450,4 @@ REGIONS.register_lazy("grounded-sam", "riebench.generation.regions.grounding:Gro
 REGIONS.register_lazy("clipseg", "riebench.generation.regions.grounding:ClipSeg")
 
 MODEL_FAMILIES.register_lazy("sdxl", "riebench.models.families.sdxl.family:FAMILY")
+MODEL_FAMILIES.register_lazy("flux", "riebench.models.families.flux.family:FAMILY")

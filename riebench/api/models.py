@@ -13,7 +13,7 @@ from torch import Tensor
 
 from riebench.analysis.export import data_frame
 from riebench.api.display import html_table, text_table
-from riebench.blocks import ATTENTION, kind
+from riebench.blocks import ATTENTION, kind, usual_blocks
 from riebench.errors import RiebenchError
 from riebench.features.inspect import stored_statistics
 from riebench.features.painter import Painter, feature_block
@@ -367,7 +367,7 @@ def load_saes(
     source = sae_text(place)
     if blocks is None:
         named = [one.block for one in sources_of(source, loaded) if one.block is not None]
-        blocks = named or [site for site in loaded.family.names.default if site in known_sites(loaded.denoiser)]
+        blocks = named or list(usual_blocks(known_sites(loaded.denoiser), loaded.family.name))
     found = Saes(loaded, source, [name for name in blocks if kind(name) == ATTENTION] or blocks, prompts=prompts,
                  offline=offline, progress=progress)  # fmt: skip
     # What is missing or damaged shows here and not when a feature is first switched.

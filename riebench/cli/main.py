@@ -31,6 +31,7 @@ app.add_typer(results.validity_app, name="validity")
 app.add_typer(tasks.app, name="tasks")
 sae.app.command()(sae.feature)
 app.add_typer(sae.app, name="sae")
+app.add_typer(run.model_app, name="model")
 
 
 def _version(wanted: bool) -> None:

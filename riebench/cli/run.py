@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from riebench.cli.commands import CommandGroup
 from riebench.cli.common import (
     AttentionOption,
     ChannelsLastOption,
@@ -48,6 +49,9 @@ from riebench.cli.names import (
     words_beginning_with,
 )
 from riebench.utils.terminal import print_document
+
+if TYPE_CHECKING:
+    from riebench.models.families.listing import ModelBlocks
 
 
 def request_from_options(
@@ -317,3 +321,61 @@ def doctor(
         examination.print_checks(checks)
     if not examination.is_ready(checks):
         raise typer.Exit(EXIT_NOT_READY)
+
+
+model_app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="Look at models without their weights.")
+
+
+@model_app.command("blocks")
+@friendly
+def model_blocks(
+    model: Annotated[str, typer.Argument(help="Preset, folder or hub id.", autocompletion=completing(known_models))],
+    size: SizeOption = None,
+    dtype: DtypeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List a model's blocks: names, paths, channels, positions and feed-forward units.
+
+    Loads no weights and fetches nothing: a model that is not here is listed as the official one of its size.
+    """
+    from riebench.models.families.listing import list_blocks
+    from riebench.models.lookup import look_up
+    from riebench.models.spec import ModelOptions
+
+    known = look_up(model, dtype=dtype, options=ModelOptions(size=size))
+    here = known.file is not None or known.folder is not None
+    found = list_blocks(known.family, known.shape, known.spec, here=here)
+    if as_json:
+        print_document(json.dumps(found.as_json(), indent=1))
+    else:
+        _print_blocks(found)
+
+
+def _print_blocks(found: ModelBlocks) -> None:
+    """Print a model's blocks and sizes to standard output."""
+    from rich.table import Table
+
+    from riebench.utils.machine import size_text
+    from riebench.utils.terminal import add_row, print_line, print_table
+
+    table = Table(title=f"blocks of {found.model} ({found.family}) at {found.size} px; * is edited where none is named")
+    for title in ("block", "kind", "module"):
+        table.add_column(title, no_wrap=True)
+    for title in ("channels", "positions", "units"):
+        table.add_column(title, justify="right")
+    for one in found.blocks:
+        mark = " *" if one.usual else ""
+        numbers = (str(one.channels), str(one.positions), str(one.units or "-"))
+        add_row(table, f"{one.name}{mark}", one.kind, one.path, *numbers)
+    print_table(table)
+    parts = ", ".join(f"{part} {count / 1e6:,.0f} M" for part, count in found.parameters.items())
+    lines = [
+        ("parameters", parts),
+        ("memory (estimate)", f"weights {size_text(found.weight_bytes)} in {found.dtype}, the autoencoder in float32; "
+                              f"one picture {size_text(found.activation_bytes)}"),
+        ("work (estimate)", f"{found.teraflop:.3g} TFLOP for one evaluation on one picture"),
+    ]  # fmt: skip
+    if not found.here:
+        lines.append(("files", "not on this machine; the numbers are those of the official model"))
+    for label, text in lines:
+        print_line(f"{label:<18} {text}")

@@ -124,7 +124,7 @@ def collect_updates(
 
     Repeating a command does only what is missing.
     """
-    from riebench.blocks import default_blocks
+    from riebench.models.lookup import usual_blocks_of
     from riebench.tasks.importers.rows import DatasetSource
     from riebench.toyworld.captions import training_captions
     from riebench.training.collect import CollectOptions, collect
@@ -137,7 +137,7 @@ def collect_updates(
     captions = None if toy_captions is None else ToyCaptions(toy_captions, training_captions)
     source = PromptSource(prompts, place, column, captions)
     known = source.count()
-    wanted = split_names(blocks) or default_blocks()
+    wanted = split_names(blocks) or usual_blocks_of(loading.model)
     signals = split_names(signal)
     options = CollectOptions(wanted, limit, seed, batch_size, shard_pictures, redo_damaged, signals)
     there = collect(loading.load(), source.read(), out, options, known=known, say=say)
@@ -356,9 +356,9 @@ def _activations(
     blocks: tuple[str, ...], device: str,
 ) -> Collection:  # fmt: skip
     """Open the collected activations, or collect updates into the output folder first."""
-    from riebench.blocks import default_blocks
     from riebench.errors import RiebenchError
     from riebench.models.loading import load_model
+    from riebench.models.lookup import usual_blocks_of
     from riebench.toyworld.captions import training_captions
     from riebench.training.collect import CollectOptions, collect
     from riebench.training.collection import Collection
@@ -378,7 +378,7 @@ def _activations(
     captions = None if toy_captions is None else ToyCaptions(toy_captions, training_captions)
     source = PromptSource(file=prompts, captions=captions)
     known = source.count()
-    options = CollectOptions(blocks or default_blocks())
+    options = CollectOptions(blocks or usual_blocks_of(model))
     say(f"loading {model} on {device}")
     loaded = load_model(model, steps=1, device=device)
     return collect(loaded, source.read(), out / "updates", options, known=known, say=say)

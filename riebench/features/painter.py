@@ -430,7 +430,8 @@ class Painter:
     def _region(self, region: str, prompt: str, seed: int, regions: str) -> Mask:
         spec = parse_regions(regions)
         needs_maps = needs_attention([region])
-        sites = attention_blocks(known_sites(self.model.denoiser)) if needs_maps and not spec.models else ()
+        looked = attention_blocks(known_sites(self.model.denoiser), self.model.family)
+        sites = looked if needs_maps and not spec.models else ()
         picture = self.generator.generate([prompt], [seed], capture=Capture(sites, ("attention",)))
         if needs_maps and spec.models:
             spec.options.check_side(self.model.spec.size)

@@ -22,6 +22,7 @@ from torch import Tensor
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
 from riebench.generation.distribution import DistributionMeter
 from riebench.generation.edits import Edit, TextParts
+from riebench.generation.hooks import hooked
 from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
 from riebench.generation.trace import Quantity, Sink, StepSink, Trace, capture, intervene
 from riebench.generation.transfers import paired_runs
@@ -165,6 +166,7 @@ class Generator:
             kept = None
             if keep_prefix is not None:
                 kept = stack.enter_context(record(self.model.denoiser, runs, keep_prefix, guided=self.model.guided))
+            stack.enter_context(callback.exchanged())
             # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the denoiser.
             stack.enter_context(attention_kernel(self.model.options))
             latents = self.model.pipe(**options, **callback.options).images
@@ -272,7 +274,7 @@ class Generator:
         found: set[int] = set()
         for tokenizer in self.model.family.tokenizers(self.model.pipe):
             # As the pipeline does: on which side texts are cut and padded, the model's own files say.
-            limit = tokenizer.model_max_length
+            limit = self.model.family.token_limit(self.model.pipe, tokenizer)
             encoding = tokenizer(prompt, padding="max_length", max_length=limit, truncation=True)
             tokens = {encoding.char_to_token(i) for start, end in spans for i in range(start, end)}
             special = encoding.encodings[0].special_tokens_mask
@@ -327,7 +329,7 @@ class StepCallback:
         keep: bool = False,
     ) -> None:
         self._family, self._size, self._steps = model.family, model.spec.size, model.spec.steps
-        self._layout = model.layout
+        self._layout, self._denoiser, self._guided = model.layout, model.denoiser, model.guided
         self._prompts = prompts
         self._embed = embed
         self._kept: list[Tensor] | None = [] if keep else None
@@ -369,6 +371,26 @@ class StepCallback:
             changed |= self._replace_rows({name: tensors[name] for name in self._family.step_text_names}, following)
         return changed
 
+    @contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Exchange, in every call inside the `with` block, text that the pipeline holds fixed between the steps."""
+        arguments = self._family.step_text_arguments if self._texts else {}
+        if not arguments:
+            yield
+            return
+        with hooked(self._denoiser, (), None, guided=self._guided) as hooks:
+
+            def exchange(args: Any, kwargs: Any) -> Any:
+                if hooks.layout.offset("conditional", len(self._prompts), hooks.call) is None:
+                    return None
+                weights = self._weights(hooks.step)
+                given = {name: kwargs[argument] for name, argument in arguments.items()}
+                changed = self._replace_rows(given, weights, tuple(arguments))
+                return args, {**kwargs, **{arguments[name]: values for name, values in changed.items()}}
+
+            hooks.before(self._denoiser, exchange)
+            yield
+
     def _weights(self, step: int) -> dict[int, float]:
         return {
             row: edit.text.weight(step, self._steps, edit.strength) if edit.acts_at(step) else 0.0
@@ -376,19 +398,28 @@ class StepCallback:
             if edit.text is not None
         }
 
-    def _replace_rows(self, given: Mapping[str, Tensor], weights: Mapping[int, float]) -> dict[str, Tensor]:
+    def _replace_rows(
+        self, given: Mapping[str, Tensor], weights: Mapping[int, float], names: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """Return the embeddings with the rows of changed prompts replaced.
 
         Only rows of the conditional half are replaced.
+
+        Args:
+            given: name -> embeddings of the batch.
+            weights: row -> share of the target prompt.
+            names: names of the embeddings as before the first step; None if they are the first ones in order.
         """
         count = len(self._prompts)
+        order = self._family.text_names
+        places = range(len(given)) if names is None else [order.index(name) for name in names]
         written = {name: values.clone() for name, values in given.items()}
         for row, weight in weights.items():
             edit = self._texts[row]
             if edit.text is None:
                 continue
             parts = mix_embeddings(self._embed(self._prompts[row]), self._embed(edit.text.target), weight)
-            for values, part in zip(written.values(), parts, strict=False):
+            for values, part in zip(written.values(), [parts[place] for place in places], strict=True):
                 # Before the first step, and where the halves are calls of their own, there are conditional rows alone.
                 both = values.shape[0] > count
                 offset = self._layout.offset("conditional", count, 0) if both else 0

@@ -38,14 +38,16 @@ class Hooks:
     Args:
         denoiser: the network.
         layout: how a step is laid out in calls.
+        title: what people call the network.
 
     Attributes:
         time: the time of the running call, float32 []; None before the first, and if calls state none.
     """
 
-    def __init__(self, denoiser: nn.Module, layout: BatchLayout) -> None:
+    def __init__(self, denoiser: nn.Module, layout: BatchLayout, title: str = "U-Net") -> None:
         self.denoiser = denoiser
         self.layout = layout
+        self.title = title
         self.calls = 0
         self.time: Tensor | None = None
         self.seen: dict[str, int] = {}
@@ -60,6 +62,17 @@ class Hooks:
     def step(self) -> int:
         """The running step, from 0."""
         return self.call // self.layout.calls
+
+    def find(self, name: str) -> Site:
+        """Return a site of the denoiser, which sees the calls that it has to see.
+
+        Raises:
+            RiebenchError: as `find_site`.
+        """
+        site = find_site(self.denoiser, name)
+        if site.watches:
+            self.before(site.module, site.enter)
+        return site
 
     def before(self, module: nn.Module, function: Callable[[Any, Any], Any]) -> None:
         """Call a function before the module runs.
@@ -102,11 +115,11 @@ class Hooks:
         each = self.layout.calls
         if steps is not None and self.calls != steps * each:
             raise RiebenchError(
-                f"expected {steps * each} U-Net calls, saw {self.calls}; one generation per capture or edit"
+                f"expected {steps * each} {self.title} calls, saw {self.calls}; one generation per capture or edit"
             )
         for name, absent_steps in names.items():
             if self.seen.get(name, 0) != self.calls - absent_steps * each:
-                raise RiebenchError(f"{name} ran {self.seen.get(name, 0)} times in {self.calls} U-Net calls")
+                raise RiebenchError(f"{name} ran {self.seen.get(name, 0)} times in {self.calls} {self.title} calls")
 
 
 @contextmanager
@@ -133,7 +146,7 @@ def hooked(
     """
     sites = {name: find_site(denoiser, name) for name in names}
     family = family_of_denoiser(denoiser)
-    hooks = Hooks(denoiser, family.layout(guided))
+    hooks = Hooks(denoiser, family.layout(guided), family.denoiser_title)
 
     def count(args: Any, kwargs: Any) -> None:
         hooks.calls += 1
@@ -164,7 +177,9 @@ def find_site(denoiser: nn.Module, name: str) -> Site:
         return family.site(denoiser, short_name(name))
     except AttributeError as error:
         known = family.sites(denoiser)
-        raise RiebenchError(f"the U-Net has no block {name}{near_match(block_of(name), known)}") from error
+        raise RiebenchError(
+            f"the {family.denoiser_title} has no block {name}{near_match(block_of(name), known)}"
+        ) from error
 
 
 def find_module(denoiser: nn.Module, name: str) -> nn.Module:

@@ -24,7 +24,7 @@ from riebench.blocks import UNITS, block_of, kind, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.distribution import DistributionMeter
 from riebench.generation.edits import Edit, LiveEdit, LiveSite
-from riebench.generation.hooks import Hooks, find_site, hooked
+from riebench.generation.hooks import Hooks, hooked
 from riebench.generation.transfers import PairedEdit, PatchReplacement
 from riebench.models.families.base import family_of_denoiser
 from riebench.models.families.blocks import Half, Site
@@ -287,7 +287,7 @@ def _watch_updates(hooks: Hooks, edits: Mapping[int, Edit], meter: DistributionM
                 blocks.setdefault(block, []).append(row)
 
     def watch(name: str, rows: Sequence[int]) -> None:
-        site = find_site(hooks.denoiser, name)
+        site = hooks.find(name)
 
         def look(args: Any, kwargs: Any, output: Any) -> None:
             offset = hooks.layout.offset("conditional", batch, hooks.call)
@@ -306,7 +306,7 @@ def _watch_updates(hooks: Hooks, edits: Mapping[int, Edit], meter: DistributionM
 
 
 def _capture_site(hooks: Hooks, name: str, keep: Sequence[Quantity], store: Store, trace: Trace) -> None:
-    site = find_site(hooks.denoiser, name)
+    site = hooks.find(name)
     if kind(name) == UNITS:
         hooks.after(site.point, lambda args, kwargs, output: store(name, "update", site.update(args, kwargs, output)))
         return
@@ -356,7 +356,7 @@ def _capture_attention(hooks: Hooks, name: str, block: nn.Module, store: Store) 
 def _edit_site(
     hooks: Hooks, name: str, edits: Mapping[int, Edit], pairs: Mapping[int, tuple[int, int]], batch: int
 ) -> None:
-    site = find_site(hooks.denoiser, name)
+    site = hooks.find(name)
     # Where the halves are calls of their own: what was added to the conditional one in this step.
     added: dict[int, Tensor | None] | None = {} if hooks.layout.calls > 1 else None
     reader = _LiveReader(hooks, site)
@@ -505,7 +505,12 @@ def _edit_row(changed: Tensor, rows: _Rows, index: int, edit: Edit) -> None:
         if unconditional is None and rows.added is not None:
             rows.added[index] = delta
     if unconditional is not None and edit.branch == "all":
-        add(index + unconditional, rows.delta(edit, index, unconditional), 1.0)
+        known = {} if rows.added is None else rows.added
+        if isinstance(edit.sites[rows.name], PairedEdit) and index in known:
+            # What is read of other runs is conditional, whichever half it is added to.
+            add(index + unconditional, known[index], 1.0)
+        else:
+            add(index + unconditional, rows.delta(edit, index, unconditional), 1.0)
     elif unconditional is not None and edit.branch == "both":
         if conditional is None:
             if rows.added is None or index not in rows.added:

@@ -87,7 +87,7 @@ def check_files(
         recipe.name, steps=recipe.steps, guidance=recipe.guidance, dtype=recipe.dtype, options=recipe.options
     )
     for setting in settings:
-        check_places(setting, known.shape.blocks, known.spec)
+        check_places(setting, known.shape.blocks, known.spec, known.family)
     if is_shipped(known.spec) and job.sae is None and not any(setting.sae for setting in settings):
         return
     missing = [one for one in needed_files(job, known, tasks, settings, shipped=False) if one.state == "missing"]

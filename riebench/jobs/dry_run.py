@@ -10,7 +10,7 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.blocks import short_name
 from riebench.generation.memory import suitable_batch_size, usual_batch_size
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
-from riebench.jobs.forecast import CategoryCount, Forecast, PlannedWork, forecast, per_picture
+from riebench.jobs.forecast import CategoryCount, Forecast, PlannedWork, forecast
 from riebench.jobs.request import RunRequest
 from riebench.methods.base import get_method
 from riebench.models.families.sizes import Shape
@@ -69,7 +69,7 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
     if regions.models:
         regions.options.check_side(known.spec.size)
     for setting in settings:
-        check_places(setting, known.shape.blocks, known.spec)
+        check_places(setting, known.shape.blocks, known.spec, known.family)
     whole = plan(tasks, settings, job.seeds)
     units = shard_units(whole, job.engine.shard)
     digests = {unit.key.digest for unit in units}
@@ -96,6 +96,7 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
         stored_masks=_stored_masks(job.results, units, known),
         shard=job.engine.shard,
         sae_runs=_sae_runs(whole, settings, folders),
+        family=known.family.name,
     )
     return JobPlan(planned, known, settings, tasks)
 
@@ -190,8 +191,10 @@ def print_forecast(found: Forecast) -> None:
     add_row(table, EVERYTHING, *(_cell([x for x in found.lines if x.category == c]) for c in categories),
             _cell(found.lines))  # fmt: skip
     print_table(table)
-    for label, text in describe(found):
-        print_line(f"{label:<20} {text}")
+    lines = describe(found)
+    width = max(20, *(len(label) for label, _ in lines))
+    for label, text in lines:
+        print_line(f"{label:<{width}} {text}")
 
 
 def _cell(lines: Sequence[CategoryCount]) -> str:
@@ -214,7 +217,7 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
                   f"{found.copies} are copies by construction"),
         ("generations", f"{found.generations} = {2 * found.pairs} source and target pictures (shared by all "
                         f"configurations) + {found.edited} edited ones{looked}{beside}"),
-        ("U-Net evaluations", f"{found.evaluations}, {per_picture(found.model)} a picture"),
+        (f"{found.denoiser} evaluations", f"{found.evaluations}, {found.per_picture} a picture"),
         ("time (estimate)", f"{duration(found.seconds)} for generating, scoring not counted; from {found.basis}"),
         ("memory (estimate)", f"{size_text(memory.total)} = weights and SAEs {size_text(memory.weights)} + one batch "
                               f"of {found.batch_size} {size_text(memory.work)} + traces {size_text(memory.traces)}"
@@ -222,8 +225,10 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
         ("disk (estimate)", f"{size_text(found.disk)} of pictures"),
     ]  # fmt: skip
     if found.sae_runs:
-        evaluations = found.sae_runs * per_picture(model)
-        text = f"first {found.sae_runs} source pictures, {evaluations} U-Net evaluations; counted nowhere above"
+        evaluations = found.sae_runs * found.per_picture
+        text = (
+            f"first {found.sae_runs} source pictures, {evaluations} {found.denoiser} evaluations; counted nowhere above"
+        )
         lines.append(("SAE check", text))
     if found.shard != SINGLE_SHARD:
         index, count = found.shard

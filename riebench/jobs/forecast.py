@@ -26,6 +26,7 @@ from riebench.methods.activations import UNIT_BUDGET
 from riebench.methods.base import get_method
 from riebench.models.families.sizes import Shape
 from riebench.models.spec import ModelOptions, ModelSpec
+from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.runs.plan import ExampleWork, Unit, works_of
 from riebench.store.folder import SINGLE_SHARD, RunFolder, find_run_folders
 from riebench.tasks.prompts import BACKGROUND, region_words, without_negations
@@ -55,6 +56,7 @@ class PlannedWork:
         stored_masks: example id and seed of the examples whose masks are stored.
         shard: (i, n) if these are the units of the i-th of n parts alone.
         sae_runs: source pictures that are generated first to measure SAEs.
+        family: name of the model's family.
     """
 
     model: ModelSpec
@@ -70,20 +72,21 @@ class PlannedWork:
     stored_masks: frozenset[tuple[str, int]] = frozenset()
     shard: tuple[int, int] = SINGLE_SHARD
     sae_runs: int = 0
+    family: str = DEFAULT_FAMILY
 
 
-def per_picture(model: ModelSpec) -> int:
-    """Return the U-Net evaluations that one picture takes.
+def per_picture(model: ModelSpec, shape: Shape) -> int:
+    """Return the evaluations of the denoiser that one picture takes.
 
-    Guidance above 1 evaluates twice a step.
+    Under classifier-free guidance it is evaluated twice a step.
     """
-    return model.steps * (2 if model.guidance > 1 else 1)
+    return model.steps * shape.calls(model.guidance)
 
 
 def work_bytes(planned: PlannedWork) -> int:
     """Estimate the peak bytes of one batch's activations.
 
-    It is that of the U-Net or of the decoder, whichever needs more.
+    It is that of the denoiser or of the decoder, whichever needs more.
     """
     return planned.shape.activation_bytes(planned.model, planned.options, planned.batch_size)
 
@@ -117,7 +120,7 @@ def capture_cost(planned: PlannedWork, works: Sequence[ExampleWork]) -> CaptureC
     It is decided as `riebench.generation.memory` decides it for the run itself.
     """
     shape, model = planned.shape, planned.model
-    usual = tuple(block for block in default_blocks() if block in shape.blocks)
+    usual = tuple(block for block in default_blocks(planned.family) if block in shape.blocks)
     settings = {unit.setting.name: unit.setting for work in works for unit in work.units}.values()
     updates = {block for setting in settings if get_method(setting.method).needs for block in setting.blocks}
     units = {block for setting in settings if "units" in get_method(setting.method).needs for block in setting.blocks}
@@ -177,7 +180,7 @@ def run_seconds(planned: PlannedWork, evaluations: int, pictures: int) -> tuple[
 
     Args:
         planned: the work to forecast.
-        evaluations: U-Net evaluations of one picture.
+        evaluations: evaluations of the denoiser.
         pictures: number of decoded pictures.
     """
     stored = stored_rate(planned)
@@ -196,7 +199,7 @@ def run_seconds(planned: PlannedWork, evaluations: int, pictures: int) -> tuple[
 
 
 def stored_rate(planned: PlannedWork) -> tuple[float, int] | None:
-    """Compute seconds per U-Net evaluation from earlier runs, and their number.
+    """Compute seconds per evaluation from earlier runs, and their number.
 
     Earlier runs count if they are of the same weights on the same kind of device. None if there are none.
 
@@ -204,7 +207,7 @@ def stored_rate(planned: PlannedWork) -> tuple[float, int] | None:
     """
     try:
         rates = [
-            record.seconds / per_picture(folder.spec.model)
+            record.seconds / per_picture(folder.spec.model, planned.shape)
             for folder in _similar_runs(planned)
             for record in folder.records()
             if record.seconds > 0
@@ -271,6 +274,8 @@ class Forecast:
         memory: estimated peak on the device that generates.
         disk: pictures to be stored.
         shard: (i, n) if all this is of the i-th of n parts alone.
+        per_picture: evaluations of the denoiser that one picture takes.
+        denoiser: what people call it.
         sae_runs: source pictures that are generated first to measure SAEs; none of the other numbers counts them.
     """
 
@@ -287,6 +292,8 @@ class Forecast:
     memory: Memory
     disk: int
     shard: tuple[int, int]
+    per_picture: int
+    denoiser: str
     sae_runs: int = 0
 
     @property
@@ -311,11 +318,11 @@ class Forecast:
 
     @property
     def evaluations(self) -> int:
-        """The number of U-Net evaluations, each of one picture.
+        """The number of evaluations of the denoiser, each of one picture.
 
         Every generation and every extra run takes one per step, or two under guidance.
         """
-        return (self.generations + self.extra_runs) * per_picture(self.model)
+        return (self.generations + self.extra_runs) * self.per_picture
 
 
 def forecast(planned: PlannedWork) -> Forecast:
@@ -331,7 +338,7 @@ def forecast(planned: PlannedWork) -> Forecast:
     captured = capture_cost(planned, works)
     extra_runs = sum(_extra_runs(work, planned, captured) for work in works) + _reference_runs(works)
     generations = 2 * (len(works) + region_pairs) + len(edited)
-    evaluations = (generations + extra_runs) * per_picture(planned.model)
+    evaluations = (generations + extra_runs) * per_picture(planned.model, planned.shape)
     seconds, basis = run_seconds(planned, evaluations, generations)
     return Forecast(
         model=planned.model,
@@ -348,6 +355,8 @@ def forecast(planned: PlannedWork) -> Forecast:
         disk=disk_bytes(planned, len(missing) + 2 * len(works)),
         shard=planned.shard,
         sae_runs=planned.sae_runs,
+        per_picture=per_picture(planned.model, planned.shape),
+        denoiser=MODEL_FAMILIES.get(planned.family).denoiser_title,
     )
 
 

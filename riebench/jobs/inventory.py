@@ -132,7 +132,7 @@ def hub_command(family: Family, repo: str, revision: str | None, dtype: str) -> 
 
     It fetches the files of one number format and no others.
     """
-    half = dtype in HALF_DTYPES
+    half = dtype in HALF_DTYPES and family.half_files
     patterns = [*CONFIG_PATTERNS, *weight_patterns(family.parts, half=half)]
     parts = [f"--include '{pattern}'" for pattern in patterns]
     parts += [] if half else [f"--exclude '{pattern}'" for pattern in NOT_FULL]

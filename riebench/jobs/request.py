@@ -16,7 +16,7 @@ from riebench.jobs.config import RunConfig, parse_config
 from riebench.jobs.repeat import stored_setting
 from riebench.methods.check import check_setting
 from riebench.models.clip import scorer_pair
-from riebench.models.lookup import ModelRecipe
+from riebench.models.lookup import ModelRecipe, blocks_on_model
 from riebench.models.spec import ModelOptions
 from riebench.runs.failures import STOP_AFTER
 from riebench.scoring.metrics.networks import parse_weights
@@ -272,6 +272,8 @@ class RunRequest:
             changes["sae"] = self.sae
         if self.sae_name is not None and "saes" in get_method(setting.method).needs:
             changes["name"] = f"{setting.name}.{self.sae_name}"
+        if setting.blocks:
+            changes["blocks"] = blocks_on_model(self.model or default_model(self.suite), setting.blocks)
         if self.blocks is not None and setting.blocks:
             changes.update(blocks_option(self.blocks))
         if self.edit_steps is not None and setting.blocks:

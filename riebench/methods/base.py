@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, 
 import torch
 from torch import Tensor
 
-from riebench.blocks import block_of
+from riebench.blocks import TEXT, block_of, kind, short_name
 from riebench.errors import RiebenchError, foreign_code, near_match
 from riebench.generation.edits import Edit, StepValues, Values, positions_of
 from riebench.generation.regions.masks import to_grid
@@ -118,7 +118,12 @@ class ExampleRuns:
     _meters: list[UnitMeter] = field(default_factory=list, repr=False)
 
     def positions(self, role: Role, site: str) -> Tensor:
-        """Return masked positions on the grid of a site's block, int64 [P]."""
+        """Return masked positions on the grid of a site's block, int64 [P].
+
+        A region of the picture says nothing of text tokens: those of a text stream all count.
+        """
+        if kind(site) == TEXT:
+            return torch.arange(self.trace.grids[short_name(site)][1])
         mask = self.masks.source if role == "source" else self.masks.target
         return positions_of(to_grid(mask, self.trace.grids[block_of(site)]))
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.base import Family, families
+from riebench.models.families.base import Family, families, family_of_repository
 from riebench.models.families.sizes import CONFIG_PATTERNS
 from riebench.models.spec import HALF_DTYPES, ModelOptions, Preset, parse_lora
-from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.weights import tensor_names
@@ -62,14 +61,16 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
     Raises:
         RiebenchError: if they cannot be had.
     """
-    usual = MODEL_FAMILIES.get(DEFAULT_FAMILY).parts
+    usual = family_of_repository(repo)
     refuse_known(repo)
-    named = (*CONFIG_PATTERNS, *weight_patterns(usual, half=dtype in HALF_DTYPES))
+    half = dtype in HALF_DTYPES and usual.half_files
+    named = (*CONFIG_PATTERNS, *weight_patterns(usual.parts, half=half))
     folder = fetch(repo, revision, patterns=CONFIG_PATTERNS, hint_patterns=named, offline=offline)
     if not (folder / INDEX).is_file():
         raise RiebenchError(f"{repo} holds no diffusers model ({INDEX} is missing); for a single file, download it")
-    parts = check_architecture(folder, repo).parts
-    if dtype in HALF_DTYPES:
+    family = check_architecture(folder, repo)
+    parts = family.parts
+    if dtype in HALF_DTYPES and family.half_files:
         fetch(repo, folder.name, patterns=weight_patterns(parts, half=True), offline=offline)
         if _missing_parts(folder, parts, half=True) == []:
             return folder

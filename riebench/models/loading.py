@@ -158,8 +158,9 @@ def _spec(
 ) -> ModelSpec:  # fmt: skip
     usual = family.usual_sampling(pipe.scheduler.config)
     size = options.size or (preset.size if preset else family.native_size(pipe))
-    if size % pipe.vae_scale_factor:
-        raise RiebenchError(f"picture side {size} is no multiple of {pipe.vae_scale_factor}")
+    step = family.shape_of_pipeline(pipe).size_step
+    if size % step:
+        raise RiebenchError(f"picture side {size} is no multiple of {step}")
     if options.vae_tiling and size <= TILE:
         raise RiebenchError(f"--vae-tiling changes nothing at {size} px, which is one tile; leave it out")
     return ModelSpec.checked(

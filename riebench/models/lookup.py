@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from riebench.blocks import default_blocks, usual_blocks
 from riebench.errors import RiebenchError, near_match
-from riebench.models.families.base import Family
+from riebench.models.families.base import Family, family_of_repository
 from riebench.models.families.sizes import Shape
 from riebench.models.files import (
     INDEX,
@@ -160,8 +161,8 @@ def look_up(
     )  # fmt: skip
     if chosen.vae_tiling and spec.size <= TILE:
         raise RiebenchError(f"--vae-tiling changes nothing at {spec.size} px, which is one tile; leave it out")
-    if spec.size % place.shape.vae_factor:
-        raise RiebenchError(f"picture side {spec.size} is no multiple of {place.shape.vae_factor}")
+    if spec.size % place.shape.size_step:
+        raise RiebenchError(f"picture side {spec.size} is no multiple of {place.shape.size_step}")
     return replace(place, spec=spec, preset=preset)
 
 
@@ -184,8 +185,10 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
     repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
     refuse_known(repo)
     folder_here = cached_snapshot(repo, INDEX, revision or None)
-    family = MODEL_FAMILIES.get(preset.family) if preset else _default_family()
-    found = ModelInfo(_UNNAMED, family, family.full_shape, folder=folder_here, repo=repo, revision=revision or None)
+    family = MODEL_FAMILIES.get(preset.family) if preset else family_of_repository(repo)
+    official = next((one.name for one in family.presets if one.source == repo), repo)
+    shape = family.shape_of_preset(official)
+    found = ModelInfo(_UNNAMED, family, shape, folder=folder_here, repo=repo, revision=revision or None)
     if folder_here is None:
         return found
     family = family_of_folder(folder_here, repo)
@@ -209,6 +212,53 @@ def blocks_of(name: str) -> tuple[str, ...]:
         RiebenchError: if the name stands for nothing.
     """
     return _find_files(name, PRESETS.get(name)).shape.blocks
+
+
+def usual_blocks_of(name: str) -> tuple[str, ...]:
+    """Return the blocks that experiments on a model use where none are named.
+
+    Args:
+        name: as for `look_up`.
+
+    Raises:
+        RiebenchError: if the name stands for nothing.
+    """
+    found = _find_files(name, PRESETS.get(name))
+    return usual_blocks(found.shape.blocks, found.family.name)
+
+
+def blocks_on_model(name: str, blocks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the blocks that a configuration means on a model.
+
+    The usual blocks of the default family stand for the usual ones of a model of another family; all others are meant
+    as they are named. A model that cannot be found changes nothing here: `look_up` says what is wrong with it.
+
+    Args:
+        name: as for `look_up`.
+        blocks: of the configuration.
+    """
+    if set(blocks) != set(default_blocks()):
+        return blocks
+    try:
+        if _family_of_name(name).name == DEFAULT_FAMILY:
+            return blocks
+        return usual_blocks_of(name)
+    except RiebenchError:
+        return blocks
+
+
+def _family_of_name(name: str) -> Family:
+    preset, path = PRESETS.get(name), Path(name).expanduser()
+    if preset is not None:
+        family: Family = MODEL_FAMILIES.get(preset.family)
+        return family
+    if path.is_dir():
+        return family_of_folder(path, name)
+    if path.is_file() or name.count("/") != 1:
+        return _default_family()
+    repo = name.partition("@")[0]
+    here = cached_snapshot(repo, INDEX, name.partition("@")[2] or None)
+    return family_of_repository(repo) if here is None else family_of_folder(here, repo)
 
 
 def check_name(name: str) -> None:

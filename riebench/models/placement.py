@@ -45,6 +45,10 @@ def place(pipe: Any, family: Family, device: str, options: ModelOptions, shown: 
     denoiser: Any = family.denoiser(pipe)
     _check_kernel(options.attention, device, denoiser.dtype, family.head_width)
     if options.attention == "sliced":
+        if not hasattr(denoiser, "set_attention_slice"):
+            raise RiebenchError(
+                f"--attention sliced is for U-Nets; the {family.denoiser_title} of {shown} has no slices"
+            )
         denoiser.set_attention_slice("max")
     if options.channels_last:
         for part in (denoiser, pipe.vae):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from riebench.blocks import ATTENTION, default_blocks, kind, short_name, unit_site
+from riebench.blocks import short_name, unit_site, usual_blocks
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import known_sites, unit_layers
 from riebench.generation.memory import PREFIX_KEPT, PREFIX_STEPS, Footprint, footprint, prefix_bytes
@@ -16,6 +16,7 @@ from riebench.generation.trace import Quantity
 from riebench.generation.units import UnitRecorder, examples_with_units
 from riebench.methods.base import ROLES, ExampleRuns
 from riebench.methods.ranking import UnitMeter
+from riebench.models.families.base import Family
 from riebench.runs.plan import ExampleWork
 from riebench.runs.prepare import PreparedSetting
 
@@ -206,16 +207,17 @@ class CapturePlan:
         return any(self.uses_attention(work) for work in works)
 
     def _attention_blocks(self) -> tuple[str, ...]:
-        return attention_blocks(self._sites)
+        return attention_blocks(self._sites, self.generator.model.family)
 
 
-def attention_blocks(sites: Sequence[str]) -> tuple[str, ...]:
+def attention_blocks(sites: Sequence[str], family: Family) -> tuple[str, ...]:
     """Return the blocks whose text attention is used to find words.
 
-    They are the usual ones, or all attention blocks of another U-Net.
+    They are the usual ones, or all of a model without these, as far as their attention to the text can be looked at.
 
     Args:
-        sites: all blocks of the U-Net.
+        sites: all blocks of the denoiser.
+        family: of the model.
     """
-    usual = tuple(block for block in default_blocks() if block in sites)
-    return usual or tuple(site for site in sites if kind(site) == ATTENTION)
+    readable = [site for site in sites if family.names.reads_text(site)]
+    return usual_blocks(readable, family.name)

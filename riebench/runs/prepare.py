@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.blocks import ATTENTION, kind, short_name
+from riebench.blocks import ATTENTION, block_of, kind, short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.generation.hooks import known_sites
 from riebench.methods.base import Method, get_method
+from riebench.models.families.base import Family
 from riebench.models.spec import ModelSpec
 from riebench.registry import METHODS, MODEL_FAMILIES, SAE_FORMATS
 from riebench.runs.plan import ExampleWork, Unit, shard_units, works_of
@@ -91,7 +92,7 @@ def prepare_setting(
     method = get_method(setting.method)
     method.check(setting.params)
     method.check_strengths(setting.strengths)
-    blocks, window = check_places(setting, known_sites(model.denoiser), model.spec)
+    blocks, window = check_places(setting, known_sites(model.denoiser), model.spec, model.family)
     saes = {}
     if "saes" in method.needs:
         named, sae_cache = source or setting.sae, {} if sae_cache is None else sae_cache
@@ -153,7 +154,7 @@ def packages_of(method: str, family: str, saes: Iterable[SparseAutoencoder]) -> 
 
 
 def check_places(
-    setting: Setting, sites: Sequence[str], model: ModelSpec
+    setting: Setting, sites: Sequence[str], model: ModelSpec, family: Family
 ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
     """Compare a configuration's blocks and steps with a model's.
 
@@ -161,6 +162,7 @@ def check_places(
         setting: the method with its parameters.
         sites: short names of the model's blocks.
         model: the model.
+        family: the model's family.
 
     Returns:
         The blocks to look at, and the steps to change (see `PreparedSetting.window`).
@@ -169,8 +171,13 @@ def check_places(
         RiebenchError: naming configuration, model and what does not fit.
     """
     method = get_method(setting.method)
+    if method.name in family.refused_methods:
+        why = family.refused_methods[method.name]
+        raise RiebenchError(
+            f"configuration {setting.name!r}: {method.name} cannot be used on {family.title} ({model.name}): {why}"
+        )
     blocks = tuple(short_name(block) for block in setting.blocks) if method.reads_blocks else ()
-    missing = [block for block in blocks if block not in sites]
+    missing = [block for block in blocks if block_of(block) not in sites]
     if missing:
         raise RiebenchError(f"configuration {setting.name!r}: {model.name} has no block {', '.join(missing)}")
     others = [block for block in blocks if kind(block) != ATTENTION]
@@ -198,7 +205,7 @@ def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
     from riebench.tasks.suites import check_prompt_lengths
 
     tokenizer = model.family.tokenizers(model.pipe)[0]
-    limit = int(tokenizer.model_max_length)
+    limit = model.family.token_limit(model.pipe, tokenizer)
     check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from riebench.blocks import block_set_blocks
+from riebench.blocks import block_set_blocks, block_set_name
 from riebench.errors import RiebenchError, StoreError
 from riebench.store.folder import RunFolder
 from riebench.store.records import (
@@ -211,6 +211,8 @@ def _consistency(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
     blocks that it edits.
     """
     findings = []
+    setting = folder.spec.setting.blocks
+    whole = {block_set_name(setting): setting}
     for record in records:
         key, shared = record.key, folder.shared
         name = f"record {key.digest} ({key.example_id}, {key.block_set}, x{key.strength:g}, seed {key.seed})"
@@ -222,7 +224,9 @@ def _consistency(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
         odd = [found for found, right in named if found is not None and found != right]
         if odd:
             findings.append(f"{name} names {odd[0]}, a picture of another unit")
-        outside = sorted(set(record.features) - {*block_set_blocks(key.block_set)})
+        # What "all" stands for depends on the model; the configuration names its blocks.
+        edited = whole.get(key.block_set) or block_set_blocks(key.block_set)
+        outside = sorted(set(record.features) - {*edited})
         if outside:
             findings.append(f"{name} has features in {outside[0]}, which it does not edit")
     return _truncate(findings)

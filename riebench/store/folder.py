@@ -477,7 +477,8 @@ class RunFolder:
         """Return the relative path of a unit's edited picture."""
         # Names of many blocks are cut; the digest then tells the units apart.
         end = f".x{key.strength:g}.{key.seed}.{key.digest[:8]}.png"
-        return f"images/{f'{key.example_id}.{key.block_set}'[: MAX_IMAGE_NAME - len(end)]}{end}"
+        block_set = key.block_set.replace("/", ".")
+        return f"images/{f'{key.example_id}.{block_set}'[: MAX_IMAGE_NAME - len(end)]}{end}"
 
     def write_image(self, key: UnitKey, pixels: NDArray[np.uint8]) -> tuple[str, str]:
         """Store a unit's edited picture (uint8 [H, W, 3]).

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from riebench.blocks import ATTENTION, UNITS, default_blocks, kind, short_name
+from riebench.blocks import ATTENTION, TEXT, UNITS, default_blocks, kind, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_module
@@ -83,6 +83,8 @@ class CollectOptions:
         for block in dict.fromkeys(short_name(block) for block in self.blocks):
             if kind(block) == UNITS:
                 raise RiebenchError(f"{block} names units inside a block; updates are those of a whole block")
+            if kind(block) == TEXT:
+                raise RiebenchError(f"{block} is a text stream; updates are collected of image streams alone")
             if "input" in self.signals and kind(block) != ATTENTION:
                 raise RiebenchError(f"inputs of {block} are not as wide as its updates; leave the block or inputs out")
             find_module(model.denoiser, block)

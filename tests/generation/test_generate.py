@@ -114,7 +114,7 @@ def test_phrases_are_whole_words() -> None:
 
 
 def test_presets_are_complete() -> None:
-    assert set(PRESETS) == {"toy-turbo", "toy-base", "sdxl-turbo", "sdxl-base"}
+    assert set(PRESETS) == {"toy-turbo", "toy-base", "sdxl-turbo", "sdxl-base", "flux-schnell", "flux-dev"}
     for preset in PRESETS.values():
         assert preset.source.startswith("asset:") or len(preset.revision or "") == 40
 

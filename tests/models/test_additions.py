@@ -381,27 +381,31 @@ def test_an_autoencoder_with_missing_or_unsafe_weights_is_refused(tmp_path: Path
 def test_another_pipeline_is_named_before_its_weights_are_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    folder = hub_cache(tmp_path / "cache", monkeypatch) if where == "hub" else tmp_path / "flux"
+    folder = hub_cache(tmp_path / "cache", monkeypatch) if where == "hub" else tmp_path / "sd3"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
     name = "someone/tiny-sdxl" if where == "hub" else str(folder)
-    message = r"is a FluxPipeline \(Flux\); riebench edits SDXL"
+    message = r"is a StableDiffusion3Pipeline \(Stable Diffusion 3\); riebench edits SDXL"
     with pytest.raises(RiebenchError, match=message):
         load_model(name, offline=True)
     for verb in (["run", "no_edit", "--dry-run"], ["doctor", "no_edit"]):
         found = CliRunner().invoke(app, [*verb, "--suite", "sdxl", "--model", name, "--limit", "1", "--offline"])
-        assert found.exit_code == 2 and "is a FluxPipeline (Flux)" in found.stderr
+        assert found.exit_code == 2 and "is a StableDiffusion3Pipeline (Stable Diffusion 3)" in found.stderr
 
 
 def test_a_known_repository_of_another_kind_is_named_though_nothing_of_it_is_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_cache(tmp_path / "cache", monkeypatch)
-    with pytest.raises(RiebenchError, match=r"black-forest-labs/FLUX.1-schnell is Flux; riebench edits SDXL"):
-        load_model("black-forest-labs/FLUX.1-schnell", offline=True)
-    with pytest.raises(RiebenchError, match=r"black-forest-labs/FLUX.1-schnell is Flux; riebench edits SDXL"):
-        look_up("black-forest-labs/FLUX.1-schnell")
+    with pytest.raises(
+        RiebenchError, match=r"stabilityai/stable-diffusion-3-medium is Stable Diffusion 3; riebench edits"
+    ):
+        load_model("stabilityai/stable-diffusion-3-medium", offline=True)
+    with pytest.raises(
+        RiebenchError, match=r"stabilityai/stable-diffusion-3-medium is Stable Diffusion 3; riebench edits"
+    ):
+        look_up("stabilityai/stable-diffusion-3-medium")
 
 
 def test_the_options_are_there_wherever_an_autoencoder_can_be_named() -> None:

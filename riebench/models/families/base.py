@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from riebench.errors import RiebenchError
 from riebench.models.spec import ModelSpec, Preset
-from riebench.registry import MODEL_FAMILIES
+from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,12 @@ class Family(ABC):
         text_names: names of the text embeddings before the first step, in the order of `TextEmbeddings.parts`.
         step_text_names: the pipeline's names of them between the steps.
         head_width: channels of an attention head of the full-size denoiser, to try attention kernels with.
+        repositories: beginnings of hub ids of this family's models.
+        half_files: whether such repositories hold a half-precision copy of their weights beside the full one.
+        denoiser_title: what people call the denoiser.
+        step_text_arguments: name of a text embedding that the pipeline cannot exchange between the steps -> the
+            denoiser's keyword argument in which it can be exchanged.
+        refused_methods: method -> why it cannot work on this family.
     """
 
     name: str
@@ -94,6 +101,11 @@ class Family(ABC):
     text_names: tuple[str, ...]
     step_text_names: tuple[str, ...]
     head_width: int
+    repositories: tuple[str, ...] = ()
+    half_files: bool = True
+    denoiser_title: str = "U-Net"
+    step_text_arguments: Mapping[str, str] = MappingProxyType({})
+    refused_methods: Mapping[str, str] = MappingProxyType({})
 
     # Files
 
@@ -226,6 +238,14 @@ class Family(ABC):
     def shape_of_pipeline(self, pipe: Any) -> Shape:
         """Return the measures that matter for captures, of a pipeline in memory."""
 
+    def shape_of_preset(self, name: str) -> Shape:
+        """Return the measures of an official model whose files are not at hand.
+
+        Args:
+            name: of a preset; the full-size model stands for every other name.
+        """
+        return self.full_shape
+
     @abstractmethod
     def native_size(self, pipe: Any) -> int:
         """Return the picture side in pixels that a pipeline in memory was made for."""
@@ -346,16 +366,16 @@ class Family(ABC):
 
     # Shared prefixes of runs
 
-    @abstractmethod
     def stages(self, denoiser: nn.Module) -> tuple[Stage, ...]:
         """Return the modules that a picture passes one after the other.
 
         The tuple is empty if only whole steps can be shared.
         """
+        return ()
 
     @abstractmethod
     def finish_block(self, module: nn.Module, hidden: Tensor, update: Tensor) -> Any:
-        """Return the output of a block of `stages` for an input and a known update.
+        """Return the output of a block for an input and a known update.
 
         Args:
             module: the block's module.
@@ -378,6 +398,10 @@ class Family(ABC):
     @abstractmethod
     def tokenizers(self, pipe: Any) -> tuple[Any, ...]:
         """Return the tokenizers whose positions the denoiser's text has in common."""
+
+    def token_limit(self, pipe: Any, tokenizer: Any) -> int:
+        """Return how many tokens of one of `tokenizers` the denoiser reads, start and end included."""
+        return int(tokenizer.model_max_length)
 
     @abstractmethod
     def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
@@ -468,6 +492,18 @@ def families() -> tuple[Family, ...]:
     Those of packages that fail to import are left out.
     """
     return tuple(MODEL_FAMILIES.usable().values())
+
+
+def family_of_repository(repo: str) -> Family:
+    """Return the family of a hub id by its name alone.
+
+    It is the default family where no other one knows the name.
+    """
+    for family in families():
+        if any(repo.lower().startswith(start.lower()) for start in family.repositories):
+            return family
+    found: Family = MODEL_FAMILIES.get(DEFAULT_FAMILY)
+    return found
 
 
 def family_of_denoiser(denoiser: nn.Module) -> Family:

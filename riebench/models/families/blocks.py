@@ -8,7 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from riebench.blocks import ATTENTION
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,10 +77,14 @@ class BlockNames(ABC):
 
     @abstractmethod
     def block_of(self, site: str) -> str:
-        """Return the block that a site of feed-forward units lies in.
+        """Return the block that a site of feed-forward units or of the text stream lies in.
 
         Any other site is its own block.
         """
+
+    def reads_text(self, short: str) -> bool:
+        """Return whether a block has attention from positions to text that can be looked at."""
+        return self.kind(short) == ATTENTION
 
 
 class Site(ABC):
@@ -87,10 +93,19 @@ class Site(ABC):
     Attributes:
         module: the block's module; runs once in each call of the denoiser, and what enters it is the input.
         point: the module whose output an edit changes; `module` itself, or one inside it.
+        watches: whether `enter` has to see each call of `module`.
     """
 
     module: nn.Module
     point: nn.Module
+    watches: ClassVar[bool] = False
+
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take from the arguments of a call of `module` what a call of `point` does not say.
+
+        Called before each call of `module` where `watches` is true.
+        """
+        return None
 
     @abstractmethod
     def hidden(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from riebench.models.spec import HALF_DTYPES, ModelOptions, ModelSpec
-
-if TYPE_CHECKING:
-    pass
-
 
 CONFIG_PATTERNS = ("model_index.json", "scheduler/*", "tokenizer*/*", "*/config.json")
 """Everything of a model's folder that is small; single files need exactly this beside them."""
@@ -92,6 +88,10 @@ class Shape(Protocol):
         """Pixels per latent position along a side."""
 
     @property
+    def size_step(self) -> int:
+        """Number of pixels that a picture's side is a multiple of."""
+
+    @property
     def native_size(self) -> int:
         """Picture side in pixels that the model was made for."""
 
@@ -113,6 +113,9 @@ class Shape(Protocol):
 
         Larger ones are decoded one by one.
         """
+
+    def calls(self, guidance: float) -> int:
+        """Return how often each row of a picture is evaluated in a step at a guidance scale, 1 or 2."""
 
     def width(self, block: str) -> int:
         """Return the channels of a block's update."""

@@ -6,15 +6,14 @@ is obeyed: networks, schedule and tokenizers are built by diffusers and transfor
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
+from riebench.models.families.folders import INDEX, check_index, read_json
 
-INDEX = "model_index.json"
 CONFIGS = {
     "unet": "unet/config.json",
     "vae": "vae/config.json",
@@ -112,23 +111,6 @@ def check_unet(config: Config, shown: str, file: str = CONFIGS["unet"]) -> None:
         raise RiebenchError(f"{shown}: {file} {problem}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RiebenchError: if the file is missing or is none.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RiebenchError(f"{path} is missing; download the folder again") from error
-    except (ValueError, OSError) as error:
-        raise RiebenchError(f"{path} is no JSON ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise RiebenchError(f"{path} holds no keys; download it again")
-    return found
-
-
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
@@ -138,13 +120,7 @@ def _check_index(index: Config, shown: str) -> None:
         raise RiebenchError(
             f"{shown}: {INDEX} says add_watermarker true, but pictures are made without a watermark; set it to null"
         )
-    for part, known in CLASSES.items():
-        entry = index.get(part)
-        library, found = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-        if found not in known:
-            raise RiebenchError(f"{shown}: {INDEX} says {part} {found or 'null'}; SDXL's is a {known[0]}")
-        if library not in ("diffusers", "transformers"):
-            raise RiebenchError(f"{shown}: {INDEX} says {part} of {library}; code of a model's own is not run")
+    check_index(index, CLASSES, "SDXL", shown)
 
 
 def problems(configs: Mapping[str, Config]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from riebench.errors import RiebenchError
 from riebench.models.families.base import EditingTask, Family, TextEmbeddings
 from riebench.models.families.blocks import BatchLayout, BlockNames, Site, Stage
+from riebench.models.families.folders import joined_shapes, read_json
 from riebench.models.families.sdxl import configuration, files, shape, weights
 from riebench.models.families.sdxl.names import SdxlNames
 from riebench.models.families.sizes import Shape
@@ -59,8 +60,8 @@ class SdxlFamily(Family):
 
     def check_weights(self, folder: Path, part: str, files: Sequence[Path], shown: str) -> None:
         """Refuse weights of another configuration than the one beside them."""
-        config = configuration.read_json(folder / configuration.CONFIGS[part])
-        weights.check_weights(part, weights.joined_shapes(files), config, shown)
+        config = read_json(folder / configuration.CONFIGS[part])
+        weights.check_weights(part, joined_shapes(files), config, shown)
 
     def check_names(self, part: str, stored: set[str], needed: Iterable[str], shown: str) -> None:
         """Refuse weights that lack tensors, or hold tensors that nothing reads."""
@@ -80,9 +81,9 @@ class SdxlFamily(Family):
 
     def check_autoencoder(self, folder: Path, files: Sequence[Path], shown: str) -> None:
         """Refuse a folder that is no autoencoder of four channels."""
-        config = configuration.read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         configuration.check_autoencoder(config, shown, "config.json")
-        weights.check_weights("vae", weights.joined_shapes(files), config, shown, "config.json")
+        weights.check_weights("vae", joined_shapes(files), config, shown, "config.json")
 
     def check_denoiser_file(self, file: Path) -> None:
         """Refuse a file that is no U-Net alone."""

@@ -77,11 +77,9 @@ OTHER_PIPELINES = {
     "StableDiffusion3Pipeline": "Stable Diffusion 3",
     "StableDiffusionXLImg2ImgPipeline": "the refiner",
     "StableDiffusionXLInpaintPipeline": "an inpainting model",
-    "FluxPipeline": "Flux",
 }
 """Pipeline class -> what people call such models."""
 OTHER_REPOSITORIES = {
-    "black-forest-labs/FLUX": "Flux",
     "stabilityai/stable-diffusion-3": "Stable Diffusion 3",
     "stabilityai/stable-diffusion-2": "Stable Diffusion 2",
     "stabilityai/sd-turbo": "Stable Diffusion 2",

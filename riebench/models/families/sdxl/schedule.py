@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.sdxl.configuration import CONFIGS, INDEX, read_json
+from riebench.models.families.folders import INDEX, read_json
+from riebench.models.families.sdxl.configuration import CONFIGS
 from riebench.utils.weights import metadata, tensor_shapes
 
 if TYPE_CHECKING:

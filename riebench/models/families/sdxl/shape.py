@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import RiebenchError
+from riebench.models.families.folders import count_parameters
 from riebench.models.families.sdxl.names import SdxlNames
 from riebench.models.spec import FP16_FIX, HALF_DTYPES, TILE, ModelOptions, ModelSpec
-from riebench.utils.weights import tensor_shapes
 
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 PARAMETERS = {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
@@ -70,6 +69,11 @@ class SdxlShape:
     parameters: Mapping[str, int] = field(default_factory=lambda: PARAMETERS)
 
     @property
+    def size_step(self) -> int:
+        """Number of pixels that a picture's side is a multiple of."""
+        return self.vae_factor
+
+    @property
     def native_size(self) -> int:
         """Picture side in pixels that the model was made for."""
         return self.sample * self.vae_factor
@@ -83,6 +87,10 @@ class SdxlShape:
     def max_decoded(self) -> int:
         """Side of the largest latents that are decoded as a batch."""
         return MAX_DECODED
+
+    def calls(self, guidance: float) -> int:
+        """Return how often each picture is evaluated in a step: twice under guidance."""
+        return 2 if guidance > 1 else 1
 
     def level(self, block: str) -> int:
         """Return the level that a block lies on; 0 is the finest grid."""
@@ -194,7 +202,7 @@ def folder_shape(folder: Path) -> SdxlShape:
         vae_width=widths[min(1, len(widths) - 1)],
         sample=_sample(unet),
         blocks=_blocks(unet),
-        parameters={part: _parameters(folder / part) for part in PARTS},
+        parameters={part: count_parameters(folder / part) for part in PARTS},
     )
 
 
@@ -253,13 +261,3 @@ def _config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RiebenchError(f"{path} cannot be read ({error}); fetch the model folder again") from error
     return config
-
-
-def _parameters(folder: Path) -> int:
-    files = sorted(folder.glob("*.safetensors"))
-    # A folder may hold the same weights in two formats; shards of one format belong together.
-    half = [file for file in files if ".fp16" in file.name]
-    chosen = half if half and len(half) < len(files) else files
-    if not chosen:
-        raise RiebenchError(f"{folder} holds no *.safetensors; fetch the model folder again")
-    return sum(prod(shape) for file in chosen for shape in tensor_shapes(file).values())

@@ -7,13 +7,12 @@ weights of each part are compared with its configuration before they are read, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from riebench.errors import RiebenchError
+from riebench.models.families.folders import check_tensor_names
 from riebench.models.families.sdxl.configuration import CONFIGS
-from riebench.utils.weights import tensor_formats, tensor_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> its shape."""
@@ -21,21 +20,6 @@ OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj
 """Older names of an autoencoder's attention, which diffusers still reads."""
 NOT_WEIGHTS = ("embeddings.position_ids",)
 """Tensors in older files that no network needs."""
-
-
-def joined_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Return tensor name -> shape over all files of one part.
-
-    Raises:
-        RiebenchError: if a weight is stored as integers: only the library that made them knows what they stand for.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        for name, kind in tensor_formats(file).items():
-            if kind[0] in "IUB" and kind != "BF16" and name.endswith((".weight", ".bias")):
-                raise RiebenchError(f"{file} holds {name} as integers ({kind}); use weights that are not quantised")
-        shapes |= tensor_shapes(file)
-    return shapes
 
 
 def check_weights(
@@ -73,13 +57,7 @@ def check_names(part: str, stored: Iterable[str], needed: Iterable[str], shown: 
         RiebenchError: in one line, naming the first tensor.
     """
     have, wanted = ({_plain(part, name) for name in names} for names in (stored, needed))
-    missing, other = sorted(wanted - have), sorted(have - wanted)
-    if missing:
-        raise RiebenchError(f"{shown}: {part}/ lacks {len(missing)} tensors, such as {missing[0]}; download it again")
-    if other and not part.startswith("text"):
-        raise RiebenchError(
-            f"{shown}: {part}/ holds {len(other)} tensors that {CONFIGS[part]} has no place for, such as {other[0]}"
-        )
+    check_tensor_names(part, have, wanted, CONFIGS[part], shown, more=part.startswith("text"))
 
 
 def _plain(part: str, name: str) -> str:

@@ -1,0 +1,171 @@
+"""Image and text streams of transformer blocks, and sites on token sequences.
+
+Transformers carry a picture as a sequence of tokens, and many carry the text beside it as a second one. `STREAMS` says
+where each class of block takes and gives the two, `TokenSite` reads and changes one of them.
+
+Part of the contract in `riebench.models.families.base`, for families of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from riebench.errors import RiebenchError
+from riebench.models.families.blocks import Site
+
+Stream = Literal["image", "text"]
+
+
+@dataclass(frozen=True)
+class StreamPlace:
+    """The place of one stream in the calls of a block.
+
+    Attributes:
+        argument: the name of the argument that it enters as.
+        position: its position among the arguments, where it is not named.
+        index: its index in the output; None where the output is this stream alone.
+    """
+
+    argument: str
+    position: int
+    index: int | None
+
+
+STREAMS: Mapping[str, Mapping[Stream, StreamPlace]] = {
+    "FluxTransformerBlock": {
+        "image": StreamPlace("hidden_states", 0, 1),
+        "text": StreamPlace("encoder_hidden_states", 1, 0),
+    },
+    "FluxSingleTransformerBlock": {
+        "image": StreamPlace("hidden_states", 0, 1),
+        "text": StreamPlace("encoder_hidden_states", 1, 0),
+    },
+}
+"""Class of a block -> the places of its streams."""
+
+
+def place_of(module: nn.Module, stream: Stream) -> StreamPlace:
+    """Return the place of a stream in the calls of a block.
+
+    Raises:
+        RiebenchError: if the block's class is not in `STREAMS`.
+    """
+    for one in type(module).__mro__:
+        if one.__name__ in STREAMS:
+            return STREAMS[one.__name__][stream]
+    raise RiebenchError(f"where {type(module).__name__} gives its {stream} stream is not known")
+
+
+@dataclass(frozen=True)
+class TokenSite(Site):
+    """One stream of a transformer block, [B, tokens, C].
+
+    The update is the stream that leaves the block less the one that enters it, in float32, so that few digits are lost
+    in half precision.
+
+    Attributes:
+        place: where the stream enters and leaves.
+        stream_name: which of the two it is.
+    """
+
+    module: nn.Module
+    point: nn.Module
+    place: StreamPlace
+    stream_name: Stream = "image"
+
+    def hidden(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Return the stream that enters the block, named or by its position."""
+        place = self.place
+        hidden: Tensor = kwargs[place.argument] if place.argument in kwargs else args[place.position]
+        return hidden
+
+    def stream(self, output: Any) -> Tensor:
+        """Return the stream in an output, alone or as one of several values."""
+        found: Tensor = output if self.place.index is None else output[self.place.index]
+        return found
+
+    def update(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+        """Return the stream that leaves less the one that enters, float32."""
+        return self.stream(output).float() - self.hidden(args, kwargs).float()
+
+    def with_stream(self, output: Any, changed: Tensor) -> Any:
+        """Return the output with this stream exchanged."""
+        index = self.place.index
+        if index is None:
+            return changed
+        return tuple(changed if one == index else value for one, value in enumerate(output))
+
+    def bypass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Return the stream that entered in the place of the one that leaves."""
+        return self.with_stream(output, self.hidden(args, kwargs))
+
+    def grid(self, hidden: Tensor) -> tuple[int, int]:
+        """Return the sides of the square of image tokens; text tokens are one row.
+
+        Raises:
+            RiebenchError: if the image tokens are no square.
+        """
+        count = hidden.shape[1]
+        if self.stream_name == "text":
+            return 1, count
+        side = isqrt(count)
+        if side * side != count:
+            raise RiebenchError(f"{count} image tokens are no square; only square pictures are made")
+        return side, side
+
+    def as_picture(self, values: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return tokens, row by row, as [B, C, H, W]."""
+        return values.transpose(1, 2).unflatten(2, grid)
+
+
+@dataclass(frozen=True)
+class TokenUnits(TokenSite):
+    """Feed-forward units of the image tokens, as `point` gives them alone: [B, tokens, units]."""
+
+    def stream(self, output: Any) -> Tensor:
+        """Return the units."""
+        units: Tensor = output
+        return units
+
+    def update(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+        """Return the units, in the number format of the model."""
+        return self.stream(output)
+
+    def with_stream(self, output: Any, changed: Tensor) -> Any:
+        """Return the changed units."""
+        return changed
+
+
+@dataclass(frozen=True)
+class JoinedUnits(TokenUnits):
+    """Feed-forward units of text and image tokens in one sequence, the text first.
+
+    Attributes:
+        counts: "image" -> image tokens of the running call, which only the arguments of the block say.
+    """
+
+    watches = True
+    counts: dict[str, int] = field(default_factory=dict, compare=False)
+
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Count the image tokens that enter the block."""
+        self.counts["image"] = self.hidden(args, kwargs).shape[1]
+
+    def _text_tokens(self, output: Tensor) -> int:
+        return output.shape[1] - self.counts["image"]
+
+    def stream(self, output: Any) -> Tensor:
+        """Return the units of the image tokens."""
+        units: Tensor = output[:, self._text_tokens(output) :]
+        return units
+
+    def with_stream(self, output: Any, changed: Tensor) -> Any:
+        """Return all units, those of the image tokens changed."""
+        text = output[:, : self._text_tokens(output)]
+        return torch.cat([text, changed], dim=1)

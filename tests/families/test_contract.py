@@ -1,0 +1,365 @@
+"""The contract of a model family, held against the pipeline and the network themselves.
+
+Each case says by hand where its network takes and gives the picture and in which call and rows each half comes. What a
+family says is compared with that, never with itself. A new family adds a case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny import tiny_model
+from tiny_flux import TOKENS, tiny_flux
+from torch import Tensor, nn
+
+from riebench.errors import RiebenchError
+from riebench.generation.edits import Edit, StaticEdit, Term
+from riebench.generation.generator import Capture, Generator
+from riebench.generation.hooks import known_sites
+from riebench.generation.prefix import PrefixPlan
+from riebench.generation.transfers import PatchReplacement
+from riebench.models.families.base import Family
+from riebench.models.families.blocks import BatchLayout, Half, Site
+from riebench.models.families.flux.family import FluxFamily
+from riebench.models.families.streams import TokenSite, place_of
+from riebench.models.loading import LoadedModel
+from riebench.registry import MODEL_FAMILIES
+
+PROMPTS, SEEDS, STEPS = ("a red house", "two dogs on a hill", "snow"), (3, 5, 7), 2
+PIXEL = 1 / 255 + 1e-6
+"""One step of a stored picture."""
+Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model of a family, and what is true of its network.
+
+    Attributes:
+        name: of the case.
+        load: loads the model.
+        block: a block late in the network, and its module.
+        hidden: the picture that enters a block.
+        given: the picture that a block gives.
+        text: the text that a block gives; None if it gives none.
+        together: whether guidance is one batch, its unconditional half first, or two calls, the conditional one first.
+        arguments: of the pipeline's own call.
+    """
+
+    name: str
+    load: Callable[[], LoadedModel]
+    block: tuple[str, str]
+    hidden: Reader
+    given: Callable[[Any], Tensor]
+    text: Callable[[Any], Tensor] | None
+    together: bool
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def place(self, step: int, half: Half, batch: int, *, guided: bool) -> tuple[int, slice]:
+        """The call of the block in which a half of a step comes, and its rows."""
+        first = half == ("unconditional" if self.together else "conditional")
+        if not guided:
+            return step, slice(0, batch)
+        if self.together:
+            return step, slice(0, batch) if first else slice(batch, 2 * batch)
+        return 2 * step + (not first), slice(0, batch)
+
+
+def flux_case(name: str, guidance: float, dev: bool) -> Case:
+    guided = guidance > 1 and not dev
+    return Case(
+        name,
+        lambda: tiny_flux(STEPS, guidance, dev=dev),
+        ("single.1", "single_transformer_blocks.1"),
+        hidden=lambda args, kwargs: kwargs["hidden_states"],
+        given=lambda output: output[1],
+        text=lambda output: output[0],
+        together=False,
+        arguments={
+            "guidance_scale": guidance, "max_sequence_length": TOKENS,
+            **({"true_cfg_scale": guidance, "negative_prompt": ""} if guided else {}),
+        },
+    )  # fmt: skip
+
+
+def sdxl_case(name: str, guidance: float) -> Case:
+    return Case(
+        name,
+        lambda: tiny_model(STEPS, guidance),
+        ("up.0.1", "up_blocks.0.attentions.1"),
+        hidden=lambda args, kwargs: args[0],
+        given=lambda output: output[0],
+        text=None,
+        together=True,
+        arguments={"guidance_scale": guidance},
+    )
+
+
+CASES = (
+    sdxl_case("sdxl", 0.0), sdxl_case("sdxl guided", 3.0), flux_case("flux schnell", 0.0, False),
+    flux_case("flux with true guidance", 3.0, False), flux_case("flux dev", 3.5, True),
+)  # fmt: skip
+everywhere = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@contextmanager
+def outputs_of(model: LoadedModel, modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Any]]]:
+    """What modules hand on, call by call, with every change that is made to it."""
+    found: dict[str, list[Any]] = {}
+    handles: list[Any] = []
+
+    def renew(_module: nn.Module, _args: Any) -> None:
+        # Hooks run in the order in which they were made: these come last.
+        for handle in handles:
+            handle.remove()
+        handles[:] = [
+            module.register_forward_hook(lambda _m, _a, output, name=name: found.setdefault(name, []).append(output))
+            for name, module in modules.items()
+        ]
+
+    begin = model.denoiser.register_forward_pre_hook(renew)
+    try:
+        yield found
+    finally:
+        for handle in (begin, *handles):
+            handle.remove()
+
+
+@contextmanager
+def watched(model: LoadedModel, case: Case) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """What a case's block gives in each of its calls: pictures, and texts if it gives them."""
+    pictures: list[Tensor] = []
+    texts: list[Tensor] = []
+    with outputs_of(model, {"block": model.denoiser.get_submodule(case.block[1])}) as found:
+        yield pictures, texts
+    pictures += [case.given(output) for output in found["block"]]
+    texts += [] if case.text is None else [case.text(output) for output in found["block"]]
+
+
+@contextmanager
+def all_outputs(model: LoadedModel, case: Case) -> Iterator[dict[str, list[Tensor]]]:
+    """The pictures that every block gives, call by call."""
+    pictures: dict[str, list[Tensor]] = {}
+    names = model.family.names
+    modules = {name: model.denoiser.get_submodule(names.module_path(name)) for name in known_sites(model.denoiser)}
+    with outputs_of(model, modules) as found:
+        yield pictures
+    for name, outputs in found.items():
+        pictures[name] = [output if isinstance(output, Tensor) else case.given(output) for output in outputs]
+
+
+def rows_of(values: Tensor, model: LoadedModel) -> Tensor:
+    """A block's pictures as [B, positions, C]."""
+    return values.flatten(2).transpose(1, 2) if values.dim() == 4 else values
+
+
+def push(model: LoadedModel, block: str, scale: float = 1.0) -> StaticEdit:
+    """A change of other size at each step, position and channel."""
+    shape = model.family.shape_of_pipeline(model.pipe)
+    positions = shape.positions(block, model.spec.size)
+    values = torch.randn(STEPS, positions, shape.width(block), generator=torch.Generator().manual_seed(2))
+    return StaticEdit((Term(torch.arange(positions), scale * values),))
+
+
+def own_pictures(model: LoadedModel, case: Case, count: int) -> NDArray[np.float32]:
+    """The pictures of diffusers' own call, in 0 to 1."""
+    arguments = dict(case.arguments)
+    if "negative_prompt" in arguments:
+        arguments["negative_prompt"] = [arguments["negative_prompt"]] * count
+    found: NDArray[np.float32] = model.pipe(
+        list(PROMPTS[:count]), num_inference_steps=STEPS, height=model.spec.size, width=model.spec.size,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS[:count]], output_type="np", **arguments,
+    ).images  # fmt: skip
+    return found
+
+
+def check_edit_lands(model: LoadedModel, case: Case) -> None:
+    """An edit is added to the picture of its row, at its step, and to no text; "both" takes it off the other half."""
+    generator, name = Generator(model), case.block[0]
+    wanted = push(model, name)
+    edit = Edit({name: wanted}, branch="both", window=(1, 2))
+    with watched(model, case) as (plain, plain_texts):
+        generator.generate(PROMPTS, SEEDS)
+    with watched(model, case) as (edited, texts):
+        generator.generate(PROMPTS, SEEDS, edits=[None, edit, None])
+    halves: tuple[Half, ...] = ("conditional", "unconditional") if model.guided else ("conditional",)
+    shape = model.family.shape_of_pipeline(model.pipe)
+    values = wanted.dense(STEPS, shape.positions(name, model.spec.size), shape.width(name))
+    for step in range(STEPS):
+        for half in halves:
+            call, rows = case.place(step, half, len(PROMPTS), guided=model.guided)
+            changed = rows_of(edited[call][rows] - plain[call][rows], model)
+            expected = torch.zeros_like(changed)
+            if step == 1:
+                expected[1] = values[step] * (1 if half == "conditional" else -1)
+            assert torch.allclose(changed, expected, atol=1e-4), (step, half)
+    assert all(torch.equal(one, other) for one, other in zip(plain_texts, texts, strict=True))
+
+
+def check_target_updates(model: LoadedModel, case: Case) -> None:
+    """With the target run's updates in every block, every block gives what it gives in the target run."""
+    one_step = replace(model, spec=model.spec.model_copy(update={"steps": 1}))
+    generator, sites = Generator(one_step), known_sites(model.denoiser)
+    with all_outputs(one_step, case) as target:
+        trace = generator.generate([PROMPTS[1]], [SEEDS[0]], capture=Capture(sites)).trace
+    with all_outputs(one_step, case) as source:
+        generator.generate([PROMPTS[0]], [SEEDS[0]])
+    changes = {}
+    for site in sites:
+        update = trace.row(site, 0)
+        changes[site] = PatchReplacement(torch.arange(update.shape[1]), update)
+    with all_outputs(one_step, case) as patched:
+        generator.generate([PROMPTS[0]], [SEEDS[0]], edits=[Edit(changes, branch="conditional")])
+    call, rows = case.place(0, "conditional", 1, guided=model.guided)
+    for site in sites:
+        there, here, before = (found[site][call][rows] for found in (target, patched, source))
+        assert float((here - there).abs().max()) < 1e-4 * float(there.abs().max()), site
+        assert not torch.allclose(before, there, atol=1e-3), site
+
+
+def check_first_block(model: LoadedModel, case: Case) -> None:
+    """Added to the first block, the difference of two runs' updates gives the target run's output there."""
+    one_step = replace(model, spec=model.spec.model_copy(update={"steps": 1}))
+    generator, block = Generator(one_step), known_sites(model.denoiser)[0]
+    trace = generator.generate(PROMPTS[:2], [SEEDS[0]] * 2, capture=Capture((block,))).trace
+    difference = trace.row(block, 1) - trace.row(block, 0)
+    edit = Edit({block: StaticEdit((Term(torch.arange(difference.shape[1]), difference),))}, branch="conditional")
+    with all_outputs(one_step, case) as target:
+        generator.generate([PROMPTS[1]], [SEEDS[0]])
+    with all_outputs(one_step, case) as patched:
+        generator.generate([PROMPTS[0]], [SEEDS[0]], edits=[edit])
+    call, rows = case.place(0, "conditional", 1, guided=model.guided)
+    there, here = target[block][call][rows], patched[block][call][rows]
+    assert torch.allclose(here, there, atol=1e-4 * float(there.abs().max()))
+
+
+CHECKS = (check_edit_lands, check_target_updates, check_first_block)
+
+
+@everywhere
+@pytest.mark.parametrize("count", [1, 3])
+def test_pictures_are_those_of_the_pipelines_own_call(case: Case, count: int) -> None:
+    model = case.load()
+    own = own_pictures(model, case, count)
+    made = Generator(model).generate(PROMPTS[:count], SEEDS[:count]).images
+    assert np.abs(made / 255 - own).max() <= PIXEL
+    assert made.std() > 5
+
+
+@everywhere
+def test_observing_changes_no_bit(case: Case) -> None:
+    model = case.load()
+    generator = Generator(model)
+    plain = generator.generate(PROMPTS, SEEDS, keep_latents=True)
+    sites = known_sites(model.denoiser)
+    readable = tuple(site for site in sites if model.family.names.reads_text(site))
+    wanted = [Capture(sites, ("input", "output", "update")), Capture(readable, ("attention",))]
+    seen = generator.generate(PROMPTS, SEEDS, capture=wanted, keep_latents=True)
+    assert plain.latents is not None and seen.latents is not None
+    assert torch.equal(plain.latents, seen.latents) and np.array_equal(plain.images, seen.images)
+    trace, block = seen.traces[0], case.block[0]
+    with watched(model, case) as (pictures, _):
+        generator.generate(PROMPTS, SEEDS)
+    for step in range(STEPS):
+        call, rows = case.place(step, "conditional", len(PROMPTS), guided=model.guided)
+        output = trace.get(block, "output")[:, step].flatten(2).transpose(1, 2)
+        assert torch.equal(output, rows_of(pictures[call][rows], model))
+        difference = trace.get(block, "output")[:, step] - trace.get(block, "input")[:, step]
+        assert torch.allclose(trace.get(block)[:, step], difference, atol=1e-4)
+    attention = seen.traces[1].get(readable[0], "attention")
+    assert torch.allclose(attention.sum(-1), torch.ones(()), atol=1e-4) and attention.std() > 0
+
+
+@everywhere
+def test_an_edit_of_zero_changes_no_bit(case: Case) -> None:
+    model = case.load()
+    generator, sites = Generator(model), known_sites(model.denoiser)
+    plain = generator.generate(PROMPTS, SEEDS, keep_latents=True)
+    edit = Edit({site: push(model, site, 0.0) for site in sites if model.family.names.kind(site) == "attention"})
+    assert not edit.empty
+    same = generator.generate(PROMPTS, SEEDS, edits=[edit, None, edit], keep_latents=True)
+    assert plain.latents is not None and same.latents is not None and torch.equal(plain.latents, same.latents)
+
+
+@everywhere
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_updates_and_edits_are_where_the_network_has_them(case: Case, check: Callable[[Any, Case], None]) -> None:
+    check(case.load(), case)
+
+
+@everywhere
+def test_calls_are_as_planned_and_counted_together(case: Case) -> None:
+    model = case.load()
+    calls: list[int] = []
+    handle = model.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        Generator(model).generate(PROMPTS[:2], SEEDS[:2])
+    finally:
+        handle.remove()
+    shape = model.family.shape_of_pipeline(model.pipe)
+    assert len(calls) == STEPS * model.layout.calls
+    rows = 2 if model.guided and case.together else 1
+    assert shape.calls(model.spec.guidance) * STEPS == len(calls) * rows
+
+
+@everywhere
+def test_pictures_depend_on_no_batch_and_shared_beginnings_change_nothing(case: Case) -> None:
+    model = case.load()
+    generator = Generator(model)
+    runs = generator.generate(PROMPTS, SEEDS, keep_latents=True, keep_prefix=PrefixPlan(3, (case.block[0],), (1,)))
+    alone = generator.generate(PROMPTS[1:2], SEEDS[1:2], keep_latents=True)
+    assert runs.latents is not None and alone.latents is not None and runs.prefix is not None
+    assert torch.allclose(runs.latents[1:2], alone.latents, atol=1e-3)
+    late = Edit({case.block[0]: push(model, case.block[0])}, window=(1, 2), branch="conditional")
+    whole = generator.generate(PROMPTS, SEEDS, edits=[late, None, None])
+    shared = generator.generate(PROMPTS, SEEDS, edits=[late, None, None], prefixes=[runs.prefix])
+    assert np.array_equal(whole.images, shared.images) and not np.array_equal(whole.images[0], runs.images[0])
+
+
+class TextForImage(FluxFamily):
+    """Takes the text stream for the image stream in its blocks."""
+
+    def site(self, denoiser: nn.Module, name: str) -> Site:
+        module = denoiser.get_submodule(self.names.module_path(name))
+        return TokenSite(module, module, place_of(module, "text"), "text")
+
+
+class HalvesSwapped(FluxFamily):
+    """Takes the first call of a step for the unconditional one."""
+
+    def layout(self, guided: bool) -> BatchLayout:
+        return BatchLayout(guided, ("unconditional", "conditional"), together=False)
+
+
+class OneBatch(FluxFamily):
+    """Takes the two calls of a step for two halves of a batch."""
+
+    def layout(self, guided: bool) -> BatchLayout:
+        return BatchLayout(guided)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "check"),
+    [
+        (TextForImage, check_edit_lands), (TextForImage, check_target_updates), (TextForImage, check_first_block),
+        (HalvesSwapped, check_edit_lands), (HalvesSwapped, check_target_updates), (HalvesSwapped, check_first_block),
+        (OneBatch, check_edit_lands),
+    ],
+    ids=lambda one: one.__name__,
+)  # fmt: skip
+def test_wrong_adapters_are_found(
+    wrong: type[Family], check: Callable[[Any, Case], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[3]
+    model = replace(case.load())
+    monkeypatch.setitem(MODEL_FAMILIES._objects, "flux", wrong())
+    assert isinstance(model.family, wrong)
+    with pytest.raises((AssertionError, RiebenchError, RuntimeError, IndexError)):
+        check(model, case)
