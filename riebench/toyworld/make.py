@@ -28,6 +28,7 @@ from riebench.toyworld.data import Pool, training_pool
 from riebench.toyworld.networks import clip, diffusion, judge, second_clip, vae
 from riebench.toyworld.networks.dit import autoencoder, pipeline
 from riebench.toyworld.networks.dit import training as dit_training
+from riebench.toyworld.networks.dit.transformer import BLOCKS
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
 from riebench.toyworld.networks.mixed import training as mixed_training
 from riebench.toyworld.networks.mixed.network import fold
@@ -89,9 +90,9 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
     """Train one stage, or finish an interrupted one, and export its model.
 
     Args:
-        stage: "vae", "base", "turbo", "clip", "clip-2", "judge", "saes", "mixed" or "dit"; each needs the ones before
-            it in that order, except that the CLIPs, the judge and dit need none, and mixed starts from toy-turbo, the
-            shipped one if `assets` has none.
+        stage: "vae", "base", "turbo", "clip", "clip-2", "judge", "saes", "mixed", "dit" or "dit-saes"; each needs
+            the ones before it in that order, except that the CLIPs, the judge and dit need none, mixed starts from
+            toy-turbo, the shipped one if `assets` has none, and dit-saes needs dit alone.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
         compiled: compiles the U-Net of base and turbo, or the transformer of dit.
@@ -103,7 +104,7 @@ def make(stage: str, work: Path, *, device: str = "cpu", compiled: bool = False,
     target = assets or ASSETS
     stages: dict[str, Callable[[_StageContext], None]] = {
         "vae": _vae, "base": _base, "turbo": _turbo, "clip": _clip, "clip-2": _second_clip,
-        "judge": _judge, "saes": _saes, "mixed": _mixed, "dit": _dit,
+        "judge": _judge, "saes": _saes, "mixed": _mixed, "dit": _dit, "dit-saes": _dit_saes,
     }  # fmt: skip
     try:
         stages[stage](_StageContext(work, torch.device(device), compiled, target))
@@ -243,3 +244,13 @@ def _dit(context: _StageContext) -> None:
     latents = _latents(context, stage)
     network = dit_training.train(context.pool, latents, context.work, context.device, compiled=context.compiled)
     save_in_half(pipeline.assemble(network, context.vae(stage)), context.clear_asset("toy-dit"))
+
+
+def _dit_saes(context: _StageContext) -> None:
+    model = context.assets / "toy-dit"
+    if not model.is_dir():
+        raise RiebenchError(f"{model} is missing: run `python -m riebench.toyworld train dit` first")
+    saes.train(
+        model, context.work / "saes-dit", context.clear_asset("saes-dit"), context.device,
+        extra=(), blocks=BLOCKS, steps=pipeline.STEPS,
+    )  # fmt: skip

@@ -26,7 +26,7 @@ from riebench.toyworld.networks import vae
 from riebench.toyworld.networks.dit import autoencoder, training
 from riebench.toyworld.networks.dit.pipeline import assemble, generate
 from riebench.toyworld.networks.dit.text import TOKENS, CaptionEncoder
-from riebench.toyworld.networks.dit.transformer import build, image_positions, pack
+from riebench.toyworld.networks.dit.transformer import BLOCKS, build, image_positions, pack
 from riebench.toyworld.networks.loop import TrainingFolderError
 from riebench.toyworld.render import render
 from riebench.toyworld.scenes import Scene
@@ -164,13 +164,21 @@ def test_training_ends_in_a_folder_that_the_pipeline_loads(
     assert tokenizer.is_fast and tokenizer.model_max_length == TOKENS
     assert tokenizer(captions).input_ids == CaptionEncoder().tokenizers[1](captions).input_ids
 
-    measured = CliRunner().invoke(
-        app, ["transformer", str(tmp_path / "work"), "--limit", "2", "--json", str(tmp_path / "figures.json")]
-    )
+    _few_sae_steps(monkeypatch)
+    result = CliRunner().invoke(app, ["train", "dit-saes", *command[2:]])
+    assert result.exit_code == 0, result.output
+    measure = ["transformer", str(tmp_path / "work"), "--limit", "1", "--json", str(tmp_path / "figures.json")]
+    measured = CliRunner().invoke(app, [*measure, "--assets", str(assets)])
     assert measured.exit_code == 0, measured.output
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["trained_steps"] == 2 and not figures["cleared"]
     assert figures["turbo_clip_top1"] > figures["clip_top1"]
+    assert set(figures["patch_reach_mean"]) == {"target", "all", *BLOCKS}
+    # The modulation of an untrained block is zero, so two steps move hardly anything.
+    assert {block: report["l0"] <= 16 for block, report in figures["sae_by_block"].items()} == dict.fromkeys(
+        BLOCKS, True
+    )
+    assert not figures["blocks_cleared"]
 
 
 def test_a_folder_without_training_is_refused(tmp_path: Path) -> None:
@@ -195,13 +203,17 @@ def _scaled_autoencoder() -> Any:
     return network
 
 
-def test_saes_of_other_blocks_and_steps_come_from_as_many_updates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _few_sae_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = saes.configuration
     monkeypatch.setattr(saes, "BATCH", 4)
     monkeypatch.setattr(saes, "CAPTIONS", 16)
     monkeypatch.setattr(saes, "configuration", lambda *given: replace(usual(*given), steps=2))
+
+
+def test_saes_of_other_blocks_and_steps_come_from_as_many_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _few_sae_steps(monkeypatch)
     settings: dict[str, Any] = {"extra": (), "blocks": ("up.0.2",), "steps": 2}
     turbo, device = asset_folder("toy-turbo"), torch.device("cpu")
     saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **settings)
