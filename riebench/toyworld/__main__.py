@@ -67,7 +67,8 @@ def transformer(
     pipe, steps = load_checkpoint(work)
     figures = {"trained_steps": steps, **measure(pipe, limit)}
     typer.echo(
-        f"after {steps} steps: attributes right {figures['accuracy']:.3f}; caption found by CLIP "
+        f"after {steps} steps: attributes right {figures['accuracy']:.3f} (renders through the autoencoder "
+        f"{figures['autoencoder_accuracy']:.3f}); caption found by CLIP "
         f"{figures['clip_top1']:.3f} (toy-turbo {figures['turbo_clip_top1']:.3f}); "
         f"bars {'cleared' if figures['cleared'] else 'missed'}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from riebench.toyworld.captions import MEANING_WORDS, training_captions, vocabul
 from riebench.toyworld.data import Pool
 from riebench.toyworld.networks import vae
 from riebench.toyworld.networks.dit import autoencoder, training
+from riebench.toyworld.networks.dit.measure import reconstruct
 from riebench.toyworld.networks.dit.pipeline import assemble, generate
 from riebench.toyworld.networks.dit.text import TOKENS, CaptionEncoder
 from riebench.toyworld.networks.dit.transformer import BLOCKS, build, image_positions, pack
@@ -195,6 +197,28 @@ def test_an_untrained_transformer_predicts_nothing(pool: Pool) -> None:
     ).images  # fmt: skip
     noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(latents, pack(noise))
+
+
+def test_reconstruction_follows_the_autoencoder() -> None:
+    class Posterior:
+        def __init__(self, values: Tensor) -> None:
+            self.values = values
+
+        def mode(self) -> Tensor:
+            return self.values
+
+    class Darkens:
+        """Halves every colour's distance from black."""
+
+        def encode(self, pixels: Tensor) -> Any:
+            return SimpleNamespace(latent_dist=Posterior((pixels - 1) / 2))
+
+        def decode(self, latents: Tensor) -> Any:
+            return SimpleNamespace(sample=latents)
+
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    darker = reconstruct(Darkens(), images)
+    assert np.abs(darker - images / 2).max() <= 0.5 + 1e-6
 
 
 def _scaled_autoencoder() -> Any:

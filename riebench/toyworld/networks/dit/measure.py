@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
+from numpy.typing import NDArray
 
 from riebench.errors import RiebenchError
 from riebench.models.loading import load_model
@@ -29,9 +30,12 @@ from riebench.toyworld.evaluate import generate as generate_by
 from riebench.toyworld.networks.dit.pipeline import STEPS, assemble, generate
 from riebench.toyworld.networks.dit.transformer import BLOCKS, build
 from riebench.toyworld.networks.loop import CHECKPOINT
+from riebench.toyworld.render import render
 
 ACCURACY_BAR = 0.88
 """The least share of attributes that pictures of four steps must show as captioned."""
+RENDERS = 100
+"""At most so many renders are encoded and decoded."""
 TOP1_DISTANCE = 0.05
 """The most by which the first CLIP's choice may be rarer right than on toy-turbo's pictures."""
 PATCH_BAR = 0.9
@@ -74,8 +78,9 @@ def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS)
         steps: denoising steps of both models.
 
     Returns:
-        Share of attributes right, in all and by attribute; share of pictures whose caption the CLIP finds among 100,
-        for toy-dit and for toy-turbo; and whether both bars are cleared.
+        Share of attributes right, in all and by attribute; the same share for renders after the autoencoder, which
+        generated pictures cannot pass; share of pictures whose caption the CLIP finds among 100, for toy-dit and for
+        toy-turbo; and whether both bars are cleared.
     """
     sizes = Sizes.limited(limit)
     scenes = held_out_scenes(sizes.captions, seed=904)
@@ -84,9 +89,12 @@ def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS)
     by_attribute = share_right(Judge.load().labels(images), scenes)
     turbo = generate_by(load_model("toy-turbo", steps=steps), captions, sizes, "toy-turbo")
     top1 = [choose_captions(CLIPS["clip"], scenes, some)[0] for some in (images, turbo)]
-    accuracy = round(float(np.mean(list(by_attribute.values()))), 4)
+    accuracy = _mean(by_attribute)
+    renders = np.stack([render(scene, 9_300_000 + i).image for i, scene in enumerate(scenes[:RENDERS])])
+    kept = _mean(share_right(Judge.load().labels(reconstruct(pipe.vae, renders)), scenes[:RENDERS]))
     return {
-        "accuracy": accuracy, "by_attribute": by_attribute, "clip_top1": top1[0], "turbo_clip_top1": top1[1],
+        "accuracy": accuracy, "by_attribute": by_attribute, "autoencoder_accuracy": kept,
+        "clip_top1": top1[0], "turbo_clip_top1": top1[1],
         "cleared": accuracy >= ACCURACY_BAR and top1[0] >= top1[1] - TOP1_DISTANCE,
     }  # fmt: skip
 
@@ -117,3 +125,15 @@ def measure_blocks(folder: Path, limit: int | None = None) -> dict[str, Any]:
     variance = round(float(np.mean([report["ev"] for report in by_block.values()])), 4)
     cleared = figures["patch_reach"] >= PATCH_BAR and variance >= VARIANCE_BAR
     return {**figures, "sae_ev": variance, "sae_by_block": by_block, "blocks_cleared": cleared}
+
+
+def _mean(shares: dict[str, float]) -> float:
+    return round(float(np.mean(list(shares.values()))), 4)
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Encode and decode pictures, uint8 [N, 64, 64, 3]."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    decoded = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mode()).sample
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
