@@ -169,7 +169,7 @@ def test_training_ends_in_a_folder_that_the_pipeline_loads(
     _few_sae_steps(monkeypatch)
     result = CliRunner().invoke(app, ["train", "dit-saes", *command[2:]])
     assert result.exit_code == 0, result.output
-    measure = ["transformer", str(tmp_path / "work"), "--limit", "1", "--json", str(tmp_path / "figures.json")]
+    measure = ["transformer", str(tmp_path / "work"), "--limit", "2", "--json", str(tmp_path / "figures.json")]
     measured = CliRunner().invoke(app, [*measure, "--assets", str(assets)])
     assert measured.exit_code == 0, measured.output
     figures = json.loads((tmp_path / "figures.json").read_text())
