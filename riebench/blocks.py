@@ -83,7 +83,8 @@ def foreign_site(name: str) -> str | None:
 
 
 def _families() -> Iterator[Any]:
-    return (family.names for family in MODEL_FAMILIES.usable().values())
+    found = MODEL_FAMILIES.usable()
+    return (found[name].names for name in sorted(found, key=lambda name: (name != DEFAULT_FAMILY, name)))
 
 
 @lru_cache(maxsize=4096)
@@ -171,7 +172,7 @@ def unit_site(block: str, layer: int) -> str:
 
 
 def block_of(site: str) -> str:
-    """Return the block that a site of feed-forward units or of the text stream lies in.
+    """Return the block that a site of units or of the text stream lies in.
 
     Any other site is its own block.
 

@@ -373,7 +373,10 @@ class StepCallback:
 
     @contextmanager
     def exchanged(self) -> Iterator[None]:
-        """Exchange, in every call inside the `with` block, text that the pipeline holds fixed between the steps."""
+        """Exchange text that the pipeline holds fixed between the steps.
+
+        It is exchanged in every call of the denoiser inside the `with` block.
+        """
         arguments = self._family.step_text_arguments if self._texts else {}
         if not arguments:
             yield

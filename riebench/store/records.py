@@ -41,7 +41,9 @@ It is raised when the meaning of a stored number changes; runs of different vers
 NameWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
 """A word that can be part of a file's name."""
 
-BlockSet = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+/-]*$", max_length=2000)]
+BlockSet = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*(?:/text(?:\+[A-Za-z0-9._+-]*)?)*$", max_length=2000)
+]
 """Name of blocks edited together (`block_set_name`); for a whole U-Net it is longer than a file's name may be."""
 
 

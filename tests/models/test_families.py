@@ -59,16 +59,16 @@ class PairTransformer(nn.Module):
 
 
 class PairNames(BlockNames):
-    known = ("double.0", "double.1")
-    default = ("double.1",)
-    prefixes = ("double",)
+    known = ("pair.0", "pair.1")
+    default = ("pair.1",)
+    prefixes = ("pair",)
 
     def short_name(self, name: str) -> str | None:
-        match = re.fullmatch(r"(?:double|layers)\.(\d+)", name)
-        return None if match is None else f"double.{match[1]}"
+        match = re.fullmatch(r"(?:pair|layers)\.(\d+)", name)
+        return None if match is None else f"pair.{match[1]}"
 
     def module_path(self, short: str) -> str:
-        return short.replace("double", "layers")
+        return short.replace("pair", "layers")
 
     def long_name(self, short: str) -> str:
         return f"transformer.{self.module_path(short)}"
@@ -131,7 +131,7 @@ class PairFamily(SdxlFamily):
     conditional_first = True
 
     def sites(self, denoiser: nn.Module) -> tuple[str, ...]:
-        return tuple(f"double.{index}" for index in range(len(denoiser.get_submodule("layers")._modules)))
+        return tuple(f"pair.{index}" for index in range(len(denoiser.get_submodule("layers")._modules)))
 
     def site(self, denoiser: nn.Module, name: str) -> Site:
         module = denoiser.get_submodule(self.names.module_path(name))
@@ -178,37 +178,37 @@ def push(steps: int = 2) -> StaticEdit:
 
 def test_names_of_another_family_are_understood_beside_sdxls(pair: PairFamily) -> None:
     network = PairTransformer()
-    assert family_of_denoiser(network) is pair and known_sites(network) == ("double.0", "double.1")
-    assert blocks.short_name("layers.1") == "double.1" and blocks.module_path("double.1") == "layers.1"
-    assert blocks.default_blocks("pair") == ("double.1",) and blocks.block_set_name(("double.1",)) == "all"
-    assert blocks.block_set_blocks("all", "pair") == ("double.1",)
+    assert family_of_denoiser(network) is pair and known_sites(network) == ("pair.0", "pair.1")
+    assert blocks.short_name("layers.1") == "pair.1" and blocks.module_path("pair.1") == "layers.1"
+    assert blocks.default_blocks("pair") == ("pair.1",) and blocks.block_set_name(("pair.1",)) == "all"
+    assert blocks.block_set_blocks("all", "pair") == ("pair.1",)
     assert blocks.short_name("mid_block.attentions.0") == "mid.0"
-    with pytest.raises(RiebenchError, match=r"unknown block 'double.x' \(did you mean 'double\.[01]'"):
-        blocks.short_name("double.x")
+    with pytest.raises(RiebenchError, match=r"unknown block 'pair.x' \(did you mean 'pair\.[01]'"):
+        blocks.short_name("pair.x")
 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_observing_changes_no_bit_and_reads_the_image_stream(pair: PairFamily, guided: bool) -> None:
     network = PairTransformer()
     plain = run(network, guided)
-    with capture(network, ["double.0", "double.1"], keep=("input", "output", "update"), steps=2, guided=guided,
+    with capture(network, ["pair.0", "pair.1"], keep=("input", "output", "update"), steps=2, guided=guided,
                  unconditional=True) as trace:  # fmt: skip
         seen = run(network, guided)
     assert all(torch.equal(one, other) for one, other in zip(plain, seen, strict=True))
-    assert trace.steps == 2 and trace.grids["double.1"] == (SIDE, SIDE)
+    assert trace.steps == 2 and trace.grids["pair.1"] == (SIDE, SIDE)
     for half in ("conditional", "unconditional") if guided else ("conditional",):
-        last = trace.get("double.1", "output", half)
+        last = trace.get("pair.1", "output", half)
         wanted = plain[1::2] if half == "unconditional" else plain[:: 2 if guided else 1]
         assert torch.equal(last.flatten(3).transpose(2, 3), torch.stack(wanted, 1))
-        update = trace.get("double.1", "update", half)
-        assert torch.allclose(update, last - trace.get("double.1", "input", half))
+        update = trace.get("pair.1", "update", half)
+        assert torch.allclose(update, last - trace.get("pair.1", "input", half))
 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_an_edit_of_zero_changes_no_bit(pair: PairFamily, guided: bool) -> None:
     network = PairTransformer()
     plain = run(network, guided)
-    edits = [Edit({"double.0": push()}, strength=0.0), None]
+    edits = [Edit({"pair.0": push()}, strength=0.0), None]
     with intervene(network, edits, guided=guided, steps=2):
         same = run(network, guided)
     assert all(torch.equal(one, other) for one, other in zip(plain, same, strict=True))
@@ -219,7 +219,7 @@ def test_an_edit_lands_on_the_image_of_its_row_step_and_half(pair: PairFamily, b
     network = PairTransformer()
     plain = run(network, True)
     wanted = push()
-    with intervene(network, [None, Edit({"double.1": wanted}, branch=branch)], guided=True, steps=2):
+    with intervene(network, [None, Edit({"pair.1": wanted}, branch=branch)], guided=True, steps=2):
         edited = run(network, True)
     dense = wanted.dense(2, POSITIONS, WIDTH)
     sign = {"both": -1.0, "conditional": 0.0, "all": 1.0}[branch]
@@ -235,7 +235,7 @@ def test_what_is_not_known_yet_is_not_taken_off(pair: PairFamily) -> None:
     network = PairTransformer()
     with (
         pytest.raises(RiebenchError, match="for the unconditional half first"),
-        intervene(network, [Edit({"double.1": push()}), None], guided=True),
+        intervene(network, [Edit({"pair.1": push()}), None], guided=True),
     ):
         run(network, True)
 
@@ -253,10 +253,10 @@ def test_calls_are_counted_by_steps(pair: PairFamily) -> None:
 def test_whole_steps_are_shared_where_there_are_no_stages(pair: PairFamily, guided: bool) -> None:
     network = PairTransformer()
     runs = [("a", 0), ("b", 1)]
-    late = Edit({"double.0": push()}, window=(1, 2))
-    with record(network, runs, PrefixPlan(2, ("double.0",), (1,)), guided=guided) as prefix:
+    late = Edit({"pair.0": push()}, window=(1, 2))
+    with record(network, runs, PrefixPlan(2, ("pair.0",), (1,)), guided=guided) as prefix:
         plain = run(network, guided)
-    assert prefix.steps == 2 and Cut(1, "double.0", True) in changes(late, 2)
+    assert prefix.steps == 2 and Cut(1, "pair.0", True) in changes(late, 2)
     cut = shared_cut([prefix], runs, [late, None])
     assert cut == Cut(1)
     with intervene(network, [late, None], guided=guided):

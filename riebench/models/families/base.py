@@ -400,7 +400,10 @@ class Family(ABC):
         """Return the tokenizers whose positions the denoiser's text has in common."""
 
     def token_limit(self, pipe: Any, tokenizer: Any) -> int:
-        """Return how many tokens of one of `tokenizers` the denoiser reads, start and end included."""
+        """Return how many tokens the denoiser reads of one of `tokenizers`.
+
+        Start and end count too.
+        """
         return int(tokenizer.model_max_length)
 
     @abstractmethod
@@ -487,11 +490,12 @@ EditingTask = Literal["img2img", "ledits_pp"]
 
 
 def families() -> tuple[Family, ...]:
-    """Return all registered families.
+    """Return all registered families, the default one first.
 
     Those of packages that fail to import are left out.
     """
-    return tuple(MODEL_FAMILIES.usable().values())
+    found = MODEL_FAMILIES.usable()
+    return tuple(found[name] for name in sorted(found, key=lambda name: (name != DEFAULT_FAMILY, name)))
 
 
 def family_of_repository(repo: str) -> Family:

@@ -77,13 +77,13 @@ class BlockNames(ABC):
 
     @abstractmethod
     def block_of(self, site: str) -> str:
-        """Return the block that a site of feed-forward units or of the text stream lies in.
+        """Return the block that a site of units or of the text stream lies in.
 
         Any other site is its own block.
         """
 
     def reads_text(self, short: str) -> bool:
-        """Return whether a block has attention from positions to text that can be looked at."""
+        """Return whether attention of a block's positions to the text can be read."""
         return self.kind(short) == ATTENTION
 
 
@@ -101,7 +101,7 @@ class Site(ABC):
     watches: ClassVar[bool] = False
 
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take from the arguments of a call of `module` what a call of `point` does not say.
+        """Take from a call of `module` what a call of `point` does not say.
 
         Called before each call of `module` where `watches` is true.
         """

@@ -1,4 +1,4 @@
-"""Files of a model folder, read as a family reads them: configurations and headers of weights.
+"""Files of a model folder: configurations and headers of weights.
 
 Part of the contract in `riebench.models.families.base`.
 """
@@ -88,7 +88,7 @@ def count_parameters(folder: Path) -> int:
 def check_shapes(
     stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]], config: str, shown: str
 ) -> None:
-    """Refuse weights whose tensors have other shapes than their configuration gives them.
+    """Refuse weights of other shapes than their configuration gives them.
 
     Args:
         stored: tensor name -> shape in the files.

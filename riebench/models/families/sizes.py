@@ -115,7 +115,11 @@ class Shape(Protocol):
         """
 
     def calls(self, guidance: float) -> int:
-        """Return how often each row of a picture is evaluated in a step at a guidance scale, 1 or 2."""
+        """Return how often each picture is evaluated in a step.
+
+        Args:
+            guidance: scale of classifier-free guidance.
+        """
 
     def width(self, block: str) -> int:
         """Return the channels of a block's update."""

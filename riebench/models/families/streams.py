@@ -126,7 +126,7 @@ class TokenSite(Site):
 
 @dataclass(frozen=True)
 class TokenUnits(TokenSite):
-    """Feed-forward units of the image tokens, as `point` gives them alone: [B, tokens, units]."""
+    """Feed-forward units of the image tokens alone: [B, tokens, units]."""
 
     def stream(self, output: Any) -> Tensor:
         """Return the units."""

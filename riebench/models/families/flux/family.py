@@ -62,7 +62,10 @@ class FluxFamily(Family):
         configuration.check_configs(folder, shown)
 
     def check_schedule(self, folder: Path, steps: int, shown: str) -> None:
-        """Refuse a folder whose schedule is not flow matching in Euler steps, or draws noise without a seed."""
+        """Refuse a folder whose schedule is not flow matching in Euler steps.
+
+        One that draws noise without a seed is refused, too.
+        """
         from riebench.models.families.flux import schedule
 
         schedule.check_schedule(folder, steps, shown)
@@ -116,11 +119,17 @@ class FluxFamily(Family):
         return shape.config_shape(pipe.transformer.config, pipe.vae.config, pipe.tokenizer_2.model_max_length)
 
     def shape_of_preset(self, name: str) -> Shape:
-        """Return the measures of schnell, or of dev, which reads longer texts and is told the guidance scale."""
+        """Return the measures of schnell or dev.
+
+        dev reads longer texts and is told the guidance scale.
+        """
         return shape.FLUX_DEV if name == "flux-dev" else shape.FLUX
 
     def native_size(self, pipe: Any) -> int:
-        """Return the side of the pictures that the autoencoder was made for; the transformer states none."""
+        """Return the side of the pictures that the autoencoder was made for.
+
+        The transformer states none.
+        """
         return self.shape_of_pipeline(pipe).native_size
 
     def usual_sampling(self, scheduler: Mapping[str, Any]) -> tuple[int, float]:
@@ -225,7 +234,10 @@ class FluxFamily(Family):
         return (pipe.tokenizer_2,)
 
     def token_limit(self, pipe: Any, tokenizer: Any) -> int:
-        """Return how many tokens the transformer reads: 256, or 512 if it is told the guidance scale."""
+        """Return how many tokens the transformer reads.
+
+        At most 256, or 512 if it is told the guidance scale.
+        """
         from riebench.models.families.flux import pipeline
 
         return pipeline.token_limit(pipe)

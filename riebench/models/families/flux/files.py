@@ -1,4 +1,4 @@
-"""FLUX's official models: presets, downloads, and well-known relatives that are no text-to-image models."""
+"""FLUX's official models: presets, downloads, and relatives of another kind."""
 
 from __future__ import annotations
 

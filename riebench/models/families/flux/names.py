@@ -41,9 +41,9 @@ class FluxNames(BlockNames):
     prefixes = ("transformer", "double", "single")
 
     def short_name(self, name: str) -> str | None:
-        """Return the short name of a module path, with or without `transformer.` before it.
+        """Return the short name of a module path.
 
-        Short names pass unchanged.
+        The path may begin with `transformer.`. Short names pass unchanged.
         """
         if _SHORT.fullmatch(name):
             return name
@@ -104,5 +104,8 @@ class FluxNames(BlockNames):
         return site.removesuffix(TEXT_END).split(".ff.")[0]
 
     def reads_text(self, short: str) -> bool:
-        """Return whether a block keeps its text tokens apart, so that attention to them can be looked at."""
+        """Return whether a block keeps its text tokens apart.
+
+        Only there attention to them can be looked at.
+        """
         return short.startswith("double.") and self.kind(short) == ATTENTION

@@ -1,4 +1,4 @@
-"""Hooks on FLUX's transformer: streams, feed-forward units and attention to the text.
+"""Hooks on FLUX's transformer: streams, feed-forward units, text attention.
 
 Blocks are called with keywords alone and give (text, image), also those of one joined stream.
 """
@@ -21,7 +21,7 @@ NAMES = FluxNames()
 
 
 def sites(transformer: nn.Module) -> tuple[str, ...]:
-    """Return the short names of all blocks of a transformer, in the order in which they run."""
+    """Return the short names of all blocks, in the order in which they run."""
     counts = {
         side: len(transformer.get_submodule(folder)._modules)
         for side, folder in (("double", "transformer_blocks"), ("single", "single_transformer_blocks"))
@@ -55,7 +55,7 @@ def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Compute how much each image token reads each text token in a joint attention layer.
+    """Compute how much each image token reads each text token.
 
     Queries of the image and keys of the text are computed as the layer computes them, with their norms and rotary
     positions. What image tokens read of each other is left out: the text tokens alone sum to 1.

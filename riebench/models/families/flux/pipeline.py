@@ -24,7 +24,10 @@ def token_limit(pipe: Any) -> int:
 
 
 def embed(pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
-    """Encode a prompt with both text encoders, and under guidance the empty one as the negative prompt."""
+    """Encode a prompt with both text encoders.
+
+    Under guidance the empty prompt is the negative one.
+    """
     limit = token_limit(pipe)
 
     def encode(text: str) -> tuple[Tensor, Tensor]:

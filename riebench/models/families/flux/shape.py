@@ -75,7 +75,7 @@ class FluxShape:
 
     @property
     def size_step(self) -> int:
-        """Number of pixels that a picture's side is a multiple of: those of an image token."""
+        """Pixels along an image token, of which a picture's side is a multiple."""
         return self.vae_factor * PATCH
 
     @property
@@ -104,7 +104,10 @@ class FluxShape:
         return self.channels
 
     def positions(self, block: str, size: int) -> int:
-        """Return the image tokens of pictures of a side in pixels, or the text tokens of a text stream."""
+        """Return the image tokens of pictures of a side in pixels.
+
+        Of a text stream its text tokens.
+        """
         return self.tokens if kind(block) == TEXT else self._image_tokens(size)
 
     def _image_tokens(self, size: int) -> int:
@@ -116,7 +119,10 @@ class FluxShape:
         return FEED_FORWARD * self.channels if kind(block) == ATTENTION and block_of(block) == block else 0
 
     def prefix_numbers(self, size: int, steps: int, blocks: Sequence[str], starts: int) -> int:
-        """Return how many numbers edited runs can share with one source run: the answers of whole steps."""
+        """Return how many numbers edited runs can share with one source run.
+
+        Those are the answers of whole steps.
+        """
         return self.packed * self._image_tokens(size) * steps
 
     def activation_bytes(self, model: ModelSpec, options: ModelOptions, batch_size: int) -> int:
@@ -142,7 +148,11 @@ class FluxShape:
         return max(sizes.values()) if chosen.offload == "model" else sum(sizes.values())
 
     def evaluation_teraflop(self, size: int) -> float:
-        """Return the work of one call of the transformer's blocks on one picture of a side in pixels."""
+        """Return the work of one call of all blocks on one picture.
+
+        Args:
+            size: picture side in pixels.
+        """
         tokens = self._image_tokens(size) + self.tokens
         weights = 2 * BLOCK_WEIGHTS * self.channels**2 * tokens
         attention = 4 * self.channels * tokens**2

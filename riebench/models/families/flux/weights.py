@@ -1,4 +1,7 @@
-"""Shapes of the tensors that FLUX's configurations describe, from networks that are built without memory."""
+"""Shapes of the tensors that FLUX's configurations describe.
+
+The networks are built without memory for their weights.
+"""
 
 from __future__ import annotations
 
