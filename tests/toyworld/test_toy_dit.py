@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from riebench.models.assets import asset_folder
 from riebench.saes.formats import load_saes
+from riebench.toyworld import evaluate, saes
 from riebench.toyworld import make as make_module
-from riebench.toyworld import saes
 from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import MEANING_WORDS, training_captions, vocabulary
 from riebench.toyworld.data import Pool
@@ -167,6 +167,7 @@ def test_training_ends_in_a_folder_that_the_pipeline_loads(
     assert tokenizer(captions).input_ids == CaptionEncoder().tokenizers[1](captions).input_ids
 
     _few_sae_steps(monkeypatch)
+    monkeypatch.setattr(evaluate, "CATEGORY_ATTRIBUTE", {"change_color": "color"})
     result = CliRunner().invoke(app, ["train", "dit-saes", *command[2:]])
     assert result.exit_code == 0, result.output
     measure = ["transformer", str(tmp_path / "work"), "--limit", "2", "--json", str(tmp_path / "figures.json")]
