@@ -15,13 +15,13 @@ app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True
 
 STAGES = ("vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed")
 """Stages of what ships, in order."""
-OTHER_STAGES = ("dit",)
+OTHER_STAGES = ("dit", "dit-saes")
 
 
 @app.command()
 def train(
     what: Annotated[
-        str, typer.Argument(help="vae, base, turbo, clip, clip-2, saes, judge, mixed, all of these, or dit")
+        str, typer.Argument(help="vae, base, turbo, clip, clip-2, saes, judge, mixed, all of these, dit, or dit-saes")
     ],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -68,22 +68,30 @@ def evaluate(
 @app.command()
 def transformer(
     work: Annotated[Path, typer.Argument(help="folder of `train dit`, whose last checkpoint is measured")],
+    assets: Annotated[Path | None, typer.Option(help="holds toy-dit and saes-dit, whose blocks are measured")] = None,
     limit: Annotated[int | None, typer.Option(help="at most so many pictures")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
 ) -> None:
     """Measure the toy transformer at its last checkpoint, beside toy-turbo."""
-    from riebench.toyworld.networks.dit.measure import load_checkpoint, measure
+    from riebench.toyworld.networks.dit.measure import load_checkpoint, measure, measure_blocks
 
     pipe, steps = load_checkpoint(work)
     figures = {"trained_steps": steps, **measure(pipe, limit)}
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
     typer.echo(
-        f"after {steps} steps: attributes right {figures['accuracy']:.3f}; caption found by CLIP "
+        f"after {steps} steps: attributes right {figures['accuracy']:.3f} (renders through the autoencoder "
+        f"{figures['autoencoder_accuracy']:.3f}); caption found by CLIP "
         f"{figures['clip_top1']:.3f} (toy-turbo {figures['turbo_clip_top1']:.3f}); "
         f"bars {'cleared' if figures['cleared'] else 'missed'}"
     )
     typer.echo(", ".join(f"{name} {share:.2f}" for name, share in figures["by_attribute"].items()))
+    if assets is not None:
+        figures |= measure_blocks(assets, limit)
+        typer.echo(
+            f"target reached by patching all blocks {figures['patch_reach']:.3f}; variance that SAEs explain "
+            f"{figures['sae_ev']:.3f}; bars {'cleared' if figures['blocks_cleared'] else 'missed'}"
+        )
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 @app.command()

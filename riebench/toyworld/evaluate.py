@@ -367,7 +367,7 @@ def sae_figures(models: dict[str, LoadedModel], sizes: Sizes) -> Figures:
         updates = block_updates(
             model, [caption(s) for s in held_out_scenes(count, seed=908)], sizes.batch, f"sae {setting}"
         )
-        report[setting] = {block: _sae_report(saes[block], updates[block]) for block in BLOCKS}
+        report[setting] = {block: sae_report(saes[block], updates[block]) for block in BLOCKS}
 
     def mean(setting: str) -> float:
         return round(float(np.mean([entry["ev"] for entry in report[setting].values()])), 4)
@@ -398,7 +398,13 @@ def block_updates(
     return {block: torch.cat(some) for block, some in parts.items()}
 
 
-def _sae_report(sae: Any, x: torch.Tensor) -> dict[str, float]:
+def sae_report(sae: Any, x: torch.Tensor) -> dict[str, float]:
+    """Return explained variance, L0 and dead share of an SAE.
+
+    Args:
+        sae: as `load_saes` gives it.
+        x: float [N, channels], updates.
+    """
     encode: Callable[[torch.Tensor], torch.Tensor] = sae.encode
     codes = torch.cat([encode(part) for part in x.split(16_384)])
     left_over = (x - sae.decode(codes)).var(0, correction=0).sum()

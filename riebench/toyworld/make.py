@@ -29,6 +29,7 @@ from riebench.toyworld.networks import clip, diffusion, judge, second_clip, vae
 from riebench.toyworld.networks.damage import damaged_pool
 from riebench.toyworld.networks.dit import autoencoder, pipeline
 from riebench.toyworld.networks.dit import training as dit_training
+from riebench.toyworld.networks.dit.transformer import BLOCKS
 from riebench.toyworld.networks.edited import Origin, edited_pool, unedited_pools
 from riebench.toyworld.networks.labelled import read_labelled
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
@@ -95,9 +96,10 @@ def make(
     """Train one stage, or finish an interrupted one, and export its model.
 
     Args:
-        stage: "vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed" or "dit"; each needs the ones before
-            it in that order, except that the CLIPs and dit need none, that the judge needs edited pictures too, and
-            that mixed starts from toy-turbo, the shipped one if `assets` has none.
+        stage: "vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed", "dit" or "dit-saes"; each needs the
+            ones before it in that order, except that the CLIPs and dit need none, that the judge needs edited pictures
+            too, that mixed starts from toy-turbo, the shipped one if `assets` has none, and that dit-saes needs dit
+            alone.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
         compiled: compiles the U-Net of base and turbo, or the transformer of dit.
@@ -112,7 +114,7 @@ def make(
     target = assets or ASSETS
     stages: dict[str, Callable[[_StageContext], None]] = {
         "vae": _vae, "base": _base, "turbo": _turbo, "clip": _clip, "clip-2": _second_clip,
-        "judge": _judge, "saes": _saes, "mixed": _mixed, "dit": _dit,
+        "judge": _judge, "saes": _saes, "mixed": _mixed, "dit": _dit, "dit-saes": _dit_saes,
     }  # fmt: skip
     try:
         stages[stage](_StageContext(work, torch.device(device), compiled, target, edited, leave_out, labelled))
@@ -278,3 +280,13 @@ def _dit(context: _StageContext) -> None:
     latents = _latents(context, stage)
     network = dit_training.train(context.pool, latents, context.work, context.device, compiled=context.compiled)
     save_in_half(pipeline.assemble(network, context.vae(stage)), context.clear_asset("toy-dit"))
+
+
+def _dit_saes(context: _StageContext) -> None:
+    model = context.assets / "toy-dit"
+    if not model.is_dir():
+        raise RiebenchError(f"{model} is missing: run `python -m riebench.toyworld train dit` first")
+    saes.train(
+        model, context.work / "saes-dit", context.clear_asset("saes-dit"), context.device,
+        extra=(), blocks=BLOCKS, denoising_steps=pipeline.STEPS,
+    )  # fmt: skip

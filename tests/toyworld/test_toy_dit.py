@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,17 @@ from typer.testing import CliRunner
 
 from riebench.models.assets import asset_folder
 from riebench.saes.formats import load_saes
+from riebench.toyworld import evaluate, saes
 from riebench.toyworld import make as make_module
-from riebench.toyworld import saes
 from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import MEANING_WORDS, training_captions, vocabulary
 from riebench.toyworld.data import Pool
 from riebench.toyworld.networks import vae
 from riebench.toyworld.networks.dit import autoencoder, training
+from riebench.toyworld.networks.dit.measure import reconstruct
 from riebench.toyworld.networks.dit.pipeline import assemble, generate
 from riebench.toyworld.networks.dit.text import TOKENS, CaptionEncoder
-from riebench.toyworld.networks.dit.transformer import build, image_positions, pack
+from riebench.toyworld.networks.dit.transformer import BLOCKS, build, image_positions, pack
 from riebench.toyworld.networks.loop import TrainingFolderError
 from riebench.toyworld.render import render
 from riebench.toyworld.scenes import Scene
@@ -163,13 +165,22 @@ def test_training_ends_in_a_folder_that_the_pipeline_loads(
     assert tokenizer.is_fast and tokenizer.model_max_length == TOKENS
     assert tokenizer(captions).input_ids == CaptionEncoder().tokenizers[1](captions).input_ids
 
-    measured = CliRunner().invoke(
-        app, ["transformer", str(tmp_path / "work"), "--limit", "2", "--json", str(tmp_path / "figures.json")]
-    )
+    _few_sae_steps(monkeypatch)
+    monkeypatch.setattr(evaluate, "CATEGORY_ATTRIBUTE", {"change_color": "color"})
+    result = CliRunner().invoke(app, ["train", "dit-saes", *command[2:]])
+    assert result.exit_code == 0, result.output
+    measure = ["transformer", str(tmp_path / "work"), "--limit", "2", "--json", str(tmp_path / "figures.json")]
+    measured = CliRunner().invoke(app, [*measure, "--assets", str(assets)])
     assert measured.exit_code == 0, measured.output
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["trained_steps"] == 2 and not figures["cleared"]
     assert figures["turbo_clip_top1"] > figures["clip_top1"]
+    assert set(figures["patch_reach_mean"]) == {"target", "all", *BLOCKS}
+    # The modulation of an untrained block is zero, so two steps move hardly anything.
+    assert {block: report["l0"] <= 16 for block, report in figures["sae_by_block"].items()} == dict.fromkeys(
+        BLOCKS, True
+    )
+    assert not figures["blocks_cleared"]
 
 
 def test_a_folder_without_training_is_refused(tmp_path: Path) -> None:
@@ -188,19 +199,45 @@ def test_an_untrained_transformer_predicts_nothing(pool: Pool) -> None:
     torch.testing.assert_close(latents, pack(noise))
 
 
+def test_reconstruction_follows_the_autoencoder() -> None:
+    class Posterior:
+        def __init__(self, values: Tensor) -> None:
+            self.values = values
+
+        def mode(self) -> Tensor:
+            return self.values
+
+    class Darkens:
+        """Halves every colour's distance from black."""
+
+        def encode(self, pixels: Tensor) -> Any:
+            return SimpleNamespace(latent_dist=Posterior((pixels - 1) / 2))
+
+        def decode(self, latents: Tensor) -> Any:
+            return SimpleNamespace(sample=latents)
+
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    darker = reconstruct(Darkens(), images)
+    assert np.abs(darker - images / 2).max() <= 0.5 + 1e-6
+
+
 def _scaled_autoencoder() -> Any:
     network = vae.build(autoencoder.CONFIG).eval().requires_grad_(False)
     autoencoder.set_scale(network)
     return network
 
 
+def _few_sae_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = saes.train
+    monkeypatch.setattr(saes, "BATCH", 4)
+    monkeypatch.setattr(saes, "train", lambda *given, **named: usual(*given, **{"captions": 16, "steps": 2, **named}))
+
+
 def test_saes_of_other_blocks_and_steps_come_from_as_many_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saes, "BATCH", 4)
-    settings: dict[str, Any] = {
-        "extra": (), "blocks": ("up.0.2",), "captions": 16, "steps": 2, "denoising_steps": 2,
-    }  # fmt: skip
+    _few_sae_steps(monkeypatch)
+    settings: dict[str, Any] = {"extra": (), "blocks": ("up.0.2",), "denoising_steps": 2}
     turbo, device = asset_folder("toy-turbo"), torch.device("cpu")
     saes.train(turbo, tmp_path / "work", tmp_path / "saes", device, **settings)
     updates = torch.load(tmp_path / "work" / "updates.pt", weights_only=True)

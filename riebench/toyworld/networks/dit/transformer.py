@@ -15,6 +15,8 @@ from riebench.toyworld.networks.dit.text import POOLED, STATE
 SEED = 97
 LATENT_CHANNELS = 8
 LATENT_SIDE = 16
+BLOCKS = ("double.0", "double.1", "single.0", "single.1", "single.2", "single.3")
+"""Short names of all blocks."""
 
 
 def build(seed: int = SEED) -> FluxTransformer2DModel:
