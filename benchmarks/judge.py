@@ -23,7 +23,7 @@ from riebench.analysis.tables import fill_parts
 from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.judge import identity
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, Judge
-from riebench.toyworld.networks.labelled import read_labelled
+from riebench.toyworld.networks.judging.labelled import read_labelled
 
 FOLDER = Path(__file__).parent / "labelled"
 RESULTS = Path(__file__).parent / "results" / "judge.json"

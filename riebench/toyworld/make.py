@@ -25,13 +25,14 @@ from riebench.errors import RiebenchError
 from riebench.models.assets import ASSETS, asset_folder, write_manifest
 from riebench.toyworld import saes
 from riebench.toyworld.data import Pool, training_pool
-from riebench.toyworld.networks import clip, diffusion, judge, second_clip, vae
-from riebench.toyworld.networks.damage import damaged_pool
+from riebench.toyworld.networks import clip, diffusion, second_clip, vae
 from riebench.toyworld.networks.dit import autoencoder, pipeline
 from riebench.toyworld.networks.dit import training as dit_training
 from riebench.toyworld.networks.dit.transformer import BLOCKS
-from riebench.toyworld.networks.edited import Origin, edited_pool, unedited_pools
-from riebench.toyworld.networks.labelled import read_labelled
+from riebench.toyworld.networks.judging import training as judge
+from riebench.toyworld.networks.judging.damage import damaged_pool
+from riebench.toyworld.networks.judging.edited import Origin, edited_pool, unedited_pools
+from riebench.toyworld.networks.judging.labelled import read_labelled
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
 from riebench.toyworld.networks.mixed import training as mixed_training
 from riebench.toyworld.networks.mixed.network import fold

@@ -1,7 +1,7 @@
 """The attributes of a toy-world picture, and the edit that changes each.
 
 A scene is a full assignment of eight attributes. Each of the benchmark's nine edit categories changes one of
-them, so the truth of every edit is known (see `networks/judge.py`).
+them, so the truth of every edit is known (see `networks/judging/training.py`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from benchmarks.judge import (
 )
 from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
-from riebench.toyworld.networks.labelled import read_labelled
+from riebench.toyworld.networks.judging.labelled import read_labelled
 
 
 def test_the_judge_is_less_often_wrong_than_the_earlier_one() -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 from riebench.errors import RiebenchError
 from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, Judge, JudgeNetwork
-from riebench.toyworld.networks import damage
-from riebench.toyworld.networks.damage import (
+from riebench.toyworld.networks.judging import damage
+from riebench.toyworld.networks.judging.damage import (
     NO_LABEL,
     Damaged,
     LabelledPool,
@@ -25,15 +25,15 @@ from riebench.toyworld.networks.damage import (
     erase,
     hue_reading,
 )
-from riebench.toyworld.networks.edited import edited_readings
-from riebench.toyworld.networks.judge import (
+from riebench.toyworld.networks.judging.edited import edited_readings
+from riebench.toyworld.networks.judging.labelled import read_labelled
+from riebench.toyworld.networks.judging.training import (
     IGNORED,
     READ_UNEDITED,
     calibrate,
     classes,
     threshold,
 )
-from riebench.toyworld.networks.labelled import read_labelled
 from riebench.toyworld.render import COLORS, render, render_background
 from riebench.toyworld.scenes import Scene, is_held_out, random_scene
 

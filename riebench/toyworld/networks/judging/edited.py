@@ -18,8 +18,8 @@ from riebench.errors import RiebenchError
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL
 from riebench.store.folder import RunFolder
 from riebench.tasks.suites import load_suite
-from riebench.toyworld.networks.damage import NO_LABEL, Floats, LabelledPool, Readings
-from riebench.toyworld.networks.labelled import is_held_out
+from riebench.toyworld.networks.judging.damage import NO_LABEL, Floats, LabelledPool, Readings
+from riebench.toyworld.networks.judging.labelled import is_held_out
 from riebench.toyworld.scenes import Scene
 from riebench.utils.images import read_image
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, WEIGHTS, JudgeNetwork
 from riebench.toyworld.data import Pool, augment
-from riebench.toyworld.networks.damage import NO_LABEL, LabelledPool
+from riebench.toyworld.networks.judging.damage import NO_LABEL, LabelledPool
 from riebench.toyworld.networks.loop import Stage, fit, step_generator
 
 SEED = 41

@@ -14,7 +14,7 @@ from PIL import Image
 from riebench.errors import RiebenchError
 from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL
-from riebench.toyworld.networks.damage import LabelledPool
+from riebench.toyworld.networks.judging.damage import LabelledPool
 from riebench.toyworld.render import SIZE
 
 PARTS = 4
