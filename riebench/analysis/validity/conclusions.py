@@ -6,7 +6,7 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import GAIN
 from riebench.analysis.validity.agreement import sign_rates
 from riebench.analysis.validity.findings import Findings
-from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS
+from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS, CONFIRMED
 from riebench.analysis.validity.units import SUCCESS, TARGET, Cell
 from riebench.utils.markup import code_span
 
@@ -27,10 +27,15 @@ def _rank_sentence(findings: Findings) -> str:
     opening = f"**Ranks of {len(ranking.methods)} methods**: "
     if tau.value is None:
         return f"{opening}nothing can be said ({tau.reason})."
-    verdict = _bar(tau)
+    both = ranking.agreement(CONFIRMED, AREA_SUCCESS)
+    if both.value is None:
+        return (
+            f"{opening}the mean gain over LPIPS budgets {_bar(tau)}: Kendall's tau with the share of edits that truly "
+            f"succeed is {tau.text()}."
+        )
     return (
-        f"{opening}the mean gain over LPIPS budgets {verdict}: Kendall's tau with the share of edits that truly "
-        f"succeed is {tau.text()}."
+        f"{opening}what both scorers confirm, by which the leaderboard ranks, {_bar(both)}: Kendall's tau with the "
+        f"share of edits that truly succeed is {both.text()}. By the first scorer's mean gain alone it is {tau.text()}."
     )
 
 

@@ -22,7 +22,7 @@ from riebench.analysis.validity.agreement import SIGNED, PairedRow, SignRow, pai
 from riebench.analysis.validity.conclusions import conclusions
 from riebench.analysis.validity.findings import INTENDED_TRUTHS, Findings, Table, truth_name
 from riebench.analysis.validity.plots import FIGURE_PLANS
-from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS, AREA_TARGET, AT_CHOICE, COMPARED, Ranking
+from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS, AREA_TARGET, AT_CHOICE, COMPARED, CONFIRMED, Ranking
 from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Cell, split_by_verdicts, unit_counts
 from riebench.errors import RiebenchError, near_match
 from riebench.store.folder import RunFolder
@@ -42,6 +42,7 @@ IMAGES = "images"
 HEADINGS = {
     AREA: "mean gain over LPIPS budgets x100", AREA_SUCCESS: "success over LPIPS budgets x100",
     AREA_TARGET: "target over LPIPS budgets x100", AT_CHOICE: "success x100 where the gain chose",
+    CONFIRMED: "what both scorers confirm %",
     TARGET: "target %", KEPT: "kept %", SUCCESS: "success %",
 }  # fmt: skip
 """Column of the ranking -> its heading; scores keep their names."""
@@ -175,7 +176,9 @@ def paired_table(findings: Findings, options: Options) -> str:
 def ranking_table(findings: Findings, options: Options) -> str:
     """Tabulate methods with their numbers and ranks."""
     kind = read_option(options, "of", ("areas", "means"), "areas")
-    columns = (AREA, AREA_SUCCESS, AT_CHOICE, AREA_TARGET) if kind == "areas" else (*SCORES, TARGET, KEPT, SUCCESS)
+    columns = (
+        (CONFIRMED, AREA, AREA_SUCCESS, AT_CHOICE, AREA_TARGET) if kind == "areas" else (*SCORES, TARGET, KEPT, SUCCESS)
+    )
     found = findings.ranking
     rows = [
         [name, str(found.levels[index]), *(_number_with_rank(found, column, index) for column in columns)]
@@ -210,8 +213,8 @@ def agreement_table(findings: Findings, options: Options) -> str:
 
 
 def _mean(column: str) -> str:
-    if column in (AREA, AREA_SUCCESS, AREA_TARGET):
-        return HEADINGS[column].removesuffix(" x100")
+    if column in (CONFIRMED, AREA, AREA_SUCCESS, AREA_TARGET):
+        return HEADINGS[column].removesuffix(" x100").removesuffix(" %")
     return f"mean {HEADINGS.get(column, column).removesuffix(' %')}"
 
 

@@ -29,8 +29,12 @@ MIN_METHODS = 3
 """Fewer cannot be ranked in more than two ways."""
 
 AREA, AREA_TARGET, AREA_SUCCESS, AT_CHOICE = "area", "area_target", "area_success", "success_at_choice"
+CONFIRMED = "confirmed"
+"""What both scorers confirm, by which the leaderboard ranks."""
 
 COMPARED: tuple[tuple[str, str], ...] = (
+    (CONFIRMED, AREA_SUCCESS),
+    (CONFIRMED, AREA_TARGET),
     (AREA, AREA_SUCCESS),
     (AREA, AREA_TARGET),
     (GAIN, SUCCESS),
@@ -109,6 +113,10 @@ def rank_methods(judged: JudgedResults) -> Ranking:
         name: np.stack([found[name] for found in areas], axis=1) if areas else None
         for name in (AREA, AREA_TARGET, AREA_SUCCESS, AT_CHOICE)
     }
+    confirmed = comparison.has_second and all(entry in comparison.second_trade_offs for entry in ranked)
+    columns[CONFIRMED] = (
+        np.stack([comparison.shares[entry].values for entry in ranked], axis=1) if ranked and confirmed else None
+    )
     for metric in (*SCORES, TARGET, KEPT, SUCCESS):
         columns[metric] = _level_means(comparison, ranked, metric)
     return Ranking(
