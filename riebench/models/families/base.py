@@ -297,9 +297,14 @@ class Family(ABC):
     def is_guided(self, pipe: Any, guidance: float) -> bool:
         """Return whether the denoiser sees an unconditional half at a guidance scale."""
 
-    @abstractmethod
     def set_tiling(self, pipe: Any, tile: int) -> None:
-        """Make the autoencoder decode in tiles of a side in pixels."""
+        """Make the autoencoder decode in tiles of a side in pixels.
+
+        Its own default is its training size: pictures of that size would never be decoded in tiles.
+        """
+        pipe.vae.enable_tiling()
+        pipe.vae.tile_sample_min_size = tile
+        pipe.vae.tile_latent_min_size = tile // pipe.vae_scale_factor
 
     # Hooks
 

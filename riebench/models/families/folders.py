@@ -6,7 +6,7 @@ Part of the contract in `riebench.models.families.base`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,18 @@ def check_index(index: Mapping[str, Any], classes: Mapping[str, Sequence[str]], 
             raise RiebenchError(f"{shown}: {INDEX} says {part} {found or 'null'}; {title}'s is a {known[0]}")
         if library not in ("diffusers", "transformers"):
             raise RiebenchError(f"{shown}: {INDEX} says {part} of {library}; code of a model's own is not run")
+
+
+def quantised(configs: Mapping[str, Mapping[str, Any]], places: Mapping[str, str]) -> Iterator[str]:
+    """Yield file and key of configurations whose weights are quantised.
+
+    Args:
+        configs: component -> its configuration.
+        places: component -> the file that holds it.
+    """
+    for part, config in configs.items():
+        if config.get("quantization_config"):
+            yield f"{places[part]} says quantization_config; use weights that are not quantised"
 
 
 def joined_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:

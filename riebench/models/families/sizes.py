@@ -13,6 +13,13 @@ from riebench.models.spec import HALF_DTYPES, ModelOptions, ModelSpec
 
 CONFIG_PATTERNS = ("model_index.json", "scheduler/*", "tokenizer*/*", "*/config.json")
 """Everything of a model's folder that is small; single files need exactly this beside them."""
+FLOAT, HALF = 4, 2
+"""Bytes of a number in float32 and in 16 bits."""
+
+
+def number_bytes(dtype: str) -> int:
+    """Return the bytes of a number in the format that a model computes in."""
+    return HALF if dtype in HALF_DTYPES else FLOAT
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.folders import INDEX, check_index, read_json
+from riebench.models.families.folders import INDEX, check_index, quantised, read_json
 
 CONFIGS = {
     "transformer": "transformer/config.json",
@@ -103,9 +103,7 @@ def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     Args:
         configs: component -> its configuration.
     """
-    for part, config in configs.items():
-        if config.get("quantization_config"):
-            yield f"{CONFIGS[part]} says quantization_config; use weights that are not quantised"
+    yield from quantised(configs, CONFIGS)
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(configs["transformer"]))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in _autoencoder(configs["vae"]))
     yield from _widths(configs)

@@ -176,12 +176,6 @@ class FluxFamily(Family):
         """
         return guidance > 1 and not pipe.transformer.config.guidance_embeds
 
-    def set_tiling(self, pipe: Any, tile: int) -> None:
-        """Make the autoencoder decode in tiles of this side instead of its training size."""
-        pipe.vae.enable_tiling()
-        pipe.vae.tile_sample_min_size = tile
-        pipe.vae.tile_latent_min_size = tile // pipe.vae_scale_factor
-
     def sites(self, denoiser: nn.Module) -> tuple[str, ...]:
         """Return the short names of all blocks of a transformer."""
         from riebench.models.families.flux import network

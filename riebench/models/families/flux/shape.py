@@ -15,7 +15,8 @@ from riebench.errors import RiebenchError
 from riebench.models.families.flux.configuration import CONFIGS, PATCH, text_tokens
 from riebench.models.families.flux.names import DOUBLE, FLUX_BLOCKS, SINGLE
 from riebench.models.families.folders import count_parameters, read_json
-from riebench.models.spec import HALF_DTYPES, TILE, ModelOptions, ModelSpec
+from riebench.models.families.sizes import FLOAT, number_bytes
+from riebench.models.spec import TILE, ModelOptions, ModelSpec
 
 PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 PARAMETERS = {
@@ -39,8 +40,6 @@ DECODER_TENSORS = 3
 """Tensors of full resolution that are in memory while the last level of the decoder runs."""
 MAX_DECODED = 64
 """Latents up to this side are decoded as a batch; larger ones one by one."""
-FLOAT, HALF = 4, 2
-"""Bytes of a number in float32 and in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class FluxShape:
     def activation_bytes(self, model: ModelSpec, options: ModelOptions, batch_size: int) -> int:
         """Return the peak bytes of activations while so many pictures are made at once."""
         tokens = self._image_tokens(model.size) + self.tokens
-        denoised = batch_size * tokens * self.channels * BLOCK_TENSORS * _number_bytes(model.dtype)
+        denoised = batch_size * tokens * self.channels * BLOCK_TENSORS * number_bytes(model.dtype)
         decoded = batch_size if model.size // self.vae_factor <= MAX_DECODED and not options.vae_slicing else 1
         side = min(model.size, TILE) if options.vae_tiling else model.size
         return max(denoised, decoded * side**2 * self.vae_width * DECODER_TENSORS * FLOAT)
@@ -141,7 +140,7 @@ class FluxShape:
             options: how the model is loaded.
         """
         chosen = options or ModelOptions()
-        width = _number_bytes(dtype)
+        width = number_bytes(dtype)
         sizes = {part: self.parameters[part] * (FLOAT if part == "vae" else width) for part in PARTS}
         if chosen.offload == "sequential":
             return LARGEST_LAYER * width
@@ -168,10 +167,6 @@ FLUX = FluxShape()
 """FLUX.1-schnell."""
 FLUX_DEV = replace(FLUX, tokens=512, guidance_embeds=True, parameters=PARAMETERS_GUIDED)
 """FLUX.1-dev."""
-
-
-def _number_bytes(dtype: str) -> int:
-    return HALF if dtype in HALF_DTYPES else FLOAT
 
 
 def folder_shape(folder: Path) -> FluxShape:

@@ -160,15 +160,6 @@ class SdxlFamily(Family):
         """
         return guidance > 1 and pipe.unet.config.time_cond_proj_dim is None
 
-    def set_tiling(self, pipe: Any, tile: int) -> None:
-        """Make the autoencoder decode in tiles.
-
-        Its own default is its training size, 1024 px: pictures of that size would never be decoded in tiles.
-        """
-        pipe.vae.enable_tiling()
-        pipe.vae.tile_sample_min_size = tile
-        pipe.vae.tile_latent_min_size = tile // pipe.vae_scale_factor
-
     def sites(self, denoiser: nn.Module) -> tuple[str, ...]:
         """Return the short names of all blocks of a U-Net."""
         from riebench.models.families.sdxl import network

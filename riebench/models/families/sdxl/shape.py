@@ -15,7 +15,8 @@ from riebench.blocks import ATTENTION, kind, short_name
 from riebench.errors import RiebenchError
 from riebench.models.families.folders import count_parameters
 from riebench.models.families.sdxl.names import SdxlNames
-from riebench.models.spec import FP16_FIX, HALF_DTYPES, TILE, ModelOptions, ModelSpec
+from riebench.models.families.sizes import FLOAT, number_bytes
+from riebench.models.spec import FP16_FIX, TILE, ModelOptions, ModelSpec
 
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 PARAMETERS = {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
@@ -38,8 +39,6 @@ DECODER_TENSORS = 3
 MAX_DECODED = 64
 """Latents up to this side are decoded as a batch; larger ones one by one: the decoder needs far more memory than the
 U-Net, and a batch gains nothing."""
-FLOAT, HALF = 4, 2
-"""Bytes of a number in float32 and in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +141,10 @@ class SdxlShape:
         """Return the peak bytes of activations while so many pictures are made at once."""
         latents = model.size // self.vae_factor
         rows = batch_size * (2 if model.guidance > 1 else 1)
-        unet = rows * latents**2 * self.channels[0] * UNET_TENSORS * _number_bytes(model.dtype)
+        unet = rows * latents**2 * self.channels[0] * UNET_TENSORS * number_bytes(model.dtype)
         decoded = batch_size if latents <= MAX_DECODED and not options.vae_slicing else 1
         side = min(model.size, TILE) if options.vae_tiling else model.size
-        width = _number_bytes(model.dtype) if options.vae == FP16_FIX else FLOAT
+        width = number_bytes(model.dtype) if options.vae == FP16_FIX else FLOAT
         return max(unet, decoded * side**2 * self.vae_width * DECODER_TENSORS * width)
 
     def weight_bytes(self, dtype: str, options: ModelOptions | None = None) -> int:
@@ -158,7 +157,7 @@ class SdxlShape:
             options: how the model is loaded.
         """
         chosen = options or ModelOptions()
-        width = _number_bytes(dtype)
+        width = number_bytes(dtype)
         vae_width = width if chosen.vae == FP16_FIX else FLOAT
         sizes = {part: self.parameters[part] * (vae_width if part == "vae" else width) for part in PARTS}
         if chosen.offload == "sequential":
@@ -178,10 +177,6 @@ class SdxlShape:
 
 SDXL = SdxlShape()
 """SDXL Turbo and SDXL Base alike."""
-
-
-def _number_bytes(dtype: str) -> int:
-    return HALF if dtype in HALF_DTYPES else FLOAT
 
 
 def folder_shape(folder: Path) -> SdxlShape:
