@@ -29,6 +29,7 @@ from riebench.generation.edits import Edit
 from riebench.generation.generator import Generator, NoDecodeGenerator
 from riebench.models.loading import LoadedModel
 from riebench.saes.sae import SparseAutoencoder
+from riebench.scoring.metrics.judge import kept_share
 from riebench.scoring.metrics.networks import Networks
 from riebench.utils.files import content_digest
 from riebench.utils.terminal import ProgressBar
@@ -340,8 +341,9 @@ class FeatureMeasurement:
         found["texture"] = _mean(map(texture_change, others, added))
         if self.options.judged:
             pairs = list(zip([clean.attributes[place] for place in one.others], self._read(added), strict=True))
-            found["color_changed"] = _mean(was["color"] != now["color"] for was, now in pairs)
-            found["pattern_changed"] = _mean(any(was[name] != now[name] for name in PATTERN) for was, now in pairs)
+            for name, attributes in (("color_changed", ("color",)), ("pattern_changed", PATTERN)):
+                kept = [kept_share(was, now, attributes) for was, now in pairs]
+                found[name] = _mean(None if share is None else share < 1 for share in kept)
         return found
 
 

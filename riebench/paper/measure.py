@@ -33,6 +33,7 @@ from riebench.models.spec import ModelSpec
 from riebench.paper.artefact import HIGH, LOW, ArtefactSettings, Column, Row, estimate_cells
 from riebench.paper.job import PaperJob, PromptSample
 from riebench.saes.sae import SparseAutoencoder
+from riebench.scoring.metrics.judge import kept_share
 from riebench.scoring.metrics.lpips import BACKBONE
 from riebench.scoring.metrics.networks import Networks
 from riebench.utils.terminal import ProgressBar
@@ -317,7 +318,7 @@ class Differences:
         """Compute mean differences over prompts with their intervals.
 
         LPIPS; mean and median over pixels of the absolute difference summed over channels on [0, 1]; and, with a judge,
-        the share of changed attributes.
+        the share of changed attributes among those that it can read in the clean picture.
 
         Args:
             changed: uint8 [samples, H, W, 3].
@@ -327,7 +328,8 @@ class Differences:
         values |= {PIXEL_MEAN: sums.mean(1), PIXEL_MEDIAN: np.median(sums, axis=1)}
         if self._clean_attributes is not None:
             pairs = zip(self._clean_attributes, self._networks.get("judge")(list(changed)), strict=True)
-            values[CHANGED] = np.array([np.mean([was[name] != now[name] for name in was]) for was, now in pairs])
+            shares = (kept_share(was, now, was) for was, now in pairs)
+            values[CHANGED] = np.array([np.nan if kept is None else 1 - kept for kept in shares])
         row: Row = {}
         for name, distances in values.items():
             row |= self._estimate(name, distances)
@@ -345,7 +347,8 @@ class Differences:
     def _estimate(self, name: str, values: NDArray[np.float64]) -> Row:
         by_prompt: dict[str, list[float]] = {}
         for sample, value in zip(self._samples, values, strict=True):
-            by_prompt.setdefault(sample.name, []).append(float(value))
+            if np.isfinite(value):
+                by_prompt.setdefault(sample.name, []).append(float(value))
         return estimate_cells(name, estimate({"prompts": by_prompt}, bounds=(0, None)))
 
 

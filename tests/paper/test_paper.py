@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.paper import measure
 from riebench.paper.artefact import Artefact, Column, Row, Table, View, load_artefact, select_rows
 from riebench.paper.job import PaperJob, PromptSample, load_block_saes, toy_captions
-from riebench.paper.measure import VarianceMeter, ablate_block, reconstruction_edit
+from riebench.paper.measure import Differences, VarianceMeter, ablate_block, reconstruction_edit
 from riebench.paper.output import check, make_artefacts, select_recipes
 from riebench.paper.recipes import on_sdxl, sweep
 from riebench.paper.recipes import steps as steps_pass
@@ -37,6 +38,8 @@ from riebench.paper.recipes.steps import StepSums, mean_cosine
 from riebench.paper.registry import RECIPES
 from riebench.saes.formats import folder_name, save_sdxl_unbox
 from riebench.saes.sae import SparseAutoencoder
+from riebench.scoring.metrics.base import UNREADABLE
+from riebench.scoring.metrics.judge import kept_share
 from riebench.toyworld.captions import parse
 from riebench.toyworld.scenes import is_held_out
 from riebench.training.batches import DataPass
@@ -426,3 +429,27 @@ def test_pictures_at_a_time_follow_free_memory(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("riebench.generation.memory.free_bytes", lambda device: 0)
     assert sizes(PaperJob()) == [1, 1, 1]
     assert sizes(PaperJob(batch_size=2)) == [2, 1]
+
+
+def test_a_refusal_alone_is_no_change_of_an_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, edited = np.zeros((2, 64, 64, 3), np.uint8), np.ones((2, 64, 64, 3), np.uint8)
+    first = {"color": UNREADABLE, "pose": "upright", "style": "pencil"}
+    second = {"color": "red", "pose": "tilted", "style": UNREADABLE}
+    unseen = dict.fromkeys(first, UNREADABLE)
+    read = {0: [first, unseen], 1: [second, second]}
+
+    def get(_: object, name: str) -> Any:
+        if name == "judge":
+            return lambda images: read[int(images[0].max())]
+        return SimpleNamespace(distance=lambda one, other: np.zeros(len(one)))
+
+    monkeypatch.setattr("riebench.paper.measure.Networks.get", get)
+    monkeypatch.setattr("riebench.paper.measure.is_judged", lambda spec: True)
+    samples = [PromptSample(name, "a prompt", 0, 0) for name in ("a", "b")]
+    job: Any = SimpleNamespace(device="cpu")
+    spec: Any = None
+    row = Differences(job, spec, samples, clean).compare(edited)
+    # Pose and style are read otherwise; color, and the second picture, could not be read before.
+    assert row["changed"] == 1.0
+    assert kept_share(first, second, ("pose", "color")) == 0.0
+    assert kept_share(unseen, second, unseen) is None

@@ -42,7 +42,7 @@ SHOWS = (
 )
 JUDGED = (
     " On the toy world a judge reads the eight attributes of both pictures: `attributes changed` is the share that "
-    "came out otherwise, the truth beside the distance."
+    "came out otherwise, of those that it can read in the clean picture: the truth beside the distance."
 )
 
 

@@ -89,7 +89,7 @@ JUDGED = """\
 - The judge of the toy world reads the eight attributes of every picture: the truth beside CLIP. *Purity*: share of the
   strongest pictures that agree on the attribute on which they agree most. *Label there*: share of the pictures with the
   feature added that have the label's value. *Color changed*, *material or style changed*: share of these in which the
-  judge reads another value than in the same picture without the feature.
+  judge reads otherwise than in the same picture without the feature, where it can be read.
 """
 LABEL_TEXTS = {
     "labels file": "Labels are those of the labels file, and only features that it names are drawn.",

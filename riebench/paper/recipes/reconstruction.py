@@ -52,7 +52,10 @@ SHOWS = (
     "differences of the three channels on [0, 1], its mean and its median over pixels, then the mean over pictures; "
     "LPIPS; and the explained variance of the updates themselves."
 )
-JUDGED = " `attributes changed` is the share of the eight attributes that the toy world's judge reads otherwise."
+JUDGED = (
+    " `attributes changed` is the share that the toy world's judge reads otherwise, of the attributes that it can read "
+    "in the picture of the untouched model."
+)
 
 
 def make(job: PaperJob) -> Artefact:

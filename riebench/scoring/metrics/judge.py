@@ -6,7 +6,7 @@ edit made unreadable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -106,6 +106,23 @@ def _read_attributes(samples: Sequence[Sample], pictures: Sequence[UInt8], netwo
     return verdicts
 
 
+def kept_share(before: Mapping[str, str], after: Mapping[str, str], names: Iterable[str]) -> float | None:
+    """Compute the share of attributes that a second picture shows as the first.
+
+    What cannot be read in the first picture is left out; what cannot be read in the second is not kept.
+
+    Args:
+        before: attribute -> value or `UNREADABLE`, of the first picture.
+        after: the same of the second.
+        names: the attributes to look at.
+
+    Returns:
+        0 to 1; None if none of them can be read in the first picture.
+    """
+    readable = [name for name in names if before[name] != UNREADABLE]
+    return sum(after[name] == before[name] for name in readable) / len(readable) if readable else None
+
+
 def edited_attributes(sample: Sample) -> tuple[str, ...]:
     """Return the names of the attributes that the edit changes, sorted.
 
@@ -163,13 +180,11 @@ def judge_kept(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     for sample, new, old in zip(samples, after, before, strict=True):
         edited = edited_attributes(sample)
         others = [name for name in _attributes(sample)[0] if name not in edited]
-        readable = [name for name in others if old[name] != UNREADABLE]
         if not edited or not others:
             values.append(Reason.SAME_PROMPTS)
-        elif not readable:
-            values.append(Reason.UNREADABLE)
         else:
-            values.append(sum(new[name] == old[name] for name in readable) / len(readable))
+            kept = kept_share(old, new, others)
+            values.append(Reason.UNREADABLE if kept is None else kept)
     return values
 
 
