@@ -15,17 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.methods.access import Access, Guarded, GuardedMapping
 from riebench.methods.base import Method, Role
 from riebench.models.clip import ClipSpec, LoadedClip, load_open_clip
-from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost
+from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost, tell_device
 from riebench.models.presets import scorer_for
 from riebench.registry import METHODS
 from riebench.tasks.schema import EditExample
@@ -92,6 +93,7 @@ class EditorContext:
             self.access.require("V")
         pipe = self.model.family.editing_pipeline(task, self.model.pipe)
         pipe.set_progress_bar_config(disable=True)
+        tell_device(pipe, self.model.family, self.model.options)
         return pipe
 
     def conditions(self, prompt: str) -> dict[str, Tensor]:
@@ -212,6 +214,18 @@ def editor(
     return enter
 
 
+_WITH_PROCESSORS: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
+
+
+def _with_processors(denoiser: nn.Module) -> tuple[Any, ...]:
+    """Return a denoiser's layers whose attention processor can be exchanged."""
+    found = _WITH_PROCESSORS.get(denoiser)
+    if found is None:
+        found = tuple(module for module in denoiser.modules() if hasattr(module, "set_processor"))
+        _WITH_PROCESSORS[denoiser] = found
+    return found
+
+
 @contextmanager
 def unchanged(model: LoadedModel) -> Iterator[None]:
     """Restore a model's attention processors and scheduler at the end.
@@ -222,7 +236,7 @@ def unchanged(model: LoadedModel) -> Iterator[None]:
         RiebenchError: at the end, if a network has another number format than before: what was rounded is lost.
     """
     pipe, networks = model.pipe, model.family.networks(model.pipe)
-    layers: list[Any] = [module for module in model.denoiser.modules() if hasattr(module, "set_processor")]
+    layers = _with_processors(model.denoiser)
     processors, scheduler = [layer.processor for layer in layers], pipe.scheduler
     # All of its state: pipelines change its configuration in place, where comparing dictionaries does not see it.
     state = copy.deepcopy(scheduler.__dict__)

@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload
 from sdxl_files import plain_folder
 from tiny import SIZE, tiny_folder, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from riebench.cli.main import app
@@ -288,3 +288,21 @@ def test_flags_reach_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert seen[1].options == ModelOptions()
     refused = CliRunner().invoke(app, ["run", "no_edit", "--offload", "sequental", "--results", str(tmp_path)])
     assert refused.exit_code == 2 and "--offload 'sequental' (did you mean 'sequential'?)" in refused.stderr
+
+
+def test_a_pipeline_says_the_device_of_its_denoiser_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load()
+    place(model.pipe, FAMILY, "cpu", ModelOptions(), "tiny")
+    searched: list[nn.Module] = []
+    plain = nn.Module.named_modules
+
+    def walk(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        searched.append(module)
+        return plain(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "named_modules", walk)
+    assert model.pipe.device == model.pipe._execution_device == torch.device("cpu")
+    assert searched and not {model.pipe.vae, model.pipe.text_encoder} & set(searched)
+    model.denoiser.to("meta")
+    # What holds no numbers is somebody's offloading: the other networks are asked, as diffusers does.
+    assert model.pipe._execution_device == torch.device("cpu")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -121,9 +122,17 @@ def unit_layers(module: nn.Module) -> int | None:
     return None if layers is None else len(layers)
 
 
+_TEXT_ATTENTION: WeakKeyDictionary[nn.Module, tuple[nn.Module, ...]] = WeakKeyDictionary()
+"""Block -> its cross-attention layers, which every captured batch asks for."""
+
+
 def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:
     """Return the cross-attention layers of a block."""
-    return tuple(module for path, module in block.named_modules() if path.endswith(".attn2"))
+    found = _TEXT_ATTENTION.get(block)
+    if found is None:
+        found = tuple(module for path, module in block.named_modules() if path.endswith(".attn2"))
+        _TEXT_ATTENTION[block] = found
+    return found
 
 
 def text_projections(unet: nn.Module) -> tuple[nn.Module, ...]:
