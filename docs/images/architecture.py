@@ -47,10 +47,11 @@ class Box:
 
 
 BOXES = (
-    Box(14, WHOLE, "cli", "commands, their options, one-line errors"),
-    Box(13, WHOLE, "api", "the Python interface: runs, results, single edits"),
-    Box(12, LEFT, "paper", "the paper's tables and figures"),
-    Box(12, RIGHT, "sae_validity", "SAEs of known quality"),
+    Box(15, WHOLE, "cli", "commands, their options, one-line errors"),
+    Box(14, WHOLE, "api", "the Python interface: runs, results, single edits"),
+    Box(13, LEFT, "paper", "the paper's tables and figures"),
+    Box(13, RIGHT, "sae_validity", "SAEs of known quality"),
+    Box(12, WHOLE, "difference", "why two runs differ"),
     Box(11, WHOLE, "jobs", "a command's work from request to tables; forecasts; doctor"),
     Box(10, WHOLE, "report", "the page with every picture", MEASURING),
     Box(9, WHOLE, "toyworld", "the small world with a known truth, its networks"),

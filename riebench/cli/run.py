@@ -299,6 +299,32 @@ def run(
         run_job(job, say)
 
 
+@friendly
+def diff(
+    first: Annotated[Path, typer.Argument(help="A run folder.")],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same examples, blocks, strengths and seeds.")],
+    units: Annotated[
+        int, typer.Option(min=0, max=1000, help="Make so many units again to find the cause; 0 makes none.")
+    ] = 4,
+    device: DeviceOption = "auto",
+    offline: OfflineOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say why two runs of the same units have different numbers.
+
+    Names the first thing in which they differ. Then a few units are made again with one thing after the other as in the
+    second run, until the numbers meet.
+    """
+    from riebench.difference.job import as_json as plain
+    from riebench.difference.job import explain, print_difference
+
+    found = explain(first, second, units, {"device": device, "offline": offline}, say)
+    if as_json:
+        print_document(json.dumps(plain(found), indent=1))
+    else:
+        print_difference(found)
+
+
 EXIT_NOT_READY = 1
 
 

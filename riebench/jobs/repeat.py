@@ -167,7 +167,9 @@ def _extent(records: Sequence[EditRecord], known: Mapping[str, Any], file: Path)
     chosen = [task for task in tasks if recorded[task.name]]
     if len(chosen) < len(tasks):
         values["categories"] = list(dict.fromkeys(task.category for task in chosen))
-    if "limit" not in known and any(len(recorded[task.name]) < len(task.examples) for task in chosen):
+    if not known.keys() & {"limit", "examples"} and any(
+        len(recorded[task.name]) < len(task.examples) for task in chosen
+    ):
         values["limit"] = _limit(chosen, recorded, file)
     return values
 

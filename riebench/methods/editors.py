@@ -26,7 +26,7 @@ from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.methods.access import Access, Guarded, GuardedMapping
 from riebench.methods.base import Method, Role
 from riebench.models.clip import ClipSpec, LoadedClip, load_open_clip
-from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost, tell_device
+from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost, use_denoiser_device
 from riebench.models.presets import scorer_for
 from riebench.registry import METHODS
 from riebench.tasks.schema import EditExample
@@ -93,7 +93,7 @@ class EditorContext:
             self.access.require("V")
         pipe = self.model.family.editing_pipeline(task, self.model.pipe)
         pipe.set_progress_bar_config(disable=True)
-        tell_device(pipe, self.model.family, self.model.options)
+        use_denoiser_device(pipe, self.model.family, self.model.options)
         return pipe
 
     def conditions(self, prompt: str) -> dict[str, Tensor]:

@@ -63,10 +63,10 @@ def place(pipe: Any, family: Family, device: str, options: ModelOptions, shown: 
     problem = _move(pipe, networks, device, options.offload)
     if problem is not None:
         raise RiebenchError(problem)
-    tell_device(pipe, family, options)
+    use_denoiser_device(pipe, family, options)
 
 
-def tell_device(pipe: Any, family: Family, options: ModelOptions) -> None:
+def use_denoiser_device(pipe: Any, family: Family, options: ModelOptions) -> None:
     """Let a pipeline take its device from its denoiser.
 
     diffusers' pipelines search all modules of all their networks for it, several times a call. On small models that
@@ -78,11 +78,11 @@ def tell_device(pipe: Any, family: Family, options: ModelOptions) -> None:
         options: how it was placed.
     """
     if options.offload == "none":
-        pipe.__class__ = _told(type(pipe), family.denoiser_part)
+        pipe.__class__ = _with_device_of(type(pipe), family.denoiser_part)
 
 
 @lru_cache
-def _told(plain: Any, part: str) -> type:
+def _with_device_of(plain: Any, part: str) -> type:
     """Return a class of pipelines that take their device from one network.
 
     One that somebody offloads later, with accelerate's hooks, searches as before.
