@@ -28,7 +28,7 @@ from riebench.generation.transfers import PatchReplacement
 from riebench.models.families.base import Family
 from riebench.models.families.blocks import BatchLayout, Half, Site
 from riebench.models.families.flux.family import FluxFamily
-from riebench.models.families.streams import TokenSite, place_of
+from riebench.models.families.tokens.streams import TokenSite, place_of
 from riebench.models.loading import LoadedModel
 from riebench.registry import MODEL_FAMILIES
 

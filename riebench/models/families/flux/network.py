@@ -12,21 +12,12 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from riebench.blocks import TEXT, UNITS
 from riebench.models.families.blocks import Site
 from riebench.models.families.flux.names import FluxNames
-from riebench.models.families.streams import JoinedUnits, TokenSite, TokenUnits, place_of
+from riebench.models.families.tokens import streams
+from riebench.models.families.tokens.streams import JoinedUnits, TokenUnits
 
 NAMES = FluxNames()
-
-
-def sites(transformer: nn.Module) -> tuple[str, ...]:
-    """Return the short names of all blocks, in the order in which they run."""
-    counts = {
-        side: len(transformer.get_submodule(folder)._modules)
-        for side, folder in (("double", "transformer_blocks"), ("single", "single_transformer_blocks"))
-    }
-    return tuple(f"{side}.{index}" for side, count in counts.items() for index in range(count))
 
 
 def site(transformer: nn.Module, name: str) -> Site:
@@ -35,14 +26,7 @@ def site(transformer: nn.Module, name: str) -> Site:
     Raises:
         AttributeError: if the transformer has no such module.
     """
-    module = transformer.get_submodule(NAMES.module_path(NAMES.block_of(name)))
-    kind = NAMES.kind(name)
-    if kind == TEXT:
-        return TokenSite(module, module, place_of(module, "text"), "text")
-    if kind == UNITS:
-        made = TokenUnits if name.startswith("double.") else JoinedUnits
-        return made(module, transformer.get_submodule(NAMES.module_path(name)), place_of(module, "image"))
-    return TokenSite(module, module, place_of(module, "image"))
+    return streams.site(transformer, NAMES, name, TokenUnits if name.startswith("double.") else JoinedUnits)
 
 
 def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:

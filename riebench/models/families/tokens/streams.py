@@ -3,6 +3,8 @@
 Transformers carry a picture as a sequence of tokens, and many carry the text beside it as a second one. `STREAMS` says
 where each class of block takes and gives the two, `TokenSite` reads and changes one of them.
 
+`sites` and `site` find them in a network by their short names.
+
 Part of the contract in `riebench.models.families.base`, for families of transformers.
 """
 
@@ -16,8 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from riebench.blocks import TEXT, UNITS
 from riebench.errors import RiebenchError
 from riebench.models.families.blocks import Site
+from riebench.models.families.tokens.names import TokenNames
 
 Stream = Literal["image", "text"]
 
@@ -54,10 +58,10 @@ def place_of(module: nn.Module, stream: Stream) -> StreamPlace:
     """Return the place of a stream in the calls of a block.
 
     Raises:
-        RiebenchError: if the block's class is not in `STREAMS`.
+        RiebenchError: if `STREAMS` does not say it of the block's class.
     """
     for one in type(module).__mro__:
-        if one.__name__ in STREAMS:
+        if stream in STREAMS.get(one.__name__, {}):
             return STREAMS[one.__name__][stream]
     raise RiebenchError(f"where {type(module).__name__} gives its {stream} stream is not known")
 
@@ -169,3 +173,33 @@ class JoinedUnits(TokenUnits):
         """Return all units, those of the image tokens changed."""
         text = output[:, : self._text_tokens(output)]
         return torch.cat([text, changed], dim=1)
+
+
+def sites(transformer: nn.Module, names: TokenNames) -> tuple[str, ...]:
+    """Return the short names of all blocks of a transformer, in the order in which they run."""
+    return tuple(
+        f"{one.side}.{index}"
+        for one in names.lists.values()
+        for index in range(len(transformer.get_submodule(one.folder)._modules))
+    )
+
+
+def site(transformer: nn.Module, names: TokenNames, name: str, units: type[TokenUnits] = TokenUnits) -> Site:
+    """Return a site of a transformer by its short name.
+
+    Args:
+        transformer: the network.
+        names: of its blocks.
+        name: of the site.
+        units: the kind of site that its feed-forward units are.
+
+    Raises:
+        AttributeError: if the transformer has no such module.
+    """
+    module = transformer.get_submodule(names.module_path(names.block_of(name)))
+    kind = names.kind(name)
+    if kind == TEXT:
+        return TokenSite(module, module, place_of(module, "text"), "text")
+    if kind == UNITS:
+        return units(module, transformer.get_submodule(names.module_path(name)), place_of(module, "image"))
+    return TokenSite(module, module, place_of(module, "image"))
