@@ -10,7 +10,7 @@ Part of the contract in `riebench.models.families.base`, for families of transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any, Literal
@@ -47,6 +47,10 @@ STREAMS: Mapping[str, Mapping[Stream, StreamPlace]] = {
         "text": StreamPlace("encoder_hidden_states", 1, 0),
     },
     "FluxSingleTransformerBlock": {
+        "image": StreamPlace("hidden_states", 0, 1),
+        "text": StreamPlace("encoder_hidden_states", 1, 0),
+    },
+    "JointTransformerBlock": {
         "image": StreamPlace("hidden_states", 0, 1),
         "text": StreamPlace("encoder_hidden_states", 1, 0),
     },
@@ -203,3 +207,31 @@ def site(transformer: nn.Module, names: TokenNames, name: str, units: type[Token
     if kind == UNITS:
         return units(module, transformer.get_submodule(names.module_path(name)), place_of(module, "image"))
     return TokenSite(module, module, place_of(module, "image"))
+
+
+def joint_attention(
+    layer: Any,
+    image: Tensor,
+    text: Tensor,
+    rotate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda query, key: (query, key),
+) -> Tensor:
+    """Compute how much each image token reads each text token in a joint attention.
+
+    Queries of the image and keys of the text are computed as the layer computes them, with their norms. What image
+    tokens read of each other is left out: the text tokens alone sum to 1.
+
+    Args:
+        layer: with to_q and norm_q for the image, add_k_proj and norm_added_k for the text.
+        image: [B, positions, C], as the layer gets it.
+        text: [B, tokens, C], likewise.
+        rotate: gives queries [B, positions, heads, width] and keys [B, tokens, heads, width] their positions.
+
+    Returns:
+        float32 [B, positions, tokens], mean over heads; sums to 1 over the tokens.
+    """
+    query, key = (values.unflatten(-1, (layer.heads, -1)) for values in (layer.to_q(image), layer.add_k_proj(text)))
+    query = query if layer.norm_q is None else layer.norm_q(query)
+    key = key if layer.norm_added_k is None else layer.norm_added_k(key)
+    query, key = rotate(query, key)
+    products = torch.einsum("bphc,bthc->bhpt", query.float(), key.float())
+    return torch.softmax(products * query.shape[-1] ** -0.5, dim=-1).mean(1)
