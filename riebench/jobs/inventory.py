@@ -128,9 +128,10 @@ def model_checks(known: ModelInfo, options: ModelOptions) -> list[Check]:
 
 
 def _estimated_bytes(known: ModelInfo) -> int:
-    """Return about how many bytes of an official model are fetched whose files are not listed; 0 for other models.
+    """Return about how many bytes are fetched of an official model.
 
-    Families without half-precision copies store the only weights that they have in 16 bits.
+    It is for those whose files are not listed; 0 stands for all other models. Families without half-precision copies
+    store the only weights that they have in 16 bits.
     """
     return 0 if known.preset is None or known.family.half_files else HALF * sum(known.shape.parameters.values())
 

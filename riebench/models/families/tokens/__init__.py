@@ -1,4 +1,4 @@
-"""What model families whose denoiser is a transformer of tokens have in common.
+"""Common parts of model families whose denoiser is a transformer of tokens.
 
 Imports `models.families` and `models.spec`. `family` holds `TokenFamily`, the contract with its shared answers filled;
 `names` makes block names from a table, `streams` finds image and text streams and their sites, `schedule` tries a

@@ -1,4 +1,4 @@
-"""Latents of token models: their autoencoder's configuration, packing, decoding and encoding.
+"""Latents of token models: configuration, packing, decoding and encoding.
 
 The autoencoder is diffusers' AutoencoderKL, whose latents are scaled and shifted for the transformer.
 """
@@ -21,7 +21,7 @@ COLOURS = 3
 
 
 def check_autoencoder(config: Mapping[str, Any], shown: str, file: str, brand: str, channels: int) -> None:
-    """Refuse an autoencoder that does not turn a family's latents into colour pictures.
+    """Refuse an autoencoder that does not turn latents into colour pictures.
 
     Args:
         config: its configuration.

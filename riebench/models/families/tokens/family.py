@@ -50,7 +50,10 @@ class TokenFamily(Family):
     # Files
 
     def schedule_arguments(self, steps: int) -> Mapping[str, Any]:
-        """Return what the pipeline sets the steps with, besides their number, to try a schedule with."""
+        """Return arguments of `set_timesteps` to try a schedule with.
+
+        They are those with which the pipeline sets the steps, besides their number.
+        """
         return {}
 
     def check_schedule(self, folder: Path, steps: int, shown: str) -> None:

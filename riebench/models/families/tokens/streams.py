@@ -180,7 +180,7 @@ class JoinedUnits(TokenUnits):
 
 
 def sites(transformer: nn.Module, names: TokenNames) -> tuple[str, ...]:
-    """Return the short names of all blocks of a transformer, in the order in which they run."""
+    """Return the short names of all blocks, in the order in which they run."""
     return tuple(
         f"{one.side}.{index}"
         for one in names.lists.values()

@@ -1,4 +1,4 @@
-"""Refusal of configurations that Stable Diffusion 3's pipeline or its hooks cannot follow.
+"""Refusal of configurations that pipeline or hooks cannot follow.
 
 The files are read as text: nothing is loaded, so that planning finds the same faults as a run. What is not refused here
 is obeyed: networks, schedule and tokenizers are built by diffusers and transformers from these very files.

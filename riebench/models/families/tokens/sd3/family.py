@@ -85,7 +85,7 @@ class Sd3Family(TokenFamily):
         return _SHAPES.get(name, self.full_shape)
 
     def usual_sampling(self, scheduler: Mapping[str, Any]) -> tuple[int, float]:
-        """Return the usual steps and guidance scale, those of a model that is not distilled."""
+        """Return the steps and guidance scale of models that are not distilled."""
         return STEPS, GUIDANCE
 
     def site(self, denoiser: nn.Module, name: str) -> Site:
@@ -117,7 +117,7 @@ class Sd3Family(TokenFamily):
         return pipeline.token_counter(folder)
 
     def tokenizers(self, pipe: Any) -> tuple[Any, ...]:
-        """Return CLIP's tokenizer: its tokens are the first of the text, those of T5 follow."""
+        """Return CLIP's tokenizer, whose tokens are the first of the text."""
         return (pipe.tokenizer,)
 
     def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:

@@ -29,7 +29,10 @@ def site(transformer: nn.Module, name: str) -> Site:
 
 
 def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:
-    """Return the joint attention of a block; the second one of dual blocks reads the picture alone."""
+    """Return the joint attention of a block.
+
+    The second attention of a dual block reads the picture alone.
+    """
     attention: Any = getattr(block, "attn", None)
     return () if getattr(attention, "added_kv_proj_dim", None) is None else (attention,)
 

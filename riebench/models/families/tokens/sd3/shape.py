@@ -1,4 +1,4 @@
-"""Sizes and work of models like Stable Diffusion 3, known without reading their weights.
+"""Sizes and work of models like Stable Diffusion 3, known without weights.
 
 Operations follow from the configuration; a test compares them with those that PyTorch counts.
 """
