@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import MEGABYTES, RegionSpec
 from riebench.models.families.base import Family
-from riebench.models.families.sizes import CONFIG_PATTERNS
+from riebench.models.families.sizes import CONFIG_PATTERNS, HALF
 from riebench.models.files import (
     NOT_FULL,
     autoencoder_source,
@@ -122,9 +122,18 @@ def model_checks(known: ModelInfo, options: ModelOptions) -> list[Check]:
         f"model {name}",
         lambda: _model_folder(hub_folder(repo, revision, dtype, offline=True), dtype, repo),
         command=command,
-        nbytes=needs.download_bytes(dtype) if needs else 0,
+        nbytes=needs.download_bytes(dtype) if needs else _estimated_bytes(known),
     )
     return [look, *checks]
+
+
+def _estimated_bytes(known: ModelInfo) -> int:
+    """Return about how many bytes are fetched of an official model.
+
+    It is for those whose files are not listed; 0 stands for all other models. Families without half-precision copies
+    store the only weights that they have in 16 bits.
+    """
+    return 0 if known.preset is None or known.family.half_files else HALF * sum(known.shape.parameters.values())
 
 
 def hub_command(family: Family, repo: str, revision: str | None, dtype: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from case_sd3 import sd3_cases
 from numpy.typing import NDArray
 from tiny import tiny_model
 from tiny_flux import TOKENS, tiny_flux
@@ -28,7 +29,7 @@ from riebench.generation.transfers import PatchReplacement
 from riebench.models.families.base import Family
 from riebench.models.families.blocks import BatchLayout, Half, Site
 from riebench.models.families.flux.family import FluxFamily
-from riebench.models.families.streams import TokenSite, place_of
+from riebench.models.families.tokens.streams import TokenSite, place_of
 from riebench.models.loading import LoadedModel
 from riebench.registry import MODEL_FAMILIES
 
@@ -105,6 +106,7 @@ def sdxl_case(name: str, guidance: float) -> Case:
 CASES = (
     sdxl_case("sdxl", 0.0), sdxl_case("sdxl guided", 3.0), flux_case("flux schnell", 0.0, False),
     flux_case("flux with true guidance", 3.0, False), flux_case("flux dev", 3.5, True),
+    *sd3_cases(Case),
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
-from diffusers.hooks._helpers import TransformerBlockRegistry
-from diffusers.models.transformers import transformer_flux
 from tiny_flux import GRID, SIZE, TOKENS, WIDTH, tiny_flux, tiny_flux_folder, tiny_flux_saes
 from tiny_jobs import last_line, records_by_setting
 from tiny_runs import NO_EDIT, TARGET, picture, task
@@ -35,7 +33,6 @@ from riebench.jobs.request import RunRequest
 from riebench.jobs.run import run_job
 from riebench.models.families.flux import shape
 from riebench.models.families.flux.family import FAMILY
-from riebench.models.families.streams import STREAMS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.lookup import blocks_on_model, look_up, usual_blocks_of
 from riebench.models.spec import ModelOptions
@@ -64,13 +61,6 @@ FAMILY_FILES = {Path(file).parts[0]: file for file in FAMILY.config_files}
 
 def command(*words: str) -> Any:
     return CliRunner().invoke(app, list(words))
-
-
-def test_streams_are_where_diffusers_itself_looks_for_them() -> None:
-    for name, streams in STREAMS.items():
-        theirs = TransformerBlockRegistry.get(getattr(transformer_flux, name))
-        assert streams["image"].index == theirs.return_hidden_states_index
-        assert streams["text"].index == theirs.return_encoder_hidden_states_index
 
 
 @pytest.mark.parametrize(

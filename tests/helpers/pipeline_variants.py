@@ -180,7 +180,7 @@ INDEX: dict[str, Sequence[Any]] = {
     "tokenizer_2": [[None, None], ["transformers", "CLIPTokenizerFast"]],
     "unet": [["diffusers", "UNet2DModel"], ["my_code", "UNet2DConditionModel"]],
     "vae": [["diffusers", "AutoencoderTiny"]],
-    "_class_name": ["StableDiffusionXLImg2ImgPipeline", "StableDiffusion3Pipeline"],
+    "_class_name": ["StableDiffusionXLImg2ImgPipeline", "StableDiffusion3PAGPipeline"],
 }
 SCHEDULERS = (
     "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "DDIMScheduler", "DDPMScheduler", "LCMScheduler",

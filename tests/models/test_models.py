@@ -182,8 +182,8 @@ def test_a_repository_of_something_else_is_refused_before_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    other = hub_layout(tmp_path / "other", index={"_class_name": "StableDiffusion3Pipeline"})
-    with fake_hub(monkeypatch, serve(other)) as asked, pytest.raises(RiebenchError, match="is a StableDiffusion3Pipel"):
+    other = hub_layout(tmp_path / "other", index={"_class_name": "StableDiffusion3PAGPipeline"})
+    with fake_hub(monkeypatch, serve(other)) as asked, pytest.raises(RiebenchError, match="is a StableDiffusion3PAG"):
         load_model(REPO)
     assert not [path for path in asked if path.endswith(".safetensors")]
 
@@ -299,8 +299,8 @@ def as_sd15(folder: Path) -> None:
     change_json(folder / "model_index.json", _class_name="StableDiffusionPipeline")
 
 
-def as_sd3(folder: Path) -> None:
-    change_json(folder / "model_index.json", _class_name="StableDiffusion3Pipeline")
+def as_sd3_from_pictures(folder: Path) -> None:
+    change_json(folder / "model_index.json", _class_name="StableDiffusion3Img2ImgPipeline")
 
 
 def as_inpainting(folder: Path) -> None:
@@ -326,7 +326,7 @@ def other_width(folder: Path) -> None:
         (pointer, r"unet/diffusion_pytorch_model.safetensors is a Git.LFS pointer.*git lfs pull"),
         (without_vae, "lacks weights: no .safetensors file in vae/"),
         (as_sd15, r"is a StableDiffusionPipeline \(Stable Diffusion 1 or 2\); riebench edits SDXL"),
-        (as_sd3, r"is a StableDiffusion3Pipeline \(Stable Diffusion 3\); riebench edits SDXL"),
+        (as_sd3_from_pictures, r"Img2ImgPipeline \(Stable Diffusion 3 from pictures\); riebench edits SDXL"),
         (as_inpainting, "U-Net of another kind .*in_channels 9.*; SDXL has 'text_time' and 4"),
         (broken_json, "unet/config.json is no JSON"),
         (other_width, r"unet/config.json says cross_attention_dim 40, but the texts are 32 wide together"),

@@ -6,13 +6,16 @@ is obeyed: networks, schedule and tokenizers are built by diffusers and transfor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
 from riebench.models.families.folders import INDEX, check_index, quantised, read_json
+from riebench.models.families.tokens import autoencoder
+
+BRAND = "FLUX"
+"""Short name of the family, for messages."""
 
 CONFIGS = {
     "transformer": "transformer/config.json",
@@ -35,8 +38,8 @@ CLASSES = {
 """Component -> names of its class."""
 PATCH = 2
 """Latent positions along a side of an image token."""
-LATENT_CHANNELS, COLOURS, CLIP_TOKENS = 16, 3, 77
-"""Channels of latents and pictures where a file is silent, and the longest text of CLIP."""
+LATENT_CHANNELS, CLIP_TOKENS = 16, 77
+"""Channels of latents, and the longest text of CLIP where a file is silent."""
 TOKENS, TOKENS_GUIDED = 256, 512
 """Longest text of T5 that FLUX.1-schnell and FLUX.1-dev were made for."""
 AXES, HEAD = (16, 56, 56), 128
@@ -70,31 +73,24 @@ def check_configs(folder: Path, shown: str) -> None:
     Raises:
         RiebenchError: in one line, naming file and key.
     """
-    check_index(read_json(folder / INDEX), CLASSES, "FLUX", shown)
+    check_index(read_json(folder / INDEX), CLASSES, BRAND, shown)
     configs = {part: read_json(folder / place) for part, place in CONFIGS.items()}
     for problem in problems(configs):
         raise RiebenchError(f"{shown}: {problem}")
 
 
-def check_autoencoder(config: Config, shown: str, file: str = CONFIGS["vae"], channels: int = LATENT_CHANNELS) -> None:
+def check_autoencoder(config: Config, shown: str, file: str = CONFIGS["vae"]) -> None:
     """Refuse an autoencoder that does not turn FLUX's latents into colour pictures.
 
     Args:
         config: its configuration.
         shown: what the user called it.
         file: where the configuration lies, for messages.
-        channels: of the latents.
 
     Raises:
         RiebenchError: in one line, naming the key.
     """
-    found = config.get("_class_name", "AutoencoderKL")
-    if found != "AutoencoderKL":
-        raise RiebenchError(f"{shown}: {file} says _class_name {found}; FLUX's autoencoder is an AutoencoderKL")
-    for problem in _autoencoder(config):
-        raise RiebenchError(f"{shown}: {file} {problem}")
-    if config.get("latent_channels", 4) != channels:
-        raise RiebenchError(f"{shown}: {file} says latent_channels {config.get('latent_channels', 4)}, not {channels}")
+    autoencoder.check_autoencoder(config, shown, file, BRAND, LATENT_CHANNELS)
 
 
 def problems(configs: Mapping[str, Config]) -> Iterator[str]:
@@ -105,7 +101,7 @@ def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     """
     yield from quantised(configs, CONFIGS)
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(configs["transformer"]))
-    yield from (f"{CONFIGS['vae']} {problem}" for problem in _autoencoder(configs["vae"]))
+    yield from (f"{CONFIGS['vae']} {problem}" for problem in autoencoder.autoencoder_problems(configs["vae"], BRAND))
     yield from _widths(configs)
     length = configs["tokenizer"].get("model_max_length")
     positions = configs["text_encoder"].get("max_position_embeddings", CLIP_TOKENS)
@@ -127,18 +123,6 @@ def _transformer(config: Config) -> Iterator[str]:
         yield f"says axes_dims_rope {[*axes]}; they are three even numbers whose sum is attention_head_dim {head}"
     if not config.get("num_layers", 1):
         yield "says num_layers 0; FLUX has blocks with two streams"
-
-
-def _autoencoder(config: Config) -> Iterator[str]:
-    for key, wanted in (("in_channels", COLOURS), ("out_channels", COLOURS)):
-        if config.get(key, wanted) != wanted:
-            yield f"says {key} {config[key]}; FLUX's autoencoder has {wanted}"
-    for key, usual in (("scaling_factor", 0.18215), ("shift_factor", None)):
-        value = config.get(key, usual)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            yield f"says {key} {value!r}; FLUX's pipeline needs a number"
-        elif key == "scaling_factor" and not value:
-            yield "says scaling_factor 0; it is a number other than 0"
 
 
 def _widths(configs: Mapping[str, Config]) -> Iterator[str]:

@@ -8,25 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from riebench.blocks import TEXT, UNITS
 from riebench.models.families.blocks import Site
 from riebench.models.families.flux.names import FluxNames
-from riebench.models.families.streams import JoinedUnits, TokenSite, TokenUnits, place_of
+from riebench.models.families.tokens import streams
+from riebench.models.families.tokens.streams import JoinedUnits, TokenUnits
 
 NAMES = FluxNames()
-
-
-def sites(transformer: nn.Module) -> tuple[str, ...]:
-    """Return the short names of all blocks, in the order in which they run."""
-    counts = {
-        side: len(transformer.get_submodule(folder)._modules)
-        for side, folder in (("double", "transformer_blocks"), ("single", "single_transformer_blocks"))
-    }
-    return tuple(f"{side}.{index}" for side, count in counts.items() for index in range(count))
 
 
 def site(transformer: nn.Module, name: str) -> Site:
@@ -35,14 +25,7 @@ def site(transformer: nn.Module, name: str) -> Site:
     Raises:
         AttributeError: if the transformer has no such module.
     """
-    module = transformer.get_submodule(NAMES.module_path(NAMES.block_of(name)))
-    kind = NAMES.kind(name)
-    if kind == TEXT:
-        return TokenSite(module, module, place_of(module, "text"), "text")
-    if kind == UNITS:
-        made = TokenUnits if name.startswith("double.") else JoinedUnits
-        return made(module, transformer.get_submodule(NAMES.module_path(name)), place_of(module, "image"))
-    return TokenSite(module, module, place_of(module, "image"))
+    return streams.site(transformer, NAMES, name, TokenUnits if name.startswith("double.") else JoinedUnits)
 
 
 def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:
@@ -57,21 +40,18 @@ def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:
 def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Compute how much each image token reads each text token.
 
-    Queries of the image and keys of the text are computed as the layer computes them, with their norms and rotary
-    positions. What image tokens read of each other is left out: the text tokens alone sum to 1.
-
     Returns:
         float32 [B, positions, tokens], mean over heads; sums to 1 over the tokens.
     """
     named = dict(zip(("hidden_states", "encoder_hidden_states", "attention_mask", "image_rotary_emb"), args,
                      strict=False)) | dict(kwargs)  # fmt: skip
-    image, text = named["hidden_states"], named["encoder_hidden_states"]
-    query = layer.norm_q(layer.to_q(image).unflatten(-1, (-1, layer.head_dim)))
-    key = layer.norm_added_k(layer.add_k_proj(text).unflatten(-1, (-1, layer.head_dim)))
-    rotary = named.get("image_rotary_emb")
-    if rotary is not None:
+    image, text, rotary = named["hidden_states"], named["encoder_hidden_states"], named.get("image_rotary_emb")
+
+    def rotate(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         tokens = text.shape[1]
-        query = apply_rotary_emb(query, tuple(part[tokens:] for part in rotary), sequence_dim=1)
-        key = apply_rotary_emb(key, tuple(part[:tokens] for part in rotary), sequence_dim=1)
-    products = torch.einsum("bphc,bthc->bhpt", query.float(), key.float())
-    return torch.softmax(products * layer.head_dim**-0.5, dim=-1).mean(1)
+        return (
+            apply_rotary_emb(query, tuple(part[tokens:] for part in rotary), sequence_dim=1),
+            apply_rotary_emb(key, tuple(part[:tokens] for part in rotary), sequence_dim=1),
+        )
+
+    return streams.joint_attention(layer, image, text, *(() if rotary is None else (rotate,)))

@@ -1,9 +1,8 @@
-"""FLUX's pipeline in diffusers: text, call, latents and pictures."""
+"""FLUX's pipeline in diffusers: text and call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -75,35 +74,3 @@ def call_options(spec: ModelSpec) -> dict[str, Any]:
         "width": spec.size,
         "output_type": "latent",
     }
-
-
-def unpack_latents(latents: Tensor) -> Tensor:
-    """Return packed latents [B, (s/2)^2, 4c] of a square picture as [B, c, s, s]."""
-    side = isqrt(latents.shape[1])
-    patches = latents.unflatten(2, (-1, 2, 2)).unflatten(1, (side, side))
-    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-
-
-def pack_latents(latents: Tensor) -> Tensor:
-    """Return latents [B, c, h, w] in patches of 2 by 2: [B, (h/2)(w/2), 4c]."""
-    patches = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
-
-
-def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Decode packed latents in the autoencoder's own number format.
-
-    Returns [B, 3, H, W] in -1 to 1.
-    """
-    scaled = unpack_latents(latents).float() / vae.config.scaling_factor + vae.config.shift_factor
-    pixels: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
-    return pixels
-
-
-def encode(vae: Any, pixels: Tensor, device: torch.device) -> Tensor:
-    """Encode pictures [B, 3, H, W] in -1 to 1.
-
-    Returns float32 [B, c, h, w]: the mean of the answer, shifted and scaled for the transformer.
-    """
-    latents: Tensor = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mode().float()
-    return (latents - vae.config.shift_factor) * vae.config.scaling_factor

@@ -77,13 +77,11 @@ AUTOENCODERS: dict[str, NamedAutoencoder] = {
 
 OTHER_PIPELINES = {
     "StableDiffusionPipeline": "Stable Diffusion 1 or 2",
-    "StableDiffusion3Pipeline": "Stable Diffusion 3",
     "StableDiffusionXLImg2ImgPipeline": "the refiner",
     "StableDiffusionXLInpaintPipeline": "an inpainting model",
 }
 """Pipeline class -> what people call such models."""
 OTHER_REPOSITORIES = {
-    "stabilityai/stable-diffusion-3": "Stable Diffusion 3",
     "stabilityai/stable-diffusion-2": "Stable Diffusion 2",
     "stabilityai/sd-turbo": "Stable Diffusion 2",
     "stabilityai/stable-diffusion-xl-refiner": "the SDXL refiner",

@@ -3,12 +3,14 @@
 Transformers carry a picture as a sequence of tokens, and many carry the text beside it as a second one. `STREAMS` says
 where each class of block takes and gives the two, `TokenSite` reads and changes one of them.
 
+`sites` and `site` find them in a network by their short names.
+
 Part of the contract in `riebench.models.families.base`, for families of transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any, Literal
@@ -16,8 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from riebench.blocks import TEXT, UNITS
 from riebench.errors import RiebenchError
 from riebench.models.families.blocks import Site
+from riebench.models.families.tokens.names import TokenNames
 
 Stream = Literal["image", "text"]
 
@@ -46,6 +50,10 @@ STREAMS: Mapping[str, Mapping[Stream, StreamPlace]] = {
         "image": StreamPlace("hidden_states", 0, 1),
         "text": StreamPlace("encoder_hidden_states", 1, 0),
     },
+    "JointTransformerBlock": {
+        "image": StreamPlace("hidden_states", 0, 1),
+        "text": StreamPlace("encoder_hidden_states", 1, 0),
+    },
 }
 """Class of a block -> the places of its streams."""
 
@@ -54,10 +62,10 @@ def place_of(module: nn.Module, stream: Stream) -> StreamPlace:
     """Return the place of a stream in the calls of a block.
 
     Raises:
-        RiebenchError: if the block's class is not in `STREAMS`.
+        RiebenchError: if `STREAMS` does not say it of the block's class.
     """
     for one in type(module).__mro__:
-        if one.__name__ in STREAMS:
+        if stream in STREAMS.get(one.__name__, {}):
             return STREAMS[one.__name__][stream]
     raise RiebenchError(f"where {type(module).__name__} gives its {stream} stream is not known")
 
@@ -169,3 +177,61 @@ class JoinedUnits(TokenUnits):
         """Return all units, those of the image tokens changed."""
         text = output[:, : self._text_tokens(output)]
         return torch.cat([text, changed], dim=1)
+
+
+def sites(transformer: nn.Module, names: TokenNames) -> tuple[str, ...]:
+    """Return the short names of all blocks, in the order in which they run."""
+    return tuple(
+        f"{one.side}.{index}"
+        for one in names.lists.values()
+        for index in range(len(transformer.get_submodule(one.folder)._modules))
+    )
+
+
+def site(transformer: nn.Module, names: TokenNames, name: str, units: type[TokenUnits] = TokenUnits) -> Site:
+    """Return a site of a transformer by its short name.
+
+    Args:
+        transformer: the network.
+        names: of its blocks.
+        name: of the site.
+        units: the kind of site that its feed-forward units are.
+
+    Raises:
+        AttributeError: if the transformer has no such module.
+    """
+    module = transformer.get_submodule(names.module_path(names.block_of(name)))
+    kind = names.kind(name)
+    if kind == TEXT:
+        return TokenSite(module, module, place_of(module, "text"), "text")
+    if kind == UNITS:
+        return units(module, transformer.get_submodule(names.module_path(name)), place_of(module, "image"))
+    return TokenSite(module, module, place_of(module, "image"))
+
+
+def joint_attention(
+    layer: Any,
+    image: Tensor,
+    text: Tensor,
+    rotate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda query, key: (query, key),
+) -> Tensor:
+    """Compute how much each image token reads each text token in a joint attention.
+
+    Queries of the image and keys of the text are computed as the layer computes them, with their norms. What image
+    tokens read of each other is left out: the text tokens alone sum to 1.
+
+    Args:
+        layer: with to_q and norm_q for the image, add_k_proj and norm_added_k for the text.
+        image: [B, positions, C], as the layer gets it.
+        text: [B, tokens, C], likewise.
+        rotate: gives queries [B, positions, heads, width] and keys [B, tokens, heads, width] their positions.
+
+    Returns:
+        float32 [B, positions, tokens], mean over heads; sums to 1 over the tokens.
+    """
+    query, key = (values.unflatten(-1, (layer.heads, -1)) for values in (layer.to_q(image), layer.add_k_proj(text)))
+    query = query if layer.norm_q is None else layer.norm_q(query)
+    key = key if layer.norm_added_k is None else layer.norm_added_k(key)
+    query, key = rotate(query, key)
+    products = torch.einsum("bphc,bthc->bhpt", query.float(), key.float())
+    return torch.softmax(products * query.shape[-1] ** -0.5, dim=-1).mean(1)

@@ -1,0 +1,226 @@
+"""The contract of a model family, filled with the answers that token models share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from riebench.errors import RiebenchError
+from riebench.models.families.base import EditingTask, Family
+from riebench.models.families.blocks import Site
+from riebench.models.families.folders import check_shapes, check_tensor_names, joined_shapes
+from riebench.models.families.sizes import NamedAutoencoder, Shape
+from riebench.models.families.tokens.names import TokenNames
+from riebench.models.families.tokens.weights import AUTOENCODER, NetworkClass, config_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+T5_TABLES = ("encoder.embed_tokens.weight", "shared.weight")
+"""Two names of T5's one token table; files hold it under either."""
+
+
+class TokenFamily(Family):
+    """Models whose denoiser is a transformer of image tokens.
+
+    They are read from folders in diffusers' layout alone: no single file, no denoiser or LoRA of its own.
+
+    Attributes:
+        names: of its blocks, from a table.
+        brand: short name of the family, for messages.
+        configs: component -> the file that describes it.
+        networks_of_parts: part with weights -> class of its network.
+        schedulers: schedulers that its pipeline runs with, the usual one first.
+    """
+
+    denoiser_part = "transformer"
+    denoiser_title = "transformer"
+    names: TokenNames
+    autoencoders: Mapping[str, NamedAutoencoder] = {}
+    half_files = False
+    head_width = 128
+    brand: str
+    configs: Mapping[str, str]
+    networks_of_parts: Mapping[str, NetworkClass]
+    schedulers: tuple[str, ...] = ("FlowMatchEulerDiscreteScheduler",)
+
+    # Files
+
+    def schedule_arguments(self, steps: int) -> Mapping[str, Any]:
+        """Return arguments of `set_timesteps` to try a schedule with.
+
+        They are those with which the pipeline sets the steps, besides their number.
+        """
+        return {}
+
+    def check_schedule(self, folder: Path, steps: int, shown: str) -> None:
+        """Refuse a folder whose schedule is none of the family's, or cannot be followed.
+
+        One that draws noise without a seed is refused, too.
+        """
+        from riebench.models.families.tokens import schedule
+
+        schedule.check_schedule(folder, steps, shown, self.brand, self.schedulers, self.schedule_arguments(steps))
+
+    def check_weights(self, folder: Path, part: str, files: Sequence[Path], shown: str) -> None:
+        """Refuse weights of other shapes than the configuration beside them gives."""
+        needed = config_shapes(folder / self.configs[part], self.networks_of_parts[part])
+        check_shapes(joined_shapes(files), needed, self.configs[part], shown)
+
+    def check_names(self, part: str, stored: set[str], needed: Iterable[str], shown: str) -> None:
+        """Refuse weights that lack tensors, or hold tensors that nothing reads."""
+        have, wanted = ({self.plain_name(part, name) for name in names} for names in (stored, needed))
+        check_tensor_names(part, have, wanted, self.configs[part], shown, more=part.startswith("text"))
+
+    def plain_name(self, part: str, name: str) -> str:
+        """Return a tensor's name as all versions of the libraries have it."""
+        network = self.networks_of_parts[part].network
+        if network.startswith("CLIPTextModel"):
+            return name.removeprefix("text_model.")
+        return T5_TABLES[1] if network == "T5EncoderModel" and name in T5_TABLES else name
+
+    def check_single_file(self, name: str, tensors: set[str], *, own_autoencoder: bool = True) -> None:
+        """Refuse every single file: those of such models hold the transformer alone."""
+        raise RiebenchError(
+            f"{name}: {self.brand} is read from folders in diffusers' layout; give the model's folder or hub id"
+        )
+
+    def check_training(
+        self, file: Path, scheduler: Mapping[str, Any], autoencoder: Mapping[str, Any], shown: str
+    ) -> None:
+        """Refuse nothing: files of such models do not say how they were trained."""
+
+    @abstractmethod
+    def check_autoencoder_config(self, folder: Path, shown: str) -> None:
+        """Refuse an autoencoder's folder whose configuration is none for this family.
+
+        Raises:
+            RiebenchError: in one line, naming the key.
+        """
+
+    def check_autoencoder(self, folder: Path, files: Sequence[Path], shown: str) -> None:
+        """Refuse a folder that is no autoencoder for this family."""
+        self.check_autoencoder_config(folder, shown)
+        network = self.networks_of_parts.get("vae", AUTOENCODER)
+        check_shapes(joined_shapes(files), config_shapes(folder / "config.json", network), "config.json", shown)
+
+    def check_denoiser_file(self, file: Path) -> None:
+        """Refuse every file: only the U-Net of SDXL is exchanged."""
+        raise RiebenchError(
+            f"--unet {file.name}: {self.brand} has no U-Net; give the folder of the model that holds the weights"
+        )
+
+    def check_lora_file(self, file: Path) -> None:
+        """Refuse every file: only weights of SDXL are added to."""
+        raise RiebenchError(
+            f"--lora {file.name}: LoRAs are added to SDXL alone; merge it into {self.brand}'s folder before"
+        )
+
+    @abstractmethod
+    def shape_of_pipeline(self, pipe: Any) -> Shape:
+        """Return the measures that matter for captures, of a pipeline in memory."""
+
+    def native_size(self, pipe: Any) -> int:
+        """Return the picture side in pixels that a pipeline in memory was made for."""
+        return self.shape_of_pipeline(pipe).native_size
+
+    # Loading
+
+    def pipeline_type(self) -> Any:
+        """Return diffusers' pipeline class."""
+        import diffusers
+
+        return getattr(diffusers, self.pipeline_class)
+
+    def autoencoder_type(self) -> Any:
+        """Return diffusers' autoencoder class."""
+        import diffusers
+
+        return getattr(diffusers, self.networks_of_parts["vae"].network)
+
+    def loading_options(self) -> dict[str, Any]:
+        """Return no further arguments."""
+        return {}
+
+    def networks(self, pipe: Any) -> tuple[nn.Module, ...]:
+        """Return the transformer, the autoencoder and the text encoders."""
+        encoders = [part for part in self.parts if part.startswith("text_encoder")]
+        return tuple(getattr(pipe, part) for part in ("transformer", "vae", *encoders))
+
+    def exchange_denoiser(self, pipe: Any, file: Path) -> None:
+        """Refuse every file; see `check_denoiser_file`."""
+        self.check_denoiser_file(file)
+
+    def add_lora(self, pipe: Any, file: Path, scale: float) -> None:
+        """Refuse every file; see `check_lora_file`."""
+        self.check_lora_file(file)
+
+    def is_guided(self, pipe: Any, guidance: float) -> bool:
+        """Return whether there is an unconditional half."""
+        return guidance > 1
+
+    # Hooks
+
+    def sites(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """Return the short names of all blocks of a transformer."""
+        from riebench.models.families.tokens import streams
+
+        return streams.sites(denoiser, self.names)
+
+    def site(self, denoiser: nn.Module, name: str) -> Site:
+        """Return a site of a transformer by its short name."""
+        from riebench.models.families.tokens import streams
+
+        return streams.site(denoiser, self.names, name)
+
+    def update_width(self, denoiser: nn.Module, name: str) -> int:
+        """Return the channels of all streams."""
+        transformer: Any = denoiser
+        return int(transformer.inner_dim)
+
+    def unit_layers(self, module: nn.Module) -> int | None:
+        """Return 1: a block has one feed-forward layer for its image tokens."""
+        return 1
+
+    def finish_block(self, module: nn.Module, hidden: Tensor, update: Tensor) -> Any:
+        """Return no text, and input plus update as the image stream."""
+        from riebench.models.families.tokens import streams
+
+        image = (hidden.float() + update.float()).to(hidden.dtype)
+        index = streams.place_of(module, "image").index
+        return image if index is None else (*[None] * index, image)
+
+    # Latents of an AutoencoderKL that is scaled and shifted
+
+    def unpack_latents(self, latents: Tensor, size: int) -> Tensor:
+        """Return latents as they are: most pipelines carry them as pictures."""
+        return latents
+
+    def pack_latents(self, latents: Tensor) -> Tensor:
+        """Return latents as they are."""
+        return latents
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Decode latents [B, c, h, w] in the autoencoder's number format."""
+        from riebench.models.families.tokens import autoencoder
+
+        return autoencoder.decode(pipe.vae, latents)
+
+    def encode(self, pipe: Any, pixels: Tensor, device: Any) -> Tensor:
+        """Encode pictures in the autoencoder's number format."""
+        from riebench.models.families.tokens import autoencoder
+
+        return autoencoder.encode(pipe.vae, pixels, device)
+
+    # Editors of other people
+
+    def editing_pipeline(self, task: EditingTask, pipe: Any) -> Any:
+        """Refuse every task; see `refused_methods`."""
+        raise RiebenchError(f"{task} cannot be used on {self.title}: {self.refused_methods[task]}")
+
+    def same_condition(self, denoiser: nn.Module) -> AbstractContextManager[None]:
+        """Refuse: there is no LEDITS++ for this family."""
+        raise RiebenchError(f"ledits_pp cannot be used on {self.title}: {self.refused_methods['ledits_pp']}")
