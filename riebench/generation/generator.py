@@ -206,7 +206,7 @@ class Generator:
     def _options(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         texts = [self.embed(prompt).arguments for prompt in prompts]
         return {
-            **{name: torch.cat([text[name] for text in texts]) for name in texts[0]},
+            **{name: self.model.family.join_text([text[name] for text in texts]) for name in texts[0]},
             **self.model.family.call_options(self.model.spec),
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         }
@@ -276,12 +276,11 @@ class Generator:
             raise MissingWordsError(f"the prompt {prompt!r} does not contain the region's words {words!r}")
         found: set[int] = set()
         for tokenizer in self.model.family.tokenizers(self.model.pipe):
-            # As the pipeline does: on which side texts are cut and padded, the model's own files say.
-            limit = self.model.family.token_limit(self.model.pipe, tokenizer)
-            encoding = tokenizer(prompt, padding="max_length", max_length=limit, truncation=True)
-            tokens = {encoding.char_to_token(i) for start, end in spans for i in range(start, end)}
-            special = encoding.encodings[0].special_tokens_mask
-            found |= {token for token in tokens if token is not None and not special[token]}
+            read = self.model.family.prompt_tokens(self.model.pipe, tokenizer, prompt)
+            places = [read.start + place for start, end in spans for place in range(start, end)]
+            tokens = {read.encoding.char_to_token(place) for place in places}
+            special = read.encoding.encodings[0].special_tokens_mask
+            found |= {token - read.before for token in tokens if token is not None and not special[token]}
         if not found:
             raise RiebenchError(f"the words {words!r} were cut off the prompt {prompt!r}; shorten it")
         return sorted(found)
@@ -424,7 +423,8 @@ class StepCallback:
         count = len(self._prompts)
         order = self._family.text_names
         places = range(len(given)) if names is None else [order.index(name) for name in names]
-        written = {name: values.clone() for name, values in given.items()}
+        # Texts that differ in length are a list with an entry for each row.
+        written = {name: [*values] if isinstance(values, list) else values.clone() for name, values in given.items()}
         for row, weight in weights.items():
             edit = self._texts[row]
             if edit.text is None:
@@ -432,9 +432,10 @@ class StepCallback:
             parts = mix_embeddings(self._embed(self._prompts[row]), self._embed(edit.text.target), weight)
             for values, part in zip(written.values(), [parts[place] for place in places], strict=True):
                 # Before the first step, and where the halves are calls of their own, there are conditional rows alone.
-                both = values.shape[0] > count
+                both = len(values) > count
                 offset = self._layout.offset("conditional", count, 0) if both else 0
-                values[row + (offset or 0)] = part[0].to(values)
+                place = row + (offset or 0)
+                values[place] = part[0].to(values[place])
         return written
 
     def _change_latents(self, latents: Tensor, step: int) -> Tensor:
@@ -452,9 +453,14 @@ def mix_embeddings(source: TextParts, target: TextParts, weight: float) -> TextP
     """Mix two prompts' embeddings in the proportion (1 - weight) to weight.
 
     Weights 0 and 1 give one of them to the bit.
+
+    Raises:
+        RiebenchError: if other weights are asked for and the prompts' texts differ in length.
     """
     if weight in (0.0, 1.0):
         return target if weight else source
+    if any(one.shape != other.shape for one, other in zip(source, target, strict=True)):
+        raise RiebenchError("this model's texts differ in length, so they cannot be mixed; use the strength 0 or 1")
     return tuple(
         ((1 - weight) * one.float() + weight * other.float()).to(one.dtype)
         for one, other in zip(source, target, strict=True)

@@ -71,7 +71,7 @@ class Hooks:
         """
         site = find_site(self.denoiser, name)
         if site.watches:
-            self.before(site.module, site.enter)
+            self.before(site.watched, site.enter)
         return site
 
     def before(self, module: nn.Module, function: Callable[[Any, Any], Any]) -> None:

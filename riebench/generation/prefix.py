@@ -239,8 +239,12 @@ def record(denoiser: nn.Module, runs: Sequence[Run], plan: PrefixPlan, *, guided
 
 
 def _first(output: Any) -> Tensor:
-    """Return what a module gives, alone or as the first of several values."""
-    return output if isinstance(output, Tensor) else output[0]
+    """Return what a module gives, alone or as the first of several values.
+
+    A list with an entry for each row of the batch is one batch.
+    """
+    found: Tensor | list[Tensor] = output if isinstance(output, Tensor) else output[0]
+    return torch.stack(found) if isinstance(found, list) else found
 
 
 @contextmanager

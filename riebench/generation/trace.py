@@ -328,12 +328,12 @@ def _capture_site(hooks: Hooks, name: str, keep: Sequence[Quantity], store: Stor
     if "update" in keep:
         hooks.after(site.point, update)
     if "attention" in keep:
-        _capture_attention(hooks, name, site.module, store)
+        _capture_attention(hooks, name, site, store)
 
 
-def _capture_attention(hooks: Hooks, name: str, block: nn.Module, store: Store) -> None:
+def _capture_attention(hooks: Hooks, name: str, site: Site, store: Store) -> None:
     family = family_of_denoiser(hooks.denoiser)
-    layers = family.text_attention(block)
+    layers = family.text_attention(site.module)
     if not layers:
         raise RiebenchError(f"{name} has no text attention")
     pending: list[Tensor] = []
@@ -341,7 +341,7 @@ def _capture_attention(hooks: Hooks, name: str, block: nn.Module, store: Store) 
     def before(attention: nn.Module) -> Callable[[Any, Any], None]:
         def compute(args: Any, kwargs: Any) -> None:
             # Computed beside the layer, which runs as it would without: pictures do not depend on whether it is read.
-            pending.append(family.attention_map(attention, args, kwargs))
+            pending.append(family.attention_map(attention, args, {**kwargs, **site.context}))
             if len(pending) == len(layers):
                 store(name, "attention", torch.stack(pending).mean(0))
                 pending.clear()
@@ -382,7 +382,14 @@ def _edit_site(
         reader.clear()
         return site.with_stream(output, changed)
 
-    hooks.after(site.point, change)
+    def change_input(args: Any, kwargs: Any) -> Any:
+        changed = change(args, kwargs, args[0])
+        return None if changed is None else ((changed, *args[1:]), kwargs)
+
+    if site.edits_input:
+        hooks.before(site.point, change_input)
+    else:
+        hooks.after(site.point, change)
 
 
 class _LiveReader:

@@ -206,7 +206,8 @@ def _cell(lines: Sequence[CategoryCount]) -> str:
 def describe(found: Forecast) -> list[tuple[str, str]]:
     """Describe a forecast in words: label and text of each line."""
     model, memory = found.model, found.memory
-    guided = f"guidance {model.guidance:g}" if model.guidance > 1 else "no guidance"
+    used = model.guidance > 1 or found.per_picture > model.steps
+    guided = f"guidance {model.guidance:g}" if used else "no guidance"
     looked = f" + {2 * found.region_pairs} for region models to look at" if found.region_pairs else ""
     reasons = "runs to rank and read feed-forward units and to look at other examples"
     beside = f" + at most {found.extra_runs} {reasons}" if found.extra_runs else ""

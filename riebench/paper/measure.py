@@ -23,7 +23,7 @@ from riebench.blocks import RESIDUAL, kind
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit, LiveSite
 from riebench.generation.generator import Generator, NoDecodeGenerator
-from riebench.generation.hooks import find_site, hooked, known_sites
+from riebench.generation.hooks import hooked, known_sites
 from riebench.generation.listeners import Listener, Listeners
 from riebench.generation.memory import automatic_batch_size
 from riebench.generation.trace import capture
@@ -257,8 +257,8 @@ def ablate_block(denoiser: nn.Module, site: str, steps: int | None = None) -> It
     Raises:
         RiebenchError: if the block is missing, or the number of calls is wrong.
     """
-    place = find_site(denoiser, site)
     with hooked(denoiser, [site], steps) as hooks:
+        place = hooks.find(site)
         hooks.after(place.module, place.bypass)
         yield
 

@@ -53,6 +53,21 @@ class TextEmbeddings:
         return {**self.conditional, **self.negative}
 
 
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt's tokens as a tokenizer gives them to a text encoder.
+
+    Attributes:
+        encoding: what the tokenizer gives for the text that is made of the prompt, which holds it unchanged.
+        start: characters of that text before the prompt.
+        before: tokens at its beginning that the denoiser is not given.
+    """
+
+    encoding: Any
+    start: int = 0
+    before: int = 0
+
+
 class Family(ABC):
     """One architecture of text-to-image models.
 
@@ -349,7 +364,10 @@ class Family(ABC):
     def attention_map(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Compute how much each position reads each token in one call of a layer.
 
-        The layer is one of `text_attention`.
+        Args:
+            layer: one of `text_attention`.
+            args: positional arguments of its call.
+            kwargs: its keyword arguments, and what the block's `Site.context` says.
 
         Returns:
             float32 [B, positions, tokens], mean over heads; sums to 1 over the tokens.
@@ -418,12 +436,36 @@ class Family(ABC):
         """
         return int(tokenizer.model_max_length)
 
+    def prompt_tokens(self, pipe: Any, tokenizer: Any, prompt: str) -> PromptTokens:
+        """Return a prompt's tokens, padded and cut off as the pipeline does.
+
+        Args:
+            pipe: the pipeline.
+            tokenizer: one of `tokenizers`.
+            prompt: the whole prompt.
+        """
+        # On which side texts are cut and padded, the model's own files say.
+        limit = self.token_limit(pipe, tokenizer)
+        return PromptTokens(tokenizer(prompt, padding="max_length", max_length=limit, truncation=True))
+
     @abstractmethod
     def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
         """Encode a prompt and, under guidance, the usual negative prompt.
 
         The usual one is that which pipelines use when none is given.
         """
+
+    def join_text(self, parts: Sequence[Tensor]) -> Any:
+        """Return one text embedding of several prompts as the pipeline takes it.
+
+        It is one batch, or a list with an entry for each prompt where texts differ in length.
+
+        Args:
+            parts: of each prompt, [1, ...], as `embed` gives it.
+        """
+        import torch
+
+        return torch.cat(list(parts))
 
     @abstractmethod
     def call_options(self, spec: ModelSpec) -> dict[str, Any]:

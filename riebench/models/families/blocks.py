@@ -94,17 +94,33 @@ class Site(ABC):
     Attributes:
         module: the block's module; runs once in each call of the denoiser, and what enters it is the input.
         point: the module whose output an edit changes; `module` itself, or one inside it.
-        watches: whether `enter` has to see each call of `module`.
+        watches: whether `enter` has to see each call of `watched`.
+        edits_input: whether an edit changes what enters `point`, its first argument, and not what leaves it; the stream
+            lies in that argument then.
     """
 
     module: nn.Module
     point: nn.Module
     watches: ClassVar[bool] = False
+    edits_input: ClassVar[bool] = False
+
+    @property
+    def watched(self) -> nn.Module:
+        """The module whose calls `enter` sees: `module`, or the denoiser."""
+        return self.module
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        """What the map of an attention layer of `module` needs to know besides the layer's arguments.
+
+        It is that of the running call, and known from `enter`.
+        """
+        return {}
 
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take from a call of `module` what a call of `point` does not say.
+        """Take from a call of `watched` what a call of `point` does not say.
 
-        Called before each call of `module` where `watches` is true.
+        Called before each call of `watched` where `watches` is true.
         """
         return None
 

@@ -68,7 +68,11 @@ class TokenFamily(Family):
     def check_weights(self, folder: Path, part: str, files: Sequence[Path], shown: str) -> None:
         """Refuse weights of other shapes than the configuration beside them gives."""
         needed = config_shapes(folder / self.configs[part], self.networks_of_parts[part])
-        check_shapes(joined_shapes(files), needed, self.configs[part], shown)
+        have, wanted = (
+            {self.plain_name(part, name): sides for name, sides in shapes.items()}
+            for shapes in (joined_shapes(files), needed)
+        )
+        check_shapes(have, wanted, self.configs[part], shown)
 
     def check_names(self, part: str, stored: set[str], needed: Iterable[str], shown: str) -> None:
         """Refuse weights that lack tensors, or hold tensors that nothing reads."""

@@ -54,6 +54,8 @@ STREAMS: Mapping[str, Mapping[Stream, StreamPlace]] = {
         "image": StreamPlace("hidden_states", 0, 1),
         "text": StreamPlace("encoder_hidden_states", 1, 0),
     },
+    # Image and text tokens in one sequence, which the family's own sites divide.
+    "ZImageTransformerBlock": {"image": StreamPlace("x", 0, None)},
 }
 """Class of a block -> the places of its streams."""
 
