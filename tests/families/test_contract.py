@@ -236,7 +236,7 @@ def check_target_updates(model: LoadedModel, case: Case) -> None:
 
 
 def check_first_block(model: LoadedModel, case: Case) -> None:
-    """Added to the first block that sees text, the difference of two runs' updates gives the target run's output there."""
+    """Added to the first block that sees text, the difference of two runs' updates gives the target run's output."""
     one_step = replace(model, spec=model.spec.model_copy(update={"steps": 1}))
     generator = Generator(one_step)
     block = next(site for site in known_sites(model.denoiser) if site not in case.blind)

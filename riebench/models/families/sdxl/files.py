@@ -92,7 +92,6 @@ OTHER_REPOSITORIES = {
     "PixArt-alpha/": "PixArt",
     "Efficient-Large-Model/Sana": "SANA",
     "Qwen/Qwen-Image": "Qwen-Image",
-    "Tongyi-MAI/Z-Image": "Z-Image",
     "ByteDance/SDXL-Lightning": "U-Nets alone, for --unet",
 }
 """Beginning of a hub id -> what lies there instead of a model of this family."""

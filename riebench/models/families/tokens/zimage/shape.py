@@ -26,8 +26,9 @@ USUAL_TEXT = 64
 """Text tokens that work and attention maps are estimated with: a chat message of two or three sentences."""
 BLOCK_WEIGHTS = 12
 """Weights that each token passes in a block, in squares of the width: attention 4, feed-forward layer 8."""
-BLOCK_TENSORS = 12.0
-"""Tensors of all tokens that are in memory at a block's peak, as counted (see the tests)."""
+BLOCK_TENSORS = 16.0
+"""Tensors of all tokens that are in memory at a block's peak, as counted (15.9): tokens, norms, queries, keys, values,
+attention, and units three times."""
 
 
 def unit_count(channels: int) -> int:
