@@ -8,7 +8,7 @@ tables can be read without a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -184,9 +184,36 @@ def block_of(site: str) -> str:
     return block
 
 
+def same_block(one: str, other: str) -> bool:
+    """Return whether two names stand for a module at the same place.
+
+    Families may call the blocks at one path differently: `double.3` and `block.3` are both `transformer_blocks.3`, and
+    a path alone does not say of which family's model it is.
+
+    Raises:
+        RiebenchError: as `short_name`.
+    """
+    return short_name(one) == short_name(other) or module_path(one) == module_path(other)
+
+
+def as_named(name: str, names: Iterable[str]) -> str:
+    """Return the one of some names that stands for the same place as a name.
+
+    It is the name itself if none does.
+
+    Args:
+        name: of a block.
+        names: of the blocks of one model.
+
+    Raises:
+        RiebenchError: as `short_name`.
+    """
+    return next((one for one in names if same_block(one, name)), name)
+
+
 def known_blocks() -> tuple[str, ...]:
-    """Return the short names of all blocks of all families."""
-    return tuple(one for names in _families() for one in names.known)
+    """Return the short names of all blocks of all families, each once."""
+    return tuple(dict.fromkeys(one for names in _families() for one in names.known))
 
 
 def block_prefixes() -> tuple[str, ...]:

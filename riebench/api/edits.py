@@ -206,10 +206,10 @@ class _Work:
 
     def _check_length(self) -> None:
         """Refuse prompts whose end the model would not read."""
-        tokenizer = self.model.family.tokenizers(self.model.pipe)[0]
-        limit = int(tokenizer.model_max_length)
+        family, pipe = self.model.family, self.model.pipe
+        limit = family.token_limit(pipe, family.tokenizers(pipe)[0])
         for what, prompt in (("source", self.source), ("target", self.target)):
-            count = 0 if prompt is None else len(tokenizer(prompt, verbose=False).input_ids)
+            count = 0 if prompt is None else family.count_tokens(pipe, prompt)
             if count > limit:
                 raise RiebenchError(
                     f"the {what} prompt has {count} tokens, of which the model reads {limit}; shorten it"

@@ -193,7 +193,7 @@ def _check_blocks(value: str, options: Options) -> None:
 
 
 def _check_block(value: str, options: Options) -> None:
-    from riebench.blocks import block_of, short_name
+    from riebench.blocks import as_named, block_of, short_name
     from riebench.models.lookup import blocks_of
     from riebench.tasks.suites import default_model
 
@@ -202,7 +202,7 @@ def _check_block(value: str, options: Options) -> None:
         return
     model = options["model"] or default_model(options["suite"])
     known = blocks_of(model)
-    if name not in known:
+    if as_named(name, known) not in known:
         raise RiebenchError(f"{model} has no block {value}{near_match(value, known)}")
 
 

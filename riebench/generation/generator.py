@@ -173,6 +173,9 @@ class Generator:
             # Set inside, since the autoencoder's one wide head suits few of the kernels that suit the denoiser.
             stack.enter_context(attention_kernel(self.model.options))
             latents = self.model.pipe(**options, **callback.options).images
+        if callback.last is not None:
+            # Some pipelines return what the denoiser made of the last step, whatever a callback changed afterwards.
+            latents = self.model.family.returned_latents(self.model.pipe, callback.last)
         return GenerationResult(self.decode(latents[: len(prompts)]), traces, callback.latents, kept)
 
     @contextmanager
@@ -274,13 +277,8 @@ class Generator:
         spans = phrase_spans(prompt, words)
         if not spans:
             raise MissingWordsError(f"the prompt {prompt!r} does not contain the region's words {words!r}")
-        found: set[int] = set()
-        for tokenizer in self.model.family.tokenizers(self.model.pipe):
-            read = self.model.family.prompt_tokens(self.model.pipe, tokenizer, prompt)
-            places = [read.start + place for start, end in spans for place in range(start, end)]
-            tokens = {read.encoding.char_to_token(place) for place in places}
-            special = read.encoding.encodings[0].special_tokens_mask
-            found |= {token - read.before for token in tokens if token is not None and not special[token]}
+        characters = [index for start, end in spans for index in range(start, end)]
+        found = self.model.family.token_positions(self.model.pipe, prompt, characters)
         if not found:
             raise RiebenchError(f"the words {words!r} were cut off the prompt {prompt!r}; shorten it")
         return sorted(found)
@@ -335,6 +333,7 @@ class StepCallback:
         self._prompts = prompts
         self._embed = embed
         self._kept: list[Tensor] | None = [] if keep else None
+        self._last: Tensor | None = None
         active = {row: edit for row, edit in enumerate(edits) if edit is not None and not edit.empty}
         self._texts = {row: edit for row, edit in active.items() if edit.text is not None}
         self._latents = {row: edit for row, edit in active.items() if edit.latents is not None}
@@ -351,7 +350,12 @@ class StepCallback:
         names = [*texts, *((LATENTS,) if self._latents or self._kept is not None else ())]
         if not names:
             return {}
-        return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
+        return self._family.step_options(self, names)
+
+    @property
+    def last(self) -> Tensor | None:
+        """Latents after the last step, as the pipeline carries them, if any row's were changed there."""
+        return self._last
 
     @property
     def latents(self) -> Tensor | None:
@@ -371,6 +375,8 @@ class StepCallback:
         if LATENTS in tensors:
             latents = self._change_latents(self._family.unpack_latents(tensors[LATENTS], self._size), step)
             changed[LATENTS] = self._family.pack_latents(latents)
+            if step + 1 == self._steps and self._latents:
+                self._last = changed[LATENTS]
             if self._kept is not None:
                 self._kept.append(latents.clone())
         following = self._weights(step + 1)
@@ -452,7 +458,8 @@ class StepCallback:
 def mix_embeddings(source: TextParts, target: TextParts, weight: float) -> TextParts:
     """Mix two prompts' embeddings in the proportion (1 - weight) to weight.
 
-    Weights 0 and 1 give one of them to the bit.
+    Weights 0 and 1 give one of them to the bit. Masks of tokens, which are whole numbers, are joined: what either prompt
+    has is read of the mixture.
 
     Raises:
         RiebenchError: if other weights are asked for and the prompts' texts differ in length.
@@ -463,5 +470,7 @@ def mix_embeddings(source: TextParts, target: TextParts, weight: float) -> TextP
         raise RiebenchError("this model's texts differ in length, so they cannot be mixed; use the strength 0 or 1")
     return tuple(
         ((1 - weight) * one.float() + weight * other.float()).to(one.dtype)
+        if one.is_floating_point()
+        else torch.maximum(one, other)
         for one, other in zip(source, target, strict=True)
     )

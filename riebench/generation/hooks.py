@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from riebench.blocks import block_of, short_name
+from riebench.blocks import as_named, block_of, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.models.families.base import family_of_denoiser
 from riebench.models.families.blocks import BatchLayout, Site
@@ -98,6 +98,24 @@ class Hooks:
             )
         )
 
+    def at(self, site: Site, function: Callable[[Any, Any, Any], Any]) -> None:
+        """Call a function with what holds a site's stream, in each call of its `point`.
+
+        The call is `function(positional arguments, keyword arguments, output)`; where the stream is what enters
+        `point`, that stands for the output.
+
+        What it returns, if not None, takes its place.
+        """
+        if not site.takes_input:
+            self.after(site.point, function)
+            return
+
+        def enter(args: Any, kwargs: Any) -> Any:
+            changed = function(args, kwargs, args[0])
+            return None if changed is None else ((changed, *args[1:]), kwargs)
+
+        self.before(site.point, enter)
+
     def count(self, site: str) -> None:
         """Count one call of a site."""
         self.seen[site] = self.seen.get(site, 0) + 1
@@ -172,9 +190,12 @@ def find_site(denoiser: nn.Module, name: str) -> Site:
     Raises:
         RiebenchError: if the denoiser has none; names the nearest block.
     """
-    family = family_of_denoiser(denoiser)
+    family, short = family_of_denoiser(denoiser), short_name(name)
+    if family.names.short_name(short) is None:
+        # Another family's name of the same place.
+        short = as_named(short, family.sites(denoiser))
     try:
-        return family.site(denoiser, short_name(name))
+        return family.site(denoiser, short)
     except AttributeError as error:
         known = family.sites(denoiser)
         raise RiebenchError(

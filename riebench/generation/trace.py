@@ -298,7 +298,7 @@ def _watch_updates(hooks: Hooks, edits: Mapping[int, Edit], meter: DistributionM
             flat = update.flatten(2).transpose(1, 2) if update.dim() == 4 else update
             meter.observe(name, hooks.step, acting, flat if len(acting) == batch else flat[acting])
 
-        hooks.after(site.point, look)
+        hooks.at(site, look)
 
     for name, rows in blocks.items():
         watch(name, rows)
@@ -307,7 +307,7 @@ def _watch_updates(hooks: Hooks, edits: Mapping[int, Edit], meter: DistributionM
 def _capture_site(hooks: Hooks, name: str, keep: Sequence[Quantity], store: Store, trace: Trace) -> None:
     site = hooks.find(name)
     if kind(name) == UNITS:
-        hooks.after(site.point, lambda args, kwargs, output: store(name, "update", site.update(args, kwargs, output)))
+        hooks.at(site, lambda args, kwargs, output: store(name, "update", site.update(args, kwargs, output)))
         return
 
     def before(args: Any, kwargs: Any) -> None:
@@ -382,14 +382,7 @@ def _edit_site(
         reader.clear()
         return site.with_stream(output, changed)
 
-    def change_input(args: Any, kwargs: Any) -> Any:
-        changed = change(args, kwargs, args[0])
-        return None if changed is None else ((changed, *args[1:]), kwargs)
-
-    if site.edits_input:
-        hooks.before(site.point, change_input)
-    else:
-        hooks.after(site.point, change)
+    hooks.at(site, change)
 
 
 class _LiveReader:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.blocks import default_blocks, usual_blocks
+from riebench.blocks import as_named, default_blocks, usual_blocks
 from riebench.errors import RiebenchError, near_match
 from riebench.models.families.base import Family, family_of_repository
 from riebench.models.families.sizes import Shape
@@ -231,18 +231,20 @@ def blocks_on_model(name: str, blocks: tuple[str, ...]) -> tuple[str, ...]:
     """Return the blocks that a configuration means on a model.
 
     The usual blocks of the default family stand for the usual ones of a model of another family; all others are meant
-    as they are named. A model that cannot be found changes nothing here: `look_up` says what is wrong with it.
+    as they are named, in the model's own words where a path was given that several families have. A model that cannot
+    be found changes nothing here: `look_up` says what is wrong with it.
 
     Args:
         name: as for `look_up`.
         blocks: of the configuration.
     """
-    if set(blocks) != set(default_blocks()):
-        return blocks
     try:
-        if _family_of_name(name).name == DEFAULT_FAMILY:
+        if not blocks or _family_of_name(name).name == DEFAULT_FAMILY:
             return blocks
-        return usual_blocks_of(name)
+        if set(blocks) == set(default_blocks()):
+            return usual_blocks_of(name)
+        known = blocks_of(name)
+        return tuple(as_named(block, known) for block in blocks)
     except RiebenchError:
         return blocks
 

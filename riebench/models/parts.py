@@ -94,7 +94,7 @@ def load_autoencoder(family: Family, wanted: str, dtype: str, *, offline: bool) 
         use_safetensors=True, local_files_only=True,
     )  # fmt: skip
     family.check_names("vae", _stored_names(folder, which), vae.state_dict(), f"--vae {wanted}")
-    if not vae.config.force_upcast and dtype != "float32":
+    if not vae.config.get("force_upcast", True) and dtype != "float32":
         # Made to stay finite in float16; in bfloat16 an autoencoder's steps would be coarser than a picture's.
         nn.Module.to(vae, torch.float16)
     return vae, called
@@ -107,7 +107,9 @@ def _stored_names(folder: Path, which: str | None) -> set[str]:
 def put_autoencoder(pipe: Any, vae: Any) -> None:
     """Put an autoencoder into a pipeline."""
     pipe.register_modules(vae=vae)
-    pipe.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    # DC-AE has an encoder and a decoder of different widths, but of one depth.
+    widths = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    pipe.vae_scale_factor = 2 ** (len(widths) - 1)
 
 
 def exchange_denoiser(pipe: Any, family: Family, wanted: str | None) -> str | None:

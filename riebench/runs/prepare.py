@@ -207,7 +207,7 @@ def check_prompts(model: LoadedModel, tasks: Sequence[EditTask]) -> None:
 
     tokenizer = model.family.tokenizers(model.pipe)[0]
     limit = model.family.token_limit(model.pipe, tokenizer)
-    check_prompt_lengths(tasks, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), limit)
+    check_prompt_lengths(tasks, lambda prompt: model.family.count_tokens(model.pipe, prompt), limit)
 
 
 def claim_shared(folder: RunFolder, model: ModelSpec, regions: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from riebench.blocks import short_name
+from riebench.blocks import as_named, same_block, short_name
 from riebench.errors import RiebenchError, foreign_code
 from riebench.saes.files import Checkpoint, SaeOptions, block_named_by, refuse_foreign_site
 from riebench.saes.readers import SaeFormat, is_from_package, sae_formats, unusable_formats
@@ -92,7 +92,7 @@ def _merge_metadata(sae: SparseAutoencoder, path: Path, options: SaeOptions) -> 
     if options.k is not None and sae.k not in (None, options.k):
         raise RiebenchError(f"{path} has k = {sae.k}, not {options.k}")
     named = block_named_by(path) or (block_named_by(path.parent) if path.name == "final" or path.is_file() else None)
-    if sae.block and named and sae.block != named:
+    if sae.block and named and not same_block(sae.block, named):
         raise RiebenchError(f"{path} is named for block {named}, but was trained on {sae.block}; rename it")
     sae.block = sae.block or named
 
@@ -122,8 +122,10 @@ def load_saes(
     for name, path in paths.items():
         _say_if_open(path, name, saes[name], options)
     for name, sae in saes.items():
-        if sae.block not in (None, name):
+        if sae.block is not None and not same_block(sae.block, name):
             raise RiebenchError(f"{root}: the SAE was trained on block {sae.block}, not on {name}")
+        # A path alone may have been read as another family's block.
+        sae.block = None if sae.block is None else name
     return {name: sae.eval() for name, sae in saes.items()}
 
 
@@ -157,11 +159,11 @@ def choose_checkpoints(root: Path, blocks: Iterable[str], options: SaeOptions = 
             raise RiebenchError(f"{root} is a single SAE, but blocks {', '.join(names)} are asked for; name its root"
                                 f"{_one_alone(root, options, names)}")  # fmt: skip
         return {names[0]: root}
-    found = _by_block(root, options)
+    found = _as_named(_by_block(root, options), names)
     search = None
     if any(name not in found for name in names):
         search = _deeper(root, options)
-        found = {**search.by_block(), **found}
+        found = {**_as_named(search.by_block(), names), **found}
         unnamed = search.unnamed()
         if not found and len(names) == 1 and unnamed:
             found = {names[0]: unnamed}
@@ -173,6 +175,14 @@ def choose_checkpoints(root: Path, blocks: Iterable[str], options: SaeOptions = 
     for name, path in chosen.items():
         _say_if_deeper(root, path, name)
     return chosen
+
+
+def _as_named(found: dict[str, list[Path]], names: list[str]) -> dict[str, list[Path]]:
+    """Return checkpoints by block, under the names by which blocks are asked for."""
+    renamed: dict[str, list[Path]] = {}
+    for block, paths in found.items():
+        renamed.setdefault(as_named(block, names), []).extend(paths)
+    return renamed
 
 
 def _one_alone(path: Path, options: SaeOptions, names: list[str]) -> str:
@@ -247,10 +257,13 @@ def find_checkpoints(root: Path, options: SaeOptions, block: str | None = None) 
     if checkpoint_at(root, options) is not None or not root.is_dir():
         return [root]
     found = _by_block(root, options)
-    paths = [path for name, paths in found.items() if block in (None, name) for path in paths]
+    paths = [path for name, paths in found.items() if block is None or same_block(block, name) for path in paths]
     if not paths:
-        places = _search(root, options).places
-        paths = [place.path for place in places if None in (block, place.block) or place.block == block]
+        paths = [
+            place.path
+            for place in _search(root, options).places
+            if block is None or place.block is None or same_block(place.block, block)
+        ]
     wanted = [path for path in paths if options.k is None or _k_of(path, options) == options.k]
     if not wanted:
         raise _unreadable(root, options)

@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from riebench.blocks import block_prefixes, long_name, short_name
+from riebench.blocks import as_named, block_prefixes, long_name, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.models.spec import ASSET
 from riebench.saes.files import MAPPINGS, SaeOptions
@@ -199,8 +199,8 @@ def load_sources(
     Raises:
         RiebenchError: if a block has none, or one is damaged.
     """
-    by_block = {source.block: source for source in sources}
     names = [short_name(block) for block in blocks]
+    by_block = {source.block and as_named(source.block, names): source for source in sources}
     missing = [name for name in names if name not in by_block and None not in by_block]
     if missing:
         given = ", ".join(str(block) for block in by_block)

@@ -53,21 +53,6 @@ class TextEmbeddings:
         return {**self.conditional, **self.negative}
 
 
-@dataclass(frozen=True)
-class PromptTokens:
-    """A prompt's tokens as a tokenizer gives them to a text encoder.
-
-    Attributes:
-        encoding: what the tokenizer gives for the text that is made of the prompt, which holds it unchanged.
-        start: characters of that text before the prompt.
-        before: tokens at its beginning that the denoiser is not given.
-    """
-
-    encoding: Any
-    start: int = 0
-    before: int = 0
-
-
 class Family(ABC):
     """One architecture of text-to-image models.
 
@@ -436,17 +421,28 @@ class Family(ABC):
         """
         return int(tokenizer.model_max_length)
 
-    def prompt_tokens(self, pipe: Any, tokenizer: Any, prompt: str) -> PromptTokens:
-        """Return a prompt's tokens, padded and cut off as the pipeline does.
+    def count_tokens(self, pipe: Any, prompt: str) -> int:
+        """Return the tokens of a whole prompt, to be held against `token_limit`.
+
+        Start and end count too.
+        """
+        return len(self.tokenizers(pipe)[0](prompt, verbose=False).input_ids)
+
+    def token_positions(self, pipe: Any, prompt: str, characters: Sequence[int]) -> set[int]:
+        """Return the positions of some characters of a prompt in the text that the denoiser reads.
+
+        Those of all tokenizers are taken together. Characters that were cut off have none, and the tokens at the start
+        and the end are no character's.
 
         Args:
             pipe: the pipeline.
-            tokenizer: one of `tokenizers`.
             prompt: the whole prompt.
+            characters: their indices in it.
         """
-        # On which side texts are cut and padded, the model's own files say.
-        limit = self.token_limit(pipe, tokenizer)
-        return PromptTokens(tokenizer(prompt, padding="max_length", max_length=limit, truncation=True))
+        found: set[int] = set()
+        for tokenizer in self.tokenizers(pipe):
+            found |= positions_of(tokenizer, prompt, characters, self.token_limit(pipe, tokenizer))
+        return found
 
     @abstractmethod
     def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
@@ -473,6 +469,24 @@ class Family(ABC):
 
         Text and noise are added by the caller.
         """
+
+    def step_options(self, callback: Callable[..., dict[str, Tensor]], names: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments with which a pipeline's call runs a callback after each step.
+
+        Args:
+            callback: called with the pipeline, the step, its time and a dictionary of tensors; gives those to change.
+            names: of the tensors that it needs.
+        """
+        return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": list(names)}
+
+    def returned_latents(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Return what a pipeline's call would return for latents after its last step.
+
+        Args:
+            pipe: the pipeline.
+            latents: as the pipeline carries them between the steps.
+        """
+        return latents
 
     @abstractmethod
     def unpack_latents(self, latents: Tensor, size: int) -> Tensor:
@@ -541,6 +555,21 @@ class Family(ABC):
 
 EditingTask = Literal["img2img", "ledits_pp"]
 """Pipelines of diffusers that edit pictures: image-to-image and LEDITS++."""
+
+
+def positions_of(tokenizer: Any, text: str, characters: Sequence[int], length: int) -> set[int]:
+    """Return the positions of some characters among the tokens of a text, padded and cut as pipelines do it.
+
+    Args:
+        tokenizer: a fast one of transformers; on which side it cuts and pads, its own files say.
+        text: the whole text.
+        characters: their indices in it.
+        length: tokens that are read; start and end count too.
+    """
+    encoding = tokenizer(text, padding="max_length", max_length=length, truncation=True)
+    special = encoding.encodings[0].special_tokens_mask
+    tokens = {encoding.char_to_token(index) for index in characters}
+    return {token for token in tokens if token is not None and not special[token]}
 
 
 def families() -> tuple[Family, ...]:

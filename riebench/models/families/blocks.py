@@ -95,14 +95,13 @@ class Site(ABC):
         module: the block's module; runs once in each call of the denoiser, and what enters it is the input.
         point: the module whose output an edit changes; `module` itself, or one inside it.
         watches: whether `enter` has to see each call of `watched`.
-        edits_input: whether an edit changes what enters `point`, its first argument, and not what leaves it; the stream
-            lies in that argument then.
+        takes_input: whether the stream is what enters `point`, its first argument, instead of what leaves it.
     """
 
     module: nn.Module
     point: nn.Module
     watches: ClassVar[bool] = False
-    edits_input: ClassVar[bool] = False
+    takes_input: ClassVar[bool] = False
 
     @property
     def watched(self) -> nn.Module:

@@ -3,8 +3,9 @@
 A block is named by its list and its index, as in `double.3`; the name stands for its image stream. Its text stream is
 `double.3/text`, and the feed-forward units of its image tokens are `double.3.ff.0`.
 
-Names are looked up without a model: two families that hold their blocks under one path, such as
-`transformer_blocks`, must call the list alike. `double` is that list's name.
+Names are looked up without a model. `transformer_blocks` is the path of a list in several families: those with two
+streams call it `double`, and a path alone is read so; on a model that calls it otherwise the same block is found by its
+path (`riebench.blocks.as_named`).
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ class TokenShape:
         unit_ratio: feed-forward units of a block, in multiples of its channels.
         together: whether the halves of guidance are one batch.
         largest_layer: parameters of the largest single layer.
+        decoder_tensors: tensors of full resolution that are in memory at the decoder's peak.
         channels: of all streams.
         latent_channels: of the latents.
         vae_factor: pixels per latent position along a side.
@@ -52,6 +53,7 @@ class TokenShape:
     unit_ratio: ClassVar[float] = 4
     together: ClassVar[bool] = False
     largest_layer: ClassVar[int] = T5_TABLE
+    decoder_tensors: ClassVar[float] = DECODER_TENSORS
 
     channels: int
     latent_channels: int = 16
@@ -112,9 +114,10 @@ class TokenShape:
         rows = batch_size * (self.calls(model.guidance) if self.together else 1)
         tokens = self.attended_tokens(model.size)
         denoised = int(rows * tokens * self.channels * self.block_tensors * number_bytes(model.dtype))
-        decoded = batch_size if model.size // self.vae_factor <= MAX_DECODED and not options.vae_slicing else 1
+        batched = model.size // self.vae_factor <= self.max_decoded and not options.vae_slicing
         side = min(model.size, TILE) if options.vae_tiling else model.size
-        return max(denoised, decoded * side**2 * self.vae_width * DECODER_TENSORS * FLOAT)
+        decoded = (batch_size if batched else 1) * side**2 * self.vae_width * self.decoder_tensors
+        return max(denoised, int(decoded * FLOAT))
 
     def weight_bytes(self, dtype: str, options: ModelOptions | None = None) -> int:
         """Return the device memory for weights alone, the autoencoder's in float32.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.models.families.base import PromptTokens, TextEmbeddings
+from riebench.models.families.base import TextEmbeddings
 from riebench.models.families.blocks import BatchLayout, Site
 from riebench.models.families.folders import read_json
 from riebench.models.families.sizes import Shape
@@ -140,9 +140,13 @@ class ZImageFamily(TokenFamily):
         """Return how many tokens the pipeline reads, its chat template included."""
         return configuration.TOKENS
 
-    def prompt_tokens(self, pipe: Any, tokenizer: Any, prompt: str) -> PromptTokens:
+    def count_tokens(self, pipe: Any, prompt: str) -> int:
         """Return the tokens of a prompt's chat message."""
-        return pipeline.prompt_tokens(tokenizer, prompt)
+        return pipeline.count_tokens(pipe.tokenizer, prompt)
+
+    def token_positions(self, pipe: Any, prompt: str, characters: Sequence[int]) -> set[int]:
+        """Return the positions of some characters of a prompt in its chat message."""
+        return pipeline.token_positions(pipe.tokenizer, prompt, characters)
 
     def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
         """Encode a prompt with Qwen3."""

@@ -104,11 +104,11 @@ class ImageTokens(SequenceSite):
 class UnitsOfImage(ImageTokens):
     """The feed-forward units of the image tokens: what enters the layer `point`, [B, tokens, units]."""
 
-    edits_input: ClassVar[bool] = True
+    takes_input: ClassVar[bool] = True
 
     def update(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
         """Return the units, in the number format of the model."""
-        return self.stream(args[0])
+        return self.stream(output)
 
 
 @dataclass(frozen=True)

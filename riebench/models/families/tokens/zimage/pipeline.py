@@ -5,12 +5,12 @@ A prompt is written as a chat message and read by Qwen3; the states of its token
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.base import PromptTokens, TextEmbeddings
+from riebench.models.families.base import TextEmbeddings, positions_of
 from riebench.models.families.tokens.zimage.configuration import AXES_LENGTHS, PATCH, TOKENS
 from riebench.models.spec import ModelSpec
 
@@ -49,14 +49,20 @@ def chat_text(tokenizer: Any, prompt: str) -> str:
     return text
 
 
-def prompt_tokens(tokenizer: Any, prompt: str) -> PromptTokens:
-    """Return the tokens of a prompt's chat message.
+def token_positions(tokenizer: Any, prompt: str, characters: Sequence[int]) -> set[int]:
+    """Return the positions of some characters of a prompt among the tokens of its chat message.
 
     Padding is no part of the text that the transformer reads, on whichever side it is.
     """
-    start = chat_text(tokenizer, _MARK).index(_MARK)
-    encoding = tokenizer(chat_text(tokenizer, prompt), padding="max_length", max_length=TOKENS, truncation=True)
-    return PromptTokens(encoding, start, encoding["attention_mask"].index(1))
+    start, text = chat_text(tokenizer, _MARK).index(_MARK), chat_text(tokenizer, prompt)
+    encoding = tokenizer(text, padding="max_length", max_length=TOKENS, truncation=True)
+    before = encoding["attention_mask"].index(1)
+    return {place - before for place in positions_of(tokenizer, text, [start + one for one in characters], TOKENS)}
+
+
+def count_tokens(tokenizer: Any, prompt: str) -> int:
+    """Return the tokens of a prompt's chat message."""
+    return len(tokenizer(chat_text(tokenizer, prompt), verbose=False).input_ids)
 
 
 def token_counter(folder: Path | None) -> tuple[Callable[[str], int], int]:
@@ -72,7 +78,7 @@ def token_counter(folder: Path | None) -> tuple[Callable[[str], int], int]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-    return (lambda prompt: len(tokenizer(chat_text(tokenizer, prompt), verbose=False).input_ids)), TOKENS
+    return (lambda prompt: count_tokens(tokenizer, prompt)), TOKENS
 
 
 def call_options(spec: ModelSpec) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""SANA's official models: presets, and relatives of another kind.
+
+Their revisions are not pinned, since they were not at hand: a run takes the newest and records its commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from riebench.models.spec import DEFAULT_SCORER, Preset
+
+PIPELINE, SPRINT_PIPELINE = "SanaPipeline", "SanaSprintPipeline"
+OWNER = "Efficient-Large-Model"
+STEPS, GUIDANCE, SPRINT_STEPS = 20, 4.5, 2
+
+
+def _preset(name: str, repository: str, size: int, notes: str) -> Preset:
+    return Preset(
+        name, f"{OWNER}/{repository}", None, STEPS, GUIDANCE, size, "bfloat16", DEFAULT_SCORER, None, notes,
+        family="sana",
+    )  # fmt: skip
+
+
+PRESETS: tuple[Preset, ...] = (
+    _preset("sana", "Sana_1600M_1024px_BF16_diffusers", 1024, "1.6B parameters, 20 steps at guidance 4.5."),
+    _preset("sana-512", "Sana_1600M_512px_diffusers", 512, "1.6B parameters at 512 px, 20 steps at guidance 4.5."),
+    _preset("sana-0.6b", "Sana_600M_1024px_diffusers", 1024, "0.6B parameters, 20 steps at guidance 4.5."),
+    _preset("sana-0.6b-512", "Sana_600M_512px_diffusers", 512, "0.6B parameters at 512 px, 20 steps at guidance 4.5."),
+)
+"""The models of two sizes for two sizes of pictures."""
+
+
+def _sprint(name: str, repository: str, notes: str) -> Preset:
+    return Preset(
+        name, f"{OWNER}/{repository}", None, SPRINT_STEPS, GUIDANCE, 1024, "bfloat16", DEFAULT_SCORER, None, notes,
+        family="sana-sprint",
+    )  # fmt: skip
+
+
+SPRINT_PRESETS: tuple[Preset, ...] = (
+    _sprint("sana-sprint", "Sana_Sprint_1.6B_1024px_diffusers", "1.6B parameters, 1 to 4 steps, told guidance 4.5."),
+    _sprint("sana-sprint-0.6b", "Sana_Sprint_0.6B_1024px_diffusers", "0.6B parameters, 1 to 4 steps, told guidance 4.5."),
+)
+"""The models distilled to few steps."""
+
+REPOSITORIES = (f"{OWNER}/Sana_1600M", f"{OWNER}/Sana_600M", f"{OWNER}/SANA1.5")
+"""Beginnings of hub ids of SANA's official models."""
+SPRINT_REPOSITORIES = (f"{OWNER}/Sana_Sprint",)
+
+OTHER_PIPELINES: Mapping[str, str] = {
+    "SanaControlNetPipeline": "SANA with control pictures",
+    "SanaPAGPipeline": "SANA with perturbed-attention guidance",
+    "SanaSprintImg2ImgPipeline": "SANA-Sprint from pictures",
+    "SanaVideoPipeline": "SANA for videos",
+    "SanaImageToVideoPipeline": "SANA for videos",
+}
+"""Pipeline class -> what people call such models."""
+OTHER_REPOSITORIES: Mapping[str, str] = {f"{OWNER}/SANA-Video": "SANA for videos"}
+"""Beginning of a hub id -> what lies there instead of a model of this family."""
+
+REFUSED_METHODS: Mapping[str, str] = {
+    "ledits_pp": "diffusers has LEDITS++ for Stable Diffusion and SDXL only",
+    "p2p": "prompt-to-prompt takes over self-attention too, and SANA's is linear: it has no attention to take over",
+    "img2img": "diffusers has no image-to-image pipeline of SANA",
+}
+"""Method -> why it cannot work on SANA."""
+SPRINT_REFUSED_METHODS: Mapping[str, str] = {
+    **REFUSED_METHODS,
+    "img2img": "diffusers' image-to-image pipeline of SANA-Sprint counts the steps of a strength otherwise than this "
+    "method",
+}
+"""The same of SANA-Sprint."""
