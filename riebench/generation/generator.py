@@ -458,8 +458,8 @@ class StepCallback:
 def mix_embeddings(source: TextParts, target: TextParts, weight: float) -> TextParts:
     """Mix two prompts' embeddings in the proportion (1 - weight) to weight.
 
-    Weights 0 and 1 give one of them to the bit. Masks of tokens, which are whole numbers, are joined: what either prompt
-    has is read of the mixture.
+    Weights 0 and 1 give one of them to the bit. Masks of tokens, which are whole numbers, are joined: of a mixture is
+    read what either prompt has.
 
     Raises:
         RiebenchError: if other weights are asked for and the prompts' texts differ in length.

@@ -90,7 +90,6 @@ OTHER_REPOSITORIES = {
     "runwayml/stable-diffusion-": "Stable Diffusion 1",
     "CompVis/stable-diffusion-": "Stable Diffusion 1",
     "PixArt-alpha/": "PixArt",
-    "Efficient-Large-Model/Sana": "SANA",
     "Qwen/Qwen-Image": "Qwen-Image",
     "ByteDance/SDXL-Lightning": "U-Nets alone, for --unet",
 }

@@ -87,7 +87,8 @@ class CrossAttentionFamily(TokenFamily):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-        return (lambda prompt: len(tokenizer(plain_text(prompt), verbose=False).input_ids)), self.token_limit(None, None)
+        limit = self.token_limit(None, tokenizer)
+        return (lambda prompt: len(tokenizer(plain_text(prompt), verbose=False).input_ids)), limit
 
     def count_tokens(self, pipe: Any, prompt: str) -> int:
         """Return the tokens of a prompt in lower case; the start or the end counts too."""

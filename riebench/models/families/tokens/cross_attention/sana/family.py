@@ -80,8 +80,10 @@ class SanaFamily(CrossAttentionFamily):
         return files.STEPS, files.GUIDANCE
 
     def set_tiling(self, pipe: Any, tile: int) -> None:
-        """Make the autoencoder decode in tiles of a side in pixels, an eighth of which overlaps."""
-        pipe.vae.enable_tiling(tile, tile, tile - tile // 8, tile - tile // 8)
+        """Make the autoencoder decode in tiles of a side in pixels, about an eighth of which overlaps."""
+        factor = pipe.vae_scale_factor
+        stride = tile - max(tile // 8 // factor, 1) * factor
+        pipe.vae.enable_tiling(tile, tile, stride, stride)
 
     def site(self, denoiser: nn.Module, name: str) -> Site:
         """Return a site of a transformer by its short name."""

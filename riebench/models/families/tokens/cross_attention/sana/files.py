@@ -38,8 +38,8 @@ def _sprint(name: str, repository: str, notes: str) -> Preset:
 
 
 SPRINT_PRESETS: tuple[Preset, ...] = (
-    _sprint("sana-sprint", "Sana_Sprint_1.6B_1024px_diffusers", "1.6B parameters, 1 to 4 steps, told guidance 4.5."),
-    _sprint("sana-sprint-0.6b", "Sana_Sprint_0.6B_1024px_diffusers", "0.6B parameters, 1 to 4 steps, told guidance 4.5."),
+    _sprint("sana-sprint", "Sana_Sprint_1.6B_1024px_diffusers", "1.6B parameters, 1 to 4 steps, told scale 4.5."),
+    _sprint("sana-sprint-0.6b", "Sana_Sprint_0.6B_1024px_diffusers", "0.6B parameters, 1 to 4 steps, told scale 4.5."),
 )
 """The models distilled to few steps."""
 

@@ -16,7 +16,7 @@ from riebench.models.families.tokens.streams import TokenUnits
 
 @dataclass(frozen=True)
 class GatedUnits(TokenUnits):
-    """Feed-forward units of the image tokens, which a convolution gates: they enter its last layer as [B, units, H, W]."""
+    """Feed-forward units of the image tokens after their gate: they enter the last convolution as [B, units, H, W]."""
 
     takes_input = True
 
