@@ -16,7 +16,7 @@ from riebench.jobs.config import RunConfig, parse_config
 from riebench.jobs.repeat import stored_setting
 from riebench.methods.check import check_setting
 from riebench.models.clip import scorer_pair
-from riebench.models.lookup import ModelRecipe, blocks_on_model
+from riebench.models.lookup import ModelRecipe, blocks_on_model, own_names
 from riebench.models.spec import ModelOptions
 from riebench.runs.failures import STOP_AFTER
 from riebench.scoring.metrics.networks import parse_weights
@@ -272,10 +272,13 @@ class RunRequest:
             changes["sae"] = self.sae
         if self.sae_name is not None and "saes" in get_method(setting.method).needs:
             changes["name"] = f"{setting.name}.{self.sae_name}"
+        model = self.model or default_model(self.suite)
         if setting.blocks:
-            changes["blocks"] = blocks_on_model(self.model or default_model(self.suite), setting.blocks)
+            changes["blocks"] = blocks_on_model(model, setting.blocks)
         if self.blocks is not None and setting.blocks:
-            changes.update(blocks_option(self.blocks))
+            named = blocks_option(self.blocks)
+            changes.update({key: own_names(model, value) if isinstance(value, tuple) else value
+                            for key, value in named.items()})  # fmt: skip
         if self.edit_steps is not None and setting.blocks:
             changes["edit_steps"] = parse_interval(self.edit_steps)
         try:

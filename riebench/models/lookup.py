@@ -238,15 +238,32 @@ def blocks_on_model(name: str, blocks: tuple[str, ...]) -> tuple[str, ...]:
         name: as for `look_up`.
         blocks: of the configuration.
     """
+    if set(blocks) != set(default_blocks()):
+        return own_names(name, blocks)
+    try:
+        if _family_of_name(name).name == DEFAULT_FAMILY:
+            return blocks
+        return usual_blocks_of(name)
+    except RiebenchError:
+        return blocks
+
+
+def own_names(name: str, blocks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return blocks in the words of a model, where they are named by a path that several families have.
+
+    A model that cannot be found changes nothing here: `look_up` says what is wrong with it.
+
+    Args:
+        name: as for `look_up`.
+        blocks: by any of their names.
+    """
     try:
         if not blocks or _family_of_name(name).name == DEFAULT_FAMILY:
             return blocks
-        if set(blocks) == set(default_blocks()):
-            return usual_blocks_of(name)
         known = blocks_of(name)
-        return tuple(as_named(block, known) for block in blocks)
     except RiebenchError:
         return blocks
+    return tuple(as_named(block, known) for block in blocks)
 
 
 def _family_of_name(name: str) -> Family:
