@@ -454,5 +454,6 @@ MODEL_FAMILIES.register_lazy("sdxl", "riebench.models.families.sdxl.family:FAMIL
 MODEL_FAMILIES.register_lazy("flux", "riebench.models.families.flux.family:FAMILY")
 MODEL_FAMILIES.register_lazy("sd3", "riebench.models.families.tokens.sd3.family:FAMILY")
 MODEL_FAMILIES.register_lazy("zimage", "riebench.models.families.tokens.zimage.family:FAMILY")
+MODEL_FAMILIES.register_lazy("pixart", "riebench.models.families.tokens.cross_attention.pixart.family:FAMILY")
 MODEL_FAMILIES.register_lazy("sana", "riebench.models.families.tokens.cross_attention.sana.family:FAMILY")
 MODEL_FAMILIES.register_lazy("sana-sprint", "riebench.models.families.tokens.cross_attention.sana.family:SPRINT_FAMILY")

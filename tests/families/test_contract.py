@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from case_pixart import pixart_cases
 from case_sana import sana_cases
 from case_sd3 import sd3_cases
 from case_zimage import zimage_cases
@@ -116,7 +117,7 @@ CASES = (
     flux_case("flux with true guidance", 3.0, False), flux_case("flux dev", 3.5, True),
     *sd3_cases(Case),
     *zimage_cases(Case),
-    *sana_cases(Case, STEPS),
+    *sana_cases(Case, STEPS), *pixart_cases(Case, STEPS),
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -89,7 +89,6 @@ OTHER_REPOSITORIES = {
     "stable-diffusion-v1-5/": "Stable Diffusion 1",
     "runwayml/stable-diffusion-": "Stable Diffusion 1",
     "CompVis/stable-diffusion-": "Stable Diffusion 1",
-    "PixArt-alpha/": "PixArt",
     "Qwen/Qwen-Image": "Qwen-Image",
     "ByteDance/SDXL-Lightning": "U-Nets alone, for --unet",
 }

@@ -56,6 +56,7 @@ STREAMS: Mapping[str, Mapping[Stream, StreamPlace]] = {
     },
     # Image and text tokens in one sequence, which the family's own sites divide.
     "ZImageTransformerBlock": {"image": StreamPlace("x", 0, None)},
+    "BasicTransformerBlock": {"image": StreamPlace("hidden_states", 0, None)},
     "SanaTransformerBlock": {"image": StreamPlace("hidden_states", 0, None)},
 }
 """Class of a block -> the places of its streams."""

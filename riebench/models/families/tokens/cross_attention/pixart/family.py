@@ -1,0 +1,113 @@
+"""The contract of a model family, filled for PixArt-Sigma."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from riebench.models.families.base import TextEmbeddings
+from riebench.models.families.folders import read_json
+from riebench.models.families.sizes import ModelDownload, Shape
+from riebench.models.families.tokens.cross_attention.family import CrossAttentionFamily
+from riebench.models.families.tokens.cross_attention.pixart import configuration, files, shape
+from riebench.models.families.tokens.cross_attention.pixart.names import PIXART_NAMES
+from riebench.models.families.tokens.weights import AUTOENCODER, T5, NetworkClass
+from riebench.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class PixArtFamily(CrossAttentionFamily):
+    """PixArt-Sigma for 512 and 1024 px, and models trained from it.
+
+    Under guidance both halves are one batch, the unconditional one first, with the empty prompt as the negative one.
+    The transformer also predicts a variance, which the pipeline leaves out. Text is exchanged in the transformer's
+    calls, since the pipeline takes none back between the steps.
+    """
+
+    name = "pixart"
+    title = "PixArt-Sigma"
+    brand = configuration.BRAND
+    pipeline_class = files.PIPELINE
+    denoiser_class = "PixArtTransformer2DModel"
+    names = PIXART_NAMES
+    configs = configuration.CONFIGS
+    config_files = tuple(configuration.CONFIGS.values())
+    parts = shape.PARTS
+    networks_of_parts: Mapping[str, NetworkClass] = {
+        "transformer": NetworkClass("PixArtTransformer2DModel"), "text_encoder": T5, "vae": AUTOENCODER,
+    }  # fmt: skip
+    schedulers = ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler")
+    full_shape = shape.PIXART
+    presets = files.PRESETS
+    downloads: Mapping[str, ModelDownload] = {}
+    other_pipelines = files.OTHER_PIPELINES
+    other_repositories = files.OTHER_REPOSITORIES
+    repositories = files.REPOSITORIES
+    step_text_names: tuple[str, ...] = ()
+    step_text_arguments: Mapping[str, str] = {
+        "prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask",
+    }  # fmt: skip
+    refused_methods = files.REFUSED_METHODS
+    head_width = 72
+
+    def check_config(self, folder: Path, shown: str) -> None:
+        """Refuse a folder that asks for something that would not be done."""
+        configuration.check_configs(folder, shown)
+
+    def check_autoencoder_config(self, folder: Path, shown: str) -> None:
+        """Refuse a folder that is no autoencoder of four channels."""
+        configuration.check_autoencoder(read_json(folder / "config.json"), shown, "config.json")
+
+    def shape_of_folder(self, folder: Path) -> Shape:
+        """Return the measures of a model folder."""
+        return shape.folder_shape(folder)
+
+    def shape_of_pipeline(self, pipe: Any) -> Shape:
+        """Return the measures that matter for captures."""
+        return shape.config_shape(pipe.transformer.config, pipe.vae.config)
+
+    def shape_of_preset(self, name: str) -> Shape:
+        """Return the measures of an official model."""
+        return shape.SHAPES.get(name, shape.PIXART)
+
+    def usual_sampling(self, scheduler: Mapping[str, Any]) -> tuple[int, float]:
+        """Return the steps and the guidance scale of the pipeline's call."""
+        return files.STEPS, files.GUIDANCE
+
+    def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
+        """Encode a prompt with T5."""
+        from riebench.models.families.tokens.cross_attention.pixart import pipeline
+
+        return pipeline.embed(pipe, prompt, device, guided=guided)
+
+    def call_options(self, spec: ModelSpec) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call."""
+        from riebench.models.families.tokens.cross_attention.pixart import pipeline
+
+        return pipeline.call_options(spec)
+
+    def step_options(self, callback: Callable[..., dict[str, Tensor]], names: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments with which the pipeline's call shows the latents after each step."""
+        from riebench.models.families.tokens.cross_attention.pixart import pipeline
+
+        return pipeline.step_options(callback, names)
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Decode latents in the autoencoder's number format."""
+        from riebench.models.families.tokens.cross_attention.pixart import pipeline
+
+        return pipeline.decode(pipe.vae, latents)
+
+    def encode(self, pipe: Any, pixels: Tensor, device: torch.device) -> Tensor:
+        """Encode pictures in the autoencoder's number format."""
+        from riebench.models.families.tokens.cross_attention.pixart import pipeline
+
+        return pipeline.encode(pipe.vae, pixels, device)
+
+
+FAMILY = PixArtFamily()
+"""The registered family."""
