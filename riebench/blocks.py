@@ -186,7 +186,7 @@ def block_of(site: str) -> str:
 
 def known_blocks() -> tuple[str, ...]:
     """Return the short names of all blocks of all families."""
-    return tuple(one for names in _families() for one in names.known)
+    return tuple(dict.fromkeys(one for names in _families() for one in names.known))
 
 
 def block_prefixes() -> tuple[str, ...]:
