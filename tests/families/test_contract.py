@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from case_sd import sd_cases
 from numpy.typing import NDArray
 from tiny import tiny_model
 from tiny_flux import TOKENS, tiny_flux
@@ -105,6 +106,7 @@ def sdxl_case(name: str, guidance: float) -> Case:
 CASES = (
     sdxl_case("sdxl", 0.0), sdxl_case("sdxl guided", 3.0), flux_case("flux schnell", 0.0, False),
     flux_case("flux with true guidance", 3.0, False), flux_case("flux dev", 3.5, True),
+    *sd_cases(Case),
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -218,10 +220,14 @@ def check_target_updates(model: LoadedModel, case: Case) -> None:
     with all_outputs(one_step, case) as patched:
         generator.generate([PROMPTS[0]], [SEEDS[0]], edits=[Edit(changes, branch="conditional")])
     call, rows = case.place(0, "conditional", 1, guided=model.guided)
+    # Before the first block that reads the text, a network that is given no other text does the same in both runs.
+    order, names = model.family.names.pass_order(sites), model.family.names
+    differing = order[next(index for index, site in enumerate(order) if names.reads_text(site)) :]
     for site in sites:
         there, here, before = (found[site][call][rows] for found in (target, patched, source))
         assert float((here - there).abs().max()) < 1e-4 * float(there.abs().max()), site
-        assert not torch.allclose(before, there, atol=1e-3), site
+        if site in differing:
+            assert not torch.allclose(before, there, atol=1e-3), site
 
 
 def check_first_block(model: LoadedModel, case: Case) -> None:

@@ -14,7 +14,7 @@ from riebench.models.families.sdxl.names import SdxlNames
 from riebench.models.families.unet import shape
 from riebench.models.families.unet.shape import DECODER_TERAFLOP, UNetShape
 
-__all__ = ["DECODER_TERAFLOP", "PARAMETERS", "PARTS", "SDXL", "UNET_TERAFLOP", "SdxlShape", "folder_shape", "unet_shape"]
+__all__ = ["DECODER_TERAFLOP", "SDXL", "folder_shape", "unet_shape"]
 
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 PARAMETERS = {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}

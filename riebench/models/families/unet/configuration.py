@@ -15,8 +15,8 @@ from typing import Any
 from riebench.errors import RiebenchError
 from riebench.models.families.folders import INDEX, check_index, quantised, read_json
 
-SCHEDULER = "scheduler/scheduler_config.json"
-"""Place of the scheduler's configuration in a model folder."""
+AUTOENCODER, SCHEDULER = "vae/config.json", "scheduler/scheduler_config.json"
+"""Places of two configurations in a model folder."""
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 BLOCK_TYPES = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -69,7 +69,8 @@ class Architecture:
         """Component -> names of its class."""
         return {
             "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",),
-            **{part: (name,) for part, name in self.text_encoders.items()}, **dict.fromkeys(self.tokenizers, TOKENIZERS),
+            **{part: (name,) for part, name in self.text_encoders.items()},
+            **dict.fromkeys(self.tokenizers, TOKENIZERS),
         }  # fmt: skip
 
 
@@ -100,8 +101,8 @@ def check_configs(folder: Path, shown: str, known: Architecture) -> None:
         size = int(configs[encoder].get("vocab_size", 0) or 0)
         if size and words and max(words.values()) >= size:
             raise RiebenchError(
-                f"{shown}: {files[encoder]} says vocab_size {size}, but {part}/vocab.json has {max(words.values()) + 1} "
-                "words"
+                f"{shown}: {files[encoder]} says vocab_size {size}, but {part}/vocab.json has "
+                f"{max(words.values()) + 1} words"
             )
 
 
@@ -119,7 +120,9 @@ def check_autoencoder(config: Config, shown: str, known: Architecture, file: str
     """
     found = config.get("_class_name", "AutoencoderKL")
     if found != "AutoencoderKL":
-        raise RiebenchError(f"{shown}: {file} says _class_name {found}; {known.title}'s autoencoder is an AutoencoderKL")
+        raise RiebenchError(
+            f"{shown}: {file} says _class_name {found}; {known.title}'s autoencoder is an AutoencoderKL"
+        )
     for problem in _autoencoder(config, known):
         raise RiebenchError(f"{shown}: {file} {problem}")
 

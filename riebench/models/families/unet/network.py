@@ -63,7 +63,7 @@ class UNetSite(Site):
     def as_picture(self, values: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return values as [B, C, H, W].
 
-        A linear projection works on [B, H*W, C]; a convolution, as that of Stable Diffusion 1, already gives [B, C, H, W].
+        A linear projection works on [B, H*W, C]; a convolution, as that of Stable Diffusion 1, gives [B, C, H, W].
         """
         return values if values.dim() == 4 else values.transpose(1, 2).unflatten(2, grid)
 

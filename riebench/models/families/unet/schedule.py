@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
 from riebench.models.families.folders import INDEX, read_json
-from riebench.models.families.unet.configuration import SCHEDULER
+from riebench.models.families.unet.configuration import AUTOENCODER, SCHEDULER
 from riebench.utils.weights import metadata, tensor_shapes
 
 if TYPE_CHECKING:
@@ -220,13 +220,13 @@ def _check_edm(
     from safetensors import safe_open
 
     pairs = {
-        "edm_mean": ("vae", "latents_mean", autoencoder.get("latents_mean")),
-        "edm_std": ("vae", "latents_std", autoencoder.get("latents_std")),
-        "edm_vpred.sigma_max": ("scheduler", "sigma_max", config.get("sigma_max", 80.0)),
-        "edm_vpred.sigma_min": ("scheduler", "sigma_min", config.get("sigma_min", 0.002)),
+        "edm_mean": (AUTOENCODER, "latents_mean", autoencoder.get("latents_mean")),
+        "edm_std": (AUTOENCODER, "latents_std", autoencoder.get("latents_std")),
+        "edm_vpred.sigma_max": (SCHEDULER, "sigma_max", config.get("sigma_max", 80.0)),
+        "edm_vpred.sigma_min": (SCHEDULER, "sigma_min", config.get("sigma_min", 0.002)),
     }
     with safe_open(file, "pt") as opened:
-        for name, (part, key, says) in pairs.items():
+        for name, (place, key, says) in pairs.items():
             if name not in names:
                 continue
             values = [float(value) for value in opened.get_tensor(name).flatten()]
@@ -236,7 +236,7 @@ def _check_edm(
                 for one, other in zip(values, listed, strict=True)
             ):
                 wanted = ", ".join(f"{value:g}" for value in values[:4])
-                raise _contradiction(shown, f"tensor {name}", f"{key} {says}", f"{key} {wanted}", f"{part}/config.json" if part == "vae" else SCHEDULER)
+                raise _contradiction(shown, f"tensor {name}", f"{key} {says}", f"{key} {wanted}", place)
 
 
 def _contradiction(

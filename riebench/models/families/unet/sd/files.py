@@ -9,8 +9,8 @@ PIPELINE = "StableDiffusionPipeline"
 
 PRESETS: tuple[Preset, ...] = (
     Preset("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5", None, 50, 7.5, 512, "float16", DEFAULT_SCORER, None,
-           "50 steps of DDIM with guidance 7.5, in place of PNDM, whose first step takes two calls; CreativeML Open RAIL-M; "
-           "a copy of the repository that its publisher withdrew.", family="sd"),
+           "50 steps of DDIM (in place of PNDM, whose first step takes two calls) with guidance 7.5; CreativeML Open "
+           "RAIL-M; a copy of the repository that its publisher withdrew.", family="sd"),
     Preset("sd21", "stabilityai/stable-diffusion-2-1", None, 50, 7.5, 768, "float16", DEFAULT_SCORER, None,
            "768 px, v-prediction, 50 steps of DDIM with guidance 7.5; CreativeML Open RAIL++-M; if its publisher has "
            "withdrawn the repository, give a copy's hub id or folder.", family="sd"),

@@ -51,10 +51,9 @@ def editing_pipeline(task: EditingTask, pipe: Any) -> Any:
     if task == "img2img":
         return diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     check_inversion(pipe)
-    if not isinstance(pipe.unet.config.sample_size, int):
-        raise RiebenchError(
-            f"ledits_pp needs one side of the latents, but unet/config.json says sample_size {pipe.unet.config.sample_size}"
-        )
+    side = pipe.unet.config.sample_size
+    if not isinstance(side, int):
+        raise RiebenchError(f"ledits_pp needs one side of the latents, but unet/config.json says sample_size {side}")
     parts["scheduler"] = inversion_scheduler(parts["scheduler"])
     del parts["image_encoder"]
     made = diffusers.LEditsPPPipelineStableDiffusion(**parts, requires_safety_checker=False)
