@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import sdxl_files
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -18,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file, save_file
 from tiny import _tokenizer, amplify
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -104,3 +107,30 @@ def tiny_sd_saes() -> Path:
             pre_bias=torch.zeros(width), latent_bias=torch.zeros(2 * width), k=width,
         )  # fmt: skip
     return root
+
+
+def sd_single_file(path: Path, kind: Kind, *, autoencoder: bool = True) -> Path:
+    """Writes the tiny model as one file under the names that it was first published with."""
+    folder = tiny_sd_folder(kind)
+    parts = {part: load_file(next((folder / part).glob("*.safetensors"))) for part in ("unet", "vae", "text_encoder")}
+    text = {name.removeprefix("text_model."): value for name, value in parts["text_encoder"].items()}
+    if kind == "1.5":
+        named = {f"cond_stage_model.transformer.text_model.{name}": value for name, value in text.items()}
+    else:
+        text["text_projection.weight"] = torch.eye(16)
+        named = {f"cond_stage_model.model.{name}": value for name, value in sdxl_files._open_clip(text)}
+    named |= {f"model.diffusion_model.{_unet_name(name)}": value for name, value in parts["unet"].items()}
+    if autoencoder:
+        named |= {
+            f"first_stage_model.{sdxl_files._vae_name(name)}": sdxl_files._vae_value(name, value)
+            for name, value in parts["vae"].items()
+        }
+    save_file({name: value.contiguous() for name, value in named.items()}, path, {"format": "pt"})
+    return path
+
+
+def _unet_name(name: str) -> str:
+    found = re.fullmatch(r"up_blocks\.(\d)\.upsamplers\.0\.conv\.(\w+)", name)
+    # Behind the attention, which all levels have but the coarsest.
+    behind = f"output_blocks.{3 * int(found[1]) + 2}.{2 if int(found[1]) else 1}.conv.{found[2]}" if found else ""
+    return behind or sdxl_files.unet_name(name)

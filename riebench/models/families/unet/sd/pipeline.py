@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -58,7 +59,26 @@ def editing_pipeline(task: EditingTask, pipe: Any) -> Any:
     del parts["image_encoder"]
     made = diffusers.LEditsPPPipelineStableDiffusion(**parts, requires_safety_checker=False)
     made.vae = _Decoder(pipe.vae)
+    made.invert = partial(_invert, made, made.invert)
     return made
+
+
+def _invert(pipe: Any, plain: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Invert a picture with the texts in the right order.
+
+    diffusers' pipeline takes the two texts from `encode_prompt` the wrong way round when it inverts, and only then.
+    """
+    encode = pipe.encode_prompt
+
+    def exchanged(**texts: Any) -> tuple[Any, Any, Any]:
+        edited, empty, count = encode(**texts)
+        return empty, edited, count
+
+    pipe.encode_prompt = exchanged
+    try:
+        return plain(*args, **options)
+    finally:
+        pipe.encode_prompt = encode
 
 
 class _Decoder:

@@ -16,7 +16,7 @@ SD2_PARAMETERS = {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_38
 """The same of Stable Diffusion 2.1 and SD-Turbo."""
 LARGEST_LAYER = 49_408 * 1024
 """Parameters of the largest single layer: the token table of Stable Diffusion 2's text encoder."""
-UNET_TENSORS = 16
+UNET_TENSORS = 26
 """Tensors of the U-Net's finest level that are in memory at its peak."""
 SD2_TEXT, SD2_SIDE = 1024, 96
 
