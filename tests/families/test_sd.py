@@ -33,6 +33,7 @@ from typer.testing import CliRunner
 
 from benchmarks.sdxl.counting import _cost
 from riebench import blocks
+from riebench.api.models import load_saes
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, StaticEdit, Term
@@ -83,6 +84,21 @@ def test_folders_of_saes_are_named_for_blocks(tmp_path: Path, name: str, short: 
     assert block_named_by(tmp_path / name) == short
     assert blocks.module_path(short) in name or "_blocks" not in name
     assert short in FAMILY.names.known and blocks.known_blocks().count(short) == 1
+
+
+def test_a_published_layout_is_found_and_read_as_an_sae_of_outputs(tmp_path: Path) -> None:
+    """SAeUron's files lie in folders named for modules of Stable Diffusion 1."""
+    width, folder = CHANNELS[-1], tmp_path / "unet.up_blocks.1.attentions.1"
+    folder.mkdir()
+    rows = torch.cat([torch.eye(width), -torch.eye(width)])
+    tensors = {"encoder.weight": rows.clone(), "encoder.bias": torch.zeros(2 * width), "W_dec": rows}
+    save_file({**tensors, "b_dec": torch.zeros(width)}, folder / "sae.safetensors")
+    stated = {"num_latents": 2 * width, "d_in": width, "k": width, "batch_topk": True, "sample_topk": False}
+    (folder / "cfg.json").write_text(json.dumps(stated))
+    found = load_saes(
+        tmp_path, model=tiny_sd(1), blocks=["up.1.1"], prompts=["a red house", "snow"], progress=False
+    )  # fmt: skip
+    assert set(found) == {"up.1.1"} and found["up.1.1"].signal == "output"
 
 
 def test_measures_are_those_of_the_networks() -> None:
