@@ -98,7 +98,7 @@ def test_a_published_layout_is_found_and_read_as_an_sae_of_outputs(tmp_path: Pat
     found = load_saes(
         tmp_path, model=tiny_sd(1), blocks=["up.1.1"], prompts=["a red house", "snow"], progress=False
     )  # fmt: skip
-    assert set(found) == {"up.1.1"} and found["up.1.1"].signal == "output"
+    assert set(found) == {"up.1.1"} and found["up.1.1"].reads == "output"
 
 
 def test_measures_are_those_of_the_networks() -> None:
