@@ -118,9 +118,8 @@ def test_measures_are_those_of_the_networks() -> None:
     assert family_of_denoiser(tiny_model().denoiser) is SDXL
 
 
-@pytest.mark.parametrize("kind", ["1.5", "2.1"])
-def test_operations_and_measures_of_a_folder_are_those_that_are_counted(kind: Any) -> None:
-    found, model = look_up(str(tiny_sd_folder(kind))), tiny_sd(kind=kind)
+def test_operations_and_measures_of_a_folder_are_those_that_are_counted() -> None:
+    found, model = look_up(str(tiny_sd_folder())), tiny_sd(2, 3.0)
     unet, text = model.denoiser, torch.zeros(1, 77, 16)
     counted = _cost(lambda: unet(torch.zeros(1, 4, SIDE, SIDE), torch.tensor(1), text, return_dict=False))
     assert found.shape.evaluation_teraflop(SIZE) == pytest.approx(counted.operations / 1e12, rel=0.01)
@@ -134,23 +133,23 @@ def test_operations_and_measures_of_a_folder_are_those_that_are_counted(kind: An
     assert found.shape.positions("mid.0", 36) == seen[0] ** 2 == 9
 
 
-def test_pndm_gives_way_to_a_schedule_of_one_call_a_step_and_no_safety_checker_is_loaded() -> None:
-    model = tiny_sd(2, 3.0)
-    assert isinstance(model.pipe.scheduler, DDIMScheduler) and not model.pipe.scheduler.config.clip_sample
-    assert model.pipe.scheduler.config.beta_start == 0.00085 and model.pipe.scheduler.config.steps_offset == 1
-    assert model.pipe.safety_checker is None and not model.pipe.config.requires_safety_checker
+@pytest.mark.parametrize(("kind", "guidance"), [("1.5", 3.0), ("turbo", 0.0)])
+def test_pictures_are_those_of_diffusers_with_ddim_in_the_place_of_pndm(kind: Any, guidance: float) -> None:
+    model = tiny_sd(2, guidance, kind)
+    given = {"scheduler": DDIMScheduler.from_config(model.pipe.scheduler.config)} if kind == "1.5" else {}
     own = StableDiffusionPipeline.from_pretrained(
-        tiny_sd_folder(), scheduler=DDIMScheduler.from_config(model.pipe.scheduler.config), safety_checker=None,
-        feature_extractor=None,
-    )  # fmt: skip
+        tiny_sd_folder(kind), safety_checker=None, feature_extractor=None, requires_safety_checker=False, **given
+    )
     own.set_progress_bar_config(disable=True)
     wanted = own(
-        "a red house", num_inference_steps=2, guidance_scale=3.0, height=SIZE, width=SIZE, output_type="np",
+        "a red house", num_inference_steps=2, guidance_scale=guidance, height=SIZE, width=SIZE, output_type="np",
         generator=torch.Generator("cpu").manual_seed(1),
     ).images  # fmt: skip
     made = Generator(model).generate(["a red house"], [1]).images
-    assert np.abs(made / 255 - wanted).max() <= PIXEL
-    assert tiny_sd(2, 3.0, "2.1").pipe.scheduler.config.prediction_type == "v_prediction"
+    assert np.abs(made / 255 - wanted).max() <= PIXEL and made.std() > 5
+    assert model.pipe.safety_checker is None and not model.pipe.config.requires_safety_checker
+    config = model.pipe.scheduler.config
+    assert config.beta_start == 0.00085 and config.steps_offset == 1 and not config.get("clip_sample")
 
 
 def test_usual_steps_and_guidance_follow_from_the_schedule() -> None:
