@@ -264,9 +264,9 @@ def check_single_file(file: Path, *, own_autoencoder: bool = True) -> Family:
 
 
 def family_of_file(file: Path) -> Family:
-    """Return the model family whose marks a single file holds; the default one if there are none.
+    """Return the model family whose marks a single file holds.
 
-    Whether the file can be used, `check_single_file` says.
+    It is the default one if there are none. Whether the file can be used, `check_single_file` says.
     """
     try:
         marked = _marked_family(tensor_names(file))

@@ -225,7 +225,7 @@ _PLACE = re.compile(
 
 
 def first_name(path: str, layers: int, attended: Sequence[bool]) -> str | None:
-    """Return a U-Net layer's name in the layout that these models were first published in.
+    """Return a U-Net layer's name in the layout of the first publication.
 
     Args:
         path: of the layer in diffusers' U-Net.

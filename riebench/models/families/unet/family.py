@@ -38,7 +38,10 @@ class UNetFamily(Family):
     stand_ins: Mapping[str, str] = MappingProxyType({})
 
     def owns_denoiser(self, denoiser: nn.Module) -> bool:
-        """Return whether a U-Net is given what this family's is given beside time and text."""
+        """Return whether a U-Net is of this family.
+
+        It is by what it is given beside time and text.
+        """
         config: Any = getattr(denoiser, "config", None)
         return super().owns_denoiser(denoiser) and (
             config is None or config.get("addition_embed_type") == self.architecture.addition
@@ -105,7 +108,7 @@ class UNetFamily(Family):
         return int(side * pipe.vae_scale_factor)
 
     def described_size(self, folder: Path) -> int:
-        """Return the side of the U-Net's latents in pixels, from the configurations of a folder."""
+        """Return the side of the U-Net's latents in pixels, as a folder states it."""
         return shape.described_size(folder, self.full_shape)
 
     def autoencoder_type(self) -> Any:
@@ -195,9 +198,9 @@ class UNetFamily(Family):
         return network.finish_block(hidden, update)
 
     def token_counter(self, folder: Path | None) -> tuple[Callable[[str], int], int]:
-        """Return the count of the first tokenizer; where there are two, both split text alike.
+        """Return the count of the first tokenizer.
 
-        The official models' vocabulary is that of CLIP, which open_clip carries in its package.
+        Where there are two, both split text alike. The official models' vocabulary is that of CLIP, which open_clip carries in its package.
         """
         from riebench.models.families.unet import pipeline
 

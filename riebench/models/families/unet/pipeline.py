@@ -1,4 +1,4 @@
-"""A U-Net's pipeline in diffusers: call, latents, pictures, and what editing pipelines share."""
+"""A U-Net's pipeline in diffusers: call, latents, pictures and inversion."""
 
 from __future__ import annotations
 

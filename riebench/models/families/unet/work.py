@@ -71,7 +71,10 @@ def unet_operations(shape: Measures, side: int) -> int:
 
 
 def _pairs(blocks: Sequence[str], stem: str) -> list[tuple[str, str]]:
-    """Return each residual block of a level with the attention block behind it, "" where there is none."""
+    """Return each residual block of a level with the attention block behind it.
+
+    The latter is "" where there is none.
+    """
     residual = [block for block in blocks if block.startswith(f"{stem}res.")]
     return [(block, other if (other := block.replace("res.", "")) in blocks else "") for block in residual]
 

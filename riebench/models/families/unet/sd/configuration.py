@@ -1,4 +1,4 @@
-"""The parts of the pipeline of Stable Diffusion 1 and 2, and what it changes in silence."""
+"""The parts of Stable Diffusion's pipeline, and what it changes in silence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Official models of Stable Diffusion 1 and 2, and the test of single files for being one of them."""
+"""Official models of Stable Diffusion 1 and 2, and the check of single files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipeline of Stable Diffusion 1 and 2 in diffusers: text, scheduler and editing."""
+"""Stable Diffusion's pipeline in diffusers: text, scheduler and editing."""
 
 from __future__ import annotations
 
