@@ -200,7 +200,8 @@ class UNetFamily(Family):
     def token_counter(self, folder: Path | None) -> tuple[Callable[[str], int], int]:
         """Return the count of the first tokenizer.
 
-        Where there are two, both split text alike. The official models' vocabulary is that of CLIP, which open_clip carries in its package.
+        Where there are two, both split text alike. The official models' vocabulary is that of CLIP, which open_clip
+        carries in its package.
         """
         from riebench.models.families.unet import pipeline
 

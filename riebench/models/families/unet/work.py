@@ -48,20 +48,20 @@ def unet_operations(shape: Measures, side: int) -> int:
     total = 2 * time * (channels[0] + time) + _convolution(LATENT_CHANNELS, channels[0], side)
     now, skips = channels[0], [channels[0]]
     for level, width in enumerate(channels):
-        for residual, attention in _pairs(shape.blocks, f"down.{level}."):
-            total += _residual(now, width, time, sides[level]) if residual else 0
+        for attention in _followers(shape.blocks, f"down.{level}."):
+            total += _residual(now, width, time, sides[level])
             total += _attention(shape, attention, width, sides[level]) if attention else 0
             now = width
             skips.append(now)
         if level < last:
             total += _convolution(now, now, sides[level + 1])
             skips.append(now)
-    for residual, attention in _pairs(shape.blocks, "mid."):
-        total += _residual(now, now, time, sides[last]) if residual else 0
+    for attention in _followers(shape.blocks, "mid."):
+        total += _residual(now, now, time, sides[last])
         total += _attention(shape, attention, now, sides[last]) if attention else 0
     for level, width in enumerate(reversed(channels)):
         grid = sides[last - level]
-        for _, attention in _pairs(shape.blocks, f"up.{level}."):
+        for attention in _followers(shape.blocks, f"up.{level}."):
             total += _residual(now + skips.pop(), width, time, grid)
             total += _attention(shape, attention, width, grid) if attention else 0
             now = width
@@ -70,13 +70,13 @@ def unet_operations(shape: Measures, side: int) -> int:
     return total + _convolution(now, LATENT_CHANNELS, side)
 
 
-def _pairs(blocks: Sequence[str], stem: str) -> list[tuple[str, str]]:
-    """Return each residual block of a level with the attention block behind it.
+def _followers(blocks: Sequence[str], stem: str) -> list[str]:
+    """Return the attention block behind each residual block of a level.
 
-    The latter is "" where there is none.
+    It is "" where there is none.
     """
     residual = [block for block in blocks if block.startswith(f"{stem}res.")]
-    return [(block, other if (other := block.replace("res.", "")) in blocks else "") for block in residual]
+    return [other if (other := block.replace("res.", "")) in blocks else "" for block in residual]
 
 
 def _convolution(given: int, made: int, side: int) -> int:
