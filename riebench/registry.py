@@ -451,6 +451,7 @@ REGIONS.register_lazy("grounded-sam", "riebench.generation.regions.grounding:Gro
 REGIONS.register_lazy("clipseg", "riebench.generation.regions.grounding:ClipSeg")
 
 MODEL_FAMILIES.register_lazy("sdxl", "riebench.models.families.sdxl.family:FAMILY")
+MODEL_FAMILIES.register_lazy("sd", "riebench.models.families.unet.sd.family:FAMILY")
 MODEL_FAMILIES.register_lazy("flux", "riebench.models.families.flux.family:FAMILY")
 MODEL_FAMILIES.register_lazy("sd3", "riebench.models.families.tokens.sd3.family:FAMILY")
 MODEL_FAMILIES.register_lazy("zimage", "riebench.models.families.tokens.zimage.family:FAMILY")

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.sdxl.architecture import POOLED_WIDTH, TEXT_WIDTH, TOKENS, build_unet, build_vae
 from riebench.blocks import module_path
 from riebench.models.families.sdxl.names import BLOCKS
-from riebench.models.families.sdxl.network import text_projections
+from riebench.models.families.unet.network import text_projections
 
 PIXELS_PER_LATENT = 8
 

@@ -53,7 +53,7 @@ def load_model(
         dtype: float32, float16 or bfloat16.
         device: cpu, cuda, cuda:1, mps, or auto.
         size: picture side in pixels.
-        single_file_config: for a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id.
+        single_file_config: for a single file: a preset such as sdxl-turbo, or its model's folder or hub id.
         vae: another autoencoder.
         unet: another U-Net, a .safetensors file.
         lora: LoRAs added to the weights, FILE or FILE:SCALE.

@@ -407,7 +407,7 @@ SizeOption = Annotated[int | None, typer.Option(min=8, help="Picture side in pix
 SingleFileConfigOption = Annotated[
     str | None,
     typer.Option(
-        "--single-file-config", help="For a single file: sdxl-turbo, sdxl-base, or its model's folder or hub id."
+        "--single-file-config", help="For a single file: a preset (sdxl-turbo, sd15), or its model's folder or hub id."
     ),
 ]
 VaeOption = Annotated[

@@ -327,7 +327,7 @@ def ledits_pp(
         with ctx.model.family.same_condition(ctx.model.denoiser):
             latents = pipe(
                 editing_prompt=[ctx.example.target], edit_guidance_scale=[_Scales(tuple(levels))],
-                edit_threshold=[threshold], output_type="latent",
+                edit_threshold=[threshold], output_type="latent", use_cross_attn_mask=False, use_intersect_mask=False,
             ).images  # fmt: skip
         made |= dict(zip(levels, ctx.generator.decode(latents), strict=True))
     return np.stack([made[float(strength)] for strength in ctx.strengths])

@@ -189,8 +189,20 @@ def check_single_config(family: Family, file: Path, folder: Path, config: str, s
     Raises:
         RiebenchError: in one line, naming the key.
     """
+    described = check_architecture(folder, f"--single-file-config {config}")
+    if described.name != family.name:
+        raise RiebenchError(
+            f"{file.name} is a checkpoint of {family.title}, but --single-file-config {config} describes "
+            f"{described.title}; give {single_file_configs(family)}"
+        )
     check_schedule(folder, f"--single-file-config {config}", steps)
     family.check_training(file, _json(folder / SCHEDULER), _json(folder / "vae" / "config.json"), file.name)
+
+
+def single_file_configs(family: Family) -> str:
+    """Return what can describe a family's single files, as part of a message."""
+    named = [preset.name for preset in family.presets if preset.on_hub]
+    return f"--single-file-config {', '.join(named)}, or the folder of its model"
 
 
 def family_of_folder(folder: Path, shown: str) -> Family:
@@ -239,8 +251,9 @@ def check_single_file(file: Path, *, own_autoencoder: bool = True) -> Family:
     """
     _check_ending(file)
     names = tensor_names(file)
+    marked = _marked_family(names)
     refused: list[RiebenchError] = []
-    for family in families():
+    for family in families() if marked is None else (marked,):
         try:
             family.check_single_file(file.name, names, own_autoencoder=own_autoencoder)
         except RiebenchError as error:
@@ -248,6 +261,24 @@ def check_single_file(file: Path, *, own_autoencoder: bool = True) -> Family:
         else:
             return family
     raise refused[0]
+
+
+def family_of_file(file: Path) -> Family:
+    """Return the model family whose marks a single file holds.
+
+    It is the default one if there are none. Whether the file can be used, `check_single_file` says.
+    """
+    try:
+        marked = _marked_family(tensor_names(file))
+    except RiebenchError:
+        marked = None
+    return families()[0] if marked is None else marked
+
+
+def _marked_family(names: Iterable[str]) -> Family | None:
+    held = tuple(names)
+    marked = (one for one in families() if one.single_file_marks)
+    return next((one for one in marked if any(name.startswith(one.single_file_marks) for name in held)), None)
 
 
 def safetensors_file(flag: str, wanted: str) -> Path:

@@ -26,12 +26,13 @@ from riebench.models.files import (
     folder_sha256,
     hub_folder,
     model_folder,
+    single_file_configs,
     variant,
     weight_files,
 )
 from riebench.models.parts import add_loras, call_loader, exchange_denoiser, load_autoencoder, put_autoencoder
 from riebench.models.placement import place
-from riebench.models.presets import PRESETS
+from riebench.models.presets import PRESETS, described_by
 from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, offline_mode, split_revision
@@ -138,6 +139,7 @@ def load_model(
             put_autoencoder(pipe, found)
         exchanged = exchange_denoiser(pipe, family, chosen.unet)
         added = add_loras(pipe, family, chosen.loras)
+    family.prepare(pipe)
     pipe.set_progress_bar_config(disable=True)
     for part in family.networks(pipe):
         part.requires_grad_(False).eval()
@@ -280,7 +282,7 @@ def _from_single_file(path: Path, wanted: _Request) -> _Loaded:
     if wanted.options.config is None:
         raise RiebenchError(
             f"{path.name} is a single file, which does not say how it was trained; say with "
-            "--single-file-config sdxl-turbo, --single-file-config sdxl-base, or the folder of its model"
+            f"{single_file_configs(family)}"
         )
     folder = _config_folder(wanted.options.config, wanted.offline)
     check_single_config(family, path, folder, wanted.options.config, wanted.steps)
@@ -296,7 +298,7 @@ def _from_single_file(path: Path, wanted: _Request) -> _Loaded:
         )  # fmt: skip
     pipe = call_loader(
         path.name, family.pipeline_type().from_single_file, str(path), dtype=DTYPES[wanted.dtype], vae=vae,
-        **family.loading_options(), **options,
+        **family.loading_options(), **dict.fromkeys(family.unused_parts), **options,
     )  # fmt: skip
     described = f"{file_sha256(path)} {folder_sha256(folder, weights=False)}"
     return _Loaded(pipe, path.name, hashlib.sha256(described.encode()).hexdigest(), called)
@@ -309,7 +311,7 @@ def _config_folder(config: str, offline: bool) -> Path:
         preset = PRESETS.get(config)
         if not preset.on_hub if preset else config.count("/") != 1:
             raise RiebenchError(
-                f"--single-file-config {config!r}: give sdxl-turbo, sdxl-base, a folder or a hub id OWNER/NAME"
+                f"--single-file-config {config!r}: give {', '.join(described_by())}, a folder or a hub id OWNER/NAME"
             )
         source, revision = (preset.source, preset.revision) if preset else split_revision(config)
         folder = fetch(source, revision, patterns=CONFIG_PATTERNS, offline=offline)

@@ -23,9 +23,11 @@ from riebench.models.files import (
     check_schedule,
     check_single_config,
     check_single_file,
+    family_of_file,
     family_of_folder,
     model_folder,
     refuse_known,
+    single_file_configs,
 )
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, check_format, model_label, source_name
@@ -156,7 +158,7 @@ def look_up(
         revision=place.revision,
         steps=steps or (preset.steps if preset else usual[0]),
         guidance=guidance if guidance is not None else preset.guidance if preset else usual[1],
-        size=chosen.size or (preset.size if preset else place.shape.native_size),
+        size=chosen.size or (preset.size if preset else _native_size(place, chosen.config)),
         dtype=dtype or (preset.dtype if preset else "float32"),
     )  # fmt: skip
     if chosen.vae_tiling and spec.size <= TILE:
@@ -180,7 +182,8 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
             raise RiebenchError(f"{path} is no model folder: {INDEX} is missing")
         return _info_of_folder(path, str(path))
     if preset is None and path.is_file():
-        return ModelInfo(_UNNAMED, _default_family(), _default_family().full_shape, file=path)
+        family = family_of_file(path)
+        return ModelInfo(_UNNAMED, family, family.full_shape, file=path)
     check_name(name)
     repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
     refuse_known(repo)
@@ -273,7 +276,9 @@ def _family_of_name(name: str) -> Family:
         return family
     if path.is_dir():
         return family_of_folder(path, name)
-    if path.is_file() or name.count("/") != 1:
+    if path.is_file():
+        return family_of_file(path)
+    if name.count("/") != 1:
         return _default_family()
     repo = name.partition("@")[0]
     here = cached_snapshot(repo, INDEX, name.partition("@")[2] or None)
@@ -374,13 +379,27 @@ def _usual_sampling(place: ModelInfo, config: str | None) -> tuple[int, float]:
     if config is None:
         raise RiebenchError(
             f"{place.file.name} is a single file, which does not say how it was trained; say with "
-            "--single-file-config sdxl-turbo, --single-file-config sdxl-base, or the folder of its model"
+            f"{single_file_configs(place.family)}"
         )
     preset = PRESETS.get(config)
     if preset is not None:
         return preset.steps, preset.guidance
     folder = Path(config).expanduser()
     return place.family.usual_sampling(_scheduler(folder if folder.is_dir() else None))
+
+
+def _native_size(place: ModelInfo, config: str | None) -> int:
+    """Return the picture side that a model was made for.
+
+    That of a single file is the one of the model that `--single-file-config` names.
+    """
+    if place.file is not None and config is not None:
+        if config in PRESETS:
+            return PRESETS[config].size
+        folder = _config_here(config)
+        if folder is not None:
+            return place.family.described_size(folder)
+    return place.shape.native_size
 
 
 def _scheduler(folder: Path | None) -> Mapping[str, Any]:

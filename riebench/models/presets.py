@@ -50,6 +50,12 @@ PRESETS: Mapping[str, Preset] = _Presets()
 """Preset name -> preset."""
 
 
+def described_by() -> tuple[str, ...]:
+    """Return the presets whose configurations can describe single files."""
+    readable = (family for family in families() if family.single_file_marks)
+    return tuple(preset.name for family in readable for preset in family.presets if preset.on_hub)
+
+
 def scorer_for(model: ModelSpec) -> str:
     """Return the CLIP that scores a model's pictures.
 

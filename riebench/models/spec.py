@@ -58,7 +58,7 @@ class ModelOptions:
 
     Attributes:
         size: picture side in pixels, instead of the preset's.
-        config: for a single file, whose folder describes it: "sdxl-turbo", "sdxl-base", a folder or a hub id.
+        config: for a single file, whose model describes it: a preset such as "sdxl-turbo", a folder or a hub id.
         vae: another autoencoder: "fp16-fix", a folder or a hub id. Part of a run's identity.
         unet: file of another denoiser. Part of a run's identity.
         loras: LoRA files to add to the weights, each with or without ":SCALE". Part of a run's identity.
@@ -116,7 +116,7 @@ class Preset:
         name: what the user types; letters, digits, ".", "_" and "-".
         source: hub id; "folder:PATH" for a folder in diffusers' layout on this machine, absolute or from "~"; or
             "asset:NAME" for one that ships with the package.
-        revision: commit of the hub; None for folders and assets (their files are hashed).
+        revision: commit of the hub; None for the newest, and for folders and assets (their files are hashed).
         steps: denoising steps.
         guidance: classifier-free guidance scale; 0 means none.
         size: picture side in pixels.

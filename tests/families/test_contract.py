@@ -16,6 +16,7 @@ import pytest
 import torch
 from case_pixart import pixart_cases
 from case_sana import sana_cases
+from case_sd import sd_cases
 from case_sd3 import sd3_cases
 from case_zimage import zimage_cases
 from numpy.typing import NDArray
@@ -118,6 +119,7 @@ CASES = (
     *sd3_cases(Case),
     *zimage_cases(Case),
     *sana_cases(Case, STEPS), *pixart_cases(Case, STEPS),
+    *sd_cases(Case),
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -232,10 +234,14 @@ def check_target_updates(model: LoadedModel, case: Case) -> None:
     with all_outputs(one_step, case) as patched:
         generator.generate([PROMPTS[0]], [SEEDS[0]], edits=[Edit(changes, branch="conditional")])
     call, rows = case.place(0, "conditional", 1, guided=model.guided)
+    # Before the first block that reads the text, a network that is given no other text does the same in both runs.
+    order, names = model.family.names.pass_order(sites), model.family.names
+    differing = order[next(index for index, site in enumerate(order) if names.reads_text(site)) :]
     for site in sites:
         there, here, before = (found[site][call][rows] for found in (target, patched, source))
         assert float((here - there).abs().max()) < 1e-4 * float(there.abs().max()), site
-        assert site in case.blind or not torch.allclose(before, there, atol=1e-3), site
+        if site in differing and site not in case.blind:
+            assert not torch.allclose(before, there, atol=1e-3), site
 
 
 def check_first_block(model: LoadedModel, case: Case) -> None:

@@ -115,9 +115,11 @@ def test_phrases_are_whole_words() -> None:
 
 def test_presets_are_complete() -> None:
     names = {"toy-turbo", "toy-base", "toy-mixed", "sdxl-turbo", "sdxl-base", "flux-schnell", "flux-dev"}
-    assert set(PRESETS) == names
+    newest = {"sd15", "sd21", "sd-turbo"}
+    assert set(PRESETS) == names | newest
     for preset in PRESETS.values():
-        assert preset.source.startswith("asset:") or len(preset.revision or "") == 40
+        pinned = preset.source.startswith("asset:") or len(preset.revision or "") == 40
+        assert pinned or (preset.name in newest and preset.revision is None)
 
 
 def test_shipped_models_are_distinguished_and_scored_by_their_own_clip(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,7 +251,7 @@ def test_a_folder_takes_no_configuration() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["model.diffusion_model.a", "first_stage_model.b", "cond_stage_model.c"], "Stable Diffusion 1 or 2"),
+        (["model.diffusion_model.a", "cond_stage_model.c"], "Diffusion checkpoint without its autoencoder"),
         (["model.diffusion_model.joint_blocks.0.a", "first_stage_model.b"], "looks like Stable Diffusion 3"),
         (["lora_unet_down.alpha"], "looks like a LoRA, no whole model"),
         (["weight"], r"is no SDXL checkpoint \(no tensors model.diffusion_model"),
@@ -325,7 +325,7 @@ def other_width(folder: Path) -> None:
         (cut_off, r"vae/diffusion_pytorch_model.safetensors is damaged or cut off .*; download it again"),
         (pointer, r"unet/diffusion_pytorch_model.safetensors is a Git.LFS pointer.*git lfs pull"),
         (without_vae, "lacks weights: no .safetensors file in vae/"),
-        (as_sd15, r"is a StableDiffusionPipeline \(Stable Diffusion 1 or 2\); riebench edits SDXL"),
+        (as_sd15, "U-Net of another kind .*'text_time'.*; Stable Diffusion has None and 4"),
         (as_sd3_from_pictures, r"Img2ImgPipeline \(Stable Diffusion 3 from pictures\); riebench edits SDXL"),
         (as_inpainting, "U-Net of another kind .*in_channels 9.*; SDXL has 'text_time' and 4"),
         (broken_json, "unet/config.json is no JSON"),

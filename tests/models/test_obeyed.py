@@ -38,8 +38,9 @@ from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Capture, Generator
 from riebench.jobs.inventory import model_checks
-from riebench.models.families.sdxl import configuration, weights
-from riebench.models.families.sdxl.additions import first_name
+from riebench.models.families.sdxl.configuration import SDXL_PARTS
+from riebench.models.families.unet import configuration, weights
+from riebench.models.families.unet.additions import first_name
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.lookup import look_up
 from riebench.models.spec import ModelOptions
@@ -305,7 +306,7 @@ def test_sdxl_itself_is_not_refused() -> None:
         "unet": dict(unet.config), "vae": dict(vae.config), "text_encoder": first, "text_encoder_2": second,
         "tokenizer": lengths, "tokenizer_2": lengths,
     }  # fmt: skip
-    assert list(configuration.problems(configs)) == []
+    assert list(configuration.problems(configs, SDXL_PARTS)) == []
     for part, network in (("unet", unet), ("vae", vae)):
         shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         weights.check_weights(part, shapes, network.config, part)

@@ -81,6 +81,8 @@ class Family(ABC):
         step_text_arguments: name of a text embedding that the pipeline cannot exchange between the steps -> the
             denoiser's keyword argument in which it can be exchanged.
         refused_methods: method -> why it cannot work on this family.
+        single_file_marks: beginnings of names of tensors that only its own single files hold; empty if such files are
+            not read.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Family(ABC):
     denoiser_title: str = "U-Net"
     step_text_arguments: Mapping[str, str] = MappingProxyType({})
     refused_methods: Mapping[str, str] = MappingProxyType({})
+    single_file_marks: tuple[str, ...] = ()
 
     # Files
 
@@ -250,6 +253,13 @@ class Family(ABC):
     def native_size(self, pipe: Any) -> int:
         """Return the picture side in pixels that a pipeline in memory was made for."""
 
+    def described_size(self, folder: Path) -> int:
+        """Return the picture side in pixels of a folder that describes a single file.
+
+        Its weights need not be there.
+        """
+        return self.full_shape.native_size
+
     @abstractmethod
     def usual_sampling(self, scheduler: Mapping[str, Any]) -> tuple[int, float]:
         """Return the usual steps and guidance scale for a scheduler's configuration."""
@@ -271,6 +281,20 @@ class Family(ABC):
     @abstractmethod
     def networks(self, pipe: Any) -> tuple[nn.Module, ...]:
         """Return the networks of a pipeline, the denoiser first."""
+
+    def prepare(self, pipe: Any) -> None:
+        """Change a pipeline that was just loaded to one that can be followed.
+
+        `check_schedule` and the family's page say what is changed; usually nothing is.
+        """
+        return None
+
+    def owns_denoiser(self, denoiser: nn.Module) -> bool:
+        """Return whether a network is a denoiser of this family.
+
+        Subclasses of its class count: people derive from diffusers' networks.
+        """
+        return self.denoiser_class in [one.__name__ for one in type(denoiser).__mro__]
 
     def denoiser(self, pipe: Any) -> nn.Module:
         """Return the network whose blocks are edited."""
@@ -599,12 +623,10 @@ def family_of_denoiser(denoiser: nn.Module) -> Family:
     Raises:
         RiebenchError: if there is none.
     """
-    # Subclasses count: people derive from diffusers' networks.
-    classes = [one.__name__ for one in type(denoiser).__mro__]
     for family in families():
-        if family.denoiser_class in classes:
+        if family.owns_denoiser(denoiser):
             return family
-    raise RiebenchError(f"no model family has a denoiser of class {classes[0]}")
+    raise RiebenchError(f"no model family has a denoiser of class {type(denoiser).__name__}")
 
 
 def family_of_pipeline(pipe: Any) -> Family:

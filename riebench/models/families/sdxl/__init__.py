@@ -1,6 +1,6 @@
 """SDXL: Turbo, Base, and models trained from them, the toy world's included.
 
-Imports `models.families.base` and `models.spec`. `FAMILY` (family) is the contract filled; `names` are its block names,
-`shape` its sizes and work, `files` its presets, folders and downloads, `network` its hooks, `pipeline` loading, text,
-latents and pictures. Only `network` and `pipeline` need torch and diffusers.
+Imports `models.families.base`, `models.families.unet` and `models.spec`. `FAMILY` (family) is the contract filled;
+`names` are its blocks, `configuration` its parts, `shape` its sizes and work, `files` its presets, downloads and single
+files, `pipeline` text and editing. Only `pipeline` needs torch and diffusers.
 """

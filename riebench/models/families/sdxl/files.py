@@ -76,29 +76,24 @@ AUTOENCODERS: dict[str, NamedAutoencoder] = {
 """Short name -> autoencoder: the one that stays finite in half precision (MIT)."""
 
 OTHER_PIPELINES = {
-    "StableDiffusionPipeline": "Stable Diffusion 1 or 2",
     "StableDiffusionXLImg2ImgPipeline": "the refiner",
     "StableDiffusionXLInpaintPipeline": "an inpainting model",
 }
 """Pipeline class -> what people call such models."""
 OTHER_REPOSITORIES = {
-    "stabilityai/stable-diffusion-2": "Stable Diffusion 2",
-    "stabilityai/sd-turbo": "Stable Diffusion 2",
     "stabilityai/stable-diffusion-xl-refiner": "the SDXL refiner",
     "stabilityai/sdxl-vae": "an autoencoder alone, for --vae",
-    "stable-diffusion-v1-5/": "Stable Diffusion 1",
-    "runwayml/stable-diffusion-": "Stable Diffusion 1",
-    "CompVis/stable-diffusion-": "Stable Diffusion 1",
     "Qwen/Qwen-Image": "Qwen-Image",
     "ByteDance/SDXL-Lightning": "U-Nets alone, for --unet",
 }
 """Beginning of a hub id -> what lies there instead of a model of this family."""
+SINGLE_FILE_MARKS = ("conditioner.",)
+"""Beginnings of names of tensors that only single files of SDXL hold."""
 _AUTOENCODER = "first_stage_model."
 _SINGLE_FILE_PREFIXES = ("model.diffusion_model.", _AUTOENCODER, "conditioner.embedders.1.model.")
 _SINGLE_FILE_OTHERS = {
     "joint_blocks.": "Stable Diffusion 3",
     "double_blocks.": "Flux",
-    "cond_stage_model.": "Stable Diffusion 1 or 2",
     "lora_": "a LoRA, no whole model; use it with --lora",
     ".lora": "a LoRA, no whole model; use it with --lora",
     "conditioner.embedders.0.model.": "the SDXL refiner",

@@ -5,174 +5,52 @@ Operations and activations follow, rounded, what `benchmarks.sdxl.counting` coun
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from riebench.blocks import ATTENTION, kind, short_name
-from riebench.errors import RiebenchError
-from riebench.models.families.folders import count_parameters
 from riebench.models.families.sdxl.names import SdxlNames
-from riebench.models.families.sizes import FLOAT, number_bytes
-from riebench.models.spec import FP16_FIX, TILE, ModelOptions, ModelSpec
+from riebench.models.families.unet import shape
+from riebench.models.families.unet.shape import DECODER_TERAFLOP, UNetShape
+
+__all__ = ["DECODER_TERAFLOP", "SDXL", "folder_shape", "unet_shape"]
 
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 PARAMETERS = {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
 """Part -> number of parameters of the full-size model."""
 LARGEST_LAYER = 49_408 * 1280
 """Parameters of the largest single layer: the second text encoder's token table."""
-FEED_FORWARD = 4
-"""A feed-forward layer has this many times as many units as its block has channels."""
-LATENT_CHANNELS = 4
-TOKENS = 77
-"""Tokens of a text, so of a text attention map."""
 UNET_TERAFLOP = 6.5
 """Work of one call of the full-size U-Net on one picture of 1024 px; scaled by parameters and latents."""
-DECODER_TERAFLOP = 10.5
-"""Work of decoding one picture of 1024 px with the full-size autoencoder."""
 UNET_TENSORS = 16
 """Tensors of the U-Net's finest level that are in memory at its peak."""
-DECODER_TENSORS = 3
-"""Tensors of full resolution that are in memory while the last level of the decoder runs."""
-MAX_DECODED = 64
-"""Latents up to this side are decoded as a batch; larger ones one by one: the decoder needs far more memory than the
-U-Net, and a batch gains nothing."""
 
 
 @dataclass(frozen=True)
-class SdxlShape:
+class SdxlShape(UNetShape):
     """Measures of an SDXL-like model.
 
     The defaults are SDXL's own, as counted on its full architecture.
-
-    Attributes:
-        channels: of the U-Net, level by level from the finest grid to the coarsest.
-        layers: transformer layers of an attention block, level by level; several where the blocks of a level differ.
-        up_layers: the same on the way up, from the coarsest level on; None if it mirrors the way down.
-        vae_factor: pixels per latent position along a side.
-        vae_width: channels of the widest tensor that the decoder keeps at full resolution.
-        sample: side of the latents that the model was made for.
-        blocks: short names of its blocks.
-        parameters: a name of `PARTS` -> its number of parameters.
     """
 
     channels: tuple[int, ...] = (320, 640, 1280)
-    layers: tuple[int | tuple[int, ...], ...] = (1, 2, 10)
-    up_layers: tuple[int | tuple[int, ...], ...] | None = None
+    layers: shape.Layers = (1, 2, 10)
+    up_layers: shape.Layers | None = None
+    text_width: int = 2048
     vae_factor: int = 8
     vae_width: int = 256
     sample: int = 128
     blocks: tuple[str, ...] = SdxlNames.known
     parameters: Mapping[str, int] = field(default_factory=lambda: PARAMETERS)
-
-    @property
-    def size_step(self) -> int:
-        """Number of pixels that a picture's side is a multiple of."""
-        return self.vae_factor
-
-    @property
-    def native_size(self) -> int:
-        """Picture side in pixels that the model was made for."""
-        return self.sample * self.vae_factor
-
-    @property
-    def tokens(self) -> int:
-        """Text tokens that an attention map has."""
-        return TOKENS
-
-    @property
-    def max_decoded(self) -> int:
-        """Side of the largest latents that are decoded as a batch."""
-        return MAX_DECODED
-
-    def calls(self, guidance: float) -> int:
-        """Return how often each picture is evaluated in a step: twice under guidance."""
-        return 2 if guidance > 1 else 1
-
-    def level(self, block: str) -> int:
-        """Return the level that a block lies on; 0 is the finest grid."""
-        parts = short_name(block).split(".")
-        last = len(self.channels) - 1
-        if parts[0] == "mid":
-            return last
-        found = int(parts[1]) if parts[0] == "down" else last - int(parts[1])
-        return min(max(found, 0), last)
-
-    def width(self, block: str) -> int:
-        """Return the channels of a block's update."""
-        return self.channels[self.level(block)]
-
-    def positions(self, block: str, size: int) -> int:
-        """Return the positions of a block's grid for pictures of a side in pixels."""
-        return int((size // self.vae_factor // 2 ** self.level(block)) ** 2)
-
-    def units(self, block: str) -> int:
-        """Return the feed-forward units of a block, over all its layers.
-
-        Returns 0 for residual blocks.
-        """
-        if kind(block) != ATTENTION:
-            return 0
-        return self._depth(block) * FEED_FORWARD * self.width(block)
-
-    def _depth(self, block: str) -> int:
-        parts = short_name(block).split(".")
-        up = self.up_layers if parts[0] == "up" else None
-        depth = self.layers[self.level(block)] if up is None else up[min(int(parts[1]), len(up) - 1)]
-        return depth if isinstance(depth, int) else depth[min(int(parts[-1]), len(depth) - 1)]
-
-    def prefix_numbers(self, size: int, steps: int, blocks: Sequence[str], starts: int) -> int:
-        """Return how many numbers edited runs can share with one source run.
-
-        See `Shape.prefix_numbers`.
-        """
-        latents = (size // self.vae_factor) ** 2
-        grids = [latents // 4**level for level in range(len(self.channels))]
-        # What upward blocks read: the first convolution, two blocks a level, and the way down to the next level.
-        skips = self.channels[0] * latents + sum(2 * c * grid for c, grid in zip(self.channels, grids, strict=True))
-        skips += sum(c * grid for c, grid in zip(self.channels[:-1], grids[1:], strict=True))
-        # The input of such a block may be that of two joined; beside it lies its update.
-        kept = sum(2 * self.width(block) * self.positions(block, size) for block in blocks)
-        return LATENT_CHANNELS * latents * steps + starts * (skips + kept)
-
-    def activation_bytes(self, model: ModelSpec, options: ModelOptions, batch_size: int) -> int:
-        """Return the peak bytes of activations while so many pictures are made at once."""
-        latents = model.size // self.vae_factor
-        rows = batch_size * (2 if model.guidance > 1 else 1)
-        unet = rows * latents**2 * self.channels[0] * UNET_TENSORS * number_bytes(model.dtype)
-        decoded = batch_size if latents <= MAX_DECODED and not options.vae_slicing else 1
-        side = min(model.size, TILE) if options.vae_tiling else model.size
-        width = number_bytes(model.dtype) if options.vae == FP16_FIX else FLOAT
-        return max(unet, decoded * side**2 * self.vae_width * DECODER_TENSORS * width)
-
-    def weight_bytes(self, dtype: str, options: ModelOptions | None = None) -> int:
-        """Return the device memory for weights alone.
-
-        The autoencoder counts in float32 unless it is the one made for float16.
-
-        Args:
-            dtype: number format of U-Net and text encoders.
-            options: how the model is loaded.
-        """
-        chosen = options or ModelOptions()
-        width = number_bytes(dtype)
-        vae_width = width if chosen.vae == FP16_FIX else FLOAT
-        sizes = {part: self.parameters[part] * (vae_width if part == "vae" else width) for part in PARTS}
-        if chosen.offload == "sequential":
-            return LARGEST_LAYER * width
-        return max(sizes.values()) if chosen.offload == "model" else sum(sizes.values())
+    parts: ClassVar[tuple[str, ...]] = PARTS
+    largest_layer: ClassVar[int] = LARGEST_LAYER
+    unet_tensors: ClassVar[int] = UNET_TENSORS
 
     def evaluation_teraflop(self, size: int) -> float:
         """Return the work of one call of the U-Net on one picture of a side in pixels."""
         latents = (size // self.vae_factor / SDXL.sample) ** 2
         return UNET_TERAFLOP * latents * self.parameters["unet"] / SDXL.parameters["unet"]
-
-    def decoding_teraflop(self, size: int) -> float:
-        """Return the work of decoding one picture of a side in pixels."""
-        pixels = (size / SDXL.native_size) ** 2
-        return DECODER_TERAFLOP * pixels * self.parameters["vae"] / SDXL.parameters["vae"]
 
 
 SDXL = SdxlShape()
@@ -187,18 +65,7 @@ def folder_shape(folder: Path) -> SdxlShape:
     Raises:
         RiebenchError: if a configuration or weights file is missing or cannot be read.
     """
-    unet, vae = (_config(folder / part / "config.json") for part in ("unet", "vae"))
-    channels = tuple(int(width) for width in unet["block_out_channels"])
-    widths = [int(width) for width in vae["block_out_channels"]]
-    return SdxlShape(
-        channels=channels,
-        **_depths(unet, len(channels)),
-        vae_factor=2 ** (len(widths) - 1),
-        vae_width=widths[min(1, len(widths) - 1)],
-        sample=_sample(unet),
-        blocks=_blocks(unet),
-        parameters={part: count_parameters(folder / part) for part in PARTS},
-    )
+    return shape.folder_shape(folder, SDXL)
 
 
 def unet_shape(config: Mapping[str, Any], vae_factor: int) -> SdxlShape:
@@ -208,51 +75,4 @@ def unet_shape(config: Mapping[str, Any], vae_factor: int) -> SdxlShape:
         config: the U-Net's.
         vae_factor: pixels per latent position along a side.
     """
-    channels = tuple(int(width) for width in config["block_out_channels"])
-    return SdxlShape(channels=channels, vae_factor=vae_factor, **_depths(config, len(channels)))
-
-
-def _depths(config: Mapping[str, Any], levels: int) -> dict[str, Any]:
-    """Return the transformer layers of a U-Net, as the fields of a shape."""
-
-    def listed(values: Any) -> tuple[int | tuple[int, ...], ...]:
-        each = values if isinstance(values, list | tuple) else [values] * levels
-        return tuple(tuple(map(int, one)) if isinstance(one, list | tuple) else int(one) for one in each)
-
-    up = config.get("reverse_transformer_layers_per_block")
-    down = listed(config.get("transformer_layers_per_block", 1))
-    return {"layers": down, "up_layers": None if up is None else listed(up)}
-
-
-def _sample(unet: Mapping[str, Any]) -> int:
-    side = unet.get("sample_size") or SDXL.sample
-    # Pictures are square; where the model's are not, the side has to be given.
-    return int(min(side) if isinstance(side, list) else side)
-
-
-def _blocks(unet: Mapping[str, Any]) -> tuple[str, ...]:
-    layers = unet.get("layers_per_block", 2)
-    down, up = unet["down_block_types"], unet["up_block_types"]
-    counts = list(layers) if isinstance(layers, list) else [int(layers)] * len(down)
-    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn")
-    names: list[str] = []
-    for side, types, numbers in (
-        ("down", down, counts), ("mid", [middle] if middle else [], [1]), ("up", up, [n + 1 for n in counts[::-1]]),
-    ):  # fmt: skip
-        for level, (block_type, count) in enumerate(zip(types, numbers, strict=False)):
-            stem = side if side == "mid" else f"{side}.{level}"
-            attended = "CrossAttn" in block_type
-            # Without attention, the middle is one residual block and its twin, as with it.
-            residual = count + 1 if side == "mid" else count
-            names += [f"{stem}.res.{index}" for index in range(residual)]
-            names += [f"{stem}.{index}" for index in range(count) if attended]
-    return tuple(names)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        config["block_out_channels"], config["down_block_types"], config["up_block_types"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RiebenchError(f"{path} cannot be read ({error}); fetch the model folder again") from error
-    return config
+    return shape.unet_shape(config, vae_factor, SDXL)

@@ -12,7 +12,6 @@ from typing import Any
 
 from riebench.errors import RiebenchError
 from riebench.models.families.folders import check_tensor_names
-from riebench.models.families.sdxl.configuration import CONFIGS
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> its shape."""
@@ -28,7 +27,7 @@ def check_weights(
     """Refuse weights that belong to another configuration than the one beside them.
 
     Args:
-        part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        part: "unet", "vae", or a text encoder's.
         shapes: of all its files, under the names of diffusers or transformers.
         config: its configuration.
         shown: what the user called the model.
@@ -39,7 +38,7 @@ def check_weights(
     """
     found = {"unet": _unet, "vae": _autoencoder}.get(part, _text_encoder)(dict(shapes), config)
     for key, says, has in found:
-        raise RiebenchError(f"{shown}: {file or CONFIGS[part]} says {key} {says}, but the weights have {has}")
+        raise RiebenchError(f"{shown}: {file or place_of(part)} says {key} {says}, but the weights have {has}")
 
 
 def check_names(part: str, stored: Iterable[str], needed: Iterable[str], shown: str) -> None:
@@ -57,7 +56,12 @@ def check_names(part: str, stored: Iterable[str], needed: Iterable[str], shown: 
         RiebenchError: in one line, naming the first tensor.
     """
     have, wanted = ({_plain(part, name) for name in names} for names in (stored, needed))
-    check_tensor_names(part, have, wanted, CONFIGS[part], shown, more=part.startswith("text"))
+    check_tensor_names(part, have, wanted, place_of(part), shown, more=part.startswith("text"))
+
+
+def place_of(part: str) -> str:
+    """Return the place of a part's configuration in a model folder."""
+    return f"{part}/config.json"
 
 
 def _plain(part: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that change SDXL's weights: another U-Net, and LoRAs that are added.
+"""Files that change a model's weights: another U-Net, and LoRAs that are added.
 
 A LoRA's product is computed in float32 and rounded once, where it is added. Every tensor of a file is used, or the file
 is refused: a part left out in silence would give other pictures.
@@ -19,37 +19,48 @@ import torch
 from torch import Tensor, nn
 
 from riebench.errors import RiebenchError
-from riebench.models.families.sdxl.weights import check_names, check_weights
+from riebench.models.families.unet.weights import check_names, check_weights
 from riebench.utils.weights import metadata, tensor_names, tensor_shapes
 
 LDM = "model.diffusion_model."
-"""Prefix of the U-Net's tensors in files in the layout that SDXL was first published in."""
+"""Prefix of the U-Net's tensors in files in the layout that these models were first published in."""
+WHOLE = ("conditioner.", "cond_stage_model.", "first_stage_model.")
+"""Prefixes of tensors that only files of whole models hold."""
 
 
-def check_unet_file(file: Path) -> None:
+def check_unet_file(file: Path, title: str) -> None:
     """Refuse a file that is no U-Net alone.
+
+    Args:
+        file: the file.
+        title: of the model family.
 
     Raises:
         RiebenchError: saying what it is instead.
     """
     names = tensor_names(file)
-    if any(name.startswith(("conditioner.", "first_stage_model.")) for name in names):
+    if any(name.startswith(WHOLE) for name in names):
         raise RiebenchError(f"--unet {file.name} is a whole checkpoint, no U-Net alone; give it as the model")
     if any("lora" in name.lower() for name in names):
         raise RiebenchError(f"--unet {file.name} is a LoRA; use --lora {file.name}")
     if not {"conv_in.weight", f"{LDM}input_blocks.0.0.weight"} & names:
-        raise RiebenchError(f"--unet {file.name} is no U-Net of SDXL (no tensor conv_in.weight)")
+        raise RiebenchError(f"--unet {file.name} is no U-Net of {title} (no tensor conv_in.weight)")
 
 
-def exchange_unet(pipe: Any, file: Path) -> None:
+def exchange_unet(pipe: Any, file: Path, title: str) -> None:
     """Put the weights of a file into a pipeline's U-Net.
 
     Names may be those of diffusers or those of the first publication. The configuration stays the model's own.
 
+    Args:
+        pipe: the pipeline.
+        file: with the weights.
+        title: of the model family.
+
     Raises:
         RiebenchError: if the file's weights are those of another configuration.
     """
-    check_unet_file(file)
+    check_unet_file(file, title)
     shown, shapes = f"--unet {file.name}", tensor_shapes(file)
     if "conv_in.weight" in shapes:
         from safetensors.torch import load_file
@@ -179,7 +190,10 @@ def _layers(pipe: Any) -> Iterator[tuple[str, tuple[str, str, nn.Module]]]:
     """Yield each name of a layer in LoRA files, with its part, path and module."""
     depth = pipe.unet.config.layers_per_block
     attended = ["CrossAttn" in kind for kind in pipe.unet.config.up_block_types]
-    for part, short in (("unet", "unet"), ("text_encoder", "te1"), ("text_encoder_2", "te2")):
+    encoders = [part for part in ("text_encoder", "text_encoder_2") if hasattr(pipe, part)]
+    # An only text encoder has no number.
+    shorts = ("te1", "te2") if len(encoders) > 1 else ("te",)
+    for part, short in (("unet", "unet"), *zip(encoders, shorts, strict=True)):
         for path, module in getattr(pipe, part).named_modules():
             if not isinstance(module, nn.Linear | nn.Conv2d):
                 continue
@@ -211,7 +225,7 @@ _PLACE = re.compile(
 
 
 def first_name(path: str, layers: int, attended: Sequence[bool]) -> str | None:
-    """Return a U-Net layer's name in the layout that SDXL was first published in.
+    """Return a U-Net layer's name in the layout of the first publication.
 
     Args:
         path: of the layer in diffusers' U-Net.

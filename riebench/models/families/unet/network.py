@@ -1,4 +1,4 @@
-"""Hooks on SDXL's U-Net: updates, edits and the layers that read the text.
+"""Hooks on a U-Net: updates, edits and the layers that read the text.
 
 A block's update is what it adds. For an attention block it is read at the last projection, which is exact in every
 number format; output minus input would lose digits in half precision.
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from riebench.blocks import ATTENTION, UNITS
 from riebench.models.families.blocks import Site, Stage
-from riebench.models.families.sdxl.names import SdxlNames
+from riebench.models.families.unet.names import UNetNames
 
-NAMES = SdxlNames()
+NAMES = UNetNames()
 STAGE = re.compile(
     r"conv_in|(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(?:resnets|attentions|downsamplers|upsamplers)\.\d+"
 )
@@ -64,7 +64,7 @@ class UNetSite(Site):
     def as_picture(self, values: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return values as [B, C, H, W].
 
-        The linear projection works on [B, H*W, C]; the convolutional one of older models already gives [B, C, H, W].
+        A linear projection works on [B, H*W, C]; a convolution, as that of Stable Diffusion 1, gives [B, C, H, W].
         """
         return values if values.dim() == 4 else values.transpose(1, 2).unflatten(2, grid)
 

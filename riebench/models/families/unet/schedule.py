@@ -1,4 +1,4 @@
-"""SDXL's schedules: those that can be followed, and those that files ask for.
+"""Schedules: those that can be followed, and those that files ask for.
 
 A scheduler is tried alone, with noise in the place of the U-Net's answers: its number of calls, its noise and its
 numbers show before a model is loaded.
@@ -12,11 +12,12 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
 from riebench.models.families.folders import INDEX, read_json
-from riebench.models.families.sdxl.configuration import CONFIGS
+from riebench.models.families.unet.configuration import AUTOENCODER, SCHEDULER
 from riebench.utils.weights import metadata, tensor_shapes
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ ROUNDING = 1e-3
 """A row beside others may differ from the row alone by this share of its largest number."""
 
 
-def check_schedule(folder: Path, steps: int, shown: str) -> None:
+def check_schedule(
+    folder: Path, steps: int, shown: str, title: str, stand_ins: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Refuse a model folder whose schedule cannot be followed.
 
     Args:
         folder: in diffusers' layout; its weights are not read.
         steps: denoising steps of a run.
         shown: what the user called it.
+        title: of the model family.
+        stand_ins: class of a scheduler -> the class that is used in its place, with the same configuration.
 
     Raises:
         RiebenchError: in one line, naming the scheduler's class and, as far as it is known, the key.
@@ -43,10 +48,11 @@ def check_schedule(folder: Path, steps: int, shown: str) -> None:
 
     entry = read_json(folder / INDEX).get("scheduler")
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 and entry[0] == "diffusers" else None
+    name = stand_ins.get(str(name), name)
     kind: Any = getattr(diffusers, str(name), None)
     if not inspect.isclass(kind) or not str(name).endswith("Scheduler"):
         raise RiebenchError(f"{shown}: {INDEX} says scheduler {name or 'null'}, which diffusers does not have")
-    config = read_json(folder / CONFIGS["scheduler"])
+    config = read_json(folder / SCHEDULER)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -54,10 +60,12 @@ def check_schedule(folder: Path, steps: int, shown: str) -> None:
             scheduler = make(config)
     except Exception as error:
         raise RiebenchError(_message(shown, str(name), config, error)) from error
-    check_scheduler(scheduler, steps, shown, config)
+    check_scheduler(scheduler, steps, shown, title, config)
 
 
-def check_scheduler(scheduler: Any, steps: int, shown: str, config: Mapping[str, Any] | None = None) -> None:
+def check_scheduler(
+    scheduler: Any, steps: int, shown: str, title: str, config: Mapping[str, Any] | None = None
+) -> None:  # fmt: skip
     """Refuse a scheduler whose steps are no calls, or that mixes rows.
 
     It is tried as a copy on a small batch.
@@ -66,6 +74,7 @@ def check_scheduler(scheduler: Any, steps: int, shown: str, config: Mapping[str,
         scheduler: as the pipeline has it.
         steps: denoising steps of a run.
         shown: what the user called the model.
+        title: of the model family.
         config: the keys of its file; None for those of the scheduler.
 
     Raises:
@@ -77,9 +86,7 @@ def check_scheduler(scheduler: Any, steps: int, shown: str, config: Mapping[str,
     stated = dict(scheduler.config) if config is None else config
     lacking = [what for what in ("scale_model_input", "init_noise_sigma", "order") if not hasattr(scheduler, what)]
     if lacking:
-        raise RiebenchError(
-            f"{shown}: SDXL's pipeline cannot use {name} ({CONFIGS['scheduler']}); it has no {lacking[0]}"
-        )
+        raise RiebenchError(f"{shown}: {title}'s pipeline cannot use {name} ({SCHEDULER}); it has no {lacking[0]}")
     trial = type(scheduler).from_config(scheduler.config)
     try:
         trial.set_timesteps(steps)
@@ -88,7 +95,7 @@ def check_scheduler(scheduler: Any, steps: int, shown: str, config: Mapping[str,
         raise RiebenchError(_message(shown, name, stated, error, steps)) from error
     if calls != steps:
         raise RiebenchError(
-            f"{shown}: {name} ({CONFIGS['scheduler']}) calls the U-Net {calls} times in {steps} steps, but edits and "
+            f"{shown}: {name} ({SCHEDULER}) calls the U-Net {calls} times in {steps} steps, but edits and "
             "traces need one call a step; use a copy of the model with EulerDiscreteScheduler in that file and in "
             f"{INDEX}"
         )
@@ -102,7 +109,7 @@ def check_scheduler(scheduler: Any, steps: int, shown: str, config: Mapping[str,
     scale = max(float(alone.abs().max()), 1e-6)
     if float((both[1:] - alone).abs().max()) > ROUNDING * scale:
         raise RiebenchError(
-            f"{shown}: {name} ({CONFIGS['scheduler']}) gives a picture other noise beside other pictures than alone, "
+            f"{shown}: {name} ({SCHEDULER}) gives a picture other noise beside other pictures than alone, "
             "so that results would depend on the batch; use a copy of the model with another scheduler"
         )
 
@@ -133,7 +140,7 @@ def _message(shown: str, name: str, config: Mapping[str, Any], error: Exception 
     stated = f" with {', '.join(f'{key} {_short(config[key])}' for key in keys)}" if keys else ""
     why = next(iter(str(error).strip().splitlines()), type(error).__name__) if error else "its numbers are not finite"
     many = f" for {steps} steps" if steps else ""
-    return f"{shown}: {name} ({CONFIGS['scheduler']}){stated} cannot be used{many}: {why}"
+    return f"{shown}: {name} ({SCHEDULER}){stated} cannot be used{many}: {why}"
 
 
 def _unusual(name: str, config: Mapping[str, Any]) -> list[str]:
@@ -213,13 +220,13 @@ def _check_edm(
     from safetensors import safe_open
 
     pairs = {
-        "edm_mean": ("vae", "latents_mean", autoencoder.get("latents_mean")),
-        "edm_std": ("vae", "latents_std", autoencoder.get("latents_std")),
-        "edm_vpred.sigma_max": ("scheduler", "sigma_max", config.get("sigma_max", 80.0)),
-        "edm_vpred.sigma_min": ("scheduler", "sigma_min", config.get("sigma_min", 0.002)),
+        "edm_mean": (AUTOENCODER, "latents_mean", autoencoder.get("latents_mean")),
+        "edm_std": (AUTOENCODER, "latents_std", autoencoder.get("latents_std")),
+        "edm_vpred.sigma_max": (SCHEDULER, "sigma_max", config.get("sigma_max", 80.0)),
+        "edm_vpred.sigma_min": (SCHEDULER, "sigma_min", config.get("sigma_min", 0.002)),
     }
     with safe_open(file, "pt") as opened:
-        for name, (part, key, says) in pairs.items():
+        for name, (place, key, says) in pairs.items():
             if name not in names:
                 continue
             values = [float(value) for value in opened.get_tensor(name).flatten()]
@@ -229,11 +236,11 @@ def _check_edm(
                 for one, other in zip(values, listed, strict=True)
             ):
                 wanted = ", ".join(f"{value:g}" for value in values[:4])
-                raise _contradiction(shown, f"tensor {name}", f"{key} {says}", f"{key} {wanted}", CONFIGS[part])
+                raise _contradiction(shown, f"tensor {name}", f"{key} {says}", f"{key} {wanted}", place)
 
 
 def _contradiction(
-    shown: str, says: str, key: str, wanted: str, file: str = CONFIGS["scheduler"]
+    shown: str, says: str, key: str, wanted: str, file: str = SCHEDULER
 ) -> RiebenchError:  # fmt: skip
     return RiebenchError(
         f"{shown} says how it was trained ({says}), but its configuration, {file}, says {key}; use the folder of a "
