@@ -200,24 +200,22 @@ def test_the_last_block_gives_no_text_and_has_no_such_site(tmp_path: Path) -> No
 
 
 def test_words_are_found_at_clips_tokens_and_attention_is_what_the_layer_computes() -> None:
-    """The layer's values are set to one-hot vectors of the text tokens, so that its output is the attention itself."""
+    """Attention over one-hot values of the text tokens is the map itself."""
     model = tiny_sd3(1)
     generator = Generator(model)
     assert generator.token_positions("a red house", "house") == [5, 6, 7, 8, 9]
-    block = model.denoiser.get_submodule("transformer_blocks.1")
+    layer: Any = model.denoiser.get_submodule("transformer_blocks.1.attn")
     seen: list[tuple[Any, ...]] = []
-    handle = block.attn.register_forward_pre_hook(
-        lambda _m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
-    )
+    handle = layer.register_forward_pre_hook(lambda _m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
     try:
         generator.generate(["a red house"], [1])
     finally:
         handle.remove()
-    found = FAMILY.attention_map(block.attn, *seen[0])
+    found = FAMILY.attention_map(layer, *seen[0])
     assert found.shape == (1, GRID**2, TOKENS)
     image, text = seen[0][1]["hidden_states"], seen[0][1]["encoder_hidden_states"]
-    query = block.attn.norm_q(block.attn.to_q(image).view(1, -1, 2, 12).transpose(1, 2))
-    key = block.attn.norm_added_k(block.attn.add_k_proj(text).view(1, -1, 2, 12).transpose(1, 2))
+    query = layer.norm_q(layer.to_q(image).view(1, -1, 2, 12).transpose(1, 2))
+    key = layer.norm_added_k(layer.add_k_proj(text).view(1, -1, 2, 12).transpose(1, 2))
     weights = nn.functional.scaled_dot_product_attention(query, key, torch.eye(TOKENS).expand(1, 2, -1, -1))
     assert torch.allclose(found, weights.mean(1), atol=1e-5)
 

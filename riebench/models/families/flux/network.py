@@ -45,7 +45,8 @@ def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """
     named = dict(zip(("hidden_states", "encoder_hidden_states", "attention_mask", "image_rotary_emb"), args,
                      strict=False)) | dict(kwargs)  # fmt: skip
-    image, text, rotary = named["hidden_states"], named["encoder_hidden_states"], named.get("image_rotary_emb")
+    image, text = named["hidden_states"], named["encoder_hidden_states"]
+    rotary: Any = named.get("image_rotary_emb")
 
     def rotate(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         tokens = text.shape[1]

@@ -38,7 +38,7 @@ def check_schedule(
     import torch
 
     entry = read_json(folder / INDEX).get("scheduler")
-    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    name: Any = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if name not in classes:
         raise RiebenchError(f"{shown}: {INDEX} says scheduler {name or 'null'}; {brand}'s is {' or '.join(classes)}")
     config = read_json(folder / FILE)
